@@ -1,0 +1,56 @@
+# From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+.PHONY: help run stop status lab test lint lock
+
+# The first Python on this machine that is in range; name another with `make run PYTHON=...`.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+BIN := $(CURDIR)/.venv/bin
+# The version of uv that the lock names; it is the only thing that pip installs.
+UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export PATH := $(BIN):$(PATH)
+
+help:
+	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"
+	@echo "make stop    end all servers"
+	@echo "make lab     open JupyterLab"
+	@echo "make test    every test; touches no running servers"
+	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
+	@echo "make lock    compile requirements.txt from pyproject.toml"
+
+run: .venv/installed
+	@$(BIN)/workshop run
+
+stop:
+	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed here, so nothing runs"; fi
+
+status: .venv/installed
+	@$(BIN)/workshop status
+
+lab: .venv/installed
+	@eval "$$($(BIN)/workshop config --export)" && exec $(BIN)/jupyter lab --ip=127.0.0.1
+
+test: .venv/installed
+	@$(BIN)/python -m pytest
+
+lint: .venv/installed
+	@$(BIN)/pre-commit run --all-files
+
+lock: .venv/installed
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --annotation-style line \
+		pyproject.toml --output-file requirements.txt
+
+# Written last: an installation that was interrupted is begun anew.
+.venv/installed: requirements.txt pyproject.toml
+	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
+	@echo "Installing into .venv (once; about a minute, 3 GB)" >&2
+	@"$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	@echo "  uv is there; installing the pinned packages" >&2
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet -r requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps -e .
+	@touch $@

@@ -1,0 +1,224 @@
+"""Where things are: host, ports, addresses, credentials and paths; the only reader of the environment and `.env`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
+
+from workshop.errors import SettingsError
+
+EXPERIMENT = "predicting_wind_solar"
+REGISTERED_MODEL = "wind_solar"
+PRODUCTION = "production"
+STATE_VERSION = 1
+
+
+def find_root(start: Path | None = None) -> Path:
+    """Return the repository's folder: `WORKSHOP_ROOT`, else the first parent of ``start`` that looks like it.
+
+    The current folder goes first, so that commands typed in a second clone act on that clone, whichever clone
+    the package was installed from.
+    """
+    if root := os.environ.get("WORKSHOP_ROOT"):
+        return Path(root).resolve()
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "4_pipeline").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    return Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Every address and path, from (first wins) what `workshop up` took, the environment, `.env`, the defaults.
+
+    Each field is set by ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses also by the variables that
+    MLflow and Dask themselves read.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="WORKSHOP_", extra="ignore")
+
+    root: Path = Field(default_factory=find_root)
+    state: Path = Path("server/state")
+    host: str = "127.0.0.1"
+    ftp_port: int = Field(2121, ge=1, le=65535)
+    ftp_passive_first: int = Field(60100, ge=1024, le=65535)
+    ftp_passive_count: int = Field(40, ge=1, le=1000)
+    ftp_user: str = "workshop"
+    ftp_password: SecretStr | None = None
+    mlflow_port: int = Field(5000, ge=1, le=65535)
+    dask_port: int = Field(8786, ge=1, le=65535)
+    dask_dashboard_port: int = Field(8787, ge=1, le=65535)
+    dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    dashboard_port: int = Field(8050, ge=1, le=65535)
+    mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
+    dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, **_):
+        """Put the ports of running servers first (a wish must not hide where they are), read `.env` from the root."""
+        root = find_root()
+        dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
+        state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")
+        chosen = JsonConfigSettingsSource(settings_cls, json_file=root / state / "ports.json")
+        return init_settings, chosen, env_settings, dotenv
+
+    def model_post_init(self, _context) -> None:
+        """Make the state folder absolute; it is given relative to the root."""
+        self.state = (self.root / self.state).resolve()
+
+    # -- addresses -------------------------------------------------------------------------------------------
+    @property
+    def tracking_uri(self) -> str:
+        """The address of the MLflow tracking server."""
+        return self.mlflow_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def scheduler_address(self) -> str:
+        """The address of the Dask scheduler."""
+        return self.dask_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
+
+    @property
+    def dask_dashboard_url(self) -> str:
+        """The page of the Dask scheduler."""
+        return f"http://{self.host}:{self.dask_dashboard_port}/status"
+
+    @property
+    def dashboard_url(self) -> str:
+        """The page that clients open."""
+        return f"http://{self.host}:{self.dashboard_port}"
+
+    @property
+    def artifacts_uri(self) -> str:
+        """Where the tracking server keeps artifacts; never with a user or a password in it."""
+        return f"ftp://{self.host}:{self.ftp_port}/mlflow"
+
+    @property
+    def ftp_passive_ports(self) -> range:
+        """The ports on which the FTP server accepts data connections."""
+        return range(self.ftp_passive_first, self.ftp_passive_first + self.ftp_passive_count)
+
+    @property
+    def ports_file(self) -> Path:
+        """The ports that `workshop up` took; there from `up` to `down`."""
+        return self.state / "ports.json"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether `workshop up` started servers here that nobody has taken down."""
+        return self.ports_file.exists()
+
+    # -- paths -----------------------------------------------------------------------------------------------
+    @property
+    def pipeline(self) -> Path:
+        """The folder of `dvc.yaml` and `params.yaml`."""
+        return self.root / "4_pipeline"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the servers' logs."""
+        return self.state / "logs"
+
+    @property
+    def database(self) -> Path:
+        """The tracking server's SQLite file."""
+        return self.state / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder that the FTP server serves."""
+        return self.state / "artifacts"
+
+    @property
+    def credentials_file(self) -> Path:
+        """The generated credentials, mode 0600."""
+        return self.state / "credentials.json"
+
+    # -- credentials -----------------------------------------------------------------------------------------
+    def credentials(self, *, create: bool = False) -> tuple[str, SecretStr]:
+        """Return the FTP user and password: from the environment, else from the generated file.
+
+        With ``create`` a missing file is made first, with a random password. Raises SettingsError when there
+        is none, or when others may read it.
+        """
+        if self.ftp_password is not None:
+            return self.ftp_user, self.ftp_password
+        if create and not self.credentials_file.exists():
+            self._generate_credentials()
+        try:
+            mode = self.credentials_file.stat().st_mode & 0o777
+            if mode & 0o077:
+                raise SettingsError(
+                    f"The file {self.credentials_file} can be read by others.",
+                    value=oct(mode),
+                    expected="0o600",
+                    next_step=f"chmod 600 {self.credentials_file}",
+                )
+            stored = json.loads(self.credentials_file.read_text())
+            return stored["ftp_user"], SecretStr(stored["ftp_password"])
+        except FileNotFoundError:
+            raise SettingsError(
+                "There are no FTP credentials yet.",
+                value=f"no file {self.credentials_file}",
+                expected="a file written by `workshop up`, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
+                next_step="workshop up",
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise SettingsError(
+                f"The file {self.credentials_file} is damaged.",
+                expected="JSON with ftp_user and ftp_password",
+                next_step=f"remove it and type `workshop up`: rm {self.credentials_file}",
+            ) from None
+
+    def _generate_credentials(self) -> None:
+        """Write new credentials whole or not at all; the first of two concurrent writers wins."""
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = self.credentials_file.with_name(f".credentials.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"ftp_user": self.ftp_user, "ftp_password": secrets.token_urlsafe(24)}, file)
+        try:
+            os.link(temporary, self.credentials_file)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+
+    def exports(self) -> dict[str, str]:
+        """Return the environment variables that point other programs at the servers; no secret among them.
+
+        Servers that run here win over what the shell already holds, so that exporting anew mends a stale shell.
+        """
+        here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
+        chosen = here if self.is_up else self
+        return {
+            "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
+            "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
+            "WORKSHOP_FTP_URI": self.artifacts_uri,
+        }
+
+
+def get_settings() -> Settings:
+    """Return the settings as they are now; raise SettingsError naming the variable that cannot be used."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        variable = name if name.isupper() else f"WORKSHOP_{name.upper()}"
+        raise SettingsError(
+            f"The setting {variable} cannot be used.",
+            value=repr(first["input"]),
+            expected=first["msg"],
+            next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
+        ) from None
+    except ValueError as error:
+        raise SettingsError(
+            f"The settings cannot be read: {error}", next_step="workshop down, then workshop up"
+        ) from None
