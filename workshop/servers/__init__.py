@@ -1,0 +1,1 @@
+"""What runs: the artifact store and the services that `workshop up` starts."""

@@ -1,0 +1,146 @@
+"""What each server is: its command, its address, and how to tell that it answers."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workshop.settings import Settings
+
+HEALTH_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server: ``ports`` are the names of its settings, the first of them the one it answers on."""
+
+    name: str
+    title: str
+    ports: tuple[str, ...]
+    command: Callable[[Settings], list[str]]
+    address: Callable[[Settings], str]
+    healthy: Callable[[Settings], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def program(name: str) -> str:
+    """Return the path of a console script of this environment, whatever PATH says."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _ftp_answers(settings: Settings) -> bool:
+    with socket.create_connection((settings.host, settings.ftp_port), timeout=HEALTH_SECONDS) as connection:
+        connection.settimeout(HEALTH_SECONDS)
+        return connection.recv(64).startswith(b"220")
+
+
+def _get(url: str):
+    import requests
+
+    return requests.get(url, timeout=HEALTH_SECONDS)
+
+
+def _workers_answer(settings: Settings) -> bool:
+    counts = _get(f"http://{settings.host}:{settings.dask_dashboard_port}/json/counts.json").json()
+    return counts["workers"] >= settings.dask_workers
+
+
+def _mlflow_command(settings: Settings) -> list[str]:
+    return [
+        program("mlflow"),
+        "server",
+        *("--host", settings.host, "--port", str(settings.mlflow_port)),
+        *("--backend-store-uri", f"sqlite:///{settings.database}"),
+        *("--artifacts-destination", settings.artifacts_uri),
+        # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
+        *("--workers", "1"),
+    ]
+
+
+def _scheduler_command(settings: Settings) -> list[str]:
+    return [
+        program("dask"),
+        "scheduler",
+        *("--host", settings.host, "--port", str(settings.dask_port)),
+        *("--dashboard-address", f"{settings.host}:{settings.dask_dashboard_port}"),
+        "--no-show",
+    ]
+
+
+def _workers_command(settings: Settings) -> list[str]:
+    return [
+        program("dask"),
+        "worker",
+        f"tcp://{settings.host}:{settings.dask_port}",
+        *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
+        # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
+        *("--resources", "notebook=1"),
+        *("--local-directory", str(settings.state / "dask")),
+        *("--dashboard-address", f"{settings.host}:0"),
+    ]
+
+
+SERVICES = (
+    Service(
+        "ftp",
+        "FTP artifact store",
+        ("ftp_port",),
+        lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
+        lambda settings: f"ftp://{settings.host}:{settings.ftp_port}",
+        _ftp_answers,
+    ),
+    Service(
+        "mlflow",
+        "MLflow tracking",
+        ("mlflow_port",),
+        _mlflow_command,
+        lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
+        lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
+        {
+            # MLflow's job workers for GenAI evaluation: eight more processes, which can outlive the server.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # The stock pool (5 + 10) runs dry under 32 writers, and the answer is a 400 that no client repeats.
+            "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
+            "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
+        },
+    ),
+    Service(
+        "dask-scheduler",
+        "Dask scheduler",
+        ("dask_port", "dask_dashboard_port"),
+        _scheduler_command,
+        lambda settings: f"tcp://{settings.host}:{settings.dask_port}",
+        lambda settings: _get(f"http://{settings.host}:{settings.dask_dashboard_port}/health").ok,
+        # A lost worker is an error that a person sees, not a reason to run a notebook again.
+        {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+    ),
+    Service(
+        "dask-workers",
+        "Dask workers",
+        (),
+        _workers_command,
+        lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
+        _workers_answer,
+    ),
+    Service(
+        "dashboard",
+        "Dashboard",
+        ("dashboard_port",),
+        lambda settings: [sys.executable, str(settings.pipeline / "dashboard" / "app.py")],
+        lambda settings: settings.dashboard_url,
+        lambda settings: _get(f"{settings.dashboard_url}/health").ok,
+    ),
+)
+
+
+def is_healthy(service: Service, settings: Settings) -> bool:
+    """Ask a service whether it answers; no answer of any kind counts as no."""
+    import requests
+
+    try:
+        return service.healthy(settings)
+    except (OSError, ValueError, KeyError, requests.RequestException):
+        return False

@@ -1,0 +1,330 @@
+"""Starts, watches and stops the services through supervisor; one set of servers for one state folder."""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+
+from workshop.errors import ServiceError
+from workshop.servers.services import SERVICES, Service, is_healthy
+from workshop.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `up` starts, so that `down` finds every last one
+START_SECONDS = 120
+STOP_SECONDS = 30
+LOG_LINES = 15
+PORTS_TRIED = 200
+SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
+
+
+@dataclass(frozen=True)
+class Status:
+    """One service as it is now."""
+
+    name: str
+    address: str
+    pid: int | None
+    healthy: bool
+
+    def as_dict(self) -> dict:
+        """Return the fields as JSON-able values."""
+        return asdict(self)
+
+
+def status(settings: Settings | None = None) -> list[Status]:
+    """Return what runs, asking every service for its health."""
+    settings = settings or get_settings()
+    pids = {name: info["pid"] for name, info in _processes(settings).items() if info["pid"]}
+    return [
+        Status(service.name, service.address(settings), pids.get(service.name), is_healthy(service, settings))
+        for service in SERVICES
+    ]
+
+
+def up(tell: Callable[[str], None] = logger.info) -> Settings:
+    """Start what does not run, wait until every service answers, return the settings with the ports taken.
+
+    ``tell`` gets a line for each port that was busy and each service that answers. Called again it finds all
+    running and changes nothing. Raises ServiceError naming the service that does not answer, with the last lines of
+    its log.
+    """
+    settings = get_settings()
+    _check_folder(settings)
+    with _only_one(settings):
+        if not _supervisor_answers(settings):
+            _clear_leftovers(settings, tell)
+            settings.credentials(create=True)
+            settings = _take_ports(settings, tell)
+            _start_supervisor(settings)
+        _wait_until_healthy(settings, tell)
+    return settings
+
+
+def down(tell: Callable[[str], None] = logger.info) -> int:
+    """Stop every service and all they started; return how many processes had to be ended."""
+    settings = get_settings()
+    if not settings.state.exists():
+        return 0
+    with _only_one(settings):
+        running = _marked_processes(settings)
+        if _supervisor_answers(settings):
+            tell("stopping the servers")
+            with contextlib.suppress(OSError, HTTPException, xmlrpc.client.Error):
+                _supervisor(settings).supervisor.shutdown()
+            psutil.wait_procs(running, timeout=STOP_SECONDS)
+        _clear_leftovers(settings, tell)
+    return len(running)
+
+
+# -- ports ---------------------------------------------------------------------------------------------------------
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do it: a port in TIME_WAIT is free, one that somebody listens on is not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _take_ports(settings: Settings, tell: Callable[[str], None]) -> Settings:
+    """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved."""
+    taken: dict[str, int] = {}
+    for service in SERVICES:
+        for name in service.ports:
+            wanted = getattr(settings, name)
+            candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
+            port = next((p for p in candidates if p not in taken.values() and _is_free(settings.host, p)), None)
+            if port is None:
+                raise ServiceError(
+                    f"No free port for {service.title}.",
+                    value=f"{candidates.start} to {candidates.stop - 1} are all taken",
+                    next_step=f"set WORKSHOP_{name.upper()} to a port that is free",
+                )
+            if port != wanted:
+                tell(f"port {wanted} is busy: {service.title} takes {port}")
+            taken[name] = port
+    temporary = settings.ports_file.with_suffix(".new")
+    temporary.write_text(json.dumps(taken, indent=1))
+    temporary.replace(settings.ports_file)
+    return settings.model_copy(update=taken)
+
+
+# -- supervisor ----------------------------------------------------------------------------------------------------
+def _socket_file(settings: Settings) -> Path:
+    inside = settings.state / "supervisor.sock"
+    if len(os.fsencode(inside)) <= SOCKET_PATH_LIMIT:
+        return inside
+    digest = hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}-{digest}.sock"
+
+
+def _configuration(settings: Settings) -> configparser.RawConfigParser:
+    """Return supervisor's configuration: one program a service, each ended with all of its process group."""
+
+    def literal(value: object) -> str:
+        return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
+
+    configuration = configparser.RawConfigParser()
+    configuration["unix_http_server"] = {"file": literal(_socket_file(settings)), "chmod": "0600"}
+    configuration["rpcinterface:supervisor"] = {
+        "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+    }
+    configuration["supervisord"] = {
+        "logfile": literal(settings.logs / "supervisord.log"),
+        "pidfile": literal(settings.state / "supervisord.pid"),
+        "childlogdir": literal(settings.logs),
+        "directory": literal(settings.state),
+        "umask": "077",
+    }
+    for service in SERVICES:
+        configuration[f"program:{service.name}"] = {
+            "command": literal(shlex.join(service.command(settings))),
+            "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
+            "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
+            "redirect_stderr": "true",
+            "autorestart": "true",
+            "startsecs": "1",
+            "startretries": "5",
+            "stopwaitsecs": "10",
+            "stopasgroup": "true",
+            "killasgroup": "true",
+        }
+    return configuration
+
+
+def _start_supervisor(settings: Settings) -> None:
+    file = settings.state / "supervisord.conf"
+    with file.open("w") as output:
+        _configuration(settings).write(output)
+    environment = os.environ | settings.exports()
+    environment |= {"WORKSHOP_ROOT": str(settings.root), "WORKSHOP_STATE": str(settings.state)}
+    environment[MARK] = str(settings.state)
+    started = subprocess.run(
+        [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if started.returncode:
+        raise ServiceError(
+            "The supervisor did not start.",
+            value=(started.stderr or started.stdout).strip()[-500:],
+            next_step=f"see {settings.logs / 'supervisord.log'}, then `workshop down` and `workshop up`",
+        )
+
+
+def _supervisor(settings: Settings) -> xmlrpc.client.ServerProxy:
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(serverurl=f"unix://{_socket_file(settings)}")
+    return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+
+
+def _supervisor_answers(settings: Settings) -> bool:
+    try:
+        return _supervisor(settings).supervisor.getState()["statename"] == "RUNNING"
+    except (OSError, HTTPException, xmlrpc.client.Error):
+        return False
+
+
+def _processes(settings: Settings) -> dict[str, dict]:
+    try:
+        return {info["name"]: info for info in _supervisor(settings).supervisor.getAllProcessInfo()}
+    except (OSError, HTTPException, xmlrpc.client.Error):
+        return {}
+
+
+def _wait_until_healthy(settings: Settings, tell: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    waiting = list(SERVICES)
+    while waiting:
+        for service in list(waiting):
+            if is_healthy(service, settings):
+                waiting.remove(service)
+                tell(f"{service.title} answers at {service.address(settings)}")
+        if not waiting:
+            return
+        processes = _processes(settings)
+        for service in waiting:
+            if processes.get(service.name, {}).get("statename") == "FATAL":
+                raise _not_healthy(service, settings, "it ended again and again")
+        if time.monotonic() - began > START_SECONDS:
+            raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
+        time.sleep(0.3)
+
+
+def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError:
+    log = settings.logs / f"{service.name}.log"
+    try:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    except OSError:
+        last = "(no log)"
+    return ServiceError(
+        f"{service.title} does not answer: {why}.",
+        value=f"{service.address(settings)}; the end of its log:\n{last}",
+        next_step=f"mend the cause, then `workshop down` and `workshop up`; the whole log is {log}",
+    )
+
+
+# -- what was left behind ------------------------------------------------------------------------------------------
+def _check_folder(settings: Settings) -> None:
+    try:
+        settings.state.mkdir(parents=True, exist_ok=True)
+        settings.state.chmod(0o700)
+        settings.logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ServiceError(
+            "The state folder cannot be used.",
+            value=f"{settings.state} ({error.strerror})",
+            expected="a folder that you may write to",
+            next_step="set WORKSHOP_STATE to another folder",
+        ) from None
+
+
+@contextlib.contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the state folder's lock: `up` and `down` from two shells take turns."""
+    import filelock
+
+    try:
+        with filelock.FileLock(settings.state / "supervision.lock", timeout=START_SECONDS + STOP_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise ServiceError(
+            "Another `workshop up` or `workshop down` is at work on this state folder.",
+            value=settings.state,
+            next_step="wait for it, then try again",
+        ) from None
+
+
+def _marked_processes(settings: Settings) -> list[psutil.Process]:
+    """Return the processes that an `up` for this state folder started, and their descendants; not this one."""
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid not in own and process.environ().get(MARK) == str(settings.state):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def _clear_leftovers(settings: Settings, tell: Callable[[str], None]) -> None:
+    """End what an earlier supervisor left running and remove its stale files; refuse to share the database."""
+    orphans = _marked_processes(settings)
+    if orphans:
+        tell(f"ending {len(orphans)} processes that an earlier start left behind")
+        for process in orphans:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        _, stubborn = psutil.wait_procs(orphans, timeout=5)
+        for process in stubborn:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(stubborn, timeout=5)
+    if holder := _database_holder(settings):
+        raise ServiceError(
+            "Another server has the tracking database open; two on one database would lose runs.",
+            value=f"process {holder.pid}: {' '.join(holder.cmdline())[:120]}",
+            expected=f"nobody holds {settings.database}",
+            next_step=f"stop it (Ctrl-C where it was started, or `kill {holder.pid}`), then try again",
+        )
+    for file in (_socket_file(settings), settings.state / "supervisord.pid", settings.ports_file):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(settings.state / "dask", ignore_errors=True)
+
+
+def _database_holder(settings: Settings) -> psutil.Process | None:
+    """Return a process, started by hand say, that has this state folder's database open."""
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and any(file.path == str(settings.database) for file in process.open_files()):
+                return process
+        except (psutil.Error, OSError):
+            continue
+    return None
