@@ -1,0 +1,37 @@
+"""The sample's raw files and processed frame, made once for the tests of this room; no test changes them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from workshop.data.prepare import prepare
+from workshop.data.sources import fetch
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """A folder with the raw files of the sample, to read only."""
+    folder = tmp_path_factory.mktemp("raw")
+    fetch("sample", folder)
+    return folder
+
+
+@pytest.fixture
+def raw_copy(raw, tmp_path) -> Path:
+    """A folder of raw files for a test to damage."""
+    return shutil.copytree(raw, tmp_path / "raw")
+
+
+@pytest.fixture(scope="session")
+def prepared(raw):
+    """The processed frame and the findings."""
+    return prepare(raw)
+
+
+@pytest.fixture
+def frame(prepared):
+    """A processed frame for a test to change."""
+    return prepared[0].copy()

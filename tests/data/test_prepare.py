@@ -1,0 +1,236 @@
+"""From raw files to the processed frame: the rule, the counts, and raw files that cannot be used."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from workshop.data import prepare as module
+from workshop.data import schema
+from workshop.data.prepare import load_or_make, prepare, write
+from workshop.errors import DataError, ParameterError
+
+POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
+
+
+@pytest.fixture
+def few(raw, tmp_path):
+    """A folder with the first four days of the raw files, and a function that puts a line in another's place."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name in (POWER, WEATHER):
+        with (raw / name).open() as file:
+            (folder / name).write_text("".join(next(file) for _ in range(97)))
+
+    def put(name: str, line: int, *new: str):
+        text = (folder / name).read_text().splitlines()
+        text[line - 1 : line] = new
+        (folder / name).write_text("\n".join(text) + "\n")
+
+    return folder, put
+
+
+def _line(folder, name, line):
+    return (folder / name).read_text().splitlines()[line - 1]
+
+
+def _with(folder, name, line, column, value):
+    header, fields = _line(folder, name, 1).split(","), _line(folder, name, line).split(",")
+    fields[header.index(column)] = value
+    return ",".join(fields)
+
+
+def test_prepare_gives_the_columns_in_order_and_passes_the_schema(prepared):
+    """The frame has the processed columns, is in GW and UTC, and satisfies the schema."""
+    frame, _ = prepared
+    assert list(frame.columns) == schema.COLUMNS
+    assert str(frame["utc_timestamp"].dtype) == "datetime64[us, UTC]"
+    schema.check(frame)
+
+
+def test_prepare_counts_the_faults_of_the_sample(prepared):
+    """The findings tell hours expected, kept, doubled, absent and incomplete, and can be written as JSON."""
+    frame, findings = prepared
+    assert len(frame) == 35_016
+    assert json.loads(json.dumps(findings)) == findings
+    means = findings.pop("means")
+    assert findings == {
+        "first_year": 2013,
+        "last_year": 2016,
+        "hours_expected": 35_064,
+        "hours_kept": 35_016,
+        "hours_left_out": 48,
+        "doubled": {"power": 4, "weather": 0},
+        "absent": {"power": 28, "weather": 8},
+        "incomplete": {
+            "solar_GW": 4,
+            "wind_GW": 5,
+            "windspeed": 2,
+            "temperature": 0,
+            "rad_horizontal": 1,
+            "rad_diffuse": 0,
+        },
+        "first_hour": "2013-01-01T00:00:00Z",
+        "last_hour": "2016-12-31T23:00:00Z",
+    }
+    assert means["solar_GW"] == pytest.approx(frame["solar_GW"].mean(), abs=1e-4)
+
+
+def test_prepare_invents_no_row_and_no_value(raw, prepared):
+    """The processed rows are exactly the first, complete rows of both raw files, power divided by 1000."""
+    power = pd.read_csv(raw / POWER).drop_duplicates("utc_timestamp", keep="first")
+    both = power.merge(pd.read_csv(raw / WEATHER), on="utc_timestamp")
+    both = both[["utc_timestamp", *module.POWER_COLUMNS, *module.WEATHER_COLUMNS]].dropna()
+    expected = both.rename(columns=module.POWER_COLUMNS | module.WEATHER_COLUMNS)
+    expected[schema.TARGETS] = expected[schema.TARGETS] / 1000
+    found = prepared[0].copy()
+    found["utc_timestamp"] = found["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert found.set_index("utc_timestamp").equals(expected.set_index("utc_timestamp"))
+
+
+def test_prepare_keeps_the_first_of_doubled_hours(few):
+    """Of an hour that stands there twice the first row counts, even when the second has other readings."""
+    folder, put = few
+    before, _ = prepare(folder, 2013, 2013)
+    put(POWER, 13, _line(folder, POWER, 13), _with(folder, POWER, 13, "DE_wind_generation_actual", "1.0"))
+    put(WEATHER, 20, _line(folder, WEATHER, 20), _with(folder, WEATHER, 20, "DE_temperature", "49.0"))
+    after, findings = prepare(folder, 2013, 2013)
+    pd.testing.assert_frame_equal(after, before)
+    assert findings["doubled"] == {"power": 1, "weather": 1}
+
+
+def test_prepare_leaves_out_absent_and_incomplete_hours(few):
+    """Hours absent from either file, or with an empty cell, are left out and counted; the others stay."""
+    folder, put = few
+    before, _ = prepare(folder, 2013, 2013)
+    put(POWER, 13, _with(folder, POWER, 13, "DE_solar_generation_actual", ""))
+    put(WEATHER, 15)
+    put(POWER, 17)
+    after, findings = prepare(folder, 2013, 2013)
+    pd.testing.assert_frame_equal(after, before.drop(index=[11, 13, 15]).reset_index(drop=True))
+    assert findings["incomplete"]["solar_GW"] == 1
+    assert findings["hours_kept"] == 93
+    assert findings["absent"] == {"power": 8760 - 95, "weather": 8760 - 95}
+    assert findings["hours_left_out"] == 8760 - 93
+
+
+def test_prepare_puts_hours_in_order(few):
+    """Rows that stand in another order in the file come out by time."""
+    folder, put = few
+    before, _ = prepare(folder, 2013, 2013)
+    first, second = _line(folder, POWER, 5), _line(folder, POWER, 9)
+    put(POWER, 5, second)
+    put(POWER, 9, first)
+    pd.testing.assert_frame_equal(prepare(folder, 2013, 2013)[0], before)
+
+
+def test_prepare_ignores_columns_it_does_not_need(few):
+    """Text in another country's column is nobody's business."""
+    folder, put = few
+    put(POWER, 13, _with(folder, POWER, 13, "AT_solar_generation_actual", "n/a yet"))
+    assert len(prepare(folder, 2013, 2013)[0]) == 96
+
+
+def test_prepare_takes_the_years_asked_for(raw):
+    """Only hours of the years asked for are in the frame."""
+    frame, findings = prepare(raw, 2014, 2014)
+    assert frame["utc_timestamp"].dt.year.unique().tolist() == [2014]
+    assert findings["hours_expected"] == 8760
+
+
+def test_prepare_refuses_years_without_data(raw):
+    """Years that the files do not hold give a DataError; years in the wrong order a ParameterError."""
+    with pytest.raises(DataError, match="no complete hour in common from 1999 to 2000"):
+        prepare(raw, 1999, 2000)
+    with pytest.raises(ParameterError, match="last year is before the first"):
+        prepare(raw, 2016, 2013)
+
+
+@pytest.mark.parametrize("name", [POWER, WEATHER])
+def test_prepare_names_a_missing_file(few, name):
+    """A raw file that is not there is named, with what to do."""
+    folder, _ = few
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=name) as caught:
+        prepare(folder)
+    assert "workshop data" in caught.value.next_step
+
+
+def test_prepare_names_a_missing_column_and_the_nearest(few):
+    """A renamed column is told with the nearest that the file has."""
+    folder, put = few
+    put(WEATHER, 1, _line(folder, WEATHER, 1).replace("DE_windspeed_10m", "DE_windspeed_10"))
+    with pytest.raises(
+        DataError, match=r"weather_data.csv lacks 1 column: DE_windspeed_10m \(nearest: DE_windspeed_10\)"
+    ):
+        prepare(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        (POWER, "DE_wind_generation_actual", "lots"),
+        (WEATHER, "DE_radiation_direct_horizontal", "12,5".replace(",", ";")),
+        (POWER, "utc_timestamp", "today"),
+    ],
+)
+def test_prepare_names_file_line_column_and_text(few, name, column, value):
+    """Text where a number or a time belongs is told with file, line, column and the text."""
+    folder, put = few
+    put(name, 40, _with(folder, name, 40, column, value))
+    with pytest.raises(DataError, match=rf"{name}, line 40, column {column}") as caught:
+        prepare(folder)
+    assert caught.value.value == repr(value)
+
+
+def test_prepare_tells_a_truncated_file(few):
+    """A last line cut short is told with file and line."""
+    folder, put = few
+    put(POWER, 97, _line(folder, POWER, 97)[:30])
+    with pytest.raises(DataError, match=f"{POWER}, line 97: the line is cut short"):
+        prepare(folder)
+
+
+def test_prepare_refuses_quarter_hours(few):
+    """A timestamp off the hour is told: another file of the same publisher has quarter-hours."""
+    folder, put = few
+    put(POWER, 40, _with(folder, POWER, 40, "utc_timestamp", "2013-01-02T14:15:00Z"))
+    with pytest.raises(DataError, match="line 40, column utc_timestamp: not a full hour") as caught:
+        prepare(folder)
+    assert caught.value.value == "2013-01-02T14:15:00Z"
+
+
+def test_prepare_stops_at_negative_radiation(few):
+    """A value that cannot be stops the preparation, with time, column, value and rule."""
+    folder, put = few
+    put(WEATHER, 40, _with(folder, WEATHER, 40, "DE_radiation_diffuse_horizontal", "-4"))
+    with pytest.raises(DataError) as caught:
+        prepare(folder, 2013, 2013)
+    assert "(2013-01-02T14:00:00Z), rad_diffuse = -4.0, rule: between 0 and 1400 W/m²" in caught.value.value
+
+
+def test_write_gives_the_same_bytes_twice(frame, tmp_path):
+    """Both files come out the same each time, under the name asked for, and the frame is not changed."""
+    before = frame.copy()
+    one, two = write(frame, tmp_path / "one"), write(frame, tmp_path / "two", name="europe")
+    assert [path.name for path in one + two] == ["germany.parquet", "germany.csv", "europe.parquet", "europe.csv"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_write_refuses_a_frame_that_breaks_the_schema(frame, tmp_path):
+    """Nothing is written of a bad frame."""
+    with pytest.raises(DataError, match="breaks the schema"):
+        write(frame.assign(windspeed=-1.0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_load_or_make_makes_the_file_once_and_reads_it_after(prepared, tmp_path):
+    """Without a file the sample is made into it; with one, that one is read."""
+    csv = tmp_path / "germany.csv"
+    pd.testing.assert_frame_equal(load_or_make(csv), prepared[0])
+    assert list(tmp_path.iterdir()) == [csv]
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:11]))
+    assert len(load_or_make(csv)) == 10

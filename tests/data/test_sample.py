@@ -1,0 +1,159 @@
+"""The embedded sample: deterministic, as measured, with the faults of real files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+
+from workshop.data import sample
+from workshop.data.features import features, targets
+from workshop.data.split import split_at_random, split_by_time
+from workshop.errors import DataError
+
+# Measured when the recipe was worked out: mean, maximum, yearly means of 2013 to 2016.
+MEASURED = {
+    "solar_GW": (3.66, 24.4, (3.36, 3.65, 3.54, 4.11)),
+    "wind_GW": (7.08, 33.7, (4.99, 5.78, 8.21, 9.34)),
+    "windspeed": (4.11, 15.8, (4.11, 4.11, 4.11, 4.11)),
+    "temperature": (9.08, 29.7, (9.70, 8.66, 8.34, 9.60)),
+    "rad_horizontal": (74.8, 768, (78.2, 75.1, 68.3, 77.5)),
+    "rad_diffuse": (65.1, 509, (63.2, 65.9, 63.7, 67.6)),
+}
+
+
+@pytest.fixture(scope="module")
+def raw_frames():
+    """The raw power and weather frames."""
+    return sample.make_sample()
+
+
+def _score(train, test):
+    model = LinearRegression().fit(features(train), targets(train))
+    return r2_score(targets(test), model.predict(features(test)), multioutput="raw_values")
+
+
+def test_sample_is_the_same_to_the_byte_in_two_processes(tmp_path):
+    """Two processes with other hash seeds and thread counts write the same bytes, raw and processed."""
+    script = (
+        "import sys; from pathlib import Path; from workshop.data import prepare, sources;"
+        "folder = Path(sys.argv[1]); sources.fetch('sample', folder); prepare.write(prepare.prepare(folder)[0], folder)"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path / seed],
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": seed},
+        )
+        for seed in ("1", "2")
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
+    assert len(one) == 6
+    assert one == two
+
+
+def test_sample_has_the_layout_of_the_real_files(raw_frames):
+    """The frames carry the columns, units and timestamp texts of Open Power System Data, other countries too."""
+    power, weather = raw_frames
+    assert list(power.columns[:2]) == ["utc_timestamp", "cet_cest_timestamp"]
+    for kind in ("solar", "wind"):
+        assert {f"DE_{kind}_generation_actual", f"DE_{kind}_capacity", f"AT_{kind}_generation_actual"} <= {*power}
+        assert power[f"DE_{kind}_capacity"].between(30_000, 50_000).all()
+    assert {
+        "DE_windspeed_10m",
+        "DE_temperature",
+        "DE_radiation_direct_horizontal",
+        "DE_radiation_diffuse_horizontal",
+        "DK_temperature",
+    } <= {*weather}
+    assert power["utc_timestamp"].str.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:00:00Z").all()
+    assert power["cet_cest_timestamp"].iloc[0] == "2013-01-01T01:00:00+0100"
+    assert power["cet_cest_timestamp"].iloc[-1] == "2017-01-01T00:00:00+0100"
+
+
+def test_sample_carries_the_faults_of_real_files(raw_frames):
+    """Absent hours, empty cells, and the four hours of autumn doubled, with other readings the second time."""
+    power, weather = raw_frames
+    doubled = power[power["utc_timestamp"].duplicated(keep=False)]
+    assert list(doubled["utc_timestamp"].unique()) == [
+        "2013-10-27T01:00:00Z",
+        "2014-10-26T01:00:00Z",
+        "2015-10-25T01:00:00Z",
+        "2016-10-30T01:00:00Z",
+    ]
+    assert doubled.groupby("utc_timestamp")["DE_wind_generation_actual"].nunique().eq(2).all()
+    assert 35_064 - power["utc_timestamp"].nunique() == sum(sample.GAPS_POWER)
+    assert 35_064 - weather["utc_timestamp"].nunique() == sum(sample.GAPS_WEATHER)
+    for column, count in sample.MISSING_CELLS.items():
+        assert (power if column in power else weather)[column].isna().sum() == count
+
+
+@pytest.mark.parametrize("column", MEASURED)
+def test_sample_has_the_measured_means_and_maximum(prepared, column):
+    """Mean, maximum and yearly means are those measured for the recipe (within 1 %; 2 % for the maximum)."""
+    series = prepared[0].set_index("utc_timestamp")[column]
+    mean, highest, yearly = MEASURED[column]
+    assert series.mean() == pytest.approx(mean, rel=0.01)
+    assert series.max() == pytest.approx(highest, rel=0.02)
+    assert series.groupby(series.index.year).mean().tolist() == pytest.approx(yearly, rel=0.01)
+
+
+def test_sample_scores_as_measured_and_a_random_split_flatters(prepared):
+    """Linear regression explains what was measured for the recipe, and more so on a random split."""
+    by_time = _score(*split_by_time(prepared[0], 0.2))
+    at_random = _score(*split_at_random(prepared[0], 0.2, seed=0))
+    assert by_time == pytest.approx((0.876, 0.567), abs=0.01)
+    assert at_random == pytest.approx((0.893, 0.706), abs=0.02)
+    assert 0.05 < at_random.mean() - by_time.mean() < 0.10
+
+
+def test_sample_sun_is_down_at_night(prepared):
+    """No sun, no solar power: from 22 to 2 o'clock UTC radiation and solar generation are exactly 0."""
+    frame = prepared[0]
+    night = frame[frame["utc_timestamp"].dt.hour.isin([22, 23, 0, 1])]
+    assert (night[["solar_GW", "rad_horizontal", "rad_diffuse"]] == 0).all(axis=None)
+
+
+def test_sample_years_are_no_copies_of_each_other(prepared):
+    """Wind speeds of the same hour in two years hardly correlate, beyond season and time of day."""
+    frame = prepared[0].set_index("utc_timestamp")["windspeed"]
+    frame = frame - frame.rolling("61D").mean()
+    years = [year.set_axis(year.index.strftime("%m-%dT%H")) for _, year in frame.groupby(frame.index.year)]
+    together = pd.concat(years, axis=1).corr().to_numpy()
+    assert np.abs(together[np.triu_indices(4, 1)]).max() < 0.35
+
+
+def test_stations_are_read_whole():
+    """Each of the fifteen stations has 8,760 hours and no missing value."""
+    stations = sample.read_stations()
+    assert list(stations) == list(range(1, 16))
+    assert all(len(station) == 8760 and not station.isna().any(axis=None) for station in stations.values())
+
+
+def test_stations_of_the_years_are_disjoint():
+    """No station is used twice, the leap day's included: else one year would copy another."""
+    used = [station for group in sample.STATIONS.values() for station in group] + [*sample.LEAP_DAY_STATIONS]
+    assert len(used) == len(set(used)) == 15
+
+
+def test_stations_other_than_the_measured_ones_are_refused(monkeypatch):
+    """Other weather files than the recipe's give a DataError with both checksums."""
+    monkeypatch.setattr(sample, "STATIONS_SHA256", "0" * 64)
+    with pytest.raises(DataError, match="not the ones the sample is made from") as caught:
+        sample.read_stations()
+    assert "be2119ad7432" in caught.value.value
+    assert "0" * 64 in caught.value.expected
+
+
+def test_packaged_files_that_are_absent_are_named():
+    """A package or a file in it that is absent gives a DataError naming both."""
+    for package, path in (("demandlib", "no/such.dat"), ("no_such_package", "such.dat")):
+        with pytest.raises(DataError, match=package) as caught:
+            sample.read_packaged(package, path)
+        assert path in caught.value.expected

@@ -1,0 +1,80 @@
+"""Sources: the raw files, their checksums and card."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from workshop.data import sources
+from workshop.errors import DataError
+
+
+def test_fetch_writes_the_four_files_with_right_checksums(raw):
+    """The folder holds power, weather, card and checksums, and nothing else; the checksums agree."""
+    names = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "SHA256SUMS"]
+    assert sorted(path.name for path in raw.iterdir()) == sorted(names)
+    assert sources.fetch("sample", raw) == [raw / name for name in names]
+    for line in (raw / "SHA256SUMS").read_text().splitlines():
+        total, name = line.split("  ")
+        assert hashlib.sha256((raw / name).read_bytes()).hexdigest() == total
+
+
+def test_fetch_leaves_a_complete_folder_as_it_is(raw):
+    """Nothing is written again when the checksums are right."""
+    before = {path: path.stat().st_mtime_ns for path in raw.iterdir()}
+    sources.fetch("sample", raw)
+    assert {path: path.stat().st_mtime_ns for path in raw.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "SHA256SUMS"])
+def test_fetch_mends_a_folder_with_a_damaged_file(raw, raw_copy, name):
+    """A file that was cut is written anew."""
+    content = (raw_copy / name).read_bytes()
+    (raw_copy / name).write_bytes(content[: len(content) // 2])
+    sources.fetch("sample", raw_copy)
+    assert (raw_copy / name).read_bytes() == (raw / name).read_bytes()
+
+
+def test_fetch_refuses_an_unknown_source(tmp_path):
+    """The error names the source asked for and the ones there are; no file is written."""
+    for ask in (lambda: sources.fetch("weather.com", tmp_path), lambda: sources.attribution("weather.com")):
+        with pytest.raises(DataError) as caught:
+            ask()
+        assert caught.value.value == "'weather.com'"
+        assert caught.value.expected == "sample"
+    assert not list(tmp_path.iterdir())
+
+
+def test_fetch_tells_a_folder_that_cannot_be_written(tmp_path):
+    """A file where the folder should be gives a DataError, not a traceback."""
+    (tmp_path / "raw").write_text("in the way")
+    with pytest.raises(DataError, match="could not be written"):
+        sources.fetch("sample", tmp_path / "raw")
+
+
+def test_source_card_says_modelled_and_gives_the_attribution(raw):
+    """The card is headed by the word modelled, names the sources and says what the data does not match."""
+    card = (raw / "SOURCE.md").read_text(encoding="utf-8")
+    assert "modelled" in card.splitlines()[0]
+    for word in ("Deutscher Wetterdienst", "demandlib", "windpowerlib", "Not Open Power System Data", "does not match"):
+        assert word in card
+
+
+def test_attribution_says_modelled():
+    """What is shown beside the data says that it is modelled and where it comes from."""
+    text = sources.attribution("sample")
+    assert "modelled" in text.lower()
+    assert "Deutscher Wetterdienst" in text
+    assert sources.is_modelled("sample")
+
+
+def test_sources_imports_no_heavy_package():
+    """Importing the module loads neither pandas nor numpy: the command line stays quick."""
+    script = (
+        "import sys, workshop.data.sources; print(sorted({'pandas', 'numpy', 'pvlib', 'pandera'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
