@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
-from workshop.servers.services import SERVICES, Service, is_healthy
+from workshop.servers.services import SERVICES, Service, is_healthy, program
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
             settings.credentials(create=True)
             settings = _take_ports(settings, tell)
             _start_supervisor(settings)
+            _create_database(settings)
+        _start_stopped(settings)
         _wait_until_healthy(settings, tell)
     return settings
 
@@ -164,6 +167,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
             "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
             "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
             "redirect_stderr": "true",
+            "autostart": str(service.name != "mlflow" or settings.database.exists()).lower(),
             "autorestart": "true",
             "startsecs": "1",
             "startretries": "5",
@@ -218,6 +222,42 @@ def _processes(settings: Settings) -> dict[str, dict]:
         return {}
 
 
+def _create_database(settings: Settings) -> None:
+    """Make the tracking database whole or not at all, while the other servers start.
+
+    A server that is killed while it makes its tables leaves a database that no server can open any more.
+    """
+    if settings.database.exists():
+        return
+    new = settings.database.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    made = subprocess.run(
+        [program("mlflow"), "db", "upgrade", f"sqlite:///{new}"],
+        env=os.environ | settings.exports(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        raise ServiceError(
+            "The tracking database could not be made.",
+            value=made.stderr.strip()[-1000:],
+            next_step=f"look at the disk of {settings.state}, then `workshop up`",
+        )
+    with contextlib.closing(sqlite3.connect(new)) as connection:
+        # Readers do not wait for writers; the mode stays with the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+    new.replace(settings.database)
+
+
+def _start_stopped(settings: Settings) -> None:
+    """Start services that wait for the database, and those that ended too often: somebody asks for them again."""
+    for name, info in _processes(settings).items():
+        if info["statename"] in ("FATAL", "EXITED", "STOPPED"):
+            _supervisor(settings).supervisor.startProcess(name, False)  # False: health is waited for later
+
+
 def _wait_until_healthy(settings: Settings, tell: Callable[[str], None]) -> None:
     began = time.monotonic()
     waiting = list(SERVICES)
@@ -225,7 +265,7 @@ def _wait_until_healthy(settings: Settings, tell: Callable[[str], None]) -> None
         for service in list(waiting):
             if is_healthy(service, settings):
                 waiting.remove(service)
-                tell(f"{service.title} answers at {service.address(settings)}")
+                tell(f"{service.title}: {service.address(settings)}")
         if not waiting:
             return
         processes = _processes(settings)

@@ -1,0 +1,457 @@
+"""MLflow's artifact store on the real FTP server, directly and through MLflow's own proxy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from workshop.errors import ArtifactError, SettingsError
+from workshop.servers import artifacts
+from workshop.servers.artifacts import FTPArtifactRepository
+from workshop.settings import get_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+ODD_NAMES = [
+    "two words",
+    " leading",
+    "trailing ",
+    "ünïcödé-雪",
+    "100%",
+    "a%20b",
+    'quo"te',
+    "it's",
+    "#1",
+    "-x",
+    "*?",
+    "a;b=c",
+]
+
+
+class Server:
+    """The FTP server on free ports, with its state in a temporary folder."""
+
+    def __init__(self, state: Path) -> None:
+        self.log = state.with_suffix(".log")
+        self.artifacts = state / "artifacts"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Start it on the port that the environment names and wait until it is ready."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "server/ftpserver.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=log
+            )
+        assert b"ready" in self.process.stdout.readline(), self.log.read_text()
+
+    def kill(self) -> None:
+        """End it without a chance to clean up."""
+        with self.process:
+            self.process.kill()
+
+    @property
+    def uri(self) -> str:
+        """The address of the store, as the settings give it."""
+        return get_settings().artifacts_uri
+
+    def repository(self, folder: str = "") -> FTPArtifactRepository:
+        """Return a store in a folder of the server."""
+        return FTPArtifactRepository(f"{self.uri}/{folder}")
+
+
+def find_free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[Server]:
+    """A running server, and an environment that points at it."""
+    monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("WORKSHOP_FTP_PORT", str(find_free_port()))
+    monkeypatch.setenv("WORKSHOP_FTP_PASSIVE_FIRST", str(random.randrange(20_000, 30_000)))
+    for name in ("WORKSHOP_FTP_USER", "WORKSHOP_FTP_PASSWORD", "WORKSHOP_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server(tmp_path / "state")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    """A small local file."""
+    path = tmp_path / "numbers.bin"
+    path.write_bytes(bytes(range(256)) * 1000)
+    return path
+
+
+def describe(folder: Path) -> dict[str, bytes | None]:
+    """Return each path below a folder with its content, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+def find_temporaries(folder: Path) -> list[Path]:
+    """Return the store's temporary files below a folder."""
+    return list(folder.rglob(".~*"))
+
+
+def test_entry_point_replaces_the_stock_repository():
+    """MLflow's registry gives our store for `ftp` and for `ftps`."""
+    for scheme in ("ftp", "ftps"):
+        assert type(get_artifact_repository(f"{scheme}://127.0.0.1:2121/mlflow")) is FTPArtifactRepository
+
+
+def test_store_may_be_imported_before_mlflow():
+    """Whichever of MLflow and our module is imported first, MLflow gets our store, and nothing is warned of."""
+    program = (
+        "from workshop.servers.artifacts import FTPArtifactRepository as ours\n"
+        "from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository\n"
+        "assert type(get_artifact_repository('ftp://127.0.0.1:2121/mlflow')) is ours\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_file_comes_back_as_it_was(server, file, tmp_path):
+    """A stored file is listed with its size and fetched byte for byte."""
+    store = server.repository()
+    store.log_artifact(str(file), "model/data")
+    (listed,) = store.list_artifacts("model/data")
+    assert (listed.path, listed.is_dir, listed.file_size) == ("model/data/numbers.bin", False, 256_000)
+    (tmp_path / "back").mkdir()
+    fetched = store.download_artifacts("model/data/numbers.bin", str(tmp_path / "back"))
+    assert Path(fetched).read_bytes() == file.read_bytes()
+
+
+def test_folder_comes_back_as_it_was(server, tmp_path):
+    """A tree with odd names, empty files and empty folders is stored, listed and fetched unchanged."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    target.mkdir()
+    for name in ODD_NAMES:
+        (source / "deep" / name).mkdir(parents=True)
+        (source / "deep" / name / name).write_text(name)
+    (source / "empty folder").mkdir()
+    (source / "empty file").touch()
+    store = server.repository()
+    store.log_artifacts(str(source), "tree")
+    assert [info.path for info in store.list_artifacts("tree")] == ["tree/deep", "tree/empty file", "tree/empty folder"]
+    assert {Path(info.path).name for info in store.list_artifacts("tree/deep")} == set(ODD_NAMES)
+    fetched = store.download_artifacts("tree", str(target))
+    assert describe(Path(fetched)) == describe(source)
+
+
+def test_listing_of_a_file_or_of_nothing_is_empty(server, file):
+    """A file and a missing folder have nothing in them."""
+    store = server.repository()
+    assert store.list_artifacts() == []
+    store.log_artifact(str(file))
+    assert store.list_artifacts("numbers.bin") == []
+    assert store.list_artifacts("missing/folder") == []
+
+
+def test_missing_artifact_is_an_error(server, tmp_path):
+    """To fetch what is not there fails, names it, and leaves no local file."""
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(MlflowException, match=r"no artifact 'absent\.txt'") as caught:
+        server.repository().download_artifacts("absent.txt", str(target))
+    assert caught.value.get_http_status_code() == 404
+    assert list(target.iterdir()) == []
+
+
+def test_temporary_files_are_never_listed(server, file):
+    """What an interrupted upload left is neither listed nor in the way of deleting its folder."""
+    store = server.repository()
+    store.log_artifact(str(file), "folder")
+    leftover = server.artifacts / "mlflow" / "folder" / ".~numbers.bin.0123456789abcdef.part"
+    leftover.write_bytes(b"half")
+    assert [info.path for info in store.list_artifacts("folder")] == ["folder/numbers.bin"]
+    store.delete_artifacts("folder")
+    assert not leftover.parent.exists()
+
+
+def test_failed_upload_leaves_nothing(server, file):
+    """When the last step is refused, the temporary file is removed and what was there stays."""
+    store = server.repository()
+    store.log_artifact(str(file), "numbers.bin")  # the name is now a folder's
+    with pytest.raises(ArtifactError, match="refused a command"):
+        store.log_artifact(str(file))
+    assert find_temporaries(server.artifacts) == []
+    assert [info.path for info in store.list_artifacts("numbers.bin")] == ["numbers.bin/numbers.bin"]
+
+
+def test_server_killed_while_storing_keeps_the_old_file(server, tmp_path):
+    """An overwrite that is cut off leaves the old file whole, and the next attempt succeeds."""
+    (tmp_path / "new").mkdir()
+    source, slow_source = tmp_path / "model", tmp_path / "new" / "model"
+    source.write_bytes(b"old")
+    server.repository().log_artifact(str(source))
+    os.mkfifo(slow_source)
+
+    def write_and_kill():
+        with slow_source.open("wb") as pipe:
+            pipe.write(b"new" * 500_000)
+            pipe.flush()
+            while not any(path.stat().st_size for path in find_temporaries(server.artifacts)):
+                time.sleep(0.01)
+            server.kill()
+
+    writer = threading.Thread(target=write_and_kill)
+    writer.start()
+    with pytest.raises(ArtifactError, match="does not answer"):
+        server.repository().log_artifact(str(slow_source))
+    writer.join()
+    server.start()
+    store = server.repository()
+    assert [(info.path, info.file_size) for info in store.list_artifacts()] == [("model", 3)]
+    source.write_bytes(b"newer")
+    store.log_artifact(str(source))
+    assert Path(store.download_artifacts("model")).read_bytes() == b"newer"
+
+
+def test_deleting_is_recursive_and_may_be_repeated(server, file):
+    """A file, a folder and the whole store are deleted; again, and for what never was, nothing happens."""
+    store, neighbour = server.repository("1"), server.repository("2")
+    neighbour.log_artifact(str(file))
+    for path in (None, "a", "a/b", "a/b/100% sure"):
+        store.log_artifact(str(file), path)
+    for _ in range(2):
+        store.delete_artifacts("a/b/100% sure/numbers.bin")
+        assert store.list_artifacts("a/b/100% sure") == []
+    for _ in range(2):
+        store.delete_artifacts("a")
+        assert [info.path for info in store.list_artifacts()] == ["numbers.bin"]
+    for _ in range(2):
+        store.delete_artifacts()
+        assert store.list_artifacts() == []
+    assert [path.name for path in (server.artifacts / "mlflow").iterdir()] == ["2"]
+    assert [info.path for info in neighbour.list_artifacts()] == ["numbers.bin"]
+
+
+@pytest.mark.parametrize("path", ["../other", "a/../../other", "/etc", "a\r\nDELE b", ".~x.0123456789abcdef.part"])
+def test_names_that_lead_out_are_refused(server, file, path):
+    """Paths out of the store, line breaks and the store's temporary names are refused, whatever is to be done."""
+    store = server.repository()
+    for call in (store.list_artifacts, store.delete_artifacts, lambda name: store.log_artifact(str(file), name)):
+        with pytest.raises(ArtifactError, match="name cannot be used"):
+            call(path)
+    assert list(server.artifacts.iterdir()) == []
+
+
+def test_connections_are_kept(server, file):
+    """Thirty operations one after the other take one login; eight at once take at most eight more."""
+    store = server.repository()
+    for number in range(10):
+        store.log_artifact(str(file), str(number))
+        store.list_artifacts(str(number))
+        store.delete_artifacts(str(number))
+    assert server.log.read_text().count("logged in") == 1
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.log_artifact(str(file), f"shared/{number % 4}"), range(40)))
+    assert server.log.read_text().count("logged in") <= 9
+    assert [info.path for info in store.list_artifacts("shared")] == [f"shared/{number}" for number in range(4)]
+
+
+def test_restarted_server_is_found_again(server, file):
+    """A kept connection that the server has closed is replaced without a word."""
+    store = server.repository()
+    store.log_artifact(str(file))
+    server.kill()
+    server.start()
+    assert [info.path for info in store.list_artifacts()] == ["numbers.bin"]
+
+
+def test_absent_server_is_named(server, file):
+    """Without a server each call fails at once, naming host, port and the next step, with MLflow's status 503."""
+    store = server.repository()
+    server.kill()
+    for call in (store.list_artifacts, store.delete_artifacts, lambda: store.log_artifact(str(file))):
+        with pytest.raises(ArtifactError) as caught:
+            call()
+        assert f"127.0.0.1:{get_settings().ftp_port} does not answer" in str(caught.value)
+        assert "workshop status" in str(caught.value)
+        assert caught.value.get_http_status_code() == 503
+
+
+def test_frozen_server_is_an_error_in_time(server, file, monkeypatch):
+    """A server that accepts and says nothing is named when the time-out is over, on new and on kept connections."""
+    monkeypatch.setattr(artifacts, "TIMEOUT_SECONDS", 1)
+    store = server.repository()
+    store.log_artifact(str(file))
+    server.process.send_signal(signal.SIGSTOP)
+    for call in (store.list_artifacts, store.list_artifacts, lambda: store.log_artifact(str(file))):
+        started = time.monotonic()
+        with pytest.raises(ArtifactError, match="does not answer"):
+            call()
+        assert time.monotonic() - started < 2
+    server.process.send_signal(signal.SIGCONT)
+    assert [info.path for info in store.list_artifacts()] == ["numbers.bin"]
+
+
+def test_wrong_password_is_an_error_without_it(server, monkeypatch):
+    """A refused login is told with the server's name, and without the password."""
+    monkeypatch.setenv("WORKSHOP_FTP_PASSWORD", "not the one")
+    with pytest.raises(ArtifactError, match="refused the login") as caught:
+        server.repository().list_artifacts()
+    assert str(get_settings().ftp_port) in str(caught.value)
+    assert "not the one" not in str(caught.value)
+
+
+def test_missing_credentials_name_the_command(server, tmp_path, monkeypatch):
+    """Who has no credentials is told what writes them."""
+    monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path / "empty"))
+    with pytest.raises(SettingsError, match="workshop up"):
+        server.repository().list_artifacts()
+
+
+@pytest.mark.parametrize("user", ["me:hunter2@", "hunter2@", "me:hun/hunter2@", "me:@hunter2@"])
+def test_password_in_the_address_is_refused(user):
+    """An address with a user or a password in it is refused, and the error does not repeat it."""
+    with pytest.raises(ArtifactError) as caught:
+        FTPArtifactRepository(f"ftp://{user}127.0.0.1:2121/mlflow")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("server")
+def test_password_goes_to_no_other_server():
+    """An address that is not the settings' own gets no connection, so no password."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.2)
+        store = FTPArtifactRepository(f"ftp://127.0.0.1:{other.getsockname()[1]}/mlflow")
+        with pytest.raises(ArtifactError, match=str(get_settings().ftp_port)):
+            store.list_artifacts()
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
+def test_secure_address_never_falls_back_to_plain(server):
+    """`ftps` on a server without TLS is refused before user and password are sent."""
+    store = FTPArtifactRepository(server.uri.replace("ftp:", "ftps:"))
+    with pytest.raises(ArtifactError, match="refused a command"):
+        store.list_artifacts()
+    assert "logged in" not in server.log.read_text()
+
+
+def test_errors_survive_pickling():
+    """An error that crosses a process border keeps its kind, its text and its status."""
+    for kind in (artifacts.StoreError, artifacts.StoreUnavailable, artifacts.ArtifactMissing):
+        error = kind("It failed.", value=1, expected="2", next_step="try")
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.error_code) == (kind, str(error), error.error_code)
+
+
+def test_irregular_files_are_left_out_with_a_warning(server, tmp_path, caplog):
+    """A pipe in a folder, which would be read for ever, is named in the log and the rest is stored."""
+    source = tmp_path / "source"
+    source.mkdir()
+    os.mkfifo(source / "pipe")
+    (source / "text").write_text("text")
+    store = server.repository()
+    with caplog.at_level(logging.WARNING):
+        store.log_artifacts(str(source))
+    assert str(source / "pipe") in caplog.text
+    assert [info.path for info in store.list_artifacts()] == ["text"]
+
+
+def is_healthy(uri: str) -> bool:
+    """Tell whether an MLflow server answers."""
+    try:
+        return requests.get(f"{uri}/health", timeout=1).ok
+    except requests.RequestException:
+        return False
+
+
+@pytest.fixture
+def tracking_uri(server, tmp_path) -> Iterator[str]:
+    """A real MLflow server that keeps its artifacts on the FTP server, started as in `server/README.md`."""
+    port = find_free_port()
+    command = [
+        *(str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"),
+        *("--artifacts-destination", server.uri, "--workers", "1"),
+    ]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    uri = f"http://127.0.0.1:{port}"
+    with (tmp_path / "mlflow.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    with process:
+        tree = psutil.Process(process.pid)
+        try:
+            deadline = time.monotonic() + 120
+            while not is_healthy(uri):
+                assert process.poll() is None, (tmp_path / "mlflow.log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "mlflow.log").read_text()
+                time.sleep(0.1)
+            yield uri
+        finally:
+            for child in [*tree.children(recursive=True), tree]:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, file, tmp_path, monkeypatch):
+    """Through MLflow's server a client without credentials logs, lists, fetches and deletes; no password anywhere."""
+    _, secret = get_settings().credentials()
+    password = secret.get_secret_value()
+    monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path / "client"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with pytest.raises(SettingsError):
+        get_settings().credentials()
+
+    client = MlflowClient(tracking_uri)
+    run = client.create_run(client.create_experiment("proxied"))
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "two words ünï.txt").write_text("words")
+    client.log_artifact(run.info.run_id, str(file))
+    client.log_artifacts(run.info.run_id, str(folder), "folder")
+    assert [info.path for info in client.list_artifacts(run.info.run_id)] == ["folder", "numbers.bin"]
+
+    fetched = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path)))
+    assert (fetched / "numbers.bin").read_bytes() == file.read_bytes()
+    assert describe(fetched / "folder") == describe(folder)
+    stored = [path.name for path in server.artifacts.rglob("*") if path.is_file()]
+    assert sorted(stored) == ["numbers.bin", "two words ünï.txt"]
+
+    query = {"run_id": run.info.run_id}
+    answers = [
+        requests.get(f"{tracking_uri}/api/2.0/mlflow/{call}", params=query, timeout=10).text
+        for call in ("runs/get", "artifacts/list")
+    ]
+    answers.append(requests.get(f"{tracking_uri}/api/2.0/mlflow-artifacts/artifacts/absent", timeout=10).text)
+    assert "RESOURCE_DOES_NOT_EXIST" in answers[-1]
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert any("mlflow" in line and str(get_settings().ftp_port) in line for line in lines)
+    log = (tmp_path / "mlflow.log").read_text()
+    for text in (run.info.artifact_uri, *answers, *lines, log, server.log.read_text()):
+        assert password not in text
+
+    store = get_artifact_repository(run.info.artifact_uri)
+    store.delete_artifacts("folder")
+    assert [info.path for info in client.list_artifacts(run.info.run_id)] == ["numbers.bin"]
+    assert [path.name for path in server.artifacts.rglob("*") if path.is_file()] == ["numbers.bin"]
