@@ -1,0 +1,180 @@
+"""Chapter 1 runs: its four notebooks in order, the report script and the dashboard, in a copy of the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import requests
+from nbclient import NotebookClient
+
+from workshop.data.prepare import prepare
+
+CHAPTER = Path(__file__).parents[1] / "1_starting_point"
+NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]
+COLUMNS = ["utc_timestamp", "solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
+# Cells call `workshop`, which lies beside the interpreter.
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def chapter(tmp_path_factory) -> Path:
+    """A copy of the chapter with all four notebooks executed, as an attendee leaves it."""
+    folder = tmp_path_factory.mktemp("chapter") / CHAPTER.name
+    shutil.copytree(CHAPTER, folder, ignore=shutil.ignore_patterns("raw_data", "germany.csv", "report.html", ".ipynb*"))
+    for name in NOTEBOOKS:
+        path = folder / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
+        client.execute(env=ENVIRONMENT)
+        nbformat.write(notebook, path)
+    return folder
+
+
+def outputs(chapter: Path, name: str) -> list:
+    """Return the outputs of all cells of an executed notebook."""
+    notebook = nbformat.read(chapter / f"{name}.ipynb", as_version=4)
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def count_figures(chapter: Path, name: str) -> int:
+    """Return how many figures an executed notebook shows."""
+    return sum("image/png" in output.get("data", {}) for output in outputs(chapter, name))
+
+
+def test_exploration_shows_at_least_five_figures(chapter):
+    """The exploration notebook shows five figures or more."""
+    assert count_figures(chapter, "make_processed_data") >= 5
+
+
+def test_exploration_writes_the_frame_of_the_package(chapter):
+    """Processed by hand or by the package's stated rule, the table is the same: columns, stamps, hours and values."""
+    by_hand = pd.read_csv(chapter / "germany.csv")
+    assert list(by_hand.columns) == COLUMNS
+    assert len(by_hand) >= 35_000
+    assert by_hand["utc_timestamp"].iloc[0] == "2013-01-01T00:00:00Z"
+    by_rule, _ = prepare(chapter / "raw_data")
+    by_hand["utc_timestamp"] = pd.to_datetime(by_hand["utc_timestamp"])
+    pd.testing.assert_frame_equal(by_hand, by_rule, check_dtype=False)
+
+
+@pytest.mark.parametrize(("name", "lowest"), [("model_linreg", 0.75), ("model_rf", 0.80), ("model_keras", 0.75)])
+def test_models_print_a_score_and_show_a_figure(chapter, name, lowest):
+    """Each model notebook prints an R2 that its text can stand by, and shows a figure."""
+    text = "".join(output.get("text", "") for output in outputs(chapter, name))
+    [score] = [float(line.split()[1]) for line in text.splitlines() if line.startswith("R2")]
+    assert lowest < score < 1
+    assert count_figures(chapter, name) >= 1
+
+
+def test_report_is_one_file_with_its_figures(chapter):
+    """The script writes the report of the last week as one HTML file, figures inside, labelled as modelled."""
+    subprocess.run([sys.executable, "make_report.py"], cwd=chapter / "report", env=ENVIRONMENT, check=True, timeout=120)
+    page = (chapter / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 2
+    assert "31 December 2016" in page
+    assert "modelled" in page
+    assert "://" not in page
+
+
+@pytest.fixture(scope="module")
+def dashboard(chapter, tmp_path_factory):
+    """The dashboard's address; the dashboard trains its model first, and ends with the tests."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("dashboard") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=chapter / "dashboard",
+            env={**ENVIRONMENT, "PORT": str(port)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(address):
+            assert process.poll() is None, f"the dashboard ended:\n{log.read_text()}"
+            assert time.monotonic() < deadline, f"the dashboard does not answer:\n{log.read_text()}"
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def answers(address: str) -> bool:
+    """Return whether a page is served at ``address``."""
+    try:
+        return requests.get(address, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def call(address: str, output: str, inputs: dict[str, object]) -> requests.Response:
+    """Call the callback of one ``output`` ("id.property") with the values of its ``inputs``, as the page does."""
+    named = [dict(zip(("id", "property"), name.split("."), strict=True), value=inputs[name]) for name in inputs]
+    body = {
+        "output": output,
+        "outputs": dict(zip(("id", "property"), output.split("."), strict=True)),
+        "inputs": named,
+        "changedPropIds": list(inputs),
+        "state": [],
+    }
+    return requests.post(f"{address}/_dash-update-component", json=body, timeout=30)
+
+
+def what_if(address: str, **weather: float | None) -> str:
+    """Return the sentence of the what-if panel for one weather."""
+    values = {f"{name}.value": value for name, value in weather.items()}
+    return call(address, "what-if.children", values).json()["response"]["what-if"]["children"]
+
+
+def test_dashboard_serves_its_page(dashboard):
+    """The page loads, and its layout says that the data is modelled."""
+    assert "Solar and wind power" in requests.get(dashboard, timeout=10).text
+    assert "modelled" in requests.get(f"{dashboard}/_dash-layout", timeout=10).text
+
+
+def test_dashboard_predicts_for_a_weather(dashboard):
+    """More wind gives another sentence in GW; an empty field is asked for."""
+    weather = {"temperature": 10, "rad_horizontal": 200, "rad_diffuse": 100}
+    calm, windy = what_if(dashboard, windspeed=2, **weather), what_if(dashboard, windspeed=8, **weather)
+    assert calm.endswith("GW")
+    assert windy.endswith("GW")
+    assert calm != windy
+    assert what_if(dashboard, windspeed=None, **weather) == "Fill in all four."
+
+
+def test_dashboard_draws_the_chosen_days(dashboard):
+    """The figure shows measured and predicted generation for every hour of the chosen days."""
+    days = {"days.start_date": "2015-06-01", "days.end_date": "2015-06-07"}
+    figure = call(dashboard, "graph.figure", days).json()["response"]["graph"]["figure"]
+    assert [trace["name"] for trace in figure["data"]] == [
+        f"{kind}, {what}" for kind in ("solar", "wind") for what in ("measured", "predicted")
+    ]
+    assert len(figure["data"][0]["x"]) == 7 * 24
+
+
+def test_dashboard_and_notebooks_leave_nothing_to_commit(chapter, tmp_path):
+    """Everything that the chapter makes is ignored by git."""
+    made = [chapter / "germany.csv", *(chapter / "raw_data").iterdir()]
+    assert made
+    shutil.copytree(chapter, tmp_path / "chapter")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    names = [str(Path("chapter") / path.relative_to(chapter)) for path in made] + ["chapter/report/report.html"]
+    ignored = subprocess.run(["git", "check-ignore", *names], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ignored.stdout.splitlines() == names
