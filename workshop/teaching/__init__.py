@@ -1,0 +1,1 @@
+"""Attendees and their machines."""
