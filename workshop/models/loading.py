@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,13 +92,15 @@ def load(model_uri: str) -> LoadedModel:
     from workshop.models.tracking import connect
 
     connect()
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(model_uri))
-    except mlflow.exceptions.MlflowException as error:
-        raise ModelError(
-            "The model cannot be fetched.", value=f"{model_uri}: {error.message}", next_step="workshop status"
-        ) from None
-    return load_folder(folder, model_uri)
+    # A folder of our own: MLflow leaves the one that it makes behind, and whoever follows the alias loads often.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
+        except mlflow.exceptions.MlflowException as error:
+            raise ModelError(
+                "The model cannot be fetched.", value=f"{model_uri}: {error.message}", next_step="workshop status"
+            ) from None
+        return load_folder(fetched, model_uri)
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:

@@ -1,0 +1,73 @@
+"""The real thing, once for all tests: a clone of this tree, its servers on free ports, its pipeline run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workplace import BIN, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory) -> Iterator[Servers]:
+    """A clone in which `make run` was typed: servers up, pipeline run, a model in production."""
+    root, environment = new_workplace(tmp_path_factory.mktemp("clone"))
+    began = time.monotonic()
+    try:
+        # The environment is this one; `-o` says that it need not be installed again.
+        done = subprocess.run(
+            ["make", "-o", ".venv/installed", f"BIN={BIN}", "run"],
+            cwd=root, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        there = Servers(root, environment, done.stdout, time.monotonic() - began)
+        there.environment |= there.settings.exports()
+        yield there
+    finally:
+        stopped = subprocess.run(
+            [BIN / "workshop", "down"], cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        assert not processes_of(root), "`workshop down` left processes"
+
+
+@pytest.fixture(scope="session")
+def promoted(servers) -> Servers:
+    """The same; the name says that a model in production is what the test is about."""
+    return servers
+
+
+@pytest.fixture
+def in_workplace(servers, monkeypatch) -> Servers:
+    """Make this process see the clone's servers, as a notebook's kernel does."""
+    with environment_of(servers.environment):
+        monkeypatch.chdir(servers.pipeline)
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def germany_csv(tmp_path_factory) -> Path:
+    """A processed CSV of the embedded sample."""
+    from workshop.data.prepare import load_or_make
+
+    file = tmp_path_factory.mktemp("germany") / "germany.csv"
+    load_or_make(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, driven by Playwright."""
+    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    required("Chromium", program)
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield chromium
+        chromium.close()

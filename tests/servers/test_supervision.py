@@ -1,0 +1,224 @@
+"""Starting, watching and stopping the servers, for real."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import psutil
+import pytest
+from workplace import BIN, Servers, environment_of, new_workplace, processes_of
+
+from workshop.servers import supervision
+from workshop.settings import Settings
+
+NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
+
+
+def status(place: Servers) -> dict[str, dict]:
+    """What `workshop status --json` says, by name."""
+    return {row["name"]: row for row in json.loads(place.run(BIN / "workshop", "status", "--json").stdout)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A clone of its own, whose servers these tests start, kill and stop."""
+    root, environment = new_workplace(tmp_path_factory.mktemp("place"))
+    place = Servers(root, environment, "", 0.0)
+    yield place
+    place.run(BIN / "workshop", "down")
+    assert not processes_of(root)
+
+
+@pytest.fixture
+def running(place):
+    """The same with its servers up."""
+    done = place.run(BIN / "workshop", "up")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_status_names_every_service(running):
+    """A list of objects with name, address, pid and health; all well."""
+    rows = status(running)
+    assert set(rows) == NAMES
+    assert all(set(row) == {"name", "address", "pid", "healthy"} for row in rows.values())
+    assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows.values())
+
+
+def test_up_twice_changes_nothing(running):
+    """The second `up` keeps every process."""
+    before = status(running)
+    done = running.run(BIN / "workshop", "up")
+    assert done.returncode == 0
+    assert status(running) == before
+
+
+def test_servers_listen_on_loopback_alone(running):
+    """No socket of the servers is open to another machine."""
+    pids = {process.pid for process in processes_of(running.root)}
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.pid in pids
+    ]
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_password_is_nowhere_but_in_its_file(running):
+    """Not in a command line, an environment, a log or an address; its file is the owner's alone."""
+    settings = running.settings
+    password = settings.credentials()[1].get_secret_value()
+    assert settings.credentials_file.stat().st_mode & 0o777 == 0o600
+    assert settings.state.stat().st_mode & 0o077 == 0
+    for process in processes_of(running.root):
+        with contextlib.suppress(psutil.Error):
+            assert password not in " ".join(process.cmdline())
+            assert password not in str(process.environ())
+    for log in settings.logs.iterdir():
+        assert password not in log.read_text(errors="replace")
+    assert password not in running.run(BIN / "workshop", "config", "--export").stdout
+
+
+def test_service_that_dies_is_started_again(running):
+    """kill -9 on the FTP server: another one answers on the same port."""
+    before = status(running)["ftp"]
+    os.kill(before["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    after = before
+    while time.monotonic() < deadline and (after["pid"] in (before["pid"], None) or not after["healthy"]):
+        time.sleep(0.5)
+        after = status(running)["ftp"]
+    assert after["healthy"]
+    assert after["pid"] != before["pid"]
+    assert after["address"] == before["address"]
+
+
+def test_up_after_a_crash_replaces_what_was_left(running):
+    """The supervisor killed: its orphans hold ports and database; `up` ends them, and one set of servers runs."""
+    before = status(running)
+    supervisor = int((running.settings.state / "supervisord.pid").read_text())
+    os.kill(supervisor, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(supervisor)] if psutil.pid_exists(supervisor) else [], timeout=5)
+    done = running.run(BIN / "workshop", "up")
+    assert done.returncode == 0, done.stderr
+    assert "left behind" in done.stderr
+    after = status(running)
+    assert {name: row["address"] for name, row in after.items()} == {n: r["address"] for n, r in before.items()}
+    assert not any(psutil.pid_exists(row["pid"]) for row in before.values())
+    holders = [
+        process.pid
+        for process in psutil.process_iter()
+        if str(running.settings.database) in " ".join(_cmdline(process)) and "mlflow" in " ".join(_cmdline(process))
+    ]
+    assert len(holders) == 1
+
+
+def _cmdline(process):
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def test_down_leaves_nothing_and_up_moves_from_a_busy_port(running):
+    """After `down` no process, no socket file; a port that is taken by then is left alone, and `up` says so."""
+    wanted = running.settings.dashboard_port
+    done = running.run(BIN / "workshop", "down")
+    assert done.returncode == 0, done.stderr
+    assert not processes_of(running.root)
+    assert not (running.root / "server" / "state" / "supervisor.sock").exists()
+    with socket.socket() as somebody:
+        somebody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        somebody.bind(("127.0.0.1", wanted))
+        somebody.listen()
+        done = running.run(BIN / "workshop", "up")
+        assert done.returncode == 0, done.stderr
+        assert f"port {wanted} is busy" in done.stderr
+        moved = status(running)["dashboard"]
+        assert moved["healthy"]
+        assert not moved["address"].endswith(f":{wanted}")
+        assert moved["address"] in running.run(BIN / "workshop", "config", "--export").stdout
+
+
+def test_up_refuses_a_second_server_on_the_database(place):
+    """A tracking server started by hand on this database: `up` names it and starts nothing beside it."""
+    place.run(BIN / "workshop", "up")
+    place.run(BIN / "workshop", "down")
+    settings = place.settings
+    command = [BIN / "mlflow", "server", "--port", str(settings.mlflow_port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{settings.database}",
+        "--artifacts-destination",
+        settings.artifacts_uri,
+    ]
+    environment = place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with subprocess.Popen(
+        command, cwd=place.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as by_hand:
+        family = [psutil.Process(by_hand.pid)]
+        try:
+            with environment_of(place.environment):
+                deadline = time.monotonic() + 60
+                while supervision._database_holder(Settings()) is None and time.monotonic() < deadline:
+                    time.sleep(0.5)
+            family += family[0].children(recursive=True)
+            done = place.run(BIN / "workshop", "up")
+            assert done.returncode == 1
+            assert "has the tracking database open" in done.stderr
+            assert any(f"process {process.pid}" in done.stderr for process in family)
+            assert "Traceback" not in done.stderr
+        finally:
+            by_hand.terminate()
+            _, alive = psutil.wait_procs(family, timeout=20)
+            for process in alive:
+                process.kill()
+
+
+def test_up_says_which_service_does_not_answer(place):
+    """A service that cannot start: its name, the end of its log, exit code 1 and no traceback."""
+    app = place.root / "4_pipeline" / "dashboard" / "app.py"
+    content = app.read_text()
+    app.write_text("raise SystemExit('the dashboard has a reason')\n")
+    try:
+        done = place.run(BIN / "workshop", "up")
+        assert done.returncode == 1
+        assert "Dashboard does not answer" in done.stderr
+        assert "the dashboard has a reason" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        app.write_text(content)
+    done = place.run(BIN / "workshop", "up")  # mended, it is given another chance
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_ups_at_once_make_one_set_of_servers(place):
+    """Two shells type `up` at the same moment: both succeed, and every service runs once."""
+    place.run(BIN / "workshop", "down")
+    shells = [subprocess.Popen([BIN / "workshop", "up"], cwd=place.root, env=place.environment) for _ in range(2)]
+    assert [shell.wait(timeout=200) for shell in shells] == [0, 0]
+    supervisors = [p for p in processes_of(place.root) if "supervisor.supervisord" in " ".join(_cmdline(p))]
+    assert len(supervisors) == 1
+
+
+def test_database_is_made_whole_or_not_at_all(place, tmp_path):
+    """`up` killed while the tables are made: no half-made database stays, and the next `up` works."""
+    environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "state")}
+    with subprocess.Popen([BIN / "workshop", "up"], cwd=place.root, env=environment, start_new_session=True) as first:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "state" / "mlflow.new").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not (tmp_path / "state" / "mlflow.db").exists()
+    try:
+        done = place.run(BIN / "workshop", "up", env=environment)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "state" / "mlflow.db").exists()
+    finally:
+        place.run(BIN / "workshop", "down", env=environment)

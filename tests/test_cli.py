@@ -1,0 +1,195 @@
+"""The command line: help, output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+
+import click
+import pytest
+from workplace import BIN, clean_environment
+
+from workshop.cli import main
+
+
+def commands(group=main, path=()):
+    """Every command with the words that call it."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def workshop(*words, **options):
+    """Run the command line outside any clone's servers."""
+    options = {"env": clean_environment(), "timeout": 60} | options
+    return subprocess.run([BIN / "workshop", *words], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(commands()), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
+)
+def test_command_has_help_with_an_example_that_parses(words, command):
+    """Each command says what it does and shows a call; the words of that call are the command's own."""
+    text = command.help
+    example = next(line.split("Example:")[1].strip() for line in text.splitlines() if "Example:" in line)
+    assert "workshop " + " ".join(words) in example
+    assert text.strip()[0].isupper()
+
+
+def test_help_answers_at_once():
+    """`workshop --help` takes less than half a second, at the median of five."""
+    seconds = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert workshop("--help").returncode == 0
+        seconds.append(time.monotonic() - began)
+    assert statistics.median(seconds) < 0.5
+
+
+def test_misuse_exits_2_and_says_why():
+    """An unknown command or option is misuse."""
+    for words in (["fly"], ["status", "--xml"], ["data", "fetch"]):
+        done = workshop(*words)
+        assert done.returncode == 2
+        assert "Error:" in done.stderr
+
+
+def test_config_export_is_for_the_shell(servers):
+    """Evaluated by a shell it sets the addresses and finds the programs, and it holds no secret."""
+    line = 'eval "$(workshop config --export)" && echo $MLFLOW_TRACKING_URI && command -v mlflow'
+    done = servers.run("sh", "-c", line)
+    assert done.stdout.splitlines() == [servers.tracking_uri, str(BIN / "mlflow")]
+
+
+def test_config_json_is_a_list_of_names_and_values(servers):
+    """What prints a table has --json."""
+    rows = json.loads(servers.run(BIN / "workshop", "config", "--json").stdout)
+    assert {"name": "MLFLOW_TRACKING_URI", "value": servers.tracking_uri} in rows
+
+
+def test_doctor_finds_nothing_on_a_running_machine(servers):
+    """All well: exit 0, a line each."""
+    done = servers.run(BIN / "workshop", "doctor")
+    assert done.returncode == 0, done.stdout
+    assert "dashboard" in done.stdout
+
+
+def test_doctor_finds_a_wrong_tracking_address(servers):
+    """A shell that points elsewhere: exit 1, and what to type."""
+    environment = servers.environment | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    done = servers.run(BIN / "workshop", "doctor", "--json", env=environment)
+    assert done.returncode == 1
+    (found,) = [row for row in json.loads(done.stdout) if not row["ok"]]
+    assert found["check"] == "tracking address"
+    assert "http://127.0.0.1:9" in found["found"]
+    assert "workshop config --export" in found["next_step"]
+
+
+def test_doctor_finds_a_proxy_that_catches_loopback(servers):
+    """http_proxy without NO_PROXY sends requests to our own servers elsewhere."""
+    environment = servers.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    done = servers.run(BIN / "workshop", "doctor", "--json", env=environment)
+    assert done.returncode == 1
+    found = {row["check"]: row for row in json.loads(done.stdout)}["proxy"]
+    assert not found["ok"]
+    assert "NO_PROXY" in found["next_step"]
+
+
+def test_data_fetch_to_a_folder_that_cannot_be_is_said_in_words(tmp_path):
+    """A file in the way: exit 1, no traceback."""
+    (tmp_path / "file").touch()
+    done = workshop("data", "fetch", "--source", "sample", "--to", str(tmp_path / "file" / "below"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "file") in done.stderr
+
+
+def test_data_fetch_of_an_unknown_source_names_those_there_are(tmp_path):
+    """The error says what is allowed."""
+    done = workshop("data", "fetch", "--source", "moon", "--to", str(tmp_path))
+    assert done.returncode == 1
+    assert "moon" in done.stderr
+    assert "sample" in done.stderr
+
+
+def test_promote_without_a_candidate_says_what_to_run(servers, tmp_path):
+    """No file: exit 1 and the next step."""
+    done = servers.run(BIN / "workshop", "promote", tmp_path / "none.json")
+    assert done.returncode == 1
+    assert "dvc repro" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_promote_of_what_is_in_production_is_refused_with_3(servers):
+    """The champion cannot beat itself: exit 3, and the alias stays."""
+    done = servers.run(BIN / "workshop", "promote")
+    assert done.returncode == 3, done.stderr
+    assert "in production already" in done.stdout
+
+
+# -- prerequisites, before anything is installed -------------------------------------------------------------------
+def make(folder, *words, **environment):
+    """Type a make target in a copy of what it reads."""
+    from workplace import ROOT
+
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", "workshop/teaching/prerequisites.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return subprocess.run(
+        ["make", *words], cwd=folder, env=clean_environment() | environment, capture_output=True, text=True, check=False
+    )
+
+
+def python_that_says(folder, body):
+    """A program that runs this Python with ``body`` executed first, to stand for another machine's."""
+    import sys
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(body)
+    program = folder / "python3"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import sys; sys.version_info = (3, 9, 2, 'final', 0)", ["Python 3.9 is out of range", "3.11, 3.12 or 3.13"]),
+        (
+            "import collections, shutil; shutil.disk_usage = lambda _: collections.namedtuple('u', 'free')(1e9)",
+            ["1.0 GB", "6 GB are needed"],
+        ),
+        ("import sys; sys.modules['ensurepip'] = None", ["cannot create environments", "apt install"]),
+        ("import shutil; shutil.which = lambda _: None", ["git is not installed"]),
+    ],
+)  # fmt: skip
+def test_make_run_names_what_the_machine_lacks(tmp_path, body, words):
+    """Before anything is installed: what is missing and what to do, in words."""
+    done = make(tmp_path / "clone", "run", f"PYTHON={python_that_says(tmp_path / 'bin', body)}")
+    assert done.returncode == 2
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "clone" / ".venv").exists()
+
+
+def test_make_stop_without_an_installation_is_no_error(tmp_path):
+    """Nothing installed, nothing to stop."""
+    assert make(tmp_path, "stop").returncode == 0
+
+
+def test_make_picks_a_python_in_range(tmp_path):
+    """With an old `python3` first on PATH a newer one further on is taken."""
+    old = tmp_path / "bin" / "python3"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    path = f"{old.parent}{os.pathsep}{os.environ['PATH']}"
+    done = make(tmp_path / "clone", "-n", "run", PATH=path)
+    assert any(f'"python3.1{minor}" -m venv' in done.stdout for minor in (1, 2, 3)), done.stdout

@@ -1,0 +1,113 @@
+"""The lock agrees with the ranges, and works on every Python it promises."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from workplace import BIN, ROOT, clean_environment
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RANGES = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+# What each part of the project cannot do without; importing it shows that the lock fits this Python.
+IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
+    "jupyterlab papermill mlflow dvc.api dask distributed sklearn tensorflow keras dash pyftpdlib.servers sqlalchemy "
+    "pandera.pandas pvlib skops.io plotly waitress supervisor.supervisord pydantic_settings workshop.cli "
+    "workshop.engine.engine workshop.models.registry workshop.servers.supervision"
+).split()
+
+
+def pins():
+    """Each pinned name with its versions: more than one where Pythons need different ones."""
+    found = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;]+)", line):
+            found.setdefault(canonicalize_name(match[1]), []).append(match[2])
+    return found
+
+
+@pytest.mark.parametrize("requirement", RANGES, ids=lambda requirement: requirement.name)
+def test_lock_holds_a_version_within_each_range(requirement):
+    """requirements.txt was compiled from pyproject.toml as it stands."""
+    versions = pins()[canonicalize_name(requirement.name)]
+    assert all(requirement.specifier.contains(version) for version in versions)
+
+
+def test_lock_holds_pins_alone():
+    """Exact versions from the index that the reader uses: no address, no path, no editable."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in lines if line.strip())
+    assert "://" not in "".join(lines)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_resolves(platform, python):
+    """Every pin has a wheel or a source for every Python and platform that the project promises."""
+    done = subprocess.run(
+        [BIN / "uv", "pip", "compile", "--quiet", "--python-version", python, "--python-platform", platform,
+         "--only-binary", "tensorflow", "--no-header", "--no-annotate", "requirements.txt"],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "tensorflow==" in done.stdout
+
+
+def interpreter(version: str) -> str | None:
+    """Return a Python of that version, from PATH or from pyenv, or None."""
+    candidates = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    for candidate in filter(None, candidates):
+        asked = subprocess.run([candidate, "-c", "print('ok')"], capture_output=True, text=True, check=False)
+        if asked.stdout == "ok\n":
+            return str(candidate)
+    return None
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", ["3.12", "3.13"])
+def test_everything_imports_and_a_notebook_runs_on(version, tmp_path):
+    """In a fresh environment of that Python: the pins install, all imports, a notebook runs with `--engine dask`."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"Python {version} is not on this machine")
+    environment = clean_environment() | {"VIRTUAL_ENV": str(tmp_path / "venv")}
+
+    def run(*words):
+        done = subprocess.run(
+            list(map(str, words)), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    try:
+        run(BIN / "uv", "venv", "--quiet", "--python", python, tmp_path / "venv")
+        run(BIN / "uv", "pip", "install", "--quiet", "-r", ROOT / "requirements.txt")
+        run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "-e", ROOT)
+        scripts = tmp_path / "venv" / "bin"
+        run(scripts / "python", "-c", "\n".join(f"import {name}" for name in IMPORTS))
+        run(scripts / "workshop", "data", "csv", "germany.csv")
+        environment["PATH"] = f"{scripts}:{environment['PATH']}"
+        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        tagged = nbformat.v4.new_code_cell("hours: int = 1", metadata={"tags": ["parameters"]})
+        notebook.cells = [tagged, nbformat.v4.new_code_cell(SOURCE)]
+        nbformat.write(notebook, tmp_path / "notebook.ipynb")
+        run(scripts / "papermill", "notebook.ipynb", "executed.ipynb", "--engine", "dask", "-p", "hours", "24")
+        assert "24 hours, first 2013-01-01" in (tmp_path / "executed.ipynb").read_text()
+    finally:
+        shutil.rmtree(tmp_path / "venv", ignore_errors=True)
+
+
+SOURCE = """\
+from pathlib import Path
+from workshop.data import schema
+germany = schema.read(Path("germany.csv")).head(hours)
+print(f"{len(germany)} hours, first {germany.utc_timestamp[0]:%Y-%m-%d}")"""

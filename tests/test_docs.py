@@ -1,0 +1,112 @@
+"""Documentation that is true: links resolve, commands exist and parse, chapters share their headings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+
+import click
+import pytest
+from workplace import BIN, ROOT
+
+from workshop.cli import main
+
+LISTED = subprocess.run(
+    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+    cwd=ROOT, capture_output=True, text=True, check=True,
+).stdout.split()  # fmt: skip
+PAGES = [ROOT / name for name in LISTED if (ROOT / name).exists()]
+CHAPTERS = ["1_starting_point", "2_tracking", "3_projects", "4_pipeline"]
+HEADINGS = ["What you will learn", "Before you start", "Time", "Steps", "Take-away"]
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+
+
+def name(path):
+    """A page's name in test ids."""
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_resolve(page):
+    """Every link to a file of the repository leads somewhere."""
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("[1-4]_*/**/*.ipynb")), ids=name)
+def test_relative_links_of_notebooks_resolve(notebook):
+    """The same for the text cells of notebooks."""
+    for target in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", notebook.read_text()):
+        if not re.match(r"[a-z]+:|attachment", target) and "\\" not in target:
+            assert (notebook.parent / target).exists(), f"{notebook}: {target}"
+
+
+def commands(page):
+    """The lines of a page's shell blocks, and its inline code, that call one of our programs."""
+    text = page.read_text()
+    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [*lines, *re.findall(r"`((?:workshop|make) [^`]+)`", text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_exist_and_their_options_parse(page):
+    """`workshop ...` names a command with options that it has; `make ...` a target."""
+    for line in commands(page):
+        for part in re.split(r"&&|;|\|", line):
+            words = shlex.split(part.strip(), comments=True)
+            if words[:1] == ["make"]:
+                assert {word for word in words[1:] if "=" not in word and not word.startswith("-")} <= TARGETS, line
+            if words[:1] == ["workshop"] and "..." not in words:
+                check_parses(words[1:], line)
+
+
+def check_parses(words, line):
+    """Let click parse the words without running anything."""
+    command, context = main, click.Context(main)
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, line
+        command = command.commands[words.pop(0)]
+    if isinstance(command, click.Group) or any(re.search(r"[A-Z]{2,}|[<>|]", word) for word in words):
+        return
+    try:
+        command.make_context("workshop", list(words), parent=context, resilient_parsing=False)
+    except click.exceptions.MissingParameter:
+        pass  # named in prose without its arguments
+    except click.exceptions.Exit:
+        pass  # --help
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapters_share_their_headings(chapter):
+    """What, before, time, steps, take-away, and a link to what comes next."""
+    text = (ROOT / chapter / "README.md").read_text()
+    assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == HEADINGS
+    following = dict(zip(CHAPTERS, [*CHAPTERS[1:], ""], strict=True))[chapter]
+    assert (following or "README") in text.rstrip().splitlines()[-1]
+
+
+def test_readme_tree_names_what_is_there():
+    """The annotated tree of the front page lists files and folders that exist."""
+    text = (ROOT / "README.md").read_text()
+    tree = re.search(r"```text\n(.*?)```", text, flags=re.DOTALL)[1]
+    for entry in re.findall(r"^([\w.]\S*)", tree, flags=re.MULTILINE):
+        assert (ROOT / entry.rstrip("/")).exists(), entry
+
+
+def test_readme_names_the_two_commands():
+    """The front page's commands are those that CI runs."""
+    text = (ROOT / "README.md").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make run" in text
+    assert "make test" in text
+    assert "make test" in script
+    assert "make lint" in script
+
+
+def test_words_are_spelled():
+    """The spelling checker that lint runs finds nothing in the pages."""
+    done = subprocess.run([BIN / "codespell", *map(str, PAGES)], capture_output=True, text=True, check=False)
+    assert done.stdout == ""

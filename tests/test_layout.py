@@ -1,0 +1,86 @@
+"""The layout shows the architecture."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+
+import pytest
+from workplace import ROOT
+
+TOP = {
+    "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
+    "workshop", "examples", "benchmarks", "tests", "pyproject.toml", "Makefile", "CHANGELOG.md", "CONTRIBUTING.md",
+    "LICENSE", ".ci", ".dvc", ".github", ".gitlab-ci.yml", ".devcontainer", ".binder", ".gitignore", ".env.example",
+    ".pre-commit-config.yaml",
+}  # fmt: skip
+# Who may import whom: only what stands further right.
+LAYERS = ["cli", "teaching", "servers engine", "models", "data", "parameters", "settings", "errors"]
+HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
+LIGHT_MODULES = ["workshop/cli.py", "workshop/settings.py", "workshop/errors.py", "workshop/parameters.py"]
+
+
+def tracked():
+    """Every file that git would commit."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    return [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).exists()]
+
+
+def test_top_level_holds_what_the_design_names():
+    """Nothing else appears at the top."""
+    assert {name.split("/")[0] for name in tracked()} <= TOP
+
+
+def test_no_file_exists_twice():
+    """Two files with the same content are one too many."""
+    contents = {}
+    for name in tracked():
+        content = (ROOT / name).read_bytes()
+        # A folder that must exist is kept by a .gitignore; MLflow wants an environment file in each project.
+        if content.strip() and not name.endswith((".gitignore", "python_env.yaml")):
+            contents.setdefault(content, []).append(name)
+    assert [names for names in contents.values() if len(names) > 1] == []
+
+
+def test_modules_stay_readable():
+    """At most 400 lines a module: beyond that it is split by noun."""
+    long = {
+        name: lines
+        for name in tracked()
+        if name.endswith(".py") and not name.startswith("tests/")
+        and (lines := len((ROOT / name).read_text().splitlines())) > 400
+    }  # fmt: skip
+    assert long == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workshop").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    """Arrows go from the command line to the errors and never back."""
+
+    def layer(module):
+        return next((n for n, names in enumerate(LAYERS) if module in names.split()), None)
+
+    own = path.relative_to(ROOT / "workshop").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for module in filter(None, modules):
+            if module.startswith("workshop."):
+                other = module.split(".")[1]
+                assert other == own or layer(other) > layer(own), f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("name", LIGHT_MODULES)
+def test_heavy_packages_are_imported_where_they_are_needed(name):
+    """`workshop --help` answers at once because nothing heavy is imported at a module's top."""
+    for node in ast.parse((ROOT / name).read_text()).body:
+        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not {module.split(".")[0] for module in filter(None, modules)} & HEAVY

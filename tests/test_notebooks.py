@@ -1,0 +1,108 @@
+"""How the notebooks are written: what STYLE a reader can rely on. That they run is tested where they belong."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+
+import pytest
+import yaml
+from workplace import ROOT
+
+NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/**/*.ipynb"))
+NOTEBOOKS = [path for path in NOTEBOOKS if not {".ipynb_checkpoints", "executed"} & set(path.parts)]
+TAUGHT = [path for path in NOTEBOOKS if path.relative_to(ROOT).parts[0] != "1_starting_point"]
+PIPELINE = sorted((ROOT / "4_pipeline" / "notebooks").glob("*.ipynb"))
+PARAMETERS = yaml.safe_load((ROOT / "4_pipeline" / "params.yaml").read_text())
+STAGES = yaml.safe_load((ROOT / "4_pipeline" / "dvc.yaml").read_text())["stages"]
+
+
+def name(path):
+    """A notebook's name in test ids."""
+    return str(path.relative_to(ROOT))
+
+
+def cells(path, kind):
+    """The cells of a kind, each with its source as one text."""
+    return [
+        cell | {"source": "".join(cell["source"])}
+        for cell in json.loads(path.read_text())["cells"]
+        if cell["cell_type"] == kind
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_notebook_is_committed_clean(path):
+    """No outputs, no counts, stable ids, and no metadata but the kernel's and tags."""
+    document = json.loads(path.read_text())
+    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
+    assert set(document["metadata"]) <= {"kernelspec", "language_info"}
+    assert document["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in document["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in document["cells"]:
+        assert set(cell["metadata"]) <= {"tags", "jupyter"}
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_notebook_has_title_aims_recap_question_and_next(path):
+    """The frame that every notebook shares."""
+    text = [cell["source"] for cell in cells(path, "markdown")]
+    assert text[0].startswith("# ")
+    assert any("In this notebook you will" in part for part in text)
+    end = text[-1]
+    assert "Recap" in end
+    assert "question" in end.lower()
+    assert re.search(r"\[[^\]]+\]\([^)]+\)", end)
+
+
+@pytest.mark.parametrize("path", TAUGHT, ids=name)
+def test_notebook_cells_are_short_and_explained(path):
+    """At most 15 lines a cell, half of them within 5, and about a text cell for each code cell."""
+    code = cells(path, "code")
+    lengths = [len(cell["source"].splitlines()) for cell in code]
+    assert max(lengths) <= 15
+    assert statistics.median(lengths) <= 5
+    assert len(cells(path, "markdown")) >= 0.8 * len(code)
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=name)
+def test_pipeline_parameters_agree(path):
+    """params.yaml, the notebook's `parameters` cell and dvc.yaml name the same parameters, with typed defaults."""
+    stage = path.stem
+    tagged = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
+    expected = set(PARAMETERS[stage])
+    command = " ".join(STAGES[stage]["cmd"]) if isinstance(STAGES[stage]["cmd"], list) else STAGES[stage]["cmd"]
+    assert set(re.findall(rf"\$\{{{stage}\.(\w+)\}}", command)) == expected
+    assert stage in STAGES[stage]["params"]
+    assert f"workshop params {stage}" in command
+    assert tagged == cells(path, "code")[:1]
+    lines = tagged[0]["source"].splitlines()
+    assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
+    assert {line.split(":")[0] for line in lines} == expected
+
+
+def test_params_name_the_stages():
+    """Each section is a stage, and each stage but the first has one."""
+    assert list(PARAMETERS) == [stage for stage in STAGES if stage != "tracking_store"]
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=name)
+def test_pipeline_notebook_names_no_path_and_no_address(path):
+    """Where things are is said in dvc.yaml and the settings, nowhere else."""
+    for cell in cells(path, "code"):
+        assert not re.search(
+            r"https?://|ftp://|tcp://|localhost|127\.0\.0\.1|password|['\"][^'\"\s]*/[^'\"\s]*['\"]", cell["source"]
+        )
+
+
+@pytest.mark.parametrize("path", PIPELINE, ids=name)
+def test_pipeline_notebook_is_a_dependency_run_by_papermill(path):
+    """The source notebook is what DVC watches; its executed copy goes elsewhere."""
+    stage = STAGES[path.stem]
+    assert f"notebooks/{path.name}" in stage["deps"]
+    assert f"papermill notebooks/{path.name} executed/{path.name} --engine dask" in " ".join(stage["cmd"])

@@ -1,0 +1,92 @@
+"""What the experiment is."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from workplace import ROOT
+
+from workshop.errors import ParameterError
+from workshop.parameters import STAGES, allowed, read, read_stage
+
+COMMITTED = ROOT / "4_pipeline" / "params.yaml"
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A function that writes the committed parameters with one of them changed."""
+
+    def write(stage, key, value):
+        content = yaml.safe_load(COMMITTED.read_text())
+        content[stage][key] = value
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    return write
+
+
+def test_parameters_as_committed_are_allowed():
+    """The file in the repository passes its own check."""
+    assert set(read(COMMITTED)) == set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "words"),
+    [
+        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "a whole number from 1 to 2000"]),
+        ("train_rf", "n_estimators", 0, ["train_rf.n_estimators", "0", "from 1"]),
+        ("train_rf", "n_estimators", 2.5, ["train_rf.n_estimators", "2.5", "a whole number"]),
+        ("train_rf", "n_estimators", True, ["train_rf.n_estimators", "True"]),
+        ("train_rf", "n_estimatorz", 5, ["train_rf.n_estimatorz is unknown", "Did you mean `n_estimators`?"]),
+        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05 to 0.5"]),
+        ("fetch", "source", "moon", ["fetch.source", "'moon'", "`sample`"]),
+        ("compare", "rank_by", None, ["compare.rank_by", "None", "`r2`"]),
+        ("report", "week", "2016-40", ["report.week", "2016-40", "latest"]),
+        ("train_keras", "learning_rate", float("nan"), ["train_keras.learning_rate", "nan"]),
+    ],
+)
+def test_parameter_that_is_not_allowed_is_named(changed, stage, key, value, words):
+    """The error names the key, the value and what is allowed, for one stage and for the whole file."""
+    file = changed(stage, key, value)
+    for check in (lambda: read(file), lambda: read_stage(file, stage)):
+        with pytest.raises(ParameterError) as caught:
+            check()
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_parameter_of_another_stage_does_not_matter(changed):
+    """A stage looks at its own section alone."""
+    assert read_stage(changed("train_rf", "n_estimators", "many"), "split").test_fraction == 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no stages"),
+        ("split: [1", "is not YAML"),
+        ("moon: {a: 1}", "moon is unknown"),
+        ("fetch: 3", "`fetch` holds no parameters"),
+    ],
+)
+def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
+    """A file that is no mapping of stages is told in words."""
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    with pytest.raises(ParameterError, match=words):
+        read(file)
+
+
+def test_parameters_file_that_is_absent_is_named(tmp_path):
+    """No file: its path is in the error."""
+    with pytest.raises(ParameterError, match=r"params\.yaml"):
+        read(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [(stage, key) for stage, model in STAGES.items() for key in model.model_fields]
+)
+def test_parameter_is_described_in_words(stage, key):
+    """What a parameter may be can be said of every one of them."""
+    assert allowed(STAGES[stage], key)

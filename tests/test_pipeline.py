@@ -1,0 +1,328 @@
+"""The pipeline as a person runs it: `dvc repro` in a clone, on the real servers and cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from workplace import BIN, Servers, new_workplace, processes_of
+
+from workshop.data import schema
+from workshop.models.tracking import file_hash, runs_of_notebook
+
+STAGES = [
+    "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "compare", "promote",
+    "report",
+]  # fmt: skip
+TRAINING = {"train_linreg", "train_rf", "train_keras"}
+NOTEBOOK_STAGES = [stage for stage in STAGES if stage not in ("tracking_store", "fetch", "promote")]
+
+
+def dvc(place: Servers, *words: str, **options):
+    """Run DVC in the pipeline's folder."""
+    return place.run(BIN / "dvc", *words, cwd=place.pipeline, **options)
+
+
+def ran(done) -> list[str]:
+    """The stages that DVC says it ran."""
+    return re.findall(r"^Running stage '([^']+)'", done.stdout, flags=re.MULTILINE)
+
+
+def change(place: Servers, stage: str, key: str, value: object) -> None:
+    """Write one parameter."""
+    file = place.pipeline / "params.yaml"
+    content = yaml.safe_load(file.read_text())
+    content[stage][key] = value
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+@pytest.fixture
+def restored(servers):
+    """The clone, whose parameters and notebooks are put back, and whose pipeline is brought up to date, afterwards."""
+    yield servers
+    subprocess.run(["git", "checkout", "--quiet", "--", "4_pipeline"], cwd=servers.root, check=True)
+    assert dvc(servers, "repro").returncode == 0
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory):
+    """A clone without servers."""
+    root, environment = new_workplace(tmp_path_factory.mktemp("lonely"))
+    yield Servers(root, environment, "", 0.0)
+    assert not processes_of(root)
+
+
+# -- what `make run` leaves ----------------------------------------------------------------------------------------
+def test_run_tells_of_every_step_and_ends_with_a_table(servers):
+    """Addresses, the production model with version and R2, and what to type next."""
+    settings = servers.settings
+    for address in (
+        settings.dashboard_url,
+        settings.tracking_uri,
+        settings.dask_dashboard_url,
+        f"ftp://127.0.0.1:{settings.ftp_port}",
+    ):
+        assert address in servers.output
+    assert re.search(r"wind_solar version 1 \(train_\w+\), held-out R2 0\.7\d\d", servers.output)
+    assert "Next:" in servers.output
+
+
+def test_run_again_keeps_everything(servers):
+    """Nothing changed: the same table within 15 s, nothing retrained, the same server processes."""
+    before = servers.run(BIN / "workshop", "status", "--json").stdout
+    began = time.monotonic()
+    again = servers.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
+    seconds = time.monotonic() - began
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.split("Dashboard")[1] == servers.output.split("Dashboard")[1]
+    assert all(f"{stage}: unchanged" in again.stderr for stage in STAGES[1:])
+    assert servers.run(BIN / "workshop", "status", "--json").stdout == before
+    assert seconds < 60  # 15 s on a quiet machine; here it only must not train
+
+
+def test_run_changes_no_file_but_the_lock(servers):
+    """In a clone everything that is made is git-ignored, but for `dvc.lock`, which names this machine's store."""
+    changed = servers.run("git", "status", "--porcelain").stdout.splitlines()
+    assert set(changed) <= {" M 4_pipeline/dvc.lock"}
+
+
+def test_sample_is_made_the_same_everywhere(servers):
+    """The data's hashes in the committed lock are those of the data made here."""
+    committed = yaml.safe_load(servers.run("git", "show", "HEAD:4_pipeline/dvc.lock").stdout)["stages"]
+    here = yaml.safe_load((servers.pipeline / "dvc.lock").read_text())["stages"]
+    assert committed["fetch"]["outs"] == here["fetch"]["outs"]
+
+
+def test_notebooks_ran_on_the_cluster_and_are_whole(servers):
+    """Every stage's executed copy: no exception, no pending cell, a figure or table among its outputs."""
+    for stage in NOTEBOOK_STAGES:
+        executed = nbformat.read(servers.pipeline / "executed" / f"{stage}.ipynb", as_version=4)
+        assert executed.metadata.papermill.exception is None
+        assert all(cell.metadata.papermill.status == "completed" for cell in executed.cells)
+        assert sum(len(cell.get("outputs", [])) for cell in executed.cells) >= 2
+
+
+def test_runs_carry_their_lineage(in_workplace):
+    """Each training run: commit, hash of its data as DVC has it, stage, parameters, executed notebook, model."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    commit = in_workplace.run("git", "rev-parse", "HEAD").stdout.strip()
+    lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]
+    hashes = {out["path"].removeprefix("data/"): out["md5"] for out in lock["split"]["outs"]}
+    for stage in TRAINING:
+        summary = json.loads((in_workplace.pipeline / "results" / f"{stage}.json").read_text())
+        run = client.get_run(summary["run_id"])
+        tags = run.data.tags
+        assert run.info.status == "FINISHED"
+        assert tags["workshop.stage"] == stage
+        assert tags["mlflow.source.git.commit"] == commit
+        assert tags["workshop.git.dirty"] == "false"
+        assert {name: tags[f"workshop.data.{name}"] for name in hashes} == hashes
+        section = yaml.safe_load((in_workplace.pipeline / "params.yaml").read_text())[stage]
+        assert run.data.params == {name: str(value) for name, value in section.items()}
+        assert run.data.metrics["r2"] == pytest.approx(summary["r2"])
+        executed = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notebook/{stage}.ipynb"))
+        assert runs_of_notebook(executed) == [run.info.run_id]
+        assert executed["metadata"]["papermill"]["exception"] is None
+
+
+def test_hash_of_a_file_is_dvcs(servers):
+    """What a run says of its data can be looked up in `dvc.lock` and in DVC's cache."""
+    lock = yaml.safe_load((servers.pipeline / "dvc.lock").read_text())["stages"]
+    (parquet,) = [out for out in lock["prepare"]["outs"] if out["path"] == "data/germany.parquet"]
+    assert file_hash(servers.pipeline / "data" / "germany.parquet") == parquet["md5"]
+
+
+def test_production_model_has_a_record(in_workplace):
+    """The version in production says when, who, why, its score, the rules, and what it replaced."""
+    import mlflow
+
+    version = mlflow.MlflowClient(in_workplace.tracking_uri).get_model_version_by_alias("wind_solar", "production")
+    record = {name.removeprefix("workshop.promotion."): value for name, value in version.tags.items()}
+    assert {"r2", "when", "who", "why", "reason", "replaced", "rules"} <= set(record)
+    assert all(rule["passed"] for rule in json.loads(record["rules"]))
+    candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
+    assert version.run_id == candidate["run_id"]
+
+
+def test_artifacts_pass_through_the_tracking_server(in_workplace):
+    """Clients hold no FTP address and no password: artifact locations are the server's own."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    summary = json.loads((in_workplace.pipeline / "results" / "train_rf.json").read_text())
+    assert client.get_run(summary["run_id"]).info.artifact_uri.startswith("mlflow-artifacts:")
+    files = [file for file in (in_workplace.settings.artifacts / "mlflow").rglob("*") if file.is_file()]
+    assert any(file.name == "train_rf.ipynb" for file in files)
+
+
+def test_findings_count_what_was_left_out(servers):
+    """Doubled and missing hours are counted, and the table holds the rest."""
+    findings = json.loads((servers.pipeline / "results" / "findings.json").read_text())
+    germany = schema.read(servers.pipeline / "data" / "germany.parquet")
+    assert findings["hours_kept"] == len(germany)
+    assert findings["hours_expected"] - findings["hours_left_out"] == len(germany)
+    assert findings["doubled"]["power"] == 4
+
+
+def test_report_is_one_file_that_names_its_model(servers):
+    """Self-contained: no address is fetched; the model's version, the week and the word modelled are in it."""
+    page = (servers.pipeline / "results" / "report.html").read_text(encoding="utf-8")
+    assert "wind_solar version 1" in page
+    assert re.search(r"week 2016-W5\d", page)
+    assert "modelled" in page
+    outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?!data:)[^"]+"', page)
+    assert outside == []
+
+
+# -- what runs again, and what does not ----------------------------------------------------------------------------
+def test_repro_without_a_change_runs_tracking_store_alone(servers):
+    """Every other stage is skipped."""
+    done = dvc(servers, "repro")
+    assert done.returncode == 0, done.stderr
+    assert ran(done) == ["tracking_store"]
+
+
+def test_repro_after_one_parameter_runs_what_depends_on_it(restored):
+    """A parameter of one model: that model, the comparison, and what follows; what is live stays."""
+    change(restored, "train_linreg", "fit_intercept", False)
+    done = dvc(restored, "repro")
+    assert done.returncode == 0, done.stderr
+    assert ran(done)[:3] == ["tracking_store", "train_linreg", "compare"]
+    assert not {"fetch", "prepare", "split", "train_rf", "train_keras"} & set(ran(done))
+    assert "fit_intercept" in dvc(restored, "params", "diff").stdout
+
+
+def test_repro_after_the_store_was_wiped_trains_again(restored, in_workplace):
+    """The experiment with its runs is gone: training runs again, data stages do not."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    experiment = client.get_experiment_by_name("predicting_wind_solar")
+    client.rename_experiment(experiment.experiment_id, f"wiped_{time.time():.0f}")
+    done = dvc(restored, "repro")
+    assert done.returncode == 0, done.stderr
+    assert set(ran(done)) >= {"tracking_store", "compare", "promote"} | TRAINING
+    assert not {"fetch", "prepare", "split"} & set(ran(done))
+
+
+def test_better_candidate_replaces_the_champion(restored, in_workplace):
+    """A forest that beats the one in production: new version, alias moved, the record names what it replaced."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    before = client.get_model_version_by_alias("wind_solar", "production").version
+    change(restored, "train_rf", "max_depth", 8)
+    done = dvc(restored, "repro")
+    assert done.returncode == 0, done.stderr
+    after = client.get_model_version_by_alias("wind_solar", "production")
+    decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
+    scores = decision["candidate"]["r2"], decision["champion"]["r2"]
+    assert decision["promoted"] == (scores[0] > scores[1])
+    assert decision["promoted"], decision["reason"]
+    assert int(after.version) > int(before)
+    assert after.tags["workshop.promotion.replaced"] == before
+
+
+# -- bad input and faults ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "words"),
+    [
+        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "a whole number from 1 to 2000"]),
+        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05 to 0.5"]),
+        ("train_keras", "epoch", 5, ["train_keras.epoch is unknown", "epochs"]),
+    ],
+)
+def test_repro_with_a_bad_parameter_stops_at_once(restored, stage, key, value, words):
+    """Key, value and what is allowed, before anything has run; and so does the stage alone."""
+    change(restored, stage, key, value)
+    for command in (["repro"], ["repro", "--single-item", stage]):
+        done = dvc(restored, *command)
+        assert done.returncode != 0
+        assert all(word in done.stderr for word in words), done.stderr
+        assert "Traceback" not in done.stderr
+        assert "papermill" not in done.stdout
+
+
+def test_repro_without_servers_stops_at_tracking_store(lonely):
+    """Within seconds, before any training: which address did not answer, and `workshop up`."""
+    done = dvc(lonely, "repro")
+    assert done.returncode != 0
+    assert ran(done) == ["tracking_store"] or not TRAINING & set(ran(done))
+    assert lonely.settings.tracking_uri in done.stderr
+    assert "workshop up" in done.stderr
+    assert "Traceback" not in done.stderr
+    began = time.monotonic()
+    assert lonely.run(BIN / "workshop", "tracking-store", "store.json").returncode == 1
+    assert time.monotonic() - began < 10  # 5 s on a quiet machine
+
+
+def test_repro_after_a_failing_cell_goes_on_from_there(restored):
+    """The cell's error and the partial notebook's path; mended, it goes on from that stage."""
+    notebook = restored.pipeline / "notebooks" / "split.ipynb"
+    good = notebook.read_text()
+    document = nbformat.reads(good, as_version=4)
+    index = next(n for n, cell in enumerate(document.cells) if "split_by_time(" in cell.source)
+    document.cells[index].source = "raise RuntimeError('this cell has a fault')"
+    nbformat.write(document, notebook)
+    done = dvc(restored, "repro")
+    assert done.returncode != 0
+    assert ran(done)[-1] == "split"
+    assert "RuntimeError: this cell has a fault" in done.stderr
+    assert "executed/split.ipynb" in done.stderr
+    partial = nbformat.read(restored.pipeline / "executed" / "split.ipynb", as_version=4)
+    assert partial.metadata.papermill.exception is True
+    notebook.write_text(good)
+    done = dvc(restored, "repro")
+    assert done.returncode == 0, done.stderr
+    assert "prepare" not in ran(done)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda lines: [*lines[:500], lines[500][:15]], ["line 501"]),
+        (lambda lines: [",".join(line.split(",")[:-3]) for line in lines], ["column"]),
+        (lambda lines: [*lines[:9], re.sub(r",[^,]*,", ",much,", lines[9], count=1), *lines[10:]], ["line 10", "much"]),
+    ],
+    ids=["truncated", "columns", "text"],
+)
+def test_prepare_of_broken_data_stops_before_any_training(restored, damage, words):
+    """A raw file cut short, without columns, with text in a number: file, line and value, and nothing is trained."""
+    file = restored.pipeline / "data" / "raw" / "weather_data.csv"
+    good = file.read_bytes()
+    file.unlink()  # DVC may have linked it to its cache
+    file.write_text("\n".join(damage(good.decode().splitlines())))
+    done = dvc(restored, "repro", "--single-item", "--force", "prepare")
+    try:
+        assert done.returncode != 0
+        assert "weather_data.csv" in done.stderr
+        assert all(word in done.stderr for word in words), done.stderr
+    finally:
+        file.unlink()
+        file.write_bytes(good)
+
+
+def test_negative_radiation_stops_the_next_stage(restored):
+    """A processed table that breaks the schema: row, column, value and rule; nothing is trained."""
+    file = restored.pipeline / "data" / "germany.parquet"
+    good = file.read_bytes()
+    frame = pd.read_parquet(file)
+    frame.loc[7, "rad_diffuse"] = -3.0
+    file.unlink()
+    frame.to_parquet(file, index=False)
+    try:
+        done = dvc(restored, "repro", "--single-item", "--force", "split")
+        assert done.returncode != 0
+        for word in ("rad_diffuse", "-3", "2013-01-01T07:00:00Z"):
+            assert word in done.stderr, done.stderr
+    finally:
+        file.unlink()
+        file.write_bytes(good)

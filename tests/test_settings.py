@@ -1,0 +1,121 @@
+"""Where things are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from workplace import ROOT, clean_environment, environment_of
+
+from workshop import errors
+from workshop.settings import find_root, get_settings
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder that looks like a clone, as this process's own."""
+    (tmp_path / "4_pipeline").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    with environment_of(clean_environment()):
+        yield tmp_path
+
+
+def test_root_is_the_clone_one_stands_in(root):
+    """Commands typed in a clone act on that clone, whichever the package was installed from."""
+    assert find_root(root / "4_pipeline") == root
+    assert find_root(root.parent) == ROOT
+
+
+def test_settings_without_anything_are_the_defaults(root):
+    """Nothing set: loopback and the well-known ports, state below the root."""
+    settings = get_settings()
+    assert settings.tracking_uri == "http://127.0.0.1:5000"
+    assert settings.scheduler_address == "tcp://127.0.0.1:8786"
+    assert settings.state == root / "server" / "state"
+
+
+def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatch):
+    """`.env` is below the environment, and both are below the ports of servers that run."""
+    (root / ".env").write_text("WORKSHOP_MLFLOW_PORT=5101\nWORKSHOP_DASHBOARD_PORT=8101\n")
+    assert get_settings().mlflow_port == 5101
+    monkeypatch.setenv("WORKSHOP_MLFLOW_PORT", "5102")
+    assert get_settings().mlflow_port == 5102
+    settings = get_settings()
+    settings.state.mkdir(parents=True)
+    settings.ports_file.write_text(json.dumps({"mlflow_port": 5103}))
+    assert get_settings().mlflow_port == 5103
+    assert get_settings().dashboard_port == 8101
+
+
+@pytest.mark.parametrize("value", ["many", "0", "65536"])
+def test_setting_out_of_range_names_the_variable(root, monkeypatch, value):
+    """A port that is none is an error with the variable, the value and the next step."""
+    monkeypatch.setenv("WORKSHOP_FTP_PORT", value)
+    with pytest.raises(errors.SettingsError) as caught:
+        get_settings()
+    assert "WORKSHOP_FTP_PORT" in str(caught.value)
+    assert value in str(caught.value)
+    assert "next:" in str(caught.value)
+
+
+def test_credentials_are_generated_once_and_private(root):
+    """The password is random, kept in a file of mode 0600, and never in what the settings show."""
+    settings = get_settings()
+    with pytest.raises(errors.SettingsError, match="workshop up"):
+        settings.credentials()
+    user, password = settings.credentials(create=True)
+    assert settings.credentials_file.stat().st_mode & 0o777 == 0o600
+    assert get_settings().credentials(create=True) == (user, password)
+    assert len(password.get_secret_value()) >= 24
+    assert password.get_secret_value() not in repr(get_settings()) + str(get_settings().exports())
+
+
+def test_credentials_open_to_others_are_refused(root):
+    """A file that others can read is no secret: the error says how to mend it."""
+    settings = get_settings()
+    settings.credentials(create=True)
+    settings.credentials_file.chmod(0o644)
+    with pytest.raises(errors.SettingsError, match="chmod 600"):
+        settings.credentials()
+
+
+def test_credentials_file_that_is_damaged_says_so(root):
+    """Half a file ends in words, not in a traceback."""
+    settings = get_settings()
+    settings.credentials(create=True)
+    settings.credentials_file.write_text('{"ftp_user": ')
+    with pytest.raises(errors.SettingsError, match="damaged"):
+        settings.credentials()
+
+
+def test_artifacts_address_holds_no_secret(root, monkeypatch):
+    """Neither user nor password is part of the artifact address."""
+    monkeypatch.setenv("WORKSHOP_FTP_PASSWORD", "hush-hush")
+    settings = get_settings()
+    assert "@" not in settings.artifacts_uri
+    assert "hush-hush" not in str(settings) + str(settings.exports())
+
+
+def test_exports_mend_a_stale_shell(root, monkeypatch):
+    """With servers running here their address wins over an old one in the shell."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5999")
+    settings = get_settings()
+    assert settings.tracking_uri == "http://127.0.0.1:5999"
+    settings.state.mkdir(parents=True)
+    settings.ports_file.write_text(json.dumps({"mlflow_port": 5104}))
+    assert get_settings().exports()["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5104"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.WorkshopError)],
+)
+def test_errors_pickle_with_everything_they_say(kind):
+    """Errors cross process borders on the cluster and lose nothing."""
+    error = kind("It failed.", value=3, expected="4", next_step="try 4")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert str(copy) == str(error) == "It failed.\n  found:    3\n  expected: 4\n  next:     try 4"
+    assert copy.exit_code == error.exit_code

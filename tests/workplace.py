@@ -1,0 +1,157 @@
+"""A clone of this tree with ports of its own: where the tests run the real thing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from workshop.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
+PASSIVE_PORTS = 40
+RUN_SECONDS = 600
+
+
+def required(what: str, found: object) -> None:
+    """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
+    if not found:
+        if os.environ.get("WORKSHOP_REQUIRE_ALL"):
+            pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
+        pytest.skip(f"{what} is not on this machine")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def free_passive_range() -> int:
+    """Return the first of as many free ports in a row as the FTP server wants."""
+    for first in range(61000, 65000, PASSIVE_PORTS):
+        with contextlib.ExitStack() as probes:
+            try:
+                for port in range(first, first + PASSIVE_PORTS):
+                    probes.enter_context(contextlib.closing(socket.socket())).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no free passive range")
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this environment without what points at servers or a stage, and with this Python's programs first."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "MAKE"))
+    }
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
+    return environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "120"}
+
+
+def copy_tree(folder: Path) -> Path:
+    """Copy what git would commit of this tree into ``folder`` as a repository of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        source = ROOT / name
+        if source.exists():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    author = {"GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@localhost"}
+    committer = {"GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@localhost"}
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "A clone"]):
+        subprocess.run(["git", *command], cwd=folder, env=os.environ | author | committer, check=True)
+    return folder
+
+
+def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return a clone in ``folder`` and the environment in which its servers take free ports."""
+    root = copy_tree(folder)
+    environment = clean_environment() | {"WORKSHOP_ROOT": str(root)}
+    environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
+    environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
+    environment["WORKSHOP_DASK_WORKERS"] = "2"
+    return root, environment
+
+
+@contextlib.contextmanager
+def environment_of(variables: dict[str, str]) -> Iterator[None]:
+    """Make ``variables`` this process's environment for a while."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes whose command line or folder lies in ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and (
+                str(folder) in " ".join(process.cmdline()) or process.cwd().startswith(str(folder))
+            ):
+                found.append(process)
+    return found
+
+
+@dataclass
+class Servers:
+    """A clone with everything running; ``output`` is what `make run` printed."""
+
+    root: Path
+    environment: dict[str, str]
+    output: str
+    seconds: float
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as the clone's own programs see them."""
+        with environment_of(self.environment):
+            return Settings()
+
+    @property
+    def tracking_uri(self) -> str:
+        """The address of the tracking server."""
+        return self.settings.tracking_uri
+
+    @property
+    def pipeline(self) -> Path:
+        """The folder of `dvc.yaml`."""
+        return self.root / "4_pipeline"
+
+    def run(self, *command: str | Path, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
+        """Run a program of this Python's environment in the clone; return it with its output as text."""
+        options = {"timeout": RUN_SECONDS, "env": self.environment} | options
+        return subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd or self.root,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )

@@ -1,0 +1,242 @@
+"""Figures of hourly frames and of models: frame in, plotly figure out; the same in notebooks, report and dashboard."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from workshop.data.files import require_columns
+from workshop.data.schema import TARGETS
+from workshop.errors import DataError
+
+# Okabe and Ito's palette, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
+COLOURS = {"solar_GW": "#E69F00", "wind_GW": "#0072B2"}
+NAMES = {"solar_GW": "Solar", "wind_GW": "Wind"}
+INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
+SCORES = {"r2": "both", "r2_solar": "solar", "r2_wind": "wind"}
+SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS["wind_GW"]}
+HOURS_A_DAY = 24
+DAYS_OF_HOURS = 100  # a longer period is drawn as daily means: its hours would be thinner than a pixel
+BINS = 60
+AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Inter, 'Segoe UI', system-ui, sans-serif", "size": 13, "color": INK},
+        "colorway": [COLOURS["wind_GW"], COLOURS["solar_GW"], "#009E73", "#CC79A7", "#56B4E9", "#D55E00"],
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 48, "r": 12, "t": 76, "b": 44},
+        "title": {"x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 14}, "font": {"size": 16}},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "hovermode": "x unified",
+        "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"color": INK}},
+        "xaxis": {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True, "title": AXIS_TITLE},
+        "yaxis": {"gridcolor": GRID, "zerolinecolor": "#b9c3cb", "automargin": True, "title": AXIS_TITLE},
+    }
+)
+
+
+def measured_and_predicted(
+    frame: pd.DataFrame, predicted: pd.DataFrame, *, title: str | None = None, measured_name: str = "measured"
+) -> go.Figure:
+    """Draw measured (grey) and predicted (coloured) generation in GW over time: solar above, wind below.
+
+    ``frame`` is a processed frame; ``predicted`` holds `solar_GW` and `wind_GW` of the same rows in the same order. An
+    hour that is absent breaks the lines. A period of more than 100 days is drawn as daily means, of those days that
+    have all their hours. ``measured_name`` is what the legend calls the grey line. Raises DataError: no rows, a column
+    missing, not as many predictions as rows.
+    """
+    measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
+    daily = measured.index[-1] - measured.index[0] > pd.Timedelta(days=DAYS_OF_HOURS)
+    if daily:
+        measured, modelled = _daily_means(measured), _daily_means(modelled)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for row, target in enumerate(TARGETS, start=1):
+        lines = (
+            (measured, measured_name, {"color": MEASURED, "width": 1.6}, row == 1),
+            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 2}, True),
+        )
+        for part, name, line, in_legend in lines:
+            # No area below the line: plotly fills across a gap, as if the missing hours were known.
+            figure.add_scatter(
+                x=part.index,
+                y=part[target],
+                name=name,
+                showlegend=in_legend,
+                mode="lines",
+                connectgaps=False,
+                line=line,
+                hovertemplate="%{y:.2f} GW",
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", row=row, col=1)
+    figure.update_xaxes(title_text="UTC, daily means" if daily else "UTC", row=2, col=1)
+    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def week(
+    frame: pd.DataFrame, predicted: pd.DataFrame, first_day: datetime.date | str, *, measured_name: str = "measured"
+) -> go.Figure:
+    """Draw the seven days (UTC) from ``first_day`` as `measured_and_predicted` does, one tick a day.
+
+    The axis spans the whole week, however many of its hours are absent. Raises DataError as `measured_and_predicted`
+    does, and when no hour of that week is there.
+    """
+    start = pd.Timestamp(first_day).normalize()
+    start = start.tz_localize("UTC") if start.tzinfo is None else start.tz_convert("UTC")
+    end = start + pd.Timedelta(days=7)
+    _aligned(frame, predicted)
+    within = frame["utc_timestamp"].between(start, end, inclusive="left").to_numpy()
+    if not within.any():
+        raise DataError(
+            f"There is no hour of data in the week from {start:%Y-%m-%d}.",
+            value=f"data from {frame['utc_timestamp'].min():%Y-%m-%d} to {frame['utc_timestamp'].max():%Y-%m-%d}",
+            next_step="choose another week",
+        )
+    title = f"{start:%d %B %Y} to {end - pd.Timedelta(days=1):%d %B %Y}"
+    figure = measured_and_predicted(frame[within], predicted[within], title=title, measured_name=measured_name)
+    return figure.update_xaxes(range=[start, end], dtick=24 * 3600 * 1000, tickformat="%a %d")
+
+
+def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out period") -> go.Figure:
+    """Draw bars that compare models: one group a row of ``table``, in its order from top to bottom.
+
+    The index holds the models' names; of the columns `r2` (mean of both targets), `r2_solar` and `r2_wind`, all without
+    a unit, those that are there are drawn. Raises DataError when there is none of them, or no row.
+    """
+    columns = [column for column in SCORES if column in table.columns]
+    if not columns or table.empty:
+        raise DataError(
+            "There are no scores to draw.",
+            value=f"{len(table)} rows, columns {', '.join(map(str, table.columns)) or 'none'}",
+            expected=f"at least one row, and one of the columns {', '.join(SCORES)}",
+        )
+    figure = go.Figure()
+    for column in columns:
+        figure.add_bar(
+            y=[str(name) for name in table.index],
+            x=table[column].to_numpy(),
+            name=SCORES[column],
+            orientation="h",
+            marker_color=SCORE_COLOURS[column],
+            texttemplate="%{x:.3f}",
+            textposition="auto",
+            hovertemplate="%{x:.4f}",
+        )
+    # Plotly stacks rows and bars upwards; people read a list downwards.
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
+    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
+
+
+def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Draw how many hours fall where predicted (up) and measured (across) meet, in GW; solar left, wind right.
+
+    Hours are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
+    exact. Arguments and errors as `measured_and_predicted`.
+    """
+    measured, modelled = _aligned(frame, predicted)
+    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1, subplot_titles=[NAMES[name] for name in TARGETS])
+    for column, target in enumerate(TARGETS, start=1):
+        across, up = measured[target].to_numpy(), modelled[target].to_numpy()
+        least, most = (float(pick([across, up])) for pick in (np.nanmin, np.nanmax))
+        least, most = min(least, 0.0), max(most, least + 1e-6)
+        counts, edges, _ = np.histogram2d(across, up, bins=BINS, range=[[least, most]] * 2)
+        with np.errstate(divide="ignore"):
+            shades = np.where(counts > 0, np.log10(counts), np.nan).T
+        middles = (edges[:-1] + edges[1:]) / 2
+        figure.add_heatmap(
+            x=middles,
+            y=middles,
+            z=shades,
+            customdata=counts.T,
+            colorscale=_scale(COLOURS[target]),
+            zmin=-0.5,  # a single hour must still be seen
+            showscale=False,
+            hoverongaps=False,
+            hovertemplate="measured %{x:.1f} GW, predicted %{y:.1f} GW: %{customdata} hours<extra></extra>",
+            row=1,
+            col=column,
+        )
+        exact = {"x": [least, most], "y": [least, most], "line": {"color": INK, "dash": "dot", "width": 1}}
+        figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, row=1, col=column, **exact)
+        figure.update_xaxes(title_text="measured, GW", range=[least, most], row=1, col=column)
+        axis = "x" if column == 1 else f"x{column}"
+        figure.update_yaxes(title_text="predicted, GW", range=[least, most], scaleanchor=axis, row=1, col=column)
+    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+
+
+def generation(
+    frame: pd.DataFrame, *, held_out_from: pd.Timestamp | None = None, title: str | None = None
+) -> go.Figure:
+    """Draw solar (above) and wind generation (below) of a processed frame in GW over time.
+
+    A period of more than 100 days is drawn as daily means. With ``held_out_from`` the time from that moment on is
+    shaded. Raises DataError: no rows, a column missing.
+    """
+    figure = measured_and_predicted(frame, frame, title=title)
+    figure.data = [trace for trace in figure.data if "predicted" in trace.name]
+    for trace, target in zip(figure.data, TARGETS, strict=True):
+        trace.name = NAMES[target].lower()
+    if held_out_from is not None:
+        end = frame["utc_timestamp"].max()
+        figure.add_vrect(x0=held_out_from, x1=end, fillcolor=INK, opacity=0.08, line_width=0, row="all", col=1)
+        note = {"text": "held out", "showarrow": False, "yref": "y domain", "y": 1, "yanchor": "top"}
+        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, row=1, col=1, **note)
+    return figure
+
+
+def learning_curve(losses: Sequence[float], *, title: str | None = None) -> go.Figure:
+    """Draw a network's loss (mean squared error, GW squared) after each pass over the data."""
+    epochs = list(range(1, len(losses) + 1))
+    figure = go.Figure().add_scatter(x=epochs, y=list(losses), mode="lines+markers", name="loss")
+    figure.update_xaxes(title_text="pass over the data")
+    figure.update_yaxes(title_text="mean squared error, GW²", rangemode="tozero")
+    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+
+
+def empty(text: str) -> go.Figure:
+    """Return a figure without axes that says ``text``: what to show where there is nothing to draw yet."""
+    figure = go.Figure().add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure.update_layout(template=TEMPLATE)
+
+
+def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both as frames of the two targets, indexed by the hour."""
+    require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
+    require_columns(predicted.columns, TARGETS, "The frame of predictions")
+    if len(frame) != len(predicted) or frame.empty:
+        raise DataError(
+            "The predictions do not belong to the frame."
+            if len(frame) != len(predicted)
+            else "There is nothing to draw.",
+            value=f"{len(frame)} rows in the frame, {len(predicted)} predictions",
+            expected="at least one row, and one prediction for each",
+        )
+    hours = pd.DatetimeIndex(frame["utc_timestamp"], name="utc_timestamp")
+    return tuple(pd.DataFrame(part[TARGETS].to_numpy(float), hours, TARGETS) for part in (frame, predicted))
+
+
+def _over_time(values: pd.DataFrame) -> pd.DataFrame:
+    """Give each hour from the first to the last a row; those that were absent hold no number."""
+    ordered = values.sort_index()
+    return ordered.reindex(pd.date_range(ordered.index[0], ordered.index[-1], freq="h", name="utc_timestamp"))
+
+
+def _daily_means(hourly: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of the days (UTC) that have all their hours; a mean without the night would be too high."""
+    days = hourly.resample("D")
+    return days.mean().where(days.count() == HOURS_A_DAY)
+
+
+def _scale(colour: str) -> Sequence[tuple[float, str]]:
+    return [(0, "#ffffff"), (0.6, colour), (1, INK)]
