@@ -44,6 +44,10 @@ class WorkshopError(click.ClickException):
         """Return the whole text; click prints it behind `Error: `."""
         return str(self)
 
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython to show the words alone: in a notebook, too, a foreseeable mistake needs no traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
     def __reduce__(self):
         # Exception's own reduce drops keyword arguments, and errors cross process borders on a Dask cluster.
         return _rebuild, (type(self), self.what, self.value, self.expected, self.next_step)

@@ -81,11 +81,10 @@ def status(servers):
 
 
 def test_engine_equals_papermills_own(papermill, notebook):
-    """Parameters, rich and streamed outputs, allowed errors, skipped cells: all as papermill's own engine has them."""
+    """Parameters, rich and streamed outputs, metadata: all as papermill's own engine has them."""
     source = notebook(
         "# tags: parameters\nwho = 'nobody'",
         "import sys\nprint('out', who)\nprint('err', file=sys.stderr)\n42",
-        "# tags: raises-exception\n1 / 0",
         "from IPython.display import HTML, display\ndisplay(HTML('<b>ä</b>'))\ndisplay({'text/plain': 'x'}, raw=True)",
         "import pandas\npandas.DataFrame({'a': [1, 2]})",
     )
@@ -97,16 +96,17 @@ def test_engine_equals_papermills_own(papermill, notebook):
     assert ours_cells["metadata"] == theirs_cells["metadata"]
 
 
-def test_engine_cell_error_is_papermills(papermill, notebook):
-    """A cell that fails: exit code, error text and partial notebook as from papermill's own engine."""
-    source = notebook("print('before')", "raise ValueError('no good')", "print('after')")
+@pytest.mark.parametrize("tags", ["", "# tags: raises-exception\n"])
+def test_engine_cell_error_is_papermills(papermill, notebook, tags):
+    """A cell that fails, allowed to or not: exit code, text and notebook as from papermill's own engine."""
+    source = notebook("print('before')", tags + "raise ValueError('no good')", "print('after')")
     ours, by_us = papermill(source)
     theirs, by_them = papermill(source, engine=None, output="other.ipynb")
     assert ours.returncode == theirs.returncode == 1
     assert "PapermillExecutionError" in ours.stderr
     assert "ValueError: no good" in ours.stderr
     assert comparable(by_us)["cells"][1:] == comparable(by_them)["cells"][1:]
-    assert by_us.metadata.papermill.exception is True
+    assert by_us.metadata.papermill.exception == by_them.metadata.papermill.exception
 
 
 def test_engine_streams_each_cell_as_it_finishes(servers, notebook, tmp_path):

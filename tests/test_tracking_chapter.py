@@ -1,0 +1,285 @@
+"""Chapter 2 tracks: its five notebooks in order on a fresh tracking store, and after `make run`; its README serves."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+import requests
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from workplace import ROOT, clean_environment, free_port
+
+from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
+
+CHAPTER = ROOT / "2_tracking"
+MODELS = ["model_linreg", "model_rf", "model_keras"]
+SERVER_SECONDS = 120
+HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory) -> Iterator[str]:
+    """A tracking server in which nothing happened yet; the session's own has a model in production."""
+    folder = tmp_path_factory.mktemp("store")
+    port = free_port()
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with running(command, environment, f"http://127.0.0.1:{port}/health", folder):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def environment(tracking_uri) -> dict[str, str]:
+    """The variables of a terminal that is set up as the README says, for the fresh store."""
+    return clean_environment() | {"MLFLOW_TRACKING_URI": tracking_uri}
+
+
+@pytest.fixture(scope="module")
+def told_early(environment, tmp_path_factory) -> str:
+    """What the last notebook says on the fresh store, before anything is in production."""
+    folder = copy_chapter(tmp_path_factory.mktemp("early"))
+    with pytest.raises(CellExecutionError) as told:
+        execute(folder, "get_prod_model", environment)
+    return str(told.value)
+
+
+@pytest.fixture(scope="module")
+def chapter(environment, tmp_path_factory, told_early) -> Path:  # told_early must come first
+    """A copy of the chapter with all five notebooks executed on the fresh store, as an attendee leaves it."""
+    folder = copy_chapter(tmp_path_factory.mktemp("chapter"))
+    for name in [*MODELS, "compare_runs", "get_prod_model"]:
+        execute(folder, name, environment)
+    return folder
+
+
+@pytest.fixture
+def client(chapter, tracking_uri):
+    """A client of the fresh store, after the notebooks."""
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri)
+
+
+def copy_chapter(folder: Path) -> Path:
+    """Return a copy of the chapter's committed files in ``folder``."""
+    return shutil.copytree(CHAPTER, folder / CHAPTER.name, ignore=shutil.ignore_patterns("germany.csv", ".ipynb*"))
+
+
+def execute(folder: Path, name: str, environment: dict[str, str]) -> None:
+    """Run a notebook from top to bottom in a fresh kernel, and write it back with its outputs."""
+    path = folder / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
+    try:
+        client.execute(env=environment)
+    finally:
+        nbformat.write(notebook, path)
+
+
+def printed(folder: Path, name: str) -> str:
+    """Return what an executed notebook printed."""
+    cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+
+
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str], url: str, folder: Path) -> Iterator[None]:
+    """Run a server until the block ends; wait for ``url`` to answer first."""
+    log = folder / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    try:
+        until = time.monotonic() + SERVER_SECONDS
+        while not answers(url):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(url: str) -> bool:
+    """Tell whether a server answers at ``url``."""
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def command_of_readme(start: str, port: int) -> list[str]:
+    """Return the words of the README's one command that begins with ``start``, on another port."""
+    [line] = re.findall(rf"^ *({start} .*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
+    assert "5001" in line
+    return shlex.split(line.replace("5001", str(port)))
+
+
+def ask_served_model(environment: dict[str, str], folder: Path, model_uri: str | None = None) -> list[float]:
+    """Serve and ask as the README says, ``model_uri`` in place of the production model; return the predictions."""
+    port = free_port()
+    serve = command_of_readme("mlflow models serve", port)
+    if model_uri:
+        serve[serve.index("-m") + 1] = model_uri
+    curl, url, _, header, _, body = command_of_readme("curl", port)
+    assert curl == "curl"
+    with running(serve, environment, f"http://127.0.0.1:{port}/ping", folder):
+        answer = requests.post(url, body, headers=dict([header.split(": ")]), timeout=60)
+    assert answer.ok, answer.text
+    [prediction] = answer.json()["predictions"]
+    return prediction
+
+
+def runs_of(client, model: str) -> list:
+    """Return the finished runs of a notebook, the latest first."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    query = f"tags.chapter = '2' and tags.model = '{model}' and attributes.status = 'FINISHED'"
+    return client.search_runs([experiment.experiment_id], query)
+
+
+def assert_complete(run) -> None:
+    """Check that a run has the held-out score, its parameters, its data set and a model."""
+    assert run.data.metrics.keys() >= HELD_OUT_METRICS
+    assert 0.6 < run.data.metrics["r2"] < 0.9
+    assert run.data.params["split"] == "time"
+    assert run.inputs.dataset_inputs[0].dataset.name == "germany"
+    assert run.outputs.model_outputs
+    assert "workshop.stage" not in run.data.tags
+
+
+def test_linear_regression_is_tracked_by_hand(client):
+    """One run has parameters, metrics, data set, figure and a model with signature and example."""
+    import mlflow
+
+    [run] = [run for run in runs_of(client, "linreg") if "r2" in run.data.metrics]
+    assert_complete(run)
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["measured_and_predicted.png"]
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+        signature = mlflow.models.get_model_info(model.model_uri).signature
+    assert signature.inputs.input_names() == ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
+    assert signature.outputs.input_names() == ["solar_GW", "wind_GW"]
+
+
+def test_random_split_flatters(client, chapter):
+    """The first run's score on a random split is better than the honest one, and goes by another name."""
+    scored, flattered = runs_of(client, "linreg")
+    assert flattered.data.params["split"] == "random"
+    assert "r2" not in flattered.data.metrics
+    gap = flattered.data.metrics["r2_random_split"] - scored.data.metrics["r2"]
+    assert 0.04 < gap < 0.12
+    text = printed(chapter, "model_linreg")
+    assert f"{flattered.data.metrics['r2_random_split']:.3f}" in text
+    assert f"{scored.data.metrics['r2']:.3f}" in text
+
+
+def test_forest_leaves_several_runs_under_one_parent(client):
+    """One execution leaves a run for each combination of parameters, each complete, under one parent."""
+    runs = runs_of(client, "rf")
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len({(run.data.params["n_estimators"], run.data.params["max_depth"]) for run in children}) == 4
+    for run in children:
+        assert_complete(run)
+    assert parent.data.metrics["best_r2"] == max(run.data.metrics["r2"] for run in children)
+
+
+def test_network_is_tracked_for_each_epoch(client):
+    """Autolog leaves the optimizer's settings and a loss for each epoch; the held-out score is in the same run."""
+    [run] = runs_of(client, "keras")
+    assert_complete(run)
+    assert run.data.params["optimizer_name"] == "adam"
+    epochs = int(run.data.params["epochs"])
+    for name in ("loss", "val_loss"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == list(range(epochs))
+
+
+def test_models_learn_from_the_same_data(client):
+    """All scored runs name the same digest, so that their scores can be compared."""
+    runs = [run for model in ("linreg", "rf", "keras") for run in runs_of(client, model) if "r2" in run.data.metrics]
+    assert len({run.inputs.dataset_inputs[0].dataset.digest for run in runs}) == 1
+
+
+def test_best_run_goes_into_production(client, chapter):
+    """Where nothing is in production, comparing registers the run with the best score and sets the alias."""
+    runs = [run for model in ("linreg", "rf", "keras") for run in runs_of(client, model) if "r2" in run.data.metrics]
+    best = max(runs, key=lambda run: run.data.metrics["r2"])
+    version = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION)
+    assert (version.version, version.run_id) == ("1", best.info.run_id)
+    assert f"R2      {best.data.metrics['r2']:.3f}, measured again" in printed(chapter, "get_prod_model")
+
+
+def test_comparing_again_changes_nothing(client, chapter, environment):
+    """With a model in production, comparing says so and leaves registry and alias as they are."""
+    execute(chapter, "compare_runs", environment)
+    assert "is in production already, and stays" in printed(chapter, "compare_runs")
+    assert len(client.search_model_versions(f"name = '{REGISTERED_MODEL}'")) == 1
+
+
+def test_empty_registry_is_told_in_words(told_early):
+    """With nothing in production the notebook ends with what to do."""
+    assert "Nothing is in production yet" in told_early
+    assert "run compare_runs" in told_early
+
+
+@pytest.mark.usefixtures("chapter")
+def test_readme_serves_the_production_model(environment, tmp_path):
+    """The README's two commands, as typed, bring solar and wind power from the forest."""
+    solar_GW, wind_GW = ask_served_model(environment, tmp_path)
+    assert 5 < solar_GW < 15
+    assert 8 < wind_GW < 25
+
+
+def test_network_in_production_is_loaded_and_served(client, chapter, environment, tmp_path):
+    """With the alias on the network, the last notebook and the served model work without a change."""
+    [run] = runs_of(client, "keras")
+    model_id = run.outputs.model_outputs[0].model_id
+    version = client.create_model_version(REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, model_id=model_id)
+    before = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version
+    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
+    try:
+        execute(chapter, "get_prod_model", environment)
+        assert f"R2      {run.data.metrics['r2']:.3f}, measured again" in printed(chapter, "get_prod_model")
+        solar_GW, wind_GW = ask_served_model(environment, tmp_path)
+    finally:
+        client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, before)
+        client.delete_model_version(REGISTERED_MODEL, version.version)
+    assert 5 < solar_GW < 15
+    assert 8 < wind_GW < 25
+
+
+def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):
+    """After `make run` the notebooks load what the pipeline promoted, and comparing leaves it in production."""
+    folder = copy_chapter(tmp_path)
+    for name in ("model_linreg", "compare_runs", "get_prod_model"):
+        execute(folder, name, servers.environment)
+    assert "is in production already, and stays" in printed(folder, "compare_runs")
+    assert "measured again" in printed(folder, "get_prod_model")
+
+
+def test_models_of_the_pipeline_are_served(servers, tmp_path):
+    """The pipeline's network answers the README's request, as its production model does."""
+    import mlflow
+
+    client = mlflow.MlflowClient(servers.tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    [run, *_] = client.search_runs([experiment.experiment_id], "tags.`workshop.stage` = 'train_keras'")
+    network = f"models:/{run.outputs.model_outputs[0].model_id}"
+    for model_uri in (None, network):
+        solar_GW, wind_GW = ask_served_model(servers.environment, tmp_path, model_uri)
+        assert 0 <= solar_GW < 20
+        assert 0 < wind_GW < 30
