@@ -52,7 +52,12 @@ def production() -> Production | None:
             return None
         raise
     tags = version.tags
-    run = client.get_run(version.run_id) if version.run_id else None
+    try:
+        run = client.get_run(version.run_id) if version.run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None  # the run was purged; the version, with its own copy of the model, still serves
     return Production(
         name=REGISTERED_MODEL,
         version=str(version.version),

@@ -1,0 +1,97 @@
+"""The dashboard: `python 4_pipeline/dashboard/app.py` serves it on the address that the settings name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import callbacks
+import guard
+import layout
+from dash import Dash
+from flask import Response, jsonify
+from serving import Serving
+
+from workshop.errors import ServiceError, WorkshopError
+from workshop.settings import Settings, get_settings
+
+THREADS = 8
+INDEX = """<!DOCTYPE html>
+<html lang="en">
+<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">{%css%}</head>
+<body>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
+</html>"""
+
+
+def make_app(serving: Serving) -> Dash:
+    """Return the Dash application; everything that the page needs comes from this machine."""
+    app = Dash(
+        __name__,
+        assets_folder=str(Path(__file__).resolve().parent / "assets"),
+        serve_locally=True,
+        title="Solar and wind power",
+        update_title=None,
+        index_string=INDEX,
+        meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
+    )
+    app.layout = lambda: layout.page(serving.now)
+    callbacks.register(app, serving)
+    guard.protect(app, app.server)
+
+    @app.server.get("/health")
+    def health() -> Response:
+        """Answer at once, whatever the registry does."""
+        served = serving.now
+        return jsonify(
+            status="ok",
+            version=served.production.version if served.production else None,
+            data=served.frame is not None,
+            troubles=sorted(served.troubles),
+        )
+
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
+    import waitress
+
+    serving = Serving(settings.pipeline / "data" / "germany.parquet")
+    app = make_app(serving)
+    try:
+        server = waitress.create_server(
+            app.server,
+            host=settings.host,
+            port=settings.dashboard_port,
+            threads=THREADS,
+            ident=None,
+            max_request_body_size=guard.LARGEST_BODY_BYTES,
+        )
+    except OSError as error:
+        raise ServiceError(
+            "The dashboard cannot listen on its address.",
+            value=f"{settings.host}:{settings.dashboard_port}: {error.strerror}",
+            expected="a free port",
+            next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
+        ) from None
+    serving.start()
+    logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
+    server.run()
+
+
+def main() -> None:
+    """Serve as the settings say; a foreseeable failure is told in words, with exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # The log is read by people: no bar for each file of a model.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        serve(get_settings())
+    except WorkshopError as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

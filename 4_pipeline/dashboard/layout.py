@@ -1,0 +1,370 @@
+"""What the page looks like: components from what is served; nothing here reads, asks or remembers."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+
+import dash_bootstrap_components as dbc
+import pandas as pd
+import plotly.graph_objects as go
+from dash import dcc, html
+from serving import Served
+
+from workshop.data import figures
+from workshop.data.schema import TARGETS
+from workshop.data.sources import attribution
+from workshop.errors import WorkshopError
+
+CLOCK_MILLISECONDS = 2000
+WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
+SOURCE = "sample"
+MEASURED_NAME = "measured (modelled sample)"
+KINDS = {"train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network"}
+PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
+DEFAULT_DAYS = 14
+
+
+class Input(NamedTuple):
+    """A slider: what it is called, its unit, its range (that of a country's hourly mean), step and first value."""
+
+    label: str
+    unit: str
+    least: float
+    most: float
+    step: float
+    first: float
+
+
+INPUTS = {
+    "windspeed": Input("Wind speed at 10 m", "m/s", 0, 16, 0.1, 5.0),
+    "temperature": Input("Temperature at 2 m", "°C", -20, 40, 0.5, 12.0),
+    "rad_horizontal": Input("Direct radiation", "W/m²", 0, 850, 5, 250),
+    "rad_diffuse": Input("Diffuse radiation", "W/m²", 0, 520, 5, 120),
+}
+
+
+def reading(feature: str, value: float) -> str:
+    """Return a slider's value with its unit."""
+    input_ = INPUTS[feature]
+    return f"{value:.{0 if input_.step >= 1 else 1}f} {input_.unit}"
+
+
+def slider_id(feature: str) -> str:
+    """Return the id of the slider of a feature."""
+    return f"what-if-{feature.replace('_', '-')}"
+
+
+# -- the whole page --------------------------------------------------------------------------------------------------
+def page(served: Served) -> html.Div:
+    """Return the page, filled: a reader sees the answer with the first view, and nothing jumps."""
+    first, last = days(served)
+    start, end = default_period(served)
+    return html.Div(
+        [
+            html.A("Skip to the outlook", href="#outlook", className="skip-link"),
+            dcc.Interval(id="clock", interval=CLOCK_MILLISECONDS),
+            dcc.Store(id="revision", data=served.revision),
+            html.Header(
+                [
+                    html.Div(
+                        [
+                            html.P("Germany, hourly", className="eyebrow"),
+                            html.H1("Solar and wind power"),
+                            html.P("From four weather values to gigawatts, by the model now in production."),
+                        ],
+                        className="title",
+                    ),
+                    html.Section(
+                        model(served), id="model", className="model", **{"aria-label": "The model that speaks"}
+                    ),
+                ],
+                className="masthead",
+            ),
+            html.Div(message(served), id="message", role="status", **{"aria-live": "polite"}),
+            html.Main([_outlook(served, first, last, start, end), _what_if(served)]),
+            html.Footer(
+                [
+                    html.P(attribution(SOURCE), id="attribution"),
+                    html.P("All times are UTC; a value stands for the hour that begins then."),
+                ]
+            ),
+        ],
+        className="page",
+    )
+
+
+def _outlook(served: Served, first: date | None, last: date | None, start: date | None, end: date | None):
+    presets = [
+        dbc.Button(label, id=f"preset-{name}", size="sm", color="light", n_clicks=0, title=f"The latest: {label}")
+        for name, label in PRESETS.items()
+    ]
+    return html.Section(
+        [
+            html.Div(
+                [
+                    html.H2("Outlook", id="outlook-title"),
+                    html.P("What the model says for a period, beside what was measured.", className="hint"),
+                ],
+                className="head",
+            ),
+            html.Div(
+                [
+                    html.Fieldset(
+                        [
+                            html.Legend("Period"),
+                            dcc.DatePickerRange(
+                                id="outlook-period",
+                                start_date=start,
+                                end_date=end,
+                                min_date_allowed=first,
+                                max_date_allowed=last,
+                                display_format="D MMM YYYY",
+                                first_day_of_week=1,
+                                minimum_nights=0,
+                                start_date_placeholder_text="First day",
+                                end_date_placeholder_text="Last day",
+                                start_date_id="outlook-first-day",
+                                end_date_id="outlook-last-day",
+                            ),
+                        ]
+                    ),
+                    html.Fieldset(
+                        [html.Legend("Latest"), html.Div(presets, className="presets", role="group")],
+                    ),
+                    html.Fieldset(
+                        [
+                            html.Legend("Move"),
+                            html.Div(
+                                [
+                                    dbc.Button("← Earlier", id="earlier", size="sm", color="light", n_clicks=0),
+                                    dbc.Button("Later →", id="later", size="sm", color="light", n_clicks=0),
+                                ],
+                                className="presets",
+                                role="group",
+                            ),
+                        ]
+                    ),
+                ],
+                className="controls",
+            ),
+            html.Div(key_figures(served, start, end), id="outlook-key-figures", **{"aria-live": "polite"}),
+            dcc.Graph(
+                id="outlook-figure",
+                figure=outlook_figure(served, start, end),
+                config={"displayModeBar": False, "responsive": True},
+                className="chart",
+            ),
+            html.P("“Measured” is modelled here: the embedded sample simulates generation.", className="hint"),
+        ],
+        id="outlook",
+        className="panel outlook",
+        **{"aria-labelledby": "outlook-title"},
+    )
+
+
+def _what_if(served: Served):
+    values = {feature: input_.first for feature, input_ in INPUTS.items()}
+    sliders = [
+        html.Div(
+            [
+                html.Label(
+                    [
+                        html.Span(input_.label),
+                        html.Span(reading(feature, input_.first), id=f"{slider_id(feature)}-value"),
+                    ],
+                    htmlFor=slider_id(feature),
+                ),
+                # The browser's own slider: known to keyboards, screen readers and thumbs.
+                dbc.Input(
+                    id=slider_id(feature),
+                    type="range",
+                    min=input_.least,
+                    max=input_.most,
+                    step=input_.step,
+                    value=input_.first,
+                    className="form-range",
+                ),
+                html.Div(
+                    [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")],
+                    className="ends",
+                    **{"aria-hidden": "true"},
+                ),
+            ],
+            className="slider",
+        )
+        for feature, input_ in INPUTS.items()
+    ]
+    return html.Section(
+        [
+            html.Div(
+                [
+                    html.H2("What if", id="what-if-title"),
+                    html.P("Set the weather of an hour; the model answers at once.", className="hint"),
+                ],
+                className="head",
+            ),
+            html.Div(answers(served, values), id="what-if-answers", className="answers", **{"aria-live": "polite"}),
+            html.Div(sliders, className="sliders"),
+        ],
+        className="panel what-if",
+        **{"aria-labelledby": "what-if-title"},
+    )
+
+
+# -- its parts that change --------------------------------------------------------------------------------------------
+def model(served: Served) -> list:
+    """Say which version speaks, of what kind, how good it is and since when, with the way to its run."""
+    production = served.production
+    if production is None:
+        return [html.P("no model yet", id="model-version", className="version")]
+    kind = KINDS.get(production.stage or "", production.stage or served.model.kind)
+    facts = [
+        ("Kind", html.Span(kind, id="model-kind")),
+        ("R² held out", html.Span("not recorded" if production.r2 is None else f"{production.r2:.3f}", id="model-r2")),
+        ("In production since", html.Span(moment(production.since), id="model-since")),
+    ]
+    parts = [
+        html.P(f"{production.name} version {production.version}", id="model-version", className="version"),
+        html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in facts]),
+    ]
+    if production.run_url:
+        link = html.A(
+            "Its run in MLflow ↗", id="model-run-link", href=production.run_url, target="_blank", rel="noopener"
+        )
+        parts.append(link)
+    return parts
+
+
+def message(served: Served) -> list:
+    """Say what is missing and what to run, or since when and why the page cannot follow; empty when all is well."""
+    alerts = []
+    if not served.looked:
+        return [dbc.Alert("Looking for the data and the model in production …", color="light")]
+    if served.frame is None and "data" not in served.troubles:
+        alerts.append(_alert("There is no data yet.", f"Run {WHAT_TO_RUN}."))
+    if served.production is None and not {"registry", "model"} & set(served.troubles):
+        alerts.append(_alert("No model is in production yet.", f"Run {WHAT_TO_RUN}."))
+    for subject, trouble in served.troubles.items():
+        goes_on = served.production and subject != "data"
+        rest = f" Version {served.production.version} goes on answering." if goes_on else ""
+        since = f"Since {trouble.since:%H:%M:%S} UTC, {trouble.since:%d %B}:"
+        alerts.append(_alert(since, trouble.why + rest))
+    return alerts
+
+
+def _alert(head: str, text: str) -> dbc.Alert:
+    """Return a banner; what stands between backticks is shown as something to type."""
+    pieces = [html.Code(piece) if number % 2 else piece for number, piece in enumerate(text.split("`"))]
+    return dbc.Alert([html.Strong(head), " ", *pieces], color="warning")
+
+
+def key_figures(served: Served, start: date | None, end: date | None) -> html.Table | None:
+    """Return the means and the mean absolute error of the period, in GW, for solar and wind."""
+    chosen = _period(served, start, end)
+    if chosen is None:
+        return None
+    frame, predicted = chosen
+    rows = []
+    for target in TARGETS:
+        error = (predicted[target] - frame[target]).abs().mean()
+        cells = [frame[target].mean(), predicted[target].mean(), error]
+        rows.append(
+            html.Tr(
+                [
+                    html.Th(figures.NAMES[target], scope="row", className=target.removesuffix("_GW")),
+                    *(html.Td([f"{value:.2f}", html.Small(" GW")]) for value in cells),
+                ]
+            )
+        )
+    hours = 24 * ((end - start).days + 1)
+    head = ["", "Mean measured", "Mean predicted", "Mean absolute error"]
+    return html.Table(
+        [
+            html.Caption(f"{len(frame):,} of {hours:,} hours, {start:%d %b %Y} to {end:%d %b %Y}"),
+            html.Thead(html.Tr([html.Th(name, scope="col") for name in head])),
+            html.Tbody(rows),
+        ],
+        className="key-figures",
+    )
+
+
+def outlook_figure(served: Served, start: date | None, end: date | None) -> go.Figure:
+    """Return the figure of the period, or one that says why there is none."""
+    if served.frame is None or served.predicted is None:
+        what = "no data" if served.frame is None else "no model in production"
+        return figures.empty(f"There is {what} yet." if served.looked else "One moment …")
+    chosen = _period(served, start, end)
+    if chosen is None:
+        return figures.empty("There is no hour of data in this period.")
+    try:
+        figure = figures.measured_and_predicted(*chosen, measured_name=MEASURED_NAME)
+    except WorkshopError as error:
+        return figures.empty(error.what)
+    return figure.update_layout(margin_t=44, uirevision=f"{start} {end}")
+
+
+def answers(served: Served, weather: dict[str, float]) -> list:
+    """Return the predicted power for one hour of weather: two large numbers, each with its share of the record."""
+    predicted = served.predict(pd.DataFrame([weather])).iloc[0] if served.model else None
+    parts = []
+    for target in TARGETS:
+        name = target.removesuffix("_GW")
+        value = None if predicted is None else float(predicted[target])
+        most = None if served.frame is None else float(served.frame[target].max())
+        share = 0.0 if value is None or not most else min(max(value / most, 0.0), 1.0)
+        note = "" if value is None or not most else f"{share:.0%} of the highest hour in the data"
+        parts.append(
+            html.Div(
+                [
+                    html.P(figures.NAMES[target], className="name"),
+                    html.P(
+                        [
+                            html.Span("n/a" if value is None else f"{value:.2f}", id=f"what-if-{name}"),
+                            html.Small(" GW"),
+                        ],
+                        className="number",
+                    ),
+                    html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"}),
+                    html.P(note, className="hint"),
+                ],
+                className=f"answer {name}",
+            )
+        )
+    return parts
+
+
+# -- periods and times ------------------------------------------------------------------------------------------------
+def days(served: Served) -> tuple[date | None, date | None]:
+    """Return the first and the last day of the data (UTC), or None twice."""
+    if served.frame is None:
+        return None, None
+    stamps = served.frame["utc_timestamp"]
+    return stamps.iloc[0].date(), stamps.iloc[-1].date()
+
+
+def default_period(served: Served, length_days: int = DEFAULT_DAYS) -> tuple[date | None, date | None]:
+    """Return the latest days of the data, both ends included, or None twice."""
+    first, last = days(served)
+    if last is None:
+        return None, None
+    return max(first, last - timedelta(days=length_days - 1)), last
+
+
+def _period(served: Served, start: date | None, end: date | None):
+    """Return measured and predicted of the period, or None when there is nothing to compare."""
+    if served.frame is None or served.predicted is None or start is None or end is None:
+        return None
+    ends = pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC") + pd.Timedelta(days=1)
+    within = slice(*served.frame["utc_timestamp"].searchsorted(ends))
+    chosen = served.frame.iloc[within], served.predicted.iloc[within]
+    return None if chosen[0].empty else chosen
+
+
+def moment(text: str | None) -> str:
+    """Return an ISO time as people write it, in UTC; what is no time is shown as it is."""
+    try:
+        time = datetime.fromisoformat(text).astimezone(UTC)
+    except (TypeError, ValueError):
+        return text or "not recorded"
+    return f"{time:%d %b %Y, %H:%M} UTC"

@@ -1,0 +1,188 @@
+"""What the dashboard serves: the data, the production model and its predictions, followed in the background."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from workshop.data import schema
+from workshop.errors import WorkshopError
+from workshop.models.loading import LoadedModel
+from workshop.models.registry import Production
+
+EVERY_SECONDS = 2.0
+RETRY_SECONDS = 15.0  # before a version that did not load is tried again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that keeps the page from being up to date: since when (UTC), and why."""
+
+    since: datetime
+    why: str
+
+
+@dataclass(frozen=True)
+class Served:
+    """All that a page shows, at one moment; replaced as a whole, never changed, so that no page mixes two versions.
+
+    ``predicted`` holds the model's predictions for every row of ``frame``: what is the same for all readers is
+    computed once. ``troubles`` are named by what they concern: `registry`, `model` or `data`.
+    """
+
+    looked: bool = False
+    production: Production | None = None
+    model: LoadedModel | None = None
+    frame: pd.DataFrame | None = None
+    predicted: pd.DataFrame | None = None
+    data_stamp: tuple[int, int] | None = None
+    troubles: dict[str, Trouble] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+
+    @property
+    def revision(self) -> str:
+        """A name that changes exactly when there is something new to show."""
+        shown = (self.looked, self.production, self.data_stamp, sorted(self.troubles.items(), key=lambda item: item[0]))
+        return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+
+    def predict(self, weather: pd.DataFrame) -> pd.DataFrame:
+        """Return `solar_GW` and `wind_GW` for rows of weather; the model must be there."""
+        with self.lock:  # Keras' predict keeps state of its own: one at a time
+            return self.model.predict(weather)
+
+
+class Serving:
+    """Follows the alias `production` and the data file; ``now`` is always there at once, whatever MLflow does."""
+
+    def __init__(self, data_file: Path) -> None:
+        self.data_file = data_file
+        self.now = Served()
+        self._failed: tuple[str, str] | None = None
+        self._retry_at = 0.0
+
+    def start(self) -> None:
+        """Follow until the process ends."""
+        threading.Thread(target=self._follow, name="follower", daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            self.look()
+            time.sleep(EVERY_SECONDS)
+
+    def look(self) -> None:
+        """Look once at the data and at the registry, and take over what is new."""
+        for look, subject in ((self._look_at_data, "data"), (self._look_at_registry, "registry")):
+            try:
+                look()
+            except Exception as error:  # noqa: BLE001 - whatever happens, what is there goes on being served
+                self._note(subject, error)
+        if not self.now.looked:
+            self.now = replace(self.now, looked=True)
+
+    def _look_at_data(self) -> None:
+        try:
+            status = self.data_file.stat()
+        except FileNotFoundError:
+            if self.now.frame is not None:
+                self._note("data", "The data file is gone; what was read before is shown.")
+            return
+        stamp = (status.st_mtime_ns, status.st_size)
+        if stamp == self.now.data_stamp:
+            return
+        try:
+            frame = schema.read(self.data_file)
+            predicted = self.now.predict(frame) if self.now.model else None
+        except Exception as error:  # noqa: BLE001 - the old data stay until the file is mended
+            self._note("data", error)
+            return
+        self._take(frame=frame, predicted=predicted, data_stamp=stamp, settled="data")
+        log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
+
+    def _look_at_registry(self) -> None:
+        from workshop.models.registry import production
+
+        found = production()
+        self._settle("registry")
+        if found is None:
+            if self.now.model is not None:
+                self._note("model", "No version carries the alias `production` any more.")
+            return
+        served = self.now.production
+        if served is not None and _identity(found) == _identity(served):
+            self._settle("model")
+            if found != served:
+                self._take(production=found)
+            return
+        if _identity(found) != self._failed or time.monotonic() >= self._retry_at:
+            self._change_model(found)
+
+    def _change_model(self, found: Production) -> None:
+        """Load a version and predict with it while the old one goes on answering; then let it speak."""
+        from workshop.models.loading import load
+
+        try:
+            model = load(found.model_uri)
+            frame = self.now.frame
+            predicted = model.predict(frame if frame is not None else _any_weather())
+        except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
+            self._failed, self._retry_at = _identity(found), time.monotonic() + RETRY_SECONDS
+            self._note("model", error, f"Version {found.version} is in production but cannot be used: ")
+            return
+        self._failed = None
+        predicted = predicted if frame is not None else None
+        self._take(production=found, model=model, predicted=predicted, lock=threading.Lock(), settled="model")
+        log.info("%s version %s speaks", found.name, found.version)
+
+    def _take(self, *, settled: str | None = None, **changes) -> None:
+        troubles = {name: trouble for name, trouble in self.now.troubles.items() if name != settled}
+        self.now = replace(self.now, troubles=troubles, **changes)
+
+    def _settle(self, subject: str) -> None:
+        if subject in self.now.troubles:
+            log.info("%s: settled", subject)
+            self._take(settled=subject)
+
+    def _note(self, subject: str, why: str | Exception, before: str = "") -> None:
+        """Add a trouble; one that goes on keeps the time when it began. Each is logged once."""
+        text = before + _words(why)
+        known = self.now.troubles.get(subject)
+        if known and known.why == text:
+            return
+        log.warning(
+            "%s: %s", subject, f"{before}{why}" if isinstance(why, WorkshopError) else why, exc_info=_cause(why)
+        )
+        since = known.since if known else datetime.now(UTC)
+        self.now = replace(self.now, troubles=self.now.troubles | {subject: Trouble(since, text)})
+
+
+def _identity(production: Production) -> tuple[str, str]:
+    """Name a version; with the run's id, since a wiped registry counts from 1 again."""
+    return production.version, production.run_id
+
+
+def _any_weather() -> pd.DataFrame:
+    return pd.DataFrame([dict.fromkeys(schema.FEATURES, 1.0)])
+
+
+def _words(why: str | Exception) -> str:
+    """Say in a line what readers may know; values, addresses and tracebacks are for the log."""
+    if isinstance(why, str):
+        return why
+    if isinstance(why, WorkshopError):
+        step = why.next_step or ""
+        step = f"`{step}`" if step.startswith("workshop ") else step
+        return why.what + (f" Next: {step}." if step else "")
+    return f"{type(why).__name__}; the dashboard's log says more."
+
+
+def _cause(why: str | Exception) -> Exception | None:
+    return why if isinstance(why, Exception) and not isinstance(why, WorkshopError) else None

@@ -1,0 +1,163 @@
+"""Figures: what they draw, what they never invent, and that they leave their arguments alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workshop.data import figures
+from workshop.errors import DataError
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Return ten days of hours whose solar and wind generation rise by 1 MW an hour; from a Monday on."""
+    hours = pd.date_range("2016-10-03", periods=240, freq="h", tz="UTC")
+    rising = np.arange(240) / 1000
+    return pd.DataFrame({"utc_timestamp": hours, "solar_GW": rising, "wind_GW": 10 + rising})
+
+
+@pytest.fixture
+def predicted(frame) -> pd.DataFrame:
+    """Return predictions that are 1 GW too high for each hour."""
+    return frame[["solar_GW", "wind_GW"]] + 1
+
+
+def drawn(figure, name: str) -> list[pd.Series]:
+    """Return the lines of that name, as numbers over time."""
+    return [
+        pd.Series(np.asarray(trace.y, dtype=float), pd.DatetimeIndex(trace.x))
+        for trace in figure.data
+        if trace.name == name
+    ]
+
+
+def test_measured_and_predicted_draws_both_targets_in_gigawatts(frame, predicted):
+    """Each target has a panel with its unit, and holds measured and predicted values unchanged."""
+    figure = figures.measured_and_predicted(frame, predicted)
+    assert figure.layout.yaxis.title.text == "Solar, GW"
+    assert figure.layout.yaxis2.title.text == "Wind, GW"
+    assert "UTC" in figure.layout.xaxis2.title.text
+    solar, wind = drawn(figure, "measured")
+    assert solar.tolist() == frame["solar_GW"].tolist()
+    assert wind.tolist() == frame["wind_GW"].tolist()
+    assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
+
+
+def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predicted):
+    """An absent hour is an empty point in every line, and nothing is drawn across it."""
+    figure = figures.measured_and_predicted(frame.drop(index=[100, 101]), predicted.drop(index=[100, 101]))
+    for trace in figure.data:
+        values = np.asarray(trace.y, dtype=float)
+        assert len(values) == 240
+        assert np.flatnonzero(np.isnan(values)).tolist() == [100, 101]
+        assert not trace.connectgaps
+        assert trace.fill is None
+        assert trace.stackgroup is None
+
+
+def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
+    """More than 100 days become daily means, and a day that lacks an hour becomes a gap."""
+    hours = pd.date_range("2015-01-01", periods=24 * 120, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": hours, "solar_GW": hours.hour / 1.0, "wind_GW": 5.0})
+    without = frame.drop(index=[24 * 50 + 3])
+    figure = figures.measured_and_predicted(without, without)
+    solar = drawn(figure, "measured")[0]
+    assert "daily means" in figure.layout.xaxis2.title.text
+    assert len(solar) == 120
+    assert solar.isna().to_numpy().nonzero()[0].tolist() == [50]
+    assert solar.dropna().unique().tolist() == [11.5]
+
+
+def test_week_spans_seven_days_whatever_is_missing(frame, predicted):
+    """The axis runs from Monday to Monday though hours are absent at either end, and holds that week only."""
+    part = frame.iloc[5:150]
+    figure = figures.week(part, predicted.loc[part.index], "2016-10-03")
+    first, last = (pd.Timestamp(end) for end in figure.layout.xaxis.range)
+    assert (first, last) == (pd.Timestamp("2016-10-03", tz="UTC"), pd.Timestamp("2016-10-10", tz="UTC"))
+    assert len(drawn(figure, "measured")[0]) == 145
+
+
+def test_week_without_hours_is_an_error_that_names_the_data(frame, predicted):
+    """A week outside the data raises DataError with the period that there is."""
+    with pytest.raises(DataError, match="no hour of data in the week from 2017-01-02") as caught:
+        figures.week(frame, predicted, "2017-01-02")
+    assert "2016-10-03 to 2016-10-12" in str(caught.value)
+
+
+def test_scores_draws_a_bar_for_each_model_and_score():
+    """Each score column that is there gives one bar a model, in the order of the table."""
+    table = pd.DataFrame({"r2": [0.7, 0.8], "r2_wind": [0.5, 0.6], "mae_GW": [2, 1]}, index=["linreg", "rf"])
+    figure = figures.scores(table)
+    assert [trace.name for trace in figure.data] == ["both", "wind"]
+    assert [list(trace.y) for trace in figure.data] == [["linreg", "rf"]] * 2
+    assert list(figure.data[0].x) == [0.7, 0.8]
+    assert "R2" in figure.layout.xaxis.title.text
+
+
+def test_scores_of_nothing_is_an_error_that_names_the_columns():
+    """A table without any score raises DataError that says which columns are drawn."""
+    with pytest.raises(DataError, match="no scores") as caught:
+        figures.scores(pd.DataFrame({"mae_GW": [1.0]}))
+    assert "r2_solar" in str(caught.value)
+
+
+def test_predicted_against_measured_counts_every_hour_once(frame, predicted):
+    """The squares of each panel hold all hours, on equal axes in GW."""
+    figure = figures.predicted_against_measured(frame, predicted)
+    heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert [np.asarray(trace.customdata).sum() for trace in heatmaps] == [len(frame)] * 2
+    assert figure.layout.xaxis.range == figure.layout.yaxis.range
+    assert figure.layout.xaxis.title.text == "measured, GW"
+    assert figure.layout.yaxis2.title.text == "predicted, GW"
+
+
+def test_generation_shades_what_is_held_out(frame):
+    """Both targets are drawn, without a second line, and the held-out end of time is marked as such."""
+    figure = figures.generation(frame, held_out_from=frame["utc_timestamp"].iloc[192])
+    assert [trace.name for trace in figure.data] == ["solar", "wind"]
+    assert {pd.Timestamp(shape.x0) for shape in figure.layout.shapes} == {frame["utc_timestamp"].iloc[192]}
+    assert figure.layout.annotations[0].text == "held out"
+
+
+def test_learning_curve_counts_passes_from_one():
+    """The loss of each pass over the data is drawn, with its unit."""
+    figure = figures.learning_curve([3.0, 2.0, 1.5])
+    assert list(figure.data[0].x) == [1, 2, 3]
+    assert list(figure.data[0].y) == [3.0, 2.0, 1.5]
+    assert "GW²" in figure.layout.yaxis.title.text
+
+
+def test_empty_says_why_there_is_nothing():
+    """A figure for nothing carries the words, and no axes."""
+    figure = figures.empty("There is no data yet.")
+    assert figure.layout.annotations[0].text == "There is no data yet."
+    assert figure.layout.xaxis.visible is False
+
+
+@pytest.mark.parametrize(
+    ("rows", "predictions", "words"),
+    [(240, 239, "do not belong"), (0, 0, "nothing to draw")],
+)
+def test_figures_refuse_predictions_that_do_not_fit(frame, predicted, rows, predictions, words):
+    """Too few predictions, or no rows at all, raise DataError that tells both numbers."""
+    with pytest.raises(DataError, match=words) as caught:
+        figures.measured_and_predicted(frame.head(rows), predicted.head(predictions))
+    assert f"{rows} rows in the frame, {predictions} predictions" in str(caught.value)
+
+
+def test_figures_name_a_missing_column(frame, predicted):
+    """A frame of predictions without wind raises DataError that names `wind_GW`."""
+    with pytest.raises(DataError, match="wind_GW"):
+        figures.predicted_against_measured(frame, predicted[["solar_GW"]])
+
+
+def test_figures_never_change_their_arguments(frame, predicted):
+    """Every function leaves the frames that it is given as they were."""
+    before = frame.copy(deep=True), predicted.copy(deep=True)
+    for draw in (figures.measured_and_predicted, figures.predicted_against_measured):
+        draw(frame, predicted)
+    figures.week(frame, predicted, "2016-10-03")
+    pd.testing.assert_frame_equal(frame, before[0])
+    pd.testing.assert_frame_equal(predicted, before[1])
