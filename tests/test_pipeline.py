@@ -229,6 +229,17 @@ def test_better_candidate_replaces_the_champion(restored, in_workplace):
     assert decision["promoted"], decision["reason"]
     assert int(after.version) > int(before)
     assert after.tags["workshop.promotion.replaced"] == before
+    # Back to the old parameter: its run is remembered, but it is put before the gate anew, and refused.
+    change(restored, "train_rf", "max_depth", 12)
+    done = dvc(restored, "repro")
+    assert done.returncode == 0, done.stderr
+    assert "train_rf" not in ran(done)
+    assert {"promote", "report"} <= set(ran(done))
+    decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
+    assert not decision["promoted"]
+    assert "beats_champion" in decision["reason"]
+    assert client.get_model_version_by_alias("wind_solar", "production").version == after.version
+    assert f"version {after.version}" in (restored.pipeline / "results" / "report.html").read_text(encoding="utf-8")
 
 
 # -- bad input and faults ------------------------------------------------------------------------------------------
