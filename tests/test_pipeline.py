@@ -219,7 +219,7 @@ def test_better_candidate_replaces_the_champion(restored, in_workplace):
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     before = client.get_model_version_by_alias("wind_solar", "production").version
-    change(restored, "train_rf", "max_depth", 8)
+    change(restored, "train_rf", "max_depth", 10)
     done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     after = client.get_model_version_by_alias("wind_solar", "production")
