@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import queue
 import uuid
 from pathlib import Path
 
-from papermill.engines import Engine
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
@@ -22,77 +23,92 @@ POLL_SECONDS = 0.1
 LAST_EVENTS_SECONDS = 2.0
 
 
-class DaskEngine(Engine):
-    """Runs a notebook as one task on a Dask cluster; registered as the papermill engine `dask`.
+def execute(
+    nb_man,
+    kernel_name: str,
+    *,
+    client,
+    log_output=False,
+    stdout_file=None,
+    stderr_file=None,
+    start_timeout=60,
+    execution_timeout=None,
+    **kwargs,
+) -> None:
+    """Run the notebook of papermill's ``nb_man`` on a worker of ``client``'s cluster; the rest is as in papermill.
 
-    The scheduler is DASK_SCHEDULER_ADDRESS (or Dask's own configuration), else the cluster that `workshop up`
-    started, else a local cluster of one worker for the call.
+    Raises what papermill's own engine raises (a cell's error is left in the notebook for papermill to raise), and
+    EngineError when the worker is lost.
     """
+    from papermill.clientwrap import PapermillNotebookClient
 
-    @classmethod
-    def execute_managed_notebook(
-        cls,
-        nb_man,
+    from workshop.engine.worker import run_notebook
+
+    options = merge_kwargs(
+        remove_args(["timeout", "startup_timeout"], **remove_args(["input_path"], **kwargs)),
+        timeout=execution_timeout or kwargs.get("timeout"),
+        startup_timeout=start_timeout,
+    )
+    # Never starts a kernel: it only knows how papermill logs outputs and copies them to files.
+    log = PapermillNotebookClient(
+        nb_man, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file
+    )
+    echo = log.log_output_message if log_output or stdout_file or stderr_file else None
+    name = Path(kwargs.get("input_path") or "notebook").stem
+    key = f"{name}-{uuid.uuid4().hex[:8]}"
+    topic = f"workshop-notebook-{key}"
+    events: queue.SimpleQueue[dict] = queue.SimpleQueue()
+    client.subscribe_topic(topic, lambda event: events.put(event[1]))
+    future = client.submit(
+        run_notebook,
+        _plain(nb_man.nb),
         kernel_name,
-        log_output=False,
-        stdout_file=None,
-        stderr_file=None,
-        start_timeout=60,
-        execution_timeout=None,
-        **kwargs,
-    ):
-        """Run the notebook of ``nb_man`` on a worker; same arguments and results as papermill's own engine.
+        topic,
+        str(Path.cwd()),
+        _environment(),
+        options,
+        key=key,
+        pure=False,
+        retries=0,
+        resources=_resources(client),
+    )
+    try:
+        _follow(future, events, nb_man, echo)
+    finally:
+        # Cancelling what is done does nothing; what still runs is ended by its worker.
+        future.cancel()
+        client.unsubscribe_topic(topic)
 
-        Raises what papermill's own engine raises (a cell's error is left in the notebook for papermill to raise),
-        and EngineError when there is no scheduler, no worker, or when the worker is lost.
-        """
-        from papermill.clientwrap import PapermillNotebookClient
 
-        from workshop.engine.worker import run_notebook
+def attach(client, notebook, input_path: str | None) -> None:
+    """Log the executed notebook to the MLflow runs that it opened, if any.
 
-        options = merge_kwargs(
-            remove_args(["timeout", "startup_timeout"], **remove_args(["input_path"], **kwargs)),
-            timeout=execution_timeout or kwargs.get("timeout"),
-            startup_timeout=start_timeout,
-        )
-        # Never starts a kernel: it only knows how papermill logs outputs and copies them to files.
-        log = PapermillNotebookClient(
-            nb_man, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file
-        )
-        echo = log.log_output_message if log_output or stdout_file or stderr_file else None
-        with connect() as client:
-            name = Path(kwargs.get("input_path") or "notebook").stem
-            key = f"{name}-{uuid.uuid4().hex[:8]}"
-            topic = f"workshop-notebook-{key}"
-            events: queue.SimpleQueue[dict] = queue.SimpleQueue()
-            client.subscribe_topic(topic, lambda event: events.put(event[1]))
-            resources = _resources(client)
-            future = client.submit(
-                run_notebook,
-                _plain(nb_man.nb),
-                kernel_name,
-                topic,
-                str(Path.cwd()),
-                _environment(),
-                options,
-                key=key,
-                pure=False,
-                retries=0,
-                resources=resources,
-            )
-            try:
-                _follow(future, events, nb_man, echo)
-            finally:
-                # Cancelling what is done does nothing; what still runs is ended by its worker.
-                future.cancel()
-                client.unsubscribe_topic(topic)
+    On a worker, which keeps MLflow imported from one notebook to the next; a fresh process takes two seconds for it.
+    A failure is only told: what the notebook did is done.
+    """
+    from workshop.models.tracking import attach_notebook, runs_of_notebook
+
+    if not runs_of_notebook(notebook):
+        return
+    name = Path(input_path or "notebook.ipynb").name
+    try:
+        client.submit(attach_notebook, _plain(notebook), name, get_settings().tracking_uri, pure=False).result()
+    except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
+        logger.warning("The executed notebook was not logged to its run: %s", error)
 
 
 @contextlib.contextmanager
 def connect():
-    """Yield a client of the cluster that the engine's contract names; close what was opened for the call."""
+    """Yield a client of the cluster to run on; close what was opened for the call.
+
+    That is DASK_SCHEDULER_ADDRESS (or Dask's own configuration), else the cluster that `workshop up` started, else a
+    local one of one worker for the call. Raises EngineError when the scheduler does not answer or has no worker.
+    """
     import dask
     from distributed import Client, LocalCluster
+
+    # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
 
     address = dask.config.get("scheduler-address", None)
     if address is None and get_settings().is_up:
@@ -100,9 +116,7 @@ def connect():
     with contextlib.ExitStack() as stack:
         if address is None:
             logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
-            cluster = LocalCluster(
-                n_workers=1, threads_per_worker=1, resources={"notebook": 1}, dashboard_address=":0", silence_logs=False
-            )
+            cluster = LocalCluster(n_workers=1, threads_per_worker=1, resources={"notebook": 1}, dashboard_address=":0")
             stack.enter_context(cluster)
             address = cluster.scheduler_address
         try:
@@ -142,8 +156,6 @@ def _environment() -> dict[str, str]:
 
 def _plain(notebook) -> dict:
     """Return the notebook as plain dicts and lists, which unpickle without nbformat."""
-    import json
-
     return json.loads(json.dumps(notebook))
 
 

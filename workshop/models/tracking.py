@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import subprocess
 import uuid
@@ -23,15 +24,18 @@ STORE_ID_TAG = "workshop.store_id"
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 
-def connect() -> mlflow.MlflowClient:
-    """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead."""
+def connect(uri: str | None = None) -> mlflow.MlflowClient:
+    """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
+
+    ``uri`` is the server's address, by default the one in the settings.
+    """
     import requests
 
     # MLflow reads these when it is imported. Its own patience with a dead server is four minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    uri = get_settings().tracking_uri
+    uri = uri or get_settings().tracking_uri
     if not uri.startswith(("http://", "https://")):
         raise ServiceError(
             "The tracking address is not one of a server.",
@@ -129,15 +133,10 @@ def runs_of_notebook(notebook: dict[str, Any]) -> list[str]:
     return [bundle["run_id"] for bundle in bundles if bundle]
 
 
-def attach_notebook(notebook: dict[str, Any], name: str) -> None:
-    """Log an executed notebook as ``notebook/<name>`` to every run that it opened."""
-    run_ids = runs_of_notebook(notebook)
-    if not run_ids:
-        return
-    import json
-
-    client = connect()
-    for run_id in run_ids:
+def attach_notebook(notebook: dict[str, Any], name: str, uri: str) -> None:
+    """Log an executed notebook as ``notebook/<name>`` to every run that it opened on the server at ``uri``."""
+    client = connect(uri)
+    for run_id in runs_of_notebook(notebook):
         client.log_text(run_id, json.dumps(notebook, indent=1), f"notebook/{name}")
 
 
