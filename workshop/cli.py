@@ -142,7 +142,7 @@ def run() -> None:
     click.echo("Servers", err=True)
     settings = supervision.up(_tell)
     click.echo("Pipeline", err=True)
-    reproduce(settings, _tell)
+    reproduce(settings, lambda text: click.echo(text, nl=False, err=True))
     load_or_make(settings.root / "3_projects" / "germany.csv")
     serving = production()
     click.echo()

@@ -146,7 +146,14 @@ def test_engine_client_that_goes_leaves_no_kernel(servers, notebook, tmp_path, h
         f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\ntime.sleep(300)"
     )
     command = [BIN / "papermill", source, tmp_path / "output.ipynb", "--engine", "dask", "--no-progress-bar"]
-    with subprocess.Popen(command, cwd=tmp_path, env=servers.environment, stderr=subprocess.DEVNULL) as client:
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=servers.environment,
+        stderr=subprocess.DEVNULL,
+        # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as client:
         deadline = time.monotonic() + 30
         while not read(pids) and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -18,11 +18,12 @@ SKIPPED = re.compile(r"^Stage '(?P<stage>[^']+)' (didn't change|is cached)")
 LOG_LINES = 40
 
 
-def reproduce(settings: Settings, tell: Callable[[str], None]) -> list[str]:
+def reproduce(settings: Settings, write: Callable[[str], object]) -> list[str]:
     """Run `dvc repro` in the pipeline's folder and return the names of the stages that ran.
 
-    ``tell`` gets a line for each stage as it ends, or as it is skipped; everything DVC, papermill and the
-    notebooks print goes to the log `pipeline.log`. Raises EngineError with the end of that log when a stage fails.
+    ``write`` gets a stage's name when it starts and its seconds when it ends, a line in all; everything that DVC,
+    papermill and the notebooks print goes to the log `pipeline.log`. Raises EngineError with the end of that log when
+    a stage fails.
     """
     settings.logs.mkdir(parents=True, exist_ok=True)
     log = settings.logs / "pipeline.log"
@@ -30,11 +31,11 @@ def reproduce(settings: Settings, tell: Callable[[str], None]) -> list[str]:
     environment = os.environ | settings.exports()
     environment |= {"PATH": scripts + os.pathsep + environment.get("PATH", os.defpath), "PYTHONUNBUFFERED": "1"}
     ran: list[str] = []
-    current: tuple[str, float] | None = None
+    current: float | None = None
 
     def finish() -> None:
         if current is not None:
-            tell(f"{current[0]}: {time.monotonic() - current[1]:.1f} s")
+            write(f"{time.monotonic() - current:.1f} s\n")
 
     with (
         log.open("w") as output,
@@ -53,13 +54,15 @@ def reproduce(settings: Settings, tell: Callable[[str], None]) -> list[str]:
             output.write(line)
             if started := STARTED.match(line):
                 finish()
-                current = (started["stage"], time.monotonic())
+                current = time.monotonic()
                 ran.append(started["stage"])
+                write(f"  {started['stage']}: ")
             elif skipped := SKIPPED.match(line):
                 finish()
                 current = None
-                tell(f"{skipped['stage']}: unchanged")
+                write(f"  {skipped['stage']}: unchanged\n")
     if dvc.returncode:
+        write("failed\n" if current is not None else "")
         last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise EngineError(
             f"The pipeline stopped{f' at {ran[-1]}' if ran else ''}.",

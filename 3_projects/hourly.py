@@ -1,0 +1,118 @@
+"""What the three projects share: the hours, how they are split and measured, and which parameters all have.
+
+Like the projects it needs what their `python_env.yaml` name, and nothing else of this repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+FEATURES = ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
+TARGETS = ["solar_GW", "wind_GW"]
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the parameters that every project has; a value out of range ends it with exit code 2."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--data", default="../germany.csv", help="the processed CSV file")
+    parser.add_argument("--test_fraction", type=fraction, default=0.2, help="the part held out, the latest in time")
+    return parser
+
+
+def truth(text: str) -> bool:
+    """Return ``text`` as true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+    return text.lower() == "true"
+
+
+def positive(text: str) -> int:
+    """Return ``text`` as a whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Return ``text`` as a whole number from 0 to 2**32 - 1, which is what NumPy takes for a seed."""
+    if not 0 <= int(text) < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
+    return int(text)
+
+
+def fraction(text: str) -> float:
+    """Return ``text`` as a number between 0 and 1, both left out."""
+    if not 0 < float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def stop(sentence: str, exit_code: int) -> NoReturn:
+    """End the program with ``sentence`` on stderr."""
+    print(sentence, file=sys.stderr)
+    raise SystemExit(exit_code)
+
+
+def require_tracking_server() -> None:
+    """End with exit code 2 when the run would go to a file of this folder and not to a server."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not address.startswith(("http://", "https://")):
+        stop(
+            f"No tracking server is set: MLFLOW_TRACKING_URI is {address or 'empty'}, not an http address. "
+            'Type at the top of the repository: eval "$(workshop config --export)"',
+            2,
+        )
+
+
+def read_frame(path: str) -> pd.DataFrame:
+    """Return the hours of a processed CSV file in the order of time; end with exit code 1 when it cannot be used.
+
+    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW).
+    """
+    import pandas as pd
+
+    file = Path(path).resolve()
+    advice = "Type at the top of the repository: workshop data csv 3_projects/germany.csv"
+    if not file.is_file():
+        stop(f"There is no data file {file}. {advice}", 1)
+    numbers = [*FEATURES, *TARGETS]
+    try:
+        frame = pd.read_csv(file, usecols=["utc_timestamp", *numbers], dtype=dict.fromkeys(numbers, float))
+    except ValueError as error:
+        stop(f"The data file {file} cannot be used: {error}. {advice}", 1)
+    if frame.isna().any(axis=None):
+        stop(f"The data file {file} has empty cells. {advice}", 1)
+    return frame.sort_values("utc_timestamp", ignore_index=True)
+
+
+def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the earlier hours and the last ``test_fraction`` of them.
+
+    Neighbouring hours are alike, so hours held out at random would flatter the model.
+    """
+    border = len(frame) - round(len(frame) * test_fraction)
+    train, test = frame[:border], frame[border:]
+    if min(len(train), len(test)) < 2:
+        stop(f"Of {len(frame)} hours a test_fraction of {test_fraction} leaves too few to train or to test on.", 2)
+    return train, test
+
+
+def measure(test: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
+    """Return R2 (of solar, of wind, their mean) and the mean absolute error in GW; ``predicted`` is (hours, 2)."""
+    from sklearn.metrics import mean_absolute_error, r2_score
+
+    r2_solar, r2_wind = r2_score(test[TARGETS], predicted, multioutput="raw_values")
+    return {
+        "r2": (r2_solar + r2_wind) / 2,
+        "r2_solar": r2_solar,
+        "r2_wind": r2_wind,
+        "mae_GW": mean_absolute_error(test[TARGETS], predicted),
+    }

@@ -1,0 +1,64 @@
+"""A stage as dvc.yaml declares it."""
+
+from __future__ import annotations
+
+import pytest
+
+from workshop.engine.stages import Stage
+from workshop.errors import EngineError
+
+DECLARED = """
+stages:
+  train:
+    cmd: true
+    deps: [notebooks/train.ipynb, data/train.parquet]
+    outs:
+      - results/train.json
+      - results/report.html: {persist: true}
+    metrics: [results/metrics.json]
+"""
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """A stage declared in the current folder."""
+    (tmp_path / "dvc.yaml").write_text(DECLARED)
+    monkeypatch.chdir(tmp_path)
+    return Stage("train")
+
+
+def test_stage_finds_inputs_and_outputs_by_name(stage, tmp_path):
+    """Paths stand in dvc.yaml alone; flags of an output do not matter."""
+    assert stage.input("train.parquet") == tmp_path / "data" / "train.parquet"
+    assert stage.output("report.html") == tmp_path / "results" / "report.html"
+    assert stage.output("metrics.json").parent.is_dir()
+
+
+def test_stage_json_survives_the_way(stage, tmp_path):
+    """What one stage writes another reads."""
+    stage.write_json("train.json", {"r2": 0.7})
+    (tmp_path / "dvc.yaml").write_text("stages: {next: {cmd: x, deps: [results/train.json]}}")
+    assert Stage("next").read_json("train.json") == {"r2": 0.7}
+
+
+def test_stage_file_that_is_not_declared_names_those_that_are(stage):
+    """The error says what the stage declares and where to add to it."""
+    with pytest.raises(EngineError) as caught:
+        stage.input("test.parquet")
+    for word in ("train", "test.parquet", "train.parquet", "dvc.yaml"):
+        assert word in str(caught.value)
+
+
+def test_stage_that_is_unknown_names_the_stages(stage):
+    """A typing error shows the names there are."""
+    with pytest.raises(EngineError, match="train"):
+        Stage("trian")
+
+
+@pytest.mark.parametrize("content", ["", "stages: [", "vars: []"])
+def test_stage_file_that_is_broken_is_named(tmp_path, monkeypatch, content):
+    """A dvc.yaml without stages ends in words."""
+    (tmp_path / "dvc.yaml").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EngineError, match=r"dvc\.yaml"):
+        Stage("train")

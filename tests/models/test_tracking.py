@@ -1,0 +1,88 @@
+"""Runs with their lineage, on the real tracking server."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import time
+
+import pytest
+from workplace import clean_environment, environment_of, free_port
+
+from workshop.errors import ServiceError
+from workshop.models.tracking import RUN_MIME_TYPE, connect, file_hash, git_tags, runs_of_notebook, start_run, store_id
+
+
+def test_connect_to_a_dead_server_fails_within_seconds():
+    """No answer: the address and what to type, in words, long before MLflow itself would give up."""
+    address = f"http://127.0.0.1:{free_port()}"
+    with environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": address}):
+        began = time.monotonic()
+        with pytest.raises(ServiceError) as caught:
+            connect()
+        assert time.monotonic() - began < 5
+    assert address in str(caught.value)
+    assert "workshop up" in str(caught.value)
+
+
+def test_connect_to_a_file_is_refused():
+    """MLflow's own fallback, a database in the current folder, is not a server."""
+    with (
+        environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}),
+        pytest.raises(ServiceError, match="workshop config --export"),
+    ):
+        connect()
+
+
+def test_store_keeps_its_identity(in_workplace):
+    """Asked twice, the same store answers the same."""
+    assert store_id() == store_id()
+
+
+def test_run_that_fails_is_marked_failed(in_workplace):
+    """An error inside the block ends the run as FAILED and goes on to the caller."""
+    import mlflow
+
+    with pytest.raises(ZeroDivisionError), start_run("test_stage", parameters={"a": 1}) as run:
+        raise ZeroDivisionError
+    found = mlflow.get_run(run.info.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.params == {"a": "1"}
+    assert found.data.tags["workshop.stage"] == "test_stage"
+
+
+def test_file_hash_is_md5(tmp_path):
+    """DVC 3 names a file by the md5 of its bytes."""
+    file = tmp_path / "file"
+    file.write_bytes(b"a\r\nb")
+    assert file_hash(file) == hashlib.md5(b"a\r\nb").hexdigest()
+
+
+def test_git_tags_leave_the_local_lock_out(tmp_path):
+    """A changed dvc.lock alone does not make a tree dirty; anything else does; no repository, no tags."""
+    assert git_tags(tmp_path) == {}
+
+    def git(*words):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    for name in ("dvc.lock", "code.py"):
+        (tmp_path / name).write_text("1\n")
+    git("add", "--all")
+    git("commit", "--message", "First")
+    assert git_tags(tmp_path)["workshop.git.dirty"] == "false"
+    (tmp_path / "dvc.lock").write_text("2\n")
+    assert git_tags(tmp_path)["workshop.git.dirty"] == "false"
+    (tmp_path / "code.py").write_text("2\n")
+    tags = git_tags(tmp_path)
+    assert tags["workshop.git.dirty"] == "true"
+    assert len(tags["mlflow.source.git.commit"]) == 40
+
+
+def test_runs_of_a_notebook_are_found_in_its_outputs():
+    """An executed notebook says which runs it opened; one that opened none says so."""
+    shown = {"output_type": "display_data", "data": {RUN_MIME_TYPE: {"run_id": "abc"}}}
+    other = {"output_type": "stream", "name": "stdout", "text": "run_id"}
+    assert runs_of_notebook({"cells": [{"outputs": [other, shown]}, {"source": "text"}]}) == ["abc"]
+    assert runs_of_notebook({"cells": [{"outputs": [other]}]}) == []
