@@ -12,6 +12,16 @@ import pytest
 from workplace import BIN, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
 
 
+def pytest_collection_modifyitems(items):
+    """Run all tests that need the one set of servers in the same process, so that it is started once."""
+    for item in items:
+        if "servers" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("servers"))
+        else:
+            # The tests of a file share its fixtures.
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory) -> Iterator[Servers]:
     """A clone in which `make run` was typed: servers up, pipeline run, a model in production."""

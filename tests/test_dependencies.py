@@ -96,7 +96,9 @@ def test_everything_imports_and_a_notebook_runs_on(version, tmp_path):
         run(scripts / "python", "-c", "\n".join(f"import {name}" for name in IMPORTS))
         run(scripts / "workshop", "data", "csv", "germany.csv")
         environment["PATH"] = f"{scripts}:{environment['PATH']}"
-        notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+        notebook = nbformat.v4.new_notebook(
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        )
         tagged = nbformat.v4.new_code_cell("hours: int = 1", metadata={"tags": ["parameters"]})
         notebook.cells = [tagged, nbformat.v4.new_code_cell(SOURCE)]
         nbformat.write(notebook, tmp_path / "notebook.ipynb")
