@@ -46,6 +46,8 @@ lock: .venv/installed
 
 # Written last: an installation that was interrupted is begun anew.
 .venv/installed: requirements.txt pyproject.toml
+	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
+		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
 	@echo "Installing into .venv (once; about a minute, 3 GB)" >&2
 	@"$(PYTHON)" -m venv .venv

@@ -12,6 +12,7 @@ import pytest
 from workplace import BIN, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Run all tests that need the one set of servers in the same process, so that it is started once."""
     for item in items:

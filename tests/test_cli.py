@@ -179,6 +179,14 @@ def test_make_run_names_what_the_machine_lacks(tmp_path, body, words):
     assert not (tmp_path / "clone" / ".venv").exists()
 
 
+def test_make_run_without_any_python_says_so(tmp_path):
+    """A machine without Python: which ones would do."""
+    done = make(tmp_path, "run", "PYTHON=python-that-is-not-there")
+    assert done.returncode == 2
+    assert "python-that-is-not-there" in done.stderr
+    assert "3.11, 3.12 or 3.13" in done.stderr
+
+
 def test_make_stop_without_an_installation_is_no_error(tmp_path):
     """Nothing installed, nothing to stop."""
     assert make(tmp_path, "stop").returncode == 0

@@ -70,22 +70,6 @@ def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
     assert solar.dropna().unique().tolist() == [11.5]
 
 
-def test_week_spans_seven_days_whatever_is_missing(frame, predicted):
-    """The axis runs from Monday to Monday though hours are absent at either end, and holds that week only."""
-    part = frame.iloc[5:150]
-    figure = figures.week(part, predicted.loc[part.index], "2016-10-03")
-    first, last = (pd.Timestamp(end) for end in figure.layout.xaxis.range)
-    assert (first, last) == (pd.Timestamp("2016-10-03", tz="UTC"), pd.Timestamp("2016-10-10", tz="UTC"))
-    assert len(drawn(figure, "measured")[0]) == 145
-
-
-def test_week_without_hours_is_an_error_that_names_the_data(frame, predicted):
-    """A week outside the data raises DataError with the period that there is."""
-    with pytest.raises(DataError, match="no hour of data in the week from 2017-01-02") as caught:
-        figures.week(frame, predicted, "2017-01-02")
-    assert "2016-10-03 to 2016-10-12" in str(caught.value)
-
-
 def test_scores_draws_a_bar_for_each_model_and_score():
     """Each score column that is there gives one bar a model, in the order of the table."""
     table = pd.DataFrame({"r2": [0.7, 0.8], "r2_wind": [0.5, 0.6], "mae_GW": [2, 1]}, index=["linreg", "rf"])
@@ -158,6 +142,5 @@ def test_figures_never_change_their_arguments(frame, predicted):
     before = frame.copy(deep=True), predicted.copy(deep=True)
     for draw in (figures.measured_and_predicted, figures.predicted_against_measured):
         draw(frame, predicted)
-    figures.week(frame, predicted, "2016-10-03")
     pd.testing.assert_frame_equal(frame, before[0])
     pd.testing.assert_frame_equal(predicted, before[1])

@@ -68,7 +68,6 @@ def test_attribution_says_modelled():
     text = sources.attribution("sample")
     assert "modelled" in text.lower()
     assert "Deutscher Wetterdienst" in text
-    assert sources.is_modelled("sample")
 
 
 def test_sources_imports_no_heavy_package():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,30 +78,6 @@ def measured_and_predicted(
         figure.update_yaxes(title_text=f"{NAMES[target]}, GW", row=row, col=1)
     figure.update_xaxes(title_text="UTC, daily means" if daily else "UTC", row=2, col=1)
     return figure.update_layout(template=TEMPLATE, title_text=title)
-
-
-def week(
-    frame: pd.DataFrame, predicted: pd.DataFrame, first_day: datetime.date | str, *, measured_name: str = "measured"
-) -> go.Figure:
-    """Draw the seven days (UTC) from ``first_day`` as `measured_and_predicted` does, one tick a day.
-
-    The axis spans the whole week, however many of its hours are absent. Raises DataError as `measured_and_predicted`
-    does, and when no hour of that week is there.
-    """
-    start = pd.Timestamp(first_day).normalize()
-    start = start.tz_localize("UTC") if start.tzinfo is None else start.tz_convert("UTC")
-    end = start + pd.Timedelta(days=7)
-    _aligned(frame, predicted)
-    within = frame["utc_timestamp"].between(start, end, inclusive="left").to_numpy()
-    if not within.any():
-        raise DataError(
-            f"There is no hour of data in the week from {start:%Y-%m-%d}.",
-            value=f"data from {frame['utc_timestamp'].min():%Y-%m-%d} to {frame['utc_timestamp'].max():%Y-%m-%d}",
-            next_step="choose another week",
-        )
-    title = f"{start:%d %B %Y} to {end - pd.Timedelta(days=1):%d %B %Y}"
-    figure = measured_and_predicted(frame[within], predicted[within], title=title, measured_name=measured_name)
-    return figure.update_xaxes(range=[start, end], dtick=24 * 3600 * 1000, tickformat="%a %d")
 
 
 def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out period") -> go.Figure:

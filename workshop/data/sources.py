@@ -72,11 +72,6 @@ def attribution(source: str) -> str:
     return _ATTRIBUTIONS[_known(source)]
 
 
-def is_modelled(source: str) -> bool:
-    """Return whether the data of ``source`` is modelled rather than measured."""
-    return _known(source) == "sample"
-
-
 def fetch(source: str, folder: Path) -> list[Path]:
     """Put the raw files of ``source`` into ``folder`` and return their four paths: power, weather, card, checksums.
 
