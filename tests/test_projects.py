@@ -43,9 +43,8 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def projects(germany_csv, tmp_path_factory):
     """A folder with the three projects and their data."""
-    folder = tmp_path_factory.mktemp("3_projects")
-    for name in NAMES:
-        shutil.copytree(ROOT / "3_projects" / name, folder / name)
+    ignored = shutil.ignore_patterns("germany.csv", "__pycache__")
+    folder = shutil.copytree(ROOT / "3_projects", tmp_path_factory.mktemp("chapter") / "3_projects", ignore=ignored)
     shutil.copy(germany_csv, folder / "germany.csv")
     return folder
 

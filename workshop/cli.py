@@ -126,7 +126,8 @@ def doctor(as_json: bool) -> None:
 
 # -- pipeline ------------------------------------------------------------------------------------------------------
 @main.command()
-def run() -> None:
+@json_option
+def run(as_json: bool) -> None:
     """Start the servers, run the pipeline, and show the model in production.
 
     With nothing changed, nothing is trained again.
@@ -145,22 +146,29 @@ def run() -> None:
     reproduce(settings, lambda text: click.echo(text, nl=False, err=True))
     load_or_make(settings.root / "3_projects" / "germany.csv")
     serving = production()
-    click.echo()
-    addresses = {
+    shown = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": f"ftp://{settings.host}:{settings.ftp_port}",
+        "Production": serving.as_dict() if serving and as_json else _words(serving),
     }
-    if serving is None:
-        addresses["Production"] = "none: the gate refused every model so far (4_pipeline/results/decision.json)"
-    else:
-        r2 = "unknown" if serving.r2 is None else f"{serving.r2:.3f}"
-        addresses["Production"] = f"{serving.name} version {serving.version} ({serving.stage}), held-out R2 {r2}"
-    for name, value in addresses.items():
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    click.echo()
+    for name, value in shown.items():
         click.echo(f"{name:<11} {value}")
     click.echo('\nNext: open the dashboard; for the workshop type  eval "$(.venv/bin/workshop config --export)"')
     click.echo("      and open 1_starting_point/README.md. `make stop` ends the servers.")
+
+
+def _words(serving) -> str:
+    """Say in a line which model is in production."""
+    if serving is None:
+        return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
+    r2 = "unknown" if serving.r2 is None else f"{serving.r2:.3f}"
+    return f"{serving.name} version {serving.version} ({serving.stage or 'registered by hand'}), held-out R2 {r2}"
 
 
 @main.command()
