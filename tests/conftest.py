@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import shutil
 import subprocess
 import time
@@ -9,18 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workplace import BIN, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
+from workplace import BIN, ROOT, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Run all tests that need the one set of servers in the same process, so that it is started once."""
-    for item in items:
-        if "servers" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("servers"))
-        else:
-            # The tests of a file share its fixtures.
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+def pytest_xdist_make_scheduler(config, log):
+    """Run a file's tests in one process, and all files that need the one set of servers in the same one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneSetOfServers(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return "servers" if needs_servers(file) else file
+
+    return OneSetOfServers(config, log)
+
+
+@functools.cache
+def needs_servers(file: str) -> bool:
+    """Tell whether a test or fixture of the file asks for the fixture `servers`, by itself or through another."""
+    return bool(re.search(r"def \w+\([^)]*\b(servers|promoted|in_workplace)\b", (ROOT / file).read_text()))
 
 
 @pytest.fixture(scope="session")
