@@ -15,21 +15,30 @@ from workplace import BIN, ROOT, RUN_SECONDS, Servers, environment_of, new_workp
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Run a file's tests in one process, and all files that need the one set of servers in the same one."""
+    """Run a file's tests in one process, but all tests that need the one set of servers in the same one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class OneSetOfServers(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file = nodeid.split("::")[0]
-            return "servers" if needs_servers(file) else file
+            file, test, *_ = nodeid.split("[")[0].split("::")
+            return "servers" if needs_servers(test, arguments_of(file)) else file
 
     return OneSetOfServers(config, log)
 
 
 @functools.cache
-def needs_servers(file: str) -> bool:
-    """Tell whether a test or fixture of the file asks for the fixture `servers`, by itself or through another."""
-    return bool(re.search(r"def \w+\([^)]*\b(servers|promoted|in_workplace)\b", (ROOT / file).read_text()))
+def arguments_of(file: str) -> dict[str, list[str]]:
+    """Return the arguments of each test and fixture of a file."""
+    found = re.findall(r"^def (\w+)\(([^)]*)\)", (ROOT / file).read_text(), flags=re.MULTILINE)
+    return {name: re.findall(r"\w+", arguments) for name, arguments in found}
+
+
+def needs_servers(name: str, arguments: dict[str, list[str]]) -> bool:
+    """Tell whether a test or fixture asks for the fixture `servers`, by itself or through others."""
+    asked = arguments.get(name, [])
+    return bool({"servers", "promoted", "in_workplace"} & set(asked)) or any(
+        needs_servers(fixture, arguments) for fixture in asked if fixture in arguments
+    )
 
 
 @pytest.fixture(scope="session")

@@ -49,17 +49,17 @@ def test_decide_refuses_predictions_that_are_no_numbers():
     assert not decide(broken, GOOD, POLICY).promoted
 
 
-@pytest.mark.parametrize(("gain", "promoted"), [(0.001, True), (0.0, False), (-0.001, False)])
-def test_decide_wants_better_than_the_champion(gain, promoted):
+@pytest.mark.parametrize(("gain", "wins"), [(0.001, True), (0.0, False), (-0.001, False)])
+def test_decide_wants_better_than_the_champion(gain, wins):
     """Equal is not better, so a tie keeps the champion."""
-    assert decide(replace(GOOD, r2=GOOD.r2 + gain), GOOD, POLICY).promoted is promoted
+    assert decide(replace(GOOD, r2=GOOD.r2 + gain), GOOD, POLICY).promoted is wins
 
 
-@pytest.mark.parametrize(("gain", "promoted"), [(0.019, False), (0.021, True)])
-def test_decide_wants_the_least_gain(gain, promoted):
+@pytest.mark.parametrize(("gain", "wins"), [(0.019, False), (0.021, True)])
+def test_decide_wants_the_least_gain(gain, wins):
     """With a least gain of 0.02 a smaller one does not do."""
     policy = replace(POLICY, least_gain=0.02)
-    assert decide(replace(GOOD, r2=GOOD.r2 + gain), GOOD, policy).promoted is promoted
+    assert decide(replace(GOOD, r2=GOOD.r2 + gain), GOOD, policy).promoted is wins
 
 
 def test_decide_champion_that_predicts_no_numbers_is_beaten():
