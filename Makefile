@@ -31,8 +31,10 @@ stop:
 status: .venv/installed
 	@$(BIN)/workshop status
 
+# Dash ships an extension in an old form, and JupyterLab would greet everyone with the advice to build it.
 lab: .venv/installed
-	@eval "$$($(BIN)/workshop config --export)" && exec $(BIN)/jupyter lab --ip=127.0.0.1
+	@eval "$$($(BIN)/workshop config --export)" && exec $(BIN)/jupyter lab --ip=127.0.0.1 \
+		--ServerApp.tornado_settings="{'page_config_data': {'buildCheck': False, 'buildAvailable': False}}"
 
 test: .venv/installed
 	@$(BIN)/python -m pytest

@@ -52,7 +52,7 @@ def test_stage_file_that_is_not_declared_names_those_that_are(stage):
 def test_stage_that_is_unknown_names_the_stages(stage):
     """A typing error shows the names there are."""
     with pytest.raises(EngineError, match="train"):
-        Stage("trian")
+        Stage("trains")
 
 
 @pytest.mark.parametrize("content", ["", "stages: [", "vars: []"])
