@@ -11,7 +11,7 @@ import time
 import nbformat
 import psutil
 import pytest
-from workplace import BIN, clean_environment
+from workplace import BIN, clean_environment, environment_of
 
 ANCESTORS = "import psutil\n[process.pid for process in psutil.Process().parents()]"
 TIMES = {"start_time", "end_time", "duration", "output_path", "input_path"}
@@ -212,6 +212,24 @@ def test_engine_without_a_scheduler_starts_one_for_the_call(notebook, tmp_path):
     output = nbformat.read(tmp_path / "output.ipynb", as_version=4)
     (kernels_parent, *_) = re.findall(r"\d+", output.cells[0].outputs[0].data["text/plain"])
     assert not psutil.pid_exists(int(kernels_parent))
+
+
+def test_engine_local_cluster_listens_on_loopback_alone(tmp_path, monkeypatch):
+    """The cluster started for a call, its page included, cannot be reached from another machine."""
+    from workshop.engine.engine import connect
+
+    (tmp_path / "4_pipeline").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    with environment_of(clean_environment()), connect():
+        this = psutil.Process()
+        pids = {this.pid, *(child.pid for child in this.children(recursive=True))}
+        listening = {
+            connection.laddr.ip
+            for connection in psutil.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN and connection.pid in pids
+        }
+    assert listening == {"127.0.0.1"}
 
 
 def test_engine_scheduler_that_does_not_answer_is_named(notebook, tmp_path):

@@ -116,7 +116,10 @@ def connect():
     with contextlib.ExitStack() as stack:
         if address is None:
             logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
-            cluster = LocalCluster(n_workers=1, threads_per_worker=1, resources={"notebook": 1}, dashboard_address=":0")
+            # Dask's own default for the page, ":0", listens on every interface.
+            cluster = LocalCluster(
+                n_workers=1, threads_per_worker=1, resources={"notebook": 1}, dashboard_address="127.0.0.1:0"
+            )
             stack.enter_context(cluster)
             address = cluster.scheduler_address
         try:
