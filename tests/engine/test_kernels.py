@@ -1,0 +1,474 @@
+"""Kernels of the engine: real ones, cold and forked, and what becomes of them when all around them dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+
+from workshop.engine.kernels import KeptKernelManager
+from workshop.engine.warm import WARM, start_warming, warm_state
+
+GONE_SECONDS = 5
+READY_SECONDS = 120  # on a machine that has other things to do
+FAMILY = """
+    import ctypes, os, pathlib, subprocess, sys, time
+    child = subprocess.Popen(["sleep", "600"])
+    daemon = "import os, sys, time; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0)"
+    note = "; open(sys.argv[1], 'a').write(f'{os.getpid()}\\\\n'); time.sleep(600)"
+    subprocess.run([sys.executable, "-c", daemon + note, "family"], check=True)
+    while not pathlib.Path("family").exists():
+        time.sleep(0.01)
+    with open("family", "a") as file:
+        file.write(f"{child.pid}\\n{os.getpid()}\\n{os.getppid()}\\n")
+    pathlib.Path("complete").touch()
+"""
+
+
+def notebook(*sources):
+    """Return a notebook of these code cells."""
+    cells = [nbformat.v4.new_code_cell(textwrap.dedent(source)) for source in sources]
+    document = nbformat.v4.new_notebook(cells=cells)
+    document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return document
+
+
+def run(*sources, folder=None, environment=None, manager=KeptKernelManager, **options):
+    """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
+    document = notebook(*sources)
+    managers = []
+
+    class Remembered(manager):
+        def __init__(self, **given):
+            super().__init__(**given)
+            managers.append(self)
+
+    client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
+    try:
+        client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}))
+    finally:
+        run.manager = managers[0]
+    return "".join(output.text for cell in document.cells for output in cell.outputs if "text" in output)
+
+
+def wait_until(condition, seconds=READY_SECONDS):
+    """Wait for a condition; return whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@contextlib.contextmanager
+def warming(*modules):
+    """Have a warm process with these modules, ready or given up."""
+    start_warming(modules)
+    try:
+        assert wait_until(lambda: warm_state()["ready"] or warm_state()["reason"])
+        yield
+    finally:
+        WARM.close()
+
+
+@pytest.fixture(scope="module")
+def plotting():
+    """A warm process with modules that ask in which shell they are imported."""
+    with warming("numpy", "pandas", "matplotlib.pyplot", "plotly.graph_objects"):
+        yield
+
+
+@pytest.fixture(params=["cold", "warm"])
+def either(request):
+    """Each kernel twice: started cold and forked."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "warm":
+            stack.enter_context(warming("json"))
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """After each test no process and no private folder of a kernel is left."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    yield
+    manager = getattr(run, "manager", None)
+    assert manager is None or not Path(manager.private_folder).exists()
+    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+    _, alive = psutil.wait_procs(left, timeout=GONE_SECONDS)
+    assert not [process for process in alive if process.pid != warm_state()["pid"]]
+
+
+def worker_script(cell, modules=()):
+    """Return a program that stands in for a worker: it runs a cell, forked if there are modules to import."""
+    return textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_kernels import run, warm_state, wait_until, start_warming
+        start_warming({list(modules)!r})
+        assert not {list(modules)!r} or wait_until(lambda: warm_state()["ready"])
+        run({cell!r})
+    """)
+
+
+# -- none is left behind -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("modules", [(), ("json",)], ids=["cold", "warm"])
+@pytest.mark.parametrize("last", ["time.sleep(600)", "ctypes.PyDLL(None).sleep(600)"], ids=["idle", "in C"])
+def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, last):
+    """Of a worker killed with -9 nothing is left 5 s later: children, daemons, a kernel that holds the GIL in C."""
+    script = worker_script(textwrap.dedent(FAMILY) + last, modules)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
+    worker = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
+    try:
+        assert wait_until((tmp_path / "complete").exists)
+        time.sleep(0.3)  # until the kernel is in the sleep
+        family = [psutil.Process(int(pid)) for pid in (tmp_path / "family").read_text().split()]
+        assert len(family) == 4
+    finally:
+        worker.kill()
+        worker.wait()
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
+    assert not alive
+    assert not list(temporary.glob("kernel-*"))
+
+
+def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
+    """After a graceful end handlers of `atexit` have run, open files are written, and no daemon lives on."""
+    run(
+        FAMILY,
+        """
+        import atexit
+        atexit.register(lambda: pathlib.Path("farewell").write_text("good-bye"))
+        unclosed = open("unclosed", "w")
+        unclosed.write("all of it")
+        """,
+        folder=tmp_path,
+    )
+    assert run.manager.kernel.exit_code == 0
+    assert (tmp_path / "farewell").read_text() == "good-bye"
+    assert (tmp_path / "unclosed").read_text() == "all of it"
+    family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
+    assert not [pid for pid in family if psutil.pid_exists(pid)]
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("os._exit(7)", 7), ("os.kill(os.getpid(), 9)", -signal.SIGKILL), ("os.abort()", -signal.SIGABRT)],
+)
+def test_kernel_tells_how_it_ended(either, end, code):
+    """The exit code, or the signal as a negative number, is known after a kernel died."""
+    with pytest.raises(DeadKernelError):
+        run(f"import os\n{end}")
+    assert run.manager.kernel.exit_code == code
+
+
+def test_kernel_can_be_killed_from_any_thread(tmp_path, either):
+    """`kill` from outside the event loop ends the kernel, its children and the run of the notebook."""
+    import threading
+
+    def kill():
+        assert wait_until((tmp_path / "complete").exists)
+        found.append(managers[0].kernel)
+        managers[0].kernel.kill()
+
+    managers, found = [], []
+    document = notebook(textwrap.dedent(FAMILY) + "ctypes.PyDLL(None).sleep(600)")
+    client = NotebookClient(document, kernel_manager_class=KeptKernelManager)
+    managers.append(client.create_kernel_manager())
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(DeadKernelError):
+        client.execute(cwd=str(tmp_path), cleanup_kc=True)
+    killer.join()
+    found[0].gone.result(GONE_SECONDS)
+    family = [int(pid) for pid in (tmp_path / "family").read_text().split()]
+    assert not [pid for pid in family if psutil.pid_exists(pid)]
+    assert not Path(managers[0].private_folder).exists()
+
+
+def test_kernel_that_is_unwanted_before_it_starts_never_runs(tmp_path, either):
+    """A kernel killed before its process exists ends as soon as it does."""
+    manager = run.manager = KeptKernelManager()
+    manager.kill()
+    client = NotebookClient(notebook("open('ran', 'w')"), km=manager)
+    with pytest.raises(RuntimeError, match="died"), client.setup_kernel(cwd=str(tmp_path)):
+        pass
+    assert manager.kernel.exit_code == -signal.SIGKILL
+    assert not (tmp_path / "ran").exists()
+
+
+def test_kernel_is_interrupted(either):
+    """A cell that takes too long is interrupted, and the kernel goes on."""
+    document = notebook("import time\ntime.sleep(600)", "print('alive')")
+    client = NotebookClient(
+        document, kernel_manager_class=KeptKernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
+    )
+    client.execute()
+    assert document.cells[0].outputs[0].ename == "KeyboardInterrupt"
+    assert document.cells[1].outputs[0].text == "alive\n"
+
+
+def test_kernel_that_cannot_be_started_is_an_error_at_once(tmp_path, monkeypatch):
+    """A kernel whose program is missing raises FileNotFoundError, as jupyter_client's own start does."""
+    folder = tmp_path / "kernels" / "broken"
+    folder.mkdir(parents=True)
+    specification = {"argv": ["no-such-program", "{connection_file}"], "display_name": "x", "language": "x"}
+    (folder / "kernel.json").write_text(json.dumps(specification))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = run.manager = KeptKernelManager(kernel_name="broken")
+    try:
+        with pytest.raises(FileNotFoundError, match="no-such-program"):
+            asyncio.run(manager.start_kernel())
+    finally:
+        asyncio.run(manager.cleanup_resources())
+
+
+def test_kernel_listens_on_no_port(either):
+    """All channels are Unix sockets in a folder of mode 0700, also that for what forked children print."""
+    text = run(
+        """
+        import os, psutil, stat, sys
+        child = os.fork()
+        if child == 0:
+            print("from a child", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        """,
+        "import time; time.sleep(0.5)",
+        """
+        print(len(psutil.Process().net_connections("inet")))
+        print(oct(stat.S_IMODE(os.stat(os.path.dirname(sys.argv[2])).st_mode) & 0o777))
+        """,
+    )
+    assert text.splitlines() == ["from a child", "0", "0o700"]
+
+
+# -- a forked kernel is a kernel like any other --------------------------------------------------------------------
+PROBE = """
+    import __main__, asyncio, builtins, comm, gc, json, locale, logging, os, signal, sys, threading, warnings
+    shell = get_ipython()
+    folder = os.path.dirname(sys.argv[2])
+    loggers = {name: getattr(logger, "handlers", []) for name, logger in logging.root.manager.loggerDict.items()}
+    print(json.dumps({
+        "argv": [word.replace(folder, "") for word in sys.argv],
+        "orig_argv": [word.replace(folder, "") for word in sys.orig_argv],
+        "path": sys.path,
+        "folder": os.getcwd(),
+        "flags": str(sys.flags),
+        "variables": {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"},
+        "main": [sorted(name for name in vars(__main__) if name[:2] != "_i"), str(__main__.__spec__)],
+        "builtins": sorted(vars(builtins)),
+        "filters": [str(entry) for entry in warnings.filters],
+        "root logger": [logging.root.level, str(logging.root.handlers)],
+        "loggers": {name: [[type(handler).__name__, str(type(getattr(handler, "stream", None)))] for handler in found]
+                    for name, found in sorted(loggers.items()) if found},
+        "signals": {number: getattr(signal.getsignal(number), "__qualname__", str(signal.getsignal(number)))
+                    for number in sorted(signal.valid_signals() - {9, 19})},
+        "blocked": str(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "threads": sorted(type(thread).__name__ for thread in threading.enumerate()),
+        "streams": [[type(stream).__name__, stream.encoding]
+                    for stream in (sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__)],
+        "input": os.read(0, 1).decode(),
+        "hooks": [getattr(hook, "__qualname__", str(type(hook)))
+                  for hook in (sys.excepthook, sys.displayhook, sys.unraisablehook, threading.excepthook)],
+        "session": [os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()],
+        "parent": int(os.environ["JPY_PARENT_PID"]) == os.getppid(),
+        "callbacks": {name: [function.__qualname__ for function in found]
+                      for name, found in shell.events.callbacks.items()},
+        "shell": [type(shell).__name__, sys.ps1, shell.profile_dir.location, shell.history_manager.hist_file],
+        "magics": sorted(shell.magics_manager.lsmagic()["line"]),
+        "formatters": {name: [len(found.type_printers), len(found.deferred_printers)]
+                       for name, found in shell.display_formatter.formatters.items()},
+        "comm targets": sorted(comm.get_comm_manager().targets),
+        "collector": [gc.get_threshold(), gc.isenabled()],
+        "locale": locale.getlocale(),
+        "loop": type(asyncio.get_event_loop_policy()).__name__,
+    }))
+"""
+PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects as go, plotly.io, logging, random"
+
+
+def probe(folder, **options):
+    """Return what a kernel finds in its process once it has imported the modules for plotting."""
+    found = json.loads(run(PLOTTING, PROBE, folder=folder, **options))
+    # jupyter_client calls the file by the kernel's id.
+    found["argv"][2] = found["orig_argv"][4] = "FILE"
+    return found
+
+
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_kernel_finds_what_jupyters_own_finds(request, tmp_path, start):
+    """Arguments, path, variables, filters, loggers, signals, threads, streams and shell are those of a stock kernel."""
+    options = {"folder": tmp_path, "environment": {"WORKSHOP_PROBE": start}}
+    stock = probe(manager=AsyncKernelManager, **options)
+    if start == "warm":
+        request.getfixturevalue("plotting")
+    assert probe(**options) == stock
+
+
+def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
+    """Figures of matplotlib and plotly, frames and a logger's lines appear as in a stock kernel."""
+    sources = (
+        PLOTTING,
+        "plt.plot([1, 2])",
+        "go.Figure(go.Bar(y=[1, 2]))",
+        "pandas.DataFrame({f'column {number}': [number] for number in range(30)})",
+        "logging.getLogger('anything').warning('beware')\nprint(plotly.io.renderers.default, plt.get_backend())",
+    )
+    shown = []
+    for manager in (AsyncKernelManager, KeptKernelManager):
+        document = notebook(*sources)
+        NotebookClient(document, kernel_manager_class=manager).execute(cwd=str(tmp_path))
+        shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
+    assert shown[0] == shown[1]
+    assert "image/png" in shown[1][1][1]
+
+
+def test_forked_kernels_share_no_state(plotting, tmp_path):
+    """What one kernel does to its process the next does not see, and each draws other random numbers."""
+    first = run(
+        f"{PLOTTING}; import os, sys\nprint(random.random(), numpy.random.rand())",
+        "pandas.leak = os.environ['LEAK'] = 'leak'; sys.path.append('leak'); plt.rcParams['lines.linewidth'] = 42",
+        folder=tmp_path,
+    )
+    second = run(
+        f"{PLOTTING}; import os, sys\nprint(random.random(), numpy.random.rand())",
+        "assert not hasattr(pandas, 'leak'); assert 'LEAK' not in os.environ; assert 'leak' not in sys.path",
+        "assert plt.rcParams['lines.linewidth'] != 42",
+        folder=tmp_path,
+    )
+    assert not set(first.split()) & set(second.split())
+
+
+def test_forked_kernel_imports_the_modules_beside_its_notebook(plotting, tmp_path):
+    """A module in the notebook's folder is found, also when another folder's of that name was imported before."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "beside.py").write_text(f"name = {name!r}")
+        assert run("import beside\nprint(beside.name)", folder=tmp_path / name) == f"{name}\n"
+
+
+def is_forked(**options):
+    """Run a kernel and tell whether it was forked: then the module is there although nobody imported it."""
+    return run("import sys\nprint('colorsys' in sys.modules)", **options) == "True\n"
+
+
+def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, caplog):
+    """A kernel that starts after a module's file has changed has the new one, as have those forked later."""
+    module = tmp_path / "changing_module.py"
+    module.write_text("value = 1")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = "import changing_module, sys\nprint(changing_module.value, 'colorsys' in sys.modules)"
+    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "workshop.engine.kernels"):
+        assert run(asked) == "1 True\n"
+        before = warm_state()["pid"]
+        module.write_text("value = 1000")
+        assert run(asked) == "1000 False\n"
+        assert "changing_module.py has changed" in caplog.text
+        assert wait_until(lambda: warm_state()["ready"])
+        assert warm_state()["pid"] != before
+        assert run(asked) == "1000 True\n"
+
+
+def test_variable_that_imports_read_makes_a_new_warm_process():
+    """A kernel for which OMP_NUM_THREADS differs is not forked from a process that has read it; one of DVC's may."""
+    with warming("colorsys"):
+        assert is_forked(environment={"DVC_STAGE": "another"})
+        before = warm_state()["pid"]
+        assert not is_forked(environment={"OMP_NUM_THREADS": "1"})
+        assert warm_state()["pid"] != before
+        assert wait_until(lambda: warm_state()["ready"])
+        assert is_forked(environment={"OMP_NUM_THREADS": "1"})
+        assert is_forked()
+        assert warm_state()["pid"] == before
+
+
+def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypatch, caplog):
+    """Where a fork would not be safe the ordinary kernel starts, and a log line names the thread."""
+    (tmp_path / "threaded.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with caplog.at_level(logging.INFO, "workshop.engine.kernels"), warming("colorsys", "threaded"):
+        assert "a module started threads: busy" in warm_state()["reason"]
+        assert not is_forked()
+        assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
+
+
+def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
+    """An import that raises is the reason given; a module that is not installed is only skipped."""
+    (tmp_path / "failing.py").write_text("raise ValueError('not today')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with warming("colorsys", "failing"):
+        assert warm_state()["reason"] == "ValueError: not today"
+        assert not is_forked()
+    with warming("colorsys", "no_such_module", "json.no_such_module"):
+        assert warm_state()["skipped"] == ["no_such_module", "json.no_such_module"]
+        assert is_forked()
+
+
+def test_kernel_starts_cold_while_imports_still_run(tmp_path, monkeypatch):
+    """Nobody waits for a warm process that is not ready."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    start_warming(["colorsys", "slow"])
+    try:
+        assert not is_forked()
+        assert not warm_state()["ready"]
+        assert warm_state()["reason"] is None
+    finally:
+        WARM.close()
+
+
+def test_warm_process_ends_with_its_worker(tmp_path):
+    """A worker that is killed while its warm process still imports takes that with it."""
+    (tmp_path / "slow.py").write_text("import ctypes\nopen('importing', 'w')\nctypes.PyDLL(None).sleep(600)")
+    script = "import os, time; from workshop.engine.warm import start_warming; start_warming(['slow']); time.sleep(600)"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as worker:
+        assert wait_until((tmp_path / "importing").exists)
+        warm = psutil.Process(worker.pid).children()
+        worker.kill()
+    _, alive = psutil.wait_procs(warm, timeout=GONE_SECONDS)
+    assert len(warm) == 1
+    assert not alive
+
+
+def test_forked_kernels_fit_models():
+    """Keras fits, and a forest on two cores, in forked kernels one after another and in the same one."""
+    keras = """
+        import keras, numpy
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+        model.compile(optimizer="adam", loss="mse")
+        losses = model.fit(numpy.ones((64, 2)), numpy.ones(64), epochs=2, verbose=0).history["loss"]
+        print(len(losses))
+    """
+    forest = """
+        from sklearn.ensemble import RandomForestRegressor
+        import numpy
+        rows = numpy.random.rand(500, 4)
+        print(len(RandomForestRegressor(20, n_jobs=2).fit(rows, rows[:, 0]).predict(rows)))
+    """
+    with warming("keras", "sklearn.ensemble"):
+        assert warm_state()["ready"]
+        for sources, printed in (((keras,), "2\n"), ((forest,), "500\n"), ((keras, forest), "2\n500\n")):
+            assert run("import sys\nassert 'keras' in sys.modules", *sources) == printed
+            assert run.manager.kernel.exit_code == 0

@@ -1,0 +1,335 @@
+"""The kernels of the engine: each kept by a keeper, so that none is left behind, and forked warm where that is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import zmq.asyncio
+from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning import LocalProvisioner
+from traitlets import Float, Type, Unicode, default
+
+from workshop.engine import keeper
+from workshop.engine.warm import WARM, Stale, cold_command
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0  # from a warm process that is busy forking for others
+END_SECONDS = 10.0
+RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
+LONGEST_FOLDER = 60  # bytes; a Unix socket's path has room for 104 to 108
+READY_SECONDS = 0.2
+GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
+
+
+class KeptKernel:
+    """A kernel and its keeper as the worker sees them; its methods may be called from any thread.
+
+    ``started`` gives the process id or raises what kept the kernel from starting, ``ended`` gives the exit code (a
+    signal is negative, as in `subprocess`), ``gone`` is done when none of its descendants is left.
+    """
+
+    def __init__(self, connection: socket.socket, process: subprocess.Popen | None, request: dict[str, Any]) -> None:
+        self.started: Future[int] = Future()
+        self.ended: Future[int] = Future()
+        self.gone: Future[None] = Future()
+        self._messages = keeper.Messages(connection)
+        self._process = process
+        self._sending = threading.Lock()
+        threading.Thread(target=self._listen, name="kernel-keeper", daemon=True).start()
+        self._send(**request)
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code once the kernel has ended, negative for a signal; None before."""
+        return self.ended.result() if self.ended.done() else None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the kernel's process group."""
+        self._send(signal=number)
+
+    def kill(self) -> None:
+        """End the kernel and all that it started, at once and whatever it does."""
+        self._send(kill=True)
+
+    def abandon(self) -> None:
+        """Let go of the keeper, which then ends the kernel whether or not it has started."""
+        with contextlib.suppress(OSError):
+            self._messages.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send(self, **message: Any) -> None:
+        with self._sending:
+            self._messages.send(**message)
+
+    def _listen(self) -> None:
+        """Take what the keeper tells until it is gone."""
+        while (received := self._messages.receive()) is not None:
+            for message in received:
+                self._take(message)
+        if not self.started.done():
+            self.started.set_exception(Stale("the process that starts it has ended"))
+        if not self.ended.done():  # the keeper itself was killed, and the kernel with it
+            self.ended.set_result(-signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        self._messages.connection.close()
+        self.gone.set_result(None)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"pid": pid}:
+                self.started.set_result(pid)
+            case {"failed": [number, text, file]}:
+                self.started.set_exception(OSError(number, text, file))
+            case {"stale": reason}:
+                self.started.set_exception(Stale(f"{reason} has changed"))
+            case {"exit": code}:
+                self.ended.set_result(code)
+
+
+def start_cold(request: dict[str, Any]) -> KeptKernel:
+    """Start a keeper of its own for the request's command, which may be any language's kernel."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-I", keeper.__file__, str(theirs.fileno())]
+        process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return KeptKernel(ours, process, request)
+
+
+class KeptProvisioner(LocalProvisioner):
+    """Starts and ends a kernel through its keeper; the rest is jupyter_client's own."""
+
+    kernel: KeptKernel | None = None
+    _waited = False
+
+    @property
+    def has_process(self) -> bool:
+        """Whether there is a kernel whose end nobody has waited for."""
+        return self.kernel is not None and not self._waited
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the latest kernel ended, a signal as a negative number; None while it runs."""
+        return self.kernel.exit_code if self.kernel else None
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+        """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
+        self.cwd = str(Path(kwargs.get("cwd") or Path.cwd()).resolve())
+        request = {
+            "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
+            "env": dict(kwargs["env"]),
+            "cwd": self.cwd,
+            "folder": getattr(self.parent, "private_folder", None),
+        }
+        self.kernel = await _start(request)
+        self.pid = self.pgid = self.kernel.started.result()
+        self._waited = False
+        if getattr(self.parent, "unwanted", False):
+            self.kernel.kill()
+        return self.connection_info
+
+    async def poll(self) -> int | None:
+        """Return the exit code; None while the kernel runs."""
+        return self.exit_code if self.has_process else 0
+
+    async def wait(self) -> int | None:
+        """Wait for the kernel's end, whichever loop asks; return the exit code."""
+        if not self.has_process:
+            return 0
+        code = await asyncio.shield(asyncio.wrap_future(self.kernel.ended))
+        self._waited = True
+        return code
+
+    async def send_signal(self, signum: int) -> None:
+        """Send a signal to the kernel's process group."""
+        if self.has_process:
+            self.kernel.send_signal(signum)
+
+    async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 - jupyter_client's signature
+        """Kill the kernel and all that it started."""
+        if self.has_process:
+            self.kernel.kill()
+
+    async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002 - jupyter_client's signature
+        """Ask the kernel's process group to end."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Wait until no descendant of the kernel is left."""
+        if self.kernel is not None and self.exit_code is not None:
+            with contextlib.suppress(TimeoutError):
+                gone = asyncio.shield(asyncio.wrap_future(self.kernel.gone))
+                await asyncio.wait_for(gone, END_SECONDS)
+        await super().cleanup(restart=restart)
+
+
+async def _start(request: dict[str, Any]) -> KeptKernel:
+    """Return a kernel that has started: forked, or cold where there is nothing warm to fork from."""
+    connection = WARM.fork(request["argv"], request["env"])
+    if connection is not None:
+        try:
+            return await _started(KeptKernel(connection, None, request), ANSWER_SECONDS)
+        except Stale as reason:
+            WARM.renew(request["argv"], request["env"], str(reason))
+        except TimeoutError:
+            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
+    return await _started(start_cold(request | {"argv": cold_command(request["argv"])}))
+
+
+async def _started(kernel: KeptKernel, seconds: float | None = None) -> KeptKernel:
+    try:
+        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(kernel.started)), seconds)
+    except BaseException:
+        kernel.abandon()
+        raise
+    return kernel
+
+
+class KeptKernelClient(AsyncKernelClient):
+    """A client that notices at once that its kernel is ready."""
+
+    @default("context")
+    def _context_default(self) -> zmq.asyncio.Context:
+        self._created_context = True
+        return _eager_context()
+
+    async def wait_for_ready(self, timeout: float | None = None) -> None:
+        """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
+
+        jupyter_client waits another 0.2 s for silence; the kernel's own `idle` says the same at once.
+        """
+        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        while True:
+            request = self.kernel_info()
+            while (reply := await self._next(self.shell_channel, READY_SECONDS)) is None:
+                if not await self.parent.is_alive():
+                    raise RuntimeError("Kernel died before replying to kernel_info")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds")
+            heard = False
+            while (message := await self._next(self.iopub_channel, READY_SECONDS)) is not None:
+                heard = True
+                if _says_idle(message, request):
+                    break
+            if heard and reply["msg_type"] == "kernel_info_reply":
+                self._handle_kernel_info_reply(reply)
+                return
+
+    @staticmethod
+    async def _next(channel: Any, seconds: float) -> dict[str, Any] | None:
+        try:
+            return await channel.get_msg(timeout=seconds)
+        except Empty:
+            return None
+
+
+def _says_idle(message: dict[str, Any], request: str) -> bool:
+    return (
+        message["msg_type"] == "status"
+        and message["content"]["execution_state"] == "idle"
+        and message["parent_header"].get("msg_id") == request
+    )
+
+
+def _eager_context() -> zmq.asyncio.Context:
+    """Return a context whose sockets try again soon to connect to a kernel that does not listen yet."""
+    context = zmq.asyncio.Context()
+    context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
+    return context
+
+
+class KeptKernelManager(AsyncKernelManager):
+    """A kernel manager for nbclient whose kernels have keepers, and talk over Unix sockets in a private folder."""
+
+    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=KeptKernelClient)
+    # jupyter_client's 5 s are short for the handlers of `atexit` on a machine that has more to do than it can.
+    shutdown_wait_time = Float(8.0, config=True)
+    private_folder = Unicode()
+    unwanted = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.private_folder = _private_folder()
+        # Also when nobody shuts the kernel down, and at the interpreter's end.
+        self._remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
+        self.transport = "ipc"
+        self.connection_file = str(Path(self.private_folder) / "kernel.json")
+
+    @default("context")
+    def _context_default(self) -> zmq.asyncio.Context:
+        self._created_context = True
+        return _eager_context()
+
+    @property
+    def kernel(self) -> KeptKernel | None:
+        """The kernel as its keeper knows it, also after its end; None before it was started."""
+        return getattr(self.provisioner, "kernel", None)
+
+    def kill(self) -> None:
+        """End the kernel and all that it started, at once, from any thread and even before it has started."""
+        self.unwanted = True
+        if self.kernel is not None:
+            self.kernel.kill()
+
+    async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
+        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
+            self.kernel_id = self.kernel_id or options.pop("kernel_id", str(uuid.uuid4()))
+            self.provisioner = KeptProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+        return await super()._async_pre_start_kernel(**options)
+
+    pre_start_kernel = _async_pre_start_kernel
+
+    async def _async_wait(self, pollinterval: float = 0.1) -> None:
+        if self.kernel is None:  # a provisioner that the kernel's specification names
+            await super()._async_wait(pollinterval)
+        elif self.has_kernel:
+            await asyncio.shield(asyncio.wrap_future(self.kernel.ended))
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    async def _async_finish_shutdown(
+        self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
+    ) -> None:
+        # jupyter_client interrupts each kernel before it asks it to end. An interrupt that comes while ipykernel is
+        # between two messages ends its loop but not its threads, and it hangs until it is killed, 2.5 s later. So here
+        # only a kernel that does not end when it is asked is interrupted.
+        try:
+            await asyncio.wait_for(self._async_wait(pollinterval), GRACE_SECONDS)
+        except TimeoutError:
+            await super()._async_interrupt_kernel()
+        await super()._async_finish_shutdown(waittime, pollinterval, restart)
+
+    async def _async_cleanup_resources(self, restart: bool = False) -> None:
+        await super()._async_cleanup_resources(restart=restart)
+        if not restart:
+            self._remove_folder()
+
+    cleanup_resources = _async_cleanup_resources
+
+
+def _private_folder() -> str:
+    """Return a new folder, for this user alone, whose path leaves room for the names of Unix sockets."""
+    folder = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="kernel-", dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder)  # noqa: S108

@@ -1,0 +1,118 @@
+"""What runs in an IPython kernel of the engine: ipykernel as its own launcher runs it, with prompt output and end."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+LAUNCHER = "ipykernel_launcher"
+FLUSH_SECONDS = 0.02  # a reader of live output would have to wait for ipykernel's own 0.2 s
+LAST_REPLY_SECONDS = 1.0
+CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
+
+
+def main() -> NoReturn:
+    """Run the kernel that the command line's options describe."""
+    run_kernel(sys.argv[1:])
+
+
+def run_kernel(options: list[str], prepare: Callable[[Any], None] | None = None) -> NoReturn:
+    """Run a kernel to its end as `python -m ipykernel_launcher OPTIONS` does; ``prepare`` gets its shell."""
+    sys.argv = [importlib.util.find_spec(LAUNCHER).origin, *options]
+    sys.orig_argv = [*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *options]
+    code: Any = 0
+    try:
+        _serve(options, prepare)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - what Python's own top level catches, too
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.__stderr__)
+        code = 1
+    _end(code or 0)
+
+
+def _serve(options: list[str], prepare: Callable[[Any], None] | None) -> None:
+    from ipykernel.iostream import OutStream
+    from ipykernel.kernelapp import IPKernelApp
+
+    OutStream.flush_interval = FLUSH_SECONDS
+    _listen_on_no_port(Path(options[1]).parent)
+    # In a fork ipykernel's own default is of the time when it was imported.
+    app = IPKernelApp.instance(parent_handle=os.getppid())
+    app.initialize(options)
+    _forget_ended_children(app.kernel)
+    if prepare:
+        prepare(app.shell)
+    app.start()
+    if app.kernel._shutdown_message:
+        # The control thread still flushes the streams of the reply. If the thread that writes them is stopped
+        # first, as ipykernel itself does it now and then, the flush waits for 10 s.
+        app.control_thread.join(LAST_REPLY_SECONDS)
+
+
+def _listen_on_no_port(folder: Path) -> None:
+    """Let what forked children print come through a Unix socket; ipykernel listens on a TCP port for that."""
+    import zmq
+    from ipykernel.iostream import IOPubThread
+    from zmq.eventloop.zmqstream import ZMQStream
+
+    address = f"ipc://{folder}/children"
+
+    def listen(self: Any) -> None:
+        self._pipe_uuid = os.urandom(16)
+        receiving = self.socket.context.socket(zmq.PULL)
+        receiving.linger = 0
+        receiving.bind(address)
+        self._pipe_in = ZMQStream(receiving, self.io_loop)
+        self._pipe_in.on_recv(self._handle_pipe_msg)
+
+    def connect(_: Any) -> tuple[Any, Any]:
+        context = zmq.Context()
+        sending = context.socket(zmq.PUSH)
+        sending.linger = CHILD_LINGER_MILLISECONDS
+        sending.connect(address)
+        return context, sending
+
+    IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect
+
+
+def _forget_ended_children(kernel: Any) -> None:
+    """Do not count children that have ended when the kernel ends its children before itself.
+
+    A notebook seldom waits for what it starts; ipykernel would, for 14 s, and be killed before its `atexit` handlers.
+    """
+    listed = kernel._process_children
+    kernel._process_children = lambda: [child for child in listed() if _lives(child)]
+
+
+def _lives(process: Any) -> bool:
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end(code: int) -> NoReturn:
+    """Do what Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second."""
+    threading._shutdown()  # there is no public name for these two
+    atexit._run_exitfuncs()
+    gc.collect()  # closes, and so writes out, the files that nobody closed
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(code)

@@ -1,0 +1,251 @@
+"""The warm processes of a worker: fork servers, one for each environment that imports would see differently."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workshop.engine.keeper import Messages
+from workshop.engine.launcher import LAUNCHER
+
+logger = logging.getLogger("workshop.engine.kernels")
+
+MOST_PROCESSES = 2
+# `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
+START = "import sys; sys.path[:] = filter(None, sys.path); from workshop.engine.{} import main; main()"
+
+# How the variables begin that are read while modules are imported, or by the C libraries that come with them: a kernel
+# for which one of these differs is forked from another process. All others are read when they are needed, and a
+# forked kernel has its own.
+SIGNIFICANT_VARIABLES = (
+    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),  # interpreter, loader, C library
+    *("HOME", "XDG_", "IPYTHON", "JUPYTER_"),  # where configuration is looked for
+    *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # sizes of native pools
+    *("NPY_", "NUMPY_", "SCIPY_", "PANDAS_", "PANDERA_", "ARROW_", "SKLEARN_", "JOBLIB_", "LOKY_", "PVLIB_"),
+    *("TF_", "TF2_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "TPU_", "ONEDNN_", "DNNL_", "HDF5_"),
+    *("MPL", "MATPLOTLIBRC", "PLOTLY_", "PILLOW_"),
+    *("DASK_", "OTEL_", "PROTOCOL_BUFFERS_", "PYDANTIC_", "WRAPT_", "SSL_CERT_"),
+    *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_DISABLE_", "DO_NOT_TRACK"),
+)
+
+
+class Stale(Exception):
+    """What a warm process has imported is not what a kernel would import now; or it is gone."""
+
+
+class WarmProcess:
+    """A fork server as the worker sees it; ``reason`` says why it cannot be used, once that is known."""
+
+    def __init__(self, python: Sequence[str], modules: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.since = time.time()
+        self.seconds: float | None = None
+        self.skipped: list[str] = []
+        self.reason: str | None = None
+        connection, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*python, "-c", START.format("forkserver"), str(theirs.fileno()), json.dumps(list(modules))],
+                env=dict(environment),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._messages = Messages(connection)
+        threading.Thread(target=self._listen, name="warm-process", daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether its imports are done and kernels can be forked."""
+        return self.seconds is not None and self.reason is None
+
+    def state(self) -> dict[str, Any]:
+        """Return what `warm_state` tells."""
+        return {
+            "ready": self.ready,
+            "pid": self._process.pid,
+            "since": self.since,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "reason": self.reason,
+        }
+
+    def fork(self) -> socket.socket:
+        """Return the socket of the keeper that it is asked to fork; raises OSError when it is gone."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._messages.connection, [b"."], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def close(self) -> None:
+        """End the process; kernels that were forked from it live on."""
+        self.reason = self.reason or "it was replaced"
+        with contextlib.suppress(OSError):  # it has ended
+            self._messages.connection.shutdown(socket.SHUT_RDWR)
+
+    def _listen(self) -> None:
+        while (received := self._messages.receive()) is not None:
+            for message in received:
+                self._take(**message)
+        code = self._process.wait()
+        self._messages.connection.close()
+        if self.reason is None:
+            self.reason = f"it ended ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+            if self.seconds is None:
+                logger.warning("Kernels start cold: the warm process was not ready when %s.", self.reason)
+
+    def _take(self, reason: str | None = None, seconds: float | None = None, skipped: Sequence[str] = ()) -> None:
+        self.reason, self.seconds, self.skipped = reason, seconds, list(skipped)
+        if reason:
+            logger.warning("Kernels start cold: %s.", reason)
+        elif skipped:
+            logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(skipped))
+
+
+class WarmProcesses:
+    """All warm processes of this worker, the latest used last; its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._modules: tuple[str, ...] = ()
+        self._processes: dict[tuple, WarmProcess] = {}
+        self._lock = threading.Lock()
+
+    def start(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels."""
+        with self._lock:
+            if tuple(modules) != self._modules:
+                self._close_all()
+                self._modules = tuple(modules)
+            self._find((sys.executable,), environment)
+
+    def fork(self, argv: Sequence[str], environment: Mapping[str, str]) -> socket.socket | None:
+        """Return the socket of a keeper for this kernel; None, and a process made ready for the next, if not now."""
+        python = python_of(argv)
+        if python is None:
+            return None
+        with self._lock:
+            process = self._find(python, environment)
+            if process is None or not process.ready:
+                return None
+            try:
+                return process.fork()
+            except OSError:
+                self._replace(python, environment, "the warm process has ended")
+                return None
+
+    def renew(self, argv: Sequence[str], environment: Mapping[str, str], reason: str) -> None:
+        """Replace the process of such kernels by a new one."""
+        with self._lock:
+            self._replace(python_of(argv), environment, reason)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the latest used process, and why there is none."""
+        with self._lock:
+            if self._processes:
+                return list(self._processes.values())[-1].state()
+        reason = _unavailable() or "none was asked for"
+        return {"ready": False, "pid": None, "since": None, "seconds": None, "skipped": [], "reason": reason}
+
+    def close(self) -> None:
+        """End all warm processes, and start none until asked again."""
+        with self._lock:
+            self._close_all()
+            self._modules = ()
+
+    def _close_all(self) -> None:
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
+
+    def _find(self, python: tuple[str, ...], environment: Mapping[str, str]) -> WarmProcess | None:
+        """Return the process of such kernels, the latest used from now on; started if there is none yet."""
+        if not self._modules:
+            return None
+        if reason := _unavailable():
+            logger.info("Kernels start cold: %s.", reason)
+            return None
+        key = (python, _signature(environment))
+        process = self._processes.pop(key, None)
+        if process is None or (process.reason and process.seconds is not None):  # it served, and has ended since
+            process = WarmProcess(python, self._modules, environment)
+        self._processes[key] = process
+        while len(self._processes) > MOST_PROCESSES:
+            self._processes.pop(next(iter(self._processes))).close()
+        return process
+
+    def _replace(self, python: tuple[str, ...] | None, environment: Mapping[str, str], reason: str) -> None:
+        logger.info("The imports are done anew: %s.", reason)
+        process = self._processes.pop((python, _signature(environment)), None)
+        if process is not None:
+            process.close()
+            self._find(python, environment)
+
+
+def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others."""
+    before, options = _split(argv)
+    if before[-1:] != ["-m"] or options[:1] != ["-f"] or not _is_this_python(before[0]):
+        return None
+    flags = " ".join(before[1:-1]).replace("-X ", "-X").split()
+    return (sys.executable, *flags) if all(flag.startswith("-X") for flag in flags) else None
+
+
+def cold_command(argv: Sequence[str]) -> list[str]:
+    """Return the command for a kernel that is not forked: an IPython kernel of this Python by our launcher."""
+    python = python_of(argv)
+    return [*python, "-c", START.format("launcher"), *_split(argv)[1]] if python else list(argv)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words before and after ipykernel's launcher."""
+    words = list(argv)
+    place = words.index(LAUNCHER) if LAUNCHER in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def _is_this_python(program: str) -> bool:
+    """Tell whether it is this interpreter in this environment; an environment's `python` links to another's file."""
+    here, there = Path(sys.executable), Path(program)
+    return there.parent == here.parent and there.exists() and there.samefile(here)
+
+
+def _signature(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES)))
+
+
+def _unavailable() -> str | None:
+    """Say why kernels cannot be forked on this machine, if so."""
+    if sys.platform != "linux":
+        return f"forking a process with these libraries is not safe on {sys.platform}"
+    return None
+
+
+WARM = WarmProcesses()
+
+
+def start_warming(imports: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    """Begin to import ``imports`` for kernels with ``environment`` (by default this process's), and return at once."""
+    WARM.start(imports, os.environ if environment is None else environment)
+
+
+def warm_state() -> dict[str, Any]:
+    """Tell how far this worker's warm process is.
+
+    ``ready``, ``pid``, ``since`` (s since the epoch), ``seconds`` that the imports took, ``skipped`` modules that are
+    not installed, and ``reason`` when kernels start cold for good.
+    """
+    return WARM.state()
