@@ -1,0 +1,258 @@
+"""What a stage takes and gives, read from real DVC repositories while DVC runs the stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workplace import BIN, clean_environment
+
+from workshop.engine.declaration import declared
+from workshop.errors import EngineError
+
+# A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
+PROBE = """
+import json, os, sys
+from pathlib import Path
+from workshop.engine.declaration import declared
+outs, executed = sys.argv[1].split(","), sys.argv[2:]
+found = declared(Path.cwd(), os.environ["DVC_STAGE"], written_here=map(Path, executed))
+report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": found.deps, "outs": found.outs,
+          "known": [path.name for path in found.known], "links": list(map(str, found.links_to))}
+Path(os.environ["REPORTS"], os.environ["DVC_STAGE"].replace("/", "_") + ".json").write_text(json.dumps(report))
+for out in outs:
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if out.endswith("/") else path.write_text("made")
+"""
+RUN = f"{sys.executable} $PROBE"
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A function that makes a git and DVC repository of the given files, the stages' folder being ``stages``."""
+    for name in [name for name in os.environ if name.startswith("DVC_")]:
+        monkeypatch.delenv(name)
+    root = tmp_path / "repository"
+
+    def make(**files: str) -> Path:
+        for name, text in files.items():
+            file = root / "stages" / name.replace("__", "/").replace("_yaml", ".yaml")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"], ["git", "add", "--all"]):
+            subprocess.run(command, cwd=root, check=True, env=environment(tmp_path))
+        run(tmp_path, root, "git", "commit", "--quiet", "--message", "All")
+        return root / "stages"
+
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "probe.py").write_text(PROBE)
+    return make
+
+
+def environment(place: Path) -> dict[str, str]:
+    """The environment of git, DVC and the stages."""
+    person = {f"GIT_{role}_{what}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    home = {"HOME": str(place / "home"), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(place / "site")}
+    return clean_environment() | person | home | {"PROBE": str(place / "probe.py"), "REPORTS": str(place / "reports")}
+
+
+def run(place: Path, folder: Path, *command) -> None:
+    """Run a program; it must succeed."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(place), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def dvc(place: Path, folder: Path, *arguments) -> dict[str, dict]:
+    """Run DVC and return what the stages wrote down, by stage."""
+    run(place, folder, BIN / "dvc", *arguments)
+    reports = [json.loads(file.read_text()) for file in (place / "reports").iterdir()]
+    return {report["stage"]: report for report in reports}
+
+
+def test_declared_is_what_dvc_means(repository, tmp_path):
+    """Templates, `vars`, `foreach`, `matrix`, all kinds of outs, folders: read as DVC reads them, while it runs."""
+    folder = repository(
+        config_yaml="kinds: [rf, gb]\nplace: results\n",
+        params_yaml="seed: 1\ndepth: {low: 2, high: 4}\n",
+        other_yaml="rate: 3\n",
+        data__x="x",
+        data__y="y" * 2_000_000,
+        one="1",
+        dvc_yaml=f"""
+vars: [config.yaml]
+stages:
+  train:
+    foreach: ${{kinds}}
+    do:
+      cmd: {RUN} ${{place}}/${{item}}.json,${{place}}/${{item}}.metric,${{place}}/${{item}}.plot,models/${{item}}/
+      deps: [data, one]
+      params: [seed, {{other.yaml: [rate]}}]
+      outs: ["${{place}}/${{item}}.json", {{"models/${{item}}": {{cache: false}}}}]
+      metrics: ["${{place}}/${{item}}.metric"]
+      plots: [{{"${{place}}/${{item}}.plot": {{x: a}}}}]
+  grow:
+    matrix: {{depth: ["${{depth.low}}", "${{depth.high}}"]}}
+    cmd: {RUN} trees/${{item.depth}}
+    deps: [one]
+    outs: ["trees/${{item.depth}}"]
+""",
+    )
+    found = dvc(tmp_path, folder, "repro")
+    assert set(found) == {"train@rf", "train@gb", "grow@2", "grow@4"}
+    assert set(found["train@rf"]["deps"]) == {"dvc.yaml", "data", "one", "params.yaml", "other.yaml"}
+    assert set(found["train@rf"]["outs"]) == {"results/rf.json", "results/rf.metric", "results/rf.plot", "models/rf"}
+    assert set(found["grow@4"]["deps"]) == {"dvc.yaml", "one"}
+    assert found["grow@4"]["outs"] == ["trees/4"]
+    assert found["train@gb"]["known"] == ["y"], "DVC has hashed the large file already"
+
+
+def test_declared_outs_that_are_there_travel(repository, tmp_path):
+    """A persisting out goes to the worker when it exists; others DVC removes before it runs the stage."""
+    folder = repository(
+        one="1",
+        dvc_yaml=f"""
+stages:
+  train:
+    cmd: {RUN} log,result
+    deps: [one]
+    outs: [result, {{log: {{persist: true}}}}]
+""",
+    )
+    assert "log" not in dvc(tmp_path, folder, "repro")["train"]["deps"]
+    (folder / "one").write_text("2")
+    again = dvc(tmp_path, folder, "repro")["train"]
+    assert set(again["deps"]) == {"dvc.yaml", "one", "log"}
+    assert set(again["outs"]) == {"log", "result"}
+
+
+def test_declared_under_a_temporary_experiment(repository, tmp_path):
+    """`dvc exp run --temp` works in a copy of the repository, and so does what is read there; the cache is shared."""
+    folder = repository(
+        params_yaml="name: base\n",
+        one="1",
+        dvc_yaml=f"""
+stages:
+  train:
+    cmd: {RUN} ${{name}}
+    deps: [one]
+    outs: ["${{name}}"]
+""",
+    )
+    found = dvc(tmp_path, folder, "exp", "run", "--temp", "--set-param", "name=changed")["train"]
+    assert Path(found["cwd"]) != folder
+    assert found["outs"] == ["changed"]
+    assert set(found["deps"]) == {"dvc.yaml", "one"}
+    assert str(folder.parent / ".dvc" / "cache" / "files" / "md5") in found["links"]
+
+
+@pytest.mark.parametrize("call", ["repro", "repro stages/dvc.yaml", "repro stages/dvc.yaml:work"])
+def test_declared_where_the_stage_runs_elsewhere(repository, tmp_path, call):
+    """DVC called above the folder, and a stage with a `wdir`: found by the folder in which the command runs."""
+    folder = repository(
+        work__one="1",
+        one="0",
+        dvc_yaml=f"""
+stages:
+  work:
+    wdir: work
+    cmd: {RUN} made
+    deps: [one]
+    outs: [made]
+""",
+    )
+    where = folder if call == "repro" else folder.parent
+    (found,) = dvc(tmp_path, where, *call.split()).values()
+    assert Path(found["cwd"]) == folder / "work"
+    assert (found["deps"], found["outs"]) == (["one"], ["made"])
+
+
+def test_declared_leaves_out_what_the_client_writes(repository, tmp_path):
+    """The executed notebook may be an out of its stage; the worker does not make it."""
+    folder = repository(
+        one="1",
+        dvc_yaml=f"""
+stages:
+  run:
+    cmd: {RUN} result,executed/one.ipynb executed/one.ipynb
+    deps: [one]
+    outs: [result, executed/one.ipynb]
+""",
+    )
+    assert dvc(tmp_path, folder, "repro")["run"]["outs"] == ["result"]
+
+
+def test_declared_outs_may_be_made_by_other_commands(repository):
+    """A command after the notebook may make outs, too: then the notebook need not make all."""
+    stages = {
+        "one": (["papermill a b"], False),
+        "last": (["workshop params x", "papermill a b"], False),
+        "several": (["papermill a b", "papermill c d"], True),
+        "first": (["papermill a b", "python plot.py"], True),
+        "folded": ("papermill a b\npapermill c d", True),
+    }
+    written = {name: {"cmd": commands, "outs": [name]} for name, (commands, _) in stages.items()}
+    folder = repository(dvc_yaml=json.dumps({"stages": written}))
+    found = {name: declared(folder, name).partial for name in stages}
+    assert found == {name: partial for name, (_, partial) in stages.items()}
+
+
+def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
+    """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
+    from workshop.engine.manifest import entries
+
+    folder = repository(
+        dvc_yaml=f"""
+stages:
+  first: {{cmd: {RUN} a, outs: [a]}}
+  second: {{cmd: {RUN} b, deps: [a], outs: [b]}}
+""",
+    )
+    run(tmp_path, folder, BIN / "dvc", "config", "cache.type", "symlink")
+    dvc(tmp_path, folder, "repro")
+    assert (folder / "a").is_symlink()
+    found = declared(folder, "second")
+    assert {entry.path: entry.size for entry in entries(folder, ["a"], links_to=found.links_to)} == {"a": 4}
+    with pytest.raises(EngineError, match="cannot travel"):
+        entries(folder, ["a"])
+
+
+def test_declared_refuses_files_outside_the_folder(repository):
+    """A file beside the stage's folder cannot travel; the words say what to do."""
+    stages = {kind: {"cmd": "true", kind: [f"../shared/{kind}"]} for kind in ("deps", "outs")}
+    folder = repository(dvc_yaml=json.dumps({"stages": stages}))
+    for kind in stages:
+        with pytest.raises(EngineError, match="outside the stage's folder") as caught:
+            declared(folder, kind)
+        assert caught.value.value == f"../shared/{kind}"
+        assert "share the disk" in caught.value.next_step
+
+
+def test_declared_leaves_addresses_and_far_parameters_where_they_are(repository):
+    """What lies at an address is opened by the notebook; a parameter file above the folder does not travel."""
+    folder = repository(
+        **{"..__params_yaml": "x: 1\n"},
+        dvc_yaml=json.dumps(
+            {"stages": {"run": {"cmd": "true", "deps": ["https://localhost/x"], "params": [{"../params.yaml": ["x"]}]}}}
+        ),
+    )
+    assert declared(folder, "run").deps == ("dvc.yaml",)
+
+
+def test_declared_says_what_dvc_cannot_read(repository):
+    """No such stage, a broken file, a template without its value, no file: words with DVC's reason."""
+    folder = repository(dvc_yaml="stages: {run: {cmd: 'true'}}")
+    for text in ["stages: {run: {cmd: 'true'}}", "stages: [", "stages: {absent: {cmd: '${no}'}}", None]:
+        if text is None:
+            (folder / "dvc.yaml").unlink()
+        else:
+            (folder / "dvc.yaml").write_text(text)
+        with pytest.raises(EngineError, match="cannot read the stage `absent`") as caught:
+            declared(folder, "absent")
+        assert caught.value.value

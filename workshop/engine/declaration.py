@@ -1,0 +1,143 @@
+"""What a stage takes and gives, as DVC reads it: the files that travel to a worker and back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workshop.errors import EngineError
+
+# Below this size (bytes) a hash is computed sooner than it is looked up.
+LOOK_UP_BYTES = 2**20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """Paths relative to the working folder: ``deps`` travel to the worker, ``outs`` come back.
+
+    ``partial`` allows outs to be missing, as when other commands of the same stage make them. Symbolic links may lead
+    to ``links_to`` besides the folder itself, and ``known`` are MD5 hashes that need not be computed.
+    """
+
+    deps: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+    partial: bool = False
+    links_to: tuple[Path, ...] = ()
+    known: Mapping[Path, str] = field(default_factory=dict)
+
+
+def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> Declaration:
+    """Return what the `dvc.yaml` that DVC runs in ``folder`` declares for ``stage``, the value of `DVC_STAGE`.
+
+    Read with DVC itself, so templates, `foreach`, `matrix`, `wdir` and `vars` mean what they mean there; its lock is
+    not taken. `dvc.yaml` and the stage's parameter files count as deps, so do outs that are there already: under DVC
+    those are the ones that persist, or that an earlier command of the stage has made. ``written_here`` are outs that
+    the client writes itself, such as the executed notebook. Raises EngineError when there is no such stage, or when
+    one of its paths lies outside ``folder``.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    folder = folder.resolve()
+    try:
+        # `exp run --temp` names its parent repository in DVC_ROOT; the working folder knows better.
+        with contextlib.closing(Repo(str(folder))) as repo:
+            return _read(repo, _find(repo, folder, stage), folder, {Path(path).resolve() for path in written_here})
+    except DvcException as error:
+        raise EngineError(
+            f"DVC cannot read the stage `{stage}`.",
+            value=str(error),
+            expected=f"a dvc.yaml in {folder} that declares it",
+            next_step="`dvc stage list` says what is wrong; outside of a stage, unset DVC_STAGE",
+        ) from None
+
+
+def _find(repo, folder: Path, stage: str):
+    """Return the stage of that name that runs in ``folder``.
+
+    Its `dvc.yaml` lies there, unless it has a `wdir`. DVC_STAGE tells the file only as seen from where DVC was called.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils import parse_target
+
+    _, name = parse_target(stage)
+    with contextlib.suppress(DvcException):
+        found = repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
+        if Path(found.wdir) == folder:
+            return found
+    for found in repo.index.stages:
+        if getattr(found, "name", None) == name and Path(found.wdir) == folder:
+            return found
+    # For the words that DVC has for it.
+    return repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
+
+
+def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
+    from dvc.dependency import ParamsDependency
+
+    deps = [str(stage.path)] if Path(stage.path).is_relative_to(folder) else []
+    deps += [_within(folder, dep) for dep in stage.deps if _is_local(dep) and not isinstance(dep, ParamsDependency)]
+    for file in {Path(dep.fs_path) for dep in stage.params if _is_local(dep)}:
+        if file.is_relative_to(folder):
+            deps.append(str(file))
+        else:
+            logger.info("The worker does not get %s, which lies outside the stage's folder.", file)
+    outs = [_within(folder, out) for out in stage.outs if _is_local(out) and Path(out.fs_path) not in written_here]
+    deps += [out for out in outs if Path(out).exists()]
+    return Declaration(
+        deps=tuple(dict.fromkeys(_relative(folder, path) for path in deps)),
+        outs=tuple(_relative(folder, path) for path in outs),
+        partial=_has_other_commands(stage.cmd),
+        links_to=tuple(Path(cache.path) for cache in (repo.cache.local, repo.cache.legacy) if cache is not None),
+        known=_known(repo.state, deps),
+    )
+
+
+def _is_local(entry) -> bool:
+    # An address (s3://...) is opened by the notebook itself, wherever it runs.
+    return entry.protocol == "local"
+
+
+def _within(folder: Path, entry) -> str:
+    if not Path(entry.fs_path).is_relative_to(folder):
+        raise EngineError(
+            "A file of the stage lies outside the stage's folder, so it cannot travel to the worker.",
+            value=entry.def_path,
+            expected=f"a path in {folder}",
+            next_step="bring it into the folder (a stage can copy it), or run on workers that share the disk",
+        )
+    return entry.fs_path
+
+
+def _relative(folder: Path, path: str) -> str:
+    return Path(path).relative_to(folder).as_posix()
+
+
+def _has_other_commands(commands: str | list[str] | None) -> bool:
+    """Tell whether a command after papermill, or a second papermill, may make outs that this notebook does not."""
+    lines = commands.splitlines() if isinstance(commands, str) else commands or []
+    runs = [line for line in lines if "papermill" in line]
+    return len(runs) > 1 or (bool(runs) and lines[-1] != runs[-1])
+
+
+def _known(state, paths: Iterable[str]) -> dict[Path, str]:
+    """Return the hashes that DVC remembers of large files and that are still true; DVC checks time, size and inode."""
+    from dvc.fs import localfs
+
+    known = {}
+    for path in paths:
+        inner = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]  # noqa: PTH118
+        for file in inner or [path]:
+            with contextlib.suppress(OSError):
+                if os.path.getsize(file) < LOOK_UP_BYTES:  # noqa: PTH202
+                    continue
+                _, found = state.get(file, localfs)
+                if found and found.name == "md5":
+                    known[Path(file)] = found.value
+    return known
