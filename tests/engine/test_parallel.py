@@ -1,0 +1,517 @@
+"""`workshop repro`: independent stages side by side, and all that `dvc repro` leaves, in real DVC repositories."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+from workplace import BIN, clean_environment
+
+from workshop.engine.commands import CommandServer, program_words
+from workshop.engine.parallel import StageProgress, State, lines
+
+SECONDS = 120
+# DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
+ENVIRONMENT = clean_environment() | {"PYTHONHASHSEED": "0"}
+RUN = """
+import json, signal, sys, time
+from pathlib import Path
+from workshop.engine.parallel import lines, reproduce_parallel
+from workshop.errors import EngineError
+
+# A shell that is not interactive starts background jobs deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+jobs, log, *words = sys.argv[1:]
+def progress(now):
+    sys.stdout.write(json.dumps([time.time(), now.stage, now.state, now.cells]) + "\\n")
+    sys.stdout.flush()
+def notice(text):
+    print(text, file=sys.stderr, flush=True)
+try:
+    reproduce_parallel(Path.cwd(), [word for word in words if word != "--force"], jobs=int(jobs), log=Path(log),
+                       progress=progress, notice=notice, force="--force" in words)
+except EngineError as error:
+    print(error, file=sys.stderr)
+    sys.exit(1)
+"""
+EVERYTHING = """
+vars: [{names: [one, two]}]
+stages:
+  zebra:
+    cmd: mkdir -p folder/deep && echo a > folder/a && echo b > folder/deep/b
+    outs: [folder]
+  apple:
+    cmd:
+      - echo ${apple.size} > apple.txt
+      - echo again >> apple.txt
+    params: [apple]
+    outs: [apple.txt]
+  each:
+    foreach: ${names}
+    do:
+      cmd: echo ${item} > ${item}.txt
+      outs: ["${item}.txt"]
+  grid:
+    matrix: {x: [1, 2], y: [a]}
+    cmd: echo ${item.x} > grid_${item.x}_${item.y}.txt
+    outs: ["grid_${item.x}_${item.y}.txt"]
+  inside:
+    wdir: sub
+    cmd: cat ../apple.txt > inside.txt
+    deps: [../apple.txt]
+    outs: [inside.txt]
+  always:
+    cmd: echo $DVC_STAGE > always.txt
+    always_changed: true
+    outs: [{always.txt: {persist: true}}]
+  callback:
+    cmd: echo called
+  judged:
+    cmd: |
+      echo '{"score": 1}' > score.json
+      printf 'x,y\\n1,2\\n' > points.csv
+      echo plain > plain.txt
+    deps: [folder, one.txt, sub/inside.txt]
+    outs: [{plain.txt: {cache: false}}]
+    metrics: [{score.json: {cache: false}}]
+    plots: [points.csv]
+  icy:
+    cmd: "false"
+    frozen: true
+    deps: [one.txt]
+    outs: [icy.txt]
+"""
+# Counts its runs, and ends when told to.
+COUNTED = {
+    "one": {
+        "cmd": "echo run >> ../count; while [ ! -e ../go ]; do sleep 0.1; done; echo x > x",
+        "outs": ["x"],
+    }
+}
+ELSEWHERE = """
+stages:
+  far:
+    cmd: cat ../two.txt > far.txt
+    deps: [../two.txt]
+    outs: [far.txt]
+"""
+
+
+def new_repository(folder: Path, stages: str | dict) -> Path:
+    """Return a repository of Git and DVC with a pipeline."""
+    folder.mkdir()
+    for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder, env=ENVIRONMENT, check=True)
+    (folder / "dvc.yaml").write_text(stages if isinstance(stages, str) else yaml.safe_dump({"stages": stages}))
+    return folder
+
+
+def start(repository: Path, *words: str, jobs: int = 4) -> subprocess.Popen:
+    """Start a parallel run."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(jobs), str(repository.parent / f"{repository.name}.log"), *words],
+        cwd=repository, env=ENVIRONMENT, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+class Ended:
+    """How a parallel run ended: code, error text, and for each stage when it came to which state."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        out, self.error = process.communicate(timeout=SECONDS)
+        self.code = process.returncode
+        self.events = [json.loads(line) for line in out.splitlines()]
+        self.states = {stage: state for _, stage, state, _ in self.events}
+
+    def time(self, stage: str, state: State) -> float:
+        """When a stage first came to a state."""
+        return next(time for time, name, now, _ in self.events if (name, now) == (stage, state))
+
+
+def repro(repository: Path, *words: str, jobs: int = 4) -> Ended:
+    """Run stages in parallel to the end."""
+    return Ended(start(repository, *words, jobs=jobs))
+
+
+def dvc(repository: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run DVC itself."""
+    return subprocess.run(
+        [BIN / "dvc", *words], cwd=repository, env=ENVIRONMENT, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+def contents(repository: Path) -> dict[str, bytes | set]:
+    """All files that a run may leave: the workspace with its lock files, the cache, the run cache.
+
+    Ignored names come in the order in which stages ended, which is nobody's promise.
+    """
+    return {
+        str(file.relative_to(repository)): file.read_bytes() if file.name != ".gitignore" else set(read(file).split())
+        for file in sorted(repository.rglob("*"))
+        if file.is_file() and not {".git", "tmp"} & set(file.relative_to(repository).parts)
+    }
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    """Wait for something that comes about in another process."""
+    patience = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < patience, "waited in vain"
+        time.sleep(0.05)
+
+
+def read(file: Path) -> str:
+    """What a file holds; nothing when it is not there."""
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.fixture
+def twins(tmp_path) -> tuple[Path, Path]:
+    """Two equal repositories with every kind of stage, one for us, one for DVC."""
+    ours = new_repository(tmp_path / "ours", EVERYTHING)
+    (ours / "sub").mkdir()
+    (ours / "far").mkdir()
+    (ours / "far" / "dvc.yaml").write_text(ELSEWHERE)
+    (ours / "icy.txt").write_text("made by hand\n")
+    (ours / "params.yaml").write_text("apple: {size: 3}\n")
+    return ours, shutil.copytree(ours, tmp_path / "theirs", symlinks=True)
+
+
+# -- equal to `dvc repro` ------------------------------------------------------------------------------------------
+def test_repro_leaves_what_dvc_leaves(twins):
+    """Outputs, lock file with the order of its entries, ignored files, cache and run cache: byte for byte."""
+    ours, theirs = twins
+    assert repro(ours).code == 0
+    assert dvc(theirs, "repro").returncode == 0
+    assert contents(ours) == contents(theirs)
+    again = dvc(ours, "repro").stdout
+    assert again.count("Running stage") == 2, again
+    assert not any(json.loads(read(ours / ".dvc/tmp/rwlock")).values())
+
+
+def test_repro_after_changes_leaves_what_dvc_leaves(twins):
+    """A changed parameter, a lost output, a change taken back: the same stages run, or come from the cache."""
+    ours, theirs = twins
+    for size in (3, 4, 3):
+        for place in twins:
+            (place / "params.yaml").write_text(f"apple: {{size: {size}}}\n")
+            (place / "one.txt").unlink(missing_ok=True)
+        done = repro(ours)
+        assert done.code == 0, done.error
+        assert dvc(theirs, "repro").returncode == 0
+        assert contents(ours) == contents(theirs)
+    assert done.states["apple"] == State.RESTORED
+    assert done.states["zebra"] == State.UNCHANGED
+    assert done.states["always"] == State.DONE
+
+
+def test_repro_of_targets_names_them_as_dvc_does(twins):
+    """A stage of another folder, and a stage seen from a subfolder, with what they need and nothing else."""
+    ours, theirs = twins
+    done = repro(ours, "far/dvc.yaml:far", "zebra")
+    assert set(done.states) == {"each@two", "far/dvc.yaml:far", "zebra"}
+    assert dvc(theirs, "repro", "far/dvc.yaml:far", "zebra").returncode == 0
+    assert contents(ours) == contents(theirs)
+    below = repro(ours / "far", "--force")
+    assert set(below.states.items()) == {("../dvc.yaml:each@two", State.DONE), ("far", State.DONE)}
+
+
+# -- side by side --------------------------------------------------------------------------------------------------
+def stamped(name: str, seconds: float, **more) -> dict:
+    """A stage that writes when it began and ended."""
+    return {"cmd": f"date +%s.%N > {name}.at; sleep {seconds}; date +%s.%N >> {name}.at; echo {name} > {name}.txt",
+            "outs": [f"{name}.txt"], **more}  # fmt: skip
+
+
+def span(repository: Path, name: str) -> tuple[float, float]:
+    """When a stamped stage ran."""
+    began, ended = map(float, read(repository / f"{name}.at").split())
+    return began, ended
+
+
+def test_repro_runs_independent_stages_at_once_within_its_jobs(tmp_path):
+    """Two of three at a time, and never before what they need."""
+    stages = {name: stamped(name, 1.5) for name in "abc"} | {"end": stamped("end", 0, deps=["a.txt", "b.txt"])}
+    place = new_repository(tmp_path / "place", stages)
+    assert repro(place, jobs=2).code == 0
+    spans = [span(place, name) for name in "abc"]
+    together = [sum(began <= moment < ended for began, ended in spans) for moment, _ in spans]
+    assert max(together) == 2
+    assert span(place, "end")[0] >= max(span(place, "a")[1], span(place, "b")[1])
+
+
+def test_repro_goes_on_while_outputs_are_hashed(tmp_path):
+    """A folder of 20,000 files is being hashed: a chain of other stages is not held up, and all is committed."""
+    many = 'mkdir many && cd many && python -c "[open(str(n), chr(119)).write(str(n)) for n in range(20000)]"'
+    stages = {
+        "many": {"cmd": many, "outs": ["many"]},
+        "first": stamped("first", 0.1, deps=["started"]),
+        "second": stamped("second", 0.1, deps=["first.txt"]),
+        "start": {"cmd": "while [ ! -e many/15000 ]; do sleep 0.05; done; touch started", "outs": ["started"]},
+    }
+    place = new_repository(tmp_path / "place", stages)
+    done = repro(place)
+    assert done.code == 0, done.error
+    hashing = done.time("many", State.SAVING), done.time("many", State.DONE)
+    assert hashing[1] - hashing[0] > 2
+    assert span(place, "second")[1] < hashing[1]
+    assert dvc(place, "repro").stdout.count("Running stage") == 0
+    assert dvc(place, "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_repro_shows_the_cells_of_a_notebook(tmp_path):
+    """papermill's own progress bar, read from what the forked papermill prints."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print({n})") for n in range(3)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    stage = {"cmd": "papermill in.ipynb out.ipynb", "deps": ["in.ipynb"], "outs": ["out.ipynb"]}
+    place = new_repository(tmp_path / "place", {"run": stage})
+    nbformat.write(notebook, place / "in.ipynb")
+    done = repro(place)
+    assert done.code == 0, done.error
+    assert [3, 3] in [cells for *_, cells in done.events]
+    assert "Executing" in read(tmp_path / "place.log")
+
+
+# -- faults --------------------------------------------------------------------------------------------------------
+def test_repro_failure_stops_only_what_needs_it(tmp_path):
+    """The error names the stage, the end of its output and what was not run; the rest is committed."""
+    stages = {
+        "bad": {"cmd": "echo the reason; exit 7", "outs": ["bad.txt"]},
+        "lost": {"cmd": "true", "outs": ["lost.txt"]},
+        "needy": stamped("needy", 0, deps=["bad.txt"]),
+        "good": stamped("good", 1),
+        "better": stamped("better", 0, deps=["good.txt"]),
+    }
+    place = new_repository(tmp_path / "place", stages)
+    done = repro(place)
+    assert done.code == 1
+    for words in ("2 of 5 stages failed", "bad", "the reason", "exited with 7", "lost.txt", "needy"):
+        assert words in done.error
+    assert "Traceback" not in done.error
+    assert (done.states["needy"], done.states["better"]) == (State.SKIPPED, State.DONE)
+    assert set(yaml.safe_load(read(place / "dvc.lock"))["stages"]) == {"good", "better"}
+    assert dvc(place, "repro", "better").stdout.count("Running stage") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_repro_interrupted_ends_all_and_keeps_what_was_done(tmp_path, number):
+    """Grandchildren too are gone, the lock is free, what had ended is in the lock file."""
+    stages = {
+        "quick": stamped("quick", 0),
+        "slow": {"cmd": "echo $$ > slow.pid; sleep 300 & echo $! > grandchild.pid; wait", "outs": ["slow.txt"]},
+        "deaf": {"cmd": "trap '' INT; echo $$ > deaf.pid; sleep 300; sleep 300", "outs": ["deaf.txt"]},
+        "later": stamped("later", 0, deps=["slow.txt"]),
+    }
+    place = new_repository(tmp_path / "place", stages)
+    process = start(place)
+    files = [place / f"{name}.pid" for name in ("slow", "grandchild", "deaf")]
+    wait_until(lambda: all(map(read, files)) and "quick" in read(place / "dvc.lock"))
+    process.send_signal(number)
+    began = time.monotonic()
+    done = Ended(process)
+    assert done.code == 128 + number
+    assert time.monotonic() - began < 15
+    assert not any(psutil.pid_exists(int(read(file))) for file in files)
+    assert done.states["slow"] == State.INTERRUPTED
+    assert dvc(place, "repro", "quick").stdout.count("Running stage") == 0
+
+
+def test_repro_killed_leaves_no_command(tmp_path):
+    """kill -9 of the run alone: its commands and their children end, and the next run succeeds."""
+    command = "echo $$ > pid; [ -e go ] || sleep 300; echo x > x"
+    place = new_repository(tmp_path / "place", {"slow": {"cmd": command, "outs": ["x"]}})
+    process = start(place)
+    wait_until(lambda: read(place / "pid"))
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert len(family) >= 2
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    (place / "go").touch()
+    assert repro(place).code == 0
+
+
+def test_two_repros_at_once_run_each_stage_once(tmp_path):
+    """The second waits, says for whom, and finds all up to date."""
+    place = new_repository(tmp_path / "place", COUNTED)
+    first = start(place)
+    wait_until(lambda: read(tmp_path / "count"))
+    second = start(place)
+    assert f"waiting for process {first.pid}" in second.stderr.readline()
+    (tmp_path / "go").touch()
+    first, second = Ended(first), Ended(second)
+    assert (first.code, second.code) == (0, 0)
+    assert second.states["one"] == State.UNCHANGED
+    assert read(tmp_path / "count").count("run") == 1
+
+
+def test_dvc_typed_meanwhile_does_not_run_a_stage_twice(tmp_path):
+    """DVC finds the files in use, as beside another `dvc repro`, and says by whom."""
+    place = new_repository(tmp_path / "place", COUNTED)
+    first = start(place)
+    wait_until(lambda: read(tmp_path / "count"))
+    meanwhile = dvc(place, "repro")
+    (tmp_path / "go").touch()
+    assert Ended(first).code == 0
+    assert meanwhile.returncode != 0
+    assert f"PID {first.pid}" in meanwhile.stderr
+    assert read(tmp_path / "count").count("run") == 1
+
+
+def test_repro_waits_for_the_lock_and_loses_nothing(tmp_path):
+    """DVC itself gives up after three seconds, with its work done; ours is committed, and was made once."""
+    place = new_repository(tmp_path / "place", COUNTED)
+    process = start(place)
+    wait_until(lambda: read(tmp_path / "count"))
+    code = "import zc.lockfile; lock = zc.lockfile.LockFile('.dvc/tmp/lock'); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=place, **pipes) as holder:
+        holder.stdout.readline()
+        (tmp_path / "go").touch()
+        assert f"waiting for process {holder.pid}" in process.stderr.readline()
+    done = Ended(process)
+    assert done.code == 0, done.error
+    assert dvc(place, "repro").stdout.count("Running stage") == 0
+    assert read(tmp_path / "count").count("run") == 1
+
+
+# Cyclic.
+LOOP = "stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs: [b]}}"
+
+
+@pytest.mark.parametrize(
+    ("stages", "lock", "target", "words"),
+    [
+        (None, None, None, "dvc.yaml"),
+        ("stages: {a: {cmd: x}}", None, "nothing", "nothing"),
+        (LOOP, None, None, "cycle"),
+        ("stages: [", None, None, "dvc.yaml"),
+        ("stages: {a: {cmd: x, dep: [b]}}", None, None, "dvc.yaml"),
+        ("stages: {a: {cmd: x}}", "<<<<<<< HEAD\n=======\n>>>>>>> other\n", None, "dvc.lock"),
+        ("stages: {a: {cmd: cat none, deps: [none], outs: [x]}}", None, None, "none"),
+    ],
+)
+def test_repro_of_a_broken_pipeline_says_what_is_wrong(tmp_path, stages, lock, target, words):
+    """What a user can get wrong ends in DVC's words, exit code 1 and no traceback."""
+    place = new_repository(tmp_path / "place", stages or "")
+    if stages is None:
+        (place / "dvc.yaml").unlink()
+    if lock:
+        (place / "dvc.lock").write_text(lock)
+    done = repro(place, *filter(None, [target]))
+    assert done.code == 1
+    assert words in done.error
+    assert "next:" in done.error
+    assert "Traceback" not in done.error
+
+
+def test_repro_outside_a_repository_says_so(tmp_path):
+    """No DVC repository: told in words."""
+    place = tmp_path / "bare"
+    place.mkdir()
+    done = repro(place)
+    assert done.code == 1
+    assert "not inside of a DVC repository" in done.error
+
+
+def test_repro_recovers_from_an_empty_lock_file(tmp_path):
+    """What a full disk leaves of a first run is no obstacle to the next."""
+    place = new_repository(tmp_path / "place", {"one": stamped("one", 0)})
+    (place / "dvc.lock").touch()
+    assert dvc(place, "repro").returncode != 0
+    done = repro(place)
+    assert done.code == 0, done.error
+    assert "removed" in done.error
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "command",
+    [
+        "papermill a b | cat", "papermill $IN b", "X=1 papermill a", "papermill *.ipynb -", "papermill a > b",
+        "'papermill", "python -m papermill", "papermill a && papermill b", "papermill `ls`", "papermill a\nls",
+        "papermill ~/a", "papermill -p x [1,2]", "",
+    ],
+)  # fmt: skip
+def test_command_that_needs_a_shell_goes_to_one(command):
+    """Anything a shell might expand or act on is left to it."""
+    assert program_words(command, clean_environment()) is None
+
+
+def test_command_of_another_environment_goes_to_the_shell(tmp_path):
+    """PATH decides which papermill is meant."""
+    other = tmp_path / "papermill"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    here = clean_environment()
+    assert program_words('papermill in out -y "{a: 1}"', here) == [str(BIN / "papermill"), "in", "out", "-y", "{a: 1}"]
+    assert program_words("papermill in out", here | {"PATH": f"{tmp_path}:{here['PATH']}"}) is None
+
+
+@pytest.fixture(scope="module")
+def server():
+    """One server to fork from."""
+    with contextlib.closing(CommandServer()) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["papermill --version", "papermill --help-notebook in.ipynb", "papermill none.ipynb out.ipynb",
+     "workshop config --json", "workshop nonsense", "workshop --help"],
+)  # fmt: skip
+def test_forked_command_equals_the_shell(server, tmp_path, command):
+    """The same output and exit code, in the same folder, with the same environment."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a: int = 1  # b", id="one")])
+    notebook.cells[0].metadata.tags = ["parameters"]
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    environment = clean_environment() | {"WORKSHOP_DASK_PORT": "12345", "WORKSHOP_STATE": str(tmp_path / "state")}
+    plain = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=tmp_path, env=environment, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    forked = server.start(program_words(command, environment), cwd=str(tmp_path), environment=environment, program=True)
+    output = "".join(forked.read())
+    assert forked.returncode == plain.returncode
+    if "none.ipynb" in command:  # a traceback, whose outermost frames are the script's
+        assert output.splitlines()[-1] == plain.stdout.splitlines()[-1]
+    else:
+        assert output == plain.stdout
+    assert "12345" in output or "config" not in command
+
+
+def test_commands_end_with_their_server(tmp_path):
+    """A killed server takes its commands along, and whoever waits for one hears of it."""
+    server = CommandServer([])
+    command = server.start(["sleep", "300"], cwd=str(tmp_path), environment=dict(os.environ), program=False)
+    wait_until(lambda: psutil.Process(server._process.pid).children())
+    (child,) = psutil.Process(server._process.pid).children()
+    server._process.kill()
+    assert "".join(command.read()) == ""
+    assert command.returncode == -9
+    assert not psutil.wait_procs([child], timeout=5)[1]
+    server.close()
+
+
+def test_lines_tell_of_each_stage_once():
+    """Off a terminal a stage has one line: its seconds, or why it did not run."""
+    written: list[str] = []
+    progress = lines(written.append)
+    for state in (State.WAITING, State.RUNNING, State.SAVING, State.DONE):
+        progress(StageProgress("train", state, 1.25))
+    progress(StageProgress("report", State.SKIPPED))
+    assert written == ["  train: 1.2 s\n", "  report: not run\n"]
