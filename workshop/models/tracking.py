@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 3.0
 RUN_MIME_TYPE = "application/vnd.workshop.run+json"
 STORE_ID_TAG = "workshop.store_id"
+TASK_TAG = "workshop.task"
+TASK_VARIABLE = "WORKSHOP_TASK"  # in the kernel's environment: which task of the cluster it is
+PARENT_TAG = "mlflow.parentRunId"
+PARENT_VARIABLE = "WORKSHOP_PARENT_RUN"  # likewise: under which run its own ones belong
+GIT_VARIABLES = {"WORKSHOP_GIT_COMMIT": "mlflow.source.git.commit", "WORKSHOP_GIT_DIRTY": "workshop.git.dirty"}
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 
@@ -29,13 +35,22 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
 
     ``uri`` is the server's address, by default the one in the settings.
     """
-    import requests
-
     # MLflow reads these when it is imported. Its own patience with a dead server is four minutes.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     uri = uri or get_settings().tracking_uri
+    _check_server(uri)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri)
+
+
+def _check_server(uri: str) -> None:
+    """Raise ServiceError when there is no server at ``uri``, or it does not answer."""
+    import requests
+
     if not uri.startswith(("http://", "https://")):
         raise ServiceError(
             "The tracking address is not one of a server.",
@@ -53,10 +68,6 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
             expected=f"an answer within {ANSWER_SECONDS:g} s",
             next_step="workshop up",
         )
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(uri)
 
 
 def store_id() -> str:
@@ -65,14 +76,40 @@ def store_id() -> str:
     DVC's lock knows nothing of a tracking server that was wiped. Training stages depend on this identity, so
     that they run, and register, again when it has changed.
     """
+    return _known_store_id() or _new_store_id()
+
+
+def _known_store_id() -> str | None:
+    """Ask MLflow's REST interface: the pipeline asks each time it runs, and importing MLflow takes three seconds.
+
+    https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
+    """
+    import requests
+
+    uri = get_settings().tracking_uri.rstrip("/")
+    _check_server(uri)
+    answer = requests.get(
+        f"{uri}/api/2.0/mlflow/experiments/get-by-name",
+        params={"experiment_name": EXPERIMENT},
+        timeout=ANSWER_SECONDS,
+    )
+    tags = answer.json()["experiment"].get("tags", []) if answer.ok else []
+    return next((tag["value"] for tag in tags if tag["key"] == STORE_ID_TAG), None)
+
+
+def _new_store_id() -> str:
     client = connect()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        experiment = client.get_experiment(client.create_experiment(EXPERIMENT))
+    experiment = _experiment(client)
     if STORE_ID_TAG not in experiment.tags:
         client.set_experiment_tag(experiment.experiment_id, STORE_ID_TAG, uuid.uuid4().hex)
         experiment = client.get_experiment(experiment.experiment_id)
     return experiment.tags[STORE_ID_TAG]
+
+
+def _experiment(client: mlflow.MlflowClient) -> mlflow.entities.Experiment:
+    """Return the experiment; make it where there is none yet."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
 
 
 @contextlib.contextmanager
@@ -140,6 +177,94 @@ def attach_notebook(notebook: dict[str, Any], name: str, uri: str) -> None:
         client.log_text(run_id, json.dumps(notebook, indent=1), f"notebook/{name}")
 
 
+class TaskContext:
+    """Tags every run that a notebook on the cluster starts with its task, so that it can be found and ended.
+
+    Where many notebooks have a common run, theirs are also put under that; those that a notebook nests itself stay
+    where they are, for MLflow lets the caller's own tags win. A run context provider of MLflow's (entry point
+    ``mlflow.run_context_provider``). It has no base class, since MLflow loads it in the middle of its own import.
+    """
+
+    def in_context(self) -> bool:
+        """Tell whether this process is a notebook's kernel on the cluster."""
+        return TASK_VARIABLE in os.environ
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags."""
+        parent = os.environ.get(PARENT_VARIABLE)
+        return {TASK_TAG: os.environ[TASK_VARIABLE]} | ({PARENT_TAG: parent} if parent else {})
+
+
+def runs_of_task(task: str, uri: str) -> list[mlflow.entities.Run]:
+    """Return the runs that the notebook with the key ``task`` opened on the server at ``uri``, the first one first."""
+    client = connect(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, f"tags.`{TASK_TAG}` = '{task}'", order_by=["attributes.start_time"]))
+
+
+def open_runs(task: str, uri: str) -> list[str]:
+    """Return the ids of the runs that the notebook with the key ``task`` has not ended, on the server at ``uri``."""
+    return [run.info.run_id for run in runs_of_task(task, uri) if run.info.status == "RUNNING"]
+
+
+def end_runs(run_ids: Iterable[str], status: str, uri: str) -> None:
+    """End runs whose notebook is dead, as ``KILLED`` or ``FAILED``."""
+    client = connect(uri)
+    for run_id in run_ids:
+        client.set_terminated(run_id, status)
+
+
+@contextlib.contextmanager
+def parent_run(name: str, parameters: dict[str, Any], tags: dict[str, str], uri: str) -> Iterator[str]:
+    """Open a run under which the runs of all notebooks started meanwhile belong; yield its id.
+
+    Its end is the caller's (`end_runs`); if it is still open when the block ends, it is ended as KILLED.
+    """
+    client = connect(uri)
+    run_id = _create_run(client, _experiment(client).experiment_id, name, parameters, tags)
+    # For notebooks that name no server and no experiment: MLflow shows children where their parent is.
+    told = {PARENT_VARIABLE: run_id, "MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": EXPERIMENT}
+    before = {variable: os.environ.get(variable) for variable in told}
+    os.environ.update(told)
+    try:
+        yield run_id
+    finally:
+        for variable, value in before.items():
+            if value is None:
+                del os.environ[variable]
+            else:
+                os.environ[variable] = value
+        if client.get_run(run_id).info.status == "RUNNING":
+            end_runs([run_id], "KILLED", uri)
+
+
+def record_notebook(
+    file: Path, parent: str, task: str, *, parameters: dict[str, Any], seconds: float, status: str, uri: str
+) -> str:
+    """Make the run of an executed notebook that opened none, under the run ``parent``; return its id.
+
+    It has the notebook as artifact, its ``parameters`` and ``seconds``; ``status`` is how it ended, in MLflow's words.
+    """
+    client = connect(uri)
+    experiment = client.get_run(parent).info.experiment_id
+    run_id = _create_run(client, experiment, file.stem, parameters, {PARENT_TAG: parent, TASK_TAG: task}, seconds)
+    client.log_metric(run_id, "seconds", seconds)
+    client.log_artifact(run_id, str(file), "notebook")
+    client.set_terminated(run_id, status)
+    return run_id
+
+
+def _create_run(client, experiment: str, name: str, parameters: dict, tags: dict[str, str], seconds=0.0) -> str:
+    """Create a run, with the tags that `mlflow.start_run` gives, that began ``seconds`` ago."""
+    from mlflow.entities import Param
+    from mlflow.tracking.context.registry import resolve_tags
+
+    began = int((time.time() - seconds) * 1000)
+    run = client.create_run(experiment, start_time=began, run_name=name, tags=resolve_tags(git_tags() | tags))
+    client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
+    return run.info.run_id
+
+
 def file_hash(file: Path) -> str:
     """Return the md5 of a file's bytes, which is what DVC 3 calls the file by in `dvc.lock` and its cache."""
     with file.open("rb") as content:
@@ -147,7 +272,12 @@ def file_hash(file: Path) -> str:
 
 
 def git_tags(folder: Path | None = None) -> dict[str, str]:
-    """Return the commit and whether tracked files differ from it; empty outside a git repository."""
+    """Return the commit and whether tracked files differ from it; empty outside a git repository.
+
+    On a worker without the repository they come from the environment, where the client has put them.
+    """
+    if GIT_VARIABLES.keys() <= os.environ.keys():
+        return {tag: os.environ[variable] for variable, tag in GIT_VARIABLES.items()}
     folder = folder or get_settings().root
 
     def git(*arguments: str) -> str:
@@ -162,3 +292,9 @@ def git_tags(folder: Path | None = None) -> dict[str, str]:
         return {}
     dirty = any(not line.endswith(LOCAL_LOCK) for line in changes)
     return {"mlflow.source.git.commit": commit, "workshop.git.dirty": str(dirty).lower()}
+
+
+def git_variables() -> dict[str, str]:
+    """Return this folder's `git_tags` as the variables from which a worker without the repository takes them."""
+    tags = git_tags()
+    return {variable: tags[tag] for variable, tag in GIT_VARIABLES.items() if tag in tags}
