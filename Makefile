@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab test lint lock
+.PHONY: help run stop status lab test soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -19,11 +19,13 @@ help:
 	@echo "make stop    end all servers"
 	@echo "make lab     open JupyterLab"
 	@echo "make test    every test; touches no running servers"
+	@echo "make soak    tests that take long: gigabytes, many repetitions"
+	@echo "make bench   measure the engine against the plain way; takes an hour, writes benchmarks/README.md"
 	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
 	@echo "make lock    compile requirements.txt from pyproject.toml"
 
 run: .venv/installed
-	@$(BIN)/workshop run
+	@$(BIN)/workshop start
 
 stop:
 	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed here, so nothing runs"; fi
@@ -38,6 +40,12 @@ lab: .venv/installed
 
 test: .venv/installed
 	@$(BIN)/python -m pytest
+
+soak: .venv/installed
+	@$(BIN)/python -m pytest -m soak
+
+bench: .venv/installed
+	@$(BIN)/python -m benchmarks.run
 
 lint: .venv/installed
 	@$(BIN)/pre-commit run --all-files

@@ -17,7 +17,9 @@ def main() -> None:
     """From a messy notebook to a governed pipeline.
 
     \b
-    workshop run        start the servers, run the pipeline, show the model in production
+    workshop start      start the servers, run the pipeline, show the model in production
+    workshop repro      run what changed of the pipeline, independent stages side by side
+    workshop run        run a notebook on the cluster, once or for many parameters
     workshop status     what runs, and where
     """
 
@@ -68,14 +70,35 @@ def down() -> None:
 @main.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show what runs: name, address, process and health.
+    """Show what runs: the servers, and the notebooks on the cluster, at which cell and since when.
 
     \b
     Example:  workshop status --json
     """
     from workshop.servers import supervision
 
-    _print_rows([row.as_dict() for row in supervision.status()], as_json)
+    services = [row.as_dict() for row in supervision.status()]
+    notebooks = _running_notebooks(services)
+    if as_json:
+        click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
+        return
+    _print_rows(services, as_json)
+    if notebooks:
+        click.echo()
+        _print_rows(notebooks, as_json)
+
+
+def _running_notebooks(services: list[dict]) -> list[dict]:
+    """Ask the cluster, unless it is this machine's own and does not run."""
+    from workshop.settings import get_settings
+
+    own = next(service for service in services if service["name"] == "dask-scheduler")
+    if get_settings().dask_scheduler_address is None and not own["healthy"]:
+        return []
+    from workshop.engine import cluster
+
+    with cluster.connect() as client:
+        return cluster.running(client)
 
 
 @main.command()
@@ -127,13 +150,13 @@ def doctor(as_json: bool) -> None:
 # -- pipeline ------------------------------------------------------------------------------------------------------
 @main.command()
 @json_option
-def run(as_json: bool) -> None:
+def start(as_json: bool) -> None:
     """Start the servers, run the pipeline, and show the model in production.
 
     With nothing changed, nothing is trained again.
 
     \b
-    Example:  workshop run
+    Example:  workshop start
     """
     from workshop.data.prepare import load_or_make
     from workshop.engine.pipeline import reproduce
@@ -169,6 +192,71 @@ def _words(serving) -> str:
         return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
     r2 = "unknown" if serving.r2 is None else f"{serving.r2:.3f}"
     return f"{serving.name} version {serving.version} ({serving.stage or 'registered by hand'}), held-out R2 {r2}"
+
+
+@main.command()
+@click.argument("targets", nargs=-1)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default what the cluster has room for."
+)
+@click.option("--force", is_flag=True, help="Run stages that did not change, too.")
+def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
+    """Run what changed of the pipeline, stages that do not need one another side by side.
+
+    It leaves what `dvc repro` leaves: the same files, the same dvc.lock. TARGETS are stages, as DVC names them; by
+    default all of the dvc.yaml here, or of the chapter's pipeline.
+
+    \b
+    Example:  workshop repro compare
+    """
+    import sys
+
+    from workshop.engine import parallel, pipeline
+    from workshop.settings import get_settings
+
+    settings = get_settings()
+    folder = Path.cwd() if Path("dvc.yaml").exists() or targets else settings.pipeline
+    with parallel.board(sys.stderr) as (progress, notice):
+        parallel.reproduce_parallel(
+            folder,
+            targets,
+            jobs=jobs or pipeline.notebooks_at_once(settings),
+            log=settings.logs / "pipeline.log",
+            progress=progress,
+            notice=notice,
+            environment=pipeline.environment_of(settings),
+            force=force,
+        )
+
+
+@main.command()
+@click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all runs.")
+@click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the executed notebooks.")
+@click.option("--rank-by", metavar="METRIC", help="Show the best first; METRIC:min or METRIC:max says what is best.")
+@json_option
+def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | None, as_json: bool) -> None:
+    """Run NOTEBOOK on the cluster, once or for each combination of parameters.
+
+    Each run is a notebook of its own, and in MLflow all lie under one parent run.
+
+    \b
+    Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
+    """
+    from workshop.engine import sweep
+    from workshop.engine.combinations import read_value
+
+    fixed = {name: read_value(value) for name, value in parameters}
+    if rank_by:
+        sweep.read_rank(rank_by)  # a mistake in it is told before anything runs
+    done = sweep.run_many(notebook, fixed, sweeps, output, tell=_tell)
+    if rank_by and any(row.metrics for row in done.runs):
+        done = done.ranked(rank_by)
+    _print_rows([row.as_dict() for row in done.runs] if as_json else done.table(), as_json)
+    for failed in done.failed:
+        _tell(f"failed: {failed.output}: {failed.error}")
+    raise SystemExit(done.exit_code)
 
 
 @main.command()

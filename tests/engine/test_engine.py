@@ -78,7 +78,7 @@ def status(servers):
     """What `workshop status --json` says."""
     import json
 
-    return json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)
+    return json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)["services"]
 
 
 def test_engine_equals_papermills_own(papermill, notebook):

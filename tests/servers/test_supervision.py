@@ -22,7 +22,7 @@ NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
 
 def status(place: Servers) -> dict[str, dict]:
     """What `workshop status --json` says, by name."""
-    return {row["name"]: row for row in json.loads(place.run(BIN / "workshop", "status", "--json").stdout)}
+    return {row["name"]: row for row in json.loads(place.run(BIN / "workshop", "status", "--json").stdout)["services"]}
 
 
 @pytest.fixture(scope="module")

@@ -21,18 +21,7 @@ def __getattr__(name: str):
             """Run a notebook; arguments, result and errors are those of papermill's own engine."""
             from workshop.engine import engine
 
-            with engine.connect() as client:
-                try:
-                    return super().execute_notebook(nb, kernel_name, client=client, **options)
-                finally:
-                    engine.attach(client, nb, options.get("input_path"))
-
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-            """Run the cells of a notebook on a worker; papermill's base class has saved it and will again."""
-            from workshop.engine import engine
-
-            engine.execute(nb_man, kernel_name, **options)
+            return engine.execute_notebook(nb, kernel_name, **options)
 
     globals()[name] = DaskEngine
     return DaskEngine

@@ -1,123 +1,223 @@
-"""What runs on the Dask worker: the notebook's kernel, and the events that tell the client of each cell."""
+"""What runs on the Dask worker: the task that is a notebook, and what the client may ask of it."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
+import pickle
+import socket
 import threading
-from pathlib import Path
+import time
+from dataclasses import dataclass, field
 from typing import Any
-
-import nbformat
-import psutil
 
 from workshop.errors import EngineError
 
-WATCH_SECONDS = 0.5
+CONNECT_SECONDS = 2.0
+LOST = {
+    "expected": "a worker that lives, and is in reach, until the notebook ends",
+    "next_step": "see the worker's log, then run the notebook again; it was not repeated (option `retries`)",
+}
+RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
 
 
-def run_notebook(
-    notebook: dict[str, Any],
-    kernel_name: str,
-    topic: str,
-    cwd: str,
-    environment: dict[str, str],
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Run a notebook in a kernel that is a child of this worker; return ``{"notebook", "events", "error"}``.
+class WorkerLost(EngineError):
+    """The worker that ran the notebook is gone, or out of reach."""
 
-    ``notebook`` is the nbformat document as a dict, ``topic`` the Dask event topic on which each cell's start and
-    end is told, ``environment`` what the kernel sees on top of the worker's own variables, ``options`` the
-    arguments of papermill's notebook client. What goes wrong while cells run is returned as ``error``, so that
-    the partly run notebook comes back with it; raises EngineError when the worker cannot see ``cwd``.
+
+@dataclass
+class Task:
+    """What a worker needs to run a notebook: plain data.
+
+    ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
+    event topic for what happens, ``max_output`` in bytes.
+    """
+
+    notebook: dict[str, Any]
+    name: str
+    kernel_name: str
+    topic: str
+    options: dict[str, Any]
+    tracking_uri: str | None = None
+    max_output: int | None = None
+
+
+@dataclass
+class Place:
+    """Where a notebook runs: a folder on the worker, and what its kernel sees on top of the worker's own variables.
+
+    ``is_scratch``: the folder was filled for this notebook, and its outs are to be fetched before the task may end.
+    ``is_remote``: the worker is another machine than the client's, loopback is not the same.
+    """
+
+    folder: str
+    environment: dict[str, str]
+    is_scratch: bool = False
+    is_remote: bool = False
+
+
+@dataclass
+class Run:
+    """A notebook on this worker, from the moment that Dask starts its task until nothing of it is left."""
+
+    key: str
+    notebook: str
+    cells: int
+    since: float = field(default_factory=time.time)
+    cell: int | None = None
+    place: Place | None = None
+    stopped: EngineError | None = None
+    open_runs: list[str] = field(default_factory=list)
+    kernel: Any = None
+    released: threading.Event = field(default_factory=threading.Event)
+    collected: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self, error: EngineError) -> None:
+        """End the notebook with all its processes; the error says why: not wanted any more, or its worker is going."""
+        self.stopped = error
+        manager = getattr(self.kernel, "km", None)
+        if manager is not None:
+            manager.kill()
+        self.released.set()
+        self.collected.set()
+
+
+# -- what the client asks, by `client.run` -------------------------------------------------------------------------
+def release(key: str, place: Place) -> None:
+    """Let a notebook start. A task that Dask repeats by itself is never released: none runs twice unasked."""
+    RUNS[key].place = place
+    RUNS[key].released.set()
+
+
+def collected(key: str) -> None:
+    """Say that the client has fetched what the notebook made."""
+    RUNS[key].collected.set()
+
+
+def running() -> list[dict[str, Any]]:
+    """Return the notebooks that run in this worker: notebook, cell (from 1), cells, since (seconds since 1970)."""
+    rows = list(RUNS.values())
+    return [{"notebook": run.notebook, "cell": run.cell, "cells": run.cells, "since": run.since} for run in rows]
+
+
+# -- the task ------------------------------------------------------------------------------------------------------
+def run_notebook(task: Task) -> None:
+    """Run a notebook in a kernel of this worker's; all there is to know of it goes to the client as events.
+
+    Their kinds: ``begin`` (waits for `release`), ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``,
+    ``beat``, ``collect`` (waits for `collected`), and ``done`` with the notebook's metadata and what ended it early.
     """
     import distributed
-    from papermill.clientwrap import PapermillNotebookClient
+
+    from workshop.engine import preload
+    from workshop.engine.events import EventSender
+    from workshop.engine.watch import Watch
 
     worker = distributed.get_worker()
-    if not Path(cwd).is_dir():
-        raise EngineError(
-            f"The worker {worker.address} cannot see the notebook's folder.",
-            value=cwd,
-            expected="a folder that client and worker both see",
-            next_step="run the worker on this machine (`workshop up`) or share the folder with it",
-        )
+    preload.start_readying(worker)  # where it was started without
     key = worker.get_current_task()
     # The kernel works, this thread only waits: free it, so that the notebook can itself send work to this worker.
     distributed.secede()
-    manager = CellEvents(nbformat.from_dict(notebook), lambda message: worker.log_event(topic, message))
-    client = PapermillNotebookClient(manager, kernel_name=kernel_name, **options)
-    error: BaseException | None = None
-    with _ended_with_task(worker, key, client):
-        try:
-            client.execute(cwd=cwd, env=os.environ | environment)
-        except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
-            error = problem
-    return {"notebook": manager.nb, "events": manager.sent, "error": error}
+    events = EventSender(worker, task.topic)
+    run = RUNS[key] = Run(key, task.name, len(task.notebook["cells"]))
+    try:
+        with Watch(worker, run, events):
+            events.send("begin", worker=worker.address, key=key)
+            run.released.wait()
+            ending = _run_cells(task, run, events)
+            # What a notebook that failed has made is not what its stage declares.
+            if not ending["failed"] and run.place.is_scratch:
+                events.send("collect")
+                run.collected.wait()
+    finally:
+        del RUNS[key]
+        if run.stopped and run.place is not None and run.place.is_scratch:
+            from workshop.engine.store import Store, home
+
+            Store(home(worker)).remove(run.place.folder)  # nobody may be left to ask for it
+    events.send("done", **ending)
 
 
-class CellEvents:
-    """Stands in for papermill's NotebookExecutionManager on the worker: tells the client instead of saving."""
+def _run_cells(task: Task, run: Run, events) -> dict[str, Any]:
+    """Run the cells; return the notebook's ``metadata``, whether it ``failed``, and an ``error`` that is no cell's."""
+    import nbformat
 
-    def __init__(self, notebook: nbformat.NotebookNode, send) -> None:
-        self.nb = notebook
-        self.sent = 0
-        self._send = send
-        self._failed: set[int] = set()
+    from workshop.engine.cells import CellEvents
 
-    def _tell(self, **message: Any) -> None:
-        self._send({"number": self.sent, **message})
-        self.sent += 1
-
-    def cell_start(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
-        """Tell that a cell begins."""
-        self._tell(kind="start", index=cell_index)
-
-    def cell_exception(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
-        """Remember that a cell failed; its end will say so."""
-        self._failed.add(cell_index)
-
-    def cell_complete(self, cell, cell_index, **_) -> None:
-        """Tell that a cell ended, with all that it now holds."""
-        self._tell(kind="end", index=cell_index, cell=dict(cell), failed=cell_index in self._failed)
-
-    def autosave_cell(self) -> None:
-        """Do nothing: saving is the client's."""
+    manager = CellEvents(nbformat.from_dict(task.notebook), events, run)
+    error = None
+    try:
+        if not run.stopped:
+            _run_kernel(task, run, events, manager)
+    except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
+        error = run.kernel.explain(problem, run.cell) if run.kernel else problem
+    error = run.stopped or error
+    _end_runs(run, task.tracking_uri)
+    failed = bool(error or manager.failed)
+    return {"metadata": manager.nb.metadata, "error": error and _pickled(error), "failed": failed}
 
 
-class _ended_with_task:  # noqa: N801 - reads as a verb at the `with`
-    """Kills the kernel, with all it started, when the task is no longer wanted.
+def _run_kernel(task: Task, run: Run, events, manager) -> None:
+    from workshop.engine.cells import KernelClient
+    from workshop.models.tracking import TASK_VARIABLE
 
-    Dask cannot interrupt a task that runs; a client that cancels, or goes away, would leave the notebook running.
-    """
+    def find_open_runs(*, failed: bool) -> None:
+        if failed and task.tracking_uri:
+            run.open_runs = _open_runs(run.key, task.tracking_uri)
 
-    def __init__(self, worker, key, client) -> None:
-        self._worker, self._key, self._client = worker, key, client
-        self._over = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name=f"watch-{key}", daemon=True)
+    if run.place.is_remote:
+        _check_reachable(task.tracking_uri)
+    run.kernel = KernelClient(
+        manager,
+        events,
+        max_output=task.max_output,
+        before_end=find_open_runs,
+        kernel_name=task.kernel_name,
+        **task.options,
+    )
+    run.kernel.execute(cwd=run.place.folder, env=os.environ | run.place.environment | {TASK_VARIABLE: run.key})
 
-    def __enter__(self) -> None:
-        self._watcher.start()
 
-    def __exit__(self, *_) -> None:
-        self._over.set()
-        self._watcher.join()
+def _check_reachable(tracking_uri: str | None) -> None:
+    """Raise EngineError when the tracking server has a loopback address that means another machine than this."""
+    from urllib.parse import urlsplit
 
-    def _watch(self) -> None:
-        while not self._over.wait(WATCH_SECONDS):
-            task = self._worker.state.tasks.get(self._key)
-            if task is None or task.state == "cancelled":
-                self._kill_kernel()
+    parts = urlsplit(tracking_uri or "")
+    if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        return
+    try:
+        socket.create_connection((parts.hostname, parts.port or 80), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        raise EngineError(
+            f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
+            value=f"MLFLOW_TRACKING_URI={tracking_uri}: loopback, which is another machine there than here",
+            expected="an address that the workers reach, too",
+            next_step="set MLFLOW_TRACKING_URI to one; unset it for a notebook that tracks nothing",
+        ) from None
 
-    def _kill_kernel(self) -> None:
-        provisioner = getattr(self._client.km, "provisioner", None)
-        if pid := getattr(provisioner, "pid", None):
-            try:
-                kernel = psutil.Process(pid)
-                family = [kernel, *kernel.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            for process in family:
-                try:
-                    process.kill()
-                except psutil.NoSuchProcess:
-                    continue
+
+def _open_runs(key: str, tracking_uri: str) -> list[str]:
+    from workshop.models.tracking import open_runs
+
+    with contextlib.suppress(Exception):  # a tracking server that fails must not hide how the notebook ended
+        return open_runs(key, tracking_uri)
+    return []
+
+
+def _end_runs(run: Run, tracking_uri: str | None) -> None:
+    if not run.open_runs:
+        return
+    from workshop.models.tracking import end_runs
+
+    with contextlib.suppress(Exception):  # as above
+        end_runs(run.open_runs, "KILLED" if run.stopped else "FAILED", tracking_uri)
+
+
+def _pickled(error: Exception) -> str:
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)  # noqa: S301 - just made here; some errors only fail on their way back
+    except Exception:  # noqa: BLE001 - an error of any library, which may pickle badly for any reason
+        content = pickle.dumps(EngineError("The notebook failed on its worker.", value=repr(error)))
+    return base64.b64encode(content).decode()

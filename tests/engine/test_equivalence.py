@@ -1,0 +1,539 @@
+"""`--engine dask` against papermill's own engine: the same notebook, side by side, compared cell by cell."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import http.server
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from engine import notebooks
+from engine.notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
+from workplace import BIN
+
+ENGINES = {"own": None, "dask": "dask"}
+RUN_SECONDS = 120
+CELL_SECONDS = 15
+TIMES = ("start_time", "end_time", "duration")
+# What differs between any two runs: the kernel's process, a server's port, the folder, the ids of widgets and kernels.
+VARYING = [
+    (re.compile(r"ipykernel_\d+/\d+\.py"), "ipykernel/cell.py"),
+    (re.compile(r"127\.0\.0\.1:\d+"), "127.0.0.1"),
+    (re.compile(r"/(own|dask)/"), "/engine/"),
+    (re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "random"),
+]
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder for each engine; the files in them have the same names."""
+    for engine in ENGINES:
+        (tmp_path / engine).mkdir()
+    return {engine: tmp_path / engine for engine in ENGINES}
+
+
+class Interpreter:
+    """A process that imports papermill once for all the notebooks that it executes."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._start()
+
+    def _start(self) -> None:
+        # Spawned: a fork would carry over what this process has imported and opened.
+        self._pool = multiprocessing.get_context("spawn").Pool(1, notebooks.enter, [self._environment])
+
+    def begin(self, *arguments) -> Callable[[], Outcome]:
+        """Begin to execute a notebook; return a function that waits for the outcome."""
+        running = self._pool.apply_async(execute, arguments)
+
+        def outcome() -> Outcome:
+            try:
+                return running.get(RUN_SECONDS)
+            except multiprocessing.TimeoutError:
+                # Later tests must not wait for this one.
+                self.end()
+                self._start()
+                raise
+
+        return outcome
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._pool.terminate()
+        self._pool.join()
+
+
+@pytest.fixture(scope="session")
+def interpreters(cluster):
+    """An interpreter for each engine."""
+    interpreters = {engine: Interpreter(cluster.environment) for engine in ENGINES}
+    yield interpreters
+    for interpreter in interpreters.values():
+        interpreter.end()
+
+
+@pytest.fixture
+def both(interpreters, folders):
+    """A function that executes a notebook with both engines at once and returns papermill's own outcome and ours."""
+
+    def run(document, *, output="output.ipynb", as_file=True, **options) -> list[Outcome]:
+        # nbclient, under both engines, now and then misses a reply after it has answered an Output widget; with a
+        # time-out it looks again, without one it waits for ever.
+        options = {"execution_timeout": CELL_SECONDS} | options
+        outcomes = []
+        for engine, folder in folders.items():
+            nbformat.write(document, folder / "input.ipynb")
+            source = "input.ipynb" if as_file else document
+            outcomes.append(interpreters[engine].begin(folder, ENGINES[engine], source, output, options))
+        return [outcome() for outcome in outcomes]
+
+    return run
+
+
+@pytest.fixture
+def command_lines(cluster, folders):
+    """A function that runs `papermill` with both engines at once; returns both processes with their output."""
+
+    def run(document, *words, paths=("input.ipynb", "output.ipynb"), piped=None):
+        processes = []
+        for engine, folder in folders.items():
+            nbformat.write(document, folder / "input.ipynb")
+            with_engine = ["--engine", engine] if ENGINES[engine] else []
+            command = [BIN / "papermill", *(word.format(folder=engine) for word in (*paths, *words)), *with_engine]
+            stdin = subprocess.PIPE if piped else subprocess.DEVNULL
+            processes.append(
+                subprocess.Popen(
+                    command, cwd=folder, env=cluster.environment, text=True,
+                    stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        done = []
+        for process in processes:
+            try:
+                out, err = process.communicate(piped, timeout=RUN_SECONDS)
+            finally:
+                process.kill()
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        return done
+
+    return run
+
+
+def comparable(document) -> dict:
+    """Return a notebook without what differs between any two runs.
+
+    Of times, and of ids that papermill makes, only whether they are there; neighbouring pieces of one stream are one.
+    """
+    document = json.loads(nbformat.writes(document))
+    if widgets := document["metadata"].get("widgets"):
+        # By random id, and so in random order.
+        states = widgets[WIDGETS]["state"].values()
+        widgets[WIDGETS]["state"] = sorted(without_varying(json.dumps(state)) for state in states)
+    document = json.loads(without_varying(json.dumps(document, ensure_ascii=False)))
+    without_times(document["metadata"]["papermill"])
+    for cell in document["cells"]:
+        without_times(cell["metadata"].get("papermill", {}))
+        if "execution" in cell["metadata"]:
+            cell["metadata"]["execution"] = sorted(cell["metadata"]["execution"])
+        if "id" in cell and not cell["id"].startswith("cell-"):
+            cell["id"] = "random"
+        if "outputs" in cell:
+            cell["outputs"] = with_whole_streams(cell["outputs"])
+    return shortened(document)
+
+
+def without_varying(text: str) -> str:
+    """Return ``text`` with process ids, random ids and the like replaced."""
+    for pattern, word in VARYING:
+        text = pattern.sub(word, text)
+    return text
+
+
+def without_times(metadata: dict) -> None:
+    """Leave of papermill's times only whether each is known."""
+    metadata |= {name: metadata[name] is not None for name in TIMES if name in metadata}
+
+
+def with_whole_streams(outputs: list[dict]) -> list[dict]:
+    """Join neighbouring outputs of the same stream: where a stream is cut is a matter of timing."""
+    whole: list[dict] = []
+    for output in outputs:
+        text = "".join(output.get("text", ""))
+        if whole and "name" in output and output["name"] == whole[-1].get("name"):
+            whole[-1]["text"] += text
+        else:
+            whole.append(output | ({"text": text} if "text" in output else {}))
+    return whole
+
+
+def shortened(value):
+    """Return ``value`` with each long text as its length and digest, so that a difference can be read."""
+    if isinstance(value, dict):
+        return {name: shortened(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [shortened(part) for part in value]
+    if isinstance(value, str) and len(value) > 5000:
+        return f"{len(value)} characters, {hashlib.sha256(value.encode()).hexdigest()}"
+    return value
+
+
+def assert_same_notebook(dask, own) -> None:
+    """Compare two notebooks cell by cell, then what belongs to the whole."""
+    dask, own = comparable(dask), comparable(own)
+    for number, (ours, theirs) in enumerate(zip(dask["cells"], own["cells"], strict=True)):
+        assert ours == theirs, f"cell {number}"
+    assert dask == own
+
+
+def assert_same(dask: Outcome, own: Outcome) -> None:
+    """Compare all that two engines left: notebooks returned and saved, error, warnings."""
+    assert (dask.error[:1], without_varying(dask.text)) == (own.error[:1], without_varying(own.text))
+    assert (dask.returned is None, dask.saved is None) == (own.returned is None, own.saved is None)
+    for ours, theirs in ((dask.returned, own.returned), (dask.saved, own.saved)):
+        if ours is not None:
+            assert_same_notebook(ours, theirs)
+    assert warnings_of(dask) == warnings_of(own)
+
+
+def warnings_of(outcome: Outcome) -> list[str]:
+    """Return what was logged as a warning or worse."""
+    return [without_varying(line) for level, line in outcome.log if level not in {"DEBUG", "INFO"}]
+
+
+def outputs(document) -> list[dict]:
+    """Return the outputs of all cells, one after the other."""
+    return [output for cell in document.cells for output in cell.get("outputs", [])]
+
+
+def lines(text: str) -> list[str]:
+    """Return the lines that papermill wrote, less what is timing or belongs to the place where a kernel starts.
+
+    How a log cuts streams into messages, and so its empty lines, is timing; a kernel's own complaints go to the
+    program that started it.
+    """
+    return [line for line in without_varying(text).splitlines() if line.strip() and not line.startswith("[IPKernel")]
+
+
+def assert_same_files(folders, *names) -> None:
+    """Compare files that both engines wrote."""
+    for name in names:
+        assert (folders["dask"] / name).read_text() == (folders["own"] / name).read_text(), name
+
+
+def assert_same_saved(folders) -> None:
+    """Compare the notebooks that both engines wrote."""
+    dask, own = (nbformat.read(folders[engine] / "output.ipynb", as_version=4) for engine in ("dask", "own"))
+    assert_same_notebook(dask, own)
+
+
+# -- notebooks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (notebooks.RICH, {"display_data", "execute_result", "stream"}),
+        (notebooks.DISPLAYS, {"display_data", "execute_result", "stream"}),
+        (notebooks.STREAMS, {"execute_result", "stream"}),
+        (notebooks.WIDGETS, {"display_data", "execute_result", "stream"}),
+        (notebooks.TEXTS, set()),
+        ("", set()),
+    ],
+    ids=["rich", "displays", "streams", "widgets", "texts", "empty"],
+)
+def test_equivalence_of_outputs(both, text, expected):
+    """Rich, updated, cleared, long, binary and streamed outputs, widgets, cells that do nothing: all the same."""
+    own, dask = both(notebook(text))
+    assert own.error == []
+    assert {output.output_type for output in outputs(own.document)} == expected
+    assert_same(dask, own)
+
+
+def test_equivalence_of_long_outputs(both):
+    """A line of 1 MB, 10,000 lines and a picture of 2 MB arrive whole, on our side too."""
+    text = "# %%\nprint('x' * 1_000_000)\n# %%\nfor number in range(10_000): print(number)\n"
+    text += "# %%\nfrom IPython.display import Image\nImage(bytes(2_000_000), format='png')"
+    _, dask = both(notebook(text))
+    line, numbers, picture = (comparable_outputs(cell) for cell in dask.document.cells)
+    assert line[0]["text"] == "x" * 1_000_000 + "\n"
+    assert numbers[0]["text"].split() == [str(number) for number in range(10_000)]
+    assert base64.b64decode(picture[0]["data"]["image/png"]) == bytes(2_000_000)
+
+
+def comparable_outputs(cell) -> list[dict]:
+    """Return a cell's outputs, each stream in one piece."""
+    return with_whole_streams(json.loads(json.dumps(cell.outputs)))
+
+
+def test_equivalence_of_allowed_errors(both):
+    """Cells tagged `raises-exception` fail, the others run on, and papermill raises the same error at the end."""
+    own, dask = both(notebook(notebooks.ALLOWED))
+    assert own.error[0] == "PapermillExecutionError"
+    assert "after all that\n" in [output.get("text") for output in outputs(own.document)]
+    assert_same(dask, own)
+
+
+@pytest.mark.parametrize("source", notebooks.ERRORS.values(), ids=notebooks.ERRORS)
+def test_equivalence_of_errors(both, source):
+    """A cell that fails ends the notebook: error, marks in the notebook and cells left pending are the same."""
+    own, dask = both(notebook(f"# %%\nprint('before')\n# %%\n{source}\n# %%\nprint('after')"))
+    assert any(output.output_type == "error" for output in outputs(own.document))
+    assert_same(dask, own)
+
+
+@pytest.mark.parametrize("minor", [4, 5])
+def test_equivalence_of_formats(both, minor):
+    """Cells with and without ids, given as an object rather than a file, and nothing saved."""
+    own, dask = both(notebook("# %%\nprint(1)\n# %%\n2", minor=minor), output=None, as_file=False)
+    assert own.saved is None
+    assert_same(dask, own)
+
+
+def test_equivalence_without_a_parameters_cell(both):
+    """Parameters of a notebook that has no cell for them go on top, with the same warnings."""
+    own, dask = both(notebook("# %%\nprint(count)"), parameters={"count": 3})
+    assert "Passed unknown parameter: count" in warnings_of(own)
+    assert_same(dask, own)
+
+
+@pytest.mark.parametrize("options", [{"autosave_cell_every": 1}, {"request_save_on_cell_execute": False}], ids=str)
+def test_equivalence_of_saving(both, options):
+    """What is on disk while a cell runs is the same, as the notebook itself sees it."""
+    own, dask = both(notebook(notebooks.SAVED), **options)
+    assert own.error == []
+    assert outputs(own.document)[-1].text.endswith("]\n")
+    assert_same(dask, own)
+
+
+def test_equivalence_of_nbclient_options(both):
+    """Options that papermill hands on to nbclient have the same effect."""
+    own, dask = both(
+        notebook(notebooks.OPTIONS), allow_errors=True, record_timing=False, coalesce_streams=True,
+        store_widget_state=False, skip_cells_with_tag="later", start_timeout=60,
+    )  # fmt: skip
+    assert own.error[0] == "PapermillExecutionError"
+    assert all("execution" not in cell.metadata for cell in own.document.cells)
+    assert_same(dask, own)
+
+
+def test_equivalence_of_another_language(both, cluster):
+    """A kernel that knows no Python, with variables of its own, runs where the worker has it."""
+    add_echo_kernel(cluster.kernelspecs)
+    own, dask = both(notebook("# %%\nhello\n# %%\nfail\n# %%\nnever", kernel="echo", language="echo"))
+    assert own.error[0] == "PapermillExecutionError"
+    assert outputs(own.document)[0].text == "I hear: hello"
+    assert_same(dask, own)
+
+
+# -- what goes wrong with the kernel -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([sys.executable, "-c", "import time; time.sleep(60)", "{connection_file}"], "2 seconds"),
+        ([sys.executable, "-c", "raise SystemExit(1)", "{connection_file}"], "died"),
+        (["no-such-program", "{connection_file}"], "no-such-program"),
+        (None, "No such kernel"),
+    ],
+    ids=["sleeps", "ends", "lacks its program", "unknown"],
+)
+def test_equivalence_of_kernels_that_do_not_start(both, cluster, request, argv, text):
+    """A kernel that is not there, or not in time, raises the same error; no cell has an output."""
+    name = re.sub(r"\W", "", request.node.callspec.id)
+    if argv:
+        add_kernel(cluster.kernelspecs, name, argv)
+    own, dask = both(notebook("# %%\n1"), kernel_name=name, start_timeout=2)
+    assert text in own.text
+    assert own.error[0] in dask.error
+    assert own.text in dask.text
+    assert outputs(dask.document) == outputs(own.document) == []
+
+
+def test_equivalence_of_a_missing_kernel_name(both):
+    """A notebook that names no kernel is refused with the same words."""
+    document = notebook("# %%\n1")
+    del document.metadata["kernelspec"]
+    own, dask = both(document)
+    assert own.error[0] == "ValueError"
+    assert_same(dask, own)
+
+
+@pytest.mark.parametrize(("how", "source"), notebooks.DEATHS.items(), ids=notebooks.DEATHS)
+def test_equivalence_but_for_the_truth_about_a_dead_kernel(both, how, source):
+    """The error of a kernel that died is the same, but the notebook tells which cell it was and which never ran.
+
+    papermill's own engine saves every cell as completed, even those after the end.
+    """
+    document = notebook(f"# %%\nprint('before')\n# %%\nprint('said', flush=True)\n{source}\n# %%\nprint('after')")
+    own, dask = both(document, execution_timeout=3 if how == "time-out" else CELL_SECONDS)
+    assert own.error[0] == ("CellTimeoutError" if how == "time-out" else "DeadKernelError")
+    assert own.error[0] in dask.error
+    assert statuses(own) == ["completed", "completed", "completed"]
+    assert own.document.metadata.papermill.exception is None
+    assert statuses(dask) == ["completed", "failed", "pending"]
+    assert [cell.metadata.papermill.exception for cell in dask.document.cells] == [False, True, None]
+    assert dask.document.metadata.papermill.exception is True
+    assert outputs_of_each(dask) == outputs_of_each(own) == [["before\n"], ["said\n"], []]
+
+
+def statuses(outcome: Outcome) -> list[str]:
+    """Return what papermill says of each cell."""
+    return [cell.metadata.papermill.status for cell in outcome.document.cells]
+
+
+def outputs_of_each(outcome: Outcome) -> list[list[str]]:
+    """Return the texts that each cell printed."""
+    return [[output["text"] for output in comparable_outputs(cell)] for cell in outcome.document.cells]
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+
+def test_equivalence_of_command_line_parameters(command_lines, folders):
+    """Parameters of all types, from every source, and the paths: the same cell, the same warnings."""
+    for folder in folders.values():
+        (folder / "file.yaml").write_text("from_file: [1, {a: b}]\nname: by file\n")
+    given = "count,share,name,yes,nothing,raw,from_file,from_yaml,from_base64,PAPERMILL_INPUT_PATH"
+    text = notebooks.PARAMETERS.replace("GIVEN", repr(given.split(",")))
+    own, dask = command_lines(
+        notebook(text),
+        *("-p", "count", "7", "-p", "share", "0.25", "-p", "name", "ä 'quoted'", "-p", "yes", "True"),
+        *("-p", "nothing", "None", "-r", "raw", "007", "-f", "file.yaml", "-y", "from_yaml: 2020-01-01"),
+        *("-b", base64.b64encode(b"from_base64: {x: 1.5}").decode(), "--inject-paths", "--no-progress-bar"),
+    )
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert_same_saved(folders)
+    assert lines(dask.stderr) == lines(own.stderr)
+
+
+def test_equivalence_of_command_line_logs(command_lines, folders):
+    """What `--log-output`, `--stdout-file` and `--stderr-file` write, in a folder of `--cwd`, is the same."""
+    for folder in folders.values():
+        (folder / "inside").mkdir()
+        (folder / "inside" / "data.txt").write_text("read in the folder")
+    files = ("--stdout-file", "out.txt", "--stderr-file", "err.txt")
+    own, dask = command_lines(notebook(notebooks.LOGGED), "--log-output", *files, "--cwd", "inside")
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    # papermill opens these files at their first line, and so in the folder of `--cwd`.
+    assert "out 2\n" in (folders["own"] / "inside" / "out.txt").read_text()
+    assert_same_saved(folders)
+    assert_same_files(folders, *(f"inside/{name}" for name in ("out.txt", "err.txt", "written.txt")))
+    assert lines(dask.stderr) == lines(own.stderr)
+
+
+def test_equivalence_of_command_line_report(command_lines, folders):
+    """`--report-mode`, the paths one by one, kernel, language, time-outs and saving only at the end."""
+    document = notebook("# %% parameters\nx = 1\n# %%\nprint(x, PAPERMILL_INPUT_PATH)", kernel="nowhere", language="R")
+    own, dask = command_lines(
+        document,
+        *("--report-mode", "--inject-input-path", "--inject-output-path", "--kernel", "python3", "-l", "python"),
+        *("--no-request-save-on-cell-execute", "--execution-timeout", "60", "--start-timeout", "60"),
+        *("--autosave-cell-every", "0", "--no-progress-bar", "--log-level", "WARNING"),
+    )
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert_same_saved(folders)
+    assert lines(dask.stderr) == lines(own.stderr)
+
+
+def test_equivalence_of_command_line_progress(command_lines, folders):
+    """The progress bar ends at the same cell, and says the same of it."""
+    for folder in folders.values():
+        (folder / "data.txt").write_text("read here")
+    own, dask = command_lines(notebook(notebooks.LOGGED))
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    last_own, last_dask = (re.findall(r"Executing[^|\r\n]*\|[^|]*\| \d+/\d+", done.stderr)[-1] for done in (own, dask))
+    assert "Ending: 100%" in last_own
+    assert last_dask == last_own
+
+
+def test_equivalence_of_command_line_preparing(command_lines, folders):
+    """`--prepare-only` writes the notebook with its parameters and starts nothing."""
+    own, dask = command_lines(notebook(notebooks.PARAMETERS), "--prepare-only", "-p", "count", "2")
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert_same_saved(folders)
+    assert lines(dask.stderr) == lines(own.stderr)
+
+
+def test_equivalence_of_command_line_help_of_a_notebook(command_lines):
+    """`--help-notebook` tells the same of a notebook's parameters."""
+    own, dask = command_lines(notebook(notebooks.PARAMETERS), "--help-notebook")
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert "share: float" in own.stdout
+    assert (dask.stdout, lines(dask.stderr)) == (own.stdout, lines(own.stderr))
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "code", "last"),
+    [
+        ("raise ValueError('no good')", [], 1, "ValueError: no good"),
+        ("raise SystemExit(0)", [], 0, None),
+        ("import os\nos._exit(3)", [], 138, "nbclient.exceptions.DeadKernelError"),
+        ("1", ["--kernel", "nowhere"], 1, "jupyter_client.kernelspec.NoSuchKernel"),
+    ],
+    ids=["error", "exit", "death", "unknown kernel"],
+)
+def test_equivalence_of_command_line_failures(command_lines, source, options, code, last):
+    """Exit codes, and the error named at the end of what is printed, are the same."""
+    own, dask = command_lines(notebook(f"# %%\n{source}"), "--no-progress-bar", *options)
+    assert (dask.returncode, own.returncode) == (code, code), own.stderr + dask.stderr
+    if last:
+        assert last in lines(own.stderr)[-1]
+        assert last.rpartition(".")[2] in dask.stderr
+
+
+@pytest.mark.parametrize("paths", [("-", "-"), ()], ids=["named", "implied"])
+def test_equivalence_of_command_line_pipes(command_lines, paths):
+    """A notebook read from a pipe and written to one, and nothing else on either."""
+    document = notebook("# %%\nprint('ä')")
+    own, dask = command_lines(document, paths=paths, piped=nbformat.writes(document))
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert_same_notebook(nbformat.reads(dask.stdout, as_version=4), nbformat.reads(own.stdout, as_version=4))
+    # Python repeats a warning when an import has touched its filters: which are given counts, not how often.
+    assert set(lines(dask.stderr)) == set(lines(own.stderr))
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """Gives and takes the files of a folder."""
+
+    def do_PUT(self):
+        """Write a file."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        Path(self.translate_path(self.path)).write_bytes(content)
+        self.send_response(201)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def web(tmp_path):
+    """The address of a server of the test's folder."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_equivalence_of_command_line_addresses(command_lines, folders, web):
+    """A notebook read from a web server and written to it."""
+    paths = (f"{web}/{{folder}}/input.ipynb", f"{web}/{{folder}}/output.ipynb")
+    own, dask = command_lines(notebook("# %%\nprint(1)"), "--no-progress-bar", paths=paths)
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert_same_saved(folders)
+    assert lines(dask.stderr) == lines(own.stderr)

@@ -1,0 +1,128 @@
+"""A notebook's cells on the worker: papermill's own client runs them, and each message is told to ours."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import tempfile
+from typing import Any
+
+from jupyter_client.jsonutil import json_default
+from nbclient.exceptions import DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+
+from workshop.engine.kernels import KeptKernelManager
+from workshop.engine.store import DISK_FULL
+from workshop.errors import EngineError
+
+OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error"}
+
+
+class CellEvents:
+    """Stands in for papermill's NotebookExecutionManager on the worker: tells the client instead of saving."""
+
+    def __init__(self, notebook, events, run) -> None:
+        self.nb = notebook
+        self.failed: set[int] = set()
+        self._events, self._run = events, run
+
+    def cell_start(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
+        """Tell that a cell begins."""
+        self._run.cell = cell_index + 1
+        self._events.send("start", index=cell_index)
+
+    def cell_exception(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
+        """Remember that a cell failed; its end will say so."""
+        self.failed.add(cell_index)
+
+    def cell_complete(self, cell, cell_index, **_) -> None:
+        """Tell that a cell ended, with what no message of the kernel's has brought."""
+        # papermill calls this in a `finally`: an error on its way (dead kernel, time-out) is a failed cell, too.
+        if sys.exc_info()[0] is not None:
+            self.failed.add(cell_index)
+        metadata = {name: value for name, value in cell.metadata.items() if name != "papermill"}
+        count = cell.get("execution_count")
+        failed = cell_index in self.failed
+        self._events.send("end", index=cell_index, metadata=metadata, execution_count=count, failed=failed)
+
+    def autosave_cell(self) -> None:
+        """Do nothing: saving is the client's."""
+
+
+class KernelClient(PapermillNotebookClient):
+    """papermill's notebook client, with a kernel that is never left behind, and whose messages reach the client.
+
+    ``max_output`` is the most bytes of output to keep, ``before_end`` is called while the kernel still stands.
+    """
+
+    def __init__(self, manager: CellEvents, events, *, max_output: int | None, before_end, **options: Any) -> None:
+        super().__init__(manager, kernel_manager_class=KeptKernelManager, log=events.logger(), **options)
+        self._events, self._max_output, self._before_end = events, max_output, before_end
+        self._output = 0
+        self._exit_code: int | None = None
+
+    def process_message(self, msg, cell, cell_index):
+        """Tell the client of a message, unless a widget takes it; then process it as papermill does."""
+        kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
+        if kind in OUTPUT_MESSAGES and (msg := self._within_limit(msg)) is None:
+            return None
+        captured = kind in OUTPUT_MESSAGES | {"clear_output"} and self.output_hook_stack[parent]
+        if not captured and not kind.startswith("comm"):
+            self._events.send(
+                "message",
+                index=cell_index,
+                message={
+                    "msg_type": msg["msg_type"],
+                    "header": {"date": msg["header"].get("date"), "msg_type": msg["msg_type"]},
+                    "parent_header": {"msg_id": parent},
+                    "metadata": msg.get("metadata", {}),
+                    "content": msg["content"],
+                },
+            )
+        return super().process_message(msg, cell, cell_index)
+
+    def _within_limit(self, msg: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the message while there is room for it, once what there is room for and a note, then nothing.
+
+        Errors pass.
+        """
+        if self._max_output is None or msg["msg_type"] == "error":
+            return msg
+        room = self._max_output - self._output
+        content = json.dumps(msg["content"], default=json_default, ensure_ascii=False)
+        self._output += len(content.encode(errors="replace"))
+        if self._output <= self._max_output:
+            return msg
+        if room < 0:
+            return None
+        note = f"\n[The rest of the output was cut: the option max_output allows {self._max_output:,} bytes.]\n"
+        content = {"name": "stderr", "text": note}
+        if msg["msg_type"] == "stream":
+            text = msg["content"]["text"].encode(errors="replace")[:room].decode(errors="ignore")
+            content = msg["content"] | {"text": text + note}
+        return msg | {"msg_type": "stream", "header": msg["header"] | {"msg_type": "stream"}, "content": content}
+
+    def _cleanup_kernel(self) -> None:
+        # The last moment at which it is known how the kernel ended by itself, and which MLflow runs it had open: at
+        # the interpreter's exit MLflow ends them as if all had gone well.
+        kernel = self.km.kernel if self.km else None
+        self._exit_code = kernel.exit_code if kernel else None
+        self._before_end(failed=bool(self.nb_man.failed) or sys.exc_info()[0] is not None)
+        super()._cleanup_kernel()
+
+    def explain(self, problem: Exception, cell: int | None) -> Exception:
+        """Return the error to show: of a kernel that died also how, and in which cell (from 1)."""
+        if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+            return EngineError(
+                "The kernel cannot be started: the worker's disk is full.",
+                value=f"{socket.gethostname()}: {problem}",
+                expected=f"room for a kernel's files in {tempfile.gettempdir()}",
+                next_step="free space there, or give the worker another TMPDIR",
+            )
+        if not isinstance(problem, DeadKernelError) or self._exit_code is None:
+            return problem
+        code = self._exit_code
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        return DeadKernelError(f"{problem}: {how}{f', in cell {cell}' if cell else ''}")
