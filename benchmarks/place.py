@@ -1,0 +1,91 @@
+"""Where benchmarks run: a clone of this tree in a temporary folder, with servers and a cluster of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.workplace import Servers, new_workplace, processes_of
+
+TIMEOUT_SECONDS = 900
+WARM_SECONDS = 120
+TAIL_CHARACTERS = 3000
+
+
+class Place(Servers):
+    """The clone and its servers; ``fresh_environment`` is that of a shell which knows no server yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        root, environment = new_workplace(folder / "clone")
+        environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
+        self.fresh_environment = environment
+        super().__init__(root, dict(environment), "", 0.0)
+
+    def do(self, *command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
+        """Run a program to its end and return what it printed; raise RuntimeError when it fails."""
+        done = self.run(*command, cwd=cwd, env=environment or self.environment, timeout=TIMEOUT_SECONDS)
+        if done.returncode:
+            words = (done.stdout + done.stderr)[-TAIL_CHARACTERS:]
+            raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}:\n{words}")
+        return done.stdout
+
+    def up(self) -> None:
+        """Start the servers and learn their addresses, as `eval "$(workshop config --export)"` does in a shell."""
+        self.do("workshop", "up", environment=self.fresh_environment)
+        self.environment = self.fresh_environment | self.settings.exports()
+
+    def down(self) -> None:
+        """Stop the servers."""
+        self.do("workshop", "down", environment=self.fresh_environment)
+
+    def restart(self) -> None:
+        """Stop and start the servers: no worker has anything imported that it does not import when it starts."""
+        self.down()
+        self.up()
+
+    def client(self):
+        """Return a client of the cluster, to be closed."""
+        from distributed import Client
+
+        return Client(self.environment["DASK_SCHEDULER_ADDRESS"], set_as_default=False)
+
+    def wait_until_warm(self) -> None:
+        """Wait until each worker's warm process has its imports done; raise RuntimeError when one never has."""
+        from workshop.engine.warm import warm_state
+
+        deadline = time.monotonic() + WARM_SECONDS
+        with self.client() as client:
+            while states := [state for state in client.run(warm_state).values() if not state["ready"]]:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"Workers are not warm: {states}")
+                time.sleep(0.3)
+
+    def scheduler(self) -> psutil.Process:
+        """Return the scheduler's process."""
+        with self.client() as client:
+            return psutil.Process(client.run_on_scheduler(os.getpid))
+
+    def new_folder(self, name: str) -> Path:
+        """Return a new, empty folder."""
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+
+
+@contextlib.contextmanager
+def open_place() -> Iterator[Place]:
+    """Yield a place whose servers run; leave no process and no file."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        place = Place(Path(folder))
+        try:
+            place.up()
+            yield place
+        finally:
+            place.down()
+            if left := processes_of(Path(folder)):
+                raise RuntimeError(f"the benchmarks left processes: {left}")
