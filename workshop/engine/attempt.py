@@ -63,7 +63,8 @@ class Attempt:
         self._log = PapermillNotebookClient(
             executed, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file
         )
-        name = Path(input_path or "notebook").stem
+        # papermill also takes a notebook itself as input.
+        name = Path(input_path).stem if isinstance(input_path, str) else "notebook"
         # Dask's pages group tasks by what stands before the hexadecimal part: the notebook's name.
         self._key = task or f"{name}-{uuid.uuid4().hex[:8]}"
         self._task = Task(

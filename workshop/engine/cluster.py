@@ -217,8 +217,9 @@ def select(workers: list[Worker], options: NotebookOptions, kernel_name: str) ->
     if not fit:
         listed = "\n".join(f"    {worker.name} ({worker.address}): {'; '.join(worker.problems)}" for worker in workers)
         only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("no kernel") for w in workers)
+        what = "No worker of the cluster can run this notebook as it would run here."
         raise (KernelMissing if only_kernel else EngineError)(
-            "No worker of the cluster can run this notebook as it would run here.",
+            f"No such kernel named {kernel_name}. {what}" if only_kernel else what,
             value=f"what differs:\n{listed}",
             expected=f"workers with the kernel `{kernel_name}` and this environment's versions",
             next_step="install requirements.txt and the kernel where the workers run, then restart them",

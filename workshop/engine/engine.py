@@ -110,7 +110,7 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def attach(client, worker: str, notebook, input_path: str | None) -> None:
+def attach(client, worker: str, notebook, input_path: object) -> None:
     """Log the executed notebook to the MLflow runs that it opened, if any.
 
     On its worker, which keeps MLflow imported from one notebook to the next; a fresh process takes two seconds for it.
@@ -120,7 +120,7 @@ def attach(client, worker: str, notebook, input_path: str | None) -> None:
 
     if not runs_of_notebook(notebook):
         return
-    name = Path(input_path or "notebook.ipynb").name
+    name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
     plain = json.loads(json.dumps(notebook))
     try:
         uri = get_settings().tracking_uri

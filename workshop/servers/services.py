@@ -24,6 +24,7 @@ class Service:
     address: Callable[[Settings], str]
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    comes_last: bool = False
 
 
 def program(name: str) -> str:
@@ -125,6 +126,8 @@ SERVICES = (
         _workers_command,
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
+        # They begin at once to import what notebooks need, and would slow the start of what people wait for.
+        comes_last=True,
     ),
     Service(
         "dashboard",

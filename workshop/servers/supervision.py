@@ -78,8 +78,10 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
             settings = _take_ports(settings, tell)
             _start_supervisor(settings)
             _create_database(settings)
-        _start_stopped(settings)
-        _wait_until_healthy(settings, tell)
+        for last in (False, True):
+            services = [service for service in SERVICES if service.comes_last == last]
+            _start_stopped(settings, services)
+            _wait_until_healthy(settings, services, tell)
     return settings
 
 
@@ -162,12 +164,15 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         "umask": "077",
     }
     for service in SERVICES:
+        waits = service.comes_last or (service.name == "mlflow" and not settings.database.exists())
         configuration[f"program:{service.name}"] = {
             "command": literal(shlex.join(service.command(settings))),
             "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
             "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
             "redirect_stderr": "true",
-            "autostart": str(service.name != "mlflow" or settings.database.exists()).lower(),
+            "autostart": str(
+                not service.comes_last and (service.name != "mlflow" or settings.database.exists())
+            ).lower(),
             "autorestart": "true",
             "startsecs": "1",
             "startretries": "5",
@@ -251,16 +256,17 @@ def _create_database(settings: Settings) -> None:
     new.replace(settings.database)
 
 
-def _start_stopped(settings: Settings) -> None:
-    """Start services that wait for the database, and those that ended too often: somebody asks for them again."""
-    for name, info in _processes(settings).items():
-        if info["statename"] in ("FATAL", "EXITED", "STOPPED"):
-            _supervisor(settings).supervisor.startProcess(name, False)  # False: health is waited for later
+def _start_stopped(settings: Settings, services: list[Service]) -> None:
+    """Start services that wait for others, and those that ended too often: somebody asks for them again."""
+    processes = _processes(settings)
+    for service in services:
+        if processes[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
+            _supervisor(settings).supervisor.startProcess(service.name, False)  # False: health is waited for later
 
 
-def _wait_until_healthy(settings: Settings, tell: Callable[[str], None]) -> None:
+def _wait_until_healthy(settings: Settings, services: list[Service], tell: Callable[[str], None]) -> None:
     began = time.monotonic()
-    waiting = list(SERVICES)
+    waiting = list(services)
     while waiting:
         for service in list(waiting):
             if is_healthy(service, settings):
