@@ -26,12 +26,14 @@ from pathlib import Path
 
 from workshop.errors import EngineError
 
-# Programs whose distribution has the same name, and what they import: three to four seconds of a cold start. Parts that
-# take long stand for themselves, and first: between two modules the server can start a command.
+# Programs whose distribution has the same name. What they import is three to four seconds of a cold start: our own at
+# once, for what each run needs, papermill's when a notebook is to come. Parts that take long stand for themselves, and
+# first: between two modules the server can start a command.
 PROGRAMS = ("papermill", "workshop")
-MODULES = (
-    "workshop.cli", "rfc3987_syntax", "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "distributed",
-    "workshop.engine.engine", "workshop.engine.worker", "workshop.parameters",
+MODULES = ("workshop.cli", "workshop.parameters", "requests")
+NOTEBOOK_MODULES = (
+    "rfc3987_syntax", "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "distributed",
+    "workshop.engine.engine", "workshop.engine.worker",
 )  # fmt: skip
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 EXPANDED = re.compile(r"[$`\\\n]")
@@ -96,6 +98,11 @@ class CommandServer:
             os.close(written)
         self._commands.append(Command(output, status))
         return self._commands[-1]
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Have the server import more modules when it has nothing else to do."""
+        with contextlib.suppress(OSError), self._sending:  # a server that is gone is told of by `start`
+            _send(self._control, {"modules": list(modules)}, [])
 
     def close(self) -> None:
         """End the server; what it still runs gets SIGTERM, then SIGKILL."""
@@ -198,14 +205,24 @@ class StageCommands:
         self._server, self._environment = server, environment
         self._heavy, self._modules = heavy, modules
         self._heavy_server: CommandServer | None = None
+        self._loaded = False
         self._guard = threading.Lock()
         self._running: dict[Command, int] = {}
 
-    def warm(self, coming: Sequence) -> None:
-        """Start the second server if stages to come need it; for the moment when others wait on the cluster."""
-        needed = any(line.startswith(self._heavy) for stage in coming for line in command_lines(stage))
+    def warm(self, stage, coming: Sequence) -> None:
+        """Import what stages need, now that ``stage`` runs and others are ``coming``.
+
+        What notebooks need, as soon as it is clear that one will run; what loads models, in a second server, while a
+        notebook keeps the cluster busy and not us.
+        """
+        lines = command_lines(stage)
+        later = [line for other in coming for line in command_lines(other)]
         with self._guard:
-            if needed and self._heavy_server is None:
+            notebooks = any(line.startswith("papermill ") for line in lines)
+            if not self._loaded and (notebooks or any(line.startswith("papermill ") for line in later)):
+                self._loaded = True
+                self._server.load(NOTEBOOK_MODULES)
+            if notebooks and self._heavy_server is None and any(line.startswith(self._heavy) for line in later):
                 self._heavy_server = CommandServer(self._modules)
 
     def run(self, stage, output, stop: object) -> None:
@@ -318,12 +335,16 @@ class _Server:
         data, size = b"", HEADER.unpack(header)[0]
         while len(data) < size:  # no byte more: the next request may be there already
             data += self._control.recv(size - len(data)) or self._end_all()
+        request = json.loads(data)
+        if "modules" in request:
+            self._modules += request["modules"]
+            return None
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         output, status = descriptors
         pid = os.fork()
         if pid == 0:
-            return self._become(json.loads(data), output, socket.socket(fileno=status))
+            return self._become(request, output, socket.socket(fileno=status))
         os.close(output)
         self._running[pid] = socket.socket(fileno=status)
         return None

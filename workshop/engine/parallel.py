@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
-from workshop.engine.commands import CommandServer, StageCommands, StageFailed, Stopped, command_lines
+from workshop.engine.commands import CommandServer, StageCommands, StageFailed, Stopped
 from workshop.engine.pipeline import State, open_pipeline
 from workshop.errors import EngineError
 
@@ -278,8 +278,8 @@ class _Reproduction:
     def _run(self, stage) -> None:
         self._began[stage] = time.monotonic()
         self._tell(stage, State.RUNNING)
-        if any(line.startswith("papermill ") for line in command_lines(stage)):
-            self._commands.warm([other for other, state in self._states.items() if state is State.WAITING])
+        if not stage.always_changed:  # those run each time, and mostly nothing has changed for the others
+            self._commands.warm(stage, [other for other, state in self._states.items() if state is State.WAITING])
         output = StageOutput(stage.addressing, self._log, lambda cells: self._tell(stage, State.RUNNING, cells=cells))
         self._commands.run(stage, output, self._stop)
 

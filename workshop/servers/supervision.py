@@ -170,9 +170,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
             "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
             "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
             "redirect_stderr": "true",
-            "autostart": str(
-                not service.comes_last and (service.name != "mlflow" or settings.database.exists())
-            ).lower(),
+            "autostart": str(not waits).lower(),
             "autorestart": "true",
             "startsecs": "1",
             "startretries": "5",

@@ -1,0 +1,335 @@
+"""Hosts made of network and mount namespaces, and clusters and clients whose processes run on them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from workplace import BIN, clean_environment, required
+
+START_SECONDS = 120
+RUN_SECONDS = 240
+POLL_SECONDS = 0.2
+MARK = "WORKSHOP_MARK"  # goes with the client's other variables into the kernel, and from there to all that it starts
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS, what: str = "") -> Any:
+    """Return what ``condition`` gives once that is true; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {what or condition}"
+        time.sleep(POLL_SECONDS)
+    return found
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Host:
+    """Where a process runs: this machine, or a network namespace ``name``, whose ``hidden`` folders are its own."""
+
+    name: str | None = None
+    address: str = "127.0.0.1"
+    hidden: tuple[str, ...] = ()
+    hidden_size: str = "2g"
+
+    def command(self, *words: str | Path) -> list[str]:
+        """Return the command that runs ``words`` there."""
+        if self.name is None:
+            return [str(word) for word in words]
+        # `ip netns exec` gives a mount namespace, too; what is mounted in it goes with its last process.
+        mount = f"cd / && mount -t tmpfs -o size={self.hidden_size} tmpfs"
+        script = "".join(f"{mount} {folder} && " for folder in self.hidden)
+        return ["ip", "netns", "exec", self.name, "sh", "-c", f'{script}exec "$@"', "sh", *map(str, words)]
+
+    def cut(self) -> None:
+        """Take the host's only link down."""
+        _ip("-n", self.name, "link", "set", "eth0", "down")
+
+
+THIS = Host()
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Three hosts: the workers and the client reach the scheduler's address, and nothing else in the world."""
+
+    scheduler: Host
+    worker: Host
+    client: Host
+
+
+@contextlib.contextmanager
+def new_hosts() -> Iterator[Hosts]:
+    """Make three hosts; the worker's temporary folder, in which the client's files lie, is its own and empty."""
+    required("root, for network namespaces", os.geteuid() == 0 and shutil.which("ip"))
+    address = "10.99.0.1"
+    name = f"workshop-{secrets.token_hex(3)}"
+    scheduler = Host(f"{name}-s", address)
+    worker = Host(f"{name}-w", "10.99.1.2", (tempfile.gettempdir(),))
+    client = Host(f"{name}-c", "10.99.2.2")
+    with contextlib.ExitStack() as stack:
+        for host in (scheduler, worker, client):
+            _ip("netns", "add", host.name)
+            stack.callback(_ip, "netns", "delete", host.name)
+            _ip("-n", host.name, "link", "set", "lo", "up")
+        _ip("-n", scheduler.name, "address", "add", f"{address}/32", "dev", "lo")
+        subprocess.run(scheduler.command("sysctl", "-qw", "net.ipv4.ip_forward=0"), check=True)
+        for number, host in enumerate((worker, client), start=1):
+            _ip("-n", scheduler.name, "link", "add", f"to{number}", "type", "veth", "peer", "eth0", "netns", host.name)
+            _ip("-n", scheduler.name, "address", "add", f"10.99.{number}.1/24", "dev", f"to{number}")
+            _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
+            _ip("-n", scheduler.name, "link", "set", f"to{number}", "up")
+            _ip("-n", host.name, "link", "set", "eth0", "up")
+            _ip("-n", host.name, "route", "add", f"{address}/32", "via", f"10.99.{number}.1")
+        yield Hosts(scheduler, worker, client)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a file system of ``size`` at ``folder``, which is made."""
+    required("root, to mount a small disk", os.geteuid() == 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+# -- notebooks ---------------------------------------------------------------------------------------------------
+def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
+    """Write a notebook of code cells; a first line `# tags: a b` gives a cell its tags."""
+    document = nbformat.v4.new_notebook()
+    document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    document.metadata.update(metadata)
+    for number, source in enumerate(sources):
+        cell = nbformat.v4.new_code_cell(source, id=f"cell-{number}")
+        if found := re.match(r"# tags: (.*)", source):
+            cell.metadata.tags = found[1].split()
+        document.cells.append(cell)
+    nbformat.write(document, file)
+    return file
+
+
+@dataclass
+class Client:
+    """A process that runs one notebook; ``mark`` is in the environment of all that the notebook starts."""
+
+    process: subprocess.Popen
+    output: Path
+    log: Path
+    mark: str
+
+    @property
+    def document(self) -> nbformat.NotebookNode:
+        """The executed notebook, as it is on the disk now."""
+        return nbformat.read(self.output, as_version=4)
+
+    @property
+    def cells(self) -> list[str]:
+        """What papermill's metadata say of each cell."""
+        return [cell.metadata.papermill.status for cell in self.document.cells]
+
+    @property
+    def words(self) -> str:
+        """What the client has printed so far."""
+        return self.log.read_text()
+
+    def text(self, cell: int = 0) -> str:
+        """Return the streams of a cell on the disk now; nothing as long as there is no such thing."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return "".join(output.get("text", "") for output in self.document.cells[cell].outputs)
+        return ""
+
+    def wait_for_text(self, text: str, cell: int = 0) -> None:
+        """Wait until the notebook on the disk shows ``text``."""
+
+        def is_there() -> bool:
+            assert self.process.poll() is None, self.words
+            return text in self.text(cell)
+
+        wait_for(is_there, what=f"the output {text!r}")
+
+    def wait(self, seconds: float = RUN_SECONDS) -> int:
+        """Wait for the client's end; return its exit code."""
+        return self.process.wait(seconds)
+
+    def descendants(self) -> list[psutil.Process]:
+        """Return what is alive of the notebook on any host: its kernel, and all that it started."""
+        return [process for process in marked(self.mark) if not self._is_own(process)]
+
+    def _is_own(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return self.process.pid in (process.pid, *(parent.pid for parent in process.parents()))
+        return False
+
+    def assert_nothing_left(self, seconds: float) -> None:
+        """Fail unless the kernel and all that it started are gone within ``seconds``."""
+        assert_gone(self.descendants, seconds)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the processes with ``mark`` in the environment that they were started with."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def assert_gone(processes: Callable[[], list[psutil.Process]], seconds: float) -> None:
+    """Fail unless ``processes`` gives none any more within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while left := processes():
+        assert time.monotonic() < deadline, f"alive after {seconds:g} s: {left}"
+        time.sleep(POLL_SECONDS)
+
+
+# -- clusters ----------------------------------------------------------------------------------------------------
+@dataclass
+class Cluster:
+    """A scheduler and workers, each a process of its own on some host; the log of each lies in ``folder``."""
+
+    folder: Path
+    environment: dict[str, str] = field(repr=False)
+    processes: dict[str, subprocess.Popen] = field(default_factory=dict)
+    client_host: Host = THIS
+    address: str = ""
+
+    def start_scheduler(self, host: Host = THIS, protocol: str = "tcp", **environment: str) -> subprocess.Popen:
+        """Start the scheduler and wait for its address."""
+        file = self.folder / "scheduler.json"
+        options = ["--protocol", protocol, "--host", host.address, "--port", "0", "--no-dashboard"]
+        process = self._start("scheduler", host, "scheduler", *options, "--scheduler-file", file, **environment)
+        wait_for(lambda: file.exists() and file.read_text())
+        self.address = json.loads(file.read_text())["address"]
+        self.environment["DASK_SCHEDULER_ADDRESS"] = self.address
+        return process
+
+    def start_worker(
+        self,
+        name: str,
+        *options: str,
+        host: Host = THIS,
+        resources: str | None = "notebook=1",
+        nanny: bool = False,
+        threads: int = 1,
+        program: tuple[str | Path, ...] = (BIN / "dask",),
+        disk: Path | None = None,
+        **environment: str,
+    ) -> subprocess.Popen:
+        """Start a worker and wait until the scheduler knows it; its own disk is ``disk``."""
+        disk = disk or Path(tempfile.gettempdir() if host.hidden else self.folder)
+        words = ["worker", self.address, "--name", name, "--nthreads", str(threads), "--no-dashboard", *options]
+        words += ["--host", host.address, "--local-directory", str(disk)]
+        words += ["--resources", resources] if resources else []
+        words += ["--nanny"] if nanny else ["--no-nanny"]
+        if host.hidden:  # where this machine's folders are not to be seen
+            environment = {"TMPDIR": host.hidden[0]} | environment
+        process = self._start(name, host, *words, program=program, **environment)
+        log = self.folder / f"{name}.log"
+
+        def is_registered() -> bool:
+            assert process.poll() is None, log.read_text()
+            return "Registered to:" in log.read_text()
+
+        wait_for(is_registered, what=f"the worker {name}")
+        return process
+
+    def _start(self, name: str, host: Host, *words, program=(BIN / "dask",), **environment: str) -> subprocess.Popen:
+        with (self.folder / f"{name}.log").open("w") as log:
+            process = self.processes[name] = subprocess.Popen(
+                host.command(*program, *words),
+                cwd=self.folder,
+                env=self.environment | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return process
+
+    def start(self, source: Path, *options: str | Path, output: str = "output.ipynb", **environment: str) -> Client:
+        """Start `papermill --engine dask` for a notebook, in its folder; ``environment`` is added to the client's."""
+        target = source.parent / output
+        words = [BIN / "papermill", source, target, "--engine", "dask", "--no-progress-bar", *options]
+        return self.start_client(words, source.parent, target, **environment)
+
+    def start_client(self, words: list[str | Path], folder: Path, output: Path, **environment: str) -> Client:
+        """Start a program that runs a notebook on this cluster, on the client's host."""
+        mark = secrets.token_hex(8)
+        log = self.folder / f"client-{mark}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                self.client_host.command(*words),
+                cwd=folder,
+                env=self.environment | environment | {MARK: mark},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        return Client(process, output, log, mark)
+
+    def run(self, source: Path, *options: str | Path, **environment: str) -> Client:
+        """Run a notebook to its end."""
+        client = self.start(source, *options, **environment)
+        client.wait()
+        return client
+
+    def stop(self, name: str) -> None:
+        """End one of the cluster's processes and all that it started."""
+        end(self.processes.pop(name))
+
+
+@contextlib.contextmanager
+def new_cluster(folder: Path, client_host: Host = THIS, **environment: str) -> Iterator[Cluster]:
+    """Yield a cluster that has no process yet; end those that it was given, and see that nothing of it is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Kernels that are not warm: a warm process costs ten seconds of computing at each worker's first notebook.
+    common = {"WORKSHOP_STATE": str(folder / "state"), "WORKSHOP_KERNEL_IMPORTS": "[]", "TMPDIR": str(folder)}
+    common |= {"IPYTHONDIR": str(folder / "ipython"), "TQDM_DISABLE": "1"}
+    cluster = Cluster(folder, clean_environment() | common | environment, client_host=client_host)
+    cluster.environment.pop("PYTEST_CURRENT_TEST", None)
+    try:
+        yield cluster
+    finally:
+        for name in list(cluster.processes)[::-1]:
+            cluster.stop(name)
+    wait_for(lambda: not list(folder.glob("kernel-*")), 10, "the folders of the kernels' sockets to go")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and all that it started, kindly if it lets us."""
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(family, 15)
+    for child in alive:
+        child.kill()
+    assert not alive, f"{process.args} left processes: {alive}"

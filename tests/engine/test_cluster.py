@@ -1,0 +1,572 @@
+"""The engine on clusters of many kinds: other machines, TLS, other environments, few slots, and busy ones."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from engine.hosts import MARK, THIS, Cluster, Hosts, end, marked, new_cluster, new_hosts, notebook, wait_for
+from workplace import BIN, required
+
+from workshop.errors import EngineError
+
+MB = 10**6
+PACKAGES = sysconfig.get_path("purelib")
+
+
+# -- clusters ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A scheduler and two workers of one thread and one `notebook` each."""
+    with new_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.start_scheduler()
+        for name in ("alpha", "beta"):
+            cluster.start_worker(name)
+        yield cluster
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A cluster of the test's own, with a scheduler and no worker yet."""
+    with new_cluster(tmp_path / "cluster") as cluster:
+        cluster.start_scheduler()
+        yield cluster
+
+
+@pytest.fixture
+def dask_client(cluster):
+    """A client of the cluster in this process."""
+    from distributed import Client
+
+    with Client(cluster.address, set_as_default=False) as client:
+        yield client
+
+
+def document(*sources: str, **options) -> nbformat.NotebookNode:
+    """Return a notebook as papermill hands it to an engine; ``options`` are those of `metadata.workshop`."""
+    found = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    found.metadata.papermill = {}
+    if options:
+        found.metadata.workshop = options
+    return found
+
+
+# -- live --------------------------------------------------------------------------------------------------------
+LISTEN = """
+import logging, statistics, sys, time
+import papermill
+
+class Arrivals(logging.Handler):
+    delays = []
+    def emit(self, record):
+        words = record.getMessage().split()
+        if words and words[0] == "sent":
+            self.delays.append(time.time() - float(words[1]))
+
+logging.getLogger("papermill").addHandler(Arrivals())
+logging.getLogger("papermill").setLevel(logging.INFO)
+papermill.execute_notebook(sys.argv[1], sys.argv[2], engine_name="dask", log_output=True, progress_bar=False)
+print("median", statistics.median(Arrivals.delays), len(Arrivals.delays))
+"""
+
+
+def test_cluster_outputs_arrive_while_the_cell_runs(cluster, tmp_path):
+    """From the flushed print in the kernel to the client it takes less than 100 ms at the median."""
+    prints = "import time\nfor _ in range(60):\n    print('sent', time.time(), flush=True)\n    time.sleep(0.1)"
+    source, output = notebook(tmp_path / "live.ipynb", prints), tmp_path / "output.ipynb"
+    client = cluster.start_client([sys.executable, "-c", LISTEN, source, output], tmp_path, output)
+    assert client.wait() == 0, client.words
+    median, number = client.words.split("median ")[1].split()[:2]
+    assert int(number) >= 50
+    assert float(median) < 0.1
+
+
+def test_cluster_outputs_reach_the_disk_while_the_cell_runs(cluster, tmp_path):
+    """What a cell that still runs has printed stands in the notebook on the client's disk within seconds."""
+    prints = "import time\nprint(f'{time.time()} and', flush=True)\ntime.sleep(20)"
+    client = cluster.start(notebook(tmp_path / "live.ipynb", prints))
+    client.wait_for_text("and")
+    assert time.time() - float(client.text().split()[0]) < 10
+    assert client.cells == ["running"]
+    client.process.terminate()
+    client.wait()
+
+
+@pytest.mark.parametrize("option", ["metadata", "variable", None])
+def test_cluster_output_is_cut_where_it_is_asked_for(cluster, tmp_path, option):
+    """40 MB of prints: at most 5 MB in the notebook with `max_output`, marked as cut, else all; the scheduler keeps
+    little of it."""
+    scheduler = psutil.Process(cluster.processes["scheduler"].pid)
+    before = scheduler.memory_info().rss
+    prints = "for _ in range(10_000):\n    print('x' * 4_000)\nprint('end')"
+    metadata = {"workshop": {"max_output": "4.9 MB"}} if option == "metadata" else {}
+    environment = {"WORKSHOP_NOTEBOOK_MAX_OUTPUT": "4.9 MB"} if option == "variable" else {}
+    client = cluster.start(notebook(tmp_path / "long.ipynb", prints, "print('next')", **metadata), **environment)
+    most = before
+    while client.process.poll() is None:
+        most = max(most, scheduler.memory_info().rss)
+        time.sleep(0.05)
+    assert client.process.returncode == 0, client.words
+    assert most - before < 150 * MB
+    text = client.text()
+    size = client.output.stat().st_size
+    if option:
+        assert 3 * MB < size < 5 * MB
+        assert "The rest of the output was cut: the option max_output allows 4,900,000 bytes" in text
+        assert "end\n" not in text
+    else:
+        assert size > 40 * MB
+        assert text.endswith("end\n")
+
+
+# -- slots -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def mark(monkeypatch) -> str:
+    """What is in the environment of all that the notebooks run by this process start."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
+    return mark
+
+
+def at_most_at_once(client, number: int, mark: str) -> int:
+    """Run as many notebooks at once; return how many kernels there were at most at a time."""
+    from workshop.engine.engine import execute_notebook
+
+    most = 0
+    with ThreadPoolExecutor(number) as executor:
+        source = "import time\ntime.sleep(0.5)\nprint('done')"
+        running = [
+            executor.submit(execute_notebook, document(source), "python3", progress_bar=False, client=client)
+            for _ in range(number)
+        ]
+        while not all(future.done() for future in running):
+            most = max(most, len(marked(mark)))
+            time.sleep(0.1)
+    assert [future.result().cells[0].outputs[0].text for future in running] == ["done\n"] * number
+    return most
+
+
+def test_cluster_runs_as_many_notebooks_as_it_declares(dask_client, mark):
+    """Twelve notebooks at once on two workers of one thread and one `notebook`: two at a time."""
+    assert at_most_at_once(dask_client, 12, mark) == 2
+
+
+def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
+    """Workers that declare no `notebook`: the clients see to it that there are no more notebooks than threads."""
+    from distributed import Client
+
+    own.start_worker("plain", resources=None, threads=2)
+    with Client(own.address, set_as_default=False) as client:
+        assert at_most_at_once(client, 5, mark) == 2
+
+
+def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
+    """On one worker with one thread a notebook uses the cluster that it runs on: client, joblib, dask.dataframe."""
+    own.start_worker("single")
+    client = own.run(
+        notebook(
+            tmp_path / "uses.ipynb",
+            "from distributed import Client\nclient = Client()\n"
+            "print(sum(client.gather(client.map(lambda x: x * x, range(10)))))",
+            "import joblib\nfrom sklearn.datasets import make_classification\n"
+            "from sklearn.ensemble import RandomForestClassifier\nX, y = make_classification(random_state=0)\n"
+            "with joblib.parallel_config(backend='dask'):\n"
+            "    print(RandomForestClassifier(8, n_jobs=-1, random_state=0).fit(X, y).score(X, y) > 0.9)",
+            "import pandas\nimport dask.dataframe\n"
+            "frame = dask.dataframe.from_pandas(pandas.DataFrame({'a': range(100)}), npartitions=4)\n"
+            "print(int(frame.a.sum().compute(scheduler=client)))\nclient.close()",
+        )
+    )
+    assert client.process.returncode == 0, client.words
+    assert [client.text(cell) for cell in range(3)] == ["285\n", "True\n", "4950\n"]
+
+
+# -- what a notebook asks for ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"resources": {"GPU": 1}}, ["resource GPU=1"]),
+        ({"memory": "4000 GiB"}, ["memory 4000.0 GiB"]),
+        ({"worker": "gamma"}, ["worker gamma"]),
+        ({"worker": "alpha", "resources": "notebook=2"}, ["worker alpha", "resource notebook=2"]),
+    ],
+)
+def test_cluster_says_at_once_what_it_lacks(dask_client, options, words):
+    """A resource, memory or worker that is not there: an error at once, with what there is."""
+    from workshop.engine.engine import execute_notebook
+
+    with pytest.raises(EngineError) as caught:
+        execute_notebook(document("1", **options), "python3", progress_bar=False, client=dask_client)
+    assert "No worker has what the notebook asks for" in str(caught.value)
+    for word in [*words, "alpha", "beta", "resources notebook=1", "GiB"]:
+        assert word in str(caught.value)
+
+
+def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(own, tmp_path):
+    """By its name or by a resource the notebook lands on the one worker that suits, and takes nothing else."""
+    own.start_worker("plain")
+    own.start_worker("strong", resources="notebook=1,GPU=1", WHICH="strong")
+    source = "import os\nprint(os.environ.get('WHICH'))"
+    for metadata in ({"worker": "strong"}, {"resources": {"GPU": 1}}):
+        client = own.run(notebook(tmp_path / "asks.ipynb", source, workshop=metadata))
+        assert client.process.returncode == 0, client.words
+        assert client.text() == "strong\n"
+
+
+def test_cluster_worker_that_hangs_is_left_out(own, tmp_path):
+    """A worker that answers nothing any more: the notebook runs on another one, and a line says why."""
+    frozen = own.start_worker("frozen")
+    own.start_worker("well")
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        client = own.run(notebook(tmp_path / "any.ipynb", "print('ran')"))
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    assert client.process.returncode == 0, client.words
+    assert "The worker frozen is left out: does not answer" in client.words
+    assert client.text() == "ran\n"
+
+
+# -- environments ------------------------------------------------------------------------------------------------
+def other_version(folder: Path, package: str, version: str) -> dict[str, str]:
+    """Return the environment in which another version of a package seems to be installed."""
+    info = folder / f"{package}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_cluster_worker_with_other_versions_is_named(own, tmp_path):
+    """A worker with another version of a package: an error lists what differs; beside a good one it is left out."""
+    own.start_worker("old", **other_version(tmp_path / "other", "papermill", "2.4.1"))
+    source = notebook(tmp_path / "any.ipynb", "print('ran')")
+    client = own.run(source)
+    assert client.process.returncode == 1
+    assert "papermill 2.4.1 instead of" in client.words
+    assert "old (tcp://" in client.words
+    assert "Traceback" not in client.words
+    own.start_worker("good")
+    client = own.run(source)
+    assert client.process.returncode == 0, client.words
+    assert "The worker old is left out: papermill 2.4.1 instead of" in client.words
+
+
+def test_cluster_worker_of_another_python_is_named(own, tmp_path):
+    """A worker of another Python version is told as that, and not by an error of pickle's."""
+    python = other_python()
+    required("another Python that can run Dask", python)
+    own.start_worker("other", program=(python, "-m", "dask"), PYTHONPATH=PACKAGES, PYTHONDONTWRITEBYTECODE="1")
+    client = own.run(notebook(tmp_path / "any.ipynb", "print('ran')"))
+    assert client.process.returncode == 1
+    assert "Python 3." in client.words
+    assert "instead of {}.{}".format(*sys.version_info) in client.words
+    assert "Traceback" not in client.words
+
+
+def other_python() -> str | None:
+    """Return a Python later than this one that can run Dask from this one's packages, which are plain Python there."""
+    for minor in range(sys.version_info.minor + 1, sys.version_info.minor + 4):
+        found = [shutil.which(f"python3.{minor}"), *Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python")]
+        for program in filter(None, found):
+            try_it = [program, "-c", "import distributed.worker"]
+            environment = os.environ | {"PYTHONPATH": PACKAGES, "PYTHONDONTWRITEBYTECODE": "1"}
+            if subprocess.run(try_it, env=environment, capture_output=True, check=False).returncode == 0:
+                return str(program)
+    return None
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------
+def certificate_authority(folder: Path) -> dict[str, str]:
+    """Write a CA and a certificate of it for loopback; return the variables by which Dask uses them."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    folder.mkdir()
+    now = datetime.datetime.now(datetime.UTC)
+    authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority {folder.name}")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dask")])
+
+    def sign(name: x509.Name, public, *extensions: x509.ExtensionType) -> bytes:
+        builder = x509.CertificateBuilder(authority, name, public, x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(hours=1))
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+        return builder.sign(authority_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    loopback = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    (folder / "ca.pem").write_bytes(sign(authority, authority_key.public_key(), x509.BasicConstraints(True, None)))
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "dask.pem").write_bytes(sign(subject, key.public_key(), loopback) + private)
+    prefix = "DASK_DISTRIBUTED__COMM__TLS__"
+    variables = {f"{prefix}{role}__CERT": str(folder / "dask.pem") for role in ("SCHEDULER", "WORKER", "CLIENT")}
+    return variables | {
+        f"{prefix}CA_FILE": str(folder / "ca.pem"),
+        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true",
+    }
+
+
+def test_cluster_over_tls_runs_a_notebook_and_refuses_strangers(tmp_path):
+    """`tls://` with Dask's own settings works, also for the notebook itself; another CA is refused, in words."""
+    ours, theirs = certificate_authority(tmp_path / "ours"), certificate_authority(tmp_path / "theirs")
+    with new_cluster(tmp_path / "cluster", **ours) as cluster:
+        cluster.start_scheduler(protocol="tls")
+        cluster.start_worker("secure", "--protocol", "tls")
+        source = notebook(
+            tmp_path / "secure.ipynb",
+            "from distributed import Client\n"
+            "with Client() as client:\n    print(client.scheduler.address, client.submit(sum, [1, 2]).result())",
+        )
+        client = cluster.run(source)
+        assert client.process.returncode == 0, client.words
+        assert client.text().startswith("tls://")
+        assert client.text().endswith(" 3\n")
+        stranger = cluster.run(source, **theirs)
+        assert stranger.process.returncode == 1
+        assert "The Dask scheduler does not answer" in stranger.words
+        assert "certificate" in stranger.words.lower()
+        assert "distributed.comm.tls" in stranger.words
+        assert "Traceback" not in stranger.words
+
+
+# -- other machines ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Apart:
+    """A cluster whose scheduler, worker and client are three hosts, and a DVC repository on the client's."""
+
+    cluster: Cluster
+    hosts: Hosts
+    repository: Path
+
+    def run_there(self, *words: str) -> subprocess.CompletedProcess:
+        """Run a program in the repository on the client's host."""
+        return subprocess.run(
+            self.hosts.client.command(*words),
+            cwd=self.repository, env=self.cluster.environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+
+    def repro(self, *options: str, **environment: str):
+        """Run `dvc repro` to its end; return what there is of it, with the stage's notebook."""
+        client = self.cluster.start_client(
+            [BIN / "dvc", "repro", *options], self.repository, self.repository / "executed.ipynb", **environment
+        )
+        client.wait()
+        return client
+
+    def bytes_to_worker(self) -> int:
+        """The bytes that the worker has received so far."""
+        told = subprocess.run(
+            ["ip", "-n", self.hosts.worker.name, "-s", "-j", "link", "show", "eth0"], capture_output=True, check=True
+        )
+        return json.loads(told.stdout)[0]["stats64"]["rx"]["bytes"]
+
+    def scratch_folders(self) -> list[Path]:
+        """The scratch folders on the worker's own disk."""
+        root = Path(f"/proc/{self.cluster.processes['far'].pid}/root{self.hosts.worker.hidden[0]}")
+        return list((root / "dask-scratch-space" / "workshop" / "scratch").iterdir())
+
+
+STAGE = """
+stages:
+  square:
+    cmd: papermill square.ipynb executed.ipynb --engine dask --no-progress-bar -p factor ${factor}
+    params: [factor]
+    deps: [square.ipynb, data, helpers.py]
+    outs: [result.json, made]
+    metrics:
+    - metrics/square.json:
+        cache: false
+"""
+SQUARE = """
+import json, os, pathlib, helpers
+names = sorted(str(path) for path in pathlib.Path().rglob("*") if path.is_file() and "__pycache__" not in str(path))
+size = pathlib.Path("data/large.bin").stat().st_size
+result = helpers.square(json.loads(pathlib.Path("data/number.json").read_text())) * factor
+pathlib.Path("result.json").write_text(json.dumps(result))
+for folder in ("made/deep", "metrics"):
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+pathlib.Path("made/deep/copy.bin").write_bytes(os.urandom(1000))
+pathlib.Path("metrics/square.json").write_text(json.dumps({"result": result}))
+print(names, size, os.getcwd())
+"""
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Three hosts and a repository with one notebook stage; the worker sees nothing of the client's disk."""
+    folder = tmp_path_factory.mktemp("apart")
+    with new_hosts() as hosts, new_cluster(folder / "cluster", hosts.client) as cluster:
+        cluster.environment |= {"GIT_CEILING_DIRECTORIES": str(folder), "DVC_NO_ANALYTICS": "true"}
+        cluster.start_scheduler(hosts.scheduler)
+        cluster.start_worker("far", host=hosts.worker)
+        repository = folder / "repository"
+        (repository / "data").mkdir(parents=True)
+        (repository / "dvc.yaml").write_text(STAGE)
+        (repository / "params.yaml").write_text("factor: 2\n")
+        (repository / "data" / "large.bin").write_bytes(os.urandom(20 * MB))
+        (repository / "data" / "number.json").write_text("3")
+        (repository / "helpers.py").write_text("def square(number):\n    return number * number\n")
+        (repository / "unrelated.txt").write_text("stays at home")
+        notebook(repository / "square.ipynb", "# tags: parameters\nfactor = 1", SQUARE)
+        there = Apart(cluster, hosts, repository)
+        there.run_there("git", "init", "--quiet")
+        there.run_there(str(BIN / "dvc"), "init", "--quiet")
+        yield there
+        assert there.scratch_folders() == []
+
+
+def test_cluster_hosts_share_neither_disk_nor_network(apart):
+    """What the tests on hosts stand on: worker and client reach the scheduler, but not one another, nor the world."""
+
+    def reaches(host, address: str) -> bool:
+        probe = f"import socket; socket.create_connection(('{address}', {port}), timeout=2)"
+        done = subprocess.run(host.command(sys.executable, "-c", probe), capture_output=True, check=False)
+        return done.returncode == 0
+
+    port = apart.cluster.address.rpartition(":")[2]
+    scheduler, worker, client = apart.hosts.scheduler, apart.hosts.worker, apart.hosts.client
+    assert reaches(worker, scheduler.address)
+    assert reaches(client, scheduler.address)
+    for host, other in ((worker, client), (client, worker), (worker, THIS), (client, THIS)):
+        routes = subprocess.run(host.command("ip", "route", "get", other.address), capture_output=True, check=False)
+        assert other is THIS or routes.returncode != 0
+        assert not reaches(host, other.address)
+    seen = subprocess.run(worker.command("ls", apart.repository), capture_output=True, check=False)
+    assert seen.returncode != 0
+
+
+def test_cluster_stage_on_another_machine_gets_its_deps_and_gives_its_outs(apart):
+    """`dvc repro` on a worker without shared disk: deps travel, outs come back; then only what changed travels."""
+    before = apart.bytes_to_worker()
+    client = apart.repro()
+    assert client.process.returncode == 0, client.words
+    first = apart.bytes_to_worker() - before
+    assert first > 20 * MB
+    files = {path: (apart.repository / path).read_bytes() for path in ("result.json", "metrics/square.json")}
+    assert files == {"result.json": b"18", "metrics/square.json": b'{"result": 18}'}
+    assert (apart.repository / "made" / "deep" / "copy.bin").stat().st_size == 1000
+    sent = ["data/large.bin", "data/number.json", "dvc.yaml", "helpers.py", "params.yaml", "square.ipynb"]
+    assert client.text(2).startswith(f"{sent} {20 * MB}")
+    assert str(apart.repository) not in client.text(2)
+    assert "up to date" in apart.run_there(str(BIN / "dvc"), "status").stdout
+
+    (apart.repository / "params.yaml").write_text("factor: 3\n")
+    before = apart.bytes_to_worker()
+    client = apart.repro()
+    assert client.process.returncode == 0, client.words
+    assert (apart.repository / "result.json").read_bytes() == b"27"
+    assert apart.bytes_to_worker() - before < 2 * MB
+    assert apart.scratch_folders() == []
+
+
+def test_cluster_stage_that_fails_on_another_machine_leaves_the_outs_alone(apart):
+    """An error in the notebook: `dvc repro` fails, and no out is half there; the executed notebook is."""
+    source = notebook(apart.repository / "fails.ipynb", "open('out.txt', 'w').write('half')", "1 / 0")
+    client = apart.cluster.run(source, output="failed.ipynb", WORKSHOP_NOTEBOOK_OUTS="out.txt")
+    assert client.process.returncode == 1
+    assert "ZeroDivisionError" in client.words
+    assert not (apart.repository / "out.txt").exists()
+    assert apart.scratch_folders() == []
+
+
+def test_cluster_loopback_tracking_uri_is_noticed_on_another_machine(apart, tmp_path):
+    """A tracking address that means another machine there: an error that names the setting, before any cell runs."""
+    source = notebook(tmp_path / "tracks.ipynb", "print('ran')")
+    client = apart.cluster.run(source, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
+    assert client.process.returncode == 1
+    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in client.words
+    assert "loopback" in client.words
+    assert "Traceback" not in client.words
+    assert client.text() == ""
+
+
+def test_cluster_notebook_on_another_machine_tracks_to_the_schedulers_host(apart, tmp_path):
+    """With the tracking server at an address that both reach, the notebook's run is logged from the worker."""
+    port = 5000  # of a host that has nothing else
+    address = f"http://{apart.hosts.scheduler.address}:{port}"
+    command = [BIN / "mlflow", "server", "--host", apart.hosts.scheduler.address, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", tmp_path / "files"]
+    log = tmp_path / "mlflow.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            apart.hosts.scheduler.command(*command),
+            cwd=tmp_path,
+            env=apart.cluster.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        wait_for(lambda: "startup complete" in log.read_text(), what="the tracking server")
+        track = "import mlflow\nwith mlflow.start_run() as run:\n    mlflow.log_metric('speed', 3)\n"
+        source = notebook(tmp_path / "tracks.ipynb", track + "print(run.info.run_id)")
+        client = apart.cluster.run(source, MLFLOW_TRACKING_URI=address)
+        assert client.process.returncode == 0, client.words
+        run_id = client.text().split()[-1]
+        asked = subprocess.run(
+            apart.hosts.client.command("curl", "-s", f"{address}/api/2.0/mlflow/runs/get?run_id={run_id}"),
+            capture_output=True, check=True,
+        )  # fmt: skip
+        run = json.loads(asked.stdout)["run"]
+        assert run["info"]["status"] == "FINISHED"
+        assert run["data"]["metrics"][0]["value"] == 3
+    finally:
+        end(server)
+
+
+def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
+    """The worker's link goes down while a cell runs: within 10 s an error here and no kernel there."""
+    with new_hosts() as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
+        cluster.start_scheduler(hosts.scheduler)
+        cluster.start_worker("far", host=hosts.worker)
+        source = notebook(tmp_path / "cut.ipynb", "print('first')", "import time\nprint('pid')\ntime.sleep(600)", "1")
+        client = cluster.start(source)
+        client.wait_for_text("pid", 1)
+        assert client.descendants()
+        hosts.worker.cut()
+        client.assert_nothing_left(10)
+        assert client.wait(10) == 1, client.words
+        assert "network to the Dask worker is cut" in client.words
+        assert "Traceback" not in client.words
+        assert client.cells == ["completed", "failed", "pending"]
+        assert client.document.metadata.papermill.exception is True
+
+
+def test_cluster_deps_that_do_not_fit_on_the_worker_are_an_error(tmp_path):
+    """The worker's disk is too small for what the notebook needs: told before it starts, with both sizes."""
+    with new_hosts() as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
+        small = replace(hosts.worker, hidden_size="4m")
+        cluster.start_scheduler(hosts.scheduler)
+        cluster.start_worker("far", host=small)
+        (tmp_path / "large.bin").write_bytes(os.urandom(8 * MB))
+        source = notebook(tmp_path / "needs.ipynb", "print('ran')", workshop={"deps": ["large.bin"]})
+        client = cluster.run(source)
+        assert client.process.returncode == 1
+        assert "Traceback" not in client.words
+        assert "ran" not in client.text()
+        # A notebook that fills the disk itself gets the system's own error, and the next one works.
+        fill = "with open('big', 'wb') as file:\n    file.write(bytes(10_000_000))"
+        client = cluster.run(notebook(tmp_path / "fills.ipynb", fill))
+        assert client.process.returncode == 1
+        assert "No space left on device" in client.words
+        client = cluster.run(notebook(tmp_path / "well.ipynb", "print('well')"))
+        assert client.process.returncode == 0, client.words

@@ -1,0 +1,451 @@
+"""What is left, and what is told, when a part of a running notebook fails: real faults on real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import psutil
+import pytest
+from engine.hosts import MARK, Client, assert_gone, end, marked, new_cluster, notebook, small_disk, wait_for
+from workplace import BIN, free_port
+
+from workshop.errors import EngineError
+
+SECONDS = 10  # within which all that a notebook had started is gone, on every machine
+DESCENDANTS_SECONDS = 5  # likewise, for what only the kernel has to do with
+RUN_SECONDS = 60  # likewise, until no MLflow run of it is open
+REPETITIONS = int(os.environ.get("WORKSHOP_TEST_REPETITIONS", "5"))  # of what must hold 50 times of 50
+OPEN_RUN = """
+import json, os, sys, time, urllib.request
+address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/create"
+tags = [{"key": "workshop.task", "value": os.environ["WORKSHOP_TASK"]}]  # as MLflow itself does it in a kernel
+body = json.dumps({"experiment_id": "0", "tags": tags}).encode()
+request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+print("run", json.load(urllib.request.urlopen(request))["run"]["info"]["run_id"], flush=True)
+"""
+SLEEP = "import os, time\nprint(f'pid {os.getpid()}.', flush=True)\ntime.sleep(600)"
+LATER = "print('never')"
+
+
+# -- what the tests have in common -------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    """The address of an MLflow tracking server."""
+    folder = tmp_path_factory.mktemp("tracking")
+    port = free_port()
+    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder / "artifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = folder / "log"
+    with log.open("w") as file:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
+    address = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        assert server.poll() is None, log.read_text()
+        try:
+            return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_for(is_ready, what="the tracking server")
+        yield address
+    finally:
+        end(server)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, tracking):
+    """A scheduler and one worker with a nanny, for faults that leave the cluster whole, or that it mends by itself."""
+    with new_cluster(tmp_path_factory.mktemp("faults"), MLFLOW_TRACKING_URI=tracking) as cluster:
+        cluster.start_scheduler()
+        cluster.start_worker("alpha", nanny=True)
+        yield cluster
+
+
+@pytest.fixture
+def own(tmp_path, tracking):
+    """A cluster of the test's own, with a scheduler and no worker yet."""
+    with new_cluster(tmp_path / "cluster", MLFLOW_TRACKING_URI=tracking) as cluster:
+        cluster.start_scheduler()
+        yield cluster
+
+
+def run_status(client: Client, tracking: str, cell: int = 0) -> str:
+    """Return what the tracking server says of the run that a notebook opened in a cell."""
+    run_id = client.text(cell).split("run ")[1].split()[0]
+    with urllib.request.urlopen(f"{tracking}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
+        return json.load(answer)["run"]["info"]["status"]
+
+
+def assert_told(client: Client, *words: str, code: int, cells: list[str], traceback: bool = False) -> None:
+    """Fail unless the client ended with this exit code and these words, and its notebook tells the truth."""
+    assert client.process.returncode == code, client.words
+    for word in words:
+        assert word in client.words
+    assert ("Traceback" in client.words) == traceback, client.words
+    papermill = client.document.metadata.papermill
+    assert papermill.exception is True
+    assert papermill.end_time is not None
+    assert client.cells == cells
+    for cell in client.document.cells:
+        assert (
+            cell.metadata.papermill.exception
+            == {"failed": True, "completed": False, "pending": None}[cell.metadata.papermill.status]
+        )
+
+
+def kernel_of(client: Client, cell: int = 1) -> psutil.Process:
+    """Wait until a cell of `SLEEP` runs; return its kernel."""
+    client.wait_for_text(".", cell)
+    return psutil.Process(int(client.text(cell).split()[1].rstrip(".")))
+
+
+# -- the notebook itself -----------------------------------------------------------------------------------------
+def test_fault_cell_error_fails_the_run(cluster, tracking, tmp_path):
+    """A cell that raises: exit code 1, its error, later cells pending, the MLflow run it had open FAILED."""
+    start = "import mlflow\nprint('run', mlflow.start_run().info.run_id)"
+    client = cluster.run(notebook(tmp_path / "error.ipynb", start, "1 / 0", LATER))
+    assert client.process.returncode == 1
+    assert "ZeroDivisionError" in client.words
+    client.assert_nothing_left(0)
+    # papermill puts a cell with a link to the error at the top, and one before the cell.
+    statuses = [cell.metadata.papermill.get("status") for cell in client.document.cells if cell.cell_type == "code"]
+    assert statuses == ["completed", "failed", "pending"]
+    assert run_status(client, tracking, 1) == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("os._exit(3)", "exit code 3"),
+        ("import signal\nos.kill(os.getpid(), signal.SIGKILL)", "signal 9 (SIGKILL)"),
+    ],
+)
+def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking, tmp_path, source, words):
+    """A kernel that exits or is killed (as the memory killer does it): how it ended, in which cell, and papermill's
+    exit code; what it had printed is kept."""
+    words_first = "import time\nprint('last words', flush=True)\ntime.sleep(0.5)\n"
+    client = cluster.run(notebook(tmp_path / "dead.ipynb", OPEN_RUN, words_first + source, LATER))
+    client.assert_nothing_left(0)
+    assert_told(
+        client, "Kernel died", words, "in cell 2", code=138, cells=["completed", "failed", "pending"], traceback=True
+    )
+    assert client.text(1) == "last words\n"
+    assert run_status(client, tracking) in ("FAILED", "KILLED")
+
+
+def test_fault_kernel_killed_from_outside_is_told(cluster, tracking, tmp_path):
+    """A kernel that somebody kills with -9 while a cell runs: told within ten seconds."""
+    client = cluster.start(notebook(tmp_path / "killed.ipynb", OPEN_RUN, SLEEP, LATER))
+    kernel_of(client).kill()
+    client.wait(SECONDS)
+    client.assert_nothing_left(0)
+    assert_told(
+        client, "signal 9 (SIGKILL), in cell 2", code=138, cells=["completed", "failed", "pending"], traceback=True
+    )
+    assert run_status(client, tracking) in ("FAILED", "KILLED")
+
+
+def test_fault_execution_timeout_ends_the_cell(cluster, tracking, tmp_path):
+    """A cell that takes longer than --execution-timeout: papermill's error, and the kernel gone."""
+    source = notebook(tmp_path / "timeout.ipynb", OPEN_RUN, SLEEP, LATER)
+    client = cluster.run(source, "--execution-timeout", "3")
+    client.assert_nothing_left(0)
+    assert_told(client, "CellTimeoutError", code=1, cells=["completed", "failed", "pending"], traceback=True)
+    assert run_status(client, tracking) in ("FAILED", "KILLED")
+
+
+def test_fault_kernel_stuck_in_c_is_ended(cluster, tmp_path):
+    """A kernel in C code that holds the GIL, and answers nothing and nobody, is gone soon after its time is up."""
+    stuck = "import ctypes\nprint('stuck', flush=True)\ntime.sleep(1)\nctypes.PyDLL(None).sleep(300)"
+    client = cluster.start(notebook(tmp_path / "stuck.ipynb", "import time", stuck, LATER), "--execution-timeout", "3")
+    client.wait_for_text("stuck", 1)
+    client.wait(3 + SECONDS)
+    client.assert_nothing_left(0)
+    assert_told(client, "CellTimeoutError", code=1, cells=["completed", "failed", "pending"], traceback=True)
+
+
+# -- the client --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_fault_client_interrupted_ends_the_notebook(cluster, tracking, tmp_path, how, code):
+    """Ctrl-C, SIGTERM or a closed terminal: kernel gone within 10 s, notebook saved and truthful, the run KILLED."""
+    client = cluster.start(notebook(tmp_path / "interrupted.ipynb", OPEN_RUN, SLEEP, LATER))
+    kernel_of(client)
+    client.process.send_signal(how)
+    client.assert_nothing_left(SECONDS)
+    client.wait(SECONDS)
+    assert_told(client, code=code, cells=["completed", "failed", "pending"])
+    wait_for(lambda: run_status(client, tracking) == "KILLED", RUN_SECONDS)
+
+
+def test_fault_client_killed_ends_the_notebook(cluster, tracking, tmp_path):
+    """kill -9 on the client: kernel gone within 10 s, the run KILLED; on the disk is all that had arrived."""
+    client = cluster.start(notebook(tmp_path / "killed.ipynb", OPEN_RUN, SLEEP, LATER))
+    kernel_of(client)
+    client.process.kill()
+    client.wait(SECONDS)
+    client.assert_nothing_left(SECONDS)
+    assert client.text(1).startswith("pid")
+    assert client.cells == ["completed", "running", "pending"]
+    wait_for(lambda: run_status(client, tracking) == "KILLED", RUN_SECONDS)
+
+
+# -- the worker --------------------------------------------------------------------------------------------------
+def test_fault_worker_killed_under_its_nanny_is_an_error(cluster, tracking, tmp_path):
+    """A worker killed with -9: an error within 10 s, no kernel left, and its nanny's next worker runs nothing again."""
+    count = tmp_path / "count"
+    effect = f"open({str(count)!r}, 'a').write('once\\n')\n" + SLEEP
+    client = cluster.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, effect, LATER))
+    worker_of(kernel_of(client)).kill()
+    client.assert_nothing_left(DESCENDANTS_SECONDS)
+    client.wait(30)
+    assert_told(client, "worker", "lost", "retries", code=1, cells=["completed", "failed", "pending"])
+    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    after = cluster.run(notebook(tmp_path / "after.ipynb", "print('well')"))
+    assert after.process.returncode == 0, after.words
+    assert count.read_text() == "once\n"
+
+
+def worker_of(kernel: psutil.Process) -> psutil.Process:
+    """Return the worker's process in which a kernel's notebook runs."""
+    for parent in kernel.parents():
+        if "keeper" not in " ".join(parent.cmdline()) and "forkserver" not in " ".join(parent.cmdline()):
+            return parent
+    raise AssertionError(f"no worker among {kernel.parents()}")
+
+
+@pytest.mark.parametrize(("how", "words"), [(signal.SIGKILL, "was lost"), (signal.SIGTERM, "was ")])
+def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking, tmp_path, how, words):
+    """A worker killed, or shut down: an error within 10 s, and a free worker does not run the notebook again."""
+    workers = {name: own.start_worker(name) for name in ("one", "two")}
+    count = tmp_path / "count"
+    effect = f"open({str(count)!r}, 'a').write('once\\n')\n" + SLEEP
+    client = own.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, effect, LATER))
+    worker = worker_of(kernel_of(client))
+    worker.send_signal(how)
+    client.assert_nothing_left(DESCENDANTS_SECONDS)
+    client.wait(30)
+    assert_told(
+        client, f"worker that ran the notebook {words}", "retries", code=1, cells=["completed", "failed", "pending"]
+    )
+    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    time.sleep(2)  # in which the other worker would have begun
+    assert count.read_text() == "once\n"
+    assert sum(process.poll() is None for process in workers.values()) == 1
+
+
+def test_fault_worker_killed_is_told_to_all_who_need_it(own, monkeypatch):
+    """One client with three notebooks, two on a worker and one that waits for it: all three fail when it is killed."""
+    from distributed import Client
+
+    from workshop.engine.attempt import WorkerLost
+    from workshop.engine.engine import execute_notebook
+
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
+    worker = own.start_worker("single", resources="notebook=2")
+
+    def run() -> None:
+        document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLEEP)])
+        document.metadata.papermill = {}
+        execute_notebook(document, "python3", progress_bar=False, client=client)
+
+    with Client(own.address, set_as_default=False) as client, ThreadPoolExecutor(3) as executor:
+        running = [executor.submit(run) for _ in range(3)]
+        wait_for(lambda: len(marked(mark)) == 2)
+        worker.kill()
+        assert_gone(lambda: marked(mark), DESCENDANTS_SECONDS)
+        words = [str(future.exception(30)) for future in running]
+        assert all(isinstance(future.exception(), WorkerLost) for future in running)
+    assert sum("worker that ran the notebook was lost" in text for text in words) == 2
+    assert sum("All Dask workers that suit the notebook are gone" in text for text in words) == 1
+
+
+def test_fault_scheduler_killed_is_an_error(own, tracking, tmp_path):
+    """The scheduler killed: an error, and no kernel alive 10 s later; the run does not stay open."""
+    own.start_worker("one")
+    client = own.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, SLEEP, LATER))
+    kernel_of(client)
+    own.processes["scheduler"].kill()
+    client.assert_nothing_left(SECONDS)
+    client.wait(30)
+    assert_told(client, "scheduler was lost", code=1, cells=["completed", "failed", "pending"])
+    assert run_status(client, tracking) in ("FAILED", "KILLED")
+
+
+def test_fault_warm_kernel_goes_with_its_worker(own, tmp_path):
+    """A worker killed with -9 takes along a kernel forked from its warm process, and that process itself."""
+    own.start_worker("one", "--preload", "workshop.engine.preload", WORKSHOP_KERNEL_IMPORTS='["colorsys"]')
+    environment = {"WORKSHOP_KERNEL_IMPORTS": '["colorsys"]'}
+    is_warm = "import sys\nprint('colorsys' in sys.modules)"
+
+    def runs_warm() -> bool:
+        client = own.run(notebook(tmp_path / "warm.ipynb", is_warm), **environment)
+        assert client.process.returncode == 0, client.words
+        return client.text() == "True\n"
+
+    wait_for(runs_warm, what="a warm kernel")
+    client = own.start(notebook(tmp_path / "lost.ipynb", is_warm, SLEEP), **environment)
+    kernel = kernel_of(client)
+    assert client.text(0) == "True\n"
+    worker = worker_of(kernel)
+    family = worker.children(recursive=True)
+    assert kernel in family
+    worker.kill()
+    _, alive = psutil.wait_procs(family, DESCENDANTS_SECONDS)
+    assert not alive
+    client.wait(30)
+    assert_told(client, "lost", code=1, cells=["completed", "failed"])
+
+
+@pytest.mark.parametrize("how", ["keyword", "variable"])
+def test_fault_worker_lost_with_retries_runs_again(own, tmp_path, how):
+    """With `retries` the notebook runs again, on what worker there is, and its metadata record the lost attempt."""
+    if how == "keyword":
+        own.start_worker("single", nanny=True)  # which starts the worker again, with another address
+    else:
+        for name in ("one", "two"):
+            own.start_worker(name)
+    count, output = tmp_path / "count", tmp_path / "output.ipynb"
+    source = notebook(
+        tmp_path / "again.ipynb",
+        f"import os, time\nfile = open({str(count)!r}, 'a')\nfile.write(f'{{os.getpid()}}\\n')\nfile.close()",
+        f"if len(open({str(count)!r}).readlines()) == 1:\n    time.sleep(600)\nprint('done')",
+    )
+    if how == "variable":
+        client = own.start(source, WORKSHOP_NOTEBOOK_RETRIES="1")
+    else:
+        paths = f"{str(source)!r}, {str(output)!r}"
+        call = f"import papermill\npapermill.execute_notebook({paths}, engine_name='dask', retries=1)"
+        client = own.start_client([BIN / "python", "-c", call], tmp_path, output)
+    wait_for(lambda: count.exists() and count.read_text().endswith("\n"))
+    wait_for(lambda: client.cells == ["completed", "running"])
+    first = worker_of(psutil.Process(int(count.read_text())))
+    first.kill()
+    assert client.wait() == 0, client.words
+    assert len(count.read_text().split()) == 2
+    assert client.cells == ["completed", "completed"]
+    assert client.document.metadata.papermill.exception is None
+    assert client.text(1) == "done\n"
+    (lost,) = client.document.metadata.workshop.lost
+    assert set(lost) == {"worker", "began", "ended", "error"}
+    assert lost["began"] < lost["ended"] < time.time()
+    assert "lost" in lost["error"]
+    assert client.descendants() == []
+
+
+# -- what the notebook started -----------------------------------------------------------------------------------
+CHILDREN = """
+import os, subprocess, sys, time
+sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
+subprocess.Popen(sleep)
+subprocess.Popen(sleep, start_new_session=True)
+if os.fork() == 0:  # a daemon, as such programs make themselves: a double fork, and a session between
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sleep[0], sleep)
+    os._exit(0)
+os.wait()
+"""
+ENDS = {
+    "end": "",
+    "error": "1 / 0",
+    "exit": "os._exit(1)",
+    "kill": "os.kill(os.getpid(), 9)",
+    "stuck": "import ctypes; ctypes.PyDLL(None).sleep(600)",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
+    """Children, in sessions of their own too, daemons, deaf to SIGTERM: gone with the kernel, however it ends."""
+    options = ["--execution-timeout", "3"] if how == "stuck" else []
+    seen = "time.sleep(1)\nprint('started', flush=True)\ntime.sleep(1)\n"
+    client = cluster.start(notebook(tmp_path / "children.ipynb", CHILDREN, seen + ENDS[how]), *options)
+    wait_for(lambda: len(client.descendants()) == 4)
+    client.wait()
+    client.assert_nothing_left(0 if how != "stuck" else DESCENDANTS_SECONDS)
+
+
+@pytest.mark.parametrize("number", range(REPETITIONS))
+def test_fault_descendants_are_gone_in_seconds_every_time(cluster, monkeypatch, number):
+    """A stuck kernel with children, daemons among them, that is no longer wanted: gone within 5 s, every time."""
+    from distributed import Client, Future
+
+    from workshop.engine.engine import execute_notebook
+
+    mark = f"again-{secrets.token_hex(8)}"
+    monkeypatch.setenv(MARK, mark)
+    document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CHILDREN + ENDS["stuck"])])
+    document.metadata.papermill = {}
+    with Client(cluster.address, set_as_default=False) as client, ThreadPoolExecutor() as executor:
+        done = executor.submit(execute_notebook, document, "python3", progress_bar=False, client=client, task=mark)
+        wait_for(lambda: len(marked(mark)) == 4 or done.done())
+        Future(mark, client).cancel()
+        assert_gone(lambda: marked(mark), DESCENDANTS_SECONDS)
+        with pytest.raises(EngineError, match="stopped on its worker"):
+            done.result(SECONDS)
+
+
+def test_fault_client_of_a_local_cluster_killed_leaves_nothing(tmp_path):
+    """Without a scheduler the client starts a cluster of its own: after a kill -9 neither that nor the kernel lives."""
+    with new_cluster(tmp_path / "none", WORKSHOP_ROOT=str(tmp_path)) as nothing:
+        client = nothing.start(notebook(tmp_path / "alone.ipynb", "1", SLEEP))
+        kernel_of(client)
+        family = psutil.Process(client.process.pid).children(recursive=True)
+        assert len(family) >= 2
+        client.process.kill()
+        client.wait(SECONDS)
+        _, alive = psutil.wait_procs(family, SECONDS)
+        assert not alive
+
+
+# -- full disks --------------------------------------------------------------------------------------------------
+def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
+    """No room for a kernel's files on the worker: words and exit code 1; with room again, the next one runs."""
+    with small_disk(tmp_path / "small", "1m") as folder:
+        cluster.start_worker("small", TMPDIR=str(folder))
+        source = notebook(tmp_path / "full.ipynb", "print('ran')", workshop={"worker": "small"})
+        client = cluster.run(source)
+        assert client.process.returncode == 0, client.words
+        filler = folder / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        client = cluster.run(source)
+        assert client.process.returncode == 1
+        assert "the worker's disk is full" in client.words
+        assert "No space left on device" in client.words
+        assert "Traceback" not in client.words
+        assert client.document.metadata.papermill.exception is True
+        assert client.cells == ["pending"]
+        filler.unlink()
+        client = cluster.run(source)
+        assert client.process.returncode == 0, client.words
+        cluster.stop("small")
+
+
+def test_fault_client_disk_full_keeps_what_was_saved(cluster, tmp_path):
+    """The client's disk fills up: words and exit code 1, the kernel gone, and the notebook saved before is whole."""
+    with small_disk(tmp_path / "small", "1m") as folder:
+        more = "import time\nprint('x' * 2_000_000, flush=True)\ntime.sleep(600)"
+        client = cluster.start(notebook(folder / "full.ipynb", "print('first')", more))
+        client.wait(60)
+        client.assert_nothing_left(DESCENDANTS_SECONDS)
+        assert client.process.returncode == 1
+        assert "cannot be saved" in client.words
+        assert "No space left on device" in client.words
+        assert "Traceback" not in client.words
+        assert client.text() == "first\n"
+        assert sorted(file.name for file in folder.iterdir()) == ["full.ipynb", "output.ipynb"]
