@@ -13,6 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from jupyter_client.jsonutil import parse_date
 from nbclient.exceptions import CellExecutionComplete
 from papermill.clientwrap import PapermillNotebookClient
@@ -165,6 +166,8 @@ class Attempt:
         cell.metadata.update(event["metadata"])
         if cell.cell_type == "code":
             cell["execution_count"] = event["execution_count"]
+            if event["outputs"] is not None:
+                cell["outputs"] = nbformat.from_dict(event["outputs"])
         if event["failed"]:
             self._executed.cell_exception(cell, cell_index=event["index"])
         self._executed.cell_complete(cell, cell_index=event["index"])
@@ -185,8 +188,6 @@ class Attempt:
         raise WorkerLost("The Dask worker that ran the notebook was lost.", value=self.worker, **LOST)
 
     def _finish(self, event: dict[str, Any]) -> None:
-        import nbformat
-
         metadata = {name: value for name, value in event["metadata"].items() if name != "papermill"}
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
         if event["error"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -10,21 +11,24 @@ import tempfile
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
-from nbclient.exceptions import DeadKernelError
+from jupyter_core.utils import run_sync
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
 from workshop.engine.kernels import KeptKernelManager
 from workshop.engine.store import DISK_FULL
 from workshop.errors import EngineError
 
+INTERRUPT_SECONDS = 0.5
 OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error"}
 
 
 class CellEvents:
     """Stands in for papermill's NotebookExecutionManager on the worker: tells the client instead of saving."""
 
-    def __init__(self, notebook, events, run) -> None:
+    def __init__(self, notebook, events, run, *, sends_outputs: bool = False) -> None:
         self.nb = notebook
+        self._sends_outputs = sends_outputs  # where they are changed after the kernel's last message
         self.failed: set[int] = set()
         self._events, self._run = events, run
 
@@ -45,7 +49,10 @@ class CellEvents:
         metadata = {name: value for name, value in cell.metadata.items() if name != "papermill"}
         count = cell.get("execution_count")
         failed = cell_index in self.failed
-        self._events.send("end", index=cell_index, metadata=metadata, execution_count=count, failed=failed)
+        outputs = cell.get("outputs") if self._sends_outputs else None
+        self._events.send(
+            "end", index=cell_index, metadata=metadata, execution_count=count, failed=failed, outputs=outputs
+        )
 
     def autosave_cell(self) -> None:
         """Do nothing: saving is the client's."""
@@ -109,8 +116,17 @@ class KernelClient(PapermillNotebookClient):
         # the interpreter's exit MLflow ends them as if all had gone well.
         kernel = self.km.kernel if self.km else None
         self._exit_code = kernel.exit_code if kernel else None
+        if isinstance(sys.exc_info()[1], CellTimeoutError):
+            self._interrupt()
         self._before_end(failed=bool(self.nb_man.failed) or sys.exc_info()[0] is not None)
         super()._cleanup_kernel()
+
+    async def _async_interrupt(self) -> None:
+        await self.km.interrupt_kernel()
+        await asyncio.sleep(INTERRUPT_SECONDS)
+
+    # A cell out of time: interrupted it says where it was, as with papermill's own engine, and `with` blocks end.
+    _interrupt = run_sync(_async_interrupt)
 
     def explain(self, problem: Exception, cell: int | None) -> Exception:
         """Return the error to show: of a kernel that died also how, and in which cell (from 1)."""

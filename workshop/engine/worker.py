@@ -145,7 +145,9 @@ def _run_cells(task: Task, run: Run, events) -> dict[str, Any]:
 
     from workshop.engine.cells import CellEvents
 
-    manager = CellEvents(nbformat.from_dict(task.notebook), events, run)
+    manager = CellEvents(
+        nbformat.from_dict(task.notebook), events, run, sends_outputs=bool(task.options.get("coalesce_streams"))
+    )
     error = None
     try:
         if not run.stopped:
