@@ -62,7 +62,12 @@ class Attempt:
         self._workers = {worker.address: worker for worker in workers}
         # Never starts a kernel: it does with the kernel's messages what it would do if it had one.
         self._log = PapermillNotebookClient(
-            executed, log=logger, log_output=log_output, stdout_file=stdout_file, stderr_file=stderr_file
+            executed,
+            log=logger,
+            log_output=log_output,
+            stdout_file=stdout_file,
+            stderr_file=stderr_file,
+            record_timing=keywords.get("record_timing", True),
         )
         # papermill also takes a notebook itself as input.
         name = Path(input_path).stem if isinstance(input_path, str) else "notebook"
@@ -155,7 +160,8 @@ class Attempt:
     def _on_message(self, event: dict[str, Any]) -> None:
         message, index = event["message"], event["index"]
         cell = self._executed.nb.cells[index]
-        cell.metadata.setdefault("execution", {})
+        if self._log.record_timing:
+            cell.metadata.setdefault("execution", {})
         message["header"]["date"] = parse_date(message["header"]["date"])
         self._executed.output_came()
         with contextlib.suppress(CellExecutionComplete):
