@@ -107,7 +107,9 @@ def test_cluster_outputs_reach_the_disk_while_the_cell_runs(cluster, tmp_path):
     client.wait()
 
 
-@pytest.mark.parametrize("option", ["metadata", "variable", None])
+@pytest.mark.parametrize(
+    "option", ["variable", *(pytest.param(option, marks=pytest.mark.soak) for option in ("metadata", None))]
+)
 def test_cluster_output_is_cut_where_it_is_asked_for(cluster, tmp_path, option):
     """40 MB of prints: at most 5 MB in the notebook with `max_output`, marked as cut, else all; the scheduler keeps
     little of it."""
@@ -228,6 +230,7 @@ def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(own, tmp_path):
         assert client.text() == "strong\n"
 
 
+@pytest.mark.soak
 def test_cluster_worker_that_hangs_is_left_out(own, tmp_path):
     """A worker that answers nothing any more: the notebook runs on another one, and a line says why."""
     frozen = own.start_worker("frozen")
@@ -266,6 +269,7 @@ def test_cluster_worker_with_other_versions_is_named(own, tmp_path):
     assert "The worker old is left out: papermill 2.4.1 instead of" in client.words
 
 
+@pytest.mark.soak
 def test_cluster_worker_of_another_python_is_named(own, tmp_path):
     """A worker of another Python version is told as that, and not by an error of pickle's."""
     python = other_python()
@@ -551,6 +555,7 @@ def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
         assert client.document.metadata.papermill.exception is True
 
 
+@pytest.mark.soak
 def test_cluster_deps_that_do_not_fit_on_the_worker_are_an_error(tmp_path):
     """The worker's disk is too small for what the notebook needs: told before it starts, with both sizes."""
     with new_hosts() as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:

@@ -177,7 +177,10 @@ def test_fault_kernel_stuck_in_c_is_ended(cluster, tmp_path):
 
 
 # -- the client --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.soak)],
+)
 def test_fault_client_interrupted_ends_the_notebook(cluster, tracking, tmp_path, how, code):
     """Ctrl-C, SIGTERM or a closed terminal: kernel gone within 10 s, notebook saved and truthful, the run KILLED."""
     client = cluster.start(notebook(tmp_path / "interrupted.ipynb", OPEN_RUN, SLEEP, LATER))
@@ -225,7 +228,9 @@ def worker_of(kernel: psutil.Process) -> psutil.Process:
     raise AssertionError(f"no worker among {kernel.parents()}")
 
 
-@pytest.mark.parametrize(("how", "words"), [(signal.SIGKILL, "was lost"), (signal.SIGTERM, "was ")])
+@pytest.mark.parametrize(
+    ("how", "words"), [(signal.SIGKILL, "was lost"), pytest.param(signal.SIGTERM, "was ", marks=pytest.mark.soak)]
+)
 def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking, tmp_path, how, words):
     """A worker killed, or shut down: an error within 10 s, and a free worker does not run the notebook again."""
     workers = {name: own.start_worker(name) for name in ("one", "two")}
@@ -309,7 +314,7 @@ def test_fault_warm_kernel_goes_with_its_worker(own, tmp_path):
     assert_told(client, "lost", code=1, cells=["completed", "failed"])
 
 
-@pytest.mark.parametrize("how", ["keyword", "variable"])
+@pytest.mark.parametrize("how", ["keyword", pytest.param("variable", marks=pytest.mark.soak)])
 def test_fault_worker_lost_with_retries_runs_again(own, tmp_path, how):
     """With `retries` the notebook runs again, on what worker there is, and its metadata record the lost attempt."""
     if how == "keyword":
@@ -379,6 +384,7 @@ def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
 
 
 @pytest.mark.parametrize("number", range(REPETITIONS))
+@pytest.mark.soak
 def test_fault_descendants_are_gone_in_seconds_every_time(cluster, monkeypatch, number):
     """A stuck kernel with children, daemons among them, that is no longer wanted: gone within 5 s, every time."""
     from distributed import Client, Future
@@ -398,6 +404,7 @@ def test_fault_descendants_are_gone_in_seconds_every_time(cluster, monkeypatch, 
             done.result(SECONDS)
 
 
+@pytest.mark.soak
 def test_fault_client_of_a_local_cluster_killed_leaves_nothing(tmp_path):
     """Without a scheduler the client starts a cluster of its own: after a kill -9 neither that nor the kernel lives."""
     with new_cluster(tmp_path / "none", WORKSHOP_ROOT=str(tmp_path)) as nothing:

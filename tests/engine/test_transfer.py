@@ -194,6 +194,7 @@ def growth(**pids):
         watcher.join()
 
 
+@pytest.mark.soak
 def test_transfer_of_1_GB_passes_in_chunks(cluster, folder):
     """1 GB there and back: scheduler, client and worker grow by less than 200 MB; the second time nothing is sent."""
     write_large(folder / "large", 1000 * MB)
@@ -477,6 +478,7 @@ def test_send_notices_a_file_that_changes_meanwhile(cluster, folder):
 
 
 @pytest.mark.parametrize("victim", ["worker", "scheduler"])
+@pytest.mark.soak
 def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
     """Worker or scheduler killed while files are on their way: an error within 10 s, and nothing changed here."""
     write_large(folder / "large", 600 * MB)
@@ -555,6 +557,7 @@ def test_store_sweeps_what_a_killed_worker_left(tmp_path):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.soak
 def test_store_sweeps_what_no_one_asked_for_in_a_day(tmp_path):
     """A client that was killed may leave a scratch folder; after a day it goes, unless a process works in it."""
     store = Store(tmp_path)
