@@ -419,6 +419,7 @@ def test_fault_client_of_a_local_cluster_killed_leaves_nothing(tmp_path):
 
 
 # -- full disks --------------------------------------------------------------------------------------------------
+@pytest.mark.soak
 def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
     """No room for a kernel's files on the worker: words and exit code 1; with room again, the next one runs."""
     with small_disk(tmp_path / "small", "1m") as folder:
@@ -426,6 +427,7 @@ def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
         source = notebook(tmp_path / "full.ipynb", "print('ran')", workshop={"worker": "small"})
         client = cluster.run(source)
         assert client.process.returncode == 0, client.words
+        time.sleep(1)  # the kernel's own files are still being removed
         filler = folder / "filler"
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):

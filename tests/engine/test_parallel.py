@@ -397,7 +397,7 @@ LOOP = "stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs:
     [
         (None, None, None, "dvc.yaml"),
         ("stages: {a: {cmd: x}}", None, "nothing", "nothing"),
-        (LOOP, None, None, "cycle"),
+        (LOOP, None, None, "both a dependency and an output"),
         ("stages: [", None, None, "dvc.yaml"),
         ("stages: {a: {cmd: x, dep: [b]}}", None, None, "dvc.yaml"),
         ("stages: {a: {cmd: x}}", "<<<<<<< HEAD\n=======\n>>>>>>> other\n", None, "dvc.lock"),

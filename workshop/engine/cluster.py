@@ -65,6 +65,7 @@ def connect() -> Iterator[Client]:
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # tracebacks of what we tell in words
     address = dask.config.get("scheduler-address", None)
     if address is None and get_settings().is_up:
         address = get_settings().scheduler_address

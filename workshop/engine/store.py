@@ -218,8 +218,9 @@ class Store:
         # A notebook may have taken the permissions of its own folders away.
         for folder, names, _ in os.walk(place):
             for inner in (Path(folder, name) for name in names):
-                if not inner.is_symlink():
-                    inner.chmod(0o700)
+                with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                    if not inner.is_symlink():
+                        inner.chmod(0o700)
         shutil.rmtree(place, ignore_errors=True)
 
     # -- contents --------------------------------------------------------------------------------------------

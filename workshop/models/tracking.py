@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -210,8 +211,9 @@ def open_runs(task: str, uri: str) -> list[str]:
 def end_runs(run_ids: Iterable[str], status: str, uri: str) -> None:
     """End runs whose notebook is dead, as ``KILLED`` or ``FAILED``."""
     client = connect(uri)
-    for run_id in run_ids:
-        client.set_terminated(run_id, status)
+    with contextlib.redirect_stdout(sys.stderr):  # MLflow prints a link; the output may be a notebook's
+        for run_id in run_ids:
+            client.set_terminated(run_id, status)
 
 
 @contextlib.contextmanager
