@@ -167,9 +167,8 @@ def test_linear_regression_is_tracked_by_hand(client):
     assert_complete(run)
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["measured_and_predicted.png"]
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
-        signature = mlflow.models.get_model_info(model.model_uri).signature
+    mlflow.set_tracking_uri(client.tracking_uri)
+    signature = mlflow.models.get_model_info(model.model_uri).signature
     assert signature.inputs.input_names() == ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
     assert signature.outputs.input_names() == ["solar_GW", "wind_GW"]
 

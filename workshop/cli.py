@@ -224,7 +224,7 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
             log=settings.logs / "pipeline.log",
             progress=progress,
             notice=notice,
-            environment=pipeline.environment_of(settings),
+            environment=pipeline.environment_of(settings, shell_first=True),
             force=force,
         )
 
@@ -246,16 +246,23 @@ def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | 
     """
     from workshop.engine import sweep
     from workshop.engine.combinations import read_value
+    from workshop.errors import EngineError
 
     fixed = {name: read_value(value) for name, value in parameters}
     if rank_by:
         sweep.read_rank(rank_by)  # a mistake in it is told before anything runs
     done = sweep.run_many(notebook, fixed, sweeps, output, tell=_tell)
-    if rank_by and any(row.metrics for row in done.runs):
-        done = done.ranked(rank_by)
+    unranked = None
+    if rank_by:
+        try:
+            done = done.ranked(rank_by)
+        except EngineError as error:  # told after the table, which shows what there is
+            unranked = error
     _print_rows([row.as_dict() for row in done.runs] if as_json else done.table(), as_json)
     for failed in done.failed:
         _tell(f"failed: {failed.output}: {failed.error}")
+    if unranked and not done.exit_code:
+        raise unranked
     raise SystemExit(done.exit_code)
 
 

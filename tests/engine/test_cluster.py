@@ -177,6 +177,35 @@ def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
         assert at_most_at_once(client, 5, mark) == 2
 
 
+@pytest.mark.parametrize("resources", ["notebook=1", None])
+def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, resources):
+    """The second goes where none runs, the third to the worker that is free first, wherever it had to wait."""
+    from distributed import Client
+
+    from workshop.engine.engine import execute_notebook
+
+    for name in ("alpha", "beta"):
+        own.start_worker(name, resources=resources, WORKER=name)
+    with Client(own.address, set_as_default=False) as client, ThreadPoolExecutor(5) as executor:
+
+        def start(seconds: float):
+            """Start a notebook that takes so long and prints its worker; return once its kernel runs, or it waits."""
+            before = len(marked(mark))
+            source = document(f"import os, time\nprint(os.environ['WORKER'])\ntime.sleep({seconds})")
+            running = executor.submit(execute_notebook, source, "python3", progress_bar=False, client=client)
+            if before < 2:
+                wait_for(lambda: len(marked(mark)) > before, 60)
+                time.sleep(1)
+            return running
+
+        long, short = start(30), start(4)
+        waiting = [start(0.1) for _ in range(3)]
+        ran_on = [future.result().cells[0].outputs[0].text.strip() for future in (short, *waiting)]
+        assert not long.done()
+        assert ran_on == [ran_on[0]] * 4
+        assert long.result().cells[0].outputs[0].text.strip() != ran_on[0]
+
+
 def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
     """On one worker with one thread a notebook uses the cluster that it runs on: client, joblib, dask.dataframe."""
     own.start_worker("single")

@@ -21,7 +21,7 @@ from workplace import BIN, environment_of, free_port, processes_of
 from workshop.engine.sweep import NotebookRun, Status, Sweep, combinations, file_names, plan, read_rank, run_many
 from workshop.errors import EngineError
 
-START_SECONDS = 240
+START_SECONDS = 60
 STOP_SECONDS = 20
 
 SCORES = """
@@ -126,10 +126,11 @@ def is_healthy(address: str) -> bool:
     return False
 
 
-def wait_until(happened, seconds: float) -> None:
-    """Wait until something has happened; fail when it does not."""
+def wait_until(happened, seconds: float, program: subprocess.Popen | None = None) -> None:
+    """Wait until something has happened; fail when it does not, or when the program ends before."""
     deadline = time.monotonic() + seconds
     while not happened():
+        assert program is None or program.poll() is None, program.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -310,7 +311,7 @@ def test_run_many_interrupted_keeps_what_was_finished(at, cluster, number):
     """What ran is stopped with its kernels and saved, what waited is not run, what was finished is kept and listed."""
     write(at, SLOW)
     with started(at, cluster.environment, "score.ipynb", "part=1,2,3,4,5,6,7,8") as program:
-        wait_until(lambda: len(list(at.glob("*.pid"))) == 3, START_SECONDS)
+        wait_until(lambda: len(list(at.glob("*.pid"))) == 3, START_SECONDS, program)
         time.sleep(1)
         os.killpg(program.pid, number)
         kernels = [int(file.read_text()) for file in at.glob("*.pid")]
@@ -362,7 +363,7 @@ def test_run_many_interrupted_ends_the_mlflow_runs(tracked, at, cluster, trackin
     write(at, f"# %% parameters\npart = 0\n# %%\n{opened}\n# %%\nimport time; time.sleep(600)")
     environment = cluster.environment | {"MLFLOW_TRACKING_URI": tracking_server}
     with started(at, environment, "score.ipynb", "part=2,3") as program:
-        wait_until(lambda: len(list(at.glob("*.run"))) == 2, START_SECONDS)
+        wait_until(lambda: len(list(at.glob("*.run"))) == 2, START_SECONDS, program)
         program.send_signal(signal.SIGINT)
         out, err = program.communicate(timeout=STOP_SECONDS)
     assert program.returncode == 128 + signal.SIGINT, err

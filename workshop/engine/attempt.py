@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from distributed import wait
 from jupyter_client.jsonutil import parse_date
 from nbclient.exceptions import CellExecutionComplete
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
-from workshop.engine import cluster
+from workshop.engine import cluster, placement
 from workshop.engine.declaration import Declaration, declared
 from workshop.engine.events import EventReceiver
 from workshop.engine.executed import ExecutedNotebook
@@ -33,6 +34,8 @@ CLIENTS_OWN = ("WORKSHOP_ROOT", "WORKSHOP_STATE")  # paths of the client, which 
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
 POLL_SECONDS = 0.1
 WAITING_SECONDS = 2.0
+PLACING_SECONDS = 0.3
+SETTLE_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
 PROBE_SECONDS = 1.5
 ANSWER_SECONDS = 30.0  # from a worker that is busy, but there
@@ -94,6 +97,7 @@ class Attempt:
     def run(self, resources: dict[str, float]) -> None:
         """Submit the task, follow it to its end, and leave nothing of it; raises what ended it early."""
         self._events = EventReceiver(self._client, self._task.topic)
+        chosen = placement.place(self._client, self._key, list(self._workers), resources)
         future = self._client.submit(
             run_notebook,
             self._task,
@@ -101,11 +105,14 @@ class Attempt:
             pure=False,
             retries=0,
             resources=resources or None,
-            workers=list(self._workers),
+            workers=[chosen] if chosen else list(self._workers),
             allow_other_workers=False,
         )
         try:
-            self._follow(future)
+            self._follow(future, resources)
+            if not resources:  # who gets this notebook's lease is placed by what the scheduler knows
+                with contextlib.suppress(TimeoutError):
+                    wait(future, timeout=SETTLE_SECONDS)
         except WorkerLost:
             self._scratch = None  # out of reach: the worker, or the next one there, removes it
             raise
@@ -115,8 +122,8 @@ class Attempt:
                 self._remove_files()
             self._events.close()
 
-    def _follow(self, future) -> None:
-        looked = time.monotonic()
+    def _follow(self, future, resources: dict[str, float]) -> None:
+        looked = placed = time.monotonic()
         said = False
         while True:
             event = self._events.get(POLL_SECONDS)
@@ -132,9 +139,14 @@ class Attempt:
                 raise WorkerLost("The Dask scheduler was lost.", **LOST)
             if self.worker is not None:
                 self._check_contact()
-            elif time.monotonic() - looked > WAITING_SECONDS:
+                continue
+            now = time.monotonic()
+            if now - placed > PLACING_SECONDS:
+                placement.place(self._client, self._key, list(self._workers), resources)
+                placed = now
+            if now - looked > WAITING_SECONDS:
                 self._check_workers()
-                looked = time.monotonic()
+                looked = now
                 if not said:
                     said = True
                     logger.info("Waiting for a free worker: all that suit this notebook are busy.")

@@ -1,4 +1,4 @@
-"""The Dask cluster to run on: connecting to it, what its workers are, and which of them suit a notebook."""
+"""The Dask cluster to run on: connecting to it, what its workers are, and whether they can still be reached."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jupyter_client.kernelspec import NoSuchKernel
-
 from workshop.errors import EngineError
-from workshop.settings import NotebookOptions, get_settings
+from workshop.settings import get_settings
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -29,10 +27,6 @@ MARGIN_SECONDS = 1.0
 WAIT_SECONDS = 0.2
 NOTEBOOK = "notebook"  # the Dask resource of which each notebook takes one unit
 PACKAGES = ("papermill", "nbclient", "jupyter_client", "ipykernel", "workshop")
-
-
-class KernelMissing(EngineError, NoSuchKernel):
-    """No worker has the kernel; papermill's own engine raises NoSuchKernel where there is none."""
 
 
 @dataclass(frozen=True)
@@ -208,76 +202,6 @@ def _differences(there: dict, here: dict, kernel_name: str | None) -> list[str]:
     return found
 
 
-def select(workers: list[Worker], options: NotebookOptions, kernel_name: str) -> list[Worker]:
-    """Return the workers on which a notebook with these options can run.
-
-    Raises EngineError at once, with what there is, when no worker has what is asked for, or all differ from this
-    environment; KernelMissing when the kernel is all that they lack.
-    """
-    fit = [worker for worker in workers if not worker.problems]
-    if not fit:
-        listed = "\n".join(f"    {worker.name} ({worker.address}): {'; '.join(worker.problems)}" for worker in workers)
-        only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("no kernel") for w in workers)
-        what = "No worker of the cluster can run this notebook as it would run here."
-        raise (KernelMissing if only_kernel else EngineError)(
-            f"No such kernel named {kernel_name}. {what}" if only_kernel else what,
-            value=f"what differs:\n{listed}",
-            expected=f"workers with the kernel `{kernel_name}` and this environment's versions",
-            next_step="install requirements.txt and the kernel where the workers run, then restart them",
-        )
-    for worker in workers:
-        if worker.problems:
-            logger.warning("The worker %s is left out: %s", worker.name, "; ".join(worker.problems))
-    chosen = [worker for worker in fit if _has(worker, options)]
-    if not chosen:
-        raise EngineError(
-            "No worker has what the notebook asks for.",
-            value=_wishes(options),
-            expected="something that one of these workers has:\n" + "\n".join(f"    {worker}" for worker in fit),
-            next_step="start a worker that has it (`dask worker --resources`), or ask for less",
-        )
-    return chosen
-
-
-def _has(worker: Worker, options: NotebookOptions) -> bool:
-    if options.worker and options.worker not in (worker.name, worker.address):
-        return False
-    if worker.memory and worker.memory < options.memory:
-        return False
-    return all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
-
-
-def _wishes(options: NotebookOptions) -> str:
-    wishes = [f"worker {options.worker}"] if options.worker else []
-    wishes += [f"memory {options.memory / 2**30:.1f} GiB"] if options.memory else []
-    return ", ".join(wishes + [f"resource {name}={amount:g}" for name, amount in options.resources.items()])
-
-
-@contextlib.contextmanager
-def slot(client: Client, workers: list[Worker]) -> Iterator[dict[str, float]]:
-    """Bound how many notebooks run at once; yield the Dask resources that one of them takes.
-
-    A notebook leaves its worker's thread free, so Dask's own limit (one task a thread) no longer holds. Workers
-    that declare the resource `notebook` are bounded by it; for others the clients take leases of a semaphore, as
-    many as the whole cluster has threads.
-    """
-    if any(NOTEBOOK in worker.resources for worker in workers):
-        yield {NOTEBOOK: 1}
-        return
-    from distributed import Semaphore
-
-    most = slots(client)
-    with client.as_current():
-        # A semaphore keeps the size that it was made with, and refuses another: a cluster that grows gets a new one.
-        leases = Semaphore(max_leases=most, name=f"workshop-notebooks-{most}")
-        leases.acquire()
-        try:
-            yield {}
-        finally:
-            with contextlib.suppress(Exception):  # a scheduler that is gone has no leases to give back
-                leases.release()
-
-
 def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     """Say why a worker cannot be reached; None when it can, however busy it or the scheduler is."""
 
@@ -318,13 +242,6 @@ def listens(address: str, seconds: float) -> bool:
     except ValueError:  # no address of a host: a server in this very process
         pass
     return True
-
-
-def slots(client: Client) -> int:
-    """Return how many notebooks the cluster runs at once."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    declared = sum(int(worker.get("resources", {}).get(NOTEBOOK, 0)) for worker in workers)
-    return declared or sum(worker["nthreads"] for worker in workers)
 
 
 def running(client: Client) -> list[dict[str, Any]]:

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from workshop.engine.keeper import PR_SET_PDEATHSIG, control_process
+
 READ_BYTES = 1 << 16
 ORPHAN_SECONDS = 2.0
-PARENT_DIED_SIGNAL = 1  # PR_SET_PDEATHSIG, see prctl(2)
 HEADER = struct.Struct("!I")
 
 
@@ -96,7 +97,7 @@ class _Server:
     def _become(self, request: dict, output: int, status: socket.socket) -> Callable[[], object]:
         """Make this forked process the command: replace it, or return what runs the program."""
         os.setsid()
-        _die_with_parent()
+        control_process(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the server is killed and can no longer do it
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(output, 1)
@@ -138,14 +139,6 @@ class _Server:
                 time.sleep(0.05)
                 self._reap()
         os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the server is killed and can no longer do it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(PARENT_DIED_SIGNAL, signal.SIGKILL)
 
 
 def _run_program(words: list[str]) -> object:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workshop.engine.command_server import HEADER, ORPHAN_SECONDS
+from workshop.engine.command_server import HEADER, ORPHAN_SECONDS, READ_BYTES
 from workshop.errors import EngineError
 
 # Programs whose distribution has the same name. What they import is three to four seconds of a cold start: our own at
@@ -34,7 +34,6 @@ NOTEBOOK_MODULES = (
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 EXPANDED = re.compile(r"[$`\\\n]")
 SHELL_SYNTAX = re.compile(r"[*?\[\]{}~<>|&;()#!]")
-READ_BYTES = 1 << 16
 
 
 def program_words(command: str, environment: dict[str, str]) -> list[str] | None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from papermill.log import logger
 
-from workshop.engine import cluster
+from workshop.engine import cluster, placement
 from workshop.engine.attempt import Attempt, WorkerLost
 from workshop.engine.executed import ExecutedNotebook
+from workshop.engine.signals import handled
 from workshop.settings import NotebookOptions, get_settings
 
 RESTART_SECONDS = 30  # for a nanny that starts the next worker
@@ -70,11 +69,11 @@ def _run_attempts(executed, kernel_name: str, client, options: NotebookOptions, 
     """
     lost: list[dict[str, Any]] = []
     while True:
-        workers = cluster.select(cluster.survey(client, kernel_name, Path.cwd()), options, kernel_name)
+        workers = placement.select(cluster.survey(client, kernel_name, Path.cwd()), options, kernel_name)
         attempt = Attempt(executed, kernel_name, client, workers, options, **keywords)
         began = time.time()
         try:
-            with _ended_by_signals(), cluster.slot(client, workers) as resources:
+            with handled((signal.SIGTERM, signal.SIGHUP), _leave), placement.slot(client, workers) as resources:
                 attempt.run(options.resources | resources)
         except WorkerLost as error:
             lost.append({"worker": attempt.worker, "began": began, "ended": time.time(), "error": error.what})
@@ -92,22 +91,9 @@ def _run_attempts(executed, kernel_name: str, client, options: NotebookOptions, 
             return attempt.worker
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end the notebook as Ctrl-C does: the kernel stopped, what there is saved."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _frame) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _leave(number: int, _frame) -> None:
+    """End the notebook at SIGTERM or SIGHUP as Ctrl-C does: the kernel stopped, what there is saved."""
+    raise SystemExit(128 + number)
 
 
 def attach(client, worker: str, notebook, input_path: object) -> None:

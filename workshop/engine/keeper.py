@@ -58,7 +58,7 @@ def keep(messages: Messages, run: Run) -> NoReturn:
     """Read the request, start its kernel in a child by ``run``, and stay until nothing of it is left."""
     with contextlib.suppress(PermissionError):  # who already leads a group cannot open a session
         os.setsid()
-    _control_process(PR_SET_CHILD_SUBREAPER, 1)
+    control_process(PR_SET_CHILD_SUBREAPER, 1)
     signals = _signals_as_bytes()
     request, orders = _read_request(messages)
     kernel, problem = _start(request, run)
@@ -81,7 +81,7 @@ def _read_request(messages: Messages) -> tuple[dict[str, Any], list[dict[str, An
     return received[0], received[1:]
 
 
-def _control_process(option: int, value: int) -> None:
+def control_process(option: int, value: int) -> None:
     """Call Linux' prctl; elsewhere there is no such thing."""
     if sys.platform == "linux":
         import ctypes
@@ -124,7 +124,7 @@ def _start(request: dict[str, Any], run: Run) -> tuple[int, list | None]:
 def _become_leader(keeper: int) -> None:
     """Give the child what a fresh process has: a session, no input, no handlers; it dies with its keeper."""
     os.setsid()
-    _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
+    control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(127)
     signal.set_wakeup_fd(-1)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TextIO
+from typing import TextIO
 
 from workshop.engine.commands import CommandServer, StageCommands, StageFailed, Stopped
 from workshop.engine.pipeline import State, open_pipeline
+from workshop.engine.signals import handled
 from workshop.errors import EngineError
 
 # What loads models is forked from a second server: its imports would keep the first one from starting commands.
@@ -62,12 +63,13 @@ def reproduce_parallel(
     process's own. Raises EngineError when the pipeline cannot be read, or at the end when stages failed; SystemExit
     130 or 143 when interrupted or terminated, what had run to its end being committed.
     """
+    stop = _Stop()
     # The current folder is DVC's frame for names, as in the shell; and the server imports while we import DVC.
     with (
         contextlib.chdir(folder),
         contextlib.closing(CommandServer()) as server,
         log.open("w", encoding="utf-8", errors="replace") as file,
-        _Stop() as stop,
+        handled((signal.SIGINT, signal.SIGTERM), stop.hear),
     ):
         from dvc.exceptions import DvcException
 
@@ -122,19 +124,9 @@ class _Stop:
         self.number = 0
         self._count = 0
         self._since = 0.0
-        self._before: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, _frame) -> None:
+    def hear(self, number: int, _frame) -> None:
+        """Take note of a signal."""
         if not self._count:
             self.number, self._since = number, time.monotonic()
         self._count += 1

@@ -52,12 +52,18 @@ def reproduce(settings: Settings, write: Callable[[str], object]) -> list[str]:
     return [stage for stage, state in states.items() if state is State.DONE]
 
 
-def environment_of(settings: Settings) -> dict[str, str]:
-    """Return what the commands of stages find on top of our own environment: servers, and this Python's programs."""
+def environment_of(settings: Settings, *, shell_first: bool = False) -> dict[str, str]:
+    """Return what the commands of stages find on top of our own environment: servers, and this Python's programs.
+
+    ``shell_first``: where the shell names a server or a cluster, it is that one, as for a `dvc repro` typed there.
+    """
+    servers = {
+        name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))
+    }
     scripts = str(Path(sys.executable).parent)
     settings.logs.mkdir(parents=True, exist_ok=True)
     path = scripts + os.pathsep + os.environ.get("PATH", os.defpath)
-    return settings.exports() | {"PATH": path, "PYTHONUNBUFFERED": "1"}
+    return servers | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def notebooks_at_once(settings: Settings) -> int:
@@ -65,10 +71,10 @@ def notebooks_at_once(settings: Settings) -> int:
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
     if settings.dask_scheduler_address in (None, own):
         return settings.dask_workers
-    from workshop.engine import cluster
+    from workshop.engine import cluster, placement
 
     with cluster.connect() as client:
-        return cluster.slots(client)
+        return placement.slots(client)
 
 
 @contextlib.contextmanager

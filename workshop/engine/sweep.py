@@ -10,10 +10,9 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop.engine.combinations import check_parameters, combinations, file_names, misuse
+from workshop.engine.signals import handled
 from workshop.errors import EngineError, WorkshopError
 
 if TYPE_CHECKING:
@@ -184,11 +184,11 @@ def run_many(
     from tqdm.auto import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from workshop.engine import cluster
+    from workshop.engine import cluster, placement
 
     parameters, sweeps = dict(parameters or {}), list(sweeps)
     runs = plan(notebook, parameters, sweeps, output_folder)
-    varied = list(combinations(sweeps)[0]) or list(parameters)
+    varied = [name for name in runs[0].parameters if name not in parameters] or list(parameters)
     runs[0].output.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         # MLflow prints the address of each run that it ends; the standard output is for the result.
@@ -198,8 +198,10 @@ def run_many(
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect())
         parent = stack.enter_context(_parent_run(notebook, parameters, sweeps, tell))
-        heard = stack.enter_context(_stop_signals())
-        slots = cluster.slots(client)
+        heard: list[int] = []
+        # Collected, instead of an exception wherever they happen to arrive.
+        stack.enter_context(handled(STOP_SIGNALS, lambda number, _: heard.append(number)))
+        slots = placement.slots(client)
         tell(f"{len(runs)} x {notebook.name}, {slots} at once, on {client.scheduler.address}")
         with tqdm(total=len(runs), desc=notebook.stem, unit="notebook", file=sys.stderr, disable=None) as bar:
             _Execution(notebook, runs, varied, client, parent, heard, tell).run(2 * slots, bar)
@@ -227,20 +229,6 @@ def _end_parent(sweep: Sweep) -> None:
         end_runs(
             [sweep.parent_run], "KILLED" if sweep.signal else "FAILED" if sweep.failed else "FINISHED", tracking_uri()
         )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop, instead of an exception wherever they happen to arrive."""
-    heard: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in STOP_SIGNALS}
-    try:
-        yield heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Execution:
