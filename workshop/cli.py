@@ -159,7 +159,7 @@ def start(as_json: bool) -> None:
     Example:  workshop start
     """
     from workshop.data.prepare import load_or_make
-    from workshop.engine.pipeline import reproduce
+    from workshop.engine.repro.pipeline import reproduce
     from workshop.models.registry import production
     from workshop.servers import supervision
 
@@ -211,7 +211,7 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
     """
     import sys
 
-    from workshop.engine import parallel, pipeline
+    from workshop.engine.repro import parallel, pipeline
     from workshop.settings import get_settings
 
     settings = get_settings()

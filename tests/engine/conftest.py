@@ -1,20 +1,23 @@
-"""A Dask cluster as any site has one: a scheduler and two workers, each a process of its own."""
+"""A Dask cluster as any site has one, a scheduler and two workers, each a process of its own; a tracking server."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from workplace import BIN, clean_environment, processes_of
+from workplace import BIN, clean_environment, free_port, processes_of
 
 START_SECONDS = 60
+TRACKING_SECONDS = 240  # its tables are made first, which takes long on a busy machine
 STOP_SECONDS = 30
 
 
@@ -66,6 +69,31 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
         yield Cluster(address, environment, folder / "jupyter" / "kernels", folder)
 
 
+@pytest.fixture(scope="session")
+def tracking_server(tmp_path_factory) -> Iterator[str]:
+    """The address of an MLflow tracking server with a store of its own."""
+    folder = tmp_path_factory.mktemp("tracking")
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder / "artifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = folder / "server.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
+
+    def is_healthy() -> bool:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
+        return False
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(assert_gone, folder)
+        stack.enter_context(ended(server))
+        wait_until(is_healthy, [server], folder, TRACKING_SECONDS)
+        yield address
+
+
 @contextlib.contextmanager
 def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
     """End a process and all that it started, kindly if it lets us."""
@@ -102,9 +130,9 @@ def workers_of(file: Path) -> int:
         return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def wait_until(is_ready, processes: list[subprocess.Popen], folder: Path) -> None:
-    """Wait until the cluster is there; fail with its logs when a process has ended or it takes too long."""
-    deadline = time.monotonic() + START_SECONDS
+def wait_until(is_ready, processes: list[subprocess.Popen], folder: Path, seconds: float = START_SECONDS) -> None:
+    """Wait until they are ready; fail with the logs in ``folder`` when one has ended or it takes too long."""
+    deadline = time.monotonic() + seconds
     while not is_ready():
         if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
             pytest.fail("\n".join(log.read_text() for log in sorted(folder.glob("*.log"))))

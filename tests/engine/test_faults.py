@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import psutil
 import pytest
-from engine.hosts import MARK, Client, assert_gone, end, marked, new_cluster, notebook, small_disk, wait_for
-from workplace import BIN, free_port
+from engine.hosts import MARK, Client, assert_gone, marked, new_cluster, notebook, small_disk, wait_for
+from workplace import BIN
 
 from workshop.errors import EngineError
 
@@ -38,53 +37,26 @@ LATER = "print('never')"
 
 # -- what the tests have in common -------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory):
-    """The address of an MLflow tracking server."""
-    folder = tmp_path_factory.mktemp("tracking")
-    port = free_port()
-    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder / "artifacts"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = folder / "log"
-    with log.open("w") as file:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file)
-    address = f"http://127.0.0.1:{port}"
-
-    def is_ready() -> bool:
-        assert server.poll() is None, log.read_text()
-        try:
-            return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
-        except OSError:
-            return False
-
-    try:
-        wait_for(is_ready, what="the tracking server")
-        yield address
-    finally:
-        end(server)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory, tracking):
+def cluster(tmp_path_factory, tracking_server):
     """A scheduler and one worker with a nanny, for faults that leave the cluster whole, or that it mends by itself."""
-    with new_cluster(tmp_path_factory.mktemp("faults"), MLFLOW_TRACKING_URI=tracking) as cluster:
+    with new_cluster(tmp_path_factory.mktemp("faults"), MLFLOW_TRACKING_URI=tracking_server) as cluster:
         cluster.start_scheduler()
         cluster.start_worker("alpha", nanny=True)
         yield cluster
 
 
 @pytest.fixture
-def own(tmp_path, tracking):
+def own(tmp_path, tracking_server):
     """A cluster of the test's own, with a scheduler and no worker yet."""
-    with new_cluster(tmp_path / "cluster", MLFLOW_TRACKING_URI=tracking) as cluster:
+    with new_cluster(tmp_path / "cluster", MLFLOW_TRACKING_URI=tracking_server) as cluster:
         cluster.start_scheduler()
         yield cluster
 
 
-def run_status(client: Client, tracking: str, cell: int = 0) -> str:
+def run_status(client: Client, tracking_server: str, cell: int = 0) -> str:
     """Return what the tracking server says of the run that a notebook opened in a cell."""
     run_id = client.text(cell).split("run ")[1].split()[0]
-    with urllib.request.urlopen(f"{tracking}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
+    with urllib.request.urlopen(f"{tracking_server}/api/2.0/mlflow/runs/get?run_id={run_id}") as answer:
         return json.load(answer)["run"]["info"]["status"]
 
 
@@ -112,7 +84,7 @@ def kernel_of(client: Client, cell: int = 1) -> psutil.Process:
 
 
 # -- the notebook itself -----------------------------------------------------------------------------------------
-def test_fault_cell_error_fails_the_run(cluster, tracking, tmp_path):
+def test_fault_cell_error_fails_the_run(cluster, tracking_server, tmp_path):
     """A cell that raises: exit code 1, its error, later cells pending, the MLflow run it had open FAILED."""
     start = "import mlflow\nprint('run', mlflow.start_run().info.run_id)"
     client = cluster.run(notebook(tmp_path / "error.ipynb", start, "1 / 0", LATER))
@@ -122,7 +94,7 @@ def test_fault_cell_error_fails_the_run(cluster, tracking, tmp_path):
     # papermill puts a cell with a link to the error at the top, and one before the cell.
     statuses = [cell.metadata.papermill.get("status") for cell in client.document.cells if cell.cell_type == "code"]
     assert statuses == ["completed", "failed", "pending"]
-    assert run_status(client, tracking, 1) == "FAILED"
+    assert run_status(client, tracking_server, 1) == "FAILED"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +104,7 @@ def test_fault_cell_error_fails_the_run(cluster, tracking, tmp_path):
         ("import signal\nos.kill(os.getpid(), signal.SIGKILL)", "signal 9 (SIGKILL)"),
     ],
 )
-def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking, tmp_path, source, words):
+def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking_server, tmp_path, source, words):
     """A kernel that exits or is killed (as the memory killer does it): how it ended, in which cell, and papermill's
     exit code; what it had printed is kept."""
     words_first = "import time\nprint('last words', flush=True)\ntime.sleep(0.5)\n"
@@ -142,10 +114,10 @@ def test_fault_kernel_that_dies_is_told_with_its_end(cluster, tracking, tmp_path
         client, "Kernel died", words, "in cell 2", code=138, cells=["completed", "failed", "pending"], traceback=True
     )
     assert client.text(1) == "last words\n"
-    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
-def test_fault_kernel_killed_from_outside_is_told(cluster, tracking, tmp_path):
+def test_fault_kernel_killed_from_outside_is_told(cluster, tracking_server, tmp_path):
     """A kernel that somebody kills with -9 while a cell runs: told within ten seconds."""
     client = cluster.start(notebook(tmp_path / "killed.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client).kill()
@@ -154,16 +126,16 @@ def test_fault_kernel_killed_from_outside_is_told(cluster, tracking, tmp_path):
     assert_told(
         client, "signal 9 (SIGKILL), in cell 2", code=138, cells=["completed", "failed", "pending"], traceback=True
     )
-    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
-def test_fault_execution_timeout_ends_the_cell(cluster, tracking, tmp_path):
+def test_fault_execution_timeout_ends_the_cell(cluster, tracking_server, tmp_path):
     """A cell that takes longer than --execution-timeout: papermill's error, and the kernel gone."""
     source = notebook(tmp_path / "timeout.ipynb", OPEN_RUN, SLEEP, LATER)
     client = cluster.run(source, "--execution-timeout", "3")
     client.assert_nothing_left(0)
     assert_told(client, "CellTimeoutError", code=1, cells=["completed", "failed", "pending"], traceback=True)
-    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
 def test_fault_kernel_stuck_in_c_is_ended(cluster, tmp_path):
@@ -181,7 +153,7 @@ def test_fault_kernel_stuck_in_c_is_ended(cluster, tmp_path):
     ("how", "code"),
     [(signal.SIGINT, 1), (signal.SIGTERM, 143), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.soak)],
 )
-def test_fault_client_interrupted_ends_the_notebook(cluster, tracking, tmp_path, how, code):
+def test_fault_client_interrupted_ends_the_notebook(cluster, tracking_server, tmp_path, how, code):
     """Ctrl-C, SIGTERM or a closed terminal: kernel gone within 10 s, notebook saved and truthful, the run KILLED."""
     client = cluster.start(notebook(tmp_path / "interrupted.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client)
@@ -189,10 +161,10 @@ def test_fault_client_interrupted_ends_the_notebook(cluster, tracking, tmp_path,
     client.assert_nothing_left(SECONDS)
     client.wait(SECONDS)
     assert_told(client, code=code, cells=["completed", "failed", "pending"])
-    wait_for(lambda: run_status(client, tracking) == "KILLED", RUN_SECONDS)
+    wait_for(lambda: run_status(client, tracking_server) == "KILLED", RUN_SECONDS)
 
 
-def test_fault_client_killed_ends_the_notebook(cluster, tracking, tmp_path):
+def test_fault_client_killed_ends_the_notebook(cluster, tracking_server, tmp_path):
     """kill -9 on the client: kernel gone within 10 s, the run KILLED; on the disk is all that had arrived."""
     client = cluster.start(notebook(tmp_path / "killed.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client)
@@ -201,11 +173,11 @@ def test_fault_client_killed_ends_the_notebook(cluster, tracking, tmp_path):
     client.assert_nothing_left(SECONDS)
     assert client.text(1).startswith("pid")
     assert client.cells == ["completed", "running", "pending"]
-    wait_for(lambda: run_status(client, tracking) == "KILLED", RUN_SECONDS)
+    wait_for(lambda: run_status(client, tracking_server) == "KILLED", RUN_SECONDS)
 
 
 # -- the worker --------------------------------------------------------------------------------------------------
-def test_fault_worker_killed_under_its_nanny_is_an_error(cluster, tracking, tmp_path):
+def test_fault_worker_killed_under_its_nanny_is_an_error(cluster, tracking_server, tmp_path):
     """A worker killed with -9: an error within 10 s, no kernel left, and its nanny's next worker runs nothing again."""
     count = tmp_path / "count"
     effect = f"open({str(count)!r}, 'a').write('once\\n')\n" + SLEEP
@@ -214,7 +186,7 @@ def test_fault_worker_killed_under_its_nanny_is_an_error(cluster, tracking, tmp_
     client.assert_nothing_left(DESCENDANTS_SECONDS)
     client.wait(30)
     assert_told(client, "worker", "lost", "retries", code=1, cells=["completed", "failed", "pending"])
-    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
     after = cluster.run(notebook(tmp_path / "after.ipynb", "print('well')"))
     assert after.process.returncode == 0, after.words
     assert count.read_text() == "once\n"
@@ -231,7 +203,7 @@ def worker_of(kernel: psutil.Process) -> psutil.Process:
 @pytest.mark.parametrize(
     ("how", "words"), [(signal.SIGKILL, "was lost"), pytest.param(signal.SIGTERM, "was ", marks=pytest.mark.soak)]
 )
-def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking, tmp_path, how, words):
+def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking_server, tmp_path, how, words):
     """A worker killed, or shut down: an error within 10 s, and a free worker does not run the notebook again."""
     workers = {name: own.start_worker(name) for name in ("one", "two")}
     count = tmp_path / "count"
@@ -244,7 +216,7 @@ def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking, tmp_pat
     assert_told(
         client, f"worker that ran the notebook {words}", "retries", code=1, cells=["completed", "failed", "pending"]
     )
-    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
     time.sleep(2)  # in which the other worker would have begun
     assert count.read_text() == "once\n"
     assert sum(process.poll() is None for process in workers.values()) == 1
@@ -277,7 +249,7 @@ def test_fault_worker_killed_is_told_to_all_who_need_it(own, monkeypatch):
     assert sum("All Dask workers that suit the notebook are gone" in text for text in words) == 1
 
 
-def test_fault_scheduler_killed_is_an_error(own, tracking, tmp_path):
+def test_fault_scheduler_killed_is_an_error(own, tracking_server, tmp_path):
     """The scheduler killed: an error, and no kernel alive 10 s later; the run does not stay open."""
     own.start_worker("one")
     client = own.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, SLEEP, LATER))
@@ -286,7 +258,7 @@ def test_fault_scheduler_killed_is_an_error(own, tracking, tmp_path):
     client.assert_nothing_left(SECONDS)
     client.wait(30)
     assert_told(client, "scheduler was lost", code=1, cells=["completed", "failed", "pending"])
-    assert run_status(client, tracking) in ("FAILED", "KILLED")
+    assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
 def test_fault_warm_kernel_goes_with_its_worker(own, tmp_path):

@@ -21,8 +21,8 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
-from workshop.engine.kernels import KeptKernelManager
-from workshop.engine.warm import WARM, start_warming, warm_state
+from workshop.engine.kernels.manager import KeptKernelManager
+from workshop.engine.kernels.warm import WARM, start_warming, warm_state
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -377,7 +377,7 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = "import changing_module, sys\nprint(changing_module.value, 'colorsys' in sys.modules)"
-    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "workshop.engine.kernels"):
+    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "workshop.engine.kernels.manager"):
         assert run(asked) == "1 True\n"
         before = warm_state()["pid"]
         module.write_text("value = 1000")
@@ -407,7 +407,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
         "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level(logging.INFO, "workshop.engine.kernels"), warming("colorsys", "threaded"):
+    with caplog.at_level(logging.INFO, "workshop.engine.kernels.manager"), warming("colorsys", "threaded"):
         assert "a module started threads: busy" in warm_state()["reason"]
         assert not is_forked()
         assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
@@ -441,7 +441,10 @@ def test_kernel_starts_cold_while_imports_still_run(tmp_path, monkeypatch):
 def test_warm_process_ends_with_its_worker(tmp_path):
     """A worker that is killed while its warm process still imports takes that with it."""
     (tmp_path / "slow.py").write_text("import ctypes\nopen('importing', 'w')\nctypes.PyDLL(None).sleep(600)")
-    script = "import os, time; from workshop.engine.warm import start_warming; start_warming(['slow']); time.sleep(600)"
+    script = (
+        "import os, time; from workshop.engine.kernels.warm import start_warming; "
+        "start_warming(['slow']); time.sleep(600)"
+    )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as worker:
         assert wait_until((tmp_path / "importing").exists)

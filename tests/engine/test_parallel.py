@@ -18,8 +18,8 @@ import pytest
 import yaml
 from workplace import BIN, clean_environment
 
-from workshop.engine.commands import CommandServer, program_words
-from workshop.engine.parallel import StageProgress, State, lines
+from workshop.engine.repro.commands import CommandServer, program_words
+from workshop.engine.repro.parallel import StageProgress, State, lines
 
 SECONDS = 120
 # DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
@@ -27,7 +27,7 @@ ENVIRONMENT = clean_environment() | {"PYTHONHASHSEED": "0"}
 RUN = """
 import json, signal, sys, time
 from pathlib import Path
-from workshop.engine.parallel import lines, reproduce_parallel
+from workshop.engine.repro.parallel import lines, reproduce_parallel
 from workshop.errors import EngineError
 
 # A shell that is not interactive starts background jobs deaf to Ctrl-C.

@@ -16,12 +16,12 @@ import nbformat
 import psutil
 import pytest
 from engine.notebooks import notebook as document_of
-from workplace import BIN, environment_of, free_port, processes_of
+from workplace import environment_of
 
 from workshop.engine.sweep import NotebookRun, Status, Sweep, combinations, file_names, plan, read_rank, run_many
 from workshop.errors import EngineError
 
-START_SECONDS = 60
+START_SECONDS = 120
 STOP_SECONDS = 20
 
 SCORES = """
@@ -83,31 +83,6 @@ def at(cluster, tmp_path, monkeypatch) -> Path:
         yield tmp_path
 
 
-@pytest.fixture(scope="module")
-def tracking_server(tmp_path_factory) -> Iterator[str]:
-    """A tracking server with a store of its own; its address."""
-    folder = tmp_path_factory.mktemp("tracking")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [
-        *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", folder / "artifacts"),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: is_healthy(address) or server.poll() is not None, START_SECONDS)
-        assert server.poll() is None, (folder / "log").read_text()
-        yield address
-    finally:
-        family = psutil.Process(server.pid).children(recursive=True)
-        server.terminate()
-        server.wait(STOP_SECONDS)
-        psutil.wait_procs(family, STOP_SECONDS)
-        assert not processes_of(folder)
-
-
 @pytest.fixture
 def tracked(at, tracking_server, monkeypatch):
     """The same, with a tracking server, and MLflow's client for it."""
@@ -115,15 +90,6 @@ def tracked(at, tracking_server, monkeypatch):
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
     return connect()
-
-
-def is_healthy(address: str) -> bool:
-    """Tell whether the tracking server answers."""
-    import requests
-
-    with contextlib.suppress(requests.RequestException):
-        return requests.get(f"{address}/health", timeout=3).ok
-    return False
 
 
 def wait_until(happened, seconds: float, program: subprocess.Popen | None = None) -> None:

@@ -22,9 +22,9 @@ from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
 from workshop.engine import cluster, placement
-from workshop.engine.declaration import Declaration, declared
 from workshop.engine.events import EventReceiver
 from workshop.engine.executed import ExecutedNotebook
+from workshop.engine.files.declaration import Declaration, declared
 from workshop.engine.worker import LOST, Place, Task, WorkerLost, collected, release, run_notebook
 from workshop.errors import EngineError
 from workshop.settings import NotebookOptions, get_settings
@@ -197,7 +197,7 @@ class Attempt:
         """Nothing to do: that it came is the message."""
 
     def _on_collect(self, _: dict[str, Any]) -> None:
-        from workshop.engine.transfer import fetch
+        from workshop.engine.files.transfer import fetch
 
         fetch(self._client, self.worker, self._scratch, Path.cwd(), self._declaration, progress=self._shows_progress)
         self._tell(collected, self._key)
@@ -214,7 +214,7 @@ class Attempt:
     # -- files, where there is no shared disk ------------------------------------------------------------------
     def _send_files(self) -> str:
         """Bring the notebook's deps to the worker; return the scratch folder there."""
-        from workshop.engine.transfer import send
+        from workshop.engine.files.transfer import send
 
         self._declaration = declaration(self._options, self._executed.output_path)
         if not self._declaration.deps and not self._declaration.outs:
@@ -226,7 +226,7 @@ class Attempt:
         return self._scratch
 
     def _remove_files(self) -> None:
-        from workshop.engine.transfer import remove
+        from workshop.engine.files.transfer import remove
 
         if self._scratch is not None:
             with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later

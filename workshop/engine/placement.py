@@ -142,9 +142,9 @@ def place(client: Client, key: str, workers: list[str], resources: dict[str, flo
             return best.address
         dask_scheduler.set_restrictions({key: workers})
         there = task.processing_on
-        if there is not None and task not in there.long_running and has_room(best):
-            if any(there.used_resources[name] > there.resources[name] for name in resources):
-                stealing.move_task_request(task, there, best)
+        waits = there is not None and task not in there.long_running
+        if waits and has_room(best) and any(there.used_resources[name] > there.resources[name] for name in resources):
+            stealing.move_task_request(task, there, best)
         return None
 
     try:

@@ -26,7 +26,7 @@ def start_readying(worker) -> None:
 
 def _ready() -> None:
     from workshop.engine import cells  # noqa: F401 - papermill's client, which each notebook needs
-    from workshop.engine.warm import start_warming
+    from workshop.engine.kernels.warm import start_warming
     from workshop.settings import get_settings
 
     start_warming(get_settings().kernel_imports)

@@ -133,7 +133,7 @@ def run_notebook(task: Task) -> None:
     finally:
         del RUNS[key]
         if run.stopped and run.place is not None and run.place.is_scratch:
-            from workshop.engine.store import Store, home
+            from workshop.engine.files.store import Store, home
 
             Store(home(worker)).remove(run.place.folder)  # nobody may be left to ask for it
     events.send("done", **ending)

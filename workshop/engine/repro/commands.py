@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workshop.engine.command_server import HEADER, ORPHAN_SECONDS, READ_BYTES
+from workshop.engine.repro.command_server import HEADER, ORPHAN_SECONDS, READ_BYTES
 from workshop.errors import EngineError
 
 # Programs whose distribution has the same name. What they import is three to four seconds of a cold start: our own at
@@ -61,7 +61,7 @@ class CommandServer:
         self._control, theirs = socket.socketpair()
         self._commands: list[Command] = []
         self._sending = threading.Lock()
-        code = f"from workshop.engine.command_server import serve; serve({theirs.fileno()}, {list(modules)!r})"
+        code = f"from workshop.engine.repro.command_server import serve; serve({theirs.fileno()}, {list(modules)!r})"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],

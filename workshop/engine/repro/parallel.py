@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from workshop.engine.commands import CommandServer, StageCommands, StageFailed, Stopped
-from workshop.engine.pipeline import State, open_pipeline
+from workshop.engine.repro.commands import CommandServer, StageCommands, StageFailed, Stopped
+from workshop.engine.repro.pipeline import State, open_pipeline
 from workshop.engine.signals import handled
 from workshop.errors import EngineError
 

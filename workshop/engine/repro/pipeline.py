@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from workshop.engine.commands import Stopped
+from workshop.engine.repro.commands import Stopped
 from workshop.settings import Settings
 
 BIG_BYTES, BIG_FILES = 50_000_000, 500
@@ -39,7 +39,7 @@ def reproduce(settings: Settings, write: Callable[[str], object]) -> list[str]:
 
     ``write`` gets a line a stage. Raises EngineError when stages fail.
     """
-    from workshop.engine.parallel import lines, reproduce_parallel
+    from workshop.engine.repro.parallel import lines, reproduce_parallel
 
     states = reproduce_parallel(
         settings.pipeline,
@@ -57,9 +57,7 @@ def environment_of(settings: Settings, *, shell_first: bool = False) -> dict[str
 
     ``shell_first``: where the shell names a server or a cluster, it is that one, as for a `dvc repro` typed there.
     """
-    servers = {
-        name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))
-    }
+    servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
     scripts = str(Path(sys.executable).parent)
     settings.logs.mkdir(parents=True, exist_ok=True)
     path = scripts + os.pathsep + os.environ.get("PATH", os.defpath)

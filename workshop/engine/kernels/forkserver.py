@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from workshop.engine.keeper import Messages, keep
-from workshop.engine.launcher import LAUNCHER, run_kernel
+from workshop.engine.kernels.keeper import Messages, keep
+from workshop.engine.kernels.launcher import LAUNCHER, run_kernel
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 # What ipykernel itself imports only once a kernel starts or ends.

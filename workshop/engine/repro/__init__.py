@@ -1,0 +1,1 @@
+"""The stages of a pipeline, side by side: `workshop repro`."""
