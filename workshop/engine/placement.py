@@ -122,15 +122,17 @@ def place(client: Client, key: str, workers: list[str], resources: dict[str, flo
         coming = [address for address, _ in booked.values()]
         coming += [moving["thief"].address for moving in stealing.in_flight.values()]
 
-        def has_room(state) -> bool:
-            tasks = 1 + coming.count(state.address)
+        def has_room(state, tasks: int = 1) -> bool:
+            # What Dask itself counts as used is wrong once a task was moved.
+            used = [task.resource_restrictions or {} for task in state.processing]
             return all(
-                state.resources.get(name, 0) - state.used_resources.get(name, 0) >= tasks * amount
+                sum(amounts.get(name, 0) for amounts in used) + tasks * amount <= state.resources.get(name, 0)
                 for name, amount in resources.items()
             )
 
         def load(state) -> tuple[bool, float]:
-            return not has_room(state), (len(state.processing) + coming.count(state.address)) / state.nthreads
+            arriving = coming.count(state.address)
+            return not has_room(state, arriving + 1), (len(state.processing) + arriving) / state.nthreads
 
         states = [dask_scheduler.workers[address] for address in workers if address in dask_scheduler.workers]
         best = min((state for state in states if state.status.name == "running"), key=load, default=None)
@@ -142,8 +144,8 @@ def place(client: Client, key: str, workers: list[str], resources: dict[str, flo
             return best.address
         dask_scheduler.set_restrictions({key: workers})
         there = task.processing_on
-        waits = there is not None and task not in there.long_running
-        if waits and has_room(best) and any(there.used_resources[name] > there.resources[name] for name in resources):
+        waits = there is not None and task not in there.long_running and not has_room(there, 0)
+        if waits and has_room(best, coming.count(best.address) + 1):
             stealing.move_task_request(task, there, best)
         return None
 
