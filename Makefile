@@ -13,6 +13,8 @@ UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(BIN):$(PATH)
+# Where a shell forbids bytecode, each of the many programs that start here would compile all its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"

@@ -24,6 +24,8 @@ class Place(Servers):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
+        del environment["WORKSHOP_KERNEL_IMPORTS"]  # a workplace of tests warms no kernels
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each start compiles all its imports anew, on both sides
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
         super().__init__(root, dict(environment), "", 0.0)

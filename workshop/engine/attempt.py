@@ -226,9 +226,9 @@ class Attempt:
         return self._scratch
 
     def _remove_files(self) -> None:
-        from workshop.engine.files.transfer import remove
-
         if self._scratch is not None:
+            from workshop.engine.files.transfer import remove
+
             with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
                 remove(self._client, self.worker, self._scratch)
 

@@ -112,7 +112,7 @@ def survey(client: Client, kernel_name: str | None = None, folder: Path | None =
         given = {"source": DESCRIBE, "scope": {}, "packages": list(PACKAGES), "sign": sign}
         call = "(exec(source, scope), scope['_describe'](packages, sign))[1]"
         answers = client.sync(_ask, client, list(known), eval, call, given)
-    here = _describe(list(PACKAGES), sign)
+    here = _describe(list(PACKAGES), sign, lists_kernels=False)  # to look for them takes a while, and nobody asks
     return [_worker(address, known[address], answers[address], here, kernel_name) for address in answers]
 
 
@@ -129,8 +129,9 @@ async def _ask(client: Client, workers: list[str], function: Callable, *argument
     return dict(zip(workers, await asyncio.gather(*map(ask, workers)), strict=True))
 
 
-def _describe(packages, sign):
+def _describe(packages, sign, lists_kernels=True):
     """Return what this process is; runs on a worker, which may have none of our packages and another Python."""
+    import contextlib
     import importlib.metadata
     import pathlib
     import sys
@@ -141,12 +142,12 @@ def _describe(packages, sign):
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    try:
-        from jupyter_client.kernelspec import find_kernel_specs
+    kernels = []
+    with contextlib.suppress(ImportError):
+        if lists_kernels:
+            from jupyter_client.kernelspec import find_kernel_specs
 
-        kernels = sorted(find_kernel_specs())
-    except ImportError:
-        kernels = []
+            kernels = sorted(find_kernel_specs())
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         machine = f"{boot} {pathlib.Path('/proc/self/ns/net').readlink()}"
