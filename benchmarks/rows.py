@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.measure import Spread, ratios
 
-HEADER = ("what", "plain way", "ours", "figure", "promised", "")
+HEADER = ("what", "plain way", "ours", "how many times faster", "at least", "")
 MET, MISSED, NO_PROMISE = "met", "**missed**", ""
 
 
@@ -23,12 +23,12 @@ class Ratio:
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
         """Return the row's cells."""
         spread = Spread.of(ratios(figures[self.base], figures[self.ours]))
-        promised = "" if self.at_least is None else f"at least {self.at_least:g} times"
+        promised = "" if self.at_least is None else "no slower" if self.at_least == 1 else f"{self.at_least:g} times"
         return (
             self.what,
             f"{self.base}: {in_words(figures[self.base], 's')}",
             f"{self.ours}: {in_words(figures[self.ours], 's')}",
-            f"**{spread.median:.2g} times** ({spread.least:.2g} to {spread.most:.2g})",
+            f"**{spread.median:.2g}** ({spread.least:.2g} to {spread.most:.2g})",
             promised,
             verdict(spread.median, at_least=self.at_least),
         )
@@ -48,7 +48,7 @@ class Figure:
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
         """Return the row's cells."""
         spread = Spread.of(figures[self.name])
-        promised = "" if self.at_least is None else f"at least {self.at_least:g} {self.unit}"
+        promised = "" if self.at_least is None else f"{self.at_least:g} {self.unit}"
         promised = promised if self.at_most is None else f"at most {self.at_most:g} {self.unit}"
         judged = verdict(spread.median, at_least=self.at_least, at_most=self.at_most)
         return (self.what, "", "", f"**{in_words(figures[self.name], self.unit, self.digits)}**", promised, judged)

@@ -84,8 +84,8 @@ STREAMS = """
 # %%
 import sys, time
 for number in range(5):
-    print("out", number, flush=True)
-    print("err", number, file=sys.stderr, flush=True)
+    print(f"out {number}\\n", end="", flush=True)
+    print(f"err {number}\\n", end="", file=sys.stderr, flush=True)
 # %%
 print("x" * 1_000_000)
 # %%
@@ -248,8 +248,8 @@ LOGGED = """
 import sys, time
 print(open("data.txt").read(), flush=True)
 for number in range(3):
-    print("out", number, flush=True); time.sleep(0.1)
-    print("err", number, file=sys.stderr, flush=True); time.sleep(0.1)
+    print(f"out {number}\\n", end="", flush=True); time.sleep(0.1)
+    print(f"err {number}\\n", end="", file=sys.stderr, flush=True); time.sleep(0.1)
 # %%
 from IPython.display import clear_output, display
 display("shown"); clear_output(); print("after"); open("written.txt", "w").write("by the notebook")

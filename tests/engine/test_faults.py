@@ -7,9 +7,12 @@ import json
 import os
 import secrets
 import signal
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -391,7 +394,28 @@ def test_fault_client_of_a_local_cluster_killed_leaves_nothing(tmp_path):
 
 
 # -- full disks --------------------------------------------------------------------------------------------------
-@pytest.mark.soak
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Keep a small disk full: what others free on it is taken at once."""
+    done = threading.Event()
+
+    def fill() -> None:
+        with (folder / "filler").open("wb", buffering=0) as file:
+            while not done.wait(0.01):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        (folder / "filler").unlink()
+
+
 def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
     """No room for a kernel's files on the worker: words and exit code 1; with room again, the next one runs."""
     with small_disk(tmp_path / "small", "1m") as folder:
@@ -399,19 +423,14 @@ def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
         source = notebook(tmp_path / "full.ipynb", "print('ran')", workshop={"worker": "small"})
         client = cluster.run(source)
         assert client.process.returncode == 0, client.words
-        time.sleep(1)  # the kernel's own files are still being removed
-        filler = folder / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-        client = cluster.run(source)
+        with filled(folder):
+            client = cluster.run(source)
         assert client.process.returncode == 1
         assert "the worker's disk is full" in client.words
         assert "No space left on device" in client.words
         assert "Traceback" not in client.words
         assert client.document.metadata.papermill.exception is True
         assert client.cells == ["pending"]
-        filler.unlink()
         client = cluster.run(source)
         assert client.process.returncode == 0, client.words
         cluster.stop("small")
