@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import tempfile
 import threading
 import time
 import urllib.request
@@ -418,7 +419,8 @@ def filled(folder: Path) -> Iterator[None]:
 
 def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
     """No room for a kernel's files on the worker: words and exit code 1; with room again, the next one runs."""
-    with small_disk(tmp_path / "small", "1m") as folder:
+    # A kernel's sockets need a short path; where TMPDIR is a long one, its files lie elsewhere.
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, small_disk(Path(short) / "small", "1m") as folder:
         cluster.start_worker("small", TMPDIR=str(folder))
         source = notebook(tmp_path / "full.ipynb", "print('ran')", workshop={"worker": "small"})
         client = cluster.run(source)
