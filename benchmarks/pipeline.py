@@ -10,13 +10,12 @@ from benchmarks.rows import Ratio
 
 TITLE = "The pipeline from nothing made"
 STOCK = "`dvc repro`, papermill's own engine"
-WARM_DVC, COLD_DVC = "`dvc repro`, engine, warm", "`dvc repro`, engine, cold"
+WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD = "`workshop repro`, warm", "`workshop repro`, cold"
 ROWS = (
     Ratio("pipeline, warm workers", STOCK, WARM, 5),
     Ratio("pipeline, cluster just started", STOCK, COLD, 3),
     Ratio("pipeline with plain DVC, warm workers", STOCK, WARM_DVC, 3),
-    Ratio("pipeline with plain DVC, cluster just started", STOCK, COLD_DVC),
 )
 ENGINE = " --engine dask"
 
@@ -50,7 +49,6 @@ def sides(place: Place) -> list[Side]:
         Side(STOCK, lambda: run("dvc"), stock_ready),
         Side(WARM_DVC, lambda: run("dvc"), warm_ready),
         Side(WARM, lambda: run("workshop"), warm_ready),
-        Side(COLD_DVC, lambda: run("dvc"), cold_ready, at_once=True),
         Side(COLD, lambda: run("workshop"), cold_ready, at_once=True),
     ]
 
