@@ -107,6 +107,14 @@ def test_cluster_outputs_reach_the_disk_while_the_cell_runs(cluster, tmp_path):
     client.wait()
 
 
+def test_cluster_loses_no_line_however_fast_they_come(cluster, tmp_path):
+    """Ten thousand lines, each sent at once: all arrive, in order."""
+    source = "for number in range(10_000):\n    print(f'{number} ' + 'x' * 60, flush=True)"
+    client = cluster.run(notebook(tmp_path / "lines.ipynb", source))
+    assert client.process.returncode == 0, client.words
+    assert [int(line.split()[0]) for line in client.text().splitlines()] == list(range(10_000))
+
+
 @pytest.mark.parametrize(
     "option", ["variable", *(pytest.param(option, marks=pytest.mark.soak) for option in ("metadata", None))]
 )

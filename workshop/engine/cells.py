@@ -20,6 +20,9 @@ from workshop.engine.kernels.manager import KeptKernelManager
 from workshop.errors import EngineError
 
 INTERRUPT_SECONDS = 0.5
+# From the end of a cell to its last output. nbclient's 4 s are for messages that get lost, which a Unix socket's do
+# not, and too few where ten thousand of them are on their way.
+OUTPUT_SECONDS = 120
 OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error"}
 
 
@@ -65,6 +68,7 @@ class KernelClient(PapermillNotebookClient):
     """
 
     def __init__(self, manager: CellEvents, events, *, max_output: int | None, before_end, **options: Any) -> None:
+        options = {"iopub_timeout": OUTPUT_SECONDS} | options
         super().__init__(manager, kernel_manager_class=KeptKernelManager, log=events.logger(), **options)
         self._events, self._max_output, self._before_end = events, max_output, before_end
         self._output = 0

@@ -49,6 +49,7 @@ def _serve(options: list[str], prepare: Callable[[Any], None] | None) -> None:
 
     OutStream.flush_interval = FLUSH_SECONDS
     _listen_on_no_port(Path(options[1]).parent)
+    _drop_no_output()
     # In a fork ipykernel's own default is of the time when it was imported.
     app = IPKernelApp.instance(parent_handle=os.getppid())
     app.initialize(options)
@@ -86,6 +87,20 @@ def _listen_on_no_port(folder: Path) -> None:
         return context, sending
 
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect
+
+
+def _drop_no_output() -> None:
+    """Let outputs queue as long as they must; ZeroMQ would drop those for which a reader is 1,000 messages behind."""
+    import zmq
+    from ipykernel.kernelapp import IPKernelApp
+
+    init_iopub = IPKernelApp.init_iopub
+
+    def init(self: Any, context: Any) -> None:
+        context.setsockopt(zmq.SNDHWM, 0)
+        init_iopub(self, context)
+
+    IPKernelApp.init_iopub = init
 
 
 def _forget_ended_children(kernel: Any) -> None:

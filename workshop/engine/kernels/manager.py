@@ -252,9 +252,10 @@ def _says_idle(message: dict[str, Any], request: str) -> bool:
 
 
 def _eager_context() -> zmq.asyncio.Context:
-    """Return a context whose sockets try again soon to connect to a kernel that does not listen yet."""
+    """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
     context = zmq.asyncio.Context()
     context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
+    context.setsockopt(zmq.RCVHWM, 0)
     return context
 
 
