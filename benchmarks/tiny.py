@@ -15,7 +15,7 @@ COUNT = 20
 STOCK = "`papermill`, one after another"
 STOCK_PAIR = "`papermill`, two at a time"
 PEER = "Snakemake, two jobs"
-OURS = "`workshop run --sweep`"
+OURS = "a sweep of `workshop run`"
 OURS_PAIR = "`papermill --engine dask`, two at a time"
 ROWS = (
     Ratio("20 tiny notebooks", STOCK, OURS, 8),
