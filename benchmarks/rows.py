@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.measure import Spread, ratios
 
-HEADER = ("what", "plain way", "ours", "how many times faster", "at least", "")
+HEADER = ("what", "plain way", "ours", "how many times faster", "target", "")
 MET, MISSED, NO_PROMISE = "met", "**missed**", ""
 
 

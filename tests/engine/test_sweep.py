@@ -223,6 +223,7 @@ def test_ranked_puts_the_best_first():
     with pytest.raises(EngineError, match="one of r2"):
         order("accuracy", r2=[1.0, 2.0])
     assert read_rank("wind_MAE") == ("wind_MAE", True)
+    assert read_rank("mape_solar") == ("mape_solar", True)
     with pytest.raises(EngineError, match="METRIC:min"):
         read_rank("r2:best")
 

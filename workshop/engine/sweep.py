@@ -31,7 +31,7 @@ LONGEST_TAG = 5000
 TICK_SECONDS = 0.2
 STOP_SECONDS = 8.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LOWER_IS_BETTER = re.compile(r"(^|[^a-z])(loss|error|rmse|mae|mse|seconds|latency)([^a-z]|$)", re.IGNORECASE)
+LOWER_IS_BETTER = re.compile(r"(^|[^a-z])(loss|error|rmse|mae|mse|mape|seconds|latency)([^a-z]|$)", re.IGNORECASE)
 
 
 class Status(enum.StrEnum):
