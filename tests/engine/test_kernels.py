@@ -110,9 +110,20 @@ def nothing_left():
     yield
     manager = getattr(run, "manager", None)
     assert manager is None or not Path(manager.private_folder).exists()
-    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
-    _, alive = psutil.wait_procs(left, timeout=GONE_SECONDS)
-    assert not [process for process in alive if process.pid != warm_state()["pid"]]
+
+    def left():
+        known = before | {warm_state()["pid"]} | set(spare_kernel())
+        return [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
+
+    wait_until(lambda: not left(), GONE_SECONDS)
+    assert not left()
+
+
+def spare_kernel():
+    """Return the process ids of the keeper and the process that wait, forked, for the next kernel."""
+    pid = warm_state()["pid"]
+    keepers = psutil.Process(pid).children() if pid and psutil.pid_exists(pid) else []
+    return [process.pid for keeper in keepers[-1:] for process in (keeper, *keeper.children())]
 
 
 def worker_script(cell, modules=()):
@@ -340,6 +351,15 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
         shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
     assert shown[0] == shown[1]
     assert "image/png" in shown[1][1][1]
+
+
+@pytest.mark.parametrize("victim", ["keeper", "kernel"])
+def test_kernel_starts_although_the_one_that_was_ready_is_killed(victim):
+    """As the memory killer may do; the next kernel is then started another way."""
+    with warming("json"):
+        assert wait_until(lambda: len(spare_kernel()) == 2)
+        os.kill(spare_kernel()[victim == "kernel"], signal.SIGKILL)
+        assert run("print('there')") == "there\n"
 
 
 def test_forked_kernels_share_no_state(plotting, tmp_path):

@@ -26,6 +26,8 @@ from workshop.errors import EngineError, WorkshopError
 if TYPE_CHECKING:
     from distributed import Client
 
+    from workshop.engine.records import Records
+
 MOST_METRICS = 6  # columns of the table
 LONGEST_TAG = 5000
 TICK_SECONDS = 0.2
@@ -197,55 +199,50 @@ def run_many(
         # papermill keeps the current folder in one place for all threads; so it is the same in each, and put back.
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect())
-        parent = stack.enter_context(_parent_run(notebook, parameters, sweeps, tell))
+        records = _records(client, notebook, tell)
+        if records:
+            tags = {"workshop.sweep": " ".join(sweeps)[:LONGEST_TAG]}
+            stack.enter_context(records.under(notebook.stem, parameters, tags))
         heard: list[int] = []
         # Collected, instead of an exception wherever they happen to arrive.
         stack.enter_context(handled(STOP_SIGNALS, lambda number, _: heard.append(number)))
         slots = placement.slots(client)
         tell(f"{len(runs)} x {notebook.name}, {slots} at once, on {client.scheduler.address}")
         with tqdm(total=len(runs), desc=notebook.stem, unit="notebook", file=sys.stderr, disable=None) as bar:
-            _Execution(notebook, runs, varied, client, parent, heard, tell).run(2 * slots, bar)
-        sweep = Sweep(runs, varied, parent, heard[0] if heard else None)
-        _end_parent(sweep)
+            _Execution(notebook, runs, varied, client, records, heard, tell).run(2 * slots, bar)
+        sweep = Sweep(runs, varied, records and records.parent, heard[0] if heard else None)
+        if records and not sweep.signal:
+            records.status = "FAILED" if sweep.failed else "FINISHED"
     return sweep
 
 
-def _parent_run(notebook: Path, parameters: dict[str, Any], sweeps: list[str], tell):
-    """Return the context of a parent run; it yields None when no tracking server is known."""
+def _records(client: Client, notebook: Path, tell: Callable[[str], object]) -> Records | None:
+    """Return where MLflow runs are made; None when no tracking server is known."""
     from workshop.engine.attempt import tracking_uri
-    from workshop.models.tracking import parent_run
+    from workshop.engine.records import Records
 
     if uri := tracking_uri():
-        return parent_run(notebook.stem, parameters, {"workshop.sweep": " ".join(sweeps)[:LONGEST_TAG]}, uri)
+        return Records(client, notebook, uri)
     tell("No MLflow tracking server is known, so nothing is tracked; `workshop up` starts one.")
-    return contextlib.nullcontext()
-
-
-def _end_parent(sweep: Sweep) -> None:
-    from workshop.engine.attempt import tracking_uri
-    from workshop.models.tracking import end_runs
-
-    if sweep.parent_run:
-        end_runs(
-            [sweep.parent_run], "KILLED" if sweep.signal else "FAILED" if sweep.failed else "FINISHED", tracking_uri()
-        )
+    return None
 
 
 class _Execution:
     """The runs on their way, a thread each: loading and saving of some overlaps with the cluster's work on others."""
 
-    def __init__(self, notebook: Path, runs, varied, client: Client, parent, heard, tell) -> None:
+    def __init__(self, notebook: Path, runs, varied, client: Client, records, heard, tell) -> None:
         from workshop.models.tracking import file_hash
 
         self._notebook, self._runs, self._varied, self._client = notebook, runs, varied, client
-        self._parent, self._heard, self._tell = parent, heard, tell
+        self._records, self._heard, self._tell = records, heard, tell
         self._hash = file_hash(notebook)
 
     def run(self, at_once: int, bar) -> None:
         """Make all runs; return early, with all that runs ended, when a signal was heard."""
         with ThreadPoolExecutor(min(at_once, len(self._runs)), "notebook") as pool:
+            pending: dict[Future, NotebookRun] = {}
             try:
-                pending = {pool.submit(self._make, run): run for run in self._runs}
+                pending |= {pool.submit(self._make, run): run for run in self._runs}
                 while pending and not self._heard:
                     for future in wait(pending, TICK_SECONDS, FIRST_COMPLETED).done:
                         self._settle(future, pending.pop(future))
@@ -253,7 +250,8 @@ class _Execution:
                 self._stop(pool, pending)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                self._client.close()  # ends what still waits for the cluster, so that the pool can end, too
+                if any(not future.done() for future in pending):
+                    self._client.close()  # ends what still waits for the cluster, so that the pool can end, too
 
     def _stop(self, pool: ThreadPoolExecutor, pending: dict[Future, NotebookRun]) -> None:
         """End what is left: the cluster's workers stop the kernels, and the notebooks are saved as they are."""
@@ -309,19 +307,11 @@ class _Execution:
             self._say(f"MLflow did not answer for {self._label(run)}: {_in_a_line(error)}")
 
     def _record(self, run: NotebookRun) -> None:
-        """Note the metrics of the MLflow runs that the notebook opened; make it one when it opened none."""
-        from workshop.engine.attempt import tracking_uri
-        from workshop.models.tracking import record_notebook, runs_of_task
-
-        if self._parent is None:
+        """Note the MLflow runs that the notebook opened, and their metrics; make it one when it opened none."""
+        if self._records is None:
             return
-        uri = tracking_uri()
-        for opened in runs_of_task(run.task, uri):
-            run.run_ids.append(opened.info.run_id)
-            run.metrics |= opened.data.metrics
-        if not run.run_ids:
-            ended = {"parameters": run.parameters, "seconds": run.seconds or 0.0, "status": MLFLOW_STATUS[run.status]}
-            run.run_ids = [record_notebook(run.output, self._parent, run.task, **ended, uri=uri)]
+        ended = {"parameters": run.parameters, "seconds": run.seconds or 0.0, "status": MLFLOW_STATUS[run.status]}
+        run.run_ids, run.metrics = self._records.record(run.task, run.output, **ended)
 
     def _say(self, line: str) -> None:
         """Tell a line, above the bars."""

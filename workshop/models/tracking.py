@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import json
 import os
@@ -216,55 +217,70 @@ def end_runs(run_ids: Iterable[str], status: str, uri: str) -> None:
             client.set_terminated(run_id, status)
 
 
-@contextlib.contextmanager
-def parent_run(name: str, parameters: dict[str, Any], tags: dict[str, str], uri: str) -> Iterator[str]:
-    """Open a run under which the runs of all notebooks started meanwhile belong; yield its id.
-
-    Its end is the caller's (`end_runs`); if it is still open when the block ends, it is ended as KILLED.
-    """
+def open_parent(name: str, parameters: dict[str, Any], tags: dict[str, str], uri: str) -> str:
+    """Open a run under which those of many notebooks shall be; return its id. Its end is the caller's (`end_runs`)."""
     client = connect(uri)
-    run_id = _create_run(client, _experiment(client).experiment_id, name, parameters, tags)
-    # For notebooks that name no server and no experiment: MLflow shows children where their parent is.
+    return _create_run(client, _experiment(client).experiment_id, name, parameters, tags)
+
+
+@contextlib.contextmanager
+def under_parent(run_id: str, uri: str) -> Iterator[None]:
+    """Put the runs of all notebooks that are started meanwhile under the run ``run_id`` of the server at ``uri``."""
+    # For notebooks that name no server and no experiment: MLflow shows children where their parent is. The commit is
+    # that of now for all of them.
     told = {PARENT_VARIABLE: run_id, "MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": EXPERIMENT}
+    told |= git_variables()
     before = {variable: os.environ.get(variable) for variable in told}
     os.environ.update(told)
     try:
-        yield run_id
+        yield
     finally:
         for variable, value in before.items():
             if value is None:
                 del os.environ[variable]
             else:
                 os.environ[variable] = value
-        if client.get_run(run_id).info.status == "RUNNING":
-            end_runs([run_id], "KILLED", uri)
 
 
 def record_notebook(
-    file: Path, parent: str, task: str, *, parameters: dict[str, Any], seconds: float, status: str, uri: str
-) -> str:
-    """Make the run of an executed notebook that opened none, under the run ``parent``; return its id.
+    task: str, parent: str, notebook: dict[str, Any], name: str, *, status: str, seconds: float,
+    parameters: dict[str, Any], tags: dict[str, str], uri: str,
+) -> tuple[list[str], dict[str, float]]:  # fmt: skip
+    """Return the ids and the metrics of the runs that an executed notebook opened, and its task is ``task``.
 
-    It has the notebook as artifact, its ``parameters`` and ``seconds``; ``status`` is how it ended, in MLflow's words.
+    One that opened none gets a run under ``parent``, with the notebook as artifact ``notebook/<name>``, its
+    ``parameters`` and ``seconds``; ``status`` is how it ended, in MLflow's words.
     """
+    if opened := runs_of_task(task, uri):
+        metrics = [run.data.metrics for run in opened]
+        return [run.info.run_id for run in opened], {key: run[key] for run in metrics for key in run}
     client = connect(uri)
     experiment = client.get_run(parent).info.experiment_id
-    run_id = _create_run(client, experiment, file.stem, parameters, {PARENT_TAG: parent, TASK_TAG: task}, seconds)
-    client.log_metric(run_id, "seconds", seconds)
-    client.log_artifact(run_id, str(file), "notebook")
+    tags = tags | {PARENT_TAG: parent, TASK_TAG: task}
+    run_id = _create_run(client, experiment, Path(name).stem, parameters, tags, seconds=seconds)
+    client.log_text(run_id, json.dumps(notebook, indent=1), f"notebook/{name}")
     client.set_terminated(run_id, status)
+    return [run_id], {}
+
+
+def _create_run(
+    client, experiment: str, name: str, parameters: dict[str, Any], tags: dict[str, str], seconds: float | None = None
+) -> str:
+    """Create a run; one that took ``seconds`` began that long ago, and has them as a metric."""
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    began = now - int((seconds or 0) * 1000)
+    run_id = client.create_run(experiment, start_time=began, run_name=name, tags=tags).info.run_id
+    metrics = [] if seconds is None else [Metric("seconds", seconds, now, 0)]
+    client.log_batch(run_id, metrics, [Param(name, str(value)) for name, value in parameters.items()])
     return run_id
 
 
-def _create_run(client, experiment: str, name: str, parameters: dict, tags: dict[str, str], seconds=0.0) -> str:
-    """Create a run, with the tags that `mlflow.start_run` gives, that began ``seconds`` ago."""
-    from mlflow.entities import Param
-    from mlflow.tracking.context.registry import resolve_tags
-
-    began = int((time.time() - seconds) * 1000)
-    run = client.create_run(experiment, start_time=began, run_name=name, tags=resolve_tags(git_tags() | tags))
-    client.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
-    return run.info.run_id
+def notebook_tags(notebook: Path) -> dict[str, str]:
+    """Return what MLflow shows of the source of runs that are made for a notebook, and the commit."""
+    source = {"mlflow.source.name": str(notebook), "mlflow.source.type": "NOTEBOOK", "mlflow.user": getpass.getuser()}
+    return source | git_tags()
 
 
 def file_hash(file: Path) -> str:

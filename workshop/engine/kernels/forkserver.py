@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -30,9 +31,13 @@ from typing import Any, NoReturn
 from workshop.engine.kernels.keeper import Messages, keep
 from workshop.engine.kernels.launcher import LAUNCHER, run_kernel
 
+QUIET_SECONDS = 0.2  # after which the next kernel is readied, so that it takes no time from the one that starts
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 # What ipykernel itself imports only once a kernel starts or ends.
-KERNEL_MODULES = ("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil")
+KERNEL_MODULES = (
+    *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3"),
+    *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
+)
 
 
 def main() -> NoReturn:
@@ -207,18 +212,45 @@ def _state(file: str) -> tuple[int, int] | None:
 
 
 def _serve(control: socket.socket, warmth: Warmth, files: dict[str, tuple[int, int] | None]) -> NoReturn:
-    """Fork a keeper for each socket that comes, unless a module's file has changed by then."""
+    """Give each socket that comes a keeper, unless a module's file has changed by then.
+
+    One keeper, with the process that becomes its kernel, is there before it is wanted.
+    """
+    spare: socket.socket | None = None
     while True:
+        if spare is None and not select.select([control], [], [], QUIET_SECONDS)[0]:
+            spare = _fork_keeper(control, warmth)
         received, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not received:
             os._exit(0)
         with socket.socket(fileno=descriptors[0]) as connection:
+            if spare is None or not _hand_over(spare, connection):  # not there, or killed while it waited
+                _hand_over(_fork_keeper(control, warmth), connection)
+            spare = None
+            # Thousands of files: meanwhile the kernel starts. The worker uses it once it knows.
             changed = next((file for file, state in files.items() if _state(file) != state), None)
-            if changed:
-                Messages(connection).send(stale=changed)
-            elif _fork() == 0:
-                control.close()
-                keep(Messages(connection), functools.partial(_become_kernel, warmth, connection))
+            Messages(connection).send(changed=changed)
+
+
+def _hand_over(keeper: socket.socket, connection: socket.socket) -> bool:
+    """Tell a keeper whom it serves; return False when it is gone."""
+    with keeper:
+        try:
+            socket.send_fds(keeper, [b"."], [connection.fileno()])
+        except OSError:
+            return False
+    return True
+
+
+def _fork_keeper(control: socket.socket, warmth: Warmth) -> socket.socket:
+    """Return the way to a new keeper, which waits for the socket of whom it serves."""
+    ours, theirs = socket.socketpair()
+    if _fork() == 0:
+        control.close()
+        ours.close()
+        keep(lambda: _wait_for_socket(theirs), functools.partial(_become_kernel, warmth, theirs), _rehearse)
+    theirs.close()
+    return ours
 
 
 def _fork() -> int:
@@ -226,6 +258,22 @@ def _fork() -> int:
         # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+def _wait_for_socket(connection: socket.socket) -> socket.socket:
+    """Return the socket that comes over another; exit when none will."""
+    with connection:
+        received, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    if not received:
+        os._exit(0)
+    return socket.socket(fileno=descriptors[0])
+
+
+def _rehearse() -> None:
+    """Do, for nothing, what a kernel does when it starts: the pages of memory that this changes are its own by then."""
+    [getattr(module, "__file__", None) for module in sys.modules.copy().values()]
+    with warnings.catch_warnings(), _shell():
+        pass
 
 
 def _become_kernel(warmth: Warmth, connection: socket.socket, request: dict[str, Any], started: int) -> NoReturn:

@@ -23,7 +23,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 ROUND_SECONDS = 0.005
 PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of another user, or deep in a broken disk
 
-# What the child does: it becomes the kernel, and closes the pipe once it cannot fail any more; `exec` does so itself.
+# What the child does: it becomes the kernel, and closes the socket once it cannot fail any more; `exec` does so itself.
 Run = Callable[[dict[str, Any], int], None]
 
 
@@ -54,20 +54,29 @@ class Messages:
         return [json.loads(line) for line in lines]
 
 
-def keep(messages: Messages, run: Run) -> NoReturn:
-    """Read the request, start its kernel in a child by ``run``, and stay until nothing of it is left."""
+def keep(connect: Callable[[], socket.socket], run: Run, rehearse: Callable[[], None] = lambda: None) -> NoReturn:
+    """Fork a child, start the kernel of the request in it by ``run``, and stay until nothing of it is left.
+
+    ``connect`` may take its time, and brings the socket on which the request comes; meanwhile the child is there, and
+    does ``rehearse``.
+    """
     with contextlib.suppress(PermissionError):  # who already leads a group cannot open a session
         os.setsid()
     control_process(PR_SET_CHILD_SUBREAPER, 1)
     signals = _signals_as_bytes()
+    kernel, child = _fork(run, rehearse)
+    messages = Messages(connect())
     request, orders = _read_request(messages)
-    kernel, problem = _start(request, run)
+    problem = _start(child, request)
     there = messages.send(failed=problem) if problem else messages.send(pid=kernel)
     if there and not problem:
         there = _watch(messages, kernel, signals, orders)
     _end_descendants()
     if not there:
         _remove(request.get("folder"))
+    # At once: the memory of a fork of the fork server takes a while to give back.
+    with contextlib.suppress(OSError):
+        messages.connection.shutdown(socket.SHUT_RDWR)
     # Not the normal way out: a fork of the fork server would run what that process has to do at its end.
     os._exit(0)
 
@@ -100,25 +109,35 @@ def _signals_as_bytes() -> socket.socket:
     return reading
 
 
-def _start(request: dict[str, Any], run: Run) -> tuple[int, list | None]:
-    """Fork the kernel; return its process id, and errno, text and file when it could not be started."""
-    reading, writing = os.pipe()
+def _fork(run: Run, rehearse: Callable[[], None]) -> tuple[int, socket.socket]:
+    """Fork the process that becomes the kernel once `_start` says so; return its process id and the way to it."""
+    ours, theirs = socket.socketpair()
     keeper = os.getpid()
     kernel = os.fork()
-    if kernel == 0:
-        try:
-            os.close(reading)
-            _become_leader(keeper)
-            request["env"]["JPY_PARENT_PID"] = str(keeper)
-            run(request, writing)
-        except OSError as error:
-            os.write(writing, json.dumps([error.errno, error.strerror, error.filename]).encode())
-        finally:
-            os._exit(127)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        problem = pipe.read()
-    return kernel, json.loads(problem) if problem else None
+    if kernel:
+        theirs.close()
+        return kernel, ours
+    started = theirs.fileno()
+    try:
+        ours.close()
+        _become_leader(keeper)
+        rehearse()
+        request, _ = _read_request(Messages(theirs))
+        request["env"]["JPY_PARENT_PID"] = str(keeper)
+        run(request, theirs.detach())
+    except OSError as error:
+        os.write(started, json.dumps([error.errno, error.strerror, error.filename]).encode())
+    finally:
+        os._exit(127)
+
+
+def _start(child: socket.socket, request: dict[str, Any]) -> list | None:
+    """Tell the child its request; return errno, text and file when the kernel could not be started."""
+    with child, child.makefile("rb") as answer:
+        if not Messages(child).send(**request):  # killed while it waited; the worker notices that we end
+            os._exit(1)
+        problem = answer.read()
+    return json.loads(problem) if problem else None
 
 
 def _become_leader(keeper: int) -> None:
@@ -225,4 +244,4 @@ def execute(request: dict[str, Any], _: int) -> None:
 if __name__ == "__main__":
     inherited = socket.socket(fileno=int(sys.argv[1]))
     inherited.set_inheritable(False)
-    keep(Messages(inherited), execute)
+    keep(lambda: inherited, execute)

@@ -49,6 +49,8 @@ class KeptKernel:
 
     def __init__(self, connection: socket.socket, process: subprocess.Popen | None, request: dict[str, Any]) -> None:
         self.started: Future[int] = Future()
+        self._pid: int | None = None
+        self._unchanged = process is not None  # what was imported by a fork server may have changed since
         self.ended: Future[int] = Future()
         self.gone: Future[None] = Future()
         self._messages = keeper.Messages(connection)
@@ -70,11 +72,6 @@ class KeptKernel:
         """End the kernel and all that it started, at once and whatever it does."""
         self._send(kill=True)
 
-    def abandon(self) -> None:
-        """Let go of the keeper, which then ends the kernel whether or not it has started."""
-        with contextlib.suppress(OSError):
-            self._messages.connection.shutdown(socket.SHUT_RDWR)
-
     def _send(self, **message: Any) -> None:
         with self._sending:
             self._messages.send(**message)
@@ -84,8 +81,7 @@ class KeptKernel:
         while (received := self._messages.receive()) is not None:
             for message in received:
                 self._take(message)
-        if not self.started.done():
-            self.started.set_exception(Stale("the process that starts it has ended"))
+        self._settle(Stale("the process that starts it has ended"))
         if not self.ended.done():  # the keeper itself was killed, and the kernel with it
             self.ended.set_result(-signal.SIGKILL)
         if self._process is not None:
@@ -96,13 +92,21 @@ class KeptKernel:
     def _take(self, message: dict[str, Any]) -> None:
         match message:
             case {"pid": pid}:
-                self.started.set_result(pid)
+                self._pid = pid
+            case {"changed": None}:
+                self._unchanged = True
+            case {"changed": file}:
+                self._settle(Stale(f"{file} has changed"))
             case {"failed": [number, text, file]}:
-                self.started.set_exception(OSError(number, text, file))
-            case {"stale": reason}:
-                self.started.set_exception(Stale(f"{reason} has changed"))
+                self._settle(OSError(number, text, file))
             case {"exit": code}:
                 self.ended.set_result(code)
+        if self._pid is not None and self._unchanged and not self.started.done():
+            self.started.set_result(self._pid)
+
+    def _settle(self, error: Exception) -> None:
+        if not self.started.done():
+            self.started.set_exception(error)
 
 
 def start_cold(request: dict[str, Any]) -> KeptKernel:
@@ -200,7 +204,7 @@ async def _started(kernel: KeptKernel, seconds: float | None = None) -> KeptKern
     try:
         await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(kernel.started)), seconds)
     except BaseException:
-        kernel.abandon()
+        kernel.kill()
         raise
     return kernel
 
