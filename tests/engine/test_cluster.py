@@ -214,6 +214,7 @@ def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, resources):
         assert {worker(running) for running in waiting} == {worker(short)}
         assert not long.done()
         assert worker(long) != worker(short)
+        wait_for(lambda: not marked(mark))  # a keeper ends soon after its kernel
         # Moving them has not left a worker that only seems to be busy.
         assert {worker(running) for running in [start(1), start(1)]} == {"alpha", "beta"}
 
