@@ -18,7 +18,7 @@ REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
 STATE_VERSION = 1
 # What a worker's warm process imports, so that a notebook's kernel need not: the one place that says so. It is what the
-# pipeline's notebooks import, and what their libraries import only when they are used.
+# pipeline's notebooks import, and what their libraries import, or look up, only when they are used.
 KERNEL_IMPORTS = (
     "pandas", "pandas.io.formats.html", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.csv", "pandera.pandas",
     "pandera.backends.pandas.register", "plotly.express", "plotly.io.json", "nbformat", "jinja2",
@@ -27,7 +27,7 @@ KERNEL_IMPORTS = (
     "mlflow.tracing.processor.mlflow_v3", "mlflow.tracking.request_header.registry", "git", "workshop.data.figures",
     "workshop.data.prepare", "workshop.data.sources", "workshop.data.split", "workshop.data.weeks",
     "workshop.engine.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
-    "workshop.models.tracking",
+    "workshop.models.tracking", "workshop.models.loading:rehearse",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
+from workshop.engine.kernels import manager as kernel_manager
 from workshop.engine.kernels.manager import KeptKernelManager
 from workshop.engine.kernels.warm import WARM, start_warming, warm_state
 
@@ -445,14 +446,16 @@ def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
         assert is_forked()
 
 
-def test_kernel_starts_cold_while_imports_still_run(tmp_path, monkeypatch):
-    """Nobody waits for a warm process that is not ready."""
-    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)")
+@pytest.mark.parametrize(("seconds", "ready"), [(2, True), (60, False)])
+def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch, seconds, ready):
+    """Imports that are nearly done are waited for; with those that take too long, the kernel starts cold."""
+    monkeypatch.setattr(kernel_manager, "IMPORT_SECONDS", 2 if seconds == 60 else READY_SECONDS)
+    (tmp_path / "slow.py").write_text(f"import time\ntime.sleep({seconds})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     start_warming(["colorsys", "slow"])
     try:
-        assert not is_forked()
-        assert not warm_state()["ready"]
+        assert is_forked() is ready
+        assert warm_state()["ready"] is ready
         assert warm_state()["reason"] is None
     finally:
         WARM.close()

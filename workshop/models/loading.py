@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from workshop.data.features import features
-from workshop.data.schema import TARGETS
+from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
 
 if TYPE_CHECKING:
@@ -68,21 +68,37 @@ def log_model(model: object, example: pd.DataFrame) -> str:
         return mlflow.keras.log_model(
             model, name="model", signature=signature, pip_requirements=requirements(KERAS_REQUIREMENTS)
         ).model_uri
-    signature = mlflow.models.infer_signature(inputs, _frame(model.predict(inputs), inputs.index))
-    return mlflow.sklearn.log_model(
-        model,
-        name="model",
-        signature=signature,
-        input_example=inputs,
-        skops_trusted_types=TRUSTED_TYPES,
-        pip_requirements=requirements(SKLEARN_REQUIREMENTS),
-    ).model_uri
+    return mlflow.sklearn.log_model(model, name="model", **_options(model, inputs)).model_uri
 
 
-def _frame(values, index):
+def _options(model, inputs: pd.DataFrame) -> dict[str, Any]:
+    """Return how MLflow shall keep a scikit-learn model: with its signature and input example, by skops."""
+    import mlflow
     import pandas as pd
 
-    return pd.DataFrame(values, index=index, columns=TARGETS)
+    outputs = pd.DataFrame(model.predict(inputs), index=inputs.index, columns=TARGETS)
+    return {
+        "signature": mlflow.models.infer_signature(inputs, outputs),
+        "input_example": inputs,
+        "skops_trusted_types": TRUSTED_TYPES,
+        "pip_requirements": requirements(SKLEARN_REQUIREMENTS),
+    }
+
+
+def rehearse() -> None:
+    """Keep and load a throw-away model: MLflow and skops look up much the first time, which takes half a second.
+
+    The warm processes of workers do it once for all kernels.
+    """
+    import mlflow
+    import pandas as pd
+    from sklearn.tree import DecisionTreeRegressor
+
+    inputs = pd.DataFrame([[0.0] * len(FEATURES), [1.0] * len(FEATURES)], columns=FEATURES)
+    model = DecisionTreeRegressor().fit(inputs, [[0.0] * len(TARGETS), [1.0] * len(TARGETS)])
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.sklearn.save_model(model, f"{folder}/model", **_options(model, inputs))
+        load_folder(Path(folder, "model"), "rehearsal")
 
 
 def load(model_uri: str) -> LoadedModel:

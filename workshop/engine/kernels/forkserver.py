@@ -166,11 +166,17 @@ def _silence() -> Iterator[None]:
 
 
 def _import(name: str) -> bool:
-    """Import a module; return False when it is not installed, raise what else goes wrong."""
+    """Import a module, and call ``function`` if the name is ``module:function``, which is for what is slow only once.
+
+    Return False when the module is not installed, raise what else goes wrong.
+    """
+    module, _, function = name.partition(":")
     try:
-        importlib.import_module(name)
+        imported = importlib.import_module(module)
+        if function:
+            getattr(imported, function)()
     except ModuleNotFoundError as error:
-        if not error.name or not f"{name}.".startswith(f"{error.name}."):
+        if not error.name or not f"{module}.".startswith(f"{error.name}."):
             raise
         return False
     return True

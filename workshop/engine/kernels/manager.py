@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0  # from a warm process that is busy forking for others
 END_SECONDS = 10.0
+IMPORT_SECONDS = 15.0  # what a notebook waits, at most, for a warm process; then its kernel starts cold
+ROUND_SECONDS = 0.02
 RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
 LONGEST_FOLDER = 60  # bytes; a Unix socket's path has room for 104 to 108
 READY_SECONDS = 0.2
@@ -145,12 +147,21 @@ class KeptProvisioner(LocalProvisioner):
             "cwd": self.cwd,
             "folder": getattr(self.parent, "private_folder", None),
         }
+        await self._wait_for_warmth(request)
         self.kernel = await _start(request)
         self.pid = self.pgid = self.kernel.started.result()
         self._waited = False
         if getattr(self.parent, "unwanted", False):
             self.kernel.kill()
         return self.connection_info
+
+    async def _wait_for_warmth(self, request: dict[str, Any]) -> None:
+        """Wait while the warm process still imports: a cold kernel would do the same beside it, and take longer."""
+        deadline = time.monotonic() + IMPORT_SECONDS
+        while WARM.is_coming(request["argv"], request["env"]) and time.monotonic() < deadline:
+            if getattr(self.parent, "unwanted", False):
+                return
+            await asyncio.sleep(ROUND_SECONDS)
 
     async def poll(self) -> int | None:
         """Return the exit code; None while the kernel runs."""

@@ -132,6 +132,12 @@ class WarmProcesses:
                 self._modules = tuple(modules)
             self._find((sys.executable,), environment)
 
+    def is_coming(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Tell whether a process for this kernel is there, and still imports."""
+        with self._lock:
+            process = self._processes.get((python_of(argv), _signature(environment)))
+        return process is not None and process.seconds is None and process.reason is None
+
     def fork(self, argv: Sequence[str], environment: Mapping[str, str]) -> socket.socket | None:
         """Return the socket of a keeper for this kernel; None, and a process made ready for the next, if not now."""
         python = python_of(argv)

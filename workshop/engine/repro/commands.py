@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from workshop.engine.repro.command_server import HEADER, ORPHAN_SECONDS, READ_BYTES
@@ -28,7 +28,7 @@ from workshop.errors import EngineError
 PROGRAMS = ("papermill", "workshop")
 MODULES = ("workshop.cli", "workshop.parameters", "requests")
 NOTEBOOK_MODULES = (
-    "rfc3987_syntax", "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "distributed",
+    "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "distributed",
     "workshop.engine.engine", "workshop.engine.worker",
 )  # fmt: skip
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
@@ -217,18 +217,24 @@ class StageCommands:
             if notebooks and self._heavy_server is None and any(line.startswith(self._heavy) for line in later):
                 self._heavy_server = CommandServer(self._modules)
 
-    def run(self, stage, output, stop: object) -> None:
-        """Run a stage's commands one after the other; raise StageFailed, or Stopped before its end."""
+    def run(self, stage, output, stop: object, last_begun: Callable[[], None] = lambda: None) -> None:
+        """Run a stage's commands one after the other; raise StageFailed, or Stopped before its end.
+
+        ``last_begun`` is called once the last of them runs.
+        """
         from dvc.stage.run import prepare_kwargs
 
         options = prepare_kwargs(stage, run_env=self._environment)
-        for line in command_lines(stage):
+        *_, last = lines = command_lines(stage)
+        for line in lines:
             output.write(f"> {line}\n")
             with self._guard:
                 if stop:
                     raise Stopped
                 command = self._start(line, options["cwd"], options["env"])
                 self._running[command] = 0
+            if line is last:
+                last_begun()
             for text in command.read():
                 output.write(text)
             output.end_line()

@@ -22,7 +22,10 @@ from workshop.errors import EngineError
 
 # What loads models is forked from a second server: its imports would keep the first one from starting commands.
 HEAVY_COMMANDS = ("workshop promote",)
-HEAVY_MODULES = ("mlflow", "mlflow.sklearn", "skops.io", "sklearn.ensemble", "workshop.models.registry")
+HEAVY_MODULES = (
+    *("mlflow", "mlflow.sklearn", "skops.io", "sklearn.ensemble", "sklearn.metrics"),
+    *("pyarrow.parquet", "pvlib.solarposition", "workshop.cli", "workshop.models.registry"),
+)
 CELLS = re.compile(r"Executing:[^\r\n]*?\| *(\d+)/(\d+) \[")
 TAIL_LINES = 30
 LONGEST_LINE = 1 << 16
@@ -270,10 +273,13 @@ class _Reproduction:
     def _run(self, stage) -> None:
         self._began[stage] = time.monotonic()
         self._tell(stage, State.RUNNING)
+        output = StageOutput(stage.addressing, self._log, lambda cells: self._tell(stage, State.RUNNING, cells=cells))
+        self._commands.run(stage, output, self._stop, last_begun=lambda: self._warm(stage))
+
+    def _warm(self, stage) -> None:
+        """Ready what the next stages need, while this one's last command runs: a server that imports starts none."""
         if not stage.always_changed:  # those run each time, and mostly nothing has changed for the others
             self._commands.warm(stage, [other for other, state in self._states.items() if state is State.WAITING])
-        output = StageOutput(stage.addressing, self._log, lambda cells: self._tell(stage, State.RUNNING, cells=cells))
-        self._commands.run(stage, output, self._stop)
 
     def _settle(self, stage, future: Future) -> None:
         """Note how a stage ended; what needs a failed one is not run."""
