@@ -49,6 +49,12 @@ def _workers_answer(settings: Settings) -> bool:
     return counts["workers"] >= settings.dask_workers
 
 
+def _own_hosts(settings: Settings) -> list[str]:
+    """Return the names by which browsers and clients call this machine."""
+    hosts = ("127.0.0.1", "localhost", "::1", settings.host)
+    return [f"[{host}]" if ":" in host else host for host in dict.fromkeys(hosts)]
+
+
 def _mlflow_command(settings: Settings) -> list[str]:
     return [
         program("mlflow"),
@@ -58,6 +64,9 @@ def _mlflow_command(settings: Settings) -> list[str]:
         *("--artifacts-destination", settings.artifacts_uri),
         # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
         *("--workers", "1"),
+        *("--app-name", "workshop"),
+        # A page of another site whose name is made to mean this machine (DNS rebinding) gets no answer.
+        *("--allowed-hosts", ",".join(f"{host}:{settings.mlflow_port}" for host in _own_hosts(settings))),
     ]
 
 
@@ -91,7 +100,7 @@ SERVICES = (
         "FTP artifact store",
         ("ftp_port",),
         lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
-        lambda settings: f"ftp://{settings.host}:{settings.ftp_port}",
+        lambda settings: settings.artifacts_uri.removesuffix("/mlflow"),
         _ftp_answers,
     ),
     Service(
