@@ -198,6 +198,20 @@ def test_up_says_which_service_does_not_answer(place):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "workshop.example"])
+def test_nothing_without_a_password_is_open_to_other_machines(tmp_path, host):
+    """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to set."""
+    root, environment = new_workplace(tmp_path / "clone")
+    place = Servers(root, environment | {"WORKSHOP_HOST": host}, "", 0.0)
+    for command in ((BIN / "workshop", "up"), (BIN / "python", root / "4_pipeline" / "dashboard" / "app.py")):
+        done = place.run(*command)
+        assert done.returncode == 1, done.stdout
+        for words in ("without a password", f"WORKSHOP_HOST={host}", "unset WORKSHOP_HOST", "ssh -L"):
+            assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not processes_of(root)
+
+
 def test_two_ups_at_once_make_one_set_of_servers(place):
     """Two shells type `up` at the same moment: both succeed, and every service runs once."""
     place.run(BIN / "workshop", "down")

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workshop.settings import Settings
+from workshop.errors import ServiceError
+from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
 
@@ -25,6 +26,7 @@ class Service:
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
     comes_last: bool = False
+    asks_for_password: bool = False
 
 
 def program(name: str) -> str:
@@ -102,6 +104,7 @@ SERVICES = (
         lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
         lambda settings: settings.artifacts_uri.removesuffix("/mlflow"),
         _ftp_answers,
+        asks_for_password=True,
     ),
     Service(
         "mlflow",
@@ -147,6 +150,21 @@ SERVICES = (
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
     ),
 )
+
+
+def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
+    """Raise ServiceError when services that ask nobody for a password would be open to other machines."""
+    if is_loopback(settings.host):
+        return
+    open_ones = [service.title for service in SERVICES if service.name in names and not service.asks_for_password]
+    if open_ones:
+        raise ServiceError(
+            f"{', '.join(open_ones)}: whoever reaches this would be let in without a password, so it is not started.",
+            value=f"WORKSHOP_HOST={settings.host}",
+            expected="127.0.0.1, localhost or ::1",
+            next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
+            f"`ssh -L {settings.dashboard_port}:127.0.0.1:{settings.dashboard_port} HOST`",
+        )
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:

@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
-from workshop.servers.services import SERVICES, Service, is_healthy, program
+from workshop.servers.services import SERVICES, Service, is_healthy, program, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
     its log.
     """
     settings = get_settings()
+    refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     _check_folder(settings)
     with _only_one(settings):
         if not _supervisor_answers(settings):
