@@ -1,4 +1,4 @@
-"""MLflow's own server application, behind a door: bodies have a limit, and answers tell nothing of what is inside.
+"""MLflow's own server application behind a door: bodies have a limit, and answers tell nothing of what is inside.
 
 `mlflow server --app-name workshop` serves it (entry point ``mlflow.app``).
 """
@@ -124,7 +124,13 @@ async def _tell(send: Send, status: int, code: str, message: str) -> None:
 
 
 def make_app() -> Door:
-    """Return MLflow's application behind the door; MLflow's own reads its settings from the environment by then."""
+    """Return MLflow's application behind the door, with the reaper of runs whose owner is dead beside it."""
+    # Only now: MLflow's application reads its settings from the environment when it is imported.
     from mlflow.server.fastapi_app import app
 
+    from workshop.models.heartbeat import start_reaper
+    from workshop.settings import get_settings
+
+    settings = get_settings().model_copy(update={"mlflow_tracking_uri": None})
+    start_reaper(settings.tracking_uri)
     return Door(app)
