@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     ftp_tls: bool | None = None
     ftp_least_free: int = Field(100_000_000, ge=0)
     mlflow_port: int = Field(5000, ge=1, le=65535)
+    database_uri: SecretStr | None = None
     dask_port: int = Field(8786, ge=1, le=65535)
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)

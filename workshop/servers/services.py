@@ -16,7 +16,10 @@ HEALTH_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Service:
-    """One server: ``ports`` are the names of its settings, the first of them the one it answers on."""
+    """One server: ``ports`` are the names of its settings, the first of them the one it answers on.
+
+    ``secrets`` are variables that must not stand in its command line, which everybody on the machine can read.
+    """
 
     name: str
     title: str
@@ -25,6 +28,7 @@ class Service:
     address: Callable[[Settings], str]
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: Callable[[Settings], dict[str, str]] = lambda _: {}
     comes_last: bool = False
     asks_for_password: bool = False
 
@@ -62,7 +66,8 @@ def _mlflow_command(settings: Settings) -> list[str]:
         program("mlflow"),
         "server",
         *("--host", settings.host, "--port", str(settings.mlflow_port)),
-        *("--backend-store-uri", f"sqlite:///{settings.database}"),
+        # The address of a database server holds a password: it goes the other way.
+        *(() if settings.database_uri else ("--backend-store-uri", f"sqlite:///{settings.database}")),
         *("--artifacts-destination", settings.artifacts_uri),
         # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
         *("--workers", "1"),
@@ -70,6 +75,11 @@ def _mlflow_command(settings: Settings) -> list[str]:
         # A page of another site whose name is made to mean this machine (DNS rebinding) gets no answer.
         *("--allowed-hosts", ",".join(f"{host}:{settings.mlflow_port}" for host in _own_hosts(settings))),
     ]
+
+
+def _mlflow_secrets(settings: Settings) -> dict[str, str]:
+    uri = settings.database_uri
+    return {"MLFLOW_BACKEND_STORE_URI": uri.get_secret_value()} if uri else {}
 
 
 def _scheduler_command(settings: Settings) -> list[str]:
@@ -120,6 +130,7 @@ SERVICES = (
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
         },
+        _mlflow_secrets,
     ),
     Service(
         "dask-scheduler",

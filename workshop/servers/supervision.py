@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
-from workshop.servers.services import SERVICES, Service, is_healthy, program, refuse_beyond_loopback
+from workshop.servers.database import ensure_database
+from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,12 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
             _clear_leftovers(settings, tell)
             settings.credentials(create=True)
             settings = _take_ports(settings, tell)
+            is_new = not settings.database.exists()
+            if not is_new:
+                ensure_database(settings, tell)
             _start_supervisor(settings)
-            _create_database(settings)
+            if is_new:  # it takes a while, in which the other servers start
+                ensure_database(settings, tell)
         for last in (False, True):
             services = [service for service in SERVICES if service.comes_last == last]
             _start_stopped(settings, services)
@@ -165,10 +169,11 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         "umask": "077",
     }
     for service in SERVICES:
-        waits = service.comes_last or (service.name == "mlflow" and not settings.database.exists())
+        waits = service.comes_last or service.name == "mlflow"  # which needs its database
+        variables = service.environment | service.secrets(settings)
         configuration[f"program:{service.name}"] = {
             "command": literal(shlex.join(service.command(settings))),
-            "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
+            "environment": literal(",".join(f'{name}="{value}"' for name, value in variables.items())),
             "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
             "redirect_stderr": "true",
             "autostart": str(not waits).lower(),
@@ -184,7 +189,8 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
 
 def _start_supervisor(settings: Settings) -> None:
     file = settings.state / "supervisord.conf"
-    with file.open("w") as output:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as output:
+        os.fchmod(output.fileno(), 0o600)  # it may have been there
         _configuration(settings).write(output)
     environment = os.environ | settings.exports()
     environment |= {"WORKSHOP_ROOT": str(settings.root), "WORKSHOP_STATE": str(settings.state)}
@@ -224,35 +230,6 @@ def _processes(settings: Settings) -> dict[str, dict]:
         return {info["name"]: info for info in _supervisor(settings).supervisor.getAllProcessInfo()}
     except (OSError, HTTPException, xmlrpc.client.Error):
         return {}
-
-
-def _create_database(settings: Settings) -> None:
-    """Make the tracking database whole or not at all, while the other servers start.
-
-    A server that is killed while it makes its tables leaves a database that no server can open any more.
-    """
-    if settings.database.exists():
-        return
-    new = settings.database.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    made = subprocess.run(
-        [program("mlflow"), "db", "upgrade", f"sqlite:///{new}"],
-        env=os.environ | settings.exports(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        raise ServiceError(
-            "The tracking database could not be made.",
-            value=made.stderr.strip()[-1000:],
-            next_step=f"look at the disk of {settings.state}, then `workshop up`",
-        )
-    with contextlib.closing(sqlite3.connect(new)) as connection:
-        # Readers do not wait for writers; the mode stays with the file.
-        connection.execute("PRAGMA journal_mode=WAL")
-    new.replace(settings.database)
 
 
 def _start_stopped(settings: Settings, services: list[Service]) -> None:
