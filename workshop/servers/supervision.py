@@ -40,12 +40,13 @@ SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (L
 
 @dataclass(frozen=True)
 class Status:
-    """One service as it is now."""
+    """One service as it is now; ``reason`` says why it was given up, after it had ended again and again."""
 
     name: str
     address: str
     pid: int | None
     healthy: bool
+    reason: str | None = None
 
     def as_dict(self) -> dict:
         """Return the fields as JSON-able values."""
@@ -55,11 +56,21 @@ class Status:
 def status(settings: Settings | None = None) -> list[Status]:
     """Return what runs, asking every service for its health."""
     settings = settings or get_settings()
-    pids = {name: info["pid"] for name, info in _processes(settings).items() if info["pid"]}
-    return [
-        Status(service.name, service.address(settings), pids.get(service.name), is_healthy(service, settings))
-        for service in SERVICES
-    ]
+    processes = _processes(settings)
+    rows = []
+    for service in SERVICES:
+        process = processes.get(service.name, {})
+        given_up = process.get("statename") == "FATAL"
+        rows.append(
+            Status(
+                service.name,
+                service.address(settings),
+                process.get("pid") or None,
+                is_healthy(service, settings),
+                _last_line(service, settings) if given_up else None,
+            )
+        )
+    return rows
 
 
 def up(tell: Callable[[str], None] = logger.info) -> Settings:
@@ -257,6 +268,16 @@ def _wait_until_healthy(settings: Settings, services: list[Service], tell: Calla
         if time.monotonic() - began > START_SECONDS:
             raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
         time.sleep(0.3)
+
+
+def _last_line(service: Service, settings: Settings) -> str:
+    """Return the last words of a service."""
+    log = settings.logs / f"{service.name}.log"
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return f"it ended again and again: {lines[-1] if lines else 'without a word'} (all of it: {log})"
 
 
 def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError:

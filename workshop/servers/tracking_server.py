@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -128,9 +129,12 @@ def make_app() -> Door:
     # Only now: MLflow's application reads its settings from the environment when it is imported.
     from mlflow.server.fastapi_app import app
 
+    from workshop.engine.kernels.keeper import PR_SET_PDEATHSIG, control_process
     from workshop.models.heartbeat import start_reaper
     from workshop.settings import get_settings
 
+    # `mlflow server` starts this process. If it is killed, nobody would end this one, which would keep the port.
+    control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     settings = get_settings().model_copy(update={"mlflow_tracking_uri": None})
     start_reaper(settings.tracking_uri)
     return Door(app)
