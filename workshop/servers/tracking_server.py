@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import re
 import signal
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -24,6 +26,7 @@ ARTIFACTS = re.compile(r"/(api|ajax-api)/[\d.]+/mlflow(-artifacts/artifacts|/upl
 INTERNALS = re.compile(r"\[SQL|sqlalche\.me|sqlite3?\.|psycopg|sqlalchemy\.|Traceback \(most recent|File \"/")
 OVERLOADED = re.compile(r"QueuePool limit|database is locked|too many clients|TimeoutError|connection timed out")
 ERROR = 400
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class TooLarge(Exception):
@@ -129,12 +132,16 @@ def make_app() -> Door:
     # Only now: MLflow's application reads its settings from the environment when it is imported.
     from mlflow.server.fastapi_app import app
 
-    from workshop.engine.kernels.keeper import PR_SET_PDEATHSIG, control_process
     from workshop.models.heartbeat import start_reaper
     from workshop.settings import get_settings
 
-    # `mlflow server` starts this process. If it is killed, nobody would end this one, which would keep the port.
-    control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent()
     settings = get_settings().model_copy(update={"mlflow_tracking_uri": None})
     start_reaper(settings.tracking_uri)
     return Door(app)
+
+
+def _end_with_parent() -> None:
+    """Die with `mlflow server`, which started this process: nobody else would end it, and it would keep the port."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
