@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import kernel, pipeline, printing, report, single, throughput, tiny, unchanged
+from benchmarks import artifacts, kernel, pipeline, printing, report, single, throughput, tiny, unchanged
 from benchmarks.measure import measure, run_once
 from benchmarks.place import open_place
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "kernel": kernel,
     "throughput": throughput,
     "printing": printing,
+    "artifacts": artifacts,
 }
 RESULTS = report.FOLDER / "results.json"
 

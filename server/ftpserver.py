@@ -7,64 +7,24 @@ variables, `.env`, or what `workshop up` chose. Ctrl-C or SIGTERM ends it.
 from __future__ import annotations
 
 import errno
-import hashlib
-import hmac
 import logging
+import logging.handlers
 import os
-import secrets
 import signal
 import socket
 import sys
 
 import psutil
-from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
-from pyftpdlib.handlers import DTPHandler, FTPHandler
 from pyftpdlib.servers import FTPServer
 
 from workshop.errors import ServiceError, WorkshopError
+from workshop.servers import ftp
+from workshop.servers.artifacts.names import remove_temporaries
+from workshop.servers.certificates import ensure_certificate
 from workshop.settings import Settings, get_settings
 
-ALL_RIGHTS = "elradfmwMT"
-
-
-class HashedAuthorizer(DummyAuthorizer):
-    """One user, whose password is kept only as a salted hash."""
-
-    def __init__(self, user: str, password: str, home: str) -> None:
-        super().__init__()
-        self.salt = secrets.token_bytes(16)
-        self.add_user(user, self.digest(password), home, perm=ALL_RIGHTS)
-
-    def digest(self, password: str) -> str:
-        """Return the hash; about 3 ms, because the server answers nobody else meanwhile."""
-        return hashlib.scrypt(password.encode(), salt=self.salt, n=2**10, r=8, p=1).hex()
-
-    def validate_authentication(self, username: str, password: str, handler: FTPHandler) -> None:  # noqa: ARG002
-        """Let the one user in; a wrong name takes as long as a wrong password. (The handler is pyftpdlib's to pass.)"""
-        digest = self.digest(password)
-        expected = self.user_table[username]["pwd"] if self.has_user(username) else ""
-        if not hmac.compare_digest(digest, expected):
-            raise AuthenticationFailed("Authentication failed.")
-
-
-class TransferHandler(DTPHandler):
-    """A data connection; one that stands still is closed."""
-
-    timeout = 60  # seconds
-
-
-class Handler(FTPHandler):
-    """A control connection."""
-
-    banner = "Ready."
-    timeout = 300  # seconds without a command
-    dtp_handler = TransferHandler
-    # Active mode would let a client point the server at any address.
-    proto_cmds = {name: rule for name, rule in FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT"}}  # noqa: RUF012 - as in pyftpdlib
-
-    def on_login(self, username: str) -> None:  # noqa: ARG002 - pyftpdlib passes it
-        """Forget the password, which pyftpdlib keeps for servers that impersonate system users."""
-        self.password = ""
+logger = logging.getLogger("ftpserver")
+LOG_BYTES, LOGS_KEPT = 5_000_000, 3
 
 
 class Server(FTPServer):
@@ -79,8 +39,11 @@ def make_server(settings: Settings) -> FTPServer:
     os.umask(0o077)
     settings.artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
     user, password = settings.credentials(create=True)
-    Handler.authorizer = HashedAuthorizer(user, password.get_secret_value(), str(settings.artifacts))
-    Handler.passive_ports = settings.ftp_passive_ports
+    ftp.Handler.authorizer = ftp.HashedAuthorizer(user, password.get_secret_value(), str(settings.artifacts))
+    ftp.Handler.passive_ports = settings.ftp_passive_ports
+    ftp.Handler.least_free = settings.ftp_least_free
+    ftp.Handler.certfile = str(ensure_certificate(settings))
+    ftp.Handler.tls_control_required = ftp.Handler.tls_data_required = settings.ftp_requires_tls
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.ftp_port), family=family)
@@ -91,7 +54,7 @@ def make_server(settings: Settings) -> FTPServer:
             holder = find_holder(settings.ftp_port)
             what = f"The FTP port {address} is held by {holder}; end that, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
-    return Server(listener, Handler)
+    return Server(listener, ftp.Handler)
 
 
 def find_holder(port: int) -> str:
@@ -105,18 +68,36 @@ def find_holder(port: int) -> str:
     return "another process"
 
 
+def set_up_logs(settings: Settings) -> None:
+    """Log what happens to stderr, which the supervisor keeps, and each transfer to a file that stays small."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    log = logging.handlers.RotatingFileHandler(
+        settings.logs / "transfers.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT
+    )
+    log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    ftp.transfers.addHandler(log)
+    ftp.transfers.propagate = False
+
+
 def main() -> int:
     """Serve until a signal comes; return the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         settings = get_settings()
+        set_up_logs(settings)
         server = make_server(settings)
     except WorkshopError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    sys.stdout.write(f"FTP server ready: ftp://{settings.host}:{settings.ftp_port}, files in {settings.artifacts}\n")
+    # Only now: who has the port is the only server of this folder.
+    if left := remove_temporaries(settings.artifacts):
+        logger.info("Removed what interrupted uploads had left: %d files.", left)
+    scheme = "ftps" if settings.ftp_requires_tls else "ftp"
+    sys.stdout.write(
+        f"FTP server ready: {scheme}://{settings.host}:{settings.ftp_port}, files in {settings.artifacts}\n"
+    )
     sys.stdout.flush()
     server.serve_forever()
     return 0

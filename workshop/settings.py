@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import secrets
@@ -63,7 +64,10 @@ class Settings(BaseSettings):
     ftp_passive_count: int = Field(40, ge=1, le=1000)
     ftp_user: str = "workshop"
     ftp_password: SecretStr | None = None
+    ftp_tls: bool | None = None
+    ftp_least_free: int = Field(100_000_000, ge=0)
     mlflow_port: int = Field(5000, ge=1, le=65535)
+    database_uri: SecretStr | None = None
     dask_port: int = Field(8786, ge=1, le=65535)
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -109,7 +113,13 @@ class Settings(BaseSettings):
     @property
     def artifacts_uri(self) -> str:
         """Where the tracking server keeps artifacts; never with a user or a password in it."""
-        return f"ftp://{self.host}:{self.ftp_port}/mlflow"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{host}:{self.ftp_port}/mlflow"
+
+    @property
+    def ftp_requires_tls(self) -> bool:
+        """Whether the FTP server refuses connections without TLS: by default, when others than this machine see it."""
+        return not is_loopback(self.host) if self.ftp_tls is None else self.ftp_tls
 
     @property
     def ftp_passive_ports(self) -> range:
@@ -146,6 +156,16 @@ class Settings(BaseSettings):
     def artifacts(self) -> Path:
         """The folder that the FTP server serves."""
         return self.state / "artifacts"
+
+    @property
+    def certificates(self) -> Path:
+        """The folder of the servers' keys and certificates."""
+        return self.state / "tls"
+
+    @property
+    def certificate_authority(self) -> Path:
+        """The certificate by which those of the servers are checked."""
+        return self.certificates / "authority.pem"
 
     @property
     def credentials_file(self) -> Path:
@@ -216,6 +236,14 @@ class Settings(BaseSettings):
             "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
             "WORKSHOP_FTP_URI": self.artifacts_uri,
         }
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only programs of this machine reach a server at this host name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _words(value: object) -> object:

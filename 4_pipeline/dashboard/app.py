@@ -15,6 +15,7 @@ from flask import Response, jsonify
 from serving import Serving
 
 from workshop.errors import ServiceError, WorkshopError
+from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 THREADS = 8
@@ -58,6 +59,7 @@ def serve(settings: Settings) -> None:
     """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
     import waitress
 
+    refuse_beyond_loopback(settings, "dashboard")
     serving = Serving(settings.pipeline / "data" / "germany.parquet")
     app = make_app(serving)
     try:

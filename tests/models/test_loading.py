@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import zipfile
@@ -135,3 +136,33 @@ def test_keras_file_that_is_something_else_is_refused(tmp_path):
     (tmp_path / "MLmodel").write_text("flavors: {keras: {data: data}}")
     with pytest.raises(ModelError):
         load_folder(tmp_path, "test")
+
+
+def test_model_whose_files_were_changed_is_refused(in_workplace, hours):
+    """Who can write to the artifact store, checksums included, still cannot change a model: the database knows it."""
+    from workshop.models import loading, tracking
+    from workshop.servers.artifacts import names
+
+    model = RandomForestRegressor(3, random_state=0).fit(hours[FEATURES], hours[TARGETS])
+    with tracking.start_run("tampered"):
+        uri = loading.log_model(model, hours)
+    assert loading.load(uri).predict(hours).equals(LoadedModel.of(model).predict(hours))
+    (file,) = in_workplace.settings.artifacts.rglob(f"{uri.removeprefix('models:/')}/**/MLmodel")
+    file.write_bytes(file.read_bytes() + b"\n")
+    (file.parent / names.mark_of("MLmodel", hashlib.sha256(file.read_bytes()).hexdigest())).mkdir()
+    with pytest.raises(ModelError, match="not those that were logged"):
+        loading.load(uri)
+
+
+def test_rehearsal_leaves_nothing(tmp_path, monkeypatch):
+    """What warm processes do before the first model is kept opens no run and leaves no file."""
+    import mlflow
+
+    from workshop.models import loading
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    loading.rehearse()
+    assert mlflow.active_run() is None
+    assert list(tmp_path.iterdir()) == []

@@ -86,3 +86,16 @@ def test_runs_of_a_notebook_are_found_in_its_outputs():
     other = {"output_type": "stream", "name": "stdout", "text": "run_id"}
     assert runs_of_notebook({"cells": [{"outputs": [other, shown]}, {"source": "text"}]}) == ["abc"]
     assert runs_of_notebook({"cells": [{"outputs": [other]}]}) == []
+
+
+def test_hundred_values_take_few_requests(in_workplace):
+    """Fifty parameters and fifty metrics are logged in at most three requests, as the server's own log counts them."""
+    import mlflow
+
+    log = in_workplace.settings.logs / "mlflow.log"
+    before = log.read_text().count("runs/log-")
+    with start_run("batches", parameters={f"p{number}": number for number in range(50)}) as run:
+        mlflow.log_metrics({f"m{number}": number for number in range(50)})
+    logged = mlflow.get_run(run.info.run_id).data
+    assert (len(logged.params), len(logged.metrics)) == (50, 50)
+    assert 1 <= log.read_text().count("runs/log-") - before <= 3

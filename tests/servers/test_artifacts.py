@@ -6,6 +6,8 @@ import logging
 import os
 import pickle
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,10 +25,14 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from relay import ADDRESS, relaying
 
 from workshop.errors import ArtifactError, SettingsError
-from workshop.servers import artifacts
-from workshop.servers.artifacts import FTPArtifactRepository
+from workshop.models.tracking import file_hash
+from workshop.servers.artifacts import connections, errors
+from workshop.servers.artifacts.connections import pool_of
+from workshop.servers.artifacts.repository import FTPArtifactRepository
+from workshop.servers.certificates import ensure_certificate
 from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +95,7 @@ def server(tmp_path, monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("WORKSHOP_FTP_PORT", str(find_free_port()))
     monkeypatch.setenv("WORKSHOP_FTP_PASSIVE_FIRST", str(random.randrange(20_000, 30_000)))
-    for name in ("WORKSHOP_FTP_USER", "WORKSHOP_FTP_PASSWORD", "WORKSHOP_HOST"):
+    for name in ("WORKSHOP_FTP_USER", "WORKSHOP_FTP_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
     server = Server(tmp_path / "state")
     server.start()
@@ -113,8 +119,13 @@ def describe(folder: Path) -> dict[str, bytes | None]:
 
 
 def find_temporaries(folder: Path) -> list[Path]:
-    """Return the store's temporary files below a folder."""
-    return list(folder.rglob(".~*"))
+    """Return the parts of uploads below a folder."""
+    return list(folder.rglob(".~*.part"))
+
+
+def find_marks(folder: Path) -> list[Path]:
+    """Return the marks of what is whole below a folder."""
+    return list(folder.rglob(".~*.sha256"))
 
 
 def test_entry_point_replaces_the_stock_repository():
@@ -126,7 +137,7 @@ def test_entry_point_replaces_the_stock_repository():
 def test_store_may_be_imported_before_mlflow():
     """Whichever of MLflow and our module is imported first, MLflow gets our store, and nothing is warned of."""
     program = (
-        "from workshop.servers.artifacts import FTPArtifactRepository as ours\n"
+        "from workshop.servers.artifacts.repository import FTPArtifactRepository as ours\n"
         "from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository\n"
         "assert type(get_artifact_repository('ftp://127.0.0.1:2121/mlflow')) is ours\n"
     )
@@ -205,32 +216,204 @@ def test_failed_upload_leaves_nothing(server, file):
 
 
 def test_server_killed_while_storing_keeps_the_old_file(server, tmp_path):
-    """An overwrite that is cut off leaves the old file whole, and the next attempt succeeds."""
-    (tmp_path / "new").mkdir()
-    source, slow_source = tmp_path / "model", tmp_path / "new" / "model"
+    """An overwrite that is cut off leaves the old file whole, and the next attempt succeeds; a restart tidies up."""
+    (tmp_path / "large").mkdir()
+    source, large = tmp_path / "model", tmp_path / "large" / "model"
     source.write_bytes(b"old")
     server.repository().log_artifact(str(source))
-    os.mkfifo(slow_source)
+    with large.open("wb") as file:
+        file.truncate(2_000_000_000)
 
-    def write_and_kill():
-        with slow_source.open("wb") as pipe:
-            pipe.write(b"new" * 500_000)
-            pipe.flush()
-            while not any(path.stat().st_size for path in find_temporaries(server.artifacts)):
-                time.sleep(0.01)
-            server.kill()
+    def kill_amid():
+        while not any(path.stat().st_size for path in find_temporaries(server.artifacts)):
+            time.sleep(0.001)
+        server.kill()
 
-    writer = threading.Thread(target=write_and_kill)
-    writer.start()
-    with pytest.raises(ArtifactError, match="does not answer"):
-        server.repository().log_artifact(str(slow_source))
-    writer.join()
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_amid)
+        with pytest.raises(ArtifactError, match="does not answer"):
+            server.repository().log_artifact(str(large))
+        killing.result()
+    assert find_temporaries(server.artifacts)
     server.start()
+    assert find_temporaries(server.artifacts) == []
     store = server.repository()
     assert [(info.path, info.file_size) for info in store.list_artifacts()] == [("model", 3)]
     source.write_bytes(b"newer")
     store.log_artifact(str(source))
     assert Path(store.download_artifacts("model")).read_bytes() == b"newer"
+
+
+def test_changed_byte_is_an_error(server, file, tmp_path):
+    """What the server's disk changed is not taken for the artifact: nor is what was cut off, and nothing is left."""
+    store = server.repository()
+    store.log_artifact(str(file))
+    stored, target = server.artifacts / "mlflow" / "numbers.bin", tmp_path / "target"
+    target.mkdir()
+    for content in (stored.read_bytes()[:-1], b"\1" + stored.read_bytes()[1:]):
+        stored.write_bytes(content)
+        with pytest.raises(MlflowException, match="is not what was stored"):
+            store.download_artifacts("numbers.bin", str(target))
+        assert list(target.iterdir()) == []
+    store.log_artifact(str(file))
+    assert Path(store.download_artifacts("numbers.bin")).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_kills_amid_overwrites_leave_whole_objects(server, tmp_path, kills):
+    """Client or server is killed at a random moment of an overwrite: the old object is there, or the new one, whole."""
+    dice, versions = random.Random(4), {}
+    for number in range(2):
+        source = tmp_path / str(number) / "model"
+        source.parent.mkdir()
+        source.write_bytes(dice.randbytes(30_000_000 + number))
+        versions[number] = source
+    store = server.repository()
+    store.log_artifact(str(versions[0]))
+    here, seen = 0, set()
+    program = (
+        "import sys; from workshop.servers.plugin import open_repository as o; o(sys.argv[1]).log_artifact(sys.argv[2])"
+    )
+    for _ in range(kills):
+        source = versions[1 - here]
+        before = len(find_temporaries(server.artifacts))
+        with subprocess.Popen(
+            [sys.executable, "-c", program, server.uri, str(source)], stderr=subprocess.DEVNULL
+        ) as client:
+            while len(find_temporaries(server.artifacts)) == before and client.poll() is None:
+                time.sleep(0.001)
+            time.sleep(dice.random() * 0.15)
+            victim = dice.choice(["client", "server"])
+            if victim == "client":
+                client.kill()
+            else:
+                server.kill()
+                server.start()
+        assert [info.path for info in store.list_artifacts()] == ["model"]
+        fetched = Path(store.download_artifacts("model")).read_bytes()
+        (here,) = (number for number, version in versions.items() if version.read_bytes() == fetched)
+        seen.add((victim, versions[here] == source))
+    assert len(seen) > 1
+    server.kill()
+    server.start()
+    assert find_temporaries(server.artifacts) == []
+
+
+@pytest.mark.soak
+def test_artifact_larger_than_two_gigabytes(server, tmp_path):
+    """Sizes beyond 31 bits are stored, listed and fetched."""
+    source = tmp_path / "huge"
+    with source.open("wb") as file:
+        file.seek(2_200_000_000)
+        file.write(b"end")
+    store = server.repository()
+    store.log_artifact(str(source))
+    assert [info.file_size for info in store.list_artifacts()] == [2_200_000_003]
+    (tmp_path / "target").mkdir()
+    fetched = Path(store.download_artifacts("huge", str(tmp_path / "target")))
+    assert file_hash(fetched) == file_hash(source)
+
+
+def test_artifact_of_another_program_is_fetched_with_a_warning(server, caplog):
+    """A file that was put there by hand has no checksum; it is fetched, and the log says so."""
+    (server.artifacts / "mlflow").mkdir()
+    (server.artifacts / "mlflow" / "note").write_text("by hand")
+    with caplog.at_level(logging.WARNING):
+        assert Path(server.repository().download_artifacts("note")).read_text() == "by hand"
+    assert "without a checksum" in caplog.text
+
+
+def test_readers_see_the_old_or_the_new_whole_object(server, tmp_path):
+    """While one artifact is overwritten again and again, by two writers, each fetch brings one whole version."""
+    versions = [bytes([number]) * random.randrange(1, 500_000) for number in range(20)]
+    over = threading.Event()
+
+    def write(first: int) -> None:
+        for number in range(first, len(versions), 2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            (folder / "model").write_bytes(versions[number])
+            server.repository().log_artifact(str(folder / "model"))
+
+    def read() -> int:
+        store, seen = server.repository(), 0
+        while not over.is_set():
+            with suppress(errors.ArtifactMissing):
+                assert Path(store.download_artifacts("model")).read_bytes() in versions
+                seen += 1
+            assert {info.path for info in store.list_artifacts()} <= {"model"}
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        writers = [pool.submit(write, first) for first in range(2)]
+        try:
+            for writer in writers:
+                writer.result()
+        finally:
+            over.set()
+        assert all(reader.result() > 5 for reader in readers)
+
+
+def test_old_checksums_go(server, file):
+    """An artifact that is overwritten keeps the marks of contents that it had long ago no longer."""
+    store = server.repository()
+    store.log_artifact(str(file))
+    (mark,) = find_marks(server.artifacts)
+    os.utime(mark, (0, 0))
+    file.write_bytes(b"other")
+    store.log_artifact(str(file))
+    (left,) = find_marks(server.artifacts)
+    assert left != mark
+    store.delete_artifacts("numbers.bin")
+    assert find_marks(server.artifacts) == []
+
+
+@pytest.mark.parametrize("direction", ["store", "fetch"])
+def test_large_transfer_that_is_cut_goes_on_where_it_was(server, tmp_path, monkeypatch, direction):
+    """A connection that is cut amid 60 MB costs the rest of them, not all: the log has both parts."""
+    settings = get_settings()
+    source = tmp_path / "large"
+    source.write_bytes(random.randbytes(60_000_000))
+    with relaying([settings.ftp_port, *settings.ftp_passive_ports]) as relay:
+        if direction == "fetch":
+            server.repository().log_artifact(str(source))
+        monkeypatch.setenv("WORKSHOP_HOST", ADDRESS)
+        relay.cut_after = 40_000_000
+        if direction == "store":
+            server.repository().log_artifact(str(source))
+        fetched = Path(server.repository().download_artifacts("large"))
+        assert relay.cuts == 1
+    assert fetched.read_bytes() == source.read_bytes()
+    command = "STOR" if direction == "store" else "RETR"
+    log = (server.artifacts.parent / "logs" / "transfers.log").read_text()
+    moved = [int(found) for found in re.findall(rf" {command} .* (\d+) bytes", log)]
+    assert len(moved) == 2
+    assert moved[1] < 30_000_000
+
+
+def test_server_that_restarts_is_waited_for(server, file):
+    """A server that is back within a second or two costs its clients only that."""
+    store = server.repository()
+    store.log_artifact(str(file))
+    server.kill()
+    with ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(store.list_artifacts)
+        time.sleep(0.2)
+        server.start()
+        assert [info.path for info in listing.result()] == ["numbers.bin"]
+
+
+def test_folder_of_ten_thousand_entries(server):
+    """It is listed and deleted, in seconds."""
+    folder = server.artifacts / "mlflow" / "many"
+    folder.mkdir(parents=True)
+    for number in range(10_000):
+        (folder / f"{number:05}").touch()
+    store = server.repository()
+    assert len(store.list_artifacts("many")) == 10_000
+    store.delete_artifacts("many")
+    assert store.list_artifacts() == []
 
 
 def test_deleting_is_recursive_and_may_be_repeated(server, file):
@@ -299,7 +482,7 @@ def test_absent_server_is_named(server, file):
 
 def test_frozen_server_is_an_error_in_time(server, file, monkeypatch):
     """A server that accepts and says nothing is named when the time-out is over, on new and on kept connections."""
-    monkeypatch.setattr(artifacts, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(connections, "TIMEOUT_SECONDS", 1)
     store = server.repository()
     store.log_artifact(str(file))
     server.process.send_signal(signal.SIGSTOP)
@@ -348,17 +531,85 @@ def test_password_goes_to_no_other_server():
             other.accept()
 
 
-def test_secure_address_never_falls_back_to_plain(server):
-    """`ftps` on a server without TLS is refused before user and password are sent."""
+def test_secure_address_is_checked_and_encrypted(server, file, monkeypatch):
+    """`ftps` goes over TLS, with the certificate checked against the workshop's own authority."""
     store = FTPArtifactRepository(server.uri.replace("ftp:", "ftps:"))
-    with pytest.raises(ArtifactError, match="refused a command"):
+    store.log_artifacts(str(file.parent), "folder")
+    fetched = store.download_artifacts("folder/numbers.bin")
+    assert Path(fetched).read_bytes() == file.read_bytes()
+    with pool_of(store._pool.address).lend() as connection:
+        assert connection.sock.version().startswith("TLS")
+
+
+def test_certificate_of_another_authority_is_refused(server, tmp_path, monkeypatch):
+    """A server whose certificate another authority has signed gets neither user nor password."""
+    settings = get_settings()
+    shutil.copytree(settings.certificates, tmp_path / "other" / "tls")
+    (tmp_path / "other" / "tls" / "authority.pem").unlink()
+    (tmp_path / "other" / "tls" / "server.pem").unlink()
+    monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path / "other"))
+    ensure_certificate(get_settings())  # with an authority of its own
+    monkeypatch.setenv("WORKSHOP_FTP_PASSWORD", "a secret")
+    store = FTPArtifactRepository(server.uri.replace("ftp:", "ftps:"))
+    with pytest.raises(ArtifactError, match="cannot be trusted"):
         store.list_artifacts()
     assert "logged in" not in server.log.read_text()
 
 
+def test_server_beyond_loopback_demands_tls(tmp_path, monkeypatch):
+    """Where others can reach the server, it takes no password in the clear, and MLflow's address is `ftps`."""
+    monkeypatch.setenv("WORKSHOP_HOST", "0.0.0.0")
+    assert get_settings().artifacts_uri.startswith("ftps://")
+    monkeypatch.setenv("WORKSHOP_HOST", "127.0.0.1")
+    assert get_settings().artifacts_uri.startswith("ftp://")
+
+
+def test_server_without_tls_gets_no_password_over_ftps(server, monkeypatch):
+    """A secure address never falls back to plain: a server that knows no TLS is refused before the login."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        heard = []
+
+        def answer() -> None:
+            client, _ = other.accept()
+            with client, client.makefile("rb") as lines:
+                client.sendall(b"220 Ready.\r\n")
+                for line in lines:
+                    heard.append(line)
+                    client.sendall(b"500 Not understood.\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("WORKSHOP_FTP_PORT", str(other.getsockname()[1]))
+        with pytest.raises(ArtifactError, match="refused a command"):
+            FTPArtifactRepository(get_settings().artifacts_uri.replace("ftp:", "ftps:")).list_artifacts()
+        assert heard == [b"AUTH TLS\r\n"]
+
+
+def test_credentials_for_another_server_come_from_netrc(server, file, tmp_path, monkeypatch):
+    """A server that is not the settings' own gets the user and password that ~/.netrc has for its host."""
+    user, secret = get_settings().credentials()
+    netrc = tmp_path / ".netrc"
+    netrc.write_text(f"machine localhost login {user} password {secret.get_secret_value()}\n")
+    netrc.chmod(0o600)
+    uri = server.uri.replace("127.0.0.1", "localhost")
+    monkeypatch.setenv("WORKSHOP_FTP_PORT", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = FTPArtifactRepository(uri)
+    store.log_artifact(str(file))
+    assert [info.path for info in store.list_artifacts()] == ["numbers.bin"]
+
+
+def test_server_on_ipv6(tmp_path, file, monkeypatch, request):
+    """The store and the server speak IPv6 as well."""
+    monkeypatch.setenv("WORKSHOP_HOST", "::1")
+    server = request.getfixturevalue("server")
+    store = server.repository()
+    store.log_artifact(str(file))
+    assert Path(store.download_artifacts("numbers.bin")).read_bytes() == file.read_bytes()
+
+
 def test_errors_survive_pickling():
     """An error that crosses a process border keeps its kind, its text and its status."""
-    for kind in (artifacts.StoreError, artifacts.StoreUnavailable, artifacts.ArtifactMissing):
+    for kind in (errors.StoreError, errors.StoreUnavailable, errors.ArtifactMissing):
         error = kind("It failed.", value=1, expected="2", next_step="try")
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), copy.error_code) == (kind, str(error), error.error_code)
@@ -455,3 +706,25 @@ def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, file, t
     store.delete_artifacts("folder")
     assert [info.path for info in client.list_artifacts(run.info.run_id)] == ["numbers.bin"]
     assert [path.name for path in server.artifacts.rglob("*") if path.is_file()] == ["numbers.bin"]
+
+
+def test_gc_frees_the_disk(server, tracking_uri, tmp_path, monkeypatch):
+    """`mlflow gc` ends well and frees what deleted runs had stored, and nothing else."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    client = MlflowClient(tracking_uri)
+    experiment = client.create_experiment("gc")
+    kept, *deleted = [client.create_run(experiment).info.run_id for _ in range(4)]
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    for number in range(10):
+        (tmp_path / "folder" / "inner" / str(number)).write_bytes(bytes(100_000))
+    for run in (kept, *deleted):
+        client.log_artifacts(run, str(tmp_path / "folder"))
+    for run in deleted:
+        client.delete_run(run)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mlflow"), "gc", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sum(path.stat().st_size for path in server.artifacts.rglob("*") if path.is_file()) == 1_000_000
+    assert len(client.list_artifacts(kept, "inner")) == 10

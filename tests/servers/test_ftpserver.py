@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ftplib
-import importlib.util
 import io
 import os
 import random
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,16 +57,20 @@ def find_free_port() -> int:
 
 
 @contextmanager
-def started_server(state: Path, cwd: Path = ROOT, script: str = str(SCRIPT)) -> Iterator[Started]:
+def started_server(state: Path, cwd: Path = ROOT, script: str = str(SCRIPT), **settings: str) -> Iterator[Started]:
     """Start the server, wait for its ready line, and end it."""
     port, passive_first = find_free_port(), random.randrange(20_000, 30_000)
-    environment = os.environ | {
-        "WORKSHOP_STATE": str(state),
-        "WORKSHOP_FTP_PORT": str(port),
-        "WORKSHOP_FTP_PASSIVE_FIRST": str(passive_first),
-        "WORKSHOP_FTP_USER": USER,
-        "WORKSHOP_FTP_PASSWORD": PASSWORD,
-    }
+    environment = (
+        os.environ
+        | {
+            "WORKSHOP_STATE": str(state),
+            "WORKSHOP_FTP_PORT": str(port),
+            "WORKSHOP_FTP_PASSIVE_FIRST": str(passive_first),
+            "WORKSHOP_FTP_USER": USER,
+            "WORKSHOP_FTP_PASSWORD": PASSWORD,
+        }
+        | {f"WORKSHOP_{name.upper()}": value for name, value in settings.items()}
+    )
     log = state.with_suffix(".log")
     with log.open("w") as stderr:
         process = subprocess.Popen(
@@ -72,7 +78,7 @@ def started_server(state: Path, cwd: Path = ROOT, script: str = str(SCRIPT)) -> 
         )
     with process:
         try:
-            assert f"ftp://127.0.0.1:{port}" in process.stdout.readline(), log.read_text()
+            assert f":{port}" in process.stdout.readline(), log.read_text()
             yield Started(process, port, range(passive_first, passive_first + 40), state / "artifacts", log)
         finally:
             process.kill()
@@ -194,10 +200,9 @@ def test_password_is_neither_logged_nor_shown(server):
 @pytest.mark.filterwarnings("ignore:The asyn(core|chat) module:DeprecationWarning")  # pyftpdlib's, before Python 3.12
 def test_password_is_kept_as_a_hash(tmp_path):
     """The authorizer lets the password in without holding it."""
-    specification = importlib.util.spec_from_file_location("ftpserver", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    authorizer = module.HashedAuthorizer(USER, PASSWORD, str(tmp_path))
+    from workshop.servers.ftp import HashedAuthorizer
+
+    authorizer = HashedAuthorizer(USER, PASSWORD, str(tmp_path))
     assert PASSWORD not in repr(vars(authorizer))
     authorizer.validate_authentication(USER, PASSWORD, None)
 
@@ -214,3 +219,136 @@ def test_password_is_generated_when_none_is_set(tmp_path):
         process.terminate()
         assert process.wait(timeout=5) == 0
     assert (tmp_path / "state" / "credentials.json").stat().st_mode & 0o777 == 0o600
+
+
+# -- against guessing, crowding and a full disk -----------------------------------------------------------------
+def guess(port: int, source: str, password: str = "wrong") -> str:
+    """Log in from another address of loopback; return the server's last answer."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30, source_address=(source, 0))
+    with connection, connection.makefile("rwb") as stream:
+        for command in (f"USER {USER}", f"PASS {password}"):
+            stream.readline()
+            stream.write(f"{command}\r\n".encode())
+            stream.flush()
+        return stream.readline().decode()
+
+
+def test_guessing_is_answered_more_and_more_slowly(tmp_path):
+    """Fifty connections of one address guess for ten seconds: at most ten are answered, and a right login at once."""
+    with started_server(tmp_path / "state") as server:
+        answered, over = [], threading.Event()
+
+        def guess_on() -> None:
+            while not over.is_set():
+                with suppress(OSError):
+                    answered.append(guess(server.port, "127.0.0.9"))
+
+        threads = [threading.Thread(target=guess_on, daemon=True) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        time.sleep(5)
+        began = time.monotonic()
+        server.connect().close()
+        assert time.monotonic() - began < 1
+        time.sleep(5)
+        over.set()
+        refused = [answer for answer in answered if answer.startswith("530")]
+        assert 1 <= len(refused) <= 10
+        assert PASSWORD not in "".join(answered)
+
+
+def test_guard_makes_other_machines_wait_for_any_password(monkeypatch):
+    """From an address beyond loopback no password is tried until the last wrong one was answered."""
+    from workshop.servers import ftp
+
+    now = [1000.0]
+    monkeypatch.setattr(ftp.time, "monotonic", lambda: now[0])
+    guard = ftp.LoginGuard()
+    assert guard.wait("192.0.2.1") == 0
+    assert [guard.failed("192.0.2.1") for _ in range(3)] == [1, 3, 7]
+    assert guard.wait("192.0.2.1") == 7
+    assert guard.wait("192.0.2.2") == 0
+    guard.failed("127.0.0.1")
+    assert guard.wait("127.0.0.1") == 0
+    now[0] += 7
+    assert guard.wait("192.0.2.1") == 0
+    guard.succeeded("192.0.2.1")
+    assert guard.failed("192.0.2.1") == 1
+    now[0] += ftp.FORGOTTEN_SECONDS + 40
+    guard.failed("192.0.2.2")
+    assert guard.failed("192.0.2.1") == 1
+
+
+def test_six_hundred_idle_connections_keep_nobody_out(server):
+    """Of those that do not log in only the latest few are kept: a real login takes less than a second."""
+    with ExitStack() as stack:
+        for _ in range(600):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        began = time.monotonic()
+        connection = server.connect()
+        assert time.monotonic() - began < 1
+        assert connection.pwd() == "/"
+        connection.close()
+
+
+def test_connection_that_does_not_log_in_is_closed(tmp_path):
+    """After twenty seconds without a word; one that has logged in may think for longer."""
+    with started_server(tmp_path / "state") as server, server.connect() as logged_in:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=25) as idle:
+            began = time.monotonic()
+            text = b""
+            while block := idle.recv(1000):
+                text += block
+            assert b"421" in text
+            assert 15 < time.monotonic() - began < 23
+        assert logged_in.pwd() == "/"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a file system of its own needs root")
+def test_disk_is_never_filled(tmp_path):
+    """A file that finds no room is refused with 552; one that takes the last of it is cut off, and is gone."""
+    state = tmp_path / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", state], check=True)
+    try:
+        with started_server(state, ftp_least_free="20000000") as server, server.connect() as connection:
+            connection.storbinary("STOR /small", io.BytesIO(bytes(1_000_000)))
+            with pytest.raises((ftplib.error_temp, ConnectionError)):
+                connection.storbinary("STOR /large", io.BytesIO(bytes(60_000_000)))
+            with server.connect() as another:
+                assert another.nlst("/") == ["small"]
+                another.storbinary("STOR /medium", io.BytesIO(bytes(35_000_000)))
+                another.storbinary("STOR /medium2", io.BytesIO(bytes(9_000_000)))
+                with pytest.raises(ftplib.error_perm, match="552"):
+                    another.storbinary("STOR /more", io.BytesIO(b"1"))
+                another.delete("/medium")
+                another.storbinary("STOR /more", io.BytesIO(b"1"))
+    finally:
+        subprocess.run(["umount", "-l", state], check=True)
+
+
+def test_transfers_are_logged(server):
+    """Each file that came or went has a line in the transfer log: who, what, how much, whether whole."""
+    connection = server.connect()
+    connection.storbinary("STOR /logged file", io.BytesIO(b"12345"))
+    connection.retrbinary("RETR /logged file", bytes)
+    connection.delete("/logged file")
+    connection.close()
+    log = (server.artifacts.parent / "logs" / "transfers.log").read_text()
+    assert re.search(r"127\.0\.0\.1 STOR /logged file 5 bytes [\d.]+ s whole", log)
+    assert re.search(r"127\.0\.0\.1 RETR /logged file 5 bytes [\d.]+ s whole", log)
+
+
+def test_server_that_requires_tls_takes_no_password_without(tmp_path):
+    """Plain logins are refused; over TLS, checked against the workshop's authority, the user gets in."""
+    with started_server(tmp_path / "state", ftp_tls="true") as server:
+        with pytest.raises(ftplib.error_perm, match="TLS required"):
+            server.connect()
+        context = ssl.create_default_context(cafile=tmp_path / "state" / "tls" / "authority.pem")
+        with ftplib.FTP_TLS(context=context) as connection:
+            connection.connect("127.0.0.1", server.port, timeout=10)
+            connection.login(USER, PASSWORD)
+            connection.prot_p()
+            assert connection.nlst("/") == []
+    for file in (tmp_path / "state" / "tls").glob("*.pem"):
+        assert file.stat().st_mode & 0o777 == 0o600

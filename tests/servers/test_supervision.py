@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of
 
 from workshop.servers import supervision
+from workshop.servers.services import SERVICES
 from workshop.settings import Settings
 
 NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
@@ -47,7 +49,7 @@ def test_status_names_every_service(running):
     """A list of objects with name, address, pid and health; all well."""
     rows = status(running)
     assert set(rows) == NAMES
-    assert all(set(row) == {"name", "address", "pid", "healthy"} for row in rows.values())
+    assert all(set(row) == {"name", "address", "pid", "healthy", "reason"} for row in rows.values())
     assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows.values())
 
 
@@ -98,6 +100,39 @@ def test_service_that_dies_is_started_again(running):
     assert after["healthy"]
     assert after["pid"] != before["pid"]
     assert after["address"] == before["address"]
+
+
+def served(place: Servers) -> list[psutil.Process]:
+    """The processes that `up` started, but for the supervisor itself."""
+    found = supervision._marked_processes(place.settings)
+    return [process for process in found if "supervisord" not in " ".join(process.cmdline())]
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_whatever_is_killed_is_back_within_thirty_seconds(running, rounds):
+    """Any process of the tree, also two at once: all answer again, one listener a port, and `down` finds them all."""
+    dice = random.Random(rounds)
+    settings = running.settings
+    ports = {getattr(settings, name) for service in SERVICES for name in service.ports}
+    for _ in range(rounds):
+        victims = dice.sample(served(running), dice.choice([1, 2]))
+        names = [" ".join(victim.cmdline())[-80:] for victim in victims]
+        for victim in victims:
+            victim.kill()
+        gone, _ = psutil.wait_procs(victims, timeout=5)
+        assert len(gone) == len(victims)
+        began = time.monotonic()
+        while not all(row["healthy"] and row["pid"] for row in status(running).values()):
+            assert time.monotonic() - began < 30, f"not back after the death of {names}: {status(running)}"
+            time.sleep(0.3)
+        listeners = [
+            c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port in ports
+        ]
+        assert sorted(listeners) == sorted(ports)
+        supervised = {row["pid"] for row in status(running).values()}
+        for process in served(running):
+            line = [process.pid, *(parent.pid for parent in process.parents())]
+            assert supervised & set(line), f"an orphan: {process.cmdline()}"
 
 
 def test_up_after_a_crash_replaces_what_was_left(running):
@@ -192,10 +227,26 @@ def test_up_says_which_service_does_not_answer(place):
         assert "Dashboard does not answer" in done.stderr
         assert "the dashboard has a reason" in done.stderr
         assert "Traceback" not in done.stderr
+        assert "the dashboard has a reason" in status(place)["dashboard"]["reason"]
+        assert "the dashboard has a reason" in place.run(BIN / "workshop", "status").stdout
     finally:
         app.write_text(content)
     done = place.run(BIN / "workshop", "up")  # mended, it is given another chance
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "workshop.example"])
+def test_nothing_without_a_password_is_open_to_other_machines(tmp_path, host):
+    """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to set."""
+    root, environment = new_workplace(tmp_path / "clone")
+    place = Servers(root, environment | {"WORKSHOP_HOST": host}, "", 0.0)
+    for command in ((BIN / "workshop", "up"), (BIN / "python", root / "4_pipeline" / "dashboard" / "app.py")):
+        done = place.run(*command)
+        assert done.returncode == 1, done.stdout
+        for words in ("without a password", f"WORKSHOP_HOST={host}", "unset WORKSHOP_HOST", "ssh -L"):
+            assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not processes_of(root)
 
 
 def test_two_ups_at_once_make_one_set_of_servers(place):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +18,16 @@ from workshop.errors import ModelError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 # What a scikit-learn model of ours may hold beyond skops' own list. Named here, never by the model: a file that
 # says which types to trust could say anything.
 TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
+DIGEST_TAG = "workshop.sha256"
+ADDED_ON_DOWNLOAD = {"registered_model_meta"}  # by MLflow, to what it fetches through the registry
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
 
@@ -65,10 +72,31 @@ def log_model(model: object, example: pd.DataFrame) -> str:
         outputs = model.predict(inputs.to_numpy("float32"), verbose=0)
         # float64, as frames and JSON bring it: a tensor signature is strict, and one of float32 refuses every frame.
         signature = mlflow.models.infer_signature(inputs.to_numpy(), outputs)
-        return mlflow.keras.log_model(
+        logged = mlflow.keras.log_model(
             model, name="model", signature=signature, pip_requirements=requirements(KERAS_REQUIREMENTS)
-        ).model_uri
-    return mlflow.sklearn.log_model(model, name="model", **_options(model, inputs)).model_uri
+        )
+    else:
+        logged = mlflow.sklearn.log_model(model, name="model", **_options(model, inputs))
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=folder)
+        tags = {DIGEST_TAG: digest_of(Path(fetched))}
+    mlflow.MlflowClient().set_logged_model_tags(logged.model_id, tags)
+    return logged.model_uri
+
+
+def digest_of(folder: Path) -> str:
+    """Return the sha256 of a model's manifest: a line for each of its files, as `sha256sum` writes it, by name.
+
+    It is kept with the model in the tracking database, so that whoever can change the files cannot change it.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in ADDED_ON_DOWNLOAD)
+    lines = [f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _options(model, inputs: pd.DataFrame) -> dict[str, Any]:
@@ -107,7 +135,7 @@ def load(model_uri: str) -> LoadedModel:
 
     from workshop.models.tracking import connect
 
-    connect()
+    client = connect()
     # A folder of our own: MLflow leaves the one that it makes behind, and whoever follows the alias loads often.
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -116,7 +144,31 @@ def load(model_uri: str) -> LoadedModel:
             raise ModelError(
                 "The model cannot be fetched.", value=f"{model_uri}: {error.message}", next_step="workshop status"
             ) from None
+        _check_digest(client, fetched, model_uri)
         return load_folder(fetched, model_uri)
+
+
+def _check_digest(client: MlflowClient, folder: Path, model_uri: str) -> None:
+    """Raise ModelError when a model's files are not those that were logged; one logged by other means has no digest."""
+    from mlflow.exceptions import MlflowException
+
+    *names, last = model_uri.removeprefix("models:/").split("/")
+    try:
+        model_id = client.get_model_version(names[0], last).model_id if names else last
+        expected = client.get_logged_model(model_id).tags.get(DIGEST_TAG) if model_id else None
+    except MlflowException as error:
+        raise ModelError(
+            "The model's record cannot be read.", value=f"{model_uri}: {error.message}", next_step="workshop status"
+        ) from None
+    if expected is None:
+        logger.warning("%s was logged by other means than `loading.log_model`: its files cannot be checked.", model_uri)
+    elif (found := digest_of(folder)) != expected:
+        raise ModelError(
+            "The model's files are not those that were logged.",
+            value=f"{model_uri}: sha256 {found[:16]}...",
+            expected=f"sha256 {expected[:16]}..., as the tracking server has it",
+            next_step="train and log it anew; find out who can write to the artifact store",
+        )
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop.errors import ServiceError
+from workshop.models.heartbeat import heartbeat
 from workshop.settings import EXPERIMENT, get_settings
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def start_run(
 
     mlflow.set_experiment(EXPERIMENT)
     hashes = {f"workshop.data.{Path(file).name}": file_hash(Path(file)) for file in data}
-    with mlflow.start_run(run_name=stage, tags={"workshop.stage": stage} | hashes | git_tags()) as run:
+    tags = {"workshop.stage": stage} | hashes | git_tags()
+    with mlflow.start_run(run_name=stage, tags=tags) as run, heartbeat(run.info.run_id, mlflow.get_tracking_uri()):
         if parameters:
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
         show_run(run.info.run_id)

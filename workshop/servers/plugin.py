@@ -9,6 +9,6 @@ def open_repository(artifact_uri: str, tracking_uri: str | None = None, registry
     MLflow loads its plugins in the middle of its own import. The store's class has a base in MLflow, so it is
     imported only when the first store is opened.
     """
-    from workshop.servers.artifacts import FTPArtifactRepository
+    from workshop.servers.artifacts.repository import FTPArtifactRepository
 
     return FTPArtifactRepository(artifact_uri, tracking_uri, registry_uri)

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workshop.settings import Settings
+from workshop.errors import ServiceError
+from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Service:
-    """One server: ``ports`` are the names of its settings, the first of them the one it answers on."""
+    """One server: ``ports`` are the names of its settings, the first of them the one it answers on.
+
+    ``secrets`` are variables that must not stand in its command line, which everybody on the machine can read.
+    """
 
     name: str
     title: str
@@ -24,7 +28,9 @@ class Service:
     address: Callable[[Settings], str]
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    secrets: Callable[[Settings], dict[str, str]] = lambda _: {}
     comes_last: bool = False
+    asks_for_password: bool = False
 
 
 def program(name: str) -> str:
@@ -49,16 +55,31 @@ def _workers_answer(settings: Settings) -> bool:
     return counts["workers"] >= settings.dask_workers
 
 
+def _own_hosts(settings: Settings) -> list[str]:
+    """Return the names by which browsers and clients call this machine."""
+    hosts = ("127.0.0.1", "localhost", "::1", settings.host)
+    return [f"[{host}]" if ":" in host else host for host in dict.fromkeys(hosts)]
+
+
 def _mlflow_command(settings: Settings) -> list[str]:
     return [
         program("mlflow"),
         "server",
         *("--host", settings.host, "--port", str(settings.mlflow_port)),
-        *("--backend-store-uri", f"sqlite:///{settings.database}"),
+        # The address of a database server holds a password: it goes the other way.
+        *(() if settings.database_uri else ("--backend-store-uri", f"sqlite:///{settings.database}")),
         *("--artifacts-destination", settings.artifacts_uri),
         # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
         *("--workers", "1"),
+        *("--app-name", "workshop"),
+        # A page of another site whose name is made to mean this machine (DNS rebinding) gets no answer.
+        *("--allowed-hosts", ",".join(f"{host}:{settings.mlflow_port}" for host in _own_hosts(settings))),
     ]
+
+
+def _mlflow_secrets(settings: Settings) -> dict[str, str]:
+    uri = settings.database_uri
+    return {"MLFLOW_BACKEND_STORE_URI": uri.get_secret_value()} if uri else {}
 
 
 def _scheduler_command(settings: Settings) -> list[str]:
@@ -91,8 +112,9 @@ SERVICES = (
         "FTP artifact store",
         ("ftp_port",),
         lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
-        lambda settings: f"ftp://{settings.host}:{settings.ftp_port}",
+        lambda settings: settings.artifacts_uri.removesuffix("/mlflow"),
         _ftp_answers,
+        asks_for_password=True,
     ),
     Service(
         "mlflow",
@@ -108,6 +130,7 @@ SERVICES = (
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
         },
+        _mlflow_secrets,
     ),
     Service(
         "dask-scheduler",
@@ -138,6 +161,21 @@ SERVICES = (
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
     ),
 )
+
+
+def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
+    """Raise ServiceError when services that ask nobody for a password would be open to other machines."""
+    if is_loopback(settings.host):
+        return
+    open_ones = [service.title for service in SERVICES if service.name in names and not service.asks_for_password]
+    if open_ones:
+        raise ServiceError(
+            f"{', '.join(open_ones)}: whoever reaches this would be let in without a password, so it is not started.",
+            value=f"WORKSHOP_HOST={settings.host}",
+            expected="127.0.0.1, localhost or ::1",
+            next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
+            f"`ssh -L {settings.dashboard_port}:127.0.0.1:{settings.dashboard_port} HOST`",
+        )
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:

@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
-from workshop.servers.services import SERVICES, Service, is_healthy, program
+from workshop.servers.database import ensure_database
+from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,13 @@ SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (L
 
 @dataclass(frozen=True)
 class Status:
-    """One service as it is now."""
+    """One service as it is now; ``reason`` says why it was given up, after it had ended again and again."""
 
     name: str
     address: str
     pid: int | None
     healthy: bool
+    reason: str | None = None
 
     def as_dict(self) -> dict:
         """Return the fields as JSON-able values."""
@@ -55,11 +56,21 @@ class Status:
 def status(settings: Settings | None = None) -> list[Status]:
     """Return what runs, asking every service for its health."""
     settings = settings or get_settings()
-    pids = {name: info["pid"] for name, info in _processes(settings).items() if info["pid"]}
-    return [
-        Status(service.name, service.address(settings), pids.get(service.name), is_healthy(service, settings))
-        for service in SERVICES
-    ]
+    processes = _processes(settings)
+    rows = []
+    for service in SERVICES:
+        process = processes.get(service.name, {})
+        given_up = process.get("statename") == "FATAL"
+        rows.append(
+            Status(
+                service.name,
+                service.address(settings),
+                process.get("pid") or None,
+                is_healthy(service, settings),
+                _last_line(service, settings) if given_up else None,
+            )
+        )
+    return rows
 
 
 def up(tell: Callable[[str], None] = logger.info) -> Settings:
@@ -70,14 +81,19 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
     its log.
     """
     settings = get_settings()
+    refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     _check_folder(settings)
     with _only_one(settings):
         if not _supervisor_answers(settings):
             _clear_leftovers(settings, tell)
             settings.credentials(create=True)
             settings = _take_ports(settings, tell)
+            is_new = not settings.database.exists()
+            if not is_new:
+                ensure_database(settings, tell)
             _start_supervisor(settings)
-            _create_database(settings)
+            if is_new:  # it takes a while, in which the other servers start
+                ensure_database(settings, tell)
         for last in (False, True):
             services = [service for service in SERVICES if service.comes_last == last]
             _start_stopped(settings, services)
@@ -164,10 +180,11 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         "umask": "077",
     }
     for service in SERVICES:
-        waits = service.comes_last or (service.name == "mlflow" and not settings.database.exists())
+        waits = service.comes_last or service.name == "mlflow"  # which needs its database
+        variables = service.environment | service.secrets(settings)
         configuration[f"program:{service.name}"] = {
             "command": literal(shlex.join(service.command(settings))),
-            "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
+            "environment": literal(",".join(f'{name}="{value}"' for name, value in variables.items())),
             "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
             "redirect_stderr": "true",
             "autostart": str(not waits).lower(),
@@ -183,7 +200,8 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
 
 def _start_supervisor(settings: Settings) -> None:
     file = settings.state / "supervisord.conf"
-    with file.open("w") as output:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as output:
+        os.fchmod(output.fileno(), 0o600)  # it may have been there
         _configuration(settings).write(output)
     environment = os.environ | settings.exports()
     environment |= {"WORKSHOP_ROOT": str(settings.root), "WORKSHOP_STATE": str(settings.state)}
@@ -225,35 +243,6 @@ def _processes(settings: Settings) -> dict[str, dict]:
         return {}
 
 
-def _create_database(settings: Settings) -> None:
-    """Make the tracking database whole or not at all, while the other servers start.
-
-    A server that is killed while it makes its tables leaves a database that no server can open any more.
-    """
-    if settings.database.exists():
-        return
-    new = settings.database.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    made = subprocess.run(
-        [program("mlflow"), "db", "upgrade", f"sqlite:///{new}"],
-        env=os.environ | settings.exports(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode:
-        raise ServiceError(
-            "The tracking database could not be made.",
-            value=made.stderr.strip()[-1000:],
-            next_step=f"look at the disk of {settings.state}, then `workshop up`",
-        )
-    with contextlib.closing(sqlite3.connect(new)) as connection:
-        # Readers do not wait for writers; the mode stays with the file.
-        connection.execute("PRAGMA journal_mode=WAL")
-    new.replace(settings.database)
-
-
 def _start_stopped(settings: Settings, services: list[Service]) -> None:
     """Start services that wait for others, and those that ended too often: somebody asks for them again."""
     processes = _processes(settings)
@@ -279,6 +268,16 @@ def _wait_until_healthy(settings: Settings, services: list[Service], tell: Calla
         if time.monotonic() - began > START_SECONDS:
             raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
         time.sleep(0.3)
+
+
+def _last_line(service: Service, settings: Settings) -> str:
+    """Return the last words of a service."""
+    log = settings.logs / f"{service.name}.log"
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return f"it ended again and again: {lines[-1] if lines else 'without a word'} (all of it: {log})"
 
 
 def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError:

@@ -1,0 +1,92 @@
+"""Artifacts on the FTP server, against MLflow's own store: many small files and a large one, near and far."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.measure import Side
+from benchmarks.place import Place
+from benchmarks.rows import Ratio
+from tests.relay import ADDRESS, relaying
+
+TITLE = "Artifacts"
+SMALL, SMALL_BYTES, LARGE_BYTES = 300, 10_000, 300_000_000
+NEAR, FAR = 0.0, 0.02  # seconds that each round trip takes longer
+STOCK, OURS = "MLflow's FTP store", "ours"
+
+
+def names(what: str, round_trip: float) -> tuple[str, str]:
+    """Return what the two sides of a comparison are called."""
+    where = f"{what}, {1000 * round_trip:g} ms"
+    return f"{STOCK}, {where}", f"{OURS}, {where}"
+
+
+ROWS = (
+    Ratio("300 small files, stored", *names("small", NEAR), 1),
+    Ratio("300 small files, stored, each round trip 20 ms longer", *names("small", FAR), 8),
+    Ratio("a file of 300 MB, stored and fetched", *names("large", NEAR), 1),
+    Ratio("a file of 300 MB, each round trip 20 ms longer", *names("large", FAR)),
+)
+
+# Each side is a program of its own, as a training is; both know the password from the settings.
+PROGRAM = """
+import sys, tempfile, time
+from workshop.settings import get_settings
+side, host, what, source = sys.argv[1:]
+settings = get_settings()
+if side == "stock":
+    from mlflow.store.artifact.ftp_artifact_repo import FTPArtifactRepository as Repository
+    user, password = settings.credentials()
+    login = f"{user}:{password.get_secret_value()}@"
+else:
+    from workshop.servers.artifacts.repository import FTPArtifactRepository as Repository
+    login = ""
+store = Repository(f"ftp://{login}{host}:{settings.ftp_port}/mlflow/bench-{side}-{what}")
+began = time.perf_counter()
+if what == "small":
+    store.log_artifacts(source)
+else:
+    store.log_artifact(source + "/large")
+    with tempfile.TemporaryDirectory() as folder:
+        store.download_artifacts("large", folder)
+print(time.perf_counter() - began)
+"""
+
+
+def sides(place: Place) -> list[Side]:
+    """Return both stores for each thing to store, near and far."""
+    folders = {what: place.folder / f"artifacts-{what}" for what in ("small", "large")}
+    if not folders["small"].exists():
+        for folder in folders.values():
+            folder.mkdir()
+        for number in range(SMALL):
+            (folders["small"] / f"{number}.bin").write_bytes(os.urandom(SMALL_BYTES))
+        (folders["large"] / "large").write_bytes(os.urandom(LARGE_BYTES))
+    return [
+        Side(name, functools.partial(run, place, side, what, folder, round_trip))
+        for what, folder in folders.items()
+        for round_trip in (NEAR, FAR)
+        for side, name in zip(("stock", "ours"), names(what, round_trip), strict=True)
+    ]
+
+
+def run(place: Place, side: str, what: str, source: Path, round_trip: float) -> dict[str, float]:
+    """Store, and fetch, in one program; return the seconds without its imports."""
+    settings = place.settings
+    with contextlib.ExitStack() as stack:
+        host, environment = "127.0.0.1", dict(place.environment)
+        if round_trip:
+            stack.enter_context(relaying([settings.ftp_port, *settings.ftp_passive_ports], round_trip / 2))
+            host = environment["WORKSHOP_HOST"] = ADDRESS
+        said = place.do(sys.executable, "-c", PROGRAM, side, host, what, str(source), environment=environment)
+    return {"seconds": float(said.split()[-1])}
+
+
+def settle(place: Place) -> None:
+    """Let each program run once."""
+    for side in sides(place)[:2]:
+        side.run()

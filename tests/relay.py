@@ -1,0 +1,105 @@
+"""A relay to an FTP server, on another address of loopback and the same ports: it can be slow, and can cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+ADDRESS = "127.0.0.2"
+BLOCK_BYTES = 1 << 16
+
+
+class Relay:
+    """Passes on what comes, ``delay`` seconds later in each direction, a new connection's first answer likewise.
+
+    ``cut_after``: so many bytes after it is set, the connection that brings the next one is cut, once.
+    """
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.delay = delay
+        self.cut_after: int | None = None
+        self.cuts = 0
+
+    async def serve(self, ports: Iterable[int]) -> list[asyncio.Server]:
+        """Listen on all ``ports``."""
+        return [await asyncio.start_server(self._accept(port), ADDRESS, port) for port in ports]
+
+    def _accept(self, port: int):
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(2 * self.delay)  # what opening a connection takes
+            try:
+                their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                writer.close()
+                return
+            await asyncio.gather(
+                self._pass(reader, their_writer, writer), self._pass(their_reader, writer, their_writer)
+            )
+
+        return accept
+
+    async def _pass(self, reader, writer, other) -> None:
+        coming: asyncio.Queue = asyncio.Queue(64)
+        sending = asyncio.create_task(self._send(coming, writer))
+        clock = asyncio.get_running_loop().time
+        block = b"-"
+        while block:
+            try:
+                block = await reader.read(BLOCK_BYTES)
+            except OSError:
+                block = b""
+            if self.cut_after is not None and len(block) > 1000:  # data, not talk
+                self.cut_after -= len(block)
+                if self.cut_after < 0:
+                    self.cut_after = None
+                    self.cuts += 1
+                    writer.transport.abort()
+                    other.transport.abort()
+                    block = b""
+            await coming.put((clock() + self.delay, block))
+        await sending
+
+    async def _send(self, coming: asyncio.Queue, writer: asyncio.StreamWriter) -> None:
+        clock = asyncio.get_running_loop().time
+        with suppress(OSError):
+            while True:
+                when, block = await coming.get()
+                if (wait := when - clock()) > 0:
+                    await asyncio.sleep(wait)
+                if not block:
+                    break
+                writer.write(block)
+                await writer.drain()
+        while not coming.empty():
+            coming.get_nowait()
+        with suppress(OSError):
+            writer.close()
+
+
+@contextmanager
+def relaying(ports: Iterable[int], delay: float = 0.0) -> Iterator[Relay]:
+    """Run a relay to ``ports``, in a thread of its own."""
+    relay, loop, ready = Relay(delay), asyncio.new_event_loop(), threading.Event()
+
+    def run() -> None:
+        asyncio.set_event_loop(loop)
+        servers = loop.run_until_complete(relay.serve(ports))
+        loop.call_soon(ready.set)
+        loop.run_forever()
+        for server in servers:
+            server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+    thread = threading.Thread(target=run, name="relay", daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield relay
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)

@@ -1,0 +1,160 @@
+"""The artifact store on FTP servers that are not ours: vsftpd and ProFTPD, as Debian has them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.exceptions import MlflowException
+from test_artifacts import ODD_NAMES, describe, find_free_port, find_marks, find_temporaries
+from workplace import required
+
+from workshop.servers.artifacts.repository import FTPArtifactRepository
+
+USER, PASSWORD = "keeper", "correct horse battery"
+VSFTPD = shutil.which("vsftpd") or shutil.which("vsftpd", path="/opt/vsftpd/usr/sbin")
+PROFTPD = shutil.which("proftpd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+VSFTPD_SETTINGS = """
+listen=YES
+listen_address=127.0.0.1
+listen_port={port}
+background=NO
+anonymous_enable=YES
+no_anon_password=YES
+ftp_username=nobody
+anon_root={files}
+allow_writeable_chroot=YES
+write_enable=YES
+anon_upload_enable=YES
+anon_mkdir_write_enable=YES
+anon_other_write_enable=YES
+anon_world_readable_only=NO
+anon_umask=022
+secure_chroot_dir={folder}/empty
+seccomp_sandbox=NO
+isolate=NO
+isolate_network=NO
+xferlog_enable=NO
+utf8_filesystem=YES
+"""
+PROFTPD_SETTINGS = """
+ServerName "files"
+ServerType standalone
+Port {port}
+DefaultAddress 127.0.0.1
+UseIPv6 off
+User nobody
+Group nogroup
+AuthOrder mod_auth_file.c
+AuthUserFile {folder}/users
+RequireValidShell off
+DefaultRoot {files}
+PidFile {folder}/pid
+ScoreboardFile {folder}/scoreboard
+DelayTable none
+SystemLog {folder}/log
+TransferLog none
+WtmpLog off
+AllowOverwrite on
+AllowStoreRestart on
+AllowRetrieveRestart on
+ListOptions "-a"
+"""
+
+
+def vsftpd_command(folder: Path, files: Path, port: int) -> list[str]:
+    """Return how to start vsftpd, whose user is the anonymous one: others would have to be the machine's."""
+    settings = folder / "vsftpd.conf"
+    (folder / "empty").mkdir()
+    settings.write_text(VSFTPD_SETTINGS.format(port=port, files=files, folder=folder).lstrip())
+    return [VSFTPD, str(settings)]
+
+
+def proftpd_command(folder: Path, files: Path, port: int) -> list[str]:
+    """Return how to start ProFTPD, with a user of its own."""
+    settings, users = folder / "proftpd.conf", folder / "users"
+    settings.write_text(PROFTPD_SETTINGS.format(port=port, files=files, folder=folder))
+    hashed = subprocess.run(["openssl", "passwd", "-6", PASSWORD], capture_output=True, text=True, check=True).stdout
+    users.write_text(f"{USER}:{hashed.strip()}:65534:65534::{files}:/bin/false\n")
+    users.chmod(0o600)
+    return [PROFTPD, "--nodaemon", "--config", str(settings)]
+
+
+@pytest.fixture(params=["vsftpd", "proftpd"])
+def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
+    """The folder and the address of a server that runs."""
+    if not {"vsftpd": VSFTPD, "proftpd": PROFTPD}[request.param] or os.geteuid() != 0:
+        required(f"{request.param}, and root to start it", False)
+    # Not below pytest's own folders, which nobody else may enter.
+    folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{request.param}"
+    files, port = folder / "files", find_free_port()
+    files.mkdir(parents=True)
+    shutil.chown(files, "nobody", "nogroup")
+    user = "anonymous" if request.param == "vsftpd" else USER
+    for name, value in {"PORT": str(port), "USER": user, "PASSWORD": PASSWORD}.items():
+        monkeypatch.setenv(f"WORKSHOP_FTP_{name}", value)
+    command = {"vsftpd": vsftpd_command, "proftpd": proftpd_command}[request.param](folder, files, port)
+    with (folder / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        try:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "out").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            yield files, f"ftp://127.0.0.1:{port}/store"
+        finally:
+            process.terminate()
+    shutil.rmtree(folder)
+
+
+def test_other_server_keeps_a_tree(other, tmp_path):
+    """Odd names, empty files and folders are stored, listed, fetched and deleted as on our own server."""
+    files, uri = other
+    source, target = tmp_path / "source", tmp_path / "target"
+    target.mkdir()
+    for name in ODD_NAMES:
+        (source / "deep" / name).mkdir(parents=True)
+        (source / "deep" / name / name).write_text(name)
+    (source / "empty folder").mkdir()
+    (source / "empty file").touch()
+    (source / "large").write_bytes(os.urandom(3_000_000))
+    store = FTPArtifactRepository(uri)
+    store.log_artifacts(str(source), "tree")
+    assert {info.path: info.file_size for info in store.list_artifacts("tree") if not info.is_dir} == {
+        "tree/empty file": 0,
+        "tree/large": 3_000_000,
+    }
+    assert {Path(info.path).name for info in store.list_artifacts("tree/deep")} == set(ODD_NAMES)
+    assert describe(Path(store.download_artifacts("tree", str(target)))) == describe(source)
+    store.delete_artifacts("tree")
+    assert store.list_artifacts() == []
+    assert list((files / "store").iterdir()) == []
+
+
+def test_other_server_keeps_what_is_whole(other, tmp_path):
+    """Overwriting leaves the new whole object and its mark; a byte that changes on the server's disk is noticed."""
+    files, uri = other
+    store, model = FTPArtifactRepository(uri), tmp_path / "model"
+    for content in (b"old", b"new and longer"):
+        model.write_bytes(content)
+        store.log_artifact(str(model))
+        assert Path(store.download_artifacts("model")).read_bytes() == content
+    assert find_temporaries(files) == []
+    assert len(find_marks(files)) == 2
+    (files / "store" / "model").write_bytes(b"now and longer")
+    with pytest.raises(MlflowException, match="is not what was stored"):
+        store.download_artifacts("model")
+    for _ in range(2):
+        store.delete_artifacts("model")
+    assert find_marks(files) == []

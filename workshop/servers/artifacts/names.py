@@ -1,0 +1,43 @@
+"""The names of the store's own that lie among artifacts: parts of uploads, and marks of what is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from pathlib import Path
+
+LONGEST_NAME = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
+TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
+MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
+
+
+def new_temporary(name: str) -> str:
+    """Return a name, never used before, under which an artifact arrives."""
+    return f".~{name[:LONGEST_NAME]}.{secrets.token_hex(8)}.part"
+
+
+def mark_of(name: str, sha256: str) -> str:
+    """Return the name of the mark that says: the artifact ``name`` of this folder may have this content."""
+    return f"{mark_prefix(name)}{sha256}.sha256"
+
+
+def mark_prefix(name: str) -> str:
+    """Return how all marks of an artifact begin; of its name there is a hash, which is short and has no odd letters."""
+    return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a name is the store's own, and no artifact's."""
+    return bool(TEMPORARY.fullmatch(name) or MARK.fullmatch(name))
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what uploads have left below a local folder; return how many there were.
+
+    For the server, before it starts: nobody is uploading then.
+    """
+    left = [file for file in folder.rglob(".~*.part") if TEMPORARY.fullmatch(file.name) and not file.is_symlink()]
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(left)

@@ -1,0 +1,147 @@
+"""MLflow's own server application behind a door: bodies have a limit, and answers tell nothing of what is inside.
+
+`mlflow server --app-name workshop` serves it (entry point ``mlflow.app``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
+# MLflow itself takes at most 1 MB in a batch; what is larger is an artifact, and goes another way.
+MOST_BODY_BYTES = 10_000_000
+ARTIFACTS = re.compile(r"/(api|ajax-api)/[\d.]+/mlflow(-artifacts/artifacts|/upload-artifact)\b")
+# What a failed statement leaves in an error: the database's name, the statement, a page of SQLAlchemy's, a traceback.
+INTERNALS = re.compile(r"\[SQL|sqlalche\.me|sqlite3?\.|psycopg|sqlalchemy\.|Traceback \(most recent|File \"/")
+OVERLOADED = re.compile(r"QueuePool limit|database is locked|too many clients|TimeoutError|connection timed out")
+ERROR = 400
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class TooLarge(Exception):
+    """A body is larger than what is allowed."""
+
+
+class Door:
+    """An ASGI application around another."""
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on, its body counted, and its answer back, its text looked at when it is an error."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = Answer(send)
+        try:
+            await self._app(scope, receive if ARTIFACTS.match(scope["path"]) else _limited(scope, receive), answer)
+        except TooLarge:
+            await _refuse(send, answer)
+        except Exception:
+            logger.exception("A request failed: %s %s", scope["method"], scope["path"])
+            if answer.begun:
+                raise
+            await _tell(send, 500, "INTERNAL_ERROR", "The server failed; its log says why.")
+
+
+def _limited(scope: Message, receive: Receive) -> Receive:
+    received = 0
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+
+    async def limited() -> Message:
+        nonlocal received
+        if declared.isdigit() and int(declared) > MOST_BODY_BYTES:
+            raise TooLarge  # before any of it is read
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MOST_BODY_BYTES:
+            raise TooLarge
+        return message
+
+    return limited
+
+
+class Answer:
+    """Takes an answer's messages: passes good ones on, collects errors, and says in its own words what would tell."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        """Take one message."""
+        if message["type"] == "http.response.start" and message["status"] >= ERROR:
+            self._start = message
+        elif self._start is None:
+            self.begun = True
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._end()
+
+    async def _end(self) -> None:
+        self.begun = True
+        text = self._body.decode(errors="replace")
+        if OVERLOADED.search(text):
+            logger.error("Overloaded: %s", text)
+            await _tell(
+                self._send, 503, "TEMPORARILY_UNAVAILABLE", "The tracking server has too much to do: try again."
+            )
+        elif INTERNALS.search(text):
+            logger.error("Not shown to the client: %s", text)
+            status = self._start["status"]
+            code = "INVALID_PARAMETER_VALUE" if status < 500 else "INTERNAL_ERROR"
+            await _tell(self._send, status, code, "The database refused the request; the server's log says why.")
+        else:
+            await self._send(self._start)
+            await self._send({"type": "http.response.body", "body": self._body})
+
+
+async def _refuse(send: Send, answer: Answer) -> None:
+    if not answer.begun:
+        words = f"The body is larger than {MOST_BODY_BYTES:,} bytes; log what is large as an artifact."
+        await _tell(send, 413, "INVALID_PARAMETER_VALUE", words)
+
+
+async def _tell(send: Send, status: int, code: str, message: str) -> None:
+    body = json.dumps({"error_code": code, "message": message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 413:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def make_app() -> Door:
+    """Return MLflow's application behind the door, with the reaper of runs whose owner is dead beside it."""
+    # Only now: MLflow's application reads its settings from the environment when it is imported.
+    from mlflow.server.fastapi_app import app
+
+    from workshop.models.heartbeat import start_reaper
+    from workshop.settings import get_settings
+
+    _end_with_parent()
+    settings = get_settings().model_copy(update={"mlflow_tracking_uri": None})
+    start_reaper(settings.tracking_uri)
+    return Door(app)
+
+
+def _end_with_parent() -> None:
+    """Die with `mlflow server`, which started this process: nobody else would end it, and it would keep the port."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
