@@ -20,7 +20,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from test_artifacts import find_free_port
+from stores import find_free_port
 
 from workshop.servers.services import SERVICES
 from workshop.settings import get_settings

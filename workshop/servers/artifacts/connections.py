@@ -101,6 +101,16 @@ class Connection(ftplib.FTP):
             _end_tls(data)
         self.voidresp()
 
+    def lines(self, command: str) -> list[str]:
+        """Return the lines that a command answers with on a data connection."""
+        received = bytearray()
+        with self.transfercmd(command) as data:
+            while block := data.recv(BLOCK_BYTES):
+                received += block
+            _end_tls(data)
+        self.voidresp()
+        return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
+
     def _reply(self) -> str | ftplib.Error:
         try:
             return self.getresp()

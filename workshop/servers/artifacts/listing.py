@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ftplib
 import posixpath
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -26,30 +25,27 @@ class Entry(NamedTuple):
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
     """Return files and folders that lie directly in ``folder``, hidden ones too; nothing when it is no folder."""
     try:
-        entries = list(connection.mlsd(folder))
+        lines = connection.lines(f"MLSD {folder}")
     except ftplib.error_perm as error:
         if reply_code(error) in UNKNOWN_COMMAND:
             return _list_by_name(connection, folder)
         if reply_code(error) not in ("501", "550"):
             raise
-        entries = []
-    finally:
-        _leave_text(connection)
-    return [_read(name, facts) for name, facts in entries if facts["type"] in ("dir", "file")]
+        lines = []
+    entries = map(_read, lines)
+    return [entry for entry in entries if entry]
 
 
-def _read(name: str, facts: dict[str, str]) -> Entry:
+def _read(line: str) -> Entry | None:
+    """Read a line such as ``type=file;size=3; name``; None for what is neither file nor folder."""
+    words, _, name = line.partition(" ")
+    facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in words.split(";"))}
+    kind = facts.get("type", "").lower()
+    if kind not in ("dir", "file"):
+        return None
     modified = facts.get("modify")
     time = datetime.strptime(modified[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC) if modified else None
-    if facts["type"] == "dir":
-        return Entry(name, True, None, time)
-    return Entry(name, False, int(facts["size"]), time)
-
-
-def _leave_text(connection: Connection) -> None:
-    """Go back to binary transfers: ftplib asks for lists in text."""
-    with suppress(OSError, EOFError, ftplib.Error):  # a connection that is broken is told of by its own error
-        connection.voidcmd("TYPE I")
+    return Entry(name, kind == "dir", int(facts["size"]) if kind == "file" else None, time)
 
 
 def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
@@ -59,13 +55,12 @@ def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
         if reply_code(there) != "550":
             raise there
         return []
-    found: list[str] = []
     try:
-        connection.retrlines("NLST -a", found.append)  # of the current folder: options and a path do not go together
+        found = connection.lines("NLST -a")  # of the current folder: options and a path do not go together
     except ftplib.error_perm as error:
         if reply_code(error) != "550":  # which some answer for an empty folder
             raise
-    _leave_text(connection)
+        found = []
     names = [name for name in map(posixpath.basename, found) if name not in ("", ".", "..")]
     paths = [posixpath.join(folder, name) for name in names]
     sizes = connection.burst(*(f"SIZE {path}" for path in paths))

@@ -1,0 +1,44 @@
+"""What tests of stores and servers share."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+ODD_NAMES = [
+    "two words",
+    " leading",
+    "trailing ",
+    "ünïcödé-雪",
+    "100%",
+    "a%20b",
+    'quo"te',
+    "it's",
+    "#1",
+    "-x",
+    "*?",
+    "a;b=c",
+]
+
+
+def find_free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def describe(folder: Path) -> dict[str, bytes | None]:
+    """Return each path below a folder with its content, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+    }
+
+
+def find_temporaries(folder: Path) -> list[Path]:
+    """Return the parts of uploads below a folder."""
+    return list(folder.rglob(".~*.part"))
+
+
+def find_marks(folder: Path) -> list[Path]:
+    """Return the marks of what is whole below a folder."""
+    return list(folder.rglob(".~*.sha256"))
