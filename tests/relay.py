@@ -21,6 +21,12 @@ class Relay:
         self.delay = delay
         self.cut_after: int | None = None
         self.cuts = 0
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def close(self) -> None:
+        """Drop all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def serve(self, ports: Iterable[int]) -> list[asyncio.Server]:
         """Listen on all ``ports``."""
@@ -28,12 +34,14 @@ class Relay:
 
     def _accept(self, port: int):
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._writers.add(writer)
             await asyncio.sleep(2 * self.delay)  # what opening a connection takes
             try:
                 their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
                 writer.close()
                 return
+            self._writers.add(their_writer)
             await asyncio.gather(
                 self._pass(reader, their_writer, writer), self._pass(their_reader, writer, their_writer)
             )
@@ -90,9 +98,12 @@ def relaying(ports: Iterable[int], delay: float = 0.0) -> Iterator[Relay]:
         loop.run_forever()
         for server in servers:
             server.close()
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        relay.close()
+        loop.run_until_complete(asyncio.sleep(0.01))  # in which what was dropped is closed
         loop.close()
 
     thread = threading.Thread(target=run, name="relay", daemon=True)

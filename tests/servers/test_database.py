@@ -49,8 +49,11 @@ def test_older_database_is_upgraded_and_kept(settings):
     said: list[str] = []
     program = (
         "import sys\n"
+        "import sqlalchemy\n"
         "from alembic import command\n"
         "from mlflow.store.db.utils import _get_alembic_config\n"
+        "from mlflow.store.tracking.dbmodels.initial_models import Base\n"
+        "Base.metadata.create_all(sqlalchemy.create_engine(sys.argv[1]))\n"
         f"command.upgrade(_get_alembic_config(sys.argv[1]), {OLDER!r})\n"
     )
     old = f"sqlite:///{settings.database}"

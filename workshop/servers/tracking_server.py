@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 MOST_BODY_BYTES = 10_000_000
 ARTIFACTS = re.compile(r"/(api|ajax-api)/[\d.]+/mlflow(-artifacts/artifacts|/upload-artifact)\b")
 # What a failed statement leaves in an error: the database's name, the statement, a page of SQLAlchemy's, a traceback.
-INTERNALS = re.compile(r"\[SQL|sqlalche\.me|sqlite3?\.|psycopg|sqlalchemy\.|Traceback \(most recent|File \"/")
-OVERLOADED = re.compile(r"QueuePool limit|database is locked|too many clients|TimeoutError|connection timed out")
+INTERNALS = re.compile(r"\[SQL|SQLite|sqlite3|sqlalche|psycopg|Traceback \(most recent|File \"/")
+OVERLOADED = re.compile(r"QueuePool limit|database is locked|too many clients already")
 ERROR = 400
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,40 +44,49 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = Answer(send)
+        body = Body(scope, receive)
+        answer = Answer(send, body)
+        if body.too_large:  # by its own word: before any of it is read
+            await _refuse(send)
+            return
         try:
-            await self._app(scope, receive if ARTIFACTS.match(scope["path"]) else _limited(scope, receive), answer)
-        except TooLarge:
-            await _refuse(send, answer)
+            await self._app(scope, body, answer)
         except Exception:
-            logger.exception("A request failed: %s %s", scope["method"], scope["path"])
-            if answer.begun:
-                raise
-            await _tell(send, 500, "INTERNAL_ERROR", "The server failed; its log says why.")
+            # What the body raises comes out of MLflow's application in a group of others, and after its answer.
+            if not body.too_large:
+                logger.exception("A request failed: %s %s", scope["method"], scope["path"])
+            if not answer.begun:
+                await answer.fail()
 
 
-def _limited(scope: Message, receive: Receive) -> Receive:
-    received = 0
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
+class Body:
+    """Brings a request's body, of which there is a limit; artifacts may be of any size."""
 
-    async def limited() -> Message:
-        nonlocal received
-        if declared.isdigit() and int(declared) > MOST_BODY_BYTES:
-            raise TooLarge  # before any of it is read
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MOST_BODY_BYTES:
+    def __init__(self, scope: Message, receive: Receive) -> None:
+        self._receive = receive
+        self._most = None if ARTIFACTS.match(scope["path"]) else MOST_BODY_BYTES
+        self._received = 0
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        self.too_large = self._is_too_large(int(declared) if declared.isdigit() else 0)
+
+    async def __call__(self) -> Message:
+        """Return the next message; raise TooLarge when it is one too many."""
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self.too_large = self._is_too_large(self._received)
+        if self.too_large:
             raise TooLarge
         return message
 
-    return limited
+    def _is_too_large(self, size: int) -> bool:
+        return self._most is not None and size > self._most
 
 
 class Answer:
     """Takes an answer's messages: passes good ones on, collects errors, and says in its own words what would tell."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, body: Body) -> None:
+        self._send, self._request = send, body
         self._start: Message | None = None
         self._body = b""
         self.begun = False
@@ -94,7 +103,18 @@ class Answer:
             if not message.get("more_body"):
                 await self._end()
 
+    async def fail(self) -> None:
+        """Answer for an application that did not."""
+        self.begun = True
+        if self._request.too_large:
+            await _refuse(self._send)
+        else:
+            await _tell(self._send, 500, "INTERNAL_ERROR", "The server failed; its log says why.")
+
     async def _end(self) -> None:
+        if self._request.too_large:
+            await self.fail()
+            return
         self.begun = True
         text = self._body.decode(errors="replace")
         if OVERLOADED.search(text):
@@ -112,10 +132,9 @@ class Answer:
             await self._send({"type": "http.response.body", "body": self._body})
 
 
-async def _refuse(send: Send, answer: Answer) -> None:
-    if not answer.begun:
-        words = f"The body is larger than {MOST_BODY_BYTES:,} bytes; log what is large as an artifact."
-        await _tell(send, 413, "INVALID_PARAMETER_VALUE", words)
+async def _refuse(send: Send) -> None:
+    words = f"The body is larger than {MOST_BODY_BYTES:,} bytes; log what is large as an artifact."
+    await _tell(send, 413, "INVALID_PARAMETER_VALUE", words)
 
 
 async def _tell(send: Send, status: int, code: str, message: str) -> None:
