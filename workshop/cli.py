@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from pathlib import Path
@@ -99,9 +100,11 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     if get_settings().dask_scheduler_address is None and not own["healthy"]:
         return []
     from workshop.engine import cluster
+    from workshop.errors import EngineError
 
-    with cluster.connect() as client:
+    with contextlib.suppress(EngineError), cluster.connect() as client:  # raised while there is no worker
         return cluster.running(client)
+    return []
 
 
 @main.command()

@@ -42,8 +42,8 @@ def owner(servers):
 
     yield start
     for process in started:
-        process.kill()
-        process.wait()
+        with process:
+            process.kill()
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:

@@ -138,6 +138,7 @@ def test_keras_file_that_is_something_else_is_refused(tmp_path):
         load_folder(tmp_path, "test")
 
 
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
 def test_model_whose_files_were_changed_is_refused(in_workplace, hours):
     """Who can write to the artifact store, checksums included, still cannot change a model: the database knows it."""
     from workshop.models import loading, tracking
@@ -154,6 +155,7 @@ def test_model_whose_files_were_changed_is_refused(in_workplace, hours):
         loading.load(uri)
 
 
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
 def test_rehearsal_leaves_nothing(tmp_path, monkeypatch):
     """What warm processes do before the first model is kept opens no run and leaves no file."""
     import mlflow

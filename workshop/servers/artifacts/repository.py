@@ -17,7 +17,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -38,8 +38,8 @@ from workshop.servers.artifacts.errors import (
     ArtifactNameRefused,
     StoreError,
     StoreUnavailable,
-    reply_code,
 )
+from workshop.servers.artifacts.folders import find_size, is_folder, make_folder, remove_file, remove_folder
 from workshop.servers.artifacts.listing import Entry, list_folder
 
 AT_ONCE = 8
@@ -111,10 +111,10 @@ class FTPArtifactRepository(ArtifactRepository):
 
         def delete() -> None:
             with self._pool.lend() as connection:
-                if _is_folder(connection, remote):
-                    _remove_folder(connection, remote)
+                if is_folder(connection, remote):
+                    remove_folder(connection, remote)
                 else:
-                    _remove_file(connection, remote)
+                    remove_file(connection, remote)
 
         self._again(delete)
 
@@ -124,7 +124,7 @@ class FTPArtifactRepository(ArtifactRepository):
 
         def ask() -> bool:
             with self._pool.lend() as connection:
-                return _is_folder(connection, remote)
+                return is_folder(connection, remote)
 
         return self._again(ask)
 
@@ -164,7 +164,7 @@ class FTPArtifactRepository(ArtifactRepository):
             try:
                 connection.store(temporary, _blocks(file, content, offset, f"storing {name}"), offset or None)
             except ftplib.error_perm:
-                if _is_folder(connection, folder):
+                if is_folder(connection, folder):
                     raise
                 self._made = {"/"}
                 raise StoreUnavailable(f"The folder {folder} was removed while it was used.") from None
@@ -189,7 +189,7 @@ class FTPArtifactRepository(ArtifactRepository):
         if folder in self._made:
             return
         with self._pool.lend() as connection:
-            _make_folder(connection, folder, self._made)
+            make_folder(connection, folder, self._made)
 
     # -- fetching --------------------------------------------------------------------------------------------
     def _fetch(self, path: str, file: BinaryIO) -> None:
@@ -201,7 +201,7 @@ class FTPArtifactRepository(ArtifactRepository):
             content.update(block)
             received += len(block)
         with self._pool.lend() as connection:
-            size = _find_size(connection, remote)
+            size = find_size(connection, remote)
             if size is None:
                 raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.")
             if received > size:  # it was replaced, and what there is belongs to another
@@ -299,12 +299,11 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-# -- what FTP makes us say in several words ------------------------------------------------------------------
 def _arrived(connection: Connection, file: BinaryIO, temporary: str) -> int:
     """Return how much of a large file an earlier attempt has brought, in bytes."""
     if not file.seekable() or os.fstat(file.fileno()).st_size < RESUMED_BYTES or not file.tell():
         return 0
-    arrived = _find_size(connection, temporary) or 0
+    arrived = find_size(connection, temporary) or 0
     return arrived if arrived <= os.fstat(file.fileno()).st_size else 0
 
 
@@ -340,66 +339,3 @@ def _remove_old_marks(connection: Connection, folder: str, name: str, mark: str)
         if entry.name.startswith(prefix) and entry.modified is not None and entry.modified < long_ago
     ]
     connection.burst(*(f"RMD {other}" for other in old if other != mark))
-
-
-def _is_folder(connection: Connection, path: str) -> bool:
-    (reply,) = connection.burst(f"CWD {path}")
-    if isinstance(reply, ftplib.Error) and reply_code(reply) != "550":
-        raise reply
-    return not isinstance(reply, ftplib.Error)
-
-
-def _find_size(connection: Connection, path: str) -> int | None:
-    """Return a file's size in bytes, or None when there is no such file."""
-    (reply,) = connection.burst(f"SIZE {path}")
-    if isinstance(reply, ftplib.Error):
-        if reply_code(reply) != "550":
-            raise reply
-        return None
-    return int(reply.split()[-1])
-
-
-def _make_folder(connection: Connection, folder: str, made: set[str]) -> None:
-    if folder in made:
-        return
-    if not _is_folder(connection, folder):
-        _make_folder(connection, posixpath.dirname(folder), made)
-        (reply,) = connection.burst(f"MKD {folder}")
-        if isinstance(reply, ftplib.Error) and not _is_folder(connection, folder):
-            raise reply
-    made.add(folder)
-
-
-def _remove_folder(connection: Connection, folder: str) -> None:
-    entries = list_folder(connection, folder)
-    for entry in entries:
-        if entry.is_folder and not names.is_own(entry.name):
-            _remove_folder(connection, posixpath.join(folder, entry.name))
-    flat = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
-    # Artifacts first: one without its mark is worse than a mark without its artifact.
-    _remove_all(connection, folder, sorted(flat, key=lambda entry: entry.is_folder))
-    if folder != "/":
-        (reply,) = connection.burst(f"RMD {folder}")
-        if isinstance(reply, ftplib.Error) and _is_folder(connection, folder):
-            raise reply
-
-
-def _remove_all(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
-    entries = list(entries)
-    paths = [posixpath.join(folder, entry.name) for entry in entries]
-    commands = [f"{'RMD' if entry.is_folder else 'DELE'} {path}" for entry, path in zip(entries, paths, strict=True)]
-    for entry, path, reply in zip(entries, paths, connection.burst(*commands), strict=True):
-        gone = _is_folder if entry.is_folder else _find_size
-        if isinstance(reply, ftplib.Error) and gone(connection, path):
-            raise reply
-
-
-def _remove_file(connection: Connection, path: str) -> None:
-    """Delete a file with its marks."""
-    folder, name = posixpath.split(path)
-    (reply,) = connection.burst(f"DELE {path}")
-    if isinstance(reply, ftplib.Error) and _find_size(connection, path) is not None:
-        raise reply
-    prefix = names.mark_prefix(name)
-    marks = [entry for entry in list_folder(connection, folder) if entry.name.startswith(prefix)]
-    _remove_all(connection, folder, marks)
