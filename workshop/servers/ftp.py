@@ -110,21 +110,12 @@ class DurableFile:
 
 
 class DurableFiles(AbstractedFS):
-    """pyftpdlib's view of a folder, chrooted; what is written or renamed survives a loss of power."""
+    """pyftpdlib's view of a folder, chrooted; what is written is on the disk before its client hears so."""
 
     def open(self, filename: str, mode: str) -> Any:
         """Open a file; one to write to is durable."""
         file = super().open(filename, mode)
         return file if mode == "rb" else DurableFile(file, self.cmd_channel.least_free)
-
-    def rename(self, src: str, dst: str) -> None:
-        """Rename, at once for all readers, over what was there."""
-        super().rename(src, dst)
-        folder = os.open(os.path.dirname(dst), os.O_RDONLY)  # noqa: PTH120 - pyftpdlib's paths are text
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class Guests:
