@@ -84,9 +84,7 @@ def status(as_json: bool) -> None:
         click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
         return
     _print_rows([{name: row[name] for name in row if name != "reason"} for row in services], as_json)
-    for row in services:
-        if row["reason"]:
-            click.echo(f"\n{row['name']}: {row['reason']}")
+    click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
     if notebooks:
         click.echo()
         _print_rows(notebooks, as_json)
