@@ -5,6 +5,7 @@ from __future__ import annotations
 import ftplib
 import posixpath
 from collections.abc import Iterable
+from datetime import datetime
 
 from workshop.servers.artifacts import names
 from workshop.servers.artifacts.connections import Connection
@@ -77,3 +78,21 @@ def remove_file(connection: Connection, path: str) -> None:
     prefix = names.mark_prefix(name)
     marks = [entry for entry in list_folder(connection, folder) if entry.name.startswith(prefix)]
     _remove_all(connection, folder, marks)
+
+
+def remove_old_marks(connection: Connection, folder: str, prefixes: set[str], before: datetime) -> None:
+    """Remove marks that begin so and were made ``before``, but for the latest of each artifact."""
+    marks = [entry for entry in list_folder(connection, folder) if entry.is_folder and names.MARK.fullmatch(entry.name)]
+    latest: dict[str, datetime] = {}
+    for entry in marks:
+        if entry.modified is not None:  # else nothing is known of its age
+            prefix = names.prefix_of(entry.name)
+            latest[prefix] = max(latest.get(prefix, entry.modified), entry.modified)
+    old = [
+        entry
+        for entry in marks
+        if (prefix := names.prefix_of(entry.name)) in prefixes
+        and entry.modified is not None
+        and entry.modified < min(before, latest[prefix])
+    ]
+    _remove_all(connection, folder, old)

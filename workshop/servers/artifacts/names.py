@@ -27,6 +27,11 @@ def mark_prefix(name: str) -> str:
     return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
 
 
+def prefix_of(mark: str) -> str:
+    """Return the beginning that all marks of one artifact share."""
+    return f".~{mark.split('.')[1].removeprefix('~')}."
+
+
 def is_own(name: str) -> bool:
     """Tell whether a name is the store's own, and no artifact's."""
     return bool(TEMPORARY.fullmatch(name) or MARK.fullmatch(name))

@@ -11,13 +11,14 @@ later, when nobody can be about to need them.
 
 from __future__ import annotations
 
+import collections
 import ftplib
 import hashlib
 import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -39,7 +40,14 @@ from workshop.servers.artifacts.errors import (
     StoreError,
     StoreUnavailable,
 )
-from workshop.servers.artifacts.folders import find_size, is_folder, make_folder, remove_file, remove_folder
+from workshop.servers.artifacts.folders import (
+    find_size,
+    is_folder,
+    make_folder,
+    remove_file,
+    remove_folder,
+    remove_old_marks,
+)
 from workshop.servers.artifacts.listing import Entry, list_folder
 
 AT_ONCE = 8
@@ -70,7 +78,9 @@ class FTPArtifactRepository(ArtifactRepository):
     # -- MLflow's interface ----------------------------------------------------------------------------------
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Store one file in the folder ``artifact_path``."""
-        self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
+        remote = self._locate(posixpath.join(artifact_path or "", Path(local_file).name))
+        if self._store(Path(local_file), remote):
+            self._remove_old_marks([remote])
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Store all files and folders of ``local_dir``, empty ones too, in the folder ``artifact_path``."""
@@ -87,13 +97,13 @@ class FTPArtifactRepository(ArtifactRepository):
         for folder in folders:
             self._again(lambda folder=folder: self._require_folder(folder))
         with ThreadPoolExecutor(AT_ONCE, "store") as pool:
-            futures = [pool.submit(self._store, *file) for file in files]
+            futures = {remote: pool.submit(self._store, file, remote) for file, remote in files}
             try:
-                for future in futures:
-                    future.result()
+                replaced = [remote for remote, future in futures.items() if future.result()]
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        self._remove_old_marks(replaced)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return what lies directly in a folder, by name; nothing for a file or for what is not there."""
@@ -140,13 +150,16 @@ class FTPArtifactRepository(ArtifactRepository):
             temporary.unlink(missing_ok=True)
 
     # -- storing ---------------------------------------------------------------------------------------------
-    def _store(self, local_file: Path, remote: str) -> None:
-        """Upload under a temporary name, check, mark, and only then rename: readers never see a part."""
+    def _store(self, local_file: Path, remote: str) -> bool:
+        """Upload under a temporary name, check, mark, and only then rename: readers never see a part.
+
+        Return whether other content was replaced, of which a mark is left.
+        """
         folder, name = posixpath.split(remote)
         temporary = posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
-                self._again(lambda: self._upload(file, folder, name, temporary))
+                return self._again(lambda: self._upload(file, folder, name, temporary))
             except StoreUnavailable as error:
                 if not error.silent:  # to clean up on a server that hangs would only double the wait
                     self._discard(temporary)
@@ -155,7 +168,7 @@ class FTPArtifactRepository(ArtifactRepository):
                 self._discard(temporary)
                 raise
 
-    def _upload(self, file: BinaryIO, folder: str, name: str, temporary: str) -> None:
+    def _upload(self, file: BinaryIO, folder: str, name: str, temporary: str) -> bool:
         self._require_folder(folder)
         remote = posixpath.join(folder, name)
         with self._pool.lend() as connection:
@@ -169,15 +182,26 @@ class FTPArtifactRepository(ArtifactRepository):
                 self._made = {"/"}
                 raise StoreUnavailable(f"The folder {folder} was removed while it was used.") from None
             mark = posixpath.join(folder, names.mark_of(name, content.hexdigest()))
-            size, before, _, marked = connection.burst(
+            size, before, made, marked = connection.burst(
                 *(f"SIZE {temporary}", f"SIZE {remote}", f"MKD {mark}", f"CWD {mark}")  # MKD: it may be there
             )
             _check_size(size, file.tell(), name)
+            if is_known := isinstance(made, ftplib.Error):  # from an earlier time: it is to look new, so that it stays
+                *_, marked = connection.burst(f"RMD {mark}", f"MKD {mark}", f"CWD {mark}")
             if isinstance(marked, ftplib.Error):
                 raise marked
             connection.do(f"RNFR {temporary}", f"RNTO {remote}")
-            if not isinstance(before, ftplib.Error):
-                _remove_old_marks(connection, folder, name, mark)
+        return not (is_known or isinstance(before, ftplib.Error))
+
+    def _remove_old_marks(self, replaced: Iterable[str]) -> None:
+        """Remove marks of contents that these artifacts have not had for a while; a folder is listed once."""
+        prefixes = collections.defaultdict(set)
+        for folder, name in map(posixpath.split, replaced):
+            prefixes[folder].add(names.mark_prefix(name))
+        for folder, own in prefixes.items():
+            # What is not removed now is removed another time.
+            with suppress(WorkshopError), self._pool.lend() as connection:
+                remove_old_marks(connection, folder, own, datetime.now(UTC) - MARKS_KEPT)
 
     def _discard(self, temporary: str) -> None:
         """Remove what a failed upload left, if it can be."""
@@ -328,14 +352,3 @@ def _is_marked(connection: Connection, folder: str, name: str, sha256: str) -> b
         return False
     _logger.warning("The artifact %s was stored by another program, without a checksum.", name)
     return True
-
-
-def _remove_old_marks(connection: Connection, folder: str, name: str, mark: str) -> None:
-    """Remove the marks of contents that the artifact has not had for a while."""
-    prefix, long_ago = names.mark_prefix(name), datetime.now(UTC) - MARKS_KEPT
-    old = [
-        posixpath.join(folder, entry.name)
-        for entry in list_folder(connection, folder)
-        if entry.name.startswith(prefix) and entry.modified is not None and entry.modified < long_ago
-    ]
-    connection.burst(*(f"RMD {other}" for other in old if other != mark))
