@@ -95,10 +95,18 @@ def test_declared_large_body_is_refused_at_once(server):
     connection.close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:6000", "localhost", "localhost:6000", "[::1]:6000"])
+def test_this_machine_is_known_by_its_names(server, host):
+    """Also through a tunnel, which has another port."""
+    address = f"{server}/{API}/experiments/search?max_results=5"
+    assert requests.get(address, headers={"Host": host}, timeout=10).status_code == 200
+
+
 @pytest.mark.parametrize("host", ["evil.example", "10.0.0.7:5000", "192.168.1.1"])
 def test_other_hosts_are_refused(server, host):
     """A page of another site that is made to resolve to this machine gets nothing (DNS rebinding)."""
-    answer = requests.get(f"{server}/{API}/experiments/search?max_results=5", headers={"Host": host}, timeout=10)
+    address = f"{server}/{API}/experiments/search?max_results=5"
+    answer = requests.get(address, headers={"Host": host}, timeout=10)
     assert answer.status_code == 403
 
 

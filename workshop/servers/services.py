@@ -56,9 +56,9 @@ def _workers_answer(settings: Settings) -> bool:
 
 
 def _own_hosts(settings: Settings) -> list[str]:
-    """Return the names by which browsers and clients call this machine."""
-    hosts = ("127.0.0.1", "localhost", "::1", settings.host)
-    return [f"[{host}]" if ":" in host else host for host in dict.fromkeys(hosts)]
+    """Return by which names, on whatever port a tunnel may have, browsers and clients call this machine."""
+    hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))  # as patterns, where [ is special
+    return [pattern for host in hosts for pattern in (host, f"{host}:*")]
 
 
 def _mlflow_command(settings: Settings) -> list[str]:
@@ -73,7 +73,7 @@ def _mlflow_command(settings: Settings) -> list[str]:
         *("--workers", "1"),
         *("--app-name", "workshop"),
         # A page of another site whose name is made to mean this machine (DNS rebinding) gets no answer.
-        *("--allowed-hosts", ",".join(f"{host}:{settings.mlflow_port}" for host in _own_hosts(settings))),
+        *("--allowed-hosts", ",".join(_own_hosts(settings))),
     ]
 
 
