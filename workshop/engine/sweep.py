@@ -235,7 +235,7 @@ class _Execution:
 
         self._notebook, self._runs, self._varied, self._client = notebook, runs, varied, client
         self._records, self._heard, self._tell = records, heard, tell
-        self._hash = file_hash(notebook)
+        self._hash, self._settled = file_hash(notebook), 0
 
     def run(self, at_once: int, bar) -> None:
         """Make all runs; return early, with all that runs ended, when a signal was heard."""
@@ -275,10 +275,10 @@ class _Execution:
 
     def _settle(self, future: Future, run: NotebookRun) -> None:
         future.result()  # what is raised here is no notebook's failure
-        number = sum(run.status is not Status.NOT_RUN for run in self._runs)
+        self._settled += 1
         took = "" if run.seconds is None else f" after {run.seconds:.1f} s"
         why = f": {run.error}" if run.error else ""
-        self._say(f"[{number}/{len(self._runs)}] {self._label(run)}: {run.status}{took}{why}")
+        self._say(f"[{self._settled}/{len(self._runs)}] {self._label(run)}: {run.status}{took}{why}")
 
     def _label(self, run: NotebookRun) -> str:
         return " ".join(f"{name}={run.parameters[name]}" for name in self._varied) or self._notebook.stem
