@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from workplace import required
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "server" / "ftpserver.py"
@@ -299,9 +300,9 @@ def test_connection_that_does_not_log_in_is_closed(tmp_path):
         assert logged_in.pwd() == "/"
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a file system of its own needs root")
 def test_disk_is_never_filled(tmp_path):
     """A file that finds no room is refused with 552; one that takes the last of it is cut off, and is gone."""
+    required("root, for a file system of its own,", os.geteuid() == 0 and sys.platform == "linux")
     state = tmp_path / "state"
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", state], check=True)
