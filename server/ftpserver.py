@@ -94,10 +94,7 @@ def main() -> int:
     # Only now: who has the port is the only server of this folder.
     if left := remove_temporaries(settings.artifacts):
         logger.info("Removed what interrupted uploads had left: %d files.", left)
-    scheme = "ftps" if settings.ftp_requires_tls else "ftp"
-    sys.stdout.write(
-        f"FTP server ready: {scheme}://{settings.host}:{settings.ftp_port}, files in {settings.artifacts}\n"
-    )
+    sys.stdout.write(f"FTP server ready: {settings.ftp_uri}, files in {settings.artifacts}\n")
     sys.stdout.flush()
     server.serve_forever()
     return 0

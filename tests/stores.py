@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 ODD_NAMES = [
@@ -19,12 +18,6 @@ ODD_NAMES = [
     "*?",
     "a;b=c",
 ]
-
-
-def find_free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def describe(folder: Path) -> dict[str, bytes | None]:

@@ -177,7 +177,7 @@ def start(as_json: bool) -> None:
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
-        "FTP": f"ftp://{settings.host}:{settings.ftp_port}",
+        "FTP": settings.ftp_uri,
         "Production": serving.as_dict() if serving and as_json else _words(serving),
     }
     if as_json:

@@ -113,8 +113,13 @@ class Settings(BaseSettings):
     @property
     def artifacts_uri(self) -> str:
         """Where the tracking server keeps artifacts; never with a user or a password in it."""
+        return f"{self.ftp_uri}/mlflow"
+
+    @property
+    def ftp_uri(self) -> str:
+        """The address of the FTP server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{host}:{self.ftp_port}/mlflow"
+        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{host}:{self.ftp_port}"
 
     @property
     def ftp_requires_tls(self) -> bool:

@@ -26,7 +26,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from relay import ADDRESS, relaying
-from stores import ODD_NAMES, describe, find_free_port, find_marks, find_temporaries
+from stores import ODD_NAMES, describe, find_marks, find_temporaries
+from workplace import free_port
 
 from workshop.errors import ArtifactError, SettingsError
 from workshop.models.tracking import file_hash
@@ -74,7 +75,7 @@ class Server:
 def server(tmp_path, monkeypatch) -> Iterator[Server]:
     """A running server, and an environment that points at it."""
     monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("WORKSHOP_FTP_PORT", str(find_free_port()))
+    monkeypatch.setenv("WORKSHOP_FTP_PORT", str(free_port()))
     monkeypatch.setenv("WORKSHOP_FTP_PASSIVE_FIRST", str(random.randrange(20_000, 30_000)))
     for name in ("WORKSHOP_FTP_USER", "WORKSHOP_FTP_PASSWORD"):
         monkeypatch.delenv(name, raising=False)
@@ -604,7 +605,7 @@ def is_healthy(uri: str) -> bool:
 @pytest.fixture
 def tracking_uri(server, tmp_path) -> Iterator[str]:
     """A real MLflow server that keeps its artifacts on the FTP server, started as in `server/README.md`."""
-    port = find_free_port()
+    port = free_port()
     command = [
         *(str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db"),

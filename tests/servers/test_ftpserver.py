@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from workplace import required
+from workplace import free_port, required
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "server" / "ftpserver.py"
@@ -50,16 +50,10 @@ class Started:
         return connection
 
 
-def find_free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 @contextmanager
 def started_server(state: Path, cwd: Path = ROOT, script: str = str(SCRIPT), **settings: str) -> Iterator[Started]:
     """Start the server, wait for its ready line, and end it."""
-    port, passive_first = find_free_port(), random.randrange(20_000, 30_000)
+    port, passive_first = free_port(), random.randrange(20_000, 30_000)
     environment = (
         os.environ
         | {
@@ -206,7 +200,7 @@ def test_password_is_generated_when_none_is_set(tmp_path):
     """Without a password in the settings the server makes one, in a file of mode 0600, before it is ready."""
     hidden = {"WORKSHOP_FTP_USER", "WORKSHOP_FTP_PASSWORD"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"WORKSHOP_STATE": str(tmp_path / "state"), "WORKSHOP_FTP_PORT": str(find_free_port())}
+    environment |= {"WORKSHOP_STATE": str(tmp_path / "state"), "WORKSHOP_FTP_PORT": str(free_port())}
     with subprocess.Popen(
         [sys.executable, SCRIPT], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:

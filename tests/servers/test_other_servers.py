@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
-from stores import ODD_NAMES, describe, find_free_port, find_marks, find_temporaries
-from workplace import required
+from stores import ODD_NAMES, describe, find_marks, find_temporaries
+from workplace import free_port, required
 
 from workshop.servers.artifacts.repository import FTPArtifactRepository
 
@@ -93,7 +93,7 @@ def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
         required(f"{request.param}, and root to start it", False)
     # Not below pytest's own folders, which nobody else may enter.
     folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{request.param}"
-    files, port = folder / "files", find_free_port()
+    files, port = folder / "files", free_port()
     (files / "store").mkdir(parents=True)
     is_vsftpd = request.param == "vsftpd"
     shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not above it: vsftpd does not allow that

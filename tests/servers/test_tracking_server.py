@@ -20,7 +20,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from stores import find_free_port
+from workplace import free_port
 
 from workshop.servers.services import SERVICES
 from workshop.settings import get_settings
@@ -33,7 +33,7 @@ def server(tmp_path_factory) -> Iterator[str]:
     """The address of a tracking server with the command of `workshop up`, on a database of its own."""
     state = tmp_path_factory.mktemp("tracking") / "state"
     state.mkdir(mode=0o700)
-    environment = os.environ | {"WORKSHOP_STATE": str(state), "WORKSHOP_MLFLOW_PORT": str(find_free_port())}
+    environment = os.environ | {"WORKSHOP_STATE": str(state), "WORKSHOP_MLFLOW_PORT": str(free_port())}
     for name in ("MLFLOW_TRACKING_URI", "WORKSHOP_HOST"):
         environment.pop(name, None)
     with pytest.MonkeyPatch.context() as patch:

@@ -112,7 +112,7 @@ SERVICES = (
         "FTP artifact store",
         ("ftp_port",),
         lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
-        lambda settings: settings.artifacts_uri.removesuffix("/mlflow"),
+        lambda settings: settings.ftp_uri,
         _ftp_answers,
         asks_for_password=True,
     ),

@@ -67,7 +67,7 @@ def status(settings: Settings | None = None) -> list[Status]:
                 service.address(settings),
                 process.get("pid") or None,
                 is_healthy(service, settings),
-                _last_line(service, settings) if given_up else None,
+                _why_given_up(service, settings) if given_up else None,
             )
         )
     return rows
@@ -185,7 +185,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         configuration[f"program:{service.name}"] = {
             "command": literal(shlex.join(service.command(settings))),
             "environment": literal(",".join(f'{name}="{value}"' for name, value in variables.items())),
-            "stdout_logfile": literal(settings.logs / f"{service.name}.log"),
+            "stdout_logfile": literal(_log_file(service, settings)),
             "redirect_stderr": "true",
             "autostart": str(not waits).lower(),
             "autorestart": "true",
@@ -270,26 +270,33 @@ def _wait_until_healthy(settings: Settings, services: list[Service], tell: Calla
         time.sleep(0.3)
 
 
-def _last_line(service: Service, settings: Settings) -> str:
-    """Return the last words of a service."""
-    log = settings.logs / f"{service.name}.log"
+def _log_file(service: Service, settings: Settings) -> Path:
+    return settings.logs / f"{service.name}.log"
+
+
+def _log_lines(service: Service, settings: Settings) -> list[str] | None:
+    """Return what a service has said; None when it has no log."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        return _log_file(service, settings).read_text(errors="replace").splitlines()
     except OSError:
-        lines = []
-    return f"it ended again and again: {lines[-1] if lines else 'without a word'} (all of it: {log})"
+        return None
+
+
+def _why_given_up(service: Service, settings: Settings) -> str:
+    """Return the last words of a service that ended again and again."""
+    lines = [line.strip() for line in _log_lines(service, settings) or [] if line.strip()]
+    last = lines[-1] if lines else "without a word"
+    return f"it ended again and again: {last} (all of it: {_log_file(service, settings)})"
 
 
 def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError:
-    log = settings.logs / f"{service.name}.log"
-    try:
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-    except OSError:
-        last = "(no log)"
+    lines = _log_lines(service, settings)
+    last = "(no log)" if lines is None else "\n".join(lines[-LOG_LINES:])
     return ServiceError(
         f"{service.title} does not answer: {why}.",
         value=f"{service.address(settings)}; the end of its log:\n{last}",
-        next_step=f"mend the cause, then `workshop down` and `workshop up`; the whole log is {log}",
+        next_step="mend the cause, then `workshop down` and `workshop up`; "
+        f"the whole log is {_log_file(service, settings)}",
     )
 
 

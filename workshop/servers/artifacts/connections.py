@@ -95,21 +95,20 @@ class Connection(ftplib.FTP):
 
     def fetch(self, remote: str, take: Callable[[bytes], object], offset: int | None = None) -> None:
         """Receive a file's bytes, from ``offset`` on."""
-        with self.transfercmd(f"RETR {remote}", offset) as data:
-            while block := data.recv(BLOCK_BYTES):
-                take(block)
-            _end_tls(data)
-        self.voidresp()
+        self._receive(f"RETR {remote}", take, offset)
 
     def lines(self, command: str) -> list[str]:
         """Return the lines that a command answers with on a data connection."""
         received = bytearray()
-        with self.transfercmd(command) as data:
+        self._receive(command, received.extend)
+        return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
+
+    def _receive(self, command: str, take: Callable[[bytes], object], offset: int | None = None) -> None:
+        with self.transfercmd(command, offset) as data:
             while block := data.recv(BLOCK_BYTES):
-                received += block
+                take(block)
             _end_tls(data)
         self.voidresp()
-        return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
 
     def _reply(self) -> str | ftplib.Error:
         try:

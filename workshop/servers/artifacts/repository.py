@@ -325,10 +325,11 @@ def _raise(error: OSError) -> None:
 
 def _arrived(connection: Connection, file: BinaryIO, temporary: str) -> int:
     """Return how much of a large file an earlier attempt has brought, in bytes."""
-    if not file.seekable() or os.fstat(file.fileno()).st_size < RESUMED_BYTES or not file.tell():
+    size = os.fstat(file.fileno()).st_size
+    if size < RESUMED_BYTES or not file.tell():
         return 0
     arrived = find_size(connection, temporary) or 0
-    return arrived if arrived <= os.fstat(file.fileno()).st_size else 0
+    return arrived if arrived <= size else 0
 
 
 def _check_size(reply: str | ftplib.Error, sent: int, name: str) -> None:
