@@ -17,7 +17,12 @@ TOP = {
 # Who may import whom: only what stands further right.
 LAYERS = ["cli", "teaching", "servers engine", "models", "data", "parameters", "settings", "errors"]
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
-LIGHT_MODULES = ["workshop/cli.py", "workshop/settings.py", "workshop/errors.py", "workshop/parameters.py"]
+LIGHT_MODULES = [
+    *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "workshop" / "cli").glob("*.py")),
+    "workshop/settings.py",
+    "workshop/errors.py",
+    "workshop/parameters.py",
+]
 
 
 def tracked():

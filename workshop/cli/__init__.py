@@ -1,0 +1,30 @@
+"""The command line: arguments and printing only."""
+
+from __future__ import annotations
+
+import click
+
+from workshop.cli import data, models, pipeline, servers
+
+# Everything else is imported by the command that needs it: `workshop --help` answers at once.
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="workshop")
+def main() -> None:
+    """From a messy notebook to a governed pipeline.
+
+    \b
+    workshop start      start the servers, run the pipeline, show the model in production
+    workshop repro      run what changed of the pipeline, independent stages side by side
+    workshop run        run a notebook on the cluster, once or for many parameters
+    workshop status     what runs, and where
+    """
+
+
+for command in (
+    *(servers.up, servers.down, servers.status, servers.config, servers.doctor),
+    *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
+    *(models.promote, data.data),
+):
+    main.add_command(command)

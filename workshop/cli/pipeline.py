@@ -1,0 +1,167 @@
+"""The pipeline and its notebooks: run, once or many times, and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from workshop.cli.printing import json_option, print_rows, tell
+
+
+@click.command()
+@json_option
+def start(as_json: bool) -> None:
+    """Start the servers, run the pipeline, and show the model in production.
+
+    With nothing changed, nothing is trained again.
+
+    \b
+    Example:  workshop start
+    """
+    from workshop.data.prepare import load_or_make
+    from workshop.engine.repro.pipeline import reproduce
+    from workshop.models.registry import production
+    from workshop.servers import supervision
+
+    click.echo("Servers", err=True)
+    settings = supervision.up(tell)
+    click.echo("Pipeline", err=True)
+    reproduce(settings, lambda text: click.echo(text, nl=False, err=True))
+    load_or_make(settings.root / "3_projects" / "germany.csv")
+    serving = production()
+    shown = {
+        "Dashboard": settings.dashboard_url,
+        "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
+        "Dask": settings.dask_dashboard_url,
+        "FTP": settings.ftp_uri,
+        "Production": serving.as_dict() if serving and as_json else _words(serving),
+    }
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+    click.echo()
+    for name, value in shown.items():
+        click.echo(f"{name:<11} {value}")
+    click.echo('\nNext: open the dashboard; for the workshop type  eval "$(.venv/bin/workshop config --export)"')
+    click.echo("      and open 1_starting_point/README.md. `make stop` ends the servers.")
+
+
+def _words(serving) -> str:
+    """Say in a line which model is in production."""
+    if serving is None:
+        return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
+    r2 = "unknown" if serving.r2 is None else f"{serving.r2:.3f}"
+    return f"{serving.name} version {serving.version} ({serving.stage or 'registered by hand'}), held-out R2 {r2}"
+
+
+@click.command()
+@click.argument("targets", nargs=-1)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default what the cluster has room for."
+)
+@click.option("--force", is_flag=True, help="Run stages that did not change, too.")
+def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
+    """Run what changed of the pipeline, stages that do not need one another side by side.
+
+    It leaves what `dvc repro` leaves: the same files, the same dvc.lock. TARGETS are stages, as DVC names them; by
+    default all of the dvc.yaml here, or of the chapter's pipeline.
+
+    \b
+    Example:  workshop repro compare
+    """
+    import sys
+
+    from workshop.engine.repro import parallel, pipeline
+    from workshop.settings import get_settings
+
+    settings = get_settings()
+    folder = Path.cwd() if Path("dvc.yaml").exists() or targets else settings.pipeline
+    with parallel.board(sys.stderr) as (progress, notice):
+        parallel.reproduce_parallel(
+            folder,
+            targets,
+            jobs=jobs or pipeline.notebooks_at_once(settings),
+            log=settings.logs / "pipeline.log",
+            progress=progress,
+            notice=notice,
+            environment=pipeline.environment_of(settings, shell_first=True),
+            force=force,
+        )
+
+
+@click.command()
+@click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all runs.")
+@click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the executed notebooks.")
+@click.option("--rank-by", metavar="METRIC", help="Show the best first; METRIC:min or METRIC:max says what is best.")
+@json_option
+def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | None, as_json: bool) -> None:
+    """Run NOTEBOOK on the cluster, once or for each combination of parameters.
+
+    Each run is a notebook of its own, and in MLflow all lie under one parent run.
+
+    \b
+    Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
+    """
+    from workshop.engine import sweep
+    from workshop.engine.combinations import read_value
+    from workshop.errors import EngineError
+
+    fixed = {name: read_value(value) for name, value in parameters}
+    if rank_by:
+        sweep.read_rank(rank_by)  # a mistake in it is told before anything runs
+    done = sweep.run_many(notebook, fixed, sweeps, output, tell=tell)
+    unranked = None
+    if rank_by:
+        try:
+            done = done.ranked(rank_by)
+        except EngineError as error:  # told after the table, which shows what there is
+            unranked = error
+    print_rows([row.as_dict() for row in done.runs] if as_json else done.table(), as_json)
+    for failed in done.failed:
+        tell(f"failed: {failed.output}: {failed.error}")
+    if unranked and not done.exit_code:
+        raise unranked
+    raise SystemExit(done.exit_code)
+
+
+@click.command()
+@click.argument("stage", required=False)
+@json_option
+def params(stage: str | None, as_json: bool) -> None:
+    """Check params.yaml, or one STAGE of it, and show its values and what is allowed.
+
+    \b
+    Example:  workshop params train_rf
+    """
+    from workshop.parameters import STAGES, allowed, read, read_stage
+    from workshop.settings import get_settings
+
+    file = get_settings().pipeline / "params.yaml"
+    checked = {stage: read_stage(file, stage)} if stage else read(file)
+    rows = [
+        {"parameter": f"{name}.{key}", "value": value, "allowed": allowed(STAGES[name], key)}
+        for name, section in checked.items()
+        for key, value in section.model_dump().items()
+    ]
+    print_rows(rows, as_json)
+
+
+@click.command("tracking-store")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def tracking_store(file: Path) -> None:
+    """Write the tracking store's identity to FILE, so that DVC notices a store that was wiped.
+
+    \b
+    Example:  workshop tracking-store data/tracking_store.json
+    """
+    from workshop.models.tracking import store_id
+    from workshop.parameters import read
+    from workshop.settings import get_settings
+
+    read(get_settings().pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"store_id": store_id()}, indent=1) + "\n")

@@ -1,0 +1,120 @@
+"""The servers: started, stopped, looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from pathlib import Path
+
+import click
+
+from workshop.cli.printing import json_option, print_rows, tell
+
+
+@click.command()
+def up() -> None:
+    """Start the servers that do not run, and wait until each answers.
+
+    \b
+    Example:  workshop up
+    """
+    from workshop.servers import supervision
+
+    supervision.up(tell)
+
+
+@click.command()
+def down() -> None:
+    """Stop the servers and all they started.
+
+    \b
+    Example:  workshop down
+    """
+    from workshop.servers import supervision
+
+    ended = supervision.down(tell)
+    tell(f"stopped, {ended} processes ended" if ended else "nothing was running")
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show what runs: the servers, and the notebooks on the cluster, at which cell and since when.
+
+    \b
+    Example:  workshop status --json
+    """
+    from workshop.servers import supervision
+
+    services = [row.as_dict() for row in supervision.status()]
+    notebooks = _running_notebooks(services)
+    if as_json:
+        click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
+        return
+    print_rows([{name: row[name] for name in row if name != "reason"} for row in services], as_json)
+    click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
+    if notebooks:
+        click.echo()
+        print_rows(notebooks, as_json)
+
+
+def _running_notebooks(services: list[dict]) -> list[dict]:
+    """Ask the cluster, unless it is this machine's own and does not run."""
+    from workshop.settings import get_settings
+
+    own = next(service for service in services if service["name"] == "dask-scheduler")
+    if get_settings().dask_scheduler_address is None and not own["healthy"]:
+        return []
+    from workshop.engine import cluster
+    from workshop.errors import EngineError
+
+    with contextlib.suppress(EngineError), cluster.connect() as client:  # raised while there is no worker
+        return cluster.running(client)
+    return []
+
+
+@click.command()
+@click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
+@json_option
+def config(export: bool, as_json: bool) -> None:
+    """Show where things are; with --export, for the shell to read.
+
+    \b
+    Example:  eval "$(workshop config --export)"
+    """
+    from workshop.settings import get_settings
+
+    settings = get_settings()
+    if export:
+        import sys
+
+        for name, value in settings.exports().items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+        click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
+        return
+    values = settings.exports() | {"root": str(settings.root), "state": str(settings.state)}
+    print_rows([{"name": name, "value": value} for name, value in values.items()], as_json)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is the matter with this machine and what to type; exit 1 when anything is.
+
+    \b
+    Example:  workshop doctor
+    """
+    from workshop.settings import get_settings
+    from workshop.teaching.doctor import examine
+
+    findings = examine(get_settings())
+    if as_json:
+        print_rows([finding.as_dict() for finding in findings], as_json)
+    else:
+        for finding in findings:
+            click.echo(f"{'ok ' if finding.ok else '!! '} {finding.check}: {finding.found}")
+            if finding.next_step:
+                click.echo(f"    next: {finding.next_step}")
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
