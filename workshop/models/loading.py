@@ -1,4 +1,7 @@
-"""Models that are loaded without running anything of theirs: skops with a fixed list of types, Keras in safe mode."""
+"""Models that are loaded without running anything of theirs: skops with a fixed list of types, Keras in safe mode.
+
+What their files may hold is checked before either opens them: see ``inspection`` and ``network``.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from workshop.data.features import features
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
+from workshop.models import inspection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +29,6 @@ logger = logging.getLogger(__name__)
 TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 DIGEST_TAG = "workshop.sha256"
-ADDED_ON_DOWNLOAD = {"registered_model_meta"}  # by MLflow, to what it fetches through the registry
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
 
@@ -89,7 +90,8 @@ def digest_of(folder: Path) -> str:
 
     It is kept with the model in the tracking database, so that whoever can change the files cannot change it.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in ADDED_ON_DOWNLOAD)
+    added = inspection.ADDED_ON_DOWNLOAD
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in added)
     lines = [f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -172,58 +174,46 @@ def _check_digest(client: MlflowClient, folder: Path, model_uri: str) -> None:
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
-    """Load a model from its local folder; ``name`` is what errors call it."""
-    try:
-        flavors = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ModelError("The model has no readable MLmodel file.", value=f"{name}: {error}") from None
-    if "sklearn" in flavors and flavors["sklearn"].get("serialization_format") == "skops":
-        file = _inside(folder, flavors["sklearn"]["pickled_model"], name)
-        return LoadedModel.of(_load_skops(file, name))
-    if "keras" in flavors or "tensorflow" in flavors:
-        return LoadedModel.of(_load_keras(folder, name))
-    raise ModelError(
+    """Load a model from its local folder; ``name`` is what errors call it.
+
+    Raise ModelError, before anything of the model is built, when its files hold what no model of ours has.
+    """
+    inspection.check_folder(folder, name)
+    flavors = inspection.read_flavors(folder, name)
+    sklearn = flavors.get("sklearn", {})
+    if sklearn.get("serialization_format") == "skops" and sklearn.get("pickled_model") == inspection.SKOPS_FILE:
+        return LoadedModel.of(_load_skops(folder / inspection.SKOPS_FILE, name))
+    if not sklearn and ("keras" in flavors or "tensorflow" in flavors):
+        return LoadedModel.of(_load_keras(folder / inspection.KERAS_FILE, name))
+    raise inspection.refusal(
+        name,
         "The model is not of a kind that is loaded here.",
-        value=f"{name}: {', '.join(flavors)}",
-        expected="scikit-learn saved by skops, or Keras; nothing that is unpickled",
-        next_step="log it with workshop.models.loading.log_model",
+        f"{', '.join(flavors)} {sklearn.get('serialization_format', '')} {sklearn.get('pickled_model', '')}",
+        f"scikit-learn saved by skops as {inspection.SKOPS_FILE}, or Keras; nothing that is unpickled",
     )
 
 
-def _inside(folder: Path, relative: str, name: str) -> Path:
-    file = (folder / relative).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ModelError("The model names a file outside its own folder.", value=f"{name}: {relative}")
-    return file
-
-
 def _load_skops(file: Path, name: str):
-    import zipfile
-
-    from skops.io import get_untrusted_types
     from skops.io import load as skops_load
-    from skops.io.exceptions import UntrustedTypesFoundException
 
+    inspection.check_skops(file, name)
     try:
-        unknown = set(get_untrusted_types(file=file)) - set(TRUSTED_TYPES)
-        if unknown:
-            raise ModelError(
-                "The model holds types that are not trusted.",
-                value=f"{name}: {', '.join(sorted(unknown))}",
-                expected=f"scikit-learn's own and {', '.join(TRUSTED_TYPES)}",
-            )
-        return skops_load(file, trusted=TRUSTED_TYPES)
-    except (OSError, zipfile.BadZipFile, UntrustedTypesFoundException, KeyError, TypeError, ValueError) as error:
-        raise ModelError("The model's file is damaged.", value=f"{name}: {error}") from None
+        model = skops_load(file, trusted=TRUSTED_TYPES)
+        inspection.check_estimator(model, name)
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the library makes of the file is told in words
+        raise inspection.refusal(name, "The model's file is damaged.", repr(error)) from None
+    return model
 
 
-def _load_keras(folder: Path, name: str):
+def _load_keras(file: Path, name: str):
+    from workshop.models import network
+
+    network.check_network(file, name)
     import keras
 
-    files = sorted(folder.rglob("*.keras"))
-    if len(files) != 1:
-        raise ModelError("The model holds no single .keras file.", value=f"{name}: {len(files)} of them")
     try:
-        return keras.saving.load_model(files[0], compile=False, safe_mode=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError("The Keras model cannot be loaded in safe mode.", value=f"{name}: {error}") from None
+        return keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # noqa: BLE001 - whatever the library makes of the file is told in words
+        raise inspection.refusal(name, "The Keras model cannot be loaded in safe mode.", repr(error)) from None

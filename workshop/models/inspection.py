@@ -1,0 +1,220 @@
+"""What the files of a model may hold, checked before a library opens them.
+
+Everything is a fixed list or a limit: what is not named here is refused. A library's own checks come second.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import yaml
+
+from workshop.data.schema import FEATURES, TARGETS
+from workshop.errors import ModelError
+
+FOLDER_BYTES = 2 << 30  # a forest of a hundred deep trees, grown on five years of hours, has 0.6 GB
+DESCRIPTION_BYTES = 64 << 10  # an MLmodel of ours has 1 KB; YAML is read slowly
+DIRECTORY_BYTES = 1 << 20  # the list of what a zip holds: 60 to 100 bytes a member, three members a tree
+
+# What MLflow writes beside the model itself, and what it adds to models that it fetches through the registry.
+DESCRIPTION = "MLmodel"
+ADDED_ON_DOWNLOAD = {"registered_model_meta"}
+PAPERS = {
+    DESCRIPTION, "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json",
+    "serving_input_example.json", "data/keras_module.txt", "data/save_format.txt", *ADDED_ON_DOWNLOAD,
+}  # fmt: skip
+SKOPS_FILE, KERAS_FILE = "model.skops", "data/model.keras"
+FILES = PAPERS | {SKOPS_FILE, KERAS_FILE}
+LOADERS = ["mlflow.sklearn", "mlflow.keras", "mlflow.tensorflow"]
+
+# Estimators whose content is checked here or cannot do harm. Not all of scikit-learn: what is compiled believes the
+# numbers that it is given, and reads whatever memory they point to.
+ESTIMATORS = {
+    "sklearn.dummy.DummyRegressor",
+    "sklearn.ensemble._forest.ExtraTreesRegressor",
+    "sklearn.ensemble._forest.RandomForestRegressor",
+    "sklearn.linear_model._base.LinearRegression",
+    "sklearn.linear_model._coordinate_descent.ElasticNet",
+    "sklearn.linear_model._coordinate_descent.Lasso",
+    "sklearn.linear_model._ridge.Ridge",
+    "sklearn.tree._classes.DecisionTreeRegressor",
+    "sklearn.tree._classes.ExtraTreeRegressor",
+}
+# How skops may build what: by the loader that a file names, the types it may name with it.
+SKOPS_TYPES = {
+    "DictNode": {"builtins.dict"},
+    "JsonNode": {"builtins.str"},
+    "ListNode": {"builtins.list"},
+    "NdArrayNode": {"numpy.ndarray", "numpy.float64", "numpy.int64"},
+    "ObjectNode": ESTIMATORS,
+    "TreeNode": {"sklearn.tree._tree.Tree"},
+    "TupleNode": {"builtins.tuple"},
+    "TypeNode": {"builtins.str"},
+}
+MOST_THREADS = 256
+# What is raised where a file is not of the form that it should have.
+UNREADABLE = (
+    KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, EOFError, MemoryError, zipfile.BadZipFile,
+    yaml.YAMLError, struct.error,
+)  # fmt: skip
+
+
+class _PlainYaml(yaml.SafeLoader):
+    """YAML without references: a few lines with them can stand for more than memory holds."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to parts of itself")
+        return super().compose_node(parent, index)
+
+
+def refusal(name: str, what: str, found: object, expected: str | None = None) -> ModelError:
+    """Return the error that says ``what`` about the model ``name`` is refused: ``found`` and not ``expected``."""
+    return ModelError(
+        what,
+        value=f"{name}: {str(found)[:500]}",
+        expected=expected,
+        next_step="log it with workshop.models.loading.log_model; if others did, find out who can write to the store",
+    )
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Raise ModelError unless a model's folder holds plain files alone, those that MLflow writes, of bounded size."""
+    size = 0
+    for file in folder.rglob("*"):
+        status, path = file.lstat(), file.relative_to(folder).as_posix()
+        if stat.S_ISDIR(status.st_mode) and path == "data":
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise refusal(name, "The model holds what is no plain file.", path, "files, and the folder `data`")
+        if path not in FILES:
+            raise refusal(name, "The model holds a file that no model here has.", path, ", ".join(sorted(FILES)))
+        size += status.st_size
+        if size > FOLDER_BYTES:
+            raise refusal(name, "The model is too large.", f"more than {size} bytes", f"at most {FOLDER_BYTES}")
+
+
+def read_flavors(folder: Path, name: str) -> dict[str, dict]:
+    """Return the flavors that a model's `MLmodel` file names, each with its fields, none with code to run.
+
+    Raise ModelError when there is no such file, it is not plain YAML, or it names code or another loader than ours.
+    """
+    file = folder / DESCRIPTION
+    try:
+        if (size := file.stat().st_size) > DESCRIPTION_BYTES:
+            raise refusal(name, "The MLmodel file is too large.", f"{size} bytes", f"at most {DESCRIPTION_BYTES}")
+        # ruff's S506 knows PyYAML's own safe loaders only.
+        flavors = yaml.load(file.read_text(), Loader=_PlainYaml)["flavors"]  # noqa: S506
+    except UNREADABLE as error:
+        raise refusal(name, "The model has no readable MLmodel file.", error) from None
+    if not isinstance(flavors, dict) or not all(
+        isinstance(key, str) and isinstance(value, dict) for key, value in flavors.items()
+    ):
+        raise refusal(name, "The model has no readable MLmodel file.", "its flavors", "names, each with fields")
+    if any(fields.get("code") for fields in flavors.values()):
+        raise refusal(name, "The model brings its own code.", "a path `code`", "none")
+    loader = flavors.get("python_function", {}).get("loader_module")
+    if loader not in (None, *LOADERS):
+        raise refusal(name, "The model names a loader of its own.", loader, ", ".join(LOADERS))
+    return flavors
+
+
+def open_archive(file: Path, name: str) -> zipfile.ZipFile:
+    """Open a zip whose members are stored as they are; raise ModelError for any other.
+
+    skops and Keras write no other kind, and it is as large unpacked as it is on the disk: it cannot be a bomb.
+    """
+    what, expected = "The model's file is damaged.", "a zip of a few members, stored and not packed"
+    try:
+        with file.open("rb") as content:
+            content.seek(max(0, file.stat().st_size - 42))
+            tail = content.read()
+        # The record that ends a zip (PKWARE's APPNOTE, 4.3.16), and the locator of a larger record before it (4.3.15).
+        signature, *_, directory, _, comment = struct.unpack("<4s4H2LH", tail[-22:])
+        if signature != b"PK\5\6" or comment or tail[:4] == b"PK\6\7" or directory > DIRECTORY_BYTES:
+            raise refusal(name, what, "no zip, or one with too many members", expected)
+        archive = zipfile.ZipFile(file)
+    except UNREADABLE as error:
+        raise refusal(name, what, error, expected) from None
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        archive.close()
+        raise refusal(name, what, "members that are packed", expected)
+    if sum(member.file_size for member in members) > file.stat().st_size:
+        archive.close()
+        raise refusal(name, what, "members that are larger than the file", expected)
+    return archive
+
+
+def check_skops(file: Path, name: str) -> None:
+    """Raise ModelError unless a skops file holds a model of nothing but what ``SKOPS_TYPES`` names."""
+    with open_archive(file, name) as archive:
+        try:
+            schema = json.loads(archive.read("schema.json"))
+            if schema["__loader__"] != "ObjectNode":
+                raise refusal(name, "The file holds no model.", schema["__loader__"], ", ".join(sorted(ESTIMATORS)))
+            _check_part(schema, name, {})
+        except UNREADABLE as error:
+            raise refusal(name, "The model's file is damaged.", repr(error)) from None
+
+
+def _check_part(part, name: str, known: dict):
+    """Raise ModelError when a part of a skops file is not allowed; return it without its numbers.
+
+    By these numbers skops knows what it has built already, and takes it again whatever stands there the second time:
+    ``known`` are the parts so far. A part within itself, too, would take as long as there are ways through it.
+    """
+    if isinstance(part, list):
+        return [_check_part(item, name, known) for item in part]
+    if not isinstance(part, dict):
+        return part
+    plain = {key: _check_part(value, name, known) for key, value in part.items() if key != "__id__"}
+    if "__loader__" in part or "__class__" in part:
+        loader, kind = part["__loader__"], f"{part['__module__']}.{part['__class__']}"
+        if kind not in SKOPS_TYPES.get(loader, ()):
+            allowed = ", ".join(sorted(ESTIMATORS))
+            raise refusal(name, "The model holds types that are not trusted.", f"{kind} by {loader}", allowed)
+    if "__id__" in part and known.setdefault(part["__id__"], plain) != plain:
+        raise refusal(name, "The model's file contradicts itself.", f"part {part['__id__']} twice", "one content each")
+    return plain
+
+
+def check_estimator(model: object, name: str) -> None:
+    """Raise ModelError when predicting would take more than the file has: foreign memory, endless time, threads.
+
+    scikit-learn checks the types of a tree's arrays and not what they say
+    (https://github.com/scikit-learn/scikit-learn/pull/34558).
+    """
+    threads = getattr(model, "n_jobs", None)
+    if threads is not None and not (isinstance(threads, int) and threads <= MOST_THREADS):
+        raise refusal(name, "The model asks for too many threads.", f"n_jobs={threads}", f"at most {MOST_THREADS}")
+    for estimator in getattr(model, "estimators_", ()):
+        check_estimator(estimator, name)
+    outputs = getattr(model, "n_outputs_", len(TARGETS))
+    if outputs != len(TARGETS):
+        raise refusal(name, "The model predicts something else.", f"{outputs} numbers", ", ".join(TARGETS))
+    if hasattr(model, "tree_") and not _is_sound(model.tree_):
+        raise refusal(name, "The model holds a broken tree.", "its nodes", "children after parents, known features")
+
+
+def _is_sound(tree) -> bool:
+    """Tell whether each way down a tree ends, within its nodes and our features."""
+    import numpy as np
+
+    # First: the arrays below are as long as the count says, whatever there is.
+    if tree.node_count < 1 or tree.node_count != tree.capacity:
+        return False
+    left, right = tree.children_left, tree.children_right
+    inner = left != -1  # scikit-learn's mark of a leaf
+    parents = np.flatnonzero(inner)
+    return bool(
+        (left[inner] > parents).all()
+        and (right[inner] > parents).all()
+        and (np.maximum(left, right) < tree.node_count).all()
+        and (tree.feature[inner] >= 0).all()
+        and (tree.feature[inner] < len(FEATURES)).all()
+    )
