@@ -14,8 +14,9 @@ from typing import Any
 from papermill.log import logger
 
 from workshop.engine import cluster, placement
-from workshop.engine.attempt import Attempt, WorkerLost
+from workshop.engine.attempt import Attempt, WorkerLost, stage_id
 from workshop.engine.executed import ExecutedNotebook
+from workshop.engine.repro.alone import alone
 from workshop.engine.signals import handled
 from workshop.settings import NotebookOptions, get_settings
 
@@ -52,7 +53,8 @@ def execute_notebook(
         log_output=log_output,
         autosave_cell_every=autosave_cell_every,
     )
-    with contextlib.nullcontext(client) if client else cluster.connect() as client:
+    with alone(), contextlib.nullcontext(client) if client else cluster.connect() as client:
+        cluster.wait_for_stage(client, stage_id())
         executed.notebook_start()
         worker = None
         try:
