@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from workshop.errors import ServiceError
 from workshop.servers.services import SERVICES
 from workshop.settings import Settings
@@ -39,7 +41,19 @@ def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _is_free(host: str, port: int) -> bool:
+def find_holder(port: int) -> str:
+    """Return the name and number of the process that listens on a port, as far as the system tells."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        pass  # macOS tells this to root only
+    return "another process"
+
+
+def is_free(host: str, port: int) -> bool:
+    """Tell whether a server could listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # As servers do it: a port in TIME_WAIT is free, one that somebody listens on is not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -57,7 +71,7 @@ def take(settings: Settings, tell: Callable[[str], None]) -> Settings:
         for name in service.ports:
             wanted = getattr(settings, name)
             candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-            port = next((p for p in candidates if p not in taken.values() and _is_free(settings.host, p)), None)
+            port = next((p for p in candidates if p not in taken.values() and is_free(settings.host, p)), None)
             if port is None:
                 raise ServiceError(
                     f"No free port for {service.title}.",
