@@ -242,6 +242,23 @@ def test_busy_port_is_named_with_its_holder(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_server_whose_parent_dies_while_it_starts_ends(tmp_path):
+    """`mlflow server` is killed when its child still imports: the child does not live on to hold the port."""
+    server = Server(tmp_path / "state")
+    with subprocess.Popen(
+        SERVICES[1].command(server.settings),
+        env=server.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (children := psutil.Process(process.pid).children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=60)[1]
+
+
 def test_server_is_one_process_on_loopback(server):
     """No job workers, no more than 600 MB, and nobody but this machine is listened to."""
     port = urlsplit(server).port

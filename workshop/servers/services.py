@@ -107,6 +107,8 @@ SERVICES = (
             # The stock pool (5 + 10) runs dry under 32 writers, and the answer is a 400 that no client repeats.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
+            # Nobody looks at a server's progress bars, and the lock that they share can be lost with many threads.
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         },
         _mlflow_secrets,
     ),

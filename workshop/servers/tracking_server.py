@@ -34,6 +34,7 @@ INTERNALS = re.compile(r"\[SQL|SQLite|sqlite3|sqlalche|psycopg|Traceback \(most 
 OVERLOADED = re.compile(r"QueuePool limit|database is locked|too many clients already")
 ERROR = 400
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT = "WORKSHOP_TRACKING_SERVER_PID"
 
 
 class TooLarge(Exception):
@@ -170,6 +171,8 @@ def _end_with_parent() -> None:
     """Die with `mlflow server`, which started this process: nobody else would end it, and it would keep the port."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        sys.exit("the process that started this server is gone")  # while this one was still at its imports
 
 
 # -- the program ---------------------------------------------------------------------------------------------------
@@ -210,7 +213,7 @@ def main() -> NoReturn:
         sys.stderr.write(f"{error}\n")
         sys.exit(error.exit_code)
     words = command(settings)
-    os.execv(words[0], words)  # noqa: S606
+    os.execve(words[0], words, os.environ | {PARENT: str(os.getpid())})  # noqa: S606
 
 
 if __name__ == "__main__":
