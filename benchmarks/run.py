@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, kernel, pipeline, printing, report, single, throughput, tiny, unchanged
+from benchmarks import artifacts, kernel, pipeline, printing, report, single, throughput, tiny, tracking, unchanged
 from benchmarks.measure import measure, run_once
 from benchmarks.place import open_place
 
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "throughput": throughput,
     "printing": printing,
     "artifacts": artifacts,
+    "tracking": tracking,
 }
 RESULTS = report.FOLDER / "results.json"
 

@@ -14,11 +14,10 @@ import signal
 import socket
 import sys
 
-import psutil
 from pyftpdlib.servers import FTPServer
 
 from workshop.errors import ServiceError, WorkshopError
-from workshop.servers import ftp
+from workshop.servers import ftp, ports
 from workshop.servers.artifacts.names import remove_temporaries
 from workshop.servers.certificates import ensure_certificate
 from workshop.settings import Settings, get_settings
@@ -51,21 +50,10 @@ def make_server(settings: Settings) -> FTPServer:
         address = f"{settings.host}:{settings.ftp_port}"
         what = f"The FTP server cannot listen on {address}: {error.strerror or error}."
         if error.errno == errno.EADDRINUSE:
-            holder = find_holder(settings.ftp_port)
+            holder = ports.find_holder(settings.ftp_port)
             what = f"The FTP port {address} is held by {holder}; end that, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
     return Server(listener, ftp.Handler)
-
-
-def find_holder(port: int) -> str:
-    """Return the name and number of the process that listens on a port, as far as the system tells."""
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        pass  # macOS tells this to root only
-    return "another process"
 
 
 def set_up_logs(settings: Settings) -> None:

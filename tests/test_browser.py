@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 import requests
-from workplace import free_port
+from workplace import free_port, what_if
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -337,21 +337,6 @@ class Forwarder:
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
-def what_if(values: list) -> dict:
-    """Return the body of a what-if request with these slider values."""
-    names = ["what-if-windspeed", "what-if-temperature", "what-if-rad-horizontal", "what-if-rad-diffuse"]
-    outputs = [("what-if-answers", "children"), *((f"{name}-value", "children") for name in names)]
-    given = zip(names, values, strict=True)
-    inputs = [{"id": name, "property": "value", "value": value} for name, value in given]
-    return {
-        "output": f"..{'...'.join('.'.join(each) for each in outputs)}..",
-        "outputs": [{"id": name, "property": part} for name, part in outputs],
-        "inputs": [*inputs, {"id": "revision", "property": "data", "value": "any"}],
-        "changedPropIds": ["what-if-windspeed.value"],
-        "state": [],
-    }
-
-
 @pytest.mark.parametrize(
     ("values", "shown"),
     [

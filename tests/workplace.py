@@ -156,3 +156,18 @@ class Servers:
             check=False,
             **options,
         )
+
+
+def what_if(values: list) -> dict:
+    """Return the body of a what-if request to the dashboard with these slider values."""
+    names = ["what-if-windspeed", "what-if-temperature", "what-if-rad-horizontal", "what-if-rad-diffuse"]
+    outputs = [("what-if-answers", "children"), *((f"{name}-value", "children") for name in names)]
+    given = zip(names, values, strict=True)
+    inputs = [{"id": name, "property": "value", "value": value} for name, value in given]
+    return {
+        "output": f"..{'...'.join('.'.join(each) for each in outputs)}..",
+        "outputs": [{"id": name, "property": part} for name, part in outputs],
+        "inputs": [*inputs, {"id": "revision", "property": "data", "value": "any"}],
+        "changedPropIds": ["what-if-windspeed.value"],
+        "state": [],
+    }

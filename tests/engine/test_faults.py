@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import signal
 import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
-from engine.hosts import MARK, Client, assert_gone, marked, new_cluster, notebook, small_disk, wait_for
+from engine.hosts import MARK, Client, assert_gone, filled, marked, new_cluster, notebook, small_disk, wait_for
 from workplace import BIN
 
 from workshop.errors import EngineError
@@ -395,28 +392,6 @@ def test_fault_client_of_a_local_cluster_killed_leaves_nothing(tmp_path):
 
 
 # -- full disks --------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def filled(folder: Path) -> Iterator[None]:
-    """Keep a small disk full: what others free on it is taken at once."""
-    done = threading.Event()
-
-    def fill() -> None:
-        with (folder / "filler").open("wb", buffering=0) as file:
-            while not done.wait(0.01):
-                with contextlib.suppress(OSError):
-                    while file.write(bytes(4096)):
-                        pass
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        (folder / "filler").unlink()
-
-
 def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
     """No room for a kernel's files on the worker: words and exit code 1; with room again, the next one runs."""
     # A kernel's sockets need a short path; where TMPDIR is a long one, its files lie elsewhere.

@@ -258,6 +258,74 @@ def test_two_ups_at_once_make_one_set_of_servers(place):
     assert len(supervisors) == 1
 
 
+def test_up_and_down_at_once_take_turns(running):
+    """One waits for the other: all runs, or nothing, and nothing in between."""
+    commands = [[BIN / "workshop", word] for word in ("up", "down")]
+    shells = [subprocess.Popen(command, cwd=running.root, env=running.environment) for command in commands]
+    assert [shell.wait(timeout=200) for shell in shells] == [0, 0]
+    rows = status(running).values()
+    assert all(row["healthy"] and row["pid"] for row in rows) or not processes_of(running.root)
+
+
+def test_down_after_the_supervisor_was_killed_ends_all(running):
+    """Nobody is left to stop the servers in order: `down` finds and ends each of them."""
+    supervisor = psutil.Process(int((running.settings.state / "supervisord.pid").read_text()))
+    supervisor.kill()
+    supervisor.wait(5)
+    assert served(running)
+    done = running.run(BIN / "workshop", "down")
+    assert done.returncode == 0, done.stderr
+    assert not processes_of(running.root)
+
+
+def test_state_of_a_machine_that_was_restarted_is_recognised(running):
+    """All gone at once, the supervisor's number another process's: nobody else is touched, and all starts."""
+    settings = running.settings
+    for process in supervision._marked_processes(settings):
+        process.kill()
+    assert settings.ports_file.exists()
+    with subprocess.Popen(["sleep", "600"]) as innocent:
+        (settings.state / "supervisord.pid").write_text(f"{innocent.pid}\n")
+        assert not any(row["healthy"] or row["pid"] for row in status(running).values())
+        done = running.run(BIN / "workshop", "up")
+        assert done.returncode == 0, done.stderr
+        assert "left behind" not in done.stderr
+        assert running.settings.exports() == settings.exports()  # shells that were told of them are still right
+        for process in supervision._marked_processes(settings):
+            process.kill()
+        (settings.state / "supervisord.pid").write_text(f"{innocent.pid}\n")
+        done = running.run(BIN / "workshop", "down")
+        assert done.returncode == 0, done.stderr
+        assert not settings.ports_file.exists()
+        assert innocent.poll() is None
+        innocent.kill()
+
+
+def test_two_clones_do_not_meet(place, tmp_path):
+    """Both want the same ports and start at the same moment: each has its own, and `down` of one leaves the other."""
+    place.run(BIN / "workshop", "down")
+    root, environment = new_workplace(tmp_path / "second")
+    wanted = {name: value for name, value in place.environment.items() if name.endswith(("_PORT", "_FIRST"))}
+    second = Servers(root, environment | wanted, "", 0.0)
+    try:
+        shells = [
+            subprocess.Popen([BIN / "workshop", "up"], cwd=clone.root, env=clone.environment)
+            for clone in (place, second)
+        ]
+        assert [shell.wait(timeout=300) for shell in shells] == [0, 0]
+        ports = [{getattr(c.settings, name) for s in SERVICES for name in s.ports} for c in (place, second)]
+        assert not ports[0] & ports[1]
+        for clone, own in zip((place, second), ports, strict=True):
+            ours = {process.pid for process in supervision._marked_processes(clone.settings)}
+            listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours}
+            assert own <= listening
+        assert place.run(BIN / "workshop", "down").returncode == 0
+        assert all(row["healthy"] for row in status(second).values())
+    finally:
+        assert second.run(BIN / "workshop", "down").returncode == 0
+    assert not processes_of(root)
+
+
 def test_database_is_made_whole_or_not_at_all(place, tmp_path):
     """`up` killed while the tables are made: no half-made database stays, and the next `up` works."""
     environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "state")}

@@ -6,12 +6,14 @@ import http.client
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +22,8 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from workplace import free_port
+from mlflow.exceptions import MlflowException
+from workplace import environment_of, free_port
 
 from workshop.servers.services import SERVICES
 from workshop.settings import get_settings
@@ -28,38 +31,52 @@ from workshop.settings import get_settings
 API = "api/2.0/mlflow"
 
 
+class Server:
+    """A tracking server with the command of `workshop up`, on a database of its own."""
+
+    def __init__(self, state: Path) -> None:
+        state.mkdir(mode=0o700)
+        self.log = state / "log"
+        self.environment = os.environ | {"WORKSHOP_STATE": str(state), "WORKSHOP_MLFLOW_PORT": str(free_port())}
+        for name in ("MLFLOW_TRACKING_URI", "WORKSHOP_HOST"):
+            self.environment.pop(name, None)
+        with environment_of(self.environment):
+            self.settings = get_settings()
+        self.uri = self.settings.tracking_uri
+        (self._service,) = (service for service in SERVICES if service.name == "mlflow")
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self.log.open("a") as out:
+            self._process = subprocess.Popen(
+                self._service.command(self.settings),
+                env=self.environment | self._service.environment,
+                stdout=out,
+                stderr=out,
+            )
+        deadline = time.monotonic() + 120
+        while not healthy(self.uri):
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """Kill all its processes."""
+        tree = psutil.Process(self._process.pid)
+        for child in [*tree.children(recursive=True), tree]:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        self._process.wait()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
-    """The address of a tracking server with the command of `workshop up`, on a database of its own."""
-    state = tmp_path_factory.mktemp("tracking") / "state"
-    state.mkdir(mode=0o700)
-    environment = os.environ | {"WORKSHOP_STATE": str(state), "WORKSHOP_MLFLOW_PORT": str(free_port())}
-    for name in ("MLFLOW_TRACKING_URI", "WORKSHOP_HOST"):
-        environment.pop(name, None)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        settings = get_settings()
-    (service,) = (service for service in SERVICES if service.name == "mlflow")
-    log = state / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            service.command(settings), env=environment | service.environment, cwd=state, stdout=out, stderr=out
-        )
-    with process:
-        tree = psutil.Process(process.pid)
-        try:
-            deadline = time.monotonic() + 120
-            while not healthy(settings.tracking_uri):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield settings.tracking_uri
-        finally:
-            for child in [*tree.children(recursive=True), tree]:
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
+    """The address of a tracking server."""
+    server = Server(tmp_path_factory.mktemp("tracking") / "state")
+    server.start()
+    yield server.uri
+    server.kill()
 
 
 def healthy(uri: str) -> bool:
@@ -125,22 +142,121 @@ def test_answers_tell_nothing_of_the_database(server):
             assert word not in answer.text
 
 
+def write_run(client: MlflowClient, experiment: str) -> str:
+    """Make a run of fifty metrics and as many parameters in four requests."""
+    run = client.create_run(experiment).info.run_id
+    metrics = [Metric(f"m{key}", key, 0, 0) for key in range(50)]
+    client.log_batch(run, metrics, [Param(f"p{key}", str(key)) for key in range(50)])
+    client.set_terminated(run)
+    return run
+
+
 def test_many_writers_lose_nothing(server):
     """Sixteen writers at once: each has its run with all that it logged."""
     client = MlflowClient(server)
     experiment = client.create_experiment("writers")
-
-    def write(number: int) -> str:
-        run = client.create_run(experiment).info.run_id
-        metrics = [Metric(f"m{key}", key, 0, 0) for key in range(50)]
-        client.log_batch(run, metrics, [Param(f"p{key}", str(key)) for key in range(50)])
-        client.set_terminated(run)
-        return run
-
     with ThreadPoolExecutor(16) as pool:
-        runs = list(pool.map(write, range(64)))
+        runs = list(pool.map(lambda _: write_run(client, experiment), range(64)))
     for run in map(client.get_run, runs):
         assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("rounds", [5])
+def test_sixty_four_writers_of_single_values_get_no_error(server, rounds):
+    """6,528 requests, each a value of its own as careless code logs them: none fails, and none with a 4xx."""
+    session = requests.Session()
+    session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=64))
+
+    def call(path: str, **body) -> dict:
+        answer = session.post(f"{server}/{API}/{path}", json=body, timeout=60)
+        assert answer.status_code == 200, (answer.status_code, answer.text)
+        return answer.json()
+
+    def write(experiment: str) -> None:
+        run = call("runs/create", experiment_id=experiment)["run"]["info"]["run_id"]
+        for key in range(50):
+            call("runs/log-metric", run_id=run, key=f"m{key}", value=key, timestamp=0, step=0)
+            call("runs/log-parameter", run_id=run, key=f"p{key}", value=str(key))
+        call("runs/update", run_id=run, status="FINISHED")
+
+    for number in range(rounds):
+        experiment = call("experiments/create", name=f"single values {rounds} {number}")["experiment_id"]
+        with ThreadPoolExecutor(64) as pool:
+            list(pool.map(write, [experiment] * 64))
+        found = call("runs/search", experiment_ids=[experiment], max_results=100)["runs"]
+        assert [len(run["data"]["metrics"]) + len(run["data"]["params"]) for run in found] == [100] * 64
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_killed_server_has_all_that_it_acknowledged(tmp_path, monkeypatch, kills):
+    """Killed while it is written to, again and again: each run that its writer saw ended is there, whole."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = Server(tmp_path / "state")
+    acknowledged: list[str] = []
+    over = threading.Event()
+
+    def write() -> None:
+        client = MlflowClient(server.uri)
+        while not over.is_set():
+            with suppress(MlflowException):
+                acknowledged.append(write_run(client, "0"))
+
+    server.start()
+    writers = [threading.Thread(target=write) for _ in range(4)]
+    try:
+        for writer in writers:
+            writer.start()
+        for _ in range(kills):
+            before = len(acknowledged)
+            while len(acknowledged) < before + 10:
+                time.sleep(0.05)
+            server.kill()
+            server.start()
+        over.set()
+        for writer in writers:
+            writer.join()
+        with closing(sqlite3.connect(server.settings.database)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        client = MlflowClient(server.uri)
+        assert len(acknowledged) >= 10 * kills
+        for run in map(client.get_run, acknowledged):
+            assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
+    finally:
+        over.set()
+        server.kill()
+
+
+def test_busy_port_is_named_with_its_holder(tmp_path):
+    """`mlflow server` itself would notice after twenty seconds, and end with 0."""
+    server = Server(tmp_path / "state")
+    with socket.create_server(("127.0.0.1", server.settings.mlflow_port)):
+        done = subprocess.run(
+            SERVICES[1].command(server.settings),
+            env=server.environment, capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert server.uri.removeprefix("http://") in done.stderr
+    assert f"process {os.getpid()}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_server_whose_parent_dies_while_it_starts_ends(tmp_path):
+    """`mlflow server` is killed when its child still imports: the child does not live on to hold the port."""
+    server = Server(tmp_path / "state")
+    with subprocess.Popen(
+        SERVICES[1].command(server.settings),
+        env=server.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (children := psutil.Process(process.pid).children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_server_is_one_process_on_loopback(server):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from workshop.cli import data, models, pipeline, servers
@@ -11,7 +13,8 @@ from workshop.cli import data, models, pipeline, servers
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="workshop")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """From a messy notebook to a governed pipeline.
 
     \b
@@ -20,6 +23,10 @@ def main() -> None:
     workshop run        run a notebook on the cluster, once or for many parameters
     workshop status     what runs, and where
     """
+    if "DVC_STAGE" in os.environ:
+        from workshop.engine.repro.alone import alone
+
+        context.with_resource(alone())
 
 
 for command in (

@@ -87,6 +87,7 @@ class Attempt:
                 startup_timeout=start_timeout,
             ),
             tracking_uri=tracking_uri(),
+            stage=stage_id(),
             max_output=options.max_output,
         )
         self._declaration: Declaration | None = None
@@ -273,6 +274,12 @@ def declaration(options: NotebookOptions, output_path: str | None) -> Declaratio
     if options.deps is not None or options.outs is not None or not stage:
         return Declaration(deps=tuple(options.deps or ()), outs=tuple(options.outs or ()))
     return declared(Path.cwd(), stage, written_here=[Path(output_path)] if output_path else [])
+
+
+def stage_id() -> str | None:
+    """Return what tells this stage of this repository from all others; None outside of a DVC stage."""
+    root, stage = os.environ.get("DVC_ROOT"), os.environ.get("DVC_STAGE")
+    return f"{root}:{stage}" if root and stage else None
 
 
 def tracking_uri() -> str | None:

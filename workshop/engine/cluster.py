@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
+ENDING_SECONDS = 60
 MARGIN_SECONDS = 1.0
 WAIT_SECONDS = 0.2
 NOTEBOOK = "notebook"  # the Dask resource of which each notebook takes one unit
@@ -252,3 +253,27 @@ def running(client: Client) -> list[dict[str, Any]]:
     workers = client.scheduler_info(n_workers=-1)["workers"]
     answers = client.sync(_ask, client, list(workers), there.running)
     return [{**row, "worker": worker} for worker, rows in answers.items() if isinstance(rows, list) for row in rows]
+
+
+def wait_for_stage(client: Client, stage: str | None) -> None:
+    """Wait until a DVC stage's notebook, whose client was killed, has ended on its worker; None waits for nothing.
+
+    Raises EngineError when it does not end.
+    """
+    from workshop.engine import worker as there
+
+    deadline = time.monotonic() + ENDING_SECONDS
+    while stage:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        busy = [worker for worker, runs in client.sync(_ask, client, list(workers), there.runs_stage, stage).items()
+                if runs is True]  # fmt: skip
+        if not busy:
+            return
+        if time.monotonic() > deadline:
+            raise EngineError(
+                "An earlier run of this stage does not end.",
+                value=f"{stage} on {', '.join(busy)}",
+                expected=f"its end within {ENDING_SECONDS} s of its client's",
+                next_step="see the worker's log; `workshop down` and `workshop up` end it",
+            )
+        time.sleep(WAIT_SECONDS)

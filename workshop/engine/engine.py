@@ -14,8 +14,9 @@ from typing import Any
 from papermill.log import logger
 
 from workshop.engine import cluster, placement
-from workshop.engine.attempt import Attempt, WorkerLost
+from workshop.engine.attempt import Attempt, WorkerLost, stage_id
 from workshop.engine.executed import ExecutedNotebook
+from workshop.engine.repro.alone import alone
 from workshop.engine.signals import handled
 from workshop.settings import NotebookOptions, get_settings
 
@@ -52,7 +53,8 @@ def execute_notebook(
         log_output=log_output,
         autosave_cell_every=autosave_cell_every,
     )
-    with contextlib.nullcontext(client) if client else cluster.connect() as client:
+    with alone(), contextlib.nullcontext(client) if client else cluster.connect() as client:
+        cluster.wait_for_stage(client, stage_id())
         executed.notebook_start()
         worker = None
         try:
@@ -103,7 +105,8 @@ def _leave(number: int, _frame) -> None:
 def attach(client, worker: str, notebook, input_path: object) -> None:
     """Log the executed notebook to the MLflow runs that it opened, if any.
 
-    On its worker, which keeps MLflow imported from one notebook to the next; a fresh process takes two seconds for it.
+    On its worker, or another if that is gone: they keep MLflow imported from one notebook to the next, and a fresh
+    process takes two seconds for it.
     A failure is only told: what the notebook did is done.
     """
     from workshop.models.tracking import attach_notebook, runs_of_notebook
@@ -114,6 +117,9 @@ def attach(client, worker: str, notebook, input_path: object) -> None:
     plain = json.loads(json.dumps(notebook))
     try:
         uri = get_settings().tracking_uri
-        client.submit(attach_notebook, plain, name, uri, pure=False, workers=[worker]).result(ATTACH_SECONDS)
+        attached = client.submit(
+            attach_notebook, plain, name, uri, pure=False, workers=[worker], allow_other_workers=True
+        )
+        attached.result(ATTACH_SECONDS)
     except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
         logger.warning("The executed notebook was not logged to its run: %s", error)

@@ -31,7 +31,7 @@ class Task:
     """What a worker needs to run a notebook: plain data.
 
     ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
-    event topic for what happens, ``max_output`` in bytes.
+    event topic for what happens, ``stage`` the DVC stage that it is, ``max_output`` in bytes.
     """
 
     notebook: dict[str, Any]
@@ -40,6 +40,7 @@ class Task:
     topic: str
     options: dict[str, Any]
     tracking_uri: str | None = None
+    stage: str | None = None
     max_output: int | None = None
 
 
@@ -64,6 +65,7 @@ class Run:
     key: str
     notebook: str
     cells: int
+    stage: str | None = None
     since: float = field(default_factory=time.time)
     cell: int | None = None
     place: Place | None = None
@@ -101,6 +103,11 @@ def running() -> list[dict[str, Any]]:
     return [{"notebook": run.notebook, "cell": run.cell, "cells": run.cells, "since": run.since} for run in rows]
 
 
+def runs_stage(stage: str) -> bool:
+    """Tell whether a DVC stage's notebook runs in this worker."""
+    return any(run.stage == stage for run in list(RUNS.values()))
+
+
 # -- the task ------------------------------------------------------------------------------------------------------
 def run_notebook(task: Task) -> None:
     """Run a notebook in a kernel of this worker's; all there is to know of it goes to the client as events.
@@ -120,7 +127,7 @@ def run_notebook(task: Task) -> None:
     # The kernel works, this thread only waits: free it, so that the notebook can itself send work to this worker.
     distributed.secede()
     events = EventSender(worker, task.topic)
-    run = RUNS[key] = Run(key, task.name, len(task.notebook["cells"]))
+    run = RUNS[key] = Run(key, task.name, len(task.notebook["cells"]), task.stage)
     try:
         with Watch(worker, run, events):
             events.send("begin", worker=worker.address, key=key)

@@ -12,3 +12,10 @@ def open_repository(artifact_uri: str, tracking_uri: str | None = None, registry
     from workshop.servers.artifacts.repository import FTPArtifactRepository
 
     return FTPArtifactRepository(artifact_uri, tracking_uri, registry_uri)
+
+
+def open_proxied(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None):
+    """Return the store at an address of the scheme `mlflow-artifacts`, which is the tracking server's."""
+    from workshop.servers.artifacts.proxied import ProxiedArtifactRepository
+
+    return ProxiedArtifactRepository(artifact_uri, tracking_uri, registry_uri)

@@ -55,28 +55,6 @@ def _workers_answer(settings: Settings) -> bool:
     return counts["workers"] >= settings.dask_workers
 
 
-def _own_hosts(settings: Settings) -> list[str]:
-    """Return by which names, on whatever port a tunnel may have, browsers and clients call this machine."""
-    hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))  # as patterns, where [ is special
-    return [pattern for host in hosts for pattern in (host, f"{host}:*")]
-
-
-def _mlflow_command(settings: Settings) -> list[str]:
-    return [
-        program("mlflow"),
-        "server",
-        *("--host", settings.host, "--port", str(settings.mlflow_port)),
-        # The address of a database server holds a password: it goes the other way.
-        *(() if settings.database_uri else ("--backend-store-uri", f"sqlite:///{settings.database}")),
-        *("--artifacts-destination", settings.artifacts_uri),
-        # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
-        *("--workers", "1"),
-        *("--app-name", "workshop"),
-        # A page of another site whose name is made to mean this machine (DNS rebinding) gets no answer.
-        *("--allowed-hosts", ",".join(_own_hosts(settings))),
-    ]
-
-
 def _mlflow_secrets(settings: Settings) -> dict[str, str]:
     uri = settings.database_uri
     return {"MLFLOW_BACKEND_STORE_URI": uri.get_secret_value()} if uri else {}
@@ -120,7 +98,7 @@ SERVICES = (
         "mlflow",
         "MLflow tracking",
         ("mlflow_port",),
-        _mlflow_command,
+        lambda _: [sys.executable, "-m", "workshop.servers.tracking_server"],
         lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
         {
@@ -129,6 +107,8 @@ SERVICES = (
             # The stock pool (5 + 10) runs dry under 32 writers, and the answer is a 400 that no client repeats.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
+            # Nobody looks at a server's progress bars, and the lock that they share can be lost with many threads.
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         },
         _mlflow_secrets,
     ),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import configparser
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
+from workshop.servers import ports
 from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
@@ -34,7 +33,6 @@ MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `up` starts, so
 START_SECONDS = 120
 STOP_SECONDS = 30
 LOG_LINES = 15
-PORTS_TRIED = 200
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 
 
@@ -84,20 +82,20 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     _check_folder(settings)
     with _only_one(settings):
-        if not _supervisor_answers(settings):
-            _clear_leftovers(settings, tell)
-            settings.credentials(create=True)
-            settings = _take_ports(settings, tell)
-            is_new = not settings.database.exists()
-            if not is_new:
-                ensure_database(settings, tell)
-            _start_supervisor(settings)
-            if is_new:  # it takes a while, in which the other servers start
-                ensure_database(settings, tell)
-        for last in (False, True):
-            services = [service for service in SERVICES if service.comes_last == last]
-            _start_stopped(settings, services)
-            _wait_until_healthy(settings, services, tell)
+        with contextlib.ExitStack() as choosing:
+            if not _supervisor_answers(settings):
+                _clear_leftovers(settings, tell)
+                settings.credentials(create=True)
+                choosing.enter_context(ports.only_one_chooses(tell))
+                settings = ports.take(settings, tell)
+                is_new = not settings.database.exists()
+                if not is_new:
+                    ensure_database(settings, tell)
+                _start_supervisor(settings)
+                if is_new:  # it takes a while, in which the other servers start
+                    ensure_database(settings, tell)
+            _bring_up(settings, [service for service in SERVICES if not service.comes_last], tell)
+        _bring_up(settings, [service for service in SERVICES if service.comes_last], tell)
     return settings
 
 
@@ -115,41 +113,6 @@ def down(tell: Callable[[str], None] = logger.info) -> int:
             psutil.wait_procs(running, timeout=STOP_SECONDS)
         _clear_leftovers(settings, tell)
     return len(running)
-
-
-# -- ports ---------------------------------------------------------------------------------------------------------
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do it: a port in TIME_WAIT is free, one that somebody listens on is not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _take_ports(settings: Settings, tell: Callable[[str], None]) -> Settings:
-    """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved."""
-    taken: dict[str, int] = {}
-    for service in SERVICES:
-        for name in service.ports:
-            wanted = getattr(settings, name)
-            candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-            port = next((p for p in candidates if p not in taken.values() and _is_free(settings.host, p)), None)
-            if port is None:
-                raise ServiceError(
-                    f"No free port for {service.title}.",
-                    value=f"{candidates.start} to {candidates.stop - 1} are all taken",
-                    next_step=f"set WORKSHOP_{name.upper()} to a port that is free",
-                )
-            if port != wanted:
-                tell(f"port {wanted} is busy: {service.title} takes {port}")
-            taken[name] = port
-    temporary = settings.ports_file.with_suffix(".new")
-    temporary.write_text(json.dumps(taken, indent=1))
-    temporary.replace(settings.ports_file)
-    return settings.model_copy(update=taken)
 
 
 # -- supervisor ----------------------------------------------------------------------------------------------------
@@ -243,12 +206,13 @@ def _processes(settings: Settings) -> dict[str, dict]:
         return {}
 
 
-def _start_stopped(settings: Settings, services: list[Service]) -> None:
+def _bring_up(settings: Settings, services: list[Service], tell: Callable[[str], None]) -> None:
     """Start services that wait for others, and those that ended too often: somebody asks for them again."""
     processes = _processes(settings)
     for service in services:
         if processes[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
-            _supervisor(settings).supervisor.startProcess(service.name, False)  # False: health is waited for later
+            _supervisor(settings).supervisor.startProcess(service.name, False)  # False: health is waited for here
+    _wait_until_healthy(settings, services, tell)
 
 
 def _wait_until_healthy(settings: Settings, services: list[Service], tell: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """MLflow's own server application behind a door: bodies have a limit, and answers tell nothing of what is inside.
 
-`mlflow server --app-name workshop` serves it (entry point ``mlflow.app``).
+`mlflow server --app-name workshop` serves it (entry point ``mlflow.app``); this module, run as a program, starts that
+with the arguments that the settings ask for.
 """
 
 from __future__ import annotations
@@ -8,11 +9,17 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NoReturn
+
+from workshop.errors import ServiceError, WorkshopError
+from workshop.servers import ports
+from workshop.servers.services import program
+from workshop.settings import Settings, get_settings
 
 Message = MutableMapping[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
@@ -27,6 +34,7 @@ INTERNALS = re.compile(r"\[SQL|SQLite|sqlite3|sqlalche|psycopg|Traceback \(most 
 OVERLOADED = re.compile(r"QueuePool limit|database is locked|too many clients already")
 ERROR = 400
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PARENT = "WORKSHOP_TRACKING_SERVER_PID"
 
 
 class TooLarge(Exception):
@@ -152,7 +160,6 @@ def make_app() -> Door:
     from mlflow.server.fastapi_app import app
 
     from workshop.models.heartbeat import start_reaper
-    from workshop.settings import get_settings
 
     _end_with_parent()
     settings = get_settings().model_copy(update={"mlflow_tracking_uri": None})
@@ -164,3 +171,50 @@ def _end_with_parent() -> None:
     """Die with `mlflow server`, which started this process: nobody else would end it, and it would keep the port."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        sys.exit("the process that started this server is gone")  # while this one was still at its imports
+
+
+# -- the program ---------------------------------------------------------------------------------------------------
+def _own_hosts(settings: Settings) -> list[str]:
+    """Return by which names, on whatever port a tunnel may have, browsers and clients call this machine."""
+    hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))  # as patterns, where [ is special
+    return [pattern for host in hosts for pattern in (host, f"{host}:*")]
+
+
+def command(settings: Settings) -> list[str]:
+    """Return the command line of `mlflow server`."""
+    return [
+        program("mlflow"),
+        "server",
+        *("--host", settings.host, "--port", str(settings.mlflow_port)),
+        # The address of a database server holds a password: it goes the other way.
+        *(() if settings.database_uri else ("--backend-store-uri", f"sqlite:///{settings.database}")),
+        *("--artifacts-destination", settings.artifacts_uri),
+        # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
+        *("--workers", "1"),
+        *("--app-name", "workshop"),
+        # A page of another site whose name is made to mean this machine (DNS rebinding) gets no answer.
+        *("--allowed-hosts", ",".join(_own_hosts(settings))),
+    ]
+
+
+def main() -> NoReturn:
+    """Become `mlflow server`; exit with 1 when its port is taken, which it finds out late, and ends with 0."""
+    try:
+        settings = get_settings()
+        if not ports.is_free(settings.host, settings.mlflow_port):
+            raise ServiceError(
+                f"The tracking server cannot listen on {settings.host}:{settings.mlflow_port}.",
+                value=f"held by {ports.find_holder(settings.mlflow_port)}",
+                next_step="end that, or set WORKSHOP_MLFLOW_PORT to a free port",
+            )
+    except WorkshopError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    words = command(settings)
+    os.execve(words[0], words, os.environ | {PARENT: str(os.getpid())})  # noqa: S606
+
+
+if __name__ == "__main__":
+    main()

@@ -38,6 +38,7 @@ def examine(settings: Settings) -> list[Finding]:
         _proxy(settings),
         _address(settings),
         *_servers(settings),
+        *_production(settings),
     ]
 
 
@@ -96,24 +97,37 @@ def _servers(settings: Settings) -> Iterator[Finding]:
             yield _port(service.name, [getattr(settings, name) for name in service.ports])
 
 
-def _port(name: str, ports: list[int]) -> Finding:
+def _port(name: str, wanted: list[int]) -> Finding:
     """Servers that are down are no fault; a port that somebody else holds is worth a word: `up` moves on."""
-    for port in ports:
+    from workshop.servers import ports
+
+    for port in wanted:
         with socket.socket() as probe:
             probe.settimeout(0.5)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
         if taken:
             return Finding(
-                name, ok=True, found=f"not started; port {port} is held by {_holder(port)}, `up` takes another"
+                name,
+                ok=True,
+                found=f"not started; port {port} is held by {ports.find_holder(port)}, `up` takes another",
             )
     return Finding(name, ok=True, found="not started (workshop up)")
 
 
-def _holder(port: int) -> str:
+def _production(settings: Settings) -> Iterator[Finding]:
+    """Load what is in production: a version, or its files, may have been deleted by other means than ours."""
+    from workshop.errors import WorkshopError
+    from workshop.models import loading, registry
+
+    if not settings.is_up:
+        return
     try:
-        for connection in psutil.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        pass
-    return "another program"
+        serving = registry.production()
+        if serving is not None:
+            loading.load(serving.model_uri)
+    except WorkshopError as error:
+        next_step = "workshop repro --force compare promote report, or restore a backup"
+        yield Finding("production", ok=False, found=str(error).splitlines()[0], next_step=next_step)
+    else:
+        words = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
+        yield Finding("production", ok=True, found=words)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from workshop.engine.repro import recovery
 from workshop.engine.repro.commands import Stopped
 from workshop.settings import Settings
 
@@ -190,25 +191,32 @@ class Pipeline:
     def _plan(self, targets: Sequence[str]) -> tuple:
         from dvc.dvcfile import PROJECT_FILE
         from dvc.exceptions import DvcException
+        from dvc.lock import make_lock
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+        from dvc.rwlock import RWLOCK_LOCK
 
         def plan() -> tuple:
             stages = collect_stages(self._repo, list(targets) or [PROJECT_FILE])
             graph = get_active_graph(self._repo.index.graph)
             return graph, plan_repro(graph, stages)
 
+        root, tmp_dir = Path(self._repo.root_dir), Path(self._repo.tmp_dir)
+        hard = self._repo.config["core"].get("hardlink_lock", False)
+        with make_lock(str(tmp_dir / RWLOCK_LOCK), tmp_dir=str(tmp_dir), hardlink_lock=hard):
+            recovery.mend_table(tmp_dir)
         try:
-            return plan()
+            graph, steps = plan()
         except DvcException:
-            # A disk that was full leaves a lock file of 0 bytes, which DVC refuses; it says nothing, so it may go.
-            empty = [file for file in Path(self._repo.root_dir).rglob("dvc.lock") if not file.stat().st_size]
-            if not empty:
+            if not recovery.restore_lock_files(root, self._notice):
                 raise
-            for file in empty:
-                self._notice(f"{file} is empty, as after a full disk: removed")
-                file.unlink()
             self._repo._reset()
-            return plan()
+            graph, steps = plan()
+        lock_files = {Path(step.dvcfile._lockfile.path) for step in steps if hasattr(step.dvcfile, "_lockfile")}
+        recovery.remove_leftovers(lock_files)
+        for file in lock_files:
+            recovery.keep(file, root)
+        recovery.require_space(root, 2 * max(map(_recorded_bytes, steps), default=0))
+        return graph, steps
 
     @contextlib.contextmanager
     def _locked(self, gives_up: Callable[[], bool]) -> Iterator[None]:
@@ -357,6 +365,11 @@ def _replaced(path: Path) -> Iterator[Path]:
         copy.replace(path)
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _recorded_bytes(stage) -> int:
+    """Return how much a stage made when it last ran, as its lock file has it."""
+    return sum((out.meta.size or 0) for out in stage.outs if out.meta is not None)
 
 
 def _is_big(path: Path) -> bool:

@@ -18,6 +18,7 @@ import logging
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -231,12 +232,12 @@ class FTPArtifactRepository(ArtifactRepository):
             if received > size:  # it was replaced, and what there is belongs to another
                 file.truncate(file.seek(0))
                 raise _damaged(path, f"{received} bytes", f"{size} bytes")
-            with _progress(size, f"fetching {name}", received) as bar:
+            with _progress(size, f"fetching {name}", received) as advance:
 
                 def take(block: bytes) -> None:
                     file.write(block)
                     content.update(block)
-                    bar.update(len(block))
+                    advance(len(block))
 
                 connection.fetch(remote, take, received or None)
             if file.tell() == size and _is_marked(connection, folder, name, content.hexdigest()):
@@ -300,22 +301,27 @@ def _damaged(path: str, found: str, expected: str) -> ArtifactDamaged:
 
 
 @contextmanager
-def _progress(size: int, what: str, done: int = 0) -> Iterator[tqdm]:
-    """Show a bar for what takes a while, where somebody looks."""
-    with tqdm(
-        total=size, initial=done, desc=what, unit="B", unit_scale=True, disable=None if size >= LARGE_BYTES else True
-    ) as bar:
-        yield bar
+def _progress(size: int, what: str, done: int = 0) -> Iterator[Callable[[int], object]]:
+    """Yield what takes note of progress: on a bar, for what takes a while and where somebody looks.
+
+    A server has none, not even a hidden one: all bars of a process share a lock, which was seen to be lost for good
+    with many threads.
+    """
+    if size < LARGE_BYTES or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with tqdm(total=size, initial=done, desc=what, unit="B", unit_scale=True) as bar:
+        yield bar.update
 
 
 def _blocks(file: BinaryIO, content, offset: int, what: str) -> Iterator[bytes]:
     """Yield what is left to send of a file; all of it goes into ``content``, a hash."""
     file.seek(0)
-    with _progress(os.fstat(file.fileno()).st_size, what, offset) as bar:
+    with _progress(os.fstat(file.fileno()).st_size, what, offset) as advance:
         while block := file.read(min(BLOCK_BYTES, offset - file.tell()) if file.tell() < offset else BLOCK_BYTES):
             content.update(block)
             if file.tell() > offset:
-                bar.update(len(block))
+                advance(len(block))
                 yield block
 
 

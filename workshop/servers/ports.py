@@ -1,0 +1,87 @@
+"""The ports that the servers listen on: free ones, chosen by one clone at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from workshop.errors import ServiceError
+from workshop.servers.services import SERVICES
+from workshop.settings import Settings
+
+PORTS_TRIED = 200
+WAIT_SECONDS = 120
+
+
+@contextlib.contextmanager
+def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let one clone at a time look for free ports, until its servers listen there: two would choose the same."""
+    import filelock
+
+    file = Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}.lock"
+    lock = filelock.FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        tell("waiting for another clone, which takes its ports just now")
+        with contextlib.suppress(filelock.Timeout):  # one that hangs for so long has taken its ports
+            lock.acquire(timeout=WAIT_SECONDS)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            file.unlink(missing_ok=True)  # who waits for it finds that it is gone, and makes another
+        lock.release()
+
+
+def find_holder(port: int) -> str:
+    """Return the name and number of the process that listens on a port, as far as the system tells."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    except psutil.Error:
+        pass  # macOS tells this to root only
+    return "another process"
+
+
+def is_free(host: str, port: int) -> bool:
+    """Tell whether a server could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do it: a port in TIME_WAIT is free, one that somebody listens on is not.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def take(settings: Settings, tell: Callable[[str], None]) -> Settings:
+    """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved."""
+    taken: dict[str, int] = {}
+    for service in SERVICES:
+        for name in service.ports:
+            wanted = getattr(settings, name)
+            candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
+            port = next((p for p in candidates if p not in taken.values() and is_free(settings.host, p)), None)
+            if port is None:
+                raise ServiceError(
+                    f"No free port for {service.title}.",
+                    value=f"{candidates.start} to {candidates.stop - 1} are all taken",
+                    next_step=f"set WORKSHOP_{name.upper()} to a port that is free",
+                )
+            if port != wanted:
+                tell(f"port {wanted} is busy: {service.title} takes {port}")
+            taken[name] = port
+    temporary = settings.ports_file.with_suffix(".new")
+    temporary.write_text(json.dumps(taken, indent=1))
+    temporary.replace(settings.ports_file)
+    return settings.model_copy(update=taken)
