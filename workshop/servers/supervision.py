@@ -26,6 +26,7 @@ import psutil
 from workshop.errors import ServiceError
 from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
+from workshop.servers.state import ensure_version, read_version
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,10 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     _check_folder(settings)
     with _only_one(settings):
+        read_version(settings)  # what a newer clone has made is left alone
         if not _supervisor_answers(settings):
             _clear_leftovers(settings, tell)
+            ensure_version(settings)
             settings.credentials(create=True)
             settings = _take_ports(settings, tell)
             is_new = not settings.database.exists()
