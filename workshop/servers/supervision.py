@@ -120,6 +120,20 @@ def down(tell: Callable[[str], None] = logger.info) -> int:
     return len(running)
 
 
+@contextlib.contextmanager
+def stopped(settings: Settings) -> Iterator[None]:
+    """Keep the servers of this state folder from being started meanwhile; raise ServiceError when some run."""
+    _check_folder(settings)
+    with _only_one(settings):
+        if running := _marked_processes(settings):
+            raise ServiceError(
+                "The servers of this state folder run.",
+                value=f"{len(running)} processes on {settings.state}",
+                next_step="workshop down; or set WORKSHOP_STATE to another folder",
+            )
+        yield
+
+
 # -- ports ---------------------------------------------------------------------------------------------------------
 def _is_free(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -320,7 +334,7 @@ def _check_folder(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold the state folder's lock: `up` and `down` from two shells take turns."""
+    """Hold the state folder's lock: `up`, `down` and `restore` from two shells take turns."""
     import filelock
 
     try:
@@ -328,7 +342,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise ServiceError(
-            "Another `workshop up` or `workshop down` is at work on this state folder.",
+            "Another `workshop up`, `down` or `restore` is at work on this state folder.",
             value=settings.state,
             next_step="wait for it, then try again",
         ) from None
