@@ -73,6 +73,10 @@ class ServiceError(WorkshopError):
     """A server did not start, does not answer, or is in the way."""
 
 
+class BackupError(WorkshopError):
+    """A backup could not be made, or cannot be restored."""
+
+
 class ArtifactError(WorkshopError):
     """An artifact could not be stored, listed, fetched or deleted."""
 

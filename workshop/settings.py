@@ -17,7 +17,7 @@ from workshop.errors import SettingsError
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
-STATE_VERSION = 1
+STATE_VERSION = 1  # of the state folder's layout; one more needs a step in `workshop.servers.state.MIGRATIONS`
 # What a worker's warm process imports, so that a notebook's kernel need not: the one place that says so. It is what the
 # pipeline's notebooks import, and what their libraries import, or look up, only when they are used.
 KERNEL_IMPORTS = (
@@ -161,6 +161,11 @@ class Settings(BaseSettings):
     def artifacts(self) -> Path:
         """The folder that the FTP server serves."""
         return self.state / "artifacts"
+
+    @property
+    def version_file(self) -> Path:
+        """The version of the state folder's layout."""
+        return self.state / "version"
 
     @property
     def certificates(self) -> Path:

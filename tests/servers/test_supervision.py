@@ -17,7 +17,7 @@ from workplace import BIN, Servers, environment_of, new_workplace, processes_of
 
 from workshop.servers import supervision
 from workshop.servers.services import SERVICES
-from workshop.settings import Settings
+from workshop.settings import STATE_VERSION, Settings
 
 NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
 
@@ -59,6 +59,7 @@ def test_up_twice_changes_nothing(running):
     done = running.run(BIN / "workshop", "up")
     assert done.returncode == 0
     assert status(running) == before
+    assert running.settings.version_file.read_text() == f"{STATE_VERSION}\n"
 
 
 def test_servers_listen_on_loopback_alone(running):

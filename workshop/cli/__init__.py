@@ -31,6 +31,7 @@ def main(context: click.Context) -> None:
 
 for command in (
     *(servers.up, servers.down, servers.status, servers.config, servers.doctor),
+    *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
     *(models.promote, data.data),
 ):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -12,6 +15,21 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 def tell(line: str) -> None:
     """Say what goes on."""
     click.echo(f"  {line}", err=True)
+
+
+@contextlib.contextmanager
+def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows how many bytes are done, of how many: a bar on a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(f"  {title}", *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_rows(rows: list[dict], as_json: bool) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from workshop.cli.printing import json_option, print_rows, tell
+from workshop.cli.printing import bytes_bar, json_option, print_rows, tell
 
 
 @click.command()
@@ -118,3 +119,52 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"    next: {finding.next_step}")
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+def backup(file: Path | None) -> None:
+    """Write database and artifacts to FILE, while the servers run; its name is printed.
+
+    Without FILE it is `workshop-backup-<time in UTC>.tar` in the current folder. No file is overwritten.
+
+    \b
+    Example:  workshop backup before-the-upgrade.tar
+    """
+    from workshop.servers.backup import back_up
+    from workshop.settings import get_settings
+
+    _end_in_order()
+    file = file or Path(f"workshop-backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar")
+    with bytes_bar("backing up") as progress:
+        manifest = back_up(file, get_settings(), tell, progress)
+    tell(f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB, as of {manifest.made:%Y-%m-%d %H:%M:%S} UTC")
+    click.echo(file)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def restore(file: Path) -> None:
+    """Put what the backup FILE holds into an empty state folder, every file compared.
+
+    \b
+    Example:  workshop restore before-the-upgrade.tar
+    """
+    from workshop.servers.restore import restore as put_back
+    from workshop.settings import get_settings
+
+    _end_in_order()
+    settings = get_settings()
+    with bytes_bar("restoring") as progress:
+        manifest = put_back(file, settings, progress)
+    made = f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC"
+    tell(f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB, as of {made}, are in {settings.state}")
+    tell("next: workshop up")
+
+
+def _end_in_order() -> None:
+    """Clear away what is half done when terminated, as Ctrl-C does."""
+    import signal
+    import sys
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

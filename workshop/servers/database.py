@@ -32,7 +32,7 @@ def ensure_database(settings: Settings, tell: Callable[[str], None]) -> None:
         _bring_up_to_date(settings, new)
         new.replace(settings.database)
         return
-    found, known, latest = _revision(settings.database), *_revisions()
+    found, known, latest = find_revision(settings.database), *_revisions()
     if found in (None, latest):
         return
     if found not in known:
@@ -44,7 +44,7 @@ def ensure_database(settings: Settings, tell: Callable[[str], None]) -> None:
         )
     kept = settings.database.with_name(f"{settings.database.name}.before-{latest}")
     tell(f"upgrading the tracking database; as it was, it is kept as {kept.name}")
-    _copy(settings.database, new)
+    copy_database(settings.database, new)
     _bring_up_to_date(settings, new)
     kept.unlink(missing_ok=True)
     os.link(settings.database, kept)
@@ -75,13 +75,13 @@ def _bring_up_to_date(settings: Settings, new: Path) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_database(source: Path, target: Path) -> None:
     """Copy a database as it is at one moment, with what its log still holds."""
     with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as copy:
         old.backup(copy)
 
 
-def _revision(database: Path) -> str | None:
+def find_revision(database: Path) -> str | None:
     """Return the revision of a database's schema; None when it has none, and MLflow itself will say what it thinks."""
     try:
         with contextlib.closing(sqlite3.connect(database)) as connection:

@@ -25,6 +25,7 @@ from workshop.errors import ServiceError
 from workshop.servers import ports
 from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
+from workshop.servers.state import ensure_version, read_version
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,11 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     _check_folder(settings)
     with _only_one(settings):
+        read_version(settings)  # what a newer clone has made is left alone
         with contextlib.ExitStack() as choosing:
             if not _supervisor_answers(settings):
                 _clear_leftovers(settings, tell)
+                ensure_version(settings)
                 settings.credentials(create=True)
                 choosing.enter_context(ports.only_one_chooses(tell))
                 settings = ports.take(settings, tell)
@@ -113,6 +116,20 @@ def down(tell: Callable[[str], None] = logger.info) -> int:
             psutil.wait_procs(running, timeout=STOP_SECONDS)
         _clear_leftovers(settings, tell)
     return len(running)
+
+
+@contextlib.contextmanager
+def stopped(settings: Settings) -> Iterator[None]:
+    """Keep the servers of this state folder from being started meanwhile; raise ServiceError when some run."""
+    _check_folder(settings)
+    with _only_one(settings):
+        if running := _marked_processes(settings):
+            raise ServiceError(
+                "The servers of this state folder run.",
+                value=f"{len(running)} processes on {settings.state}",
+                next_step="workshop down; or set WORKSHOP_STATE to another folder",
+            )
+        yield
 
 
 # -- supervisor ----------------------------------------------------------------------------------------------------
@@ -281,7 +298,7 @@ def _check_folder(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
-    """Hold the state folder's lock: `up` and `down` from two shells take turns."""
+    """Hold the state folder's lock: `up`, `down` and `restore` from two shells take turns."""
     import filelock
 
     try:
@@ -289,7 +306,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise ServiceError(
-            "Another `workshop up` or `workshop down` is at work on this state folder.",
+            "Another `workshop up`, `down` or `restore` is at work on this state folder.",
             value=settings.state,
             next_step="wait for it, then try again",
         ) from None
