@@ -94,20 +94,33 @@ def test_keras_model_comes_back_as_it_was(hours, tmp_path, kind, flavor):
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
-def test_model_whose_files_were_changed_is_refused(in_workplace, hours):
-    """Who can write to the artifact store, checksums included, still cannot change a model: the database knows it."""
+def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
+    """Who can write to the artifact store, checksums included, still cannot change a model: the database knows it.
+
+    Neither as it was logged, nor as a registered version, which is what is served.
+    """
     from workshop.models import loading, tracking
     from workshop.servers.artifacts import names
 
     model = RandomForestRegressor(3, random_state=0).fit(hours[FEATURES], hours[TARGETS])
-    with tracking.start_run("tampered"):
+    with tracking.start_run("tampered") as run:
         uri = loading.log_model(model, hours)
-    assert loading.load(uri).predict(hours).equals(LoadedModel.of(model).predict(hours))
+    client = tracking.connect()
+    client.create_registered_model("tampered")
+    version = client.create_model_version("tampered", source=uri, run_id=run.info.run_id).version
+    addresses = [uri, f"models:/tampered/{version}"]
+    for address in addresses:
+        assert loading.load(address).predict(hours).equals(LoadedModel.of(model).predict(hours))
+    assert "cannot be checked" not in caplog.text
     (file,) = in_workplace.settings.artifacts.rglob(f"{uri.removeprefix('models:/')}/**/MLmodel")
     file.write_bytes(file.read_bytes() + b"\n")
     (file.parent / names.mark_of("MLmodel", hashlib.sha256(file.read_bytes()).hexdigest())).mkdir()
-    with pytest.raises(ModelError, match="not those that were logged"):
-        loading.load(uri)
+    try:
+        for address in addresses:
+            with pytest.raises(ModelError, match="not those that were logged"):
+                loading.load(address)
+    finally:
+        client.delete_registered_model("tampered")
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow

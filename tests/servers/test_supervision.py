@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 
@@ -60,6 +61,12 @@ def test_up_twice_changes_nothing(running):
     assert done.returncode == 0
     assert status(running) == before
     assert running.settings.version_file.read_text() == f"{STATE_VERSION}\n"
+
+
+def test_database_lets_readers_and_a_writer_work_at_once(running):
+    """It was put into WAL mode when it was made, and stays so."""
+    with contextlib.closing(sqlite3.connect(running.settings.database)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_servers_listen_on_loopback_alone(running):

@@ -25,6 +25,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from workplace import environment_of, free_port
 
+from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES
 from workshop.settings import get_settings
 
@@ -43,15 +44,15 @@ class Server:
         with environment_of(self.environment):
             self.settings = get_settings()
         self.uri = self.settings.tracking_uri
-        (self._service,) = (service for service in SERVICES if service.name == "mlflow")
+        (self.service,) = (service for service in SERVICES if service.name == "mlflow")
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("a") as out:
             self._process = subprocess.Popen(
-                self._service.command(self.settings),
-                env=self.environment | self._service.environment,
+                self.service.command(self.settings),
+                env=self.environment | self.service.environment,
                 stdout=out,
                 stderr=out,
             )
@@ -233,7 +234,7 @@ def test_busy_port_is_named_with_its_holder(tmp_path):
     server = Server(tmp_path / "state")
     with socket.create_server(("127.0.0.1", server.settings.mlflow_port)):
         done = subprocess.run(
-            SERVICES[1].command(server.settings),
+            server.service.command(server.settings),
             env=server.environment, capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     assert done.returncode == 1
@@ -257,6 +258,25 @@ def test_server_whose_parent_dies_while_it_starts_ends(tmp_path):
             time.sleep(0.05)
         process.kill()
     assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+@pytest.mark.soak
+def test_overload_is_never_a_client_error(tmp_path):
+    """Somebody else keeps the database locked for longer than SQLite waits: 503, which clients repeat, and no 400."""
+    server = Server(tmp_path / "state")
+    ensure_database(server.settings, print)
+    server.start()
+    try:
+        assert requests.post(f"{server.uri}/{API}/runs/create", json={"experiment_id": "0"}, timeout=60).ok
+        with closing(sqlite3.connect(server.settings.database)) as database:
+            database.execute("BEGIN EXCLUSIVE")
+            answer = requests.post(f"{server.uri}/{API}/runs/create", json={"experiment_id": "0"}, timeout=60)
+            database.rollback()
+        assert answer.status_code == 503
+        assert "try again" in answer.json()["message"]
+        assert requests.post(f"{server.uri}/{API}/runs/create", json={"experiment_id": "0"}, timeout=60).ok
+    finally:
+        server.kill()
 
 
 def test_server_is_one_process_on_loopback(server):

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # says which types to trust could say anything.
 TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
+MODELS = "models:/"  # the scheme of logged models and of registered versions
 DIGEST_TAG = "workshop.sha256"
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
@@ -154,10 +155,13 @@ def _check_digest(client: MlflowClient, folder: Path, model_uri: str) -> None:
     """Raise ModelError when a model's files are not those that were logged; one logged by other means has no digest."""
     from mlflow.exceptions import MlflowException
 
-    *names, last = model_uri.removeprefix("models:/").split("/")
+    *names, last = model_uri.removeprefix(MODELS).split("/")
     try:
-        model_id = client.get_model_version(names[0], last).model_id if names else last
-        expected = client.get_logged_model(model_id).tags.get(DIGEST_TAG) if model_id else None
+        # A version's own field `model_id` is empty when it is read again; its source is the logged model.
+        source = client.get_model_version(names[0], last).source if names else model_uri
+        model_id = source.removeprefix(MODELS)
+        is_logged = source.startswith(MODELS) and "/" not in model_id
+        expected = client.get_logged_model(model_id).tags.get(DIGEST_TAG) if is_logged else None
     except MlflowException as error:
         raise ModelError(
             "The model's record cannot be read.", value=f"{model_uri}: {error.message}", next_step="workshop status"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -34,6 +35,7 @@ MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `up` starts, so
 START_SECONDS = 120
 STOP_SECONDS = 30
 LOG_LINES = 15
+UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 
 
@@ -111,8 +113,8 @@ def down(tell: Callable[[str], None] = logger.info) -> int:
         running = _marked_processes(settings)
         if _supervisor_answers(settings):
             tell("stopping the servers")
-            with contextlib.suppress(OSError, HTTPException, xmlrpc.client.Error):
-                _supervisor(settings).supervisor.shutdown()
+            with contextlib.suppress(*UNANSWERED):
+                _ask_supervisor(settings, "shutdown")
             psutil.wait_procs(running, timeout=STOP_SECONDS)
         _clear_leftovers(settings, tell)
     return len(running)
@@ -202,24 +204,28 @@ def _start_supervisor(settings: Settings) -> None:
         )
 
 
-def _supervisor(settings: Settings) -> xmlrpc.client.ServerProxy:
+def _ask_supervisor(settings: Settings, method: str, *arguments: object) -> Any:
+    """Call one of http://supervisord.org/api.html; raise UNANSWERED errors when there is no supervisor."""
     from supervisor.xmlrpc import SupervisorTransport
 
     transport = SupervisorTransport(serverurl=f"unix://{_socket_file(settings)}")
-    return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+    with contextlib.closing(transport):
+        return getattr(xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor, method)(
+            *arguments
+        )
 
 
 def _supervisor_answers(settings: Settings) -> bool:
     try:
-        return _supervisor(settings).supervisor.getState()["statename"] == "RUNNING"
-    except (OSError, HTTPException, xmlrpc.client.Error):
+        return _ask_supervisor(settings, "getState")["statename"] == "RUNNING"
+    except UNANSWERED:
         return False
 
 
 def _processes(settings: Settings) -> dict[str, dict]:
     try:
-        return {info["name"]: info for info in _supervisor(settings).supervisor.getAllProcessInfo()}
-    except (OSError, HTTPException, xmlrpc.client.Error):
+        return {info["name"]: info for info in _ask_supervisor(settings, "getAllProcessInfo")}
+    except UNANSWERED:
         return {}
 
 
@@ -228,7 +234,7 @@ def _bring_up(settings: Settings, services: list[Service], tell: Callable[[str],
     processes = _processes(settings)
     for service in services:
         if processes[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
-            _supervisor(settings).supervisor.startProcess(service.name, False)  # False: health is waited for here
+            _ask_supervisor(settings, "startProcess", service.name, False)  # False: health is waited for here
     _wait_until_healthy(settings, services, tell)
 
 
