@@ -128,6 +128,7 @@ def test_reaper_leaves_those_alone_that_beat(owner, servers):
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.soak
 def test_server_ends_what_nobody_owns_any_more(owner):
     """Owner and heart killed at once, as when a machine loses its power: within a minute the run is not RUNNING."""
     process, run_id, client = owner()

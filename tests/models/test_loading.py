@@ -107,7 +107,8 @@ def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
         uri = loading.log_model(model, hours)
     client = tracking.connect()
     client.create_registered_model("tampered")
-    version = client.create_model_version("tampered", source=uri, run_id=run.info.run_id).version
+    model_id = uri.removeprefix("models:/")
+    version = client.create_model_version("tampered", uri, run.info.run_id, model_id=model_id).version
     addresses = [uri, f"models:/tampered/{version}"]
     for address in addresses:
         assert loading.load(address).predict(hours).equals(LoadedModel.of(model).predict(hours))

@@ -281,6 +281,7 @@ def test_six_hundred_idle_connections_keep_nobody_out(server):
         connection.close()
 
 
+@pytest.mark.soak
 def test_connection_that_does_not_log_in_is_closed(tmp_path):
     """After twenty seconds without a word; one that has logged in may think for longer."""
     with started_server(tmp_path / "state") as server, server.connect() as logged_in:
