@@ -25,6 +25,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from workplace import environment_of, free_port
 
+from workshop.models.tracking import connect
 from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES
 from workshop.settings import get_settings
@@ -64,6 +65,8 @@ class Server:
 
     def kill(self) -> None:
         """Kill all its processes."""
+        if self._process.poll() is not None:
+            return
         tree = psutil.Process(self._process.pid)
         for child in [*tree.children(recursive=True), tree]:
             with suppress(psutil.NoSuchProcess):
@@ -192,7 +195,10 @@ def test_sixty_four_writers_of_single_values_get_no_error(server, rounds):
 
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_killed_server_has_all_that_it_acknowledged(tmp_path, monkeypatch, kills):
-    """Killed while it is written to, again and again: each run that its writer saw ended is there, whole."""
+    """Killed while it is written to, again and again: each run that its writer saw ended is there, whole.
+
+    At last it stays dead, which a client of ours is told within ten seconds.
+    """
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = Server(tmp_path / "state")
     acknowledged: list[str] = []
@@ -224,6 +230,13 @@ def test_killed_server_has_all_that_it_acknowledged(tmp_path, monkeypatch, kills
         assert len(acknowledged) >= 10 * kills
         for run in map(client.get_run, acknowledged):
             assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
+        monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+        client = connect(server.uri)
+        server.kill()
+        began = time.monotonic()
+        with pytest.raises(MlflowException, match=server.uri.removeprefix("http://127.0.0.1:")):
+            client.log_metric(acknowledged[0], "later", 1.0)
+        assert time.monotonic() - began < 10, "a dead server was not told of in time"
     finally:
         over.set()
         server.kill()
