@@ -89,9 +89,9 @@ def germany_csv(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, driven by Playwright."""
+    """Headless Chromium, driven by Playwright, whose event loop would be in the way of other modules' tests."""
     program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
     required("Chromium", program)
     from playwright.sync_api import sync_playwright

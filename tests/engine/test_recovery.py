@@ -226,7 +226,8 @@ stages:
 
 @pytest.mark.parametrize("damaged", ["", LOCK[:20], LOCK[:29], "stages: [", "\0" * 40], ids=range(5))
 def test_damaged_lock_file_comes_back(tmp_path, damaged):
-    """However it was cut: as it was when it was last read."""
+    """However it was cut: as it was when it was last read; what there was is kept beside it."""
+    (tmp_path / "dvc.yaml").touch()
     (tmp_path / "dvc.lock").write_text(LOCK)
     recovery.keep(tmp_path / "dvc.lock", tmp_path)
     (tmp_path / "dvc.lock").write_text(damaged)
@@ -235,11 +236,13 @@ def test_damaged_lock_file_comes_back(tmp_path, damaged):
     assert recovery.restore_lock_files(tmp_path, said.append)
     assert (tmp_path / "dvc.lock").read_text() == LOCK
     assert "brought back" in said[0]
+    assert (tmp_path / "dvc.lock.damaged").read_text() == damaged
     assert not recovery.restore_lock_files(tmp_path, said.append)
 
 
 def test_merge_conflict_is_left_to_people(tmp_path):
     """A lock file with the marks of a merge is not overwritten."""
+    (tmp_path / "dvc.yaml").touch()
     (tmp_path / "dvc.lock").write_text(LOCK)
     recovery.keep(tmp_path / "dvc.lock", tmp_path)
     conflict = f"<<<<<<< HEAD\n{LOCK}=======\n>>>>>>> other\n"
@@ -252,10 +255,12 @@ def test_leftovers_of_dead_writers_go(tmp_path):
     """A copy that a killed run was writing goes, that of one that lives stays."""
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         pass
-    for name in (f"dvc.lock.{dead.pid}", f"dvc.lock.{os.getpid()}", "dvc.lock.mine"):
-        (tmp_path / name).touch()
-    recovery.remove_leftovers([tmp_path / "dvc.lock"])
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([f"dvc.lock.{os.getpid()}", "dvc.lock.mine"])
+    lock_file = tmp_path / "dvc.lock"
+    others = [tmp_path / "dvc.lock.20260901120000", tmp_path / "dvc.lock.mine"]
+    for file in (tmp_path / f"dvc.lock.{dead.pid}.workshop", recovery.copy_in_work(lock_file), *others):
+        file.touch()
+    recovery.remove_leftovers([lock_file])
+    assert sorted(tmp_path.iterdir()) == sorted([recovery.copy_in_work(lock_file), *others])
 
 
 def test_table_of_files_in_use_survives_a_restart(tmp_path):
@@ -276,15 +281,16 @@ def test_table_of_files_in_use_survives_a_restart(tmp_path):
 
 
 # -- one copy of a stage -------------------------------------------------------------------------------------------
-def test_stage_whose_dvc_is_gone_does_not_begin(tmp_path):
-    """The table of files in use names another process than any ancestor of ours: exit code 143, nothing done."""
+def test_stage_whose_dvc_is_gone_does_not_begin(tmp_path, monkeypatch, capsys):
+    """The table of files in use names another process than any ancestor of ours: exit code 143, and why."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
     table = {"write": {"/x": {"pid": 2**22 + 1, "cmd": "dvc repro"}}, "read": {}}
     (tmp_path / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(table))
-    environment = os.environ | {"DVC_ROOT": str(tmp_path), "DVC_STAGE": "one"}
-    with environment_of(environment), pytest.raises(SystemExit) as ended, alone():
+    with environment_of(os.environ | {"DVC_STAGE": "../dvc.yaml:one"}), pytest.raises(SystemExit) as ended, alone():
         pytest.fail("it began")
     assert ended.value.code == 143
+    assert ":one of" in capsys.readouterr().err
 
 
 def test_second_copy_waits_for_the_first(tmp_path):
@@ -293,11 +299,12 @@ def test_second_copy_waits_for_the_first(tmp_path):
         "import sys; from workshop.engine.repro.alone import alone\n"
         "with alone(), alone(): print('begun', flush=True); sys.stdin.readline()"  # one in the other: the same copy
     )
-    environment = os.environ | {"DVC_ROOT": str(tmp_path), "DVC_STAGE": "sub/dvc.yaml:one@1"}
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    named = [os.environ | {"DVC_STAGE": name} for name in ("sub/dvc.yaml:one@1", "one@1")]  # as typed here, and there
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"text": True}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as first:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=named[0], **pipes) as first:
         assert first.stdout.readline() == "begun\n"
-        with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as second:
+        with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=named[1], **pipes) as second:
             assert f"process {first.pid}" in second.stderr.readline()
             first.communicate("\n")
             assert second.stdout.readline() == "begun\n"

@@ -122,6 +122,7 @@ def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
                 loading.load(address)
     finally:
         client.delete_registered_model("tampered")
+        client.delete_logged_model(model_id)
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow

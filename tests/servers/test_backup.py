@@ -734,6 +734,13 @@ def test_place_that_is_not_empty_is_refused(file, small, empty):
     assert str(small.database) in str(caught.value)
     assert "WORKSHOP_STATE" in str(caught.value)
     assert contents(small) == before
+    journal = empty.database.with_name(f"{empty.database.name}-wal")
+    journal.parent.mkdir(exist_ok=True)
+    journal.touch()  # of a server that was killed; SQLite would play it into the database that is restored
+    with pytest.raises(BackupError, match="empty state folder") as caught:
+        restore(file, empty)
+    assert str(journal) in str(caught.value)
+    journal.unlink()
     put(empty, "run/file", b"mine")
     with pytest.raises(BackupError, match="empty state folder") as caught:
         restore(file, empty)

@@ -74,6 +74,16 @@ def test_older_database_is_upgraded_and_kept(settings):
     assert len(said) == 1
 
 
+def test_journal_without_its_database_is_refused(settings):
+    """SQLite would play it into a new database, whose runs it would replace."""
+    journal = settings.database.with_name(f"{settings.database.name}-wal")
+    journal.touch()
+    with pytest.raises(ServiceError, match="journal") as caught:
+        ensure_database(settings, print)
+    assert str(journal) in str(caught.value)
+    assert not settings.database.exists()
+
+
 def test_database_of_a_newer_mlflow_is_refused(settings):
     """It is left as it is, and the error says what to type."""
     with contextlib.closing(sqlite3.connect(settings.database)) as connection:

@@ -23,7 +23,7 @@ def main(context: click.Context) -> None:
     workshop run        run a notebook on the cluster, once or for many parameters
     workshop status     what runs, and where
     """
-    if "DVC_STAGE" in os.environ:
+    if "DVC_STAGE" in os.environ:  # else nothing of this is needed
         from workshop.engine.repro.alone import alone
 
         context.with_resource(alone())

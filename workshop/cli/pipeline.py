@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
@@ -160,12 +159,13 @@ def tracking_store(file: Path) -> None:
     Example:  workshop tracking-store data/tracking_store.json
     """
     from workshop.engine.repro import recovery
+    from workshop.engine.repro.alone import RunningStage
     from workshop.models.tracking import store_id
     from workshop.parameters import read
     from workshop.settings import get_settings
 
-    if root := os.environ.get("DVC_ROOT"):
-        recovery.keep(Path("dvc.lock"), Path(root))  # a full disk may cut it, now that DVC is about to write it
+    if stage := RunningStage.of_environment():
+        recovery.keep(Path("dvc.lock"), stage.root)  # a full disk may cut it, now that DVC is about to write it
     read(get_settings().pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"store_id": store_id()}, indent=1) + "\n")

@@ -25,6 +25,7 @@ from workshop.engine import cluster, placement
 from workshop.engine.events import EventReceiver
 from workshop.engine.executed import ExecutedNotebook
 from workshop.engine.files.declaration import Declaration, declared
+from workshop.engine.repro.alone import STAGE, RunningStage
 from workshop.engine.worker import LOST, Place, Task, WorkerLost, collected, release, run_notebook
 from workshop.errors import EngineError
 from workshop.settings import NotebookOptions, get_settings
@@ -270,7 +271,7 @@ class Attempt:
 
 def declaration(options: NotebookOptions, output_path: str | None) -> Declaration:
     """Return what travels to a worker without shared disk: what the options say, else what the DVC stage declares."""
-    stage = os.environ.get("DVC_STAGE")
+    stage = os.environ.get(STAGE)
     if options.deps is not None or options.outs is not None or not stage:
         return Declaration(deps=tuple(options.deps or ()), outs=tuple(options.outs or ()))
     return declared(Path.cwd(), stage, written_here=[Path(output_path)] if output_path else [])
@@ -278,8 +279,8 @@ def declaration(options: NotebookOptions, output_path: str | None) -> Declaratio
 
 def stage_id() -> str | None:
     """Return what tells this stage of this repository from all others; None outside of a DVC stage."""
-    root, stage = os.environ.get("DVC_ROOT"), os.environ.get("DVC_STAGE")
-    return f"{root}:{stage}" if root and stage else None
+    stage = RunningStage.of_environment()
+    return str(stage) if stage else None
 
 
 def tracking_uri() -> str | None:

@@ -53,8 +53,9 @@ def execute_notebook(
         log_output=log_output,
         autosave_cell_every=autosave_cell_every,
     )
-    with alone(), contextlib.nullcontext(client) if client else cluster.connect() as client:
-        cluster.wait_for_stage(client, stage_id())
+    with alone() as is_first, contextlib.nullcontext(client) if client else cluster.connect() as client:
+        if is_first:  # else those that run are of this same copy
+            cluster.wait_for_stage(client, stage_id())
         executed.notebook_start()
         worker = None
         try:

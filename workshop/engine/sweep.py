@@ -187,6 +187,7 @@ def run_many(
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from workshop.engine import cluster, placement
+    from workshop.engine.attempt import stage_id
 
     parameters, sweeps = dict(parameters or {}), list(sweeps)
     runs = plan(notebook, parameters, sweeps, output_folder)
@@ -199,6 +200,7 @@ def run_many(
         # papermill keeps the current folder in one place for all threads; so it is the same in each, and put back.
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect())
+        cluster.wait_for_stage(client, stage_id())  # where the sweep is one
         records = _records(client, notebook, tell)
         if records:
             tags = {"workshop.sweep": " ".join(sweeps)[:LONGEST_TAG]}

@@ -76,7 +76,7 @@ def back_up(
     try:
         # In the same folder, so that the whole file only needs its name; for this user alone, and gone at the end.
         with tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as folder:
-            snapshot, temporary = Path(folder, DATABASE), Path(folder, file.name)
+            snapshot, temporary = Path(folder, DATABASE), Path(folder, "backup.tar")
             manifest = _copy_database(settings, snapshot, version)
             with create(temporary) as output:
                 archive = _Archive(output, manifest, progress)

@@ -29,6 +29,13 @@ def ensure_database(settings: Settings, tell: Callable[[str], None]) -> None:
     new = settings.database.with_suffix(".new")
     new.unlink(missing_ok=True)
     if not settings.database.exists():
+        if left := [file for file in journals(settings.database) if file.exists()]:
+            raise ServiceError(
+                "There is the journal of a database that is gone; a new one would take it for its own.",
+                value=", ".join(map(str, left)),
+                expected="the journal beside its database, or neither",
+                next_step=f"bring {settings.database} back; or, if nothing of it is wanted, remove the journal",
+            )
         _bring_up_to_date(settings, new)
         new.replace(settings.database)
         return
@@ -49,6 +56,11 @@ def ensure_database(settings: Settings, tell: Callable[[str], None]) -> None:
     kept.unlink(missing_ok=True)
     os.link(settings.database, kept)
     new.replace(settings.database)
+
+
+def journals(database: Path) -> list[Path]:
+    """Return the files in which SQLite keeps what is not yet in the database itself (https://sqlite.org/tempfiles.html)."""
+    return [database.with_name(f"{database.name}{end}") for end in ("-wal", "-shm", "-journal")]
 
 
 def _bring_up_to_date(settings: Settings, new: Path) -> None:

@@ -22,7 +22,10 @@ WAIT_SECONDS = 120
 
 @contextlib.contextmanager
 def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
-    """Let one clone at a time look for free ports, until its servers listen there: two would choose the same."""
+    """Let one clone at a time look for free ports, until its servers listen there: two would choose the same.
+
+    It is a courtesy among clones of one user: what is in the way of it, or hangs, is told and passed by.
+    """
     import filelock
 
     file = Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}.lock"
@@ -31,8 +34,10 @@ def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         tell("waiting for another clone, which takes its ports just now")
-        with contextlib.suppress(filelock.Timeout):  # one that hangs for so long has taken its ports
+        with contextlib.suppress(filelock.Timeout):
             lock.acquire(timeout=WAIT_SECONDS)
+    except OSError as error:
+        tell(f"other clones' choice of ports is not waited for: {error}")
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from workshop.errors import BackupError
 from workshop.servers.backup import ARTIFACTS, BLOCK_BYTES, DATABASE, MANIFEST, Manifest, Progress, Version, create
+from workshop.servers.database import journals
 from workshop.servers.state import read_version, write_version
 from workshop.servers.supervision import stopped
 from workshop.settings import STATE_VERSION, Settings
@@ -61,7 +62,8 @@ def _refuse_full(settings: Settings) -> None:
     artifacts = settings.artifacts
     is_empty = artifacts.is_dir() and not artifacts.is_symlink() and not any(artifacts.iterdir())
     for what, is_there in (
-        (settings.database, settings.database.exists()),
+        # A journal that a killed server left would be played into the database that takes its place.
+        *((file, file.exists()) for file in (settings.database, *journals(settings.database))),
         (artifacts, (artifacts.exists() or artifacts.is_symlink()) and not is_empty),
     ):
         if is_there:

@@ -116,17 +116,24 @@ def _port(name: str, wanted: list[int]) -> Finding:
 
 def _production(settings: Settings) -> Iterator[Finding]:
     """Load what is in production: a version, or its files, may have been deleted by other means than ours."""
+    here = _address(settings).ok and settings.is_up
+    if not here or not any(row.ok for row in _servers(settings) if row.check == "mlflow"):
+        return  # which is told as such
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    from mlflow.exceptions import MlflowException
+
     from workshop.errors import WorkshopError
     from workshop.models import loading, registry
 
-    if not settings.is_up:
-        return
     try:
         serving = registry.production()
         if serving is not None:
             loading.load(serving.model_uri)
-    except WorkshopError as error:
-        next_step = "workshop repro --force compare promote report, or restore a backup"
+    except (WorkshopError, MlflowException, OSError) as error:
+        next_step = (
+            "restore a backup; or, for another model, remove the alias `production` on MLflow's page of the model, "
+            "then `workshop repro --force compare promote report`"
+        )
         yield Finding("production", ok=False, found=str(error).splitlines()[0], next_step=next_step)
     else:
         words = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"

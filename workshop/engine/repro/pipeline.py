@@ -357,7 +357,7 @@ class Pipeline:
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
     """Yield a copy to change; it takes the file's place when all went well."""
-    copy = path.with_name(f"{path.name}.{os.getpid()}")
+    copy = recovery.copy_in_work(path)
     try:
         if path.exists():
             shutil.copy2(path, copy)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import yaml
 
+from workshop.engine.repro.alone import OWN_FOLDER
 from workshop.errors import EngineError
 
 KEPT = "kept"  # below .dvc/tmp/workshop: the lock files as they were when they were last read
-CONFLICT = "<<<<<<<"
+CONFLICT = b"<<<<<<<"
 LEAST_FREE_BYTES = 100_000_000
 
 
 def keep(lock_file: Path, root: Path) -> None:
     """Keep a copy of a `dvc.lock` that can be read."""
-    if _is_whole(lock_file):
+    if lock_file.resolve().is_relative_to(root.resolve()) and _is_whole(lock_file):
         copy = _copy_of(lock_file, root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         temporary = copy.with_name(f"{copy.name}.new")
@@ -34,15 +36,18 @@ def restore_lock_files(root: Path, notice: Callable[[str], None]) -> bool:
     as the marks of a merge, is left alone.
     """
     mended = False
-    for file in root.rglob("dvc.lock"):
-        if ".dvc" in file.relative_to(root).parts or _dvc_reads(file) or CONFLICT in file.read_text(errors="replace"):
+    for file in _lock_files(root):
+        content = file.read_bytes()
+        if _dvc_reads(file) or CONFLICT in content:
             continue
         copy = _copy_of(file, root)
         if copy.exists():
-            notice(f"{file} is damaged, as after a full disk: brought back as it was at the last run")
-            shutil.copyfile(copy, file.with_name(f"{file.name}.0"))
-            file.with_name(f"{file.name}.0").replace(file)
-        elif not file.stat().st_size:
+            damaged = file.with_name(f"{file.name}.damaged")
+            notice(f"{file} is damaged, as after a full disk: brought back as it was at the last run ({damaged.name})")
+            file.replace(damaged)
+            shutil.copyfile(copy, copy_in_work(file))
+            copy_in_work(file).replace(file)
+        elif not content:
             notice(f"{file} is empty, as after a full disk: removed")
             file.unlink()
         else:
@@ -51,14 +56,27 @@ def restore_lock_files(root: Path, notice: Callable[[str], None]) -> bool:
     return mended
 
 
+def _lock_files(root: Path) -> Iterator[Path]:
+    """Yield the lock files of a repository, but not those of others that lie in its folder."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name[0] != "." and not Path(folder, name, ".dvc").exists()]
+        if "dvc.lock" in files and "dvc.yaml" in files:
+            yield Path(folder, "dvc.lock")
+
+
+def copy_in_work(lock_file: Path) -> Path:
+    """Return the name of the copy that this process writes before it takes the lock file's place."""
+    return lock_file.with_name(f"{lock_file.name}.{os.getpid()}.workshop")
+
+
 def remove_leftovers(lock_files: Iterable[Path]) -> None:
-    """Remove what runs that were killed while they wrote a lock file have left beside it."""
+    """Remove the copies that runs which were killed at it have left."""
     import psutil
 
     for lock_file in lock_files:
-        for file in lock_file.parent.glob(f"{lock_file.name}.*"):
-            writer = file.suffix[1:]
-            if writer.isdigit() and not psutil.pid_exists(int(writer)):
+        for file in lock_file.parent.glob(f"{lock_file.name}.*.workshop"):
+            writer = file.suffixes[-2][1:]
+            if not (writer.isdigit() and psutil.pid_exists(int(writer))):
                 file.unlink(missing_ok=True)
 
 
@@ -66,7 +84,7 @@ def mend_table(tmp_dir: Path) -> None:
     """Strike from DVC's table of files in use those who use none any more; call it under the table's own lock.
 
     DVC itself asks only whether a process with that number lives. After a restart of the machine another one may
-    have it: one that began after the table was written.
+    have it: one with another command line, that began after the table was written.
     """
     import psutil
 
@@ -74,7 +92,8 @@ def mend_table(tmp_dir: Path) -> None:
 
     def is_there(entry: dict) -> bool:
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(entry["pid"]).create_time() <= written
+            process = psutil.Process(entry["pid"])
+            return process.create_time() <= written or " ".join(process.cmdline()).endswith(entry["cmd"])
         return False
 
     try:
@@ -131,4 +150,4 @@ def _dvc_reads(lock_file: Path) -> bool:
 
 
 def _copy_of(lock_file: Path, root: Path) -> Path:
-    return root / ".dvc" / "tmp" / "workshop" / KEPT / lock_file.resolve().relative_to(root.resolve())
+    return root / OWN_FOLDER / KEPT / lock_file.resolve().relative_to(root.resolve())

@@ -19,14 +19,16 @@ class ProxiedArtifactRepository(MlflowArtifactsRepository):
         top = Path(local_dir)
         files = sorted(file for file in top.rglob("*") if file.is_file())
         with ThreadPoolExecutor(AT_ONCE, "store") as pool:
-            futures = [
-                pool.submit(self.log_artifact, str(file), posixpath.join(artifact_path or "", folder) or None)
-                for file in files
-                for folder in [file.parent.relative_to(top).as_posix().removeprefix(".")]
-            ]
+            futures = [pool.submit(self.log_artifact, str(file), _folder(file, top, artifact_path)) for file in files]
             try:
                 for future in futures:
                     future.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _folder(file: Path, top: Path, artifact_path: str | None) -> str | None:
+    """Return where a file goes; None for the top."""
+    inner = file.parent.relative_to(top).as_posix()
+    return artifact_path if inner == "." else posixpath.join(artifact_path or "", inner)
