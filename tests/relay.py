@@ -26,7 +26,8 @@ class Relay:
     def close(self) -> None:
         """Drop all connections."""
         for writer in self._writers:
-            writer.transport.abort()
+            if not writer.transport.is_closing():
+                writer.transport.abort()
 
     async def serve(self, ports: Iterable[int]) -> list[asyncio.Server]:
         """Listen on all ``ports``."""
