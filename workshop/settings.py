@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated
 
+from platformdirs import user_cache_path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
 
     root: Path = Field(default_factory=find_root)
     state: Path = Path("server/state")
+    downloads: Path = Field(default_factory=lambda: user_cache_path("workshop"))
     host: str = "127.0.0.1"
     ftp_port: int = Field(2121, ge=1, le=65535)
     ftp_passive_first: int = Field(60100, ge=1024, le=65535)
