@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,14 +38,13 @@ def suspected(values: Series, column: str, least: float, most: float) -> str | N
     """Return the unit that ``values``, which should be in that of ``column``, seem to be in; None if no other fits.
 
     Another unit is suspected when more than a few values (`FEW` of those that are not zero) are out of the range from
-    ``least`` to ``most``, and in it once they are taken for values of that unit.
+    ``least`` to ``most``, and as good as all in it once they are taken for values of that unit; the nearest such unit.
     """
     values = values[values.notna() & (values != 0)]
     out = (values < least) | (values > most)
     if not len(values) or out.mean() <= FEW:
         return None
-    for unit in OF_COLUMN[column]:
-        converted = convert(values, column, unit)
-        if converted.between(least, most).all():
-            return unit
-    return None
+    known = OF_COLUMN[column]
+    nearest_first = sorted(known, key=lambda unit: abs(math.log(known[unit][0] / known[unit][1])))
+    fitting = (unit for unit in nearest_first if convert(values, column, unit).between(least, most).mean() >= 1 - FEW)
+    return next(fitting, None)
