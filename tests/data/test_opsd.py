@@ -149,6 +149,17 @@ def test_fetch_refuses_a_local_copy_of_other_content(get, options, tables, tmp_p
     assert not list((tmp_path / "raw").iterdir())
 
 
+def test_fetch_never_mixes_two_sources(get, options, web, raw_copy, tmp_path):
+    """A folder of the sample, and a fetch that fails half-way: nothing of the sample is left to be mistaken."""
+    assert raw_copy == tmp_path / "raw"
+    web.files.pop(f"/weather_data/{ARCHIVE}")
+    with pytest.raises(DataError, match="could not be fetched"):
+        get()
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == [POWER]
+    with pytest.raises(DataError, match="There is no file"):
+        prepare(tmp_path / "raw")
+
+
 def test_fetch_goes_to_the_next_address(get, options, web, tables, tmp_path):
     """The list of addresses is worked down; when none works, each one's fault is told."""
     gone = options.addresses.power[0].model_copy(update={"url": f"{web.url}/old/{POWER}"})

@@ -201,6 +201,15 @@ def test_unit_that_cannot_be_is_found_by_its_range(put, tmp_path, column, unit, 
     assert hint in caught.value.next_step
 
 
+def test_unit_that_could_be_is_pointed_out(prepared, tmp_path):
+    """Wind in km/h taken for m/s stays in its range: the findings call the mean unusual, and nothing else."""
+    frame = prepared[0].assign(windspeed=prepared[0]["windspeed"] * 3.6)
+    frame[frame["windspeed"] < 60].to_csv(tmp_path / "a.csv", index=False)
+    _, findings = _prepare(tmp_path, OwnFile(file="a.csv"))
+    (found,) = findings["unusual"]
+    assert "windspeed: the mean is 14.8 m/s" in found
+
+
 def test_units_of_the_mapping_are_those_that_can_be_converted():
     """What params.yaml may say and what is known agree, and our own unit changes nothing."""
     for column, known in units.OF_COLUMN.items():

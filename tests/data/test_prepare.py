@@ -76,6 +76,7 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
             "rad_horizontal": 1,
             "rad_diffuse": 0,
         },
+        "unusual": [],
         "first_hour": "2013-01-01T00:00:00Z",
         "last_hour": "2016-12-31T23:00:00Z",
     }

@@ -40,7 +40,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     from (`origin.of_frame`). The findings can be written as JSON: the source; the hours expected, kept and left out; by
     file (`power` and `weather`, or `own`) its rows, those outside the years, those that stood before an earlier one,
     those doubled, and the hours absent; the empty cells by column, among the hours that a file has; for a file of
-    one's own what `own.read` left out; the first and last hour; the means.
+    one's own what `own.read` left out; what is unusual, in words; the first and last hour; the means.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut
     short, a timestamp without a zone or off the hour, no hour in the years asked for, values out of range) and
@@ -77,6 +77,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             column: int(count) for part in parts.values() for column, count in part.frame.isna().sum().items()
         },
         **left_out,
+        "unusual": schema.unusual(frame),
         "first_hour": frame["utc_timestamp"].iloc[0].strftime(STAMP),
         "last_hour": frame["utc_timestamp"].iloc[-1].strftime(STAMP),
         "means": {column: round(float(frame[column].mean()), 4) for column in schema.RANGES},

@@ -37,6 +37,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "rad_horizontal": (0, 1400),
     "rad_diffuse": (0, 1400),
 }
+# A mean beyond these is possible, but often another unit: wind in km/h taken for m/s stays within its range.
+USUAL_MEANS: dict[str, tuple[float, float]] = {
+    "windspeed": (1, 10),
+    "temperature": (-10, 30),
+    "rad_horizontal": (20, 300),
+    "rad_diffuse": (20, 150),
+}
+MONTH_HOURS = 24 * 28  # fewer say nothing of a mean
 SHOWN = 5  # failures told in an error; the rest are counted
 
 _MAKE_AGAIN = "make the file again (workshop data, or the notebook make_processed_data)"
@@ -157,6 +165,18 @@ def _wrong_unit(column: str, unit: str) -> str:
         return f"the values of {column} would be in range if they were in {unit}"
     words = f"the values of {column} would be in range times {factor / divisor:g}"
     return words + (" (kW given for MW, or MW for GW?)" if unit == "MW" else f" (in {unit}?)")
+
+
+def unusual(frame: DataFrame) -> list[str]:
+    """Return what is odd, though possible, about a processed frame, in words: means beyond `USUAL_MEANS`."""
+    if len(frame) < MONTH_HOURS:
+        return []
+    means = {column: frame[column].mean() for column in USUAL_MEANS}
+    return [
+        f"{column}: the mean is {means[column]:.3g} {UNITS[column]}, usual is {least} to {most}; look at its unit"
+        for column, (least, most) in USUAL_MEANS.items()
+        if not least <= means[column] <= most
+    ]
 
 
 def read(path: Path) -> DataFrame:

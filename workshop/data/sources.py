@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +55,7 @@ def fetch(
     `Settings.downloads`. ``wait_seconds`` is the first pause before a download is tried again.
 
     Each file appears whole or not at all, the checksums last. A folder that already holds them, checksums right, is
-    left as it is. Files are copied in pieces, whatever their size. Raises DataError: unknown source, disk full,
+    left as it is; one that holds those of another source is emptied of them first. Files are copied in pieces, whatever their size. Raises DataError: unknown source, disk full,
     folder not writable, source package damaged, no such file, and what `opsd.fetch_file` raises; ParameterError:
     source `csv` without a file in the options.
     """
@@ -139,6 +140,11 @@ def _follow(recipe: _Recipe, folder: Path) -> list[Path]:
     names = [*recipe.tables, CARD_FILE, ORIGIN_FILE]
     paths = [folder / name for name in (*names, SUMS_FILE)]
     if not _is_complete(recipe, names, folder):
+        if _text(folder / ORIGIN_FILE) != recipe.origin.to_json():
+            # Of another source: a fetch that is cut short must not leave a folder with tables of both.
+            for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
         recipe.write(folder)
         write_whole(folder / CARD_FILE, recipe.card.encode())
         write_whole(folder / ORIGIN_FILE, recipe.origin.to_json().encode())
@@ -150,15 +156,22 @@ def _follow(recipe: _Recipe, folder: Path) -> list[Path]:
 def _is_complete(recipe: _Recipe, names: list[str], folder: Path) -> bool:
     """Return whether the folder holds this recipe's card and every file that its checksums name, unchanged."""
     try:
-        lines = [line.split("  ", 1) for line in (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()]
+        lines = [line.split("  ", 1) for line in (_text(folder / SUMS_FILE) or "").splitlines()]
         return (
             [name for _, name in lines] == names
-            and (folder / CARD_FILE).read_text(encoding="utf-8") == recipe.card
-            and (folder / ORIGIN_FILE).read_text(encoding="utf-8") == recipe.origin.to_json()
+            and _text(folder / CARD_FILE) == recipe.card
+            and _text(folder / ORIGIN_FILE) == recipe.origin.to_json()
             and all(recipe.sums.get(name, total) == total == checksum(folder / name) for total, name in lines)
         )
     except (OSError, ValueError):
         return False
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _known(source: str) -> str:
