@@ -54,6 +54,15 @@ def test_download_with_a_warm_cache_needs_no_network(get, web):
     assert get(url="http://nowhere.invalid/data/power.csv") == path
 
 
+def test_download_shows_its_progress_where_that_is_asked_for(get, capfd):
+    """A bar on stderr, and nothing on stdout; without asking, neither."""
+    get(progress=True).unlink()
+    out, err = capfd.readouterr()
+    assert (out, "100%" in err) == ("", True)
+    get()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_download_mends_a_damaged_cache(get, web):
     """A cached file that was changed is fetched again."""
     path = get()

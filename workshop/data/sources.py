@@ -55,9 +55,9 @@ def fetch(
     `Settings.downloads`. ``wait_seconds`` is the first pause before a download is tried again.
 
     Each file appears whole or not at all, the checksums last. A folder that already holds them, checksums right, is
-    left as it is; one that holds those of another source is emptied of them first. Files are copied in pieces, whatever their size. Raises DataError: unknown source, disk full,
-    folder not writable, source package damaged, no such file, and what `opsd.fetch_file` raises; ParameterError:
-    source `csv` without a file in the options.
+    left as it is; one that holds those of another source is emptied of them first. Files are copied in pieces,
+    whatever their size. Raises DataError: unknown source, disk full, folder not writable, source package damaged, no
+    such file, and what `opsd.fetch_file` raises; ParameterError: source `csv` without a file in the options.
     """
     _known(source)
     options = options or Fetch(source=source)
