@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,10 +21,84 @@ class Stage(BaseModel):
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 
 
+class Address(Stage):
+    """Where a file can be had, and which content is accepted from there."""
+
+    url: str = Field(pattern=r"^https?://[^/\s]+/\S+$", description="of the CSV file, or of a zip archive")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the CSV file, also when it comes in an archive")
+    member: str | None = Field(None, description="the CSV file's path in the archive; none when there is no archive")
+
+
+class Addresses(Stage):
+    """Where the two raw files of Open Power System Data can be had, the first choice first."""
+
+    power: list[Address] = Field(min_length=1)
+    weather: list[Address] = Field(min_length=1)
+
+
+class PowerColumn(Stage):
+    """A column of generation, the mean of an hour."""
+
+    column: str
+    unit: Literal["GW", "MW", "kW", "W"]
+
+
+class SpeedColumn(Stage):
+    """A column of wind speed."""
+
+    column: str
+    unit: Literal["m/s", "km/h", "kn", "mph"]
+
+
+class TemperatureColumn(Stage):
+    """A column of air temperature."""
+
+    column: str
+    unit: Literal["C", "K", "F"]
+
+
+class RadiationColumn(Stage):
+    """A column of radiation: the mean of an hour, or what falls in it."""
+
+    column: str
+    unit: Literal["W/m2", "kW/m2", "J/m2", "kJ/m2", "MJ/m2", "Wh/m2", "kWh/m2"]
+
+
+class TimeColumn(Stage):
+    """The column of times, each the beginning of an hour."""
+
+    column: str
+    zone: str | None = Field(
+        None, description="of times without an offset: UTC, Europe/Berlin, or +01:00 where the clock is never changed"
+    )
+    format: str | None = Field(None, description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601")
+
+
+class OwnFile(Stage):
+    """A file of one's own: what its columns are and their units. By default it is a processed table (germany.csv)."""
+
+    file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
+    separator: Literal[",", ";", "\t", "|"] = ","
+    decimal: Literal[".", ","] = "."
+    time: TimeColumn = TimeColumn(column="utc_timestamp", zone="UTC")
+    solar_GW: PowerColumn = PowerColumn(column="solar_GW", unit="GW")
+    wind_GW: PowerColumn = PowerColumn(column="wind_GW", unit="GW")
+    windspeed: SpeedColumn = SpeedColumn(column="windspeed", unit="m/s")
+    temperature: TemperatureColumn = TemperatureColumn(column="temperature", unit="C")
+    rad_horizontal: RadiationColumn = RadiationColumn(column="rad_horizontal", unit="W/m2")
+    rad_diffuse: RadiationColumn = RadiationColumn(column="rad_diffuse", unit="W/m2")
+    attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
+
+
 class Fetch(Stage):
     """Where the raw files come from."""
 
-    source: Literal["sample"] = Field(description="the embedded sample: real weather, modelled generation")
+    source: Literal["sample", "opsd", "csv"] = Field(
+        description="the embedded sample, which is modelled; Open Power System Data; a file of your own"
+    )
+    mirror: str | None = Field(None, description="for `opsd`: a folder, or an address, that holds copies of its files")
+    addresses: Addresses | None = Field(None, description="for `opsd`: instead of the publisher's")
+    csv: OwnFile | None = Field(None, description="for `csv`: the file, its columns and units")
 
 
 class Prepare(Stage):
@@ -138,15 +212,31 @@ def _check(file: Path, content: dict[str, Any], stage: str) -> Stage:
         return model.model_validate(section)
     except ValidationError as error:
         first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else stage
+    *way, key = first["loc"] or (stage,)
+    inner = _model_at(model, way)
+    name = ".".join(str(word) for word in (stage, *way, key))
     if first["type"] == "extra_forbidden":
-        raise _unknown(file, f"{stage}.{key}", section[key], list(model.model_fields))
+        raise _unknown(file, name, first["input"], list(inner.model_fields))
     raise ParameterError(
-        f"{file.name}: {stage}.{key} " + ("is missing." if first["type"] == "missing" else "is not allowed."),
+        f"{file.name}: {name} " + ("is missing." if first["type"] == "missing" else "is not allowed."),
         value=None if first["type"] == "missing" else repr(first["input"]),
-        expected=allowed(model, key),
+        expected=allowed(inner, key) if key in inner.model_fields else first["msg"],
         next_step=f"edit {file}",
     )
+
+
+def _model_at(model: type[Stage], way: list[str | int]) -> type[Stage]:
+    """Return the model that the keys and places of ``way`` lead to, from ``model`` on."""
+    for key in way:
+        if isinstance(key, str):
+            model = next(kind for kind in _kinds(model.model_fields[key].annotation) if issubclass(kind, Stage))
+    return model
+
+
+def _kinds(annotation: Any) -> list[type]:
+    """Return the classes that an annotation such as ``list[Address] | None`` is made of."""
+    inner = get_args(annotation)
+    return [kind for part in inner for kind in _kinds(part)] if inner else [annotation] * isinstance(annotation, type)
 
 
 def _unknown(file: Path, key: str, value: object, known: list[str]) -> ParameterError:
@@ -161,7 +251,15 @@ def _unknown(file: Path, key: str, value: object, known: list[str]) -> Parameter
 
 def allowed(model: type[Stage], key: str) -> str:
     """Say in words what a parameter may be: type, range, choices, meaning."""
-    schema = model.model_json_schema()["properties"][key]
+    document = model.model_json_schema()
+    schema = document["properties"][key]
+    description = f" ({schema['description']})" if "description" in schema else ""
+    optional = "default" in schema and schema["default"] is None
+    schema = next((kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"), schema)
+    if "items" in schema:
+        return "a list of: " + _keys(document, schema["items"]) + description
+    if "$ref" in schema:
+        return _keys(document, schema) + description
     if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
         words = " or ".join(f"`{choice}`" for choice in choices)
     else:
@@ -175,4 +273,9 @@ def allowed(model: type[Stage], key: str) -> str:
             "pattern": "like {}",
         }
         words = " ".join([words, *(text.format(schema[name]) for name, text in bounds.items() if name in schema)])
-    return words + (f" ({schema['description']})" if "description" in schema else "")
+    return words + (" or nothing" if optional else "") + description
+
+
+def _keys(document: dict[str, Any], schema: dict[str, Any]) -> str:
+    model = document["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+    return "keys: " + ", ".join(model["properties"])

@@ -9,6 +9,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated
 
+from platformdirs import user_cache_path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
@@ -26,7 +27,7 @@ KERNEL_IMPORTS = (
     "pvlib.solarposition", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "skops.io", "keras",
     "mlflow.sklearn", "mlflow.keras", "mlflow.pyfunc.scoring_server", "mlflow.models.display_utils",
     "mlflow.tracing.processor.mlflow_v3", "mlflow.tracking.request_header.registry", "git", "workshop.data.figures",
-    "workshop.data.prepare", "workshop.data.sources", "workshop.data.split", "workshop.data.weeks",
+    "workshop.data.origin", "workshop.data.own", "workshop.data.prepare", "workshop.data.split", "workshop.data.weeks",
     "workshop.engine.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
     "workshop.models.tracking", "workshop.models.loading:rehearse",
 )  # fmt: skip
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
 
     root: Path = Field(default_factory=find_root)
     state: Path = Path("server/state")
+    downloads: Path = Field(default_factory=lambda: user_cache_path("workshop"))
     host: str = "127.0.0.1"
     ftp_port: int = Field(2121, ge=1, le=65535)
     ftp_passive_first: int = Field(60100, ge=1024, le=65535)

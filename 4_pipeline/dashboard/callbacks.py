@@ -18,6 +18,8 @@ def register(app: Dash, serving: Serving) -> None:
         Output("revision", "data"),
         Output("model", "children"),
         Output("message", "children"),
+        Output("attribution", "children"),
+        Output("modelled-hint", "children"),
         Output("outlook-period", "min_date_allowed"),
         Output("outlook-period", "max_date_allowed"),
         Output("outlook-period", "start_date"),
@@ -35,7 +37,8 @@ def register(app: Dash, serving: Serving) -> None:
             raise PreventUpdate
         # A period that is there stays as it is; a page that was opened before there was data gets its first one.
         period = (no_update, no_update) if _day(start) and _day(end) else layout.default_period(served)
-        return served.revision, layout.model(served), layout.message(served), *layout.days(served), *period
+        told = layout.message(served), layout.attribution(served), layout.modelled_hint(served)
+        return served.revision, layout.model(served), *told, *layout.days(served), *period
 
     @app.callback(
         Output("outlook-figure", "figure"),

@@ -11,15 +11,12 @@ import plotly.graph_objects as go
 from dash import dcc, html
 from serving import Served
 
-from workshop.data import figures
+from workshop.data import figures, origin
 from workshop.data.schema import TARGETS
-from workshop.data.sources import attribution
 from workshop.errors import WorkshopError
 
 CLOCK_MILLISECONDS = 2000
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
-SOURCE = "sample"
-MEASURED_NAME = "measured (modelled sample)"
 KINDS = {"train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network"}
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 DEFAULT_DAYS = 14
@@ -85,7 +82,7 @@ def page(served: Served) -> html.Div:
             html.Main([_outlook(served, first, last, start, end), _what_if(served)]),
             html.Footer(
                 [
-                    html.P(attribution(SOURCE), id="attribution"),
+                    html.P(attribution(served), id="attribution"),
                     html.P("All times are UTC; a value stands for the hour that begins then."),
                 ]
             ),
@@ -155,7 +152,7 @@ def _outlook(served: Served, first: date | None, last: date | None, start: date 
                 config={"displayModeBar": False, "responsive": True},
                 className="chart",
             ),
-            html.P("“Measured” is modelled here: the embedded sample simulates generation.", className="hint"),
+            html.P(modelled_hint(served), id="modelled-hint", className="hint"),
         ],
         id="outlook",
         className="panel outlook",
@@ -253,6 +250,17 @@ def message(served: Served) -> list:
     return alerts
 
 
+def attribution(served: Served) -> str:
+    """Return whose data is shown; nothing before there is any."""
+    return "" if served.frame is None else origin.of_frame(served.frame).attribution
+
+
+def modelled_hint(served: Served) -> str:
+    """Return what has to be said beside generation that nobody measured."""
+    told = origin.of_frame(served.frame)
+    return f"“Measured” is modelled here: the source `{told.source}` simulates generation." if told.modelled else ""
+
+
 def _alert(head: str, text: str) -> dbc.Alert:
     """Return a banner; what stands between backticks is shown as something to type."""
     pieces = [html.Code(piece) if number % 2 else piece for number, piece in enumerate(text.split("`"))]
@@ -298,7 +306,7 @@ def outlook_figure(served: Served, start: date | None, end: date | None) -> go.F
     if chosen is None:
         return figures.empty("There is no hour of data in this period.")
     try:
-        figure = figures.measured_and_predicted(*chosen, measured_name=MEASURED_NAME)
+        figure = figures.measured_and_predicted(*chosen, measured_name=origin.of_frame(served.frame).measured_name)
     except WorkshopError as error:
         return figures.empty(error.what)
     return figure.update_layout(margin_t=44, uirevision=f"{start} {end}")

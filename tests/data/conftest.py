@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from data.web import Web
 
 from workshop.data.prepare import prepare
 from workshop.data.sources import fetch
@@ -29,6 +30,14 @@ def raw_copy(raw, tmp_path) -> Path:
 def prepared(raw):
     """The processed frame and the findings."""
     return prepare(raw)
+
+
+@pytest.fixture
+def web():
+    """A web server for the test to fill, and to disturb."""
+    served = Web()
+    yield served
+    served.close()
 
 
 @pytest.fixture

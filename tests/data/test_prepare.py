@@ -57,11 +57,15 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
     assert json.loads(json.dumps(findings)) == findings
     means = findings.pop("means")
     assert findings == {
+        "source": "sample",
         "first_year": 2013,
         "last_year": 2016,
         "hours_expected": 35_064,
         "hours_kept": 35_016,
         "hours_left_out": 48,
+        "rows": {"power": 35_040, "weather": 35_056},
+        "outside_years": {"power": 0, "weather": 0},
+        "unordered": {"power": 0, "weather": 0},
         "doubled": {"power": 4, "weather": 0},
         "absent": {"power": 28, "weather": 8},
         "incomplete": {
@@ -72,6 +76,7 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
             "rad_horizontal": 1,
             "rad_diffuse": 0,
         },
+        "unusual": [],
         "first_hour": "2013-01-01T00:00:00Z",
         "last_hour": "2016-12-31T23:00:00Z",
     }
@@ -203,12 +208,16 @@ def test_prepare_refuses_quarter_hours(few):
 
 
 def test_prepare_stops_at_negative_radiation(few):
-    """A value that cannot be stops the preparation, with time, column, value and rule."""
+    """A value that cannot be stops the preparation, with file, line, time, column, value and rule."""
     folder, put = few
     put(WEATHER, 40, _with(folder, WEATHER, 40, "DE_radiation_diffuse_horizontal", "-4"))
     with pytest.raises(DataError) as caught:
         prepare(folder, 2013, 2013)
-    assert "(2013-01-02T14:00:00Z), rad_diffuse = -4.0, rule: between 0 and 1400 W/m²" in caught.value.value
+    assert WEATHER in caught.value.what
+    assert caught.value.value == (
+        "line 40 (2013-01-02T14:00:00Z), column DE_radiation_diffuse_horizontal: rad_diffuse = -4,"
+        " rule: between 0 and 1400 W/m²"
+    )
 
 
 def test_write_gives_the_same_bytes_twice(frame, tmp_path):

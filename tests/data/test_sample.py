@@ -54,7 +54,7 @@ def test_sample_is_the_same_to_the_byte_in_two_processes(tmp_path):
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
-    assert len(one) == 6
+    assert len(one) == 7
     assert one == two
 
 

@@ -1,4 +1,4 @@
-"""Sources: the raw files, their checksums and card."""
+"""Sources: the raw files, their checksums, card and origin."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 from workshop.data import sources
 from workshop.errors import DataError
 
+NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
 
-def test_fetch_writes_the_four_files_with_right_checksums(raw):
-    """The folder holds power, weather, card and checksums, and nothing else; the checksums agree."""
-    names = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "SHA256SUMS"]
-    assert sorted(path.name for path in raw.iterdir()) == sorted(names)
-    assert sources.fetch("sample", raw) == [raw / name for name in names]
+
+def test_fetch_writes_the_files_with_right_checksums(raw):
+    """The folder holds power, weather, card, origin and checksums, and nothing else; the checksums agree."""
+    assert sorted(path.name for path in raw.iterdir()) == sorted(NAMES)
+    assert sources.fetch("sample", raw) == [raw / name for name in NAMES]
     for line in (raw / "SHA256SUMS").read_text().splitlines():
         total, name = line.split("  ")
         assert hashlib.sha256((raw / name).read_bytes()).hexdigest() == total
@@ -29,7 +30,7 @@ def test_fetch_leaves_a_complete_folder_as_it_is(raw):
     assert {path: path.stat().st_mtime_ns for path in raw.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "SHA256SUMS"])
+@pytest.mark.parametrize("name", NAMES)
 def test_fetch_mends_a_folder_with_a_damaged_file(raw, raw_copy, name):
     """A file that was cut is written anew."""
     content = (raw_copy / name).read_bytes()
@@ -44,7 +45,7 @@ def test_fetch_refuses_an_unknown_source(tmp_path):
         with pytest.raises(DataError) as caught:
             ask()
         assert caught.value.value == "'weather.com'"
-        assert caught.value.expected == "sample"
+        assert caught.value.expected == "sample, opsd, csv"
     assert not list(tmp_path.iterdir())
 
 

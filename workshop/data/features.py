@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workshop.data.files import require_columns
 from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.tables import require_columns
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workshop.data.files import require_columns
 from workshop.data.schema import TARGETS
+from workshop.data.tables import require_columns
 from workshop.errors import DataError
 
 # Okabe and Ito's palette, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from pandas import DataFrame
 
-from workshop.data import schema, sources
-from workshop.data.files import read_columns, write_whole
+from workshop.data import origin, own, schema, sources
+from workshop.data.files import write_whole
+from workshop.data.tables import read_columns
 from workshop.errors import DataError, ParameterError
 
 STAMP = "%Y-%m-%dT%H:%M:%SZ"
@@ -30,17 +32,19 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
 
     1. an hour that stands in a file more than once: its first row is kept, the others are left out;
-    2. an hour that is absent from either file is left out;
+    2. an hour that is absent from a file is left out;
     3. an hour in which a needed cell is empty is left out;
-    4. nothing is filled, interpolated or otherwise invented. Power is turned from MW into GW, no other value changes.
+    4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
-    The frame has the columns `schema.COLUMNS`, sorted by time, and satisfies `schema.check`. The findings can be
-    written as JSON: the hours expected, kept and left out; the doubled and absent ones by file (`power`,
-    `weather`); the empty cells by column, among the hours that a file has; the first and last hour; the means.
+    The frame has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries where it comes
+    from (`origin.of_frame`). The findings can be written as JSON: the source; the hours expected, kept and left out; by
+    file (`power` and `weather`, or `own`) its rows, those outside the years, those that stood before an earlier one,
+    those doubled, and the hours absent; the empty cells by column, among the hours that a file has; for a file of
+    one's own what `own.read` left out; what is unusual, in words; the first and last hour; the means.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut
-    short, a timestamp off the hour, no hour in the years asked for, values out of range) and ParameterError when
-    ``last_year`` is before ``first_year``.
+    short, a timestamp without a zone or off the hour, no hour in the years asked for, values out of range) and
+    ParameterError when ``last_year`` is before ``first_year``.
     """
     if last_year < first_year:
         raise ParameterError(
@@ -52,33 +56,33 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     hours = pd.date_range(
         f"{first_year}-01-01", f"{last_year + 1}-01-01", freq="h", tz="UTC", inclusive="left", unit="us"
     )
-    power, power_doubled = _read(Path(raw_folder) / sources.POWER_FILE, POWER_COLUMNS, hours)
-    weather, weather_doubled = _read(Path(raw_folder) / sources.WEATHER_FILE, WEATHER_COLUMNS, hours)
-    power = power / MW_PER_GW
-
-    complete = power.join(weather, how="inner").dropna().sort_index()
-    frame = complete.rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
-    if frame.empty:
-        raise DataError(
-            f"The raw files have no complete hour in common from {first_year} to {last_year}.",
-            value=f"{len(power)} hours of power, {len(weather)} hours of weather",
-            next_step="ask for years that both files hold",
-        )
+    told = origin.of_folder(raw_folder)
+    tables, left_out = _read(Path(raw_folder), told)
+    parts = {name: _once_an_hour(table, hours) for name, table in tables.items()}
+    frame = _join({name: part.frame for name, part in parts.items()}, hours)
     schema.check(frame, f"The frame prepared from {raw_folder}")
     findings = {
+        "source": told.source,
         "first_year": first_year,
         "last_year": last_year,
         "hours_expected": len(hours),
         "hours_kept": len(frame),
         "hours_left_out": len(hours) - len(frame),
-        "doubled": {"power": power_doubled, "weather": weather_doubled},
-        "absent": {"power": len(hours) - len(power), "weather": len(hours) - len(weather)},
-        "incomplete": {column: int(count) for part in (power, weather) for column, count in part.isna().sum().items()},
+        "rows": {name: len(tables[name].frame) for name in parts},
+        "outside_years": {name: part.outside for name, part in parts.items()},
+        "unordered": {name: part.unordered for name, part in parts.items()},
+        "doubled": {name: part.doubled for name, part in parts.items()},
+        "absent": {name: len(hours) - len(part.frame) for name, part in parts.items()},
+        "incomplete": {
+            column: int(count) for part in parts.values() for column, count in part.frame.isna().sum().items()
+        },
+        **left_out,
+        "unusual": schema.unusual(frame),
         "first_hour": frame["utc_timestamp"].iloc[0].strftime(STAMP),
         "last_hour": frame["utc_timestamp"].iloc[-1].strftime(STAMP),
         "means": {column: round(float(frame[column].mean()), 4) for column in schema.RANGES},
     }
-    return frame, findings
+    return told.mark(frame), findings
 
 
 def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
@@ -117,12 +121,45 @@ def _write_csv(frame: DataFrame, path: Path) -> Path:
     return write_whole(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
 
 
-def _read(path: Path, names: dict[str, str], hours: pd.DatetimeIndex) -> tuple[DataFrame, int]:
-    """Return the file's ``hours``, each once, columns renamed, time as the index; and how many rows were doubles."""
-    next_step = f"workshop data, or run the notebook that makes {path.name}, to put the raw files there"
-    raw = read_columns(path, ["utc_timestamp", *names], next_step=next_step)
-    stamps = raw["utc_timestamp"]
-    within = raw[(stamps >= hours[0]) & (stamps < hours[-1] + pd.Timedelta(hours=1))]
+class _Table(NamedTuple):
+    """A raw table in our units; the index is the line in the file; ``names`` is what the file calls its columns."""
+
+    path: Path
+    frame: DataFrame
+    names: dict[str, str]
+
+
+class _Part(NamedTuple):
+    """The hours of a raw table, each once, time as the index; and how many rows were otherwise."""
+
+    frame: DataFrame
+    outside: int
+    unordered: int
+    doubled: int
+
+
+def _read(folder: Path, told: origin.Origin) -> tuple[dict[str, _Table], dict[str, dict[str, int]]]:
+    """Return the raw tables of a folder, and what was left out on reading, by reason."""
+    if told.csv is not None:
+        path = folder / sources.OWN_FILE
+        frame, left_out = own.read(path, told.csv)
+        return {"own": _Table(path, frame, own.names(told.csv))}, {"clock_changes": left_out}
+    files = {"power": (sources.POWER_FILE, POWER_COLUMNS), "weather": (sources.WEATHER_FILE, WEATHER_COLUMNS)}
+    tables = {}
+    for part, (name, columns) in files.items():
+        path = folder / name
+        next_step = f"workshop data, or run the notebook that makes {path.name}, to put the raw files there"
+        frame = read_columns(path, ["utc_timestamp", *columns], next_step=next_step).rename(columns=columns)
+        frame = frame.assign(**{target: frame[target] / MW_PER_GW for target in schema.TARGETS if target in frame})
+        tables[part] = _Table(path, frame, {ours: theirs for theirs, ours in columns.items()})
+    return tables, {}
+
+
+def _once_an_hour(table: _Table, hours: pd.DatetimeIndex) -> _Part:
+    """Take the ``hours`` out of a raw table, each once; raise DataError for what is off the hour or out of range."""
+    path, frame, names = table
+    stamps = frame["utc_timestamp"]
+    within = frame[(stamps >= hours[0]) & (stamps < hours[-1] + pd.Timedelta(hours=1))]
     off = ~within["utc_timestamp"].isin(hours)
     if off.any():
         line = off.idxmax()
@@ -133,4 +170,23 @@ def _read(path: Path, names: dict[str, str], hours: pd.DatetimeIndex) -> tuple[D
             next_step="use the file of hourly values (60min)",
         )
     once = within.drop_duplicates("utc_timestamp", keep="first")
-    return once.set_index("utc_timestamp").rename(columns=names), len(within) - len(once)
+    schema.require_ranges(once, path, names)
+    unordered = int((stamps < stamps.cummax()).sum())
+    return _Part(once.set_index("utc_timestamp"), len(frame) - len(within), unordered, len(within) - len(once))
+
+
+def _join(frames: dict[str, DataFrame], hours: pd.DatetimeIndex) -> DataFrame:
+    """Return the hours that are complete in every frame; raise DataError, saying what lacks, if there is none."""
+    joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
+    complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
+    if complete.empty:
+        empty = [column for frame in frames.values() if len(frame) for column in frame if frame[column].isna().all()]
+        found = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
+        raise DataError(
+            f"The raw files have no complete hour in common from {hours[0].year} to {hours[-1].year}.",
+            value=found + (f"; no value at all of {', '.join(empty)}" if empty else ""),
+            expected="hours in which nothing is missing",
+            next_step="ask for years that the files hold (prepare.first_year and last_year in params.yaml)"
+            + ("; look for these columns' values" if empty else ""),
+        )
+    return complete

@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workshop.data.files import read_columns, require_columns
+from workshop.data import units
+from workshop.data.tables import latest_allowed, read_columns, require_columns
 from workshop.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "rad_horizontal": (0, 1400),
     "rad_diffuse": (0, 1400),
 }
+# A mean beyond these is possible, but often another unit: wind in km/h taken for m/s stays within its range.
+USUAL_MEANS: dict[str, tuple[float, float]] = {
+    "windspeed": (1, 10),
+    "temperature": (-10, 30),
+    "rad_horizontal": (20, 300),
+    "rad_diffuse": (20, 150),
+}
+MONTH_HOURS = 24 * 28  # fewer say nothing of a mean
 SHOWN = 5  # failures told in an error; the rest are counted
 
 _MAKE_AGAIN = "make the file again (workshop data, or the notebook make_processed_data)"
@@ -52,6 +61,7 @@ def schema() -> pa.DataFrameSchema:
                 # fillna: the first row has none before it, and a missing stamp is told by its own rule
                 pa.Check(lambda stamps: stamps.diff().dt.total_seconds().fillna(1) != 0, name="each hour once"),
                 pa.Check(lambda stamps: stamps.diff().dt.total_seconds().fillna(1) >= 0, name="increasing"),
+                pa.Check(lambda stamps: ~(stamps > latest_allowed()), name="not in the future"),
             ]
         )
     }
@@ -101,8 +111,72 @@ def check(frame: DataFrame, name: str = "frame", *, first_line: int | None = Non
         f"{name} breaks the schema: {len(cases)} failure{'' if len(cases) == 1 else 's'}.",
         value="\n            ".join(found),
         expected="each hour once and increasing, no cell missing, values within their ranges",
-        next_step=f"correct or leave out these rows where the data comes from, then {_MAKE_AGAIN}",
+        next_step=_other_units(numbered)
+        or f"correct or leave out these rows where the data comes from, then {_MAKE_AGAIN}",
     )
+
+
+def require_ranges(frame: DataFrame, path: Path, names: dict[str, str]) -> None:
+    """Raise DataError for the values of raw columns that are out of range, with their lines in the file ``path``.
+
+    ``frame`` has `utc_timestamp` and columns of `RANGES` in our units, the index is the line; ``names`` says what each
+    of these columns is called in the file. Empty cells are nobody's fault here.
+    """
+    faults = []
+    for column in names.keys() & RANGES.keys():
+        least, most = RANGES[column]
+        values = frame[column]
+        wrong = values[values.notna() & ~values.between(least, most)]
+        faults += [(line, column, value) for line, value in wrong.items()]
+    if not faults:
+        return
+    faults.sort(key=lambda fault: (fault[0], fault[1]))
+    found = [
+        f"line {line} ({frame['utc_timestamp'][line]:%Y-%m-%dT%H:%M:%SZ}), column {names[column]}:"
+        f" {column} = {value:g}, rule: between {RANGES[column][0]} and {RANGES[column][1]} {UNITS[column]}"
+        for line, column, value in faults[:SHOWN]
+    ]
+    if len(faults) > SHOWN:
+        found.append(f"... and {len(faults) - SHOWN} more")
+    raise DataError(
+        f"{path} holds values that cannot be: {len(faults)} cell{'' if len(faults) == 1 else 's'}.",
+        value="\n            ".join(found),
+        expected="values within their ranges",
+        next_step=_other_units(frame) or f"correct or leave out these lines of {path.name}",
+    )
+
+
+def _other_units(frame: DataFrame) -> str | None:
+    """Return what to do when a whole column seems to be in another unit."""
+    seem = {
+        column: unit
+        for column, (least, most) in RANGES.items()
+        if column in frame and (unit := units.suspected(frame[column], column, least, most))
+    }
+    if not seem:
+        return None
+    words = [_wrong_unit(column, unit) for column, unit in seem.items()]
+    return "look at the unit: " + "; ".join(words) + " (for a file of your own: `unit` in params.yaml)"
+
+
+def _wrong_unit(column: str, unit: str) -> str:
+    factor, divisor, offset = units.OF_COLUMN[column][unit]
+    if offset:
+        return f"the values of {column} would be in range if they were in {unit}"
+    words = f"the values of {column} would be in range times {factor / divisor:g}"
+    return words + (" (kW given for MW, or MW for GW?)" if unit == "MW" else f" (in {unit}?)")
+
+
+def unusual(frame: DataFrame) -> list[str]:
+    """Return what is odd, though possible, about a processed frame, in words: means beyond `USUAL_MEANS`."""
+    if len(frame) < MONTH_HOURS:
+        return []
+    means = {column: frame[column].mean() for column in USUAL_MEANS}
+    return [
+        f"{column}: the mean is {means[column]:.3g} {UNITS[column]}, usual is {least} to {most}; look at its unit"
+        for column, (least, most) in USUAL_MEANS.items()
+        if not least <= means[column] <= most
+    ]
 
 
 def read(path: Path) -> DataFrame:

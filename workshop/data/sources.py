@@ -2,98 +2,176 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from workshop.data.files import write_whole
-from workshop.errors import DataError
+from workshop.data import cards, opsd
+from workshop.data.download import WAIT_SECONDS
+from workshop.data.files import checksum, pieces_of, write_pieces, write_whole
+from workshop.data.origin import FILE as ORIGIN_FILE
+from workshop.data.origin import Origin
+from workshop.errors import DataError, ParameterError
+from workshop.parameters import Fetch
+from workshop.settings import get_settings
 
-SOURCES = ("sample",)
-POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
+SOURCES = ("sample", "opsd", "csv")
+POWER_FILE, WEATHER_FILE, OWN_FILE = "time_series_60min_singleindex.csv", "weather_data.csv", "own.csv"
 SUMS_FILE, CARD_FILE = "SHA256SUMS", "SOURCE.md"
 
-_ATTRIBUTIONS = {
-    "sample": (
-        "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher Wetterdienst"
-        " (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined, rescaled and"
-        " re-dated; generation simulated, with turbine power curves from windpowerlib (MIT; OEP data)."
-        " Not Open Power System Data; the labels 2013-2016 do not denote historic weather."
-    )
-}
-
-# The recipe's number is part of the card: a folder made by an older recipe is made again.
-_SAMPLE_CARD = """\
-# Source: `sample` (modelled)
-
-**This data is modelled.** The weather was observed, but not in these places on these dates; the generation is
-simulated. Recipe 1. The files have the layout of Open Power System Data (hourly, UTC, MW), so that the real data can
-take their place.
-
-| file | holds |
-|---|---|
-| `time_series_60min_singleindex.csv` | **modelled** generation, and installed capacity in round figures, MW |
-| `weather_data.csv` | re-dated wind speed at 10 m (m/s), temperature (°C), direct and diffuse radiation (W/m²) |
-| `SHA256SUMS` | checksums of the three other files: `sha256sum -c SHA256SUMS` |
-
-## Attribution
-Weather: test reference years TRY 2010, © Deutscher Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof
-developer group); stations combined, rescaled and re-dated, i.e. data modified. Generation simulated, with turbine power
-curves from windpowerlib (MIT; OEP data). Not Open Power System Data; labels 2013-2016 do not denote historic weather.
-
-The weather files carry no licence of their own. Have it checked before you pass these files on.
-
-## How it is made
-- Each year joins three of fifteen stations, none used twice, so that no year is a copy of another. 29 February 2016
-  comes from three stations that are used nowhere else.
-- Wind generation: four turbine curves at 105 m. Solar generation: four orientations of panels. Both by the installed
-  capacity of the time, with a slowly wandering factor that the weather does not explain. Some constants were tuned by
-  hand so that means and model scores resemble the real data's.
-- The columns of Austria (AT) and Denmark (DK) are modelled too: Germany's by a plain factor, wind some hours later or
-  earlier. They are placeholders, no more, there because the real files hold other countries.
-- Faults of the real files are put in on purpose, always the same ones: 36 absent hours, 12 empty cells, and four
-  doubled hours where the clocks change in autumn, the second time with readings 1 % lower.
-
-## What it does not match
-Against the real data of 2013-2016:
-- the highest diffuse radiation is 29 % too high, and diffuse follows direct radiation (correlation 0.73, real 0.55) and
-  solar generation (0.87, real 0.72) too closely;
-- temperature peaks are 4.6 K too low (mean years, blended);
-- wind generation changes too fast from hour to hour (lag-1 autocorrelation 0.987, real 0.995);
-- a random split flatters a model by less than there (R2 0.07 to 0.08, real 0.10 to 0.12);
-- the mean wind speed is the same each year, by construction;
-- the stations of a year are mostly from different historic dates: no hour is a real weather situation of the country.
-
-Never use it to rank features, to judge a model's real skill, or to say anything about a real hour.
-"""
+_SAMPLE_ATTRIBUTION = (
+    "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher Wetterdienst"
+    " (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined, rescaled and"
+    " re-dated; generation simulated, with turbine power curves from windpowerlib (MIT; OEP data)."
+    " Not Open Power System Data; the labels 2013-2016 do not denote historic weather."
+)
 
 
-def attribution(source: str) -> str:
-    """Return one or two sentences to show wherever data of ``source`` is shown."""
-    return _ATTRIBUTIONS[_known(source)]
+class _Recipe(NamedTuple):
+    """What a source puts into a folder: its tables, by ``write``, and what is said of them."""
+
+    tables: tuple[str, ...]
+    card: str
+    origin: Origin
+    write: Callable[[Path], None]
+    sums: dict[str, str] = {}  # noqa: RUF012 - of tables that may have changed where they come from
 
 
-def fetch(source: str, folder: Path) -> list[Path]:
-    """Put the raw files of ``source`` into ``folder`` and return their four paths: power, weather, card, checksums.
+def fetch(
+    source: str,
+    folder: Path,
+    options: Fetch | None = None,
+    *,
+    base: Path | None = None,
+    cache: Path | None = None,
+    progress: bool = False,
+    wait_seconds: float = WAIT_SECONDS,
+) -> list[Path]:
+    """Put the raw files of ``source`` into ``folder`` and return their paths: tables, card, origin, checksums.
+
+    ``options`` say where Open Power System Data is to be had, and how a file of one's own is read (`Fetch`); relative
+    paths in them start at ``base``, by default the current folder. Downloads stay in ``cache``, by default
+    `Settings.downloads`. ``wait_seconds`` is the first pause before a download is tried again.
 
     Each file appears whole or not at all, the checksums last. A folder that already holds them, checksums right, is
-    left as it is. Raises DataError: unknown source, disk full, folder not writable, source package damaged.
+    left as it is; one that holds those of another source is emptied of them first. Files are copied in pieces,
+    whatever their size. Raises DataError: unknown source, disk full, folder not writable, source package damaged, no
+    such file, and what `opsd.fetch_file` raises; ParameterError: source `csv` without a file in the options.
     """
     _known(source)
-    folder = Path(folder)
-    names = (POWER_FILE, WEATHER_FILE, CARD_FILE)
-    paths = [folder / name for name in (*names, SUMS_FILE)]
-    if _is_complete(folder):
-        return paths
+    options = options or Fetch(source=source)
+    base = Path(base or "")
+    if source == "sample":
+        recipe = _Recipe((POWER_FILE, WEATHER_FILE), cards.SAMPLE, _origin(source), _write_sample)
+    elif source == "opsd":
+        recipe = _opsd(options, base, cache or get_settings().downloads, progress, wait_seconds)
+    else:
+        recipe = _own(options, base)
+    return _follow(recipe, Path(folder))
 
+
+def attribution(source: str, options: Fetch | None = None) -> str:
+    """Return what to show wherever data of ``source`` is shown; for `csv` its owner's words, in ``options``."""
+    return _origin(source, options).attribution
+
+
+def _origin(source: str, options: Fetch | None = None) -> Origin:
+    if _known(source) == "csv":
+        own = options and options.csv
+        return Origin(source=source, csv=own, attribution=own.attribution) if own else Origin(source=source)
+    text = _SAMPLE_ATTRIBUTION if source == "sample" else opsd.ATTRIBUTION
+    return Origin(source=source, attribution=text, modelled=source == "sample")
+
+
+def _write_sample(folder: Path) -> None:
     from workshop.data.sample import make_sample
 
-    power, weather = make_sample()
-    contents = [frame.to_csv(index=False, lineterminator="\n").encode() for frame in (power, weather)]
-    contents.append(_SAMPLE_CARD.encode())
-    sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in zip(names, contents, strict=True))
-    for path, content in zip(paths, [*contents, sums.encode()], strict=True):
-        write_whole(path, content)
+    for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
+        write_whole(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
+
+
+def _opsd(options: Fetch, base: Path, cache: Path, progress: bool, wait_seconds: float) -> _Recipe:
+    wanted = options.addresses or opsd.ADDRESSES
+    files = {POWER_FILE: wanted.power, WEATHER_FILE: wanted.weather}
+    mirror = options.mirror
+    if mirror is not None and not mirror.startswith(opsd.WEB):
+        mirror = str(base / mirror)
+
+    def write(folder: Path) -> None:
+        for name, addresses in files.items():
+            opsd.fetch_file(
+                addresses, folder / name, cache, mirror=mirror, progress=progress, wait_seconds=wait_seconds
+            )
+
+    accepted = "\n".join(f"- `{name}`: {', '.join(one.sha256 for one in some)}" for name, some in files.items())
+    card = cards.OPSD.format(attribution=opsd.ATTRIBUTION, files=accepted)
+    return _Recipe(tuple(files), card, _origin("opsd"), write)
+
+
+def _own(options: Fetch, base: Path) -> _Recipe:
+    if options.csv is None:
+        raise ParameterError(
+            "The source `csv` has to be told which file, and what its columns are.",
+            value="no section fetch.csv",
+            expected="fetch.csv.file, and its columns and units unless it is a processed table",
+            next_step="see 4_pipeline/own/README.md, then edit params.yaml",
+        )
+    file = base / options.csv.file
+    try:
+        now = checksum(file)
+    except OSError as error:
+        raise DataError(
+            f"The file {file} cannot be read.",
+            value=error.strerror or error,
+            expected="a CSV file, its path relative to the folder of params.yaml",
+            next_step="put it there, or correct fetch.csv.file in params.yaml",
+        ) from None
+
+    def write(folder: Path) -> None:
+        with file.open("rb") as opened:
+            write_pieces(folder / OWN_FILE, pieces_of(opened))
+
+    card = cards.OWN.format(name=file.name, copy=OWN_FILE, attribution=options.csv.attribution)
+    return _Recipe((OWN_FILE,), card, _origin("csv", options), write, {OWN_FILE: now})
+
+
+def _follow(recipe: _Recipe, folder: Path) -> list[Path]:
+    names = [*recipe.tables, CARD_FILE, ORIGIN_FILE]
+    paths = [folder / name for name in (*names, SUMS_FILE)]
+    if not _is_complete(recipe, names, folder):
+        if _text(folder / ORIGIN_FILE) != recipe.origin.to_json():
+            # Of another source: a fetch that is cut short must not leave a folder with tables of both.
+            for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+        recipe.write(folder)
+        write_whole(folder / CARD_FILE, recipe.card.encode())
+        write_whole(folder / ORIGIN_FILE, recipe.origin.to_json().encode())
+        sums = "".join(f"{checksum(folder / name)}  {name}\n" for name in names)
+        write_whole(folder / SUMS_FILE, sums.encode())
     return paths
+
+
+def _is_complete(recipe: _Recipe, names: list[str], folder: Path) -> bool:
+    """Return whether the folder holds this recipe's card and every file that its checksums name, unchanged."""
+    try:
+        lines = [line.split("  ", 1) for line in (_text(folder / SUMS_FILE) or "").splitlines()]
+        return (
+            [name for _, name in lines] == names
+            and _text(folder / CARD_FILE) == recipe.card
+            and _text(folder / ORIGIN_FILE) == recipe.origin.to_json()
+            and all(recipe.sums.get(name, total) == total == checksum(folder / name) for total, name in lines)
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _known(source: str) -> str:
@@ -105,20 +183,3 @@ def _known(source: str) -> str:
             next_step="set the source to one of these (in chapter 4: `source` in params.yaml)",
         )
     return source
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _is_complete(folder: Path) -> bool:
-    """Return whether the folder holds this recipe's card and every file that its checksums name, unchanged."""
-    try:
-        lines = [line.split("  ", 1) for line in (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines()]
-        return (
-            [name for _, name in lines] == [POWER_FILE, WEATHER_FILE, CARD_FILE]
-            and (folder / CARD_FILE).read_text(encoding="utf-8") == _SAMPLE_CARD
-            and all(_sha256((folder / name).read_bytes()) == total for total, name in lines)
-        )
-    except (OSError, ValueError):
-        return False

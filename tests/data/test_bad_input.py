@@ -1,0 +1,288 @@
+"""Files that are wrong in each way we could think of, given to everything that reads one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+from workshop.data import schema, sources
+from workshop.data.prepare import prepare, write
+from workshop.errors import DataError
+from workshop.parameters import Fetch, OwnFile
+
+ROWS = 48
+
+
+class Reader:
+    """One of the readers, with a good file for it: ``read`` returns a frame and findings, if it has any."""
+
+    def __init__(self, kind, raw, frame, folder):
+        self.kind, self.folder = kind, folder
+        self.column, self.near = {
+            "power": ("DE_wind_generation_actual", "DE_wind_generation_actuall"),
+            "weather": ("DE_windspeed_10m", "DE_windspeed_10"),
+        }.get(kind, ("wind_GW", "wind_MW"))
+        if kind in ("power", "weather"):
+            for name in (sources.POWER_FILE, sources.WEATHER_FILE):
+                shutil.copy(raw / name, folder / name)
+            self.path = folder / (sources.POWER_FILE if kind == "power" else sources.WEATHER_FILE)
+            self.lines = self.path.read_text().splitlines()[: ROWS + 1]
+        else:
+            self.path = write(frame.head(ROWS), folder, "mine")[1]
+            self.lines = self.path.read_text().splitlines()
+        self.put()
+
+    def put(self, lines=None, encoding="utf-8"):
+        """Write the file, with these lines instead of the good ones."""
+        self.path.write_text("\n".join(lines or self.lines) + "\n", encoding=encoding)
+
+    def with_cells(self, values, column=None):
+        """The lines, with other cells in a column: ``values`` by line."""
+        place = self.lines[0].split(",").index(column or self.column)
+        lines = [line.split(",") for line in self.lines]
+        for line, value in values.items():
+            lines[line - 1][place] = value
+        return [",".join(fields) for fields in lines]
+
+    def read(self):
+        """Have the file read as a user would."""
+        if self.kind == "processed":
+            return schema.read(self.path), {}
+        if self.kind == "own":
+            sources.fetch("csv", self.folder / "raw", Fetch(source="csv", csv=OwnFile(file=str(self.path))))
+            return prepare(self.folder / "raw", 2013, 2013)
+        return prepare(self.folder, 2013, 2013)
+
+    def refuses(self, *words):
+        """Read, and return the error; it must hold the words, the file's name, and what to do."""
+        with pytest.raises(DataError) as caught:
+            self.read()
+        name = "own.csv" if self.kind == "own" else self.path.name
+        for word in (*words, name):
+            assert re.search(word, str(caught.value)), f"{word!r} is not in: {caught.value}"
+        assert caught.value.next_step
+        return caught.value
+
+
+@pytest.fixture(params=["power", "weather", "processed", "own"])
+def reader(request, raw, frame, tmp_path):
+    """Each reader in turn, with a good file of 48 hours."""
+    return Reader(request.param, raw, frame, tmp_path)
+
+
+def test_good_file_is_read(reader):
+    """What the faults below are made from has none."""
+    frame, findings = reader.read()
+    assert len(frame) == ROWS
+    assert findings.get("hours_kept", ROWS) == ROWS
+
+
+def test_empty_file(reader):
+    """Nothing in it: said so, with its size."""
+    reader.path.write_bytes(b"")
+    assert reader.refuses("is empty").value == "0 bytes"
+
+
+def test_first_line_empty(reader):
+    """No header where one belongs: line 1."""
+    reader.put(["", *reader.lines])
+    reader.refuses("line 1: the line is empty")
+
+
+def test_header_alone(reader):
+    """A header and nothing more is no data."""
+    reader.put(reader.lines[:1])
+    reader.refuses("line 1: there is a header, and no row")
+
+
+def test_truncated_line(reader):
+    """A line cut in the middle of the file: its number, its text, how many fields it has and should have."""
+    lines = [*reader.lines]
+    lines[19] = lines[19][:30]
+    reader.put(lines)
+    error = reader.refuses("line 20: the line is cut short")
+    assert lines[19] in error.value
+    assert "fields" in error.expected
+
+
+def test_truncated_end(reader):
+    """The last number may have lost digits, though it still looks like one."""
+    reader.path.write_text("\n".join(reader.lines)[:-1])
+    reader.refuses(f"line {ROWS + 1}: the file is cut short", "echo >>")
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "a semicolon"), ("\t", "a tab"), ("|", "a bar")])
+def test_wrong_separator(reader, separator, name):
+    """The separator that seems to be there is named."""
+    reader.put([line.replace(",", separator) for line in reader.lines])
+    reader.refuses("line 1: the columns are not separated by a comma", name, "separator")
+
+
+def test_decimal_comma(reader):
+    """Quoted, the numbers are told as what they are; unquoted, as lines that are too long."""
+    values = dict.fromkeys(range(2, ROWS + 2), '"1,5"')
+    reader.put(reader.with_cells(values))
+    reader.refuses(rf"line 2, column {reader.column}", r"'1,5'", "decimal comma", f"{ROWS} such cells")
+    reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), "1,5")))
+    reader.refuses("line 2: the line is cut short or too long", "numbers with a point")
+
+
+def test_byte_order_mark(reader):
+    """In front of UTF-8 it means nothing and is passed over."""
+    reader.put(encoding="utf-8-sig")
+    assert len(reader.read()[0]) == ROWS
+
+
+def test_other_encoding(reader):
+    """UTF-16 and a cell in Latin-1: the line that is not UTF-8, and how to turn it."""
+    reader.put(encoding="utf-16")
+    reader.refuses("line 1: not UTF-8", "iconv")
+    reader.put(reader.with_cells({30: "1\u00b5"}), encoding="latin-1")
+    reader.refuses("line 30: not UTF-8", "iconv")
+
+
+def test_duplicate_columns(reader):
+    """A needed column that is there twice: which of the two is meant cannot be known."""
+    reader.put([f"{line},{reader.column if number == 0 else 1.0}" for number, line in enumerate(reader.lines)])
+    reader.refuses("line 1", f"more than once: {reader.column}", rf"columns \d+ and {reader.lines[0].count(',') + 2}")
+
+
+def test_missing_column(reader):
+    """The nearest name that the file has is told."""
+    reader.put([reader.lines[0].replace(reader.column, reader.near), *reader.lines[1:]])
+    reader.refuses(rf"lacks 1 column: {reader.column} \(nearest: {reader.near}\)")
+
+
+@pytest.mark.parametrize("text", ["n.a.", "12 MW", "--", "1.000.0", "0x1f"])
+def test_text_in_numbers(reader, text):
+    """File, line, column and the text."""
+    reader.put(reader.with_cells({25: text}))
+    reader.refuses(f"line 25, column {reader.column}", re.escape(repr(text)), "a number, or nothing")
+
+
+def test_infinite_number(reader):
+    """`inf` reads as a number but is out of every range."""
+    reader.put(reader.with_cells({25: "inf"}))
+    reader.refuses("line 25", "inf", "rule: between")
+
+
+def test_impossible_unit(reader):
+    """A whole column out of its range: line, value and rule, and which unit would fit."""
+    factor = {"weather": 100}.get(reader.kind, 1000)
+    cells = dict.fromkeys(range(2, ROWS + 2), str(15_000 * factor if reader.kind == "power" else 15 * factor))
+    reader.put(reader.with_cells(cells))
+    error = reader.refuses("line 2 ", "rule: between", "and 43 more")
+    assert "kW given for MW" in error.next_step if reader.kind != "weather" else "correct" in error.next_step
+
+
+def test_naive_timestamps(reader):
+    """A time without a zone is not guessed; for a file of one's own the mapping says it (by default UTC)."""
+    stamps = {line: reader.lines[line - 1].split(",")[0].removesuffix("Z") for line in range(2, ROWS + 2)}
+    reader.put(reader.with_cells(stamps, "utc_timestamp"))
+    if reader.kind == "own":
+        assert reader.read()[0]["utc_timestamp"].iloc[0] == pd.Timestamp("2013-01-01", tz="UTC")
+    else:
+        reader.refuses("line 2, column utc_timestamp", "zone", f"{ROWS} such cells")
+
+
+def test_hour_twice(reader):
+    """An hour that comes twice: the second row is counted where rows are chosen, refused where they must be clean."""
+    reader.put([*reader.lines[:10], reader.lines[9], *reader.lines[10:]])
+    if reader.kind == "processed":
+        reader.refuses("line 11", "rule: each hour once")
+    else:
+        frame, findings = reader.read()
+        assert len(frame) == ROWS
+        assert findings["doubled"][reader.kind] == 1
+        assert findings["rows"][reader.kind] > ROWS
+
+
+def test_unsorted_rows(reader):
+    """Put in order and counted, or refused with the line that comes too late."""
+    lines = [*reader.lines]
+    lines[5], lines[20] = lines[20], lines[5]
+    reader.put(lines)
+    if reader.kind == "processed":
+        reader.refuses("line 7", "rule: increasing")
+    else:
+        frame, findings = reader.read()
+        assert frame["utc_timestamp"].is_monotonic_increasing
+        assert findings["unordered"][reader.kind] == 15
+
+
+def test_rows_of_other_years(reader):
+    """Rows outside the years asked for are counted, never lost in silence."""
+    if reader.kind == "processed":
+        pytest.skip("asks for no years")
+    reader.put(reader.with_cells({2: "2012-12-31T23:00:00Z"}, "utc_timestamp"))
+    _, findings = reader.read()
+    assert findings["outside_years"][reader.kind] == 1
+    assert findings["rows"][reader.kind] == ROWS
+    assert findings["hours_kept"] == ROWS - 1
+
+
+def test_future_dates(reader):
+    """What has not been cannot have been measured: the line, the time and this machine's clock."""
+    reader.put(reader.with_cells({40: "2999-01-01T00:00:00Z"}, "utc_timestamp"))
+    reader.refuses("line 40, column utc_timestamp", "2999-01-01T00:00:00Z", "past", "clock")
+
+
+def test_all_gaps(reader):
+    """A column without any value: named."""
+    reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), "")))
+    if reader.kind == "processed":
+        reader.refuses("line 2 ", "wind_GW = nothing", "rule: no cell missing", "and 43 more")
+        return
+    with pytest.raises(DataError, match="no complete hour") as caught:
+        reader.read()
+    assert "no value at all of wind" in caught.value.value
+
+
+def test_one_row(reader):
+    """One hour is little, but no error; the rest is counted as absent."""
+    reader.put(reader.lines[:2])
+    frame, findings = reader.read()
+    assert len(frame) == 1
+    assert findings.get("hours_left_out", 8759) == 8759
+
+
+PARQUET = {
+    "no rows": (lambda frame: frame.head(0), "has no rows"),
+    "text": (lambda frame: frame.astype({"wind_GW": str}), r"row 0 .*column wind_GW: not a float64"),
+    "naive": (lambda frame: frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_localize(None)), "UTC times"),
+    "hour twice": (lambda frame: pd.concat([frame, frame.tail(1)]), "rule: each hour once"),
+    "unsorted": (lambda frame: frame.iloc[::-1], "rule: increasing"),
+    "future": (lambda frame: frame.assign(utc_timestamp=frame["utc_timestamp"] + pd.Timedelta(days=365_000)), "future"),
+    "all gaps": (lambda frame: frame.assign(wind_GW=float("nan")), "rule: no cell missing"),
+    "impossible unit": (lambda frame: frame.assign(wind_GW=frame["wind_GW"] * 1000), "kW given for MW"),
+    "missing column": (lambda frame: frame.rename(columns={"wind_GW": "wind_MW"}), r"nearest: wind_MW"),
+}
+
+
+@pytest.mark.parametrize("fault", PARQUET)
+def test_parquet_with_a_fault(frame, tmp_path, fault):
+    """The processed table as Parquet: the same faults, told with row and rule."""
+    spoil, words = PARQUET[fault]
+    spoil(frame.head(ROWS)).to_parquet(tmp_path / "germany.parquet", index=False)
+    with pytest.raises(DataError, match=words) as caught:
+        schema.read(tmp_path / "germany.parquet")
+    assert "germany.parquet" in str(caught.value)
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"utc_timestamp,solar_GW\n"])
+def test_parquet_that_is_none(tmp_path, content):
+    """Empty, cut or another format: the file is named, with what to do."""
+    (tmp_path / "germany.parquet").write_bytes(content)
+    with pytest.raises(DataError, match="damaged or not Parquet") as caught:
+        schema.read(tmp_path / "germany.parquet")
+    assert "make the file again" in caught.value.next_step
+
+
+def test_parquet_of_one_row(frame, tmp_path):
+    """One hour is read."""
+    frame.head(1).to_parquet(tmp_path / "germany.parquet", index=False)
+    assert len(schema.read(tmp_path / "germany.parquet")) == 1

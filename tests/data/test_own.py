@@ -1,0 +1,240 @@
+"""A table of one's own: mapping, units, time zones, the hour that comes twice and the one that does not come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workshop.data import origin, own, schema, sources, units
+from workshop.data.prepare import prepare
+from workshop.errors import DataError, ParameterError
+from workshop.parameters import Fetch, OwnFile, TimeColumn
+
+GERMAN = {
+    "file": "plants.csv",
+    "separator": ";",
+    "decimal": ",",
+    "time": {"column": "Zeit", "zone": "Europe/Berlin", "format": "%d.%m.%Y %H:%M"},
+    "solar_GW": {"column": "PV", "unit": "kW"},
+    "wind_GW": {"column": "Wind", "unit": "MW"},
+    "windspeed": {"column": "v10", "unit": "km/h"},
+    "temperature": {"column": "T", "unit": "K"},
+    "rad_horizontal": {"column": "direkt", "unit": "J/m2"},
+    "rad_diffuse": {"column": "diffus", "unit": "kJ/m2"},
+    "attribution": "Our plants, our meters.",
+}
+
+
+@pytest.fixture
+def put(tmp_path):
+    """A function that writes a German table with these local times, and these values in each row."""
+
+    def write(times, row="2000000;4000;18;283,15;360000;180", name="plants.csv"):
+        lines = ["Zeit;PV;Wind;v10;T;direkt;diffus", *(f"{time};{row}" for time in times)]
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+def _own(**changed):
+    return OwnFile.model_validate(GERMAN | changed)
+
+
+def _prepare(tmp_path, options, *years):
+    sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=options), base=tmp_path)
+    return prepare(tmp_path / "raw", *years)
+
+
+def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
+    """Decimal commas, kW, km/h, kelvin and joules in, GW, m/s, degrees and watts out; local time becomes UTC."""
+    put(["01.07.2015 02:00", "01.07.2015 03:00"])
+    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
+    assert frame["utc_timestamp"].tolist() == list(pd.date_range("2015-07-01T00:00Z", periods=2, freq="h"))
+    assert frame.iloc[0, 1:].round(9).tolist() == [2.0, 4.0, 5.0, 10.0, 100.0, 50.0]
+    assert findings["source"] == "csv"
+    assert findings["rows"] == {"own": 2}
+    assert findings["clock_changes"] == {"ambiguous": 0, "skipped": 0}
+    told = origin.of_frame(frame)
+    assert (told.attribution, told.modelled) == ("Our plants, our meters.", False)
+
+
+def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
+    """What the pipeline wrote is read again without a mapping, to the last digit; so are times without a zone."""
+    frame, _ = prepared
+    for name, stamp in (("a.csv", "%Y-%m-%dT%H:%M:%SZ"), ("b.csv", "%Y-%m-%d %H:%M:%S")):
+        frame.to_csv(tmp_path / name, index=False, date_format=stamp)
+        again, findings = _prepare(tmp_path, OwnFile(file=name))
+        pd.testing.assert_frame_equal(again, frame)
+        assert findings["hours_kept"] == len(frame)
+        assert findings["absent"] == {"own": 48}
+
+
+def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_path):
+    """The folder follows the file; unchanged, nothing is written."""
+    options = Fetch(source="csv", csv=_own())
+    put(["01.07.2015 02:00"])
+    paths = sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
+    assert [path.name for path in paths] == ["own.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
+    before = paths[0].stat().st_mtime_ns
+    sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
+    assert paths[0].stat().st_mtime_ns == before
+    changed = put(["01.07.2015 03:00"])
+    sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
+    assert paths[0].read_bytes() == changed.read_bytes()
+
+
+def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
+    """No section in params.yaml, and no such file: both say what to write."""
+    with pytest.raises(ParameterError, match="which file") as caught:
+        sources.fetch("csv", tmp_path / "raw")
+    assert "own/README.md" in caught.value.next_step
+    with pytest.raises(DataError, match=r"plants\.csv cannot be read"):
+        sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=_own()), base=tmp_path)
+
+
+AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_hour_that_comes_twice_becomes_two(put, newest_first):
+    """02:00 in autumn: summer's and winter's, by their order, whichever way the file is sorted."""
+    frame, left_out = own.read(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
+    hours = list(pd.date_range("2015-10-24T23:00Z", periods=4, freq="h"))
+    assert frame["utc_timestamp"].tolist() == (hours[::-1] if newest_first else hours)
+    assert left_out == {"ambiguous": 0, "skipped": 0}
+
+
+def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, tmp_path):
+    """One 02:00 in autumn could be either: nobody guesses."""
+    put(AUTUMN[:2] + AUTUMN[3:])
+    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
+    assert len(frame) == 2
+    assert findings["clock_changes"] == {"ambiguous": 1, "skipped": 0}
+
+
+def test_hour_that_comes_three_times_is_a_double(put, tmp_path):
+    """The third row of an hour that comes twice is counted as doubled, not lost."""
+    put([*AUTUMN[:3], AUTUMN[2], AUTUMN[3]])
+    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
+    assert len(frame) == 4
+    assert findings["doubled"] == {"own": 1}
+
+
+def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
+    """02:00 in spring: an empty row is filler; values in it mean that the zone is wrong, and which one to try."""
+    spring = ["29.03.2015 01:00", "29.03.2015 02:00", "29.03.2015 03:00"]
+    path = put(spring)
+    with pytest.raises(DataError, match="line 3, column Zeit") as caught:
+        own.read(path, _own())
+    assert caught.value.value == "'29.03.2015 02:00'"
+    assert "+01:00" in caught.value.next_step
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "29.03.2015 02:00;;;;;;", lines[3]]) + "\n")
+    frame, left_out = own.read(path, _own())
+    assert frame.index.tolist() == [2, 4]
+    assert left_out == {"ambiguous": 0, "skipped": 1}
+
+
+def test_file_that_keeps_winter_time_has_an_offset_for_a_zone(put):
+    """With +01:00 every hour of the year exists once."""
+    time = TimeColumn(column="Zeit", zone="+01:00", format="%d.%m.%Y %H:%M")
+    frame, left_out = own.read(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
+    assert frame["utc_timestamp"].dt.hour.tolist() == [1, 1]
+    assert left_out == {"ambiguous": 0, "skipped": 0}
+
+
+def test_times_with_their_offset_need_no_zone(put):
+    """Offsets are believed, and two times an hour apart in summer and winter time come out right."""
+    times = ["2015-10-25T02:00:00+02:00", "2015-10-25T02:00:00+01:00"]
+    frame, _ = own.read(put(times), _own(time={"column": "Zeit"}))
+    assert frame["utc_timestamp"].dt.hour.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("times", "time", "line", "words"),
+    [
+        (["2015-01-01 00:00"], {}, 2, ["a zone", "fetch.csv.time.zone"]),
+        (["2015-01-01T00:00:00Z", "2015-01-01 01:00"], {}, 3, ["an offset"]),
+        (["2015-01-01 00:00", "soon"], {"zone": "UTC"}, 3, ["'soon'"]),
+        (["2015-01-01 00:00", "now"], {"zone": "UTC"}, 3, ["'now'"]),
+        (["2015-01-01 00:00", ""], {"zone": "UTC"}, 3, ["an empty cell"]),
+        (["01.13.2015 00:00"], {"zone": "UTC", "format": "%d.%m.%Y %H:%M"}, 2, ["'01.13.2015 00:00'", "%d.%m.%Y"]),
+        (["2999-01-01 00:00"], {"zone": "UTC"}, 2, ["past", "clock"]),
+    ],
+)
+def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
+    """Line, column, value, what was expected and what to do."""
+    with pytest.raises(DataError, match=f"plants.csv, line {line}, column Zeit") as caught:
+        own.read(put(times), _own(time={"column": "Zeit", **time}))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlim", "../../etc/passwd", "+25:00", ""])
+def test_zone_that_is_none_is_named(put, zone):
+    """A name that no zone has is told with two that are allowed."""
+    with pytest.raises(ParameterError, match=r"time\.zone is no time zone") as caught:
+        own.read(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
+    assert "Europe/Berlin" in caught.value.expected
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "cell", "hint"),
+    [
+        ("wind_GW", "GW", "4000", "kW given for MW"),
+        ("temperature", "C", "283,15", "if they were in K"),
+        ("rad_horizontal", "W/m2", "1800", "in kJ/m2"),
+    ],
+)
+def test_unit_that_cannot_be_is_found_by_its_range(put, tmp_path, column, unit, cell, hint):
+    """Values out of range are told with line, our name, theirs, and the unit that would fit."""
+    cells = ["2000000", "4000", "18", "283,15", "360000", "180"]
+    cells[list(GERMAN).index(column) - 4] = cell
+    put(["01.07.2015 02:00", "01.07.2015 03:00"], row=";".join(cells))
+    mapped = {"column": GERMAN[column]["column"], "unit": unit}
+    with pytest.raises(DataError, match=r"own\.csv holds values that cannot be") as caught:
+        _prepare(tmp_path, _own(**{column: mapped}), 2015, 2015)
+    assert f"line 2 (2015-07-01T00:00:00Z), column {mapped['column']}: {column} = " in caught.value.value
+    assert hint in caught.value.next_step
+
+
+def test_unit_that_could_be_is_pointed_out(prepared, tmp_path):
+    """Wind in km/h taken for m/s stays in its range: the findings call the mean unusual, and nothing else."""
+    frame = prepared[0].assign(windspeed=prepared[0]["windspeed"] * 3.6)
+    frame[frame["windspeed"] < 60].to_csv(tmp_path / "a.csv", index=False)
+    _, findings = _prepare(tmp_path, OwnFile(file="a.csv"))
+    (found,) = findings["unusual"]
+    assert "windspeed: the mean is 14.8 m/s" in found
+
+
+def test_units_of_the_mapping_are_those_that_can_be_converted():
+    """What params.yaml may say and what is known agree, and our own unit changes nothing."""
+    for column, known in units.OF_COLUMN.items():
+        annotation = OwnFile.model_fields[column].annotation.model_fields["unit"].annotation
+        assert set(annotation.__args__) == set(known)
+        values = pd.Series([0.1, 12.345, np.nan])
+        pd.testing.assert_series_equal(units.convert(values, column, next(iter(known))), values)
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "value", "expected"),
+    [
+        ("wind_GW", "kW", 1e6, 1), ("windspeed", "km/h", 36, 10), ("windspeed", "kn", 10, 5.1444),
+        ("windspeed", "mph", 10, 4.4704), ("temperature", "K", 273.15, 0), ("temperature", "F", 212, 100),
+        ("rad_diffuse", "J/m2", 3.6e6, 1000), ("rad_diffuse", "kJ/m2", 3600, 1000), ("rad_diffuse", "MJ/m2", 3.6, 1000),
+        ("rad_diffuse", "kWh/m2", 1, 1000), ("rad_diffuse", "Wh/m2", 1, 1),
+    ],
+)  # fmt: skip
+def test_units_are_converted(column, unit, value, expected):
+    """Known pairs of values."""
+    assert units.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_few_slips_are_not_taken_for_another_unit():
+    """One cell in a hundred that is out of range says nothing of the column's unit."""
+    values = pd.Series([5.0] * 99 + [12_000.0])
+    assert units.suspected(values, "wind_GW", *schema.RANGES["wind_GW"]) is None
+    assert units.suspected(values * 1000, "wind_GW", *schema.RANGES["wind_GW"]) == "MW"

@@ -1,0 +1,136 @@
+"""A table of one's own: its columns found by a mapping, units converted, times brought to UTC."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workshop.data import schema, units
+from workshop.data.tables import has_zone, numbers, read_text, require_past
+from workshop.errors import DataError, ParameterError
+from workshop.parameters import OwnFile, TimeColumn
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    import numpy as np
+    from pandas import DataFrame, Series
+
+_CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
+
+
+def read(path: Path, own: OwnFile) -> tuple[DataFrame, dict[str, int]]:
+    """Read the file ``path`` as ``own`` says and return its rows, and how many were left out and why.
+
+    The frame has `schema.COLUMNS`, in our units and UTC, in the file's order; its index is the line in the file. An
+    empty cell is NaN. Times without an offset are of ``own.time.zone``. Where its clock is put back, an hour's time
+    stands twice: the row that comes first in time is summer's, the other one winter's. Left out and counted are
+
+    - `ambiguous`: rows of that hour in a file that has it once: nobody can say which of the two it is;
+    - `skipped`: rows without any value in the hour that is missing when the clock is put forward.
+
+    Raises DataError with line, column, value and what to do: a value in an hour that never was (then the zone is
+    wrong), times partly with an offset, and what `read_text` and `numbers` refuse; ParameterError: no such zone.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    mapped = {name: getattr(own, name) for name in schema.RANGES}
+    wanted = list(dict.fromkeys([own.time.column, *(quantity.column for quantity in mapped.values())]))
+    text = read_text(path, wanted, separator=own.separator, next_step=_CORRECT)
+    columns = {
+        name: units.convert(numbers(text[quantity.column], path, own.decimal), name, quantity.unit)
+        for name, quantity in mapped.items()
+    }
+    values = pd.DataFrame(columns)
+    stamps, skipped = _to_utc(text[own.time.column], path, own.time)
+    _require_empty(values[skipped], text[own.time.column], path, own.time)
+    require_past(stamps, text[own.time.column], path)
+    left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
+    values.insert(0, "utc_timestamp", stamps)
+    return values[stamps.notna()], left_out
+
+
+def names(own: OwnFile) -> dict[str, str]:
+    """Return what each column of the processed table is called in the file."""
+    return {name: getattr(own, name).column for name in schema.RANGES}
+
+
+def _to_utc(text: Series, path: Path, time: TimeColumn) -> tuple[Series, Series]:
+    """Return UTC times, NaT for those that cannot be told, and which of these are of an hour that never was."""
+    import pandas as pd
+
+    aware = has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
+    if aware.any() and not aware.all():
+        _refuse(text, ~aware, path, "an offset such as Z or +01:00, as in other lines", _CORRECT)
+    parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(aware.all()))
+    # pandas takes "today" and "now" for times
+    wrong = parsed.isna() | ~text.str.contains(r"\d", na=False)
+    if wrong.any():
+        like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
+        _refuse(text, wrong, path, like, "correct that line, or fetch.csv.time.format in params.yaml")
+    parsed = parsed.dt.as_unit("us")
+    if aware.all():
+        return parsed, pd.Series(False, text.index)
+    if time.zone is None:
+        _refuse(text, ~aware, path, "a zone", "say which: fetch.csv.time.zone in params.yaml, such as Europe/Berlin")
+    zone = _zone(time.zone)
+    summer, known = _sides(parsed, zone)
+    local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
+    skipped = local.isna()
+    return local.where(known).dt.tz_convert("UTC"), skipped
+
+
+def _sides(parsed: Series, zone: tzinfo) -> tuple[np.ndarray, Series]:
+    """Return for each local time whether it is summer's, and whether that is known."""
+    twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
+    # Newest first, as many portals write: then winter's row comes first.
+    backwards = len(parsed) > 1 and parsed.iloc[0] > parsed.iloc[-1]
+    ordered = parsed.iloc[::-1] if backwards else parsed
+    place = ordered.groupby(ordered).cumcount().reindex(parsed.index)
+    often = parsed.groupby(parsed).transform("size")
+    return (place == 0).to_numpy(), ~twice | (often > 1)
+
+
+def _zone(name: str) -> tzinfo:
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    try:
+        if re.fullmatch(r"[+-]\d{2}:\d{2}", name):
+            return datetime.strptime(name, "%z").tzinfo
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ParameterError(
+            "params.yaml: fetch.csv.time.zone is no time zone.",
+            value=repr(name),
+            expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
+            next_step="choose one; `python -m zoneinfo` knows none? then install tzdata",
+        ) from None
+
+
+def _require_empty(skipped: DataFrame, text: Series, path: Path, time: TimeColumn) -> None:
+    """Raise DataError when there are values in an hour that the clock of the zone leaves out."""
+    filled = skipped.notna().any(axis="columns")
+    if filled.any():
+        wrong = filled.reindex(text.index, fill_value=False)
+        _refuse(
+            text,
+            wrong,
+            path,
+            f"a time that exists: in {time.zone} the clock is put forward over this one",
+            "if the file keeps winter time all year, say so: fetch.csv.time.zone: '+01:00' in params.yaml",
+        )
+
+
+def _refuse(text: Series, wrong: Series, path: Path, expected: str, next_step: str) -> None:
+    import pandas as pd
+
+    line = wrong.idxmax()
+    raise DataError(
+        f"{path}, line {line}, column {text.name}: not a time that can be used ({wrong.sum()} such in all).",
+        value="an empty cell" if pd.isna(text[line]) else repr(text[line]),
+        expected=expected,
+        next_step=next_step,
+    )
