@@ -668,7 +668,7 @@ def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, file, t
     for text in (run.info.artifact_uri, *answers, *lines, log, server.log.read_text()):
         assert password not in text
 
-    store = get_artifact_repository(run.info.artifact_uri)
+    store = get_artifact_repository(run.info.artifact_uri, tracking_uri)  # not the one that another test has set
     store.delete_artifacts("folder")
     assert [info.path for info in client.list_artifacts(run.info.run_id)] == ["numbers.bin"]
     assert [path.name for path in server.artifacts.rglob("*") if path.is_file()] == ["numbers.bin"]
