@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop.data.features import features
+from workshop.data.files import checksum
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
 from workshop.models import inspection
@@ -93,13 +94,8 @@ def digest_of(folder: Path) -> str:
     """
     added = inspection.ADDED_ON_DOWNLOAD
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in added)
-    lines = [f"{_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    lines = [f"{checksum(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _options(model, inputs: pd.DataFrame) -> dict[str, Any]:

@@ -32,13 +32,14 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; findings that are not ok come with the next step."""
+    address, servers = _address(settings), list(_servers(settings))
     return [
         *_machine(settings),
         _memory(),
         _proxy(settings),
-        _address(settings),
-        *_servers(settings),
-        *_production(settings),
+        address,
+        *servers,
+        *_production(settings, [address, *servers]),
     ]
 
 
@@ -114,10 +115,9 @@ def _port(name: str, wanted: list[int]) -> Finding:
     return Finding(name, ok=True, found="not started (workshop up)")
 
 
-def _production(settings: Settings) -> Iterator[Finding]:
+def _production(settings: Settings, findings: list[Finding]) -> Iterator[Finding]:
     """Load what is in production: a version, or its files, may have been deleted by other means than ours."""
-    here = _address(settings).ok and settings.is_up
-    if not here or not any(row.ok for row in _servers(settings) if row.check == "mlflow"):
+    if not settings.is_up or not all(row.ok for row in findings if row.check in ("tracking address", "mlflow")):
         return  # which is told as such
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     from mlflow.exceptions import MlflowException
