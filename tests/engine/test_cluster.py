@@ -186,7 +186,7 @@ def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
 
 
 @pytest.mark.parametrize("resources", ["notebook=1", None])
-def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, resources):
+def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path, resources):
     """The second goes where none runs, the third to the worker that is free first, wherever it had to wait."""
     from distributed import Client
 
@@ -196,27 +196,47 @@ def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, resources):
         own.start_worker(name, resources=resources, WORKER=name)
     with Client(own.address, set_as_default=False) as client, ThreadPoolExecutor(5) as executor:
 
-        def start(seconds: float):
-            """Start a notebook that takes so long and prints its worker; return once its kernel runs, or it waits."""
-            before = len(marked(mark))
-            source = document(f"import os, time\nprint(os.environ['WORKER'])\ntime.sleep({seconds})")
-            running = executor.submit(execute_notebook, source, "python3", progress_bar=False, client=client)
-            if before < 2:
-                wait_for(lambda: len(marked(mark)) > before, 60)
-                time.sleep(1)
+        def submit(name: str):
+            """Have a notebook print its worker, make the file `name.began` and end once there is `name.go`."""
+            source = (
+                "import os, pathlib, time\nprint(os.environ['WORKER'])\n"
+                f"pathlib.Path({str(tmp_path / name)!r} + '.began').touch()\n"
+                f"while not os.path.exists({str(tmp_path / name)!r} + '.go'):\n    time.sleep(0.05)"
+            )
+            return executor.submit(execute_notebook, document(source), "python3", progress_bar=False, client=client)
+
+        def start(name: str):
+            """Submit one and return once its cell runs."""
+            running = submit(name)
+            wait_for((tmp_path / f"{name}.began").exists, 60, f"the start of {name}")
             return running
+
+        def release(*names: str) -> None:
+            for name in names:
+                (tmp_path / f"{name}.go").touch()
 
         def worker(running) -> str:
             return running.result().cells[0].outputs[0].text.strip()
 
-        long, short = start(15), start(4)
-        waiting = [start(0.1) for _ in range(3)]
-        assert {worker(running) for running in waiting} == {worker(short)}
-        assert not long.done()
-        assert worker(long) != worker(short)
-        wait_for(lambda: not marked(mark))  # a keeper ends soon after its kernel
-        # Moving them has not left a worker that only seems to be busy.
-        assert {worker(running) for running in [start(1), start(1)]} == {"alpha", "beta"}
+        waiting = ["one", "two", "three"]
+        release(*waiting)
+        try:
+            long, short = start("long"), start("short")
+            waited = [submit(name) for name in waiting]
+            time.sleep(3)  # long enough for one of them to run, had it room
+            assert not any(running.done() for running in waited)
+            release("short")
+            assert {worker(running) for running in waited} == {worker(short)}
+            assert not long.done()
+            release("long")
+            assert worker(long) != worker(short)
+            wait_for(lambda: not marked(mark))  # a keeper ends soon after its kernel
+            # Moving them has not left a worker that only seems to be busy.
+            last = [start("last"), start("very last")]
+            release("last", "very last")
+            assert {worker(running) for running in last} == {"alpha", "beta"}
+        finally:
+            release("long", "short", "last", "very last")
 
 
 def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):

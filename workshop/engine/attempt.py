@@ -115,6 +115,7 @@ class Attempt:
             if not resources:  # who gets this notebook's lease is placed by what the scheduler knows
                 with contextlib.suppress(TimeoutError):
                     wait(future, timeout=SETTLE_SECONDS)
+            placement.give_back(self._client, self._key)
         except WorkerLost:
             self._scratch = None  # out of reach: the worker, or the next one there, removes it
             raise

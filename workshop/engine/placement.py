@@ -149,8 +149,21 @@ def place(client: Client, key: str, workers: list[str], resources: dict[str, flo
             stealing.move_task_request(task, there, best)
         return None
 
+    return _ask_scheduler(client, choose, "No worker was chosen for %s: %r", key)
+
+
+def give_back(client: Client, key: str) -> None:
+    """End the booking of a task that has ended, which may be sooner than a booking does."""
+
+    async def drop(dask_scheduler) -> None:
+        dask_scheduler.extensions.get("workshop-booked", {}).pop(key, None)
+
+    _ask_scheduler(client, drop, "The booking of %s was not given back: %r", key)
+
+
+def _ask_scheduler(client: Client, function, complaint: str, key: str) -> str | None:
     try:
-        return client.sync(client._run_on_scheduler, choose, callback_timeout=PLACE_SECONDS)
+        return client.sync(client._run_on_scheduler, function, callback_timeout=PLACE_SECONDS)
     except Exception as error:  # noqa: BLE001 - a scheduler of another make, or one that is gone: then Dask decides
-        logger.debug("No worker was chosen for %s: %r", key, error)
+        logger.debug(complaint, key, error)
         return None
