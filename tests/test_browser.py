@@ -340,9 +340,15 @@ class Forwarder:
 @pytest.mark.parametrize(
     ("values", "shown"),
     [
-        ([1e308, -1e308, 0, 0], ["16.0 m/s", "-20.0 °C", "0 W/m²", "0 W/m²"]),
-        ([None, "warm", [1], {"a": 1}], ["5.0 m/s", "12.0 °C", "250 W/m²", "120 W/m²"]),
-        ([float("nan"), float("inf"), True, "7"], ["5.0 m/s", "40.0 °C", "1 W/m²", "7 W/m²"]),
+        ([1e308, -1e308, 0, 0, 99, 0], ["16.0 m/s", "-20.0 °C", "0 W/m²", "0 W/m²", "23:00", "01 January"]),
+        (
+            [None, "warm", [1], {"a": 1}, "noon", None],
+            ["5.0 m/s", "12.0 °C", "250 W/m²", "120 W/m²", "12:00", "21 June"],
+        ),
+        (
+            [float("nan"), float("inf"), True, "7", "8.4", 366],
+            ["5.0 m/s", "40.0 °C", "1 W/m²", "7 W/m²", "08:00", "31 December"],
+        ),
     ],
 )
 def test_dashboard_takes_slider_values_within_their_range(promoted, values, shown):
@@ -352,7 +358,7 @@ def test_dashboard_takes_slider_values_within_their_range(promoted, values, show
     answer = requests.post(url, data=json.dumps(what_if(values)), headers=headers, timeout=30)
     assert answer.status_code == 200
     response = answer.json()["response"]
-    names = ["windspeed", "temperature", "rad-horizontal", "rad-diffuse"]
+    names = ["windspeed", "temperature", "rad-horizontal", "rad-diffuse", "hour", "day"]
     assert [response[f"what-if-{name}-value"]["children"] for name in names] == shown
 
 
@@ -367,13 +373,13 @@ def test_dashboard_takes_slider_values_within_their_range(promoted, values, show
         b"{}",
         b'{"output": 1}',
         b'{"output": "no.such"}',
-        json.dumps(what_if([1, 2, 3, 4]) | {"inputs": None}).encode(),
-        json.dumps(what_if([1, 2, 3, 4]) | {"inputs": [{}]}).encode(),
-        json.dumps(what_if([1, 2, 3, 4]) | {"inputs": [[1]]}).encode(),
-        json.dumps(what_if([1, 2, 3, 4]) | {"outputs": {"id": "x", "property": "y"}}).encode(),
-        json.dumps(what_if([1, 2, 3, 4]) | {"changedPropIds": 7}).encode(),
-        json.dumps(what_if([1, 2, 3, 4]) | {"changedPropIds": [{}]}).encode(),
-        json.dumps(what_if([1, 2, 3, 4]) | {"state": "x"}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"inputs": None}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"inputs": [{}]}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"inputs": [[1]]}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"outputs": {"id": "x", "property": "y"}}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"changedPropIds": 7}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"changedPropIds": [{}]}).encode(),
+        json.dumps(what_if([1, 2, 3, 4, 5, 6]) | {"state": "x"}).encode(),
     ],
 )
 def test_dashboard_refuses_malformed_requests_with_a_reason(promoted, body):

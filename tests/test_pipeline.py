@@ -17,10 +17,10 @@ from workshop.data import schema
 from workshop.models.tracking import file_hash, runs_of_notebook
 
 STAGES = [
-    "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "compare", "promote",
-    "report",
+    "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
+    "compare", "promote", "report",
 ]  # fmt: skip
-TRAINING = {"train_linreg", "train_rf", "train_keras"}
+TRAINING = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting"}
 NOTEBOOK_STAGES = [stage for stage in STAGES if stage not in ("tracking_store", "fetch", "promote")]
 
 

@@ -147,7 +147,7 @@ def read_dashboard(place: Servers) -> Callable[[Acknowledged], None]:
     url = place.settings.dashboard_url
 
     def ask(done: Acknowledged) -> None:
-        answer = requests.post(f"{url}/_dash-update-component", json=what_if([5, 12, 250, 120]), timeout=10)
+        answer = requests.post(f"{url}/_dash-update-component", json=what_if([5, 12, 250, 120, 12, 172]), timeout=10)
         # No error of a server that is down: those are expected, and would hide this one.
         assert answer.status_code == 200, answer.text
         assert "GW" in answer.text

@@ -160,7 +160,8 @@ class Servers:
 
 def what_if(values: list) -> dict:
     """Return the body of a what-if request to the dashboard with these slider values."""
-    names = ["what-if-windspeed", "what-if-temperature", "what-if-rad-horizontal", "what-if-rad-diffuse"]
+    sliders = ["windspeed", "temperature", "rad-horizontal", "rad-diffuse", "hour", "day"]
+    names = [f"what-if-{slider}" for slider in sliders]
     outputs = [("what-if-answers", "children"), *((f"{name}-value", "children") for name in names)]
     given = zip(names, values, strict=True)
     inputs = [{"id": name, "property": "value", "value": value} for name, value in given]

@@ -128,10 +128,19 @@ class TrainRf(Stage):
     seed: Seed
 
 
+class TrainGradientBoosting(Stage):
+    """Histogram gradient boosting of capacity factors, its hyperparameters searched."""
+
+    candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
+    folds: int = Field(ge=2, le=20, description="of the time that it learns from, for the search and the band")
+    coverage: float = Field(gt=0, lt=1, description="share of the hours that the error band shall hold")
+    seed: Seed
+
+
 class TrainKeras(Stage):
     """A small dense network."""
 
-    epochs: int = Field(ge=1, le=1000)
+    epochs: int = Field(ge=1, le=1000, description="passes over the data, at most")
     hidden_units: int = Field(ge=1, le=4096, description="in each of two layers")
     learning_rate: float = Field(gt=0, le=1)
     seed: Seed
@@ -164,6 +173,7 @@ STAGES: dict[str, type[Stage]] = {
     "train_linreg": TrainLinreg,
     "train_rf": TrainRf,
     "train_keras": TrainKeras,
+    "train_gradient_boosting": TrainGradientBoosting,
     "compare": Compare,
     "promote": Promote,
     "report": Report,

@@ -6,6 +6,7 @@ import math
 from datetime import date, timedelta
 
 import layout
+import what_if
 from dash import Dash, Input, Output, State, ctx, no_update
 from dash.exceptions import PreventUpdate
 from serving import Served, Serving
@@ -20,6 +21,7 @@ def register(app: Dash, serving: Serving) -> None:
         Output("message", "children"),
         Output("attribution", "children"),
         Output("modelled-hint", "children"),
+        Output("what-if-hint", "children"),
         Output("outlook-period", "min_date_allowed"),
         Output("outlook-period", "max_date_allowed"),
         Output("outlook-period", "start_date"),
@@ -38,6 +40,7 @@ def register(app: Dash, serving: Serving) -> None:
         # A period that is there stays as it is; a page that was opened before there was data gets its first one.
         period = (no_update, no_update) if _day(start) and _day(end) else layout.default_period(served)
         told = layout.message(served), layout.attribution(served), layout.modelled_hint(served)
+        told += (what_if.hint(served),)
         return served.revision, layout.model(served), *told, *layout.days(served), *period
 
     @app.callback(
@@ -85,20 +88,20 @@ def register(app: Dash, serving: Serving) -> None:
 
     @app.callback(
         Output("what-if-answers", "children"),
-        *(Output(f"{layout.slider_id(feature)}-value", "children") for feature in layout.INPUTS),
-        *(Input(layout.slider_id(feature), "value") for feature in layout.INPUTS),
+        *(Output(f"{what_if.slider_id(feature)}-value", "children") for feature in what_if.INPUTS),
+        *(Input(what_if.slider_id(feature), "value") for feature in what_if.INPUTS),
         Input("revision", "data"),
         prevent_initial_call=True,
     )
     def answer(*values):
-        """Predict for the sliders' weather."""
-        weather = {feature: number(value, feature) for feature, value in zip(layout.INPUTS, values[:-1], strict=True)}
-        return layout.answers(serving.now, weather), *(layout.reading(*item) for item in weather.items())
+        """Predict for the sliders' hour and weather."""
+        weather = {feature: number(value, feature) for feature, value in zip(what_if.INPUTS, values[:-1], strict=True)}
+        return what_if.answers(serving.now, weather), *(what_if.reading(*item) for item in weather.items())
 
 
 def number(value: object, feature: str) -> float:
     """Return a slider's value within its range; its first value when it is no number."""
-    allowed = layout.INPUTS[feature]
+    allowed = what_if.INPUTS[feature]
     try:
         given = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import NamedTuple
 
 import dash_bootstrap_components as dbc
 import pandas as pd
 import plotly.graph_objects as go
+import what_if
 from dash import dcc, html
 from serving import Served
 
@@ -17,39 +17,14 @@ from workshop.errors import WorkshopError
 
 CLOCK_MILLISECONDS = 2000
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
-KINDS = {"train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network"}
+KINDS = {
+    "train_linreg": "linear regression",
+    "train_rf": "random forest",
+    "train_keras": "neural network",
+    "train_gradient_boosting": "gradient boosting",
+}
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 DEFAULT_DAYS = 14
-
-
-class Input(NamedTuple):
-    """A slider: what it is called, its unit, its range (that of a country's hourly mean), step and first value."""
-
-    label: str
-    unit: str
-    least: float
-    most: float
-    step: float
-    first: float
-
-
-INPUTS = {
-    "windspeed": Input("Wind speed at 10 m", "m/s", 0, 16, 0.1, 5.0),
-    "temperature": Input("Temperature at 2 m", "°C", -20, 40, 0.5, 12.0),
-    "rad_horizontal": Input("Direct radiation", "W/m²", 0, 850, 5, 250),
-    "rad_diffuse": Input("Diffuse radiation", "W/m²", 0, 520, 5, 120),
-}
-
-
-def reading(feature: str, value: float) -> str:
-    """Return a slider's value with its unit."""
-    input_ = INPUTS[feature]
-    return f"{value:.{0 if input_.step >= 1 else 1}f} {input_.unit}"
-
-
-def slider_id(feature: str) -> str:
-    """Return the id of the slider of a feature."""
-    return f"what-if-{feature.replace('_', '-')}"
 
 
 # -- the whole page --------------------------------------------------------------------------------------------------
@@ -68,7 +43,7 @@ def page(served: Served) -> html.Div:
                         [
                             html.P("Germany, hourly", className="eyebrow"),
                             html.H1("Solar and wind power"),
-                            html.P("From four weather values to gigawatts, by the model now in production."),
+                            html.P("From an hour's weather to gigawatts, by the model now in production."),
                         ],
                         className="title",
                     ),
@@ -79,7 +54,7 @@ def page(served: Served) -> html.Div:
                 className="masthead",
             ),
             html.Div(message(served), id="message", role="status", **{"aria-live": "polite"}),
-            html.Main([_outlook(served, first, last, start, end), _what_if(served)]),
+            html.Main([_outlook(served, first, last, start, end), what_if.panel(served)]),
             html.Footer(
                 [
                     html.P(attribution(served), id="attribution"),
@@ -157,55 +132,6 @@ def _outlook(served: Served, first: date | None, last: date | None, start: date 
         id="outlook",
         className="panel outlook",
         **{"aria-labelledby": "outlook-title"},
-    )
-
-
-def _what_if(served: Served):
-    values = {feature: input_.first for feature, input_ in INPUTS.items()}
-    sliders = [
-        html.Div(
-            [
-                html.Label(
-                    [
-                        html.Span(input_.label),
-                        html.Span(reading(feature, input_.first), id=f"{slider_id(feature)}-value"),
-                    ],
-                    htmlFor=slider_id(feature),
-                ),
-                # The browser's own slider: known to keyboards, screen readers and thumbs.
-                dbc.Input(
-                    id=slider_id(feature),
-                    type="range",
-                    min=input_.least,
-                    max=input_.most,
-                    step=input_.step,
-                    value=input_.first,
-                    className="form-range",
-                ),
-                html.Div(
-                    [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")],
-                    className="ends",
-                    **{"aria-hidden": "true"},
-                ),
-            ],
-            className="slider",
-        )
-        for feature, input_ in INPUTS.items()
-    ]
-    return html.Section(
-        [
-            html.Div(
-                [
-                    html.H2("What if", id="what-if-title"),
-                    html.P("Set the weather of an hour; the model answers at once.", className="hint"),
-                ],
-                className="head",
-            ),
-            html.Div(answers(served, values), id="what-if-answers", className="answers", **{"aria-live": "polite"}),
-            html.Div(sliders, className="sliders"),
-        ],
-        className="panel what-if",
-        **{"aria-labelledby": "what-if-title"},
     )
 
 
@@ -306,40 +232,16 @@ def outlook_figure(served: Served, start: date | None, end: date | None) -> go.F
     if chosen is None:
         return figures.empty("There is no hour of data in this period.")
     try:
-        figure = figures.measured_and_predicted(*chosen, measured_name=origin.of_frame(served.frame).measured_name)
+        named = {"measured_name": origin.of_frame(served.frame).measured_name, "coverage": served.model.coverage}
+        figure = figures.measured_and_predicted(*chosen, band=band(served, chosen[0].index), **named)
     except WorkshopError as error:
         return figures.empty(error.what)
     return figure.update_layout(margin_t=44, uirevision=f"{start} {end}")
 
 
-def answers(served: Served, weather: dict[str, float]) -> list:
-    """Return the predicted power for one hour of weather: two large numbers, each with its share of the record."""
-    predicted = served.predict(pd.DataFrame([weather])).iloc[0] if served.model else None
-    parts = []
-    for target in TARGETS:
-        name = target.removesuffix("_GW")
-        value = None if predicted is None else float(predicted[target])
-        most = None if served.frame is None else float(served.frame[target].max())
-        share = 0.0 if value is None or not most else min(max(value / most, 0.0), 1.0)
-        note = "" if value is None or not most else f"{share:.0%} of the highest hour in the data"
-        parts.append(
-            html.Div(
-                [
-                    html.P(figures.NAMES[target], className="name"),
-                    html.P(
-                        [
-                            html.Span("n/a" if value is None else f"{value:.2f}", id=f"what-if-{name}"),
-                            html.Small(" GW"),
-                        ],
-                        className="number",
-                    ),
-                    html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"}),
-                    html.P(note, className="hint"),
-                ],
-                className=f"answer {name}",
-            )
-        )
-    return parts
+def band(served: Served, rows: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Return both ends of the error band in some rows of the data; None when the model has none."""
+    return None if served.band is None else tuple(end.loc[rows] for end in served.band)
 
 
 # -- periods and times ------------------------------------------------------------------------------------------------

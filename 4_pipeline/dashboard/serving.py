@@ -35,8 +35,9 @@ class Trouble:
 class Served:
     """All that a page shows, at one moment; replaced as a whole, never changed, so that no page mixes two versions.
 
-    ``predicted`` holds the model's predictions for every row of ``frame``: what is the same for all readers is
-    computed once. ``troubles`` are named by what they concern: `registry`, `model` or `data`.
+    ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
+    it has one: what is the same for all readers is computed once. ``troubles`` are named by what they concern:
+    `registry`, `model` or `data`.
     """
 
     looked: bool = False
@@ -44,6 +45,7 @@ class Served:
     model: LoadedModel | None = None
     frame: pd.DataFrame | None = None
     predicted: pd.DataFrame | None = None
+    band: tuple[pd.DataFrame, pd.DataFrame] | None = None
     data_stamp: tuple[int, int] | None = None
     troubles: dict[str, Trouble] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
@@ -55,9 +57,14 @@ class Served:
         return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
 
     def predict(self, weather: pd.DataFrame) -> pd.DataFrame:
-        """Return `solar_GW` and `wind_GW` for rows of weather; the model must be there."""
+        """Return `solar_GW` and `wind_GW` for rows of hours and weather; the model must be there."""
         with self.lock:  # Keras' predict keeps state of its own: one at a time
             return self.model.predict(weather)
+
+    def predict_band(self, weather: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """Return both ends of the error band for the same rows; None when the model has none."""
+        with self.lock:
+            return self.model.predict_band(weather)
 
 
 class Serving:
@@ -101,10 +108,11 @@ class Serving:
         try:
             frame = schema.read(self.data_file)
             predicted = self.now.predict(frame) if self.now.model else None
+            band = self.now.predict_band(frame) if self.now.model else None
         except Exception as error:  # noqa: BLE001 - the old data stay until the file is mended
             self._note("data", error)
             return
-        self._take(frame=frame, predicted=predicted, data_stamp=stamp, settled="data")
+        self._take(frame=frame, predicted=predicted, band=band, data_stamp=stamp, settled="data")
         log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
 
     def _look_at_registry(self) -> None:
@@ -132,14 +140,17 @@ class Serving:
         try:
             model = load(found.model_uri)
             frame = self.now.frame
-            predicted = model.predict(frame if frame is not None else _any_weather())
+            asked = frame if frame is not None else _any_weather()
+            predicted, band = model.predict(asked), model.predict_band(asked)
         except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
             self._failed, self._retry_at = _identity(found), time.monotonic() + RETRY_SECONDS
             self._note("model", error, f"Version {found.version} is in production but cannot be used: ")
             return
         self._failed = None
-        predicted = predicted if frame is not None else None
-        self._take(production=found, model=model, predicted=predicted, lock=threading.Lock(), settled="model")
+        if frame is None:
+            predicted = band = None
+        answers = {"predicted": predicted, "band": band, "lock": threading.Lock()}
+        self._take(production=found, model=model, **answers, settled="model")
         log.info("%s version %s speaks", found.name, found.version)
 
     def _take(self, *, settled: str | None = None, **changes) -> None:
@@ -170,7 +181,7 @@ def _identity(production: Production) -> tuple[str, str]:
 
 
 def _any_weather() -> pd.DataFrame:
-    return pd.DataFrame([dict.fromkeys(schema.FEATURES, 1.0)])
+    return pd.DataFrame([{"utc_timestamp": pd.Timestamp("2016-06-01T12:00Z"), **dict.fromkeys(schema.FEATURES, 1.0)}])
 
 
 def _words(why: str | Exception) -> str:

@@ -9,13 +9,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workshop.data.schema import TARGETS
+from workshop.data.schema import TARGETS, UNITS
 from workshop.data.tables import require_columns
 from workshop.errors import DataError
 
 # Okabe and Ito's palette, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
 COLOURS = {"solar_GW": "#E69F00", "wind_GW": "#0072B2"}
 NAMES = {"solar_GW": "Solar", "wind_GW": "Wind"}
+INPUT_NAMES = {
+    "utc_timestamp": "Hour and season",
+    "windspeed": "Wind speed",
+    "temperature": "Temperature",
+    "rad_horizontal": "Direct radiation",
+    "rad_diffuse": "Diffuse radiation",
+}
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 SCORES = {"r2": "both", "r2_solar": "solar", "r2_wind": "wind"}
 SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS["wind_GW"]}
@@ -42,21 +49,32 @@ TEMPLATE = go.layout.Template(
 
 
 def measured_and_predicted(
-    frame: pd.DataFrame, predicted: pd.DataFrame, *, title: str | None = None, measured_name: str = "measured"
+    frame: pd.DataFrame,
+    predicted: pd.DataFrame,
+    *,
+    band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    coverage: float | None = None,
+    title: str | None = None,
+    measured_name: str = "measured",
 ) -> go.Figure:
     """Draw measured (grey) and predicted (coloured) generation in GW over time: solar above, wind below.
 
     ``frame`` is a processed frame; ``predicted`` holds `solar_GW` and `wind_GW` of the same rows in the same order. An
     hour that is absent breaks the lines. A period of more than 100 days is drawn as daily means, of those days that
-    have all their hours. ``measured_name`` is what the legend calls the grey line. Raises DataError: no rows, a column
-    missing, not as many predictions as rows.
+    have all their hours. ``measured_name`` is what the legend calls the grey line. ``band`` are the lower and the upper
+    end of what is to be expected in the share ``coverage`` of the hours, each as ``predicted``; daily means have none,
+    since the misses of single hours do not add up. Raises DataError: no rows, a column missing, not as many predictions
+    as rows.
     """
     measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
     daily = measured.index[-1] - measured.index[0] > pd.Timedelta(days=DAYS_OF_HOURS)
     if daily:
         measured, modelled = _daily_means(measured), _daily_means(modelled)
+    ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, target in enumerate(TARGETS, start=1):
+        if ends:
+            _add_band(figure, *(end[target] for end in ends), target, coverage, row)
         lines = (
             (measured, measured_name, {"color": MEASURED, "width": 1.6}, row == 1),
             (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 2}, True),
@@ -168,12 +186,90 @@ def generation(
     return figure
 
 
-def learning_curve(losses: Sequence[float], *, title: str | None = None) -> go.Figure:
-    """Draw a network's loss (mean squared error, GW squared) after each pass over the data."""
-    epochs = list(range(1, len(losses) + 1))
-    figure = go.Figure().add_scatter(x=epochs, y=list(losses), mode="lines+markers", name="loss")
+def _add_band(
+    figure: go.Figure, low: pd.Series, high: pd.Series, target: str, coverage: float | None, row: int
+) -> None:
+    """Fill between two series of hours; each stretch without a gap by itself, or plotly would fill the gaps too."""
+    known = low.notna()
+    stretches = known.ne(known.shift()).cumsum()[known]
+    for number, (_, hours) in enumerate(low[known].groupby(stretches)):
+        outline = pd.concat([high[hours.index], hours[::-1]])
+        figure.add_scatter(
+            x=outline.index,
+            y=outline,
+            name=f"{NAMES[target].lower()} band" + (f", {coverage:.0%} of hours" if coverage else ""),
+            legendgroup=f"band {target}",
+            showlegend=number == 0,
+            mode="none",
+            fill="toself",
+            fillcolor=COLOURS[target],
+            opacity=0.22,
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
+
+
+def importance(table: pd.DataFrame, *, title: str | None = "What the model goes by") -> go.Figure:
+    """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
+
+    The index names the inputs; columns are `solar_GW` and `wind_GW` and, as `<target>_spread`, their standard
+    deviation. See `explanation.importance`, which makes such a table.
+    """
+    figure = go.Figure()
+    for target in TARGETS:
+        figure.add_bar(
+            y=[INPUT_NAMES.get(name, name) for name in table.index],
+            x=table[target],
+            error_x={"array": table[f"{target}_spread"], "thickness": 1},
+            name=NAMES[target],
+            orientation="h",
+            marker_color=COLOURS[target],
+            hovertemplate="%{x:.3f}",
+        )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(title_text="loss of R2 when the input is shuffled")
+    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
+
+
+def responses(table: pd.DataFrame, *, title: str | None = "How the answer follows each input") -> go.Figure:
+    """Draw the mean prediction in GW over the values of each feature, one panel a feature.
+
+    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. See `explanation.responses`.
+    """
+    features = list(dict.fromkeys(table["feature"]))
+    figure = make_subplots(rows=1, cols=len(features), shared_yaxes=True, horizontal_spacing=0.03)
+    for column, feature in enumerate(features, start=1):
+        rows = table[table["feature"] == feature]
+        for target in TARGETS:
+            figure.add_scatter(
+                x=rows["value"],
+                y=rows[target],
+                name=NAMES[target],
+                legendgroup=target,
+                showlegend=column == 1,
+                mode="lines",
+                line={"color": COLOURS[target], "width": 2},
+                hovertemplate="%{y:.2f} GW",
+                row=1,
+                col=column,
+            )
+        figure.update_xaxes(title_text=f"{INPUT_NAMES[feature]}, {UNITS[feature]}", row=1, col=column)
+    figure.update_yaxes(title_text="mean prediction, GW", rangemode="tozero", row=1, col=1)
+    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def learning_curve(
+    losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "GW²", title: str | None = None
+) -> go.Figure:
+    """Draw a network's mean squared error after each pass; ``watched`` is that on hours it does not learn from."""
+    figure = go.Figure()
+    for name, values in (("hours it learns from", losses), ("hours it is watched on", watched)):
+        if values is not None:
+            epochs = list(range(1, len(values) + 1))
+            figure.add_scatter(x=epochs, y=list(values), mode="lines+markers", name=name)
     figure.update_xaxes(title_text="pass over the data")
-    figure.update_yaxes(title_text="mean squared error, GW²", rangemode="tozero")
+    figure.update_yaxes(title_text=f"mean squared error, {unit}".rstrip(", "), rangemode="tozero")
     return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
 
 

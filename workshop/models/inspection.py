@@ -13,8 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from workshop.data.features import DERIVED
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
+from workshop.models import source
 
 FOLDER_BYTES = 2 << 30  # a forest of a hundred deep trees, grown on five years of hours, has 0.6 GB
 DESCRIPTION_BYTES = 64 << 10  # an MLmodel of ours has 1 KB; YAML is read slowly
@@ -28,8 +30,11 @@ PAPERS = {
     "serving_input_example.json", "data/keras_module.txt", "data/save_format.txt", *ADDED_ON_DOWNLOAD,
 }  # fmt: skip
 SKOPS_FILE, KERAS_FILE = "model.skops", "data/model.keras"
-FILES = PAPERS | {SKOPS_FILE, KERAS_FILE}
-LOADERS = ["mlflow.sklearn", "mlflow.keras", "mlflow.tensorflow"]
+# A network that is given raw weather: what MLflow runs to serve it, and what it serves. Only the second is read here.
+SERVED_FILE, NETWORK_FILE = "served_network.py", "artifacts/network.keras"
+FILES = PAPERS | {SKOPS_FILE, KERAS_FILE, SERVED_FILE, NETWORK_FILE} | source.FILES
+FOLDERS = {parent.as_posix() for file in FILES for parent in Path(file).parents} - {"."}
+LOADERS = ["mlflow.sklearn", "mlflow.keras", "mlflow.tensorflow", "mlflow.pyfunc.loaders.code_model"]
 
 # Estimators whose content is checked here or cannot do harm. Not all of scikit-learn: what is compiled believes the
 # numbers that it is given, and reads whatever memory they point to.
@@ -43,14 +48,26 @@ ESTIMATORS = {
     "sklearn.linear_model._ridge.Ridge",
     "sklearn.tree._classes.DecisionTreeRegressor",
     "sklearn.tree._classes.ExtraTreeRegressor",
+    "workshop.models.regressor.CapacityFactorRegressor",
+}
+BOOSTING = "sklearn.ensemble._hist_gradient_boosting"
+# Estimators that learn from what others derive or divide, and what those hold.
+PARTS = {
+    f"{BOOSTING}.binning._BinMapper",
+    f"{BOOSTING}.gradient_boosting.HistGradientBoostingRegressor",
+    f"{BOOSTING}.predictor.TreePredictor",
+    "sklearn._loss.link.IdentityLink",
+    "sklearn._loss.link.Interval",
+    "sklearn._loss.loss.HalfSquaredError",
+    "sklearn._loss.loss.PinballLoss",
 }
 # How skops may build what: by the loader that a file names, the types it may name with it.
 SKOPS_TYPES = {
     "DictNode": {"builtins.dict"},
     "JsonNode": {"builtins.str"},
     "ListNode": {"builtins.list"},
-    "NdArrayNode": {"numpy.ndarray", "numpy.float64", "numpy.int64"},
-    "ObjectNode": ESTIMATORS,
+    "NdArrayNode": {"numpy.ndarray", "numpy.float64", "numpy.int64", "numpy.uint64"},
+    "ObjectNode": ESTIMATORS | PARTS,
     "TreeNode": {"sklearn.tree._tree.Tree"},
     "TupleNode": {"builtins.tuple"},
     "TypeNode": {"builtins.str"},
@@ -87,10 +104,10 @@ def check_folder(folder: Path, name: str) -> None:
     size = 0
     for file in folder.rglob("*"):
         status, path = file.lstat(), file.relative_to(folder).as_posix()
-        if stat.S_ISDIR(status.st_mode) and path == "data":
+        if stat.S_ISDIR(status.st_mode) and path in FOLDERS:
             continue
         if not stat.S_ISREG(status.st_mode):
-            raise refusal(name, "The model holds what is no plain file.", path, "files, and the folder `data`")
+            raise refusal(name, "The model holds what is no plain file.", path, f"files, and {', '.join(FOLDERS)}")
         if path not in FILES:
             raise refusal(name, "The model holds a file that no model here has.", path, ", ".join(sorted(FILES)))
         size += status.st_size
@@ -99,7 +116,7 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def read_flavors(folder: Path, name: str) -> dict[str, dict]:
-    """Return the flavors that a model's `MLmodel` file names, each with its fields, none with code to run.
+    """Return the flavors that a model's `MLmodel` file names, each with its fields.
 
     Raise ModelError when there is no such file, it is not plain YAML, or it names code or another loader than ours.
     """
@@ -115,8 +132,9 @@ def read_flavors(folder: Path, name: str) -> dict[str, dict]:
         isinstance(key, str) and isinstance(value, dict) for key, value in flavors.items()
     ):
         raise refusal(name, "The model has no readable MLmodel file.", "its flavors", "names, each with fields")
-    if any(fields.get("code") for fields in flavors.values()):
-        raise refusal(name, "The model brings its own code.", "a path `code`", "none")
+    # What travels there is for `mlflow models serve`. Nothing here runs it: the same modules are installed.
+    if any(fields.get("code") not in (None, source.FOLDER) for fields in flavors.values()):
+        raise refusal(name, "The model brings its own code.", "a path `code`", f"none, or `{source.FOLDER}`")
     loader = flavors.get("python_function", {}).get("loader_module")
     if loader not in (None, *LOADERS):
         raise refusal(name, "The model names a loader of its own.", loader, ", ".join(LOADERS))
@@ -155,8 +173,9 @@ def check_skops(file: Path, name: str) -> None:
     with open_archive(file, name) as archive:
         try:
             schema = json.loads(archive.read("schema.json"))
-            if schema["__loader__"] != "ObjectNode":
-                raise refusal(name, "The file holds no model.", schema["__loader__"], ", ".join(sorted(ESTIMATORS)))
+            kind = f"{schema['__module__']}.{schema['__class__']}"
+            if schema["__loader__"] != "ObjectNode" or kind in PARTS:
+                raise refusal(name, "The file holds no model.", kind, ", ".join(sorted(ESTIMATORS)))
             _check_part(schema, name, {})
         except UNREADABLE as error:
             raise refusal(name, "The model's file is damaged.", repr(error)) from None
@@ -183,38 +202,84 @@ def _check_part(part, name: str, known: dict):
     return plain
 
 
-def check_estimator(model: object, name: str) -> None:
+def check_estimator(
+    model: object, name: str, *, width: int = len(FEATURES), outputs: int = len(TARGETS), most_depth: int = 3
+) -> None:
     """Raise ModelError when predicting would take more than the file has: foreign memory, endless time, threads.
 
-    scikit-learn checks the types of a tree's arrays and not what they say
-    (https://github.com/scikit-learn/scikit-learn/pull/34558).
+    ``width`` is how many numbers the model is given, ``outputs`` how many it returns. scikit-learn checks the types of
+    a tree's arrays and not what they say (https://github.com/scikit-learn/scikit-learn/pull/34558).
     """
+    if not most_depth:
+        raise refusal(name, "The model holds models within models.", type(model).__name__, "forests, and parts of two")
     threads = getattr(model, "n_jobs", None)
     if threads is not None and not (isinstance(threads, int) and threads <= MOST_THREADS):
         raise refusal(name, "The model asks for too many threads.", f"n_jobs={threads}", f"at most {MOST_THREADS}")
+    inner = {"width": width, "outputs": outputs, "most_depth": most_depth - 1}
     for estimator in getattr(model, "estimators_", ()):
-        check_estimator(estimator, name)
-    outputs = getattr(model, "n_outputs_", len(TARGETS))
-    if outputs != len(TARGETS):
-        raise refusal(name, "The model predicts something else.", f"{outputs} numbers", ", ".join(TARGETS))
-    if hasattr(model, "tree_") and not _is_sound(model.tree_):
+        check_estimator(estimator, name, **inner)
+    if hasattr(model, "regressors_"):
+        _check_composite(model, name, most_depth - 1)
+        return
+    if (found := getattr(model, "n_outputs_", outputs)) != outputs:
+        raise refusal(name, "The model predicts something else.", f"{found} numbers", f"{outputs}")
+    if hasattr(model, "tree_") and not _is_sound(model.tree_, width):
+        raise refusal(name, "The model holds a broken tree.", "its nodes", "children after parents, known features")
+    if hasattr(model, "_predictors") and not _is_sound_boosting(model, width):
         raise refusal(name, "The model holds a broken tree.", "its nodes", "children after parents, known features")
 
 
-def _is_sound(tree) -> bool:
-    """Tell whether each way down a tree ends, within its nodes and our features."""
+def _check_composite(model, name: str, most_depth: int) -> None:
+    """Raise ModelError unless a model of two targets has a regressor for each, and two or none for its band."""
+    bands = [end for pair in model.bands_ for end in pair]
+    right = len(model.regressors_) == len(TARGETS) and len(bands) in (0, 2 * len(TARGETS))
+    if not right or len(model.margins_) != len(model.bands_) or any(len(pair) != 2 for pair in model.bands_):
+        raise refusal(name, "The model has not what its targets need.", "its parts", ", ".join(TARGETS))
+    if not all(isinstance(number, float) for number in (*model.margins_, model.coverage)):
+        raise refusal(name, "The model's band is no number.", "its margins or coverage", "numbers")
+    for regressor in [*model.regressors_, *bands]:
+        if not hasattr(regressor, "predict"):
+            raise refusal(name, "A part of the model cannot predict.", type(regressor).__name__, "a regressor")
+        check_estimator(regressor, name, width=len(DERIVED), outputs=1, most_depth=most_depth)
+
+
+def _is_sound_boosting(model, width: int) -> bool:
+    """Tell whether each tree of a histogram gradient boosting ends, and asks for nothing but our features."""
     import numpy as np
 
+    trees = [tree for trees in model._predictors for tree in trees]
+    plain = model.n_features_in_ == width and model.n_trees_per_iteration_ == 1 and model._preprocessor is None
+    if not plain or model._baseline_prediction.shape != (1, 1) or any(len(trees) != 1 for trees in model._predictors):
+        return False
+    return not np.any(model._bin_mapper.is_categorical_) and all(
+        tree.nodes.ndim == 1
+        and len(tree.nodes)
+        and not tree.nodes["is_categorical"].any()
+        and _is_way_down(
+            tree.nodes["left"], tree.nodes["right"], tree.nodes["feature_idx"], tree.nodes["is_leaf"] == 0, width
+        )
+        for tree in trees
+    )
+
+
+def _is_sound(tree, width: int) -> bool:
+    """Tell whether each way down a tree ends, within its nodes and the features."""
     # First: the arrays below are as long as the count says, whatever there is.
     if tree.node_count < 1 or tree.node_count != tree.capacity:
         return False
-    left, right = tree.children_left, tree.children_right
-    inner = left != -1  # scikit-learn's mark of a leaf
+    left = tree.children_left
+    return _is_way_down(left, tree.children_right, tree.feature, left != -1, width)  # -1 marks a leaf
+
+
+def _is_way_down(left, right, feature, inner, width: int) -> bool:
+    """Tell whether from each inner node both ways lead to a later one, by a feature that there is."""
+    import numpy as np
+
     parents = np.flatnonzero(inner)
     return bool(
         (left[inner] > parents).all()
         and (right[inner] > parents).all()
-        and (np.maximum(left, right) < tree.node_count).all()
-        and (tree.feature[inner] >= 0).all()
-        and (tree.feature[inner] < len(FEATURES)).all()
+        and (np.maximum(left, right)[inner] < len(left)).all()
+        and (feature[inner] >= 0).all()
+        and (feature[inner] < width).all()
     )

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop.data.features import features
+from workshop.data.features import DERIVED, features, inputs
 from workshop.data.files import checksum
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
-from workshop.models import inspection
+from workshop.models import inspection, source
+from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,32 +28,67 @@ logger = logging.getLogger(__name__)
 
 # What a scikit-learn model of ours may hold beyond skops' own list. Named here, never by the model: a file that
 # says which types to trust could say anything.
-TRUSTED_TYPES = ["sklearn.tree._tree.Tree"]
+TRUSTED_TYPES = [
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+    "workshop.models.regressor.CapacityFactorRegressor",
+]
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 MODELS = "models:/"  # the scheme of logged models and of registered versions
 DIGEST_TAG = "workshop.sha256"
+DERIVING_REQUIREMENTS = ("pvlib",)
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to predict; ``kind`` is `sklearn` or `keras`."""
+    """A model ready to predict; ``kind`` is `sklearn` or `keras`.
+
+    ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
+    """
 
     kind: str
     _predict: Callable[[pd.DataFrame], object]
+    _inputs: Callable[[pd.DataFrame], pd.DataFrame] = features
+    _predict_band: Callable[[pd.DataFrame], tuple] | None = None
+    coverage: float | None = None
 
     @classmethod
     def of(cls, model: object) -> LoadedModel:
         """Wrap a fitted scikit-learn or Keras model, so that it predicts as it will once it is loaded."""
+        if isinstance(model, CapacityFactorNetwork):
+            return cls("keras", model.predict, inputs)
         if type(model).__module__.startswith("keras"):
-            return cls("keras", lambda inputs: model.predict(inputs.to_numpy("float32"), verbose=0))
+            return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0))
+        if isinstance(model, CapacityFactorRegressor):
+            band = (model.predict_band, model.coverage) if model.bands_ else ()
+            return cls("sklearn", model.predict, inputs, *band)
         return cls("sklearn", model.predict)
 
+    @property
+    def knows_time(self) -> bool:
+        """Tell whether the hour matters to the model, besides its weather."""
+        return self._inputs is inputs
+
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return ``solar_GW`` and ``wind_GW`` for each row of weather, as a frame with the same index."""
+        """Return ``solar_GW`` and ``wind_GW`` for each row (`features.INPUTS`), as a frame with the same index."""
+        return self._frame(self._predict(self._inputs(frame)), frame)
+
+    def predict_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """Return the lower and the upper end of the model's error band, each as what `predict` returns.
+
+        None for a model that does not say how unsure it is.
+        """
+        if self._predict_band is None:
+            return None
+        low, high = self._predict_band(self._inputs(frame))
+        return self._frame(low, frame), self._frame(high, frame)
+
+    @staticmethod
+    def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
 
-        return pd.DataFrame(self._predict(features(frame)), index=frame.index, columns=TARGETS)
+        return pd.DataFrame(values, index=frame.index, columns=TARGETS)
 
 
 def requirements(names: tuple[str, ...]) -> list[str]:
@@ -65,21 +101,24 @@ def requirements(names: tuple[str, ...]) -> list[str]:
 def log_model(model: object, example: pd.DataFrame) -> str:
     """Log a fitted scikit-learn or Keras model to the active run; return its `models:/` address.
 
-    ``example`` are a few rows of the processed frame: from them come the signature (the four features in, the
-    two targets in GW out) and the input example.
+    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the two targets in
+    GW out) and the input example. A model that derives features takes the code for it along, see ``source``.
     """
     import mlflow
 
-    inputs = features(example)
-    if type(model).__module__.startswith("keras"):
-        outputs = model.predict(inputs.to_numpy("float32"), verbose=0)
-        # float64, as frames and JSON bring it: a tensor signature is strict, and one of float32 refuses every frame.
-        signature = mlflow.models.infer_signature(inputs.to_numpy(), outputs)
-        logged = mlflow.keras.log_model(
-            model, name="model", signature=signature, pip_requirements=requirements(KERAS_REQUIREMENTS)
-        )
-    else:
-        logged = mlflow.sklearn.log_model(model, name="model", **_options(model, inputs))
+    weather = LoadedModel.of(model)._inputs(example)
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(model, CapacityFactorNetwork):
+            logged = mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder)))
+        elif type(model).__module__.startswith("keras"):
+            outputs = model.predict(weather.to_numpy("float32"), verbose=0)
+            # float64, as frames and JSON bring it: a tensor signature is strict, one of float32 refuses every frame.
+            signature = mlflow.models.infer_signature(weather.to_numpy(), outputs)
+            logged = mlflow.keras.log_model(
+                model, name="model", signature=signature, pip_requirements=requirements(KERAS_REQUIREMENTS)
+            )
+        else:
+            logged = mlflow.sklearn.log_model(model, name="model", **_options(model, weather, Path(folder)))
     with tempfile.TemporaryDirectory() as folder:
         fetched = mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=folder)
         tags = {DIGEST_TAG: digest_of(Path(fetched))}
@@ -98,18 +137,34 @@ def digest_of(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _options(model, inputs: pd.DataFrame) -> dict[str, Any]:
+def _options(model, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """Return how MLflow shall keep a scikit-learn model: with its signature and input example, by skops."""
+    derives = isinstance(model, CapacityFactorRegressor)
+    return _papers(model, weather) | {
+        "skops_trusted_types": TRUSTED_TYPES,
+        "pip_requirements": requirements(SKLEARN_REQUIREMENTS + DERIVING_REQUIREMENTS * derives),
+        "code_paths": [str(source.copy_into(folder))] if derives else None,
+    }
+
+
+def _network_options(model: CapacityFactorNetwork, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Return how MLflow shall keep a network that is given raw weather: its file, and what MLflow runs to serve it."""
+    file = folder / Path(inspection.NETWORK_FILE).name
+    model.network.save(file)
+    return _papers(model, weather) | {
+        "python_model": str(Path(__file__).with_name(inspection.SERVED_FILE)),
+        "artifacts": {"network": str(file)},
+        "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS),
+        "code_paths": [str(source.copy_into(folder))],
+    }
+
+
+def _papers(model, weather: pd.DataFrame) -> dict[str, Any]:
     import mlflow
     import pandas as pd
 
-    outputs = pd.DataFrame(model.predict(inputs), index=inputs.index, columns=TARGETS)
-    return {
-        "signature": mlflow.models.infer_signature(inputs, outputs),
-        "input_example": inputs,
-        "skops_trusted_types": TRUSTED_TYPES,
-        "pip_requirements": requirements(SKLEARN_REQUIREMENTS),
-    }
+    outputs = pd.DataFrame(model.predict(weather), index=weather.index, columns=TARGETS)
+    return {"signature": mlflow.models.infer_signature(weather, outputs), "input_example": weather}
 
 
 def rehearse() -> None:
@@ -121,10 +176,10 @@ def rehearse() -> None:
     import pandas as pd
     from sklearn.tree import DecisionTreeRegressor
 
-    inputs = pd.DataFrame([[0.0] * len(FEATURES), [1.0] * len(FEATURES)], columns=FEATURES)
-    model = DecisionTreeRegressor().fit(inputs, [[0.0] * len(TARGETS), [1.0] * len(TARGETS)])
+    weather = pd.DataFrame([[0.0] * len(FEATURES), [1.0] * len(FEATURES)], columns=FEATURES)
+    model = DecisionTreeRegressor().fit(weather, [[0.0] * len(TARGETS), [1.0] * len(TARGETS)])
     with tempfile.TemporaryDirectory() as folder:
-        mlflow.sklearn.save_model(model, f"{folder}/model", **_options(model, inputs))
+        mlflow.sklearn.save_model(model, f"{folder}/model", **_options(model, weather, Path(folder)))
         load_folder(Path(folder, "model"), "rehearsal")
 
 
@@ -180,11 +235,14 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
     """
     inspection.check_folder(folder, name)
     flavors = inspection.read_flavors(folder, name)
+    source.compare(folder, name)
     sklearn = flavors.get("sklearn", {})
     if sklearn.get("serialization_format") == "skops" and sklearn.get("pickled_model") == inspection.SKOPS_FILE:
         return LoadedModel.of(_load_skops(folder / inspection.SKOPS_FILE, name))
     if not sklearn and ("keras" in flavors or "tensorflow" in flavors):
-        return LoadedModel.of(_load_keras(folder / inspection.KERAS_FILE, name))
+        return LoadedModel.of(_load_keras(folder / inspection.KERAS_FILE, name, FEATURES))
+    if list(flavors) == ["python_function"] and (folder / inspection.NETWORK_FILE).is_file():
+        return LoadedModel.of(CapacityFactorNetwork(_load_keras(folder / inspection.NETWORK_FILE, name, DERIVED)))
     raise inspection.refusal(
         name,
         "The model is not of a kind that is loaded here.",
@@ -207,13 +265,23 @@ def _load_skops(file: Path, name: str):
     return model
 
 
-def _load_keras(file: Path, name: str):
+def _load_keras(file: Path, name: str, columns: list[str]):
+    """Load a network that is given ``columns`` and returns a number for each target."""
     from workshop.models import network
 
     network.check_network(file, name)
     import keras
 
     try:
-        return keras.saving.load_model(file, compile=False, safe_mode=True)
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - whatever the library makes of the file is told in words
         raise inspection.refusal(name, "The Keras model cannot be loaded in safe mode.", repr(error)) from None
+    shape, expected = (model.input_shape[-1], model.output_shape[-1]), (len(columns), len(TARGETS))
+    if shape != expected:
+        raise inspection.refusal(
+            name,
+            "The Keras model takes or returns something else.",
+            "{} numbers to {}".format(*shape),
+            f"{', '.join(columns)} to {', '.join(TARGETS)}",
+        )
+    return model

@@ -6,14 +6,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from workshop.data.features import sun_position, to_utc
 from workshop.data.schema import TARGETS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The middle of Germany, degrees north and east. Below -12 degrees there it is night in every federal state:
-# the country spans about 9 degrees of longitude and 8 of latitude.
-MIDDLE = (51.0, 10.4)
+# Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
+# longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
 
 
@@ -101,12 +101,8 @@ def is_night(utc_timestamp: pd.Series):
 
     By the sun's elevation, not by radiation: the hours of first and last light have none in the features.
     """
-    import pandas as pd
-    from pvlib.solarposition import spa_python
-
-    times = pd.DatetimeIndex(utc_timestamp)
-    ends = (times, times + pd.Timedelta(hours=1))
-    highest = [spa_python(instants, *MIDDLE)["elevation"].to_numpy() for instants in ends]
+    stamps = to_utc(utc_timestamp)
+    highest = [sun_position(stamps, minutes=minutes)["elevation"].to_numpy() for minutes in (0, 60)]
     return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
 
 

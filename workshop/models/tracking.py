@@ -21,6 +21,7 @@ from workshop.settings import EXPERIMENT, get_settings
 
 if TYPE_CHECKING:
     import mlflow
+    from plotly.graph_objects import Figure
 
 ANSWER_SECONDS = 3.0
 RUN_MIME_TYPE = "application/vnd.workshop.run+json"
@@ -136,6 +137,25 @@ def start_run(
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
         show_run(run.info.run_id)
         yield run
+
+
+@contextlib.contextmanager
+def resume_run(run_id: str) -> Iterator[mlflow.ActiveRun]:
+    """Open a run again, to add to it; close it as `start_run` does."""
+    connect()
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id) as run, heartbeat(run_id, mlflow.get_tracking_uri()):
+        yield run
+
+
+def log_explanations(**figures: Figure) -> None:
+    """Log plotly figures to the active run as `explanations/NAME.html`, for people, and `.json`, for the dashboard."""
+    import mlflow
+
+    for name, figure in figures.items():
+        mlflow.log_figure(figure, f"explanations/{name}.html")
+        mlflow.log_text(figure.to_json(), f"explanations/{name}.json")
 
 
 def run_url(run_id: str, experiment_id: str) -> str:
