@@ -132,7 +132,7 @@ class TrainGradientBoosting(Stage):
     """Histogram gradient boosting of capacity factors, its hyperparameters searched."""
 
     candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
-    folds: int = Field(ge=2, le=20, description="of the time that it learns from, for the search and the band")
+    folds: int = Field(ge=2, le=20, description="of the time that it learns from")
     coverage: float = Field(gt=0, lt=1, description="share of the hours that the error band shall hold")
     seed: Seed
 

@@ -21,13 +21,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
+from workshop.data.features import INPUTS
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
-from workshop.models.loading import TRUSTED_TYPES, load_folder
+from workshop.models.loading import TRUSTED_TYPES, _options, load_folder
+from workshop.models.regressor import CapacityFactorRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # in Keras, of TensorFlow
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),  # in Keras, of TensorFlow
+    pytest.mark.filterwarnings("ignore:Operation with range"),  # in MLflow
+]
 
 NAME = "models:/wind_solar/7"
 SECRET = "a line of another file"
@@ -61,7 +66,13 @@ def good(tmp_path_factory):
     mlflow.sklearn.save_model(forest, root / "forest", skops_trusted_types=TRUSTED_TYPES, pip_requirements=[])
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
     mlflow.keras.save_model(network, str(root / "network"), pip_requirements=[])
-    for kind in ("forest", "network"):
+    hours = inputs.assign(utc_timestamp=pd.date_range("2014-06-01", periods=20, freq="h"))
+    trees = HistGradientBoostingRegressor(max_iter=3, min_samples_leaf=2)
+    hours, outputs = (pd.concat([part] * 20, ignore_index=True) for part in (hours, outputs))
+    hours["utc_timestamp"] = pd.date_range("2014-06-01", periods=len(hours), freq="h")
+    boosting = CapacityFactorRegressor(trees, band=trees, folds=2).fit(hours, outputs)
+    mlflow.sklearn.save_model(boosting, root / "boosting", **_options(boosting, hours[INPUTS].head(), root / "copy"))
+    for kind in ("forest", "network", "boosting"):
         load_folder(root / kind, NAME)
     return root
 
@@ -524,6 +535,89 @@ def _edit_schema(folder, change):
             change(part_)
         parts += part_.values() if isinstance(part_, dict) else part_ if isinstance(part_, list) else []
     write_skops(folder, parts[0], members.items())
+
+
+@hostile("boosting", ["left", "right", "feature_idx"])
+def boosted_tree_that_leads_out_by(folder, mark, field):
+    """Predicting with it reads memory that is not the tree's."""
+
+    def change(nodes):
+        if field in (nodes.dtype.names or ()):
+            nodes[field][0] = 2**31
+        return nodes
+
+    _edit_trees(folder, change)
+
+
+@hostile("boosting")
+def boosted_tree_without_an_end(folder, mark):
+    """Predicting with it goes round for ever."""
+
+    def change(nodes):
+        nodes["left"][0] = nodes["right"][0] = 0
+        return nodes
+
+    _edit_trees(folder, change)
+
+
+@hostile("boosting")
+def boosted_tree_of_categories(folder, mark):
+    """It asks for sets of categories, which are not there."""
+
+    def change(nodes):
+        nodes["is_categorical"][0], nodes["bitset_idx"][0] = 1, 2**31
+        return nodes
+
+    _edit_trees(folder, change)
+
+
+@hostile("boosting", ["n_trees_per_iteration_", "n_features_in_", "coverage"])
+def boosting_with_a_false_number_of(folder, mark, number):
+    """More outputs than memory holds, other features, a share that is none."""
+
+    def change(found):
+        if number in found:
+            found[number] = text("much") if number == "coverage" else text(10**9)
+
+    _edit_schema(folder, change)
+
+
+@hostile("boosting", ["regressors_", "bands_", "margins_"])
+def boosting_without_all_of_its(folder, mark, parts):
+    """A part of what its targets need is missing."""
+
+    def change(found):
+        if parts in found:
+            found[parts]["content"] = found[parts]["content"][:1]
+
+    _edit_schema(folder, change)
+
+
+@hostile("boosting", ["regressors_", "bands_"])
+def boosting_whose_part_cannot_predict(folder, mark, parts):
+    """A part that is allowed elsewhere stands for a regressor."""
+
+    def change(found):
+        if parts in found:
+            content = found[parts]["content"]
+            where = content if parts == "regressors_" else content[0]["content"]
+            where[0] = part("ObjectNode", "sklearn._loss.link.IdentityLink", content=mapping({}))
+
+    _edit_schema(folder, change)
+
+
+@hostile("boosting")
+def boosting_alone(folder, mark):
+    """What is a part of a model is no model."""
+    from skops.io import dump
+
+    dump(HistGradientBoostingRegressor(max_iter=2).fit(np.zeros((30, 4)), np.zeros(30)), folder / "model.skops")
+
+
+@hostile("boosting")
+def boosting_beside_other_code(folder, mark):
+    """A module that no model of ours takes along."""
+    (folder / "code" / "workshop" / "sitecustomize.py").write_text(f"import os; os.mkdir({str(mark)!r})")
 
 
 @hostile("forest", ["n_jobs", "n_outputs", "n_outputs_"])

@@ -10,6 +10,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import TimeSeriesSplit
 
 from workshop.data.features import INPUTS, derive, installed, targets, to_utc
+from workshop.data.tables import require_columns
 from workshop.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     of a time series. For solar power only hours with the sun up count.
     """
 
-    def __init__(self, regressor=None, *, watched_share=0.0, band=None, coverage=0.8, folds=4):
+    def __init__(self, regressor=None, *, watched_share=0.0, band=None, coverage=0.8, folds=5):
         self.regressor = regressor
         self.watched_share = watched_share
         self.band = band
@@ -54,7 +55,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         self._check(X)
         factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
         derived = derive(X)
-        counted = [derived["sun_elevation"].to_numpy() > 0, np.ones(len(X), dtype=bool)]
+        counted = [np.flatnonzero(_sun_is_up(derived)), np.arange(len(X))]
         self.regressors_ = [self._fit_one(derived, factor) for factor in factors]
         self.bands_, self.margins_ = [], []
         if self.band is not None:
@@ -75,19 +76,19 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def predict_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Return the lower and the upper end of the band in GW, each shaped as what `predict` returns.
 
-        What is predicted lies within. Where the sun is down both ends of solar power are those that were learned:
-        nothing is to be widened there.
+        What is predicted lies within; for solar power of hours with the sun down it is all that there is.
         """
         predicted, derived = self.predict(X), derive(X)
-        day = derived["sun_elevation"].to_numpy() > 0
         ends = []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(derived) for pair in self.bands_]
-            solar, wind = (values + sign * margin for values, margin in zip(learned, self.margins_, strict=True))
-            factors = np.column_stack([np.where(day, solar, learned[0]), wind])
+            factors = np.column_stack([values + sign * m for values, m in zip(learned, self.margins_, strict=True)])
             ends.append(np.clip(factors, 0, None) * installed(X).to_numpy())
         # Each is learned alone, and where little is known they may cross.
-        return np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
+        low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
+        night = ~_sun_is_up(derived)
+        low[night, 0] = high[night, 0] = predicted[night, 0]
+        return low, high
 
     def _check(self, X: pd.DataFrame) -> None:
         if not 0 <= self.watched_share < 1 or not 0 < self.coverage < 1 or self.folds < 2:
@@ -96,6 +97,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
                 value=f"watched_share {self.watched_share}, coverage {self.coverage}, folds {self.folds}",
                 expected="shares between 0 and 1, and at least 2 folds",
             )
+        require_columns(X.columns, INPUTS, "The frame")
         if not to_utc(X["utc_timestamp"]).is_monotonic_increasing:
             raise DataError(
                 "The hours are not in order of time.",
@@ -117,18 +119,21 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return _slim(regressor.fit(derived, factor))
 
     def _fit_band(self, derived: pd.DataFrame, factor: np.ndarray, counted: np.ndarray, trees: int | None):
-        """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards."""
+        """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
+
+        They learn from the hours ``counted`` alone. With the nights a low quantile of solar power would start at zero,
+        below which nothing is and from which no tree leads away.
+        """
+        derived, factor = derived.iloc[counted], factor[counted]
         outside = (1 - self.coverage) / 2
         ends = [clone(self.band).set_params(loss="quantile", quantile=q) for q in (outside, 1 - outside)]
         for end in ends:
             end.set_params(early_stopping=False, **({"max_iter": trees} if trees else {}))
         missed = []
         for before, after in TimeSeriesSplit(self.folds).split(derived):
-            later = after[counted[after]]
-            low, high = (
-                clone(end).fit(derived.iloc[before], factor[before]).predict(derived.iloc[later]) for end in ends
-            )
-            missed.append(np.maximum(low - factor[later], factor[later] - high))
+            fitted = [clone(end).fit(derived.iloc[before], factor[before]) for end in ends]
+            low, high = (end.predict(derived.iloc[after]) for end in fitted)
+            missed.append(np.maximum(low - factor[after], factor[after] - high))
         margin = float(np.quantile(np.concatenate(missed), self.coverage))
         return [_slim(end.fit(derived, factor)) for end in ends], margin
 
@@ -146,6 +151,10 @@ class CapacityFactorNetwork:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), verbose=0)
         return np.clip(factors, 0, None) * installed(X).to_numpy()
+
+
+def _sun_is_up(derived: pd.DataFrame) -> np.ndarray:
+    return derived["sun_elevation"].to_numpy() > 0
 
 
 def _slim(regressor):

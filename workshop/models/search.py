@@ -68,7 +68,12 @@ def search(
         results = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(tasks)
         judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
     scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
-    table = pd.DataFrame(tried).assign(r2=scores["mean"], spread=scores["std"])
+    # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
+    table = (
+        pd.DataFrame(tried)
+        .rename(columns=lambda name: name.rpartition("__")[2])
+        .assign(r2=scores["mean"], spread=scores["std"])
+    )
     table = table.sort_values("r2", ascending=False, kind="stable", ignore_index=True)
     best = tried[scores["mean"].idxmax()]
     # Plain numbers: they go to JSON and into the model.

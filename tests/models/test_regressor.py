@@ -1,0 +1,158 @@
+"""The regressor of capacity factors: what it gains, what it may look at, how sure it is of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+
+from workshop.data import sample
+from workshop.data.features import features, inputs, installed, targets
+from workshop.data.prepare import prepare
+from workshop.data.schema import TARGETS
+from workshop.data.sources import POWER_FILE, WEATHER_FILE
+from workshop.data.split import split_by_time
+from workshop.errors import DataError, ParameterError
+from workshop.models.explanation import coverage
+from workshop.models.regressor import CapacityFactorRegressor
+
+TREES = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.08, min_samples_leaf=100, random_state=0)
+SEEDS = [sample.SEED, 1, 42]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """By seed of the sample, the hours to learn from and the last fifth of time."""
+    found = {}
+    for seed in SEEDS:
+        folder = tmp_path_factory.mktemp("raw")
+        for name, frame in zip((POWER_FILE, WEATHER_FILE), sample.make_sample(seed), strict=True):
+            frame.to_csv(folder / name, index=False)
+        found[seed] = split_by_time(prepare(folder)[0], 0.2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    """By seed of the sample, a model with a band."""
+    model = CapacityFactorRegressor(TREES, watched_share=0.15, band=TREES)
+    return {seed: _fit(model, train) for seed, (train, _) in parts.items()}
+
+
+def _fit(model, train):
+    from sklearn.base import clone
+
+    return clone(model).fit(inputs(train), targets(train))
+
+
+def test_gain_over_four_features(parts, fitted):
+    """On the last fifth it is ahead of every model of the four weather features by more than 0.1, whatever the seed."""
+    for seed, (train, test) in parts.items():
+        score = fitted[seed].score(inputs(test), targets(test))
+        plain = [LinearRegression(), RandomForestRegressor(20, max_depth=12, random_state=0, n_jobs=-1)]
+        others = [model.fit(features(train), targets(train)).predict(features(test)) for model in plain]
+        trees = [TREES.fit(features(train), train[target]).predict(features(test)) for target in TARGETS]
+        best = max(r2_score(targets(test), predicted) for predicted in (*others, np.column_stack(trees)))
+        assert score > best + 0.1
+
+
+def test_shuffled_targets_score_below_zero(parts):
+    """Whoever learns from targets that belong to other hours knows less than the mean of the held-out hours."""
+    train, test = parts[sample.SEED]
+    wrong = train.assign(**{target: train[target].sample(frac=1, random_state=1).to_numpy() for target in TARGETS})
+    model = _fit(CapacityFactorRegressor(TREES, watched_share=0.15), wrong)
+    assert model.score(inputs(test), targets(test)) < 0
+
+
+def test_band_holds_as_many_hours_as_it_says(parts, fitted):
+    """On the last fifth, a band made for 80 % of the hours holds 75 to 85 % of them, of solar those of daylight."""
+    for seed, (_, test) in parts.items():
+        ends = (pd.DataFrame(end, test.index, TARGETS) for end in fitted[seed].predict_band(inputs(test)))
+        held = coverage(test, *ends)
+        assert all(0.75 <= share <= 0.85 for share in held.values()), (seed, held)
+
+
+def test_band_encloses_the_prediction_and_is_none_too_wide(parts, fitted):
+    """The prediction lies within, nothing is below zero, at night it has no width, and by day less than a quarter."""
+    _, test = parts[sample.SEED]
+    model = fitted[sample.SEED]
+    predicted, (low, high) = model.predict(inputs(test)), model.predict_band(inputs(test))
+    assert (low <= predicted).all()
+    assert (predicted <= high).all()
+    assert (low >= 0).all()
+    midnight = test["utc_timestamp"].dt.hour == 0
+    assert (high[midnight, 0] - low[midnight, 0] == 0).all()
+    wide = (high - low) / installed(test).to_numpy()
+    noon = test["utc_timestamp"].dt.hour == 11
+    assert (np.median(wide[noon], axis=0) < 0.25).all()
+    assert (np.quantile(low[noon, 0], 0.25)) > 0.5
+
+
+def test_fit_is_the_same_twice(parts, fitted):
+    """The same hours and seed give the same model, to the last digit."""
+    train, test = parts[sample.SEED]
+    again = _fit(fitted[sample.SEED], train)
+    assert np.array_equal(again.predict(inputs(test)), fitted[sample.SEED].predict(inputs(test)))
+    assert again.margins_ == fitted[sample.SEED].margins_
+
+
+def test_one_hour_is_answered_as_in_a_year(parts, fitted):
+    """What is predicted for an hour does not depend on the hours that are asked beside it."""
+    _, test = parts[sample.SEED]
+    model, whole = fitted[sample.SEED], inputs(test)
+    alone = np.vstack([model.predict(whole.iloc[[row]]) for row in range(0, len(whole), 500)])
+    assert np.array_equal(alone, model.predict(whole)[::500])
+
+
+def test_more_capacity_is_more_power(parts, fitted):
+    """The same weather in the same hour of a later year gives as much more as was built."""
+    _, test = parts[sample.SEED]
+    then = inputs(test)[test["utc_timestamp"].dt.day_of_year.between(100, 300)]
+    before = then.assign(utc_timestamp=then["utc_timestamp"] - pd.DateOffset(years=2))
+    model = fitted[sample.SEED]
+    gain = model.predict(then).mean(axis=0) / model.predict(before).mean(axis=0)
+    built = (installed(then) / installed(before)).mean()
+    assert np.allclose(gain, built, rtol=0.02)
+
+
+def test_any_regressor_serves(parts):
+    """A linear regression of capacity factors is ahead of one of GW, and has no band."""
+    train, test = parts[sample.SEED]
+    model = _fit(CapacityFactorRegressor(LinearRegression()), train)
+    plain = LinearRegression().fit(features(train), targets(train))
+    assert model.score(inputs(test), targets(test)) > plain.score(features(test), targets(test)) + 0.1
+    assert model.bands_ == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.iloc[::-1], ["not in order of time", "sort_values"]),
+        (lambda rows: rows.head(100), ["too few hours", "100 hours", "at least 200"]),
+        (lambda rows: rows.drop(columns="utc_timestamp"), ["utc_timestamp"]),
+        (lambda rows: rows.assign(utc_timestamp="noon"), ["no time", "noon"]),
+        (
+            lambda rows: rows.assign(utc_timestamp=rows["utc_timestamp"] + pd.DateOffset(years=9)),
+            ["no figure of installed capacity", "capacity.py"],
+        ),
+    ],
+)
+def test_hours_it_cannot_learn_from_are_told(parts, change, words):
+    """Each error says what is wrong with the hours and what to do."""
+    train, _ = parts[sample.SEED]
+    rows = change(train.head(400))
+    with pytest.raises(DataError) as caught:
+        CapacityFactorRegressor(LinearRegression()).fit(rows, targets(train.loc[rows.index]))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [{"coverage": 1.0}, {"watched_share": 1.0}, {"folds": 1}])
+def test_settings_that_cannot_be_are_told(parts, settings):
+    """A share of everything, or a single fold, is refused with what is allowed."""
+    train, _ = parts[sample.SEED]
+    with pytest.raises(ParameterError, match=str(next(iter(settings)))):
+        CapacityFactorRegressor(LinearRegression(), **settings).fit(inputs(train), targets(train))
