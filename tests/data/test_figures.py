@@ -57,6 +57,46 @@ def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predic
         assert trace.stackgroup is None
 
 
+def test_measured_and_predicted_fills_a_band_but_no_gap(frame, predicted):
+    """Between its ends the band is filled, each stretch of hours by itself; the legend says what share it holds."""
+    kept = frame.index.drop([100, 101])
+    band = tuple(predicted.loc[kept] + width for width in (-2, 2))
+    figure = figures.measured_and_predicted(frame.loc[kept], predicted.loc[kept], band=band, coverage=0.8)
+    stretches = [trace for trace in figure.data if trace.name == "solar band, 80% of hours"]
+    assert [len(trace.x) for trace in stretches] == [200, 2 * 138]
+    assert all(trace.fill == "toself" for trace in stretches)
+    assert [trace.showlegend for trace in stretches] == [True, False]
+    high, low = np.split(np.asarray(stretches[0].y), 2)
+    assert (high - low[::-1]).tolist() == pytest.approx([4] * 100)
+
+
+def test_measured_and_predicted_draws_no_band_of_daily_means():
+    """The misses of single hours do not add up to those of days."""
+    hours = pd.date_range("2016-01-01", periods=3000, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": hours, "solar_GW": 1.0, "wind_GW": 2.0})
+    predicted = frame[["solar_GW", "wind_GW"]]
+    figure = figures.measured_and_predicted(frame, predicted, band=(predicted, predicted))
+    assert all(trace.fill is None for trace in figure.data)
+
+
+def test_importance_names_inputs_and_draws_their_spread():
+    """A bar an input and target, with the standard deviation as its error bar."""
+    table = pd.DataFrame({"solar_GW": [0.7, 0.1], "wind_GW": [0.0, 1.5]}, index=["utc_timestamp", "windspeed"])
+    figure = figures.importance(table.assign(solar_GW_spread=0.01, wind_GW_spread=0.02))
+    assert [list(trace.y) for trace in figure.data] == [["Hour and season", "Wind speed"]] * 2
+    assert list(figure.data[1].x) == [0.0, 1.5]
+    assert list(figure.data[1].error_x.array) == [0.02, 0.02]
+
+
+def test_responses_draw_a_panel_a_feature():
+    """Each feature has a panel with its name and unit, and a line for each target."""
+    rows = {"feature": ["windspeed"] * 2 + ["temperature"] * 2, "value": [1.0, 2.0, -5.0, 5.0]}
+    figure = figures.responses(pd.DataFrame(rows | {"solar_GW": 1.0, "wind_GW": [3.0, 4.0, 5.0, 6.0]}))
+    assert figure.layout.xaxis.title.text == "Wind speed, m/s"
+    assert figure.layout.xaxis2.title.text == "Temperature, °C"
+    assert [list(trace.y) for trace in figure.data if trace.name == "Wind"] == [[3.0, 4.0], [5.0, 6.0]]
+
+
 def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
     """More than 100 days become daily means, and a day that lacks an hour becomes a gap."""
     hours = pd.date_range("2015-01-01", periods=24 * 120, freq="h", tz="UTC")

@@ -106,18 +106,23 @@ def to_utc(stamps: Series) -> DatetimeIndex:
     """Return times as UTC: those without a zone are taken for it, text is read as ISO 8601; DataError if it is none."""
     import pandas as pd
 
+    is_time = isinstance(stamps.dtype, pd.DatetimeTZDtype) or stamps.dtype.kind == "M"
     try:
-        return pd.DatetimeIndex(pd.to_datetime(stamps, utc=True, format=None if _is_time(stamps) else "ISO8601"))
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            "The column utc_timestamp holds what is no time.",
-            value=str(error).splitlines()[0],
-            expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
-        ) from None
+        found = stamps if is_time else stamps.astype("str")
+        times = pd.DatetimeIndex(pd.to_datetime(found, utc=True, format=None if is_time else "ISO8601"))
+    except ValueError as error:
+        raise _no_time(str(error).splitlines()[0]) from None
+    if times.hasnans:
+        raise _no_time(f"{times.isna().sum()} of {len(times)} are missing")
+    return times
 
 
-def _is_time(stamps: Series) -> bool:
-    return getattr(stamps.dtype, "kind", "O") == "M"
+def _no_time(found: str) -> DataError:
+    return DataError(
+        "The column utc_timestamp holds what is no time.",
+        value=found,
+        expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
+    )
 
 
 def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
