@@ -87,7 +87,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
         "last_hour": frame["utc_timestamp"].iloc[-1].strftime(STAMP),
         "means": {column: round(float(frame[column].mean()), 4) for column in schema.RANGES},
     }
-    logger.info("%s: %s", raw_folder, coverage.in_words(findings))
+    logger.info("%s: %s", told.source, coverage.in_words(findings))
     return told.mark(frame), findings
 
 

@@ -19,8 +19,8 @@ RANGES: dict[str, tuple[float, float]] = {
 # A mean beyond these is possible, but often another unit: wind in km/h taken for m/s stays within its range. For power
 # they are wide, since countries differ: a factor of 1,000 is all that shows.
 USUAL_MEANS: dict[str, tuple[float, float]] = {
-    "solar_GW": (0.005, 100),
-    "wind_GW": (0.005, 100),
+    "solar_GW": (0.01, 100),
+    "wind_GW": (0.01, 100),
     "windspeed": (1, 10),
     "temperature": (-10, 30),
     "rad_horizontal": (20, 300),
@@ -45,7 +45,7 @@ WHOLE_YEAR_PERCENT = 90.0
 # Hoaglin, How to Detect and Handle Outliers, 1993); power and wind have long tails, and the sample's storms reach 11.
 # At dawn the deviation is next to nothing, so at least this share of the span of 98 % of all values counts.
 MOST_DEVIATIONS = 12.0
-LEAST_DEVIATION = 0.05
+LEAST_DEVIATION = 0.1
 
 # Far from the median of the hour and both its neighbours (a Hampel identifier: Davies and Gather, The Identification
 # of Multiple Outliers, 1993), in units of what 99 % of the hours keep. A single wrong reading shows here; the sample's

@@ -62,6 +62,10 @@ class Check:
     def __str__(self) -> str:
         return f"{self.of}, {self.name}: {self.found}, limit {self.expected}" + (f"; {self.note}" if self.note else "")
 
+    def as_row(self) -> dict[str, str]:
+        """Return a row of a table for people."""
+        return {"where": self.of, "what": self.name, "found": self.found, "limit": self.expected, "details": self.note}
+
     def as_dict(self) -> dict[str, Any]:
         """Return what can be written as JSON."""
         return {
@@ -85,6 +89,11 @@ class Validation:
     def warnings(self) -> list[Check]:
         """The checks whose value is unusual."""
         return [check for check in self.checks if check.verdict == WARNING]
+
+    def log(self) -> None:
+        """Tell the warnings to the log, a line each."""
+        for check in self.warnings:
+            logger.warning("%s", check)
 
     def as_findings(self) -> dict[str, Any]:
         """Return the findings with all checks, as they are written as JSON."""
@@ -110,8 +119,8 @@ class Validation:
 def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     """Hold a processed frame and its findings (`prepare.prepare`) against all that is usual (`thresholds`).
 
-    What cannot be has raised a DataError before; here everything is possible, and at worst a warning, which also goes
-    to the log. Of fewer than 28 days means, outliers and changes say nothing, and there are no checks of them.
+    What cannot be has raised a DataError before; here everything is possible, and at worst a warning. Of fewer than
+    28 days means, outliers and changes say nothing, and there are no checks of them.
     """
     hourly = frame.set_index("utc_timestamp")[[*TARGETS, *FEATURES]].asfreq("h")
     enough = len(frame) >= thresholds.MONTH_HOURS
@@ -125,10 +134,7 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
             checks += found
         if column == "solar_GW":
             checks.append(_check_night(hourly))
-    validation = Validation(tuple(checks), findings, _values(hourly, outliers))
-    for check in validation.warnings:
-        logger.warning("%s", check)
-    return validation
+    return Validation(tuple(checks), findings, _values(hourly, outliers))
 
 
 # -- hours ---------------------------------------------------------------------------------------------------------
