@@ -11,67 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workshop.data import coverage, thresholds, units
+from workshop.data.checks import WARNING, Check, number
 from workshop.data.schema import FEATURES, TARGETS, UNITS
-from workshop.data.thresholds import RANGES, USUAL_MEANS, Limits
+from workshop.data.thresholds import RANGES, USUAL_MEANS
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 logger = logging.getLogger(__name__)
 
-FINE, WARNING = "fine", "warning"
 MAD_TO_DEVIATION = 1.4826
 HOUR = "%Y-%m-%d %H:%M"  # UTC, as everything
 SHOWN = 4  # places told of one check; the rest are counted
-
-
-@dataclass(frozen=True)
-class Check:
-    """Something that was looked at: ``name`` it, in a column or file ``of``, with what was found and what is usual.
-
-    Both limits are usual themselves; None is no limit. ``note`` says where it was found, and what to do about it.
-    """
-
-    name: str
-    of: str
-    value: float
-    limits: Limits
-    unit: str = ""
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """Whether the value is within the limits: `fine`, else `warning`."""
-        least, most = self.limits
-        within = (least is None or self.value >= least) and (most is None or self.value <= most)
-        return FINE if within else WARNING
-
-    @property
-    def found(self) -> str:
-        """The value with its unit."""
-        return f"{number(self.value)} {self.unit}".strip()
-
-    @property
-    def expected(self) -> str:
-        """The limits in words."""
-        least, most = (None if limit is None else number(limit) for limit in self.limits)
-        if least is None or most is None:
-            return f"{'at most' if least is None else 'at least'} {most or least} {self.unit}".strip()
-        return f"{least} to {most} {self.unit}".strip()
-
-    def __str__(self) -> str:
-        return f"{self.of}, {self.name}: {self.found}, limit {self.expected}" + (f"; {self.note}" if self.note else "")
-
-    def as_row(self) -> dict[str, str]:
-        """Return a row of a table for people."""
-        return {"where": self.of, "what": self.name, "found": self.found, "limit": self.expected, "details": self.note}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what can be written as JSON."""
-        return {
-            "name": self.name, "of": self.of, "value": round(self.value, 4), "limits": list(self.limits),
-            "unit": self.unit, "verdict": self.verdict, "note": self.note,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,10 +93,13 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
     years = findings["by_year"]
     missing = {year: 100 * (1 - counts["hours_kept"] / counts["hours_expected"]) for year, counts in years.items()}
     worst = max(missing, key=missing.get)
+    over = [year for year, percent in missing.items() if percent > thresholds.MOST_MISSING_PERCENT]
+    note = _listed(
+        f"{year} lacks {years[year]['hours_expected'] - years[year]['hours_kept']:,} hours" for year in over or [worst]
+    )
     yield Check(
-        "hours missing from a year", "hours", missing[worst], (None, thresholds.MOST_MISSING_PERCENT), "%",
-        f"{worst} lacks {years[worst]['hours_expected'] - years[worst]['hours_kept']:,} hours",
-    )  # fmt: skip
+        "hours missing from a year", "hours", missing[worst], (None, thresholds.MOST_MISSING_PERCENT), "%", note
+    )
     worst = max(years, key=lambda year: years[year]["longest_gap_hours"])
     began = years[worst]["longest_gap_from"]
     note = f"from {datetime.fromisoformat(began):{HOUR}} on" if began else ""
@@ -306,8 +260,3 @@ def _listed(places) -> str:
     places = list(places)
     more = [f"{len(places) - SHOWN} more"] if len(places) > SHOWN else []
     return ", ".join(places[:SHOWN] + more)
-
-
-def number(value: float) -> str:
-    """Write a number for people: whole ones whole, others to three digits."""
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"

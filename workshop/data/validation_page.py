@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workshop.data import coverage, origin, validation
+from workshop.data import coverage, origin
+from workshop.data.checks import number
 from workshop.data.figures import COLOURS, TEMPLATE
 from workshop.data.schema import FEATURES, TARGETS, UNITS
 from workshop.data.thresholds import RANGES, USUAL_MEANS
@@ -53,7 +54,7 @@ def _template() -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = validation.number
+    environment.filters["number"] = number
     environment.filters["stamp"] = lambda text: text.replace("T", " ").removesuffix(":00Z")
     text = files("workshop.data").joinpath("validation.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)
