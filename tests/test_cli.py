@@ -117,6 +117,32 @@ def test_data_fetch_of_an_unknown_source_names_those_there_are(tmp_path):
     assert "sample" in done.stderr
 
 
+def test_data_check_tells_what_is_unusual_and_writes_the_page(tmp_path):
+    """The warnings as a table, what was left out on standard error, exit 0; a page; all checks as JSON."""
+    raw, page = tmp_path / "raw", tmp_path / "made" / "page.html"
+    assert workshop("data", "fetch", "--source", "sample", "--to", str(raw)).returncode == 0
+    done = workshop("data", "check", str(raw), "--report", str(page))
+    assert done.returncode == 0, done.stderr
+    assert "hours that stand twice" in done.stdout
+    assert "35,016 of 35,064 hours kept; left out: absent from power 28" in done.stderr
+    assert "Validation of the data" in page.read_text(encoding="utf-8")
+    checks = json.loads(workshop("data", "check", str(raw), "--json").stdout)
+    assert [check["of"] for check in checks if check["verdict"] == "warning"] == ["power", "wind_GW"]
+
+
+def test_data_check_of_broken_data_names_the_line_and_writes_no_page(tmp_path):
+    """An error is an error: file, line and value, exit 1, and nothing that looks like a result."""
+    raw, page = tmp_path / "raw", tmp_path / "page.html"
+    assert workshop("data", "fetch", "--source", "sample", "--to", str(raw)).returncode == 0
+    file = raw / "weather_data.csv"
+    file.write_text(file.read_text().replace("2013-01-01T08:00:00Z,", "2013-01-01T08:00:00Z,much", 1))
+    done = workshop("data", "check", str(raw), "--report", str(page))
+    assert done.returncode == 1
+    assert "weather_data.csv, line 10" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not page.exists()
+
+
 def test_promote_without_a_candidate_says_what_to_run(servers, tmp_path):
     """No file: exit 1 and the next step."""
     done = servers.run(BIN / "workshop", "promote", tmp_path / "none.json")

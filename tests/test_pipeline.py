@@ -172,6 +172,30 @@ def test_findings_count_what_was_left_out(servers):
     assert findings["doubled"]["power"] == 4
 
 
+def test_validation_is_a_page_and_a_run(in_workplace):
+    """The page beside the report is the run's artifact too; the counts of what was left out are the run's metrics."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    page = (in_workplace.pipeline / "results" / "validation.html").read_text(encoding="utf-8")
+    findings = json.loads((in_workplace.pipeline / "results" / "findings.json").read_text())
+    executed = nbformat.read(in_workplace.pipeline / "executed" / "prepare.ipynb", as_version=4)
+    (run_id,) = runs_of_notebook(executed)
+    run = client.get_run(run_id)
+    lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]["prepare"]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["workshop.stage"] == "prepare"
+    assert run.data.params == {"first_year": "2013", "last_year": "2016"}
+    assert run.data.metrics["hours_left_out"] == findings["hours_left_out"] == 48
+    assert run.data.metrics["warnings"] == sum(check["verdict"] == "warning" for check in findings["checks"])
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/validation.html") == page
+    assert mlflow.artifacts.load_dict(f"runs:/{run_id}/findings.json") == findings
+    assert "results/validation.html" in [out["path"] for out in lock["outs"]]
+    told = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+    assert "35,016 of 35,064 hours kept" in told
+    assert "hours that stand twice" in told
+
+
 def test_report_is_one_file_that_names_its_model(servers):
     """Self-contained: no address is fetched; the model's version, the week and the word modelled are in it."""
     page = (servers.pipeline / "results" / "report.html").read_text(encoding="utf-8")
@@ -191,7 +215,7 @@ def test_repro_without_a_change_runs_tracking_store_alone(servers):
 
 
 def test_repro_after_the_store_was_wiped_trains_again(restored, in_workplace):
-    """The experiment with its runs is gone: training runs again, data stages do not."""
+    """The experiment with its runs is gone: what logs runs runs again, the rest does not."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
@@ -199,8 +223,8 @@ def test_repro_after_the_store_was_wiped_trains_again(restored, in_workplace):
     client.rename_experiment(experiment.experiment_id, f"wiped_{time.time():.0f}")
     done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
-    assert set(ran(done)) >= {"tracking_store", "compare", "promote"} | TRAINING
-    assert not {"fetch", "prepare", "split"} & set(ran(done))
+    assert set(ran(done)) >= {"tracking_store", "prepare", "compare", "promote"} | TRAINING
+    assert not {"fetch", "split"} & set(ran(done))
 
 
 def test_repro_after_one_parameter_runs_what_depends_on_it(restored, in_workplace):

@@ -27,7 +27,8 @@ KERNEL_IMPORTS = (
     "pvlib.solarposition", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "skops.io", "keras",
     "mlflow.sklearn", "mlflow.keras", "mlflow.pyfunc.scoring_server", "mlflow.models.display_utils",
     "mlflow.tracing.processor.mlflow_v3", "mlflow.tracking.request_header.registry", "git", "workshop.data.figures",
-    "workshop.data.origin", "workshop.data.own", "workshop.data.prepare", "workshop.data.split", "workshop.data.weeks",
+    "workshop.data.origin", "workshop.data.own", "workshop.data.prepare", "workshop.data.split",
+    "workshop.data.validation_page", "workshop.data.weeks",
     "workshop.engine.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
     "workshop.models.tracking", "workshop.models.loading:rehearse",
 )  # fmt: skip

@@ -55,8 +55,8 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
     frame, findings = prepared
     assert len(frame) == 35_016
     assert json.loads(json.dumps(findings)) == findings
-    means = findings.pop("means")
-    assert findings == {
+    means, by_year = findings["means"], findings["by_year"]
+    assert {name: findings[name] for name in findings if name not in ("means", "by_year")} == {
         "source": "sample",
         "first_year": 2013,
         "last_year": 2016,
@@ -80,6 +80,9 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
         "first_hour": "2013-01-01T00:00:00Z",
         "last_hour": "2016-12-31T23:00:00Z",
     }
+    assert {year: counts["hours_kept"] for year, counts in by_year.items()} == {
+        "2013": 8755, "2014": 8745, "2015": 8759, "2016": 8757,
+    }  # fmt: skip
     assert means["solar_GW"] == pytest.approx(frame["solar_GW"].mean(), abs=1e-4)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 import click
 
+from workshop.cli.printing import json_option, print_rows
+
 
 @click.group()
 def data() -> None:
-    """Get the data: raw files, or the processed table.
+    """Get the data, raw files or the processed table, and look at it.
 
     \b
     Example:  workshop data csv germany.csv
@@ -47,6 +50,37 @@ def fetch(source: str | None, folder: Path, mirror: str | None) -> None:
     click.echo(sources.attribution(source, options), err=True)
 
 
+@data.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write a page (HTML).")
+@json_option
+def check(folder: Path, report: Path | None, as_json: bool) -> None:
+    """Look at the raw files in FOLDER: what would be left out and why, and what is unusual.
+
+    Prints the warnings (with --json all checks, with their limits), of the years in params.yaml. Data that is broken is
+    an error; data that is only unusual is not.
+
+    \b
+    Example:  workshop data check 4_pipeline/data/raw --report validation.html
+    """
+    from workshop.data import prepare, validation, validation_page
+    from workshop.data.files import write_whole
+    from workshop.parameters import read_stage
+    from workshop.settings import get_settings
+
+    years = read_stage(get_settings().pipeline / "params.yaml", "prepare")
+    _hear()
+    frame, findings = prepare.prepare(folder, years.first_year, years.last_year)
+    found = validation.validate(frame, findings)
+    if report is not None:
+        write_whole(report, validation_page.render(frame, found).encode())
+    if as_json:
+        print_rows([check.as_dict() for check in found.checks], as_json)
+        return
+    print_rows([check.as_row() for check in found.warnings], as_json)
+    click.echo(f"{len(found.warnings)} of {len(found.checks)} checks warn", err=True)
+
+
 @data.command("csv")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def make_csv(file: Path) -> None:
@@ -57,5 +91,13 @@ def make_csv(file: Path) -> None:
     """
     from workshop.data.prepare import load_or_make
 
+    _hear()
     frame = load_or_make(file)
     click.echo(f"{file}: {len(frame)} hours")
+
+
+def _hear() -> None:
+    """Let people see on standard error what was left out of the data, and why: that is what its log says."""
+    logger = logging.getLogger("workshop.data")
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)

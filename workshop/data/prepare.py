@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,14 @@ from typing import NamedTuple
 import pandas as pd
 from pandas import DataFrame
 
-from workshop.data import origin, own, schema, sources
+from workshop.data import coverage, origin, own, schema, sources
+from workshop.data.coverage import STAMP
 from workshop.data.files import write_whole
 from workshop.data.tables import read_columns
 from workshop.errors import DataError, ParameterError
 
-STAMP = "%Y-%m-%dT%H:%M:%SZ"
+logger = logging.getLogger(__name__)
+
 MW_PER_GW = 1000
 POWER_COLUMNS = {"DE_solar_generation_actual": "solar_GW", "DE_wind_generation_actual": "wind_GW"}
 WEATHER_COLUMNS = {
@@ -40,7 +43,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     from (`origin.of_frame`). The findings can be written as JSON: the source; the hours expected, kept and left out; by
     file (`power` and `weather`, or `own`) its rows, those outside the years, those that stood before an earlier one,
     those doubled, and the hours absent; the empty cells by column, among the hours that a file has; for a file of
-    one's own what `own.read` left out; what is unusual, in words; the first and last hour; the means.
+    one's own what `own.read` left out; the same counts `coverage.by_year`; what is unusual, in words; the first and
+    last hour; the means. What was left out, and why, also goes to the log.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut
     short, a timestamp without a zone or off the hour, no hour in the years asked for, values out of range) and
@@ -77,11 +81,13 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             column: int(count) for part in parts.values() for column, count in part.frame.isna().sum().items()
         },
         **left_out,
+        "by_year": coverage.by_year({name: table.frame for name, table in tables.items()}, frame, hours),
         "unusual": schema.unusual(frame),
         "first_hour": frame["utc_timestamp"].iloc[0].strftime(STAMP),
         "last_hour": frame["utc_timestamp"].iloc[-1].strftime(STAMP),
         "means": {column: round(float(frame[column].mean()), 4) for column in schema.RANGES},
     }
+    logger.info("%s: %s", told.source, coverage.in_words(findings))
     return told.mark(frame), findings
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from workshop.data import units
 from workshop.data.tables import latest_allowed, read_columns, require_columns
+from workshop.data.thresholds import MONTH_HOURS, RANGES, USUAL_MEANS
 from workshop.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,23 +29,6 @@ UNITS: dict[str, str] = {
     "rad_horizontal": "W/m²",
     "rad_diffuse": "W/m²",
 }
-# What is physically possible for a country's mean or sum; the solar constant is 1,361 W/m2.
-RANGES: dict[str, tuple[float, float]] = {
-    "solar_GW": (0, 200),
-    "wind_GW": (0, 200),
-    "windspeed": (0, 60),
-    "temperature": (-40, 50),
-    "rad_horizontal": (0, 1400),
-    "rad_diffuse": (0, 1400),
-}
-# A mean beyond these is possible, but often another unit: wind in km/h taken for m/s stays within its range.
-USUAL_MEANS: dict[str, tuple[float, float]] = {
-    "windspeed": (1, 10),
-    "temperature": (-10, 30),
-    "rad_horizontal": (20, 300),
-    "rad_diffuse": (20, 150),
-}
-MONTH_HOURS = 24 * 28  # fewer say nothing of a mean
 SHOWN = 5  # failures told in an error; the rest are counted
 
 _MAKE_AGAIN = "make the file again (workshop data, or the notebook make_processed_data)"

@@ -77,8 +77,8 @@ def _check_server(uri: str) -> None:
 def store_id() -> str:
     """Return the tracking store's identity, kept in a tag of the experiment; a new store gets a new one.
 
-    DVC's lock knows nothing of a tracking server that was wiped. Training stages depend on this identity, so
-    that they run, and register, again when it has changed.
+    DVC's lock knows nothing of a tracking server that was wiped. The stages that log depend on this identity, so
+    that they run, and log, again when it has changed.
     """
     return _known_store_id() or _new_store_id()
 

@@ -1,0 +1,335 @@
+"""What is unusual in data that is possible: each kind is caused in real raw files and told with its numbers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workshop.data import coverage, thresholds, validation_page
+from workshop.data.prepare import prepare
+from workshop.data.sources import POWER_FILE, WEATHER_FILE
+from workshop.data.validation import validate
+
+SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
+WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
+DIFFUSE = "DE_radiation_diffuse_horizontal"
+# What the sample deserves: doubled hours with two readings, and the jump that the real wind series has.
+OF_SAMPLE = {("power", "hours that stand twice"), ("wind_GW", "change of the mean from year to year")}
+
+
+def _told(found) -> dict[tuple[str, str], object]:
+    return {(check.of, check.name): check for check in found.warnings}
+
+
+def _text(page: str) -> str:
+    """The words of a page, without its marks."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<style>.*?</style>", "", page)))
+
+
+@pytest.fixture
+def damaged(raw_copy):
+    """A function that changes a raw file, a frame by the hour, and returns what validation finds and shows."""
+
+    def change(name, how, *years):
+        path = raw_copy / name
+        table = pd.read_csv(path)
+        table.index = pd.to_datetime(table["utc_timestamp"])
+        how(table).to_csv(path, index=False)
+        frame, findings = prepare(raw_copy, *years)
+        found = validate(frame, findings)
+        return found, _text(validation_page.render(frame, found))
+
+    return change
+
+
+def _put(column, hours, value):
+    """Put a value, or what a function makes of the old ones, into the hours from the first to the last one."""
+
+    def change(table):
+        where = slice(*hours)
+        old = table.loc[where, column]
+        table[column] = table[column].astype(float)
+        table.loc[where, column] = value(old) if callable(value) else value
+        return table
+
+    return change
+
+
+def test_sample_gives_the_warnings_it_deserves(prepared):
+    """Two, and no more: four doubled hours, and the jump of wind from 2014 to 2015; every value is finite."""
+    found = validate(*prepared)
+    assert set(_told(found)) == OF_SAMPLE
+    assert _told(found)["power", "hours that stand twice"].value == 4
+    jump = _told(found)["wind_GW", "change of the mean from year to year"]
+    assert jump.value == pytest.approx(42.2, abs=0.1)
+    assert "+42.2 % to 2015" in jump.note
+    assert all(np.isfinite(check.value) for check in found.checks)
+    assert found.values["outliers"].sum() == 0
+
+
+def test_validation_does_not_change_its_arguments(prepared):
+    """Frame and findings are as they were."""
+    frame, findings = prepared
+    before, told = frame.copy(), json.dumps(findings)
+    validation_page.render(frame, validate(frame, findings))
+    pd.testing.assert_frame_equal(frame, before)
+    assert json.dumps(findings) == told
+
+
+def test_gap_is_told_with_its_length_and_its_begin(damaged):
+    """Four hundred hours cut from the power file: the gap, the year's share, the reason, the months on the page."""
+    cut = pd.date_range("2015-07-28 08:00", periods=400, freq="h", tz="UTC")
+    found, page = damaged(POWER_FILE, lambda table: table.drop(index=cut))
+    gap = _told(found)["hours", "longest gap"]
+    assert gap.value == 400
+    assert gap.note == "from 2015-07-28 08:00 on"
+    missing = _told(found)["hours", "hours missing from a year"]
+    assert missing.value == pytest.approx(100 * 401 / 8760)
+    assert missing.note == "2015 lacks 401 hours"
+    year = found.findings["by_year"]["2015"]
+    assert year["absent"] == {"power": 400, "weather": 0}
+    assert (year["hours_kept"], year["longest_gap_hours"]) == (8359, 400)
+    assert found.metrics()["longest_gap_hours"] == 400
+    assert "longest gap 400 h at most 24 h from 2015-07-28 08:00 on" in page
+    assert "absent from power 428" in page
+
+
+def test_doubled_hours_are_told_by_file_and_year(damaged):
+    """Three hours of 2014 twice in the weather file: counted, and the first rows kept."""
+
+    def twice(table):
+        again = table["2014-05-01 03:00":"2014-05-01 05:00"].assign(**{TEMPERATURE: 49.0})
+        return pd.concat([table, again]).sort_index(kind="stable")
+
+    found, page = damaged(WEATHER_FILE, twice)
+    check = _told(found)["weather", "hours that stand twice"]
+    assert check.value == 3
+    assert check.note.startswith("3 in 2014;")
+    assert found.findings["by_year"]["2014"]["doubled"] == {"power": 1, "weather": 3}
+    assert found.values["most"].max() < 1400
+    assert found.metrics()["doubled_weather"] == 3
+    assert "doubled in weather 3" in page
+
+
+def test_empty_cells_are_counted_by_column_and_year(damaged):
+    """Two hundred cells emptied: they are incomplete hours of that column and year, and a gap."""
+    found, page = damaged(WEATHER_FILE, _put(DIFFUSE, ("2014-03-01 00:00", "2014-03-09 07:00"), np.nan))
+    assert found.findings["by_year"]["2014"]["incomplete"]["rad_diffuse"] == 200
+    assert found.findings["by_year"]["2015"]["incomplete"]["rad_diffuse"] == 0
+    assert _told(found)["hours", "longest gap"].value == 200
+    assert "without rad_diffuse 200" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "ours", "value", "shown"),
+    [
+        (WEATHER_FILE, WINDSPEED, "windspeed", 40.0, "40 m/s"),
+        (WEATHER_FILE, TEMPERATURE, "temperature", 45.0, "45 °C"),
+        (POWER_FILE, WIND, "wind_GW", 90_000.0, "90 GW"),
+        (POWER_FILE, SOLAR, "solar_GW", 60_000.0, "60 GW"),
+    ],
+)
+def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, shown):
+    """One hour that is possible but far from its neighbours: named with its time and value, counted in its year."""
+    hour = "2015-04-14 11:00"
+    found, page = damaged(name, _put(column, (hour, hour), value))
+    told = [check for (of, check_name), check in _told(found).items() if of == ours and "distance" in check_name]
+    assert told
+    assert all(f"{hour} ({shown})" in check.note for check in told)
+    rows = found.values[found.values["outliers"] > 0]
+    assert rows[["column", "year", "outliers"]].to_numpy().tolist() == [[ours, 2015, 1]]
+    assert found.metrics()["outliers"] == 1
+    assert f"{hour} ({shown})" in page
+
+
+def test_dropped_reading_is_an_outlier(damaged):
+    """Wind that is gone for one hour of a storm."""
+    found, _ = damaged(POWER_FILE, _put(WIND, ("2016-04-17 20:00", "2016-04-17 20:00"), 0.0))
+    assert "2016-04-17 20:00 (0 GW)" in _told(found)["wind_GW", "distance from both hours beside"].note
+
+
+def test_frozen_value_is_told(damaged):
+    """The same value for 61 hours: how long, since when, and which."""
+    found, page = damaged(POWER_FILE, _put(WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000))
+    check = _told(found)["wind_GW", "the same value hour after hour"]
+    assert check.value == 61
+    assert "5 GW for 61 h from 2013-01-05 04:00 on" in check.note
+    assert "5 GW for 61 h" in page
+
+
+def test_zeros_in_place_of_a_gap_are_told(damaged):
+    """Solar at zero for two days is a gap that was filled; a night, or an overcast week without direct sun, is not."""
+    found, _ = damaged(POWER_FILE, _put(SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0))
+    check = _told(found)["solar_GW", "zero hour after hour"]
+    assert 48 <= check.value <= 58
+    assert set(_told(found)) == OF_SAMPLE | {("solar_GW", "zero hour after hour")}
+
+
+def test_solar_power_at_night_is_told(damaged):
+    """One hour of June's midnight with 2 GW; sunrise with generation and no radiation yet is fine."""
+    found, page = damaged(POWER_FILE, _put(SOLAR, ("2015-06-10 00:00", "2015-06-10 00:00"), 2000))
+    check = _told(found)["solar_GW", "share of the highest while the sun is down"]
+    assert check.value == pytest.approx(100 * 2 / 24.383, abs=0.1)
+    assert check.note.startswith("1 h: 2015-06-10 00:00 (2 GW)")
+    assert "share of the highest while the sun is down" in page
+
+
+def test_power_on_another_clock_is_told(damaged):
+    """A power file three hours late: the sun shines into the night."""
+
+    def late(table):
+        table[[SOLAR, WIND]] = table[[SOLAR, WIND]].shift(3)
+        return table
+
+    found, _ = damaged(POWER_FILE, late)
+    assert "time zone" in _told(found)["solar_GW", "share of the highest while the sun is down"].note
+
+
+def test_other_unit_of_one_year_is_suspected(damaged):
+    """Wind speed of 2014 in km/h, all within the possible: its mean is unusual, and the unit is named."""
+    found, page = damaged(WEATHER_FILE, _put(WINDSPEED, ("2014-01-01", "2014-12-31 23:00"), lambda old: old * 3.6))
+    check = _told(found)["windspeed", "mean of a year"]
+    assert check.value == pytest.approx(3.6 * 4.1107, abs=0.01)
+    assert check.note.startswith("2014; another unit?")
+    assert "km/h" in check.note
+    assert "+260 % to 2014" in _told(found)["windspeed", "change of the mean from year to year"].note
+    assert "another unit?" in page
+
+
+def test_power_a_thousand_times_too_small_is_suspected(damaged):
+    """Generation that was GW already when it was taken for MW."""
+    found, _ = damaged(POWER_FILE, lambda table: table.assign(**{WIND: table[WIND] / 1000}))
+    check = _told(found)["wind_GW", "mean of a year"]
+    assert check.value == pytest.approx(0.005, abs=1e-4)
+    assert check.note.startswith("2013, 2014, 2015, 2016; another unit?")
+
+
+def test_jump_of_temperature_counts_in_kelvin(damaged):
+    """Five kelvin warmer in one year and back in the next, each with its year."""
+    found, _ = damaged(WEATHER_FILE, _put(TEMPERATURE, ("2014-01-01", "2014-12-31 23:00"), lambda old: old + 5))
+    check = _told(found)["temperature", "change of the mean from year to year"]
+    assert check.unit == "K"
+    assert "to 2014" in check.note
+    assert "to 2015" in check.note
+
+
+def test_rows_of_other_years_and_in_another_order_are_counted(damaged):
+    """Two years asked for of four, newest row first: both are said, and neither is a warning."""
+    found, page = damaged(POWER_FILE, lambda table: table.iloc[::-1], 2013, 2014)
+    assert found.metrics()["outside_years_power"] == 17_527
+    assert found.metrics()["unordered_power"] > 30_000
+    assert "of other years in power 17,527" in page
+    assert "rows stood before an earlier one" in page
+    assert set(_told(found)) == {("power", "hours that stand twice")}
+
+
+def test_few_days_are_not_judged_by_their_means(raw):
+    """Four days say nothing of what is usual: no means, no outliers; missing hours are told all the same."""
+    frame, findings = prepare(raw, 2013, 2013)
+    few = frame.head(96)
+    kept = {**findings["by_year"]["2013"], "hours_kept": 96}
+    found = validate(few, {**findings, "hours_kept": 96, "by_year": {"2013": kept}})
+    assert not [check for check in found.checks if "mean" in check.name or "distance" in check.name]
+    assert _told(found)["hours", "hours missing from a year"].value > 98
+    assert "No errors" in validation_page.render(few, found)
+
+
+def test_half_a_year_is_not_compared_with_a_whole_one(damaged):
+    """Data that ends in June: the year is incomplete, which is told, and its mean is another season's, which is not."""
+    found, _ = damaged(POWER_FILE, lambda table: table[:"2015-06-30 23:00"], 2013, 2015)
+    assert ("hours", "hours missing from a year") in _told(found)
+    assert not [check for check in found.warnings if "mean" in check.name]
+
+
+def test_page_needs_nothing_else_and_names_where_the_data_comes_from(prepared):
+    """One file: nothing is fetched; light and dark; the attribution, and the word modelled; the same bytes twice."""
+    frame, findings = prepared
+    found = validate(frame, findings)
+    page = validation_page.render(frame, found)
+    assert page == validation_page.render(frame, found)
+    assert not re.findall(r"(?:src|href)=|@import|url\(", page)
+    assert "prefers-color-scheme: dark" in page
+    text = _text(page)
+    assert "The data are modelled" in text
+    assert "Deutscher Wetterdienst" in text
+    assert "No errors, 2 warnings." in text
+    assert "35,016 hours kept of 35,064" in text
+    for year in (2013, 2014, 2015, 2016):
+        assert str(year) in text
+    assert len(page) < 100_000
+
+
+def test_page_without_warnings_says_so(damaged):
+    """The sample's year 2016 with each hour once: one line, and no table of warnings."""
+    found, page = damaged(POWER_FILE, lambda table: table[~table.index.duplicated()], 2016, 2016)
+    assert found.warnings == []
+    assert "No errors, no warnings." in page
+    assert f"All {len(found.checks)} checks are within their limits" in page
+
+
+def test_page_escapes_what_a_file_says_of_itself(prepared):
+    """An attribution with marks of HTML stays text."""
+    frame, findings = prepared
+    frame = frame.copy()
+    frame.attrs = {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
+    assert "<script>" not in validation_page.render(frame, validate(frame, findings))
+
+
+def test_findings_with_checks_are_json(prepared):
+    """Each check with name, limits, value and verdict; what `prepare` found stays as it was."""
+    frame, findings = prepared
+    told = validate(frame, findings).as_findings()
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert {name: told[name] for name in findings} == findings
+    assert {"name", "of", "value", "limits", "verdict"} <= set(told["checks"][0])
+    assert sum(check["verdict"] == "warning" for check in told["checks"]) == 2
+
+
+def test_metrics_are_finite_numbers_by_reason(prepared):
+    """What a run logs: hours, gaps, what was left out by reason, warnings."""
+    metrics = validate(*prepared).metrics()
+    assert metrics.items() >= {
+        "hours_kept": 35_016.0, "hours_left_out": 48.0, "gaps": 17.0, "longest_gap_hours": 15.0, "doubled_power": 4.0,
+        "absent_power": 28.0, "absent_weather": 8.0, "incomplete_wind_GW": 5.0, "outliers": 0.0, "warnings": 2.0,
+    }.items()  # fmt: skip
+    assert all(isinstance(value, float) for value in metrics.values())
+
+
+def test_warnings_and_what_was_left_out_go_to_the_log(raw, caplog):
+    """A line of what was left out and why, and a line a warning."""
+    with caplog.at_level(logging.INFO, logger="workshop.data"):
+        validate(*prepare(raw)).log()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith("sample: 35,016 of 35,064 hours kept; left out: absent from power 28,")
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
+    assert lines[1].startswith("power, hours that stand twice: 4 rows, limit at most 0 rows;")
+
+
+def test_years_add_up_to_all(prepared):
+    """What is counted by year is what is counted in all."""
+    _, findings = prepared
+    years = findings["by_year"].values()
+    for reason in ("doubled", "absent", "incomplete"):
+        for of, count in findings[reason].items():
+            assert sum(year[reason][of] for year in years) == count
+    for name in ("hours_expected", "hours_kept"):
+        assert sum(year[name] for year in years) == findings[name]
+    assert coverage.missing_by_month(prepared[0], 2013, 2016).to_numpy().sum() == findings["hours_left_out"]
+
+
+def test_runs_end_where_a_value_is_missing():
+    """Equal values on both sides of a gap are two runs; missing values are none."""
+    values = pd.Series([1.0, 1.0, np.nan, 1.0, 2.0, np.nan, np.nan])
+    assert coverage.runs(values)["hours"].tolist() == [2, 1, 1]
+    assert coverage.runs(values)["first"].tolist() == [0, 3, 4]
+
+
+def test_every_column_has_its_limits():
+    """A column without a usual mean would pass unseen."""
+    assert thresholds.RANGES.keys() == thresholds.USUAL_MEANS.keys()
+    assert all(least < most for least, most in [*thresholds.RANGES.values(), *thresholds.USUAL_MEANS.values()])
