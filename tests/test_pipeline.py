@@ -355,3 +355,62 @@ def test_negative_radiation_stops_the_next_stage(restored):
     finally:
         file.unlink()
         file.write_bytes(good)
+
+
+@pytest.mark.parametrize("stage", ["train_keras", "train_gradient_boosting"])
+def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
+    """Whatever the held-out hours say, the same model comes out: not fitted, tuned, stopped or scaled on them.
+
+    And since it is trained twice for that: the seed reproduces it, to the last digit.
+    """
+    from workshop.models import loading
+
+    folder = restored.pipeline
+    before = loading.load(json.loads((folder / "results" / f"{stage}.json").read_text())["model_uri"])
+    test = schema.read(folder / "data" / "test.parquet")
+    wrong = test.copy()
+    for column in schema.RANGES:
+        wrong[column] = test[column].sample(frac=1, random_state=1).to_numpy() * 0.5
+    (folder / "data" / "test.parquet").unlink()  # it may be a link into DVC's cache
+    wrong.to_parquet(folder / "data" / "test.parquet", index=False)
+    parameters = yaml.safe_load((folder / "params.yaml").read_text())[stage]
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    command = ["notebooks/" + stage + ".ipynb", tmp_path / "executed.ipynb", "--engine", "dask", *words]
+    done = restored.run(BIN / "papermill", *command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "results" / f"{stage}.json").read_text())
+    assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
+    after = loading.load(summary["model_uri"])
+    assert after.predict(test).equals(before.predict(test))
+
+
+def test_keras_logs_each_pass_as_it_ends(in_workplace):
+    """The run has the error after each pass, on the hours learned from and on those watched, a step a pass."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    run_id = json.loads((in_workplace.pipeline / "results" / "train_keras.json").read_text())["run_id"]
+    for metric in ("loss", "val_loss"):
+        history = client.get_metric_history(run_id, metric)
+        assert [entry.step for entry in history] == list(range(len(history)))
+        assert 6 < len(history) <= 30
+        assert history[-1].timestamp > history[0].timestamp
+    assert "learning_curve.html" in [file.path for file in client.list_artifacts(run_id)]
+
+
+def test_gradient_boosting_wins_and_explains_itself(in_workplace):
+    """It is the candidate; its run keeps the search, what the model goes by, and how many hours its band holds."""
+    import mlflow
+
+    candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
+    assert candidate["model"] == "train_gradient_boosting"
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    run = client.get_run(candidate["run_id"])
+    assert run.data.metrics["r2"] > 0.9
+    assert 0.75 < run.data.metrics["coverage_solar"] < 0.85
+    assert 0.75 < run.data.metrics["coverage_wind"] < 0.85
+    assert len(mlflow.artifacts.load_text(f"runs:/{candidate['run_id']}/search.csv").splitlines()) == 7
+    for name in ("importance", "responses"):
+        figure = mlflow.artifacts.load_dict(f"runs:/{candidate['run_id']}/explanations/{name}.json")
+        assert {trace["name"] for trace in figure["data"]} == {"Solar", "Wind"}
+        assert "<script" in mlflow.artifacts.load_text(f"runs:/{candidate['run_id']}/explanations/{name}.html")

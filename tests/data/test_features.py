@@ -49,7 +49,7 @@ def test_inputs_are_the_hour_and_the_weather(frame):
 def test_sun_stands_where_it_should():
     """On the longest day at noon it is 62.4 degrees high in the south, and at midnight 15.6 degrees below the north.
 
-    Noon over 10.4 degrees east is at 11:20 UTC: the stamp is half an hour before. 90 - 51 + 23.44, and 23.44 - (90 - 51).
+    Noon over 10.4 degrees east is at 11:20 UTC: the stamp is half an hour before. 90 - 51 + 23.44; 23.44 - (90 - 51).
     """
     stamps = ["2016-06-20T10:50:00Z", "2016-06-20T22:50:00Z"]
     hours = pd.DataFrame({"utc_timestamp": stamps, **dict.fromkeys(["windspeed", "temperature"], 10.0)})
