@@ -69,7 +69,7 @@ def test_run_tells_of_every_step_and_ends_with_a_table(servers):
         f"ftp://127.0.0.1:{settings.ftp_port}",
     ):
         assert address in servers.output
-    assert re.search(r"wind_solar version 1 \(train_\w+\), held-out R2 0\.7\d\d", servers.output)
+    assert re.search(r"wind_solar version 1 \(train_\w+\), held-out R2 0\.9\d\d", servers.output)
     assert "Next:" in servers.output
 
 
