@@ -5,10 +5,12 @@ What their files may hold is checked before either opens them: see ``inspection`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +111,8 @@ def log_model(model: object, example: pd.DataFrame) -> str:
     weather = LoadedModel.of(model)._inputs(example)
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(model, CapacityFactorNetwork):
-            logged = mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder)))
+            with _no_bytecode():
+                logged = mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder)))
         elif type(model).__module__.startswith("keras"):
             outputs = model.predict(weather.to_numpy("float32"), verbose=0)
             # float64, as frames and JSON bring it: a tensor signature is strict, one of float32 refuses every frame.
@@ -124,6 +127,16 @@ def log_model(model: object, example: pd.DataFrame) -> str:
         tags = {DIGEST_TAG: digest_of(Path(fetched))}
     mlflow.MlflowClient().set_logged_model_tags(logged.model_id, tags)
     return logged.model_uri
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Keep Python from leaving `__pycache__` beside the code that MLflow tries out before it logs it with the model."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def digest_of(folder: Path) -> str:
