@@ -229,7 +229,7 @@ def test_repro_after_the_store_was_wiped_trains_again(restored, in_workplace):
 
 
 def test_repro_after_one_parameter_runs_what_depends_on_it(restored, in_workplace):
-    """A longer search: only its branch runs and a new version speaks; the short one again: the gate keeps the better."""
+    """A longer search: its branch runs and a new version speaks; the short one again: the gate keeps the better one."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
