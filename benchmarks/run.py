@@ -9,7 +9,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, kernel, pipeline, printing, report, single, throughput, tiny, tracking, unchanged
+from benchmarks import (
+    artifacts,
+    kernel,
+    models,
+    pipeline,
+    printing,
+    report,
+    single,
+    throughput,
+    tiny,
+    tracking,
+    unchanged,
+)
 from benchmarks.measure import measure, run_once
 from benchmarks.place import open_place
 
@@ -23,6 +35,7 @@ BENCHMARKS = {
     "printing": printing,
     "artifacts": artifacts,
     "tracking": tracking,
+    "models": models,
 }
 RESULTS = report.FOLDER / "results.json"
 
