@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +14,12 @@ BLOCK_BYTES = 1 << 19  # of one that is larger, most is memory that the system h
 STAMP_CHARACTERS = len("2013-01-31T23:00:00Z")
 
 
-def scan(source: pa.NativeFile, columns: Sequence[str], *, use_threads: bool = True) -> pa.Table | None:
+def scan(
+    source: pa.NativeFile, columns: Sequence[str], latest: datetime, *, use_threads: bool = True
+) -> pa.Table | None:
     """Return ``columns`` of an open CSV file, or None when anything in it is not plain; the header is checked already.
 
+    A time after ``latest`` is not plain either.
     `utc_timestamp` comes as timestamp[us, UTC], every other column as float64, an empty cell as null. The file goes by
     in blocks; only these columns are kept. What is returned, the strict reading would return, too.
     """
@@ -39,10 +43,11 @@ def scan(source: pa.NativeFile, columns: Sequence[str], *, use_threads: bool = T
         # Of the forms that the cast takes only that with seconds and Z is as long; some others have no zone.
         if not len(table) or not pc.all(pc.equal(pc.binary_length(stamps), STAMP_CHARACTERS)).as_py():
             return None
-        table = table.set_column(
-            table.column_names.index("utc_timestamp"), "utc_timestamp", stamps.cast(pa.timestamp("us", "UTC"))
-        )
-    except (pa.ArrowInvalid, OSError):
+        times = stamps.cast(pa.timestamp("us", "UTC"))
+        if pc.max(times).as_py() > latest:
+            return None
+        table = table.set_column(table.column_names.index("utc_timestamp"), "utc_timestamp", times)
+    except (pa.ArrowInvalid, OSError, ValueError):  # a year before 1 has no place in Python's calendar
         return None
     # An empty cell is null; a NaN is text that only looks like a number to a lenient reader.
     odd = (pc.any(pc.is_nan(table[name])).as_py() for name in columns if name != "utc_timestamp")

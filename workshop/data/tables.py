@@ -47,14 +47,10 @@ def read_columns(path: Path, columns: Sequence[str], *, next_step: str) -> DataF
     import pyarrow as pa
 
     path = Path(path)
-    _require_header(_read_header(path, ",", next_step), list(columns), path, ",", next_step)
+    require_header(read_header(path, next_step=next_step), list(columns), path, ",", next_step)
     with pa.OSFile(str(path)) as file:
-        table = scan.scan(file, columns)
-    if table is not None:
-        frame = scan.to_frame(table)
-        if frame["utc_timestamp"].max() <= latest_allowed():
-            return frame
-    return _read_strictly(path, columns, next_step)
+        table = scan.scan(file, columns, latest_allowed())
+    return _read_strictly(path, columns, next_step) if table is None else scan.to_frame(table)
 
 
 def _read_strictly(path: Path, columns: Sequence[str], next_step: str) -> DataFrame:
@@ -79,7 +75,7 @@ def read_text(path: Path, columns: Sequence[str], *, separator: str = ",", next_
     from pyarrow import csv as arrow
 
     path, columns = Path(path), list(columns)
-    _require_header(_read_header(path, separator, next_step), columns, path, separator, next_step)
+    require_header(read_header(path, separator, next_step=next_step), columns, path, separator, next_step)
     broken = []  # pyarrow hands over each line that has too few or too many fields
 
     def note(row: arrow.InvalidRow) -> str:
@@ -198,7 +194,8 @@ def _require(good: Series, text: Series, path: Path, expected: str, next_step: s
     )
 
 
-def _read_header(path: Path, separator: str, next_step: str) -> list[str]:
+def read_header(path: Path, separator: str = ",", *, next_step: str) -> list[str]:
+    """Return the names of the columns of the CSV file ``path``; raise DataError: no file, nothing in it, not UTF-8."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, delimiter=separator), None)
@@ -220,7 +217,8 @@ def _read_header(path: Path, separator: str, next_step: str) -> list[str]:
     return header
 
 
-def _require_header(header: list[str], columns: list[str], path: Path, separator: str, next_step: str) -> None:
+def require_header(header: list[str], columns: list[str], path: Path, separator: str, next_step: str) -> None:
+    """Raise DataError when the columns are separated otherwise, or one of ``columns`` is missing or there twice."""
     for other, name in SEPARATORS.items():
         if other != separator and len(header) == 1 and len(columns) > 1 and other in header[0]:
             raise DataError(
