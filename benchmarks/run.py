@@ -9,7 +9,20 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, kernel, pipeline, printing, report, single, throughput, tiny, tracking, unchanged
+from benchmarks import (
+    artifacts,
+    kernel,
+    pipeline,
+    prepare,
+    prepare_cluster,
+    printing,
+    report,
+    single,
+    throughput,
+    tiny,
+    tracking,
+    unchanged,
+)
 from benchmarks.measure import measure, run_once
 from benchmarks.place import open_place
 
@@ -23,6 +36,8 @@ BENCHMARKS = {
     "printing": printing,
     "artifacts": artifacts,
     "tracking": tracking,
+    "prepare": prepare,
+    "prepare_cluster": prepare_cluster,
 }
 RESULTS = report.FOLDER / "results.json"
 

@@ -186,6 +186,16 @@ def test_fault_in_a_piece_is_told_with_its_line_in_the_file(on_cluster, raw, tmp
     assert caught.value.next_step
 
 
+def test_file_without_a_row_is_refused(on_cluster, raw, tmp_path):
+    """One of many files that is a header alone is told as by one machine."""
+    folder = shutil.copytree(raw, tmp_path / "header")
+    with (raw / sources.WEATHER_FILE).open() as file:
+        (folder / "weather_data_2017.csv").write_text(next(file))
+    for read in (on_cluster, prepare):
+        with pytest.raises(DataError, match=r"weather_data_2017\.csv, line 1: there is a header, and no row"):
+            read(folder)
+
+
 def test_piece_that_is_odd_but_right_is_read_strictly(on_cluster, raw, tmp_path):
     """Times with an offset in one line: only that piece takes the slow way, and the result is one machine's."""
     folder = shutil.copytree(raw, tmp_path / "odd")

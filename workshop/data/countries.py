@@ -11,7 +11,7 @@ import io
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,7 +92,8 @@ def prepare_countries(
             results = [(raw.GERMANY, Prepared(_by_year(frame), findings))]
         else:
             client = stack.enter_context(connect())
-            results = _on_cluster(client, raw_folder, codes, (first_year, last_year), progress, piece_bytes)
+            years = first_year, last_year
+            results = stack.enter_context(closing(_on_cluster(client, raw_folder, codes, years, progress, piece_bytes)))
         for country, result in results:
             if isinstance(result, NothingInCommon):
                 if countries != ALL or country == raw.GERMANY:
@@ -154,7 +155,7 @@ def _on_cluster(
 
             gathered = {part: _gather(client, part, there, codes, scratch, ahead, cut) for part, there in parts.items()}
         calls = ((country, _load(gathered, country), years, told, str(folder)) for country in codes)
-        results = _in_order(client, _finish, calls, ahead)
+        results = stack.enter_context(closing(_in_order(client, _finish, calls, ahead)))
         yield from zip(codes, tqdm(results, "countries", len(codes), disable=not progress), strict=True)
 
 
@@ -175,18 +176,27 @@ def _gather(
         for file in files:
             mine = {country: list(raw.columns(part, country)) for country in codes if country in file.countries}
             wanted = ["utc_timestamp", *(column for columns in mine.values() for column in columns)]
-            calls = ((piece, wanted) for piece in cut(file.path))
+            calls = ((piece, wanted) for piece in cut(file.path)) if mine else ()
+            count = 0
             try:
-                for table in _in_order(client, pieces.read, calls if mine else (), ahead):
+                for table in stack.enter_context(closing(_in_order(client, pieces.read, calls, ahead))):
                     for country, columns in mine.items():
                         writers[country].write_table(table.select(["utc_timestamp", *columns]).rename_columns(ours))
-                        rows = gathered[country].rows
-                        rows[file.path] = rows.get(file.path, 0) + len(table)
+                    count += len(table)
             except DataError:
-                for columns in mine.values():  # read here, it is told with its line in the file
-                    read_columns(file.path, ["utc_timestamp", *columns], next_step=raw.next_step(file.path))
+                _tell(file.path, mine.values())
                 raise
+            if not count:
+                _tell(file.path, mine.values())
+            for country in mine:
+                gathered[country].rows[file.path] = count
     return gathered
+
+
+def _tell(path: Path, countries: Iterable[list[str]]) -> None:
+    """Raise DataError for what is wrong with a file: read here, it is told with its line in the file."""
+    for columns in countries:
+        read_columns(path, ["utc_timestamp", *columns], next_step=raw.next_step(path))
 
 
 def _load(gathered: dict[str, dict[str, Gathered]], country: str) -> dict[str, tuple[pa.Table, dict[Path, int]]]:
@@ -234,7 +244,10 @@ def _by_year(frame: DataFrame) -> dict[int, bytes]:
 
 
 def _in_order(client: Client, function: Callable, calls: Iterable[tuple], ahead: int) -> Iterator:
-    """Yield what ``function`` returns for each of ``calls``, in their order, ``ahead`` of them under way at most."""
+    """Yield what ``function`` returns for each of ``calls``, in their order, ``ahead`` of them under way at most.
+
+    Closed early, or after an error, it cancels the others.
+    """
     waiting = deque()
     try:
         for call in calls:
