@@ -41,7 +41,7 @@ READERS = {
         "import dask.dataframe as dd",
         "[dd.read_csv(f, usecols=c, parse_dates=c[:1]).compute(scheduler='threads') for f, c in files.items()]",
     ),
-    OURS: ("import pyarrow.compute, pyarrow.csv\nfrom workshop.data import raw", "raw.read(folder)"),
+    OURS: ("import pandas, pyarrow.compute, pyarrow.csv\nfrom workshop.data import raw", "raw.read(folder)"),
     ALL_PLAIN: (
         "import pandas as pd, pyarrow.parquet",
         """

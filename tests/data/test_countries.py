@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
+import threading
 
 import pandas as pd
 import pytest
@@ -31,14 +34,18 @@ def client():
         yield client
 
 
+def connected(client):
+    """What `prepare_countries` asks for a client: this one, left open."""
+    return lambda: contextlib.nullcontext(client)
+
+
 @pytest.fixture
 def on_cluster(client, tmp_path):
     """A function that prepares a folder on the cluster, from small pieces, into `made`."""
 
     def call(folder, countries="all", first_year=2013, last_year=2016):
-        connect = lambda: contextlib.nullcontext(client)  # noqa: E731
         return prepare_countries(
-            folder, tmp_path / "made", first_year, last_year, countries, connect, piece_bytes=SMALL
+            folder, tmp_path / "made", first_year, last_year, countries, connected(client), piece_bytes=SMALL
         )
 
     return call
@@ -202,6 +209,17 @@ def test_piece_that_is_odd_but_right_is_read_strictly(on_cluster, raw, tmp_path)
     line = (folder / sources.POWER_FILE).read_text().splitlines()[19_999]
     edit(folder / sources.POWER_FILE, 20_000, "utc_timestamp", line.split(",")[0].replace("Z", "+00:00"))
     assert same_germany(on_cluster(folder), prepare(folder), tmp_path)
+
+
+def test_worker_that_is_killed_costs_nothing_but_time(client, raw, prepared, tmp_path):
+    """A piece travels in its task: what a killed worker had is read again by another, to the same bytes."""
+    first = next(iter(client.run(os.getpid).values()))
+    killer = threading.Timer(0.3, os.kill, (first, signal.SIGKILL))
+    killer.start()
+    found = prepare_countries(raw, tmp_path / "made", 2013, 2016, "all", connected(client), piece_bytes=SMALL // 4)
+    killer.join()
+    assert same_germany(found, prepared, tmp_path)
+    client.wait_for_workers(2, timeout=60)
 
 
 def test_own_file_is_one_country(frame, on_cluster, tmp_path):

@@ -44,10 +44,10 @@ def scan(
         if not len(table) or not pc.all(pc.equal(pc.binary_length(stamps), STAMP_CHARACTERS)).as_py():
             return None
         times = stamps.cast(pa.timestamp("us", "UTC"))
-        if pc.max(times).as_py() > latest:
+        if pc.max(times).value > latest.timestamp() * 1e6:  # microseconds since 1970
             return None
         table = table.set_column(table.column_names.index("utc_timestamp"), "utc_timestamp", times)
-    except (pa.ArrowInvalid, OSError, ValueError):  # a year before 1 has no place in Python's calendar
+    except (pa.ArrowInvalid, OSError):
         return None
     # An empty cell is null; a NaN is text that only looks like a number to a lenient reader.
     odd = (pc.any(pc.is_nan(table[name])).as_py() for name in columns if name != "utc_timestamp")
