@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 AHEAD = 2  # tasks under way a thread: one that runs, one that waits
-KEPT = (
+KEPT = [
     "hours_kept",
     "hours_left_out",
     "absent",
@@ -39,7 +39,7 @@ KEPT = (
     "first_hour",
     "last_hour",
     "means",
-)
+]
 
 
 class Gathered(NamedTuple):
@@ -89,7 +89,7 @@ def prepare_countries(
     with ExitStack() as stack:
         if codes == [raw.GERMANY]:
             frame, findings = prepare(raw_folder, first_year, last_year)
-            results = [(raw.GERMANY, Prepared(_by_year(frame), findings))]
+            results = [(raw.GERMANY, Prepared(_by_year(frame), findings, frame))]
         else:
             client = stack.enter_context(connect())
             years = first_year, last_year
@@ -104,7 +104,7 @@ def prepare_countries(
                 write_whole(folder / f"country={country}" / f"year={year}" / "hours.parquet", content)
             each[country] = {name: result.findings[name] for name in KEPT}
             if country == raw.GERMANY:
-                frame, findings = (frame if result.frame is None else result.frame), result.findings
+                frame, findings = result.frame, result.findings
     return frame, findings | {"countries": each, "countries_left_out": left_out}
 
 
