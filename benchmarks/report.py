@@ -34,7 +34,12 @@ def machine() -> str:
 def table(results: Mapping[str, dict], benchmarks: Mapping[str, ModuleType]) -> str:
     """Return the table in Markdown, with a line on each run under it."""
     measured = {name: module for name, module in benchmarks.items() if name in results}
-    rows = [row.cells(results[name]["figures"]) for name, module in measured.items() for row in module.ROWS]
+    rows = [
+        row.cells(figures)
+        for name, module in measured.items()
+        for row in module.ROWS
+        if row.names <= (figures := results[name]["figures"]).keys()  # the rest was not to be had on that machine
+    ]
     lines = [_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows), ""]
     for name, module in measured.items():
         result = results[name]

@@ -13,21 +13,31 @@ MET, MISSED, NO_PROMISE = "met", "**missed**", ""
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster the side ``ours`` is than the side ``base``, and ``at_least`` how many were promised."""
+    """How many times faster the side ``ours`` is than the side ``base``, and ``at_least`` how many were promised.
+
+    With another ``unit``: how many times less the figure ``ours`` is.
+    """
 
     what: str
     base: str
     ours: str
     at_least: float | None = None
+    unit: str = "s"
+
+    @property
+    def names(self) -> set[str]:
+        """The figures that the row is made of."""
+        return {self.base, self.ours}
 
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
         """Return the row's cells."""
         spread = Spread.of(ratios(figures[self.base], figures[self.ours]))
+        digits = 2 if self.unit == "s" else 0
         promised = "" if self.at_least is None else "no slower" if self.at_least == 1 else f"{self.at_least:g} times"
         return (
             self.what,
-            f"{self.base}: {in_words(figures[self.base], 's')}",
-            f"{self.ours}: {in_words(figures[self.ours], 's')}",
+            f"{self.base}: {in_words(figures[self.base], self.unit, digits)}",
+            f"{self.ours}: {in_words(figures[self.ours], self.unit, digits)}",
             f"**{spread.median:.2g}** ({spread.least:.2g} to {spread.most:.2g})",
             promised,
             verdict(spread.median, at_least=self.at_least),
@@ -44,6 +54,11 @@ class Figure:
     at_least: float | None = None
     at_most: float | None = None
     digits: int = 1
+
+    @property
+    def names(self) -> set[str]:
+        """The figures that the row is made of."""
+        return {self.name}
 
     def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
         """Return the row's cells."""

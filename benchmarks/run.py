@@ -14,6 +14,8 @@ from benchmarks import (
     kernel,
     models,
     pipeline,
+    prepare,
+    prepare_cluster,
     printing,
     report,
     single,
@@ -36,6 +38,8 @@ BENCHMARKS = {
     "artifacts": artifacts,
     "tracking": tracking,
     "models": models,
+    "prepare": prepare,
+    "prepare_cluster": prepare_cluster,
 }
 RESULTS = report.FOLDER / "results.json"
 

@@ -102,10 +102,14 @@ class Fetch(Stage):
 
 
 class Prepare(Stage):
-    """Which years are kept, both ends included."""
+    """Which years are kept, both ends included, and of which countries."""
 
     first_year: int = Field(ge=1980, le=2100)
     last_year: int = Field(ge=1980, le=2100)
+    countries: str = Field(
+        pattern=r"^(all|[A-Z]{2}(,[A-Z]{2})*)$",
+        description="`DE`; more of them with commas and in quotes, 'DE,AT'; or `all`. More than DE need the cluster",
+    )
 
 
 class Split(Stage):

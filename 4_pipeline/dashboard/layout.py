@@ -232,8 +232,12 @@ def outlook_figure(served: Served, start: date | None, end: date | None) -> go.F
     if chosen is None:
         return figures.empty("There is no hour of data in this period.")
     try:
-        named = {"measured_name": origin.of_frame(served.frame).measured_name, "coverage": served.model.coverage}
-        figure = figures.measured_and_predicted(*chosen, band=band(served, chosen[0].index), **named)
+        figure = figures.measured_and_predicted(
+            *chosen,
+            band=band(served, chosen[0].index),
+            coverage=served.model.coverage if served.model else None,
+            measured_name=origin.of_frame(served.frame).measured_name,
+        )
     except WorkshopError as error:
         return figures.empty(error.what)
     return figure.update_layout(margin_t=44, uirevision=f"{start} {end}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from unittest import mock
 
 import pandas as pd
 import pytest
 
-from workshop.data import schema, sources
+from workshop.data import scan, schema, sources
 from workshop.data.prepare import prepare, write
 from workshop.errors import DataError
 from workshop.parameters import Fetch, OwnFile
@@ -48,7 +49,25 @@ class Reader:
         return [",".join(fields) for fields in lines]
 
     def read(self):
-        """Have the file read as a user would."""
+        """Have the file read as a user would; without the fast reading, frame, findings or error are the same."""
+        found = self._outcome()
+        with mock.patch.object(scan, "scan", return_value=None):
+            strict = self._outcome()
+        assert type(found) is type(strict)
+        if isinstance(found, DataError):
+            assert str(found) == str(strict)
+            raise found
+        pd.testing.assert_frame_equal(found[0], strict[0], check_exact=True)
+        assert found[1] == strict[1]
+        return found
+
+    def _outcome(self):
+        try:
+            return self._read()
+        except DataError as error:
+            return error
+
+    def _read(self):
         if self.kind == "processed":
             return schema.read(self.path), {}
         if self.kind == "own":

@@ -8,25 +8,22 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
-from workshop.data import coverage, origin, own, schema, sources
+from workshop.data import coverage, origin, own, raw, schema, sources
 from workshop.data.coverage import STAMP
 from workshop.data.files import write_whole
-from workshop.data.tables import read_columns
 from workshop.errors import DataError, ParameterError
 
 logger = logging.getLogger(__name__)
 
-MW_PER_GW = 1000
-POWER_COLUMNS = {"DE_solar_generation_actual": "solar_GW", "DE_wind_generation_actual": "wind_GW"}
-WEATHER_COLUMNS = {
-    "DE_windspeed_10m": "windspeed",
-    "DE_temperature": "temperature",
-    "DE_radiation_direct_horizontal": "rad_horizontal",
-    "DE_radiation_diffuse_horizontal": "rad_diffuse",
-}
+POWER_COLUMNS, WEATHER_COLUMNS = raw.columns("power"), raw.columns("weather")
+
+
+class NothingInCommon(DataError):
+    """No hour of the years asked for is complete in all raw files."""
 
 
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
@@ -39,6 +36,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     3. an hour in which a needed cell is empty is left out;
     4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
+    Where power, or weather, is in many files (`raw.files`), they count as one, in the order of their names.
+
     The frame has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries where it comes
     from (`origin.of_frame`). The findings can be written as JSON: the source; the hours expected, kept and left out; by
     file (`power` and `weather`, or `own`) its rows, those outside the years, those that stood before an earlier one,
@@ -50,6 +49,17 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     short, a timestamp without a zone or off the hour, no hour in the years asked for, values out of range) and
     ParameterError when ``last_year`` is before ``first_year``.
     """
+    require_years(first_year, last_year)
+    told = origin.of_folder(raw_folder)
+    tables, left_out = _read(Path(raw_folder), told)
+    frame, findings = combine(tables, first_year, last_year, told, f"The frame prepared from {raw_folder}")
+    findings |= left_out
+    logger.info("%s: %s", told.source, coverage.in_words(findings))
+    return frame, findings
+
+
+def require_years(first_year: int, last_year: int) -> None:
+    """Raise ParameterError when ``last_year`` is before ``first_year``."""
     if last_year < first_year:
         raise ParameterError(
             "The last year is before the first.",
@@ -57,14 +67,21 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             expected="first_year <= last_year",
             next_step="exchange them (in chapter 4: params.yaml)",
         )
+
+
+def combine(
+    tables: dict[str, list[raw.Table]], first_year: int, last_year: int, told: origin.Origin, name: str
+) -> tuple[DataFrame, dict]:
+    """Return the processed frame of raw tables, by part, and the findings, as `prepare` does; the same errors.
+
+    The tables of a part are read as one, in their order. ``name`` is what an error calls the frame.
+    """
     hours = pd.date_range(
         f"{first_year}-01-01", f"{last_year + 1}-01-01", freq="h", tz="UTC", inclusive="left", unit="us"
     )
-    told = origin.of_folder(raw_folder)
-    tables, left_out = _read(Path(raw_folder), told)
-    parts = {name: _once_an_hour(table, hours) for name, table in tables.items()}
+    parts = {part: _once_an_hour(some, hours) for part, some in tables.items()}
     frame = _join({name: part.frame for name, part in parts.items()}, hours)
-    schema.check(frame, f"The frame prepared from {raw_folder}")
+    schema.check(frame, name)
     findings = {
         "source": told.source,
         "first_year": first_year,
@@ -72,7 +89,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
         "hours_expected": len(hours),
         "hours_kept": len(frame),
         "hours_left_out": len(hours) - len(frame),
-        "rows": {name: len(tables[name].frame) for name in parts},
+        "rows": {part: sum(len(table.frame) for table in some) for part, some in tables.items()},
         "outside_years": {name: part.outside for name, part in parts.items()},
         "unordered": {name: part.unordered for name, part in parts.items()},
         "doubled": {name: part.doubled for name, part in parts.items()},
@@ -80,14 +97,14 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
         "incomplete": {
             column: int(count) for part in parts.values() for column, count in part.frame.isna().sum().items()
         },
-        **left_out,
-        "by_year": coverage.by_year({name: table.frame for name, table in tables.items()}, frame, hours),
+        "by_year": coverage.by_year(
+            {part: pd.concat([table.frame for table in some]) for part, some in tables.items()}, frame, hours
+        ),
         "unusual": schema.unusual(frame),
         "first_hour": frame["utc_timestamp"].iloc[0].strftime(STAMP),
         "last_hour": frame["utc_timestamp"].iloc[-1].strftime(STAMP),
         "means": {column: round(float(frame[column].mean()), 4) for column in schema.RANGES},
     }
-    logger.info("%s: %s", told.source, coverage.in_words(findings))
     return told.mark(frame), findings
 
 
@@ -127,16 +144,8 @@ def _write_csv(frame: DataFrame, path: Path) -> Path:
     return write_whole(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
 
 
-class _Table(NamedTuple):
-    """A raw table in our units; the index is the line in the file; ``names`` is what the file calls its columns."""
-
-    path: Path
-    frame: DataFrame
-    names: dict[str, str]
-
-
 class _Part(NamedTuple):
-    """The hours of a raw table, each once, time as the index; and how many rows were otherwise."""
+    """The hours of raw tables, each once, time as the index; and how many rows were otherwise."""
 
     frame: DataFrame
     outside: int
@@ -144,26 +153,32 @@ class _Part(NamedTuple):
     doubled: int
 
 
-def _read(folder: Path, told: origin.Origin) -> tuple[dict[str, _Table], dict[str, dict[str, int]]]:
-    """Return the raw tables of a folder, and what was left out on reading, by reason."""
-    if told.csv is not None:
-        path = folder / sources.OWN_FILE
-        frame, left_out = own.read(path, told.csv)
-        return {"own": _Table(path, frame, own.names(told.csv))}, {"clock_changes": left_out}
-    files = {"power": (sources.POWER_FILE, POWER_COLUMNS), "weather": (sources.WEATHER_FILE, WEATHER_COLUMNS)}
-    tables = {}
-    for part, (name, columns) in files.items():
-        path = folder / name
-        next_step = f"workshop data, or run the notebook that makes {path.name}, to put the raw files there"
-        frame = read_columns(path, ["utc_timestamp", *columns], next_step=next_step).rename(columns=columns)
-        frame = frame.assign(**{target: frame[target] / MW_PER_GW for target in schema.TARGETS if target in frame})
-        tables[part] = _Table(path, frame, {ours: theirs for theirs, ours in columns.items()})
-    return tables, {}
+def _read(folder: Path, told: origin.Origin) -> tuple[dict[str, list[raw.Table]], dict[str, dict[str, int]]]:
+    """Return the raw tables of a folder, by part, and what was left out on reading, by reason."""
+    if told.csv is None:
+        return raw.read(folder), {}
+    path = folder / sources.OWN_FILE
+    frame, left_out = own.read(path, told.csv)
+    return {"own": [raw.Table(path, frame, own.names(told.csv))]}, {"clock_changes": left_out}
 
 
-def _once_an_hour(table: _Table, hours: pd.DatetimeIndex) -> _Part:
-    """Take the ``hours`` out of a raw table, each once; raise DataError for what is off the hour or out of range."""
-    path, frame, names = table
+def _once_an_hour(tables: list[raw.Table], hours: pd.DatetimeIndex) -> _Part:
+    """Take the ``hours`` out of raw tables, each once; raise DataError for what is off the hour or out of range."""
+    within = [_within(table, hours) for table in tables]
+    doubled = pd.concat([frame["utc_timestamp"] for frame in within]).duplicated(keep="first").to_numpy()
+    ends = np.cumsum([len(frame) for frame in within])[:-1]
+    once = [frame[~mask] for frame, mask in zip(within, np.split(doubled, ends), strict=True)]
+    for table, frame in zip(tables, once, strict=True):
+        schema.require_ranges(frame, table.path, table.names)
+    stamps = pd.concat([table.frame["utc_timestamp"] for table in tables])
+    unordered = int((stamps < stamps.cummax()).sum())
+    frame = pd.concat(once).set_index("utc_timestamp")
+    return _Part(frame, len(stamps) - len(doubled), unordered, int(doubled.sum()))
+
+
+def _within(table: raw.Table, hours: pd.DatetimeIndex) -> DataFrame:
+    """Return the rows of the years that ``hours`` span; raise DataError for the first that is off the hour."""
+    path, frame, _ = table
     stamps = frame["utc_timestamp"]
     within = frame[(stamps >= hours[0]) & (stamps < hours[-1] + pd.Timedelta(hours=1))]
     off = ~within["utc_timestamp"].isin(hours)
@@ -175,10 +190,7 @@ def _once_an_hour(table: _Table, hours: pd.DatetimeIndex) -> _Part:
             expected="hourly data",
             next_step="use the file of hourly values (60min)",
         )
-    once = within.drop_duplicates("utc_timestamp", keep="first")
-    schema.require_ranges(once, path, names)
-    unordered = int((stamps < stamps.cummax()).sum())
-    return _Part(once.set_index("utc_timestamp"), len(frame) - len(within), unordered, len(within) - len(once))
+    return within
 
 
 def _join(frames: dict[str, DataFrame], hours: pd.DatetimeIndex) -> DataFrame:
@@ -188,7 +200,7 @@ def _join(frames: dict[str, DataFrame], hours: pd.DatetimeIndex) -> DataFrame:
     if complete.empty:
         empty = [column for frame in frames.values() if len(frame) for column in frame if frame[column].isna().all()]
         found = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
-        raise DataError(
+        raise NothingInCommon(
             f"The raw files have no complete hour in common from {hours[0].year} to {hours[-1].year}.",
             value=found + (f"; no value at all of {', '.join(empty)}" if empty else ""),
             expected="hours in which nothing is missing",
