@@ -2,8 +2,8 @@
 
 Five libraries were measured on raw files of the true size, 276 MB, on two cores (benchmarks/README.md). pandas needs
 1.2 s and 780 MB for the whole files; for the columns needed pandas (`usecols`) 0.35 s and 36 MB, polars 0.43 s and
-210 MB, Dask 0.7 s and 380 MB, duckdb 2.3 s and 300 MB, pyarrow 0.3 to 0.45 s and 130 MB. pyarrow is taken: pandas and
-polars, as fast, read a line with too few or too many fields without a word, where pyarrow refuses it.
+210 MB, Dask 0.7 s and 380 MB, duckdb 2.3 s and 300 MB, pyarrow 0.3 to 0.45 s and 130 MB. pyarrow is taken: pandas,
+as fast and leaner, and polars read a line with too few or too many fields without a word; pyarrow refuses it.
 """
 
 from __future__ import annotations
