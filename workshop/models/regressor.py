@@ -69,26 +69,31 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        derived = derive(X)
-        factors = np.column_stack([regressor.predict(derived) for regressor in self.regressors_])
-        return np.clip(factors, 0, None) * installed(X).to_numpy()
+        return self._in_GW(self._predict_factors(derive(X)), installed(X))
 
     def predict_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Return the lower and the upper end of the band in GW, each shaped as what `predict` returns.
 
         What is predicted lies within; for solar power of hours with the sun down it is all that there is.
         """
-        predicted, derived = self.predict(X), derive(X)
-        ends = []
+        derived, capacity = derive(X), installed(X)  # once: a single hour is mostly these
+        predicted, ends = self._in_GW(self._predict_factors(derived), capacity), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(derived) for pair in self.bands_]
-            factors = np.column_stack([values + sign * m for values, m in zip(learned, self.margins_, strict=True)])
-            ends.append(np.clip(factors, 0, None) * installed(X).to_numpy())
+            moved = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
+            ends.append(self._in_GW(moved, capacity))
         # Each is learned alone, and where little is known they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = ~_sun_is_up(derived)
         low[night, 0] = high[night, 0] = predicted[night, 0]
         return low, high
+
+    def _predict_factors(self, derived: pd.DataFrame) -> list[np.ndarray]:
+        return [regressor.predict(derived) for regressor in self.regressors_]
+
+    @staticmethod
+    def _in_GW(factors: list[np.ndarray], capacity: pd.DataFrame) -> np.ndarray:
+        return np.clip(np.column_stack(factors), 0, None) * capacity.to_numpy()
 
     def _check(self, X: pd.DataFrame) -> None:
         if not 0 <= self.watched_share < 1 or not 0 < self.coverage < 1 or self.folds < 2:
