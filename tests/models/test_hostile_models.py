@@ -637,11 +637,10 @@ def boosting_whose_part_says_it_is_a_composite(folder, mark):
     """A regressor with sound parts that it does not ask, beside trees of its own that lead out."""
 
     def change(model):
-        part, sound = model.regressors_[1], list(model.regressors_)
-        model.regressors_[1] = part
+        sound, part = model.regressors_
         part._predictors[0][0].nodes["left"][0] = part._predictors[0][0].nodes["right"][0] = 2**31
         twin = HistGradientBoostingRegressor()
-        twin.__dict__.update(sound[0].__dict__)
+        twin.__dict__.update(sound.__dict__)
         part.regressors_, part.bands_, part.margins_, part.coverage = [twin, twin], [], [], 0.8
         return model
 
@@ -651,12 +650,12 @@ def boosting_whose_part_says_it_is_a_composite(folder, mark):
 @hostile("forest")
 def tree_that_says_it_is_a_composite(folder, mark):
     """The same of a single tree."""
+    from sklearn.linear_model import LinearRegression
 
     def change(forest):
-        part, tree = forest.estimators_[1], forest.estimators_[0]
-        part.n_outputs_ = 1
+        tree, line = forest.estimators_[0], LinearRegression().fit(np.eye(6), np.zeros(6))
         tree.tree_ = _bent(tree.tree_)
-        tree.regressors_, tree.bands_, tree.margins_, tree.coverage = [part, part], [], [], 0.8
+        tree.regressors_, tree.bands_, tree.margins_, tree.coverage = [line, line], [], [], 0.8
         return tree
 
     _rewrite(folder, change)
@@ -716,13 +715,15 @@ def skops_that_names_an_array_again_and_again(folder, mark):
     write_skops(folder, model_with(several(*parts)), [("x.npy", array(np.zeros(1_000_000)))])
 
 
-@hostile("forest")
-def skops_with_an_array_of_nothing(folder, mark):
-    """Elements without a size: a terabyte of them takes no byte, and years to look at."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|V0", "fortran_order": False, "shape": (1 << 40,)})
-    schema = model_with(part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy"))
-    write_skops(folder, schema, [("x.npy", header.getvalue())])
+@hostile("boosting")
+def boosting_with_an_array_of_nothing(folder, mark):
+    """Elements without a size: billions of them take no byte, and minutes to look at."""
+
+    def change(model):
+        model.regressors_[0]._bin_mapper.is_categorical_ = np.ndarray((1 << 35,), "V0")
+        return model
+
+    _rewrite(folder, change)
 
 
 @hostile("boosting", ["_in_fit", "predict", "_baseline_prediction"])
