@@ -29,8 +29,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     below zero.
 
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which takes
-    a histogram gradient boosting, the last share of the hours is first kept aside to see after how many trees the error
-    on it grows no smaller; then that many are grown on all hours. Nothing outside of what `fit` is given is looked at.
+    a histogram gradient boosting, the last share of the hours is first kept aside, and trees are grown until ten more
+    make the error on it no smaller; as many, those ten too, are grown on all hours. Nothing outside of what `fit` is
+    given is looked at.
 
     ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
     hours. Quantiles that are learned are too sure of years that they have not seen. So they are widened (or narrowed)
@@ -50,7 +51,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         """Learn from ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS` in GW); return itself.
 
         Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity;
-        ParameterError: a share or coverage that cannot be.
+        ParameterError: a share or coverage that cannot be, no regressor.
         """
         self._check(X)
         factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
@@ -101,6 +102,13 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
                 "The regressor's settings cannot be used.",
                 value=f"watched_share {self.watched_share}, coverage {self.coverage}, folds {self.folds}",
                 expected="shares between 0 and 1, and at least 2 folds",
+            )
+        if self.regressor is None:
+            raise ParameterError(
+                "There is nothing to fit.",
+                value="regressor None",
+                expected="a scikit-learn regressor",
+                next_step="CapacityFactorRegressor(HistGradientBoostingRegressor())",
             )
         require_columns(X.columns, INPUTS, "The frame")
         if not to_utc(X["utc_timestamp"]).is_monotonic_increasing:
