@@ -39,7 +39,7 @@ def reading(feature: str, value: float) -> str:
     """Return a slider's value with its unit; a day of the year as a date, an hour as the clock shows it."""
     input_ = INPUTS[feature]
     if feature == "day":
-        return f"{date(2015, 1, 1) + timedelta(days=round(value) - 1):%d %B}"  # of a year without a leap day
+        return f"{_date(value):%d %B}"
     if feature == "hour":
         return f"{value:02.0f}:00"
     return f"{value:.{0 if input_.step >= 1 else 1}f} {input_.unit}"
@@ -148,7 +148,13 @@ def hint(served: Served) -> str:
 
 
 def _moment_of_year(served: Served, day: float, hour: float) -> datetime:
-    """Return the hour (UTC) of a day in the last year of the data, or in the last whose capacity is known."""
+    """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
     known = max(capacity.YEAR_ENDS_GW[TARGETS[0]])
-    year = known if served.frame is None else served.frame["utc_timestamp"].iloc[-1].year
-    return datetime(year, 1, 1, round(hour), tzinfo=UTC) + timedelta(days=round(day) - 1)
+    year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
+    shown = _date(day)  # and not the year's so-and-so-many-th day, which in leap years is another
+    return datetime(year, shown.month, shown.day, round(hour), tzinfo=UTC)
+
+
+def _date(day: float) -> date:
+    """Return the date of a day of the year, in a year without a leap day."""
+    return date(2015, 1, 1) + timedelta(days=round(day) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -612,6 +613,148 @@ def boosting_alone(folder, mark):
     from skops.io import dump
 
     dump(HistGradientBoostingRegressor(max_iter=2).fit(np.zeros((30, 4)), np.zeros(30)), folder / "model.skops")
+
+
+def _rewrite(folder, change):
+    """Change the model itself, as one can who has this package, and keep it by skops."""
+    from skops.io import dump, load
+
+    file = folder / "model.skops"
+    dump(change(load(file, trusted=TRUSTED_TYPES)), file)
+
+
+def _bent(tree):
+    """A tree that leads out of itself."""
+    state = tree.__getstate__()
+    state["nodes"]["left_child"][0] = state["nodes"]["right_child"][0] = 10**12
+    bent = type(tree)(len(FEATURES), np.array([1] * len(TARGETS)), len(TARGETS))
+    bent.__setstate__(state)
+    return bent
+
+
+@hostile("boosting")
+def boosting_whose_part_says_it_is_a_composite(folder, mark):
+    """A regressor with sound parts that it does not ask, beside trees of its own that lead out."""
+
+    def change(model):
+        sound, part = model.regressors_
+        part._predictors[0][0].nodes["left"][0] = part._predictors[0][0].nodes["right"][0] = 2**31
+        twin = HistGradientBoostingRegressor()
+        twin.__dict__.update(sound.__dict__)
+        part.regressors_, part.bands_, part.margins_, part.coverage = [twin, twin], [], [], 0.8
+        return model
+
+    _rewrite(folder, change)
+
+
+@hostile("forest")
+def tree_that_says_it_is_a_composite(folder, mark):
+    """The same of a single tree."""
+    from sklearn.linear_model import LinearRegression
+
+    def change(forest):
+        tree, line = forest.estimators_[0], LinearRegression().fit(np.eye(6), np.zeros(6))
+        tree.tree_ = _bent(tree.tree_)
+        tree.regressors_, tree.bands_, tree.margins_, tree.coverage = [line, line], [], [], 0.8
+        return tree
+
+    _rewrite(folder, change)
+
+
+@hostile("forest")
+def tree_whose_nodes_are_another_tree(folder, mark):
+    """What is looked at are attributes, put beside a tree that leads out."""
+
+    def change(forest):
+        tree, outer = forest.estimators_[:2]
+        tree.tree_ = _bent(tree.tree_)
+        tree.node_count = tree.capacity = 1
+        tree.children_left = tree.children_right = np.array([-1])
+        tree.feature = np.array([0])
+        outer.tree_ = tree
+        return outer
+
+    _rewrite(folder, change)
+
+
+@hostile("boosting", ["once", "again and again"])
+def boosted_tree_of_a_single_branch(folder, mark, times):
+    """It ends, after a million steps for each hour; or it is shorter, and named a thousand times."""
+
+    def change(model):
+        part = model.regressors_[1]
+        (tree,) = part._predictors[0]
+        count = 1_000_000 if times == "once" else 1000
+        nodes = np.zeros(count, tree.nodes.dtype)
+        nodes["left"], nodes["right"] = np.arange(1, count + 1), np.minimum(np.arange(2, count + 2), count - 1)
+        nodes["is_leaf"][-1] = 1
+        tree.nodes = nodes
+        part._predictors = [[tree]] * (1 if times == "once" else 1000)
+        return model
+
+    _rewrite(folder, change)
+
+
+@hostile("forest", ["coef_", "intercept_"])
+def line_with_a_million(folder, mark, numbers):
+    """Each hour would be answered by millions of numbers; a year of them fills memory."""
+    from sklearn.linear_model import LinearRegression
+
+    def change(_):
+        line = LinearRegression().fit(np.eye(4), np.zeros((4, 2)))
+        line.__dict__[numbers] = np.zeros((500_000, 4) if numbers == "coef_" else (500_000, 1, 2))
+        return line
+
+    _rewrite(folder, change)
+
+
+@hostile("forest")
+def skops_that_names_an_array_again_and_again(folder, mark):
+    """A hundred arrays that are the same bytes of the file, and each its own in memory."""
+    parts = [part("NdArrayNode", "numpy.ndarray", type="numpy", file="x.npy", __id__=number) for number in range(100)]
+    write_skops(folder, model_with(several(*parts)), [("x.npy", array(np.zeros(1_000_000)))])
+
+
+@hostile("boosting")
+def boosting_with_an_array_of_nothing(folder, mark):
+    """Elements without a size: billions of them take no byte, and minutes to look at."""
+
+    def change(model):
+        model.regressors_[0]._bin_mapper.is_categorical_ = np.ndarray((1 << 35,), "V0")
+        return model
+
+    _rewrite(folder, change)
+
+
+@hostile("boosting", ["_in_fit", "predict", "_baseline_prediction"])
+def boosting_that_answers_with_an_error_by(folder, mark, field):
+    """It is sound, and yet cannot be asked."""
+
+    def change(model):
+        values = {"_in_fit": True, "predict": "x", "_baseline_prediction": np.array([["x" * 99]])}
+        setattr(model.regressors_[0], field, values[field])
+        return model
+
+    _rewrite(folder, change)
+
+
+@hostile("boosting", [math.nan, math.inf])
+def boosting_whose_margin_is(folder, mark, number):
+    """A band that ends nowhere."""
+
+    def change(model):
+        model.margins_[0] = number
+        return model
+
+    _rewrite(folder, change)
+
+
+@hostile("boosting")
+def boosting_beside_code_of_a_gigabyte(folder, mark):
+    """A module by a good name, that is larger than what reads it should need."""
+    with (folder / "code" / "workshop" / "errors.py").open("r+b") as file:
+        file.truncate(1 << 30)
+    (folder / "model.skops").unlink()
 
 
 @hostile("boosting")

@@ -150,9 +150,9 @@ def test_hours_it_cannot_learn_from_are_told(parts, change, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"coverage": 1.0}, {"watched_share": 1.0}, {"folds": 1}])
+@pytest.mark.parametrize("settings", [{"coverage": 1.0}, {"watched_share": 1.0}, {"folds": 1}, {"regressor": None}])
 def test_settings_that_cannot_be_are_told(parts, settings):
-    """A share of everything, or a single fold, is refused with what is allowed."""
+    """A share of everything, a single fold, or no regressor, is refused with what is allowed."""
     train, _ = parts[sample.SEED]
     with pytest.raises(ParameterError, match=str(next(iter(settings)))):
-        CapacityFactorRegressor(LinearRegression(), **settings).fit(inputs(train), targets(train))
+        CapacityFactorRegressor(**{"regressor": LinearRegression()} | settings).fit(inputs(train), targets(train))

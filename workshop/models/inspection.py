@@ -6,6 +6,7 @@ Everything is a fixed list or a limit: what is not named here is refused. A libr
 from __future__ import annotations
 
 import json
+import math
 import stat
 import struct
 import zipfile
@@ -73,6 +74,8 @@ SKOPS_TYPES = {
     "TypeNode": {"builtins.str"},
 }
 MOST_THREADS = 256
+MOST_LEVELS = 1000  # of a tree: one that grows until each hour has a leaf of its own has some fifty
+SOUND = f"children after parents, known features, at most {MOST_LEVELS} levels"
 # What is raised where a file is not of the form that it should have.
 UNREADABLE = (
     KeyError, TypeError, ValueError, AttributeError, RuntimeError, OSError, EOFError, MemoryError, zipfile.BadZipFile,
@@ -177,6 +180,7 @@ def check_skops(file: Path, name: str) -> None:
             if schema["__loader__"] != "ObjectNode" or kind in PARTS:
                 raise refusal(name, "The file holds no model.", kind, ", ".join(sorted(ESTIMATORS)))
             _check_part(schema, name, {})
+            _check_arrays(schema, archive, name)
         except UNREADABLE as error:
             raise refusal(name, "The model's file is damaged.", repr(error)) from None
 
@@ -202,6 +206,35 @@ def _check_part(part, name: str, known: dict):
     return plain
 
 
+def _check_arrays(schema, archive: zipfile.ZipFile, name: str) -> None:
+    """Raise ModelError when a skops file's arrays take more than it has: one named again and again, or made of nothing.
+
+    skops reads a member anew for each part that names it. Elements without a size are as many as the file cares to say.
+    """
+    from numpy.lib import format as npy
+
+    members = _named_files(schema)
+    size, most = sum(archive.getinfo(member).file_size for member in members), 2 * Path(archive.filename).stat().st_size
+    if size > most:
+        raise refusal(name, "The model names its arrays too often.", f"{size} bytes in all", f"at most {most}")
+    for member in set(members):
+        with archive.open(member) as content:
+            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            kind = read_header[npy.read_magic(content)](content)[2]
+        if not kind.itemsize:
+            raise refusal(name, "The model holds an array of nothing.", f"{member} of {kind}", "numbers")
+
+
+def _named_files(part) -> list[str]:
+    """Return the members that the arrays of a skops file name, as often as they do."""
+    if isinstance(part, list):
+        return [file for item in part for file in _named_files(item)]
+    if not isinstance(part, dict):
+        return []
+    own = [part["file"]] if part.get("__loader__") == "NdArrayNode" and "file" in part else []
+    return own + _named_files(list(part.values()))
+
+
 def check_estimator(
     model: object, name: str, *, width: int = len(FEATURES), outputs: int = len(TARGETS), most_depth: int = 3
 ) -> None:
@@ -210,6 +243,8 @@ def check_estimator(
     ``width`` is how many numbers the model is given, ``outputs`` how many it returns. scikit-learn checks the types of
     a tree's arrays and not what they say (https://github.com/scikit-learn/scikit-learn/pull/34558).
     """
+    from workshop.models.regressor import CapacityFactorRegressor
+
     if not most_depth:
         raise refusal(name, "The model holds models within models.", type(model).__name__, "forests, and parts of two")
     threads = getattr(model, "n_jobs", None)
@@ -218,15 +253,16 @@ def check_estimator(
     inner = {"width": width, "outputs": outputs, "most_depth": most_depth - 1}
     for estimator in getattr(model, "estimators_", ()):
         check_estimator(estimator, name, **inner)
-    if hasattr(model, "regressors_"):
+    # By what it is, and not by what it has: a file can give an object any attribute.
+    if isinstance(model, CapacityFactorRegressor):
         _check_composite(model, name, most_depth - 1)
         return
     if (found := getattr(model, "n_outputs_", outputs)) != outputs:
         raise refusal(name, "The model predicts something else.", f"{found} numbers", f"{outputs}")
     if hasattr(model, "tree_") and not _is_sound(model.tree_, width):
-        raise refusal(name, "The model holds a broken tree.", "its nodes", "children after parents, known features")
+        raise refusal(name, "The model holds a broken tree.", "its nodes", SOUND)
     if hasattr(model, "_predictors") and not _is_sound_boosting(model, width):
-        raise refusal(name, "The model holds a broken tree.", "its nodes", "children after parents, known features")
+        raise refusal(name, "The model holds a broken tree.", "its nodes", SOUND)
 
 
 def _check_composite(model, name: str, most_depth: int) -> None:
@@ -235,8 +271,9 @@ def _check_composite(model, name: str, most_depth: int) -> None:
     right = len(model.regressors_) == len(TARGETS) and len(bands) in (0, 2 * len(TARGETS))
     if not right or len(model.margins_) != len(model.bands_) or any(len(pair) != 2 for pair in model.bands_):
         raise refusal(name, "The model has not what its targets need.", "its parts", ", ".join(TARGETS))
-    if not all(isinstance(number, float) for number in (*model.margins_, model.coverage)):
-        raise refusal(name, "The model's band is no number.", "its margins or coverage", "numbers")
+    numbers = [*model.margins_, model.coverage]
+    if not all(isinstance(number, float) and math.isfinite(number) for number in numbers) or not 0 < numbers[-1] < 1:
+        raise refusal(name, "The model's band is no number.", f"margins and coverage {numbers}", "numbers, and a share")
     for regressor in [*model.regressors_, *bands]:
         if not hasattr(regressor, "predict"):
             raise refusal(name, "A part of the model cannot predict.", type(regressor).__name__, "a regressor")
@@ -246,13 +283,15 @@ def _check_composite(model, name: str, most_depth: int) -> None:
 def _is_sound_boosting(model, width: int) -> bool:
     """Tell whether each tree of a histogram gradient boosting ends, and asks for nothing but our features."""
     import numpy as np
+    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 
     trees = [tree for trees in model._predictors for tree in trees]
     plain = model.n_features_in_ == width and model.n_trees_per_iteration_ == 1 and model._preprocessor is None
     if not plain or model._baseline_prediction.shape != (1, 1) or any(len(trees) != 1 for trees in model._predictors):
         return False
     return not np.any(model._bin_mapper.is_categorical_) and all(
-        tree.nodes.ndim == 1
+        type(tree) is TreePredictor
+        and tree.nodes.ndim == 1
         and len(tree.nodes)
         and not tree.nodes["is_categorical"].any()
         and _is_way_down(
@@ -264,22 +303,34 @@ def _is_sound_boosting(model, width: int) -> bool:
 
 def _is_sound(tree, width: int) -> bool:
     """Tell whether each way down a tree ends, within its nodes and the features."""
+    from sklearn.tree._tree import Tree
+
     # First: the arrays below are as long as the count says, whatever there is.
-    if tree.node_count < 1 or tree.node_count != tree.capacity:
+    if type(tree) is not Tree or tree.node_count < 1 or tree.node_count != tree.capacity:
         return False
     left = tree.children_left
     return _is_way_down(left, tree.children_right, tree.feature, left != -1, width)  # -1 marks a leaf
 
 
 def _is_way_down(left, right, feature, inner, width: int) -> bool:
-    """Tell whether from each inner node both ways lead to a later one, by a feature that there is."""
+    """Tell whether from each inner node two ways lead to later ones, by a feature that there is, and soon to an end."""
     import numpy as np
 
     parents = np.flatnonzero(inner)
-    return bool(
+    sound = (
         (left[inner] > parents).all()
         and (right[inner] > parents).all()
         and (np.maximum(left, right)[inner] < len(left)).all()
         and (feature[inner] >= 0).all()
         and (feature[inner] < width).all()
     )
+    # No node is reached twice, or the levels below would grow without end.
+    if not sound or (len(parents) and np.bincount(np.concatenate([left[inner], right[inner]]).astype(int)).max() > 1):
+        return False
+    level = np.zeros(1, int)
+    for _ in range(MOST_LEVELS):
+        level = level[inner[level]]
+        if not len(level):
+            return True
+        level = np.concatenate([left[level], right[level]])
+    return False

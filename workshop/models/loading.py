@@ -271,11 +271,21 @@ def _load_skops(file: Path, name: str):
     try:
         model = skops_load(file, trusted=TRUSTED_TYPES)
         inspection.check_estimator(model, name)
+        _try_out(LoadedModel.of(model))
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the library makes of the file is told in words
         raise inspection.refusal(name, "The model's file is damaged.", repr(error)) from None
     return model
+
+
+def _try_out(model: LoadedModel) -> None:
+    """Predict for an hour: what answers with other than a number for each target, or with an error, is no model."""
+    import pandas as pd
+
+    hour = pd.DataFrame([{"utc_timestamp": pd.Timestamp("2016-06-01T12:00Z"), **dict.fromkeys(FEATURES, 1.0)}])
+    model.predict(hour)
+    model.predict_band(hour)
 
 
 def _load_keras(file: Path, name: str, columns: list[str]):

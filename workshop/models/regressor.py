@@ -29,8 +29,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     below zero.
 
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which takes
-    a histogram gradient boosting, the last share of the hours is first kept aside to see after how many trees the error
-    on it grows no smaller; then that many are grown on all hours. Nothing outside of what `fit` is given is looked at.
+    a histogram gradient boosting, the last share of the hours is first kept aside, and trees are grown until ten more
+    make the error on it no smaller; as many, those ten too, are grown on all hours. Nothing outside of what `fit` is
+    given is looked at.
 
     ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
     hours. Quantiles that are learned are too sure of years that they have not seen. So they are widened (or narrowed)
@@ -50,7 +51,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         """Learn from ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS` in GW); return itself.
 
         Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity;
-        ParameterError: a share or coverage that cannot be.
+        ParameterError: a share or coverage that cannot be, no regressor.
         """
         self._check(X)
         factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
@@ -69,26 +70,31 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        derived = derive(X)
-        factors = np.column_stack([regressor.predict(derived) for regressor in self.regressors_])
-        return np.clip(factors, 0, None) * installed(X).to_numpy()
+        return self._in_GW(self._predict_factors(derive(X)), installed(X))
 
     def predict_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Return the lower and the upper end of the band in GW, each shaped as what `predict` returns.
 
         What is predicted lies within; for solar power of hours with the sun down it is all that there is.
         """
-        predicted, derived = self.predict(X), derive(X)
-        ends = []
+        derived, capacity = derive(X), installed(X)  # once: a single hour is mostly these
+        predicted, ends = self._in_GW(self._predict_factors(derived), capacity), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(derived) for pair in self.bands_]
-            factors = np.column_stack([values + sign * m for values, m in zip(learned, self.margins_, strict=True)])
-            ends.append(np.clip(factors, 0, None) * installed(X).to_numpy())
+            moved = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
+            ends.append(self._in_GW(moved, capacity))
         # Each is learned alone, and where little is known they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = ~_sun_is_up(derived)
         low[night, 0] = high[night, 0] = predicted[night, 0]
         return low, high
+
+    def _predict_factors(self, derived: pd.DataFrame) -> list[np.ndarray]:
+        return [regressor.predict(derived) for regressor in self.regressors_]
+
+    @staticmethod
+    def _in_GW(factors: list[np.ndarray], capacity: pd.DataFrame) -> np.ndarray:
+        return np.clip(np.column_stack(factors), 0, None) * capacity.to_numpy()
 
     def _check(self, X: pd.DataFrame) -> None:
         if not 0 <= self.watched_share < 1 or not 0 < self.coverage < 1 or self.folds < 2:
@@ -96,6 +102,13 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
                 "The regressor's settings cannot be used.",
                 value=f"watched_share {self.watched_share}, coverage {self.coverage}, folds {self.folds}",
                 expected="shares between 0 and 1, and at least 2 folds",
+            )
+        if self.regressor is None:
+            raise ParameterError(
+                "There is nothing to fit.",
+                value="regressor None",
+                expected="a scikit-learn regressor",
+                next_step="CapacityFactorRegressor(HistGradientBoostingRegressor())",
             )
         require_columns(X.columns, INPUTS, "The frame")
         if not to_utc(X["utc_timestamp"]).is_monotonic_increasing:

@@ -29,8 +29,11 @@ def copy_into(folder: Path) -> Path:
 def compare(folder: Path, name: str) -> None:
     """Warn when the code in a model's folder is not what is installed here, which is what answers for it here."""
     pairs = {module: (PACKAGE / module, folder / FOLDER / PACKAGE.name / module) for module in MODULES}
-    other = [
-        module for module, (here, there) in pairs.items() if there.exists() and there.read_bytes() != here.read_bytes()
-    ]
+    other = [module for module, (here, there) in pairs.items() if there.exists() and not _are_equal(here, there)]
     if other:
         logger.warning("%s was logged with another version of %s; train it anew.", name, ", ".join(other))
+
+
+def _are_equal(here: Path, there: Path) -> bool:
+    # By size first: what lies there may be as large as it likes.
+    return here.stat().st_size == there.stat().st_size and here.read_bytes() == there.read_bytes()
