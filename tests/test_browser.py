@@ -160,7 +160,9 @@ def test_dashboard_shows_the_model_and_a_prediction(page, registry):
     assert re.fullmatch(r"-?[01]\.\d{3}", page.locator("#model-r2").inner_text())
     expect(page.locator("#model-since")).to_have_text(re.compile(r"\d{2} \w{3} \d{4}, \d{2}:\d{2} UTC"))
     assert all(re.fullmatch(r"-?\d+\.\d{2}", number) for number in numbers(page))
-    expect(page.locator("#outlook-figure .scatterlayer .trace")).to_have_count(4)
+    # of both targets what was predicted and its band, and once what was measured
+    expect(page.locator("#outlook-figure .legendtext")).to_have_count(5)
+    expect(page.locator("#outlook-figure")).to_contain_text("wind band, 80% of hours")
     expect(page.locator("#outlook-key-figures tbody tr")).to_have_count(2)
     expect(page.locator("#message")).to_be_empty()
 
