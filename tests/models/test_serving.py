@@ -77,7 +77,7 @@ def test_model_answers_without_this_package(saved, kind, tmp_path):
     """Where the package is not installed, the code in the model derives the same features, to the last digit."""
     root, hours = saved
     inputs(hours).to_parquet(tmp_path / "hours.parquet")
-    program = [sys.executable, "-W", "ignore", "-c", WITHOUT_PACKAGE, root / kind]
+    program = [sys.executable, "-B", "-W", "ignore", "-c", WITHOUT_PACKAGE, root / kind]
     done = subprocess.run(
         [*program, tmp_path / "hours.parquet", tmp_path / "out.parquet"],
         cwd=tmp_path,
@@ -100,8 +100,9 @@ def test_mlflow_serves_raw_weather(saved, kind, tmp_path):
     root, hours = saved
     port = free_port()
     command = [BIN / "mlflow", "models", "serve", "-m", root / kind, "--env-manager", "local", "-p", str(port)]
+    clean = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # the model's folder is shared, and holds no bytecode
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "-h", "127.0.0.1"], stdout=log, stderr=log, cwd=tmp_path)
+        process = subprocess.Popen([*command, "-h", "127.0.0.1"], stdout=log, stderr=log, cwd=tmp_path, env=clean)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: _answers(f"{url}/ping") or process.poll() is not None, 90)
