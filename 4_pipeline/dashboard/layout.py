@@ -184,7 +184,7 @@ def attribution(served: Served) -> str:
 def modelled_hint(served: Served) -> str:
     """Return what has to be said beside generation that nobody measured."""
     told = origin.of_frame(served.frame)
-    return f"“Measured” is modelled here: the source `{told.source}` simulates generation." if told.modelled else ""
+    return f"“Measured” is modelled here: the source {told.source} simulates generation." if told.modelled else ""
 
 
 def _alert(head: str, text: str) -> dbc.Alert:
