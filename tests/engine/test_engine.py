@@ -216,12 +216,15 @@ def test_engine_without_a_scheduler_starts_one_for_the_call(notebook, tmp_path):
 
 def test_engine_local_cluster_listens_on_loopback_alone(tmp_path, monkeypatch):
     """The cluster started for a call, its page included, cannot be reached from another machine."""
+    import dask
+
     from workshop.engine.cluster import connect
 
     (tmp_path / "4_pipeline").mkdir()
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
-    with environment_of(clean_environment()), connect():
+    # Dask keeps the address that was in the environment when it was imported, by whichever test that was.
+    with environment_of(clean_environment()), dask.config.set({"scheduler-address": None}), connect():
         this = psutil.Process()
         pids = {this.pid, *(child.pid for child in this.children(recursive=True))}
         listening = {

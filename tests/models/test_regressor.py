@@ -20,7 +20,7 @@ from workshop.models.explanation import coverage
 from workshop.models.regressor import CapacityFactorRegressor
 
 TREES = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.08, min_samples_leaf=100, random_state=0)
-SEEDS = [sample.SEED, 1, 42]
+SEEDS = [sample.SEED, 42]  # the benchmark `models` has more
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +91,13 @@ def test_band_encloses_the_prediction_and_is_none_too_wide(parts, fitted):
     assert (np.quantile(low[noon, 0], 0.25)) > 0.5
 
 
-def test_fit_is_the_same_twice(parts, fitted):
+def test_fit_is_the_same_twice(parts):
     """The same hours and seed give the same model, to the last digit."""
     train, test = parts[sample.SEED]
-    again = _fit(fitted[sample.SEED], train)
-    assert np.array_equal(again.predict(inputs(test)), fitted[sample.SEED].predict(inputs(test)))
-    assert again.margins_ == fitted[sample.SEED].margins_
+    model = CapacityFactorRegressor(TREES, watched_share=0.15, band=TREES, folds=2)
+    one, two = (_fit(model, train.head(6000)) for _ in range(2))
+    assert np.array_equal(one.predict(inputs(test)), two.predict(inputs(test)))
+    assert np.array_equal(one.predict_band(inputs(test)), two.predict_band(inputs(test)))
 
 
 def test_one_hour_is_answered_as_in_a_year(parts, fitted):
