@@ -136,7 +136,9 @@ def _predicting(train: pd.DataFrame, test: pd.DataFrame, folder: Path) -> list[S
     regressor = _model().fit(inputs(train), targets(train))
     options = loading._options(regressor, inputs(test.head()), folder / "code")
     mlflow.sklearn.save_model(regressor, folder / "model", **options)
+    path = list(sys.path)
     plain, loaded = mlflow.pyfunc.load_model(str(folder / "model")), loading.load_folder(folder / "model", "model")
+    sys.path[:] = path  # MLflow puts the model's own code first there, and joblib's processes would look in it
     year = train.tail(8760)
     given = {HOUR: inputs(year.head(1)), YEAR: inputs(year)}
     asked = {HOUR: year.head(1), YEAR: year}

@@ -60,12 +60,15 @@ def search(
     X, y = inputs(train), targets(train)
     tasks = [
         joblib.delayed(_judge)(clone(estimator).set_params(**parameters), X, y, fold, number)
-        for fold in TimeSeriesSplit(folds).split(X)
+        for fold in reversed(list(TimeSeriesSplit(folds).split(X)))  # the longest first
         for number, parameters in enumerate(tried)
     ]
-    where = joblib.parallel_config(backend="dask", client=client) if client else contextlib.nullcontext()
+    # The data to all workers first: where it lay on one, that one would be given most of the fits.
+    cluster = {"backend": "dask", "client": client, "scatter": [X, y]}
+    where = joblib.parallel_config(**cluster) if client else contextlib.nullcontext()
     with where:
-        results = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(tasks)
+        # One by one: joblib would put fits together, and leave a worker without any at the end.
+        results = joblib.Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all", return_as="generator_unordered")(tasks)
         judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
     scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
     # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
