@@ -39,8 +39,8 @@ def register(app: Dash, serving: Serving) -> None:
             raise PreventUpdate
         # A period that is there stays as it is; a page that was opened before there was data gets its first one.
         period = (no_update, no_update) if _day(start) and _day(end) else layout.default_period(served)
-        told = layout.message(served), layout.attribution(served), layout.modelled_hint(served)
-        told += (what_if.hint(served),)
+        hints = layout.modelled_hint(served), what_if.hint(served)
+        told = layout.message(served), layout.attribution(served), *hints
         return served.revision, layout.model(served), *told, *layout.days(served), *period
 
     @app.callback(

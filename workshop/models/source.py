@@ -12,8 +12,8 @@ FOLDER = "code"  # where MLflow keeps a model's `code_paths`
 PACKAGE = Path(__file__).resolve().parents[1]
 MODULES = (
     "__init__.py", "errors.py", "data/__init__.py", "data/capacity.py", "data/features.py", "data/scan.py",
-    "data/schema.py",
-    "data/tables.py", "data/thresholds.py", "data/units.py", "models/__init__.py", "models/regressor.py",
+    "data/schema.py", "data/tables.py", "data/thresholds.py", "data/units.py", "models/__init__.py",
+    "models/regressor.py",
 )  # fmt: skip
 FILES = frozenset(f"{FOLDER}/{PACKAGE.name}/{module}" for module in MODULES)
 
