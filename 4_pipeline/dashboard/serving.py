@@ -14,6 +14,8 @@ import pandas as pd
 
 from workshop.data import schema
 from workshop.errors import WorkshopError
+from workshop.models.history import Move
+from workshop.models.lineage import Link
 from workshop.models.loading import LoadedModel
 from workshop.models.registry import Production
 
@@ -32,6 +34,18 @@ class Trouble:
 
 
 @dataclass(frozen=True)
+class Record:
+    """What is known of the model that speaks, read when it began to: none of it is needed to answer.
+
+    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`).
+    """
+
+    history: tuple[Move, ...] = ()
+    lineage: tuple[Link, ...] = ()
+    explanations: dict[str, dict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Served:
     """All that a page shows, at one moment; replaced as a whole, never changed, so that no page mixes two versions.
 
@@ -47,6 +61,7 @@ class Served:
     predicted: pd.DataFrame | None = None
     band: tuple[pd.DataFrame, pd.DataFrame] | None = None
     data_stamp: tuple[int, int] | None = None
+    record: Record = Record()
     troubles: dict[str, Trouble] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
