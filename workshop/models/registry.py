@@ -162,10 +162,10 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
 
 
 def rollback(to: str | None = None, why: str = "") -> Production:
-    """Bring back the version that was in production before the last move, or the version ``to``; return what now serves.
+    """Bring back what was in production before the last move, or the version ``to``; return what now serves.
 
-    A rollback is a move like any other, so that one that is rolled back brings back what it took away. Raises ModelError
-    when there is no such version, it never was in production, is deleted, or cannot be loaded.
+    A rollback is a move like any other, so that one that is rolled back brings back what it took away. Raises
+    ModelError when there is no such version, it never was in production, is deleted, or cannot be loaded.
     """
     from workshop.models import loading
 
