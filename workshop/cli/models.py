@@ -158,7 +158,8 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
 
 def _print_link(link, *, verify: bool) -> None:
     mark = "" if not verify or not link.known else click.style(" broken", "red") if link.trouble else " ok"
-    click.echo(f"{click.style(link.kind, bold=True):12}{link.name if link.known else 'not recorded'}{mark}")
+    kind = click.style(f"{link.kind:12}", bold=True)
+    click.echo(f"{kind}{link.name if link.known else 'not recorded'}{mark}")
     for name, value in link.facts.items():
         click.echo(f"            {name}: {value}")
     if link.url:

@@ -99,7 +99,7 @@ def version_of(model: RegisteredModel) -> str | None:
 def move_alias(client: MlflowClient, move: Move) -> None:
     """Record a move and make it; the caller holds the lock of `registry`. Its number is the next one."""
     before = moves_of(find_model(client))
-    if before and before[-1].action == BY_HAND:  # nobody wrote that one down
+    if before:  # made by hand, which nobody wrote down, or by a process that was killed before it could say so
         _write(client, before[-1], done=True)
     move = replace(move, number=len(before) + 1)
     _write(client, move, done=False)

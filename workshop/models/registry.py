@@ -157,6 +157,7 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
             model_id=model_uri.removeprefix("models:/"),
             tags=_record(move, tags),
             description=decision.reason,
+            await_creation_for=0,  # it is there when the server has answered
         )
         return _move(client, move, str(version.version))
 
