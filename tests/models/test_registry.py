@@ -391,7 +391,7 @@ def test_lineage_says_what_it_does_not_know(in_workplace, subject, error, text):
     [
         ('<meta name="workshop.model" content="wind_solar/3">', "3"),
         ("utc_timestamp,solar_GW,wind_GW,model\n2016-01-01T00:00Z,0,1,wind_solar/12\n", "12"),
-        ('{"model": {"name": "wind_solar", "version": "4", "run_id": "ab"}}', "4"),
+        ('{"coverage": 0.8, "model": {"name": "wind_solar", "run_id": "ab", "version": "4"}}', "4"),
         ('{"production": {\n "name": "wind_solar",\n "version": "5"}}', "5"),
     ],
 )
@@ -402,7 +402,9 @@ def test_lineage_finds_the_model_in_what_it_said(tmp_path, text, version):
     assert lineage.version_in(file) == version
 
 
-@pytest.mark.parametrize("text", ["", "nothing of it", "wind_solar/1 and wind_solar/2"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"model": "wind_solar"}', "nothing of it", "wind_solar/1 and wind_solar/2"]
+)
 def test_lineage_wants_one_model_in_a_file(tmp_path, text):
     """None, or more than one: there is no chain to show."""
     file = tmp_path / "said"

@@ -85,9 +85,12 @@ def version_in(file: Path) -> str:
     """
     with file.open("rb") as content:
         text = content.read(LARGEST_FILE_BYTES).decode(errors="replace")
-    one_of_it = rf"{REGISTERED_MODEL}/(\d+)\b"
-    in_json = rf'"name":\s*"{REGISTERED_MODEL}",\s*"version":\s*"?(\d+)\b'
-    found = {match[1] or match[2] for match in re.finditer(f"{one_of_it}|{in_json}", text)}
+    try:
+        said = json.loads(text)
+        models = [said.get(key) for key in ("model", "production")] if isinstance(said, dict) else []
+        found = {str(model["version"]) for model in models if model and model.get("name") == REGISTERED_MODEL}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        found = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d+)\b", text))
     if len(found) == 1:
         return found.pop()
     raise ModelError(
