@@ -8,6 +8,7 @@ nobody sees.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -78,16 +79,36 @@ def find_model(client: MlflowClient) -> RegisteredModel | None:
 def moves_of(model: RegisteredModel) -> list[Move]:
     """Return the moves that happened, the first one first, as the model's tags and its alias tell them."""
     current = version_of(model)
-    moves = []
-    for name in sorted(name for name in model.tags if name.startswith(TAG)):
-        told = json.loads(model.tags[name])
-        last = name == max(tag for tag in model.tags if tag.startswith(TAG))
-        if told.pop("done") or (last and told["version"] == current):
-            moves.append(Move(**told))
-    if current is not None and (not moves or moves[-1].version != current):
-        replaced = moves[-1].version if moves else None
-        moves.append(Move(len(moves) + 1, BY_HAND, current, replaced=replaced))
+    written = list(filter(None, (_parse(name, model.tags[name]) for name in sorted(model.tags))))
+    moves = [move for move, done in written[:-1] if done]
+    moves += [move for move, done in written[-1:] if done or move.version == current]
+    last = moves[-1] if moves else None
+    if current is not None and (last is None or last.version != current):
+        moves.append(Move(_next(moves), BY_HAND, current, replaced=last.version if last else None))
     return moves
+
+
+def _next(moves: list[Move]) -> int:
+    return moves[-1].number + 1 if moves else 1
+
+
+def _parse(name: str, text: str) -> tuple[Move, bool] | None:
+    """Return the move that a tag tells of, and whether it is done; None for one that tells of none.
+
+    Whoever reaches the tracking server writes what they like into a tag, and that must not stop what serves.
+    """
+    numbered = re.fullmatch(rf"{re.escape(TAG)}(\d{{6}})", name)
+    if numbered is None:
+        return None
+    from pydantic import TypeAdapter
+
+    try:
+        told = json.loads(text)
+        done = told.pop("done")
+        move = TypeAdapter(Move).validate_json(json.dumps(told | {"number": int(numbered[1])}), strict=True)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return (move, done is True) if re.fullmatch(r"[1-9]\d*", move.version) else None
 
 
 def version_of(model: RegisteredModel) -> str | None:
@@ -101,7 +122,7 @@ def move_alias(client: MlflowClient, move: Move) -> None:
     before = moves_of(find_model(client))
     if before:  # made by hand, which nobody wrote down, or by a process that was killed before it could say so
         _write(client, before[-1], done=True)
-    move = replace(move, number=len(before) + 1)
+    move = replace(move, number=_next(before))
     _write(client, move, done=False)
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, move.version)
     _write(client, move, done=True)
@@ -111,8 +132,10 @@ def _write(client: MlflowClient, move: Move, *, done: bool) -> None:
     told = move.as_dict() | {"done": done}
     del told["deleted"]
     text = json.dumps(told, ensure_ascii=False)
-    if len(text) > MOST_CHARACTERS:  # a reason that people gave at length; the version's own tags have all of it
+    if len(text) > MOST_CHARACTERS:  # a reason that people gave at length; that of a promotion the version has in full
         over = len(text) - MOST_CHARACTERS
         shortened = {name: told[name][: max(len(told[name]) - over, 200)] for name in ("why", "reason") if told[name]}
         text = json.dumps(told | shortened, ensure_ascii=False)
+        if len(text) > MOST_CHARACTERS:
+            text = json.dumps(told | shortened | {"rules": []}, ensure_ascii=False)
     client.set_registered_model_tag(REGISTERED_MODEL, f"{TAG}{move.number:06d}", text)
