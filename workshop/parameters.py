@@ -161,7 +161,7 @@ class Promote(Stage):
 
     least_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="this close to the least gain, weekly errors decide")
-    alpha: float = Field(gt=0, lt=1, description="most probable by chance, for weekly errors that are smaller")
+    alpha: float = Field(gt=0, lt=0.5, description="most probable by chance, for weekly errors that are smaller")
     least_r2_solar: float = Field(ge=-1, le=1, description="held out")
     least_r2_wind: float = Field(ge=-1, le=1, description="held out")
     most_night_solar_GW: float = Field(gt=0, le=100, description="mean predicted solar power while the sun is down")

@@ -114,6 +114,24 @@ def test_decide_near_tie_of_few_weeks_keeps_the_champion():
     assert not decide(scored(r2=0.701, weekly_mae_GW=weeks), champion, POLICY).promoted
 
 
+@pytest.mark.parametrize(("better", "wins"), [(4, False), (5, False), (6, True)])
+def test_decide_near_tie_counts_the_weeks_that_differ(better, wins):
+    """Of 40 weeks all but a few are the same: those few are what is told from chance, and five are too few."""
+    weeks = tuple(week - 0.001 * (number + 1) if number < better else week for number, week in enumerate(WEEKS))
+    assert decide(scored(r2=0.701, weekly_mae_GW=weeks), GOOD, POLICY).promoted is wins
+
+
+def test_decide_says_that_a_near_tie_is_one():
+    """A smaller R2 that wins by its weeks is not told to beat the champion's, neither as reason nor as rule."""
+    weeks = tuple(week * 0.99 for week in WEEKS)
+    decision = decide(scored(r2=0.699, weekly_mae_GW=weeks), GOOD, POLICY)
+    assert decision.promoted
+    assert "0.6990 is in a near-tie with the champion's 0.7000" in decision.reason
+    assert "beats" not in decision.reason
+    (rule,) = (rule for rule in decision.rules if rule.name == "beats_champion")
+    assert "or within 0.002" in rule.limit
+
+
 @pytest.mark.parametrize(("gain", "wins"), [(0.019, False), (0.021, True)])
 def test_decide_wants_the_least_gain(gain, wins):
     """With a least gain of 0.02 a smaller one does not do."""

@@ -191,9 +191,10 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Policy) -
     elif disqualified:
         reason = f"promoted: every rule passed and the champion is disqualified: {disqualified}"
     else:
-        reason = f"promoted: R2 {scores.r2:.4f} beats the champion's {champion.scores.r2:.4f}"
         tested = next((rule for rule in rules if rule.name == "paired_test"), None)
-        reason += f", in a near-tie that its weekly errors decide (p {tested.shown})" if tested else ""
+        verb = "is in a near-tie with" if tested else "beats"
+        reason = f"promoted: R2 {scores.r2:.4f} {verb} the champion's {champion.scores.r2:.4f}"
+        reason += f", and its weekly errors are smaller (p {tested.shown})" if tested else ""
     return Decision(not failed, reason, tuple(rules), scores, champion.scores if champion else None, disqualified)
 
 
@@ -229,6 +230,7 @@ def _contest(scores: Scores, champion: Scores, policy: Policy) -> Iterator[Rule]
     near = abs(gain - policy.least_gain) <= policy.near_tie
     limit = f"> {policy.least_gain:g} in R2 over the champion's {champion.r2:.4f}"
     # What is no number is neither near nor greater.
+    limit += f", or within {policy.near_tie:g} of that and better by the paired test" if near else ""
     yield Rule("beats_champion", gain, limit, near or gain > policy.least_gain)
     if near:
         p = chance_of_better(scores.weekly_mae_GW, champion.weekly_mae_GW)
@@ -240,13 +242,15 @@ def _contest(scores: Scores, champion: Scores, policy: Policy) -> Iterator[Rule]
 def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) -> float:
     """Return the probability that weekly errors come out this much smaller than the champion's by chance alone.
 
-    1 when there are fewer than six weeks, or the errors are the same.
+    1 when fewer than six weeks differ. Weeks of the same error tell nothing; they are left out beforehand, since with
+    them SciPy takes the normal distribution instead of the exact one, which four weeks are enough to get under 0.05.
     """
     from scipy.stats import wilcoxon
 
-    if len(candidate) < LEAST_WEEKS or candidate == champion:
+    differences = [one - other for one, other in zip(candidate, champion, strict=True) if one != other]
+    if len(differences) < LEAST_WEEKS:
         return 1.0
-    return float(wilcoxon(candidate, champion, alternative="less").pvalue)
+    return float(wilcoxon(differences, alternative="less").pvalue)
 
 
 def _disqualification(champion: Evaluation) -> str | None:
