@@ -6,13 +6,15 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from workshop.data.coverage import STAMP
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import WorkshopError
 from workshop.models import loading, promotion
 from workshop.models.promotion import Evaluation
-from workshop.models.tracking import DATA_TAG, LEARNED_TAG
+from workshop.models.tracking import DATA_TAG, LEARNED_TAG, connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,14 +32,16 @@ def evaluate(model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame) ->
     facts = {"learned": learned(tags), "data": learned_hash(tags)}
     try:
         model = loading.load(model_uri)
-        predicted = model.predict(held_out)
+        predicted = model.predict(held_out).astype(float)
         latency = _milliseconds(model, held_out.iloc[:1])
         signature = _signature(model_uri)
     except loading.ModelError as error:
+        connect()  # a server that is gone says nothing of the model
         return Evaluation(**facts, trouble=f"{error.what} {error.value}")
     except WorkshopError:
         raise
     except Exception as error:
+        connect()
         # Whatever a model's own code raises when it is asked is a finding on the model.
         logger.warning("%s cannot be asked", model_uri, exc_info=True)
         return Evaluation(**facts, trouble=f"it fails when it is asked: {type(error).__name__}")
@@ -47,9 +51,14 @@ def evaluate(model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame) ->
 
 
 def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the first and the last hour that a run's model learned from, if its tags say so."""
-    ends = tags.get(LEARNED_TAG + "first"), tags.get(LEARNED_TAG + "last")
-    return ends if all(ends) else None
+    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
+    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
+    try:
+        # Read and written again: strptime takes other forms, too, and those would not sort as text.
+        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
+    except ValueError:
+        return None
+    return (first, last) if known and first <= last else None
 
 
 def learned_hash(tags: Mapping[str, str]) -> str | None:
@@ -71,13 +80,15 @@ def _milliseconds(model: loading.LoadedModel, hour: pd.DataFrame) -> float:
 
 
 def _signature(model_uri: str) -> str | None:
-    """Return a model's columns, in and out; None when it was logged without."""
+    """Return a model's columns, in and out; None when it was logged without either."""
     from mlflow.models import get_model_info
 
     signature = get_model_info(model_uri).signature
     if signature is None:
         return None
     ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
+    if None in (signature.inputs, signature.outputs):
+        return None
     return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)
 
 

@@ -209,9 +209,10 @@ def load(model_uri: str) -> LoadedModel:
     with tempfile.TemporaryDirectory() as folder:
         try:
             fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
-        except mlflow.exceptions.MlflowException as error:
+        except (mlflow.exceptions.MlflowException, OSError, ImportError) as error:
+            # ImportError: the files of a version registered by hand may be where only other packages can fetch them.
             raise ModelError(
-                "The model cannot be fetched.", value=f"{model_uri}: {error.message}", next_step="workshop status"
+                "The model cannot be fetched.", value=f"{model_uri}: {error}", next_step="workshop status"
             ) from None
         _check_digest(client, fetched, model_uri)
         size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
