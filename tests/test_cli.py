@@ -11,9 +11,13 @@ import time
 
 import click
 import pytest
+from click.testing import CliRunner
 from workplace import BIN, clean_environment
 
 from workshop.cli import main
+from workshop.cli.models import _read_candidate
+from workshop.cli.printing import one_line
+from workshop.errors import ModelError
 
 
 def commands(group=main, path=()):
@@ -175,6 +179,36 @@ def test_history_and_lineage_tell_of_what_is_in_production(servers):
     assert f"wind_solar version {moves[-1]['version']} ok" in done.stdout
     links = json.loads(servers.run(BIN / "workshop", "lineage", moves[-1]["version"], "--json").stdout)
     assert moves[-1]["when"] in links[-1]["name"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "nothing", '{"run_id": 5, "model_uri": null}', '{"run_id": "../x", "model_uri": "models:/wind_solar/1"}',
+        '{"run_id": "0123456789abcdef0123456789abcdef", "model_uri": "/etc"}',
+    ],
+)  # fmt: skip
+def test_promote_wants_a_logged_model(tmp_path, text):
+    """Junk in the candidate's file is told in words, before anything is fetched from wherever it points."""
+    file = tmp_path / "candidate.json"
+    file.write_text(text)
+    with pytest.raises(ModelError, match="names no candidate"):
+        _read_candidate(file)
+
+
+def test_promote_looks_first_whether_the_decision_can_be_written(tmp_path):
+    """An alias that moved, and then a traceback, is what nobody wants: it is told before anybody is asked."""
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(main, ["promote", "--decision", str(tmp_path / "file" / "decision.json")])
+    assert done.exit_code == 1
+    assert "The decision cannot be written" in done.output
+    assert "nothing has been promoted" in done.output
+
+
+def test_one_line_is_one_whatever_was_written():
+    """Line ends and escape sequences stay out of tables, and a long text is cut."""
+    assert one_line("worse\n\tat \x1b[31mnoon\x00") == "worse at [31mnoon"
+    assert one_line("because " * 10, 20) == "because because b..."
 
 
 # -- prerequisites, before anything is installed -------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import click
 
-from workshop.cli.printing import json_option, print_rows
+from workshop.cli.printing import json_option, one_line, print_rows
 
 
 @click.command()
@@ -38,6 +40,8 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
 
     if force and not why:
         raise ParameterError("A promotion that is forced needs a reason.", expected="--force --why REASON")
+    if decision:
+        _check_writable(decision)
     pipeline = get_settings().pipeline
     policy = Policy(**read_stage(pipeline / "params.yaml", "promote").model_dump())
     run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
@@ -49,18 +53,36 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
     if verdict.promoted and not dry_run:
         now = registry.apply(verdict, run_id, model_uri, champion, why or "promoted on the command line")
     record = verdict.as_dict() | {"candidate_run": run_id, "production": now.as_dict() if now else None}
+    record["dry_run"] = dry_run
     if decision:
-        decision.parent.mkdir(parents=True, exist_ok=True)
         decision.write_text(json.dumps(record, indent=1) + "\n")
     marks = {True: "passed", False: "failed"}
     rules = [
         {"rule": rule.name, "found": rule.shown, "allowed": rule.limit, "verdict": marks[rule.passed]}
         for rule in verdict.rules
     ]
-    print_rows(rules, as_json=False)
+    # Between the names and the verdicts the terminal has this much for each of the two others.
+    print_rows(rules, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 30) // 2))
     click.echo(("dry run, nothing is changed; " if dry_run else "") + verdict.reason)
     if not verdict.promoted and not decision:
         raise SystemExit(PromotionRefused.exit_code)
+
+
+def _check_writable(file: Path) -> None:
+    """Raise ParameterError when a decision could not be written there; afterwards would be too late."""
+    from workshop.errors import ParameterError
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a"):
+            pass
+    except OSError as error:
+        raise ParameterError(
+            "The decision cannot be written.",
+            value=f"{file}: {error.strerror}",
+            expected="a file that can be written",
+            next_step="name another with --decision; nothing has been promoted",
+        ) from None
 
 
 def _read_candidate(file: Path) -> tuple[str, str]:
@@ -69,14 +91,20 @@ def _read_candidate(file: Path) -> tuple[str, str]:
 
     try:
         named = json.loads(file.read_text())
-        return named["run_id"], named["model_uri"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{file} names no candidate.",
-            value=repr(error),
-            expected="JSON with run_id and model_uri, as the stage `compare` writes it",
-            next_step="cd 4_pipeline && dvc repro",
-        ) from None
+        run_id, model_uri = named["run_id"], named["model_uri"]
+        logged = re.fullmatch("[0-9a-f]{32}", run_id) and re.fullmatch("models:/m-[0-9a-f]{32}", model_uri)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found = repr(error)
+    else:
+        if logged:
+            return run_id, model_uri
+        found = f"run_id {run_id!r}, model_uri {model_uri!r}"
+    raise ModelError(
+        f"{file} names no candidate.",
+        value=found,
+        expected="JSON with run_id and model_uri (models:/m-...), as the stage `compare` writes it",
+        next_step="cd 4_pipeline && dvc repro",
+    )
 
 
 @click.command()
@@ -98,10 +126,19 @@ def rollback(to: str | None, why: str) -> None:
 @click.command()
 @json_option
 def history(as_json: bool) -> None:
-    """Show what was in production, since when, by whom and why; the last line is what is there now."""
+    """Show what was in production, since when, by whom and why; the last line is what is there now.
+
+    A long reason is cut in the table; JSON has all that is recorded.
+
+    \b
+    Example:  workshop history
+    """
     from workshop.models.history import read
+    from workshop.models.registry import production
 
     moves = read()
+    if moves and production() is None:
+        click.echo("Nothing is in production now: the alias was taken away. Next: workshop rollback", err=True)
     if as_json:
         print_rows([move.as_dict() for move in moves], as_json=True)
         return
@@ -114,10 +151,10 @@ def history(as_json: bool) -> None:
             "version": move.version + (" (deleted)" if move.deleted else ""),
             "what": move.action,
             "since": move.when or "not recorded",
-            "who": move.who,
+            "who": one_line(move.who or "", 16),
             "R2": f"{move.scores['r2']:.4f}" if "r2" in move.scores else None,
             "replaced": move.replaced,
-            "why": move.why,
+            "why": one_line(move.why or "", 40),
         }
         for move in moves
     ]
@@ -139,7 +176,7 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
               workshop lineage 4_pipeline/results/report.html
     """
     from workshop.models import lineage as chain
-    from workshop.models.lineage_checks import check
+    from workshop.models.lineage_checks import CHECKS, check
 
     links = chain.trace(subject)
     if verify:
@@ -149,18 +186,18 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
         click.echo(json.dumps([link.as_dict() for link in links], indent=2))
     else:
         for link in links:
-            _print_link(link, verify=verify)
+            _print_link(link, verified=verify and link.known and link.kind in CHECKS)
     if broken:
         for link in broken:
             click.echo(f"broken: {link.kind}: {link.trouble}", err=True)
         raise SystemExit(1)
 
 
-def _print_link(link, *, verify: bool) -> None:
-    mark = "" if not verify or not link.known else click.style(" broken", "red") if link.trouble else " ok"
+def _print_link(link, *, verified: bool) -> None:
+    mark = "" if not verified else click.style(" broken", "red") if link.trouble else " ok"
     kind = click.style(f"{link.kind:12}", bold=True)
-    click.echo(f"{kind}{link.name if link.known else 'not recorded'}{mark}")
+    click.echo(f"{kind}{one_line(link.name)}{mark}")
     for name, value in link.facts.items():
-        click.echo(f"            {name}: {value}")
+        click.echo(f"            {name}: {one_line(value)}")
     if link.url:
         click.echo(f"            {link.url}")

@@ -32,12 +32,18 @@ def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_rows(rows: list[dict], as_json: bool) -> None:
-    """Print rows of the same columns."""
+def one_line(text: str, longest: int | None = None) -> str:
+    """Return a text that anybody may have written as a line without control characters, cut when it is longer."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
+
+
+def print_rows(rows: list[dict], as_json: bool, widest: int | None = None) -> None:
+    """Print rows of the same columns; a text of more than ``widest`` characters is wrapped."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     from tabulate import tabulate
 
     shown = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
-    click.echo(tabulate(shown, headers="keys", tablefmt="simple"))
+    click.echo(tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=widest))
