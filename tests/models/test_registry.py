@@ -314,6 +314,67 @@ def test_judge_disqualifies_a_champion_that_was_registered_by_hand(registered_mo
     assert champion.why is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "junk", "{}", "[]", "[" * 4000, '{"done": true, "version": 1, "action": "promoted"}',
+        '{"done": true, "version": "1", "action": "promoted", "scores": null}',
+        '{"done": true, "version": "one", "action": "promoted"}',
+    ],
+)  # fmt: skip
+def test_history_leaves_out_tags_that_tell_of_no_move(registered_model, candidates, text):
+    """Somebody wrote into our tags: what serves is known all the same, and the next moves are counted on."""
+    promote(candidates[0])
+    client = registry.connect()
+    for name in ("000002", "zzz"):
+        client.set_registered_model_tag(registered_model, history.TAG + name, text)
+    assert registry.production().why == "a test"
+    promote(candidates[1])
+    assert told() == [("promoted", "1", None), ("promoted", "2", "1")]
+
+
+def test_history_never_writes_over_a_move(registered_model, candidates):
+    """One of three is taken out of the middle: the next is the fourth, and the third stays."""
+    for candidate in (*candidates, candidates[0]):
+        promote(candidate)
+    client = registry.connect()
+    client.delete_registered_model_tag(registered_model, f"{history.TAG}000002")
+    promote(candidates[1])
+    assert [(move.number, move.version) for move in history.read()] == [(1, "1"), (3, "3"), (4, "4")]
+
+
+def test_move_fits_into_the_database_whatever_it_tells(registered_model, candidates):
+    """PostgreSQL has 5000 characters for a tag; of long reasons and long rules the version keeps all."""
+    long = "utc, " * 2000
+    rule = promotion.Rule("signature", long, "weather", passed=False)
+    decision = promotion.Decision(True, f"forced: {rule}", (rule,), SCORES, None, forced=True)
+    version = promote(candidates[0], '"\n' * 3000, decision)
+    tags = history.find_model(registry.connect()).tags
+    assert max(map(len, tags.values())) <= history.MOST_CHARACTERS
+    assert history.read()[0].version == version
+    kept = registry.connect().get_model_version(registered_model, version)
+    assert long in kept.tags["workshop.promotion.rules"]
+    assert len(kept.description) <= history.MOST_CHARACTERS
+
+
+def test_reason_that_cannot_be_kept_is_told_before_anything_happens(registered_model, candidates):
+    """Too long for a tag of MLflow's: in words, and no version is made; bytes that are no text are replaced."""
+    with pytest.raises(ParameterError, match="too long"):
+        promote(candidates[0], "a" * (registry.MOST_CHARACTERS + 1))
+    assert registry.production() is None
+    assert promote(candidates[0], "caf\udce9") == "1"
+    assert registry.production().why == "caf?"
+
+
+def test_judge_wants_the_run_that_logged_the_model(registered_model, candidates, in_workplace):
+    """Another run's tags tell what another model learned from: such a pair is no candidate."""
+    held_out = schema.read(in_workplace.pipeline / "data" / "test.parquet")
+    policy = promotion.Policy(0.0, 0.002, 0.05, -1.0, -1.0, 100.0, 60_000.0, 1000.0)
+    (run_id, _), (_, model_uri) = (candidate.split(",") for candidate in candidates)
+    with pytest.raises(ModelError, match="logged by another run"):
+        registry.judge(run_id, model_uri, held_out, policy)
+
+
 # -- lineage -----------------------------------------------------------------------------------------------------------
 def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
     """Every link of the model in production is known, and holds."""
@@ -372,11 +433,58 @@ def test_lineage_names_what_is_broken(registered_model, candidates, in_workplace
     assert broken() == {}
 
 
+def test_lineage_of_versions_by_other_hands(registered_model, candidates):
+    """A foreign place, a run that is none, a record that is junk or in part: a chain, and what is amiss."""
+    run_id, model_uri = candidates[0].split(",")
+    client = registry.connect()
+    client.create_registered_model(registered_model)
+    ours = {"source": model_uri, "run_id": run_id, "model_id": model_uri.removeprefix("models:/")}
+    client.create_model_version(registered_model, source="s3://bucket/model", run_id="../x")
+    client.create_model_version(registered_model, **ours, tags={registry.TAG + "run": "{junk"})
+    client.create_model_version(registered_model, **ours, tags={registry.TAG + "rules": "[1]"})
+    for version in ("1", "2", "3"):
+        client.set_registered_model_alias(registered_model, PRODUCTION, version)
+        assert registry.production().version == version
+        links = lineage_checks.check(lineage.trace(version))
+        assert [link.kind for link in links] == list(lineage.KINDS)
+        troubles = {link.kind: link.trouble for link in links if link.trouble}
+        assert set(troubles) == ({"model"} if version == "1" else set())
+    assert links[-2].facts["rules passed"] == "not recorded"
+    assert links[-2].name == "promoted"
+
+
+def test_lineage_names_tags_that_were_changed_and_an_alias_that_was_taken_away(registered_model, candidates):
+    """What the gate knew of a run is kept with the version; and nothing is in production since the alias went."""
+    promote(candidates[0])
+    client, (run_id, _) = registry.connect(), candidates[0].split(",")
+    name = "workshop.learned.last"
+    before = client.get_run(run_id).data.tags[name]
+    client.set_tag(run_id, name, "2013-01-02T00:00:00Z")
+    try:
+        (broken,) = (link for link in lineage_checks.check(lineage.trace("1")) if link.trouble)
+    finally:
+        client.set_tag(run_id, name, before)
+    assert broken.kind == "decision"
+    assert name in broken.trouble
+    assert lineage.trace("1")[-1].name.startswith("since ")
+    client.delete_registered_model_alias(registered_model, PRODUCTION)
+    assert lineage.trace("1")[-1].name.endswith("until the alias was taken away")
+
+
+def test_commit_is_told_to_be_unseen_without_git(monkeypatch):
+    """No git on the path: the check says so."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    (link,) = lineage_checks.check([lineage.Link("commit", "ab", {"commit": "ab"})])
+    assert "git cannot be run" in link.trouble
+
+
 @pytest.mark.parametrize(
     ("subject", "error", "text"),
     [
         ("winter", ParameterError, "neither a model, nor a run, nor a prediction"),
         ("99", ModelError, "There is no version 99"),
+        ("9" * 20, ParameterError, "neither a model, nor a run, nor a prediction"),
+        ("a" * 5000, ParameterError, "neither a model, nor a run, nor a prediction"),
         ("f" * 32, ModelError, "There is no such run"),
     ],
 )

@@ -64,11 +64,11 @@ def trace(subject: str | None = None) -> list[Link]:
         if now is None:
             raise ModelError("No model is in production.", next_step="workshop repro; or name a version or a run")
         return of_version(now.version)
-    if named := re.fullmatch(rf"(?:(?:models:/)?{REGISTERED_MODEL}/)?(\d+)", subject):
+    if named := re.fullmatch(rf"(?:(?:models:/)?{REGISTERED_MODEL}/)?0*(\d{{1,9}})", subject):
         return of_version(named[1])
     if re.fullmatch(r"[0-9a-f]{32}", subject):
         return of_run(subject)
-    if Path(subject).is_file():
+    if _is_file(subject):
         return of_version(version_in(Path(subject)))
     raise ParameterError(
         "This names neither a model, nor a run, nor a prediction.",
@@ -78,19 +78,30 @@ def trace(subject: str | None = None) -> list[Link]:
     )
 
 
+def _is_file(subject: str) -> bool:
+    try:
+        return Path(subject).is_file()
+    except OSError:  # too long for a name, or in a folder that is closed to us
+        return False
+
+
 def version_in(file: Path) -> str:
     """Return the version that speaks in a file: an answer of /predict, a table of predictions, a report.
 
     Each of them holds the model as `wind_solar/3`, or as JSON `{"name": "wind_solar", "version": "3"}`.
     """
-    with file.open("rb") as content:
-        text = content.read(LARGEST_FILE_BYTES).decode(errors="replace")
+    try:
+        with file.open("rb") as content:
+            text = content.read(LARGEST_FILE_BYTES).decode(errors="replace")
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read.", value=error.strerror) from None
     try:
         said = json.loads(text)
         models = [said.get(key) for key in ("model", "production")] if isinstance(said, dict) else []
-        found = {str(model["version"]) for model in models if model and model.get("name") == REGISTERED_MODEL}
+        named = {str(model["version"]) for model in models if model and model.get("name") == REGISTERED_MODEL}
+        found = {version for version in named if re.fullmatch(r"\d{1,9}", version)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        found = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d+)\b", text))
+        found = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d{1, 9})\b", text))
     if len(found) == 1:
         return found.pop()
     raise ModelError(
@@ -106,7 +117,8 @@ def of_version(version: str) -> list[Link]:
     client = connect()
     from mlflow.exceptions import MlflowException
 
-    moves = history.read()
+    model = history.find_model(client)
+    moves = history.moves_of(model) if model else []
     try:
         registered = client.get_model_version(REGISTERED_MODEL, version)
     except MlflowException as error:
@@ -119,8 +131,9 @@ def of_version(version: str) -> list[Link]:
         ) from None
     run = registry.find_run(client, registered.run_id)
     # What the record says of a model outlives its run.
-    tags = json.loads(registered.tags.get(registry.TAG + "run", "{}")) | (run.data.tags if run else {})
-    rest = [_model(client, registered), _decision(registered), _production(version, moves)]
+    tags = registry.recorded(registered) | (run.data.tags if run else {})
+    current = history.version_of(model) if model else None
+    rest = [_model(client, registered), _decision(registered), _production(version, moves, current)]
     return [*_of_run(run, tags), *rest]
 
 
@@ -149,8 +162,9 @@ def _data(tags: dict[str, str]) -> Link:
         return Link("data", "not recorded", known=False)
     facts = {}
     if learned:
-        source = learned["source"] + (" (modelled)" if learned["modelled"] == "true" else "")
-        facts = {"source": source, "period": f"{learned['first']} to {learned['last']}", "hours": learned["hours"]}
+        first, last, source, hours = (learned.get(name, "unknown") for name in ("first", "last", "source", "hours"))
+        modelled = " (modelled)" if learned.get("modelled") == "true" else ""
+        facts = {"source": source + modelled, "period": f"{first} to {last}", "hours": hours}
     facts |= {f"md5 of {name}": value for name, value in sorted(hashes.items())}
     return Link("data", learned.get("table") or ", ".join(sorted(hashes)), facts)
 
@@ -224,14 +238,20 @@ def _decision(version: ModelVersion) -> Link:
     }
     if not told:
         return Link("decision", "registered by hand: no gate, no record", known=False)
-    rules = json.loads(told["rules"])
-    passed = f"{sum(rule['passed'] for rule in rules)} of {len(rules)}"
     kept = ("when", "who", "why", "reason", "replaced", "r2", "replaced_r2")
-    facts = {name: told[name] for name in kept} | {"rules passed": passed}
-    return Link("decision", told["action"], facts)
+    facts = {name: told[name] for name in kept if name in told} | {"rules passed": _passed(told.get("rules", ""))}
+    return Link("decision", told.get("action", history.PROMOTED), facts)
 
 
-def _production(version: str, moves: list[history.Move]) -> Link:
+def _passed(rules: str) -> str:
+    try:
+        verdicts = [rule["passed"] is True for rule in json.loads(rules)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "not recorded"
+    return f"{sum(verdicts)} of {len(verdicts)}"
+
+
+def _production(version: str, moves: list[history.Move], current: str | None) -> Link:
     """Say since when a version is in production, or when it was: every time that the alias came to it."""
     spells = []
     for number, move in enumerate(moves):
@@ -239,6 +259,8 @@ def _production(version: str, moves: list[history.Move]) -> Link:
             continue
         after = moves[number + 1] if number + 1 < len(moves) else None
         end = f"to {after.when or 'not recorded'}, then version {after.version}" if after else "now"
+        if not after and version != current:
+            end = "until the alias was taken away"
         spells.append((move, end))
     if not spells:
         return Link("production", "never in production", known=False)

@@ -19,18 +19,13 @@ HASH = "md5 of "
 
 
 def check(links: Iterable[Link]) -> list[Link]:
-    """Return the links, each with a `trouble` when it does not hold; those that were never recorded are left alone."""
-    checks: dict[str, Callable[[dict[str, str], list[Link]], str | None]] = {
-        "data": _check_data,
-        "commit": _check_commit,
-        "notebook": _check_notebook,
-        "run": _check_run,
-        "model": _check_model,
-        "production": _check_production,
-    }
+    """Return the links, each with a `trouble` when it does not hold.
+
+    Those that were never recorded are left alone, and so is every kind that `CHECKS` has no check for.
+    """
     links = list(links)
     return [
-        replace(link, trouble=checks[link.kind](link.facts, links)) if link.known and link.kind in checks else link
+        replace(link, trouble=CHECKS[link.kind](link.facts, links)) if link.known and link.kind in CHECKS else link
         for link in links
     ]
 
@@ -64,10 +59,13 @@ def _cache() -> Path | None:
 
 def _check_commit(facts: dict[str, str], _links: list[Link]) -> str | None:
     commit = facts["commit"]
-    done = subprocess.run(
-        ["git", "cat-file", "-e", f"{commit}^{{commit}}"],
-        cwd=get_settings().root, capture_output=True, check=False, timeout=30,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            ["git", "cat-file", "-e", f"{commit}^{{commit}}"],
+            cwd=get_settings().root, capture_output=True, check=False, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "git cannot be run, so nobody can look for it"
     return None if done.returncode == 0 else f"this repository has no commit {commit[:10]}; fetch it"
 
 
@@ -103,6 +101,18 @@ def _check_model(facts: dict[str, str], _links: list[Link]) -> str | None:
     return None
 
 
+def _check_decision(_facts: dict[str, str], links: list[Link]) -> str | None:
+    """Hold what the gate knew of the run against what the run says now; a run that was purged says nothing."""
+    client = connect()
+    number = next(link.facts["version"] for link in links if link.kind == "model")
+    version = client.get_model_version(REGISTERED_MODEL, number)
+    run = registry.find_run(client, version.run_id)
+    if run is None:
+        return None
+    changed = [name for name, value in registry.recorded(version).items() if run.data.tags.get(name) != value]
+    return f"tags of the run were changed since: {', '.join(sorted(changed))}" if changed else None
+
+
 def _check_production(_facts: dict[str, str], links: list[Link]) -> str | None:
     """Ask whether the alias still leads where the last move went."""
     model = history.find_model(connect())
@@ -110,3 +120,14 @@ def _check_production(_facts: dict[str, str], links: list[Link]) -> str | None:
     version = next(link.facts.get("version") for link in links if link.kind == "model")
     last = history.moves_of(model)[-1].version if model else None
     return None if now or last != version else "the alias `production` was taken away"
+
+
+CHECKS: dict[str, Callable[[dict[str, str], list[Link]], str | None]] = {
+    "data": _check_data,
+    "commit": _check_commit,
+    "notebook": _check_notebook,
+    "run": _check_run,
+    "model": _check_model,
+    "decision": _check_decision,
+    "production": _check_production,
+}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from workshop.errors import ModelError, PromotionConflict, PromotionRefused
+from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models import history
 from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
 from workshop.models.promotion import Decision, Policy, Scores, decide
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 TAG = "workshop.promotion."
 LOCK_SECONDS = 60.0
+MOST_CHARACTERS = 100_000  # of a version's tag, in MLflow
 
 
 @dataclass(frozen=True)
@@ -82,19 +85,31 @@ def find_run(client: MlflowClient, run_id: str | None) -> Run | None:
     try:
         return client.get_run(run_id) if run_id else None
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
+
+
+def recorded(version: ModelVersion) -> dict[str, str]:
+    """Return the tags of its run that a version keeps in the record of its promotion; none where that is not ours."""
+    try:
+        told = json.loads(version.tags.get(TAG + "run", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return {name: value for name, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
 
 
 def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:
     """Score candidate and champion anew on the same held-out hours and decide; nothing is changed.
 
-    A candidate that already is in production is refused as such. The champion is returned, too.
+    A candidate that already is in production is refused as such. The champion is returned, too. Raises ModelError when
+    the model was logged by another run, whose tags alone tell what it learned from.
     """
     from workshop.models.evaluation import evaluate
 
     client = connect()
+    _check_made_by(client, run_id, model_uri)
     champion = production()
     candidate = evaluate(model_uri, _tags_of_run(client, run_id), held_out)
     if champion is not None and champion.run_id == run_id:
@@ -105,9 +120,23 @@ def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -
     if champion is not None:
         version = client.get_model_version(REGISTERED_MODEL, champion.version)
         # What the record says of a model outlives its run.
-        tags = json.loads(version.tags.get(TAG + "run", "{}")) | _tags_of_run(client, champion.run_id)
+        tags = recorded(version) | _tags_of_run(client, champion.run_id)
         defender = evaluate(champion.model_uri, tags, held_out)
     return decide(candidate, defender, policy), champion
+
+
+def _check_made_by(client: MlflowClient, run_id: str, model_uri: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with contextlib.suppress(MlflowException):  # of a model that is not there the gate says so
+        logged = client.get_logged_model(model_uri.removeprefix("models:/"))
+        if logged.source_run_id != run_id:
+            raise ModelError(
+                "The candidate's model was logged by another run.",
+                value=f"{model_uri} of the run {logged.source_run_id}",
+                expected=f"a model of the run {run_id}",
+                next_step="cd 4_pipeline && dvc repro",
+            )
 
 
 def force(decision: Decision) -> Decision:
@@ -156,7 +185,7 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
             run_id=run_id,
             model_id=model_uri.removeprefix("models:/"),
             tags=_record(move, tags),
-            description=decision.reason,
+            description=decision.reason[: history.MOST_CHARACTERS],  # the database has as much room for either
             await_creation_for=0,  # it is there when the server has answered
         )
         return _move(client, move, str(version.version))
@@ -186,7 +215,7 @@ def rollback(to: str | None = None, why: str = "") -> Production:
             reason=f"rolled back{f' from version {current.version}' if current else ''} to version {target}",
             replaced=current.version if current else None,
             scores=earlier.scores,
-            replaced_scores=served[current.version].scores if current else {},
+            replaced_scores=served[current.version].scores if current and current.version in served else {},
             data=earlier.data,
             commit=earlier.commit,
         )
@@ -200,7 +229,7 @@ def _target(to: str | None, moves: list[Move], current: Production | None) -> st
     if not moves:
         raise ModelError("Nothing was ever in production.", next_step="workshop promote")
     last = moves[-1]
-    wanted = to or (last.replaced if now else last.version)
+    wanted = to if to is not None else (last.replaced if now else last.version)
     if wanted in possible:
         return wanted
     deleted = any(move.version == wanted and move.deleted for move in moves)
@@ -259,6 +288,11 @@ def _move(client: MlflowClient, move: Move, version: str) -> Production:
 
 
 def _signed(why: str) -> dict[str, str]:
+    if len(why) > MOST_CHARACTERS:
+        raise ParameterError(
+            "The reason is too long.", value=f"{len(why)} characters", expected=f"at most {MOST_CHARACTERS}"
+        )
+    why = why.encode(errors="replace").decode()  # bytes of the command line that are no text cannot be sent
     return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": getpass.getuser(), "why": why}
 
 
@@ -266,7 +300,7 @@ def _figures(scores: Scores | None) -> dict:
     """Return the scores as the record has them; those that are no number are left out."""
     if scores is None:
         return {}
-    kept = {name: round(value, 6) for name, value in scores.metrics().items() if value == value}
+    kept = {name: round(value, 6) for name, value in scores.metrics().items() if math.isfinite(value)}
     return kept | {"hours": scores.hours, "period": list(scores.period or ())}
 
 
