@@ -114,6 +114,18 @@ def test_decide_near_tie_of_few_weeks_keeps_the_champion():
     assert not decide(scored(r2=0.701, weekly_mae_GW=weeks), champion, POLICY).promoted
 
 
+@pytest.mark.parametrize(("alpha", "wins"), [(0.05, False), (0.1, True)])
+def test_decide_near_tie_at_the_level_that_is_asked_for(alpha, wins):
+    """Six weeks differ, five for the better and the smallest for the worse: 2 of 64 ways are no more than that."""
+    weeks = list(WEEKS)
+    for number, change in enumerate((-0.003, 0.001, -0.002, -0.004, -0.005, -0.006)):
+        weeks[number] += change + (0.002 if change > 0 else 0.0)  # the second smallest is the one for the worse
+    decision = decide(scored(r2=0.701, weekly_mae_GW=tuple(weeks)), GOOD, replace(POLICY, alpha=alpha))
+    (rule,) = (rule for rule in decision.rules if rule.name == "paired_test")
+    assert 0.05 < rule.value <= 0.1
+    assert decision.promoted is wins
+
+
 @pytest.mark.parametrize(("better", "wins"), [(4, False), (5, False), (6, True)])
 def test_decide_near_tie_counts_the_weeks_that_differ(better, wins):
     """Of 40 weeks all but a few are the same: those few are what is told from chance, and five are too few."""
@@ -230,6 +242,23 @@ def test_score_of_the_mean_is_zero(two_days):
     """Predicting the mean throughout is R2 0, by definition."""
     mean = two_days[["solar_GW", "wind_GW"]] * 0 + two_days[["solar_GW", "wind_GW"]].mean()
     assert score(two_days, mean).r2 == pytest.approx(0)
+
+
+def test_score_tells_the_targets_apart():
+    """Solar right but for 2 GW in each of two winter nights, wind the mean: each number is that of its own target."""
+    stamps = pd.date_range("2015-12-20", periods=48, freq="h", tz="UTC")
+    frame = pd.DataFrame(
+        {"utc_timestamp": stamps, "solar_GW": [float(h % 24) for h in range(48)], "wind_GW": range(48)}
+    )
+    predicted = frame[["solar_GW", "wind_GW"]].astype(float)
+    predicted["wind_GW"] = predicted["wind_GW"].mean()
+    night = is_night(frame["utc_timestamp"])
+    predicted.loc[night, "solar_GW"] = 2.0
+    scores = score(frame, predicted)
+    assert scores.night_solar_GW == pytest.approx(2.0)
+    assert scores.r2_wind == pytest.approx(0.0)
+    assert scores.r2_solar != pytest.approx(0.0)
+    assert scores.r2 == pytest.approx(scores.r2_solar / 2)
 
 
 def test_score_notices_what_is_no_number(two_days):
