@@ -101,7 +101,7 @@ def version_in(file: Path) -> str:
         named = {str(model["version"]) for model in models if model and model.get("name") == REGISTERED_MODEL}
         found = {version for version in named if re.fullmatch(r"\d{1,9}", version)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        found = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d{1, 9})\b", text))
+        found = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d{{1,9}})\b", text))
     if len(found) == 1:
         return found.pop()
     raise ModelError(
