@@ -160,7 +160,7 @@ class Promote(Stage):
     """The gate: what a candidate has to show."""
 
     least_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
-    near_tie: float = Field(ge=0, le=1, description="this close to the least gain, weekly errors decide")
+    near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
     alpha: float = Field(gt=0, lt=0.5, description="most probable by chance, for weekly errors that are smaller")
     least_r2_solar: float = Field(ge=-1, le=1, description="held out")
     least_r2_wind: float = Field(ge=-1, le=1, description="held out")

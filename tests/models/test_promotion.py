@@ -144,6 +144,14 @@ def test_decide_says_that_a_near_tie_is_one():
     assert "or within 0.002" in rule.limit
 
 
+@pytest.mark.parametrize(("gain", "weekly", "wins"), [(0.0005, 0.9, False), (0.0015, 0.9, True), (0.0015, 1.0, False)])
+def test_decide_wants_the_least_gain_in_a_near_tie_too(gain, weekly, wins):
+    """Better weeks do not make up for a gain that is too small, nor the gain for weeks that are the same."""
+    policy = replace(POLICY, least_gain=0.001)
+    weeks = tuple(week * weekly for week in WEEKS)
+    assert decide(scored(r2=0.7 + gain, weekly_mae_GW=weeks), GOOD, policy).promoted is wins
+
+
 @pytest.mark.parametrize(("gain", "wins"), [(0.019, False), (0.021, True)])
 def test_decide_wants_the_least_gain(gain, wins):
     """With a least gain of 0.02 a smaller one does not do."""

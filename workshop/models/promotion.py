@@ -221,17 +221,17 @@ def _rules(candidate: Evaluation, scores: Scores, policy: Policy) -> Iterator[Ru
 
 
 def _contest(scores: Scores, champion: Scores, policy: Policy) -> Iterator[Rule]:
-    """Hold a candidate against the champion: by R2, and close to the least gain by a paired test instead.
+    """Hold a candidate against the champion: by R2, and in a near-tie by a paired test as well.
 
     The test is Wilcoxon's signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83), one-sided, on the errors of weeks:
-    those of hours depend on one another.
+    those of hours depend on one another. Where no least gain is asked for, it decides a near-tie alone.
     """
     gain = scores.r2 - champion.r2
-    near = abs(gain - policy.least_gain) <= policy.near_tie
+    near = abs(gain) <= policy.near_tie  # what is no number is neither near nor greater
+    alone = near and policy.least_gain == 0
     limit = f"> {policy.least_gain:g} in R2 over the champion's {champion.r2:.4f}"
-    # What is no number is neither near nor greater.
-    limit += f", or within {policy.near_tie:g} of that and better by the paired test" if near else ""
-    yield Rule("beats_champion", gain, limit, near or gain > policy.least_gain)
+    limit += f", or within {policy.near_tie:g} of it and better by the paired test" if alone else ""
+    yield Rule("beats_champion", gain, limit, alone or gain > policy.least_gain)
     if near:
         p = chance_of_better(scores.weekly_mae_GW, champion.weekly_mae_GW)
         yield Rule(
