@@ -6,11 +6,14 @@ import hashlib
 import logging
 import threading
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from memo import Memo
 
 from workshop.data import schema
 from workshop.errors import WorkshopError
@@ -64,12 +67,21 @@ class Served:
     record: Record = Record()
     troubles: dict[str, Trouble] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    memo: Memo = field(default_factory=Memo, compare=False)
 
     @property
     def revision(self) -> str:
         """A name that changes exactly when there is something new to show."""
         shown = (self.looked, self.production, self.data_stamp, sorted(self.troubles.items(), key=lambda item: item[0]))
         return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `make` returns
+        """Return what ``make`` returned for ``key`` the first time; forgotten as soon as something else is served.
+
+        For answers that follow from what is served and from ``key`` alone, such as the figure of a period:
+        ``served.cached(("outlook", start, end), lambda: figure(served, start, end))``. Nobody may change them.
+        """
+        return self.memo.get(key, make)
 
     def predict(self, weather: pd.DataFrame) -> pd.DataFrame:
         """Return `solar_GW` and `wind_GW` for rows of hours and weather; the model must be there."""
@@ -108,7 +120,7 @@ class Serving:
             except Exception as error:  # noqa: BLE001 - whatever happens, what is there goes on being served
                 self._note(subject, error)
         if not self.now.looked:
-            self.now = replace(self.now, looked=True)
+            self._take(looked=True)
 
     def _look_at_data(self) -> None:
         try:
@@ -170,7 +182,7 @@ class Serving:
 
     def _take(self, *, settled: str | None = None, **changes) -> None:
         troubles = {name: trouble for name, trouble in self.now.troubles.items() if name != settled}
-        self.now = replace(self.now, troubles=troubles, **changes)
+        self.now = replace(self.now, troubles=troubles, memo=Memo(), **changes)
 
     def _settle(self, subject: str) -> None:
         if subject in self.now.troubles:
@@ -187,7 +199,7 @@ class Serving:
             "%s: %s", subject, f"{before}{why}" if isinstance(why, WorkshopError) else why, exc_info=_cause(why)
         )
         since = known.since if known else datetime.now(UTC)
-        self.now = replace(self.now, troubles=self.now.troubles | {subject: Trouble(since, text)})
+        self.now = replace(self.now, troubles=self.now.troubles | {subject: Trouble(since, text)}, memo=Memo())
 
 
 def _identity(production: Production) -> tuple[str, str]:
