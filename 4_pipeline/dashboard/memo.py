@@ -19,7 +19,7 @@ class Memo:
         self._kept: dict[Hashable, Any] = {}
         self._making = threading.RLock()  # whoever makes an answer may ask for others
 
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `make` returns
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return the answer of ``key``; ``make`` it when there is none yet. What ``make`` raises is not kept."""
         try:
             return self._kept[key]  # without the lock: what is there need not wait for what is being made

@@ -75,7 +75,7 @@ class Served:
         shown = (self.looked, self.production, self.data_stamp, sorted(self.troubles.items(), key=lambda item: item[0]))
         return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
 
-    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `make` returns
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what ``make`` returned for ``key`` the first time; forgotten as soon as something else is served.
 
         For answers that follow from what is served and from ``key`` alone, such as the figure of a period:
