@@ -7,11 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+import answers
+import api
 import callbacks
 import guard
 import layout
+import metrics
 from dash import Dash
-from flask import Response, jsonify
 from serving import Serving
 
 from workshop.errors import ServiceError, WorkshopError
@@ -19,6 +21,7 @@ from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 THREADS = 8
+PATHS = ("/", "/outlook", "/what-if", "/your-weather", "/model", "/data")
 INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">{%css%}</head>
@@ -34,24 +37,16 @@ def make_app(serving: Serving) -> Dash:
         serve_locally=True,
         title="Solar and wind power",
         update_title=None,
+        suppress_callback_exceptions=True,  # else each first page carries its layout twice, for the browser to check
         index_string=INDEX,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.layout = lambda: layout.page(serving.now)
     callbacks.register(app, serving)
-    guard.protect(app, app.server)
-
-    @app.server.get("/health")
-    def health() -> Response:
-        """Answer at once, whatever the registry does."""
-        served = serving.now
-        return jsonify(
-            status="ok",
-            version=served.production.version if served.production else None,
-            data=served.frame is not None,
-            troubles=sorted(served.troubles),
-        )
-
+    metrics.count(app.server, serving)  # first: what is refused is counted, too
+    guard.protect(app, app.server, PATHS)
+    answers.keep(app, app.server, serving)
+    api.register(app.server, serving)
     return app
 
 
@@ -69,7 +64,7 @@ def serve(settings: Settings) -> None:
             port=settings.dashboard_port,
             threads=THREADS,
             ident=None,
-            max_request_body_size=guard.LARGEST_BODY_BYTES,
+            max_request_body_size=guard.LARGEST_UPLOAD_BYTES,
         )
     except OSError as error:
         raise ServiceError(
@@ -88,6 +83,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # The log is read by people: no bar for each file of a model.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server that is frozen is noticed in seconds; the follower tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     try:
         serve(get_settings())
     except WorkshopError as error:
