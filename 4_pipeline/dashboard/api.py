@@ -68,7 +68,7 @@ def register(server: Flask, serving: Serving) -> None:
 
 def _answer(served: Served, rows: pd.DataFrame) -> dict[str, Any]:
     predicted, band = served.predict_with_band(rows)
-    columns = {"utc_timestamp": rows["utc_timestamp"].dt.strftime(TIME_FORMAT).tolist()}
+    columns = {"utc_timestamp": [f"{stamp:{TIME_FORMAT}}" for stamp in rows["utc_timestamp"]]}
     columns |= {target: predicted[target].tolist() for target in TARGETS}
     for end, values in zip(("low", "high"), band or (), strict=False):
         columns |= {f"{target}_{end}": values[target].tolist() for target in TARGETS}

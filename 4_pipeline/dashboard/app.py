@@ -20,7 +20,8 @@ from workshop.errors import ServiceError, WorkshopError
 from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
-THREADS = 8
+THREADS = 16
+MOST_CONNECTIONS = 1000  # waitress lets all above 100 wait until others have left, and browsers stay
 PATHS = ("/", "/outlook", "/what-if", "/your-weather", "/model", "/data")
 INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -63,6 +64,7 @@ def serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.dashboard_port,
             threads=THREADS,
+            connection_limit=MOST_CONNECTIONS,
             ident=None,
             max_request_body_size=guard.LARGEST_UPLOAD_BYTES,
         )

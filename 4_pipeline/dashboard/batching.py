@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from workshop.data.features import inputs
+from workshop.data.features import INPUTS
 from workshop.models.loading import LoadedModel
 
 MOST_AT_ONCE = 64
@@ -77,17 +77,18 @@ def _predict(model: LoadedModel, asked: list[pd.DataFrame]) -> list[Answer]:
     with one_thread():
         if len(asked) == 1:
             return [model.predict_with_band(asked[0])]
-        # Brought to the same form first: times may be given in several.
-        predicted, band = model.predict_with_band(pd.concat([inputs(weather) for weather in asked], ignore_index=True))
+        together = pd.concat([weather[INPUTS] for weather in asked], ignore_index=True)
+        predicted, band = model.predict_with_band(together)
     answers, first = [], 0
     for weather in asked:
         rows, first = slice(first, first + len(weather)), first + len(weather)
-
-        def part(frame: pd.DataFrame, rows: slice = rows, index: pd.Index = weather.index) -> pd.DataFrame:
-            return frame.iloc[rows].set_axis(index)
-
-        answers.append((part(predicted), None if band is None else tuple(map(part, band))))
+        low_high = None if band is None else tuple(_part(end, rows, weather.index) for end in band)
+        answers.append((_part(predicted, rows, weather.index), low_high))
     return answers
+
+
+def _part(frame: pd.DataFrame, rows: slice, index: pd.Index) -> pd.DataFrame:
+    return pd.DataFrame(frame.to_numpy()[rows], index, frame.columns)
 
 
 def one_thread():
