@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import address
 import callbacks
 import guard
 import layout
@@ -19,11 +20,6 @@ from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 THREADS = 8
-INDEX = """<!DOCTYPE html>
-<html lang="en">
-<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">{%css%}</head>
-<body>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
-</html>"""
 
 
 def make_app(serving: Serving) -> Dash:
@@ -32,12 +28,13 @@ def make_app(serving: Serving) -> Dash:
         __name__,
         assets_folder=str(Path(__file__).resolve().parent / "assets"),
         serve_locally=True,
-        title="Solar and wind power",
+        title=layout.TITLE,
         update_title=None,
-        index_string=INDEX,
+        index_string=layout.INDEX,
+        suppress_callback_exceptions=True,  # of all pages only one is there
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
-    app.layout = lambda: layout.page(serving.now)
+    app.layout = lambda: layout.whole(serving.now, address.asked())
     callbacks.register(app, serving)
     guard.protect(app, app.server)
 

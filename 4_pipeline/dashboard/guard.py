@@ -25,7 +25,7 @@ def fault(app: Dash, body: object) -> str | None:
         return "the body is not a JSON object"
     name = body.get("output")
     declared = app.callback_map.get(name) if isinstance(name, str) else None
-    if declared is None:
+    if declared is None or "callback" not in declared:  # those without run in the browser
         return "there is no such output"
     for key, wanted in (("inputs", declared["inputs"]), ("state", declared["state"])):
         given = body.get(key, [])
