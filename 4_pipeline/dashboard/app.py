@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import address
+import answers
+import api
 import callbacks
 import guard
 import layout
+import metrics
+import pages
 from dash import Dash
-from flask import Response, jsonify
 from serving import Serving
 
 from workshop.errors import ServiceError, WorkshopError
@@ -30,25 +33,16 @@ def make_app(serving: Serving) -> Dash:
         serve_locally=True,
         title=layout.TITLE,
         update_title=None,
-        index_string=layout.INDEX,
         suppress_callback_exceptions=True,  # of all pages only one is there
+        index_string=layout.INDEX,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.layout = lambda: layout.whole(serving.now, address.asked())
     callbacks.register(app, serving)
-    guard.protect(app, app.server)
-
-    @app.server.get("/health")
-    def health() -> Response:
-        """Answer at once, whatever the registry does."""
-        served = serving.now
-        return jsonify(
-            status="ok",
-            version=served.production.version if served.production else None,
-            data=served.frame is not None,
-            troubles=sorted(served.troubles),
-        )
-
+    metrics.count(app.server, serving)  # first: what is refused is counted, too
+    guard.protect(app, app.server, pages.PATHS)
+    answers.keep(app, app.server, serving)
+    api.register(app.server, serving)
     return app
 
 
@@ -66,7 +60,7 @@ def serve(settings: Settings) -> None:
             port=settings.dashboard_port,
             threads=THREADS,
             ident=None,
-            max_request_body_size=guard.LARGEST_BODY_BYTES,
+            max_request_body_size=guard.LARGEST_UPLOAD_BYTES,
         )
     except OSError as error:
         raise ServiceError(
@@ -85,6 +79,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # The log is read by people: no bar for each file of a model.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server that is frozen is noticed in seconds; the follower tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     try:
         serve(get_settings())
     except WorkshopError as error:

@@ -10,10 +10,11 @@ from types import ModuleType
 
 from pages import data, model, outlook, what_if, your_weather
 
+FRONT = "/"
 PAGES: tuple[ModuleType, ...] = (outlook, what_if, your_weather, model, data)
+PATHS = (FRONT, *(page.PATH for page in PAGES))
 
 
 def at(path: str) -> ModuleType | None:
     """Return the page of a path; the outlook is the front page, too. None where there is no page."""
-    wanted = path.rstrip("/") or outlook.PATH
-    return next((page for page in PAGES if wanted == page.PATH), None)
+    return next((page for page in PAGES if path in (page.PATH, FRONT)), None)

@@ -155,12 +155,11 @@ def answers(served: Served, weather: dict[str, float]) -> list:
     of that time is counted with.
     """
     hour = pd.DataFrame([{**weather, "utc_timestamp": moment_of_year(served, weather["day"], weather["hour"])}])
-    predicted = served.predict(hour).iloc[0] if served.model else None
-    band = served.predict_band(hour) if served.model else None
+    predicted, band = served.predict_with_band(hour) if served.model else (None, None)
     shown = []
     for target in TARGETS:
         name = target.removesuffix("_GW")
-        value = None if predicted is None else float(predicted[target])
+        value = None if predicted is None else float(predicted[target].iloc[0])
         most = None if served.frame is None else float(served.frame[target].max())
         share = 0.0 if value is None or not most else min(max(value / most, 0.0), 1.0)
         note = "" if value is None or not most else f"{share:.0%} of the highest hour in the data"

@@ -137,7 +137,7 @@ def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, dict |
     if served.model is None or served.production is None:
         return [parts.banner("No model is in production yet:", "there is nothing to predict with.")], None
     try:
-        predicted, band = served.predict(asked), served.predict_band(asked)
+        predicted, band = served.predict_with_band(asked)
     except DataError as error:  # hours whose installed capacity nobody has published: not the file's reader to mend
         raise DataError(
             error.what, value=error.value, expected=error.expected, next_step="hand in such hours"
