@@ -10,8 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from workplace import BIN, ROOT, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
+
+# The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_xdist_make_scheduler(config, log):

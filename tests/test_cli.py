@@ -158,6 +158,25 @@ def test_promote_of_what_is_in_production_is_refused_with_3(servers):
     assert "in production already" in done.stdout
 
 
+def test_promote_by_force_needs_a_reason(servers):
+    """Exit 1 before anything is asked of anybody."""
+    done = servers.run(BIN / "workshop", "promote", "--force")
+    assert done.returncode == 1
+    assert "--force --why REASON" in done.stderr
+
+
+def test_history_and_lineage_tell_of_what_is_in_production(servers):
+    """As a table and as JSON: the same version, since the same time; every link of its chain holds."""
+    moves = json.loads(servers.run(BIN / "workshop", "history", "--json").stdout)
+    table = servers.run(BIN / "workshop", "history").stdout
+    assert moves[-1]["when"] in table.splitlines()[-1]
+    done = servers.run(BIN / "workshop", "lineage", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert f"wind_solar version {moves[-1]['version']} ok" in done.stdout
+    links = json.loads(servers.run(BIN / "workshop", "lineage", moves[-1]["version"], "--json").stdout)
+    assert moves[-1]["when"] in links[-1]["name"]
+
+
 # -- prerequisites, before anything is installed -------------------------------------------------------------------
 def make(folder, *words, **environment):
     """Type a make target in a copy of what it reads."""

@@ -93,3 +93,7 @@ class PromotionRefused(WorkshopError):
     """The gate refused a candidate; the champion stays."""
 
     exit_code = 3
+
+
+class PromotionConflict(WorkshopError):
+    """Somebody else moved the alias in the meantime."""

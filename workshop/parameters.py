@@ -160,8 +160,13 @@ class Promote(Stage):
     """The gate: what a candidate has to show."""
 
     least_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
-    least_r2: float = Field(ge=-1, le=1, description="mean of both targets, held out")
+    near_tie: float = Field(ge=0, le=1, description="this close to the least gain, weekly errors decide")
+    alpha: float = Field(gt=0, lt=1, description="most probable by chance, for weekly errors that are smaller")
+    least_r2_solar: float = Field(ge=-1, le=1, description="held out")
+    least_r2_wind: float = Field(ge=-1, le=1, description="held out")
     most_night_solar_GW: float = Field(gt=0, le=100, description="mean predicted solar power while the sun is down")
+    most_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
+    most_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
 
 
 class Report(Stage):

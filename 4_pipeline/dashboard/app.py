@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+import address
 import answers
 import api
 import callbacks
 import guard
 import layout
 import metrics
+import pages
 from dash import Dash
 from serving import Serving
 
@@ -22,12 +24,6 @@ from workshop.settings import Settings, get_settings
 
 THREADS = 16
 MOST_CONNECTIONS = 1000  # waitress lets all above 100 wait until others have left, and browsers stay
-PATHS = ("/", "/outlook", "/what-if", "/your-weather", "/model", "/data")
-INDEX = """<!DOCTYPE html>
-<html lang="en">
-<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">{%css%}</head>
-<body>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
-</html>"""
 
 
 def make_app(serving: Serving) -> Dash:
@@ -36,16 +32,16 @@ def make_app(serving: Serving) -> Dash:
         __name__,
         assets_folder=str(Path(__file__).resolve().parent / "assets"),
         serve_locally=True,
-        title="Solar and wind power",
+        title=layout.TITLE,
         update_title=None,
-        suppress_callback_exceptions=True,  # else each first page carries its layout twice, for the browser to check
-        index_string=INDEX,
+        suppress_callback_exceptions=True,  # of all pages only one is there
+        index_string=layout.INDEX,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
-    app.layout = lambda: layout.page(serving.now)
+    app.layout = lambda: layout.whole(serving.now, address.asked())
     callbacks.register(app, serving)
     metrics.count(app.server, serving)  # first: what is refused is counted, too
-    guard.protect(app, app.server, PATHS)
+    guard.protect(app, app.server, pages.PATHS)
     answers.keep(app, app.server, serving)
     api.register(app.server, serving)
     return app

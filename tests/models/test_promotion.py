@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from workshop.models.promotion import Policy, Scores, decide, is_night, score
+from workshop.models.promotion import SIGNATURES, Evaluation, Policy, Scores, decide, is_night, score
 
-POLICY = Policy(least_gain=0.0, least_r2=0.5, most_night_solar_GW=1.0)
-GOOD = Scores(r2=0.7, r2_solar=0.8, r2_wind=0.6, mae_GW=1.5, lowest_GW=0.0, night_solar_GW=0.1, finite=True, hours=100)
+POLICY = Policy(
+    least_gain=0.0, near_tie=0.002, alpha=0.05, least_r2_solar=0.5, least_r2_wind=0.5, most_night_solar_GW=1.0,
+    most_latency_ms=500.0, most_size_MB=200.0,
+)  # fmt: skip
+HELD_OUT = ("2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z")
+BEFORE = ("2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z")
+WEEKS = tuple(1.0 + 0.01 * week for week in range(40))
+SCORES = Scores(
+    r2=0.7, r2_solar=0.8, r2_wind=0.6, mae_GW=1.5, lowest_GW=0.0, night_solar_GW=0.1, finite=True, hours=100,
+    weekly_mae_GW=WEEKS, period=HELD_OUT,
+)  # fmt: skip
+GOOD = Evaluation(SCORES, BEFORE, "5b15", SIGNATURES[1], latency_ms=20.0, size_MB=5.0)
+NAN = float("nan")
+NO_NUMBERS = Scores(NAN, NAN, NAN, NAN, NAN, NAN, finite=False, hours=100, period=HELD_OUT)
+
+
+def scored(**changes):
+    """A good model but for some scores."""
+    return replace(GOOD, scores=replace(SCORES, **changes))
 
 
 def failed(decision):
@@ -26,47 +46,147 @@ def test_decide_first_model_needs_only_the_rules():
 
 
 @pytest.mark.parametrize(
-    ("change", "rule"),
+    ("candidate", "rule"),
     [
-        ({"lowest_GW": -0.01}, "non_negative"),
-        ({"night_solar_GW": 1.01}, "night_solar"),
-        ({"r2": 0.49}, "least_r2"),
+        (scored(lowest_GW=-0.01), "non_negative"),
+        (scored(night_solar_GW=1.01), "night_solar"),
+        (scored(r2_solar=0.49), "least_r2_solar"),
+        (scored(r2_wind=0.49), "least_r2_wind"),
+        (replace(GOOD, latency_ms=501.0), "latency"),
+        (replace(GOOD, size_MB=201.0), "size"),
+        (replace(GOOD, signature="windspeed -> wind_GW"), "signature"),
+        (replace(GOOD, signature=None), "signature"),
+        (replace(GOOD, data=None), "data_known"),
+        (replace(GOOD, learned=None), "unseen"),
+        (replace(GOOD, learned=("2013-01-01T00:00:00Z", HELD_OUT[0])), "unseen"),
+        (replace(GOOD, learned=(HELD_OUT[1], "2017-12-31T23:00:00Z")), "unseen"),
+        (Evaluation(trouble="its files are gone"), "loads"),
     ],
 )
-def test_decide_refuses_what_breaks_a_rule(change, rule):
+def test_decide_refuses_what_breaks_a_rule(candidate, rule):
     """One broken rule refuses, and the reason names it with value and limit."""
-    decision = decide(replace(GOOD, **change), None, POLICY)
+    decision = decide(candidate, None, POLICY)
     assert not decision.promoted
     assert failed(decision) == [rule]
-    assert rule in decision.reason
+    (broken,) = (found for found in decision.rules if not found.passed)
+    assert f"{rule} is {broken.shown}, not {broken.limit}" in decision.reason
+
+
+def test_decide_knows_a_model_of_weather_alone_and_one_that_learned_from_later_hours():
+    """Both ways to be asked are allowed, and held-out hours may lie before those that it learned from."""
+    assert decide(replace(GOOD, signature=SIGNATURES[0]), None, POLICY).promoted
+    assert decide(replace(GOOD, learned=("2017-01-01T00:00:00Z", "2018-01-01T00:00:00Z")), None, POLICY).promoted
 
 
 def test_decide_refuses_predictions_that_are_no_numbers():
-    """A model that predicts NaN fails every comparison."""
-    nan = float("nan")
-    broken = Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=100)
+    """A model that predicts NaN fails every comparison, and the decision is JSON all the same."""
+    broken = replace(GOOD, scores=NO_NUMBERS)
     assert "finite" in failed(decide(broken, None, POLICY))
     assert not decide(broken, GOOD, POLICY).promoted
+    assert json.dumps(decide(broken, GOOD, POLICY).as_dict(), allow_nan=False)
 
 
-@pytest.mark.parametrize(("gain", "wins"), [(0.001, True), (0.0, False), (-0.001, False)])
-def test_decide_wants_better_than_the_champion(gain, wins):
-    """Equal is not better, so a tie keeps the champion."""
-    assert decide(replace(GOOD, r2=GOOD.r2 + gain), GOOD, POLICY).promoted is wins
+@pytest.mark.parametrize(
+    ("gain", "weekly", "wins"),
+    [
+        (0.0021, 1.0, True),  # clearly better, whatever its weeks
+        (0.0021, 1.1, True),
+        (-0.0021, 0.9, False),  # clearly worse
+        (0.0015, 1.0, False),  # the same weeks: chance
+        (0.0015, 0.99, True),  # each week a little better
+        (-0.0015, 0.99, True),  # likewise, and the third decimal says otherwise
+        (0.0015, 1.01, False),
+        (0.0, 1.0, False),
+    ],
+)
+def test_decide_near_tie_by_the_weeks_and_else_by_the_score(gain, weekly, wins):
+    """Within 0.002 of the champion's R2 the paired test over the weeks decides, beyond it R2 alone."""
+    weeks = tuple(week * weekly for week in WEEKS)
+    decision = decide(scored(r2=0.7 + gain, weekly_mae_GW=weeks), GOOD, POLICY)
+    assert decision.promoted is wins
+    assert any(rule.name == "paired_test" for rule in decision.rules) is (abs(gain) <= 0.002)
+
+
+def test_decide_near_tie_of_few_weeks_keeps_the_champion():
+    """Five weeks tell nothing from chance, however much better they are."""
+    weeks = tuple(week / 2 for week in WEEKS[:5])
+    champion = scored(weekly_mae_GW=WEEKS[:5])
+    assert not decide(scored(r2=0.701, weekly_mae_GW=weeks), champion, POLICY).promoted
 
 
 @pytest.mark.parametrize(("gain", "wins"), [(0.019, False), (0.021, True)])
 def test_decide_wants_the_least_gain(gain, wins):
     """With a least gain of 0.02 a smaller one does not do."""
-    policy = replace(POLICY, least_gain=0.02)
-    assert decide(replace(GOOD, r2=GOOD.r2 + gain), GOOD, policy).promoted is wins
+    policy = replace(POLICY, least_gain=0.02, near_tie=0.0)
+    assert decide(scored(r2=0.7 + gain), GOOD, policy).promoted is wins
 
 
-def test_decide_champion_that_predicts_no_numbers_is_beaten():
-    """A champion that no longer predicts numbers does not block a sound candidate."""
-    nan = float("nan")
-    broken = Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=100)
-    assert decide(GOOD, broken, POLICY).promoted
+@pytest.mark.parametrize(
+    ("champion", "why"),
+    [
+        (replace(scored(r2=0.99), learned=None), "not known"),
+        (replace(scored(r2=0.99), learned=("2013-01-01T00:00:00Z", "2016-06-01T00:00:00Z")), "held out"),
+        (replace(GOOD, scores=NO_NUMBERS), "numbers"),
+        (Evaluation(trouble="its files are gone"), "its files are gone"),
+    ],
+)
+def test_decide_disqualifies_a_champion_that_cannot_be_compared(champion, why):
+    """One registered by hand, or that saw the held-out hours, or that is broken, does not block a sound candidate."""
+    decision = decide(GOOD, champion, POLICY)
+    assert decision.promoted
+    assert why in decision.disqualified
+    assert why in decision.reason
+
+
+def test_decide_wants_the_same_hours_for_both():
+    """Scores of other hours are no comparison: that is a mistake of the caller's."""
+    with pytest.raises(ValueError, match="different hours"):
+        decide(GOOD, scored(hours=99), POLICY)
+
+
+number = st.floats(-2, 2) | st.just(NAN) | st.just(float("inf"))
+times = st.sampled_from([None, BEFORE, HELD_OUT, ("2013-01-01T00:00:00Z", "2016-06-01T00:00:00Z")])
+weekly = st.lists(st.floats(0.01, 5), min_size=8, max_size=8).map(lambda weeks: tuple(weeks * 5))
+scores_of_any = st.builds(
+    Scores, number, number, number, number, number, number, finite=st.booleans(), hours=st.just(100),
+    weekly_mae_GW=weekly, period=st.just(HELD_OUT),
+)  # fmt: skip
+evaluations = st.builds(
+    Evaluation, scores_of_any | st.none(), times, st.sampled_from([None, "", "5b15"]),
+    st.sampled_from([None, "x -> y", *SIGNATURES]), number, number, st.none() | st.just("broken"),
+)  # fmt: skip
+policies = st.builds(
+    Policy, st.floats(0, 0.5), st.floats(0, 0.1), st.floats(0.001, 0.4), *[st.floats(-1, 1)] * 2, *[st.floats(0, 2)] * 3
+)
+
+
+@given(evaluations, evaluations | st.none(), policies)
+def test_decide_always_answers_and_says_why(candidate, champion, policy):
+    """Whatever comes: promoted when, and only when, every rule passed; the reason names each that did not."""
+    decision = decide(candidate, champion, policy)
+    assert decision.promoted is all(rule.passed for rule in decision.rules)
+    assert all(rule.name in decision.reason for rule in decision.rules if not rule.passed)
+    assert len({rule.name for rule in decision.rules}) == len(decision.rules)
+    assert json.dumps(decision.as_dict(), allow_nan=False)
+    contested = champion is not None and not decision.disqualified and candidate.scores is not None
+    assert any(rule.name == "beats_champion" for rule in decision.rules) is contested
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), weekly, weekly, policies)
+def test_decide_never_lets_two_models_beat_each_other(r2, other, weeks, others, policy):
+    """With no least gain, what beats a champion is not beaten by it: the alias could go to and fro for ever."""
+    policy = replace(policy, least_gain=0.0)
+    one, two = scored(r2=r2, weekly_mae_GW=weeks), scored(r2=other, weekly_mae_GW=others)
+    assert not (decide(one, two, policy).promoted and decide(two, one, policy).promoted)
+
+
+@given(st.floats(-1, 1), st.floats(0, 1), weekly, policies)
+def test_decide_is_not_harder_on_a_better_score(r2, more, weeks, policy):
+    """A candidate that is promoted would be with a higher R2 beyond doubt as well."""
+    policy = replace(POLICY, least_gain=policy.least_gain, near_tie=policy.near_tie, alpha=policy.alpha)
+    better = r2 + 2 * policy.near_tie + more
+    if decide(scored(r2=r2, weekly_mae_GW=weeks), GOOD, policy).promoted and better > r2:
+        assert decide(scored(r2=better + 1e-9, weekly_mae_GW=weeks), GOOD, policy).promoted
 
 
 @pytest.fixture
@@ -106,3 +226,15 @@ def test_night_is_by_the_sun_and_not_by_radiation():
     winter = pd.Series(pd.to_datetime(["2015-12-21 23:00", "2015-12-21 11:00", "2015-12-21 06:00"], utc=True))
     assert list(is_night(winter)) == [True, False, False]
     assert not is_night(pd.Series(pd.to_datetime(["2016-06-21 02:00"], utc=True)))[0]
+
+
+def test_score_tells_the_weeks_that_are_whole_enough():
+    """Three weeks and two days, the second week with a gap of a day: its mean and those of two more, in order."""
+    stamps = pd.date_range("2016-06-20", periods=23 * 24, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": stamps, "solar_GW": range(23 * 24), "wind_GW": 1.0})
+    frame = frame.drop(range(8 * 24, 9 * 24)).reset_index(drop=True)
+    predicted = frame[["solar_GW", "wind_GW"]].copy()
+    predicted.loc[frame["utc_timestamp"] < "2016-06-27", "wind_GW"] += 4.0
+    scores = score(frame, predicted)
+    assert scores.weekly_mae_GW == (2.0, 0.0)
+    assert scores.period == ("2016-06-20T00:00:00Z", "2016-07-12T23:00:00Z")

@@ -21,6 +21,7 @@ def main(context: click.Context) -> None:
     workshop start      start the servers, run the pipeline, show the model in production
     workshop repro      run what changed of the pipeline, independent stages side by side
     workshop run        run a notebook on the cluster, once or for many parameters
+    workshop history    what was in production, since when and why; `rollback` brings it back
     workshop status     what runs, and where
     """
     if "DVC_STAGE" in os.environ:  # else nothing of this is needed
@@ -33,6 +34,6 @@ for command in (
     *(servers.up, servers.down, servers.status, servers.config, servers.doctor),
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
-    *(models.promote, data.data),
+    *(models.promote, models.rollback, models.history, models.lineage, data.data),
 ):
     main.add_command(command)

@@ -1,9 +1,25 @@
-"""The moves of the alias `production`: what came into production when, by whom and why, and what it replaced."""
+"""The moves of the alias `production`: what came into production when, by whom and why, and what it replaced.
+
+Each move is a tag of the registered model, so that the history outlives its versions. It is written before the alias
+moves and marked as done afterwards: a process that is killed in between leaves a move that did not happen, and that
+nobody sees.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from workshop.settings import PRODUCTION, REGISTERED_MODEL
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
+
+TAG = "workshop.move."
+PROMOTED, FORCED, ROLLED_BACK, BY_HAND = "promoted", "forced", "rolled back", "by hand"
+MOST_CHARACTERS = 5000  # of a registered model's tag, in MLflow's database
 
 
 @dataclass(frozen=True)
@@ -37,4 +53,66 @@ class Move:
 
 def read() -> list[Move]:
     """Return all moves, the first one first; empty when nothing was ever in production."""
-    raise NotImplementedError
+    from workshop.models.tracking import connect
+
+    client = connect()
+    model = find_model(client)
+    if model is None:
+        return []
+    there = {str(version.version) for version in client.search_model_versions(f"name='{REGISTERED_MODEL}'")}
+    return [replace(move, deleted=move.version not in there) for move in moves_of(model)]
+
+
+def find_model(client: MlflowClient) -> RegisteredModel | None:
+    """Return the registered model, with its tags and aliases; None when there is none yet."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(REGISTERED_MODEL)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def moves_of(model: RegisteredModel) -> list[Move]:
+    """Return the moves that happened, the first one first, as the model's tags and its alias tell them."""
+    current = version_of(model)
+    moves = []
+    for name in sorted(name for name in model.tags if name.startswith(TAG)):
+        told = json.loads(model.tags[name])
+        last = name == max(tag for tag in model.tags if tag.startswith(TAG))
+        if told.pop("done") or (last and told["version"] == current):
+            moves.append(Move(**told))
+    if current is not None and (not moves or moves[-1].version != current):
+        replaced = moves[-1].version if moves else None
+        moves.append(Move(len(moves) + 1, BY_HAND, current, replaced=replaced))
+    return moves
+
+
+def version_of(model: RegisteredModel) -> str | None:
+    """Return the version that the alias `production` points at."""
+    version = model.aliases.get(PRODUCTION)
+    return None if version is None else str(version)
+
+
+def move_alias(client: MlflowClient, move: Move) -> None:
+    """Record a move and make it; the caller holds the lock of `registry`. Its number is the next one."""
+    before = moves_of(find_model(client))
+    if before:  # made by hand, which nobody wrote down, or by a process that was killed before it could say so
+        _write(client, before[-1], done=True)
+    move = replace(move, number=len(before) + 1)
+    _write(client, move, done=False)
+    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, move.version)
+    _write(client, move, done=True)
+
+
+def _write(client: MlflowClient, move: Move, *, done: bool) -> None:
+    told = move.as_dict() | {"done": done}
+    del told["deleted"]
+    text = json.dumps(told, ensure_ascii=False)
+    if len(text) > MOST_CHARACTERS:  # a reason that people gave at length; the version's own tags have all of it
+        over = len(text) - MOST_CHARACTERS
+        shortened = {name: told[name][: max(len(told[name]) - over, 200)] for name in ("why", "reason") if told[name]}
+        text = json.dumps(told | shortened, ensure_ascii=False)
+    client.set_registered_model_tag(REGISTERED_MODEL, f"{TAG}{move.number:06d}", text)

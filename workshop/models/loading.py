@@ -11,7 +11,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class LoadedModel:
     """A model ready to predict; ``kind`` is `sklearn` or `keras`.
 
     ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
+    ``size_bytes`` is that of its files; None for one that has none yet.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class LoadedModel:
     _inputs: Callable[[pd.DataFrame], pd.DataFrame] = features
     _predict_with_band: Callable[[pd.DataFrame], tuple] | None = None
     coverage: float | None = None
+    size_bytes: int | None = None
 
     @classmethod
     def of(cls, model: object) -> LoadedModel:
@@ -216,7 +218,8 @@ def load(model_uri: str) -> LoadedModel:
                 "The model cannot be fetched.", value=f"{model_uri}: {error.message}", next_step="workshop status"
             ) from None
         _check_digest(client, fetched, model_uri)
-        return load_folder(fetched, model_uri)
+        size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
+        return replace(load_folder(fetched, model_uri), size_bytes=size)
 
 
 def _check_digest(client: MlflowClient, folder: Path, model_uri: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from workshop.data.features import sun_position, to_utc
-from workshop.data.schema import TARGETS
+from workshop.data.coverage import STAMP
+from workshop.data.features import INPUTS, sun_position, to_utc
+from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.weeks import HOURS, WHOLE_ENOUGH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,11 +18,18 @@ if TYPE_CHECKING:
 # Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
 # longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
+# The two ways in which a model may be asked: with the weather, or with hour and weather.
+SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
+LEAST_WEEKS = 6  # with fewer no difference could be told from chance
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a model does on the held-out period; R2 dimensionless, the rest in GW."""
+    """How a model does on the held-out period; R2 dimensionless, the rest in GW.
+
+    ``weekly_mae_GW`` is the mean absolute error, over both targets, of each week that holds enough of its hours;
+    ``period`` the first and the last hour, as ISO 8601 in UTC.
+    """
 
     r2: float
     r2_solar: float
@@ -29,10 +39,31 @@ class Scores:
     night_solar_GW: float
     finite: bool
     hours: int
+    weekly_mae_GW: tuple[float, ...] = ()
+    period: tuple[str, str] | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers that a run logs as its metrics."""
-        return {name: float(value) for name, value in asdict(self).items() if name not in ("finite", "hours")}
+        kept = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")
+        return {name: float(getattr(self, name)) for name in kept}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model before the gate: its scores, and what is known of it.
+
+    ``learned`` is the first and the last hour that it learned from, ``data`` the hash of that table; None for unknown.
+    ``signature`` is as in `SIGNATURES`, ``latency_ms`` the time for one hour, ``size_MB`` that of its files. A model
+    that cannot be asked has a ``trouble`` and no scores.
+    """
+
+    scores: Scores | None = None
+    learned: tuple[str, str] | None = None
+    data: str | None = None
+    signature: str | None = None
+    latency_ms: float = math.nan
+    size_MB: float = math.nan
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +71,13 @@ class Policy:
     """What the gate asks for; the section `promote` of `params.yaml`."""
 
     least_gain: float
-    least_r2: float
+    near_tie: float
+    alpha: float
+    least_r2_solar: float
+    least_r2_wind: float
     most_night_solar_GW: float
+    most_latency_ms: float
+    most_size_MB: float
 
 
 @dataclass(frozen=True)
@@ -49,24 +85,37 @@ class Rule:
     """One rule with what was found, what was allowed, and its verdict."""
 
     name: str
-    value: float | bool
+    value: float | bool | str | None
     limit: str
     passed: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.shown}, not {self.limit}"
+
+    @property
+    def shown(self) -> str:
+        """The value, as people read it."""
+        return f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict on a candidate, with all that led to it."""
+    """The verdict on a candidate, with all that led to it.
+
+    ``disqualified`` says why the champion's scores do not count; ``forced`` that a person overruled the gate.
+    """
 
     promoted: bool
     reason: str
     rules: tuple[Rule, ...]
-    candidate: Scores
+    candidate: Scores | None
     champion: Scores | None
+    disqualified: str | None = None
+    forced: bool = False
 
-    def as_dict(self) -> dict:
-        """Return the decision as JSON-able values."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """Return the decision as JSON-able values; a number that is none is None."""
+        return _jsonable(asdict(self))
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
@@ -78,10 +127,12 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
     from sklearn.metrics import mean_absolute_error, r2_score
 
     measured, values = held_out[TARGETS].to_numpy(float), predicted[TARGETS].to_numpy(float)
+    stamps = to_utc(held_out["utc_timestamp"])
+    period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
     finite = bool(np.isfinite(values).all())
     if not finite:
         nan = math.nan
-        return Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=len(held_out))
+        return Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=len(held_out), period=period)
     each = r2_score(measured, values, multioutput="raw_values")
     night = is_night(held_out["utc_timestamp"])
     return Scores(
@@ -93,7 +144,17 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         night_solar_GW=float(np.abs(values[night, 0]).mean()) if night.any() else 0.0,
         finite=True,
         hours=len(held_out),
+        weekly_mae_GW=_weekly(stamps, np.abs(values - measured).mean(axis=1)),
+        period=period,
     )
+
+
+def _weekly(stamps: pd.DatetimeIndex, misses) -> tuple[float, ...]:
+    import pandas as pd
+
+    weeks = pd.Series(misses, stamps).groupby(stamps.strftime("%G-W%V"))
+    means = weeks.mean()[weeks.size() >= WHOLE_ENOUGH * HOURS]
+    return tuple(float(mean) for mean in means.sort_index())
 
 
 def is_night(utc_timestamp: pd.Series):
@@ -106,29 +167,108 @@ def is_night(utc_timestamp: pd.Series):
     return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
 
 
-def decide(candidate: Scores, champion: Scores | None, policy: Policy) -> Decision:
-    """Decide from scores on the same held-out hours; without a champion the candidate has only the rules to pass."""
-    rules = [
-        Rule("finite", candidate.finite, "every prediction is a number", candidate.finite),
-        Rule("non_negative", candidate.lowest_GW, ">= 0 GW", candidate.lowest_GW >= 0),
-        Rule(
-            "night_solar",
-            candidate.night_solar_GW,
-            f"<= {policy.most_night_solar_GW:g} GW while the sun is down",
-            candidate.night_solar_GW <= policy.most_night_solar_GW,
-        ),
-        Rule("least_r2", candidate.r2, f">= {policy.least_r2:g}", candidate.r2 >= policy.least_r2),
-    ]
-    if champion is not None:
-        # A champion that predicts no numbers any more has no score that could be beaten.
-        least = champion.r2 + policy.least_gain if champion.finite else -math.inf
-        better = candidate.r2 > champion.r2 and candidate.r2 >= least if champion.finite else candidate.finite
-        rules.append(Rule("beats_champion", candidate.r2, f"> {champion.r2:.4f} by {policy.least_gain:g}", better))
+def decide(candidate: Evaluation, champion: Evaluation | None, policy: Policy) -> Decision:
+    """Decide from what both showed on the same held-out hours; nothing is read or changed.
+
+    Without a champion, or with one that is disqualified, the candidate has only the rules to pass. A champion is
+    disqualified when it cannot be asked, answers with other than numbers, or may have learned from held-out hours.
+    Raises ValueError: the two were scored on different hours.
+    """
+    scores = candidate.scores
+    disqualified = None if champion is None else _disqualification(champion)
+    rules = [Rule("loads", candidate.trouble or True, "it loads and answers", scores is not None)]
+    if scores is not None:
+        rules += _rules(candidate, scores, policy)
+        if champion is not None and disqualified is None:
+            if (scores.hours, scores.period) != (champion.scores.hours, champion.scores.period):
+                raise ValueError("candidate and champion were scored on different hours")
+            rules += _contest(scores, champion.scores, policy)
     failed = [rule for rule in rules if not rule.passed]
     if failed:
-        reason = "refused: " + "; ".join(f"{rule.name} is {rule.value:.4g}, not {rule.limit}" for rule in failed)
+        reason = "refused: " + "; ".join(map(str, failed))
     elif champion is None:
         reason = "promoted: every rule passed and nothing was in production yet"
+    elif disqualified:
+        reason = f"promoted: every rule passed and the champion is disqualified: {disqualified}"
     else:
-        reason = f"promoted: R2 {candidate.r2:.4f} beats the champion's {champion.r2:.4f}"
-    return Decision(not failed, reason, tuple(rules), candidate, champion)
+        reason = f"promoted: R2 {scores.r2:.4f} beats the champion's {champion.scores.r2:.4f}"
+        tested = next((rule for rule in rules if rule.name == "paired_test"), None)
+        reason += f", in a near-tie that its weekly errors decide (p {tested.shown})" if tested else ""
+    return Decision(not failed, reason, tuple(rules), scores, champion.scores if champion else None, disqualified)
+
+
+def _rules(candidate: Evaluation, scores: Scores, policy: Policy) -> Iterator[Rule]:
+    """Hold a candidate against what does not depend on any champion."""
+    yield Rule("finite", scores.finite, "every prediction is a number", scores.finite)
+    for name, value, least, unit in (
+        ("non_negative", scores.lowest_GW, 0.0, " GW"),
+        ("least_r2_solar", scores.r2_solar, policy.least_r2_solar, ""),
+        ("least_r2_wind", scores.r2_wind, policy.least_r2_wind, ""),
+    ):
+        yield Rule(name, value, f">= {least:g}{unit}", value >= least)
+    for name, value, most, unit in (
+        ("night_solar", scores.night_solar_GW, policy.most_night_solar_GW, " GW while the sun is down"),
+        ("latency", candidate.latency_ms, policy.most_latency_ms, " ms for an hour"),
+        ("size", candidate.size_MB, policy.most_size_MB, " MB"),
+    ):
+        yield Rule(name, value, f"<= {most:g}{unit}", value <= most)
+    fits = candidate.signature in SIGNATURES
+    yield Rule("signature", candidate.signature, "weather, or hour and weather, to GW of solar and wind", fits)
+    yield Rule("data_known", candidate.data, "the hash of the table it learned from", bool(candidate.data))
+    unseen = _overlap(candidate.learned, scores.period)
+    yield Rule("unseen", unseen or "held-out hours are new to it", "learned from other hours than these", not unseen)
+
+
+def _contest(scores: Scores, champion: Scores, policy: Policy) -> Iterator[Rule]:
+    """Hold a candidate against the champion: by R2, and close to the least gain by a paired test instead.
+
+    The test is Wilcoxon's signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83), one-sided, on the errors of weeks:
+    those of hours depend on one another.
+    """
+    gain = scores.r2 - champion.r2
+    near = abs(gain - policy.least_gain) <= policy.near_tie
+    limit = f"> {policy.least_gain:g} in R2 over the champion's {champion.r2:.4f}"
+    # What is no number is neither near nor greater.
+    yield Rule("beats_champion", gain, limit, near or gain > policy.least_gain)
+    if near:
+        p = chance_of_better(scores.weekly_mae_GW, champion.weekly_mae_GW)
+        yield Rule(
+            "paired_test", p, f"p <= {policy.alpha:g}: smaller weekly errors than the champion's", p <= policy.alpha
+        )
+
+
+def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) -> float:
+    """Return the probability that weekly errors come out this much smaller than the champion's by chance alone.
+
+    1 when there are fewer than six weeks, or the errors are the same.
+    """
+    from scipy.stats import wilcoxon
+
+    if len(candidate) < LEAST_WEEKS or candidate == champion:
+        return 1.0
+    return float(wilcoxon(candidate, champion, alternative="less").pvalue)
+
+
+def _disqualification(champion: Evaluation) -> str | None:
+    if champion.scores is None:
+        return champion.trouble or "it cannot be asked"
+    if not champion.scores.finite:
+        return "it does not answer with numbers"
+    return _overlap(champion.learned, champion.scores.period)
+
+
+def _overlap(learned: tuple[str, str] | None, held_out: tuple[str, str] | None) -> str | None:
+    """Say why a model may know held-out hours; None when it cannot. Times of one ISO format sort as text."""
+    if learned is None or held_out is None:
+        return "the hours it learned from are not known"
+    if learned[1] < held_out[0] or held_out[1] < learned[0]:
+        return None
+    return f"it learned from {learned[0]} to {learned[1]}, and {held_out[0]} to {held_out[1]} is held out"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _jsonable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

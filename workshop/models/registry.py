@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from workshop.errors import ModelError, PromotionRefused
-from workshop.models.promotion import Decision, Policy, decide, score
-from workshop.models.tracking import connect
-from workshop.settings import PRODUCTION, REGISTERED_MODEL
+from workshop.errors import ModelError, PromotionConflict, PromotionRefused
+from workshop.models import history
+from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
+from workshop.models.promotion import Decision, Policy, Scores, decide
+from workshop.models.tracking import COMMIT_TAG, DATA_TAG, DIRTY_TAG, LEARNED_TAG, STAGE_TAG, connect
+from workshop.settings import PRODUCTION, REGISTERED_MODEL, get_settings
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 TAG = "workshop.promotion."
+LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Production:
-    """The version that the alias `production` points at; ``r2`` and ``since`` are those of its promotion."""
+    """The version that the alias `production` points at; ``since``, ``why`` and ``r2`` are those of its last move."""
 
     name: str
     version: str
@@ -43,87 +50,249 @@ def production() -> Production | None:
     from workshop.models.tracking import run_url
 
     client = connect()
+    model = history.find_model(client)
+    number = history.version_of(model) if model else None
+    if number is None:
+        return None
+    version = client.get_model_version(REGISTERED_MODEL, number)
+    run = find_run(client, version.run_id)
+    move = history.moves_of(model)[-1]
+    return Production(
+        name=REGISTERED_MODEL,
+        version=number,
+        run_id=version.run_id,
+        model_uri=uri_of(number),
+        stage=run.data.tags.get(STAGE_TAG) if run else None,
+        r2=move.scores.get("r2"),
+        since=move.when,
+        why=move.why,
+        run_url=run_url(version.run_id, run.info.experiment_id) if run else "",
+    )
+
+
+def uri_of(version: str) -> str:
+    """Return a version's address: what is served is what was looked at, even if the alias moves in between."""
+    return f"models:/{REGISTERED_MODEL}/{version}"
+
+
+def find_run(client: MlflowClient, run_id: str | None) -> Run | None:
+    """Return a run; None when it was purged, or there never was one: a version has its own copy of the model."""
     from mlflow.exceptions import MlflowException
 
     try:
-        version = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    tags = version.tags
-    try:
-        run = client.get_run(version.run_id) if version.run_id else None
+        return client.get_run(run_id) if run_id else None
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        run = None  # the run was purged; the version, with its own copy of the model, still serves
-    return Production(
-        name=REGISTERED_MODEL,
-        version=str(version.version),
-        run_id=version.run_id,
-        # Pinned to the version: what is served is what was looked at, even if the alias moves in between.
-        model_uri=f"models:/{REGISTERED_MODEL}/{version.version}",
-        stage=run.data.tags.get("workshop.stage") if run else None,
-        r2=float(tags[TAG + "r2"]) if TAG + "r2" in tags else None,
-        since=tags.get(TAG + "when"),
-        why=tags.get(TAG + "why"),
-        run_url=run_url(version.run_id, run.info.experiment_id) if run else "",
-    )
+        return None
 
 
 def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:
     """Score candidate and champion anew on the same held-out hours and decide; nothing is changed.
 
-    A candidate that already is in production is refused as such. Raises ModelError when one cannot be loaded.
+    A candidate that already is in production is refused as such. The champion is returned, too.
     """
-    from workshop.models.loading import load
+    from workshop.models.evaluation import evaluate
 
+    client = connect()
     champion = production()
-    candidate_scores = score(held_out, load(model_uri).predict(held_out))
+    candidate = evaluate(model_uri, _tags_of_run(client, run_id), held_out)
     if champion is not None and champion.run_id == run_id:
-        decision = decide(candidate_scores, candidate_scores, policy)
-        return Decision(False, "kept: it is in production already", decision.rules, *(candidate_scores,) * 2), champion
-    champion_scores = score(held_out, load(champion.model_uri).predict(held_out)) if champion else None
-    return decide(candidate_scores, champion_scores, policy), champion
+        rules = decide(candidate, None, policy).rules
+        kept = Decision(False, "kept: it is in production already", rules, candidate.scores, candidate.scores)
+        return kept, champion
+    defender = None
+    if champion is not None:
+        version = client.get_model_version(REGISTERED_MODEL, champion.version)
+        # What the record says of a model outlives its run.
+        tags = json.loads(version.tags.get(TAG + "run", "{}")) | _tags_of_run(client, champion.run_id)
+        defender = evaluate(champion.model_uri, tags, held_out)
+    return decide(candidate, defender, policy), champion
+
+
+def force(decision: Decision) -> Decision:
+    """Return the decision of a person who overrules the gate; its reason and its rules go on saying what it found."""
+    if decision.promoted or decision.candidate is None:
+        return decision
+    reason = f"forced against the gate, which said: {decision.reason}"
+    return Decision(
+        True, reason, decision.rules, decision.candidate, decision.champion, decision.disqualified, forced=True
+    )
 
 
 def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production | None, why: str) -> Production:
     """Register the candidate's model with the record of its promotion, then move the alias; return what now serves.
 
     The record is complete before the alias moves, so that nobody sees a version in production without one. Raises
-    PromotionRefused when the decision does not allow it.
+    PromotionRefused when the decision does not allow it, PromotionConflict when ``replaced`` is not in production any
+    more: somebody else was first, and it was not that version that the candidate was held against.
     """
     if not decision.promoted:
         raise PromotionRefused("The gate refused the candidate.", value=decision.reason, expected="every rule passed")
     client = connect()
     from mlflow.exceptions import MlflowException
 
-    try:
-        client.create_registered_model(REGISTERED_MODEL)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    record = {
-        "r2": f"{decision.candidate.r2:.6f}",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "who": getpass.getuser(),
-        "why": why,
-        "reason": decision.reason,
-        "replaced": replaced.version if replaced else "none",
-        "replaced_r2": f"{decision.champion.r2:.6f}" if decision.champion else "none",
-        "rules": json.dumps([asdict(rule) for rule in decision.rules]),
-    }
-    version = client.create_model_version(
-        REGISTERED_MODEL,
-        source=model_uri,
-        run_id=run_id,
-        model_id=model_uri.removeprefix("models:/"),
-        tags={TAG + name: value for name, value in record.items()},
-        description=decision.reason,
+    with _lock():
+        _check_unchanged(replaced)
+        with contextlib.suppress(MlflowException):  # it is there already; if not, the next step says so
+            client.create_registered_model(REGISTERED_MODEL)
+        tags = _tags_of_run(client, run_id)
+        move = Move(
+            number=0,
+            action=FORCED if decision.forced else PROMOTED,
+            version="",
+            **_signed(why),
+            reason=decision.reason,
+            replaced=replaced.version if replaced else None,
+            scores=_figures(decision.candidate),
+            replaced_scores=_figures(decision.champion),
+            rules=decision.as_dict()["rules"],
+            data=tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", "")),
+            commit=tags.get(COMMIT_TAG),
+        )
+        version = client.create_model_version(
+            REGISTERED_MODEL,
+            source=model_uri,
+            run_id=run_id,
+            model_id=model_uri.removeprefix("models:/"),
+            tags=_record(move, tags),
+            description=decision.reason,
+            await_creation_for=0,  # it is there when the server has answered
+        )
+        return _move(client, move, str(version.version))
+
+
+def rollback(to: str | None = None, why: str = "") -> Production:
+    """Bring back what was in production before the last move, or the version ``to``; return what now serves.
+
+    A rollback is a move like any other, so that one that is rolled back brings back what it took away. Raises
+    ModelError when there is no such version, it never was in production, is deleted, or cannot be loaded.
+    """
+    from workshop.models import loading
+
+    client = connect()
+    with _lock():
+        moves = history.read()
+        served = {move.version: move for move in moves}  # the last move of each that brought it
+        current = production()
+        target = _target(to, moves, current)
+        loading.load(uri_of(target))
+        earlier = served[target]
+        move = Move(
+            number=0,
+            action=ROLLED_BACK,
+            version="",
+            **_signed(why),
+            reason=f"rolled back{f' from version {current.version}' if current else ''} to version {target}",
+            replaced=current.version if current else None,
+            scores=earlier.scores,
+            replaced_scores=served[current.version].scores if current else {},
+            data=earlier.data,
+            commit=earlier.commit,
+        )
+        return _move(client, move, target)
+
+
+def _target(to: str | None, moves: list[Move], current: Production | None) -> str:
+    """Return the version to go back to; raise ModelError, which names those that are possible."""
+    now = current.version if current else None
+    possible = sorted({move.version for move in moves if not move.deleted and move.version != now}, key=int)
+    if not moves:
+        raise ModelError("Nothing was ever in production.", next_step="workshop promote")
+    last = moves[-1]
+    wanted = to or (last.replaced if now else last.version)
+    if wanted in possible:
+        return wanted
+    deleted = any(move.version == wanted and move.deleted for move in moves)
+    if wanted is None:
+        what = "Nothing was in production before."
+    elif wanted == now:
+        what = f"Version {wanted} is in production already."
+    elif deleted:
+        what = f"Version {wanted} was deleted, and cannot come back."
+    else:
+        what = f"Version {wanted} never was in production: it has to pass the gate."
+    raise ModelError(
+        what,
+        expected=f"one of the versions {', '.join(possible)}" if possible else "no other version has served",
+        next_step=f"workshop rollback --to {possible[-1]}" if possible else "workshop promote",
     )
-    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """Let one process of this machine move the alias at a time."""
+    from filelock import FileLock, Timeout
+
+    state = get_settings().state
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(state / "promotion.lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise PromotionConflict(
+            "Another promotion or rollback is under way.",
+            value=f"it has taken more than {LOCK_SECONDS:g} s",
+            next_step="workshop history, and try again",
+        ) from None
+
+
+def _check_unchanged(expected: Production | None) -> None:
+    """Raise PromotionConflict unless the alias is where it was when the decision was made."""
+    now = production()
+    before, after = (each.version if each else None for each in (expected, now))
+    if before != after:
+        raise PromotionConflict(
+            "Somebody else was first: what is in production has changed since the decision.",
+            value=f"version {after}, since {now.since or 'a moment ago'}" if now else "nothing",
+            expected=f"version {before}, which the candidate was held against" if before else "nothing",
+            next_step="workshop promote, to be held against what is in production now",
+        )
+
+
+def _move(client: MlflowClient, move: Move, version: str) -> Production:
+    history.move_alias(client, Move(**(move.as_dict() | {"version": version})))
     now = production()
     if now is None:
-        raise ModelError("The alias was set, but nothing is in production.", value=REGISTERED_MODEL)
+        raise ModelError("The alias was set, but nothing is in production.", value=f"{REGISTERED_MODEL}@{PRODUCTION}")
     return now
+
+
+def _signed(why: str) -> dict[str, str]:
+    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": getpass.getuser(), "why": why}
+
+
+def _figures(scores: Scores | None) -> dict:
+    """Return the scores as the record has them; those that are no number are left out."""
+    if scores is None:
+        return {}
+    kept = {name: round(value, 6) for name, value in scores.metrics().items() if value == value}
+    return kept | {"hours": scores.hours, "period": list(scores.period or ())}
+
+
+def _record(move: Move, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags of a version that tell of its promotion; ``tags`` are those of its run."""
+    lineage = {name: value for name, value in tags.items() if name.startswith((DATA_TAG, LEARNED_TAG))}
+    lineage |= {name: tags[name] for name in (STAGE_TAG, COMMIT_TAG, DIRTY_TAG) if name in tags}
+    told = {
+        "action": move.action,
+        "when": move.when,
+        "who": move.who,
+        "why": move.why,
+        "reason": move.reason,
+        "replaced": move.replaced or "none",
+        "r2": str(move.scores.get("r2")),
+        "replaced_r2": str(move.replaced_scores.get("r2", "none")),
+        "scores": json.dumps(move.scores),
+        "replaced_scores": json.dumps(move.replaced_scores),
+        "rules": json.dumps(move.rules),
+        "data": move.data or "unknown",
+        "commit": move.commit or "unknown",
+        "run": json.dumps(lineage),
+    }
+    return {TAG + name: str(value) for name, value in told.items()}
+
+
+def _tags_of_run(client: MlflowClient, run_id: str) -> dict[str, str]:
+    run = find_run(client, run_id)
+    return run.data.tags if run else {}

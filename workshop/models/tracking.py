@@ -26,11 +26,17 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 3.0
 RUN_MIME_TYPE = "application/vnd.workshop.run+json"
 STORE_ID_TAG = "workshop.store_id"
+STAGE_TAG = "workshop.stage"
+DATA_TAG = "workshop.data."  # and a file's name: its hash
+LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
+NOTEBOOK_TAG = "workshop.notebook."  # and an executed copy's name: its sha256
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = "workshop.git.dirty"
 TASK_TAG = "workshop.task"
 TASK_VARIABLE = "WORKSHOP_TASK"  # in the kernel's environment: which task of the cluster it is
 PARENT_TAG = "mlflow.parentRunId"
 PARENT_VARIABLE = "WORKSHOP_PARENT_RUN"  # likewise: under which run its own ones belong
-GIT_VARIABLES = {"WORKSHOP_GIT_COMMIT": "mlflow.source.git.commit", "WORKSHOP_GIT_DIRTY": "workshop.git.dirty"}
+GIT_VARIABLES = {"WORKSHOP_GIT_COMMIT": COMMIT_TAG, "WORKSHOP_GIT_DIRTY": DIRTY_TAG}
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 
@@ -43,6 +49,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
     uri = uri or get_settings().tracking_uri
     _check_server(uri)
     import mlflow
@@ -118,11 +125,14 @@ def _experiment(client: mlflow.MlflowClient) -> mlflow.entities.Experiment:
 
 @contextlib.contextmanager
 def start_run(
-    stage: str, *, data: Iterable[Path | str] = (), parameters: dict[str, Any] | None = None
-) -> Iterator[mlflow.ActiveRun]:
+    stage: str, *, data: Iterable[Path | str] = (), learned_from: Path | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> Iterator[mlflow.ActiveRun]:  # fmt: skip
     """Open a run of the experiment that carries its lineage; close it when the block ends, failed when it raises.
 
-    ``data`` are the files it learns from: their DVC hashes become the tags ``workshop.data.<name>``. In a
+    ``data`` are the files it reads: their DVC hashes become the tags ``workshop.data.<name>``. ``learned_from`` is the
+    processed table that its model learns from: its name, hours and source become the tags ``workshop.learned.<...>``,
+    by which the gate knows that held-out hours are new to the model. In a
     notebook the run is also shown, as a link for people and, in the cell's output, for whoever later asks which
     run this notebook made.
     """
@@ -130,13 +140,32 @@ def start_run(
     import mlflow
 
     mlflow.set_experiment(EXPERIMENT)
-    hashes = {f"workshop.data.{Path(file).name}": file_hash(Path(file)) for file in data}
-    tags = {"workshop.stage": stage} | hashes | git_tags()
+    hashes = {DATA_TAG + Path(file).name: file_hash(Path(file)) for file in data}
+    tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
     with mlflow.start_run(run_name=stage, tags=tags) as run, heartbeat(run.info.run_id, mlflow.get_tracking_uri()):
         if parameters:
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
         show_run(run.info.run_id)
         yield run
+
+
+def learned_tags(file: Path) -> dict[str, str]:
+    """Return the tags of a run whose model learns from the processed table ``file``."""
+    import pandas as pd
+
+    from workshop.data import coverage, origin
+
+    table = pd.read_parquet(file, columns=["utc_timestamp"])
+    stamps, told = table["utc_timestamp"], origin.of_frame(table)
+    facts = {
+        "table": Path(file).name,
+        "first": f"{stamps.min():{coverage.STAMP}}",
+        "last": f"{stamps.max():{coverage.STAMP}}",
+        "hours": len(table),
+        "source": told.source,
+        "modelled": str(told.modelled).lower(),
+    }
+    return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
 
 
 @contextlib.contextmanager
@@ -197,8 +226,10 @@ def runs_of_notebook(notebook: dict[str, Any]) -> list[str]:
 def attach_notebook(notebook: dict[str, Any], name: str, uri: str) -> None:
     """Log an executed notebook as ``notebook/<name>`` to every run that it opened on the server at ``uri``."""
     client = connect(uri)
+    text = json.dumps(notebook, indent=1)
     for run_id in runs_of_notebook(notebook):
-        client.log_text(run_id, json.dumps(notebook, indent=1), f"notebook/{name}")
+        client.log_text(run_id, text, f"notebook/{name}")
+        client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
 
 
 class TaskContext:
@@ -331,7 +362,7 @@ def git_tags(folder: Path | None = None) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     dirty = any(not line.endswith(LOCAL_LOCK) for line in changes)
-    return {"mlflow.source.git.commit": commit, "workshop.git.dirty": str(dirty).lower()}
+    return {COMMIT_TAG: commit, DIRTY_TAG: str(dirty).lower()}
 
 
 def git_variables() -> dict[str, str]:

@@ -119,7 +119,6 @@ def _production(settings: Settings, findings: list[Finding]) -> Iterator[Finding
     """Load what is in production: a version, or its files, may have been deleted by other means than ours."""
     if not settings.is_up or not all(row.ok for row in findings if row.check in ("tracking address", "mlflow")):
         return  # which is told as such
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     from mlflow.exceptions import MlflowException
 
     from workshop.errors import WorkshopError
@@ -130,10 +129,7 @@ def _production(settings: Settings, findings: list[Finding]) -> Iterator[Finding
         if serving is not None:
             loading.load(serving.model_uri)
     except (WorkshopError, MlflowException, OSError) as error:
-        next_step = (
-            "restore a backup; or, for another model, remove the alias `production` on MLflow's page of the model, "
-            "then `workshop repro --force compare promote report`"
-        )
+        next_step = "workshop rollback, to the version before it (workshop history); or restore a backup"
         yield Finding("production", ok=False, found=str(error).splitlines()[0], next_step=next_step)
     else:
         words = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
