@@ -41,7 +41,7 @@ def protect(app: Dash, server: Flask, paths: Collection[str]) -> None:
         if "POST" in server.url_map.bind("").allowed_methods(request.path):
             raise MethodNotAllowed(["POST"])
         if "text/html" not in request.accept_mimetypes.values():  # `*/*` is what programs say
-            raise NotFound("there is no such page")
+            raise NotFound
         g.unknown = True
 
     @server.after_request
@@ -193,7 +193,7 @@ def _is_plain(body: object) -> bool:
 def _words(error: HTTPException) -> str:
     if isinstance(error, RequestEntityTooLarge):
         return f"the body is too large: {LARGEST_BODY_BYTES:,} bytes are allowed, {MOST_BYTES:,} for a file"
-    return error.description or error.name
+    return error.name.lower()
 
 
 def _answer(reason: str, status: int) -> tuple[Response, int]:

@@ -185,7 +185,7 @@ def key_figures(frame: pd.DataFrame, predicted: pd.DataFrame, period: Period) ->
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     """Return the key figures of each week (ISO 8601, UTC), the latest first; of a long period the last year's."""
     stamps = frame["utc_timestamp"]
-    mondays = stamps.dt.normalize() - pd.to_timedelta(stamps.dt.weekday, unit="D")
+    mondays = stamps.dt.normalize() - pd.to_timedelta(stamps.dt.day_of_week, unit="D")
     every = pd.concat(
         {"measured": frame[TARGETS], "predicted": predicted[TARGETS], "error": (predicted - frame)[TARGETS].abs()},
         axis=1,
