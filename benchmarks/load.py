@@ -1,7 +1,7 @@
 """Many readers at once, from a process of its own: `python -m benchmarks.load URL CONNECTIONS SECONDS [BODIES]`.
 
 Each connection asks again as soon as it is answered. BODIES is a file with a JSON body a line, taken in turn; without
-it the request is a GET. Prints as JSON how many were answered `per_second`, their times `p50` and `p95` in milliseconds,
+it the request is a GET. Prints as JSON how many were answered `per_second`, their times `p50` and `p95` in ms,
 how many `answers` there were, and how many of them were `errors`.
 """
 
