@@ -1,7 +1,8 @@
 """Many readers at once, from a process of its own: `python -m benchmarks.load URL CONNECTIONS SECONDS [BODIES]`.
 
 Each connection asks again as soon as it is answered. BODIES is a file with a JSON body a line, taken in turn; without
-it the request is a GET. Prints as JSON how many were answered a second, their times in milliseconds and what failed.
+it the request is a GET. Prints as JSON how many were answered `per_second`, their times `p50` and `p95` in ms,
+how many `answers` there were, and how many of them were `errors`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LONGEST_SECONDS = 60.0
 
 
 async def load(url: str, connections: int, seconds: float, bodies: list[str]) -> dict[str, float]:
-    """Ask for ``seconds`` on ``connections`` at once; return `per_second`, `p50`, `p95` (ms), `errors` and `answers`."""
+    """Ask for so many ``seconds`` on so many ``connections``; return what is printed, see above."""
     times: list[float] = []
     errors = 0
     turn: Iterator[str | None] = itertools.cycle(bodies or [None])
@@ -60,8 +61,12 @@ def run(url: str, connections: int, seconds: float, bodies: Path | None = None) 
     command = [sys.executable, "-m", "benchmarks.load", url, str(connections), str(seconds)]
     done = subprocess.run(
         [*command, *([bodies] if bodies else [])],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=seconds + 2 * LONGEST_SECONDS,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds + 2 * LONGEST_SECONDS,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout)

@@ -136,7 +136,8 @@ class Serving:
             return
         try:
             frame = schema.read(self.data_file)
-            predicted, band = _predict_all(self.now.model, frame) if self.now.model else (None, None)
+            with one_thread():
+                predicted, band = self.now.model.predict_with_band(frame) if self.now.model else (None, None)
         except Exception as error:  # noqa: BLE001 - the old data stay until the file is mended
             self._note("data", error)
             return
@@ -165,10 +166,11 @@ class Serving:
         """Load a version and predict with it while the old one goes on answering; then let it speak."""
         from workshop.models.loading import load
 
+        frame = self.now.frame
         try:
-            model = load(found.model_uri)
-            frame = self.now.frame
-            predicted, band = _predict_all(model, frame if frame is not None else _any_weather())
+            with one_thread():
+                model = load(found.model_uri)
+                predicted, band = model.predict_with_band(frame if frame is not None else _any_weather())
         except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
             self._failed, self._retry_at = _identity(found), time.monotonic() + RETRY_SECONDS
             self._note("model", error, f"Version {found.version} is in production but cannot be used: ")
@@ -236,11 +238,6 @@ def _production() -> Production | None:
             value=repr(error)[:300],
             next_step="workshop status",
         ) from None
-
-
-def _predict_all(model: LoadedModel, frame: pd.DataFrame) -> Answer:
-    with one_thread():
-        return model.predict_with_band(frame)
 
 
 def _identity(production: Production) -> tuple[str, str]:
