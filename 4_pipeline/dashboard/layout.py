@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import address
 import dash_bootstrap_components as dbc
 import pages
@@ -118,7 +120,9 @@ def speaker(served: Served) -> str | None:
 def notice(served: Served, before: str) -> dbc.Alert:
     """Say that another version speaks than when the page was opened; readers put it away."""
     production = served.production
-    said = [html.Strong(f"Version {production.version} speaks since {parts.moment(production.since)}.")]
+    # Moved by hand, it has no record: then what is known is when it was noticed.
+    since = parts.moment(production.since) if production.since else f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC"
+    said = [html.Strong(f"Version {production.version} speaks since {since}.")]
     rest = " All numbers on this page are its own." + (f" Before it was version {before}." if before != "none" else "")
     return dbc.Alert([*said, rest], color="info", dismissable=True, is_open=True)
 

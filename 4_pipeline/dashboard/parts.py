@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import dash_bootstrap_components as dbc
@@ -72,6 +73,11 @@ def away(text: object, href: str, **options) -> html.A:
 def kind(stage: str | None, otherwise: str) -> str:
     """Return what a stage of the pipeline trains, in words."""
     return KINDS.get(stage or "", stage or otherwise)
+
+
+def moments(text: str) -> str:
+    """Return a text with the ISO times in it as people write them."""
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)", lambda found: moment(found[0]), text)
 
 
 def moment(text: str | None) -> str:

@@ -101,8 +101,11 @@ def _lineage(links: tuple[Link, ...]) -> object:
 
 
 def _box(link: Link) -> list:
-    name = parts.away(link.name, link.url) if link.url and _is_web(link.url) else link.name
-    told = [html.Div([html.Dt(key), html.Dd(str(fact))]) for key, fact in link.facts.items()]
+    name = parts.moments(link.name)
+    name = parts.away(name, link.url) if link.url and _is_web(link.url) else name
+    told = [
+        html.Div([html.Dt(parts.moments(key)), html.Dd(parts.moments(str(fact)))]) for key, fact in link.facts.items()
+    ]
     return [
         html.P(LINKS.get(link.kind, link.kind), className="eyebrow"),
         html.P(name if link.known else "not recorded", className="name"),

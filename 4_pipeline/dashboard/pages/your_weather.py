@@ -51,7 +51,7 @@ def page(_served: Served, _query: dict[str, str]) -> list:
                     "Your weather",
                     "Hand in hours of weather, and see what the model makes of them.",
                     [
-                        upload,
+                        html.Div(upload, className="place"),  # Dash loads the upload after the page
                         html.P(
                             id="weather-refused", className="refused", role="alert", **{"data-most": str(LARGEST_BYTES)}
                         ),
@@ -146,7 +146,9 @@ def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, dict |
     for end, values in zip(("low", "high"), band or (), strict=False):
         table = table.assign(**{f"{target}_{end}": values[target].round(4) for target in TARGETS})
     said = f"{served.production.name} version {served.production.version}"
-    table = table.assign(model=served.production.name, version=served.production.version)
+    table = table.assign(
+        model=f"{served.production.name}/{served.production.version}", version=served.production.version
+    )
     table["utc_timestamp"] = table["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     figure = figures.prediction(asked, predicted, band=band, coverage=served.model.coverage)
     head = [*INPUTS, *TARGETS]
@@ -170,7 +172,10 @@ def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, dict |
     ]
     rest = f"The first {len(rows)} of {len(table):,} rows are listed." if len(table) > len(rows) else ""
     panel = parts.panel(
-        "weather-predictions", "What the model says", f"{name}: {len(table):,} hours, by {said}. {rest}", shown
+        "weather-predictions",
+        "What the model says",
+        f"{name}: {len(table):,} hour{'s' * (len(table) > 1)}, by {said}. {rest}",
+        shown,
     )
     file = {"content": table.to_csv(index=False), "filename": f"predicted by version {served.production.version}.csv"}
     return [panel], file | {"type": "text/csv"}
