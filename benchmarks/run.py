@@ -11,6 +11,7 @@ import click
 
 from benchmarks import (
     artifacts,
+    dashboard,
     kernel,
     models,
     pipeline,
@@ -40,6 +41,7 @@ BENCHMARKS = {
     "models": models,
     "prepare": prepare,
     "prepare_cluster": prepare_cluster,
+    "dashboard": dashboard,
 }
 RESULTS = report.FOLDER / "results.json"
 

@@ -33,8 +33,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 @functools.cache
 def arguments_of(file: str) -> dict[str, list[str]]:
-    """Return the arguments of each test and fixture of a file."""
-    found = re.findall(r"^def (\w+)\(([^)]*)\)", (ROOT / file).read_text(), flags=re.MULTILINE)
+    """Return the arguments of each test and fixture of a file, and of the fixtures beside it."""
+    files = [path for path in ((ROOT / file).with_name("conftest.py"), ROOT / file) if path.exists()]
+    text = "\n".join(path.read_text() for path in files)
+    found = re.findall(r"^def (\w+)\(([^)]*)\)", text, flags=re.MULTILINE)
     return {name: re.findall(r"\w+", arguments) for name, arguments in found}
 
 

@@ -16,9 +16,9 @@ if __name__ == "__main__":
     with sync_playwright() as playwright:
         program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 1060})
         page.goto(get_settings().dashboard_url)
-        page.wait_for_selector("#outlook-figure .plot-container")
+        page.wait_for_selector("#outlook-figure .main-svg")
         page.wait_for_timeout(1500)  # the figure's first drawing
         page.screenshot(path=PICTURE)
         browser.close()

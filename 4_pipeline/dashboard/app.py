@@ -7,23 +7,23 @@ import os
 import sys
 from pathlib import Path
 
+import address
+import answers
+import api
 import callbacks
 import guard
 import layout
+import metrics
+import pages
 from dash import Dash
-from flask import Response, jsonify
 from serving import Serving
 
 from workshop.errors import ServiceError, WorkshopError
 from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
-THREADS = 8
-INDEX = """<!DOCTYPE html>
-<html lang="en">
-<head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">{%css%}</head>
-<body>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
-</html>"""
+THREADS = 16
+MOST_CONNECTIONS = 1000  # waitress lets all above 100 wait until others have left, and browsers stay
 
 
 def make_app(serving: Serving) -> Dash:
@@ -32,55 +32,55 @@ def make_app(serving: Serving) -> Dash:
         __name__,
         assets_folder=str(Path(__file__).resolve().parent / "assets"),
         serve_locally=True,
-        title="Solar and wind power",
+        title=layout.TITLE,
         update_title=None,
-        index_string=INDEX,
+        suppress_callback_exceptions=True,  # of all pages only one is there
+        index_string=layout.INDEX,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
-    app.layout = lambda: layout.page(serving.now)
+    app.layout = lambda: layout.whole(serving.now, address.asked())
     callbacks.register(app, serving)
-    guard.protect(app, app.server)
-
-    @app.server.get("/health")
-    def health() -> Response:
-        """Answer at once, whatever the registry does."""
-        served = serving.now
-        return jsonify(
-            status="ok",
-            version=served.production.version if served.production else None,
-            data=served.frame is not None,
-            troubles=sorted(served.troubles),
-        )
-
+    metrics.count(app.server, serving)  # first: what is refused is counted, too
+    guard.protect(app, app.server, pages.PATHS)
+    answers.keep(app, app.server, serving)
+    api.register(app.server, serving)
     return app
 
 
 def serve(settings: Settings) -> None:
     """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
-    import waitress
-
     refuse_beyond_loopback(settings, "dashboard")
     serving = Serving(settings.pipeline / "data" / "germany.parquet")
-    app = make_app(serving)
+    server = listen(make_app(serving), settings.host, settings.dashboard_port)
+    serving.start()
+    logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
+    server.run()
+
+
+def listen(app: Dash, host: str, port: int):
+    """Return a server that listens, to be `run`: one process, as what takes time is computed once for all readers.
+
+    It refuses a body that says it is too large before reading it. Raises ServiceError when the port is taken.
+    """
+    import waitress
+
     try:
-        server = waitress.create_server(
+        return waitress.create_server(
             app.server,
-            host=settings.host,
-            port=settings.dashboard_port,
+            host=host,
+            port=port,
             threads=THREADS,
+            connection_limit=MOST_CONNECTIONS,
             ident=None,
-            max_request_body_size=guard.LARGEST_BODY_BYTES,
+            max_request_body_size=guard.LARGEST_UPLOAD_BYTES,
         )
     except OSError as error:
         raise ServiceError(
             "The dashboard cannot listen on its address.",
-            value=f"{settings.host}:{settings.dashboard_port}: {error.strerror}",
+            value=f"{host}:{port}: {error.strerror}",
             expected="a free port",
             next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
         ) from None
-    serving.start()
-    logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
-    server.run()
 
 
 def main() -> None:
@@ -88,6 +88,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # The log is read by people: no bar for each file of a model.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A server that is frozen is noticed in seconds; the follower tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     try:
         serve(get_settings())
     except WorkshopError as error:

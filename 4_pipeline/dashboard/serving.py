@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import threading
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from batching import Answer, Batches, one_thread
+from memo import Memo
+from record import Reader, Record
 
 from workshop.data import schema
-from workshop.errors import WorkshopError
-from workshop.models.history import Move
-from workshop.models.lineage import Link
+from workshop.errors import ServiceError, WorkshopError
 from workshop.models.loading import LoadedModel
 from workshop.models.registry import Production
 
-EVERY_SECONDS = 2.0
+EVERY_SECONDS = 1.0
 RETRY_SECONDS = 15.0  # before a version that did not load is tried again
+RECORD_SECONDS = 30.0  # before the record is read again: a run may be added to after its promotion
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +36,6 @@ class Trouble:
 
     since: datetime
     why: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of the model that speaks, read when it began to: none of it is needed to answer.
-
-    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`).
-    """
-
-    history: tuple[Move, ...] = ()
-    lineage: tuple[Link, ...] = ()
-    explanations: dict[str, dict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,39 +54,59 @@ class Served:
     predicted: pd.DataFrame | None = None
     band: tuple[pd.DataFrame, pd.DataFrame] | None = None
     data_stamp: tuple[int, int] | None = None
-    record: Record = Record()
+    record: Record = field(default_factory=Record)
     troubles: dict[str, Trouble] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    batches: Batches = field(default_factory=Batches, compare=False)
+    memo: Memo = field(default_factory=Memo, compare=False)
 
-    @property
+    @functools.cached_property
     def revision(self) -> str:
         """A name that changes exactly when there is something new to show."""
-        shown = (self.looked, self.production, self.data_stamp, sorted(self.troubles.items(), key=lambda item: item[0]))
+        troubles = sorted(self.troubles.items(), key=lambda item: item[0])
+        shown = (self.looked, self.production, self.data_stamp, self.record, troubles)
         return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` returned for ``key`` the first time; forgotten as soon as something else is served.
+
+        For answers that follow from what is served and from ``key`` alone, such as the figure of a period:
+        ``served.cached(("outlook", start, end), lambda: figure(served, start, end))``. Nobody may change them.
+        """
+        return self.memo.get(key, make)
 
     def predict(self, weather: pd.DataFrame) -> pd.DataFrame:
         """Return `solar_GW` and `wind_GW` for rows of hours and weather; the model must be there."""
-        with self.lock:  # Keras' predict keeps state of its own: one at a time
-            return self.model.predict(weather)
+        return self.predict_with_band(weather)[0]
 
     def predict_band(self, weather: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
         """Return both ends of the error band for the same rows; None when the model has none."""
-        with self.lock:
-            return self.model.predict_band(weather)
+        return self.predict_with_band(weather)[1]
+
+    def predict_with_band(self, weather: pd.DataFrame) -> Answer:
+        """Return what `predict` and `predict_band` return, computed once."""
+        return self.batches.predict(self.model, weather)
 
 
 class Serving:
-    """Follows the alias `production` and the data file; ``now`` is always there at once, whatever MLflow does."""
+    """Follows the alias `production` and the data file; ``now`` is always there at once, whatever MLflow does.
+
+    One thread follows, another one reads the record of what it found. ``answered`` is when, by `time.monotonic`, the
+    registry last answered.
+    """
 
     def __init__(self, data_file: Path) -> None:
         self.data_file = data_file
         self.now = Served()
+        self.answered: float | None = None
         self._failed: tuple[str, str] | None = None
         self._retry_at = 0.0
+        self._taking = threading.Lock()
+        self._moved = threading.Event()
 
     def start(self) -> None:
         """Follow until the process ends."""
         threading.Thread(target=self._follow, name="follower", daemon=True).start()
+        threading.Thread(target=self._keep_record, name="recorder", daemon=True).start()
 
     def _follow(self) -> None:
         while True:
@@ -108,7 +121,7 @@ class Serving:
             except Exception as error:  # noqa: BLE001 - whatever happens, what is there goes on being served
                 self._note(subject, error)
         if not self.now.looked:
-            self.now = replace(self.now, looked=True)
+            self._take(looked=True)
 
     def _look_at_data(self) -> None:
         try:
@@ -119,11 +132,12 @@ class Serving:
             return
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp == self.now.data_stamp:
+            self._settle("data")  # a file that was gone is back as it was
             return
         try:
             frame = schema.read(self.data_file)
-            predicted = self.now.predict(frame) if self.now.model else None
-            band = self.now.predict_band(frame) if self.now.model else None
+            with one_thread():
+                predicted, band = self.now.model.predict_with_band(frame) if self.now.model else (None, None)
         except Exception as error:  # noqa: BLE001 - the old data stay until the file is mended
             self._note("data", error)
             return
@@ -131,9 +145,8 @@ class Serving:
         log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
 
     def _look_at_registry(self) -> None:
-        from workshop.models.registry import production
-
-        found = production()
+        found = _production()
+        self.answered = time.monotonic()
         self._settle("registry")
         if found is None:
             if self.now.model is not None:
@@ -144,6 +157,7 @@ class Serving:
             self._settle("model")
             if found != served:
                 self._take(production=found)
+                self._moved.set()
             return
         if _identity(found) != self._failed or time.monotonic() >= self._retry_at:
             self._change_model(found)
@@ -152,11 +166,11 @@ class Serving:
         """Load a version and predict with it while the old one goes on answering; then let it speak."""
         from workshop.models.loading import load
 
+        frame = self.now.frame
         try:
-            model = load(found.model_uri)
-            frame = self.now.frame
-            asked = frame if frame is not None else _any_weather()
-            predicted, band = model.predict(asked), model.predict_band(asked)
+            with one_thread():
+                model = load(found.model_uri)
+                predicted, band = model.predict_with_band(frame if frame is not None else _any_weather())
         except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
             self._failed, self._retry_at = _identity(found), time.monotonic() + RETRY_SECONDS
             self._note("model", error, f"Version {found.version} is in production but cannot be used: ")
@@ -164,13 +178,32 @@ class Serving:
         self._failed = None
         if frame is None:
             predicted = band = None
-        answers = {"predicted": predicted, "band": band, "lock": threading.Lock()}
+        answers = {"predicted": predicted, "band": band, "batches": Batches(), "record": Record()}
         self._take(production=found, model=model, **answers, settled="model")
+        self._moved.set()
         log.info("%s version %s speaks", found.name, found.version)
 
+    def _keep_record(self) -> None:
+        reader = Reader()
+        while True:
+            self._moved.clear()
+            self._read_record(reader)
+            self._moved.wait(RECORD_SECONDS)
+
+    def _read_record(self, reader: Reader) -> None:
+        served = self.now
+        if served.production is None:
+            return
+        record = reader.read(served.production, served.record)
+        with self._taking:
+            same = self.now.production is not None and _identity(self.now.production) == _identity(served.production)
+            if same and record != self.now.record:
+                self.now = replace(self.now, record=record, memo=Memo())
+
     def _take(self, *, settled: str | None = None, **changes) -> None:
-        troubles = {name: trouble for name, trouble in self.now.troubles.items() if name != settled}
-        self.now = replace(self.now, troubles=troubles, **changes)
+        with self._taking:
+            troubles = {name: trouble for name, trouble in self.now.troubles.items() if name != settled}
+            self.now = replace(self.now, troubles=troubles, memo=Memo(), **changes)
 
     def _settle(self, subject: str) -> None:
         if subject in self.now.troubles:
@@ -187,7 +220,24 @@ class Serving:
             "%s: %s", subject, f"{before}{why}" if isinstance(why, WorkshopError) else why, exc_info=_cause(why)
         )
         since = known.since if known else datetime.now(UTC)
-        self.now = replace(self.now, troubles=self.now.troubles | {subject: Trouble(since, text)})
+        with self._taking:
+            self.now = replace(self.now, troubles=self.now.troubles | {subject: Trouble(since, text)}, memo=Memo())
+
+
+def _production() -> Production | None:
+    """Ask the registry; ServiceError when it does not answer in time, or in no way that MLflow's client understands."""
+    from workshop.models.registry import production
+
+    try:
+        return production()
+    except WorkshopError:
+        raise
+    except Exception as error:  # noqa: BLE001 - MLflow's, its client's and the network's have no base of their own
+        raise ServiceError(
+            "The model registry cannot be asked: the tracking server or its database does not answer as it should.",
+            value=repr(error)[:300],
+            next_step="workshop status",
+        ) from None
 
 
 def _identity(production: Production) -> tuple[str, str]:

@@ -184,3 +184,39 @@ def test_figures_never_change_their_arguments(frame, predicted):
         draw(frame, predicted)
     pd.testing.assert_frame_equal(frame, before[0])
     pd.testing.assert_frame_equal(predicted, before[1])
+
+
+def test_prediction_draws_what_was_predicted_and_nothing_measured(frame, predicted):
+    """Hours of weather alone get both predictions with their bands; a single hour is a point that can be seen."""
+    weather, band = frame[["utc_timestamp"]], (predicted - 1, predicted + 1)
+    figure = figures.prediction(weather, predicted, band=band, coverage=0.8)
+    assert drawn(figure, "measured") == []
+    assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
+    assert [trace.name for trace in figure.data if trace.fill] == [
+        "solar band, 80% of hours",
+        "wind band, 80% of hours",
+    ]
+    alone = figures.prediction(weather.head(1), predicted.head(1))
+    assert {trace.mode for trace in alone.data} == {"lines+markers"}
+
+
+@pytest.mark.parametrize(("by", "groups"), [("hour", 24), ("month", 1)])
+def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
+    """Points are medians by hour or month, with the middle half of the hours; too much is above zero."""
+    predicted = predicted.assign(wind_GW=frame["wind_GW"] + np.where(frame.index % 2, 2.0, -4.0))
+    solar, wind = figures.residuals(frame, predicted, by=by).data
+    assert len(solar.y) == groups
+    assert np.allclose(solar.y, 1)
+    assert np.allclose(solar.error_y.array, 0)
+    if by == "month":
+        assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
+
+
+def test_missing_draws_the_count_of_each_month():
+    """Each square says how many hours are missing; what is missing is darker, also a single hour of many."""
+    table = pd.DataFrame([[0, 1, 400]], index=[2016], columns=[1, 2, 3])
+    (heatmap,) = figures.missing(table).data
+    assert np.asarray(heatmap.text).tolist() == [[0, 1, 400]]
+    assert np.asarray(heatmap.z).tolist() == [[0, 1, 20]]
+    assert (heatmap.zmin, heatmap.zmax) == (0, 20)
+    assert list(heatmap.x) == ["Jan", "Feb", "Mar"]

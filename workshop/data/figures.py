@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS[
 HOURS_A_DAY = 24
 DAYS_OF_HOURS = 100  # a longer period is drawn as daily means: its hours would be thinner than a pixel
 BINS = 60
+FEW_HOURS = 48
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
 
 TEMPLATE = go.layout.Template(
@@ -184,6 +186,82 @@ def generation(
         note = {"text": "held out", "showarrow": False, "yref": "y domain", "y": 1, "yanchor": "top"}
         figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, row=1, col=1, **note)
     return figure
+
+
+def prediction(
+    weather: pd.DataFrame,
+    predicted: pd.DataFrame,
+    *,
+    band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    coverage: float | None = None,
+    title: str | None = None,
+) -> go.Figure:
+    """Draw predicted generation in GW over time where nothing was measured: solar above, wind below.
+
+    ``weather`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
+    """
+    frame = weather[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
+    figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage, title=title)
+    figure.data = [trace for trace in figure.data if trace.name != "measured"]
+    if len(frame) <= FEW_HOURS:  # an hour without neighbours is no line
+        figure.update_traces(mode="lines+markers", selector={"mode": "lines"})
+    return figure
+
+
+def residuals(
+    frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour", title: str | None = None
+) -> go.Figure:
+    """Draw what the model says too much (above zero) or too little, in GW, over the hours of the day or the months.
+
+    Points are medians of predicted minus measured, their bars hold the middle half of the hours. Arguments and errors
+    as `measured_and_predicted`.
+    """
+    measured, modelled = _aligned(frame, predicted)
+    misses = modelled - measured
+    shares = misses.groupby(getattr(misses.index, by)).quantile([0.25, 0.5, 0.75]).unstack()
+    figure = go.Figure()
+    for target, aside in zip(TARGETS, (-0.15, 0.15), strict=True):
+        low, middle, high = (shares[target, share] for share in (0.25, 0.5, 0.75))
+        figure.add_scatter(
+            x=middle.index + aside,  # beside each other, and not one over the other
+            y=middle,
+            name=NAMES[target],
+            mode="markers",
+            marker={"color": COLOURS[target], "size": 7},
+            error_y={"array": high - middle, "arrayminus": middle - low, "color": COLOURS[target], "width": 0},
+            hovertemplate="%{y:+.2f} GW",
+        )
+    if by == "hour":
+        figure.update_xaxes(title_text="hour of the day, UTC", range=[-0.5, 23.5], dtick=3)
+    else:
+        figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
+    figure.update_yaxes(title_text="residual, GW", zeroline=True)
+    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+
+
+def missing(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `coverage.missing_by_month` makes it.
+
+    The darker the square, the more hours are missing, on a square-root scale: one hour of seven hundred is seen, too.
+    """
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=[f"{pd.Timestamp(2000, month, 1):%b}" for month in table.columns],
+        y=[str(year) for year in table.index],
+        z=np.sqrt(table.to_numpy(float)),
+        text=table.to_numpy(),
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=float(np.sqrt(max(HOURS_A_DAY, table.to_numpy().max()))),
+        colorscale=[(0, "#b7dbc8"), (0.35, "#f0d58a"), (1, "#d55e00")],
+        showscale=False,
+        xgap=3,
+        ygap=3,
+        hovertemplate="%{x} %{y}: %{text} hours missing<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(showgrid=False, side="top")
+    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
 
 
 def _add_band(

@@ -132,15 +132,18 @@ def require_ranges(frame: DataFrame, path: Path, names: dict[str, str]) -> None:
 
 def _other_units(frame: DataFrame) -> str | None:
     """Return what to do when a whole column seems to be in another unit."""
+    words = suspected_units(frame)
+    return f"look at the unit: {words} (for a file of your own: `unit` in params.yaml)" if words else None
+
+
+def suspected_units(frame: DataFrame) -> str:
+    """Return which columns seem to be in another unit, and in which; empty when none does."""
     seem = {
         column: unit
         for column, (least, most) in RANGES.items()
         if column in frame and (unit := units.suspected(frame[column], column, least, most))
     }
-    if not seem:
-        return None
-    words = [_wrong_unit(column, unit) for column, unit in seem.items()]
-    return "look at the unit: " + "; ".join(words) + " (for a file of your own: `unit` in params.yaml)"
+    return "; ".join(_wrong_unit(column, unit) for column, unit in seem.items())
 
 
 def _wrong_unit(column: str, unit: str) -> str:

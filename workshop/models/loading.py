@@ -53,7 +53,7 @@ class LoadedModel:
     kind: str
     _predict: Callable[[pd.DataFrame], object]
     _inputs: Callable[[pd.DataFrame], pd.DataFrame] = features
-    _predict_band: Callable[[pd.DataFrame], tuple] | None = None
+    _predict_with_band: Callable[[pd.DataFrame], tuple] | None = None
     coverage: float | None = None
     size_bytes: int | None = None
 
@@ -65,7 +65,7 @@ class LoadedModel:
         if type(model).__module__.startswith("keras"):
             return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0))
         if isinstance(model, CapacityFactorRegressor):
-            band = (model.predict_band, model.coverage) if model.bands_ else ()
+            band = (model.predict_with_band, model.coverage) if model.bands_ else ()
             return cls("sklearn", model.predict, inputs, *band)
         return cls("sklearn", model.predict)
 
@@ -83,10 +83,14 @@ class LoadedModel:
 
         None for a model that does not say how unsure it is.
         """
-        if self._predict_band is None:
-            return None
-        low, high = self._predict_band(self._inputs(frame))
-        return self._frame(low, frame), self._frame(high, frame)
+        return self.predict_with_band(frame)[1]
+
+    def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
+        """Return what `predict` and `predict_band` return, computed once."""
+        if self._predict_with_band is None:
+            return self.predict(frame), None
+        predicted, low, high = self._predict_with_band(self._inputs(frame))
+        return self._frame(predicted, frame), (self._frame(low, frame), self._frame(high, frame))
 
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
@@ -288,8 +292,7 @@ def _try_out(model: LoadedModel) -> None:
     import pandas as pd
 
     hour = pd.DataFrame([{"utc_timestamp": pd.Timestamp("2016-06-01T12:00Z"), **dict.fromkeys(FEATURES, 1.0)}])
-    model.predict(hour)
-    model.predict_band(hour)
+    model.predict_with_band(hour)
 
 
 def _load_keras(file: Path, name: str, columns: list[str]):

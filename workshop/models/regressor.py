@@ -72,10 +72,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         return self._in_GW(self._predict_factors(derive(X)), installed(X))
 
-    def predict_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and the upper end of the band in GW, each shaped as what `predict` returns.
+    def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what `predict` returns, and the lower and the upper end of its band in GW, shaped alike.
 
-        What is predicted lies within; for solar power of hours with the sun down it is all that there is.
+        What is predicted lies within; for solar power of hours with the sun down the band is nothing else.
         """
         derived, capacity = derive(X), installed(X)  # once: a single hour is mostly these
         predicted, ends = self._in_GW(self._predict_factors(derived), capacity), []
@@ -87,7 +87,11 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = ~_sun_is_up(derived)
         low[night, 0] = high[night, 0] = predicted[night, 0]
-        return low, high
+        return predicted, low, high
+
+    def predict_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Return both ends of the band alone, see `predict_with_band`."""
+        return self.predict_with_band(X)[1:]
 
     def _predict_factors(self, derived: pd.DataFrame) -> list[np.ndarray]:
         return [regressor.predict(derived) for regressor in self.regressors_]

@@ -1,0 +1,46 @@
+"""The address of a view: which page, and what the reader set there; anything may stand in it, nothing of it fails."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import flask
+
+LONGEST = 2000  # characters; no view needs more
+MOST_FIELDS = 20
+
+
+class Address(NamedTuple):
+    """A page's path, and the fields of the query: the last one of each name."""
+
+    path: str = "/"
+    query: dict[str, str] = {}  # noqa: RUF012 - never changed
+
+
+def of(url: object) -> Address:
+    """Return the address that a URL or its path and query names; the front page for what is no address."""
+    if not isinstance(url, str) or len(url) > LONGEST:
+        return Address()
+    try:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, max_num_fields=MOST_FIELDS))
+    except ValueError:
+        return Address(url.split("?")[0]) if url.startswith("/") else Address()
+    return Address(parts.path or "/", query)
+
+
+def asked() -> str:
+    """Return path and query in the reader's browser, as the request for the layout names where it comes from.
+
+    A browser that keeps that to itself gets the front page, and then asks for the other (`assets/address.js`).
+    """
+    url = flask.request.referrer if flask.has_request_context() else None
+    _, found, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")
+    return found + rest.split("#")[0] or "/"
+
+
+def of_period(path: str, start: date, end: date) -> str:
+    """Return the address that shows a period."""
+    return f"{path}?{urlencode({'from': start.isoformat(), 'to': end.isoformat()})}"

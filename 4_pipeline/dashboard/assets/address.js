@@ -1,0 +1,59 @@
+/* The address bar: links change the page without a reload, what the reader sets goes into the query, back and forward
+   work. Dash's own Location keeps no state without a new entry in the history, so a slider would fill it. */
+(function () {
+  "use strict";
+  const here = () => location.pathname + location.search;
+  const show = () => window.dash_clientside.set_props("asked", { data: here() });
+  // A page that has just come calls, too: then there is nothing to go back to.
+  const is_change = () => window.dash_clientside.callback_context.triggered_id !== undefined;
+  let resting;
+
+  /** Put a query into the address bar: as a step that `back` undoes, or in place of what is there. */
+  function keep(query, is_step) {
+    const wanted = location.pathname + (query ? "?" + query : "");
+    if (wanted === here()) return false;
+    history[is_step ? "pushState" : "replaceState"](null, "", wanted);
+    return true;
+  }
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a.inside");
+    if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const wanted = link.getAttribute("href");
+    if (wanted !== here()) history.pushState(null, "", wanted);
+    show();
+    window.scrollTo(0, 0);
+    document.getElementById("page").focus({ preventScroll: true });
+  });
+  window.addEventListener("popstate", show);
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    address: {
+      name_window: function (title, asked) {
+        document.title = title;
+        // The first layout is made for the address that the browser tells; one that keeps it to itself asks here.
+        if (asked !== undefined && asked !== here()) show();
+      },
+      keep_period: function (start, end, latest) {
+        if (!start || !end || !document.getElementById("outlook")) return;
+        const is_latest = latest && start === latest[0] && end === latest[1];
+        keep(is_latest ? "" : new URLSearchParams({ from: start, to: end }).toString(), is_change());
+      },
+      keep_sliders: function (...values) {
+        const first = values.pop();
+        const set = Object.keys(first).map((id, number) => [id, values[number]])
+          .filter(([id, value]) => Number(value) !== first[id])
+          .map(([id, value]) => [id.replace("what-if-", "").replaceAll("-", "_"), value]);
+        const path = location.pathname;
+        clearTimeout(resting);
+        resting = setTimeout(() => {
+          if (location.pathname !== path) return;
+          const moved = keep(new URLSearchParams(set).toString(), false);
+          if (moved) window.dash_clientside.set_props("what-if-rest", { data: values });
+        }, 150);
+      },
+      download: (_clicks, file) => file || window.dash_clientside.no_update,
+    },
+  });
+})();

@@ -1,0 +1,29 @@
+/* Light or dark: what the system prefers, until the reader chooses; the choice is remembered. */
+(function () {
+  "use strict";
+  const root = document.documentElement;
+  const prefers_dark = matchMedia("(prefers-color-scheme: dark)");
+
+  function chosen() {
+    try { return localStorage.getItem("theme"); } catch (error) { return null; }
+  }
+  function set(theme) {
+    root.dataset.bsTheme = theme;
+    const button = document.getElementById("theme");
+    if (button) button.setAttribute("aria-pressed", String(theme === "dark"));
+  }
+
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("#theme")) return;
+    const theme = root.dataset.bsTheme === "dark" ? "light" : "dark";
+    try { localStorage.setItem("theme", theme); } catch (error) { /* a browser that keeps nothing */ }
+    set(theme);
+  });
+  prefers_dark.addEventListener("change", () => { if (!chosen()) set(prefers_dark.matches ? "dark" : "light"); });
+  // The button comes with Dash's first layout.
+  new MutationObserver((_changes, observer) => {
+    if (!document.getElementById("theme")) return;
+    observer.disconnect();
+    set(root.dataset.bsTheme);
+  }).observe(document, { childList: true, subtree: true });
+})();

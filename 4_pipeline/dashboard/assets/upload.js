@@ -1,0 +1,24 @@
+/* What Dash's Upload leaves out: a name for screen readers, and a word about a file that is too large to be sent. */
+(function () {
+  "use strict";
+
+  function refuse(event) {
+    const zone = event.target.closest && event.target.closest("#weather-upload");
+    if (!zone) return;
+    const file = (event.dataTransfer || event.target).files[0];
+    const most = Number(document.getElementById("weather-refused").dataset.most);
+    const mega = (bytes) => (bytes / 1e6).toFixed(1);
+    const said = file && file.size > most
+      ? `${file.name} was not sent: it has ${mega(file.size)} MB, and ${mega(most)} MB is the most. `
+        + "A year of hours takes less than 1 MB; hand in longer times year by year."
+      : "";
+    window.dash_clientside.set_props("weather-refused", { children: said });
+  }
+  document.addEventListener("change", refuse, true);
+  document.addEventListener("drop", refuse, true);
+
+  new MutationObserver(() => {
+    const input = document.querySelector("#weather-upload input:not([aria-label])");
+    if (input) input.setAttribute("aria-label", "CSV file of your weather");
+  }).observe(document, { childList: true, subtree: true });
+})();

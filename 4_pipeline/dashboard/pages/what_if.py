@@ -1,0 +1,236 @@
+"""What if: the hour that one sets by sliders, what the model says of it, and how the answer follows each input."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, date, datetime, timedelta
+from typing import NamedTuple
+
+import dash_bootstrap_components as dbc
+import numpy as np
+import pandas as pd
+import parts
+import plotly.graph_objects as go
+from dash import ClientsideFunction, Dash, Output, State, dcc, html
+from dash import Input as DashInput
+from serving import Served, Serving
+
+from workshop.data import capacity, figures, model_figures
+from workshop.data.schema import FEATURES, TARGETS, UNITS
+from workshop.errors import WorkshopError
+
+PATH, TITLE = "/what-if", "What if"
+POINTS = 33  # values of an input that a curve is drawn through
+
+
+class Input(NamedTuple):
+    """A slider: what it is called, its unit, its range (for weather that of a country's mean), step and first value."""
+
+    label: str
+    unit: str
+    least: float
+    most: float
+    step: float
+    first: float
+
+
+INPUTS = {
+    "windspeed": Input("Wind speed at 10 m", "m/s", 0, 16, 0.1, 5.0),
+    "temperature": Input("Temperature at 2 m", "°C", -20, 40, 0.5, 12.0),
+    "rad_horizontal": Input("Direct radiation", "W/m²", 0, 850, 5, 250),
+    "rad_diffuse": Input("Diffuse radiation", "W/m²", 0, 520, 5, 120),
+    "hour": Input("Hour of the day, UTC", "h", 0, 23, 1, 12),
+    "day": Input("Day of the year", "", 1, 365, 1, 172),
+}
+
+# What fits below a narrow panel.
+AXES = {name: f"{figures.INPUT_NAMES[name]}, {UNITS[name]}" for name in FEATURES}
+AXES |= {"hour": "Hour, UTC", "day": "Day of the year"}
+
+
+def page(served: Served, query: dict[str, str]) -> list:
+    """Return sliders, answer and curves for the values of the query, each by its input's name (`INPUTS`)."""
+    values = {feature: number(query.get(feature), feature) for feature in INPUTS}
+    return [
+        dcc.Store(id="what-if-first", data={slider_id(name): input_.first for name, input_ in INPUTS.items()}),
+        dcc.Store(id="what-if-rest"),  # set when the sliders come to rest: no need to draw on the way
+        html.Div(
+            [
+                parts.panel(
+                    "what-if",
+                    "What if",
+                    hint(served),
+                    [
+                        html.Div(
+                            answers(served, values),
+                            id="what-if-answers",
+                            className="answers",
+                            **{"aria-live": "polite"},
+                        ),
+                        html.Div([_slider(feature, value) for feature, value in values.items()], className="sliders"),
+                    ],
+                ),
+                parts.panel(
+                    "curves",
+                    "Around this hour",
+                    "What the model says when one input changes and the others stay; the dotted line is where you are.",
+                    [parts.graph("what-if-curves", curves(served, values), "Answers around this hour", "chart tall")],
+                ),
+            ],
+            className="columns narrow-first",
+        ),
+    ]
+
+
+def register(app: Dash, serving: Serving) -> None:
+    """Answer to the sliders, and follow what is served."""
+    sliders = [DashInput(slider_id(feature), "value") for feature in INPUTS]
+
+    @app.callback(
+        Output("what-if-answers", "children"),
+        *(Output(f"{slider_id(feature)}-value", "children") for feature in INPUTS),
+        *sliders,
+        DashInput("revision", "data"),
+        prevent_initial_call=True,
+    )
+    def answer(*values):
+        """Predict for the sliders' hour and weather."""
+        weather = taken(values[:-1])
+        return answers(serving.now, weather), *(reading(*item) for item in weather.items())
+
+    @app.callback(
+        Output("what-if-curves", "figure"),
+        Output("what-if-hint", "children"),
+        DashInput("what-if-rest", "data"),
+        DashInput("revision", "data"),
+        *(State(slider_id(feature), "value") for feature in INPUTS),
+        prevent_initial_call=True,
+    )
+    def draw_curves(_rest, _revision, *values):
+        """Draw how the answer changes around the sliders' hour."""
+        served = serving.now
+        return curves(served, taken(values)), hint(served)
+
+    app.clientside_callback(
+        ClientsideFunction("address", "keep_sliders"),
+        *sliders,
+        State("what-if-first", "data"),
+    )
+
+
+def taken(values: tuple) -> dict[str, float]:
+    """Return what the sliders say, each within its range."""
+    return {feature: number(value, feature) for feature, value in zip(INPUTS, values, strict=True)}
+
+
+def number(value: object, feature: str) -> float:
+    """Return a slider's value within its range; its first value when it is no number."""
+    allowed = INPUTS[feature]
+    try:
+        given = float(value)
+    except (TypeError, ValueError, OverflowError):
+        given = math.nan
+    return float(allowed.first if math.isnan(given) else min(max(given, allowed.least), allowed.most))
+
+
+def reading(feature: str, value: float) -> str:
+    """Return a slider's value with its unit; a day of the year as a date, an hour as the clock shows it."""
+    input_ = INPUTS[feature]
+    if feature == "day":
+        return f"{_date(value):%d %B}"
+    if feature == "hour":
+        return f"{value:02.0f}:00"
+    return f"{value:.{0 if input_.step >= 1 else 1}f} {input_.unit}"
+
+
+def slider_id(feature: str) -> str:
+    """Return the id of the slider of a feature."""
+    return f"what-if-{feature.replace('_', '-')}"
+
+
+def answers(served: Served, weather: dict[str, float]) -> list:
+    """Return the predicted power for one hour of weather: two large numbers, each with its share of the record.
+
+    ``weather`` holds the value of each slider (`INPUTS`). Hour and day are those of the data's last year: the capacity
+    of that time is counted with.
+    """
+    hour = pd.DataFrame([{**weather, "utc_timestamp": moment_of_year(served, weather["day"], weather["hour"])}])
+    predicted, band = served.predict_with_band(hour) if served.model else (None, None)
+    shown = []
+    for target in TARGETS:
+        name = target.removesuffix("_GW")
+        value = None if predicted is None else float(predicted[target].iloc[0])
+        most = None if served.frame is None else float(served.frame[target].max())
+        share = 0.0 if value is None or not most else min(max(value / most, 0.0), 1.0)
+        note = "" if value is None or not most else f"{share:.0%} of the highest hour in the data"
+        if band is not None:
+            low, high = (float(end[target].iloc[0]) for end in band)
+            note = f"{low:.1f} to {high:.1f} GW in {served.model.coverage:.0%} of such hours. {note}"
+        big = [html.Span("n/a" if value is None else f"{value:.2f}", id=f"what-if-{name}"), html.Small(" GW")]
+        bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
+        told = [html.P(figures.NAMES[target], className="name"), html.P(big, className="number"), bar]
+        shown.append(html.Div([*told, html.P(note, className="hint")], className=f"answer {name}"))
+    return shown
+
+
+def curves(served: Served, weather: dict[str, float]) -> go.Figure:
+    """Return the figure of the answers around one hour of weather (`INPUTS`), or one that says why there is none."""
+    if served.model is None:
+        return figures.empty("There is no model in production yet." if served.looked else "One moment …")
+    asked = []
+    for name in INPUTS if served.model.knows_time else FEATURES:
+        input_ = INPUTS[name]
+        values = np.linspace(input_.least, input_.most, POINTS)
+        values = np.unique(values.round()) if input_.step == 1 else values
+        asked += [{**weather, name: value, "input": name, "value": value} for value in values]
+    table = pd.DataFrame(asked)
+    table["utc_timestamp"] = [moment_of_year(served, *when) for when in zip(table["day"], table["hour"], strict=True)]
+    try:
+        table[TARGETS] = served.predict(table)
+    except WorkshopError as error:
+        return figures.empty(error.what)
+    return model_figures.answers_around(table, weather, AXES).update_layout(margin_t=40, uirevision="same")
+
+
+def hint(served: Served) -> str:
+    """Say what the sliders set, and whether the model asks for all of it."""
+    text = "Set the weather of an hour; the model answers at once."
+    if served.model is not None and not served.model.knows_time:
+        return text + " The one in production does not look at hour and day."
+    return text
+
+
+def moment_of_year(served: Served, day: float, hour: float) -> datetime:
+    """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
+    known = max(capacity.YEAR_ENDS_GW[TARGETS[0]])
+    year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
+    shown = _date(day)  # and not the year's so-and-so-many-th day, which in leap years is another
+    return datetime(year, shown.month, shown.day, round(hour), tzinfo=UTC)
+
+
+def _date(day: float) -> date:
+    """Return the date of a day of the year, in a year without a leap day."""
+    return date(2015, 1, 1) + timedelta(days=round(day) - 1)
+
+
+def _slider(feature: str, value: float) -> html.Div:
+    input_, id_ = INPUTS[feature], slider_id(feature)
+    name = [html.Span(input_.label), html.Span(reading(feature, value), id=f"{id_}-value")]
+    ends = [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")]
+    return html.Div(
+        [
+            html.Label(name, htmlFor=id_),
+            # The browser's own slider: known to keyboards, screen readers and thumbs.
+            dbc.Input(
+                id=id_,
+                type="range",
+                min=input_.least,
+                max=input_.most,
+                step=input_.step,
+                value=value,
+                className="form-range",
+            ),
+            html.Div(ends, className="ends", **{"aria-hidden": "true"}),
+        ],
+        className="slider",
+    )

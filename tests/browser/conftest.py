@@ -1,0 +1,59 @@
+"""The dashboard of the running servers, as a reader has it in front of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+from browsing import Registry, opened, wait_for
+
+# Half of what the data says: whatever is in production, this version predicts something else.
+ANOTHER = """
+from sklearn.linear_model import LinearRegression
+from workshop.data import schema
+from workshop.data.features import features, targets
+from workshop.models import loading, tracking
+from workshop.settings import REGISTERED_MODEL, get_settings
+
+frame = schema.read(get_settings().pipeline / "data" / "germany.parquet")
+with tracking.start_run("half_of_it") as run:
+    uri = loading.log_model(LinearRegression().fit(features(frame), targets(frame) / 2), frame.head())
+version = tracking.connect().create_model_version(
+    REGISTERED_MODEL, source=uri, run_id=run.info.run_id, model_id=uri.removeprefix("models:/")
+)
+print("version", version.version)
+"""
+
+
+@pytest.fixture
+def registry(promoted) -> Iterator[Registry]:
+    """Return the registry; when the test ends the alias points where it did before, and the dashboard knows."""
+    registry = Registry(promoted.tracking_uri)
+    before = registry.version()
+    yield registry
+    registry.move(before)
+    wait_for(promoted.settings.dashboard_url, lambda health: health["version"] == before and not health["troubles"])
+
+
+@pytest.fixture(scope="session")
+def another_version(promoted) -> str:
+    """Return a version that is registered but not in production, and predicts something else."""
+    done = promoted.run(sys.executable, "-c", ANOTHER)
+    assert done.returncode == 0, done.stderr
+    return re.search(r"^version (\d+)$", done.stdout, re.MULTILINE).group(1)
+
+
+@pytest.fixture
+def url(promoted) -> str:
+    """Return the address of the dashboard of the running servers, its model loaded."""
+    wait_for(promoted.settings.dashboard_url, lambda health: health["version"])
+    return promoted.settings.dashboard_url
+
+
+@pytest.fixture
+def page(url, browser):
+    """Return the dashboard's front page at desktop size; script errors fail the test."""
+    with opened(browser, url) as page:
+        yield page

@@ -1,0 +1,119 @@
+"""How the pages look and are reached: on a phone, in the dark, by keyboard and screen reader, without jumping."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browsing import PAGES, opened
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+MOST_SHIFT = 0.1  # https://web.dev/articles/cls
+FIRST_VIEW_SECONDS = 1.0
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.mark.parametrize(("mode", "width"), [("light", 1280), ("dark", 390)])
+def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode, width):
+    """No serious or critical finding of axe, nothing wider than the screen, and next to no shift, on any page."""
+    found = {}
+    with opened(browser, url, width, color_scheme=mode) as page:
+        for path in [*PAGES, "/nowhere"]:
+            page.goto(url + path)
+            expect(page.locator("#page section").first).to_be_visible()
+            with contextlib.suppress(Exception):
+                page.wait_for_selector(".js-plotly-plot .main-svg", timeout=3000 if path in ("/", "/data") else 1000)
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            assert page.evaluate("window.shifted") < MOST_SHIFT, path
+            findings = Axe().run(page).response["violations"]
+            grave = [finding for finding in findings if finding["impact"] in ("serious", "critical")]
+            found |= {(path, finding["id"]): [node["html"] for node in finding["nodes"]] for finding in grave}
+    assert found == {}
+
+
+def test_first_view_is_there_within_a_second(browser, url):
+    """From the request to a page that is filled; the best of three, since the machine has other things to do."""
+    with opened(browser, url) as page:
+        seconds = []
+        for _ in range(3):
+            page.goto(url)
+            expect(page.locator("#outlook-key-figures tbody tr")).to_have_count(2)
+            seconds.append(page.evaluate("window.firstView") / 1000)
+    assert min(seconds) < FIRST_VIEW_SECONDS
+
+
+def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, url):
+    """The button turns page and figures dark, and a reload and another page find them so."""
+    with opened(browser, url, color_scheme="light") as page:
+        ink = "getComputedStyle(document.querySelector('#outlook-figure .legendtext')).fill"
+        page.wait_for_selector("#outlook-figure .legendtext")
+        light = page.evaluate(BACKGROUND), page.evaluate(ink)
+        page.emulate_media(color_scheme="dark")
+        expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+        dark = page.evaluate(BACKGROUND), page.evaluate(ink)
+        assert light[0] != dark[0]
+        assert light[1] != dark[1]
+        button = page.get_by_role("button", name="Dark")
+        expect(button).to_have_attribute("aria-pressed", "true")
+        button.click()
+        expect(page.locator("html")).to_have_attribute("data-bs-theme", "light")
+        assert (page.evaluate(BACKGROUND), page.evaluate(ink)) == light
+        page.reload()
+        page.wait_for_selector("#outlook-figure .legendtext")
+        assert (page.evaluate(BACKGROUND), page.evaluate(ink)) == light
+        page.get_by_role("link", name="Data").click()
+        expect(page.locator("#missing")).to_be_visible()
+        assert page.evaluate(BACKGROUND) == light[0]
+
+
+def test_pages_are_reached_by_links_keyboard_and_history(browser, url):
+    """Each link changes page, title and address without a reload; back and forward follow."""
+    with opened(browser, url) as page:
+        page.evaluate("window.stillTheSamePage = true")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.keyboard.press("Tab")
+        for path, title in list(PAGES.items())[1:]:
+            page.get_by_role("link", name=title, exact=True).press("Enter")
+            expect(page).to_have_title(f"{title} · Solar and wind power")
+            expect(page.locator("nav [aria-current=page]")).to_have_text(title)
+            assert page.url == url + path
+        page.go_back()
+        expect(page).to_have_title("Model · Solar and wind power")
+        page.go_forward()
+        expect(page).to_have_title("Data · Solar and wind power")
+        assert page.evaluate("window.stillTheSamePage")
+
+
+def test_unknown_address_says_so_and_leads_on(browser, url):
+    """An address without a page names itself, as text, and links to all pages."""
+    with opened(browser, f"{url}/<b>no</b>/such?x=1") as page:
+        expect(page.locator("#unknown")).to_contain_text("There is no such page")
+        expect(page.locator("#unknown code")).to_contain_text("no")
+        expect(page.locator("#unknown b")).to_have_count(0)
+        page.locator("#unknown").get_by_role("link", name="Data").click()
+        expect(page).to_have_title("Data · Solar and wind power")
+
+
+def test_browser_that_hides_its_address_gets_the_page_all_the_same(browser, url):
+    """Without a referrer the first layout is the front page's; the right one follows by itself."""
+    with opened(browser, url) as page:
+        page.route("**/_dash-layout", lambda route: route.continue_(headers={"Accept": "application/json"}))
+        page.goto(f"{url}/what-if?windspeed=9")
+        expect(page.locator("#what-if-windspeed-value")).to_have_text("9.0 m/s")
+        expect(page).to_have_title("What if · Solar and wind power")
+
+
+def test_pages_ask_no_other_host(browser, promoted, url):
+    """Everything that the pages need comes from the dashboard's own address."""
+    hosts = set()
+    with opened(browser, url) as page:
+        page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "://" in request.url else None)
+        for title in PAGES.values():
+            page.get_by_role("link", name=title, exact=True).click()
+            expect(page).to_have_title(f"{title} · Solar and wind power")
+        page.reload(wait_until="networkidle")
+    assert hosts == {f"{promoted.settings.host}:{promoted.settings.dashboard_port}"}

@@ -1,0 +1,110 @@
+"""What open pages do when the alias moves, when servers fall silent, and when there is nothing to serve yet."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+
+import pytest
+from browsing import ALIAS_SECONDS, PAGES, Forwarder, dashboard, opened, wait_for
+from workplace import free_port
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+WEATHER = "utc_timestamp,windspeed,temperature,rad_horizontal,rad_diffuse\n2016-06-01T12:00:00Z,7,12,100,50\n"
+
+
+def test_every_open_page_follows_the_alias_without_a_reload(browser, url, registry, another_version):
+    """Within five seconds all name the other version and answer with it; what the reader set stays as it was."""
+    addresses = ["/?from=2016-10-03&to=2016-10-09", "/what-if?windspeed=7.5", "/your-weather", "/model", "/data"]
+    with contextlib.ExitStack() as stack:
+        pages = [stack.enter_context(opened(browser, url + address)) for address in addresses]
+        outlook, what_if, weather, model, _ = pages
+        weather.wait_for_selector("#weather-upload input", state="attached")
+        file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
+        weather.set_input_files("#weather-upload input", file)
+        expect(weather.locator(".weather-rows tbody tr")).to_have_count(1)
+        shown = [
+            (outlook, "#outlook-key-figures tbody"),
+            (what_if, "#what-if-answers"),
+            (weather, ".weather-rows tbody"),
+            (model, "#speaker"),
+        ]
+        before = [page.locator(part).inner_text() for page, part in shown]
+        for page in pages:
+            page.evaluate("window.stillTheSamePage = true")
+        began = time.monotonic()
+        registry.move(another_version)
+        for page in pages:
+            left = max(began + ALIAS_SECONDS - time.monotonic(), 0.001)
+            name = page.locator("#model-version")
+            expect(name).to_have_text(f"wind_solar version {another_version}", timeout=left * 1000)
+            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} speaks since")
+        for (page, part), text in zip(shown, before, strict=True):
+            expect(page.locator(part)).not_to_have_text(text, use_inner_text=True, timeout=3000)
+        assert all(page.evaluate("window.stillTheSamePage") for page in pages)
+        expect(outlook.locator("#outlook-key-figures caption")).to_contain_text("03 Oct 2016 to 09 Oct 2016")
+        expect(what_if.locator("#what-if-windspeed-value")).to_have_text("7.5 m/s")
+        expect(weather.locator("#weather-predictions-hint")).to_contain_text(f"version {another_version}")
+        assert [page.url for page in pages] == [url + address for address in addresses]
+        what_if.get_by_label("Close").click()
+        expect(what_if.locator("#notice .alert")).to_have_count(0)
+
+
+def test_pages_without_model_and_data_say_what_to_run(promoted, registry, browser, tmp_path):
+    """With nothing in production and no data each page names both and the commands that make them."""
+    (tmp_path / "4_pipeline").mkdir()
+    registry.remove()
+    with dashboard(promoted.environment, tmp_path, promoted.tracking_uri) as url, opened(browser, url) as page:
+        message = page.locator("#message")
+        expect(message).to_contain_text("No model is in production yet.", timeout=60_000)
+        for title in PAGES.values():
+            page.get_by_role("link", name=title, exact=True).click()
+            expect(page).to_have_title(f"{title} · Solar and wind power")
+            for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
+                expect(message).to_contain_text(words)
+        page.goto(f"{url}/what-if")
+        expect(page.locator("#what-if-wind")).to_have_text("n/a")
+        page.goto(f"{url}/your-weather")
+        page.wait_for_selector("#weather-upload input", state="attached")
+        file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
+        page.set_input_files("#weather-upload input", file)
+        expect(page.locator("#weather-answer")).to_contain_text("No model is in production yet")
+
+
+def test_pages_without_servers_say_what_to_run(promoted, browser, tmp_path):
+    """With no tracking server the pages are there all the same, and say since when and what to type."""
+    (tmp_path / "4_pipeline").mkdir()
+    with (
+        dashboard(promoted.environment, tmp_path, f"http://127.0.0.1:{free_port()}") as url,
+        opened(browser, f"{url}/model") as page,
+    ):
+        message = page.locator("#message")
+        expect(message).to_contain_text("does not answer", timeout=60_000)
+        expect(message).to_contain_text("workshop up")
+
+
+def test_pages_go_on_answering_while_the_registry_is_down(promoted, registry, browser, tmp_path):
+    """When the tracking server falls silent the model goes on; a banner says since when, until it is back."""
+    data = tmp_path / "4_pipeline" / "data"
+    data.mkdir(parents=True)
+    shutil.copy(promoted.settings.pipeline / "data" / "germany.parquet", data)
+    target = int(promoted.tracking_uri.rsplit(":", 1)[1])
+    with (
+        Forwarder(target) as forwarder,
+        dashboard(promoted.environment, tmp_path, f"http://127.0.0.1:{forwarder.port}") as url,
+    ):
+        wait_for(url, lambda health: health["version"])
+        with opened(browser, f"{url}/what-if") as page:
+            forwarder.cut = True
+            expect(page.locator("#message")).to_contain_text("does not answer", timeout=20_000)
+            expect(page.locator("#message")).to_contain_text(f"Version {registry.version()} goes on answering")
+            wind = page.locator("#what-if-wind")
+            before = wind.inner_text()
+            page.get_by_label("Wind speed at 10 m").fill("9")
+            expect(wind).not_to_have_text(before, timeout=2000)
+            page.get_by_role("link", name="Outlook").click()
+            expect(page.locator("#outlook-key-figures tbody tr")).to_have_count(2)
+            forwarder.cut = False
+            expect(page.locator("#message")).to_be_empty(timeout=20_000)

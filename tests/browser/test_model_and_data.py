@@ -1,0 +1,76 @@
+"""The pages on the model and on the data, in a browser: what is told there, and where it leads."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+from browsing import opened
+
+from workshop.data import schema
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+
+@pytest.fixture
+def model(browser, url):
+    """Return the page on the model, once its record has been read."""
+    with opened(browser, f"{url}/model") as page:
+        expect(page.locator(".chain li")).to_have_count(8, timeout=40_000)
+        yield page
+
+
+def test_model_page_says_who_speaks_and_why(model, promoted):
+    """Version, kind, time and reason stand there, its scores and its predecessors', and what it goes by."""
+    speaker = model.locator("#speaker")
+    for words in ("wind_solar version", "UTC", "R² held out", "Why", "80% of the hours"):
+        expect(speaker).to_contain_text(words)
+    expect(model.locator("#scores-figure .scatterlayer .trace").first).to_be_visible()
+    expect(model.locator("#importance")).to_contain_text("Wind speed")
+    expect(model.locator("#responses")).to_contain_text("mean prediction, GW")
+    moves = model.locator(".moves tbody tr")
+    expect(moves.filter(has_text="promoted")).not_to_have_count(0)
+
+
+def test_model_page_draws_where_the_model_comes_from(model, promoted):
+    """The chain leads from the data to production, in order, and its boxes name what the run recorded."""
+    kinds = [text.casefold() for text in model.locator(".chain .eyebrow").all_inner_texts()]
+    assert kinds == ["data", "commit", "stage", "notebook", "run in mlflow", "model", "decision", "production"]
+    chain = model.locator(".chain")
+    expect(chain).to_contain_text("train_gradient_boosting")
+    for kind in ("Data", "Commit", "Run in MLflow", "Decision", "Production"):
+        expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
+    commit = chain.locator("li").nth(1).locator(".name").inner_text()
+    assert promoted.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
+
+
+def test_model_page_links_to_the_run_in_mlflow(model):
+    """The model's link opens the page of its run in MLflow."""
+    link = model.locator("#run-link")
+    run_id = link.get_attribute("href").rsplit("/", 1)[1]
+    with model.expect_popup() as popup:
+        link.click()
+    try:
+        expect(popup.value.get_by_text(run_id).first).to_be_visible(timeout=60_000)
+    finally:
+        popup.value.close()
+
+
+def test_data_page_counts_what_is_there_and_what_is_not(browser, url, promoted):
+    """Missing hours by month add up to what the table lacks; gaps, units, source and licence stand there."""
+    frame = schema.read(promoted.settings.pipeline / "data" / "germany.parquet")
+    whole = pd.date_range(frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1], freq="h")
+    missing = len(whole) - len(frame)
+    with opened(browser, f"{url}/data") as page:
+        expect(page.locator("#hours-hint")).to_contain_text(f"{len(frame):,} of {len(whole):,} hours")
+        counts = page.locator("#missing .heatmaplayer text").all_text_contents()
+        assert sum(map(int, counts)) == missing
+        expect(page.locator("#gaps-hint")).to_contain_text(f"{missing} hours; counted, never filled")
+        longest = page.locator("#gaps tbody tr").first
+        expect(longest).to_contain_text(re.compile(r"\d{2} \w{3} \d{4}, \d{2}:\d{2}"))
+        expect(page.locator("#units tbody tr")).to_have_count(6)
+        expect(page.locator("#units")).to_contain_text("W/m²")
+        expect(page.locator("#source")).to_contain_text("modelled")
+        expect(page.locator("#source")).to_contain_text("Deutscher Wetterdienst")
+        expect(page.locator("#source")).to_contain_text("licence")

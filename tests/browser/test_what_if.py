@@ -1,0 +1,73 @@
+"""What if, in a browser: sliders, what the model says of them, and addresses that hold where they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import requests
+from browsing import opened
+from workplace import what_if
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+
+def test_what_if_answers_to_a_slider(browser, url):
+    """More wind by keyboard changes wind power at once, then the curves and the address; `back` leaves the page."""
+    with opened(browser, url) as page:
+        page.get_by_role("link", name="What if").click()
+        wind, curves = page.locator("#what-if-wind"), page.locator("#what-if-curves .scatterlayer path.js-line")
+        expect(curves).to_have_count(12)
+        assert all(
+            re.fullmatch(r"-?\d+\.\d{2}", page.locator(f"#what-if-{name}").inner_text()) for name in ("solar", "wind")
+        )
+        before, drawn = wind.inner_text(), curves.nth(2).get_attribute("d")
+        slider = page.get_by_label("Wind speed at 10 m")
+        slider.focus()
+        for _ in range(20):
+            slider.press("ArrowRight")
+        expect(page.locator("#what-if-windspeed-value")).to_have_text("7.0 m/s")
+        expect(wind).not_to_have_text(before)
+        page.wait_for_url(f"{url}/what-if?windspeed=7")
+        expect(curves.nth(2)).not_to_have_attribute("d", drawn)
+        page.go_back()
+        expect(page.locator("#outlook-figure")).to_be_visible()
+        assert page.url == f"{url}/"
+
+
+def test_what_if_opens_at_the_hour_of_its_address(browser, url):
+    """A link with values shows them, brings them into range, and ignores what is no value."""
+    query = "windspeed=7.5&temperature=-99&rad_horizontal=much&hour=nan&day=1&__class__=x"
+    with opened(browser, f"{url}/what-if?{query}") as page:
+        shown = {name: page.locator(f"#what-if-{name}-value").inner_text() for name in ("windspeed", "temperature")}
+        assert shown == {"windspeed": "7.5 m/s", "temperature": "-20.0 °C"}
+        expect(page.locator("#what-if-rad-horizontal-value")).to_have_text("250 W/m²")
+        expect(page.locator("#what-if-hour-value")).to_have_text("12:00")
+        expect(page.locator("#what-if-day-value")).to_have_text("01 January")
+        page.wait_for_url(f"{url}/what-if?windspeed=7.5&temperature=-20&day=1")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([1e308, -1e308, 0, 0, 99, 0], ["16.0 m/s", "-20.0 °C", "0 W/m²", "0 W/m²", "23:00", "01 January"]),
+        (
+            [None, "warm", [1], {"a": 1}, "noon", None],
+            ["5.0 m/s", "12.0 °C", "250 W/m²", "120 W/m²", "12:00", "21 June"],
+        ),
+        (
+            [float("nan"), float("inf"), True, "7", "8.4", 366],
+            ["5.0 m/s", "40.0 °C", "1 W/m²", "7 W/m²", "08:00", "31 December"],
+        ),
+    ],
+)
+def test_what_if_takes_slider_values_within_their_range(url, values, shown):
+    """Values that no slider gives are brought into range or replaced, and the answer says which were used."""
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps(what_if(values))
+    answer = requests.post(f"{url}/_dash-update-component", data=body, headers=headers, timeout=30)
+    assert answer.status_code == 200
+    response = answer.json()["response"]
+    names = ["windspeed", "temperature", "rad-horizontal", "rad-diffuse", "hour", "day"]
+    assert [response[f"what-if-{name}-value"]["children"] for name in names] == shown

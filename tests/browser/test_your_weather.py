@@ -1,0 +1,100 @@
+"""Your weather in a browser: a file handed in, its predictions looked at and taken home, and files that are refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pandas as pd
+import pytest
+import requests
+from browsing import opened
+
+expect = pytest.importorskip("playwright.sync_api").expect
+
+INPUT = "#weather-upload input"
+HEADER = "utc_timestamp,windspeed,temperature,rad_horizontal,rad_diffuse\n"
+
+
+@pytest.fixture
+def weather(browser, url):
+    """Return the page, ready to take a file."""
+    with opened(browser, f"{url}/your-weather") as page:
+        page.wait_for_selector(INPUT, state="attached")
+        yield page
+
+
+def hand_in(page, content: bytes, name: str = "mine.csv") -> None:
+    """Give a file to the page as a person does."""
+    page.set_input_files(INPUT, {"name": name, "mimeType": "text/csv", "buffer": content})
+
+
+def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
+    """The example file gives a figure, the first rows, and a CSV whose numbers are those of /predict."""
+    with weather.expect_download() as example:
+        weather.get_by_role("link", name="Download an example file").click()
+    content = example.value.path().read_bytes()
+    hand_in(weather, content, "example.csv")
+    expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("example.csv: 72 hours, by wind_solar version")
+    expect(weather.locator(".weather-rows tbody tr")).to_have_count(12)
+    with weather.expect_download() as predicted:
+        weather.get_by_role("button", name="Download the predictions").click()
+    table = pd.read_csv(predicted.value.path(), dtype={"version": str})
+    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    numbers = [{key: value if key == "utc_timestamp" else float(value) for key, value in row.items()} for row in rows]
+    answer = requests.post(f"{url}/predict", json={"rows": numbers}, timeout=30).json()
+    assert set(table["version"]) == {answer["model"]["version"]}
+    assert table["wind_GW"].tolist() == pytest.approx([row["wind_GW"] for row in answer["rows"]], abs=1e-3)
+    assert table["utc_timestamp"].tolist() == [row["utc_timestamp"] for row in rows]
+
+
+def test_your_weather_takes_a_year_of_hours(weather):
+    """8,784 hours are drawn and listed, while a spinner shows that something goes on."""
+    hours = pd.date_range("2016-01-01", "2017-01-01", freq="h", inclusive="left").strftime("%Y-%m-%dT%H:00:00Z")
+    hand_in(weather, (HEADER + "".join(f"{hour},5.0,12.0,100.0,50.0\n" for hour in hours)).encode())
+    expect(weather.locator(".waiting [data-dash-is-loading], .waiting .dash-spinner").first).to_be_attached()
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("8,784 hours", timeout=20_000)
+    expect(weather.locator("#weather-figure")).to_contain_text("daily means")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n2016-06-01T13:00:00Z,x,285,100,50\n",
+            ["line 3, windspeed", "'x'"],
+        ),
+        (HEADER + "2016-06-01T12:00:00Z,3,285,100,50\n", ["line 2, temperature", "-40 to 50"]),
+        ("utc_timestamp,wind,temperature,rad_horizontal,rad_diffuse\n", ["windspeed is missing", "did you mean"]),
+        (HEADER + "2036-06-01T12:00:00Z,3,12,100,50\n", ["installed capacity", "2036-06-01"]),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", ["not text in UTF-8"]),
+        ("", ["The file is empty."]),
+    ],
+    ids=["text", "kelvin", "column", "future", "binary", "empty"],
+)
+def test_your_weather_names_what_is_wrong_with_a_file(weather, content, said):
+    """A broken file gets its rows and columns named, with what was allowed; a right one after it is predicted."""
+    hand_in(weather, content if isinstance(content, bytes) else content.encode(), "broken.csv")
+    fault = weather.locator("#weather-fault")
+    expect(fault).to_contain_text("broken.csv was not predicted.")
+    for words in said:
+        expect(fault).to_contain_text(words)
+    expect(weather.get_by_role("button", name="Download the predictions")).to_be_hidden()
+    hand_in(weather, (HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n").encode())
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("mine.csv: 1 hour,")
+    expect(fault).to_have_count(0)
+
+
+def test_your_weather_does_not_send_what_is_too_large(weather, tmp_path):
+    """50 MB are refused in words, and not a byte of them leaves the browser."""
+    sent = []
+    weather.on("request", lambda request: sent.append(len(request.post_data_buffer or b"")))
+    huge = tmp_path / "huge.csv"
+    huge.write_bytes(b"x" * 50_000_000)
+    weather.set_input_files(INPUT, huge)
+    expect(weather.locator("#weather-refused")).to_contain_text("huge.csv was not sent: it has 50.0 MB")
+    weather.wait_for_timeout(300)
+    assert max(sent, default=0) < 10_000
+    hand_in(weather, (HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n").encode())
+    expect(weather.locator("#weather-refused")).to_be_empty()

@@ -1,0 +1,76 @@
+"""The dashboard's app in this process: real data and a real model, no servers."""
+
+from __future__ import annotations
+
+import pytest
+from workplace import ROOT
+
+HOURS = 24 * 31  # the end of the sample
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules():
+    """Make the dashboard's modules importable: it is an application, and no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "4_pipeline" / "dashboard")
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_file(germany_csv, tmp_path_factory):
+    """The last hours of the sample as the pipeline leaves them."""
+    from workshop.data import schema
+
+    file = tmp_path_factory.mktemp("data") / "germany.parquet"
+    schema.read(germany_csv).tail(HOURS).reset_index(drop=True).to_parquet(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def model(data_file):
+    """A model with a band, small, as it is once it is loaded."""
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    from workshop.data import schema
+    from workshop.data.features import inputs, targets
+    from workshop.models.loading import LoadedModel
+    from workshop.models.regressor import CapacityFactorRegressor
+
+    frame, trees = schema.read(data_file), HistGradientBoostingRegressor(max_iter=8, random_state=0)
+    return LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(frame), targets(frame)))
+
+
+@pytest.fixture(scope="session")
+def served(data_file, model):
+    """What is served once data and a version in production are there."""
+    import serving
+
+    from workshop.data import schema
+    from workshop.models.registry import Production
+
+    frame = schema.read(data_file)
+    predicted, band = model.predict_with_band(frame)
+    production = Production(
+        name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7", stage="train_gradient_boosting",
+        r2=0.9, since="2026-11-20T10:00:00+00:00", why="the best", run_url="http://127.0.0.1/#/experiments/1/runs/a1",
+    )  # fmt: skip
+    return serving.Served(
+        looked=True, production=production, model=model, frame=frame, predicted=predicted, band=band, data_stamp=(1, 1)
+    )
+
+
+@pytest.fixture
+def made(served, data_file):
+    """A function that returns an app that serves this, by default data and model, and its test client."""
+
+    def make(what=served):
+        import app
+        import serving
+
+        followed = serving.Serving(data_file)
+        followed.now = what
+        made = app.make_app(followed)
+        made.server.testing = False  # errors are answered, as they are in front of readers
+        return made, made.server.test_client()
+
+    return make

@@ -1,0 +1,142 @@
+"""The dashboard for programs: what `/predict` answers is what the model says, and it looks as it is described."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pandas as pd
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from workshop.data.schema import TARGETS
+
+ROW = {
+    "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,
+    "rad_diffuse": 120,
+}  # fmt: skip
+LATER = ROW | {"utc_timestamp": "2016-06-01T15:00:00+02:00", "windspeed": 9}
+
+
+def test_predict_answers_as_the_model_does_and_names_it(made, model):
+    """Each row comes back in order with GW and band, beside name, version and run of the model."""
+    answer = made()[1].post("/predict", json={"rows": [LATER, ROW]})
+    assert answer.status_code == 200
+    told = answer.get_json()
+    assert told["model"] == {"name": "wind_solar", "version": "7", "run_id": "a1"}
+    assert told["coverage"] == 0.8
+    asked = pd.DataFrame([LATER | {"utc_timestamp": "2016-06-01T13:00:00Z"}, ROW])
+    predicted, (low, high) = model.predict_with_band(asked)
+    for number, row in enumerate(told["rows"]):
+        assert row["utc_timestamp"] == asked["utc_timestamp"][number]
+        for target in TARGETS:
+            values = row[target], row[f"{target}_low"], row[f"{target}_high"]
+            assert values == tuple(frame[target].iloc[number] for frame in (predicted, low, high))
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({"json": {"rows": [ROW | {"temperature": 290.1}]}}, 422, ["row 1, temperature: 290.1", "in K"]),
+        ({"json": {"rows": [ROW | {"wind": 3}]}}, 422, ["'wind' is none of them"]),
+        ({"json": {"rows": []}}, 422, ["no rows"]),
+        ({"json": {"rows": [ROW | {"utc_timestamp": "2040-06-01T12:00:00Z"}]}}, 422, ["installed capacity"]),
+        ({"json": {"rows": [ROW] * 9001}}, 413, ["1,000,000 bytes are allowed"]),
+        ({"json": [ROW]}, 400, ["rows"]),
+        ({"json": {"rows": [ROW], "model": "best"}}, 400, ["rows"]),
+        ({"data": '{"rows": [', "content_type": "application/json"}, 400, ["JSON"]),
+        ({"data": "windspeed\n3", "content_type": "text/csv"}, 415, ["application/json"]),
+    ],
+)
+def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
+    """Rows that cannot be used are named with what was allowed; a body of another form is told what it should be."""
+    answer = made()[1].post("/predict", **sent)
+    assert answer.status_code == status
+    text = " ".join(answer.get_json().values())
+    assert [word for word in words if word not in text] == [], text
+
+
+def test_predict_without_a_model_says_what_to_run(made):
+    """With nothing in production: 503 and the commands that change that; health and metrics answer all the same."""
+    import serving
+
+    _, client = made(serving.Served())
+    answer = client.post("/predict", json={"rows": [ROW]})
+    assert answer.status_code == 503
+    assert "dvc repro" in answer.get_json()["next"]
+    assert client.get("/health").get_json()["version"] is None
+    metrics = client.get("/metrics").get_data(as_text=True)
+    assert "dashboard_data_hours 0.0" in metrics
+    assert "dashboard_registry_answer_age_seconds NaN" in metrics
+
+
+def test_metrics_tell_requests_model_data_and_troubles(made, served):
+    """Prometheus reads how many requests came to which route and how they ended, who speaks, and what is wrong."""
+    from prometheus_client.parser import text_string_to_metric_families
+    from serving import Trouble
+
+    began = datetime(2026, 11, 20, tzinfo=UTC)
+    _, client = made(replace(served, troubles={"registry": Trouble(began, "It is down.")}))
+    for _ in range(3):
+        client.post("/predict", json={"rows": [ROW]})
+    client.post("/predict", json={})
+    client.get("/no/such/path/" + "x" * 50)
+    text = client.get("/metrics").get_data(as_text=True)
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["dashboard_requests_total", "POST", "/predict", "200"] == 3
+    assert found["dashboard_requests_total", "POST", "/predict", "400"] == 1
+    assert found["dashboard_request_seconds_count", "/predict"] == 4
+    assert found["dashboard_model_info", "wind_solar", "a1", "7"] == 1
+    assert found["dashboard_data_hours",] == len(served.frame)
+    assert found["dashboard_trouble_since_seconds", "registry"] == began.timestamp()
+    assert math.isnan(found["dashboard_registry_answer_age_seconds",])
+    assert "xxx" not in text
+
+
+def test_predict_is_as_it_is_described(made):
+    """Requests made of the description, right and wrong ones, are answered as it says."""
+    app, _ = made()
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", app.server)
+
+    for operation in schema.get_all_operations():
+        _check(operation.ok())
+
+
+def _check(operation) -> None:
+    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(operation.as_strategy())
+    def check(case):
+        # Which hours a version can be asked for depends on it; no schema says that.
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    check()
+
+
+def test_many_at_once_get_each_their_own(made, model):
+    """Predictions that are batched are those that each would get alone; one that cannot be made fails alone."""
+    _, client = made()
+    speeds = [number / 4 for number in range(40)]
+    told: dict[float, dict] = {}
+
+    def ask(speed: float) -> None:
+        row = ROW | {"windspeed": speed} | ({"utc_timestamp": "2040-01-01T00:00Z"} if speed == 5 else {})
+        told[speed] = client.post("/predict", json={"rows": [row]}).get_json()
+
+    threads = [threading.Thread(target=ask, args=(speed,)) for speed in speeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert re.match("There is no figure of installed capacity", told.pop(5.0)["error"])
+    rows = pd.DataFrame([ROW | {"windspeed": speed} for speed in told])
+    alone = model.predict(rows)["wind_GW"].tolist()
+    assert [answer["rows"][0]["wind_GW"] for answer in told.values()] == alone

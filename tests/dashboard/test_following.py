@@ -1,0 +1,222 @@
+"""The registry is followed beside the requests: what moves is taken over, what fails leaves the old model speaking."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+from dashboard.bodies import URL, body_of, output_with
+from mlflow.exceptions import MlflowException
+
+from workshop.models import history, lineage, registry
+from workshop.models.tracking import connect
+
+MOVE_SECONDS = 5.0
+NOTICE_SECONDS = 10.0
+MODEL = "a_model_that_is_followed"
+ROW = {
+    "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,
+    "rad_diffuse": 120,
+}  # fmt: skip
+
+
+class Versions:
+    """A registered model of the tests' own, with a version of each of some logged models."""
+
+    def __init__(self, sources: list[dict[str, str]]) -> None:
+        self.client = connect()
+        with contextlib.suppress(MlflowException):  # what a test that failed has left
+            self.client.delete_registered_model(MODEL)
+        self.client.create_registered_model(MODEL)
+        self.numbers = [self.add(each["model_uri"], each["run_id"]) for each in sources]
+
+    def add(self, source: str, run_id: str) -> str:
+        """Register a version."""
+        model_id = source.removeprefix("models:/") if source.startswith("models:/m-") else None
+        return str(self.client.create_model_version(MODEL, source=source, run_id=run_id, model_id=model_id).version)
+
+    def move(self, version: str) -> None:
+        """Point the alias at a version."""
+        self.client.set_registered_model_alias(MODEL, "production", version)
+
+
+@pytest.fixture
+def versions(in_workplace, monkeypatch) -> Iterator[Versions]:
+    """Two versions that predict otherwise, the first one in production."""
+    for module in (registry, history, lineage):
+        monkeypatch.setattr(module, "REGISTERED_MODEL", MODEL)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard sets them for itself
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    results = in_workplace.pipeline / "results"
+    stages = ("train_gradient_boosting", "train_linreg")
+    versions = Versions([json.loads((results / f"{stage}.json").read_text()) for stage in stages])
+    versions.move(versions.numbers[0])
+    yield versions
+    versions.client.delete_registered_model(MODEL)
+
+
+@pytest.fixture
+def followed(versions, data_file):
+    """What a dashboard serves that has looked once."""
+    import serving
+
+    followed = serving.Serving(data_file)
+    followed.look()
+    assert followed.now.troubles == {}
+    assert followed.now.production.version == versions.numbers[0]
+    return followed
+
+
+@contextlib.contextmanager
+def frozen(port: int) -> Iterator[None]:
+    """Stop the process that listens on a port, as a machine that swaps or a debugger does; let it go on at the end."""
+    (pid,) = {
+        each.pid for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
+    }  # fmt: skip
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _look_until(wanted: Callable[[], object], seconds: float, *followed) -> None:
+    """Look as the follower does, each second, until it is as wanted."""
+    began = time.monotonic()
+    while not wanted():
+        assert time.monotonic() - began < seconds, [each.now.troubles for each in followed]
+        time.sleep(0.2)
+        for each in followed:
+            each.look()
+
+
+def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file):
+    """Within seconds of a move both answer as the other version, to the last digit; no request is lost meanwhile."""
+    import app
+    import serving
+
+    other = serving.Serving(data_file)
+    other.look()
+    clients = [app.make_app(each).server.test_client() for each in (followed, other)]
+    before, revisions, answers, over = followed.now, followed.now.revision, [], threading.Event()
+
+    def ask_on() -> None:
+        while not over.is_set():
+            answers.append(clients[0].post("/predict", json={"rows": [ROW]}))
+
+    asking = threading.Thread(target=ask_on)
+    asking.start()
+    try:
+        versions.move(versions.numbers[1])
+        spoken = lambda: {each.now.production.version for each in (followed, other)} == {versions.numbers[1]}  # noqa: E731
+        _look_until(spoken, MOVE_SECONDS, followed, other)
+    finally:
+        over.set()
+        asking.join(30)
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.get_json()["model"]["version"] for answer in answers} <= set(versions.numbers)
+    told = [client.post("/predict", json={"rows": [ROW]}).get_json() for client in clients]
+    assert told[0] == told[1]
+    assert told[0]["model"]["version"] == versions.numbers[1]
+    assert followed.now.revision != revisions
+    assert not followed.now.predicted.equals(before.predicted)
+    assert followed.now.memo is not before.memo
+
+
+def test_frozen_tracking_server_is_noticed_and_survived(promoted, followed):
+    """A server that is there but says nothing: the model goes on, and the trouble keeps the time when it began."""
+    port = promoted.settings.mlflow_port
+    with frozen(port):
+        began = time.monotonic()
+        _look_until(lambda: "registry" in followed.now.troubles, NOTICE_SECONDS, followed)
+        trouble = followed.now.troubles["registry"]
+        followed.look()
+        assert followed.now.troubles["registry"] == trouble
+        assert time.monotonic() - began < 2 * NOTICE_SECONDS
+        assert "does not answer" in trouble.why
+        assert len(followed.now.predict(followed.now.frame.head())) == 5
+    _look_until(lambda: not followed.now.troubles, NOTICE_SECONDS, followed)
+
+
+def test_version_that_does_not_load_leaves_the_old_one_speaking(versions, followed):
+    """A version whose model cannot be trusted is told, with its number; the one before goes on until it is replaced."""
+    run_id = followed.now.production.run_id
+    versions.client.log_text(run_id, "flavors: {python_function: {loader_module: os}}\n", "broken/MLmodel")
+    folder = versions.client.get_run(run_id).info.artifact_uri + "/broken"
+    broken = versions.add(folder, run_id)
+    versions.move(broken)
+    followed.look()
+    assert followed.now.production.version == versions.numbers[0]
+    assert f"Version {broken} is in production but cannot be used" in followed.now.troubles["model"].why
+    assert len(followed.now.predict(followed.now.frame.head())) == 5
+    versions.move(versions.numbers[1])
+    followed.look()
+    assert followed.now.production.version == versions.numbers[1]
+    assert followed.now.troubles == {}
+
+
+def test_record_is_read_beside_the_model(followed):
+    """Explanations, moves and links come from the run and the registry, and change the revision when they are there."""
+    import record
+
+    revision = followed.now.revision
+    reader = record.Reader()
+    followed._read_record(reader)
+    told = followed.now.record
+    assert told.explanations.keys() == {"importance", "responses"}
+    assert told.explanations["importance"]["data"]
+    assert [link.kind for link in told.lineage] == list(lineage.KINDS)
+    assert followed.now.revision != revision
+    followed._read_record(reader)
+    assert followed.now.record is told
+
+
+def test_data_that_goes_and_comes_back_is_told(served, data_file, tmp_path):
+    """A data file that is gone is a trouble while what was read is shown, and none once it is back as it was."""
+    import serving
+
+    followed = serving.Serving(tmp_path / "germany.parquet")
+    followed.now = served
+    followed._look_at_data()
+    assert "is gone" in followed.now.troubles["data"].why
+    (tmp_path / "germany.parquet").write_bytes(b"no table")
+    followed._look_at_data()
+    assert "damaged or not Parquet" in followed.now.troubles["data"].why
+    assert followed.now.frame is served.frame
+    (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
+    followed._look_at_data()
+    assert followed.now.troubles == {}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_memory_does_not_grow(versions, followed):
+    """10,000 requests and 100 moves of the alias leave the process as large as it was after the first few."""
+    import app
+
+    made = app.make_app(followed)
+    client, output = made.server.test_client(), output_with(made, "outlook-figure.figure")
+
+    def use(moves: int, requests: int) -> int:
+        for turn in range(moves):
+            versions.move(versions.numbers[turn % 2])
+            followed.look()
+            for number in range(requests // moves):
+                row = ROW | {"windspeed": (turn * 100 + number) % 1000 / 100}
+                assert client.post("/predict", json={"rows": [row]}).status_code == 200
+                day = f"2016-12-{number % 28 + 1:02}"
+                assert client.post(URL, json=body_of(made, output, outlook_first_day=day)).status_code == 200
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    first = use(20, 1000)
+    assert use(100, 10_000) - first < 40e6

@@ -1,0 +1,183 @@
+"""Weather that is handed in: what is right comes through unchanged, whatever is wrong is told in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from workshop.data import weather
+from workshop.data.features import INPUTS
+from workshop.data.thresholds import RANGES
+from workshop.errors import DataError
+
+HEADER = ",".join(INPUTS)
+ROW = "2016-06-01T12:00:00Z,5.2,18.5,410,120"
+RECORD = dict(zip(INPUTS, ["2016-06-01T12:00:00Z", 5.2, 18.5, 410, 120.0], strict=True))
+
+
+def _refused(content: bytes | str) -> str:
+    with pytest.raises(DataError) as caught:
+        weather.from_csv(content if isinstance(content, bytes) else content.encode())
+    return str(caught.value)
+
+
+def _refused_records(rows: object) -> str:
+    with pytest.raises(DataError) as caught:
+        weather.from_records(rows)
+    return str(caught.value)
+
+
+def _month(**values) -> str:
+    hours = pd.date_range("2016-06-01", periods=24 * 30, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": hours, **dict(zip(INPUTS[1:], (5, 18, 200, 120), strict=True)) | values})
+    return frame.to_csv(index=False)
+
+
+def test_csv_and_records_are_the_same_weather():
+    """Columns in any order, a byte order mark, blank lines, Windows line ends and other zones make no difference."""
+    plain = weather.from_csv(f"{HEADER}\n{ROW}\n".encode())
+    assert plain.columns.tolist() == INPUTS
+    assert str(plain["utc_timestamp"].dtype) == "datetime64[us, UTC]"
+    assert plain.iloc[0, 1:].tolist() == [5.2, 18.5, 410.0, 120.0]
+    turned = ",".join(reversed(HEADER.split(","))) + "\r\n\r\n120,410,18.5,5.2,2016-06-01T14:00+02:00\r\n\r\n"
+    pd.testing.assert_frame_equal(weather.from_csv(turned.encode("utf-8-sig")), plain)
+    pd.testing.assert_frame_equal(weather.from_records([dict(reversed(RECORD.items()))]), plain)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["empty", "0 bytes"]),
+        (b"\xef\xbb\xbf \n\n", ["empty"]),
+        (HEADER, ["no rows"]),
+        (f"{HEADER}\n{ROW}\n{ROW}", ["1 hour there more than once", "line 3 and line 2", "2016-06-01T12:00:00Z"]),
+        (f"{HEADER};\n{ROW}".replace(",", ";"), ["separated by a semicolon", "commas"]),
+        (f"{HEADER}\n{ROW}\n\n2016-06-01T13:00Z,1,2,3", ["Line 4 is cut short or too long", "4 fields"]),
+        (f"{HEADER}\n{ROW},0,7", ["Line 2 is cut short or too long", "7 fields"]),
+        (f"{HEADER}\n{ROW}".replace("windspeed", "Wind_speed"), ["'Wind_speed' is none", "did you mean windspeed?"]),
+        (f"{HEADER},GW\n{ROW},3", ["'GW' is none of them", "no others"]),
+        (f"{HEADER},windspeed\n{ROW},3", ["windspeed is there more than once"]),
+        ("windspeed\n3", ["utc_timestamp is missing", "rad_diffuse is missing"]),
+        (f"{HEADER}\n{ROW}".replace("5.2", "fast"), ["line 2, windspeed: 'fast'", "from 0 to 60 m/s"]),
+        (f"{HEADER}\n{ROW}".replace("5.2", ""), ["line 2, windspeed: nothing"]),
+        (f"{HEADER}\n{ROW}".replace("5.2", "NaN"), ["line 2, windspeed: 'NaN'"]),
+        (f"{HEADER}\n{ROW}".replace("5.2", "-inf"), ["line 2, windspeed: '-inf'"]),
+        (f"{HEADER}\n{ROW}".replace("5.2", "1_0"), ["line 2, windspeed: '1_0'"]),
+        (f"{HEADER}\n{ROW}".replace("18.5", "291.6"), ["line 2, temperature: '291.6'", "in range if they were in K"]),
+        (f"{HEADER}\n{ROW}".replace("410", "-3"), ["line 2, rad_horizontal: '-3'", "from 0 to 1400 W/m²"]),
+        (f"{HEADER}\n{ROW}".replace("Z", ""), ["line 2, utc_timestamp", "with its zone"]),
+        (f"{HEADER}\n{ROW}".replace("12:00", "12:30"), ["line 2, utc_timestamp", "the start of an hour"]),
+        (f"{HEADER}\n{ROW}".replace("2016-06-01T12:00:00Z", "now"), ["line 2, utc_timestamp: 'now'"]),
+        (f"{HEADER}\n{ROW}".replace("2016", "0001"), ["of the years 1900 to 2100"]),
+        (f"{HEADER}\n{ROW}".replace("2016-06-01T12", "0001-01-01T00").replace("Z", "+23:00"), ["utc_timestamp"]),
+        (f"{HEADER}\n{ROW}\n2016-06-01T13:00Z,\xe4,1,1,1".encode("latin-1"), ["Line 3 is not text in UTF-8"]),
+        (bytes(range(256)) * 40, ["Line 2", "not text in UTF-8"]),
+        (f'{HEADER}\n"{ROW}', ["cannot be read as CSV"]),
+        (b"\0" * 4000, ["has not the columns"]),
+        (f"{HEADER}\n" + f"{ROW}\n" * 9001, ["too much", "more than 9000 rows"]),
+        (b" x" * 1_000_001, ["too much", "2,000,002 bytes"]),
+        (_month(windspeed=18.0), ["mean of windspeed", "18", "at most 10 m/s", "km/h"]),
+    ],
+)  # fmt: skip
+def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
+    """Every fault names the lines and columns, what stands there, and what was allowed."""
+    told = _refused(content)
+    assert [word for word in words if word not in told] == [], told
+    assert len(told) < 1500
+
+
+def test_a_month_of_ordinary_weather_is_taken():
+    """What is usual of a month is nobody's fault."""
+    assert len(weather.from_csv(_month().encode())) == 720
+
+
+def test_many_faults_are_counted():
+    """Of many faulty cells the first five are named, and the rest counted."""
+    rows = "".join(f"2016-06-01T{hour:02}:00Z,x,1,1,1\n" for hour in range(20))
+    told = _refused(f"{HEADER}\n{rows}")
+    assert "20 cells cannot be used." in told
+    assert told.count("windspeed: 'x'") == 5
+    assert "... and 15 more" in told
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, ["no list"]),
+        ({"rows": []}, ["no list"]),
+        ([], ["no rows"]),
+        ([RECORD, 7], ["Row 2 is no object"]),
+        ([{}], ["Row 1", "windspeed is missing"]),
+        ([RECORD | {"wind": 1}], ["Row 1", "'wind' is none of them"]),
+        ([RECORD | {"windspeed": "5.2"}], ["row 1, windspeed: '5.2'"]),
+        ([RECORD | {"windspeed": None}], ["row 1, windspeed: None"]),
+        ([RECORD | {"windspeed": True}], ["row 1, windspeed: True"]),
+        ([RECORD | {"windspeed": [5.2]}], ["row 1, windspeed: [5.2]"]),
+        ([RECORD | {"windspeed": float("nan")}], ["row 1, windspeed: nan"]),
+        ([RECORD | {"windspeed": 10**400}], ["row 1, windspeed: 1000"]),
+        ([RECORD | {"utc_timestamp": 1464782400}], ["row 1, utc_timestamp"]),
+        ([RECORD] * 9001, ["9001 rows"]),
+    ],
+)
+def test_records_are_refused_with_place_and_what_was_allowed(rows, words):
+    """JSON is held against the same rules; texts and truths are no numbers."""
+    told = _refused_records(rows)
+    assert [word for word in words if word not in told] == [], told
+
+
+# -- whatever comes ----------------------------------------------------------------------------------------------------
+CELLS = st.one_of(st.text(max_size=8), st.floats().map(str), st.integers().map(str), st.datetimes().map(str))
+ALMOST = st.builds(
+    lambda header, rows, end: end.join([",".join(header), *(",".join(row) for row in rows)]).encode(),
+    st.one_of(st.just(INPUTS), st.lists(st.sampled_from([*INPUTS, "x"]), max_size=6)),
+    st.lists(st.lists(CELLS, min_size=5, max_size=5), max_size=4),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+)
+JSONABLE = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=10)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.one_of(st.sampled_from(INPUTS), st.text()), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(st.binary(max_size=300), ALMOST, st.text(max_size=200).map(lambda text: f"{HEADER}\n{text}".encode())))
+def test_any_bytes_are_a_frame_or_an_error_in_words(content):
+    """No content of a file ends in another exception, or in a frame that breaks the rules."""
+    try:
+        frame = weather.from_csv(content)
+    except DataError:
+        return
+    assert np.isfinite(frame[INPUTS[1:]]).all(axis=None)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.one_of(JSONABLE, st.lists(st.fixed_dictionaries(dict.fromkeys(INPUTS, JSONABLE)), max_size=2)))
+def test_any_json_is_a_frame_or_an_error_in_words(rows):
+    """Nor does anything that JSON can say."""
+    json.dumps(rows)
+    with contextlib.suppress(DataError):
+        assert len(weather.from_records(rows)) == len(rows)
+
+
+ROWS = st.tuples(st.integers(0, 200 * 365 * 24), *(st.floats(*RANGES[name]) for name in INPUTS[1:]))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(ROWS, min_size=1, max_size=30, unique_by=lambda row: row[0]))
+def test_frame_comes_back_from_csv_as_it_was(rows):
+    """Whatever weather can be: written to CSV by pandas and read again it is the same to the last digit."""
+    frame = pd.DataFrame(rows, columns=INPUTS)
+    frame["utc_timestamp"] = (
+        pd.Timestamp(1900, 1, 1, tz="UTC") + pd.to_timedelta(frame["utc_timestamp"], "h")
+    ).dt.as_unit("us")
+    frame[INPUTS[1:]] += 0.0  # of both zeros the one without a sign
+    pd.testing.assert_frame_equal(weather.from_csv(frame.to_csv(index=False).encode()), frame, check_exact=True)
