@@ -6,7 +6,7 @@ import os
 
 import click
 
-from workshop.cli import data, models, pipeline, servers
+from workshop.cli import data, models, pipeline, report, servers
 
 # Everything else is imported by the command that needs it: `workshop --help` answers at once.
 
@@ -33,6 +33,6 @@ for command in (
     *(servers.up, servers.down, servers.status, servers.config, servers.doctor),
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
-    *(models.promote, data.data),
+    *(models.promote, data.data, report.report),
 ):
     main.add_command(command)
