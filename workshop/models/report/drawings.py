@@ -37,7 +37,7 @@ def week(told: Week, misses: list[Miss], measured_name: str, *, width: float, le
     hours = _on_grid(told, told.hours)
     predicted = None if told.predicted is None else _on_grid(told, told.predicted)
     ends = () if told.band is None else [_on_grid(told, end) for end in told.band]
-    with _style(letters):
+    with _style(letters, f"week {width}"):
         figure = _figure(width, 4.3)
         for axes, target in zip(figure.subplots(2, 1, sharex=True), TARGETS, strict=True):
             if ends:
@@ -65,7 +65,7 @@ def outlook(rows: pd.DataFrame, *, width: float, letters: float) -> str:
     ``rows`` has a row a week, in order: `week` (its name) and for each of `TARGETS` the columns `<target>_least`,
     `_middle`, `_most` (of other years) and `_measured`, NaN where there is none.
     """
-    with _style(letters):
+    with _style(letters, f"outlook {width}"):
         figure = _figure(width, 2.5 if width > SMALL else 4.4, below=0.55, gap=0.4)
         shape = (1, 2) if width > SMALL else (2, 1)
         for axes, target in zip(figure.subplots(*shape), TARGETS, strict=True):
@@ -123,13 +123,13 @@ def _figure(width: float, height: float, *, below: float = 0.3, gap: float = 0.2
     return figure
 
 
-def _style(letters: float):
+def _style(letters: float, name: str):
     import matplotlib as mpl
 
     return mpl.rc_context(
         {
             "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
-            "svg.hashsalt": "report",  # the same week gives the same file
+            "svg.hashsalt": name,  # the same week gives the same text, and a page of several figures no id twice
             "font.size": letters,
             "axes.titlesize": letters + 0.5,
             "axes.edgecolor": GRID,
