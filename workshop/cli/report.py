@@ -52,8 +52,10 @@ def report(
         click.echo(f"{len(done) - len(failed)} of {len(done)} weeks in {folder}")
     for made in failed:
         tell(f"{made.week}: {made.error}")
-    if to_paper and not any(made.printed for made in done) and not failed:
-        tell("No PDF: there is no Chromium to print it. Any browser prints the HTML file.")
+    unprinted = [made.week for made in done if not made.printed and not made.error]
+    if to_paper and unprinted:
+        which = "No PDF" if len(done) == 1 else f"No PDF of {len(unprinted)} weeks"
+        tell(f"{which}: no Chromium to print it where the page was made. Any browser prints the HTML file.")
     raise SystemExit(1 if failed else 0)
 
 
