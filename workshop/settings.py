@@ -28,9 +28,9 @@ KERNEL_IMPORTS = (
     "mlflow.sklearn", "mlflow.keras", "mlflow.pyfunc.scoring_server", "mlflow.models.display_utils",
     "mlflow.tracing.processor.mlflow_v3", "mlflow.tracking.request_header.registry", "git", "workshop.data.figures",
     "workshop.data.origin", "workshop.data.own", "workshop.data.prepare", "workshop.data.split",
-    "workshop.data.validation_page", "workshop.data.weeks",
+    "workshop.data.validation_page", "workshop.data.weeks", "matplotlib.backends.backend_svg",
     "workshop.engine.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
-    "workshop.models.tracking", "workshop.models.loading:rehearse",
+    "workshop.models.report.page", "workshop.models.tracking", "workshop.models.loading:rehearse",
 )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ class Serving:
         log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
 
     def _look_at_registry(self) -> None:
-        found = _production()
+        found = _production(self.now.production)
         self.answered = time.monotonic()
         self._settle("registry")
         if found is None:
@@ -224,12 +224,15 @@ class Serving:
             self.now = replace(self.now, troubles=self.now.troubles | {subject: Trouble(since, text)}, memo=Memo())
 
 
-def _production() -> Production | None:
-    """Ask the registry; ServiceError when it does not answer in time, or in no way that MLflow's client understands."""
+def _production(known: Production | None) -> Production | None:
+    """Return what is in production, see `registry.production`.
+
+    ServiceError when the registry does not answer in time, or in no way that MLflow's client understands.
+    """
     from workshop.models.registry import production
 
     try:
-        return production()
+        return production(known)
     except WorkshopError:
         raise
     except Exception as error:  # noqa: BLE001 - MLflow's, its client's and the network's have no base of their own

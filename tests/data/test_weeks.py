@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
+
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from workshop.data.weeks import select_week
+from workshop.data.weeks import between, monday, mondays, name_of, names, select_week
 from workshop.errors import ParameterError
 
 
@@ -44,3 +48,45 @@ def test_week_without_hours_names_the_weeks_there_are(hours):
     """A week outside the data: the range is said."""
     with pytest.raises(ParameterError, match="2016-W39 to 2016-W41"):
         select_week(hours, "2014-W01")
+
+
+@given(st.dates(min_value=date(1, 1, 1), max_value=date(9999, 12, 25)))
+def test_every_day_lies_in_the_week_that_its_name_begins(day):
+    """From a day to the name of its week and back to its Monday, for all years of the calendar."""
+    start = monday(name_of(day))
+    assert start.date() <= day < start.date() + timedelta(weeks=1)
+    assert start.date().isoweekday() == 1
+
+
+@given(st.text() | st.from_regex(r"\d{4}-W\d{2}", fullmatch=True))
+def test_any_text_is_a_week_or_told_to_be_none(text):
+    """Never another error, whatever is typed; digits of other scripts are none of ours."""
+    try:
+        start = monday(text)
+    except ParameterError as error:
+        told = error.expected
+    else:
+        told = name_of(start) == text
+    assert told
+
+
+def test_weeks_of_a_frame_are_named_in_order(hours):
+    """Each week that has an hour, once; each hour belongs to the Monday before it."""
+    assert names(hours) == ["2016-W39", "2016-W40", "2016-W41"]
+    starts = mondays(hours.utc_timestamp)
+    assert (starts <= hours.utc_timestamp).all()
+    assert ((hours.utc_timestamp - starts) < pd.Timedelta(weeks=1)).all()
+
+
+def test_weeks_between_two_count_over_the_end_of_a_long_year():
+    """2015 has 53 weeks; both ends are included."""
+    assert between("2015-W52..2016-W01") == ["2015-W52", "2015-W53", "2016-W01"]
+    assert between("2016-W01..2016-W01") == ["2016-W01"]
+
+
+@pytest.mark.parametrize("text", ["", "..", "2016-W01", "2016-W01..", "2016-W02..2016-W01", "1000-W01..2016-W01"])
+def test_weeks_between_what_is_none_say_what_was_expected(text):
+    """No two names, the wrong way round, more weeks than anyone reads."""
+    with pytest.raises(ParameterError) as caught:
+        between(text)
+    assert caught.value.expected

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from workshop.cli import data, models, pipeline, servers
+from workshop.cli import data, models, pipeline, report, servers
 
 # Everything else is imported by the command that needs it: `workshop --help` answers at once.
 
@@ -34,6 +34,6 @@ for command in (
     *(servers.up, servers.down, servers.status, servers.config, servers.doctor),
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
-    *(models.promote, models.rollback, models.history, models.lineage, data.data),
+    *(models.promote, models.rollback, models.history, models.lineage, data.data, report.report),
 ):
     main.add_command(command)

@@ -70,11 +70,13 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
 def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
     """Return the share of a processed frame's hours whose generation lies between ``low`` and ``high``, ends included.
 
-    `coverage_solar` counts the hours with the sun up only: at night every band that holds zero is right.
+    `coverage_solar` counts the hours with the sun up only, NaN without any: at night every band that holds zero is
+    right.
     """
     inside = ((frame[TARGETS] >= low[TARGETS]) & (frame[TARGETS] <= high[TARGETS])).to_numpy()
     day = derive(frame)["sun_elevation"].to_numpy() > 0
-    return {"coverage_solar": float(inside[day, 0].mean()), "coverage_wind": float(inside[:, 1].mean())}
+    solar = float(inside[day, 0].mean()) if day.any() else float("nan")
+    return {"coverage_solar": solar, "coverage_wind": float(inside[:, 1].mean())}
 
 
 def _thin(frame: pd.DataFrame, most: int = HOURS) -> pd.DataFrame:
