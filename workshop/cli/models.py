@@ -11,6 +11,8 @@ import click
 
 from workshop.cli.printing import json_option, one_line, print_rows
 
+PIPELINE_ATTEMPTS = 5
+
 
 @click.command()
 @click.argument("candidate", type=click.Path(dir_okay=False, path_type=Path), required=False)
@@ -31,8 +33,10 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
     Example:  workshop promote --why "better in winter"
               workshop promote --dry-run
     """
+    import tenacity
+
     from workshop.data import schema
-    from workshop.errors import ParameterError, PromotionRefused
+    from workshop.errors import ParameterError, PromotionConflict, PromotionRefused
     from workshop.models import registry
     from workshop.models.promotion import Policy
     from workshop.parameters import read_stage
@@ -46,12 +50,21 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
     policy = Policy(**read_stage(pipeline / "params.yaml", "promote").model_dump())
     run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
     held_out = schema.read(pipeline / "data" / "test.parquet")
-    verdict, champion = registry.judge(run_id, model_uri, held_out, policy)
-    if force:
-        verdict = registry.force(verdict)
-    now = champion
-    if verdict.promoted and not dry_run:
-        now = registry.apply(verdict, run_id, model_uri, champion, why or "promoted on the command line")
+
+    def put_before_the_gate():
+        verdict, champion = registry.judge(run_id, model_uri, held_out, policy)
+        verdict = registry.force(verdict) if force else verdict
+        if not verdict.promoted or dry_run:
+            return verdict, champion
+        return verdict, registry.apply(verdict, run_id, model_uri, champion, why or "promoted on the command line")
+
+    # A person is told when somebody else was first. A pipeline asks again, since nobody would for it.
+    again = tenacity.retry(
+        retry=tenacity.retry_if_exception_type(PromotionConflict),
+        stop=tenacity.stop_after_attempt(PIPELINE_ATTEMPTS if decision else 1),
+        reraise=True,
+    )
+    verdict, now = again(put_before_the_gate)()
     record = verdict.as_dict() | {"candidate_run": run_id, "production": now.as_dict() if now else None}
     record["dry_run"] = dry_run
     if decision:
