@@ -100,7 +100,8 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
     assert f"off by {off.wind_GW:.2f} GW" in text
     assert f"{off.mean():.2f} GW is how far a prediction was off" in text
     inside = told.hours.wind_GW.between(told.band[0].wind_GW, told.band[1].wind_GW).mean()
-    assert f"{100 * inside:.0f} of 100 hours of wind power lay where the model expects 80 of 100" in text
+    assert f"did so in {100 * inside:.0f} of 100 hours of wind power" in text
+    assert re.search(rf"{100 * inside:.0f} and \d+ % of the hours of wind and of solar power", text)
     assert text.count(" m/s ") >= 7
     assert "modelled" in text
     assert "Deutscher Wetterdienst" in text
