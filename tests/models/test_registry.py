@@ -280,6 +280,34 @@ def test_two_promotions_at_once_make_one_winner(registered_model, candidates):
     assert told() == [("promoted", "1", None), ("promoted", "2", "1")]
 
 
+@pytest.mark.parametrize(("options", "code", "moves"), [([], 1, 1), (["--decision"], 0, 2)])
+def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
+    registered_model, candidates, tmp_path, monkeypatch, options, code, moves
+):
+    """Somebody promotes between verdict and move: a pipeline's candidate is held against that version in turn."""
+    from click.testing import CliRunner
+
+    from workshop.cli.models import promote as command
+
+    better, worse = candidates
+    judge = registry.judge
+
+    def judge_slowly(*arguments):
+        verdict = judge(*arguments)
+        if not history.read():
+            promote(worse, "in between")
+        return verdict
+
+    monkeypatch.setattr(registry, "judge", judge_slowly)
+    run_id, model_uri = better.split(",")
+    file, decision = tmp_path / "candidate.json", tmp_path / "decision.json"
+    file.write_text(json.dumps({"run_id": run_id, "model_uri": model_uri}))
+    done = CliRunner().invoke(command, [str(file), *options, *[str(decision)] * len(options)])
+    assert done.exit_code == code, done.output
+    assert told() == [("promoted", "1", None), ("promoted", "2", "1")][:moves]
+    assert ("Somebody else was first" in done.output) is (code == 1)
+
+
 @pytest.mark.filterwarnings("ignore:Operation with range")  # MLflow's own, while it keeps the input example
 def test_judge_disqualifies_a_champion_that_was_registered_by_hand(registered_model, candidates, in_workplace):
     """A model that was logged without the hours it learned from is scored, but does not block the candidate."""
