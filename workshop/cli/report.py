@@ -69,7 +69,7 @@ def _one(pipeline: Path, week: str | None, folder: Path, to_paper: bool):
         week = read_stage(pipeline / "params.yaml", "report").week
     frame = _frame(pipeline)
     week, _ = select_week(frame, week)  # a mistake in it is told before the model is loaded
-    return reports.write(reports.make(_evidence(pipeline, frame), week, _template(pipeline), to_paper=to_paper), folder)
+    return reports.write(reports.make(_evidence(frame), week, _template(pipeline), to_paper=to_paper), folder)
 
 
 def _many(pipeline: Path, weeks: str | None, folder: Path, to_paper: bool) -> list:
@@ -82,7 +82,7 @@ def _many(pipeline: Path, weeks: str | None, folder: Path, to_paper: bool) -> li
     wanted = None if weeks is None else between(weeks)
     frame = _frame(pipeline)
     wanted = wanted or names(frame)
-    making = reports.make_many(_evidence(pipeline, frame), wanted, _template(pipeline), folder, to_paper=to_paper)
+    making = reports.make_many(_evidence(frame), wanted, _template(pipeline), folder, to_paper=to_paper)
     done = list(tqdm(making, total=len(wanted), desc="reports", unit="week", file=sys.stderr, disable=None))
     return sorted(done, key=lambda made: made.week)
 
@@ -103,11 +103,11 @@ def _frame(pipeline: Path):
     return schema.read(file)
 
 
-def _evidence(pipeline: Path, frame):
+def _evidence(frame):
     from workshop.models import registry
     from workshop.models.report.evidence import gather
 
-    return gather(frame, registry.production(), pipeline / "data" / "train.parquet")
+    return gather(frame, registry.production())
 
 
 def _template(pipeline: Path) -> str:

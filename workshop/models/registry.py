@@ -105,6 +105,13 @@ def recorded(version: ModelVersion) -> dict[str, str]:
     return {name: value for name, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
 
 
+def tags_of(production: Production) -> dict[str, str]:
+    """Return the tags of a version's run; where it was purged, those that the record kept."""
+    client = connect()
+    version = client.get_model_version(REGISTERED_MODEL, production.version)
+    return recorded(version) | _tags_of_run(client, version.run_id)
+
+
 def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:
     """Score candidate and champion anew on the same held-out hours and decide; nothing is changed.
 
@@ -123,10 +130,7 @@ def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -
         return kept, champion
     defender = None
     if champion is not None:
-        version = client.get_model_version(REGISTERED_MODEL, champion.version)
-        # What the record says of a model outlives its run.
-        tags = recorded(version) | _tags_of_run(client, champion.run_id)
-        defender = evaluate(champion.model_uri, tags, held_out)
+        defender = evaluate(champion.model_uri, tags_of(champion), held_out)
     return decide(candidate, defender, policy), champion
 
 

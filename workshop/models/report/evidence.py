@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop.data import origin, weeks
 from workshop.data.schema import TARGETS
-from workshop.models import history, lineage
+from workshop.models import history, lineage, registry
 from workshop.models.history import Move
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
@@ -83,11 +82,10 @@ class Week:
         return pd.Timestamp(weeks.monday(self.name))
 
 
-def gather(frame: DataFrame, production: Production | None, learned_from: Path | None = None) -> Evidence:
+def gather(frame: DataFrame, production: Production | None) -> Evidence:
     """Return the evidence for a processed frame and what is in production.
 
-    ``learned_from`` is the table that the pipeline's models learn from: it counts if the model's run names the same
-    bytes. Raises ModelError when the model cannot be loaded or used.
+    Raises ModelError when the model cannot be loaded or used.
     """
     from workshop.models.loading import load
 
@@ -100,24 +98,19 @@ def gather(frame: DataFrame, production: Production | None, learned_from: Path |
         band=model.predict_band(frame),
         coverage=model.coverage,
         production=production,
-        learned_until=_learned_until(production, learned_from),
+        learned_until=_learned_until(production),
         lineage=_lineage(production.version),
         history=_history(),
     )
 
 
-def _learned_until(production: Production, learned_from: Path | None) -> Timestamp | None:
-    """Return the last hour of the table, if it is the one that the model's run says it learned from."""
+def _learned_until(production: Production) -> Timestamp | None:
     import pandas as pd
 
-    from workshop.models.tracking import connect, file_hash
+    from workshop.models.evaluation import learned
 
-    if learned_from is None or not learned_from.exists() or not production.run_id or not production.run_url:
-        return None
-    tags = connect().get_run(production.run_id).data.tags
-    if tags.get(f"workshop.data.{learned_from.name}") != file_hash(learned_from):
-        return None
-    return pd.read_parquet(learned_from, columns=["utc_timestamp"])["utc_timestamp"].max()
+    ends = learned(registry.tags_of(production))
+    return pd.Timestamp(ends[1]) if ends else None
 
 
 def _lineage(version: str) -> tuple[Link, ...]:
