@@ -49,16 +49,26 @@ def make_app(serving: Serving) -> Dash:
 
 def serve(settings: Settings) -> None:
     """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
-    import waitress
-
     refuse_beyond_loopback(settings, "dashboard")
     serving = Serving(settings.pipeline / "data" / "germany.parquet")
-    app = make_app(serving)
+    server = listen(make_app(serving), settings.host, settings.dashboard_port)
+    serving.start()
+    logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
+    server.run()
+
+
+def listen(app: Dash, host: str, port: int):
+    """Return a server that listens, to be `run`: one process, as what takes time is computed once for all readers.
+
+    It refuses a body that says it is too large before reading it. Raises ServiceError when the port is taken.
+    """
+    import waitress
+
     try:
-        server = waitress.create_server(
+        return waitress.create_server(
             app.server,
-            host=settings.host,
-            port=settings.dashboard_port,
+            host=host,
+            port=port,
             threads=THREADS,
             connection_limit=MOST_CONNECTIONS,
             ident=None,
@@ -67,19 +77,17 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         raise ServiceError(
             "The dashboard cannot listen on its address.",
-            value=f"{settings.host}:{settings.dashboard_port}: {error.strerror}",
+            value=f"{host}:{port}: {error.strerror}",
             expected="a free port",
             next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
         ) from None
-    serving.start()
-    logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
-    server.run()
 
 
 def main() -> None:
     """Serve as the settings say; a foreseeable failure is told in words, with exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # The log is read by people: no bar for each file of a model.
+    # The log is read by people: no line for each reader who waits a moment, and no bar for each file of a model.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A server that is frozen is noticed in seconds; the follower tries again by itself.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -153,13 +153,14 @@ def test_only_uploads_may_be_large(made):
     assert sent(other, 600_000) == 200
 
 
-def test_answers_are_made_once_and_forgotten_with_what_was_served(made, served, monkeypatch):
+def test_answers_are_made_once_and_forgotten_with_what_was_served(served, data_file, monkeypatch):
     """The same request is answered from memory until another version speaks; a file that was handed in is not kept."""
     from dataclasses import replace
 
-    import memo
+    import app
     import pages.outlook
     import pages.your_weather
+    import serving
 
     drawn = []
     for module, function in ((pages.outlook, "_answers"), (pages.your_weather, "decoded")):
@@ -167,8 +168,17 @@ def test_answers_are_made_once_and_forgotten_with_what_was_served(made, served, 
         monkeypatch.setattr(
             module, function, lambda *args, original=original: drawn.append(original.__name__) or original(*args)
         )
-    app, client = made(replace(served, memo=memo.Memo()))
+    followed = serving.Serving(data_file)
+    followed._take(**{name: getattr(served, name) for name in ("production", "model", "frame", "predicted", "band")})
+    made = app.make_app(followed)
+    client = made.server.test_client()
+
+    def ask(output: str) -> bytes:
+        return client.post(URL, json=body_of(made, output_with(made, output))).data
+
     for output in ("outlook-figure.figure", UPLOAD):
-        answers = [client.post(URL, json=body_of(app, output_with(app, output))).data for _ in range(3)]
-        assert len(set(answers)) == 1
+        assert len({ask(output) for _ in range(3)}) == 1
     assert drawn == ["_answers", *["decoded"] * 3]
+    followed._take(production=replace(served.production, version="8"))
+    ask("outlook-figure.figure")
+    assert drawn[4:] == ["_answers"]
