@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -31,19 +32,24 @@ CALLBACK = "outlook-figure.figure"
 
 STATIC, INDEX, OUTLOOK, PREDICT = "a static file", "the first page", "a period's figure", "`POST /predict`"
 USUAL = "model loaded for each request"
-OURS = "the dashboard, 50 readers"
 
 
-def _figure(kind: str, what: str, connections: int) -> str:
-    return f"{kind}, {connections} connections: {what}"
+def _side(kind: str, connections: int) -> str:
+    return f"{kind}, {connections} connections"
 
+
+def _figure(side: str, what: str) -> str:
+    return f"{side}, {what}"
+
+
+AN_ANSWER = "an answer takes"
 
 ROWS = (
     # Of a file that is read and sent by the same WSGI server, and of Dash the usual way.
-    Ratio("a period's figure with key figures: time an answer", USUAL, OURS, 20, unit="ms"),
-    Ratio("a static file of that size, 50 readers: time an answer", OURS, STATIC, unit="ms"),
+    Ratio(f"{OUTLOOK}, 50 readers", _figure(USUAL, AN_ANSWER), _figure(_side(OUTLOOK, 50), AN_ANSWER), 20, unit="ms"),
+    Ratio("a static file of that size", _figure(STATIC, AN_ANSWER), _figure(_side(OUTLOOK, 50), AN_ANSWER), unit="ms"),
     *(
-        Figure(f"{kind}, {connections} connections: 95 % are answered within", _figure(kind, "p95", connections), "ms",
+        Figure(f"{_side(kind, connections)}: 95 % are answered within", _figure(_side(kind, connections), "p95"), "ms",
                at_most=most)
         for kind, connections, most in (
             (INDEX, 50, 100), (INDEX, 200, 150), (OUTLOOK, 50, 100), (OUTLOOK, 200, 150), (PREDICT, 50, 100),
@@ -100,23 +106,17 @@ def sides(place: Place) -> list[Side]:
     callbacks = f"{dashboard}/_dash-update-component"
     answer = folder / "answer.json"
     answer.write_bytes(requests.post(callbacks, json=bodies[OUTLOOK][0], timeout=30).content)
-    data = place.settings.pipeline / "data" / "germany.parquet"
+    data = Path(shutil.copy(place.settings.pipeline / "data" / "germany.parquet", folder))
     asked = {
         INDEX: (f"{dashboard}/", None),
         OUTLOOK: (callbacks, files[OUTLOOK]),
         PREDICT: (f"{dashboard}/predict", files[PREDICT]),
     }
     return [
-        Side(
-            USUAL,
-            partial(_beside, place, USUAL_PROGRAM, data, "_dash-update-component", files[USUAL], USUAL_CONNECTIONS),
-        ),
-        Side(STATIC, partial(_beside, place, STATIC_PROGRAM, answer, "", None, CONNECTIONS[0])),
+        Side(USUAL, partial(_usual, place, data, files[USUAL])),
+        Side(STATIC, partial(_static, place, answer)),
         *(
-            Side(
-                OURS if (kind, connections) == (OUTLOOK, CONNECTIONS[0]) else f"{kind}, {connections} connections",
-                partial(_ours, kind, connections, *asked[kind]),
-            )
+            Side(_side(kind, connections), partial(_ours, kind, connections, *asked[kind]))
             for kind in asked
             for connections in CONNECTIONS
         ),
@@ -124,26 +124,36 @@ def sides(place: Place) -> list[Side]:
 
 
 def _ours(kind: str, connections: int, url: str, bodies: Path | None) -> Mapping[str, float]:
-    found = run(url, connections, SECONDS, bodies)
-    told = {_figure(kind, "p50", connections): found["p50"], _figure(kind, "p95", connections): found["p95"]}
-    return {"seconds": 1000 / found["per_second"], **told} | ({"errors": found["errors"]} if connections == 200 else {})
+    found, side = run(url, connections, SECONDS, bodies), _side(kind, connections)
+    told = {_figure(side, what): found[what] for what in ("p50", "p95")}
+    failed = {"errors": found["errors"]} if connections == CONNECTIONS[-1] else {}
+    return {_figure(side, AN_ANSWER): 1000 / found["per_second"]} | told | failed
 
 
-def _beside(
-    place: Place, program: str, argument: Path, path: str, bodies: Path | None, connections: int
-) -> Mapping[str, float]:
-    """Ask another program, which runs for as long."""
-    with _started(place, program, argument) as url:
-        found = run(f"{url}/{path}", connections, SECONDS, bodies)
+def _usual(place: Place, data: Path, bodies: Path) -> Mapping[str, float]:
+    with _started(place, USUAL_PROGRAM, data) as url:
+        return _an_answer(USUAL, run(f"{url}/_dash-update-component", USUAL_CONNECTIONS, SECONDS, bodies))
+
+
+def _static(place: Place, file: Path) -> Mapping[str, float]:
+    with _started(place, STATIC_PROGRAM, file) as url:
+        return _an_answer(STATIC, run(f"{url}/", CONNECTIONS[0], SECONDS))
+
+
+def _an_answer(side: str, found: Mapping[str, float]) -> Mapping[str, float]:
     if found["errors"]:
-        raise RuntimeError(f"{found['errors']} of {found['answers']} requests failed")
-    return {"seconds": 1000 / found["per_second"]}
+        raise RuntimeError(f"{side}: {found['errors']} of {found['answers']} requests failed")
+    return {_figure(side, AN_ANSWER): 1000 / found["per_second"]}
 
 
 @contextlib.contextmanager
 def _started(place: Place, program: str, argument: Path) -> Iterator[str]:
-    port = free_port()
-    with subprocess.Popen([sys.executable, "-c", program, str(port), argument], env=place.environment) as process:
+    port, environment = free_port(), place.environment | {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    command = [sys.executable, "-c", program, str(port), argument]
+    with (
+        argument.with_name("log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+    ):
         try:
             _wait_for(f"http://127.0.0.1:{port}/", lambda answer: answer.ok)
             yield f"http://127.0.0.1:{port}"

@@ -15,14 +15,15 @@ def register(app: Dash, serving: Serving) -> None:
 
     @app.callback(
         Output("navigation", "children"),
-        Output("title", "data"),
+        Output("shown", "data"),
         Output("page", "children"),
         Input("asked", "data"),
         prevent_initial_call=True,
     )
     def show_page(asked):
         """Show the page of another address, without a reload."""
-        return layout.view(serving.now, address.of(asked))
+        links, title, content = layout.view(serving.now, address.of(asked))
+        return links, [asked, title], content
 
     @app.callback(
         Output("revision", "data"),
@@ -49,8 +50,7 @@ def register(app: Dash, serving: Serving) -> None:
 
     app.clientside_callback(
         ClientsideFunction("address", "name_window"),
-        Input("title", "data"),
-        State("asked", "data"),
+        Input("shown", "data"),
     )
     for page in pages.PAGES:
         page.register(app, serving)

@@ -42,7 +42,7 @@ def whole(served: Served, asked: str) -> html.Div:
             dcc.Store(id="revision", data=served.revision),
             dcc.Store(id="spoke", data=speaker(served)),  # the version that spoke when the page was opened
             dcc.Store(id="asked", data=asked),  # the address that is to be shown; `assets/address.js` sets it
-            dcc.Store(id="title", data=title),
+            dcc.Store(id="shown", data=[asked, title]),  # the address that is shown, and what the window is called
             html.Header(
                 [
                     html.Div(

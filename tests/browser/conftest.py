@@ -26,6 +26,14 @@ version = tracking.connect().create_model_version(
 print("version", version.version)
 """
 
+BUSY_SECONDS = 15.0  # to wait for what a page shows: the machine has other things to do
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> None:
+    """Let the pages of a busy machine take their time."""
+    pytest.importorskip("playwright.sync_api").expect.set_options(timeout=BUSY_SECONDS * 1000)
+
 
 @pytest.fixture
 def registry(promoted) -> Iterator[Registry]:

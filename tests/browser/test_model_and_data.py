@@ -64,7 +64,9 @@ def test_data_page_counts_what_is_there_and_what_is_not(browser, url, promoted):
     missing = len(whole) - len(frame)
     with opened(browser, f"{url}/data") as page:
         expect(page.locator("#hours-hint")).to_contain_text(f"{len(frame):,} of {len(whole):,} hours")
-        counts = page.locator("#missing .heatmaplayer text").all_text_contents()
+        squares = page.locator("#missing .heatmaplayer text")
+        expect(squares).to_have_count(48)
+        counts = squares.all_text_contents()
         assert sum(map(int, counts)) == missing
         expect(page.locator("#gaps-hint")).to_contain_text(f"{missing} hours; counted, never filled")
         longest = page.locator("#gaps tbody tr").first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from workplace import ROOT
 
@@ -65,10 +67,11 @@ def made(served, data_file):
 
     def make(what=served):
         import app
+        import memo
         import serving
 
         followed = serving.Serving(data_file)
-        followed.now = what
+        followed.now = replace(what, memo=memo.Memo())  # what one test asked is unknown to the next
         made = app.make_app(followed)
         made.server.testing = False  # errors are answered, as they are in front of readers
         return made, made.server.test_client()

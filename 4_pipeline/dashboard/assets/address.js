@@ -30,10 +30,10 @@
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     address: {
-      name_window: function (title, asked) {
+      name_window: function ([address, title]) {
         document.title = title;
         // The first layout is made for the address that the browser tells; one that keeps it to itself asks here.
-        if (asked !== undefined && asked !== here()) show();
+        if (address !== here()) show();
       },
       keep_period: function (start, end, latest) {
         if (!start || !end || !document.getElementById("outlook")) return;
