@@ -25,6 +25,7 @@ from workshop.models.registry import Production
 
 EVERY_SECONDS = 1.0
 RETRY_SECONDS = 15.0  # before a version that did not load is tried again
+ARTIFACTS_SECONDS = 5.0  # between two questions whether the artifact store answers
 RECORD_SECONDS = 30.0  # before the record is read again: a run may be added to after its promotion
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Served:
 
     ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
     it has one: what is the same for all readers is computed once. ``troubles`` are named by what they concern:
-    `registry`, `model` or `data`.
+    `registry`, `artifacts`, `model` or `data`.
     """
 
     looked: bool = False
@@ -184,11 +185,29 @@ class Serving:
         log.info("%s version %s speaks", found.name, found.version)
 
     def _keep_record(self) -> None:
-        reader = Reader()
+        reader, read_at = Reader(), time.monotonic()
         while True:
+            moved = self._moved.wait(ARTIFACTS_SECONDS)
             self._moved.clear()
-            self._read_record(reader)
-            self._moved.wait(RECORD_SECONDS)
+            if moved or time.monotonic() - read_at > RECORD_SECONDS:
+                self._read_record(reader)
+                read_at = time.monotonic()
+            self._look_at_artifacts()
+
+    def _look_at_artifacts(self) -> None:
+        """Ask whether the artifact store answers; the model that is loaded needs it no more, but the next one will."""
+        import mlflow
+
+        served = self.now
+        if served.production is None or "registry" in served.troubles:
+            return
+        try:
+            mlflow.artifacts.list_artifacts(artifact_uri=served.production.model_uri)
+        except Exception as error:  # noqa: BLE001 - MLflow's, its client's and the network's have no base of their own
+            log.debug("the artifact store: %r", error)
+            self._note("artifacts", "The artifact store does not answer; a new version could not be loaded.")
+        else:
+            self._settle("artifacts")
 
     def _read_record(self, reader: Reader) -> None:
         served = self.now

@@ -147,6 +147,22 @@ def test_frozen_tracking_server_is_noticed_and_survived(promoted, followed):
     _look_until(lambda: not followed.now.troubles, NOTICE_SECONDS, followed)
 
 
+def test_frozen_artifact_store_is_noticed_though_nothing_needs_it(promoted, followed):
+    """The FTP server says nothing: the model goes on, a new one could not come, and the page can say since when."""
+    followed._look_at_artifacts()
+    assert followed.now.troubles == {}
+    with frozen(promoted.settings.ftp_port):
+        began = time.monotonic()
+        followed._look_at_artifacts()
+        assert time.monotonic() - began < 2 * NOTICE_SECONDS
+        assert "artifact store does not answer" in followed.now.troubles["artifacts"].why
+        followed.look()  # the registry is not to blame
+        assert followed.now.troubles.keys() == {"artifacts"}
+        assert len(followed.now.predict(followed.now.frame.head())) == 5
+    followed._look_at_artifacts()
+    assert followed.now.troubles == {}
+
+
 def test_version_that_does_not_load_leaves_the_old_one_speaking(versions, followed):
     """A version whose model cannot be trusted is told, with its number; the one before goes on until it is replaced."""
     run_id = followed.now.production.run_id
