@@ -60,6 +60,9 @@ def whole(served: Served, asked: str) -> html.Div:
                 ],
                 className="bar",
             ),
+            html.Div(
+                id="connection", className="alert alert-danger", role="alert"
+            ),  # `assets/connection.js` writes there
             html.Div(message(served), id="message", role="status", **{"aria-live": "polite"}),
             html.Main(content, id="page", tabIndex="-1"),
             html.Footer(

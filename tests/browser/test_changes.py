@@ -85,6 +85,26 @@ def test_pages_without_servers_say_what_to_run(promoted, browser, tmp_path):
         expect(message).to_contain_text("workshop up")
 
 
+def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
+    """Requests are not answered any more: an open page says since when, until they are; no reload is needed."""
+    with Forwarder(int(url.rsplit(":", 1)[1])) as forwarder:
+        page = browser.new_page()
+        try:
+            page.goto(f"http://127.0.0.1:{forwarder.port}/what-if")
+            expect(page.locator("#model-version")).to_be_visible()
+            expect(page.locator("#connection")).to_be_hidden()
+            forwarder.cut = True
+            expect(page.locator("#connection")).to_contain_text("The dashboard does not answer since")
+            forwarder.cut = False
+            expect(page.locator("#connection")).to_be_hidden()
+            wind = page.locator("#what-if-wind")
+            before = wind.inner_text()
+            page.get_by_label("Wind speed at 10 m").fill("9")
+            expect(wind).not_to_have_text(before)
+        finally:
+            page.close()
+
+
 def test_pages_go_on_answering_while_the_registry_is_down(promoted, registry, browser, tmp_path):
     """When the tracking server falls silent the model goes on; a banner says since when, until it is back."""
     data = tmp_path / "4_pipeline" / "data"

@@ -1,0 +1,25 @@
+/* The dashboard's own process may be gone: Dash says nothing of requests that are not answered, so this does. */
+(function () {
+  "use strict";
+  const EVERY_MILLISECONDS = 3000;
+  const PATIENCE_MILLISECONDS = 5000;
+  let since = null;
+
+  async function answers() {
+    const signal = AbortSignal.timeout(PATIENCE_MILLISECONDS);
+    try { return (await fetch("/health", { cache: "no-store", signal })).ok; } catch (error) { return false; }
+  }
+  async function look() {
+    const place = document.getElementById("connection");
+    const is_there = await answers();
+    if (place && is_there === Boolean(since)) {
+      since = is_there ? null : new Date();
+      place.textContent = since
+        ? `The dashboard does not answer since ${since.toISOString().slice(11, 19)} UTC: what you see is from before, `
+          + "and nothing you set is answered. It goes on by itself as soon as it is back."
+        : "";
+    }
+    setTimeout(look, EVERY_MILLISECONDS);
+  }
+  setTimeout(look, EVERY_MILLISECONDS);
+})();
