@@ -73,7 +73,7 @@ def interpreter(version: str) -> str | None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("version", ["3.12", "3.13"])
+@pytest.mark.parametrize("version", [pytest.param("3.12", marks=pytest.mark.soak), "3.13"])
 def test_everything_imports_and_a_notebook_runs_on(version, tmp_path):
     """In a fresh environment of that Python: the pins install, all imports, a notebook runs with `--engine dask`."""
     python = interpreter(version)

@@ -60,15 +60,15 @@ def test_dashboard_shows_what_the_table_says(frame, tmp_path, told, legend, hint
         import sys
         from pathlib import Path
         sys.path.insert(0, {str(ROOT / "4_pipeline" / "dashboard")!r})
-        import layout
+        import layout, periods
+        from pages import outlook
         from serving import Served
         from workshop.data import schema
-        assert (layout.attribution(Served()), layout.modelled_hint(Served())) == ("", "")
+        assert (layout.attribution(Served()), outlook.modelled(Served())) == ("", "")
         frame = schema.read(Path({str(parquet)!r}))
         served = Served(looked=True, frame=frame, predicted=frame)
-        start, end = layout.default_period(served)
-        print(layout.attribution(served), layout.modelled_hint(served), sep="|", end="|")
-        print(layout.outlook_figure(served, start, end).data[0].name)
+        figure, *_ = outlook.answers(served, periods.chosen(served, None, None))
+        print(layout.attribution(served), outlook.modelled(served), figure.data[0].name, sep="|")
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
