@@ -199,6 +199,6 @@ def _lines(text: str) -> list:
 
 def _allowed(name: str) -> str:
     if name not in RANGES:
-        return "2016-06-01T12:00:00Z"
+        return "such as 2016-06-01T12:00Z"
     least, most = RANGES[name]
     return f"{least:,} to {most:,}"
