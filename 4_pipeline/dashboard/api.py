@@ -57,7 +57,10 @@ def register(server: Flask, serving: Serving) -> None:
                 )
             return jsonify(_answer(served, rows)), HTTPStatus.OK
         except DataError as error:
-            told = {"found": error.value, "expected": error.expected, "next": error.next_step}
+            found = (
+                "; ".join(line.strip() for line in str(error.value).splitlines()) if error.value is not None else None
+            )
+            told = {"found": found, "expected": error.expected, "next": error.next_step}
             return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.what, **told)
 
     @server.get("/openapi.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workshop.errors import ModelError
-from workshop.models import history, lineage
+from workshop.models import evaluation, history, lineage, registry
 from workshop.models.history import Move
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
@@ -30,12 +30,14 @@ log = logging.getLogger(__name__)
 class Record:
     """What is known of the model that speaks, read when it began to: none of it is needed to answer.
 
-    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`).
+    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`). ``learned_until`` is the
+    start of the last hour that the model learned from, as ISO 8601 has it; None when its run does not say.
     """
 
     history: tuple[Move, ...] = ()
     lineage: tuple[Link, ...] = ()
     explanations: dict[str, dict] = field(default_factory=dict)
+    learned_until: str | None = None
 
 
 class Reader:
@@ -50,6 +52,7 @@ class Reader:
             "history": lambda: tuple(history.read()),
             "lineage": lambda: tuple(lineage.of_version(production.version)),
             "explanations": lambda: explanations(production.run_id),
+            "learned_until": lambda: learned_until(production),
         }
         read = {}
         for name, read_part in parts.items():
@@ -62,6 +65,12 @@ class Reader:
                     log.warning("%s of version %s cannot be read: %r", name, production.version, error)
                 self._failed[name] = repr(error)
         return Record(**read)
+
+
+def learned_until(production: Production) -> str | None:
+    """Return the start of the last hour that a model learned from, if its run says so."""
+    ends = evaluation.learned(registry.tags_of(production))
+    return ends[1] if ends else None
 
 
 def explanations(run_id: str) -> dict[str, dict]:

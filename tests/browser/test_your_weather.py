@@ -37,6 +37,8 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
     hand_in(weather, content, "example.csv")
     expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("example.csv: 72 hours, by wind_solar version")
+    expect(weather.locator("#weather-said")).to_contain_text("example.csv: 72 hours, by wind_solar version")
+    assert weather.locator("#weather-answer").evaluate("part => part.closest('[aria-live], [role=status]')") is None
     expect(weather.locator(".weather-rows tbody tr")).to_have_count(12)
     with weather.expect_download() as predicted:
         weather.get_by_role("button", name="Download the predictions").click()

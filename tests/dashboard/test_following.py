@@ -191,6 +191,7 @@ def test_record_is_read_beside_the_model(followed):
     assert told.explanations.keys() == {"importance", "responses"}
     assert told.explanations["importance"]["data"]
     assert [link.kind for link in told.lineage] == list(lineage.KINDS)
+    assert told.learned_until
     assert followed.now.revision != revision
     followed._read_record(reader)
     assert followed.now.record is told

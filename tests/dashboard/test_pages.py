@@ -59,6 +59,22 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
         assert "No model is in production yet." in said
 
 
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [
+        ("2000-01-01T00:00:00Z", "New to the model: it learned from hours up to 01 Jan 2000."),
+        ("2100-01-01T00:00:00Z", "The model learned from all of these hours"),
+    ],
+)
+def test_outlook_tells_what_the_model_has_learned_from(made, until, said):
+    """Errors on hours that the model has learned from flatter it: the outlook says which hours are new to it."""
+    from memo import Memo
+    from record import Record
+
+    assert said in str(made("/outlook", record=Record(learned_until=until), memo=Memo()))
+    assert "learned" not in str(made("/outlook", memo=Memo()))
+
+
 def test_links_of_a_lineage_lead_to_pages_only(made):
     """What is recorded with a run could say anything: an address that is no page's is shown as a name, not linked."""
     from record import Record

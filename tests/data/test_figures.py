@@ -200,6 +200,19 @@ def test_prediction_draws_what_was_predicted_and_nothing_measured(frame, predict
     assert {trace.mode for trace in alone.data} == {"lines+markers"}
 
 
+@pytest.mark.parametrize(("apart", "count"), [("1h", 16), ("5h", 1752)], ids=["two stretches", "every fifth hour"])
+def test_prediction_shows_sparse_hours_of_a_long_time(apart, count):
+    """Hours in different years, and hours of which no day is whole, are drawn one by one, as points."""
+    half = count // 2
+    starts = [pd.date_range(start, periods=half, freq=apart, tz="UTC") for start in ("2013-06-01", "2016-06-01")]
+    weather = pd.DataFrame({"utc_timestamp": starts[0].append(starts[1])})
+    predicted = pd.DataFrame({"solar_GW": 1.0, "wind_GW": np.arange(count, dtype=float)})
+    figure = figures.prediction(weather, predicted)
+    assert drawn(figure, "wind predicted")[0].dropna().tolist() == predicted["wind_GW"].tolist()
+    assert {trace.mode for trace in figure.data} == {"lines+markers"}
+    assert "daily" not in figure.layout.xaxis2.title.text
+
+
 @pytest.mark.parametrize(("by", "groups"), [("hour", 24), ("month", 1)])
 def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     """Points are medians by hour or month, with the middle half of the hours; too much is above zero."""

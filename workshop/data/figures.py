@@ -28,7 +28,7 @@ INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 SCORES = {"r2": "both", "r2_solar": "solar", "r2_wind": "wind"}
 SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS["wind_GW"]}
 HOURS_A_DAY = 24
-DAYS_OF_HOURS = 100  # a longer period is drawn as daily means: its hours would be thinner than a pixel
+DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
 BINS = 60
 FEW_HOURS = 48
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
@@ -62,16 +62,17 @@ def measured_and_predicted(
     """Draw measured (grey) and predicted (coloured) generation in GW over time: solar above, wind below.
 
     ``frame`` is a processed frame; ``predicted`` holds `solar_GW` and `wind_GW` of the same rows in the same order. An
-    hour that is absent breaks the lines. A period of more than 100 days is drawn as daily means, of those days that
-    have all their hours. ``measured_name`` is what the legend calls the grey line. ``band`` are the lower and the upper
-    end of what is to be expected in the share ``coverage`` of the hours, each as ``predicted``; daily means have none,
-    since the misses of single hours do not add up. Raises DataError: no rows, a column missing, not as many predictions
-    as rows.
+    hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
+    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the grey line. ``band``
+    are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
+    ``predicted``; daily means have none, since the misses of single hours do not add up. Raises DataError: no rows, a
+    column missing, not as many predictions as rows.
     """
     measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
-    daily = measured.index[-1] - measured.index[0] > pd.Timedelta(days=DAYS_OF_HOURS)
+    means = [_daily_means(part) for part in (measured, modelled)]
+    daily = means[1].notna().all(axis=1).sum() > DAYS_OF_HOURS
     if daily:
-        measured, modelled = _daily_means(measured), _daily_means(modelled)
+        measured, modelled = means
     ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, target in enumerate(TARGETS, start=1):
@@ -173,7 +174,7 @@ def generation(
 ) -> go.Figure:
     """Draw solar (above) and wind generation (below) of a processed frame in GW over time.
 
-    A period of more than 100 days is drawn as daily means. With ``held_out_from`` the time from that moment on is
+    More than 100 whole days are drawn as daily means. With ``held_out_from`` the time from that moment on is
     shaded. Raises DataError: no rows, a column missing.
     """
     figure = measured_and_predicted(frame, frame, title=title)
@@ -203,8 +204,9 @@ def prediction(
     frame = weather[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
     figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage, title=title)
     figure.data = [trace for trace in figure.data if trace.name != "measured"]
-    if len(frame) <= FEW_HOURS:  # an hour without neighbours is no line
-        figure.update_traces(mode="lines+markers", selector={"mode": "lines"})
+    for trace in figure.select_traces(selector={"mode": "lines"}):
+        if len(frame) <= FEW_HOURS or _is_broken_into_points(pd.Series(trace.y)):
+            trace.mode = "lines+markers"
     return figure
 
 
@@ -306,7 +308,7 @@ def importance(table: pd.DataFrame, *, title: str | None = "What the model goes 
             hovertemplate="%{x:.3f}",
         )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(title_text="loss of R2 when the input is shuffled")
+    figure.update_xaxes(title_text="loss of R² when shuffled")
     return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
 
 
@@ -385,6 +387,12 @@ def _daily_means(hourly: pd.DataFrame) -> pd.DataFrame:
     """Return the means of the days (UTC) that have all their hours; a mean without the night would be too high."""
     days = hourly.resample("D")
     return days.mean().where(days.count() == HOURS_A_DAY)
+
+
+def _is_broken_into_points(values: pd.Series) -> bool:
+    """Tell whether a value stands between two gaps: a line has no length there, and shows nothing."""
+    known = values.notna()
+    return bool((known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)).any())
 
 
 def _scale(colour: str) -> Sequence[tuple[float, str]]:

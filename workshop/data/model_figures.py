@@ -77,5 +77,5 @@ def scores_over_time(table: pd.DataFrame, *, title: str | None = None) -> go.Fig
             hovertemplate="%{y:.3f}",
         )
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(title_text="R2 on the held-out hours")
+    figure.update_yaxes(title_text="R² on the held-out hours")
     return figure.update_layout(template=TEMPLATE, title_text=title)

@@ -155,7 +155,7 @@ def _moves(history: tuple[Move, ...]) -> object:
             parts.moment(move.when),
             ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",
             _score(move.scores),
-            _score(move.replaced_scores),
+            _score(move.replaced_scores) if move.replaced or move.replaced_scores else "nothing replaced",
         ]
         for move in reversed(history)
     ]

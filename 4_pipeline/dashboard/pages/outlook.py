@@ -157,7 +157,20 @@ def _answers(served: Served, period: Period) -> tuple[go.Figure, object, object,
         nothing = figures.empty(error.what)
         return nothing, [], None, nothing, nothing
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, period)))
-    return figure, key_figures(*rows, period), weeks(*rows), *residuals
+    told = [key_figures(*rows, period), html.P(novelty(rows[0], served.record.learned_until), className="hint")]
+    return figure, told, weeks(*rows), *residuals
+
+
+def novelty(frame: pd.DataFrame, learned_until: str | None) -> str:
+    """Return how many of some hours the model learned from: it misses those by less than new ones."""
+    if learned_until is None:
+        return ""
+    last = pd.Timestamp(learned_until)
+    known = frame["utc_timestamp"] <= last
+    if not known.any():
+        return f"New to the model: it learned from hours up to {last:%d %b %Y}."
+    share = "all" if known.all() else f"{known.sum():,}"
+    return f"The model learned from {share} of these hours (up to {last:%d %b %Y}): it misses new ones by more."
 
 
 def modelled(served: Served) -> str:

@@ -74,8 +74,10 @@ def page(_served: Served, _query: dict[str, str]) -> list:
         ),
         dcc.Store(id="weather-predicted"),
         dcc.Download(id="weather-file"),
+        # Only this line is read out; the figure and the table below it would be a flood.
+        html.P(id="weather-said", className="visually-hidden", role="status"),
         dcc.Loading(
-            html.Div(id="weather-answer", **{"aria-live": "polite"}),
+            html.Div(id="weather-answer"),
             type="dot",
             delay_show=150,
             parent_className="waiting",
@@ -89,6 +91,7 @@ def register(app: Dash, serving: Serving) -> None:
 
     @app.callback(
         Output("weather-answer", "children"),
+        Output("weather-said", "children"),
         Output("weather-predicted", "data"),
         Output("weather-download", "style"),
         Input("weather-upload", "contents"),
@@ -99,13 +102,13 @@ def register(app: Dash, serving: Serving) -> None:
     def predict(contents, _revision, filename):
         """Predict for the file that was handed in."""
         if contents is None:
-            return [], None, {"display": "none"}
+            return [], "", None, {"display": "none"}
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            shown, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
+            shown, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
         except WorkshopError as error:
-            shown, predicted = fault(error, name), None
-        return shown, predicted, {} if predicted else {"display": "none"}
+            shown, said, predicted = fault(error, name), "", None  # an alert is read out by itself
+        return shown, said, predicted, {} if predicted else {"display": "none"}
 
     app.clientside_callback(
         ClientsideFunction("address", "download"),
@@ -129,13 +132,13 @@ def decoded(contents: object) -> bytes:
     raise DataError("The file did not arrive as a browser sends it.", next_step="choose it again")
 
 
-def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, dict | None]:
-    """Return what to show of the predictions for checked rows of weather, and the file to download.
+def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, str, dict | None]:
+    """Return what to show of the predictions for checked rows of weather, that in a line, and the file to download.
 
     Raises WorkshopError when the model cannot be asked for these hours.
     """
     if served.model is None or served.production is None:
-        return [parts.banner("No model is in production yet:", "there is nothing to predict with.")], None
+        return [parts.banner("No model is in production yet:", "there is nothing to predict with.")], "", None
     try:
         predicted, band = served.predict_with_band(asked)
     except DataError as error:  # hours whose installed capacity nobody has published: not the file's reader to mend
@@ -145,7 +148,8 @@ def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, dict |
     table = asked.assign(**predicted.round(4))
     for end, values in zip(("low", "high"), band or (), strict=False):
         table = table.assign(**{f"{target}_{end}": values[target].round(4) for target in TARGETS})
-    said = f"{served.production.name} version {served.production.version}"
+    by = f"{served.production.name} version {served.production.version}"
+    said = f"{name}: {len(asked):,} hour{'s' * (len(asked) > 1)}, by {by}."
     table = table.assign(
         model=f"{served.production.name}/{served.production.version}", version=served.production.version
     )
@@ -174,11 +178,11 @@ def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, dict |
     panel = parts.panel(
         "weather-predictions",
         "What the model says",
-        f"{name}: {len(table):,} hour{'s' * (len(table) > 1)}, by {said}. {rest}",
+        f"{said} {rest}",
         shown,
     )
     file = {"content": table.to_csv(index=False), "filename": f"predicted by version {served.production.version}.csv"}
-    return [panel], file | {"type": "text/csv"}
+    return [panel], said, file | {"type": "text/csv"}
 
 
 def fault(error: WorkshopError, name: str) -> list:
@@ -195,6 +199,6 @@ def _lines(text: str) -> list:
 
 def _allowed(name: str) -> str:
     if name not in RANGES:
-        return "2016-06-01T12:00:00Z"
+        return "such as 2016-06-01T12:00Z"
     least, most = RANGES[name]
     return f"{least:,} to {most:,}"
