@@ -63,7 +63,7 @@ class _Served(Collector):
         hours = 0 if served.frame is None else len(served.frame)
         yield GaugeMetricFamily(f"{PREFIX}_data_hours", "Hours of data that are shown.", value=hours)
         troubles = GaugeMetricFamily(
-            f"{PREFIX}_trouble_since_seconds", "When a trouble began, in Unix time.", labels=("subject",)
+            f"{PREFIX}_trouble_since_timestamp_seconds", "When a trouble began, in Unix time.", labels=("subject",)
         )
         for subject, trouble in served.troubles.items():
             troubles.add_metric([subject], trouble.since.timestamp())

@@ -97,7 +97,7 @@ def test_metrics_tell_requests_model_data_and_troubles(made, served):
     assert found["dashboard_request_seconds_count", "/predict"] == 4
     assert found["dashboard_model_info", "wind_solar", "a1", "7"] == 1
     assert found["dashboard_data_hours",] == len(served.frame)
-    assert found["dashboard_trouble_since_seconds", "registry"] == began.timestamp()
+    assert found["dashboard_trouble_since_timestamp_seconds", "registry"] == began.timestamp()
     assert math.isnan(found["dashboard_registry_answer_age_seconds",])
     assert "xxx" not in text
 
