@@ -84,6 +84,7 @@ def in_workplace(servers, monkeypatch) -> Servers:
     with environment_of(servers.environment):
         monkeypatch.chdir(servers.pipeline)
         yield servers
+        monkeypatch.undo()  # later it would put back variables of this environment into the one before
 
 
 @pytest.fixture(scope="session")

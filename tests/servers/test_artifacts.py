@@ -289,7 +289,10 @@ def test_artifact_of_another_program_is_fetched_with_a_warning(server, caplog):
 
 
 def test_readers_see_the_old_or_the_new_whole_object(server, tmp_path):
-    """While one artifact is overwritten again and again, by two writers, each fetch brings one whole version."""
+    """While one artifact is overwritten again and again, by two writers, each fetch brings one whole version, or none.
+
+    A fetch that meets another version in each of its attempts says so, and may be made again.
+    """
     versions = [bytes([number]) * random.randrange(1, 500_000) for number in range(20)]
     seen = [0, 0]
     over = threading.Event()
@@ -305,7 +308,7 @@ def test_readers_see_the_old_or_the_new_whole_object(server, tmp_path):
         """Write all of one's versions, and again as long as a reader has not seen a few beside them."""
         write(first)
         deadline = time.monotonic() + 60
-        while min(seen) < 5:
+        while min(seen) < 5 and not any(reader.done() for reader in readers):
             assert time.monotonic() < deadline, f"the readers have fetched {seen}"
             server.repository().log_artifact(str(tmp_path / f"{first} of 2" / "model"))
 
@@ -314,7 +317,13 @@ def test_readers_see_the_old_or_the_new_whole_object(server, tmp_path):
     def read(number: int) -> None:
         store = server.repository()
         while not over.is_set():
-            assert Path(store.download_artifacts("model")).read_bytes() in versions
+            try:
+                fetched = Path(store.download_artifacts("model")).read_bytes()
+            except MlflowException as error:
+                if "is not what was stored" not in str(error):
+                    raise
+                continue
+            assert fetched in versions
             assert [info.path for info in store.list_artifacts()] == ["model"]
             seen[number] += 1
 
