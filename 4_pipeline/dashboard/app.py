@@ -86,9 +86,8 @@ def listen(app: Dash, host: str, port: int):
 def main() -> None:
     """Serve as the settings say; a foreseeable failure is told in words, with exit code 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # The log is read by people: no line for each reader who waits a moment, and no bar for each file of a model.
+    # The log is read by people: no line for each reader who waits a moment.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A server that is frozen is noticed in seconds; the follower tries again by itself.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

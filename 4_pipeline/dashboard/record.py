@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workshop.errors import ModelError
-from workshop.models import evaluation, history, lineage, registry
+from workshop.models import history, lineage, registry
 from workshop.models.history import Move
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
@@ -52,7 +52,7 @@ class Reader:
             "history": lambda: tuple(history.read()),
             "lineage": lambda: tuple(lineage.of_version(production.version)),
             "explanations": lambda: explanations(production.run_id),
-            "learned_until": lambda: learned_until(production),
+            "learned_until": lambda: registry.learned_until(production),
         }
         read = {}
         for name, read_part in parts.items():
@@ -65,12 +65,6 @@ class Reader:
                     log.warning("%s of version %s cannot be read: %r", name, production.version, error)
                 self._failed[name] = repr(error)
         return Record(**read)
-
-
-def learned_until(production: Production) -> str | None:
-    """Return the start of the last hour that a model learned from, if its run says so."""
-    ends = evaluation.learned(registry.tags_of(production))
-    return ends[1] if ends else None
 
 
 def explanations(run_id: str) -> dict[str, dict]:

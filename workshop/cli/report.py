@@ -31,13 +31,10 @@ def report(
     Example:  workshop report --week 2016-W40
               workshop report --weeks 2016-W38..2016-W41
     """
-    import os
-
     from workshop.settings import get_settings
 
     if sum((week is not None, weeks is not None, every)) > 1:
         raise click.UsageError("Only one of --week, --weeks and --all can be given.")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     pipeline = get_settings().pipeline
     folder = folder or pipeline / "results" / "reports"
     many = weeks is not None or every

@@ -62,6 +62,15 @@ def mondays(stamps: Series) -> Series:
     return stamps.dt.normalize() - pd.to_timedelta(stamps.dt.day_of_week, unit="D")
 
 
+def whole_means(values: Series, stamps: Series) -> Series:
+    """Return the means of an hourly column over weeks, by their beginnings; weeks that are not whole enough have none.
+
+    ``stamps`` are the hours of ``values``, in UTC, with the same index.
+    """
+    by_week = values.groupby(mondays(stamps))
+    return by_week.mean()[by_week.size() >= WHOLE_ENOUGH * HOURS]
+
+
 def names(frame: DataFrame) -> list[str]:
     """Return the names of all weeks that a processed frame has hours of, the first one first."""
     return [name_of(start) for start in mondays(frame["utc_timestamp"]).drop_duplicates()]

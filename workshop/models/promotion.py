@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from workshop.data import weeks
 from workshop.data.coverage import STAMP
 from workshop.data.features import INPUTS, sun_position, to_utc
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.data.weeks import HOURS, WHOLE_ENOUGH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,9 +152,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
 def _weekly(stamps: pd.DatetimeIndex, misses) -> tuple[float, ...]:
     import pandas as pd
 
-    weeks = pd.Series(misses, stamps).groupby(stamps.strftime("%G-W%V"))
-    means = weeks.mean()[weeks.size() >= WHOLE_ENOUGH * HOURS]
-    return tuple(float(mean) for mean in means.sort_index())
+    return tuple(float(mean) for mean in weeks.whole_means(pd.Series(misses), pd.Series(stamps)))
 
 
 def is_night(utc_timestamp: pd.Series):

@@ -7,7 +7,7 @@ import getpass
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -112,6 +112,14 @@ def tags_of(production: Production) -> dict[str, str]:
     return recorded(version) | _tags_of_run(client, version.run_id)
 
 
+def learned_until(production: Production) -> str | None:
+    """Return the start of the last hour that a model learned from, as ISO 8601 has it; None where its run is silent."""
+    from workshop.models.evaluation import learned
+
+    ends = learned(tags_of(production))
+    return ends[1] if ends else None
+
+
 def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:
     """Score candidate and champion anew on the same held-out hours and decide; nothing is changed.
 
@@ -153,9 +161,7 @@ def force(decision: Decision) -> Decision:
     if decision.promoted or decision.candidate is None:
         return decision
     reason = f"forced against the gate, which said: {decision.reason}"
-    return Decision(
-        True, reason, decision.rules, decision.candidate, decision.champion, decision.disqualified, forced=True
-    )
+    return replace(decision, promoted=True, reason=reason, forced=True)
 
 
 def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production | None, why: str) -> Production:
@@ -169,6 +175,8 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
         raise PromotionRefused("The gate refused the candidate.", value=decision.reason, expected="every rule passed")
     client = connect()
     from mlflow.exceptions import MlflowException
+
+    from workshop.models.evaluation import learned_hash
 
     with _lock():
         _check_unchanged(replaced)
@@ -185,7 +193,7 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
             scores=_figures(decision.candidate),
             replaced_scores=_figures(decision.champion),
             rules=decision.as_dict()["rules"],
-            data=tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", "")),
+            data=learned_hash(tags),
             commit=tags.get(COMMIT_TAG),
         )
         version = client.create_model_version(
@@ -289,7 +297,7 @@ def _check_unchanged(expected: Production | None) -> None:
 
 
 def _move(client: MlflowClient, move: Move, version: str) -> Production:
-    history.move_alias(client, Move(**(move.as_dict() | {"version": version})))
+    history.move_alias(client, replace(move, version=version))
     now = production()
     if now is None:
         raise ModelError("The alias was set, but nothing is in production.", value=f"{REGISTERED_MODEL}@{PRODUCTION}")

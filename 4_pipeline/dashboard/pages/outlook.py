@@ -14,6 +14,7 @@ from periods import Period
 from serving import Served, Serving
 
 from workshop.data import figures, origin
+from workshop.data import weeks as iso_weeks
 from workshop.data.schema import TARGETS
 from workshop.errors import WorkshopError
 
@@ -197,8 +198,7 @@ def key_figures(frame: pd.DataFrame, predicted: pd.DataFrame, period: Period) ->
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     """Return the key figures of each week (ISO 8601, UTC), the latest first; of a long period the last year's."""
-    stamps = frame["utc_timestamp"]
-    mondays = stamps.dt.normalize() - pd.to_timedelta(stamps.dt.day_of_week, unit="D")
+    mondays = iso_weeks.mondays(frame["utc_timestamp"])
     every = pd.concat(
         {"measured": frame[TARGETS], "predicted": predicted[TARGETS], "error": (predicted - frame)[TARGETS].abs()},
         axis=1,
@@ -208,7 +208,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     for monday, mean in list(means.iterrows())[: -MOST_WEEKS - 1 : -1]:
         link = address.of_period(PATH, monday.date(), (monday + pd.Timedelta(days=6)).date())
         numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
-        rows.append([html.A(f"{monday:%G-W%V}", href=link, className="inside"), hours[monday], *numbers])
+        rows.append([html.A(iso_weeks.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
     shown = parts.scroll(parts.table(WEEKS_HEAD, rows, class_name="weeks"), "Key figures of each week")
     more = len(means) - len(rows)
     return [shown, *([html.P(f"{more} earlier weeks are not listed.", className="hint")] if more else [])]

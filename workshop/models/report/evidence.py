@@ -61,8 +61,7 @@ class Evidence:
         Those that lack more than a tenth of their hours are left out.
         """
         missed = (self.predicted[TARGETS] - self.frame[TARGETS]).abs().mean(axis="columns")
-        by_week = missed.groupby(weeks.mondays(self.frame["utc_timestamp"]))
-        return by_week.mean()[by_week.size() >= weeks.WHOLE_ENOUGH * weeks.HOURS]
+        return weeks.whole_means(missed, self.frame["utc_timestamp"])
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,11 @@ def gather(frame: DataFrame, production: Production | None) -> Evidence:
     if production is None:
         return Evidence(frame, history=_history())
     model = load(production.model_uri)
+    predicted, band = model.predict_with_band(frame)
     return Evidence(
         frame,
-        predicted=model.predict(frame),
-        band=model.predict_band(frame),
+        predicted=predicted,
+        band=band,
         coverage=model.coverage,
         production=production,
         learned_until=_learned_until(production),
@@ -107,10 +107,8 @@ def gather(frame: DataFrame, production: Production | None) -> Evidence:
 def _learned_until(production: Production) -> Timestamp | None:
     import pandas as pd
 
-    from workshop.models.evaluation import learned
-
-    ends = learned(registry.tags_of(production))
-    return pd.Timestamp(ends[1]) if ends else None
+    until = registry.learned_until(production)
+    return pd.Timestamp(until) if until else None
 
 
 def _lineage(version: str) -> tuple[Link, ...]:
