@@ -6,7 +6,7 @@ import os
 
 import click
 
-from workshop.cli import data, models, pipeline, report, servers
+from workshop.cli import data, lab, models, pipeline, report, servers, teaching
 
 # Everything else is imported by the command that needs it: `workshop --help` answers at once.
 
@@ -35,5 +35,6 @@ for command in (
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
     *(models.promote, models.rollback, models.history, models.lineage, data.data, report.report),
+    *(lab.lab, teaching.check, teaching.reset),
 ):
     main.add_command(command)

@@ -14,11 +14,13 @@ from workshop.cli.printing import bytes_bar, json_option, print_rows, tell
 
 
 @click.command()
-def up() -> None:
+@click.option("--chapter", type=click.IntRange(2, 4), help="Also bring what the chapters before this one leave.")
+def up(chapter: int | None) -> None:
     """Start the servers that do not run, and wait until each answers.
 
     \b
     Example:  workshop up
+              workshop up --chapter 3
     """
     from workshop.servers import supervision
 
@@ -26,11 +28,13 @@ def up() -> None:
 
 
 @click.command()
-def down() -> None:
-    """Stop the servers and all they started.
+@click.argument("services", nargs=-1)
+def down(services: tuple[str, ...]) -> None:
+    """Stop the servers and all they started; only the SERVICES that are named, if any.
 
     \b
     Example:  workshop down
+              workshop down ftp mlflow
     """
     from workshop.servers import supervision
 
