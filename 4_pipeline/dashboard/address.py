@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import date
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 LONGEST = 2000  # characters; no view needs more
 MOST_FIELDS = 20
+
+
+PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
 class Address(NamedTuple):
@@ -28,7 +34,31 @@ def of(url: object) -> Address:
         query = dict(parse_qsl(parts.query, max_num_fields=MOST_FIELDS))
     except ValueError:
         return Address(url.split("?")[0]) if url.startswith("/") else Address()
-    return Address(parts.path or "/", query)
+    return Address(parts.path.removeprefix(prefix()) or "/", query)
+
+
+def believe_proxy(application: Callable) -> Callable:
+    """Return a WSGI application that learns from `X-Forwarded-Prefix` under which path readers see it.
+
+    JupyterLab shows the dashboard so. What is no path is not believed, as it would stand in the page.
+    """
+    behind_proxy = ProxyFix(application, x_for=0, x_proto=0, x_prefix=1)
+
+    def answer(environ: dict, start_response: Callable):
+        told = environ.get("HTTP_X_FORWARDED_PREFIX", "")
+        return (behind_proxy if PREFIX.fullmatch(told) else application)(environ, start_response)
+
+    return answer
+
+
+def prefix() -> str:
+    """Return the path under which the reader sees the dashboard; empty where it is seen as it is."""
+    return flask.request.script_root if flask.has_request_context() else ""
+
+
+def link(path: str) -> str:
+    """Return the address of a path of the dashboard as the reader's browser needs it."""
+    return prefix() + path
 
 
 def asked() -> str:
@@ -43,4 +73,4 @@ def asked() -> str:
 
 def of_period(path: str, start: date, end: date) -> str:
     """Return the address that shows a period."""
-    return f"{path}?{urlencode({'from': start.isoformat(), 'to': end.isoformat()})}"
+    return f"{link(path)}?{urlencode({'from': start.isoformat(), 'to': end.isoformat()})}"

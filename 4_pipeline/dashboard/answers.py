@@ -43,8 +43,8 @@ def _kept(app: Dash, serving: Serving, view: Callable) -> Callable:
 def _key(app: Dash) -> tuple | None:
     """Return all that an answer depends on besides what is served; None for one that is not kept."""
     if request.method != "POST":
-        return request.full_path, request.headers.get("Referer")
+        return request.script_root, request.full_path, request.headers.get("Referer")
     body = request.get_data(cache=True)
     if len(body) > LONGEST_REQUEST_BYTES or takes_uploads(app, request.get_json()["output"]):
         return None
-    return CALLBACKS, body
+    return request.script_root, CALLBACKS, body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -23,12 +24,21 @@ from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 THREADS = 16
+FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
 MOST_CONNECTIONS = 1000  # waitress lets all above 100 wait until others have left, and browsers stay
+
+
+class Dashboard(Dash):
+    """A Dash application that may be seen under any prefix: each request says under which."""
+
+    def interpolate_index(self, **parts: str) -> str:
+        """Return the page with the addresses of its scripts, its styles and its callbacks under the prefix."""
+        return FROM_ROOT.sub(f'"{address.link("/")}', super().interpolate_index(**parts))
 
 
 def make_app(serving: Serving) -> Dash:
     """Return the Dash application; everything that the page needs comes from this machine."""
-    app = Dash(
+    app = Dashboard(
         __name__,
         assets_folder=str(Path(__file__).resolve().parent / "assets"),
         serve_locally=True,
@@ -44,6 +54,7 @@ def make_app(serving: Serving) -> Dash:
     guard.protect(app, app.server, pages.PATHS)
     answers.keep(app, app.server, serving)
     api.register(app.server, serving)
+    app.server.wsgi_app = address.believe_proxy(app.server.wsgi_app)
     return app
 
 

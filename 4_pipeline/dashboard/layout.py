@@ -88,7 +88,10 @@ def view(served: Served, asked: Address) -> tuple[list, str, list]:
 def _links(current: str | None) -> list:
     return [
         html.A(
-            page.TITLE, href=page.PATH, className="inside", **({"aria-current": "page"} if current == page.PATH else {})
+            page.TITLE,
+            href=address.link(page.PATH),
+            className="inside",
+            **({"aria-current": "page"} if current == page.PATH else {}),
         )
         for page in pages.PAGES
     ]
@@ -96,7 +99,9 @@ def _links(current: str | None) -> list:
 
 def _unknown(path: str) -> list:
     hint = ["There is nothing at ", html.Code(path[:80]), ". These are the pages:"]
-    links = html.Ul([html.Li(html.A(page.TITLE, href=page.PATH, className="inside")) for page in pages.PAGES])
+    links = html.Ul(
+        [html.Li(html.A(page.TITLE, href=address.link(page.PATH), className="inside")) for page in pages.PAGES]
+    )
     return [parts.panel("unknown", "There is no such page", hint, [links])]
 
 

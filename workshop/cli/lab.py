@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from workshop.cli.printing import tell
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
@@ -13,4 +15,18 @@ def lab(options: tuple[str, ...]) -> None:
     \b
     Example:  workshop lab --no-browser
     """
-    raise NotImplementedError
+    import os
+    import sys
+
+    from workshop.servers import supervision
+    from workshop.servers.services import program
+
+    settings = supervision.up(tell)
+    tell("JupyterLab: Ctrl-C ends it alone; the servers go on until `workshop down`")
+    configuration = str(settings.root / "server" / "jupyter")
+    others = os.environ.get("JUPYTER_CONFIG_PATH")
+    environment = os.environ | {
+        "JUPYTER_CONFIG_PATH": os.pathsep.join([configuration, others] if others else [configuration])
+    }
+    sys.stdout.flush()
+    os.execve(program("jupyter-lab"), ["jupyter-lab", "--ip=127.0.0.1", *options], environment)  # noqa: S606

@@ -3,11 +3,12 @@
   "use strict";
   const EVERY_MILLISECONDS = 3000;
   const PATIENCE_MILLISECONDS = 5000;
+  const HEALTH = new URL("../health", document.currentScript.src);  // under whatever prefix the page is seen
   let since = null;
 
   async function answers() {
     const signal = AbortSignal.timeout(PATIENCE_MILLISECONDS);
-    try { return (await fetch("/health", { cache: "no-store", signal })).ok; } catch (error) { return false; }
+    try { return (await fetch(HEALTH, { cache: "no-store", signal })).ok; } catch (error) { return false; }
   }
   async function look() {
     const place = document.getElementById("connection");

@@ -138,7 +138,7 @@ def register(app: Dash, serving: Serving) -> None:
 
 def answers(served: Served, period: Period) -> tuple[go.Figure, object, object, go.Figure, go.Figure]:
     """Return all that follows the period: figure, key figures, weeks and residuals; made once for all readers."""
-    return served.cached((PATH, *period), lambda: _answers(served, period))
+    return served.cached((address.prefix(), PATH, *period), lambda: _answers(served, period))
 
 
 def _answers(served: Served, period: Period) -> tuple[go.Figure, object, object, go.Figure, go.Figure]:

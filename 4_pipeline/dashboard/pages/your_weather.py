@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
+import address
 import dash_bootstrap_components as dbc
 import pandas as pd
 import parts
@@ -40,7 +41,7 @@ def page(_served: Served, _query: dict[str, str]) -> list:
         className_active="upload over",
         className_reject="upload over",
     )
-    example = html.A("Download an example file", href="/assets/example.csv", download="weather.csv")
+    example = html.A("Download an example file", href=address.link("/assets/example.csv"), download="weather.csv")
     rows = [[html.Code(name), MEANING[name], UNITS[name], _allowed(name)] for name in INPUTS]
     columns = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, class_name="columns-needed")
     return [

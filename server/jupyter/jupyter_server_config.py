@@ -1,0 +1,38 @@
+"""JupyterLab as the one place: `workshop lab` starts it with this file.
+
+Elsewhere, such as on a hub, JupyterLab finds it by itself once its folder is in JUPYTER_CONFIG_PATH.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from workshop.servers import lab
+from workshop.settings import get_settings
+
+c = get_config()  # noqa: F821 - Jupyter gives it
+settings = get_settings()
+folder = settings.root / lab.CONFIGURATION
+
+# Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
+os.environ.update(settings.exports())
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# A kernel `python3` that another installation left in the home folder is not the one that is meant.
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+
+c.ServerApp.root_dir = str(settings.root)
+c.ServerApp.allow_root = True  # in a container; the servers run as root there, too
+c.Application.log_level = "ERROR"
+c.MappingKernelManager.kernel_manager_class = "workshop.servers.lab.KernelManager"
+# A shell's own files may change PATH: this one sets it last.
+c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}
+os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # macOS recommends another shell at each start
+
+c.ServerProxy.servers = lab.tiles()
+
+c.LabApp.default_url = "/lab/tree/START.md"
+c.LabApp.app_settings_dir = str(folder / "settings")
+c.LabApp.workspaces_dir = str(settings.state / "jupyter")  # not the open tabs of other projects
+c.LabApp.news_url = None  # no page of another site is asked for anything
+c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
+c.LabApp.extension_manager = "readonly"
