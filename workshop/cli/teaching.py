@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from workshop.cli.printing import json_option, print_rows
+from workshop.cli.printing import json_option, print_rows, tell
 
 
 @click.command()
@@ -65,7 +65,34 @@ def _next(progress) -> str:
 def reset(chapter: int, yes: bool) -> None:
     """Put the files of CHAPTER back to their start; your own copies are kept aside.
 
+    The start is what was cloned: your commits stay in git, and do not count. Runs in the tracking store, what the
+    pipeline made, and the other chapters stay as they are.
+
     \b
     Example:  workshop reset 2
     """
-    raise NotImplementedError
+    from workshop.settings import get_settings
+    from workshop.teaching import reset as resetting
+    from workshop.teaching import startpage
+
+    settings = get_settings()
+    planned = resetting.plan(settings, chapter)
+    if planned.is_empty:
+        tell(f"{planned.chapter.folder} is at its start already (commit {planned.start[:7]})")
+        return
+    tell(f"{planned.chapter.folder} goes back to its start, commit {planned.start[:7]}:")
+    for title, names in (
+        ("changed, put back", planned.changed),
+        ("deleted, put back", planned.deleted),
+        ("your own, or made here, moved away", planned.own),
+        ("exercises, not solved any more", planned.solved),
+    ):
+        for name in names:
+            tell(f"  {title}: {name}")
+    if not yes:
+        click.confirm(f"  Your copies go to {planned.kept}. Go on?", abort=True, err=True)
+    kept = resetting.carry_out(settings, planned)
+    if planned.changed or planned.own:
+        tell(f"your copies are in {kept}")
+    tell("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
+    startpage.write(settings)

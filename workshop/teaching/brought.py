@@ -11,7 +11,7 @@ from workshop.settings import Settings
 
 @dataclass(frozen=True)
 class Brought:
-    """``chapter`` is where an attendee was put; ``files`` are paths from the root, each with when it was made, in ns."""
+    """``chapter`` is where an attendee was put; ``files`` are paths from the root, with when they were made, in ns."""
 
     chapter: int = 0
     files: dict[str, int] = field(default_factory=dict)
