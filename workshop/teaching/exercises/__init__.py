@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -36,6 +36,17 @@ def exercise(number: str, title: str) -> Callable[[Test], Test]:
         return test
 
     return register
+
+
+def forget(numbers: Iterable[str], settings: Settings) -> None:
+    """Let these exercises count as not solved."""
+    gone = set(numbers)
+    kept = {number: when for number, when in solved(settings).items() if number not in gone}
+    if gone:
+        file = _file(settings)
+        temporary = file.with_suffix(".new")
+        temporary.write_text(json.dumps(kept, indent=2) + "\n")
+        temporary.replace(file)
 
 
 def of_chapter(chapter: int) -> list[Exercise]:

@@ -1,0 +1,96 @@
+"""Chapter 3: runs of the MLflow project `lr`: as it is, changed, validated, and from a git address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+from workshop.settings import EXPERIMENT
+from workshop.teaching.checkpoints.evidence import Evidence
+from workshop.teaching.checkpoints.step import BROUGHT, DONE, Step, Verdict, missing, needs_store
+from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store
+from workshop.teaching.checkpoints.tracking import strays
+from workshop.teaching.outline import chapter
+
+CHAPTER = chapter(3)
+PROJECT = "lr"
+TABLE = f"{CHAPTER.folder}/germany.csv"
+SOURCE_TAG = "mlflow.source.name"  # the project's address: file://<folder>#<project>, or that of a git repository
+ENTRY_POINT_TAG = "mlflow.project.entryPoint"
+PLACES = ("data", "run_id")  # parameters that say where something is, not how to train
+
+
+def is_project(run: Run, entry_point: str = "main") -> bool:
+    """Tell whether a run is one of the project's."""
+    name = run.tags.get(SOURCE_TAG, "").rstrip("/").rpartition("#")[2]
+    return Path(name).name == PROJECT and run.tags.get(ENTRY_POINT_TAG) == entry_point
+
+
+def is_from_git(run: Run, root: str) -> bool:
+    """Tell whether MLflow fetched the project from a git address; a run in this repository names its folder."""
+    address, mark, _ = run.tags.get(SOURCE_TAG, "").partition("#")
+    url = urlparse(address)
+    here = url.scheme in ("", "file") and Path(url.path).resolve() == Path(root).resolve()
+    return bool(mark) and not here
+
+
+@needs_store
+def main(evidence: Evidence, store: Store) -> Verdict:
+    """Look for a run of the project as it is."""
+    return _verdict(evidence, store, is_project, f"mlflow run lr --experiment-name {EXPERIMENT}")
+
+
+@needs_store
+def changed(evidence: Evidence, store: Store) -> Verdict:
+    """Look for two runs whose parameters differ."""
+    runs = [run for run in store.project_runs if is_project(run) and _is_in_place(run)]
+    told = [{name: value for name, value in run.params.items() if name not in PLACES} for run in runs]
+    if any(BROUGHT_TAG not in run.tags and own != other for run, own in zip(runs, told, strict=True) for other in told):
+        return DONE
+    if runs:
+        return missing("All runs of lr have the same parameters. Run it with another, such as -P fit_intercept=false.")
+    return main(evidence)
+
+
+@needs_store
+def validated(evidence: Evidence, store: Store) -> Verdict:
+    """Look for a run of the entry point `validate`."""
+    command = f"mlflow run lr -e validate --experiment-name {EXPERIMENT}"
+    return _verdict(evidence, store, lambda run: is_project(run, "validate"), command)
+
+
+@needs_store
+def from_git(evidence: Evidence, store: Store) -> Verdict:
+    """Look for a run whose project came from a git address."""
+    fits = lambda run: is_project(run) and is_from_git(run, evidence.root)  # noqa: E731
+    return _verdict(evidence, store, fits, "mlflow run ADDRESS#3_projects/lr --version COMMIT")
+
+
+def _is_in_place(run: Run) -> bool:
+    return run.finished and run.experiment == EXPERIMENT
+
+
+def _verdict(evidence: Evidence, store: Store, fits: Callable[[Run], bool], command: str) -> Verdict:
+    fitting = [run for run in store.project_runs if fits(run)]
+    if made := [BROUGHT_TAG in run.tags for run in fitting if _is_in_place(run)]:
+        return BROUGHT if all(made) else DONE
+    if astray := [run.experiment for run in fitting if run.finished]:
+        return missing(
+            f"Its run is in the experiment {astray[0]}, not in {EXPERIMENT}. "
+            f"Run it again with --experiment-name {EXPERIMENT}."
+        )
+    if TABLE not in evidence.present:
+        return missing(f"The projects read {TABLE}, which is not there. Type `workshop data csv {TABLE}`.")
+    if fitting:
+        status = fitting[0].status.lower()
+        return missing(f"Its latest run is not finished, but {status}. The terminal that ran it says why.")
+    return missing(f"No such run is at {store.uri}. Type `{command}` in {CHAPTER.folder}.{strays(evidence)}")
+
+
+STEPS = (
+    Step("A project, run by one command", CHAPTER.readme, main),
+    Step("Run again with another parameter", CHAPTER.readme, changed),
+    Step("A run of the entry point validate", CHAPTER.readme, validated),
+    Step("A run from a git address", CHAPTER.readme, from_git),
+)
