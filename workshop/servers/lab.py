@@ -7,7 +7,7 @@ whenever its server was started. `server/jupyter/jupyter_server_config.py` puts 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 from jupyter_server.utils import ensure_async, url_path_join
 from jupyter_server_proxy.config import LauncherEntry, ServerProcess
-from jupyter_server_proxy.handlers import NamedLocalProxyHandler
+from jupyter_server_proxy.handlers import NamedLocalProxyHandler, RewritableResponse
 from tornado import web
 from tornado.httputil import HTTPHeaders
 
-from workshop.settings import Settings, get_settings
+from workshop.settings import get_settings
 
 CONFIGURATION = Path("server") / "jupyter"
 # The report is a page without scripts, and none that got into it would run with the rights of JupyterLab's pages.
@@ -40,13 +40,19 @@ code {{ background: #eee; padding: .1rem .4rem; border-radius: 3px }}
 class RunningServerHandler(NamedLocalProxyHandler):
     """Passes requests on to a server that runs already, and says what to type when it does not."""
 
-    title = ""
-    find_port: Callable[[Settings], int]
+    name: str  # the first part of its URL
+    title: str
+    setting: str  # which of the settings holds the port
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.proxy_base = self.name
+        self.update_last_activity = False  # pages that ask again by themselves say nothing of a reader
 
     @property
     def port(self) -> int:
         """The port that the server has now."""
-        return type(self).find_port(get_settings())
+        return getattr(get_settings(), self.setting)
 
     async def prepare(self) -> None:
         """Refuse what another site's page sends: the server itself would see this machine as the sender."""
@@ -62,30 +68,64 @@ class RunningServerHandler(NamedLocalProxyHandler):
             headers["Origin"] = f"http://{own}"
         return headers
 
+    def write_message(self, message: str | bytes, binary: bool = False) -> Awaitable[None] | None:
+        """Pass a websocket's message on, unless the reader has just closed the page."""
+        return super().write_message(message, binary) if self.ws_connection else None
+
     async def proxy(self, port: int, path: str) -> None:
         """Pass a request on; a server that is not there is answered for with a page."""
         try:
             await super().proxy(port, path)
-        except web.HTTPError as error:
-            if error.status_code not in (500, 599):  # what the proxy makes of a connection that fails
+        except (OSError, web.HTTPError) as error:
+            # Nobody listens; or, as the proxy puts it, what was there closed the connection, or takes too long.
+            if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
-            say_absent(self, self.title, f"It does not answer at {self.title}'s port, {port}.", "workshop up")
+            say_absent(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
+
+
+class MLflowHandler(RunningServerHandler):
+    """Shows the pages of the tracking server."""
+
+    name, title, setting = "mlflow", "MLflow", "mlflow_port"
+
+
+class DaskHandler(RunningServerHandler):
+    """Shows the pages of the scheduler."""
+
+    # `dask/` is where the panel of Dask's extension has its own addresses.
+    name, title, setting = "dask-dashboard", "Dask", "dask_dashboard_port"
+
+
+class DashboardHandler(RunningServerHandler):
+    """Shows the dashboard, its links to MLflow leading through JupyterLab."""
+
+    name, title, setting = "dashboard", "Dashboard", "dashboard_port"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+
+        def lead_through(response: RewritableResponse) -> None:
+            if response.headers.get("Content-Type", "").startswith(("application/json", "text/html")):
+                response.body = through_jupyterlab(response.body, self.base_url)
+
+        self.rewrite_response = lead_through  # it is called by the names of its arguments; `self` is none of them
 
 
 class ReportHandler(JupyterHandler):
     """Shows the report that the pipeline wrote last."""
 
+    name, title = "report", "Report"
+
     @web.authenticated
     def get(self, _path: str) -> None:
         """Answer with the report, its links to MLflow leading through JupyterLab."""
-        settings = get_settings()
-        file = settings.pipeline / "results" / "report.html"
+        file = get_settings().pipeline / "results" / "report.html"
         if not file.exists():
-            say_absent(self, "Report", "There is no report yet: the pipeline writes it.", "workshop repro")
+            say_absent(self, self.title, "There is no report yet: the pipeline writes it.", "workshop repro")
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", REPORT_POLICY)
-        self.finish(through_jupyterlab(file.read_bytes(), settings, self.base_url))
+        self.finish(through_jupyterlab(file.read_bytes(), self.base_url))
 
 
 def say_absent(handler: JupyterHandler, title: str, what: str, command: str) -> None:
@@ -95,57 +135,38 @@ def say_absent(handler: JupyterHandler, title: str, what: str, command: str) -> 
     handler.finish(ABSENT.format(title=escape(title), what=escape(what), command=escape(command)))
 
 
-def through_jupyterlab(page: bytes, settings: Settings, base_url: str) -> bytes:
+def through_jupyterlab(page: bytes, base_url: str) -> bytes:
     """Return a page whose links to MLflow's pages lead through JupyterLab: the reader may be on another machine."""
-    tracking_uri = settings.exports()["MLFLOW_TRACKING_URI"]
-    return page.replace(f"{tracking_uri}/#".encode(), f"{url_path_join(base_url, 'mlflow')}/#".encode())
+    there, here = get_settings().exports()["MLFLOW_TRACKING_URI"], url_path_join(base_url, "mlflow")
+    for slash in ("/", "\\u002f"):  # the second is how Dash writes it into JSON
+        page = page.replace(f"{there}/#".replace("/", slash).encode(), f"{here}/#".replace("/", slash).encode())
+    return page
 
 
 class Tile(ServerProcess):
-    """A tile of the launcher; ``find_port`` says where its server is, and is None for the report."""
+    """A tile of the launcher; what it shows opens in a tab of JupyterLab."""
 
-    def __init__(
-        self, name: str, title: str, find_port: Callable[[Settings], int] | None = None, path: str = "", **options: Any
-    ) -> None:
-        icon = get_settings().root / CONFIGURATION / "icons" / f"{name}.svg"
+    def __init__(self, handler: type[RunningServerHandler | ReportHandler], path: str = "") -> None:
+        icon = get_settings().root / CONFIGURATION / "icons" / f"{handler.name}.svg"
         entry = LauncherEntry(icon_path=str(icon))
-        super().__init__(name=name, launcher_entry=entry, new_browser_tab=False, **options)
-        entry.title, entry.path_info = title, f"{name}/{path}"  # the parent class writes its own there
-        self._find_port = find_port
+        super().__init__(name=handler.name, launcher_entry=entry, new_browser_tab=False)
+        entry.title, entry.path_info = handler.title, f"{handler.name}/{path}"  # the parent writes its own there
+        self._handler = handler
 
-    def make_proxy_handler(self) -> tuple[type, dict]:
-        """Return what answers under the tile's URL."""
-        if self._find_port is None:
-            return ReportHandler, {}
-        return super().make_proxy_handler()
-
-    def get_proxy_base_class(self) -> tuple[type, dict]:
-        """Return the handler with this tile's title and port."""
-        own = {"title": self.launcher_entry.title, "find_port": staticmethod(self._find_port)}
-        return type("Handler", (RunningServerHandler,), own), {}
-
-    def get_proxy_attributes(self) -> dict:
-        """Return what jupyter-server-proxy sets on each handler: all but what the handler finds out by itself."""
-        return {name: value for name, value in super().get_proxy_attributes().items() if name != "port"}
+    def make_proxy_handler(self) -> tuple[type[JupyterHandler], dict]:
+        """Return what answers under the tile's URL, and the arguments for it."""
+        return self._handler, {}
 
 
 def tiles() -> dict[str, Tile]:
-    """Return the tiles of the launcher by the first part of their URL, in their order."""
-
-    def lead_through(response, request) -> None:
-        base_url = request.path.partition("dashboard/")[0]
-        response.body = through_jupyterlab(response.body, get_settings(), base_url)
-
-    return {
-        tile.name: tile
-        for tile in (
-            Tile("mlflow", "MLflow", lambda settings: settings.mlflow_port, "#/experiments"),
-            # `dask/` is where the panel of Dask's extension has its own addresses.
-            Tile("dask-dashboard", "Dask", lambda settings: settings.dask_dashboard_port, "status"),
-            Tile("dashboard", "Dashboard", lambda settings: settings.dashboard_port, rewrite_response=lead_through),
-            Tile("report", "Report"),
-        )
-    }
+    """Return the tiles of the launcher by the first part of their URL."""
+    shown = (
+        Tile(MLflowHandler, "#/experiments"),
+        Tile(DaskHandler, "status"),
+        Tile(DashboardHandler),
+        Tile(ReportHandler),
+    )
+    return {tile.name: tile for tile in shown}
 
 
 class KernelManager(ServerKernelManager):

@@ -69,6 +69,19 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def first_free(host: str, wanted: int) -> int:
+    """Return the wanted port, or the first free one above it; raise ServiceError when there is none."""
+    candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
+    port = next((port for port in candidates if is_free(host, port)), None)
+    if port is None:
+        raise ServiceError(
+            "There is no free port.",
+            value=f"{candidates.start} to {candidates.stop - 1} are all taken",
+            next_step="name another with --port",
+        )
+    return port
+
+
 def take(settings: Settings, tell: Callable[[str], None]) -> Settings:
     """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved."""
     taken: dict[str, int] = {}
