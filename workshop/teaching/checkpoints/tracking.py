@@ -10,7 +10,7 @@ from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
 from workshop.teaching.checkpoints.evidence import Evidence
 from workshop.teaching.checkpoints.step import BROUGHT, DONE, Step, Verdict, missing, needs_store
 from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store, Version
-from workshop.teaching.outline import chapter
+from workshop.teaching.outline import MODELS, chapter
 
 CHAPTER = chapter(2)
 
@@ -39,6 +39,11 @@ def by_autolog(run: Run) -> bool:
 def of_capacity_factor(run: Run) -> bool:
     """Tell whether it predicts the share of what is installed."""
     return run.tags.get("target") == "capacity_factor" and is_scored(run)
+
+
+def is_candidate(run: Run) -> bool:
+    """Tell whether its model may go into production: it was scored, and predicts GW."""
+    return is_in_place(run) and is_scored(run) and run.tags.get("target") is None
 
 
 @needs_store
@@ -155,6 +160,7 @@ def rolled_back(_: Evidence, store: Store) -> Verdict:
 
 
 NOTEBOOKS = {name: f"{CHAPTER.folder}/{name}.ipynb" for name in CHAPTER.notebooks}
+RUN_NOTEBOOKS = (*MODELS, "capacity_factor")  # those that leave runs
 STEPS = (
     Step("The score that flatters", NOTEBOOKS["model_linreg"], partial(tracked, "model_linreg", flattered)),
     Step("A run tracked by hand, with its model", NOTEBOOKS["model_linreg"], partial(tracked, "model_linreg", by_hand)),
