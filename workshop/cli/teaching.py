@@ -62,6 +62,7 @@ def _print_chapters(progress, numbers: list[int]) -> None:
                 click.echo(textwrap.fill(f"why:   {step.reason}", width, **HANGING))
         click.echo()
     click.echo(_next(progress))
+    click.echo(f"The start page, {startpage.NAME}, says the same. Where it is open: {startpage.RELOAD}")
 
 
 def _next(progress) -> str:

@@ -121,7 +121,7 @@ def _execute(notebook: Path, environment: dict[str, str], bar: Bar) -> None:
             value=str(error),
             next_step=f"git log -- '*{notebook.name}', to see what became of it",
         ) from None
-    with bar(notebook.stem, len(document.cells)) as advance:
+    with bar(notebook.stem, sum(cell.cell_type == "code" for cell in document.cells)) as advance:
         client = NotebookClient(
             document,
             timeout=NOTEBOOK_SECONDS,
@@ -132,9 +132,10 @@ def _execute(notebook: Path, environment: dict[str, str], bar: Bar) -> None:
         try:
             client.execute(env=environment, stderr=subprocess.DEVNULL)  # of the kernel; a cell's own is in its output
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            failed = isinstance(error, CellExecutionError)
             raise EngineError(
                 f"The notebook {notebook.name} could not be run.",
-                value=str(error).strip().splitlines()[-1],
+                value=f"{error.ename}: {error.evalue}" if failed else str(error).strip().splitlines()[-1],
                 next_step="workshop doctor; then the same command again, which goes on where this one stopped",
             ) from None
 
