@@ -104,7 +104,9 @@ def _environment(settings: Settings, made: str) -> dict[str, str]:
     """Return the variables of a terminal that is set up; MLflow tags each run that is made with them."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     context = json.dumps({BROUGHT_TAG: made})
-    return os.environ | settings.exports() | {"PATH": path, "MLFLOW_RUN_CONTEXT": context}
+    # A run or an experiment that the shell, or MLflow in this process, chose is not meant here.
+    mine = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")}
+    return mine | settings.exports() | {"PATH": path, "MLFLOW_RUN_CONTEXT": context}
 
 
 def _execute(notebook: Path, environment: dict[str, str], bar: Bar) -> None:

@@ -28,7 +28,7 @@ from workshop.teaching.outline import chapter as find_chapter
 
 GIT_SECONDS = 60
 # What the pipeline made is DVC's, and dvc.lock says what that is: the next `dvc repro` mends what no longer fits.
-PIPELINE_MADE = ("data", "results", "executed", "dvc.lock")
+PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
 SCRAPS = (".ipynb_checkpoints", "__pycache__")  # made anew by whatever needs them
 
 

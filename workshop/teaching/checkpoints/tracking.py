@@ -56,7 +56,7 @@ def tracked(notebook: str, fits: Callable[[Run], bool], evidence: Evidence, stor
 @needs_store
 def forest(evidence: Evidence, store: Store) -> Verdict:
     """Look for several runs of the forest under one parent."""
-    runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf"]
+    runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf" and "target" not in run.tags]
     children = [run.parent for run in runs if run.parent and is_in_place(run)]
     parents = [run for run in runs if is_in_place(run) and children.count(run.run_id) >= 2]
     return _seen(parents) or _why_not("model_rf", runs, evidence, store)
