@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from workshop.errors import WorkshopError
@@ -47,22 +49,16 @@ def of_chapter(chapter: int) -> list[Exercise]:
 def check(number: str, answer: Any = ...) -> None:
     """Say whether an answer is right, and why not; a right one is kept as solved.
 
-    A wrong answer raises nothing, so that the exercises below it can be run.
+    A wrong answer raises nothing, so that the exercises below it can be run. Raises WorkshopError when there is no
+    exercise of this number.
     """
-    of_chapter(int(number.split(".")[0]))
-    found = EXERCISES[number]
-    if answer is ...:
-        print(f"Exercise {number}, not yet: put your answer where the cell above says `# Your code here`.")
-        return
-    try:
-        problem = found.test(answer)
-    except WorkshopError as error:  # such as a server that does not run
-        problem = str(error)
+    found = _find(number)
+    problem = "put your answer where the cell above says `# Your code here`." if answer is ... else _test(found, answer)
     if problem:
         print(f"Exercise {number}, not yet: {problem}")
         return
     _keep(number)
-    print(f"Exercise {number}, solved: {found.title}")
+    print(f"Exercise {number}, solved: {found.title}.")
 
 
 def solved(settings: Settings | None = None) -> dict[str, str]:
@@ -73,13 +69,36 @@ def solved(settings: Settings | None = None) -> dict[str, str]:
         return {}
 
 
+def _find(number: str) -> Exercise:
+    known = [each.number for chapter in CHAPTERS for each in of_chapter(chapter)]
+    if number not in known:
+        raise WorkshopError(
+            "There is no such exercise.",
+            value=number,
+            expected=f"one of {', '.join(known)}",
+            next_step="put the number of the exercise back into the cell of the check",
+        )
+    return EXERCISES[number]
+
+
+def _test(found: Exercise, answer: object) -> str | None:
+    try:
+        return found.test(answer)
+    except WorkshopError as error:  # such as a server that does not run
+        return str(error)
+    except Exception as error:  # noqa: BLE001 -- an answer can be anything, and no mistake in it ends the notebook
+        return f"an answer of type {type(answer).__name__} cannot be checked ({type(error).__name__}: {error})."
+
+
 def _keep(number: str) -> None:
     settings = get_settings()
     numbers = solved(settings) | {number: datetime.now(UTC).isoformat(timespec="seconds")}
     file = _file(settings)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(sorted(numbers.items())), indent=2) + "\n")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(dict(sorted(numbers.items())), indent=2) + "\n")
+    temporary.replace(file)  # whole or not at all: `workshop check` may be reading it
 
 
-def _file(settings: Settings):
+def _file(settings: Settings) -> Path:
     return settings.state / "exercises.json"
