@@ -1,7 +1,8 @@
-"""The exercises of chapter 3: a project run with another parameter, its commit, and a project of one's own."""
+"""The exercises of chapter 3: a project run with another parameter, its commit, and its validation."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from workshop.models.tracking import COMMIT_TAG, connect
@@ -39,8 +40,23 @@ def commit_of_run(answer: tuple[str, str]) -> str | None:
     return None
 
 
-def _project_run(run_id: object) -> Run | str:
-    """Return the finished run of a project's `main` with this id, or the sentence that says why it is none."""
+@exercise("3.3", "the highest floor that a run's R2 reaches")
+def highest_floor(answer: str) -> str | None:
+    """Compare the floor of a finished run of `validate` with the R2 that it measured."""
+    run = _project_run(answer, "validate")
+    if isinstance(run, str):
+        return run
+    trained = _project_run(run.data.params["run_id"])
+    if isinstance(trained, str) or float(trained.data.params["test_fraction"]) != HELD_OUT:
+        return "this validated another run than that of exercise 3.1: look at `run_id`."
+    highest = math.floor(100 * run.data.metrics["validation_r2"]) / 100
+    if not math.isclose(float(run.data.params["floor"]), highest):
+        return f"R2 reaches a higher floor than {run.data.params['floor']}, or yours has more than two decimals."
+    return None
+
+
+def _project_run(run_id: object, entry_point: str = "main") -> Run | str:
+    """Return the finished run of a project's entry point with this id, or the sentence that says why it is none."""
     if not isinstance(run_id, str):
         return f"a run id is text of 32 characters, and this is of type {type(run_id).__name__}."
     from mlflow.exceptions import MlflowException
@@ -50,8 +66,8 @@ def _project_run(run_id: object) -> Run | str:
         run = client.get_run(run_id)
     except MlflowException:
         return f"the tracking server at {client.tracking_uri} has no run {run_id!r}."
-    if run.data.tags.get("mlflow.source.type") != "PROJECT" or run.data.tags.get("mlflow.project.entryPoint") != "main":
-        return "this run was not made by running a project's entry point `main`: look at its tags."
+    if run.data.tags.get("mlflow.project.entryPoint") != entry_point:
+        return f"this run was not made by running a project's entry point `{entry_point}`: look at its tags."
     if run.info.status != "FINISHED":
         return f"this run has the status {run.info.status}, not FINISHED."
     return run
