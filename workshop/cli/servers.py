@@ -40,14 +40,16 @@ def up(chapter: int | None) -> None:
 def down(services: tuple[str, ...]) -> None:
     """Stop the servers and all they started; only the SERVICES that are named, if any.
 
+    SERVICES are names of `workshop status`. What a person started by hand goes on.
+
     \b
     Example:  workshop down
               workshop down ftp mlflow
     """
     from workshop.servers import supervision
 
-    ended = supervision.down(tell)
-    tell(f"stopped, {ended} processes ended" if ended else "nothing was running")
+    ended = supervision.stop(services, tell) if services else supervision.down(tell)
+    tell(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
 
 
 @click.command()
