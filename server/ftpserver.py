@@ -60,9 +60,7 @@ def set_up_logs(settings: Settings) -> None:
     """Log what happens to stderr, which the supervisor keeps, and each transfer to a file that stays small."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     settings.logs.mkdir(parents=True, exist_ok=True)
-    log = logging.handlers.RotatingFileHandler(
-        settings.logs / "transfers.log", maxBytes=LOG_BYTES, backupCount=LOGS_KEPT
-    )
+    log = logging.handlers.RotatingFileHandler(settings.transfers_log, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
     log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     ftp.transfers.addHandler(log)
     ftp.transfers.propagate = False

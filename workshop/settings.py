@@ -156,6 +156,11 @@ class Settings(BaseSettings):
         return self.state / "logs"
 
     @property
+    def transfers_log(self) -> Path:
+        """The FTP server's log of transfers, which it keeps open while it runs."""
+        return self.logs / "transfers.log"
+
+    @property
     def database(self) -> Path:
         """The tracking server's SQLite file."""
         return self.state / "mlflow.db"

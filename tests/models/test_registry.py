@@ -232,6 +232,21 @@ def test_history_knows_moves_by_hand(registered_model, candidates):
     assert [move.number for move in history.read()] == [1, 2, 3, 4]
 
 
+def test_rollback_goes_back_to_a_version_that_was_set_by_hand(registered_model, candidates):
+    """Two versions are put into production in MLflow's own page; the first was noted, and can come back."""
+    client = registry.connect()
+    client.create_registered_model(registered_model)
+    for number, candidate in enumerate(candidates[:2], start=1):
+        run_id, model_uri = candidate.split(",")
+        client.create_model_version(registered_model, model_uri, run_id, model_id=model_uri.removeprefix("models:/"))
+        client.set_registered_model_alias(registered_model, PRODUCTION, str(number))
+        assert registry.note().version == str(number)
+        assert registry.note() is None
+    assert told() == [("by hand", "1", None), ("by hand", "2", "1")]
+    assert registry.rollback(why="it was a mistake").version == "1"
+    assert told()[-1] == ("rolled back", "1", "2")
+
+
 def test_forced_promotion_is_recorded_as_such(registered_model, candidates):
     """A refused candidate needs force, and history and version tell what the gate had said."""
     rule = promotion.Rule("least_r2_wind", 0.1, ">= 0.5", passed=False)

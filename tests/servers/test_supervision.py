@@ -6,20 +6,25 @@ import contextlib
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import socket
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from workplace import BIN, Servers, environment_of, new_workplace, processes_of
+from workplace import BIN, ROOT, Servers, free_port, new_workplace, processes_of
 
+from workshop.servers import by_hand as hands
 from workshop.servers import supervision
 from workshop.servers.services import SERVICES
-from workshop.settings import STATE_VERSION, Settings
+from workshop.settings import STATE_VERSION
 
+README = ROOT / "2_tracking" / "README.md"
 NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
 
 
@@ -50,7 +55,7 @@ def test_status_names_every_service(running):
     """A list of objects with name, address, pid and health; all well."""
     rows = status(running)
     assert set(rows) == NAMES
-    assert all(set(row) == {"name", "address", "pid", "healthy", "reason"} for row in rows.values())
+    assert all(set(row) == {"name", "address", "pid", "healthy", "by_hand", "reason"} for row in rows.values())
     assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows.values())
 
 
@@ -189,39 +194,125 @@ def test_down_leaves_nothing_and_up_moves_from_a_busy_port(running):
         assert moved["address"] in running.run(BIN / "workshop", "config", "--export").stdout
 
 
+@contextlib.contextmanager
+def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
+    """Run a server as a person does in a terminal; end it, and all it started, with the block."""
+    environment = place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    log = place.root / "by_hand.log"
+    with log.open("a") as file:
+        server = psutil.Popen(
+            [str(word) for word in command], cwd=place.root, env=environment, stdout=file, stderr=file
+        )
+    try:
+        yield server
+    finally:
+        family = [server, *server.children(recursive=True)]
+        server.terminate()
+        server.wait(20)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+
+
+def mlflow_command(place: Servers, port: int) -> list[object]:
+    """The line of chapter 2's README, with the place's own addresses."""
+    [line] = re.findall(r"^ *MLFLOW_SERVER\S+ (mlflow server .*)$", README.read_text(), re.MULTILINE)
+    line = line.replace("--port 5000", f"--port {port}")
+    line = line.replace("ftp://127.0.0.1:2121/mlflow", place.settings.artifacts_uri)
+    return [BIN / "mlflow", *shlex.split(line)[1:]]
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
 def test_up_refuses_a_second_server_on_the_database(place):
-    """A tracking server started by hand on this database: `up` names it and starts nothing beside it."""
+    """A tracking server started by hand on this database, and another port: `up` names it, and starts none beside."""
     place.run(BIN / "workshop", "up")
     place.run(BIN / "workshop", "down")
-    settings = place.settings
-    command = [BIN / "mlflow", "server", "--port", str(settings.mlflow_port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{settings.database}",
-        "--artifacts-destination",
-        settings.artifacts_uri,
-    ]
-    environment = place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with subprocess.Popen(
-        command, cwd=place.root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as by_hand:
-        family = [psutil.Process(by_hand.pid)]
-        try:
-            with environment_of(place.environment):
-                deadline = time.monotonic() + 60
-                while supervision._database_holder(Settings()) is None and time.monotonic() < deadline:
-                    time.sleep(0.5)
-            family += family[0].children(recursive=True)
-            done = place.run(BIN / "workshop", "up")
-            assert done.returncode == 1
-            assert "has the tracking database open" in done.stderr
-            assert any(f"process {process.pid}" in done.stderr for process in family)
-            assert "Traceback" not in done.stderr
-        finally:
-            by_hand.terminate()
-            _, alive = psutil.wait_procs(family, timeout=20)
-            for process in alive:
-                process.kill()
+    with by_hand(place, *mlflow_command(place, free_port())) as server:
+        settings = place.settings
+        wait_until(lambda: list(hands._holders(settings.database)))
+        family = [server, *server.children(recursive=True)]
+        done = place.run(BIN / "workshop", "up")
+    assert done.returncode == 1
+    assert "has the tracking database open" in done.stderr
+    assert any(f"process {process.pid}" in done.stderr for process in family)
+    assert "Traceback" not in done.stderr
+
+
+def test_services_that_are_named_are_stopped_alone(running):
+    """`down ftp mlflow` stops these two and says so; the others go on, and `up` brings back what is missing."""
+    before = status(running)
+    done = running.run(BIN / "workshop", "down", "ftp", "mlflow")
+    assert done.returncode == 0, done.stderr
+    assert f"FTP artifact store: stopped; it was at {before['ftp']['address']}" in done.stderr
+    assert "MLflow tracking: stopped" in done.stderr
+    assert "Dask" not in done.stderr
+    now = status(running)
+    assert not any(now[name]["healthy"] or psutil.pid_exists(before[name]["pid"]) for name in ("ftp", "mlflow"))
+    for name in NAMES - {"ftp", "mlflow"}:
+        assert now[name] == before[name]
+    again = running.run(BIN / "workshop", "down", "mlflow")
+    assert again.returncode == 0
+    assert "MLflow tracking: does not run" in again.stderr
+    assert running.run(BIN / "workshop", "up").returncode == 0
+    after = status(running)
+    assert all(row["healthy"] for row in after.values())
+    assert {name: row["address"] for name, row in after.items()} == {n: r["address"] for n, r in before.items()}
+
+
+def test_service_that_is_unknown_is_told_with_those_that_are(running):
+    """A misspelt name stops nothing, not even those that were right."""
+    before = status(running)
+    done = running.run(BIN / "workshop", "down", "mlfow", "ftp")
+    assert done.returncode == 1
+    for words in ("mlfow", ", ".join(service.name for service in SERVICES), "workshop status"):
+        assert words in done.stderr
+    assert status(running) == before
+
+
+def test_servers_started_by_hand_are_left_alone(running):
+    """FTP and MLflow as chapter 2 starts them: `up` and `down` leave both, and `up` takes over when they have ended."""
+    running.run(BIN / "workshop", "down", "ftp", "mlflow")
+    addresses = {name: row["address"] for name, row in status(running).items()}
+    names = ("ftp", "mlflow")
+    with (
+        by_hand(running, BIN / "python", "server/ftpserver.py"),
+        by_hand(running, *mlflow_command(running, running.settings.mlflow_port)),
+    ):
+        wait_until(lambda: all(status(running)[name]["healthy"] for name in names))
+        theirs = {name: status(running)[name]["pid"] for name in names}
+
+        def assert_left() -> None:
+            rows = status(running)
+            assert {name: rows[name]["pid"] for name in names} == theirs
+            assert all(rows[name]["by_hand"] and rows[name]["healthy"] for name in names)
+
+        done = running.run(BIN / "workshop", "up")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("started by hand and left as it is") == 2
+        assert_left()
+        assert not any(status(running)[name]["by_hand"] for name in NAMES - set(names))
+        for words in (("down", "mlflow"), ("down",)):
+            done = running.run(BIN / "workshop", *words)
+            assert done.returncode == 0, done.stderr
+            assert f"{addresses['mlflow']} goes on; who started it by hand ends it there" in done.stderr
+            assert_left()
+        assert not served(running)
+        done = running.run(BIN / "workshop", "up")  # with no supervisor to ask, they are recognised all the same
+        assert done.returncode == 0, done.stderr
+        assert "is busy" not in done.stderr
+        assert_left()
+        wait_until(lambda: all(row["healthy"] for row in status(running).values()))
+    assert running.run(BIN / "workshop", "up").returncode == 0
+    rows = status(running)
+    assert all(row["healthy"] and not row["by_hand"] for row in rows.values())
+    assert {name: row["address"] for name, row in rows.items()} == addresses
 
 
 def test_up_says_which_service_does_not_answer(place):

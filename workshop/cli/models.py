@@ -141,14 +141,16 @@ def rollback(to: str | None, why: str) -> None:
 def history(as_json: bool) -> None:
     """Show what was in production, since when, by whom and why; the last line is what is there now.
 
-    A long reason is cut in the table; JSON has all that is recorded.
+    A long reason is cut in the table; JSON has all that is recorded. A move that was made by hand, in the MLflow UI say,
+    is written down, so that a rollback can go back to it.
 
     \b
     Example:  workshop history
     """
     from workshop.models.history import read
-    from workshop.models.registry import production
+    from workshop.models.registry import note, production
 
+    note()
     moves = read()
     if moves and production() is None:
         click.echo("Nothing is in production now: the alias was taken away. Next: workshop rollback", err=True)

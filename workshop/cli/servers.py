@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from workshop.cli.printing import bytes_bar, json_option, print_rows, tell
+from workshop.cli.printing import bytes_bar, cells_bar, json_option, print_rows, tell
 
 
 @click.command()
@@ -18,13 +18,21 @@ from workshop.cli.printing import bytes_bar, json_option, print_rows, tell
 def up(chapter: int | None) -> None:
     """Start the servers that do not run, and wait until each answers.
 
+    With --chapter, who begins there finds what the chapters before it leave: tables, runs, a registered version, a
+    project's run. What is there already is not made again, and no file of yours is changed.
+
     \b
     Example:  workshop up
               workshop up --chapter 3
     """
     from workshop.servers import supervision
 
-    supervision.up(tell)
+    settings = supervision.up(tell)
+    if chapter:
+        from workshop.teaching import headstart, startpage
+
+        headstart.bring(settings, chapter, tell, cells_bar)
+        tell(f"next: {startpage.write(settings)} says where to go on")
 
 
 @click.command()
@@ -32,14 +40,16 @@ def up(chapter: int | None) -> None:
 def down(services: tuple[str, ...]) -> None:
     """Stop the servers and all they started; only the SERVICES that are named, if any.
 
+    SERVICES are names of `workshop status`. What a person started by hand goes on.
+
     \b
     Example:  workshop down
               workshop down ftp mlflow
     """
     from workshop.servers import supervision
 
-    ended = supervision.down(tell)
-    tell(f"stopped, {ended} processes ended" if ended else "nothing was running")
+    ended = supervision.stop(services, tell) if services else supervision.down(tell)
+    tell(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
 
 
 @click.command()

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+
 import click
 
 from workshop.cli.printing import json_option, print_rows, tell
+
+# Addresses and commands are not broken, since somebody may want to copy them.
+HANGING = {
+    "initial_indent": " " * 7,
+    "subsequent_indent": " " * 14,
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
 
 
 @click.command()
@@ -38,6 +49,7 @@ def _print_chapters(progress, numbers: list[int]) -> None:
     """Print chapters with their steps; all reasons of a single chapter, else that of what is next."""
     from workshop.teaching import outline, startpage
 
+    width = min(shutil.get_terminal_size().columns, 120)
     for number in numbers:
         steps = progress.of(number)
         there = sum(step.there for step in steps)
@@ -47,9 +59,10 @@ def _print_chapters(progress, numbers: list[int]) -> None:
             following = step == progress.next
             if following or (len(numbers) == 1 and step.reason):
                 click.echo(f"       where: {step.where}")
-                click.echo(f"       why:   {step.reason}")
+                click.echo(textwrap.fill(f"why:   {step.reason}", width, **HANGING))
         click.echo()
     click.echo(_next(progress))
+    click.echo(f"The start page, {startpage.NAME}, says the same. Where it is open: {startpage.RELOAD}")
 
 
 def _next(progress) -> str:

@@ -128,6 +128,21 @@ def move_alias(client: MlflowClient, move: Move) -> None:
     _write(client, move, done=True)
 
 
+def note(client: MlflowClient) -> Move | None:
+    """Write down the last move if it was made by hand and nobody did so yet, and return it; None otherwise.
+
+    The caller holds the lock of `registry`. Of two such moves in a row, none of them noted, the first is forgotten.
+    """
+    model = find_model(client)
+    moves = moves_of(model) if model else []
+    if not moves or moves[-1].action != BY_HAND:
+        return None
+    if _parse(name := f"{TAG}{moves[-1].number:06d}", model.tags.get(name, "")) == (moves[-1], True):
+        return None
+    _write(client, moves[-1], done=True)
+    return moves[-1]
+
+
 def _write(client: MlflowClient, move: Move, *, done: bool) -> None:
     told = move.as_dict() | {"done": done}
     del told["deleted"]

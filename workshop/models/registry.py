@@ -239,6 +239,15 @@ def rollback(to: str | None = None, why: str = "") -> Production:
         return _move(client, move, target)
 
 
+def note() -> Move | None:
+    """Write down that the alias was moved by hand, in the MLflow UI say, so that a rollback can go back to it.
+
+    Return that move; None when there is none, or it was noted before.
+    """
+    with _lock():
+        return history.note(connect())
+
+
 def _target(to: str | None, moves: list[Move], current: Production | None) -> str:
     """Return the version to go back to; raise ModelError, which names those that are possible."""
     now = current.version if current else None

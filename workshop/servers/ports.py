@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import psutil
@@ -82,14 +82,18 @@ def first_free(host: str, wanted: int) -> int:
     return port
 
 
-def take(settings: Settings, tell: Callable[[str], None]) -> Settings:
-    """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved."""
+def take(settings: Settings, tell: Callable[[str], None], left: Collection[str] = ()) -> Settings:
+    """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved.
+
+    The services of the names ``left`` run already, and keep theirs.
+    """
     taken: dict[str, int] = {}
     for service in SERVICES:
         for name in service.ports:
             wanted = getattr(settings, name)
             candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-            port = next((p for p in candidates if p not in taken.values() and is_free(settings.host, p)), None)
+            free = (p for p in candidates if p not in taken.values() and is_free(settings.host, p))
+            port = wanted if service.name in left else next(free, None)
             if port is None:
                 raise ServiceError(
                     f"No free port for {service.title}.",

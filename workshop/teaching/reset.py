@@ -28,7 +28,7 @@ from workshop.teaching.outline import chapter as find_chapter
 
 GIT_SECONDS = 60
 # What the pipeline made is DVC's, and dvc.lock says what that is: the next `dvc repro` mends what no longer fits.
-PIPELINE_MADE = ("data", "results", "executed", "dvc.lock")
+PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
 SCRAPS = (".ipynb_checkpoints", "__pycache__")  # made anew by whatever needs them
 
 
@@ -40,8 +40,8 @@ class ResetError(WorkshopError):
 class Plan:
     """What a reset will do: ``changed`` and ``own`` go aside; ``changed`` and ``deleted`` come from ``start``.
 
-    That is a commit. Paths are relative to the chapter's folder; a folder of one's own is one of them. ``solved`` are the exercises that will be
-    forgotten.
+    That is a commit. Paths are relative to the chapter's folder; a folder of one's own is one of them. ``solved`` are
+    the exercises that will be forgotten.
     """
 
     chapter: Chapter
@@ -66,9 +66,9 @@ def plan(settings: Settings, number: int) -> Plan:
         raise ResetError(
             f"{folder} is no folder of its own.", expected="a folder, no link", next_step=f"move it away: mv {folder} ~"
         )
-    start = _start(settings.root)
+    start = start_of(settings.root)
     stays = PIPELINE_MADE if number == 4 else ()
-    with _unpacked(settings.root, chapter, start) as fresh:
+    with unpacked(settings.root, chapter, start) as fresh:
         given = {path.relative_to(fresh) for path in fresh.rglob("*") if not path.is_dir()}
         own = {path for path in _own(folder, given) if path.parts[0] not in stays}
         there = {path for path in given if _is_file(folder, path)}
@@ -99,7 +99,7 @@ def carry_out(settings: Settings, planned: Plan) -> Path:
         for path in planned.own:
             _make_parents(planned.kept / path)
             shutil.move(folder / path, planned.kept / path)
-        with _unpacked(settings.root, planned.chapter, planned.start) as fresh:
+        with unpacked(settings.root, planned.chapter, planned.start) as fresh:
             for path in (*planned.changed, *planned.deleted):
                 _make_parents(folder / path)
                 temporary = folder / path.with_name(f".{path.name}.{os.getpid()}")
@@ -115,7 +115,7 @@ def carry_out(settings: Settings, planned: Plan) -> Path:
     return planned.kept
 
 
-def _start(root: Path) -> str:
+def start_of(root: Path) -> str:
     """Return the commit that this branch shares with the one it follows, or with its origin; else the latest."""
     latest = _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
     for followed in ("@{upstream}", "origin/HEAD"):
@@ -125,7 +125,7 @@ def _start(root: Path) -> str:
 
 
 @contextlib.contextmanager
-def _unpacked(root: Path, chapter: Chapter, commit: str) -> Iterator[Path]:
+def unpacked(root: Path, chapter: Chapter, commit: str) -> Iterator[Path]:
     """Yield a folder with the chapter's files as a commit has them."""
     packed = _git(root, "archive", "--format=tar", commit, "--", chapter.folder)
     with tempfile.TemporaryDirectory(prefix="workshop-") as folder:

@@ -12,6 +12,7 @@ from workshop.teaching.checkpoints.step import Checkpoint, State
 from workshop.teaching.outline import CHAPTERS, Chapter, chapter
 
 NAME = "START.md"
+RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
 SIGNS = {State.DONE: "✔", State.BROUGHT: "↓", State.MISSING: "○", State.UNKNOWN: "?"}
 MEANINGS = {
     State.DONE: "done",
@@ -33,8 +34,9 @@ and each chapter cures what hurt in the one before.
 
 {legend}
 
-As of {now}. To look again, type `workshop check` in a terminal (File > New > Terminal). The tiles of the
-launcher (File > New Launcher) open the MLflow UI, the Dask dashboard and the dashboard.
+As of {now}. To look again, type `workshop check` in a terminal (File > New > Terminal), then choose
+{reload} here. The tiles of the launcher (File > New Launcher) open the MLflow UI, the
+Dask dashboard, the dashboard and the report.
 """
 
 
@@ -60,6 +62,7 @@ def page(progress: Progress, now: datetime) -> str:
         chapters="\n\n".join(_chapter(each, progress.of(each.number)) for each in CHAPTERS),
         legend=" · ".join(f"{sign} {MEANINGS[state]}" for state, sign in SIGNS.items() if state in found),
         now=f"{now:%d %B %Y, %H:%M}",
+        reload=RELOAD,
     )
 
 

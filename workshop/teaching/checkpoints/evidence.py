@@ -46,7 +46,7 @@ def gather(settings: Settings) -> Evidence:
     try:
         found = store.look(settings)
     except ServiceError as error:
-        trouble = f"{error.what} Next: {error.next_step}"
+        trouble = f"{error.what} Type `{error.next_step}`."
     paths = [f"{chapter.folder}/{name}.ipynb" for chapter in CHAPTERS for name in chapter.notebooks]
     notebooks = {path: files.read_notebook(root / path) for path in paths}
     return Evidence(

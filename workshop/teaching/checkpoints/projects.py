@@ -56,7 +56,7 @@ def changed(evidence: Evidence, store: Store) -> Verdict:
 @needs_store
 def validated(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run of the entry point `validate`."""
-    command = f"mlflow run lr -e validate --experiment-name {EXPERIMENT}"
+    command = f"mlflow run lr --experiment-name {EXPERIMENT} --entry-point validate -P run_id=RUN_ID"
     return _verdict(evidence, store, lambda run: is_project(run, "validate"), command)
 
 
@@ -64,7 +64,8 @@ def validated(evidence: Evidence, store: Store) -> Verdict:
 def from_git(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run whose project came from a git address."""
     fits = lambda run: is_project(run) and is_from_git(run, evidence.root)  # noqa: E731
-    return _verdict(evidence, store, fits, "mlflow run ADDRESS#3_projects/lr --version COMMIT")
+    command = f"mlflow run ADDRESS#3_projects/lr --version COMMIT --experiment-name {EXPERIMENT}"
+    return _verdict(evidence, store, fits, command)
 
 
 def _is_in_place(run: Run) -> bool:

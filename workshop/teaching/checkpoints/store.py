@@ -110,8 +110,14 @@ def look(settings: Settings) -> Store:
         raise ServiceError(
             f"The MLflow tracking server at {uri} does not answer.",
             expected=f"answers within {ANSWER_SECONDS:g} s",
-            next_step="workshop up",
+            next_step=_next_step(settings),
         ) from None
+
+
+def _next_step(settings: Settings) -> str:
+    """Say what to type; a shell may still hold the address that the servers had before."""
+    here = settings.exports()["MLFLOW_TRACKING_URI"]
+    return "workshop up" if here == settings.tracking_uri else 'eval "$(.venv/bin/workshop config --export)"'
 
 
 @dataclass(frozen=True)

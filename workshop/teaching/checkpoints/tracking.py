@@ -10,7 +10,7 @@ from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
 from workshop.teaching.checkpoints.evidence import Evidence
 from workshop.teaching.checkpoints.step import BROUGHT, DONE, Step, Verdict, missing, needs_store
 from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store, Version
-from workshop.teaching.outline import chapter
+from workshop.teaching.outline import MODELS, chapter
 
 CHAPTER = chapter(2)
 
@@ -41,6 +41,11 @@ def of_capacity_factor(run: Run) -> bool:
     return run.tags.get("target") == "capacity_factor" and is_scored(run)
 
 
+def is_candidate(run: Run) -> bool:
+    """Tell whether its model may go into production: it was scored, and predicts GW."""
+    return is_in_place(run) and is_scored(run) and run.tags.get("target") is None
+
+
 @needs_store
 def tracked(notebook: str, fits: Callable[[Run], bool], evidence: Evidence, store: Store) -> Verdict:
     """Look for a finished run of the chapter that fits."""
@@ -51,7 +56,7 @@ def tracked(notebook: str, fits: Callable[[Run], bool], evidence: Evidence, stor
 @needs_store
 def forest(evidence: Evidence, store: Store) -> Verdict:
     """Look for several runs of the forest under one parent."""
-    runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf"]
+    runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf" and "target" not in run.tags]
     children = [run.parent for run in runs if run.parent and is_in_place(run)]
     parents = [run for run in runs if is_in_place(run) and children.count(run.run_id) >= 2]
     return _seen(parents) or _why_not("model_rf", runs, evidence, store)
@@ -155,6 +160,7 @@ def rolled_back(_: Evidence, store: Store) -> Verdict:
 
 
 NOTEBOOKS = {name: f"{CHAPTER.folder}/{name}.ipynb" for name in CHAPTER.notebooks}
+RUN_NOTEBOOKS = (*MODELS, "capacity_factor")  # those that leave runs
 STEPS = (
     Step("The score that flatters", NOTEBOOKS["model_linreg"], partial(tracked, "model_linreg", flattered)),
     Step("A run tracked by hand, with its model", NOTEBOOKS["model_linreg"], partial(tracked, "model_linreg", by_hand)),

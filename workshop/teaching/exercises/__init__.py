@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from workshop.errors import WorkshopError
@@ -38,17 +40,6 @@ def exercise(number: str, title: str) -> Callable[[Test], Test]:
     return register
 
 
-def forget(numbers: Iterable[str], settings: Settings) -> None:
-    """Let these exercises count as not solved."""
-    gone = set(numbers)
-    kept = {number: when for number, when in solved(settings).items() if number not in gone}
-    if gone:
-        file = _file(settings)
-        temporary = file.with_suffix(".new")
-        temporary.write_text(json.dumps(kept, indent=2) + "\n")
-        temporary.replace(file)
-
-
 def of_chapter(chapter: int) -> list[Exercise]:
     """Return the exercises of a chapter in the order of their numbers."""
     import_module(f"{__name__}.{CHAPTERS[chapter]}")
@@ -58,22 +49,16 @@ def of_chapter(chapter: int) -> list[Exercise]:
 def check(number: str, answer: Any = ...) -> None:
     """Say whether an answer is right, and why not; a right one is kept as solved.
 
-    A wrong answer raises nothing, so that the exercises below it can be run.
+    A wrong answer raises nothing, so that the exercises below it can be run. Raises WorkshopError when there is no
+    exercise of this number.
     """
-    of_chapter(int(number.split(".")[0]))
-    found = EXERCISES[number]
-    if answer is ...:
-        print(f"Exercise {number}, not yet: put your answer where the cell above says `# Your code here`.")
-        return
-    try:
-        problem = found.test(answer)
-    except WorkshopError as error:  # such as a server that does not run
-        problem = str(error)
+    found = _find(number)
+    problem = "put your answer where the cell above says `# Your code here`." if answer is ... else _test(found, answer)
     if problem:
         print(f"Exercise {number}, not yet: {problem}")
         return
     _keep(number)
-    print(f"Exercise {number}, solved: {found.title}")
+    print(f"Exercise {number}, solved: {found.title}.")
 
 
 def solved(settings: Settings | None = None) -> dict[str, str]:
@@ -84,13 +69,46 @@ def solved(settings: Settings | None = None) -> dict[str, str]:
         return {}
 
 
+def _find(number: str) -> Exercise:
+    known = [each.number for chapter in CHAPTERS for each in of_chapter(chapter)]
+    if number not in known:
+        raise WorkshopError(
+            "There is no such exercise.",
+            value=number,
+            expected=f"one of {', '.join(known)}",
+            next_step="put the number of the exercise back into the cell of the check",
+        )
+    return EXERCISES[number]
+
+
+def _test(found: Exercise, answer: object) -> str | None:
+    try:
+        return found.test(answer)
+    except WorkshopError as error:  # such as a server that does not run
+        return str(error)
+    except Exception as error:  # noqa: BLE001 -- an answer can be anything, and no mistake in it ends the notebook
+        return f"an answer of type {type(answer).__name__} cannot be checked ({type(error).__name__}: {error})."
+
+
+def forget(numbers: Iterable[str], settings: Settings) -> None:
+    """Let these exercises count as not solved."""
+    gone = set(numbers)
+    if gone:
+        _write({number: when for number, when in solved(settings).items() if number not in gone}, settings)
+
+
 def _keep(number: str) -> None:
     settings = get_settings()
-    numbers = solved(settings) | {number: datetime.now(UTC).isoformat(timespec="seconds")}
+    _write(solved(settings) | {number: datetime.now(UTC).isoformat(timespec="seconds")}, settings)
+
+
+def _write(numbers: dict[str, str], settings: Settings) -> None:
     file = _file(settings)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(sorted(numbers.items())), indent=2) + "\n")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(dict(sorted(numbers.items())), indent=2) + "\n")
+    temporary.replace(file)  # whole or not at all: `workshop check` may be reading it
 
 
-def _file(settings: Settings):
+def _file(settings: Settings) -> Path:
     return settings.state / "exercises.json"

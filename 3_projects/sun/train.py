@@ -1,0 +1,59 @@
+"""Fit a random forest to the weather and the height of the sun, and log it in MLflow: a colleague's project.
+
+It runs where it was written. What it needs is not said anywhere: `reproduce.ipynb` finds it out.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+import hourly  # what the projects share lies beside them
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+INPUTS = [*hourly.FEATURES, "sun_elevation"]
+MIDDLE_OF_GERMANY = (51.0, 10.4)  # degrees north, degrees east
+
+
+def main() -> None:
+    """Train one model and log it, with the parameters of the command line."""
+    parameters = vars(hourly.make_parser("Fit a random forest that knows the sun, and log it.").parse_args())
+    hourly.require_tracking_server()
+    frame = hourly.read_frame(parameters["data"])
+    frame = frame.assign(sun_elevation=elevation(frame["utc_timestamp"]))
+    train, test = hourly.split_by_time(frame, parameters["test_fraction"])
+
+    import mlflow
+    from sklearn.ensemble import RandomForestRegressor
+
+    model = RandomForestRegressor(n_estimators=20, max_depth=10, random_state=0)
+    model.fit(train[INPUTS], train[hourly.TARGETS])
+    metrics = hourly.measure(test, model.predict(test[INPUTS]))
+    with mlflow.start_run() as run:
+        mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
+        mlflow.log_metrics(metrics)
+        mlflow.sklearn.log_model(  # which packages the model needs is left to MLflow to find out
+            model,
+            name="model",
+            input_example=train[INPUTS].head(3),
+            skops_trusted_types=["sklearn.tree._tree.Tree"],
+        )
+    print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")
+
+
+def elevation(utc_timestamp: pd.Series) -> pd.Series:
+    """Return the height of the sun above the horizon of the middle of Germany, in degrees, at each hour."""
+    import pandas as pd
+    import pvlib
+
+    hours = pd.DatetimeIndex(pd.to_datetime(utc_timestamp, utc=True))
+    positions = pvlib.solarposition.get_solarposition(hours, *MIDDLE_OF_GERMANY)
+    return positions["elevation"].set_axis(utc_timestamp.index)
+
+
+if __name__ == "__main__":
+    main()

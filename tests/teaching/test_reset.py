@@ -1,0 +1,239 @@
+"""A reset puts a chapter's files back to their start, keeps what was there, and touches nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from attendee import git, new_repository
+from click.testing import CliRunner
+from workplace import clean_environment, environment_of
+
+from workshop.cli import main
+from workshop.settings import Settings
+from workshop.teaching import reset
+from workshop.teaching.reset import ResetError
+
+CHAPTER_1 = ["1_starting_point/README.md", "1_starting_point/model_rf.ipynb", "1_starting_point/report/make_report.py"]
+CHAPTER_2 = ["2_tracking/README.md", "2_tracking/model_rf.ipynb"]
+CHAPTER_4 = [
+    "4_pipeline/params.yaml", "4_pipeline/dvc.yaml", "4_pipeline/dvc.lock", "4_pipeline/data/.gitignore",
+    "4_pipeline/results/.gitignore", "4_pipeline/executed/.gitignore", "4_pipeline/own/.gitignore",
+    "4_pipeline/own/README.md", "4_pipeline/notebooks/train_rf.ipynb",
+]  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository as it was cloned, whose commands find it."""
+    root = new_repository(tmp_path / "clone", "1_starting_point/.gitignore", *CHAPTER_1, *CHAPTER_2, *CHAPTER_4)
+    with environment_of(
+        clean_environment() | {"WORKSHOP_ROOT": str(root), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    ):
+        yield root
+
+
+def put_back(number: int = 1) -> Path:
+    """Reset a chapter, and return where the copies are."""
+    settings = Settings()
+    return reset.carry_out(settings, reset.plan(settings, number))
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """Return each file below a folder with its content, each link with where it points."""
+    return {
+        path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def everything(root: Path) -> dict[str, bytes | str]:
+    """Return the content of everything but git's own."""
+    return {name: content for name, content in contents(root).items() if not name.startswith(".git/")}
+
+
+def test_changed_deleted_renamed_and_own_files(root):
+    """What was changed, deleted or renamed is as cloned; copies of all of it are kept; other chapters are untouched."""
+    before = everything(root)
+    folder = root / "1_starting_point"
+    (folder / "README.md").write_text("mine\n")
+    (folder / "model_rf.ipynb").rename(folder / "model_forest.ipynb")
+    (folder / "report" / "make_report.py").unlink()
+    (folder / "germany.csv").write_text("table\n")  # ignored by git
+    (folder / "raw_data").mkdir()
+    (folder / "raw_data" / "weather.csv").write_text("raw\n")
+    (root / "2_tracking" / "README.md").write_text("changed, too\n")
+    kept = put_back(1)
+    assert kept.parent == root / "server" / "state" / "kept"
+    assert contents(kept) == {
+        "README.md": b"mine\n",
+        "model_forest.ipynb": before["1_starting_point/model_rf.ipynb"],
+        "germany.csv": b"table\n",
+        "raw_data/weather.csv": b"raw\n",
+    }
+    after = {name: content for name, content in everything(root).items() if not name.startswith("server/state/kept")}
+    assert after == before | {"2_tracking/README.md": b"changed, too\n"}
+    assert not (folder / "raw_data").exists()
+    assert reset.plan(Settings(), 1).is_empty
+
+
+def test_links_are_moved_and_never_followed(root, tmp_path):
+    """A link in a file's or a folder's place goes aside as a link; what it points at stays as it is."""
+    folder = root / "1_starting_point"
+    outside = tmp_path / "outside"
+    (outside / "report").mkdir(parents=True)
+    (outside / "report" / "make_report.py").write_text("precious\n")
+    (outside / "notes").write_text("precious\n")
+    before = contents(folder)
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(outside / "notes")
+    (folder / "report" / "make_report.py").unlink()
+    (folder / "report").rmdir()
+    (folder / "report").symlink_to(outside / "report")
+    (folder / "broken").symlink_to("nowhere")
+    kept = put_back(1)
+    assert contents(folder) == before
+    assert not (folder / "report").is_symlink()
+    assert set(contents(outside).values()) == {b"precious\n"}
+    assert {path.name for path in kept.iterdir() if path.is_symlink()} == {"README.md", "report", "broken"}
+
+
+def test_file_in_the_place_of_a_folder_and_the_reverse(root):
+    """Each is moved aside, and what belongs there comes back."""
+    folder = root / "1_starting_point"
+    before = contents(folder)
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    (folder / "README.md" / "mine").write_text("1")
+    (folder / "report" / "make_report.py").unlink()
+    (folder / "report").rmdir()
+    (folder / "report").write_text("2")
+    kept = put_back(1)
+    assert contents(folder) == before
+    assert contents(kept) == {"README.md/mine": b"1", "report": b"2"}
+
+
+def test_what_is_staged_and_committed_stays(root):
+    """Commits of one's own on top of what was cloned are not the start, and neither they nor the index change."""
+    git(root, "branch", "given")
+    git(root, "branch", "--set-upstream-to=given")
+    before = contents(root / "1_starting_point")
+    (root / "1_starting_point" / "README.md").write_text("committed\n")
+    git(root, "commit", "--quiet", "--all", "--message", "Mine")
+    (root / "1_starting_point" / "model_rf.ipynb").write_text("staged\n")
+    git(root, "add", "--all")
+    head, staged = git(root, "rev-parse", "HEAD"), git(root, "ls-files", "--stage")
+    kept = put_back(1)
+    assert contents(root / "1_starting_point") == before
+    assert contents(kept) == {"README.md": b"committed\n", "model_rf.ipynb": b"staged\n"}
+    assert (git(root, "rev-parse", "HEAD"), git(root, "ls-files", "--stage")) == (head, staged)
+
+
+def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
+    """In a clone, a branch that follows none is held against the origin's."""
+    git(tmp_path, "clone", "--quiet", str(root), "mine")
+    mine = tmp_path / "mine"
+    git(mine, "switch", "--quiet", "--create", "trial")
+    (mine / "1_starting_point" / "README.md").write_text("committed\n")
+    git(mine, "commit", "--quiet", "--all", "--message", "Mine")
+    assert reset.start_of(mine) == git(root, "rev-parse", "HEAD").strip()
+
+
+def test_what_the_pipeline_made_stays(root):
+    """Chapter 4: parameters, notebooks and one's own data go back; what DVC manages does not."""
+    folder = root / "4_pipeline"
+    given = (folder / "params.yaml").read_bytes()
+    made = ["data/train.parquet", "results/report.html", "executed/train_rf.ipynb", "dvc.lock"]
+    for name in made:
+        (folder / name).write_text("made\n")
+    aside = [root / ".dvc" / "cache" / "files" / "x", root / "server" / "state" / "mlflow.db"]
+    for file in aside:
+        file.parent.mkdir(parents=True)
+        file.write_text("made\n")
+    (folder / "params.yaml").write_text("mine\n")
+    (folder / "own" / "plant.csv").write_text("mine\n")
+    (folder / "data" / ".gitignore").unlink()
+    kept = put_back(4)
+    assert contents(kept) == {"params.yaml": b"mine\n", "own/plant.csv": b"mine\n"}
+    assert (folder / "params.yaml").read_bytes() == given
+    assert (folder / "data" / ".gitignore").exists()
+    assert {(folder / name).read_text() for name in made} == {file.read_text() for file in aside} == {"made\n"}
+
+
+def test_outputs_of_the_pipeline_lie_where_a_reset_leaves_them():
+    """The folders that stay hold every output that the pipeline declares."""
+    import yaml
+    from workplace import ROOT
+
+    stages = yaml.safe_load((ROOT / "4_pipeline" / "dvc.yaml").read_text())["stages"]
+    declared = [stage[kind] for stage in stages.values() for kind in ("outs", "metrics", "plots") if kind in stage]
+    paths = [next(iter(out)) if isinstance(out, dict) else out for outs in declared for out in outs]
+    assert {path.split("/")[0] for path in paths} <= set(reset.PIPELINE_MADE)
+
+
+def test_exercises_of_the_chapter_count_as_unsolved(root):
+    """Those of the other chapters stay solved."""
+    state = root / "server" / "state"
+    state.mkdir(parents=True)
+    (state / "exercises.json").write_text(json.dumps({"1.1": "now", "2.1": "now"}))
+    put_back(1)
+    assert set(json.loads((state / "exercises.json").read_text())) == {"2.1"}
+
+
+def test_command_asks_first(root):
+    """Without a yes nothing changes; with it the copies' place is said; a second time there is nothing to do."""
+    file = root / "2_tracking" / "README.md"
+    file.write_text("mine\n")
+    before = everything(root)
+    done = CliRunner().invoke(main, ["reset", "2"], input="n\n")
+    assert done.exit_code == 1
+    assert "changed, put back: README.md" in done.output
+    assert everything(root) == before
+    done = CliRunner().invoke(main, ["reset", "2"], input="y\n")
+    assert done.exit_code == 0, done.output
+    assert "your copies are in" in done.output
+    assert "Reload Notebook from Disk" in done.output
+    assert file.read_text() != "mine\n"
+    assert "at its start already" in CliRunner().invoke(main, ["reset", "2"]).output
+
+
+def test_folder_without_git_is_refused_in_words(tmp_path, monkeypatch):
+    """Nobody can say what the start is: nothing is moved."""
+    folder = tmp_path / "unpacked" / "1_starting_point"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("mine\n")
+    settings = Settings(root=folder.parent, state=tmp_path / "state")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    with pytest.raises(ResetError, match="git does not know these files"):
+        reset.plan(settings, 1)
+    assert (folder / "README.md").read_text() == "mine\n"
+
+
+def test_chapter_that_is_a_link_is_refused(root, tmp_path):
+    """What lies elsewhere is not this repository's."""
+    (root / "1_starting_point").rename(tmp_path / "elsewhere")
+    (root / "1_starting_point").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ResetError, match="no folder of its own"):
+        reset.plan(Settings(), 1)
+
+
+def test_kept_folder_that_cannot_be_made_stops_before_anything_changes(root):
+    """A file in the way: told in words, and the attendee's file is as it was."""
+    state = root / "server" / "state"
+    state.mkdir(parents=True)
+    (state / "kept").write_text("in the way")
+    (root / "1_starting_point" / "README.md").write_text("mine\n")
+    with pytest.raises(ResetError, match="could not be put back"):
+        put_back(1)
+    assert (root / "1_starting_point" / "README.md").read_text() == "mine\n"
+
+
+def test_chapter_that_is_gone_comes_back(root):
+    """Even where the whole folder was deleted."""
+    before = contents(root / "2_tracking")
+    subprocess.run(["rm", "-r", root / "2_tracking"], check=True)
+    put_back(2)
+    assert contents(root / "2_tracking") == before

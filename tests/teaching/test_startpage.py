@@ -1,0 +1,72 @@
+"""The start page shows every step with its sign, links to what is there, and is written whole."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from workplace import ROOT
+
+from workshop.settings import Settings
+from workshop.teaching import startpage
+from workshop.teaching.checkpoints import Progress, verdicts
+from workshop.teaching.checkpoints.evidence import Evidence
+from workshop.teaching.checkpoints.step import State
+from workshop.teaching.checkpoints.store import Store
+from workshop.teaching.outline import CHAPTERS
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+NOTHING = Evidence(root=str(ROOT), store=Store("http://127.0.0.1:5000"))
+
+
+def all_in(state: State) -> Progress:
+    """Return the progress of somebody whose steps are all in one state."""
+    return Progress(tuple(replace(each, state=state) for each in verdicts(NOTHING)))
+
+
+def test_links_lead_to_what_is_there():
+    """Each link of the page resolves from the repository's top, and each chapter and step has one."""
+    text = startpage.page(all_in(State.MISSING), NOW)
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert {chapter.readme for chapter in CHAPTERS} <= set(targets)
+    assert len(targets) == len(CHAPTERS) + len(verdicts(NOTHING)) + 1  # the next step has one more
+
+
+@pytest.mark.parametrize("state", State)
+def test_sign_of_each_state_stands_at_its_steps_and_is_explained(state):
+    """One sign a state; only those that stand on the page are explained."""
+    text = startpage.page(all_in(state), NOW)
+    steps = [line for line in text.splitlines() if line.startswith("- ")]
+    assert len(steps) == len(verdicts(NOTHING))
+    assert all(line.startswith(f"- {startpage.SIGNS[state]} [") for line in steps)
+    explained = [sign for sign in startpage.SIGNS.values() if f"\n{sign} " in text or f"· {sign} " in text]
+    assert explained == [startpage.SIGNS[state]]
+
+
+def test_next_step_comes_first_with_its_reason():
+    """Above the outline: what to do next, where, and why it is not ticked."""
+    progress = all_in(State.MISSING)
+    head = startpage.page(progress, NOW).split("\n## ")[0]
+    assert f"**Next: {progress.next.title}**" in head
+    assert f"({progress.next.where})" in head
+    assert progress.next.reason in head
+
+
+def test_all_done_points_beyond_the_workshop():
+    """With nothing left to do the page says so, and goes on to one's own data."""
+    text = startpage.page(all_in(State.DONE), NOW)
+    assert "All of it is done" in text
+    assert "**Next" not in text
+
+
+def test_page_is_written_whole_and_again(tmp_path):
+    """It replaces the page before it, and no part of a file is left beside it; what a chapter made stays."""
+    settings = Settings(root=tmp_path, state=tmp_path / "state")
+    file = startpage.write(settings, all_in(State.MISSING))
+    assert file == tmp_path / "START.md"
+    startpage.write(settings, all_in(State.DONE))
+    assert "All of it is done" in file.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["START.md"]

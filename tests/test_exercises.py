@@ -1,0 +1,127 @@
+"""The exercises: none passes its check before it is solved, each does with its solution, and odd answers are told."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from workplace import ROOT
+
+from workshop.errors import WorkshopError
+from workshop.teaching import exercises
+
+NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/exercises.ipynb"))
+TAGS = ["exercise", "check", "hint", "solution"]
+SECONDS = 120
+
+
+def chapter_of(path) -> int:
+    """The number that a chapter's folder begins with."""
+    return int(path.parent.name[0])
+
+
+def name(path) -> str:
+    """A chapter's folder in test ids."""
+    return path.parent.name
+
+
+def tagged(cells, tag) -> list:
+    """The cells with a tag, in their order."""
+    return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
+
+
+def solution_of(cell) -> str:
+    """The code that a solution's text cell shows."""
+    [code] = re.findall(r"```python\n(.+?)\n```", cell.source, flags=re.DOTALL)
+    return code
+
+
+def printed(cell) -> str:
+    """What an executed cell printed."""
+    return "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+
+
+@pytest.fixture
+def solved_file(servers):
+    """The file of solved exercises, absent before and after."""
+    file = servers.settings.state / "exercises.json"
+    file.unlink(missing_ok=True)
+    yield file
+    file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_exercises_have_their_form(path):
+    """Each exercise is a task, a cell to fill in, its check, a hint and a solution, numbered from 1."""
+    cells = nbformat.read(path, as_version=4).cells
+    parts = [(tag, cell) for cell in cells for tag in cell.metadata.get("tags", [])]
+    numbers = [each.number for each in exercises.of_chapter(chapter_of(path))]
+    assert numbers == [f"{chapter_of(path)}.{count}" for count in range(1, len(numbers) + 1)]
+    assert 2 <= len(numbers) <= 3
+    assert [tag for tag, _ in parts] == TAGS * len(numbers)
+    for number, (answer, check, hint, solution) in zip(
+        numbers, zip(*[iter(cell for _, cell in parts)] * len(TAGS), strict=True), strict=True
+    ):
+        assert f"## Exercise {number}" in cells[cells.index(answer) - 1].source
+        assert answer.source.startswith("# Your code here")
+        assert check.source.startswith(f'check("{number}", ')
+        for cell, title in ((hint, "Hint"), (solution, "Solution")):
+            assert cell.source.startswith(f"<details><summary>{title}</summary>\n\n")
+            assert cell.source.endswith("\n</details>")
+        assert solution_of(solution) not in answer.source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file):
+    """Run as it is, no check passes and none is kept; with the solutions filled in, in the same kernel, all do."""
+    notebook = nbformat.read(path, as_version=4)
+    given = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    unsolved = tagged(given, "check")
+    answers = [nbformat.v4.new_code_cell(solution_of(cell)) for cell in tagged(notebook.cells, "solution")]
+    checks = [nbformat.v4.new_code_cell(cell.source) for cell in unsolved]
+    between = nbformat.v4.new_code_cell(f"from pathlib import Path\nassert not Path({str(solved_file)!r}).exists()")
+    solving = [cell for pair in zip(answers, checks, strict=True) for cell in pair]
+    notebook.cells = [*given, between, *solving]
+    folder = servers.root / path.parent.name
+    client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client.execute(env=servers.environment)
+    numbers = [each.number for each in exercises.of_chapter(chapter_of(path))]
+    for number, before, after in zip(numbers, unsolved, checks, strict=True):
+        assert printed(before).startswith(f"Exercise {number}, not yet: ")
+        assert printed(after).startswith(f"Exercise {number}, solved: "), printed(after)
+    assert list(json.loads(solved_file.read_text())) == numbers
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
+    """Whatever an answer is, its check raises nothing, passes nothing, and says something."""
+    odd = [None, 0, -1, float("nan"), "", "no such run", [], {}, ("a", "b"), object(), print]
+    for each in exercises.of_chapter(chapter_of(path)):
+        for answer in odd:
+            exercises.check(each.number, answer)
+            told = capsys.readouterr().out
+            assert re.match(rf"Exercise {each.number}, not yet: .{{10,}}", told), (answer, told)
+    assert not solved_file.exists()
+
+
+def test_unknown_exercise_is_told_with_the_known_ones():
+    """A number that was changed by mistake is named, with those that there are."""
+    known = [each.number for chapter in exercises.CHAPTERS for each in exercises.of_chapter(chapter)]
+    for number in ("3.9", "9.1", "three", ""):
+        with pytest.raises(WorkshopError, match="no such exercise") as told:
+            exercises.check(number, 1)
+        assert ", ".join(known) in str(told.value)
+
+
+def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
+    """With the tracking server down, a check that needs it says what to type, and keeps nothing."""
+    monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    exercises.check("3.1", "0" * 32)
+    told = capsys.readouterr().out
+    assert "not yet" in told
+    assert "workshop up" in told
+    assert exercises.solved() == {}
