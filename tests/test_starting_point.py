@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +22,28 @@ from workshop.data.prepare import prepare
 
 CHAPTER = Path(__file__).parents[1] / "1_starting_point"
 NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]
+ROOT = CHAPTER.parent
+# What can be recognised of the README's smells, and the only other places that may have them, each with its reason.
+SMELLS = {
+    "a random split": (
+        r"\b(train_test_split|split_at_random)\(",
+        # The one place that draws at random, with a seed; chapter 2 shows what it hides.
+        {"workshop/data/split.py", *(f"2_tracking/model_{name}.ipynb" for name in ("linreg", "rf", "keras"))},
+    ),
+    "a model or split without a seed": (
+        r"(RandomForestRegressor|GradientBoostingRegressor|train_test_split)\((?![^()]*random_state)[^()]+\)",
+        set(),
+    ),
+    "a path that holds in one folder only": (
+        r"""["']\.\./""",
+        {"3_projects/hourly.py"},  # the default of a parameter, which any caller sets
+    ),
+    "a result kept in a comment": (r"# .*: 0\.\d\d", set()),
+    "rows cleaned by a limit of one's own": (r"""\[["']windspeed\\?["']\] ?<""", set()),
+    "settings tried by hand": (r"# was \d", set()),
+}
+# Tests and benchmarks cause what they look for, and the answers of exercises repeat what these ask for.
+ELSEWHERE = [f":!{folder}" for folder in ("tests", "benchmarks", "workshop/teaching/exercises")]
 COLUMNS = ["utc_timestamp", "solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
 # Cells call `workshop`, which lies beside the interpreter.
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -178,3 +202,39 @@ def test_dashboard_and_notebooks_leave_nothing_to_commit(chapter, tmp_path):
     names = [str(Path("chapter") / path.relative_to(chapter)) for path in made] + ["chapter/report/report.html"]
     ignored = subprocess.run(["git", "check-ignore", *names], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert ignored.stdout.splitlines() == names
+
+
+def code_of(path: Path) -> str:
+    """Return a program's text, or that of a notebook's code cells."""
+    if path.suffix == ".py":
+        return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    # Exercises ask for what is smelly, so that it can be measured.
+    taught = [cell for cell in cells if cell["cell_type"] == "code" and path.name != "exercises.ipynb"]
+    return "\n".join("".join(cell["source"]) for cell in taught)
+
+
+@pytest.mark.parametrize("smell", SMELLS)
+def test_smell_is_in_this_chapter_and_nowhere_else(smell):
+    """Each smell that can be recognised in code is found in chapter 1, and in no other program or notebook."""
+    pattern, allowed = SMELLS[smell]
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", "*.ipynb", *ELSEWHERE], cwd=ROOT, capture_output=True, check=True
+    )
+    names = [name for name in listed.stdout.decode().splitlines() if (ROOT / name).exists()]
+    smelly = {name for name in names if re.search(pattern, code_of(ROOT / name))}
+    here = {name for name in smelly if name.startswith(f"{CHAPTER.name}/")}
+    assert here
+    assert smelly - here <= allowed
+
+
+def test_readme_names_each_smell_with_its_cure():
+    """Each row of the table of smells has a place that exists here, and a chapter that comes later."""
+    table = (CHAPTER / "README.md").read_text(encoding="utf-8").split("| smell |")[1].split("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+    assert len(rows) >= 14
+    for smell, where, cure in rows:
+        assert smell.strip()
+        assert re.search(r"chapter [234]\b", cure)
+        for name in re.findall(r"`([^`]+)`", where):
+            assert list(CHAPTER.glob(name.rstrip("/"))), name
