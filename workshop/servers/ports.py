@@ -46,15 +46,24 @@ def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def find_holder(port: int) -> str:
-    """Return the name and number of the process that listens on a port, as far as the system tells."""
+def find_listener(port: int) -> psutil.Process | None:
+    """Return the process that listens on a port, if there is one and the system tells."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+                return psutil.Process(connection.pid)
     except psutil.Error:
         pass  # macOS tells this to root only
-    return "another process"
+    return None
+
+
+def find_holder(port: int) -> str:
+    """Return the name and number of the process that listens on a port, as far as the system tells."""
+    process = find_listener(port)
+    try:
+        return f"{process.name()} (process {process.pid})" if process else "another process"
+    except psutil.Error:
+        return "another process"
 
 
 def is_free(host: str, port: int) -> bool:
