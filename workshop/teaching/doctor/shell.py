@@ -43,13 +43,16 @@ def _proxy(settings: Settings) -> Finding:
 
 
 def _tracking_address(settings: Settings) -> Finding:
-    here = settings.exports()["MLFLOW_TRACKING_URI"]
+    here = settings.model_copy(update={"mlflow_tracking_uri": None}).tracking_uri
     said = os.environ.get("MLFLOW_TRACKING_URI")
     if said is None:
         found = f"MLFLOW_TRACKING_URI is not set in this shell: plain `mlflow` and `python` would not find {here}"
         return look("tracking address", found, EXPORT)
-    found = f"MLFLOW_TRACKING_URI is {said}; the servers here are at {here}"
-    return well("tracking address", found) if said == here else wrong("tracking address", found, EXPORT)
+    found = f"MLFLOW_TRACKING_URI is {said}; the server here {'is' if settings.is_up else 'will be'} at {here}"
+    if said == here:
+        return well("tracking address", found)
+    # While nothing runs here, another server may well be meant.
+    return wrong("tracking address", found, EXPORT) if settings.is_up else look("tracking address", found, EXPORT)
 
 
 def _relative_addresses(settings: Settings) -> Finding:
