@@ -165,7 +165,8 @@ def _bundle(root: Path, file: Path, tell: Callable[[str], None]) -> str:
     if _git(root, "status", "--porcelain"):
         tell("changes that are not committed are left out of the folder")
     temporary = file.with_suffix(".new")
-    _git(root, "bundle", "create", "--quiet", str(temporary.resolve()), "HEAD")
+    branch = _git(root, "branch", "--show-current")  # empty where a commit is checked out and no branch
+    _git(root, "bundle", "create", "--quiet", str(temporary.resolve()), "HEAD", *filter(None, [branch]))
     temporary.replace(file)
     return _git(root, "rev-parse", "--short", "HEAD")
 
