@@ -6,17 +6,21 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workplace import BIN, ROOT, clean_environment, copy_tree, required
+from workplace import BIN, ROOT, clean_environment, copy_tree, processes_of, required
 
 from workshop.errors import DataError, WorkshopError
 from workshop.teaching import offline
 
+PYTHON = (BIN / "python").resolve()  # that this environment was made with
 # What `workshop config` imports, and a package that the index has as a source only.
-NEEDED = ("uv", "setuptools", "click", "pydantic", "pydantic-core", "pydantic-settings", "annotated-types",
-          "typing-extensions", "typing-inspection", "python-dotenv", "platformdirs", "antlr4-python3-runtime")  # fmt: skip
+NEEDED = (
+    "uv", "setuptools", "click", "pydantic", "pydantic-core", "pydantic-settings", "annotated-types",
+    "typing-extensions", "typing-inspection", "python-dotenv", "platformdirs", "antlr4-python3-runtime",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +46,12 @@ def folder(root, tmp_path_factory) -> Path:
 
 def sums_agree(folder: Path) -> bool:
     """Whether `sha256sum`, as the folder's page has it, finds all files whole."""
-    done = subprocess.run(
-        ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, capture_output=True, check=False
-    )
-    return done.returncode == 0
+    command = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    return not subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
 
 
 def test_only_what_is_missing_or_damaged_is_fetched_again(root, folder):
-    """A wheel that was cut short, one that is missing, one that nobody asked for: all is put right, and no more done."""
+    """A wheel that was cut short, one that is missing, one that nobody asked for: put right, and no more done."""
     assert sums_agree(folder)
     short, missing, *_ = sorted((folder / "wheels").iterdir())
     short.write_bytes(short.read_bytes()[:1000])
@@ -65,35 +67,63 @@ def test_only_what_is_missing_or_damaged_is_fetched_again(root, folder):
     assert offline.make(folder, root).fetched == 0
 
 
-def test_machine_without_a_network_installs_from_the_folder(folder, tmp_path):
-    """Cut off from every network: clone from the folder, `make` with OFFLINE, and later pip asks the folder, too."""
+@pytest.fixture
+def cut_off(tmp_path) -> Callable:
+    """Return what runs a program where there is no network but loopback, and nothing of this machine's settings."""
     required("root, for a network namespace", os.geteuid() == 0 and shutil.which("unshare"))
-    clone = tmp_path / "workshop"
-    home = {"HOME": str(tmp_path / "home"), "UV_CACHE_DIR": str(tmp_path / "cache")}
     (tmp_path / "home").mkdir()
-    # Nothing of this machine's settings for packages; the programs of the system and the Python under this environment.
-    python = Path((BIN / "python").resolve())
-    environment = {"PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin"} | home
+    environment = {"PATH": f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path / "home")}
+    environment |= {"UV_CACHE_DIR": str(tmp_path / "cache")}
 
-    def cut_off(*command: str | Path, cwd: Path) -> str:
-        words = ["unshare", "--net", *map(str, command)]
+    def run(*command: str | Path, cwd: Path) -> str:
+        words = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *map(str, command)]
         done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    return run
+
+
+def test_machine_without_a_network_installs_from_the_folder(folder, cut_off, tmp_path):
+    """Clone from the folder, `make` with OFFLINE; what pip is asked for later, it finds in the folder, too."""
+    clone = tmp_path / "workshop"
     cut_off("git", "clone", "--quiet", folder / "workshop.bundle", clone, cwd=tmp_path)
-    cut_off("make", ".venv/installed", f"PYTHON={python}", f"OFFLINE={folder}", cwd=clone)
+    cut_off("make", ".venv/installed", f"PYTHON={PYTHON}", f"OFFLINE={folder}", cwd=clone)
     lines = cut_off(clone / ".venv" / "bin" / "workshop", "config", "--export", cwd=clone).splitlines()
     assert f"export PIP_FIND_LINKS={(folder / 'wheels').as_uri()}" in lines
     exports = "\n".join(lines)
     cut_off("sh", "-c", f"{exports}\npython -m venv new && new/bin/pip install --quiet click", cwd=tmp_path)
-    assert (tmp_path / "new" / "bin").exists()
+    assert list((tmp_path / "new").glob("lib/*/site-packages/click"))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_whole_workshop_runs_without_a_network(cut_off, tmp_path):
+    """The whole lock: `make run` to a model in production, and chapter 3's project in an environment of its own."""
+    folder, clone = tmp_path / "offline", tmp_path / "workshop"
+    offline.make(folder, ROOT)
+    cut_off("git", "clone", "--quiet", folder / "workshop.bundle", clone, cwd=tmp_path)
+    # One shell, for the servers live in its network.
+    script = f"""
+        set -e
+        make run PYTHON={PYTHON} OFFLINE={folder}
+        trap '.venv/bin/workshop down' EXIT
+        eval "$(.venv/bin/workshop config --export)"
+        workshop doctor
+        cd 3_projects
+        mlflow run lr --experiment-name predicting_wind_solar
+    """
+    said = cut_off("bash", "-c", script, cwd=clone)
+    assert "Production  wind_solar version 1" in said
+    assert "ok  production: wind_solar version 1 loads" in said
+    assert "R2 0." in said
+    assert not processes_of(clone)
 
 
 def test_folder_of_another_machine_is_refused(root, tmp_path):
     """Wheels for two kinds of machines are not mixed."""
     (tmp_path / "made-for.json").write_text(json.dumps({"system": "Darwin arm64", "python": "3.12"}))
-    with pytest.raises(DataError, match="Darwin arm64, Python 3.12"):
+    with pytest.raises(DataError, match=r"Darwin arm64, Python 3\.12"):
         offline.make(tmp_path, root)
 
 
