@@ -57,14 +57,17 @@ lock: .venv/installed
 		pyproject.toml --output-file requirements.txt
 
 # Written last: an installation that was interrupted is begun anew.
+# OFFLINE names a folder that `workshop offline` made; what is installed later (chapter 3) comes from there, too.
+.venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: requirements.txt pyproject.toml
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
-	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
+	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py $(if $(OFFLINE),"$(OFFLINE)")
 	@echo "Installing into .venv (once; about a minute, 3 GB)" >&2
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) $(UV)
 	@echo "  uv is there; installing the pinned packages" >&2
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet -r requirements.txt
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps -e .
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) -r requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps -e .
+	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)
 	@touch $@

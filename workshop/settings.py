@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     root: Path = Field(default_factory=find_root)
     state: Path = Path("server/state")
     downloads: Path = Field(default_factory=lambda: user_cache_path("workshop"))
+    offline: Path | None = None
     host: str = "127.0.0.1"
     ftp_port: int = Field(2121, ge=1, le=65535)
     ftp_passive_first: int = Field(60100, ge=1024, le=65535)
@@ -247,13 +248,20 @@ class Settings(BaseSettings):
         """
         here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         chosen = here if self.is_up else self
-        return {
+        return self._package_source() | {
             "MLFLOW_TRACKING_URI": chosen.tracking_uri,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
             "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
             "WORKSHOP_FTP_URI": self.artifacts_uri,
         }
+
+    def _package_source(self) -> dict[str, str]:
+        """Return the variables by which `mlflow run` makes environments where packages do not come from a network."""
+        if self.offline is None:
+            return {}
+        wheels = (self.root / self.offline / "wheels").as_uri()  # as an address, for a blank would end a path
+        return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_OFFLINE": "1", "UV_FIND_LINKS": wheels}
 
 
 def is_loopback(host: str) -> bool:

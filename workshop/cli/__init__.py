@@ -6,7 +6,7 @@ import os
 
 import click
 
-from workshop.cli import data, lab, models, pipeline, report, servers, teaching
+from workshop.cli import data, lab, machines, models, pipeline, report, servers, teaching
 
 # Everything else is imported by the command that needs it: `workshop --help` answers at once.
 
@@ -31,10 +31,11 @@ def main(context: click.Context) -> None:
 
 
 for command in (
-    *(servers.up, servers.down, servers.status, servers.config, servers.doctor),
+    *(servers.up, servers.down, servers.status, servers.config),
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
     *(models.promote, models.rollback, models.history, models.lineage, data.data, report.report),
+    *(machines.doctor, machines.offline),
     *(lab.lab, teaching.check, teaching.reset),
 ):
     main.add_command(command)

@@ -113,29 +113,6 @@ def config(export: bool, as_json: bool) -> None:
 
 
 @click.command()
-@json_option
-def doctor(as_json: bool) -> None:
-    """Say what is the matter with this machine and what to type; exit 1 when anything is.
-
-    \b
-    Example:  workshop doctor
-    """
-    from workshop.settings import get_settings
-    from workshop.teaching.doctor import examine
-
-    findings = examine(get_settings())
-    if as_json:
-        print_rows([finding.as_dict() for finding in findings], as_json)
-    else:
-        for finding in findings:
-            click.echo(f"{'ok ' if finding.ok else '!! '} {finding.check}: {finding.found}")
-            if finding.next_step:
-                click.echo(f"    next: {finding.next_step}")
-    if not all(finding.ok for finding in findings):
-        raise SystemExit(1)
-
-
-@click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 def backup(file: Path | None) -> None:
     """Write database and artifacts to FILE, while the servers run; its name is printed.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -17,44 +20,71 @@ from workshop.servers.services import SERVICES
 from workshop.settings import Settings
 
 PORTS_TRIED = 200
-WAIT_SECONDS = 120
+WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
 
 
 @contextlib.contextmanager
 def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
     """Let one clone at a time look for free ports, until its servers listen there: two would choose the same.
 
-    It is a courtesy among clones of one user: what is in the way of it, or hangs, is told and passed by.
+    It is a courtesy among all clones and users of a machine (on macOS, of one user): what is in the way of it, or
+    hangs, is told and passed by.
     """
+    with contextlib.ExitStack() as held:
+        deadline = time.monotonic() + WAIT_SECONDS
+        try:
+            if not (turn := _take_turn()):
+                tell("waiting for another clone, which takes its ports just now")
+            while not turn and time.monotonic() < deadline:
+                time.sleep(0.3)
+                turn = _take_turn()
+            if turn:
+                held.enter_context(turn)
+        except OSError as error:
+            tell(f"other clones' choice of ports is not waited for: {error}")
+        yield
+
+
+def _take_turn() -> contextlib.AbstractContextManager | None:
+    """Return what holds the turn until it is closed, or this process ends; None while another has it."""
+    if sys.platform == "linux":
+        # A name without a file: users share it, and each network namespace has its own, as it has ports.
+        turn = socket.socket(socket.AF_UNIX)
+        try:
+            turn.bind("\0workshop-ports")
+        except OSError as error:
+            turn.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return None
+        return turn
     import filelock
 
-    file = Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}.lock"
-    lock = filelock.FileLock(file)
+    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}.lock")
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except filelock.Timeout:
-        tell("waiting for another clone, which takes its ports just now")
-        with contextlib.suppress(filelock.Timeout):
-            lock.acquire(timeout=WAIT_SECONDS)
-    except OSError as error:
-        tell(f"other clones' choice of ports is not waited for: {error}")
+        return None
+
+
+def find_listener(port: int) -> psutil.Process | None:
+    """Return the process that listens on a port, if there is one and the system tells."""
     try:
-        yield
-    finally:
-        if lock.is_locked:
-            file.unlink(missing_ok=True)  # who waits for it finds that it is gone, and makes another
-        lock.release()
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return psutil.Process(connection.pid)
+    except psutil.Error:
+        pass  # macOS tells this to root only
+    return None
 
 
 def find_holder(port: int) -> str:
     """Return the name and number of the process that listens on a port, as far as the system tells."""
+    process = find_listener(port)
     try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+        return f"{process.name()} (process {process.pid})" if process else "another process"
     except psutil.Error:
-        pass  # macOS tells this to root only
-    return "another process"
+        return "another process"
 
 
 def is_free(host: str, port: int) -> bool:

@@ -1,0 +1,61 @@
+"""The choice of ports: one clone at a time, whoever's it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from workplace import ROOT, required
+
+from workshop.servers import ports
+
+HOLD = """
+import os, sys
+from workshop.servers import ports
+if len(sys.argv) > 1:
+    os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
+with ports.only_one_chooses(lambda line: print(line, flush=True)):
+    print("chooses", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("user", ["", "65534"], ids=["own", "other"])
+def test_clones_choose_one_after_the_other(user):
+    """While another clone looks for ports, of this user or of another, this one waits; then it is its turn."""
+    if user:
+        required("root, to be another user", os.geteuid() == 0 and sys.platform == "linux")
+    told = []
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, *filter(None, [user])],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        lines = iter(other.stdout.readline, "chooses\n")
+        assert set(lines) <= {"waiting for another clone, which takes its ports just now\n"}  # a test beside this one
+        threading.Timer(1, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
+        with ports.only_one_chooses(told.append):
+            assert other.wait(timeout=10) == 0
+    assert told == ["waiting for another clone, which takes its ports just now"]
+
+
+def test_clone_that_dies_gives_up_its_turn():
+    """Killed while it chooses: the next one need not wait."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        list(iter(other.stdout.readline, "chooses\n"))
+        other.kill()
+    with ports.only_one_chooses(lambda _: None):
+        pass
+
+
+def test_clone_that_hangs_is_passed_by(monkeypatch):
+    """After a while nobody waits any longer."""
+    monkeypatch.setattr(ports, "WAIT_SECONDS", 0.5)
+    told = []
+    with ports.only_one_chooses(lambda _: None), ports.only_one_chooses(told.append):
+        assert len(told) == 1

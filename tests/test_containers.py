@@ -1,0 +1,182 @@
+"""Rooms without laptops: the devcontainer and Binder, checked against their formats, their commands run for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Literal
+from urllib.error import URLError
+
+import pytest
+import requests
+from jsonschema import Draft201909Validator
+from pydantic import BaseModel, ConfigDict, Field
+from workplace import BIN, ROOT, copy_tree, free_port, processes_of
+
+from workshop.settings import Settings
+
+DEVCONTAINER = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+SCHEMA = "https://raw.githubusercontent.com/devcontainers/spec/main/schemas/devContainer.base.schema.json"
+PYTHON = (BIN / "python").resolve()  # that this environment was made with
+# How this machine reaches its package index; a container has its own way.
+NETWORK = re.compile(r"(SSL_CERT|PIP_|UV_|https?_proxy|no_proxy|REQUESTS_CA)", re.IGNORECASE)
+
+
+# -- formats -----------------------------------------------------------------------------------------------------------
+class Strict(BaseModel):
+    """Nothing but what is named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Host(Strict):
+    """`hostRequirements`."""
+
+    cpus: int = Field(ge=1)
+    memory: str = Field(pattern=r"^\d+([tgmk]b)?$")
+    storage: str = Field(pattern=r"^\d+([tgmk]b)?$")
+
+
+class Port(Strict):
+    """One of `portsAttributes`."""
+
+    label: str = "Application"
+    onAutoForward: Literal["notify", "openBrowser", "openBrowserOnce", "openPreview", "silent", "ignore"]
+
+
+class Container(Strict):
+    """Those fields of https://containers.dev/implementors/json_reference/ that are in use here."""
+
+    name: str
+    image: str
+    hostRequirements: Host
+    onCreateCommand: str
+    postAttachCommand: str
+    remoteEnv: dict[str, str | None]
+    forwardPorts: list[int]
+    portsAttributes: dict[str, Port]
+    otherPortsAttributes: Port
+
+
+def test_devcontainer_has_fields_of_the_format_alone():
+    """A name that is misspelt would be passed over in silence."""
+    Container.model_validate(DEVCONTAINER)
+
+
+def test_devcontainer_keeps_to_the_published_schema():
+    """The whole of it, where the schema's page can be reached."""
+    try:
+        with urllib.request.urlopen(SCHEMA, timeout=5) as answer:  # a fixed https address
+            schema = json.load(answer)
+    except (URLError, TimeoutError) as error:
+        pytest.skip(f"the schema's page cannot be reached from here: {error}")
+    assert list(Draft201909Validator(schema).iter_errors(DEVCONTAINER)) == []
+
+
+def test_devcontainer_forwards_the_ports_that_the_servers_take():
+    """JupyterLab's, and those of the pages; each has a label; the image's Python is one that the project promises."""
+    fields = Settings.model_fields
+    pages = {fields[f"{name}_port"].default for name in ("mlflow", "dask_dashboard", "dashboard")}
+    assert set(DEVCONTAINER["forwardPorts"]) == {8888, *pages}
+    assert {int(port) for port in DEVCONTAINER["portsAttributes"]} == {8888, *pages}
+    assert re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:3\.1[123]-\w+", DEVCONTAINER["image"])
+
+
+def test_binder_makes_an_image_of_it():
+    """Binder's own builder reads the folder: the Python, both commands; what only tests need is not installed."""
+    command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PATH": ""}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "environment-2epy-2d3-2e12-" in done.stdout  # the lock for the Python that is named
+    assert "RUN ./.binder/postBuild" in done.stdout
+    assert 'R2D_ENTRYPOINT="${REPO_DIR}/.binder/start"' in done.stdout
+    assert "requirements.txt" not in done.stdout
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+def empty_environment(home: Path, python: Path) -> dict[str, str]:
+    """Return the environment of a container: a home, the system's programs, a Python, and how to reach packages."""
+    network = {name: value for name, value in os.environ.items() if NETWORK.match(name)}
+    return network | {"HOME": str(home), "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin"}
+
+
+def run(*command: str | Path, cwd: Path, environment: dict[str, str]) -> str:
+    """Run a program to its end; return what it said."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait_for_lab(process: subprocess.Popen, port: int) -> None:
+    """Return once JupyterLab shows its page at a port."""
+    deadline = time.monotonic() + 180
+    while True:
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < deadline
+        try:
+            answer = requests.get(f"http://127.0.0.1:{port}/lab?token=secret", timeout=5)
+        except requests.ConnectionError:
+            time.sleep(0.5)
+            continue
+        assert answer.ok
+        assert "JupyterLab" in answer.text
+        return
+
+
+@pytest.fixture
+def installed(tmp_path) -> Path:
+    """A clone of which the environment is this one, as after the installation."""
+    root = copy_tree(tmp_path / "clone")
+    (root / ".venv" / "bin").mkdir(parents=True)
+    for program in BIN.iterdir():
+        (root / ".venv" / "bin" / program.name).symlink_to(program)
+    return root
+
+
+def test_binder_starts_what_it_is_asked_to_start(installed):
+    """Its command is found, the workshop's programs come first, one worker is all, and the pages' settings are ours."""
+    environment = empty_environment(installed, PYTHON) | {"WORKSHOP_ROOT": str(installed), "PYTHONPATH": str(ROOT)}
+    script = "command -v jupyter-lab; echo $WORKSHOP_DASK_WORKERS $MLFLOW_TRACKING_URI $JUPYTER_CONFIG_PATH"
+    said = run(installed / ".binder" / "start", "bash", "-c", script, cwd=Path("/"), environment=environment)
+    program, line = said.splitlines()
+    assert Path(program).resolve() == (BIN / "jupyter-lab").resolve()
+    assert line == f"1 http://127.0.0.1:5000 {installed / 'server' / 'jupyter'}"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["devcontainer", "binder"])
+def test_empty_container_becomes_a_room(kind, tmp_path):
+    """From a clone and a bare Python: the commands install everything, and JupyterLab shows its page."""
+    root, port = copy_tree(tmp_path / "clone"), free_port()
+    home = root if kind == "binder" else tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    environment = empty_environment(home, PYTHON)
+    options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=secret", "--ServerApp.port_retries=0"]
+    if kind == "binder":
+        run("bash", "-c", "chmod +x .binder/postBuild && ./.binder/postBuild", cwd=root, environment=environment)
+        assert run("git", "status", "--porcelain", cwd=root, environment=environment) == ""
+        command = [str(root / ".binder" / "start"), "jupyter-lab", "--ip=127.0.0.1", *options]
+    else:
+        run("bash", "-c", DEVCONTAINER["onCreateCommand"], cwd=root, environment=environment)
+        command = ["bash", "-c", f"exec {DEVCONTAINER['postAttachCommand']} {shlex.join(options)}"]
+    try:
+        with subprocess.Popen(command, cwd=root, env=environment) as lab:
+            try:
+                wait_for_lab(lab, port)
+            finally:
+                lab.terminate()
+        run(root / ".venv" / "bin" / "workshop", "doctor", cwd=root, environment=environment)
+    finally:
+        run(root / ".venv" / "bin" / "workshop", "down", cwd=root, environment=environment)
+        shutil.rmtree(root / ".venv")
+    assert not processes_of(root)
