@@ -1,0 +1,248 @@
+"""JupyterLab as the one place: start page, tiles, Dask's panel, terminals, kernels, and a notebook of each chapter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+from nbformat import v4
+from playwright.sync_api import Frame, Page, expect
+from workplace import BIN, Servers, free_port
+
+START_SECONDS = 180.0
+NOTEBOOK_SECONDS = 90.0  # what one notebook may take at most
+NOTEBOOKS = [
+    "1_starting_point/make_processed_data.ipynb",
+    "2_tracking/get_prod_model.ipynb",
+    "3_projects/exercises.ipynb",
+    "4_pipeline/notebooks/compare.ipynb",
+]
+# Each tile, and what its application says that only the running one can say.
+TILES = {
+    "MLflow": ("/mlflow/", "predicting_wind_solar"),
+    "Dask": ("/dask-dashboard/status", "Task Stream"),
+    "Dashboard": ("/dashboard/", "wind_solar version"),
+    "Report": ("/report/", "Solar and wind power in Germany"),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A home folder with what another installation left: a kernel of the same name, and a shell that changes PATH."""
+    home = tmp_path_factory.mktemp("home")
+    kernel = home / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "stale", "language": "python"}')
+    (home / ".bashrc").write_text("export PATH=/usr/bin:/bin MLFLOW_TRACKING_URI=http://127.0.0.1:1\n")
+    return home
+
+
+@contextlib.contextmanager
+def running(command: list, servers: Servers, home: Path, **variables: str) -> Iterator[tuple[str, Path]]:
+    """Run JupyterLab; give the address that it prints, and its output."""
+    log = home / f"{Path(command[0]).name}.log"
+    variables |= {"HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(word) for word in (*command, "--no-browser", "--port", free_port())],
+            env=servers.environment | variables, cwd=servers.root, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := re.search(r"http://127\.0\.0\.1:\S+token=\w+", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield found[0], log
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def lab(promoted, home) -> Iterator[tuple[str, Path]]:
+    """`workshop lab`, as an attendee types it."""
+    with running([BIN / "workshop", "lab"], promoted, home) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page(lab, browser) -> Iterator[Page]:
+    """A browser's page with JupyterLab of `workshop lab` in it."""
+    with opened(browser, lab[0]) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def on_a_hub(promoted, home, browser) -> Iterator[Page]:
+    """The same behind a prefix, where somebody else starts JupyterLab and knows of the configuration alone."""
+    command = [BIN / "jupyter-lab", "--ServerApp.base_url=/user/x/"]
+    folder = str(promoted.root / "server" / "jupyter")
+    with running(command, promoted, home, JUPYTER_CONFIG_PATH=folder) as (url, _):
+        assert urlsplit(url).path == "/user/x/lab/tree/START.md"
+        with opened(browser, url) as page:
+            yield page
+
+
+@contextlib.contextmanager
+def opened(browser, url: str) -> Iterator[Page]:
+    """Open JupyterLab; wait until it shows a document or its launcher."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    try:
+        page = context.new_page()
+        page.goto(url)
+        expect(page.locator(".jp-RenderedMarkdown:visible, .jp-Launcher:visible").first).to_be_visible(timeout=60_000)
+        yield page
+    finally:
+        context.close()
+
+
+def open_tile(page: Page, title: str) -> Frame:
+    """Open a tile of the launcher; return the frame of its tab."""
+    path, _ = TILES[title]
+    page.keyboard.press("Control+Shift+L")
+    page.locator(".jp-LauncherCard:visible", has_text=title).first.click()
+    tab = page.locator("iframe:visible")
+    expect(tab).to_have_attribute("src", re.compile(re.escape(path)))
+    return tab.element_handle().content_frame()
+
+
+def test_lab_opens_at_the_start_page(lab, page):
+    """The start page is there as a page, not as text, and Ctrl-C is said to leave the servers."""
+    expect(page).to_have_url(re.compile(r"/lab/tree/START\.md"))
+    expect(page.locator(".jp-RenderedMarkdown h1")).to_have_text(re.compile("From a messy notebook"))
+    for chapter in ("The starting point", "Tracking", "Projects", "pipeline"):
+        expect(page.locator(".jp-RenderedMarkdown h2", has_text=chapter).first).to_be_visible()
+    assert "the servers go on until `workshop down`" in lab[1].read_text()
+    expect(page.get_by_text("Build Recommended")).to_have_count(0)
+    expect(page.get_by_text("Would you like to get notified")).to_have_count(0)
+
+
+def test_links_of_the_start_page_open_readmes_as_pages(page):
+    """A chapter's README opens rendered, in JupyterLab."""
+    page.locator(".jp-RenderedMarkdown h2 a", has_text="The starting point").click()
+    expect(page.locator(".jp-RenderedMarkdown:visible h2", has_text="What you will learn")).to_be_visible()
+
+
+@pytest.mark.parametrize("title", TILES)
+@pytest.mark.parametrize("where", ["page", "on_a_hub"])
+def test_tile_shows_its_application(where, title, request):
+    """Each tile opens its application in a tab of JupyterLab, also behind a prefix; all ports are moved ones."""
+    frame = open_tile(request.getfixturevalue(where), title)
+    expect(frame.get_by_text(TILES[title][1]).first).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.parametrize("where", ["page", "on_a_hub"])
+def test_applications_can_be_used_within_jupyterlab(where, request):
+    """MLflow answers what its page posts, the dashboard follows links and computes, and leads to MLflow's page."""
+    page = request.getfixturevalue(where)
+    frame = open_tile(page, "Dashboard")
+    frame.get_by_role("link", name="What if").click()
+    expect(frame.locator("#what-if-answers")).to_contain_text("GW", timeout=30_000)
+    frame.get_by_role("link", name="Model", exact=True).click()
+    frame.locator("#run-link").wait_for()
+    with page.context.expect_page() as run:
+        frame.locator("#run-link").click()
+    expect(run.value).to_have_url(re.compile(r"/mlflow/#/experiments/\d+/runs/"))
+    assert urlsplit(run.value.url).netloc == urlsplit(page.url).netloc
+    expect(run.value.get_by_text("Registered models").first).to_be_visible(timeout=30_000)
+    run.value.close()
+    frame = open_tile(page, "MLflow")
+    frame.get_by_role("link", name="predicting_wind_solar").first.click()
+    expect(frame.get_by_text("train_linreg").first).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.parametrize("where", ["page", "on_a_hub"])
+def test_panel_of_dask_is_connected_to_the_running_cluster(where, request):
+    """Nothing is typed: the panel's buttons work, and a plot shows both workers, live."""
+    page = request.getfixturevalue(where)
+    page.locator(".jp-SideBar .lm-TabBar-tab[data-id='dask-dashboard-launcher']").click()
+    button = page.locator("button[value='Workers']")
+    expect(button).to_be_enabled(timeout=30_000)
+    button.click()
+    plot = page.locator("iframe:visible")
+    expect(plot).to_have_attribute("src", re.compile("individual-workers"))
+    expect(plot.element_handle().content_frame().get_by_text("Total (2)").first).to_be_visible(timeout=30_000)
+
+
+def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted, tmp_path):
+    """The tracking address and this Python, whatever the home folder holds."""
+    uri = promoted.settings.exports()["MLFLOW_TRACKING_URI"]
+    answer = tmp_path / "answer"
+    page.keyboard.press("Control+Shift+L")
+    page.locator(".jp-LauncherCard:visible", has_text="Terminal").click()
+    page.locator(".xterm-screen:visible").click()
+    page.keyboard.type(f'echo "$(command -v python) $MLFLOW_TRACKING_URI" > {answer}\n')
+    wait_until(lambda: answer.exists() and answer.read_text().strip(), 30)
+    assert answer.read_text().split() == [str(BIN / "python"), uri]
+    code = "import os, sys\nprint(sys.executable, os.environ['MLFLOW_TRACKING_URI'])"
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(code)])
+    with copied(promoted.root, "environment.ipynb", notebook) as name:
+        (cell,) = run_all(page, promoted.root / name).cells
+    assert cell.outputs[0].text.split() == [sys.executable, uri]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_notebook_of_each_chapter_runs_through_run_all(page, promoted, notebook):
+    """`Run All Cells` of JupyterLab's menu reaches the last cell, and no cell fails."""
+    source = promoted.root / notebook
+    folder, name = os.path.split(notebook)
+    with copied(promoted.root, f"{folder}/run_{name}", nbformat.read(source, as_version=4)) as copy:
+        done = run_all(page, promoted.root / copy)
+    errors = [output for cell in code_cells(done) for output in cell.outputs if output.output_type == "error"]
+    assert errors == []
+
+
+@contextlib.contextmanager
+def copied(root: Path, name: str, notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """Write a notebook where its neighbours are, since to run one in JupyterLab changes it; remove it afterwards."""
+    file = root / name
+    nbformat.write(notebook, file)
+    try:
+        yield name
+    finally:
+        file.unlink()
+
+
+def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
+    """Open a notebook, choose Run All Cells, and return it as JupyterLab saved it once all cells have run."""
+    relative = file.relative_to(next(folder for folder in file.parents if (folder / "pyproject.toml").exists()))
+    base = page.url.partition("/lab")[0]
+    page.goto(f"{base}/lab/tree/{relative}")
+    expect(page.locator(".jp-Notebook:visible .jp-CodeCell").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".jp-Notebook-ExecutionIndicator:visible[data-status='idle']")).to_be_visible(timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def saved() -> bool:
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(1000)
+        return all(cell.execution_count for cell in code_cells(nbformat.read(file, as_version=4)))
+
+    wait_until(saved, NOTEBOOK_SECONDS)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name="Shut Down Kernel", exact=True).click()
+    return nbformat.read(file, as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the code cells that have anything to run."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def wait_until(happened, seconds: float) -> None:
+    """Wait until something happened; fail when it does not."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.2)

@@ -1,0 +1,86 @@
+"""The dashboard behind a proxy that shows it under a path of its own, as JupyterLab does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+PREFIX = "/user/x/dashboard"
+PROXIED = {"X-Forwarded-Prefix": PREFIX}
+
+
+def addresses(page: str) -> list[str]:
+    """Return the addresses that the page, or what Dash makes its layout of, names on the dashboard itself."""
+    return re.findall(r'(?:href|src|requests_pathname_prefix)"?[=:] ?"(/[^"]*)"', page.replace("\\u002f", "/"))
+
+
+def test_prefix_stands_before_every_address_of_the_page(made):
+    """Scripts, styles, icon and callbacks are asked for under the prefix, and all of them are there."""
+    _, client = made()
+    named = addresses(client.get("/", headers=PROXIED).text)
+    assert len(named) > 10
+    for address in named:
+        assert address.startswith(f"{PREFIX}/")
+        with client.get(address.removeprefix(PREFIX), headers=PROXIED) as found:
+            assert found.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/outlook", "/your-weather", "/no-such-page"])
+def test_prefix_stands_before_every_link_of_the_layout(made, path):
+    """The layout is that of the page asked for, its links lead to where the reader is."""
+    _, client = made()
+    layout = client.get("/_dash-layout", headers=PROXIED | {"Referer": f"http://hub.example{PREFIX}{path}"})
+    links = addresses(layout.text)
+    assert {f"{PREFIX}/{name}" for name in ("outlook", "what-if", "your-weather", "model", "data")} <= set(links)
+    assert all(link.startswith(f"{PREFIX}/") for link in links)
+    (asked,) = [part["props"]["data"] for part in stores(layout.get_json()) if part["props"]["id"] == "asked"]
+    assert asked == PREFIX + path  # as the address bar has it
+
+
+def stores(component: object) -> list[dict]:
+    """Return the stores of a layout."""
+    if isinstance(component, list):
+        return [found for part in component for found in stores(part)]
+    if not isinstance(component, dict):
+        return []
+    own = [component] if component.get("type") == "Store" else []
+    return own + stores(component.get("props", {}).get("children"))
+
+
+def test_prefix_of_one_reader_is_not_shown_to_another(made):
+    """What is kept for readers behind the proxy is not what others get, whoever asks first."""
+    _, client = made()
+    for path in ("/", "/_dash-layout"):
+        first = client.get(path, headers=PROXIED).text
+        direct = client.get(path).text
+        assert PREFIX in first
+        assert PREFIX not in direct
+        assert PREFIX in client.get(path, headers=PROXIED).text
+
+
+def test_pages_follow_links_under_a_prefix(made):
+    """The callback that shows another page takes and gives addresses as the browser has them."""
+    app, client = made()
+    name = next(name for name in app.callback_map if "navigation.children" in name)
+    outputs = [dict(zip(("id", "property"), part.rsplit(".", 1), strict=True)) for part in name.strip(".").split("...")]
+    body = {
+        "output": name,
+        "outputs": outputs,
+        "inputs": [{"id": "asked", "property": "data", "value": f"{PREFIX}/model"}],
+        "changedPropIds": ["asked.data"],
+        "state": [],
+    }
+    answer = client.post("/_dash-update-component", json=body, headers=PROXIED)
+    shown = answer.get_json()["response"]
+    assert shown["shown"]["data"][1].startswith("Model")
+    assert f"{PREFIX}/data" in json.dumps(shown["navigation"])
+
+
+@pytest.mark.parametrize("told", ['/"><script>alert(1)</script>', "no-path", "//", "/a b", "/a\\u0022"])
+def test_prefix_that_is_no_path_is_not_believed(made, told):
+    """What would stand in the page as something else than a path is left out."""
+    _, client = made()
+    assert client.get("/", headers={"X-Forwarded-Prefix": told}).text.count(told) == 0
+    assert all(not address.startswith("//") for address in addresses(client.get("/").text))

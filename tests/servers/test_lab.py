@@ -1,0 +1,158 @@
+"""JupyterLab's tiles without a browser: a Jupyter server as this repository configures it, and servers behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from workplace import BIN, ROOT, clean_environment, free_port
+
+START_SECONDS = 120
+TOKEN = "of-this-test"
+MLFLOW_LINK = "http://127.0.0.1:{}/#/experiments/1"
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Answers with the headers of the request, as a server behind the proxy gets them."""
+
+    def do_GET(self) -> None:
+        """Answer."""
+        body = json.dumps(dict(self.headers)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def echo() -> Iterator[int]:
+    """Run a server that answers with what it was sent; give its port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Jupyter:
+    """A Jupyter server, and the folder that stands for the repository."""
+
+    def __init__(self, url: str, root: Path) -> None:
+        self.root = root
+        self.get = functools.partial(self._ask, "GET", url)
+        self.post = functools.partial(self._ask, "POST", url)
+
+    def _ask(self, method: str, url: str, path: str, **headers: str) -> requests.Response:
+        headers = {"Authorization": f"token {TOKEN}", **headers}
+        return requests.request(method, f"{url}/{path}", headers=headers, timeout=60, allow_redirects=False)
+
+    def take_ports(self, **ports: int) -> None:
+        """Write ports as `workshop up` does."""
+        state = self.root / "server" / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "ports.json").write_text(json.dumps(ports))
+
+
+@pytest.fixture(scope="module")
+def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
+    """A Jupyter server with a base URL, as on a hub: none of the servers runs that its tiles show."""
+    root, home, port = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home"), free_port()
+    environment = clean_environment() | {
+        "WORKSHOP_ROOT": str(root),
+        "HOME": str(home),
+        "JUPYTER_CONFIG_PATH": str(ROOT / "server" / "jupyter"),
+        "JUPYTER_TOKEN": TOKEN,
+    }
+    url = f"http://127.0.0.1:{port}/user/x"
+    command = [BIN / "jupyter-server", "--no-browser", f"--port={port}", "--ServerApp.base_url=/user/x/"]
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=root, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"{url}/api", timeout=5)
+                break
+            time.sleep(0.2)
+        assert process.poll() is None, (home / "log").read_text()
+        yield Jupyter(url, root)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_tiles_name_the_servers_and_the_report(jupyter):
+    """The launcher is told four tiles, each with an icon, that open in JupyterLab itself."""
+    tiles = jupyter.get("server-proxy/servers-info").json()["server_processes"]
+    assert [tile["launcher_entry"]["title"] for tile in tiles] == ["MLflow", "Dask", "Dashboard", "Report"]
+    for tile in tiles:
+        assert tile["new_browser_tab"] is False
+        assert (ROOT / "server" / "jupyter" / "icons" / f"{tile['name']}.svg").exists()
+
+
+def test_tile_says_what_to_type_when_its_server_is_down_and_follows_its_port(jupyter):
+    """A page with the command and no error; as soon as a server runs, on whatever port, the tile shows it."""
+    jupyter.take_ports(mlflow_port=free_port())
+    absent = jupyter.get("mlflow/")
+    assert absent.status_code == 503
+    assert "<code>workshop up</code>" in absent.text
+    with echo() as first:
+        jupyter.take_ports(mlflow_port=first)
+        assert jupyter.get("mlflow/").status_code == 200
+    with echo() as second:
+        jupyter.take_ports(mlflow_port=second)
+        assert jupyter.get("mlflow/").json()["Host"] == f"127.0.0.1:{second}"
+
+
+def test_tile_tells_its_server_where_readers_see_it(jupyter):
+    """The server learns the prefix, and is addressed by its own name whatever the hub's is."""
+    with echo() as port:
+        jupyter.take_ports(dashboard_port=port)
+        sent = jupyter.get("dashboard/").json()
+    assert sent["X-Forwarded-Prefix"] == "/user/x/dashboard"
+    assert sent["Host"] == f"127.0.0.1:{port}"
+
+
+def test_tile_refuses_what_another_site_sends(jupyter):
+    """A page of another site cannot write through the tile; JupyterLab's own pages can, and readers without a token
+    get nothing.
+    """
+    with echo() as port:
+        jupyter.take_ports(mlflow_port=port)
+        own = jupyter.post("mlflow/ajax-api/2.0/mlflow/runs/search", Origin=jupyter.get.args[1][: -len("/user/x")])
+        assert own.json()["Origin"] == f"http://127.0.0.1:{port}"
+        assert jupyter.post("mlflow/", Origin="http://evil.example", Authorization="").status_code == 403
+        assert jupyter.get("mlflow/", Authorization="").status_code == 302  # to the page that asks for the token
+
+
+def test_report_tile_shows_the_report_without_scripts(jupyter):
+    """What is missing is said; the report is shown as it is, its links leading through JupyterLab."""
+    assert "<code>workshop repro</code>" in jupyter.get("report/").text
+    jupyter.take_ports(mlflow_port=5001)
+    results = jupyter.root / "4_pipeline" / "results"
+    results.mkdir(parents=True)
+    (results / "report.html").write_text(f'<style>h1 {{}}</style><a href="{MLFLOW_LINK.format(5001)}">run</a>')
+    answer = jupyter.get("report/")
+    assert answer.status_code == 200
+    assert re.search(r'href="([^"]*)"', answer.text)[1] == "/user/x/mlflow/#/experiments/1"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "script-src" not in answer.headers["Content-Security-Policy"]
