@@ -1,0 +1,31 @@
+"""The instructors' page: its times add up and agree with those of the chapters."""
+
+from __future__ import annotations
+
+import re
+
+from workplace import ROOT
+
+PAGE = (ROOT / "workshop" / "teaching" / "README.md").read_text()
+CHAPTERS = ("1_starting_point", "2_tracking", "3_projects", "4_pipeline")
+
+
+def minutes(table: str) -> list[int]:
+    """Return the first column of a table, as far as it holds minutes."""
+    return [int(number) for number in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)]
+
+
+def test_both_timetables_add_up():
+    """Two hours; and the short one, 60 minutes."""
+    whole, short = re.search(r"## Timetable(.*?)### In 60 minutes(.*?)\n## ", PAGE, flags=re.DOTALL).groups()
+    assert (sum(minutes(whole)), sum(minutes(short))) == (120, 60)
+    assert len(minutes(whole)) == len(minutes(short)) == 1 + len(CHAPTERS)
+
+
+def test_times_are_those_of_the_chapters():
+    """Each chapter's own page says how long it takes; five minutes more or less are no contradiction."""
+    _, *planned = minutes(PAGE.split("### In 60 minutes")[0])
+    for chapter, plan in zip(CHAPTERS, planned, strict=True):
+        text = (ROOT / chapter / "README.md").read_text()
+        said = int(re.search(r"## Time\s+\D*(\d+) minutes", text)[1])
+        assert abs(said - plan) <= 5, chapter
