@@ -35,7 +35,7 @@ def test_relative_links_resolve(page):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
-MADE = {".ipynb_checkpoints", "executed"}
+MADE = {".ipynb_checkpoints", "executed", ".environment"}
 NOTEBOOKS = [path for path in sorted(ROOT.glob("[1-4]_*/**/*.ipynb")) if not MADE & set(path.parts)]
 
 

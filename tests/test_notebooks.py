@@ -11,7 +11,7 @@ import yaml
 from workplace import ROOT
 
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/**/*.ipynb"))
-NOTEBOOKS = [path for path in NOTEBOOKS if not {".ipynb_checkpoints", "executed"} & set(path.parts)]
+NOTEBOOKS = [path for path in NOTEBOOKS if not {".ipynb_checkpoints", "executed", ".environment"} & set(path.parts)]
 TAUGHT = [path for path in NOTEBOOKS if path.relative_to(ROOT).parts[0] != "1_starting_point"]
 PIPELINE = sorted((ROOT / "4_pipeline" / "notebooks").glob("*.ipynb"))
 PARAMETERS = yaml.safe_load((ROOT / "4_pipeline" / "params.yaml").read_text())

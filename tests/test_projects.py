@@ -1,49 +1,63 @@
-"""Chapter 3: the three MLflow projects, run as a person types it."""
+"""Chapter 3: the MLflow projects, run as a person types it; a run from a git address, and one reproduced."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import pickle
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
+from workplace import required
 
+from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+README = (ROOT / "3_projects" / "README.md").read_text()
 NAMES = ("lr", "rf", "keras")
 METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
 ROW = "2013-01-01T00:00:00Z,1,2,3,4,5,6\n"
 
-READ_RUN = """
+pytestmark = pytest.mark.timeout(1200)  # the README's commands are one fixture: a dozen programs, one after the other
+
+READ_RUNS = """
 import json, mlflow, pandas, sys
-run = mlflow.get_run(sys.argv[1])
-model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
-frame = pandas.read_csv(sys.argv[2], nrows=24)[["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]]
-loaded = mlflow.pyfunc.load_model(model.model_uri)
-print(json.dumps({
-    "experiment": mlflow.get_experiment(run.info.experiment_id).name,
-    "status": run.info.status,
-    "parameters": run.data.params,
-    "metrics": run.data.metrics,
-    "files": [file.path for file in mlflow.artifacts.list_artifacts(model.model_uri)],
-    "signed": loaded.metadata.signature is not None,
-    "predicted": pandas.DataFrame(loaded.predict(frame)).values.tolist(),
-}))
+frame = pandas.read_csv(sys.argv[1], nrows=24)[["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]]
+told = []
+for run_id in sys.argv[2:]:
+    run = mlflow.get_run(run_id)
+    model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
+    loaded = mlflow.pyfunc.load_model(model.model_uri)
+    told.append({
+        "experiment": mlflow.get_experiment(run.info.experiment_id).name,
+        "status": run.info.status,
+        "parameters": run.data.params,
+        "metrics": run.data.metrics,
+        "tags": run.data.tags,
+        "files": [file.path for file in mlflow.artifacts.list_artifacts(model.model_uri)],
+        "signed": loaded.metadata.signature is not None,
+        "predicted": pandas.DataFrame(loaded.predict(frame)).values.tolist(),
+    })
+print(json.dumps(told))
 """
 
 
 @pytest.fixture(scope="module")
 def projects(germany_csv, tmp_path_factory):
-    """A folder with the three projects and their data."""
-    ignored = shutil.ignore_patterns("germany.csv", "__pycache__")
+    """A folder with the projects and their data, in no repository."""
+    ignored = shutil.ignore_patterns("germany.csv", "__pycache__", ".environment", "published.git", "reproduced")
     folder = shutil.copytree(ROOT / "3_projects", tmp_path_factory.mktemp("chapter") / "3_projects", ignore=ignored)
     shutil.copy(germany_csv, folder / "germany.csv")
     return folder
@@ -66,93 +80,266 @@ def path_with_pyenv() -> str:
     return os.pathsep.join([str(BIN), os.environ["PATH"]])
 
 
+def type_line(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Type a line into a shell in ``folder``."""
+    return subprocess.run(
+        line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
 def run_project(*arguments: str, projects: Path, **environment: str) -> subprocess.CompletedProcess:
     """Type ``mlflow run`` with ``arguments`` in the folder ``projects``."""
-    return subprocess.run(
-        ["mlflow", "run", *arguments],
-        cwd=projects,
-        env={**os.environ, "PATH": path_with_pyenv(), **environment},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    environment = {**os.environ, "PATH": path_with_pyenv(), **environment}
+    return type_line(shlex.join(["mlflow", "run", *arguments]), projects, **environment)
 
 
-def read_run(result: subprocess.CompletedProcess, servers, projects: Path) -> dict:
-    """Return what the tracking server knows of the run that ``result`` names last, and its model's predictions."""
+def run_id_of(result: subprocess.CompletedProcess) -> str:
+    """Return the id of the run that a program's line about R2 ends with."""
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    line = next(line for line in result.stdout.splitlines() if line.startswith("R2 "))
+    return next(line for line in result.stdout.splitlines() if line.startswith("R2 ")).split()[-1]
+
+
+def read_runs(run_ids: list[str], servers) -> list[dict]:
+    """Return what the tracking server knows of these runs, and their models' predictions."""
     told = subprocess.run(
-        [sys.executable, "-c", READ_RUN, line.split()[-1], projects / "germany.csv"],
-        env={**os.environ, **servers.environment, "MLFLOW_TRACKING_URI": servers.tracking_uri},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        [sys.executable, "-c", READ_RUNS, servers.root / "3_projects" / "germany.csv", *run_ids],
+        env=servers.environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert told.returncode == 0, told.stderr[-4000:]
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def assert_is_whole(run: dict) -> None:
-    """Check what every project's run has in common."""
-    assert (run["experiment"], run["status"]) == ("predicting_wind_solar", "FINISHED")
-    assert run["metrics"].keys() >= METRICS
-    assert run["metrics"]["r2"] == pytest.approx((run["metrics"]["r2_solar"] + run["metrics"]["r2_wind"]) / 2)
-    assert run["signed"]
-    assert "input_example.json" in run["files"]
-    assert [len(row) for row in run["predicted"]] == [2] * 24
+PLAIN_KERAS = "mlflow run keras --experiment-name predicting_wind_solar"  # installs TensorFlow: a test of its own
 
 
-def test_project_runs_as_typed_with_pyenv(servers, projects, tmp_path):
-    """`mlflow run lr` makes its own environment and adds a run, where there is a pyenv."""
-    path = path_with_pyenv()
-    if find_real(path) is None:
-        pytest.skip("no pyenv on this machine")
-    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(tmp_path), "PATH": path}
-    result = run_project("lr", "--experiment-name", "predicting_wind_solar", projects=projects, **environment)
-    run = read_run(result, servers, projects)
-    assert_is_whole(run)
-    assert run["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "true"}
-    assert run["metrics"]["r2"] > 0.5
-    assert "Creating a new environment" in result.stderr
-
-
-minutes = pytest.mark.skipif(
-    not os.environ.get("WORKSHOP_REQUIRE_ALL"), reason="installs TensorFlow anew, which takes minutes"
-)
-
-
-@pytest.mark.parametrize("name", ["lr", "rf", pytest.param("keras", marks=minutes)])
-def test_project_runs_as_typed_without_pyenv(name, servers, projects, environments):
-    """The plain `mlflow run` of each project works where there is no pyenv; alike environments are made once."""
+@pytest.fixture(scope="module")
+def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
+    """What the lines of the README's shell blocks print, typed in their order into one terminal without a pyenv."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # a command that goes on in the next line
+    first, *lines = [line for block in blocks for line in block.splitlines() if line != PLAIN_KERAS]
+    assert first == 'eval "$(.venv/bin/workshop config --export)"'  # what the environment of `servers` holds
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
-    result = run_project(name, "--experiment-name", "predicting_wind_solar", projects=projects, **environment)
-    run = read_run(result, servers, projects)
-    assert_is_whole(run)
-    assert run["metrics"]["r2"] > 0.5
-    assert str(environments) in result.stderr
+    results, folder, trained = {}, servers.root, []
+    for line in lines:
+        if line.startswith("cd "):
+            folder /= line.removeprefix("cd ")
+            continue
+        # As the text says: step 2's run is validated, the one that was just printed is described.
+        run_id = (trained or [""])[-1 if "describe" in line else 0]
+        results[line] = result = type_line(line.replace("RUN_ID", run_id), folder, **environment)
+        trained += re.findall(r"^R2 .*; run (\w{32})$", result.stdout, re.MULTILINE)
+    return results
+
+
+def typed_run(typed, pattern: str) -> subprocess.CompletedProcess:
+    """Return the result of the README's one line that matches ``pattern`` as a whole."""
+    [line] = [line for line in typed if re.fullmatch(pattern, line)]
+    return typed[line]
+
+
+def test_readme_commands_do_what_it_says(typed):
+    """Every command of the README works as typed; the two that are meant to fail do, in words."""
+    assert len(typed) >= 10
+    for line, result in typed.items():
+        meant = "n_estimators=0" in line or "floor=0.9" in line
+        assert result.returncode == (1 if meant else 0), line + result.stdout[-2000:] + result.stderr[-4000:]
+        assert "Traceback" not in result.stderr
+    assert "--n_estimators: 0 is not at least 1" in typed_run(typed, ".*n_estimators=0").stderr
+    assert "is below the floor of 0.9" in typed_run(typed, ".*floor=0.9").stderr
+
+
+def test_plain_run_makes_its_environment_once(typed, environments):
+    """The plain `mlflow run` works where there is no pyenv; a project that needs the same shares the environment."""
+    plain = "mlflow run {} --experiment-name predicting_wind_solar"
+    assert "Creating a new environment" in typed_run(typed, plain.format("lr")).stderr
+    assert str(environments) in typed_run(typed, plain.format("lr")).stderr
+    assert "already exists" in typed_run(typed, plain.format("rf")).stderr
+
+
+def test_runs_are_whole(typed, servers):
+    """Each model's run is in the experiment, with parameters as typed, metrics and a model that predicts."""
+    lines = {name: f"mlflow run {name} --experiment-name predicting_wind_solar.*" for name in NAMES}
+    patterns = [lines["lr"] + "false", lines["rf"] + "max_depth=8", lines["keras"] + "epochs=10"]
+    runs = read_runs([run_id_of(typed_run(typed, pattern)) for pattern in patterns], servers)
+    for run in runs:
+        assert (run["experiment"], run["status"]) == ("predicting_wind_solar", "FINISHED")
+        assert run["metrics"].keys() >= METRICS
+        assert run["metrics"]["r2"] == pytest.approx((run["metrics"]["r2_solar"] + run["metrics"]["r2_wind"]) / 2)
+        assert run["metrics"]["r2"] > 0.5
+        assert run["signed"]
+        assert "input_example.json" in run["files"]
+        assert [len(row) for row in run["predicted"]] == [2] * 24
+        assert run["tags"]["mlflow.project.entryPoint"] == "main"
+    lr, rf, keras = runs
+    assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
+    assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
+    assert min(map(min, keras["predicted"])) >= 0
+
+
+def test_run_from_a_git_address_names_commit_and_address(typed, servers):
+    """The README's last two commands: the tags tell the commit and where the code came from."""
+    told = typed_run(typed, "mlflow runs describe .*")
+    tags = json.loads(told.stdout)["data"]["tags"]
+    assert tags["mlflow.source.type"] == "PROJECT"
+    assert tags["mlflow.source.name"] == f"file://{servers.root}/3_projects/published#3_projects/lr"
+    assert tags["mlflow.source.git.repoURL"] == f"file://{servers.root}/3_projects/published"
+    assert tags["mlflow.source.git.commit"] == servers.run("git", "rev-parse", "HEAD").stdout.strip()
+    # MLflow left the repository alone, and git this clone.
+    assert not (servers.root / "3_projects" / "published.git" / ".git").exists()
+    assert "?? 3_projects" not in servers.run("git", "status", "--porcelain").stdout
+
+
+@pytest.mark.usefixtures("typed")
+def test_what_was_never_committed_does_not_arrive(servers):
+    """Run from the git address without `-P data=`, the project misses its data file and says so."""
+    address = f"file://{servers.root}/3_projects/published#3_projects/lr"
+    result = run_project(address, "--env-manager", "local", projects=servers.root, **servers.environment)
+    assert result.returncode == 1
+    assert "There is no data file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_validation_scores_what_training_scored(typed, servers, environments):
+    """`validate`, also in the project's own environment, measures each model's logged score to the digit."""
+    import mlflow
+
+    client = mlflow.MlflowClient(servers.tracking_uri)
+    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
+    for name, options in (("lr", []), ("keras", ["--env-manager", "local"])):
+        pattern = f"mlflow run {name} .*(false|epochs=10)"
+        trained = client.get_run(run_id_of(typed_run(typed, pattern)))
+        asked = ["-e", "validate", "-P", f"run_id={trained.info.run_id}", *options]
+        result = run_project(name, *asked, projects=servers.root / "3_projects", **environment)
+        validated = client.get_run(run_id_of(result)).data
+        assert validated.metrics.keys() == {f"validation_{metric}" for metric in METRICS}
+        assert validated.metrics["validation_r2"] == pytest.approx(trained.data.metrics["r2"], abs=1e-6)
+        assert validated.params["run_id"] == trained.info.run_id
+
+
+@pytest.mark.parametrize("stage", [None, "prepare"])
+def test_validation_refuses_a_run_without_model(stage, servers):
+    """A run that is not there, or that trained nothing, is named, with exit code 1."""
+    import mlflow
+
+    client = mlflow.MlflowClient(servers.tracking_uri)
+    experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
+    found = client.search_runs([experiment], f"tags.`workshop.stage` = '{stage}'") if stage else []
+    run_id = found[0].info.run_id if stage else "nonsense"
+    result = type_line(
+        f"python validate.py --run_id {run_id} --data germany.csv", servers.root / "3_projects", **servers.environment
+    )
+    assert result.returncode == 1
+    assert run_id in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def hostile(folder: Path, kind: str) -> None:
+    """Put a model into ``folder`` that must not be loaded."""
+    import skops.io
+    from sklearn.preprocessing import FunctionTransformer
+
+    if kind == "untrusted type":
+        skops.io.dump(FunctionTransformer(os.getcwd), folder / "model.skops")
+    elif kind == "pickle":
+        (folder / "model.pkl").write_bytes(pickle.dumps(FunctionTransformer(os.getcwd)))
+    else:
+        (folder / "model.skops").write_bytes(b"junk")
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("lr", {"fit_intercept": "False", "test_fraction": "0.250"}),
-        ("rf", {"n_estimators": "3", "max_depth": "4", "seed": "7"}),
-        ("keras", {"epochs": "1", "hidden_units": "8", "seed": "7"}),
-    ],
+    ("kind", "told"), [("untrusted type", "getcwd"), ("pickle", "neither"), ("broken file", "not a zip file")]
 )
-def test_project_runs_locally_with_parameters(name, parameters, servers, projects):
-    """`--env-manager local` uses the environment at hand, and `-P` values are logged as they were typed."""
-    typed = [word for key, value in parameters.items() for word in ("-P", f"{key}={value}")]
-    options = ["--env-manager", "local", "--experiment-name", "predicting_wind_solar"]
-    result = run_project(name, *options, *typed, projects=projects, **servers.environment)
-    run = read_run(result, servers, projects)
-    assert_is_whole(run)
-    assert run["parameters"].items() >= parameters.items()
-    if name == "keras":
-        assert min(map(min, run["predicted"])) >= 0
+def test_validation_loads_nothing_it_does_not_trust(kind, told, tmp_path, monkeypatch, capsys):
+    """A model with types that `validate.py` does not name, a pickle or a broken file ends it in words."""
+    hostile(tmp_path, kind)
+    monkeypatch.syspath_prepend(ROOT / "3_projects")
+    program = load_program(ROOT / "3_projects" / "validate.py")
+    with pytest.raises(SystemExit) as ended:
+        program.predict(tmp_path, None)
+    assert ended.value.code == 1
+    assert told in capsys.readouterr().err
+
+
+def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
+    """An answer to an exercise that is nearly right is told what is not, and is not kept."""
+    lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
+    answers = [
+        ("3.1", lr, "test_fraction 0.2"),
+        ("3.1", rf, "another project"),
+        ("3.1", "0" * 32, "has no run"),
+        ("3.2", (lr, "0" * 40), "another commit"),
+        ("3.2", lr, "not a pair"),
+        ("3.3", lr, "entry point `validate`"),
+    ]
+    before = exercises.solved()
+    for number, answer, told in answers:
+        exercises.check(number, answer)
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"Exercise {number}, not yet")
+        assert told in printed
+    assert exercises.solved() == before
+
+
+@pytest.mark.skipif(not os.environ.get("WORKSHOP_REQUIRE_ALL"), reason="installs TensorFlow, which takes minutes")
+def test_plain_run_of_the_network_works(servers, environments):
+    """The README's plain `mlflow run keras` makes its environment, where there is no pyenv, and trains in it."""
+    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
+    assert PLAIN_KERAS in README.splitlines()
+    result = type_line(PLAIN_KERAS, servers.root / "3_projects", **environment)
+    assert run_id_of(result)
+    assert str(environments) in result.stderr
+
+
+def test_environment_is_made_with_pyenv_too(servers, tmp_path):
+    """Where there is a pyenv, `mlflow run` finds its Python as well."""
+    path = path_with_pyenv()
+    required("pyenv", find_real(path))
+    (tmp_path / "MLproject").write_text("python_env: python_env.yaml\nentry_points: {main: {command: python -m this}}")
+    (tmp_path / "python_env.yaml").write_text("dependencies: []")
+    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(tmp_path / "environments"), "PATH": path}
+    result = run_project(str(tmp_path), projects=tmp_path, **environment)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "Creating a new environment" in result.stderr
+    assert "The Zen of Python" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def reproduced(servers) -> dict[str, str]:
+    """What the cells of `reproduce.ipynb` print, by their ids, with a last one that compares the two runs."""
+    folder = servers.root / "3_projects"
+    notebook = nbformat.read(folder / "reproduce.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("print(theirs.data.metrics == ours.data.metrics, len(table))"))
+    notebook.cells[-1]["id"] = "compared"
+    client = NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client.execute(env=servers.environment)
+    return {
+        cell["id"]: "".join(output.get("text", "") for output in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+
+
+def test_logged_requirements_do_not_train(reproduced):
+    """What MLflow wrote down for the model lacks what was used before the run began, and training stops there."""
+    assert "scikit-learn==" in reproduced["requirements"]
+    assert "pvlib" not in reproduced["requirements"]
+    assert "No module named 'pvlib'" in reproduced["first-attempt"]
+
+
+def test_reproduced_run_is_equal_to_the_digit(reproduced):
+    """With the missing package added, all four metrics are those of the colleague's run."""
+    assert "run " in reproduced["second-attempt"]
+    assert reproduced["compared"].strip() == f"True {len(METRICS)}"
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("reproduced")
+def test_reproduced_project_makes_its_environment(servers, tmp_path):
+    """The environment that the notebook wrote down is complete: the plain `mlflow run` trains in it."""
+    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(tmp_path), "PATH": path_without_pyenv()}
+    options = ["--experiment-name", "predicting_wind_solar"]
+    run_id_of(run_project("reproduced", *options, projects=servers.root / "3_projects", **environment))
 
 
 def test_project_refuses_a_missing_tracking_address(projects, monkeypatch):
@@ -252,23 +439,35 @@ def test_environment_agrees_with_the_lock(name):
     assert set(environment["dependencies"]) <= lock
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_project_file_agrees_with_its_program(name, monkeypatch):
-    """The defaults in `MLproject` are those of `train.py`, and every parameter reaches it."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "3_projects" / name / "train.py")
+def load_program(file: Path):
+    """Return a program as a module."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
-    entry = yaml.safe_load((ROOT / "3_projects" / name / "MLproject").read_text())["entry_points"]["main"]
-    defaults = {key: value["default"] for key, value in entry["parameters"].items()}
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+    return program
+
+
+@pytest.mark.parametrize("entry_point", ["main", "validate"])
+@pytest.mark.parametrize("name", NAMES)
+def test_project_file_agrees_with_its_program(name, entry_point, monkeypatch):
+    """The defaults in `MLproject` are those of the program, and every parameter reaches it."""
+    folder = ROOT / "3_projects" / name
+    entry = yaml.safe_load((folder / "MLproject").read_text())["entry_points"][entry_point]
+    python, file, *arguments = entry["command"].split()
+    assert python == "python"
+    monkeypatch.syspath_prepend(ROOT / "3_projects")
+    program = load_program(folder / file)
+    given = {"run_id": "0" * 32} if entry_point == "validate" else {}
+    monkeypatch.setattr(sys, "argv", [file, *(word for key in given for word in (f"--{key}", given[key]))])
     expected = program.read_parameters()
-    monkeypatch.setattr(sys, "argv", entry["command"].format(**defaults).split()[1:])
+    defaults = {key: value.get("default", given.get(key)) for key, value in entry["parameters"].items()}
+    monkeypatch.setattr(sys, "argv", [file, *" ".join(arguments).format(**defaults).split()])
     assert program.read_parameters() == expected
     assert defaults.keys() == expected.keys()
 
 
 def test_programs_import_nothing_else_of_the_repository():
     """A project's own environment holds what its `python_env.yaml` names: this package is not in it."""
-    for file in (ROOT / "3_projects").rglob("*.py"):
+    for file in [*(ROOT / "3_projects").glob("*.py"), *(ROOT / "3_projects").glob("*/*.py")]:
         assert "import workshop" not in file.read_text()
         assert "from workshop" not in file.read_text()
