@@ -141,8 +141,8 @@ def rollback(to: str | None, why: str) -> None:
 def history(as_json: bool) -> None:
     """Show what was in production, since when, by whom and why; the last line is what is there now.
 
-    A long reason is cut in the table; JSON has all that is recorded. A move that was made by hand, in the MLflow UI say,
-    is written down, so that a rollback can go back to it.
+    A long reason is cut in the table; JSON has all that is recorded. A move that was made by hand, such as in the
+    MLflow UI, is written down, so that a rollback can go back to it.
 
     \b
     Example:  workshop history

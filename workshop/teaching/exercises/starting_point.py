@@ -19,6 +19,8 @@ def neighbours(answer: float) -> str | None:
     """Compare the share with that of the notebook's random split."""
     import pandas as pd
 
+    if not 0 < float(answer) < 1:
+        return "a share of the hours is a number between 0 and 1."
     train, test = _split(_hours())
     hour, learned = pd.Timedelta(hours=1), train["utc_timestamp"]
     before, after = ((test["utc_timestamp"] + step).isin(learned) for step in (-hour, hour))
@@ -49,6 +51,8 @@ def learned_hours(answer: float) -> str | None:
     """Compare the difference with that of the same forest."""
     from sklearn.ensemble import RandomForestRegressor
 
+    if not 0 < abs(float(answer)) < 1:  # said before anything is trained
+        return "the answer is a number between 0 and 1: a difference of two R2."
     train, test = _split(_hours())
     forest = RandomForestRegressor(n_estimators=TREES, n_jobs=-1, random_state=0)
     held_out, learned = _r2(forest, train, test), _r2(forest, train, train)
