@@ -38,21 +38,20 @@ def log_runs(*notebooks: str, model=None) -> None:
     import mlflow
 
     runs = {
-        "model_linreg": [{"model": "linreg"}],
-        "model_rf": [{"model": "rf"}] * 2,
-        "model_keras": [{"model": "keras"}],
-        "capacity_factor": [{"target": "capacity_factor"}],
+        "model_linreg": {"model": "linreg", "target": "GW"},
+        "model_rf": {"model": "rf", "target": "GW"},
+        "model_keras": {"model": "keras", "target": "GW"},
+        "capacity_factor": {"model": "rf", "target": "capacity_factor"},
     }
     for notebook in notebooks:
-        with mlflow.start_run(tags={"chapter": "2"} | runs[notebook][0]) as parent:
+        with mlflow.start_run(tags={"chapter": "2"} | runs[notebook]) as parent:
             mlflow.log_metrics({"r2": 0.1, "r2_random_split": 0.8})
             mlflow.log_param("epochs", 12)
             if model is not None:
                 mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
         if notebook == "model_rf":
             for _ in range(2):
-                tags = {"chapter": "2", "model": "rf", "mlflow.parentRunId": parent.info.run_id}
-                with mlflow.start_run(tags=tags):
+                with mlflow.start_run(tags={"chapter": "2", "model": "rf", "mlflow.parentRunId": parent.info.run_id}):
                     pass
 
 

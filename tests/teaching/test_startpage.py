@@ -35,6 +35,20 @@ def test_links_lead_to_what_is_there():
     assert len(targets) == len(CHAPTERS) + len(verdicts(NOTHING)) + 1  # the next step has one more
 
 
+def test_minutes_are_those_of_the_chapters_readmes():
+    """The first number under a README's heading Time is what the start page adds up."""
+    for chapter in CHAPTERS:
+        time = (ROOT / chapter.readme).read_text().split("\n## Time\n")[1]
+        assert int(re.search(r"\d+", time)[0]) == chapter.minutes, chapter.title
+
+
+def test_notebooks_of_the_chapters_are_all_named():
+    """Each notebook of a chapter's folder is in the outline, its exercises apart, and the other way round."""
+    for chapter in CHAPTERS:
+        names = {file.stem for file in (ROOT / chapter.folder).glob("*.ipynb")} - {"exercises"}
+        assert names == set(chapter.notebooks), chapter.title
+
+
 @pytest.mark.parametrize("state", State)
 def test_sign_of_each_state_stands_at_its_steps_and_is_explained(state):
     """One sign a state; only those that stand on the page are explained."""
