@@ -53,9 +53,8 @@ def test_notebooks_of_the_chapters_are_all_named():
 def test_sign_of_each_state_stands_at_its_steps_and_is_explained(state):
     """One sign a state; only those that stand on the page are explained."""
     text = startpage.page(all_in(state), NOW)
-    steps = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(steps) == len(verdicts(NOTHING))
-    assert all(line.startswith(f"- {startpage.SIGNS[state]} [") for line in steps)
+    steps = re.findall(r"^(.) \[.+\]\(\S+\)\\?$", text, flags=re.MULTILINE)
+    assert steps == [startpage.SIGNS[state]] * len(verdicts(NOTHING))
     explained = [sign for sign in startpage.SIGNS.values() if f"\n{sign} " in text or f"· {sign} " in text]
     assert explained == [startpage.SIGNS[state]]
 

@@ -80,10 +80,10 @@ def _chapter(described: Chapter, checkpoints: list[Checkpoint]) -> str:
     lines = [
         f"## {described.number}. [{described.title}]({described.readme})",
         f"{described.minutes} minutes, {there} of {len(checkpoints)} steps",
-        "\n".join(_line(checkpoint) for checkpoint in checkpoints),
+        "\\\n".join(_line(checkpoint) for checkpoint in checkpoints),  # a sign is bullet enough
     ]
     return "\n\n".join(lines)
 
 
 def _line(checkpoint: Checkpoint) -> str:
-    return f"- {SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.where})"
+    return f"{SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.where})"
