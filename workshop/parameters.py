@@ -21,6 +21,9 @@ class Stage(BaseModel):
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 
 
+Year = Annotated[int, Field(ge=1900, le=2100)]
+
+
 class Address(Stage):
     """Where a file can be had, and which content is accepted from there."""
 
@@ -74,6 +77,13 @@ class TimeColumn(Stage):
     format: str | None = Field(None, description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601")
 
 
+class YearEnd(Stage):
+    """Installed capacity in GW on 31 December of a year."""
+
+    solar_GW: float = Field(gt=0, description="of all solar plants that the file counts")
+    wind_GW: float = Field(gt=0, description="of all wind turbines that the file counts")
+
+
 class OwnFile(Stage):
     """A file of one's own: what its columns are and their units. By default it is a processed table (germany.csv)."""
 
@@ -87,6 +97,12 @@ class OwnFile(Stage):
     temperature: TemperatureColumn = TemperatureColumn(column="temperature", unit="C")
     rad_horizontal: RadiationColumn = RadiationColumn(column="rad_horizontal", unit="W/m2")
     rad_diffuse: RadiationColumn = RadiationColumn(column="rad_diffuse", unit="W/m2")
+    capacity: dict[Year, YearEnd] | None = Field(
+        None,
+        min_length=2,
+        description="a year and what stood at its end, {2018: {solar_GW: 1.2, wind_GW: 3.4}}, from the year before the"
+        " data to its last; without it, Germany's of 2012 to 2016",
+    )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
 
 
@@ -231,7 +247,8 @@ def _check(file: Path, content: dict[str, Any], stage: str) -> Stage:
         return model.model_validate(section)
     except ValidationError as error:
         first = error.errors()[0]
-    *way, key = first["loc"] or (stage,)
+    place = first["loc"] or (stage,)
+    *way, key = place[:-2] if place[-1] == "[key]" else place  # a table's key, such as a year, is a matter of the table
     inner = _model_at(model, way)
     name = ".".join(str(word) for word in (stage, *way, key))
     if first["type"] == "extra_forbidden":
@@ -283,6 +300,7 @@ def allowed(model: type[Stage], key: str) -> str:
         words = " or ".join(f"`{choice}`" for choice in choices)
     else:
         kinds = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+        kinds |= {"object": "a table"}
         words = kinds[schema["type"]]
         bounds = {
             "minimum": "from {}",

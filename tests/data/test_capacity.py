@@ -5,8 +5,15 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from workshop.data.capacity import YEAR_ENDS_GW, installed
-from workshop.errors import DataError
+from workshop.data.capacity import YEAR_ENDS_GW, installed, last_year, mark, of_frame
+from workshop.data.features import inputs
+from workshop.data.features import installed as installed_at
+from workshop.data.schema import FEATURES, TARGETS
+from workshop.errors import DataError, ModelError
+from workshop.models import inspection
+from workshop.parameters import YearEnd
+
+OWN = {2020: YearEnd(solar_GW=2.0, wind_GW=5.0), 2019: YearEnd(solar_GW=1.0, wind_GW=5.0)}
 
 
 def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
@@ -29,3 +36,37 @@ def test_capacity_is_not_invented_for_other_years():
         installed(pd.Series(pd.to_datetime(["2014-01-01T00:00Z", "2020-01-01T00:00Z"])), "solar_GW")
     assert "2020-01-01" in caught.value.value
     assert caught.value.expected == "2013-01-01 to 2017-01-01"
+    assert "2019 and 2020" in caught.value.next_step
+    assert "fetch.csv.capacity" in caught.value.next_step
+
+
+def test_capacity_of_ones_own_goes_with_the_frame(tmp_path):
+    """Marked, written, read and cut, the frame is divided by its own figures, and by no others."""
+    stamps = pd.to_datetime(["2020-01-01T00:00Z", "2020-07-01T12:00Z"])
+    frame = pd.DataFrame({"utc_timestamp": stamps, **dict.fromkeys([*FEATURES, *TARGETS], 1.0)})
+    assert of_frame(frame) == YEAR_ENDS_GW
+    mark(frame, OWN).to_parquet(tmp_path / "own.parquet")
+    read = pd.read_parquet(tmp_path / "own.parquet")
+    assert of_frame(inputs(read.head(1))) == of_frame(read) != YEAR_ENDS_GW
+    assert last_year(of_frame(read)) == 2020
+    assert installed_at(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
+    with pytest.raises(DataError, match="no figure"):
+        installed_at(frame)
+
+
+@pytest.mark.parametrize(
+    "year_ends",
+    [
+        None,
+        {},
+        {"solar_GW": {"2019": 1.0, "2020": 2.0}},
+        {target: {"2019": 1.0} for target in TARGETS},
+        {target: {"2019": 1.0, "2020": float("inf")} for target in TARGETS},
+        {target: {"2019": 1.0, "2020": "2"} for target in TARGETS},
+        {target: {"2019": 1.0, "99999": 2.0} for target in TARGETS},
+    ],
+)
+def test_capacity_in_a_model_has_to_be_one(year_ends):
+    """A model whose figures are none is refused before it predicts."""
+    with pytest.raises(ModelError, match="installed capacity"):
+        inspection.check_capacity(year_ends, "test")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from workshop.data import origin, own, schema, sources, units
+from workshop.data import capacity, origin, own, schema, sources, units
 from workshop.data.prepare import prepare
 from workshop.errors import DataError, ParameterError
-from workshop.parameters import Fetch, OwnFile, TimeColumn
+from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
 
 GERMAN = {
     "file": "plants.csv",
@@ -46,6 +47,36 @@ def _own(**changed):
 def _prepare(tmp_path, options, *years):
     sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=options), base=tmp_path)
     return prepare(tmp_path / "raw", *years)
+
+
+def test_own_capacity_goes_into_the_table(put, tmp_path):
+    """What params.yaml says of the ends of the years is read again from beside the raw file, and marks the frame."""
+    put(["01.07.2023 02:00", "01.07.2023 03:00"])
+    figures = {year: {"solar_GW": 90, "wind_GW": year - 1960.5} for year in (2022, 2023)}
+    frame, _ = _prepare(tmp_path, _own(capacity=figures), 2023, 2023)
+    assert capacity.of_frame(frame) == {
+        "solar_GW": {"2022": 90.0, "2023": 90.0}, "wind_GW": {"2022": 61.5, "2023": 62.5}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({2022: {"solar_GW": 1.0}}, ["fetch.csv.capacity.2022.wind_GW is missing", "above 0"]),
+        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "above 0"]),
+        ({2022: {"solar_GW": 1, "wind_GW": 1, "sun_GW": 1}}, ["fetch.csv.capacity.2022.sun_GW is unknown", "wind_GW"]),
+        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "the year before"]),
+        ({"last": {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "a year"]),
+        (80, ["fetch.csv.capacity", "80", "a table"]),
+    ],
+)
+def test_own_capacity_that_cannot_be_is_told(tmp_path, figures, words):
+    """The key, the value, and what is allowed."""
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump({"fetch": {"source": "csv", "csv": {"file": "own.csv", "capacity": figures}}}))
+    with pytest.raises(ParameterError) as caught:
+        read_stage(file, "fetch")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):

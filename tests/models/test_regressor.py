@@ -137,7 +137,7 @@ def test_any_regressor_serves(parts):
         (lambda rows: rows.assign(utc_timestamp="noon"), ["no time", "noon"]),
         (
             lambda rows: rows.assign(utc_timestamp=rows["utc_timestamp"] + pd.DateOffset(years=9)),
-            ["no figure of installed capacity", "capacity.py"],
+            ["no figure of installed capacity", "fetch.csv.capacity"],
         ),
     ],
 )

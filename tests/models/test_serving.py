@@ -9,17 +9,20 @@ import sys
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 from engine.hosts import wait_for
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, free_port
 
+from workshop.data import capacity
 from workshop.data.features import DERIVED, inputs, targets
 from workshop.data.prepare import prepare
 from workshop.data.sources import fetch
 from workshop.models import loading, source
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
+from workshop.parameters import YearEnd
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),  # in Keras, of TensorFlow
@@ -44,16 +47,21 @@ pandas.DataFrame(model.predict(frame), columns=["solar_GW", "wind_GW"]).to_parqu
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Each kind of model that derives features, saved as it is logged; and some hours of the sample."""
+    """Each kind of model that derives features, saved as it is logged; and some hours of the sample, re-dated.
+
+    They are of years, and of a capacity, that only what comes with the data knows.
+    """
     import keras
 
     root = tmp_path_factory.mktemp("saved")
     fetch("sample", root / "raw")
     hours = prepare(root / "raw")[0].iloc[4000:6000].reset_index(drop=True)
+    hours["utc_timestamp"] += pd.DateOffset(years=10)
+    hours = capacity.mark(hours, {year: YearEnd(solar_GW=80 + year / 100, wind_GW=60) for year in (2022, 2023)})
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
     regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours))
     layers = [keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2, activation="softplus")]
-    network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]))
+    network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]), capacity.of_frame(hours))
     few = inputs(hours.head())
     mlflow.sklearn.save_model(regressor, root / "trees", **loading._options(regressor, few, root / "1"))
     (root / "2").mkdir()
@@ -67,6 +75,7 @@ def test_model_comes_back_as_it_was(saved, kind, caplog):
     root, hours = saved
     model = loading.load_folder(root / kind, "test")
     assert model.knows_time
+    assert model.year_ends == capacity.of_frame(hours) != capacity.YEAR_ENDS_GW
     assert np.isfinite(model.predict(hours)).all(axis=None)
     assert (model.predict_band(hours) is None) == (kind == "network")
     assert caplog.text == ""
@@ -88,8 +97,6 @@ def test_model_answers_without_this_package(saved, kind, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    import pandas as pd
-
     expected = loading.load_folder(root / kind, "test").predict(hours)
     assert np.allclose(pd.read_parquet(tmp_path / "out.parquet"), expected, rtol=1e-6)
 

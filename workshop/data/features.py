@@ -37,33 +37,39 @@ def targets(frame: DataFrame) -> DataFrame:
 
 
 def capacity_factors(frame: DataFrame) -> DataFrame:
-    """Return generation by what was installed at the time (`capacity.installed`), without a unit, columns `TARGETS`.
+    """Return generation by what was installed at the time (`installed`), without a unit, columns `TARGETS`.
 
     Raises DataError: a column missing, hours outside the years whose capacity is known.
     """
     return targets(frame) / installed(frame)
 
 
-def installed(frame: DataFrame) -> DataFrame:
-    """Return the installed capacity in GW at each hour, columns `TARGETS`; errors as `capacity.installed`."""
+def installed(frame: DataFrame, year_ends: capacity.YearEnds | None = None) -> DataFrame:
+    """Return the installed capacity in GW at each hour, columns `TARGETS`; errors as `capacity.installed`.
+
+    Without ``year_ends`` it goes by the figures that the frame carries (`capacity.of_frame`).
+    """
     import pandas as pd
 
+    year_ends = year_ends or capacity.of_frame(frame)
     stamps = pd.Series(to_utc(frame["utc_timestamp"]), frame.index)
-    return pd.DataFrame({target: capacity.installed(stamps, target) for target in TARGETS})
+    return pd.DataFrame({target: capacity.installed(stamps, target, year_ends) for target in TARGETS})
 
 
 def inputs(frame: DataFrame) -> DataFrame:
     """Return the hour (its start, UTC, datetime64[us] without a zone) and the four weather features.
 
     It is how a model that knows the time is given raw weather. The zone is left out because a model's signature has
-    no type for it. Raises DataError: a column missing, no time.
+    no type for it; the frame's attributes stay, for a model that learns. Raises DataError: a column missing, no time.
     """
     import pandas as pd
 
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
     stamps = pd.DatetimeIndex(to_utc(frame["utc_timestamp"])).tz_localize(None)
-    return pd.concat([pd.Series(stamps, frame.index, name="utc_timestamp"), weather], axis="columns")
+    given = pd.concat([pd.Series(stamps, frame.index, name="utc_timestamp"), weather], axis="columns")
+    given.attrs = dict(frame.attrs)
+    return given
 
 
 def derive(frame: DataFrame) -> DataFrame:

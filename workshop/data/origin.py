@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from workshop.data import capacity
 from workshop.errors import DataError
 from workshop.parameters import OwnFile
 
@@ -40,9 +41,13 @@ class Origin(BaseModel):
         return self.model_dump_json(indent=1, exclude_none=True) + "\n"
 
     def mark(self, frame: DataFrame) -> DataFrame:
-        """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`)."""
-        marked = frame.copy(deep=False)
-        marked.attrs = {**frame.attrs, _KEY: self.model_dump(exclude={"csv"})}
+        """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`).
+
+        Figures of installed capacity that were given with a file of one's own come along, see `capacity.of_frame`.
+        """
+        own = self.csv and self.csv.capacity
+        marked = capacity.mark(frame, own) if own else frame.copy(deep=False)
+        marked.attrs = {**marked.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked
 
 

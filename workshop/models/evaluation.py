@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from workshop.data.coverage import STAMP
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import WorkshopError
+from workshop.errors import DataError, WorkshopError
 from workshop.models import loading, promotion
 from workshop.models.promotion import Evaluation
 from workshop.models.tracking import DATA_TAG, LEARNED_TAG, connect
@@ -35,7 +35,7 @@ def evaluate(model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame) ->
         predicted = model.predict(held_out).astype(float)
         latency = _milliseconds(model, held_out.iloc[:1])
         signature = _signature(model_uri)
-    except loading.ModelError as error:
+    except (loading.ModelError, DataError) as error:  # the latter: hours of which it does not know the capacity
         connect()  # a server that is gone says nothing of the model
         return Evaluation(**facts, trouble=f"{error.what} {error.value}")
     except WorkshopError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import stat
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from workshop.data.capacity import YEAR_ENDS_GW, YearEnds
 from workshop.data.features import DERIVED
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
@@ -31,9 +33,9 @@ PAPERS = {
     "serving_input_example.json", "data/keras_module.txt", "data/save_format.txt", *ADDED_ON_DOWNLOAD,
 }  # fmt: skip
 SKOPS_FILE, KERAS_FILE = "model.skops", "data/model.keras"
-# A network that is given raw weather: what MLflow runs to serve it, and what it serves. Only the second is read here.
-SERVED_FILE, NETWORK_FILE = "served_network.py", "artifacts/network.keras"
-FILES = PAPERS | {SKOPS_FILE, KERAS_FILE, SERVED_FILE, NETWORK_FILE} | source.FILES
+# A network that is given raw weather: what MLflow runs to serve it, and what it serves. The first is not read here.
+SERVED_FILE, NETWORK_FILE, CAPACITY_FILE = "served_network.py", "artifacts/network.keras", "artifacts/capacity.json"
+FILES = PAPERS | {SKOPS_FILE, KERAS_FILE, SERVED_FILE, NETWORK_FILE, CAPACITY_FILE} | source.FILES
 FOLDERS = {parent.as_posix() for file in FILES for parent in Path(file).parents} - {"."}
 LOADERS = ["mlflow.sklearn", "mlflow.keras", "mlflow.tensorflow", "mlflow.pyfunc.loaders.code_model"]
 
@@ -74,6 +76,7 @@ SKOPS_TYPES = {
     "TypeNode": {"builtins.str"},
 }
 MOST_THREADS = 256
+MOST_YEARS = 200  # of figures of installed capacity
 MOST_LEVELS = 1000  # of a tree: one that grows until each hour has a leaf of its own has some fifty
 SOUND = f"children after parents, known features, at most {MOST_LEVELS} levels"
 # What is raised where a file is not of the form that it should have.
@@ -271,6 +274,7 @@ def _check_composite(model, name: str, most_depth: int) -> None:
     right = len(model.regressors_) == len(TARGETS) and len(bands) in (0, 2 * len(TARGETS))
     if not right or len(model.margins_) != len(model.bands_) or any(len(pair) != 2 for pair in model.bands_):
         raise refusal(name, "The model has not what its targets need.", "its parts", ", ".join(TARGETS))
+    check_capacity(model.year_ends_, name)
     numbers = [*model.margins_, model.coverage]
     if not all(isinstance(number, float) and math.isfinite(number) for number in numbers) or not 0 < numbers[-1] < 1:
         raise refusal(name, "The model's band is no number.", f"margins and coverage {numbers}", "numbers, and a share")
@@ -278,6 +282,40 @@ def _check_composite(model, name: str, most_depth: int) -> None:
         if not hasattr(regressor, "predict"):
             raise refusal(name, "A part of the model cannot predict.", type(regressor).__name__, "a regressor")
         check_estimator(regressor, name, width=len(DERIVED), outputs=1, most_depth=most_depth)
+
+
+def read_capacity(folder: Path, name: str) -> YearEnds:
+    """Return the figures of installed capacity beside a network; raise ModelError when they are none.
+
+    A network that was logged before figures came with the data has no such file, and learned with Germany's.
+    """
+    file = folder / CAPACITY_FILE
+    if not file.exists():
+        return YEAR_ENDS_GW
+    try:
+        if (size := file.stat().st_size) > DESCRIPTION_BYTES:
+            raise refusal(name, "The file of capacities is too large.", f"{size} bytes", f"at most {DESCRIPTION_BYTES}")
+        year_ends = json.loads(file.read_text())
+    except UNREADABLE as error:
+        raise refusal(name, "The model has no readable file of capacities.", error) from None
+    check_capacity(year_ends, name)
+    return year_ends
+
+
+def check_capacity(year_ends: object, name: str) -> None:
+    """Raise ModelError unless these are figures of installed capacity in GW, by target and by year."""
+
+    def is_sound(ends: object) -> bool:
+        return (
+            isinstance(ends, dict)
+            and 2 <= len(ends) <= MOST_YEARS
+            and all(isinstance(year, str) and re.fullmatch(r"[12]\d{3}", year) for year in ends)
+            and all(type(GW) in (int, float) and 0 < GW < math.inf for GW in ends.values())
+        )
+
+    if not isinstance(year_ends, dict) or set(year_ends) != set(TARGETS) or not all(map(is_sound, year_ends.values())):
+        expected = f"GW at the ends of at least two years, for {' and '.join(TARGETS)}"
+        raise refusal(name, "The model's figures of installed capacity cannot be used.", year_ends, expected)
 
 
 def _is_sound_boosting(model, width: int) -> bool:

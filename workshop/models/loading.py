@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workshop.data.capacity import YEAR_ENDS_GW, YearEnds, last_year
 from workshop.data.features import DERIVED, features, inputs
 from workshop.data.files import checksum
 from workshop.data.schema import FEATURES, TARGETS
@@ -47,7 +49,8 @@ class LoadedModel:
     """A model ready to predict; ``kind`` is `sklearn` or `keras`.
 
     ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
-    ``size_bytes`` is that of its files; None for one that has none yet.
+    ``size_bytes`` is that of its files; None for one that has none yet. ``year_ends`` are the figures of installed
+    capacity that it goes by; those of Germany for one that asks for none.
     """
 
     kind: str
@@ -56,17 +59,18 @@ class LoadedModel:
     _predict_with_band: Callable[[pd.DataFrame], tuple] | None = None
     coverage: float | None = None
     size_bytes: int | None = None
+    year_ends: YearEnds = field(default_factory=YEAR_ENDS_GW.copy)
 
     @classmethod
     def of(cls, model: object) -> LoadedModel:
         """Wrap a fitted scikit-learn or Keras model, so that it predicts as it will once it is loaded."""
         if isinstance(model, CapacityFactorNetwork):
-            return cls("keras", model.predict, inputs)
+            return cls("keras", model.predict, inputs, year_ends=model.year_ends_)
         if type(model).__module__.startswith("keras"):
             return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0))
         if isinstance(model, CapacityFactorRegressor):
             band = (model.predict_with_band, model.coverage) if model.bands_ else ()
-            return cls("sklearn", model.predict, inputs, *band)
+            return cls("sklearn", model.predict, inputs, *band, year_ends=model.year_ends_)
         return cls("sklearn", model.predict)
 
     @property
@@ -168,11 +172,12 @@ def _options(model, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
 
 def _network_options(model: CapacityFactorNetwork, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """Return how MLflow shall keep a network that is given raw weather: its file, and what MLflow runs to serve it."""
-    file = folder / Path(inspection.NETWORK_FILE).name
-    model.network.save(file)
+    network, capacity = (folder / Path(file).name for file in (inspection.NETWORK_FILE, inspection.CAPACITY_FILE))
+    model.network.save(network)
+    capacity.write_text(json.dumps(model.year_ends_))
     return _papers(model, weather) | {
         "python_model": str(Path(__file__).with_name(inspection.SERVED_FILE)),
-        "artifacts": {"network": str(file)},
+        "artifacts": {"network": str(network), "capacity": str(capacity)},
         "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS),
         "code_paths": [str(source.copy_into(folder))],
     }
@@ -263,7 +268,9 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
     if not sklearn and ("keras" in flavors or "tensorflow" in flavors):
         return LoadedModel.of(_load_keras(folder / inspection.KERAS_FILE, name, FEATURES))
     if list(flavors) == ["python_function"] and (folder / inspection.NETWORK_FILE).is_file():
-        return LoadedModel.of(CapacityFactorNetwork(_load_keras(folder / inspection.NETWORK_FILE, name, DERIVED)))
+        year_ends = inspection.read_capacity(folder, name)
+        network = _load_keras(folder / inspection.NETWORK_FILE, name, DERIVED)
+        return LoadedModel.of(CapacityFactorNetwork(network, year_ends))
     raise inspection.refusal(
         name,
         "The model is not of a kind that is loaded here.",
@@ -291,8 +298,8 @@ def _try_out(model: LoadedModel) -> None:
     """Predict for an hour: what answers with other than a number for each target, or with an error, is no model."""
     import pandas as pd
 
-    hour = pd.DataFrame([{"utc_timestamp": pd.Timestamp("2016-06-01T12:00Z"), **dict.fromkeys(FEATURES, 1.0)}])
-    model.predict_with_band(hour)
+    noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
+    model.predict_with_band(pd.DataFrame([{"utc_timestamp": noon, **dict.fromkeys(FEATURES, 1.0)}]))
 
 
 def _load_keras(file: Path, name: str, columns: list[str]):

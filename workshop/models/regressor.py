@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import TimeSeriesSplit
 
+from workshop.data import capacity
 from workshop.data.features import INPUTS, derive, installed, targets, to_utc
 from workshop.data.tables import require_columns
 from workshop.errors import DataError, ParameterError
@@ -26,7 +27,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     What is built grows from year to year, and a model of GW that has seen the small years only stays too low. So each
     target is divided by the capacity that was installed at the time (`capacity.installed`), a regressor learns that
     capacity factor from what `features.derive` makes of the inputs, and its answer is multiplied again. It is never
-    below zero.
+    below zero. The figures of capacity come with the frame that it is fitted on (`capacity.of_frame`), and stay with
+    it.
 
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which takes
     a histogram gradient boosting, the last share of the hours is first kept aside, and trees are grown until ten more
@@ -39,6 +41,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     conformalized quantile regression (Romano, Patterson, Candès 2019, https://arxiv.org/abs/1905.03222), with the folds
     of a time series. For solar power only hours with the sun up count.
     """
+
+    year_ends_ = capacity.YEAR_ENDS_GW  # of models that were logged before figures came with the data
 
     def __init__(self, regressor=None, *, watched_share=0.0, band=None, coverage=0.8, folds=5):
         self.regressor = regressor
@@ -54,7 +58,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         ParameterError: a share or coverage that cannot be, no regressor.
         """
         self._check(X)
-        factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
+        self.year_ends_ = capacity.of_frame(X)
+        factors = (targets(y).to_numpy() / installed(X, self.year_ends_).to_numpy()).T
         derived = derive(X)
         counted = [np.flatnonzero(_sun_is_up(derived)), np.arange(len(X))]
         self.regressors_ = [self._fit_one(derived, factor) for factor in factors]
@@ -70,19 +75,19 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        return self._in_GW(self._predict_factors(derive(X)), installed(X))
+        return self._in_GW(self._predict_factors(derive(X)), installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what `predict` returns, and the lower and the upper end of its band in GW, shaped alike.
 
         What is predicted lies within; for solar power of hours with the sun down the band is nothing else.
         """
-        derived, capacity = derive(X), installed(X)  # once: a single hour is mostly these
-        predicted, ends = self._in_GW(self._predict_factors(derived), capacity), []
+        derived, capacities = derive(X), installed(X, self.year_ends_)  # once: a single hour is mostly these
+        predicted, ends = self._in_GW(self._predict_factors(derived), capacities), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(derived) for pair in self.bands_]
             moved = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
-            ends.append(self._in_GW(moved, capacity))
+            ends.append(self._in_GW(moved, capacities))
         # Each is learned alone, and where little is known they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = ~_sun_is_up(derived)
@@ -97,8 +102,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return [regressor.predict(derived) for regressor in self.regressors_]
 
     @staticmethod
-    def _in_GW(factors: list[np.ndarray], capacity: pd.DataFrame) -> np.ndarray:
-        return np.clip(np.column_stack(factors), 0, None) * capacity.to_numpy()
+    def _in_GW(factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
+        return np.clip(np.column_stack(factors), 0, None) * capacities.to_numpy()
 
     def _check(self, X: pd.DataFrame) -> None:
         if not 0 <= self.watched_share < 1 or not 0 < self.coverage < 1 or self.folds < 2:
@@ -158,16 +163,18 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 class CapacityFactorNetwork:
     """A fitted Keras network from `features.DERIVED` to capacity factors of `TARGETS`, given raw weather all the same.
 
-    It is what `CapacityFactorRegressor` is to scikit-learn's regressors; the network is fitted by whoever has it.
+    It is what `CapacityFactorRegressor` is to scikit-learn's regressors; the network is fitted by whoever has it, and
+    ``year_ends`` are the figures of the frame that it was fitted on (`capacity.of_frame`).
     """
 
-    def __init__(self, network):
+    def __init__(self, network, year_ends: capacity.YearEnds):
         self.network = network
+        self.year_ends_ = year_ends
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), verbose=0)
-        return np.clip(factors, 0, None) * installed(X).to_numpy()
+        return np.clip(factors, 0, None) * installed(X, self.year_ends_).to_numpy()
 
 
 def _sun_is_up(derived: pd.DataFrame) -> np.ndarray:

@@ -3,6 +3,9 @@
 https://mlflow.org/docs/latest/ml/model/models-from-code/
 """
 
+import json
+from pathlib import Path
+
 import mlflow
 import pandas as pd
 
@@ -14,11 +17,12 @@ class ServedNetwork(mlflow.pyfunc.PythonModel):
     """Opens the network in Keras' safe mode and answers in GW."""
 
     def load_context(self, context):
-        """Load the network that was logged."""
+        """Load the network that was logged, and the figures of capacity that it learned with."""
         import keras
 
         network = keras.saving.load_model(context.artifacts["network"], compile=False, safe_mode=True)
-        self.model = CapacityFactorNetwork(network)
+        year_ends = json.loads(Path(context.artifacts["capacity"]).read_text())
+        self.model = CapacityFactorNetwork(network, year_ends)
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:  # noqa: ARG002 - as MLflow calls it
         """Return GW for each row of raw weather."""

@@ -202,7 +202,7 @@ def hint(served: Served) -> str:
 
 def moment_of_year(served: Served, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = max(capacity.YEAR_ENDS_GW[TARGETS[0]])
+    known = capacity.last_year(served.model.year_ends if served.model else capacity.YEAR_ENDS_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
     shown = _date(day)  # and not the year's so-and-so-many-th day, which in leap years is another
     return datetime(year, shown.month, shown.day, round(hour), tzinfo=UTC)

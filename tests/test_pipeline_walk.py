@@ -1,0 +1,152 @@
+"""Chapter 4 as its text says it: each command of its steps typed in a clone, and what the text says is then there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+import requests
+import yaml
+from walk import Walk, blocks
+from workplace import BIN, ROOT
+
+STEPS = blocks(ROOT / "4_pipeline" / "README.md")
+GATE = "workshop promote --dry-run"
+
+
+def git(root, *words):
+    """Run git in the clone and return what it prints."""
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+def health(place):
+    """What the dashboard says it serves."""
+    return requests.get(f"{place.settings.dashboard_url}/health", timeout=10).json()
+
+
+@pytest.fixture(scope="module")
+def walked(servers):
+    """What came back in each step, as one text a step; the clone is put back afterwards."""
+    begun, tracked = git(servers.root, "rev-parse", "HEAD").strip(), git(servers.root, "ls-files", ".dvc")
+    # As after `make run`, whatever other tests have left: the candidate is in production, and all is up to date.
+    for command in (["dvc", "repro"], ["workshop", "promote", "--force", "--why", "as after the first run"]):
+        done = servers.run(BIN / command[0], *command[1:], cwd=servers.pipeline)
+        assert done.returncode == 0, done.stderr
+    person = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    walk, told = Walk(servers.pipeline, servers.environment | person), {}
+    try:
+        for block in STEPS:
+            came = walk.follow(block, exit_code=3 if block.text.strip() == GATE else 0)
+            told[block.step] = told.get(block.step, "") + came
+            if "--force" in block.text:
+                told["forced"] = _served(servers, "to see it speak")
+        told["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
+        told["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
+        yield told
+    finally:
+        git(servers.root, "reset", "--quiet", begun)  # the lock stays: it is what lies there
+        git(servers.root, "checkout", "--", "4_pipeline/params.yaml", "4_pipeline/notebooks")
+        for ref in git(servers.root, "for-each-ref", "--format=%(refname)", "refs/exps").split():
+            git(servers.root, "update-ref", "-d", ref)
+        (servers.root / ".dvc" / "config.local").unlink(missing_ok=True)
+        for folder in ("scratch", "remote"):
+            shutil.rmtree(servers.pipeline / folder, ignore_errors=True)
+        done = servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)
+        assert done.returncode == 0, done.stderr
+
+
+def _served(place, why, seconds=30):
+    """Wait until the dashboard serves the version in production, and return what it says of it."""
+    version = json.loads(place.run(BIN / "workshop", "history", "--json").stdout)[-1]
+    assert version["why"] == why
+    until = time.monotonic() + seconds
+    while (now := health(place)).get("version") != version["version"] and time.monotonic() < until:
+        time.sleep(0.5)
+    return now | {"expected": version["version"]}
+
+
+def test_data_goes_back_and_forth(walked):
+    """DVC notices the change, and four years are there again after `git checkout` and `dvc checkout`."""
+    assert re.search(r"modified: +germany\.csv", walked[1])
+    assert "35017 germany.csv" in walked[1]
+
+
+def test_stages_by_hand_run_what_changed(walked):
+    """Both stages first, none the second time, the training alone after its parameter; and the score is another."""
+    assert re.findall(r"Running stage '(\w+)'", walked[2]) == ["recent", "train", "train"]
+    assert walked[2].count("Stage 'recent' didn't change, skipping") == 2
+    first, *_, last = re.findall(r"R2 (0\.\d{3}) on the last 3504 hours", walked[2])
+    assert float(first) > float(last)
+
+
+def test_one_parameter_touches_what_depends_on_it(walked):
+    """The search, the comparison, the gate and the report; the differences name it, and the plot has both states."""
+    assert "train_gradient_boosting:" in walked[4].split("Running stage")[0]
+    # Another test may have made the same search: then DVC remembers it.
+    ran = re.findall(r"(?:Running stage|Stage) '(\w+)'(?: is cached|:)", walked[4])
+    assert ran == ["tracking_store", "train_gradient_boosting", "compare", "promote", "report"]
+    assert re.search(r"train_gradient_boosting\.candidates +6 +12", walked[4])
+    assert re.search(r"train_gradient_boosting\.r2 +0\.9\d+ +0\.9\d+ +0\.001", walked[4])
+
+
+def test_plot_shows_both_states(walked, servers):
+    """What JupyterLab is to draw: every model's score at the last commit and now, on an axis from 0 to 1."""
+    plot = json.loads((servers.pipeline / "results" / "scores.vl.json").read_text())
+    shown = {(row["model"], row["rev"]) for row in plot["data"]["values"]}
+    models = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting"}
+    assert shown == {(model, rev) for model in models for rev in ("HEAD", "workspace")}
+    assert plot["encoding"]["x"]["scale"]["domain"] == [0, 1]
+    graph = (servers.pipeline / "results" / "dag.md").read_text()
+    assert graph.startswith("```mermaid")
+    assert "train_keras" in graph
+
+
+def test_gate_refuses_and_a_person_overrules(walked):
+    """Refused by the paired test; forced, the dashboard follows by itself; rolled back, the record has three moves."""
+    assert "refused: paired_test" in walked[5]
+    assert "forced against the gate" in walked[5]
+    assert walked["forced"]["version"] == walked["forced"]["expected"]
+    assert "is in production again (train_gradient_boosting)" in walked[5]
+    *_, forced, back = walked[5].split("what  ")[-1].strip().splitlines()[2:]
+    assert re.search(r"forced .* to see it speak", forced)
+    assert re.search(r"rolled back .* seen enough", back)
+
+
+def test_lineage_leads_to_the_notebook(walked, in_workplace):
+    """The address that it prints is that of the executed notebook, all links hold, and the report can be asked."""
+    import mlflow
+
+    run_id, path = re.search(r"runs/(\w{32})/artifacts/(notebook/train_gradient_boosting\.ipynb)", walked[6]).groups()
+    notebook = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"))
+    assert any(cell["cell_type"] == "code" and cell["outputs"] for cell in notebook["cells"])
+    assert re.search(r"^production .* ok$", walked[6], flags=re.MULTILINE)
+    assert walked[6].count("wind_solar version") >= 3
+
+
+def test_remote_brings_back_what_was_deleted(walked, servers):
+    """Pushed, deleted, pulled: nothing but the stage that always asks is left to do, and no tracked setting changed."""
+    assert re.search(r"\d+ files pushed", walked[8])
+    assert re.search(r"A +data/germany\.parquet", walked[8])
+    assert walked[8].strip().endswith("tracking_store:\n\talways changed")
+    assert walked["tracked"]
+
+
+def test_experiment_is_kept_by_name_and_by_run(walked, in_workplace):
+    """It is worse, listed after the files went back, and its run says commit, parameter and that files had changed."""
+    import mlflow
+
+    assert re.search(r"train_linreg\.r2 +0\.72\d+ +0\.68\d+ +-0\.03", walked[9])
+    assert "[no-intercept]" in walked[9].split("train_linreg.r2 ")[-1]
+    assert "Running stage 'promote'" not in walked[9]
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
+    wanted = "tags.`workshop.stage` = 'train_linreg' and params.fit_intercept = 'False'"
+    run = client.search_runs([experiment], wanted, order_by=["start_time DESC"], max_results=1)[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.source.git.commit"] == walked["commit"]
+    assert run.data.tags["workshop.git.dirty"] == "true"
+    assert yaml.safe_load((in_workplace.pipeline / "params.yaml").read_text())["train_linreg"]["fit_intercept"] is True

@@ -1,0 +1,170 @@
+"""The page "From here to your team", followed once: data of other years, on servers that are not the clone's own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pandas as pd
+import pytest
+import yaml
+from walk import merge
+from workplace import BIN, ROOT, Servers, clean_environment, copy_tree
+
+from workshop.data import capacity, origin, schema
+
+PAGE = (ROOT / "4_pipeline" / "what_next.md").read_text()
+LINES = re.findall(r"^\d+\. \*\*(.+?)\*\*(.+(?:\n   .+)*)$", PAGE, flags=re.MULTILINE)
+[CHANGES] = [
+    yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+]
+FIRST, LAST = (pd.Timestamp(f"{year}-01-01", tz="UTC") for year in (2022, 2024))
+# Asked in a process of its own: the dashboard is an application, and reads where it is from the environment.
+ASK = """
+import json, sys
+sys.path.insert(0, "dashboard")
+import app, layout, serving
+from pages import what_if
+from workshop.settings import get_settings
+
+following = serving.Serving(get_settings().pipeline / "data" / "germany.parquet")
+following.look()
+client = app.make_app(following).server.test_client()
+weather = {"windspeed": 8.0, "temperature": 15.0, "rad_horizontal": 500.0, "rad_diffuse": 200.0}
+rows = [{"utc_timestamp": f"{year}-06-01T12:00:00Z", **weather} for year in (2023, 2016)]
+served = following.now
+print(json.dumps({
+    "predicted": client.post("/predict", json={"rows": rows[:1]}).get_json(),
+    "refused": client.post("/predict", json={"rows": rows[1:]}).get_json(),
+    "asked": what_if.moment_of_year(served, 172, 12).isoformat(),
+    "answers": str(what_if.answers(served, weather | {"hour": 12, "day": 172})),
+    "attribution": layout.attribution(served),
+    "troubles": {name: trouble.why for name, trouble in served.troubles.items()},
+}))
+"""
+
+
+def plants(file):
+    """Write two years of plants with German headings: the sample's weather, re-dated, and a twentieth of its power."""
+    from workshop.data.prepare import load_or_make
+
+    frame = load_or_make(file.with_name("sample.csv"))
+    file.with_name("sample.csv").unlink()
+    stamps = frame["utc_timestamp"] + pd.DateOffset(years=8)  # 2014 and 2015 become 2022 and 2023
+    mine = frame[(stamps >= FIRST) & (stamps < LAST)].assign(utc_timestamp=stamps)
+    local = mine["utc_timestamp"].dt.tz_convert("Europe/Berlin")
+    table = pd.DataFrame(
+        {
+            "Zeit": local.dt.strftime("%d.%m.%Y %H:%M"), "PV": mine["solar_GW"] * 1000 / 20,
+            "Wind": mine["wind_GW"] * 1000 / 20, "v10": mine["windspeed"] * 3.6, "T": mine["temperature"],
+            "direkt": mine["rad_horizontal"], "diffus": mine["rad_diffuse"],
+        }
+    )  # fmt: skip
+    table.to_csv(file, sep=";", decimal=",", index=False)
+    return len(mine)
+
+
+@pytest.fixture(scope="module")
+def team(servers, tmp_path_factory):
+    """A clone without servers of its own, in which the checklist was followed; production is put back afterwards."""
+    root = copy_tree(tmp_path_factory.mktemp("team"))
+    (root / ".env").write_text(  # line 7
+        f"MLFLOW_TRACKING_URI={servers.tracking_uri}\nDASK_SCHEDULER_ADDRESS={servers.settings.scheduler_address}\n"
+    )
+    place = Servers(root, clean_environment() | {"WORKSHOP_ROOT": str(root)}, "", 0.0)
+    hours = plants(place.pipeline / CHANGES["fetch"]["csv"]["file"])  # lines 1 to 6
+    merge(place.pipeline / "params.yaml", CHANGES)
+    remote = tmp_path_factory.mktemp("remote")
+    commands = [
+        ["dvc", "remote", "add", "--default", "team", remote],  # line 8
+        ["dvc", "repro"],  # line 9
+        ["git", "commit", "--message", "Our plants", "params.yaml", "dvc.lock", "../.dvc/config"],
+        ["dvc", "push"],
+    ]
+    person = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    place.environment |= person
+    try:
+        place.output = ""
+        for program, *words in commands:
+            done = place.run(program if program == "git" else BIN / program, *words, cwd=place.pipeline)
+            assert done.returncode == 0, done.stdout + done.stderr
+            place.output += done.stdout
+        yield place, hours
+    finally:
+        history = json.loads(servers.run(BIN / "workshop", "history", "--json").stdout)
+        if len(history) > 1 and history[-1]["why"] == "pipeline":
+            done = servers.run(BIN / "workshop", "rollback", "--why", "the sample's model again")
+            assert done.returncode == 0, done.stderr
+
+
+def test_checklist_is_short_and_names_what_there_is():
+    """At most ten lines, numbered; every parameter that it and its example name exists."""
+    assert 5 <= len(LINES) <= 10
+    parameters = yaml.safe_load((ROOT / "4_pipeline" / "params.yaml").read_text())
+    for stage, values in CHANGES.items():
+        assert set(values) - {"csv"} <= set(parameters[stage])
+    said = " ".join(text for _, text in LINES)
+    for name in re.findall(r"`(\w+)`", said):
+        known = {key for values in parameters.values() for key in values} | set(parameters)
+        assert name in known or name in ("MLFLOW_TRACKING_URI", "DASK_SCHEDULER_ADDRESS"), name
+
+
+def test_other_data_gets_a_model_into_production(team):
+    """Half the years, a twentieth of the power: a model of them speaks, and the sample's could not be asked."""
+    place, hours = team
+    findings = json.loads((place.pipeline / "results" / "findings.json").read_text())
+    assert (findings["source"], findings["first_year"], findings["last_year"]) == ("csv", 2022, 2023)
+    # The hour that comes twice in autumn stands twice in the file, and is told apart.
+    assert findings["hours_kept"] == hours
+    decision = json.loads((place.pipeline / "results" / "decision.json").read_text())
+    assert decision["promoted"], decision["reason"]
+    assert "the champion is disqualified: There is no figure of installed capacity" in decision["reason"]
+    assert json.loads((place.pipeline / "results" / "candidate.json").read_text())["r2"] > 0.7
+
+
+def test_own_capacity_travels_to_the_training(team):
+    """The held-out table carries the figures of params.yaml and the attribution, and its hours are the last ones."""
+    place, _ = team
+    test = schema.read(place.pipeline / "data" / "test.parquet")
+    given = CHANGES["fetch"]["csv"]
+    assert capacity.of_frame(test)["wind_GW"] == {
+        str(year): ends["wind_GW"] for year, ends in given["capacity"].items()
+    }
+    assert origin.of_frame(test).attribution == given["attribution"]
+    assert test["utc_timestamp"].iloc[-1].year == 2023
+
+
+def test_dashboard_speaks_of_the_other_years(team):
+    """A program and the sliders are answered for 2023, within what stands there; 2016 is refused with the range."""
+    place, _ = team
+    done = place.run(BIN / "python", "-W", "ignore", "-c", ASK, cwd=place.pipeline)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    assert said["troubles"] == {}
+    [row] = said["predicted"]["rows"]
+    assert 0.1 < row["solar_GW"] < 1.9
+    assert 0.1 < row["wind_GW"] < 2.25
+    assert said["asked"].startswith("2023-06-21T12:00")
+    assert "n/a" not in said["answers"]
+    assert "no figure of installed capacity" in json.dumps(said["refused"])
+    assert said["attribution"] == CHANGES["fetch"]["csv"]["attribution"]
+
+
+def test_report_is_on_the_other_years(team):
+    """The page names a week of 2023 and whose data it is."""
+    place, _ = team
+    page = (place.pipeline / "results" / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"week 2023-W5\d", page)
+    assert CHANGES["fetch"]["csv"]["attribution"] in page
+
+
+def test_others_can_fetch_it(team, tmp_path):
+    """The commit holds the settings, and a clone of it gets the data from the remote."""
+    place, _ = team
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", place.root, clone], check=True)
+    there = Servers(clone, place.environment | {"WORKSHOP_ROOT": str(clone)}, "", 0.0)
+    done = there.run(BIN / "dvc", "pull", "data/germany.parquet", cwd=there.pipeline)
+    assert done.returncode == 0, done.stderr
+    assert len(schema.read(there.pipeline / "data" / "germany.parquet")) == team[1]
