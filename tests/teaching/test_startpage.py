@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from workplace import ROOT
 
+from workshop.errors import WorkshopError
 from workshop.settings import Settings
 from workshop.teaching import startpage
 from workshop.teaching.checkpoints import Progress, verdicts
@@ -73,6 +74,14 @@ def test_all_done_points_beyond_the_workshop():
     text = startpage.page(all_in(State.DONE), NOW)
     assert "All of it is done" in text
     assert "**Next" not in text
+
+
+def test_page_that_cannot_be_written_is_told_in_words(tmp_path):
+    """A folder in its place: the path is said, and nothing is left beside it."""
+    (tmp_path / "START.md").mkdir()
+    with pytest.raises(WorkshopError, match="cannot be written"):
+        startpage.write(Settings(root=tmp_path, state=tmp_path / "state"), all_in(State.MISSING))
+    assert [path.name for path in tmp_path.iterdir()] == ["START.md"]
 
 
 def test_page_is_written_whole_and_again(tmp_path):
