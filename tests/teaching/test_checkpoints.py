@@ -192,6 +192,14 @@ def test_what_is_missing_has_its_most_likely_reason(title, found, words):
     assert words in checkpoint.reason
 
 
+def test_projects_of_the_scratch_repository_are_not_chapter_3s():
+    """Chapter 4 runs `lr` in a repository of its own, below this one: that ticks nothing of chapter 3."""
+    tags = {"mlflow.source.name": "file:///workshop/4_pipeline/scratch#lr"}
+    runs = tuple(changed(LR, tags=tags, params={"fit_intercept": value}) for value in ("true", "false"))
+    evidence = replace(NOTHING, store=replace(NOTHING.store, project_runs=runs))
+    assert [each.title for each in verdicts(evidence) if each.there] == []
+
+
 def test_runs_of_the_pipeline_tick_chapter_4_only(in_workplace):
     """After `make run`, nothing of the chapters that are done by hand is ticked, the pipeline's first step is."""
     evidence = gather(in_workplace.settings)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from workplace import ROOT
 
+from workshop.errors import WorkshopError
 from workshop.settings import Settings
 from workshop.teaching import startpage
 from workshop.teaching.checkpoints import Progress, verdicts
@@ -35,13 +36,26 @@ def test_links_lead_to_what_is_there():
     assert len(targets) == len(CHAPTERS) + len(verdicts(NOTHING)) + 1  # the next step has one more
 
 
+def test_minutes_are_those_of_the_chapters_readmes():
+    """The first number under a README's heading Time is what the start page adds up."""
+    for chapter in CHAPTERS:
+        time = (ROOT / chapter.readme).read_text().split("\n## Time\n")[1]
+        assert int(re.search(r"\d+", time)[0]) == chapter.minutes, chapter.title
+
+
+def test_notebooks_of_the_chapters_are_all_named():
+    """Each notebook of a chapter's folder is in the outline, its exercises apart, and the other way round."""
+    for chapter in CHAPTERS:
+        names = {file.stem for file in (ROOT / chapter.folder).glob("*.ipynb")} - {"exercises"}
+        assert names == set(chapter.notebooks), chapter.title
+
+
 @pytest.mark.parametrize("state", State)
 def test_sign_of_each_state_stands_at_its_steps_and_is_explained(state):
     """One sign a state; only those that stand on the page are explained."""
     text = startpage.page(all_in(state), NOW)
-    steps = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(steps) == len(verdicts(NOTHING))
-    assert all(line.startswith(f"- {startpage.SIGNS[state]} [") for line in steps)
+    steps = re.findall(r"^(.) \[.+\]\(\S+\)\\?$", text, flags=re.MULTILINE)
+    assert steps == [startpage.SIGNS[state]] * len(verdicts(NOTHING))
     explained = [sign for sign in startpage.SIGNS.values() if f"\n{sign} " in text or f"· {sign} " in text]
     assert explained == [startpage.SIGNS[state]]
 
@@ -60,6 +74,14 @@ def test_all_done_points_beyond_the_workshop():
     text = startpage.page(all_in(State.DONE), NOW)
     assert "All of it is done" in text
     assert "**Next" not in text
+
+
+def test_page_that_cannot_be_written_is_told_in_words(tmp_path):
+    """A folder in its place: the path is said, and nothing is left beside it."""
+    (tmp_path / "START.md").mkdir()
+    with pytest.raises(WorkshopError, match="cannot be written"):
+        startpage.write(Settings(root=tmp_path, state=tmp_path / "state"), all_in(State.MISSING))
+    assert [path.name for path in tmp_path.iterdir()] == ["START.md"]
 
 
 def test_page_is_written_whole_and_again(tmp_path):

@@ -7,7 +7,7 @@ import textwrap
 
 import click
 
-from workshop.cli.printing import json_option, print_rows, tell
+from workshop.cli.printing import json_option, one_line, print_rows, tell
 
 # Addresses and commands are not broken, since somebody may want to copy them.
 HANGING = {
@@ -35,12 +35,12 @@ def check(chapter: int | None, as_json: bool) -> None:
 
     settings = get_settings()
     progress = examine(settings)
-    startpage.write(settings, progress)
     shown = progress.of(chapter) if chapter else list(progress.checkpoints)
     if as_json:
         print_rows([checkpoint.as_dict() for checkpoint in shown], as_json)
     else:
         _print_chapters(progress, [chapter] if chapter else [1, 2, 3, 4])
+    startpage.write(settings, progress)
     if chapter and not progress.is_complete(chapter):
         raise SystemExit(1)
 
@@ -101,7 +101,7 @@ def reset(chapter: int, yes: bool) -> None:
         ("exercises, not solved any more", planned.solved),
     ):
         for name in names:
-            tell(f"  {title}: {name}")
+            tell(f"  {title}: {one_line(str(name))}")
     if not yes:
         click.confirm(f"  Your copies go to {planned.kept}. Go on?", abort=True, err=True)
     kept = resetting.carry_out(settings, planned)

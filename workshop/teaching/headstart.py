@@ -158,7 +158,12 @@ def _bring_version(settings: Settings, made: str, tell: Tell) -> None:
         client.create_registered_model(REGISTERED_MODEL)
     [model_id, *_] = best.models
     version = client.create_model_version(
-        REGISTERED_MODEL, f"models:/{model_id}", best.run_id, model_id=model_id, tags={BROUGHT_TAG: made}
+        REGISTERED_MODEL,
+        f"models:/{model_id}",
+        best.run_id,
+        model_id=model_id,
+        tags={BROUGHT_TAG: made},
+        await_creation_for=0,  # it is there when the server has answered
     ).version
     tell(
         f"{REGISTERED_MODEL} version {version}: registered, from the run {best.tags.get('mlflow.runName', best.run_id)}"

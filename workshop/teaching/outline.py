@@ -30,7 +30,7 @@ MODELS = ("model_linreg", "model_rf", "model_keras")  # the same names in chapte
 CHAPTERS = (
     Chapter(1, "1_starting_point", "The starting point", 15, ("make_processed_data", *MODELS)),
     Chapter(2, "2_tracking", "Tracking", 35, (*MODELS, "capacity_factor", "compare_runs", "get_prod_model")),
-    Chapter(3, "3_projects", "Projects", 30),
+    Chapter(3, "3_projects", "Projects", 30, ("reproduce",)),
     Chapter(4, "4_pipeline", "The pipeline", 40),
 )
 

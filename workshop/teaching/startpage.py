@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import datetime
 from pathlib import Path
 
+from workshop.errors import WorkshopError
 from workshop.settings import Settings
 from workshop.teaching.checkpoints import Progress, examine
 from workshop.teaching.checkpoints.step import Checkpoint, State
@@ -41,15 +43,26 @@ Dask dashboard, the dashboard and the report.
 
 
 def write(settings: Settings, progress: Progress | None = None) -> Path:
-    """Write the start page anew, whole or not at all, and return its path; ``progress`` saves looking again."""
+    """Write the start page anew, whole or not at all, and return its path; ``progress`` saves looking again.
+
+    Raises WorkshopError when it cannot be written.
+    """
     file = settings.root / NAME
     text = page(progress or examine(settings), datetime.now().astimezone())
     temporary = file.with_name(f".{NAME}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(file)
+    except OSError as error:
+        raise WorkshopError(
+            "The start page cannot be written.",
+            value=f"{file}: {error.strerror}",
+            expected="a file that can be written",
+            next_step="see who owns the folder, and whether the disk is full: ls -ld, df -h",
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return file
 
 
@@ -80,10 +93,10 @@ def _chapter(described: Chapter, checkpoints: list[Checkpoint]) -> str:
     lines = [
         f"## {described.number}. [{described.title}]({described.readme})",
         f"{described.minutes} minutes, {there} of {len(checkpoints)} steps",
-        "\n".join(_line(checkpoint) for checkpoint in checkpoints),
+        "\\\n".join(_line(checkpoint) for checkpoint in checkpoints),  # a sign is bullet enough
     ]
     return "\n\n".join(lines)
 
 
 def _line(checkpoint: Checkpoint) -> str:
-    return f"- {SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.where})"
+    return f"{SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.where})"

@@ -14,6 +14,7 @@ from workshop.teaching.checkpoints.tracking import strays
 from workshop.teaching.outline import chapter
 
 CHAPTER = chapter(3)
+OTHERS = chapter(4).folder  # there, too, projects are run
 PROJECT = "lr"
 TABLE = f"{CHAPTER.folder}/germany.csv"
 SOURCE_TAG = "mlflow.source.name"  # the project's address: file://<folder>#<project>, or that of a git repository
@@ -21,30 +22,37 @@ ENTRY_POINT_TAG = "mlflow.project.entryPoint"
 PLACES = ("data", "run_id")  # parameters that say where something is, not how to train
 
 
-def is_project(run: Run, entry_point: str = "main") -> bool:
-    """Tell whether a run is one of the project's."""
+def is_project(run: Run, root: str, entry_point: str = "main") -> bool:
+    """Tell whether a run is one of the project's; those in chapter 4's scratch repository are not of this chapter."""
     name = run.tags.get(SOURCE_TAG, "").rstrip("/").rpartition("#")[2]
-    return Path(name).name == PROJECT and run.tags.get(ENTRY_POINT_TAG) == entry_point
+    scratch = Path(root).resolve() / OTHERS
+    here = scratch not in (folder := _folder(run), *folder.parents)
+    return here and Path(name).name == PROJECT and run.tags.get(ENTRY_POINT_TAG) == entry_point
 
 
 def is_from_git(run: Run, root: str) -> bool:
     """Tell whether MLflow fetched the project from a git address; a run in this repository names its folder."""
     address, mark, _ = run.tags.get(SOURCE_TAG, "").partition("#")
-    url = urlparse(address)
-    here = url.scheme in ("", "file") and Path(url.path).resolve() == Path(root).resolve()
+    here = urlparse(address).scheme in ("", "file") and _folder(run) == Path(root).resolve()
     return bool(mark) and not here
+
+
+def _folder(run: Run) -> Path:
+    return Path(urlparse(run.tags.get(SOURCE_TAG, "").partition("#")[0]).path).resolve()
 
 
 @needs_store
 def main(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run of the project as it is."""
-    return _verdict(evidence, store, is_project, f"mlflow run lr --experiment-name {EXPERIMENT}")
+    return _verdict(
+        evidence, store, lambda run: is_project(run, evidence.root), f"mlflow run lr --experiment-name {EXPERIMENT}"
+    )
 
 
 @needs_store
 def changed(evidence: Evidence, store: Store) -> Verdict:
     """Look for two runs whose parameters differ."""
-    runs = [run for run in store.project_runs if is_project(run) and _is_in_place(run)]
+    runs = [run for run in store.project_runs if is_project(run, evidence.root) and _is_in_place(run)]
     told = [{name: value for name, value in run.params.items() if name not in PLACES} for run in runs]
     if any(BROUGHT_TAG not in run.tags and own != other for run, own in zip(runs, told, strict=True) for other in told):
         return DONE
@@ -57,13 +65,13 @@ def changed(evidence: Evidence, store: Store) -> Verdict:
 def validated(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run of the entry point `validate`."""
     command = f"mlflow run lr --experiment-name {EXPERIMENT} --entry-point validate -P run_id=RUN_ID"
-    return _verdict(evidence, store, lambda run: is_project(run, "validate"), command)
+    return _verdict(evidence, store, lambda run: is_project(run, evidence.root, "validate"), command)
 
 
 @needs_store
 def from_git(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run whose project came from a git address."""
-    fits = lambda run: is_project(run) and is_from_git(run, evidence.root)  # noqa: E731
+    fits = lambda run: is_project(run, evidence.root) and is_from_git(run, evidence.root)  # noqa: E731
     command = f"mlflow run ADDRESS#3_projects/lr --version COMMIT --experiment-name {EXPERIMENT}"
     return _verdict(evidence, store, fits, command)
 

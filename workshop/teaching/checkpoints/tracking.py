@@ -13,6 +13,7 @@ from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store, Version
 from workshop.teaching.outline import MODELS, chapter
 
 CHAPTER = chapter(2)
+SHARE = "capacity_factor"  # what a run predicts, in its tag `target`, when that is not GW
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -38,12 +39,12 @@ def by_autolog(run: Run) -> bool:
 
 def of_capacity_factor(run: Run) -> bool:
     """Tell whether it predicts the share of what is installed."""
-    return run.tags.get("target") == "capacity_factor" and is_scored(run)
+    return run.tags.get("target") == SHARE and is_scored(run)
 
 
 def is_candidate(run: Run) -> bool:
     """Tell whether its model may go into production: it was scored, and predicts GW."""
-    return is_in_place(run) and is_scored(run) and run.tags.get("target") is None
+    return is_in_place(run) and is_scored(run) and run.tags.get("target") != SHARE
 
 
 @needs_store
@@ -56,7 +57,7 @@ def tracked(notebook: str, fits: Callable[[Run], bool], evidence: Evidence, stor
 @needs_store
 def forest(evidence: Evidence, store: Store) -> Verdict:
     """Look for several runs of the forest under one parent."""
-    runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf" and "target" not in run.tags]
+    runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf" and run.tags.get("target") != SHARE]
     children = [run.parent for run in runs if run.parent and is_in_place(run)]
     parents = [run for run in runs if is_in_place(run) and children.count(run.run_id) >= 2]
     return _seen(parents) or _why_not("model_rf", runs, evidence, store)
