@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"
 	@echo "make stop    end all servers"
-	@echo "make lab     open JupyterLab"
+	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make test    every test; touches no running servers"
 	@echo "make soak    tests that take long: gigabytes, many repetitions"
 	@echo "make bench   measure the engine against the plain way; takes an hour, writes benchmarks/README.md"
@@ -35,10 +35,8 @@ stop:
 status: .venv/installed
 	@$(BIN)/workshop status
 
-# Dash ships an extension in an old form, and JupyterLab would greet everyone with the advice to build it.
 lab: .venv/installed
-	@eval "$$($(BIN)/workshop config --export)" && exec $(BIN)/jupyter lab --ip=127.0.0.1 \
-		--ServerApp.tornado_settings="{'page_config_data': {'buildCheck': False, 'buildAvailable': False}}"
+	@exec $(BIN)/workshop lab
 
 test: .venv/installed
 	@$(BIN)/python -m pytest

@@ -30,7 +30,7 @@ NOTEBOOKS = [
 # Each tile, and what its application says that only the running one can say.
 TILES = {
     "MLflow": ("/mlflow/", "predicting_wind_solar"),
-    "Dask": ("/dask-dashboard/status", "Task Stream"),
+    "Dask": ("/dask-dashboard/status", "Data Transfer"),  # a tab of a figure; most else is painted
     "Dashboard": ("/dashboard/", "wind_solar version"),
     "Report": ("/report/", "Solar and wind power in Germany"),
 }

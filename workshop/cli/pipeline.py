@@ -44,8 +44,7 @@ def start(as_json: bool) -> None:
     click.echo()
     for name, value in shown.items():
         click.echo(f"{name:<11} {value}")
-    click.echo('\nNext: open the dashboard; for the workshop type  eval "$(.venv/bin/workshop config --export)"')
-    click.echo("      and open 1_starting_point/README.md. `make stop` ends the servers.")
+    click.echo("\nNext: open the dashboard; for the workshop type `make lab`. `make stop` ends the servers.")
 
 
 def _words(serving) -> str:
