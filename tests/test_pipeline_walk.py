@@ -12,7 +12,9 @@ import pytest
 import requests
 import yaml
 from walk import Walk, blocks
-from workplace import BIN, ROOT
+from workplace import BIN, ROOT, environment_of
+
+from workshop.models.registry import production
 
 STEPS = blocks(ROOT / "4_pipeline" / "README.md")
 GATE = "workshop promote --dry-run"
@@ -33,8 +35,13 @@ def walked(servers):
     """What came back in each step, as one text a step; the clone is put back afterwards."""
     begun, tracked = git(servers.root, "rev-parse", "HEAD").strip(), git(servers.root, "ls-files", ".dvc")
     # As after `make run`, whatever other tests have left: the candidate is in production, and all is up to date.
-    for command in (["dvc", "repro"], ["workshop", "promote", "--force", "--why", "as after the first run"]):
-        done = servers.run(BIN / command[0], *command[1:], cwd=servers.pipeline)
+    done = servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)
+    assert done.returncode == 0, done.stderr
+    candidate = json.loads((servers.pipeline / "results" / "candidate.json").read_text())
+    with environment_of(servers.environment):
+        speaks = production()
+    if speaks.run_id != candidate["run_id"]:
+        done = servers.run(BIN / "workshop", "promote", "--force", "--why", "as after the first run")
         assert done.returncode == 0, done.stderr
     person = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     walk, told = Walk(servers.pipeline, servers.environment | person), {}
