@@ -126,6 +126,15 @@ def test_folder_of_another_machine_is_refused(root, tmp_path):
         offline.make(tmp_path, root)
 
 
+def test_folder_of_somebody_else_is_left_alone(root, tmp_path):
+    """Wheels that another program put there would be taken for damaged ones."""
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "mine.whl").touch()
+    with pytest.raises(DataError, match="in use for something else"):
+        offline.make(tmp_path, root)
+    assert (tmp_path / "wheels" / "mine.whl").exists()
+
+
 def test_folder_that_cannot_be_written_is_said_in_words(root, tmp_path):
     """A file is in the way."""
     (tmp_path / "file").touch()

@@ -94,17 +94,27 @@ def _python() -> str:
 
 
 def _claim(folder: Path) -> None:
-    """Write what the folder is for, or raise DataError when it is for another machine: wheels would be mixed."""
+    """Write what the folder is for; raise DataError when it is for another machine, or holds what is not ours."""
     file, mine = folder / MADE_FOR, {"system": _system(), "python": _python()}
-    if not file.exists():
-        file.write_text(json.dumps(mine) + "\n")
-    elif (theirs := json.loads(file.read_text())) != mine:
+    if not file.exists() and any((folder / WHEELS).iterdir()):  # files there that have no sum would be removed
+        raise DataError(
+            "The folder is in use for something else.",
+            value=f"{folder / WHEELS} holds files, and there is no {MADE_FOR}",
+            expected="a new folder, or one that `workshop offline` made",
+            next_step="name another folder",
+        )
+    try:
+        theirs = json.loads(file.read_text()) if file.exists() else mine
+    except ValueError:
+        theirs = {}
+    if theirs != mine:
         raise DataError(
             "The offline folder is for other machines.",
             value=f"{folder} is for {theirs.get('system')}, Python {theirs.get('python')}",
             expected=f"{mine['system']}, Python {mine['python']}",
             next_step="name another folder: one for each kind of machine",
         )
+    file.write_text(json.dumps(mine) + "\n")
 
 
 def _wanted(root: Path) -> dict[str, str]:

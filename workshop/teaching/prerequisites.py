@@ -128,16 +128,16 @@ def find_place_problems(folder, version, mounts):
 
 def _find_offline_problems(offline):
     """Return what is wrong with a folder that `workshop offline` made."""
-    text = _read(os.path.join(offline, "made-for.json"))  # noqa: PTH118
-    if not text:
+    try:
+        made_for = json.loads(_read(os.path.join(offline, "made-for.json")))  # noqa: PTH118
+        made_for = (made_for["system"], made_for["python"])
+    except (ValueError, KeyError, TypeError):
         return [
             (
                 offline + " is no folder that `workshop offline` made",
                 "name the one that holds `wheels` and `made-for.json`: make run OFFLINE=/path/to/it",
             )
         ]
-    made_for = json.loads(text)
-    made_for = (made_for["system"], made_for["python"])
     here = (platform.system() + " " + platform.machine(), "{}.{}".format(*sys.version_info[:2]))
     if made_for == here:
         return []

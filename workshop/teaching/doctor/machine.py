@@ -34,7 +34,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _prerequisites(settings)
     yield _memory(settings)
     yield from _folders(settings)
-    yield network_disk(settings.root, prerequisites.read_mounts())
+    yield network_disk(settings.state, prerequisites.read_mounts())
     yield _open_files()
     if sys.platform == "linux":
         yield _watchers(settings)
@@ -63,17 +63,16 @@ def _memory(settings: Settings) -> Finding:
 
 def _folders(settings: Settings) -> Iterator[Finding]:
     """Folders that programs of the workshop write to must be writable, and have room."""
-    folders = {
-        "home folder": Path.home(),
-        "temporary folder": Path(tempfile.gettempdir()),
-        "cache folder": settings.downloads,
-        "state folder": settings.state,
-    }
-    for name, folder in folders.items():
-        variable = {"home folder": "HOME", "temporary folder": "TMPDIR", "cache folder": "WORKSHOP_DOWNLOADS"}
-        elsewhere = f"set {variable.get(name, 'WORKSHOP_STATE')} to a folder of yours on a disk with room"
-        there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
+    folders = (
+        ("home folder", Path.home(), "HOME"),
+        ("temporary folder", Path(tempfile.gettempdir()), "TMPDIR"),
+        ("cache folder", settings.downloads, "WORKSHOP_DOWNLOADS"),
+        ("state folder", settings.state, "WORKSHOP_STATE"),
+    )
+    for name, folder, variable in folders:
+        elsewhere = f"set {variable} to a folder of yours on a disk with room"
         try:
+            there = next(path for path in (folder, *folder.parents) if path.exists())
             with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
