@@ -186,7 +186,8 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted
     wait_until(lambda: answer.exists() and answer.read_text().strip(), 30)
     assert answer.read_text().split() == [str(BIN / "python"), uri]
     code = "import os, sys\nprint(sys.executable, os.environ['MLFLOW_TRACKING_URI'])"
-    notebook = v4.new_notebook(cells=[v4.new_code_cell(code)])
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(code)], metadata=kernel)
     with copied(promoted.root, "environment.ipynb", notebook) as name:
         (cell,) = run_all(page, promoted.root / name).cells
     assert cell.outputs[0].text.split() == [sys.executable, uri]
@@ -217,8 +218,8 @@ def copied(root: Path, name: str, notebook: nbformat.NotebookNode) -> Iterator[s
 def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
     """Open a notebook, choose Run All Cells, and return it as JupyterLab saved it once all cells have run."""
     relative = file.relative_to(next(folder for folder in file.parents if (folder / "pyproject.toml").exists()))
-    base = page.url.partition("/lab")[0]
-    page.goto(f"{base}/lab/tree/{relative}")
+    page, base = page.context.new_page(), page.url.partition("/lab")[0]
+    page.goto(f"{base}/lab/tree/{relative}?reset")  # without the tabs of other tests
     expect(page.locator(".jp-Notebook:visible .jp-CodeCell").first).to_be_visible(timeout=60_000)
     expect(page.locator(".jp-Notebook-ExecutionIndicator:visible[data-status='idle']")).to_be_visible(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -232,6 +233,7 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
     wait_until(saved, NOTEBOOK_SECONDS)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name="Shut Down Kernel", exact=True).click()
+    page.close()
     return nbformat.read(file, as_version=4)
 
 
