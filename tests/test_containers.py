@@ -71,8 +71,9 @@ def test_devcontainer_has_fields_of_the_format_alone():
     Container.model_validate(DEVCONTAINER)
 
 
+@pytest.mark.soak
 def test_devcontainer_keeps_to_the_published_schema():
-    """The whole of it, where the schema's page can be reached."""
+    """The whole of it, where the schema's page can be reached: it is in no package."""
     try:
         with urllib.request.urlopen(SCHEMA, timeout=5) as answer:  # a fixed https address
             schema = json.load(answer)
