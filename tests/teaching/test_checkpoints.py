@@ -94,7 +94,7 @@ THERE = {
         "stage_runs": (TRAINED, changed(TRAINED, params={"max_depth": "9"}))
     },
     "A model promoted by you": {"moves": (move(PROMOTED, "1", why="better in winter"),)},
-    "And rolled back": {"moves": (move(FORCED, "2", why="to see"), move(ROLLED_BACK, "1", number=2))},
+    "Your promotion rolled back": {"moves": (move(FORCED, "2", why="to see"), move(ROLLED_BACK, "1", number=2))},
     "An experiment with dvc exp run": {"pipeline": Pipeline(experiments=("sour-soup",))},
     "Data pushed to a remote": {"pipeline": Pipeline(remote=Remote("local", "/tmp/x", holds=3, wanted=9))},
 }  # fmt: skip
@@ -181,7 +181,7 @@ def test_step_is_ticked_by_what_it_makes(title):
         ("The pipeline ran here", {"pipeline": Pipeline(absent=("data/raw", "x"))}, "data/raw and 1 more"),
         ("A stage ran again with a changed parameter", {"stage_runs": (TRAINED, TRAINED)}, "different parameters"),
         ("A model promoted by you", {"moves": (move(PROMOTED, "1", why="pipeline"),)}, "--force --why REASON"),
-        ("And rolled back", {"moves": (move(PROMOTED, "1", why="mine"),)}, "not rolled back since"),
+        ("Your promotion rolled back", {"moves": (move(PROMOTED, "1", why="mine"),)}, "not rolled back since"),
         ("Data pushed to a remote", {"pipeline": Pipeline(remote=Remote("local", "/tmp/x", 0, 9))}, "holds none"),
     ],
 )
@@ -335,7 +335,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         history.move_alias(
             attendee.client, history.Move(0, FORCED, registered[1], why="to see", replaced=registered[0])
         )
-    with attendee.ticks("And rolled back"):
+    with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
 
 
@@ -441,14 +441,17 @@ def test_look_needs_few_requests_however_many_runs(attendee, monkeypatch):
 
 
 def test_check_tells_what_is_next_and_exits_by_the_chapter(attendee):
-    """Exit 0 for the overview, 1 for a chapter that is not complete; the start page is written; JSON has every step."""
+    """Exit 0 for the overview, 1 for a chapter that is not complete, whose own step is next; JSON has every step."""
     (attendee.root / "1_starting_point").mkdir()
     (attendee.root / TABLE).write_text("utc_timestamp\n")
     done = CliRunner().invoke(main, ["check"])
     assert done.exit_code == 0, done.output
     assert "✔ Weather and power in one table" in done.output
+    assert "✔ done · ○ to do\n" in done.output
     assert "Next: A linear regression (1_starting_point/model_linreg.ipynb, chapter 1)" in done.output
     assert "Next: A linear regression" in (attendee.root / "START.md").read_text()
+    done = CliRunner().invoke(main, ["check", "3"])
+    assert "Next: A project, run by one command (3_projects/README.md, chapter 3)" in done.output
     done = CliRunner().invoke(main, ["check", "3", "--json"])
     assert done.exit_code == 1
     assert {each["state"] for each in json.loads(done.output)} == {"missing"}

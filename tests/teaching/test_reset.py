@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_links_are_moved_and_never_followed(root, tmp_path):
     assert not (folder / "report").is_symlink()
     assert set(contents(outside).values()) == {b"precious\n"}
     assert {path.name for path in kept.iterdir() if path.is_symlink()} == {"README.md", "report", "broken"}
+
+
+def test_virtual_environment_stays(root):
+    """An environment that an attendee made is large and nobody's work: it is not moved, and no reason for a reset."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "1_starting_point/.environment"], check=True)
+    assert reset.plan(Settings(), 1).is_empty
+    Path(root, "1_starting_point/own").mkdir()
+    Path(root, "1_starting_point/own/notes.txt").write_text("mine")
+    assert [str(path) for path in reset.plan(Settings(), 1).own] == ["own"]
+    put_back()
+    assert Path(root, "1_starting_point/.environment/pyvenv.cfg").is_file()
 
 
 def test_file_in_the_place_of_a_folder_and_the_reverse(root):

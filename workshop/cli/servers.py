@@ -71,7 +71,12 @@ def status(as_json: bool) -> None:
     click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
     if notebooks:
         click.echo()
-        print_rows(notebooks, as_json)
+        print_rows([{**row, "since": _in_words(row["since"])} for row in notebooks], as_json)
+
+
+def _in_words(seconds: float) -> str:
+    """Return a moment, in seconds since 1970, as `history` writes it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _running_notebooks(services: list[dict]) -> list[dict]:

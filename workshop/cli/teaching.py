@@ -61,12 +61,12 @@ def _print_chapters(progress, numbers: list[int]) -> None:
                 click.echo(f"       where: {step.where}")
                 click.echo(textwrap.fill(f"why:   {step.reason}", width, **HANGING))
         click.echo()
-    click.echo(_next(progress))
+    click.echo(startpage.legend(step for number in numbers for step in progress.of(number)))
+    click.echo(_next(progress.next_of(numbers)))
     click.echo(f"The start page, {startpage.NAME}, says the same. Where it is open: {startpage.RELOAD}")
 
 
-def _next(progress) -> str:
-    following = progress.next
+def _next(following) -> str:
     if following is None:
         return "All of it is done."
     return f"Next: {following.title} ({following.where}, chapter {following.chapter})"
@@ -79,7 +79,7 @@ def reset(chapter: int, yes: bool) -> None:
     """Put the files of CHAPTER back to their start; your own copies are kept aside.
 
     The start is what was cloned: your commits stay in git, and do not count. Runs in the tracking store, what the
-    pipeline made, and the other chapters stay as they are.
+    pipeline made, virtual environments and the other chapters stay as they are.
 
     \b
     Example:  workshop reset 2

@@ -30,6 +30,7 @@ GIT_SECONDS = 60
 # What the pipeline made is DVC's, and dvc.lock says what that is: the next `dvc repro` mends what no longer fits.
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
 SCRAPS = (".ipynb_checkpoints", "__pycache__")  # made anew by whatever needs them
+ENVIRONMENT_MARK = "pyvenv.cfg"  # in each virtual environment, which is large, and made anew by what made it
 
 
 class ResetError(WorkshopError):
@@ -155,7 +156,10 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 def _own(folder: Path, given: set[Path]) -> Iterator[Path]:
-    """Yield what lies below ``folder`` and is not given; a folder without given files as a whole, links unfollowed."""
+    """Yield what lies below ``folder`` and is not given; a folder without given files as a whole, links unfollowed.
+
+    Virtual environments are nobody's work: they stay where they are.
+    """
     parents = {parent for path in given for parent in path.parents}
 
     def walk(below: Path) -> Iterator[Path]:
@@ -167,6 +171,8 @@ def _own(folder: Path, given: set[Path]) -> Iterator[Path]:
                     continue
                 if is_folder and path in parents:
                     yield from walk(path)
+                elif is_folder and Path(entry.path, ENVIRONMENT_MARK).is_file():
+                    continue
                 elif path not in given or not entry.is_file(follow_symlinks=False):
                     yield path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -68,15 +69,20 @@ def write(settings: Settings, progress: Progress | None = None) -> Path:
 
 def page(progress: Progress, now: datetime) -> str:
     """Return the start page as Markdown; links are relative to the repository's top."""
-    found = {checkpoint.state for checkpoint in progress.checkpoints}
     return PAGE.format(
         minutes=sum(each.minutes for each in CHAPTERS),
         following=_next(progress),
         chapters="\n\n".join(_chapter(each, progress.of(each.number)) for each in CHAPTERS),
-        legend=" · ".join(f"{sign} {MEANINGS[state]}" for state, sign in SIGNS.items() if state in found),
+        legend=legend(progress.checkpoints),
         now=f"{now:%d %B %Y, %H:%M}",
         reload=RELOAD,
     )
+
+
+def legend(checkpoints: Iterable[Checkpoint]) -> str:
+    """Return what the signs of these checkpoints mean, in one line."""
+    found = {checkpoint.state for checkpoint in checkpoints}
+    return " · ".join(f"{sign} {MEANINGS[state]}" for state, sign in SIGNS.items() if state in found)
 
 
 def _next(progress: Progress) -> str:

@@ -36,6 +36,11 @@ class Progress:
         open_ones = [checkpoint for checkpoint in self.checkpoints if not checkpoint.there]
         return min(open_ones, key=lambda checkpoint: checkpoint.chapter < self.begun_at, default=None)
 
+    def next_of(self, chapters: list[int]) -> Checkpoint | None:
+        """The next step of some chapters, whatever lies open in the others; of all when these are complete."""
+        within = [checkpoint for checkpoint in self.checkpoints if checkpoint.chapter in chapters]
+        return Progress(tuple(within), self.begun_at).next or self.next
+
 
 def examine(settings: Settings) -> Progress:
     """Look at everything, once; takes a second, and some seconds when the tracking server does not answer."""

@@ -98,7 +98,7 @@ STEPS = (
     Step("The pipeline ran here", CHAPTER.readme, ran),
     Step("A stage ran again with a changed parameter", CHAPTER.readme, ran_again),
     Step("A model promoted by you", CHAPTER.readme, promoted),
-    Step("And rolled back", CHAPTER.readme, rolled_back),
+    Step("Your promotion rolled back", CHAPTER.readme, rolled_back),
     Step("An experiment with dvc exp run", CHAPTER.readme, experiment),
     Step("Data pushed to a remote", CHAPTER.readme, pushed),
 )
