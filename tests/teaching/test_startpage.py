@@ -11,7 +11,7 @@ from workplace import ROOT
 
 from workshop.errors import WorkshopError
 from workshop.settings import Settings
-from workshop.teaching import startpage
+from workshop.teaching import outline, startpage
 from workshop.teaching.checkpoints import Progress, verdicts
 from workshop.teaching.checkpoints.evidence import Evidence
 from workshop.teaching.checkpoints.step import State
@@ -33,7 +33,7 @@ def test_links_lead_to_what_is_there():
     targets = re.findall(r"\]\(([^)]+)\)", text)
     assert [target for target in targets if not (ROOT / target).exists()] == []
     assert {chapter.readme for chapter in CHAPTERS} <= set(targets)
-    assert len(targets) == len(CHAPTERS) + len(verdicts(NOTHING)) + 1  # the next step has one more
+    assert len(targets) == len(CHAPTERS) + len(verdicts(NOTHING)) + 2  # the next step and its chapter once more
 
 
 def test_minutes_are_those_of_the_chapters_readmes():
@@ -66,6 +66,7 @@ def test_next_step_comes_first_with_its_reason():
     head = startpage.page(progress, NOW).split("\n## ")[0]
     assert f"**Next: {progress.next.title}**" in head
     assert f"({progress.next.where})" in head
+    assert f"[chapter {progress.next.chapter}]({outline.chapter(progress.next.chapter).readme})" in head
     assert progress.next.reason in head
 
 

@@ -90,7 +90,8 @@ def _next(progress: Progress) -> str:
     if following is None:
         return "**All of it is done.** What follows is [your own data](4_pipeline/own/README.md)."
     place = chapter(following.chapter)
-    text = f"**Next: {following.title}**, chapter {place.number}. Open [{following.where}]({following.where})."
+    where = f"[chapter {place.number}]({place.readme}). Open [{following.where}]({following.where})."
+    text = f"**Next: {following.title}**, {where}"
     return f"> {text}\n>\n> {following.reason}"
 
 
