@@ -343,7 +343,9 @@ def test_models_of_the_pipeline_are_served(servers, tmp_path):
 
     client = mlflow.MlflowClient(servers.tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    [run, *_] = client.search_runs([experiment.experiment_id], "tags.`workshop.stage` = 'train_keras'")
+    [run, *_] = client.search_runs(
+        [experiment.experiment_id], "tags.`workshop.stage` = 'train_keras'", order_by=["attributes.start_time"]
+    )
     network = f"models:/{run.outputs.model_outputs[0].model_id}"
     for model_uri in (None, network):
         answer = ask_served_model(servers.environment, tmp_path, model_uri, hour=True)

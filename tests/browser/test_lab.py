@@ -218,7 +218,9 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
     page, base = page.context.new_page(), page.url.partition("/lab")[0]
     page.goto(f"{base}/lab/tree/{relative}?reset")  # without the tabs of other tests
     expect(page.locator(".jp-Notebook:visible .jp-CodeCell").first).to_be_visible(timeout=60_000)
-    expect(page.get_by_text("| Idle").first).to_be_visible(timeout=60_000)  # the status bar names the kernel, too
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle").first).to_be_visible(
+        timeout=60_000
+    )  # else cells are dropped
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 

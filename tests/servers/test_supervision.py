@@ -321,6 +321,7 @@ def test_up_says_which_service_does_not_answer(place):
     content = app.read_text()
     app.write_text("raise SystemExit('the dashboard has a reason')\n")
     try:
+        place.run(BIN / "workshop", "down")
         done = place.run(BIN / "workshop", "up")
         assert done.returncode == 1
         assert "Dashboard does not answer" in done.stderr
