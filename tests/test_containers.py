@@ -53,7 +53,7 @@ class Port(Strict):
 
 
 class Container(Strict):
-    """Those fields of https://containers.dev/implementors/json_reference/ that are in use here."""
+    """Those fields of the format (the reference at https://containers.dev) that are in use here."""
 
     name: str
     image: str
