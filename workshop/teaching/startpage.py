@@ -26,7 +26,7 @@ MEANINGS = {
 PAGE = """\
 # From a messy notebook to a governed pipeline
 
-Four chapters, about {minutes} minutes. Hourly German weather goes in, a forecast of solar and wind power comes out,
+Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
 and each chapter cures what hurt in the one before.
 
 {following}
