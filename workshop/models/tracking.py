@@ -58,10 +58,8 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(uri)
 
 
-def _check_server(uri: str) -> None:
-    """Raise ServiceError when there is no server at ``uri``, or it does not answer."""
-    import requests
-
+def check_address(uri: str) -> None:
+    """Raise ServiceError when ``uri`` is not the address of a tracking server."""
     if not uri.startswith(("http://", "https://")):
         raise ServiceError(
             "The tracking address is not one of a server.",
@@ -69,6 +67,13 @@ def _check_server(uri: str) -> None:
             expected="http://HOST:PORT",
             next_step='eval "$(workshop config --export)"',
         )
+
+
+def _check_server(uri: str) -> None:
+    """Raise ServiceError when there is no server at ``uri``, or it does not answer."""
+    import requests
+
+    check_address(uri)
     try:
         healthy = requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).ok
     except requests.RequestException:

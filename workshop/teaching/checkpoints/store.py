@@ -12,7 +12,7 @@ from typing import Any
 
 from workshop.errors import ServiceError
 from workshop.models.history import Move, moves_of
-from workshop.models.tracking import ANSWER_SECONDS, STAGE_TAG, STORE_ID_TAG
+from workshop.models.tracking import ANSWER_SECONDS, STAGE_TAG, STORE_ID_TAG, check_address
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
 
 BROUGHT_TAG = "workshop.brought"  # of what `workshop up --chapter` made: who made it
@@ -96,13 +96,7 @@ def look(settings: Settings) -> Store:
     import requests
 
     uri = settings.tracking_uri
-    if not uri.startswith(("http://", "https://")):
-        raise ServiceError(
-            "The tracking address is not one of a server.",
-            value=uri,
-            expected="http://HOST:PORT",
-            next_step='eval "$(workshop config --export)"',
-        )
+    check_address(uri)
     try:
         with requests.Session() as session:
             return _Asking(session, uri.rstrip("/")).store()
