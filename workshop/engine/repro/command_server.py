@@ -87,17 +87,19 @@ class _Server:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         output, status = descriptors
-        pid = os.fork()
+        server, pid = os.getpid(), os.fork()
         if pid == 0:
-            return self._become(request, output, socket.socket(fileno=status))
+            return self._become(server, request, output, socket.socket(fileno=status))
         os.close(output)
         self._running[pid] = socket.socket(fileno=status)
         return None
 
-    def _become(self, request: dict, output: int, status: socket.socket) -> Callable[[], object]:
+    def _become(self, server: int, request: dict, output: int, status: socket.socket) -> Callable[[], object]:
         """Make this forked process the command: replace it, or return what runs the program."""
         os.setsid()
         control_process(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the server is killed and can no longer do it
+        if os.getppid() != server:  # it was, before this
+            os.kill(os.getpid(), signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(output, 1)

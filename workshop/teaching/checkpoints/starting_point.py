@@ -29,12 +29,13 @@ def model(name: str, evidence: Evidence) -> Verdict:
         return missing(f"{path} is not there, or damaged. `workshop reset 1` brings it back.")
     if saved.whole:
         return DONE
-    if TABLE not in evidence.present:
-        return missing("It needs the table of the first step. Then Run > Run All Cells, and save with Ctrl-S.")
     if saved.failed:
-        return missing("A cell of it ended with an error. Mend it, then Run > Run All Cells, and save with Ctrl-S.")
+        mend = "Mend it" if TABLE in evidence.present else "It needs the table of the first step: make that"
+        return missing(f"A cell of it ended with an error. {mend}, then Run > Run All Cells, and save with Ctrl-S.")
     if saved.executed:
         return missing(f"{saved.executed} of its {saved.cells} cells ran. Run > Run All Cells, and save with Ctrl-S.")
+    if TABLE not in evidence.present:
+        return missing("It needs the table of the first step. Then Run > Run All Cells, and save with Ctrl-S.")
     return missing("It was saved without outputs. Run > Run All Cells, and save with Ctrl-S.")
 
 
