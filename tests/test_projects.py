@@ -282,7 +282,6 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
 
 
 @pytest.mark.soak  # two minutes, most of them TensorFlow's download; the others run so in each test run
-@pytest.mark.skipif(not os.environ.get("WORKSHOP_REQUIRE_ALL"), reason="installs TensorFlow, which takes minutes")
 def test_plain_run_of_the_network_works(servers, environments):
     """The README's plain `mlflow run keras` makes its environment, where there is no pyenv, and trains in it."""
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
