@@ -20,9 +20,15 @@ TARGETS = ["solar_GW", "wind_GW"]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser of the parameters that every project has; a value out of range ends it with exit code 2."""
+    """Return a parser of where the data is; a value out of range ends it with exit code 2."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--data", default="../germany.csv", help="the processed CSV file")
+    return parser
+
+
+def make_training_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the parameters that every training has."""
+    parser = make_parser(description)
     parser.add_argument("--test_fraction", type=fraction, default=0.2, help="the part held out, the latest in time")
     return parser
 

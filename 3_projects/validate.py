@@ -6,7 +6,6 @@ The entry point `validate` of all three projects. Like their `train.py` it needs
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import zipfile
@@ -92,10 +91,9 @@ def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
 
 def read_parameters() -> dict[str, str | float]:
     """Return the parameters by name; end with exit code 2 when one is no number or missing."""
-    parser = argparse.ArgumentParser(description="Score the model of an earlier run.", allow_abbrev=False)
+    parser = hourly.make_parser("Score the model of an earlier run.")
     parser.add_argument("--run_id", required=True, help="the run that trained the model")
     parser.add_argument("--floor", type=float, default=0.5, help="the least R2 that will do")
-    parser.add_argument("--data", default="../germany.csv", help="the processed CSV file")
     return vars(parser.parse_args())
 
 

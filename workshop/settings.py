@@ -18,6 +18,7 @@ from workshop.errors import SettingsError
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
+EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers, whatever it points at now
 STATE_VERSION = 1  # of the state folder's layout; one more needs a step in `workshop.servers.state.MIGRATIONS`
 # What a worker's warm process imports, so that a notebook's kernel need not: the one place that says so. It is what the
 # pipeline's notebooks import, and what their libraries import, or look up, only when they are used.
@@ -150,6 +151,11 @@ class Settings(BaseSettings):
     def pipeline(self) -> Path:
         """The folder of `dvc.yaml` and `params.yaml`."""
         return self.root / "4_pipeline"
+
+    @property
+    def jupyter(self) -> Path:
+        """The folder of JupyterLab's configuration."""
+        return self.root / "server" / "jupyter"
 
     @property
     def logs(self) -> Path:

@@ -75,7 +75,7 @@ def fit(train: pd.DataFrame, epochs: int, hidden_units: int, seed: int) -> keras
 
 def read_parameters() -> dict[str, str | float]:
     """Return the parameters by name; end with exit code 2 when one is out of range."""
-    parser = hourly.make_parser("Fit a small neural network and log it.")
+    parser = hourly.make_training_parser("Fit a small neural network and log it.")
     parser.add_argument("--epochs", type=hourly.positive, default=20, help="how often the network sees each hour")
     parser.add_argument("--hidden_units", type=hourly.positive, default=32, help="the units of each hidden layer")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="the start of the random numbers")

@@ -45,7 +45,7 @@ def main() -> None:
 
 def read_parameters() -> dict[str, str | float | bool]:
     """Return the parameters by name; end with exit code 2 when one is out of range."""
-    parser = hourly.make_parser("Fit a linear regression and log it.")
+    parser = hourly.make_training_parser("Fit a linear regression and log it.")
     parser.add_argument("--fit_intercept", type=hourly.truth, default=True, help="true or false")
     return vars(parser.parse_args())
 

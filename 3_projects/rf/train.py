@@ -48,7 +48,7 @@ def main() -> None:
 
 def read_parameters() -> dict[str, str | float]:
     """Return the parameters by name; end with exit code 2 when one is out of range."""
-    parser = hourly.make_parser("Fit a random forest and log it.")
+    parser = hourly.make_training_parser("Fit a random forest and log it.")
     parser.add_argument("--n_estimators", type=hourly.positive, default=100, help="the number of trees")
     parser.add_argument("--max_depth", type=hourly.positive, default=10, help="the levels of a tree, at most")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="the start of the random numbers")

@@ -18,9 +18,9 @@ from batching import Answer, Batches, one_thread
 from memo import Memo
 from record import Reader, Record
 
-from workshop.data import capacity, schema
+from workshop.data import schema
 from workshop.errors import ServiceError, WorkshopError
-from workshop.models.loading import LoadedModel
+from workshop.models.loading import LoadedModel, hour_for
 from workshop.models.registry import Production
 
 EVERY_SECONDS = 1.0
@@ -171,7 +171,7 @@ class Serving:
         try:
             with one_thread():
                 model = load(found.model_uri)
-                predicted, band = model.predict_with_band(frame if frame is not None else _any_weather(model))
+                predicted, band = model.predict_with_band(frame if frame is not None else hour_for(model))
         except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
             self._failed, self._retry_at = _identity(found), time.monotonic() + RETRY_SECONDS
             self._note("model", error, f"Version {found.version} is in production but cannot be used: ")
@@ -265,11 +265,6 @@ def _production(known: Production | None) -> Production | None:
 def _identity(production: Production) -> tuple[str, str]:
     """Name a version; with the run's id, since a wiped registry counts from 1 again."""
     return production.version, production.run_id
-
-
-def _any_weather(model: LoadedModel) -> pd.DataFrame:
-    noon = pd.Timestamp(capacity.last_year(model.year_ends), 6, 1, 12, tz="UTC")
-    return pd.DataFrame([{"utc_timestamp": noon, **dict.fromkeys(schema.FEATURES, 1.0)}])
 
 
 def _words(why: str | Exception) -> str:

@@ -12,7 +12,7 @@ from workshop.settings import get_settings
 
 c = get_config()  # noqa: F821 - Jupyter gives it
 settings = get_settings()
-folder = settings.root / lab.CONFIGURATION
+folder = settings.jupyter
 
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
 os.environ.update(settings.exports())

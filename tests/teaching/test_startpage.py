@@ -80,7 +80,7 @@ def test_all_done_points_beyond_the_workshop():
 def test_page_that_cannot_be_written_is_told_in_words(tmp_path):
     """A folder in its place: the path is said, and nothing is left beside it."""
     (tmp_path / "START.md").mkdir()
-    with pytest.raises(WorkshopError, match="cannot be written"):
+    with pytest.raises(WorkshopError, match="could not be written"):
         startpage.write(Settings(root=tmp_path, state=tmp_path / "state"), all_in(State.MISSING))
     assert [path.name for path in tmp_path.iterdir()] == ["START.md"]
 

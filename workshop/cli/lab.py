@@ -25,7 +25,7 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     settings = supervision.up(tell)
     startpage.write(settings)
     tell("JupyterLab starts; Ctrl-C ends it alone, and the servers go on until `workshop down`")
-    folders = [str(settings.root / "server" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     port = ports.first_free("127.0.0.1", port)
     os.execve(  # noqa: S606
         program("jupyter-lab"),

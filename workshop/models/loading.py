@@ -296,10 +296,15 @@ def _load_skops(file: Path, name: str):
 
 def _try_out(model: LoadedModel) -> None:
     """Predict for an hour: what answers with other than a number for each target, or with an error, is no model."""
+    model.predict_with_band(hour_for(model))
+
+
+def hour_for(model: LoadedModel) -> pd.DataFrame:
+    """Return an hour of some weather, as a frame of one row, in a year whose installed capacity the model knows."""
     import pandas as pd
 
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
-    model.predict_with_band(pd.DataFrame([{"utc_timestamp": noon, **dict.fromkeys(FEATURES, 1.0)}]))
+    return pd.DataFrame([{"utc_timestamp": noon, **dict.fromkeys(FEATURES, 1.0)}])
 
 
 def _load_keras(file: Path, name: str, columns: list[str]):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop.errors import ServiceError
 from workshop.models.heartbeat import heartbeat
-from workshop.settings import EXPERIMENT, get_settings
+from workshop.settings import EXPERIMENT, EXPORT, get_settings
 
 if TYPE_CHECKING:
     import mlflow
@@ -65,7 +65,7 @@ def check_address(uri: str) -> None:
             "The tracking address is not one of a server.",
             value=uri,
             expected="http://HOST:PORT",
-            next_step='eval "$(workshop config --export)"',
+            next_step=EXPORT,
         )
 
 

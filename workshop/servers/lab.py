@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from jupyter_server.base.handlers import JupyterHandler
@@ -22,7 +21,6 @@ from tornado.httputil import HTTPHeaders
 
 from workshop.settings import get_settings
 
-CONFIGURATION = Path("server") / "jupyter"
 # The report is a page without scripts, and none that got into it would run with the rights of JupyterLab's pages.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'"
 ABSENT = """<!DOCTYPE html>
@@ -147,7 +145,7 @@ class Tile(ServerProcess):
     """A tile of the launcher; what it shows opens in a tab of JupyterLab."""
 
     def __init__(self, handler: type[RunningServerHandler | ReportHandler], path: str = "") -> None:
-        icon = get_settings().root / CONFIGURATION / "icons" / f"{handler.name}.svg"
+        icon = get_settings().jupyter / "icons" / f"{handler.name}.svg"
         entry = LauncherEntry(icon_path=str(icon))
         super().__init__(name=handler.name, launcher_entry=entry, new_browser_tab=False)
         entry.title, entry.path_info = handler.title, f"{handler.name}/{path}"  # the parent writes its own there

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from workshop.data.files import write_whole
 from workshop.errors import ServiceError
 from workshop.servers.services import SERVICES
 from workshop.settings import Settings
@@ -101,15 +102,15 @@ def is_free(host: str, port: int) -> bool:
 
 def first_free(host: str, wanted: int) -> int:
     """Return the wanted port, or the first free one above it; raise ServiceError when there is none."""
+    return _search(host, wanted, (), "There is no free port.", "name another with --port")
+
+
+def _search(host: str, wanted: int, taken: Collection[int], problem: str, next_step: str) -> int:
     candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-    port = next((port for port in candidates if is_free(host, port)), None)
-    if port is None:
-        raise ServiceError(
-            "There is no free port.",
-            value=f"{candidates.start} to {candidates.stop - 1} are all taken",
-            next_step="name another with --port",
-        )
-    return port
+    for port in candidates:
+        if port not in taken and is_free(host, port):
+            return port
+    raise ServiceError(problem, value=f"{candidates.start} to {candidates.stop - 1} are all taken", next_step=next_step)
 
 
 def take(settings: Settings, tell: Callable[[str], None], left: Collection[str] = ()) -> Settings:
@@ -121,19 +122,13 @@ def take(settings: Settings, tell: Callable[[str], None], left: Collection[str] 
     for service in SERVICES:
         for name in service.ports:
             wanted = getattr(settings, name)
-            candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-            free = (p for p in candidates if p not in taken.values() and is_free(settings.host, p))
-            port = wanted if service.name in left else next(free, None)
-            if port is None:
-                raise ServiceError(
-                    f"No free port for {service.title}.",
-                    value=f"{candidates.start} to {candidates.stop - 1} are all taken",
-                    next_step=f"set WORKSHOP_{name.upper()} to a port that is free",
-                )
+            port = wanted
+            if service.name not in left:
+                problem = f"No free port for {service.title}."
+                next_step = f"set WORKSHOP_{name.upper()} to a port that is free"
+                port = _search(settings.host, wanted, taken.values(), problem, next_step)
             if port != wanted:
                 tell(f"port {wanted} is busy: {service.title} takes {port}")
             taken[name] = port
-    temporary = settings.ports_file.with_suffix(".new")
-    temporary.write_text(json.dumps(taken, indent=1))
-    temporary.replace(settings.ports_file)
+    write_whole(settings.ports_file, json.dumps(taken, indent=1).encode())
     return settings.model_copy(update=taken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from workshop.data.files import write_whole
 from workshop.errors import ServiceError
 from workshop.settings import STATE_VERSION, Settings
 
@@ -49,6 +50,4 @@ def ensure_version(settings: Settings) -> None:
 
 def write_version(file: Path, version: int) -> None:
     """Write a version, whole or not at all."""
-    temporary = file.with_suffix(".new")
-    temporary.write_text(f"{version}\n")
-    temporary.replace(file)
+    write_whole(file, f"{version}\n".encode())

@@ -61,7 +61,7 @@ def status(settings: Settings | None = None) -> list[Status]:
                 service.name,
                 service.address(settings),
                 pid,
-                is_healthy(service, settings),
+                service.name in left or is_healthy(service, settings),  # one started by hand was asked already
                 service.name in left,
                 _why_given_up(service, settings) if given_up else None,
             )

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workshop.data.files import write_whole
 from workshop.settings import Settings
 
 
@@ -34,12 +35,8 @@ def add(settings: Settings, chapter: int, paths: list[str]) -> None:
     """Write down that these files were made, for somebody who begins at ``chapter``."""
     before = read(settings)
     made = {path: changed for path in paths if (changed := _changed(settings.root / path)) is not None}
-    file = _file(settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".new")
     told = {"chapter": max(before.chapter, chapter), "files": before.files | made}
-    temporary.write_text(json.dumps(told, indent=2) + "\n")
-    temporary.replace(file)
+    write_whole(_file(settings), (json.dumps(told, indent=2) + "\n").encode())
 
 
 def _changed(file: Path) -> int | None:

@@ -69,7 +69,11 @@ def _bring_tables(settings: Settings, number: int, tell: Tell) -> None:
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
 def _bring_runs(settings: Settings, made: str, tell: Tell, bar: Bar) -> None:
     """Run the notebooks of chapter 2 whose runs are missing, in order."""
-    absent = [name for name in tracking.RUN_NOTEBOOKS if _is_missing(settings, tracking.NOTEBOOKS[name])]
+    found = gather(settings)
+    if found.store is None:
+        raise ServiceError(found.trouble)
+    places = {step.where for step in tracking.STEPS if step.look(found).state == State.MISSING}
+    absent = [name for name in tracking.RUN_NOTEBOOKS if tracking.NOTEBOOKS[name] in places]
     if not absent:
         return
     with _as_given(settings, tracking.CHAPTER) as folder:
@@ -77,14 +81,6 @@ def _bring_runs(settings: Settings, made: str, tell: Tell, bar: Bar) -> None:
         for name in absent:
             _execute(folder / f"{name}.ipynb", _environment(settings, made), bar)
             tell(f"{tracking.NOTEBOOKS[name]}: its runs are tracked")
-
-
-def _is_missing(settings: Settings, notebook: str) -> bool:
-    """Tell whether what a notebook of chapter 2 tracks is missing; raise ServiceError when nobody can tell."""
-    found = gather(settings)
-    if found.store is None:
-        raise ServiceError(found.trouble)
-    return any(step.look(found).state == State.MISSING for step in tracking.STEPS if step.where == notebook)
 
 
 @contextlib.contextmanager

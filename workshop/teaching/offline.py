@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from workshop.data.files import checksum
 from workshop.errors import DataError, WorkshopError
 
 WHEELS, SUMS, BUNDLE, MADE_FOR, README = "wheels", "SHA256SUMS", "workshop.bundle", "made-for.json", "README.md"
@@ -144,7 +144,7 @@ def _keep_whole(folder: Path) -> dict[str, Path]:
     kept = {}
     sums = _read_sums(folder)
     for file in sorted((folder / WHEELS).iterdir()):
-        if sums.get(file.relative_to(folder).as_posix()) == _sum(file):
+        if sums.get(file.relative_to(folder).as_posix()) == checksum(file):
             name, version, *_ = parse_wheel_filename(file.name)
             kept[_key(name, str(version))] = file
         else:
@@ -198,11 +198,6 @@ def _files(folder: Path) -> Iterator[Path]:
     return (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in halves)
 
 
-def _sum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def _read_sums(folder: Path) -> dict[str, str]:
     """Return path: sum, as `sha256sum` writes them; empty when there are none yet."""
     try:
@@ -216,7 +211,7 @@ def _write_sums(folder: Path) -> None:
     """Write the sums of all files; of wheels that have one already it is taken over."""
     known = {path: digest for path, digest in _read_sums(folder).items() if path.startswith(WHEELS)}
     paths = [file.relative_to(folder).as_posix() for file in _files(folder)]
-    lines = [f"{known.get(path) or _sum(folder / path)}  {path}\n" for path in paths]
+    lines = [f"{known.get(path) or checksum(folder / path)}  {path}\n" for path in paths]
     temporary = folder / f".{SUMS}"
     temporary.write_text("".join(lines))
     shutil.move(temporary, folder / SUMS)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-from workshop.errors import WorkshopError
+from workshop.data.files import write_whole
 from workshop.settings import Settings
 from workshop.teaching.checkpoints import Progress, examine
 from workshop.teaching.checkpoints.step import Checkpoint, State
@@ -46,25 +44,10 @@ Dask dashboard, the dashboard and the report.
 def write(settings: Settings, progress: Progress | None = None) -> Path:
     """Write the start page anew, whole or not at all, and return its path; ``progress`` saves looking again.
 
-    Raises WorkshopError when it cannot be written.
+    Raises DataError when it cannot be written.
     """
-    file = settings.root / NAME
     text = page(progress or examine(settings), datetime.now().astimezone())
-    temporary = file.with_name(f".{NAME}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise WorkshopError(
-            "The start page cannot be written.",
-            value=f"{file}: {error.strerror}",
-            expected="a file that can be written",
-            next_step="see who owns the folder, and whether the disk is full: ls -ld, df -h",
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return file
+    return write_whole(settings.root / NAME, text.encode())
 
 
 def page(progress: Progress, now: datetime) -> str:

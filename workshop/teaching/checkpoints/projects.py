@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 from workshop.settings import EXPERIMENT
 from workshop.teaching.checkpoints.evidence import Evidence
-from workshop.teaching.checkpoints.step import BROUGHT, DONE, Step, Verdict, missing, needs_store
+from workshop.teaching.checkpoints.step import DONE, Step, Verdict, missing, needs_store, seen
 from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store
 from workshop.teaching.checkpoints.tracking import strays
 from workshop.teaching.outline import chapter
@@ -52,7 +52,7 @@ def main(evidence: Evidence, store: Store) -> Verdict:
 @needs_store
 def changed(evidence: Evidence, store: Store) -> Verdict:
     """Look for two runs whose parameters differ."""
-    runs = [run for run in store.project_runs if is_project(run, evidence.root) and _is_in_place(run)]
+    runs = [run for run in store.project_runs if is_project(run, evidence.root) and run.in_place]
     told = [{name: value for name, value in run.params.items() if name not in PLACES} for run in runs]
     if any(BROUGHT_TAG not in run.tags and own != other for run, own in zip(runs, told, strict=True) for other in told):
         return DONE
@@ -76,14 +76,10 @@ def from_git(evidence: Evidence, store: Store) -> Verdict:
     return _verdict(evidence, store, fits, command)
 
 
-def _is_in_place(run: Run) -> bool:
-    return run.finished and run.experiment == EXPERIMENT
-
-
 def _verdict(evidence: Evidence, store: Store, fits: Callable[[Run], bool], command: str) -> Verdict:
     fitting = [run for run in store.project_runs if fits(run)]
-    if made := [BROUGHT_TAG in run.tags for run in fitting if _is_in_place(run)]:
-        return BROUGHT if all(made) else DONE
+    if verdict := seen([run for run in fitting if run.in_place]):
+        return verdict
     if astray := [run.experiment for run in fitting if run.finished]:
         return missing(
             f"Its run is in the experiment {astray[0]}, not in {EXPERIMENT}. "

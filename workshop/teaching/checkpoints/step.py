@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from workshop.teaching.checkpoints.evidence import Evidence
+from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Version
 
 
 class State(StrEnum):
@@ -50,6 +51,13 @@ def needs_store(look: Callable[..., Verdict]) -> Callable[..., Verdict]:
         return unknown(evidence.trouble) if evidence.store is None else look(*arguments, evidence.store)
 
     return with_store
+
+
+def seen(made: Sequence[Run | Version]) -> Verdict | None:
+    """Return the verdict on runs or versions: brought, when all of them were; None when there is none of them."""
+    if not made:
+        return None
+    return BROUGHT if all(BROUGHT_TAG in each.tags for each in made) else DONE
 
 
 @dataclass(frozen=True)

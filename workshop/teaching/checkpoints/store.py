@@ -13,7 +13,7 @@ from typing import Any
 from workshop.errors import ServiceError
 from workshop.models.history import Move, moves_of
 from workshop.models.tracking import ANSWER_SECONDS, STAGE_TAG, STORE_ID_TAG, check_address
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
+from workshop.settings import EXPERIMENT, EXPORT, PRODUCTION, REGISTERED_MODEL, Settings
 
 BROUGHT_TAG = "workshop.brought"  # of what `workshop up --chapter` made: who made it
 SOURCE_TYPE_TAG = "mlflow.source.type"
@@ -43,6 +43,11 @@ class Run:
     def finished(self) -> bool:
         """Whether it came to its end."""
         return self.status == "FINISHED"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it came to its end, in the workshop's experiment."""
+        return self.finished and self.experiment == EXPERIMENT
 
     @property
     def parent(self) -> str | None:
@@ -111,7 +116,7 @@ def look(settings: Settings) -> Store:
 def _next_step(settings: Settings) -> str:
     """Say what to type; a shell may still hold the address that the servers had before."""
     here = settings.exports()["MLFLOW_TRACKING_URI"]
-    return "workshop up" if here == settings.tracking_uri else 'eval "$(.venv/bin/workshop config --export)"'
+    return "workshop up" if here == settings.tracking_uri else EXPORT
 
 
 @dataclass(frozen=True)

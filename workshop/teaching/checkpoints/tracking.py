@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from workshop.models.history import ROLLED_BACK
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
+from workshop.settings import EXPERIMENT, EXPORT, PRODUCTION, REGISTERED_MODEL
 from workshop.teaching.checkpoints.evidence import Evidence
-from workshop.teaching.checkpoints.step import BROUGHT, DONE, Step, Verdict, missing, needs_store
-from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store, Version
+from workshop.teaching.checkpoints.step import DONE, Step, Verdict, missing, needs_store, seen
+from workshop.teaching.checkpoints.store import Run, Store, Version
 from workshop.teaching.outline import MODELS, chapter
 
 CHAPTER = chapter(2)
@@ -44,33 +44,23 @@ def of_capacity_factor(run: Run) -> bool:
 
 def is_candidate(run: Run) -> bool:
     """Tell whether its model may go into production: it was scored, and predicts GW."""
-    return is_in_place(run) and is_scored(run) and run.tags.get("target") != SHARE
+    return run.in_place and is_scored(run) and run.tags.get("target") != SHARE
 
 
 @needs_store
 def tracked(notebook: str, fits: Callable[[Run], bool], evidence: Evidence, store: Store) -> Verdict:
     """Look for a finished run of the chapter that fits."""
     fitting = [run for run in store.chapter_runs if fits(run)]
-    return _seen(run for run in fitting if is_in_place(run)) or _why_not(notebook, fitting, evidence, store)
+    return seen([run for run in fitting if run.in_place]) or _why_not(notebook, fitting, evidence, store)
 
 
 @needs_store
 def forest(evidence: Evidence, store: Store) -> Verdict:
     """Look for several runs of the forest under one parent."""
     runs = [run for run in store.chapter_runs if run.tags.get("model") == "rf" and run.tags.get("target") != SHARE]
-    children = [run.parent for run in runs if run.parent and is_in_place(run)]
-    parents = [run for run in runs if is_in_place(run) and children.count(run.run_id) >= 2]
-    return _seen(parents) or _why_not("model_rf", runs, evidence, store)
-
-
-def is_in_place(run: Run) -> bool:
-    """Tell whether a run came to its end, in the workshop's experiment."""
-    return run.finished and run.experiment == EXPERIMENT
-
-
-def _seen(runs: Iterable[Run]) -> Verdict | None:
-    made = [BROUGHT_TAG in run.tags for run in runs]
-    return (BROUGHT if all(made) else DONE) if made else None
+    children = [run.parent for run in runs if run.parent and run.in_place]
+    parents = [run for run in runs if run.in_place and children.count(run.run_id) >= 2]
+    return seen(parents) or _why_not("model_rf", runs, evidence, store)
 
 
 def _why_not(notebook: str, fitting: list[Run], evidence: Evidence, store: Store) -> Verdict:
@@ -96,10 +86,7 @@ def strays(evidence: Evidence) -> str:
     """Return a sentence about a tracking store that MLflow made for itself; empty when there is none."""
     if not evidence.strays:
         return ""
-    return (
-        f" MLflow wrote to {evidence.strays[0]}: the address of the server was not set there. "
-        'Type `eval "$(.venv/bin/workshop config --export)"` first.'
-    )
+    return f" MLflow wrote to {evidence.strays[0]}: the address of the server was not set there. Type `{EXPORT}` first."
 
 
 # -- the registry ----------------------------------------------------------------------------------------------------
@@ -116,9 +103,8 @@ def own_versions(store: Store, model: str | None = REGISTERED_MODEL) -> list[Ver
 @needs_store
 def registered(_: Evidence, store: Store) -> Verdict:
     """Look for a version that was made from a run of the chapter."""
-    versions = own_versions(store)
-    if versions:
-        return BROUGHT if all(BROUGHT_TAG in version.tags for version in versions) else DONE
+    if verdict := seen(own_versions(store)):
+        return verdict
     if elsewhere := own_versions(store, None):
         return missing(f"A run's model is registered as {elsewhere[0].model}; the name has to be {REGISTERED_MODEL}.")
     if store.versions:
@@ -131,9 +117,8 @@ def in_production(_: Evidence, store: Store) -> Verdict:
     """Look whether a version of the chapter's is in production, or was."""
     versions = {version.version: version for version in own_versions(store)}
     served = {store.in_production} | {number for move in store.moves for number in (move.version, move.replaced)}
-    own = [version for number, version in versions.items() if number in served]
-    if own:
-        return BROUGHT if all(BROUGHT_TAG in version.tags for version in own) else DONE
+    if verdict := seen([version for number, version in versions.items() if number in served]):
+        return verdict
     others = [(model, alias) for model, aliases in store.aliases.items() for alias in aliases]
     for model, alias in others:
         if alias != PRODUCTION and alias.lower() == PRODUCTION:

@@ -11,7 +11,7 @@ import psutil
 from workshop.servers import ports
 from workshop.servers.services import SERVICES, Service, is_healthy
 from workshop.servers.supervision import MARK
-from workshop.settings import Settings
+from workshop.settings import EXPORT, Settings
 from workshop.teaching.doctor.findings import Finding, well, wrong
 
 
@@ -26,12 +26,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _server(service: Service, settings: Settings) -> Finding:
     wanted = [getattr(settings, name) for name in service.ports]
-    strangers = [port for port in wanted if (other := _clone_of(port)) and other != settings.state]
+    owners = {port: _clone_of(port) for port in wanted}
+    strangers = {port: owner for port, owner in owners.items() if owner not in (None, settings.state)}
     if strangers and settings.is_up:
+        port, owner = next(iter(strangers.items()))
         return wrong(
             service.name,
-            f"port {strangers[0]} is answered by a server of another clone, {_clone_of(strangers[0])}",
-            "workshop down, then workshop up: it takes ports of its own; then " + 'eval "$(workshop config --export)"',
+            f"port {port} is answered by a server of another clone, {owner}",
+            f"workshop down, then workshop up: it takes ports of its own; then {EXPORT}",
         )
     if is_healthy(service, settings) and not strangers:
         return well(service.name, f"answers at {service.address(settings)}")
@@ -39,9 +41,8 @@ def _server(service: Service, settings: Settings) -> Finding:
         log = settings.logs / f"{service.name}.log"
         return wrong(service.name, "does not answer", f"workshop up; its log: {log}")
     # Servers that are down are no fault; a port that somebody else holds is worth a word: `up` moves on.
-    for port in wanted:
+    for port, owner in owners.items():
         if _is_taken(settings.host, port):
-            owner = _clone_of(port)
             whose = f"a server of another clone, {owner}" if owner else ports.find_holder(port)
             return well(service.name, f"not started; port {port} is held by {whose}, `workshop up` takes another")
     return well(service.name, "not started (workshop up)")

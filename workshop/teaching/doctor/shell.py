@@ -11,10 +11,9 @@ from pathlib import Path
 from urllib.request import getproxies, proxy_bypass
 
 import workshop
-from workshop.settings import Settings
+from workshop.settings import EXPORT, Settings
 from workshop.teaching.doctor.findings import Finding, look, well, wrong
 
-EXPORT = 'eval "$(.venv/bin/workshop config --export)"'
 LOOPBACK = {"127.0.0.1", "localhost"}
 STORES = ("mlflow.db", "mlruns", "mlartifacts")
 # Four slashes make a path from the root; three, one from wherever the program happens to be started.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from workshop.data.files import write_whole
 from workshop.errors import WorkshopError
 from workshop.settings import Settings, get_settings
 
@@ -103,11 +103,7 @@ def _keep(number: str) -> None:
 
 
 def _write(numbers: dict[str, str], settings: Settings) -> None:
-    file = _file(settings)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(dict(sorted(numbers.items())), indent=2) + "\n")
-    temporary.replace(file)  # whole or not at all: `workshop check` may be reading it
+    write_whole(_file(settings), (json.dumps(dict(sorted(numbers.items())), indent=2) + "\n").encode())
 
 
 def _file(settings: Settings) -> Path:

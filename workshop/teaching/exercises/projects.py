@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from workshop.models.tracking import COMMIT_TAG, connect
+from workshop.models.tracking import COMMIT_TAG
 from workshop.teaching.exercises import exercise
+from workshop.teaching.exercises.runs import finished_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -57,17 +58,9 @@ def highest_floor(answer: str) -> str | None:
 
 def _project_run(run_id: object, entry_point: str = "main") -> Run | str:
     """Return the finished run of a project's entry point with this id, or the sentence that says why it is none."""
-    if not isinstance(run_id, str):
-        return f"a run id is text of 32 characters, and this is of type {type(run_id).__name__}."
-    from mlflow.exceptions import MlflowException
-
-    client = connect()
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        return f"the tracking server at {client.tracking_uri} has no run {run_id!r}."
+    run = finished_run(run_id)
+    if isinstance(run, str):
+        return run
     if run.data.tags.get("mlflow.project.entryPoint") != entry_point:
         return f"this run was not made by running a project's entry point `{entry_point}`: look at its tags."
-    if run.info.status != "FINISHED":
-        return f"this run has the status {run.info.status}, not FINISHED."
     return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from workshop.models.tracking import connect
 from workshop.settings import EXPERIMENT, REGISTERED_MODEL
 from workshop.teaching.exercises import exercise
+from workshop.teaching.exercises.runs import finished_run
 
 TOLERANCE = 0.001
 TAG = "exercise"
@@ -14,19 +15,11 @@ CHALLENGER = "challenger"
 @exercise("2.1", "a run of your own, with parameter, metric and tag")
 def own_run(answer: str) -> str | None:
     """Look for a finished run under this id, and compare what it holds with the truth of the data."""
-    from mlflow.exceptions import MlflowException
-
-    if not isinstance(answer, str):
-        return f"a run id is text of 32 characters, and this is of type {type(answer).__name__}."
-    client = connect()
-    try:
-        run = client.get_run(answer)
-    except MlflowException:
-        return f"the tracking server at {client.tracking_uri} has no run {answer!r}."
-    if client.get_experiment(run.info.experiment_id).name != EXPERIMENT:
+    run = finished_run(answer)
+    if isinstance(run, str):
+        return run
+    if connect().get_experiment(run.info.experiment_id).name != EXPERIMENT:
         return f"this run is not in the experiment {EXPERIMENT}: `mlflow.set_experiment` comes first."
-    if run.info.status != "FINISHED":
-        return f"this run has the status {run.info.status}, not FINISHED."
     if run.data.tags.get(TAG) != "2.1":
         return f"this run has no tag `{TAG}` with the value `2.1`: look at `tags=`."
     if run.data.params.get("features") != "windspeed":
