@@ -18,6 +18,7 @@ from workshop.data.weather import MOST_BYTES
 LARGEST_BODY_BYTES = 1_000_000
 # A file travels in a callback as base64, four letters for three bytes, with the callback's other values.
 LARGEST_UPLOAD_BYTES = MOST_BYTES * 4 // 3 + 10_000
+WRITABLE = range(-(2**63), 2**64)  # by orjson: https://github.com/ijl/orjson#int
 DEEPEST = 30  # lists within lists of a body; a figure has ten
 CALLBACKS = "/_dash-update-component"
 ANY_PATH = "/<path:path>"  # Dash shows the page at every path
@@ -78,7 +79,7 @@ def protect(app: Dash, server: Flask, paths: Collection[str]) -> None:
 
 
 def json_body() -> Any:
-    """Return the request's body as JSON has it; None when it is none, is nested too deeply, or holds broken text."""
+    """Return the request's body as JSON has it; None when it is none, is nested too deeply, or cannot be written."""
     try:
         body = request.get_json(silent=True)
         return body if _is_plain(body) else None
@@ -169,7 +170,9 @@ def _name(item: dict) -> str:
 
 
 def _is_plain(body: object) -> bool:
-    """Tell whether a body can be walked through, and its texts written again (JSON can name halves of characters)."""
+    """Tell whether a body can be walked through and written again: JSON can name halves of characters, and integers of
+    any length, of which Dash writes those of 64 bits.
+    """
     level: list[object] = [body]
     for _ in range(DEEPEST):
         below = []
@@ -178,16 +181,16 @@ def _is_plain(body: object) -> bool:
                 below += [*value.keys(), *value.values()]
             elif isinstance(value, list):
                 below += value
-            elif (
-                isinstance(value, str)
-                and not value.isascii()
-                and any("\ud800" <= letter <= "\udfff" for letter in value)
-            ):
+            elif (isinstance(value, str) and not _is_text(value)) or (isinstance(value, int) and value not in WRITABLE):
                 return False
         if not below:
             return True
         level = below
     return False
+
+
+def _is_text(value: str) -> bool:
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _words(error: HTTPException) -> str:

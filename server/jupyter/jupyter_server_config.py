@@ -23,6 +23,8 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 c.ServerApp.root_dir = str(settings.root)
 c.ServerApp.allow_root = True  # in a container; the servers run as root there, too
 c.Application.log_level = "ERROR"
+# What a kernel prints goes over a port of this machine; other users of it shall not read along.
+c.KernelManager.transport_encryption = "auto"
 c.MappingKernelManager.kernel_manager_class = "workshop.servers.lab.KernelManager"
 # A shell's own files may change PATH: this one sets it last.
 c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}

@@ -173,7 +173,7 @@ def test_panel_of_dask_is_connected_to_the_running_cluster(where, request):
 
 
 def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted, tmp_path):
-    """The tracking address and this Python, whatever the home folder holds."""
+    """The tracking address and this Python, whatever the home folder holds; what a kernel says is encrypted."""
     uri = promoted.settings.exports()["MLFLOW_TRACKING_URI"]
     answer = tmp_path / "answer"
     page.keyboard.press("Control+Shift+L")
@@ -182,12 +182,15 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted
     page.keyboard.type(f'echo "$(command -v python) $MLFLOW_TRACKING_URI" > {answer}\n')
     wait_until(lambda: answer.exists() and answer.read_text().strip(), 30)
     assert answer.read_text().split() == [str(BIN / "python"), uri]
-    code = "import os, sys\nprint(sys.executable, os.environ['MLFLOW_TRACKING_URI'])"
+    code = (
+        "import os, sys\nfrom ipykernel import get_connection_info\n"
+        "print(sys.executable, os.environ['MLFLOW_TRACKING_URI'], 'curve_publickey' in get_connection_info())"
+    )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = v4.new_notebook(cells=[v4.new_code_cell(code)], metadata=kernel)
     with copied(promoted.root, "environment.ipynb", notebook) as name:
         (cell,) = run_all(page, promoted.root / name).cells
-    assert cell.outputs[0].text.split() == [sys.executable, uri]
+    assert cell.outputs[0].text.split() == [sys.executable, uri, "True"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

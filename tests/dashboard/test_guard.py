@@ -87,6 +87,7 @@ def test_unforeseen_error_is_told_in_the_log_alone(made, caplog):
         {"state": [{"id": "x", "property": "y"}]},
         {"more": [[[[]]] * 2] * 3, "deep": json.loads("[" * 60 + "]" * 60)},
         {"text": "\ud800"},
+        {"number": 2**64},
     ],
 )
 def test_malformed_callbacks_are_refused(made, wrong):

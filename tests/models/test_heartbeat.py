@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -56,7 +57,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
 
 def hearts_of(process: subprocess.Popen) -> list[psutil.Process]:
     """Return the hearts that beat beside a process."""
-    return [child for child in psutil.Process(process.pid).children() if "heartbeat" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.Error):  # it ends just now
+            if "heartbeat" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

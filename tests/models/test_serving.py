@@ -14,7 +14,7 @@ import pytest
 import requests
 from engine.hosts import wait_for
 from sklearn.ensemble import HistGradientBoostingRegressor
-from workplace import BIN, free_port
+from workplace import BIN, clean_environment, free_port
 
 from workshop.data import capacity
 from workshop.data.features import DERIVED, inputs, targets
@@ -107,7 +107,9 @@ def test_mlflow_serves_raw_weather(saved, kind, tmp_path):
     root, hours = saved
     port = free_port()
     command = [BIN / "mlflow", "models", "serve", "-m", root / kind, "--env-manager", "local", "-p", str(port)]
-    clean = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}  # the model's folder is shared, and holds no bytecode
+    clean = clean_environment() | {
+        "PYTHONDONTWRITEBYTECODE": "1"
+    }  # the model's folder is shared, and holds no bytecode
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, "-h", "127.0.0.1"], stdout=log, stderr=log, cwd=tmp_path, env=clean)
     try:
