@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab test soak bench lint lock
+.PHONY: help run stop status lab test walk soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -20,7 +20,8 @@ help:
 	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"
 	@echo "make stop    end all servers"
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
-	@echo "make test    every test; touches no running servers"
+	@echo "make test    the tests; touches no running servers"
+	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
 	@echo "make soak    tests that take long: gigabytes, many repetitions"
 	@echo "make bench   measure the engine against the plain way; takes an hour, writes benchmarks/README.md"
 	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
@@ -40,6 +41,9 @@ lab: .venv/installed
 
 test: .venv/installed
 	@$(BIN)/python -m pytest
+
+walk: .venv/installed
+	@$(BIN)/python -m pytest -m "walk and not soak"
 
 soak: .venv/installed
 	@$(BIN)/python -m pytest -m soak

@@ -108,6 +108,7 @@ def test_readme_names_the_two_commands():
     assert "make run" in text
     assert "make test" in text
     assert "make test" in script
+    assert "make walk" in script
     assert "make lint" in script
 
 

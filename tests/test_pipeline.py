@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -43,8 +45,23 @@ def change(place: Servers, stage: str, key: str, value: object) -> None:
 
 
 @pytest.fixture
-def restored(servers):
-    """The clone, whose parameters and notebooks are put back, and whose pipeline is brought up to date, afterwards."""
+def restored(servers, tmp_path_factory):
+    """The clone, whose pipeline's files are put back as they were afterwards."""
+    kept = shutil.copytree(servers.pipeline, tmp_path_factory.mktemp("kept"), dirs_exist_ok=True)
+    yield servers
+    for copy in filter(Path.is_file, kept.rglob("*")):
+        file, as_it_was = servers.pipeline / copy.relative_to(kept), copy.stat()
+        if not file.exists() or (file.stat().st_size, file.stat().st_mtime_ns) != (
+            as_it_was.st_size, as_it_was.st_mtime_ns,
+        ):  # fmt: skip
+            file.unlink(missing_ok=True)
+            shutil.copy2(copy, file)
+    shutil.rmtree(kept)
+
+
+@pytest.fixture
+def run_again(servers):
+    """The clone, whose parameters are put back, and whose pipeline is brought up to date, afterwards."""
     yield servers
     subprocess.run(["git", "checkout", "--quiet", "--", "4_pipeline"], cwd=servers.root, check=True)
     assert dvc(servers, "repro").returncode == 0
@@ -215,20 +232,20 @@ def test_repro_without_a_change_runs_tracking_store_alone(servers):
     assert ran(done) == ["tracking_store"]
 
 
-def test_repro_after_the_store_was_wiped_trains_again(restored, in_workplace):
+def test_repro_after_the_store_was_wiped_trains_again(run_again, in_workplace):
     """The experiment with its runs is gone: what logs runs runs again, the rest does not."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     experiment = client.get_experiment_by_name("predicting_wind_solar")
     client.rename_experiment(experiment.experiment_id, f"wiped_{time.time():.0f}")
-    done = dvc(restored, "repro")
+    done = dvc(run_again, "repro")
     assert done.returncode == 0, done.stderr
     assert set(ran(done)) >= {"tracking_store", "prepare", "compare", "promote"} | TRAINING
     assert not {"fetch", "split"} & set(ran(done))
 
 
-def test_repro_after_one_parameter_runs_what_depends_on_it(restored, in_workplace):
+def test_repro_after_one_parameter_runs_what_depends_on_it(run_again, in_workplace):
     """A longer search: its branch runs; the gate takes its gain for chance, until it is told to go by scores alone.
 
     The short search again: the gate keeps the better one.
@@ -241,19 +258,19 @@ def test_repro_after_one_parameter_runs_what_depends_on_it(restored, in_workplac
         return client.get_model_version_by_alias("wind_solar", "production")
 
     def decided():
-        return json.loads((restored.pipeline / "results" / "decision.json").read_text())
+        return json.loads((run_again.pipeline / "results" / "decision.json").read_text())
 
     before = speaks().version
-    change(restored, "train_gradient_boosting", "candidates", 12)
-    done = dvc(restored, "repro")
+    change(run_again, "train_gradient_boosting", "candidates", 12)
+    done = dvc(run_again, "repro")
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["tracking_store", "train_gradient_boosting", "compare", "promote", "report"]
-    assert "candidates" in dvc(restored, "params", "diff").stdout
+    assert "candidates" in dvc(run_again, "params", "diff").stdout
     assert decided()["candidate"]["r2"] > decided()["champion"]["r2"]
     assert [rule["name"] for rule in decided()["rules"] if not rule["passed"]] == ["paired_test"]
     assert speaks().version == before
-    change(restored, "promote", "near_tie", 0.0)
-    done = dvc(restored, "repro")
+    change(run_again, "promote", "near_tie", 0.0)
+    done = dvc(run_again, "repro")
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["tracking_store", "promote", "report"]
     assert decided()["promoted"], decided()["reason"]
@@ -261,15 +278,15 @@ def test_repro_after_one_parameter_runs_what_depends_on_it(restored, in_workplac
     assert int(after.version) > int(before)
     assert after.tags["workshop.promotion.replaced"] == before
     # Back to the old parameter: its run is remembered, but it is put before the gate anew, and refused.
-    change(restored, "train_gradient_boosting", "candidates", 6)
-    done = dvc(restored, "repro")
+    change(run_again, "train_gradient_boosting", "candidates", 6)
+    done = dvc(run_again, "repro")
     assert done.returncode == 0, done.stderr
     assert "train_gradient_boosting" not in ran(done)
     assert {"promote", "report"} <= set(ran(done))
     assert not decided()["promoted"]
     assert "beats_champion" in decided()["reason"]
     assert speaks().version == after.version
-    assert f"version {after.version}" in (restored.pipeline / "results" / "report.html").read_text(encoding="utf-8")
+    assert f"version {after.version}" in (run_again.pipeline / "results" / "report.html").read_text(encoding="utf-8")
 
 
 # -- bad input and faults ------------------------------------------------------------------------------------------

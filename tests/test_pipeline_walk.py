@@ -19,6 +19,8 @@ from workshop.models.registry import production
 STEPS = blocks(ROOT / "4_pipeline" / "README.md")
 GATE = "workshop promote --dry-run"
 
+pytestmark = pytest.mark.walk
+
 
 def git(root, *words):
     """Run git in the clone and return what it prints."""

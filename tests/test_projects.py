@@ -30,7 +30,8 @@ METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
 ROW = "2013-01-01T00:00:00Z,1,2,3,4,5,6\n"
 
-pytestmark = pytest.mark.timeout(1200)  # the README's commands are one fixture: a dozen programs, one after the other
+# The README's commands are one fixture: a dozen programs, one after the other.
+pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 
 READ_RUNS = """
 import json, mlflow, pandas, sys

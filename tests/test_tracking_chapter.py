@@ -27,6 +27,8 @@ KINDS = [name.removeprefix("model_") for name in MODELS]
 SERVER_SECONDS = 120
 HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 
+pytestmark = pytest.mark.walk
+
 
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory) -> Iterator[str]:
