@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from mlflow import MlflowClient
 from nbformat import v4
 from playwright.sync_api import Frame, Page, expect
 from workplace import BIN, Servers, free_port
+
+from workshop.settings import EXPERIMENT, REGISTERED_MODEL
 
 START_SECONDS = 180.0
 NOTEBOOK_SECONDS = 90.0  # what one notebook may take at most
@@ -157,6 +160,56 @@ def test_applications_can_be_used_within_jupyterlab(where, request):
     assert urlsplit(run.value.url).netloc == urlsplit(page.url).netloc
     expect(run.value.get_by_text("Registered models").first).to_be_visible(timeout=30_000)
     run.value.close()
+
+
+def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, promoted):
+    """In the tile, as compare_runs and the README say: what is in italics there is here, and does what they promise."""
+    notebook = nbformat.read(promoted.root / "2_tracking" / "compare_runs.ipynb", as_version=4)
+    text = {cell.id: cell.source for cell in notebook.cells}
+    tile, models, _, _, assistant = names = in_italics(text["register-text"])
+    names += in_italics(text["clicks"])
+    _, register, create, confirm, registry, version, closing, aliases, add, save = in_italics(text["clicks"])
+    step = (promoted.root / "2_tracking" / "README.md").read_text().partition("### 6. ")[2].partition("###")[0]
+    assert set(in_italics(step)) <= set(names)
+    client = MlflowClient(promoted.tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    finished = client.search_runs([experiment], "attributes.status = 'FINISHED'")
+    run = next(run for run in finished if run.outputs.model_outputs and "mlflow.parentRunId" not in run.data.tags)
+
+    frame = open_tile(page, tile)
+    frame.get_by_role("link", name=EXPERIMENT).click()
+    frame.get_by_role("link", name=run.info.run_name, exact=True).first.click()
+    expect(frame.get_by_text(re.compile(rf"^{models} \(1\)"))).to_be_visible()
+    expect(frame.get_by_text(assistant)).to_have_count(0)  # it would cover what is to be clicked
+    frame.get_by_role("link", name="model", exact=True).last.click()
+    frame.get_by_role("button", name=register).click()
+    dialog = frame.get_by_role("dialog")
+    dialog.get_by_role("combobox").click()
+    expect(frame.get_by_text(create).last).to_be_visible()
+    frame.get_by_title(REGISTERED_MODEL, exact=True).last.click()
+    dialog.get_by_role("button", name=confirm, exact=True).click()
+    expect(dialog).to_have_count(0)
+    newest = client.search_model_versions(f"name = '{REGISTERED_MODEL}'", order_by=["version_number DESC"])[0]
+    assert newest.run_id == run.info.run_id
+    try:
+        frame.get_by_role("link", name=registry).click()
+        frame.get_by_role("button", name=closing).click()
+        frame.get_by_role("link", name=REGISTERED_MODEL, exact=True).click()
+        frame.get_by_role("link", name=version).first.click()
+        expect(frame.get_by_text(aliases).first).to_be_visible()
+        frame.get_by_role("button", name=add, exact=True).first.click()
+        dialog.get_by_role("combobox").press_sequentially("tried")
+        page.keyboard.press("Enter")
+        dialog.get_by_role("button", name=save).click()
+        expect(dialog).to_have_count(0)
+        assert client.get_model_version_by_alias(REGISTERED_MODEL, "tried").version == newest.version
+    finally:
+        client.delete_model_version(REGISTERED_MODEL, newest.version)
+
+
+def in_italics(text: str) -> list[str]:
+    """Return what stands in italics in a text: the names of what is to be clicked."""
+    return re.findall(r"\*([^*]+)\*", text)
 
 
 @pytest.mark.parametrize("where", ["page", "on_a_hub"])
