@@ -110,12 +110,17 @@ def opened(browser, url: str) -> Iterator[Page]:
         context.close()
 
 
+def launch(page: Page, title: str) -> None:
+    """Open the launcher, by its menu since keys go to the tile that has the focus, and click on one of its cards."""
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name="New Launcher").click()
+    page.locator(".jp-LauncherCard:visible", has_text=title).first.click()
+
+
 def open_tile(page: Page, title: str) -> Frame:
     """Open a tile of the launcher; return the frame of its tab."""
     path, _ = TILES[title]
-    page.get_by_role("menuitem", name="File", exact=True).click()
-    page.get_by_role("menuitem", name="New Launcher").click()  # its keys go to the tile that has the focus
-    page.locator(".jp-LauncherCard:visible", has_text=title).first.click()
+    launch(page, title)
     tab = page.locator("iframe:visible")
     expect(tab).to_have_attribute("src", re.compile(re.escape(path)))
     return tab.element_handle().content_frame()
@@ -230,8 +235,7 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted
     """The tracking address and this Python, whatever the home folder holds."""
     uri = promoted.settings.exports()["MLFLOW_TRACKING_URI"]
     answer = tmp_path / "answer"
-    page.keyboard.press("Control+Shift+L")
-    page.locator(".jp-LauncherCard:visible", has_text="Terminal").click()
+    launch(page, "Terminal")
     page.locator(".xterm-screen:visible").click()
     page.keyboard.type(f'echo "$(command -v python) $MLFLOW_TRACKING_URI" > {answer}\n')
     wait_until(lambda: answer.exists() and answer.read_text().strip(), 30)
