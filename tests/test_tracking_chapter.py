@@ -23,6 +23,7 @@ from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
 
 CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
+NOTEBOOKS = [*MODELS, "capacity_factor", "compare_runs", "get_prod_model"]
 KINDS = [name.removeprefix("model_") for name in MODELS]
 SERVER_SECONDS = 120
 HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
@@ -63,7 +64,7 @@ def told_early(environment, tmp_path_factory) -> str:
 def chapter(environment, tmp_path_factory, told_early) -> Path:  # told_early must come first
     """A copy of the chapter with all six notebooks executed on the fresh store, as an attendee leaves it."""
     folder = copy_chapter(tmp_path_factory.mktemp("chapter"))
-    for name in [*MODELS, "capacity_factor", "compare_runs", "get_prod_model"]:
+    for name in NOTEBOOKS:
         execute(folder, name, environment)
     return folder
 
@@ -92,11 +93,11 @@ def execute(folder: Path, name: str, environment: dict[str, str]) -> None:
         nbformat.write(notebook, path)
 
 
-def printed(folder: Path, name: str) -> str:
-    """Return what an executed notebook printed."""
+def printed(folder: Path, name: str, stream: str = "stdout") -> str:
+    """Return what an executed notebook printed on a stream."""
     cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+    return "".join(output.text for output in outputs if output.get("name") == stream)
 
 
 @contextlib.contextmanager
@@ -176,6 +177,12 @@ def assert_complete(run) -> None:
     assert run.inputs.dataset_inputs[0].dataset.name == "germany"
     assert run.outputs.model_outputs
     assert "workshop.stage" not in run.data.tags
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_shows_no_warning(chapter, name):
+    """No library warns of anything below a cell, and TensorFlow reports no error: `E`, as it begins such a line."""
+    assert not re.findall(r"^.*\w+Warning: .*$|^E\d{4} .*$", printed(chapter, name, "stderr"), re.MULTILINE)
 
 
 def test_linear_regression_is_tracked_by_hand(client):

@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from mlflow import MlflowClient
 from nbformat import v4
 from playwright.sync_api import Frame, Page, expect
 from workplace import BIN, Servers, free_port
+
+from workshop.settings import EXPERIMENT, REGISTERED_MODEL
 
 START_SECONDS = 180.0
 NOTEBOOK_SECONDS = 90.0  # what one notebook may take at most
@@ -107,11 +110,17 @@ def opened(browser, url: str) -> Iterator[Page]:
         context.close()
 
 
+def launch(page: Page, title: str) -> None:
+    """Open the launcher, by its menu since keys go to the tile that has the focus, and click on one of its cards."""
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name="New Launcher").click()
+    page.locator(".jp-LauncherCard:visible", has_text=title).first.click()
+
+
 def open_tile(page: Page, title: str) -> Frame:
     """Open a tile of the launcher; return the frame of its tab."""
     path, _ = TILES[title]
-    page.keyboard.press("Control+Shift+L")
-    page.locator(".jp-LauncherCard:visible", has_text=title).first.click()
+    launch(page, title)
     tab = page.locator("iframe:visible")
     expect(tab).to_have_attribute("src", re.compile(re.escape(path)))
     return tab.element_handle().content_frame()
@@ -159,6 +168,56 @@ def test_applications_can_be_used_within_jupyterlab(where, request):
     run.value.close()
 
 
+def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, promoted):
+    """In the tile, as compare_runs and the README say: what is in italics there is here, and does what they promise."""
+    notebook = nbformat.read(promoted.root / "2_tracking" / "compare_runs.ipynb", as_version=4)
+    text = {cell.id: cell.source for cell in notebook.cells}
+    tile, models, _, _, assistant = names = in_italics(text["register-text"])
+    names += in_italics(text["clicks"])
+    _, register, create, confirm, registry, version, closing, aliases, add, save = in_italics(text["clicks"])
+    step = (promoted.root / "2_tracking" / "README.md").read_text().partition("### 6. ")[2].partition("###")[0]
+    assert set(in_italics(step)) <= set(names)
+    client = MlflowClient(promoted.tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    finished = client.search_runs([experiment], "attributes.status = 'FINISHED'")
+    run = next(run for run in finished if run.outputs.model_outputs and "mlflow.parentRunId" not in run.data.tags)
+
+    frame = open_tile(page, tile)
+    frame.get_by_role("link", name=EXPERIMENT).click()
+    frame.get_by_role("link", name=run.info.run_name, exact=True).first.click()
+    expect(frame.get_by_text(re.compile(rf"^{models} \(1\)"))).to_be_visible()
+    expect(frame.get_by_role("button", name=assistant)).to_be_visible()  # a button, and not the panel
+    frame.get_by_role("link", name="model", exact=True).last.click()
+    frame.get_by_role("button", name=register).click()
+    dialog = frame.get_by_role("dialog")
+    dialog.get_by_role("combobox").click()
+    expect(frame.get_by_text(create).last).to_be_visible()
+    frame.get_by_title(REGISTERED_MODEL, exact=True).last.click()
+    dialog.get_by_role("button", name=confirm, exact=True).click()
+    expect(dialog).to_have_count(0)
+    newest = client.search_model_versions(f"name = '{REGISTERED_MODEL}'", order_by=["version_number DESC"])[0]
+    assert newest.run_id == run.info.run_id
+    try:
+        frame.get_by_role("link", name=registry).click()
+        frame.get_by_role("button", name=closing).click()
+        frame.get_by_role("link", name=REGISTERED_MODEL, exact=True).click()
+        frame.get_by_role("link", name=version).first.click()
+        expect(frame.get_by_text(aliases).first).to_be_visible()
+        frame.get_by_role("button", name=add, exact=True).first.click()
+        dialog.get_by_role("combobox").press_sequentially("tried")
+        page.keyboard.press("Enter")
+        dialog.get_by_role("button", name=save).click()
+        expect(dialog).to_have_count(0)
+        assert client.get_model_version_by_alias(REGISTERED_MODEL, "tried").version == newest.version
+    finally:
+        client.delete_model_version(REGISTERED_MODEL, newest.version)
+
+
+def in_italics(text: str) -> list[str]:
+    """Return what stands in italics in a text: the names of what is to be clicked."""
+    return re.findall(r"\*([^*]+)\*", text)
+
+
 @pytest.mark.parametrize("where", ["page", "on_a_hub"])
 def test_panel_of_dask_is_connected_to_the_running_cluster(where, request):
     """Nothing is typed: the panel's buttons work, and a plot shows both workers, live."""
@@ -176,8 +235,7 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted
     """The tracking address and this Python, whatever the home folder holds; what a kernel says is encrypted."""
     uri = promoted.settings.exports()["MLFLOW_TRACKING_URI"]
     answer = tmp_path / "answer"
-    page.keyboard.press("Control+Shift+L")
-    page.locator(".jp-LauncherCard:visible", has_text="Terminal").click()
+    launch(page, "Terminal")
     page.locator(".xterm-screen:visible").click()
     page.keyboard.type(f'echo "$(command -v python) $MLFLOW_TRACKING_URI" > {answer}\n')
     wait_until(lambda: answer.exists() and answer.read_text().strip(), 30)

@@ -35,6 +35,15 @@ code {{ background: #eee; padding: .1rem .4rem; border-radius: 3px }}
 </html>"""
 
 
+# MLflow's pages begin with a view for language models, and an assistant beside it whose closing button is out of sight
+# in a tab of JupyterLab. They remember in the browser what a reader chose; who chose nothing yet begins with the runs.
+BEGIN_WITH_RUNS = b"""<script>
+for (const [key, value] of [
+  ["mlflow.workflowType_v1", '"machine_learning"'], ["mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"]
+]) localStorage.getItem(key) ?? localStorage.setItem(key, value)
+</script>"""
+
+
 class RunningServerHandler(NamedLocalProxyHandler):
     """Passes requests on to a server that runs already, and says what to type when it does not."""
 
@@ -85,6 +94,15 @@ class MLflowHandler(RunningServerHandler):
     """Shows the pages of the tracking server."""
 
     name, title, setting = "mlflow", "MLflow", "mlflow_port"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+
+        def begin_with_runs(response: RewritableResponse, path: str) -> None:
+            if path == "/":
+                response.body = response.body.replace(b"<head>", b"<head>" + BEGIN_WITH_RUNS, 1)
+
+        self.rewrite_response = begin_with_runs
 
 
 class DaskHandler(RunningServerHandler):
