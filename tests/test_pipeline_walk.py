@@ -109,6 +109,7 @@ def test_plot_shows_both_states(walked, servers):
     models = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting"}
     assert shown == {(model, rev) for model in models for rev in ("HEAD", "workspace")}
     assert plot["encoding"]["x"]["scale"]["domain"] == [0, 1]
+    assert "rev" in [layer["encoding"].get("text", {}).get("field") for layer in plot["layer"]]  # without colour, too
     graph = (servers.pipeline / "results" / "dag.md").read_text()
     assert graph.startswith("```mermaid")
     assert "train_keras" in graph

@@ -38,3 +38,5 @@ c.LabApp.workspaces_dir = str(settings.state / "jupyter")  # not the open tabs o
 c.LabApp.news_url = None  # no page of another site is asked for anything
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"
+c.LabApp.custom_css = True
+c.ServerApp.tornado_settings = {"static_custom_path": [str(folder / "custom")]}

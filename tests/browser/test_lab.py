@@ -143,6 +143,18 @@ def test_links_of_the_start_page_open_readmes_as_pages(page):
     expect(page.locator(".jp-RenderedMarkdown:visible h2", has_text="What you will learn")).to_be_visible()
 
 
+@pytest.mark.parametrize("where", ["page", "on_a_hub"])
+def test_link_leads_to_a_heading_where_text_is_clear_of_code(where, request):
+    """A step's link scrolls its README to the heading; below a block of code in a list there is room."""
+    page = request.getfixturevalue(where)
+    page.locator(".lm-TabBar-tabLabel", has_text="START.md").click()
+    page.locator(".jp-RenderedMarkdown:visible a", has_text="Data pushed to a remote").click()
+    text = page.locator(".jp-RenderedMarkdown:visible", has_text="Keep data where others can fetch it")
+    expect(text.locator("h3", has_text="Keep data where")).to_be_in_viewport()
+    expect(text.locator("h1")).not_to_be_in_viewport()
+    expect(text.locator("li > pre").first).to_have_css("margin-bottom", re.compile(r"1[0-9.]+px"))
+
+
 @pytest.mark.parametrize("title", TILES)
 @pytest.mark.parametrize("where", ["page", "on_a_hub"])
 def test_tile_shows_its_application(where, title, request):

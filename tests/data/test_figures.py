@@ -43,6 +43,7 @@ def test_measured_and_predicted_draws_both_targets_in_gigawatts(frame, predicted
     assert solar.tolist() == frame["solar_GW"].tolist()
     assert wind.tolist() == frame["wind_GW"].tolist()
     assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
+    assert {line.name for line in figure.data if line.line.dash == "dot"} == {"measured"}  # in grey, too
 
 
 def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predicted):

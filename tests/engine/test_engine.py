@@ -257,3 +257,25 @@ def test_engine_keeps_secrets_at_home(servers, notebook, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "hello None" in read(tmp_path / "output.ipynb")
+
+
+def test_runs_carry_the_commit_and_state_of_the_clients_folder(servers, notebook, tmp_path):
+    """The worker's own repository is another: so it is when DVC tries an experiment in a copy (`--temp`)."""
+    copy = tmp_path / "copy"
+    (copy / "4_pipeline").mkdir(parents=True)
+    for file in ("pyproject.toml", "4_pipeline/params.yaml"):
+        (copy / file).write_text("1\n")
+
+    def git(*words):
+        command = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", *words]
+        return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stdout.strip()
+
+    for words in (("init",), ("add", "--all"), ("commit", "--message", "First")):
+        git(*words)
+    (copy / "4_pipeline" / "params.yaml").write_text("2\n")
+    source = notebook("from workshop.models.tracking import git_tags\nprint(*git_tags().values())")
+    environment = {name: value for name, value in servers.environment.items() if name != "WORKSHOP_ROOT"}
+    command = [BIN / "papermill", source, tmp_path / "output.ipynb", "--engine", "dask"]
+    done = servers.run(*command, cwd=copy / "4_pipeline", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"{git('rev-parse', 'HEAD')} true" in read(tmp_path / "output.ipynb")

@@ -95,8 +95,8 @@ THERE = {
     },
     "A model promoted by you": {"moves": (move(PROMOTED, "1", why="better in winter"),)},
     "Your promotion rolled back": {"moves": (move(FORCED, "2", why="to see"), move(ROLLED_BACK, "1", number=2))},
-    "An experiment with dvc exp run": {"pipeline": Pipeline(experiments=("sour-soup",))},
     "Data pushed to a remote": {"pipeline": Pipeline(remote=Remote("local", "/tmp/x", holds=3, wanted=9))},
+    "An experiment with dvc exp run": {"pipeline": Pipeline(experiments=("sour-soup",))},
 }  # fmt: skip
 
 
@@ -451,7 +451,7 @@ def test_check_tells_what_is_next_and_exits_by_the_chapter(attendee):
     assert "Next: A linear regression (1_starting_point/model_linreg.ipynb, chapter 1)" in done.output
     assert "Next: A linear regression" in (attendee.root / "START.md").read_text()
     done = CliRunner().invoke(main, ["check", "3"])
-    assert "Next: A project, run by one command (3_projects/README.md, chapter 3)" in done.output
+    assert "Next: A project, run by one command (3_projects/README.md, 2. Run it, chapter 3)" in done.output
     done = CliRunner().invoke(main, ["check", "3", "--json"])
     assert done.exit_code == 1
     assert {each["state"] for each in json.loads(done.output)} == {"missing"}

@@ -31,9 +31,19 @@ def test_links_lead_to_what_is_there():
     """Each link of the page resolves from the repository's top, and each chapter and step has one."""
     text = startpage.page(all_in(State.MISSING), NOW)
     targets = re.findall(r"\]\(([^)]+)\)", text)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
     assert {chapter.readme for chapter in CHAPTERS} <= set(targets)
     assert len(targets) == len(CHAPTERS) + len(verdicts(NOTHING)) + 2  # the next step and its chapter once more
+
+
+def test_headings_that_steps_lead_to_are_there():
+    """Each step that is done in a README of chapter 2 to 4 names a heading of it; the link is JupyterLab's anchor."""
+    steps = [each for each in verdicts(NOTHING) if each.where.endswith(".md") and each.chapter > 1]
+    assert len(steps) == 11
+    for step in steps:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / step.where).read_text(), flags=re.MULTILINE)
+        assert step.heading in headings, step.title
+        assert step.link == f"{step.where}#{step.heading.replace(' ', '-')}"
 
 
 def test_minutes_are_those_of_the_chapters_readmes():
@@ -65,7 +75,7 @@ def test_next_step_comes_first_with_its_reason():
     progress = all_in(State.MISSING)
     head = startpage.page(progress, NOW).split("\n## ")[0]
     assert f"**Next: {progress.next.title}**" in head
-    assert f"({progress.next.where})" in head
+    assert f"({progress.next.link})" in head
     assert f"[chapter {progress.next.chapter}]({outline.chapter(progress.next.chapter).readme})" in head
     assert progress.next.reason in head
 

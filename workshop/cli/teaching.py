@@ -58,7 +58,7 @@ def _print_chapters(progress, numbers: list[int]) -> None:
             click.echo(f"   {startpage.SIGNS[step.state]} {step.title}")
             following = step == progress.next
             if following or (len(numbers) == 1 and step.reason):
-                click.echo(f"       where: {step.where}")
+                click.echo(f"       where: {step.place}")
                 click.echo(textwrap.fill(f"why:   {step.reason}", width, **HANGING))
         click.echo()
     click.echo(startpage.legend(step for number in numbers for step in progress.of(number)))
@@ -69,7 +69,7 @@ def _print_chapters(progress, numbers: list[int]) -> None:
 def _next(following) -> str:
     if following is None:
         return "All of it is done."
-    return f"Next: {following.title} ({following.where}, chapter {following.chapter})"
+    return f"Next: {following.title} ({following.place}, chapter {following.chapter})"
 
 
 @click.command()

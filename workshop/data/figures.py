@@ -59,11 +59,11 @@ def measured_and_predicted(
     title: str | None = None,
     measured_name: str = "measured",
 ) -> go.Figure:
-    """Draw measured (grey) and predicted (coloured) generation in GW over time: solar above, wind below.
+    """Draw measured (dotted) and predicted (solid) generation in GW over time: solar above, wind below.
 
     ``frame`` is a processed frame; ``predicted`` holds `solar_GW` and `wind_GW` of the same rows in the same order. An
     hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
-    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the grey line. ``band``
+    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dotted line. ``band``
     are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
     ``predicted``; daily means have none, since the misses of single hours do not add up. Raises DataError: no rows, a
     column missing, not as many predictions as rows.
@@ -79,7 +79,7 @@ def measured_and_predicted(
         if ends:
             _add_band(figure, *(end[target] for end in ends), target, coverage, row)
         lines = (
-            (measured, measured_name, {"color": MEASURED, "width": 1.6}, row == 1),
+            (measured, measured_name, {"color": MEASURED, "width": 1.6, "dash": "dot"}, row == 1),
             (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 2}, True),
         )
         for part, name, line, in_legend in lines:

@@ -291,7 +291,12 @@ def tracking_uri() -> str | None:
 
 
 def forwarded_environment(options: NotebookOptions, worker: cluster.Worker) -> dict[str, str]:
-    """Return the variables that the kernel shall see as the client does; secrets stay at home unless asked for."""
+    """Return the variables that the kernel shall see as the client does; secrets stay at home unless asked for.
+
+    The commit is that of the client's folder: the worker may know another, or none.
+    """
+    from workshop.models.tracking import git_variables
+
     found = {
         name: value
         for name, value in os.environ.items()
@@ -302,9 +307,7 @@ def forwarded_environment(options: NotebookOptions, worker: cluster.Worker) -> d
         )
     }
     if worker.sees_folder:
-        return found
-    from workshop.models.tracking import git_variables
-
+        return found | git_variables()
     found = {name: value for name, value in found.items() if name not in CLIENTS_OWN}
     if uri := tracking_uri():
         found["MLFLOW_TRACKING_URI"] = uri

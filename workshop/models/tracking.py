@@ -350,7 +350,8 @@ def file_hash(file: Path) -> str:
 def git_tags(folder: Path | None = None) -> dict[str, str]:
     """Return the commit and whether tracked files differ from it; empty outside a git repository.
 
-    On a worker without the repository they come from the environment, where the client has put them.
+    In a kernel on the cluster they come from the environment, where the client has put those of its own folder: a
+    worker may know no repository, or another than that in which DVC tries an experiment (`dvc exp run --temp`).
     """
     if GIT_VARIABLES.keys() <= os.environ.keys():
         return {tag: os.environ[variable] for variable, tag in GIT_VARIABLES.items()}

@@ -73,7 +73,7 @@ def _next(progress: Progress) -> str:
     if following is None:
         return "**All of it is done.** What follows is [your own data](4_pipeline/own/README.md)."
     place = chapter(following.chapter)
-    where = f"[chapter {place.number}]({place.readme}). Open [{following.where}]({following.where})."
+    where = f"[chapter {place.number}]({place.readme}). Open [{following.place}]({following.link})."
     text = f"**Next: {following.title}**, {where}"
     return f"> {text}\n>\n> {following.reason}"
 
@@ -89,4 +89,4 @@ def _chapter(described: Chapter, checkpoints: list[Checkpoint]) -> str:
 
 
 def _line(checkpoint: Checkpoint) -> str:
-    return f"{SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.where})"
+    return f"{SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.link})"

@@ -45,7 +45,7 @@ def week(told: Week, misses: list[Miss], measured_name: str, *, width: float, le
                 axes.fill_between(
                     hours.index, *band, color=COLOURS[target], alpha=BAND_OPACITY, linewidth=0, label="band"
                 )
-            axes.plot(hours.index, hours[target], color=MEASURED, linewidth=1.4, label=measured_name)
+            axes.plot(hours.index, hours[target], ":", color=MEASURED, linewidth=1.6, label=measured_name)
             if predicted is not None:
                 axes.plot(hours.index, predicted[target], color=COLOURS[target], linewidth=1.6, label="predicted")
             for miss in (miss for miss in misses if miss.target == target):

@@ -53,7 +53,8 @@ def verdicts(evidence: Evidence) -> list[Checkpoint]:
     for chapter in CHAPTERS:
         for step in (*STEPS[chapter.number], *exercise_steps(chapter)):
             verdict = step.look(evidence)
-            checkpoints.append(Checkpoint(chapter.number, step.title, step.where, verdict.state, verdict.reason))
+            found = (verdict.state, verdict.reason, step.heading)
+            checkpoints.append(Checkpoint(chapter.number, step.title, step.where, *found))
     return checkpoints
 
 

@@ -95,10 +95,10 @@ def pushed(evidence: Evidence) -> Verdict:
 
 
 STEPS = (
-    Step("The pipeline ran here", CHAPTER.readme, ran),
-    Step("A stage ran again with a changed parameter", CHAPTER.readme, ran_again),
-    Step("A model promoted by you", CHAPTER.readme, promoted),
-    Step("Your promotion rolled back", CHAPTER.readme, rolled_back),
-    Step("An experiment with dvc exp run", CHAPTER.readme, experiment),
-    Step("Data pushed to a remote", CHAPTER.readme, pushed),
+    Step("The pipeline ran here", CHAPTER.readme, ran, "Before you start"),
+    Step("A stage ran again with a changed parameter", CHAPTER.readme, ran_again, "4. Change one parameter"),
+    Step("A model promoted by you", CHAPTER.readme, promoted, "5. Watch the gate"),
+    Step("Your promotion rolled back", CHAPTER.readme, rolled_back, "5. Watch the gate"),
+    Step("Data pushed to a remote", CHAPTER.readme, pushed, "8. Keep data where others can fetch it"),
+    Step("An experiment with dvc exp run", CHAPTER.readme, experiment, "9. Try values as experiments"),
 )

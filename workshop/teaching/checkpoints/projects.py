@@ -94,8 +94,8 @@ def _verdict(evidence: Evidence, store: Store, fits: Callable[[Run], bool], comm
 
 
 STEPS = (
-    Step("A project, run by one command", CHAPTER.readme, main),
-    Step("Run again with another parameter", CHAPTER.readme, changed),
-    Step("A run of the entry point validate", CHAPTER.readme, validated),
-    Step("A run from a git address", CHAPTER.readme, from_git),
+    Step("A project, run by one command", CHAPTER.readme, main, "2. Run it"),
+    Step("Run again with another parameter", CHAPTER.readme, changed, "3. Change a parameter"),
+    Step("A run of the entry point validate", CHAPTER.readme, validated, "5. Use another entry point"),
+    Step("A run from a git address", CHAPTER.readme, from_git, "7. Run a commit from a git repository"),
 )

@@ -62,11 +62,12 @@ def seen(made: Sequence[Run | Version]) -> Verdict | None:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do: what, where (a path from the repository's top), and the look at the evidence."""
+    """One thing to do: what, where (a path from the repository's top, and a heading in it), the look."""
 
     title: str
     where: str
     look: Callable[[Evidence], Verdict]
+    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ class Checkpoint:
     where: str
     state: State
     reason: str
+    heading: str = ""
+
+    @property
+    def link(self) -> str:
+        """The target of a link that JupyterLab follows to the heading, whose anchor is its text with dashes."""
+        return f"{self.where}#{self.heading.replace(' ', '-')}" if self.heading else self.where
+
+    @property
+    def place(self) -> str:
+        """Where it is done, in words."""
+        return f"{self.where}, {self.heading}" if self.heading else self.where
 
     @property
     def there(self) -> bool:
@@ -90,6 +102,7 @@ class Checkpoint:
             "chapter": self.chapter,
             "step": self.title,
             "where": self.where,
+            "heading": self.heading,
             "state": self.state.value,
             "reason": self.reason,
         }

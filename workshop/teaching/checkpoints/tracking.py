@@ -159,5 +159,5 @@ STEPS = (
     ),
     Step("A registered version", NOTEBOOKS["compare_runs"], registered),
     Step("In production, by its alias", NOTEBOOKS["compare_runs"], in_production),
-    Step("Rolled back", CHAPTER.readme, rolled_back),
+    Step("Rolled back", CHAPTER.readme, rolled_back, "6. Take a mistake back"),
 )
