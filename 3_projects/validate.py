@@ -76,7 +76,7 @@ def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
 
             return skops.io.load(folder / "model.skops", trusted=TRUSTED_TYPES).predict(weather)
         if (folder / "data" / "model.keras").is_file():
-            os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="2")
+            os.environ.update(KERAS_BACKEND="tensorflow", CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3")
             import keras
 
             model = keras.saving.load_model(folder / "data" / "model.keras", safe_mode=True)

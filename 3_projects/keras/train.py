@@ -26,7 +26,7 @@ def main() -> None:
     frame = hourly.read_frame(parameters["data"])
     train, test = hourly.split_by_time(frame, parameters["test_fraction"])
 
-    os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="2")
+    os.environ.update(KERAS_BACKEND="tensorflow", CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3")
     import mlflow
 
     model = fit(train, parameters["epochs"], parameters["hidden_units"], parameters["seed"])
