@@ -55,6 +55,7 @@ def restored(servers, tmp_path_factory):
             as_it_was.st_size, as_it_was.st_mtime_ns,
         ):  # fmt: skip
             file.unlink(missing_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)  # DVC removes an output before it is made
             shutil.copy2(copy, file)
     shutil.rmtree(kept)
 
