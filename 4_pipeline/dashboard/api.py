@@ -51,6 +51,9 @@ def register(server: Flask, serving: Serving) -> None:
         served = serving.now
         try:
             rows = weather.from_records(body["rows"])
+            if served.model is None and not served.looked:
+                wait = "ask again in a few seconds"
+                return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The model is being looked for.", next=wait)
             if served.model is None:
                 return _refusal(
                     HTTPStatus.SERVICE_UNAVAILABLE, "No model is in production yet.", next=WHAT_TO_RUN.replace("`", "")

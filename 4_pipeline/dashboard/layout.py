@@ -110,7 +110,7 @@ def model(served: Served) -> list:
     """Say which version speaks, of what kind, how good it is and since when."""
     production = served.production
     if production is None:
-        return [html.P("no model yet", id="model-version", className="version")]
+        return [html.P("no model yet" if served.looked else "one moment …", id="model-version", className="version")]
     known = [
         ("Kind", html.Span(parts.kind(production.stage, served.model.kind), id="model-kind")),
         ("R² held out", html.Span("not recorded" if production.r2 is None else f"{production.r2:.3f}", id="model-r2")),

@@ -45,7 +45,8 @@ class Served:
 
     ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
     it has one: what is the same for all readers is computed once. ``troubles`` are named by what they concern:
-    `registry`, `artifacts`, `model` or `data`.
+    `registry`, `artifacts`, `model` or `data`. ``looked`` is False until it is known what there is, so also while the
+    first model is being loaded.
     """
 
     looked: bool = False
@@ -168,6 +169,8 @@ class Serving:
         from workshop.models.loading import load
 
         frame = self.now.frame
+        if self.now.model is None and "model" not in self.now.troubles:  # one that failed is tried again unseen
+            self._take(looked=False)
         try:
             with one_thread():
                 model = load(found.model_uri)
@@ -179,7 +182,7 @@ class Serving:
         self._failed = None
         if frame is None:
             predicted = band = None
-        answers = {"predicted": predicted, "band": band, "batches": Batches(), "record": Record()}
+        answers = {"predicted": predicted, "band": band, "batches": Batches(), "record": Record(), "looked": True}
         self._take(production=found, model=model, **answers, settled="model")
         self._moved.set()
         log.info("%s version %s speaks", found.name, found.version)

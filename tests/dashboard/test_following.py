@@ -15,6 +15,7 @@ import psutil
 import pytest
 from dashboard.bodies import URL, body_of, output_with
 from mlflow.exceptions import MlflowException
+from workplace import free_port
 
 from workshop.models import history, lineage, registry
 from workshop.models.tracking import connect
@@ -97,6 +98,27 @@ def _look_until(wanted: Callable[[], object], seconds: float, *followed) -> None
         time.sleep(0.2)
         for each in followed:
             each.look()
+
+
+def test_model_that_is_being_loaded_is_not_called_missing(versions, data_file, promoted, monkeypatch):
+    """The registry answers late, as after `workshop up`; from then on nobody reads that no model is in production."""
+    import layout
+    import serving
+
+    followed, seen = serving.Serving(data_file), []
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        followed.look()
+    assert set(followed.now.troubles) == {"registry"}
+    looking = threading.Thread(target=followed.look)
+    looking.start()
+    while looking.is_alive():
+        seen.append(followed.now)
+        time.sleep(0.01)
+    assert followed.now.production.version == versions.numbers[0]
+    waiting = [str(layout.message(served)) for served in seen if served.production is None and not served.troubles]
+    assert waiting  # it takes a while
+    assert not any("No model is in production" in said for said in waiting)
 
 
 def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file):

@@ -138,6 +138,8 @@ def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, str, d
 
     Raises WorkshopError when the model cannot be asked for these hours.
     """
+    if served.model is None and not served.looked:
+        return [parts.banner("The model is being loaded:", "hand the file in again in a few seconds.")], "", None
     if served.model is None or served.production is None:
         return [parts.banner("No model is in production yet:", "there is nothing to predict with.")], "", None
     try:
