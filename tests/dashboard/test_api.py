@@ -65,10 +65,11 @@ def test_predict_without_a_model_says_what_to_run(made):
     """With nothing in production: 503 and the commands that change that; health and metrics answer all the same."""
     import serving
 
-    _, client = made(serving.Served())
-    answer = client.post("/predict", json={"rows": [ROW]})
-    assert answer.status_code == 503
-    assert "dvc repro" in answer.get_json()["next"]
+    for looked, words in ((False, "ask again"), (True, "dvc repro")):
+        _, client = made(serving.Served(looked=looked))
+        answer = client.post("/predict", json={"rows": [ROW]})
+        assert answer.status_code == 503
+        assert words in answer.get_json()["next"]
     assert client.get("/health").get_json()["version"] is None
     metrics = client.get("/metrics").get_data(as_text=True)
     assert "dashboard_data_hours 0.0" in metrics
