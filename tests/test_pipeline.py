@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 import shutil
@@ -50,10 +51,8 @@ def restored(servers, tmp_path_factory):
     kept = shutil.copytree(servers.pipeline, tmp_path_factory.mktemp("kept"), dirs_exist_ok=True)
     yield servers
     for copy in filter(Path.is_file, kept.rglob("*")):
-        file, as_it_was = servers.pipeline / copy.relative_to(kept), copy.stat()
-        if not file.exists() or (file.stat().st_size, file.stat().st_mtime_ns) != (
-            as_it_was.st_size, as_it_was.st_mtime_ns,
-        ):  # fmt: skip
+        file = servers.pipeline / copy.relative_to(kept)
+        if not (file.exists() and filecmp.cmp(copy, file)):
             file.unlink(missing_ok=True)
             file.parent.mkdir(parents=True, exist_ok=True)  # DVC removes an output before it is made
             shutil.copy2(copy, file)

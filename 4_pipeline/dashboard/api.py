@@ -51,13 +51,11 @@ def register(server: Flask, serving: Serving) -> None:
         served = serving.now
         try:
             rows = weather.from_records(body["rows"])
-            if served.model is None and not served.looked:
-                wait = "ask again in a few seconds"
-                return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The model is being looked for.", next=wait)
             if served.model is None:
-                return _refusal(
-                    HTTPStatus.SERVICE_UNAVAILABLE, "No model is in production yet.", next=WHAT_TO_RUN.replace("`", "")
-                )
+                what, next_step = "The model is being looked for.", "ask again in a few seconds"
+                if served.looked:
+                    what, next_step = "No model is in production yet.", WHAT_TO_RUN.replace("`", "")
+                return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next=next_step)
             return jsonify(_answer(served, rows)), HTTPStatus.OK
         except DataError as error:
             found = (

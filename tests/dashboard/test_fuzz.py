@@ -85,7 +85,7 @@ def apps():
     return {}
 
 
-@settings(max_examples=600, **QUICKLY)
+@settings(max_examples=1500, **QUICKLY)
 @given(st.data())
 def test_callbacks_never_fail(made, apps, data):
     """Whatever is sent to whichever callback, with a model and without: an answer, or 4xx with a reason."""

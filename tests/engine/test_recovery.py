@@ -147,7 +147,7 @@ def repository(cluster, tmp_path) -> Repository:
     return Repository(tmp_path / "place", cluster)
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_fault_dvc_killed_at_any_time_is_right_the_next_time(repository, rounds):
     """Killed by chance, then run again at once: all is made, once at a time, the lock parses, nothing is left."""
     dice = random.Random(rounds)

@@ -107,9 +107,8 @@ def test_mlflow_serves_raw_weather(saved, kind, tmp_path):
     root, hours = saved
     port = free_port()
     command = [BIN / "mlflow", "models", "serve", "-m", root / kind, "--env-manager", "local", "-p", str(port)]
-    clean = clean_environment() | {
-        "PYTHONDONTWRITEBYTECODE": "1"
-    }  # the model's folder is shared, and holds no bytecode
+    # The model's folder is shared, and holds no bytecode.
+    clean = clean_environment() | {"PYTHONDONTWRITEBYTECODE": "1"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, "-h", "127.0.0.1"], stdout=log, stderr=log, cwd=tmp_path, env=clean)
     try:
