@@ -10,7 +10,7 @@ from workplace import ROOT
 
 TOP = {
     "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
-    "workshop", "examples", "benchmarks", "tests", "pyproject.toml", "Makefile", "CHANGELOG.md", "CONTRIBUTING.md",
+    "workshop", "packages", "examples", "benchmarks", "tests", "pyproject.toml", "Makefile", "CHANGELOG.md", "CONTRIBUTING.md",
     "LICENSE", ".ci", ".dvc", ".github", ".gitlab-ci.yml", ".devcontainer", ".binder", ".gitignore", ".env.example",
     ".pre-commit-config.yaml",
 }  # fmt: skip
