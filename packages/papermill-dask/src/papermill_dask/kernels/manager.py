@@ -27,8 +27,8 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from workshop.engine.kernels import keeper
-from workshop.engine.kernels.warm import WARM, Stale, cold_command
+from papermill_dask.kernels import keeper
+from papermill_dask.kernels.warm import WARM, Stale, cold_command
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,9 @@ import pytest
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
-
-from workshop.engine.kernels import manager as kernel_manager
-from workshop.engine.kernels.manager import KeptKernelManager
-from workshop.engine.kernels.warm import WARM, start_warming, warm_state
+from papermill_dask.kernels import manager as kernel_manager
+from papermill_dask.kernels.manager import KeptKernelManager
+from papermill_dask.kernels.warm import WARM, start_warming, warm_state
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -398,7 +397,7 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = "import changing_module, sys\nprint(changing_module.value, 'colorsys' in sys.modules)"
-    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "workshop.engine.kernels.manager"):
+    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "papermill_dask.kernels.manager"):
         assert run(asked) == "1 True\n"
         before = warm_state()["pid"]
         module.write_text("value = 1000")
@@ -428,7 +427,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
         "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level(logging.INFO, "workshop.engine.kernels.manager"), warming("colorsys", "threaded"):
+    with caplog.at_level(logging.INFO, "papermill_dask.kernels.manager"), warming("colorsys", "threaded"):
         assert "a module started threads: busy" in warm_state()["reason"]
         assert not is_forked()
         assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
@@ -465,7 +464,7 @@ def test_warm_process_ends_with_its_worker(tmp_path):
     """A worker that is killed while its warm process still imports takes that with it."""
     (tmp_path / "slow.py").write_text("import ctypes\nopen('importing', 'w')\nctypes.PyDLL(None).sleep(600)")
     script = (
-        "import os, time; from workshop.engine.kernels.warm import start_warming; "
+        "import os, time; from papermill_dask.kernels.warm import start_warming; "
         "start_warming(['slow']); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

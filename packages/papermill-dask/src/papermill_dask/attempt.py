@@ -21,12 +21,12 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
-from workshop.engine import cluster, placement
-from workshop.engine.events import EventReceiver
-from workshop.engine.executed import ExecutedNotebook
-from workshop.engine.files.declaration import Declaration, declared
+from papermill_dask import cluster, placement
+from papermill_dask.events import EventReceiver
+from papermill_dask.executed import ExecutedNotebook
+from papermill_dask.files.declaration import Declaration, declared
+from papermill_dask.worker import LOST, Place, Task, WorkerLost, collected, release, run_notebook
 from workshop.engine.repro.alone import STAGE, RunningStage
-from workshop.engine.worker import LOST, Place, Task, WorkerLost, collected, release, run_notebook
 from workshop.errors import EngineError
 from workshop.settings import NotebookOptions, get_settings
 
@@ -200,7 +200,7 @@ class Attempt:
         """Nothing to do: that it came is the message."""
 
     def _on_collect(self, _: dict[str, Any]) -> None:
-        from workshop.engine.files.transfer import fetch
+        from papermill_dask.files.transfer import fetch
 
         fetch(self._client, self.worker, self._scratch, Path.cwd(), self._declaration, progress=self._shows_progress)
         self._tell(collected, self._key)
@@ -217,7 +217,7 @@ class Attempt:
     # -- files, where there is no shared disk ------------------------------------------------------------------
     def _send_files(self) -> str:
         """Bring the notebook's deps to the worker; return the scratch folder there."""
-        from workshop.engine.files.transfer import send
+        from papermill_dask.files.transfer import send
 
         self._declaration = declaration(self._options, self._executed.output_path)
         if not self._declaration.deps and not self._declaration.outs:
@@ -230,7 +230,7 @@ class Attempt:
 
     def _remove_files(self) -> None:
         if self._scratch is not None:
-            from workshop.engine.files.transfer import remove
+            from papermill_dask.files.transfer import remove
 
             with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
                 remove(self._client, self.worker, self._scratch)

@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from workshop.engine.kernels.keeper import Messages, keep
-from workshop.engine.kernels.launcher import LAUNCHER, run_kernel
+from papermill_dask.kernels.keeper import Messages, keep
+from papermill_dask.kernels.launcher import LAUNCHER, run_kernel
 
 QUIET_SECONDS = 0.2  # after which the next kernel is readied, so that it takes no time from the one that starts
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"

@@ -1,0 +1,1 @@
+"""Notebooks on any Dask cluster: `papermill IN OUT --engine dask`."""
