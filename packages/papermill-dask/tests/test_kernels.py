@@ -353,6 +353,41 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
     assert "image/png" in shown[1][1][1]
 
 
+def test_traceback_reads_as_jupyters_own_and_takes_no_longer_with_many_modules(tmp_path, monkeypatch):
+    """Errors read as in a stock kernel; that 6,000 more modules are imported costs their tracebacks nothing."""
+    (tmp_path / "crowd.py").write_text(
+        "import sys, types\n"
+        "for number in range(6000):\n"
+        "    module = sys.modules[f'crowd{number}'] = types.ModuleType(f'crowd{number}')\n"
+        "    module.__file__ = __file__\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sources = (
+        "import json, time\nbegan = time.process_time()",
+        "def deep(number):\n    return 1 / number + deep(number - 1)\ndeep(300)",
+        "json.loads('{')",
+        "exec('deep(3)')",
+        "%%time\ndeep(1)",
+        "print(time.process_time() - began)",
+    )
+
+    def tracebacks(manager=KeptKernelManager):
+        document = notebook(*sources)
+        client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
+        client.execute(cwd=str(tmp_path))
+        shown = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
+        return shown, float(document.cells[-1].outputs[0].text)
+
+    stock, _ = tracebacks(AsyncKernelManager)
+    with warming("json"):
+        few, usual_seconds = tracebacks()
+    with warming("crowd"):
+        many, seconds = tracebacks()
+    assert len(stock) == 4
+    assert few == many == stock
+    assert seconds < 1.5 * usual_seconds
+
+
 @pytest.mark.parametrize("victim", ["keeper", "kernel"])
 def test_kernel_starts_although_the_one_that_was_ready_is_killed(victim):
     """As the memory killer may do; the next kernel is then started another way."""
