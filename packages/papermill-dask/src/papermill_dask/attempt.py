@@ -164,7 +164,8 @@ class Attempt:
         folder, environment = str(Path.cwd()), forwarded_environment(self._options, worker)
         if not worker.sees_folder:
             folder = self._send_files()
-        place = Place(folder, environment, is_scratch=self._scratch is not None, is_remote=not worker.is_local)
+        is_scratch, is_remote = self._scratch is not None, not worker.is_local
+        place = Place(folder, environment, umask(), is_scratch=is_scratch, is_remote=is_remote)
         self._tell(release, self._key, place)
 
     def _on_start(self, event: dict[str, Any]) -> None:
@@ -288,6 +289,13 @@ def tracking_uri() -> str | None:
     """Return the tracking server that notebooks are told of: MLFLOW_TRACKING_URI, else that of `workshop up`."""
     settings = get_settings()
     return settings.tracking_uri if settings.mlflow_tracking_uri or settings.is_up else None
+
+
+def umask() -> int:
+    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def forwarded_environment(options: NotebookOptions, worker: cluster.Worker) -> dict[str, str]:

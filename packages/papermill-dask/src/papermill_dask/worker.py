@@ -54,6 +54,7 @@ class Place:
 
     folder: str
     environment: dict[str, str]
+    umask: int
     is_scratch: bool = False
     is_remote: bool = False
 
@@ -185,7 +186,8 @@ def _run_kernel(task: Task, run: Run, events, manager) -> None:
         kernel_name=task.kernel_name,
         **task.options,
     )
-    run.kernel.execute(cwd=run.place.folder, env=os.environ | run.place.environment | {TASK_VARIABLE: run.key})
+    environment = os.environ | run.place.environment | {TASK_VARIABLE: run.key}
+    run.kernel.execute(cwd=run.place.folder, env=environment, umask=run.place.umask)
 
 
 def _check_reachable(tracking_uri: str | None) -> None:
