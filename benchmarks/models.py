@@ -110,8 +110,11 @@ def _on_other_hosts(folder: Path, workers: int) -> dict[str, float]:
     import subprocess
 
     root = str(Path(__file__).resolve().parents[1])
-    sys.path.append(f"{root}/tests")  # where pytest has it, and its modules look for one another
-    from engine.hosts import new_cluster, new_hosts
+    sys.path += [
+        f"{root}/tests",
+        f"{root}/packages/papermill-dask/tests",
+    ]  # where pytest has it, and its modules look for one another
+    from hosts import new_cluster, new_hosts
 
     with new_hosts() as hosts, new_cluster(folder / f"cluster-{time.time_ns()}", PYTHONPATH=root) as cluster:
         cluster.start_scheduler(hosts.scheduler)

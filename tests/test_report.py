@@ -393,7 +393,7 @@ def test_command_without_data_says_how_to_make_it(report, monkeypatch, tmp_path)
 def test_command_says_which_server_does_not_answer(report, monkeypatch):
     """The tracking server, and for many weeks the cluster: the address and the next step, before anything is made."""
     dead = free_port()
-    monkeypatch.setattr("workshop.engine.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("papermill_dask.cluster.CONNECT_SECONDS", 1)
     with dask.config.set({"scheduler-address": f"tcp://127.0.0.1:{dead}"}):
         done = report("--all")
     assert done.exit_code == 1

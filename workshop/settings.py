@@ -30,7 +30,7 @@ KERNEL_IMPORTS = (
     "mlflow.tracing.processor.mlflow_v3", "mlflow.tracking.request_header.registry", "git", "workshop.data.figures",
     "workshop.data.origin", "workshop.data.own", "workshop.data.prepare", "workshop.data.split",
     "workshop.data.validation_page", "workshop.data.weeks", "matplotlib.backends.backend_svg",
-    "workshop.engine.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
+    "workshop.data.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
     "workshop.models.report.page", "workshop.models.tracking", "workshop.models.loading:rehearse",
 )  # fmt: skip
 
@@ -337,7 +337,7 @@ class NotebookOptions(BaseModel):
                 f"The notebook's option `{first['loc'][0]}` cannot be used.",
                 value=repr(first["input"]),
                 expected=f"one of {', '.join(cls.model_fields)}" if unknown else first["msg"],
-                next_step="see workshop/engine/README.md",
+                next_step="see packages/papermill-dask/README.md",
             ) from None
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import requests
 from dashboard.bodies import URL
-from engine.hosts import wait_for
+from hosts import wait_for
 from workplace import ROOT, clean_environment, free_port
 
 Address = tuple[str, int]

@@ -217,8 +217,7 @@ def test_engine_without_a_scheduler_starts_one_for_the_call(notebook, tmp_path):
 def test_engine_local_cluster_listens_on_loopback_alone(tmp_path, monkeypatch):
     """The cluster started for a call, its page included, cannot be reached from another machine."""
     import dask
-
-    from workshop.engine.cluster import connect
+    from papermill_dask.cluster import connect
 
     (tmp_path / "4_pipeline").mkdir()
     (tmp_path / "pyproject.toml").touch()

@@ -16,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from engine.hosts import filled, small_disk
+from hosts import filled, small_disk
 from workplace import BIN, clean_environment, environment_of
 
 from workshop.engine.repro import recovery

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from engine.hosts import wait_for
+from hosts import wait_for
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, clean_environment, free_port
 

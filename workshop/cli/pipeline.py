@@ -105,8 +105,9 @@ def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | 
     \b
     Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
     """
-    from workshop.engine import sweep
-    from workshop.engine.combinations import read_value
+    from papermill_dask import sweep
+    from papermill_dask.combinations import read_value
+
     from workshop.errors import EngineError
 
     fixed = {name: read_value(value) for name, value in parameters}

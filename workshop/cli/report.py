@@ -59,14 +59,14 @@ def report(
 def _one(pipeline: Path, week: str | None, folder: Path, to_paper: bool):
     """Make the report of one week here."""
     from workshop.data.weeks import select_week
-    from workshop.engine import reports
+    from workshop.models.report import batch
     from workshop.parameters import read_stage
 
     if week is None:
         week = read_stage(pipeline / "params.yaml", "report").week
     frame = _frame(pipeline)
     week, _ = select_week(frame, week)  # a mistake in it is told before the model is loaded
-    return reports.write(reports.make(_evidence(frame), week, _template(pipeline), to_paper=to_paper), folder)
+    return batch.write(batch.make(_evidence(frame), week, _template(pipeline), to_paper=to_paper), folder)
 
 
 def _many(pipeline: Path, weeks: str | None, folder: Path, to_paper: bool) -> list:
@@ -74,12 +74,12 @@ def _many(pipeline: Path, weeks: str | None, folder: Path, to_paper: bool) -> li
     from tqdm.auto import tqdm
 
     from workshop.data.weeks import between, names
-    from workshop.engine import reports
+    from workshop.models.report import batch
 
     wanted = None if weeks is None else between(weeks)
     frame = _frame(pipeline)
     wanted = wanted or names(frame)
-    making = reports.make_many(_evidence(frame), wanted, _template(pipeline), folder, to_paper=to_paper)
+    making = batch.make_many(_evidence(frame), wanted, _template(pipeline), folder, to_paper=to_paper)
     done = list(tqdm(making, total=len(wanted), desc="reports", unit="week", file=sys.stderr, disable=None))
     return sorted(done, key=lambda made: made.week)
 

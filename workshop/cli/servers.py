@@ -86,7 +86,8 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     own = next(service for service in services if service["name"] == "dask-scheduler")
     if get_settings().dask_scheduler_address is None and not own["healthy"]:
         return []
-    from workshop.engine import cluster
+    from papermill_dask import cluster
+
     from workshop.errors import EngineError
 
     with contextlib.suppress(EngineError), cluster.connect() as client:  # raised while there is no worker

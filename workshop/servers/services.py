@@ -78,7 +78,7 @@ def _workers_command(settings: Settings) -> list[str]:
         *("--host", settings.host, "--nworkers", str(settings.dask_workers), "--nthreads", "1"),
         # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
         *("--resources", "notebook=1"),
-        *("--preload", "workshop.engine.preload"),
+        *("--preload", "papermill_dask.preload"),
         *("--local-directory", str(settings.state / "dask")),
         *("--dashboard-address", f"{settings.host}:0"),
     ]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from workshop.engine.kernels.keeper import PR_SET_PDEATHSIG, control_process
+from papermill_dask.kernels.keeper import PR_SET_PDEATHSIG, control_process
 
 READ_BYTES = 1 << 16
 ORPHAN_SECONDS = 2.0

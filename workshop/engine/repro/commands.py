@@ -29,7 +29,7 @@ PROGRAMS = ("papermill", "workshop")
 MODULES = ("workshop.cli", "workshop.parameters", "requests")
 NOTEBOOK_MODULES = (
     "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "distributed",
-    "workshop.engine.engine", "workshop.engine.worker",
+    "papermill_dask.engine", "papermill_dask.worker",
 )  # fmt: skip
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 EXPANDED = re.compile(r"[$`\\\n]")

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from papermill_dask.signals import handled
+
 from workshop.engine.repro.commands import CommandServer, StageCommands, StageFailed, Stopped
 from workshop.engine.repro.pipeline import State, open_pipeline
-from workshop.engine.signals import handled
 from workshop.errors import EngineError
 
 # What loads models is forked from a second server: its imports would keep the first one from starting commands.

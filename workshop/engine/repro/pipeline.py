@@ -70,7 +70,7 @@ def notebooks_at_once(settings: Settings) -> int:
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
     if settings.dask_scheduler_address in (None, own):
         return settings.dask_workers
-    from workshop.engine import cluster, placement
+    from papermill_dask import cluster, placement
 
     with cluster.connect() as client:
         return placement.slots(client)

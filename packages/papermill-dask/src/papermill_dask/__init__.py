@@ -1,1 +1,1 @@
-"""Run notebooks on any Dask cluster: papermill IN OUT --engine dask."""
+"""Notebooks on any Dask cluster: `papermill IN OUT --engine dask`."""

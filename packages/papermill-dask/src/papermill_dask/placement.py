@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_client.kernelspec import NoSuchKernel
 
-from workshop.engine.cluster import NOTEBOOK, Worker, logger
+from papermill_dask.cluster import NOTEBOOK, Worker, logger
 from workshop.errors import EngineError
 from workshop.settings import NotebookOptions
 

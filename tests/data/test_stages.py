@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workshop.engine.stages import Stage
+from workshop.data.stages import Stage
 from workshop.errors import EngineError
 
 DECLARED = """

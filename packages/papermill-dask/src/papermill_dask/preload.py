@@ -1,4 +1,4 @@
-"""Readies a Dask worker for notebooks: `dask worker --preload workshop.engine.preload`."""
+"""Readies a Dask worker for notebooks: `dask worker --preload papermill_dask.preload`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def start_readying(worker) -> None:
 
 
 def _ready() -> None:
-    from workshop.engine import cells  # noqa: F401 - papermill's client, which each notebook needs
-    from workshop.engine.kernels.warm import start_warming
+    from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs
+    from papermill_dask.kernels.warm import start_warming
     from workshop.settings import get_settings
 
     start_warming(get_settings().kernel_imports)

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from engine.hosts import MARK, Client, assert_gone, filled, marked, new_cluster, notebook, small_disk, wait_for
+from hosts import MARK, Client, assert_gone, filled, marked, new_cluster, notebook, small_disk, wait_for
 from workplace import BIN
 
 from workshop.errors import EngineError
@@ -226,9 +226,8 @@ def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking_server, 
 def test_fault_worker_killed_is_told_to_all_who_need_it(own, monkeypatch):
     """One client with three notebooks, two on a worker and one that waits for it: all three fail when it is killed."""
     from distributed import Client
-
-    from workshop.engine.attempt import WorkerLost
-    from workshop.engine.engine import execute_notebook
+    from papermill_dask.attempt import WorkerLost
+    from papermill_dask.engine import execute_notebook
 
     mark = secrets.token_hex(8)
     monkeypatch.setenv(MARK, mark)
@@ -264,7 +263,7 @@ def test_fault_scheduler_killed_is_an_error(own, tracking_server, tmp_path):
 
 def test_fault_warm_kernel_goes_with_its_worker(own, tmp_path):
     """A worker killed with -9 takes along a kernel forked from its warm process, and that process itself."""
-    own.start_worker("one", "--preload", "workshop.engine.preload", WORKSHOP_KERNEL_IMPORTS='["colorsys"]')
+    own.start_worker("one", "--preload", "papermill_dask.preload", WORKSHOP_KERNEL_IMPORTS='["colorsys"]')
     environment = {"WORKSHOP_KERNEL_IMPORTS": '["colorsys"]'}
     is_warm = "import sys\nprint('colorsys' in sys.modules)"
 
@@ -361,8 +360,7 @@ def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
 def test_fault_descendants_are_gone_in_seconds_every_time(cluster, monkeypatch, number):
     """A stuck kernel with children, daemons among them, that is no longer wanted: gone within 5 s, every time."""
     from distributed import Client, Future
-
-    from workshop.engine.engine import execute_notebook
+    from papermill_dask.engine import execute_notebook
 
     mark = f"again-{secrets.token_hex(8)}"
     monkeypatch.setenv(MARK, mark)

@@ -19,14 +19,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop.engine.combinations import check_parameters, combinations, file_names, misuse
-from workshop.engine.signals import handled
+from papermill_dask.combinations import check_parameters, combinations, file_names, misuse
+from papermill_dask.signals import handled
 from workshop.errors import EngineError, WorkshopError
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from workshop.engine.records import Records
+    from papermill_dask.records import Records
 
 MOST_METRICS = 6  # columns of the table
 LONGEST_TAG = 5000
@@ -186,8 +186,8 @@ def run_many(
     from tqdm.auto import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from workshop.engine import cluster, placement
-    from workshop.engine.attempt import stage_id
+    from papermill_dask import cluster, placement
+    from papermill_dask.attempt import stage_id
 
     parameters, sweeps = dict(parameters or {}), list(sweeps)
     runs = plan(notebook, parameters, sweeps, output_folder)
@@ -220,8 +220,8 @@ def run_many(
 
 def _records(client: Client, notebook: Path, tell: Callable[[str], object]) -> Records | None:
     """Return where MLflow runs are made; None when no tracking server is known."""
-    from workshop.engine.attempt import tracking_uri
-    from workshop.engine.records import Records
+    from papermill_dask.attempt import tracking_uri
+    from papermill_dask.records import Records
 
     if uri := tracking_uri():
         return Records(client, notebook, uri)

@@ -13,7 +13,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from workshop.engine.files.manifest import Entry, digest, no_space
+from papermill_dask.files.manifest import Entry, digest, no_space
 from workshop.errors import EngineError
 
 NAME = ".workshop-{}"

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from papermill_dask.files.declaration import Declaration
+from papermill_dask.files.landing import Landing
+from papermill_dask.files.manifest import Entry, entries
+from papermill_dask.files.store import KEPT_NS, Store, serve
+from papermill_dask.files.transfer import fetch, remove, send
 from workplace import BIN, clean_environment, required
 
-from workshop.engine.files.declaration import Declaration
-from workshop.engine.files.landing import Landing
-from workshop.engine.files.manifest import Entry, entries
-from workshop.engine.files.store import KEPT_NS, Store, serve
-from workshop.engine.files.transfer import fetch, remove, send
 from workshop.errors import EngineError
 
 MB = 10**6
@@ -504,8 +504,8 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
     """Ctrl-C while files are on their way: the client ends at once, and its scratch folder is gone."""
     write_large(folder / "large", 600 * MB)
     program = (
-        "from pathlib import Path; from distributed import Client; from workshop.engine.files.transfer import send\n"
-        "from workshop.engine.files.declaration import Declaration\n"
+        "from pathlib import Path; from distributed import Client; from papermill_dask.files.transfer import send\n"
+        "from papermill_dask.files.declaration import Declaration\n"
         f"client = Client({cluster.client.scheduler.address!r}, set_as_default=False)\n"
         f"send(client, {cluster.worker!r}, Path({str(folder)!r}), Declaration(('large',)))"
     )
@@ -540,7 +540,7 @@ def test_store_sweeps_what_a_killed_worker_left(tmp_path):
     store = Store(tmp_path)
     mine, _ = store.open([])
     program = (
-        "import sys, time; from pathlib import Path; from workshop.engine.files.store import Store\n"
+        "import sys, time; from pathlib import Path; from papermill_dask.files.store import Store\n"
         f"print(Store(Path({str(tmp_path)!r})).open([])[0], flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
@@ -611,8 +611,8 @@ def test_store_is_shared_by_processes(tmp_path, folder):
     for number in range(20):
         write(folder / "data" / str(number), bytes([number]) * 100_000)
     program = (
-        "import sys; from pathlib import Path; from workshop.engine.files.store import Store\n"
-        "from workshop.engine.files.manifest import entries\n"
+        "import sys; from pathlib import Path; from papermill_dask.files.store import Store\n"
+        "from papermill_dask.files.manifest import entries\n"
         f"folder = Path({str(folder)!r}); wanted = entries(folder, ['data'])\n"
         f"store = Store(Path({str(tmp_path / 'store')!r}))\n"
         "for _ in range(10):\n"
@@ -634,7 +634,7 @@ def test_landing_mends_what_a_killed_client_left(folder):
     """A client killed between two renames: the next one puts the old out back and leaves nothing hidden."""
     write(folder / "out", b"old")
     program = (
-        "import time; from pathlib import Path; from workshop.engine.files.landing import Landing\n"
+        "import time; from pathlib import Path; from papermill_dask.files.landing import Landing\n"
         f"folder = Path({str(folder)!r})\n"
         "landing = Landing(folder, ['out']); landing.prepare([], [])\n"
         "(folder / 'out').rename(landing.staged('out').parents[1] / 'old' / 'out')\n"

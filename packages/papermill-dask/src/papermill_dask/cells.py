@@ -15,8 +15,8 @@ from jupyter_core.utils import run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
-from workshop.engine.files.store import DISK_FULL
-from workshop.engine.kernels.manager import KeptKernelManager
+from papermill_dask.files.store import DISK_FULL
+from papermill_dask.kernels.manager import KeptKernelManager
 from workshop.errors import EngineError
 
 INTERRUPT_SECONDS = 0.5

@@ -11,10 +11,10 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from workshop.engine.files.declaration import Declaration
-from workshop.engine.files.landing import Landing
-from workshop.engine.files.manifest import Entry, absent, digest, entries, inside, no_space, outermost, refused
-from workshop.engine.files.store import DISK_FULL, LIMIT_BYTES, serve
+from papermill_dask.files.declaration import Declaration
+from papermill_dask.files.landing import Landing
+from papermill_dask.files.manifest import Entry, absent, digest, entries, inside, no_space, outermost, refused
+from papermill_dask.files.store import DISK_FULL, LIMIT_BYTES, serve
 from workshop.errors import EngineError
 
 # What is under way at a time bounds the memory on all three sides; more or larger pieces are no faster.

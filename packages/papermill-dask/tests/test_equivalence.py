@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from engine import notebooks
-from engine.notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
+from notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
 from workplace import BIN
 
 ENGINES = {"own": None, "dask": "dask"}

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -28,8 +29,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from workshop.engine.kernels.keeper import Messages, keep
-from workshop.engine.kernels.launcher import LAUNCHER, run_kernel
+from papermill_dask.kernels.keeper import Messages, keep
+from papermill_dask.kernels.launcher import LAUNCHER, run_kernel
 
 QUIET_SECONDS = 0.2  # after which the next kernel is readied, so that it takes no time from the one that starts
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -55,6 +56,7 @@ def main() -> NoReturn:
     if reason:
         control.send(reason=reason)
         os._exit(1)
+    inspect.getmodule(main.__code__)  # finds out, once, which module each file is; tracebacks ask for that
     gc.collect()
     gc.freeze()  # what is there now stays in memory that all kernels share
     control.send(seconds=time.time() - began, skipped=skipped)

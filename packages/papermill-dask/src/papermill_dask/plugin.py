@@ -19,7 +19,7 @@ def __getattr__(name: str):
         @classmethod
         def execute_notebook(cls, nb, kernel_name, **options):
             """Run a notebook; arguments, result and errors are those of papermill's own engine."""
-            from workshop.engine import engine
+            from papermill_dask import engine
 
             return engine.execute_notebook(nb, kernel_name, **options)
 

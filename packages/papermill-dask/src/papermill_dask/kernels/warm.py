@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workshop.engine.kernels.keeper import Messages
-from workshop.engine.kernels.launcher import LAUNCHER
+from papermill_dask.kernels.keeper import Messages
+from papermill_dask.kernels.launcher import LAUNCHER
 
-logger = logging.getLogger("workshop.engine.kernels.manager")
+logger = logging.getLogger("papermill_dask.kernels.manager")
 
 MOST_PROCESSES = 2
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
-START = "import sys; sys.path[:] = filter(None, sys.path); from workshop.engine.kernels.{} import main; main()"
+START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{} import main; main()"
 
 # How the variables begin that are read while modules are imported, or by the C libraries that come with them: a kernel
 # for which one of these differs is forked from another process. All others are read when they are needed, and a

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from workshop.engine.files.manifest import Entry, absent, digest, entries, inside, no_space
+from papermill_dask.files.manifest import Entry, absent, digest, entries, inside, no_space
 from workshop.errors import EngineError
 
 LIMIT_BYTES = 20 * 2**30

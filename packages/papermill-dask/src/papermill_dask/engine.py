@@ -13,11 +13,11 @@ from typing import Any
 
 from papermill.log import logger
 
-from workshop.engine import cluster, placement
-from workshop.engine.attempt import Attempt, WorkerLost, stage_id
-from workshop.engine.executed import ExecutedNotebook
+from papermill_dask import cluster, placement
+from papermill_dask.attempt import Attempt, WorkerLost, stage_id
+from papermill_dask.executed import ExecutedNotebook
+from papermill_dask.signals import handled
 from workshop.engine.repro.alone import alone
-from workshop.engine.signals import handled
 from workshop.settings import NotebookOptions, get_settings
 
 RESTART_SECONDS = 30  # for a nanny that starts the next worker

@@ -6,8 +6,8 @@ import asyncio
 import threading
 import time
 
-from workshop.engine.cluster import listens
-from workshop.engine.worker import LOST, WorkerLost
+from papermill_dask.cluster import listens
+from papermill_dask.worker import LOST, WorkerLost
 from workshop.errors import EngineError
 
 WATCH_SECONDS = 0.2

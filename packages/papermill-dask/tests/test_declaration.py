@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from papermill_dask.files.declaration import declared
 from workplace import BIN, clean_environment
 
-from workshop.engine.files.declaration import declared
 from workshop.errors import EngineError
 
 # A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
 PROBE = """
 import json, os, sys
 from pathlib import Path
-from workshop.engine.files.declaration import declared
+from papermill_dask.files.declaration import declared
 outs, executed = sys.argv[1].split(","), sys.argv[2:]
 found = declared(Path.cwd(), os.environ["DVC_STAGE"], written_here=map(Path, executed))
 report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": found.deps, "outs": found.outs,
@@ -205,7 +205,7 @@ def test_declared_outs_may_be_made_by_other_commands(repository):
 
 def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
     """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
-    from workshop.engine.files.manifest import entries
+    from papermill_dask.files.manifest import entries
 
     folder = repository(
         dvc_yaml=f"""

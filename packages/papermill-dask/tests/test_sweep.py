@@ -15,10 +15,10 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from engine.notebooks import notebook as document_of
+from notebooks import notebook as document_of
+from papermill_dask.sweep import NotebookRun, Status, Sweep, combinations, file_names, plan, read_rank, run_many
 from workplace import environment_of
 
-from workshop.engine.sweep import NotebookRun, Status, Sweep, combinations, file_names, plan, read_rank, run_many
 from workshop.errors import EngineError
 
 START_SECONDS = 120
@@ -62,7 +62,7 @@ time.sleep(seconds)
 # What the command line does: run, print the rows, exit.
 PROGRAM = """
 import json, pathlib, sys
-from workshop.engine.sweep import run_many
+from papermill_dask.sweep import run_many
 sweep = run_many(pathlib.Path(sys.argv[1]), sweeps=sys.argv[2:], tell=lambda line: print(line, file=sys.stderr))
 print(json.dumps([run.as_dict() for run in sweep.runs]))
 sys.exit(sweep.exit_code)

@@ -21,12 +21,12 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
-from workshop.engine import cluster, placement
-from workshop.engine.events import EventReceiver
-from workshop.engine.executed import ExecutedNotebook
-from workshop.engine.files.declaration import Declaration, declared
+from papermill_dask import cluster, placement
+from papermill_dask.events import EventReceiver
+from papermill_dask.executed import ExecutedNotebook
+from papermill_dask.files.declaration import Declaration, declared
+from papermill_dask.worker import LOST, Place, Task, WorkerLost, collected, release, run_notebook
 from workshop.engine.repro.alone import STAGE, RunningStage
-from workshop.engine.worker import LOST, Place, Task, WorkerLost, collected, release, run_notebook
 from workshop.errors import EngineError
 from workshop.settings import NotebookOptions, get_settings
 
@@ -164,7 +164,8 @@ class Attempt:
         folder, environment = str(Path.cwd()), forwarded_environment(self._options, worker)
         if not worker.sees_folder:
             folder = self._send_files()
-        place = Place(folder, environment, is_scratch=self._scratch is not None, is_remote=not worker.is_local)
+        is_scratch, is_remote = self._scratch is not None, not worker.is_local
+        place = Place(folder, environment, umask(), is_scratch=is_scratch, is_remote=is_remote)
         self._tell(release, self._key, place)
 
     def _on_start(self, event: dict[str, Any]) -> None:
@@ -200,7 +201,7 @@ class Attempt:
         """Nothing to do: that it came is the message."""
 
     def _on_collect(self, _: dict[str, Any]) -> None:
-        from workshop.engine.files.transfer import fetch
+        from papermill_dask.files.transfer import fetch
 
         fetch(self._client, self.worker, self._scratch, Path.cwd(), self._declaration, progress=self._shows_progress)
         self._tell(collected, self._key)
@@ -217,7 +218,7 @@ class Attempt:
     # -- files, where there is no shared disk ------------------------------------------------------------------
     def _send_files(self) -> str:
         """Bring the notebook's deps to the worker; return the scratch folder there."""
-        from workshop.engine.files.transfer import send
+        from papermill_dask.files.transfer import send
 
         self._declaration = declaration(self._options, self._executed.output_path)
         if not self._declaration.deps and not self._declaration.outs:
@@ -230,7 +231,7 @@ class Attempt:
 
     def _remove_files(self) -> None:
         if self._scratch is not None:
-            from workshop.engine.files.transfer import remove
+            from papermill_dask.files.transfer import remove
 
             with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
                 remove(self._client, self.worker, self._scratch)
@@ -288,6 +289,13 @@ def tracking_uri() -> str | None:
     """Return the tracking server that notebooks are told of: MLFLOW_TRACKING_URI, else that of `workshop up`."""
     settings = get_settings()
     return settings.tracking_uri if settings.mlflow_tracking_uri or settings.is_up else None
+
+
+def umask() -> int:
+    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def forwarded_environment(options: NotebookOptions, worker: cluster.Worker) -> dict[str, str]:

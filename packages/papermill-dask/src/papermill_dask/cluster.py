@@ -248,7 +248,7 @@ def listens(address: str, seconds: float) -> bool:
 
 def running(client: Client) -> list[dict[str, Any]]:
     """Return the notebooks that run on the cluster now: notebook, worker, cell, cells, since (UTC)."""
-    from workshop.engine import worker as there
+    from papermill_dask import worker as there
 
     workers = client.scheduler_info(n_workers=-1)["workers"]
     answers = client.sync(_ask, client, list(workers), there.running)
@@ -260,7 +260,7 @@ def wait_for_stage(client: Client, stage: str | None) -> None:
 
     Raises EngineError when it does not end.
     """
-    from workshop.engine import worker as there
+    from papermill_dask import worker as there
 
     deadline = time.monotonic() + ENDING_SECONDS
     while stage:

@@ -54,6 +54,7 @@ class Place:
 
     folder: str
     environment: dict[str, str]
+    umask: int
     is_scratch: bool = False
     is_remote: bool = False
 
@@ -117,9 +118,9 @@ def run_notebook(task: Task) -> None:
     """
     import distributed
 
-    from workshop.engine import preload
-    from workshop.engine.events import EventSender
-    from workshop.engine.watch import Watch
+    from papermill_dask import preload
+    from papermill_dask.events import EventSender
+    from papermill_dask.watch import Watch
 
     worker = distributed.get_worker()
     preload.start_readying(worker)  # where it was started without
@@ -140,7 +141,7 @@ def run_notebook(task: Task) -> None:
     finally:
         del RUNS[key]
         if run.stopped and run.place is not None and run.place.is_scratch:
-            from workshop.engine.files.store import Store, home
+            from papermill_dask.files.store import Store, home
 
             Store(home(worker)).remove(run.place.folder)  # nobody may be left to ask for it
     events.send("done", **ending)
@@ -150,7 +151,7 @@ def _run_cells(task: Task, run: Run, events) -> dict[str, Any]:
     """Run the cells; return the notebook's ``metadata``, whether it ``failed``, and an ``error`` that is no cell's."""
     import nbformat
 
-    from workshop.engine.cells import CellEvents
+    from papermill_dask.cells import CellEvents
 
     manager = CellEvents(
         nbformat.from_dict(task.notebook), events, run, sends_outputs=bool(task.options.get("coalesce_streams"))
@@ -168,7 +169,7 @@ def _run_cells(task: Task, run: Run, events) -> dict[str, Any]:
 
 
 def _run_kernel(task: Task, run: Run, events, manager) -> None:
-    from workshop.engine.cells import KernelClient
+    from papermill_dask.cells import KernelClient
     from workshop.models.tracking import TASK_VARIABLE
 
     def find_open_runs(*, failed: bool) -> None:
@@ -185,7 +186,8 @@ def _run_kernel(task: Task, run: Run, events, manager) -> None:
         kernel_name=task.kernel_name,
         **task.options,
     )
-    run.kernel.execute(cwd=run.place.folder, env=os.environ | run.place.environment | {TASK_VARIABLE: run.key})
+    environment = os.environ | run.place.environment | {TASK_VARIABLE: run.key}
+    run.kernel.execute(cwd=run.place.folder, env=environment, umask=run.place.umask)
 
 
 def _check_reachable(tracking_uri: str | None) -> None:

@@ -27,8 +27,8 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from workshop.engine.kernels import keeper
-from workshop.engine.kernels.warm import WARM, Stale, cold_command
+from papermill_dask.kernels import keeper
+from papermill_dask.kernels.warm import WARM, Stale, cold_command
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ class KeptProvisioner(LocalProvisioner):
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
             "env": dict(kwargs["env"]),
             "cwd": self.cwd,
+            "umask": kwargs.get("umask"),
             "folder": getattr(self.parent, "private_folder", None),
         }
         await self._wait_for_warmth(request)

@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from engine.hosts import MARK, THIS, Cluster, Hosts, end, marked, new_cluster, new_hosts, notebook, wait_for
+from hosts import MARK, THIS, Cluster, Hosts, end, marked, new_cluster, new_hosts, notebook, wait_for
 from workplace import BIN, required
 
 from workshop.errors import EngineError
@@ -168,7 +168,7 @@ def kernels(mark: str) -> list[psutil.Process]:
 
 def most_at_once(client, number: int, mark: str) -> list[psutil.Process]:
     """Run as many notebooks at once; return the kernels of a moment when there were most."""
-    from workshop.engine.engine import execute_notebook
+    from papermill_dask.engine import execute_notebook
 
     most = []
     with ThreadPoolExecutor(number) as executor:
@@ -202,8 +202,7 @@ def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
 def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path, resources):
     """The second goes where none runs, the third to the worker that is free first, wherever it had to wait."""
     from distributed import Client
-
-    from workshop.engine.engine import execute_notebook
+    from papermill_dask.engine import execute_notebook
 
     for name in ("alpha", "beta"):
         own.start_worker(name, resources=resources, WORKER=name)
@@ -285,7 +284,7 @@ def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
 )
 def test_cluster_says_at_once_what_it_lacks(dask_client, options, words):
     """A resource, memory or worker that is not there: an error at once, with what there is."""
-    from workshop.engine.engine import execute_notebook
+    from papermill_dask.engine import execute_notebook
 
     with pytest.raises(EngineError) as caught:
         execute_notebook(document("1", **options), "python3", progress_bar=False, client=dask_client)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from papermill_dask import cluster
+
 from workshop.data.files import write_whole
-from workshop.engine import cluster
 from workshop.errors import EngineError, WorkshopError
 from workshop.models.report import page, paper
 from workshop.models.report.evidence import Evidence
