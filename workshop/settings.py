@@ -12,6 +12,7 @@ from typing import Annotated
 from platformdirs import user_cache_path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
 
 from workshop.errors import SettingsError
 
@@ -354,6 +355,13 @@ def get_settings() -> Settings:
             value=repr(first["input"]),
             expected=first["msg"],
             next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
+        ) from None
+    except UnreadableSetting as error:
+        name = str(error).split('"')[1].upper()
+        raise SettingsError(
+            f"The setting WORKSHOP_{name} cannot be read.",
+            expected='a list such as ["pandas", "keras"], or [] for none',
+            next_step="set or unset it in the environment or in `.env`",
         ) from None
     except ValueError as error:
         raise SettingsError(
