@@ -72,8 +72,8 @@ def require_tracking_server() -> None:
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not address.startswith(("http://", "https://")):
         stop(
-            f"No tracking server is set: MLFLOW_TRACKING_URI is {address or 'empty'}, not an http address. "
-            'Type at the top of the repository: eval "$(workshop config --export)"',
+            f"No tracking server is set in this terminal, so the run would go to {address or 'a file of this folder'}. "
+            'Type at the top of the repository: eval "$(.venv/bin/workshop config --export)"',
             2,
         )
 

@@ -25,6 +25,7 @@ from workshop.teaching.pyenv import find_real
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 README = (ROOT / "3_projects" / "README.md").read_text()
+SET_UP = 'eval "$(.venv/bin/workshop config --export)"'
 NAMES = ("lr", "rf", "keras")
 METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
@@ -119,7 +120,7 @@ def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
     blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # a command that goes on in the next line
     first, *lines = [line for block in blocks for line in block.splitlines() if line != PLAIN_KERAS]
-    assert first == 'eval "$(.venv/bin/workshop config --export)"'  # what the environment of `servers` holds
+    assert first == SET_UP  # what the environment of `servers` holds
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
     results, folder, trained = {}, servers.root, []
     for line in lines:
@@ -176,6 +177,17 @@ def test_runs_are_whole(typed, servers):
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
     assert min(map(min, keras["predicted"])) >= 0
+
+
+@pytest.mark.usefixtures("typed")
+def test_bare_run_of_the_front_page_goes_to_the_experiment(servers, environments):
+    """`mlflow run lr` needs no option; an experiment that is named is the one that is taken."""
+    assert "`mlflow run lr`" in (ROOT / "README.md").read_text()
+    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
+    lines = ("mlflow run lr", "mlflow run lr --experiment-name other", "mlflow run lr --experiment-id 0")
+    results = [type_line(line, servers.root / "3_projects", **environment) for line in lines]
+    runs = read_runs([run_id_of(result) for result in results], servers)
+    assert [run["experiment"] for run in runs] == ["predicting_wind_solar", "other", "Default"]
 
 
 def test_run_from_a_git_address_names_commit_and_address(typed, servers):
@@ -348,8 +360,18 @@ def test_project_refuses_a_missing_tracking_address(projects, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = run_project("lr", "--env-manager", "local", projects=projects)
     assert result.returncode == 1
-    assert 'eval "$(workshop config --export)"' in result.stderr
+    assert SET_UP in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects, tmp_path):
+    """No environment is made before the refusal, which names the line to type."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"MLFLOW_ENV_ROOT": str(tmp_path / "environments"), "PATH": path_without_pyenv()}
+    result = type_line("mlflow run lr", projects, **environment)
+    assert result.returncode == 1
+    assert SET_UP in result.stderr
+    assert not (tmp_path / "environments").exists()
 
 
 def train(name: str, *arguments: str, folder: Path, address: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess:
@@ -371,7 +393,8 @@ def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
     """Only an http address will do; else exit code 2 before anything is read or written."""
     result = train(name, folder=tmp_path, address=address)
     assert result.returncode == 2
-    assert "workshop config --export" in result.stderr
+    assert SET_UP in result.stderr
+    assert "MLFLOW_TRACKING_URI" not in result.stderr  # which MLflow sets by itself
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -12,6 +12,7 @@ from typing import Annotated
 from platformdirs import user_cache_path
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableSetting
 
 from workshop.errors import SettingsError
 
@@ -19,6 +20,8 @@ EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
 EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers, whatever it points at now
+# After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
+MLFLOW_RETRIES = "4"
 STATE_VERSION = 1  # of the state folder's layout; one more needs a step in `workshop.servers.state.MIGRATIONS`
 # What a worker's warm process imports, so that a notebook's kernel need not: the one place that says so. It is what the
 # pipeline's notebooks import, and what their libraries import, or look up, only when they are used.
@@ -256,6 +259,8 @@ class Settings(BaseSettings):
         chosen = here if self.is_up else self
         return self._package_source() | {
             "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+            "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
             "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
@@ -354,6 +359,13 @@ def get_settings() -> Settings:
             value=repr(first["input"]),
             expected=first["msg"],
             next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
+        ) from None
+    except UnreadableSetting as error:
+        name = str(error).split('"')[1].upper()
+        raise SettingsError(
+            f"The setting WORKSHOP_{name} cannot be read.",
+            expected='a list such as ["pandas", "keras"], or [] for none',
+            next_step="set or unset it in the environment or in `.env`",
         ) from None
     except ValueError as error:
         raise SettingsError(

@@ -100,8 +100,7 @@ def main() -> None:
     # The log is read by people: no line for each reader who waits a moment.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     # A server that is frozen is noticed in seconds; the follower tries again by itself.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
         serve(get_settings())
     except WorkshopError as error:

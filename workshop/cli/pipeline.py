@@ -58,10 +58,11 @@ def _words(serving) -> str:
 @click.command()
 @click.argument("targets", nargs=-1)
 @click.option(
-    "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default what the cluster has room for."
+    "-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default what the cluster has room for."
 )
-@click.option("--force", is_flag=True, help="Run stages that did not change, too.")
-def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
+@click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
+@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
+def repro(targets: tuple[str, ...], jobs: int | None, force: bool, all_pipelines: bool) -> None:
     """Run what changed of the pipeline, stages that do not need one another side by side.
 
     It leaves what `dvc repro` leaves: the same files, the same dvc.lock. TARGETS are stages, as DVC names them; by
@@ -76,7 +77,7 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
     from workshop.settings import get_settings
 
     settings = get_settings()
-    folder = Path.cwd() if Path("dvc.yaml").exists() or targets else settings.pipeline
+    folder = Path.cwd() if Path("dvc.yaml").exists() or targets or all_pipelines else settings.pipeline
     with parallel.board(sys.stderr) as (progress, notice):
         parallel.reproduce_parallel(
             folder,
@@ -87,6 +88,7 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
             notice=notice,
             environment=pipeline.environment_of(settings, shell_first=True),
             force=force,
+            all_pipelines=all_pipelines,
         )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop.errors import ServiceError
 from workshop.models.heartbeat import heartbeat
-from workshop.settings import EXPERIMENT, EXPORT, get_settings
+from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, get_settings
 
 if TYPE_CHECKING:
     import mlflow
@@ -45,9 +45,9 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
 
     ``uri`` is the server's address, by default the one in the settings.
     """
-    # MLflow reads these when it is imported. Its own patience with a dead server is four minutes.
+    # MLflow reads these when it is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
     uri = uri or get_settings().tracking_uri
