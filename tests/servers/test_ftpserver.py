@@ -23,10 +23,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from relay import ADDRESS, relaying
 from stores import find_temporaries
 from workplace import free_port, required
 
+from workshop.errors import ArtifactError
 from workshop.servers.artifacts import names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -326,6 +328,26 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("least_free", ["1", "20000000"])
+@pytest.mark.parametrize("scheme", ["ftp", "ftps"])
+def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, least_free):
+    """A disk that fills amid an upload is answered 426 with the reason; the store says so, and leaves nothing."""
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(60_000_000))
+    state = tmp_path / "state"
+    with small_disk(state, 48), started_server(state, ftp_least_free=least_free) as server:
+        values = {"STATE": state, "FTP_PORT": server.port, "FTP_USER": USER, "FTP_PASSWORD": PASSWORD}
+        for name, value in values.items():
+            monkeypatch.setenv(f"WORKSHOP_{name}", str(value))
+        store = get_artifact_repository(f"{scheme}://127.0.0.1:{server.port}/folder")
+        began = time.monotonic()
+        with pytest.raises(ArtifactError, match=r"no room left[^\0]*426 No space left on device"):
+            store.log_artifact(str(large))
+        assert time.monotonic() - began < 5
+        assert store.list_artifacts() == []
+        assert [path for path in server.artifacts.rglob("*") if path.is_file()] == []
 
 
 def test_disk_is_never_filled(tmp_path):

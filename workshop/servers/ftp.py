@@ -22,7 +22,7 @@ from typing import Any
 from OpenSSL import SSL
 from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
 from pyftpdlib.filesystems import AbstractedFS
-from pyftpdlib.handlers import TLS_DTPHandler, TLS_FTPHandler
+from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler, TLS_FTPHandler
 from pyftpdlib.log import logger
 
 from workshop.servers.artifacts import names
@@ -196,6 +196,15 @@ class TransferHandler(TLS_DTPHandler):
                 self.transfer_finished = False
                 self._resp = _failure(error)
         super().close()
+
+    def handle_error(self) -> None:
+        """Say why a transfer ends; pyftpdlib knows the disk's reason, but does not pass it on."""
+        self._error = True  # so no TLS farewell
+        if isinstance(reason := sys.exception().__cause__, OSError):
+            self._resp = _failure(reason)
+            self.close()
+        else:
+            DTPHandler.handle_error(self)
 
     def _is_cut(self) -> bool:
         """Tell whether the data ended because the client is gone: pyftpdlib takes any end for the file's."""
