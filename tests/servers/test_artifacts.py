@@ -732,3 +732,14 @@ def test_gc_frees_the_disk(server, tracking_uri, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert sum(path.stat().st_size for path in server.artifacts.rglob("*") if path.is_file()) == 1_000_000
     assert len(client.list_artifacts(kept, "inner")) == 10
+
+
+def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path):
+    """MLflow's client, which repeats what may pass for minutes, hears at once that and why an artifact is damaged."""
+    store = get_artifact_repository("mlflow-artifacts:/damaged", tracking_uri)
+    store.log_artifact(str(file))
+    (server.artifacts / "mlflow" / "damaged" / "numbers.bin").write_bytes(b"\1" * 256_000)
+    began = time.monotonic()
+    with pytest.raises(MlflowException, match=r"409 .*'damaged/numbers.bin' is not what was stored"):
+        store.download_artifacts("numbers.bin", str(tmp_path))
+    assert time.monotonic() - began < 10

@@ -8,8 +8,8 @@ import ssl
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
-    INTERNAL_ERROR,
     INVALID_PARAMETER_VALUE,
+    RESOURCE_CONFLICT,
     RESOURCE_DOES_NOT_EXIST,
     TEMPORARILY_UNAVAILABLE,
 )
@@ -22,7 +22,7 @@ NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSL
 class StoreError(ArtifactError, MlflowException):
     """An ArtifactError that is MLflow's too."""
 
-    code = INTERNAL_ERROR
+    code = RESOURCE_CONFLICT  # status 409: MLflow's clients repeat what gets a 500, for minutes
 
     def __init__(self, what: str, **details: object) -> None:
         super().__init__(what, **details)
