@@ -36,6 +36,10 @@ class StoreUnavailable(StoreError):
     silent = False
 
 
+class StoreRefused(StoreError):
+    """The FTP server refused a command."""
+
+
 class ArtifactMissing(StoreError):
     """There is no such artifact."""
 
@@ -79,7 +83,7 @@ def explain(error: BaseException, server: str) -> StoreError:
             expected="the user and password that the server was started with",
             next_step="workshop down, then workshop up: both sides then read the same credentials",
         )
-    return StoreError(f"{server} refused a command.", value=value, next_step="look into the server's log")
+    return StoreRefused(f"{server} refused a command.", value=value, next_step="look into the server's log")
 
 
 def reply_code(error: BaseException) -> str:
