@@ -90,7 +90,7 @@ class OwnFile(Stage):
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
     decimal: Literal[".", ","] = "."
-    time: TimeColumn = TimeColumn(column="utc_timestamp", zone="UTC")
+    time: TimeColumn = TimeColumn(column="utc_timestamp")
     solar_GW: PowerColumn = PowerColumn(column="solar_GW", unit="GW")
     wind_GW: PowerColumn = PowerColumn(column="wind_GW", unit="GW")
     windspeed: SpeedColumn = SpeedColumn(column="windspeed", unit="m/s")
