@@ -93,7 +93,7 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
 # -- hours ---------------------------------------------------------------------------------------------------------
 def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
     if (changed := findings.get("changed")) is not None:
-        yield Check("not what SHA256SUMS says", "files", len(changed), (None, 0), "files", _listed(changed))
+        yield Check("not what SHA256SUMS says", "files", len(changed), (None, 0), note=_listed(changed))
     years = findings["by_year"]
     missing = {year: 100 * (1 - counts["hours_kept"] / counts["hours_expected"]) for year, counts in years.items()}
     worst = max(missing, key=missing.get)
