@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import click
@@ -149,7 +150,9 @@ def params(stage: str | None, as_json: bool) -> None:
         for name, section in checked.items()
         for key, value in section.model_dump().items()
     ]
-    print_rows(rows, as_json)
+    names, values = (max(len(str(row[column])) for row in rows) for column in ("parameter", "value"))
+    room = max(shutil.get_terminal_size().columns - names - 4, 20)
+    print_rows(rows, as_json, [None, min(values, room // 2), room - min(max(values, 5), room // 2)])
 
 
 @click.command("tracking-store")
