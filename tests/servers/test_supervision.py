@@ -19,7 +19,7 @@ import psutil
 import pytest
 from workplace import BIN, ROOT, Servers, free_port, new_workplace, processes_of
 
-from workshop.servers import by_hand as hands
+from workshop import ownership
 from workshop.servers import supervision
 from workshop.servers.services import SERVICES
 from workshop.settings import STATE_VERSION
@@ -236,7 +236,7 @@ def test_up_refuses_a_second_server_on_the_database(place):
     place.run(BIN / "workshop", "down")
     with by_hand(place, *mlflow_command(place, free_port())) as server:
         settings = place.settings
-        wait_until(lambda: list(hands._holders(settings.database)))
+        wait_until(lambda: list(ownership.users_of(settings.database)))
         family = [server, *server.children(recursive=True)]
         done = place.run(BIN / "workshop", "up")
     assert done.returncode == 1

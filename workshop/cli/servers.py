@@ -84,7 +84,7 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     from workshop.settings import get_settings
 
     own = next(service for service in services if service["name"] == "dask-scheduler")
-    if get_settings().dask_scheduler_address is None and not own["healthy"]:
+    if get_settings().given_scheduler_address is None and not own["healthy"]:
         return []
     from workshop.engine import cluster
     from workshop.errors import EngineError
@@ -103,9 +103,10 @@ def config(export: bool, as_json: bool) -> None:
     \b
     Example:  eval "$(workshop config --export)"
     """
+    from workshop.servers import ports
     from workshop.settings import get_settings
 
-    settings = get_settings()
+    settings = ports.choose(get_settings(), tell)
     if export:
         import sys
 

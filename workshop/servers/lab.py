@@ -19,6 +19,7 @@ from jupyter_server_proxy.handlers import NamedLocalProxyHandler, RewritableResp
 from tornado import web
 from tornado.httputil import HTTPHeaders
 
+from workshop.servers import ports
 from workshop.settings import get_settings
 
 # The report is a page without scripts, and none that got into it would run with the rights of JupyterLab's pages.
@@ -159,6 +160,11 @@ def through_jupyterlab(page: bytes, base_url: str) -> bytes:
     return page
 
 
+def exports() -> dict[str, str]:
+    """Return the addresses for kernels and terminals; where a server runs that is not ours, that of a free port."""
+    return ports.choose(get_settings(), lambda _: None).exports()
+
+
 class Tile(ServerProcess):
     """A tile of the launcher; what it shows opens in a tab of JupyterLab."""
 
@@ -189,5 +195,5 @@ class KernelManager(ServerKernelManager):
     """Starts each kernel, and starts it again, with the addresses that the servers have by then."""
 
     async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
-        environment = (options.get("env") or os.environ) | get_settings().exports()
+        environment = (options.get("env") or os.environ) | exports()
         return await super()._async_pre_start_kernel(**options | {"env": environment})

@@ -10,15 +10,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import psutil
 
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
+from workshop.ownership import find_holders, find_listener, marked_processes  # noqa: F401 - the doctor asks here
 from workshop.servers.services import SERVICES
-from workshop.settings import Settings
+from workshop.settings import Settings, get_settings
 
 PORTS_TRIED = 200
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
@@ -68,24 +67,10 @@ def _take_turn() -> contextlib.AbstractContextManager | None:
         return None
 
 
-def find_listener(port: int) -> psutil.Process | None:
-    """Return the process that listens on a port, if there is one and the system tells."""
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return psutil.Process(connection.pid)
-    except psutil.Error:
-        pass  # macOS tells this to root only
-    return None
-
-
 def find_holder(port: int) -> str:
-    """Return the name and number of the process that listens on a port, as far as the system tells."""
-    process = find_listener(port)
-    try:
-        return f"{process.name()} (process {process.pid})" if process else "another process"
-    except psutil.Error:
-        return "another process"
+    """Return who listens on a port, as far as the system tells."""
+    holders = find_holders(get_settings(), port)
+    return str(holders[port]) if holders else "another process"
 
 
 def is_free(host: str, port: int) -> bool:
@@ -102,33 +87,55 @@ def is_free(host: str, port: int) -> bool:
 
 def first_free(host: str, wanted: int) -> int:
     """Return the wanted port, or the first free one above it; raise ServiceError when there is none."""
-    return _search(host, wanted, (), "There is no free port.", "name another with --port")
+    return _search(wanted, lambda port: is_free(host, port), "There is no free port.", "name another with --port")
 
 
-def _search(host: str, wanted: int, taken: Collection[int], problem: str, next_step: str) -> int:
+def _search(wanted: int, is_usable: Callable[[int], bool], problem: str, next_step: str) -> int:
     candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
     for port in candidates:
-        if port not in taken and is_free(host, port):
+        if is_usable(port):
             return port
     raise ServiceError(problem, value=f"{candidates.start} to {candidates.stop - 1} are all taken", next_step=next_step)
 
 
-def take(settings: Settings, tell: Callable[[str], None], left: Collection[str] = ()) -> Settings:
-    """Choose a free port for every service, write them where `settings` reads them, and tell of each that moved.
+def choose(settings: Settings, tell: Callable[[str], None]) -> Settings:
+    """Return the settings with a free port in place of each that is not ours; ``tell`` gets a line for each that moved.
 
-    The services of the names ``left`` run already, and keep theirs.
+    The ports of another clone that runs are not free, also while its server does not listen there.
     """
     taken: dict[str, int] = {}
+    holders = find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
+    reserved = _ports_of_others(settings)
+
+    def is_usable(port: int) -> bool:
+        holder = holders.get(port)
+        is_ours = holder is not None and holder.state == settings.state
+        return is_ours or (port not in {*taken.values(), *reserved} and is_free(settings.host, port))
+
     for service in SERVICES:
-        for name in service.ports:
-            wanted = getattr(settings, name)
-            port = wanted
-            if service.name not in left:
-                problem = f"No free port for {service.title}."
-                next_step = f"set WORKSHOP_{name.upper()} to a port that is free"
-                port = _search(settings.host, wanted, taken.values(), problem, next_step)
+        for name, wanted in zip(service.ports, service.ports_of(settings), strict=True):
+            problem = f"No free port for {service.title}."
+            port = _search(wanted, is_usable, problem, f"set WORKSHOP_{name.upper()} to a port that is free")
             if port != wanted:
-                tell(f"port {wanted} is busy: {service.title} takes {port}")
+                whose = holders.get(wanted) or reserved.get(wanted) or "another process"
+                tell(f"port {wanted} is busy: {service.title} takes {port} ({whose})")
             taken[name] = port
-    write_whole(settings.ports_file, json.dumps(taken, indent=1).encode())
     return settings.model_copy(update=taken)
+
+
+def take(settings: Settings, tell: Callable[[str], None]) -> Settings:
+    """Choose the ports, and write them where `settings` reads them."""
+    settings = choose(settings, tell)
+    names = [name for service in SERVICES for name in service.ports]
+    write_whole(settings.ports_file, json.dumps({name: getattr(settings, name) for name in names}, indent=1).encode())
+    return settings
+
+
+def _ports_of_others(settings: Settings) -> dict[int, str]:
+    """Return the ports of the other clones whose servers run, as far as this user may see them, each with its owner."""
+    found: dict[int, str] = {}
+    for state in set(marked_processes().values()) - {settings.state}:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            ports = json.loads(settings.model_copy(update={"state": state}).ports_file.read_text())
+            found |= dict.fromkeys(ports.values(), f"another clone: {state}")
+    return found
