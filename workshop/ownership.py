@@ -68,18 +68,13 @@ def find_listener(port: int) -> psutil.Process | None:
     return None
 
 
-def marked_processes(state: Path | None = None) -> dict[psutil.Process, Path]:
-    """Return the processes that `workshop up` started and their descendants, each with its state folder.
-
-    Only those of the one folder ``state``, if it is given.
-    """
-    found = {}
+def marked_processes(state: Path) -> Iterator[psutil.Process]:
+    """Yield the processes that `workshop up` started for a state folder, and their descendants; not this one."""
+    own = [psutil.Process(), *psutil.Process().parents()]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # other people's processes, and those that end just now
-            served = process.environ().get(MARK)
-            if served and (state is None or served == str(state)):
-                found[process] = Path(served)
-    return found
+            if process not in own and process.environ().get(MARK) == str(state):
+                yield process
 
 
 def users_of(file: Path) -> Iterator[psutil.Process]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 import requests
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from workplace import BIN, ROOT, Servers, clean_environment, environment_of, free_passive_range, free_port
 
@@ -50,6 +51,7 @@ class Clone(Servers):
     before: str = ""
     failed: int = 0
     hand: psutil.Popen | None = None
+    shell: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -113,6 +115,14 @@ class Clone(Servers):
             if len(self.runs) % 3 == 0:
                 self._move(Move(0, ROLLED_BACK, self.before))
 
+    def log_in_an_old_shell(self) -> None:
+        """Log a run as `mlflow run` and notebooks do, at the address that was exported once."""
+        if not self.shell:
+            assert self.workshop("config", "--export").returncode == 0
+            self.shell = self.settings.exports()
+        with environment_of(self.environment | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+            MlflowClient(self.shell["MLFLOW_TRACKING_URI"]).create_run("0", tags={"owner": self.name})
+
     def _move(self, move: Move) -> None:
         client = tracking.connect()
         self.aliases.add(move.version)  # from now on it may be either, if the server is killed
@@ -138,8 +148,8 @@ class Clone(Servers):
 
 
 @pytest.fixture
-def clones(tmp_path) -> Iterator[tuple[Clone, Clone]]:
-    """Two clones, nothing running, that want the same ports."""
+def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
+    """Two clones, nothing running, that want the same ports; of two users, who cannot know of one another's."""
     wanted = {f"WORKSHOP_{name}_PORT": str(free_port()) for name in ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD")}
     wanted |= {"WORKSHOP_DASHBOARD_PORT": str(free_port()), "WORKSHOP_ROOT": str(ROOT)}
     both = []
@@ -147,6 +157,8 @@ def clones(tmp_path) -> Iterator[tuple[Clone, Clone]]:
         (tmp_path / name).mkdir()
         environment = clean_environment() | wanted | {"WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
+        user = "user" if getattr(request, "param", "one user") == "one user" else f"user of the {name}"
+        environment["XDG_STATE_HOME"] = str(tmp_path / user)
         both.append(Clone(ROOT, environment, "", 0.0))
     yield tuple(both)
     for clone in both:
@@ -155,6 +167,7 @@ def clones(tmp_path) -> Iterator[tuple[Clone, Clone]]:
         assert not supervision._marked_processes(clone.settings)
 
 
+@pytest.mark.parametrize("clones", ["two users"], indirect=True)
 def test_stopped_clone_leaves_anothers_servers_alone(clones):
     """A stopped clone's ports are another's now: every command says so, and none reads or changes what is there."""
     first, second = clones
@@ -205,17 +218,25 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert first.port == kept
 
 
-def test_port_of_a_stopped_server_stays_its_clones(clones):
-    """Stopped alone, to be started by hand: another clone's `up` takes other ports, whatever listens there just now."""
+def test_ports_stay_their_clones(clones):
+    """A clone's `up` takes no port of another's, whose servers are stopped, or just being started by hand."""
     first, second = clones
-    assert first.workshop("up").returncode == 0
-    assert first.workshop("down", "mlflow").returncode == 0
-    first.start_by_hand()  # it will listen in a few seconds
+    assert first.workshop("config", "--export").returncode == 0  # JupyterLab gives it to kernels, too
+    wanted = first.port
     done = second.workshop("up")
     assert done.returncode == 0, done.stderr
-    assert second.port != first.port
+    assert f"port {wanted} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state})"
+    assert first.port == wanted != second.port
+    assert first.workshop("up").returncode == 0
+    shell = first.settings.exports()
+    assert first.workshop("down").returncode == 0
+    first.start_by_hand()  # it will listen in a few seconds
+    assert second.workshop("down").returncode == 0
+    assert second.workshop("up").returncode == 0
+    assert second.port != wanted
     _wait_until(lambda: first.status()["mlflow"]["healthy"])
     assert first.status()["mlflow"]["by_hand"]
+    MlflowClient(shell["MLFLOW_TRACKING_URI"]).create_run("0", tags={"owner": first.name})
     for clone in clones:
         clone.record()
         clone.check_store()
@@ -298,6 +319,7 @@ HAPPENINGS = {
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("clones", ["one user", "two users"], indirect=True)
 @pytest.mark.timeout(ROUNDS * 120)
 def test_two_clones_stay_apart_whatever_happens(clones, capsys):
     """Servers of both are started, stopped and killed at random and at once; each one's record stays in its store."""
@@ -311,6 +333,8 @@ def test_two_clones_stay_apart_whatever_happens(clones, capsys):
             over = all(process is None or process.poll() is not None for _, process in running)
             for clone in clones:
                 try:
+                    if clone.environment["XDG_STATE_HOME"].endswith("/user"):
+                        clone.log_in_an_old_shell()
                     clone.record()
                     kept[clone.name] += 1
                 except (ServiceError, MlflowException, requests.RequestException) as error:

@@ -103,14 +103,15 @@ def config(export: bool, as_json: bool) -> None:
     \b
     Example:  eval "$(workshop config --export)"
     """
-    from workshop.servers import ports
     from workshop.settings import get_settings
 
-    settings = ports.choose(get_settings(), tell)
+    settings = get_settings()
     if export:
         import sys
 
-        for name, value in settings.exports().items():
+        from workshop.servers import ports
+
+        for name, value in ports.hand_out(settings, tell).exports().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
         return

@@ -162,7 +162,7 @@ def through_jupyterlab(page: bytes, base_url: str) -> bytes:
 
 def exports() -> dict[str, str]:
     """Return the addresses for kernels and terminals; where a server runs that is not ours, that of a free port."""
-    return ports.choose(get_settings(), lambda _: None).exports()
+    return ports.hand_out(get_settings(), lambda _: None).exports()
 
 
 class Tile(ServerProcess):

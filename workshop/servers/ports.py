@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -13,13 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+from platformdirs import user_state_path
+
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
-from workshop.ownership import find_holders, find_listener, marked_processes  # noqa: F401 - the doctor asks here
+from workshop.ownership import find_holders, find_listener  # noqa: F401 - the doctor asks here
 from workshop.servers.services import SERVICES
 from workshop.settings import Settings, get_settings
 
 PORTS_TRIED = 200
+CLONES = user_state_path("workshop") / "clones"  # a link to the state folder of each clone of this user
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
 
 
@@ -101,7 +106,7 @@ def _search(wanted: int, is_usable: Callable[[int], bool], problem: str, next_st
 def choose(settings: Settings, tell: Callable[[str], None]) -> Settings:
     """Return the settings with a free port in place of each that is not ours; ``tell`` gets a line for each that moved.
 
-    The ports of another clone that runs are not free, also while its server does not listen there.
+    The ports of another clone are not free, also while none of its servers listens there.
     """
     taken: dict[str, int] = {}
     holders = find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
@@ -123,19 +128,39 @@ def choose(settings: Settings, tell: Callable[[str], None]) -> Settings:
     return settings.model_copy(update=taken)
 
 
-def take(settings: Settings, tell: Callable[[str], None]) -> Settings:
-    """Choose the ports, and write them where `settings` reads them."""
+def take(settings: Settings, tell: Callable[[str], None], file: Path | None = None) -> Settings:
+    """Choose the ports, keep them from other clones, and write them where `settings` reads them, or to ``file``."""
     settings = choose(settings, tell)
     names = [name for service in SERVICES for name in service.ports]
-    write_whole(settings.ports_file, json.dumps({name: getattr(settings, name) for name in names}, indent=1).encode())
+    ports = {name: getattr(settings, name) for name in names}
+    write_whole(file or settings.ports_file, json.dumps(ports, indent=1).encode())
+    with contextlib.suppress(OSError):  # a home folder that nobody may write to
+        CLONES.mkdir(parents=True, exist_ok=True)
+        (CLONES / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]).symlink_to(settings.state)
     return settings
 
 
+def hand_out(settings: Settings, tell: Callable[[str], None]) -> Settings:
+    """Return the settings whose addresses a shell or a kernel may have: until the machine is restarted, they are ours.
+
+    No other clone of this user takes the ports, also while nothing runs here.
+    """
+    with contextlib.suppress(OSError):  # a folder that nobody may write to
+        if not settings.is_up:
+            settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return take(settings, tell, settings.kept_ports_file)
+    return choose(settings, tell)
+
+
 def _ports_of_others(settings: Settings) -> dict[int, str]:
-    """Return the ports of the other clones whose servers run, as far as this user may see them, each with its owner."""
+    """Return the ports that this user's other clones had since the machine was started, each with its owner."""
     found: dict[int, str] = {}
-    for state in set(marked_processes().values()) - {settings.state}:
+    for link in CLONES.glob("*"):
+        other = settings.model_copy(update={"state": link.resolve()})
+        file = other.ports_file if other.is_up else other.kept_ports_file
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            ports = json.loads(settings.model_copy(update={"state": state}).ports_file.read_text())
-            found |= dict.fromkeys(ports.values(), f"another clone: {state}")
+            if not file.exists():
+                link.unlink()
+            elif other.state != settings.state and file.stat().st_mtime > psutil.boot_time():
+                found |= dict.fromkeys(json.loads(file.read_text()).values(), f"another clone: {other.state}")
     return found

@@ -301,9 +301,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 
 def _marked_processes(settings: Settings) -> list[psutil.Process]:
-    """Return the processes that an `up` for this state folder started, and their descendants; not this one."""
-    own = [psutil.Process(), *psutil.Process().parents()]
-    return [process for process in ownership.marked_processes(settings.state) if process not in own]
+    return list(ownership.marked_processes(settings.state))
 
 
 def _end_leftovers(settings: Settings, tell: Callable[[str], None]) -> None:
