@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workshop.errors import ServiceError
 from workshop.models.heartbeat import heartbeat
 from workshop.ownership import require_own
-from workshop.settings import EXPERIMENT, EXPORT, get_settings, loopback_without_proxy
+from workshop.settings import EXPERIMENT, EXPORT, Settings, get_settings, loopback_without_proxy
 
 if TYPE_CHECKING:
     import mlflow
@@ -60,9 +60,9 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(uri)
 
 
-def own_or_given_uri() -> str:
+def own_or_given_uri(settings: Settings | None = None) -> str:
     """Return the address in the settings; raise ServiceError when another's server listens at what should be ours."""
-    settings = get_settings()
+    settings = settings or get_settings()
     if settings.given_tracking_uri is None:
         require_own(settings, settings.mlflow_port)
     return settings.tracking_uri
