@@ -41,7 +41,8 @@ def find_holders(settings: Settings, *ports: int) -> dict[int, Holder]:
     found: dict[int, Holder] = {}
     for port, pid in _listeners():
         if port in ports and (port not in found or found[port].state != settings.state):
-            found[port] = _identify(port, pid, settings)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found[port] = _identify(port, pid, settings)
     return found
 
 
@@ -111,21 +112,20 @@ def _identify(port: int, pid: int | None, settings: Settings) -> Holder:
 
     No password is sent to a stranger so. A tracking server on a database server is known by the address of that.
     """
-    with contextlib.suppress(psutil.Error, OSError):
-        process = psutil.Process(pid) if pid else None
-        if process is None:
-            return Holder(port)
+    process = psutil.Process(pid) if pid else None
+    if process is None:
+        return Holder(port)
+    with contextlib.suppress(psutil.AccessDenied, OSError):
         if state := process.environ().get(MARK):
             return Holder(port, process, Path(state))
-        for relative in family_of(process):
-            with contextlib.suppress(psutil.Error, OSError):
-                for file in (Path(held.path) for held in relative.open_files()):
-                    for state in (file.parent, file.parent.parent):
-                        own = settings.model_copy(update={"state": state})
-                        if file in (own.database, own.transfers_log):
-                            return Holder(port, process, state, by_hand=True)
-                uri = settings.database_uri and settings.database_uri.get_secret_value()
-                if uri and uri in (*relative.cmdline(), *relative.environ().values()):
-                    return Holder(port, process, settings.state, by_hand=True)
-        return Holder(port, process)
-    return Holder(port)
+    for relative in family_of(process):
+        with contextlib.suppress(psutil.Error, OSError):
+            for file in (Path(held.path) for held in relative.open_files()):
+                for state in (file.parent, file.parent.parent):
+                    place = settings.model_copy(update={"state": state})
+                    if file in (place.database, place.transfers_log):
+                        return Holder(port, process, state, by_hand=True)
+            uri = settings.database_uri and settings.database_uri.get_secret_value()
+            if uri and uri in (*relative.cmdline(), *relative.environ().values()):
+                return Holder(port, process, settings.state, by_hand=True)
+    return Holder(port, process)

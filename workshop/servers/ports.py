@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import socket
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ from workshop.settings import Settings, get_settings
 
 PORTS_TRIED = 200
 CLONES = user_state_path("workshop") / "clones"  # a link to the state folder of each clone of this user
+TURN = ("127.0.0.1", 28785)  # a UDP port that the clone has whose turn it is
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
 
 
@@ -32,44 +30,19 @@ WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the
 def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
     """Let one clone at a time look for free ports, until its servers listen there: two would choose the same.
 
-    It is a courtesy among all clones and users of a machine (on macOS, of one user): what is in the way of it, or
-    hangs, is told and passed by.
+    It is a courtesy among all clones and users of a machine; one that hangs is passed by.
     """
-    with contextlib.ExitStack() as held:
-        deadline = time.monotonic() + WAIT_SECONDS
-        try:
-            if not (turn := _take_turn()):
+    with socket.socket(type=socket.SOCK_DGRAM) as turn:  # it is given up when this process ends, however that is
+        deadline, is_told = time.monotonic() + WAIT_SECONDS, False
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                turn.bind(TURN)
+                break
+            if not is_told:
                 tell("waiting for another clone, which takes its ports just now")
-            while not turn and time.monotonic() < deadline:
-                time.sleep(0.3)
-                turn = _take_turn()
-            if turn:
-                held.enter_context(turn)
-        except OSError as error:
-            tell(f"other clones' choice of ports is not waited for: {error}")
+            is_told = True
+            time.sleep(0.3)
         yield
-
-
-def _take_turn() -> contextlib.AbstractContextManager | None:
-    """Return what holds the turn until it is closed, or this process ends; None while another has it."""
-    if sys.platform == "linux":
-        # A name without a file: users share it, and each network namespace has its own, as it has ports.
-        turn = socket.socket(socket.AF_UNIX)
-        try:
-            turn.bind("\0workshop-ports")
-        except OSError as error:
-            turn.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            return None
-        return turn
-    import filelock
-
-    lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}.lock")
-    try:
-        return lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return None
 
 
 def find_holder(port: int) -> str:
