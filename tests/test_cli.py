@@ -95,14 +95,11 @@ def test_doctor_finds_a_wrong_tracking_address(servers):
     assert "workshop config --export" in found["next_step"]
 
 
-def test_doctor_finds_a_proxy_that_catches_loopback(servers):
-    """http_proxy without NO_PROXY sends requests to our own servers elsewhere."""
+def test_proxy_does_not_catch_loopback(servers):
+    """http_proxy without NO_PROXY: the commands reach our own servers all the same."""
     environment = servers.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
     done = servers.run(BIN / "workshop", "doctor", "--json", env=environment)
-    assert done.returncode == 1
-    found = {row["check"]: row for row in json.loads(done.stdout)}["proxy"]
-    assert not found["ok"]
-    assert "NO_PROXY" in found["next_step"]
+    assert done.returncode == 0, done.stdout
 
 
 def test_data_fetch_to_a_folder_that_cannot_be_is_said_in_words(tmp_path):

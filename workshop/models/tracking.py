@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from workshop.errors import ServiceError
 from workshop.models.heartbeat import heartbeat
-from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, get_settings
+from workshop.ownership import require_own
+from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
 
 if TYPE_CHECKING:
     import mlflow
@@ -43,19 +44,28 @@ LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of i
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
     """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
 
-    ``uri`` is the server's address, by default the one in the settings.
+    ``uri`` is the server's address, by default the one in the settings; that of our own server has to be ours.
     """
     # MLflow reads these when it is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
-    uri = uri or get_settings().tracking_uri
+    os.environ.update(loopback_without_proxy())
+    uri = uri or own_or_given_uri()
     _check_server(uri)
     import mlflow
 
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
+
+
+def own_or_given_uri(settings: Settings | None = None) -> str:
+    """Return the address in the settings; raise ServiceError when another's server listens at what should be ours."""
+    settings = settings or get_settings()
+    if settings.given_tracking_uri is None:
+        require_own(settings, settings.mlflow_port)
+    return settings.tracking_uri
 
 
 def check_address(uri: str) -> None:
@@ -102,7 +112,7 @@ def _known_store_id() -> str | None:
     """
     import requests
 
-    uri = get_settings().tracking_uri.rstrip("/")
+    uri = own_or_given_uri().rstrip("/")
     _check_server(uri)
     answer = requests.get(
         f"{uri}/api/2.0/mlflow/experiments/get-by-name",

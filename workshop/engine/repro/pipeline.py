@@ -58,7 +58,11 @@ def environment_of(settings: Settings, *, shell_first: bool = False) -> dict[str
 
     ``shell_first``: where the shell names a server or a cluster, it is that one, as for a `dvc repro` typed there.
     """
-    servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
+    servers = settings.exports()
+    if shell_first and settings.given_tracking_uri:
+        servers["MLFLOW_TRACKING_URI"] = settings.given_tracking_uri
+    if shell_first and settings.given_scheduler_address:
+        servers["DASK_SCHEDULER_ADDRESS"] = settings.given_scheduler_address
     scripts = str(Path(sys.executable).parent)
     settings.logs.mkdir(parents=True, exist_ok=True)
     path = scripts + os.pathsep + os.environ.get("PATH", os.defpath)
@@ -68,7 +72,7 @@ def environment_of(settings: Settings, *, shell_first: bool = False) -> dict[str
 def notebooks_at_once(settings: Settings) -> int:
     """Return how many notebooks the cluster runs at once; another cluster than our own has to be asked."""
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
-    if settings.dask_scheduler_address in (None, own):
+    if settings.given_scheduler_address in (None, own):
         return settings.dask_workers
     from papermill_dask import cluster, placement
 

@@ -287,8 +287,10 @@ def stage_id() -> str | None:
 
 def tracking_uri() -> str | None:
     """Return the tracking server that notebooks are told of: MLFLOW_TRACKING_URI, else that of `workshop up`."""
+    from workshop.models.tracking import own_or_given_uri
+
     settings = get_settings()
-    return settings.tracking_uri if settings.mlflow_tracking_uri or settings.is_up else None
+    return own_or_given_uri(settings) if settings.mlflow_tracking_uri or settings.is_up else None
 
 
 def umask() -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workshop.errors import EngineError
+from workshop.ownership import require_own
 from workshop.settings import get_settings
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ def connect() -> Iterator[Client]:
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # tracebacks of what we tell in words
-    address = dask.config.get("scheduler-address", None)
-    if address is None and get_settings().is_up:
-        address = get_settings().scheduler_address
+    address, settings = dask.config.get("scheduler-address", None), get_settings()
+    is_exported = address == settings.dask_scheduler_address and settings.given_scheduler_address is None
+    if settings.is_up if address is None else is_exported:
+        require_own(settings, settings.dask_port)
+        address = settings.scheduler_address
     with contextlib.ExitStack() as stack:
         if address is None:
             logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
