@@ -256,6 +256,7 @@ class Settings(BaseSettings):
         chosen = here if self.is_up else self
         return self._package_source() | {
             "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+            "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
             "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
