@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbclient import NotebookClient
 from workplace import required
 
+from workshop.data.split import split_by_time
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 
@@ -111,7 +113,7 @@ def read_runs(run_ids: list[str], servers) -> list[dict]:
     return json.loads(told.stdout.splitlines()[-1])
 
 
-PLAIN_KERAS = "mlflow run keras --experiment-name predicting_wind_solar"  # installs TensorFlow: a test of its own
+PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow: a test of its own
 
 
 @pytest.fixture(scope="module")
@@ -153,16 +155,14 @@ def test_readme_commands_do_what_it_says(typed):
 
 def test_plain_run_makes_its_environment_once(typed, environments):
     """The plain `mlflow run` works where there is no pyenv; a project that needs the same shares the environment."""
-    plain = "mlflow run {} --experiment-name predicting_wind_solar"
-    assert "Creating a new environment" in typed_run(typed, plain.format("lr")).stderr
-    assert str(environments) in typed_run(typed, plain.format("lr")).stderr
-    assert "already exists" in typed_run(typed, plain.format("rf")).stderr
+    assert "Creating a new environment" in typed_run(typed, "mlflow run lr").stderr
+    assert str(environments) in typed_run(typed, "mlflow run lr").stderr
+    assert "already exists" in typed_run(typed, "mlflow run rf").stderr
 
 
 def test_runs_are_whole(typed, servers):
-    """Each model's run is in the experiment, with parameters as typed, metrics and a model that predicts."""
-    lines = {name: f"mlflow run {name} --experiment-name predicting_wind_solar.*" for name in NAMES}
-    patterns = [lines["lr"] + "false", lines["rf"] + "max_depth=8", lines["keras"] + "epochs=10"]
+    """Each run, the bare `mlflow run lr` too, is in the experiment: parameters, metrics, a model that predicts."""
+    patterns = ["mlflow run lr", "mlflow run lr .*false", "mlflow run rf .*max_depth=8", "mlflow run keras .*epochs=10"]
     runs = read_runs([run_id_of(typed_run(typed, pattern)) for pattern in patterns], servers)
     for run in runs:
         assert (run["experiment"], run["status"]) == ("predicting_wind_solar", "FINISHED")
@@ -173,7 +173,7 @@ def test_runs_are_whole(typed, servers):
         assert "input_example.json" in run["files"]
         assert [len(row) for row in run["predicted"]] == [2] * 24
         assert run["tags"]["mlflow.project.entryPoint"] == "main"
-    lr, rf, keras = runs
+    _, lr, rf, keras = runs
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
     assert min(map(min, keras["predicted"])) >= 0
@@ -351,8 +351,7 @@ def test_reproduced_run_is_equal_to_the_digit(reproduced):
 def test_reproduced_project_makes_its_environment(servers, tmp_path):
     """The environment that the notebook wrote down is complete: the plain `mlflow run` trains in it."""
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(tmp_path), "PATH": path_without_pyenv()}
-    options = ["--experiment-name", "predicting_wind_solar"]
-    run_id_of(run_project("reproduced", *options, projects=servers.root / "3_projects", **environment))
+    run_id_of(run_project("reproduced", projects=servers.root / "3_projects", **environment))
 
 
 def test_project_refuses_a_missing_tracking_address(projects, monkeypatch):
@@ -452,6 +451,18 @@ def test_training_refuses_too_few_hours(tmp_path):
     result = train("lr", "--data", "germany.csv", folder=tmp_path)
     assert result.returncode == 2
     assert "too few" in result.stderr
+
+
+@pytest.mark.parametrize("rows", [10, 35_016, 35_017, 35_018, 35_019, 35_064])
+@pytest.mark.parametrize("test_fraction", [0.1, 0.15, 0.2, 0.3])
+def test_hours_are_cut_where_the_pipeline_cuts_them(rows, test_fraction, monkeypatch):
+    """Chapters 3 and 4 train on the same number of hours: of the sample's 35,016 on 28,012."""
+    monkeypatch.syspath_prepend(ROOT / "3_projects")
+    hourly = load_program(ROOT / "3_projects" / "hourly.py")
+    hours = pd.DataFrame({"utc_timestamp": range(rows)})
+    train, test = hourly.split_by_time(hours, test_fraction)
+    assert [len(train), len(test)] == [len(part) for part in split_by_time(hours, test_fraction)]
+    assert (rows, test_fraction) != (35_016, 0.2) or len(train) == 28_012
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -217,8 +217,8 @@ def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
 def mlflow_command(place: Servers, port: int) -> list[object]:
     """The line of chapter 2's README, with the place's own addresses."""
     [line] = re.findall(r"^ *MLFLOW_SERVER\S+ (mlflow server .*)$", README.read_text(), re.MULTILINE)
-    line = line.replace("--port 5000", f"--port {port}")
-    line = line.replace("ftp://127.0.0.1:2121/mlflow", place.settings.artifacts_uri)
+    line = line.replace("${MLFLOW_TRACKING_URI##*:}", str(port))
+    line = line.replace("$WORKSHOP_FTP_URI", place.settings.artifacts_uri)
     return [BIN / "mlflow", *shlex.split(line)[1:]]
 
 
