@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
+    # It would write a model's files again, between their digest and their upload (`loading.log_model`).
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     uri = uri or get_settings().tracking_uri
     _check_server(uri)
     import mlflow
@@ -171,6 +174,45 @@ def learned_tags(file: Path) -> dict[str, str]:
         "modelled": str(told.modelled).lower(),
     }
     return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
+
+
+def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
+    from workshop.data.coverage import STAMP
+
+    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
+    try:
+        # Read and written again: strptime takes other forms, too, and those would not sort as text.
+        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
+    except ValueError:
+        return None
+    return (first, last) if known and first <= last else None
+
+
+def learned_hash(tags: Mapping[str, str]) -> str | None:
+    """Return the hash of the table that a run's model learned from, if its tags say so."""
+    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
+
+
+def learned_from(tags: Mapping[str, str]) -> str | None:
+    """Return what the source of a run's data is called, if its tags say so: `modelled sample`, `opsd`, `csv`."""
+    from workshop.data.origin import Origin
+
+    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
+    return Origin(source=source, modelled=modelled == "true").label if source else None
+
+
+def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:
+    """Return a run; None when it was purged, or there never was one: a version has its own copy of the model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
 
 
 @contextlib.contextmanager
