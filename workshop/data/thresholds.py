@@ -14,8 +14,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "rad_horizontal": (0, 1400),
     "rad_diffuse": (0, 1400),
 }
-# What a model may predict, above or below zero: a linear one says more for a storm than any country has. In GW.
-MOST_PREDICTED_GW = 1000.0
 
 # -- unusual: a warning --------------------------------------------------------------------------------------------
 # A mean beyond these is possible, but often another unit: wind in km/h taken for m/s stays within its range. For power

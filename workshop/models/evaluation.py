@@ -12,7 +12,8 @@ from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError, WorkshopError
 from workshop.models import loading, promotion
 from workshop.models.promotion import Evaluation
-from workshop.models.tracking import connect, learned, learned_from, learned_hash
+from workshop.models.registry import learned, learned_from, learned_hash
+from workshop.models.tracking import connect
 
 if TYPE_CHECKING:
     import pandas as pd

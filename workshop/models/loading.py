@@ -21,7 +21,7 @@ from workshop.data.capacity import YEAR_ENDS_GW, YearEnds, last_year
 from workshop.data.features import DERIVED, features, inputs
 from workshop.data.files import checksum
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.data.thresholds import MOST_PREDICTED_GW, USUAL_MEANS
+from workshop.data.thresholds import USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models import inspection, source
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
@@ -42,6 +42,7 @@ TRUSTED_TYPES = [
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 MODELS = "models:/"  # the scheme of logged models and of registered versions
 DIGEST_TAG = "workshop.sha256"
+MOST_PREDICTED_GW = 1000.0  # above or below zero: a linear model says more for a storm than any country has
 DERIVING_REQUIREMENTS = ("pvlib",)
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
@@ -237,25 +238,27 @@ def load(model_uri: str) -> LoadedModel:
     # A folder of our own: MLflow leaves the one that it makes behind, and whoever follows the alias loads often.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            names = get_model_name_and_version(client, model_uri)  # an alias may move in between
-            fetched = Path(mlflow.artifacts.download_artifacts(MODELS + "/".join(names), dst_path=folder))
+            # An alias may move in between.
+            model_uri = MODELS + "/".join(get_model_name_and_version(client, model_uri))
+            fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
         except (mlflow.exceptions.MlflowException, OSError, ImportError) as error:
             # ImportError: the files of a version registered by hand may be where only other packages can fetch them.
             raise ModelError(
                 "The model cannot be fetched.", value=f"{model_uri}: {error}", next_step="workshop status"
             ) from None
-        _check_digest(client, fetched, names, model_uri)
+        _check_digest(client, fetched, model_uri)
         size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
         return replace(load_folder(fetched, model_uri), size_bytes=size)
 
 
-def _check_digest(client: MlflowClient, folder: Path, names: tuple[str, ...], model_uri: str) -> None:
+def _check_digest(client: MlflowClient, folder: Path, model_uri: str) -> None:
     """Raise ModelError when a model's files are not those that were logged; one logged by other means has no digest."""
     from mlflow.exceptions import MlflowException
 
+    *names, last = model_uri.removeprefix(MODELS).split("/")
     try:
         # A version's own field `model_id` is empty when it is read again; its source is the logged model.
-        source = client.get_model_version(*names).source if len(names) > 1 else model_uri
+        source = client.get_model_version(names[0], last).source if names else model_uri
         model_id = source.removeprefix(MODELS)
         is_logged = source.startswith(MODELS) and "/" not in model_id
         expected = client.get_logged_model(model_id).tags.get(DIGEST_TAG) if is_logged else None

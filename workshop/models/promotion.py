@@ -60,12 +60,12 @@ class Evaluation:
 
     scores: Scores | None = None
     learned: tuple[str, str] | None = None
-    learned_from: str | None = None
     data: str | None = None
     signature: str | None = None
     latency_ms: float = math.nan
     size_MB: float = math.nan
     trouble: str | None = None
+    learned_from: str | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from workshop.data.coverage import STAMP
+from workshop.data.origin import Origin
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models import history
 from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
@@ -23,9 +25,6 @@ from workshop.models.tracking import (
     STAGE_TAG,
     connect,
     find_run,
-    learned,
-    learned_from,
-    learned_hash,
     run_url,
 )
 from workshop.settings import PRODUCTION, REGISTERED_MODEL, get_settings
@@ -116,6 +115,28 @@ def tags_of(production: Production) -> dict[str, str]:
     client = connect()
     version = client.get_model_version(REGISTERED_MODEL, production.version)
     return recorded(version) | _tags_of_run(client, version.run_id)
+
+
+def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
+    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
+    try:
+        # Read and written again: strptime takes other forms, too, and those would not sort as text.
+        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
+    except ValueError:
+        return None
+    return (first, last) if known and first <= last else None
+
+
+def learned_hash(tags: Mapping[str, str]) -> str | None:
+    """Return the hash of the table that a run's model learned from, if its tags say so."""
+    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
+
+
+def learned_from(tags: Mapping[str, str]) -> str | None:
+    """Return what the source of a run's data is called, if its tags say so: `modelled sample`, `opsd`, `csv`."""
+    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
+    return Origin(source=source, modelled=modelled == "true").label if source else None
 
 
 def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:

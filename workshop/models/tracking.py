@@ -11,8 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,32 +173,6 @@ def learned_tags(file: Path) -> dict[str, str]:
         "modelled": str(told.modelled).lower(),
     }
     return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
-
-
-def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
-    from workshop.data.coverage import STAMP
-
-    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
-    try:
-        # Read and written again: strptime takes other forms, too, and those would not sort as text.
-        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
-    except ValueError:
-        return None
-    return (first, last) if known and first <= last else None
-
-
-def learned_hash(tags: Mapping[str, str]) -> str | None:
-    """Return the hash of the table that a run's model learned from, if its tags say so."""
-    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
-
-
-def learned_from(tags: Mapping[str, str]) -> str | None:
-    """Return what the source of a run's data is called, if its tags say so: `modelled sample`, `opsd`, `csv`."""
-    from workshop.data.origin import Origin
-
-    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
-    return Origin(source=source, modelled=modelled == "true").label if source else None
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:
