@@ -46,6 +46,7 @@ def make_app(serving: Serving) -> Dash:
         update_title=None,
         suppress_callback_exceptions=True,  # of all pages only one is there
         index_string=layout.INDEX,
+        assets_ignore="theme.js",  # `layout.INDEX` has it, before anything is drawn
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.layout = lambda: layout.whole(serving.now, address.asked())
@@ -83,7 +84,7 @@ def listen(app: Dash, host: str, port: int):
             threads=THREADS,
             connection_limit=MOST_CONNECTIONS,
             ident=None,
-            max_request_body_size=guard.LARGEST_UPLOAD_BYTES,
+            max_request_body_size=guard.LARGEST_BODY_BYTES,
         )
     except OSError as error:
         raise ServiceError(

@@ -51,6 +51,8 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
+    # It would write a model's files again, between their digest and their upload (`loading.log_model`).
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     os.environ.update(loopback_without_proxy())
     uri = uri or own_or_given_uri()
     _check_server(uri)
@@ -181,6 +183,19 @@ def learned_tags(file: Path) -> dict[str, str]:
         "modelled": str(told.modelled).lower(),
     }
     return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
+
+
+def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:
+    """Return a run; None when it was purged, or there never was one: a version has its own copy of the model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
 
 
 @contextlib.contextmanager
