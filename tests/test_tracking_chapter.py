@@ -33,7 +33,8 @@ KINDS = [name.removeprefix("model_") for name in MODELS]
 SERVER_SECONDS = 120
 HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 
-pytestmark = pytest.mark.walk
+# The six notebooks are one fixture.
+pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
