@@ -17,7 +17,8 @@ import sys
 from pyftpdlib.servers import FTPServer
 
 from workshop.errors import ServiceError, WorkshopError
-from workshop.servers import ftp, ports
+from workshop.ownership import find_holders
+from workshop.servers import ftp
 from workshop.servers.artifacts.names import remove_temporaries
 from workshop.servers.certificates import ensure_certificate
 from workshop.settings import Settings, get_settings
@@ -50,7 +51,7 @@ def make_server(settings: Settings) -> FTPServer:
         address = f"{settings.host}:{settings.ftp_port}"
         what = f"The FTP server cannot listen on {address}: {error.strerror or error}."
         if error.errno == errno.EADDRINUSE:
-            holder = ports.find_holder(settings.ftp_port)
+            holder = find_holders(settings, settings.ftp_port).get(settings.ftp_port, "another process")
             what = f"The FTP port {address} is held by {holder}; end that, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
     return Server(listener, ftp.Handler)

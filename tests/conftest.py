@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +47,12 @@ def needs_servers(name: str, arguments: dict[str, list[str]]) -> bool:
     return bool({"servers", "promoted", "in_workplace"} & set(asked)) or any(
         needs_servers(fixture, arguments) for fixture in asked if fixture in arguments
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_home(tmp_path_factory) -> None:
+    """Keep the list of a user's clones, which `workshop up` and `workshop config` write, out of this user's home."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")

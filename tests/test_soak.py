@@ -24,6 +24,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, what_if
 
+from workshop import ownership
 from workshop.errors import WorkshopError
 from workshop.models import loading, promotion, registry, tracking
 from workshop.servers import supervision
@@ -163,7 +164,7 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
 
     def strike(done: Acknowledged) -> None:
         time.sleep(dice.uniform(*BETWEEN_KILLS))
-        victims = {process.pid: process for process in supervision._marked_processes(settings)}
+        victims = {process.pid: process for process in ownership.marked_processes(settings.state)}
         with contextlib.suppress(psutil.Error):
             victim = victims[dice.choice(sorted(victims))]
             words = " ".join(victim.cmdline())

@@ -62,20 +62,14 @@ def require_own(settings: Settings, port: int) -> None:
         )
 
 
-def find_listener(port: int) -> psutil.Process | None:
-    """Return the process that listens on a port, if there is one and the system tells."""
-    with contextlib.suppress(psutil.Error):
-        return next((psutil.Process(pid) for listening, pid in _listeners() if pid and listening == port), None)
-    return None
-
-
-def marked_processes(state: Path) -> Iterator[psutil.Process]:
-    """Yield the processes that `workshop up` started for a state folder, and their descendants; not this one."""
-    own = [psutil.Process(), *psutil.Process().parents()]
+def marked_processes(state: Path) -> list[psutil.Process]:
+    """Return the processes that `workshop up` started for a state folder, and their descendants; not this one."""
+    own, found = [psutil.Process(), *psutil.Process().parents()], []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):  # other people's processes, and those that end just now
             if process not in own and process.environ().get(MARK) == str(state):
-                yield process
+                found.append(process)
+    return found
 
 
 def users_of(file: Path) -> Iterator[psutil.Process]:

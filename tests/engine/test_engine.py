@@ -11,7 +11,7 @@ import time
 import nbformat
 import psutil
 import pytest
-from workplace import BIN, clean_environment, environment_of
+from workplace import BIN, ROOT, clean_environment, environment_of
 
 ANCESTORS = "import psutil\n[process.pid for process in psutil.Process().parents()]"
 TIMES = {"start_time", "end_time", "duration", "output_path", "input_path"}
@@ -245,6 +245,16 @@ def test_engine_scheduler_that_does_not_answer_is_named(notebook, tmp_path):
     assert "tcp://127.0.0.1:9" in done.stderr
     assert "workshop up" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_repro_names_the_cluster_that_the_shell_gives(tmp_path):
+    """DASK_SCHEDULER_ADDRESS, set by hand, wins over this clone's scheduler, and the command says so."""
+    environment = clean_environment() | {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9", "WORKSHOP_STATE": str(tmp_path)}
+    done = subprocess.run(
+        [BIN / "workshop", "repro"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "cluster for notebooks: tcp://127.0.0.1:9, as DASK_SCHEDULER_ADDRESS says" in done.stderr
 
 
 def test_engine_keeps_secrets_at_home(servers, notebook, tmp_path):

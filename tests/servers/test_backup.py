@@ -28,13 +28,13 @@ from mlflow import MlflowClient
 from workplace import BIN, clean_environment, environment_of, free_passive_range, free_port, required
 
 from workshop.errors import BackupError, ServiceError, WorkshopError
+from workshop.ownership import MARK
 from workshop.servers import backup
 from workshop.servers.artifacts import names
 from workshop.servers.backup import back_up
 from workshop.servers.database import ensure_database
 from workshop.servers.restore import restore
 from workshop.servers.services import SERVICES, is_healthy
-from workshop.servers.supervision import MARK
 from workshop.settings import PRODUCTION, REGISTERED_MODEL, STATE_VERSION, Settings, get_settings
 
 WRITERS = 3

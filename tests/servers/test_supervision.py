@@ -20,7 +20,6 @@ import pytest
 from workplace import BIN, ROOT, Servers, free_port, new_workplace, processes_of
 
 from workshop import ownership
-from workshop.servers import supervision
 from workshop.servers.services import SERVICES
 from workshop.settings import STATE_VERSION
 
@@ -117,7 +116,7 @@ def test_service_that_dies_is_started_again(running):
 
 def served(place: Servers) -> list[psutil.Process]:
     """The processes that `up` started, but for the supervisor itself."""
-    found = supervision._marked_processes(place.settings)
+    found = ownership.marked_processes(place.settings.state)
     return [process for process in found if "supervisord" not in " ".join(process.cmdline())]
 
 
@@ -393,7 +392,7 @@ def test_down_after_the_supervisor_was_killed_ends_all(running):
 def test_state_of_a_machine_that_was_restarted_is_recognised(running):
     """All gone at once, the supervisor's number another process's: nobody else is touched, and all starts."""
     settings = running.settings
-    for process in supervision._marked_processes(settings):
+    for process in ownership.marked_processes(settings.state):
         process.kill()
     assert settings.ports_file.exists()
     with subprocess.Popen(["sleep", "600"]) as innocent:
@@ -403,7 +402,7 @@ def test_state_of_a_machine_that_was_restarted_is_recognised(running):
         assert done.returncode == 0, done.stderr
         assert "left behind" not in done.stderr
         assert running.settings.exports() == settings.exports()  # shells that were told of them are still right
-        for process in supervision._marked_processes(settings):
+        for process in ownership.marked_processes(settings.state):
             process.kill()
         (settings.state / "supervisord.pid").write_text(f"{innocent.pid}\n")
         done = running.run(BIN / "workshop", "down")
@@ -428,7 +427,7 @@ def test_two_clones_do_not_meet(place, tmp_path):
         ports = [{getattr(c.settings, name) for s in SERVICES for name in s.ports} for c in (place, second)]
         assert not ports[0] & ports[1]
         for clone, own in zip((place, second), ports, strict=True):
-            ours = {process.pid for process in supervision._marked_processes(clone.settings)}
+            ours = {process.pid for process in ownership.marked_processes(clone.settings.state)}
             listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours}
             assert own <= listening
         assert place.run(BIN / "workshop", "down").returncode == 0

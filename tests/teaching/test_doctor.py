@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from workplace import BIN, ROOT, clean_environment, environment_of, new_workplace, required
 
 from workshop.cli import main
+from workshop.ownership import MARK, find_holders
 from workshop.servers.services import SERVICES
-from workshop.servers.supervision import MARK
 from workshop.settings import Settings
 from workshop.teaching import prerequisites
 from workshop.teaching.doctor import LOOK, OK, WRONG, Finding, examine, kernels, machine, servers, shell
@@ -413,7 +413,7 @@ def other_clone(settings, tmp_path) -> Iterator[Path]:
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **silent) as process:
         deadline = time.monotonic() + 20
-        while not servers._is_taken(settings.host, settings.mlflow_port):
+        while not find_holders(settings, settings.mlflow_port):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield tmp_path / "state"
@@ -433,7 +433,7 @@ def test_server_of_another_clone_is_told(settings, other_clone):
     """Before `up` its port is just taken; once ours is said to listen there, everything would go to the other."""
     found = of(servers.examine(settings), "mlflow")
     assert found.verdict == OK
-    assert f"a server of another clone, {other_clone}" in found.found
+    assert f"is held by another clone: {other_clone}, " in found.found
     settings.ports_file.write_text("{}")
     assert_wrong(of(servers.examine(settings), "mlflow"), str(other_clone), "workshop down, then workshop up")
 

@@ -10,6 +10,7 @@ from workshop.cli import data, lab, machines, models, pipeline, report, servers,
 from workshop.cli.printing import tell
 
 TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "run", "check")  # ask the tracking server
+ON_CLUSTER = ("up", "repro", "run")  # lead to notebooks on the cluster
 
 # Everything else is imported by the command that needs it: `workshop --help` answers at once.
 
@@ -32,6 +33,8 @@ def main(context: click.Context) -> None:
     os.environ.update(loopback_without_proxy())
     if context.invoked_subcommand in TRACKED and (given := get_settings().given_tracking_uri):
         tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
+    if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().given_scheduler_address):
+        tell(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
     if "DVC_STAGE" in os.environ:  # else nothing of this is needed
         from workshop.engine.repro.alone import alone
 

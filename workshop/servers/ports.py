@@ -16,12 +16,11 @@ from platformdirs import user_state_path
 
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
-from workshop.ownership import find_holders, find_listener  # noqa: F401 - the doctor asks here
+from workshop.ownership import find_holders
 from workshop.servers.services import SERVICES
-from workshop.settings import Settings, get_settings
+from workshop.settings import Settings
 
 PORTS_TRIED = 200
-CLONES = user_state_path("workshop") / "clones"  # a link to the state folder of each clone of this user
 TURN = ("127.0.0.1", 28785)  # a UDP port that the clone has whose turn it is
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
 
@@ -43,12 +42,6 @@ def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
             is_told = True
             time.sleep(0.3)
         yield
-
-
-def find_holder(port: int) -> str:
-    """Return who listens on a port, as far as the system tells."""
-    holders = find_holders(get_settings(), port)
-    return str(holders[port]) if holders else "another process"
 
 
 def is_free(host: str, port: int) -> bool:
@@ -108,8 +101,9 @@ def take(settings: Settings, tell: Callable[[str], None], file: Path | None = No
     ports = {name: getattr(settings, name) for name in names}
     write_whole(file or settings.ports_file, json.dumps(ports, indent=1).encode())
     with contextlib.suppress(OSError):  # a home folder that nobody may write to
-        CLONES.mkdir(parents=True, exist_ok=True)
-        (CLONES / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]).symlink_to(settings.state)
+        link = _clones() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(settings.state)
     return settings
 
 
@@ -125,15 +119,22 @@ def hand_out(settings: Settings, tell: Callable[[str], None]) -> Settings:
     return choose(settings, tell)
 
 
+def _clones() -> Path:
+    """Return the folder with a link to the state folder of each clone of this user."""
+    return user_state_path("workshop") / "clones"
+
+
 def _ports_of_others(settings: Settings) -> dict[int, str]:
     """Return the ports that this user's other clones had since the machine was started, each with its owner."""
     found: dict[int, str] = {}
-    for link in CLONES.glob("*"):
+    for link in _clones().glob("*"):
         other = settings.model_copy(update={"state": link.resolve()})
-        file = other.ports_file if other.is_up else other.kept_ports_file
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if not file.exists():
-                link.unlink()
-            elif other.state != settings.state and file.stat().st_mtime > psutil.boot_time():
-                found |= dict.fromkeys(json.loads(file.read_text()).values(), f"another clone: {other.state}")
+        for file in (other.ports_file, other.kept_ports_file):  # in this order: `down` renames the one to the other
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if not link.exists():
+                    link.unlink()
+                elif other.state != settings.state and file.stat().st_mtime > psutil.boot_time():
+                    owner = f"another clone: {other.state}"
+                    found |= dict.fromkeys(json.loads(file.read_text()).values(), owner)
+                    break
     return found

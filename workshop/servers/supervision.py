@@ -13,7 +13,6 @@ import psutil
 
 from workshop import ownership
 from workshop.errors import ParameterError, ServiceError
-from workshop.ownership import MARK as MARK
 from workshop.servers import ports, supervisor
 from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
@@ -111,7 +110,7 @@ def down(tell: Callable[[str], None] = logger.info) -> int:
     if not settings.state.exists():
         return 0
     with _only_one(settings):
-        running = _marked_processes(settings)
+        running = ownership.marked_processes(settings.state)
         if supervisor.answers(settings):
             tell("stopping the servers")
             with contextlib.suppress(*supervisor.UNANSWERED):
@@ -197,7 +196,7 @@ def stopped(settings: Settings) -> Iterator[None]:
     """Keep the servers of this state folder from being started meanwhile; raise ServiceError when some run."""
     _check_folder(settings)
     with _only_one(settings):
-        if running := _marked_processes(settings):
+        if running := ownership.marked_processes(settings.state):
             raise ServiceError(
                 "The servers of this state folder run.",
                 value=f"{len(running)} processes on {settings.state}",
@@ -300,13 +299,9 @@ def _only_one(settings: Settings) -> Iterator[None]:
         ) from None
 
 
-def _marked_processes(settings: Settings) -> list[psutil.Process]:
-    return list(ownership.marked_processes(settings.state))
-
-
 def _end_leftovers(settings: Settings, tell: Callable[[str], None]) -> None:
     """End what an earlier supervisor left running."""
-    orphans = _marked_processes(settings)
+    orphans = ownership.marked_processes(settings.state)
     if not orphans:
         return
     tell(f"ending {len(orphans)} processes that an earlier start left behind")

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NoReturn
 
 from workshop.errors import ServiceError, WorkshopError
+from workshop.ownership import find_holders
 from workshop.servers import ports
 from workshop.servers.services import program
 from workshop.settings import Settings, get_settings
@@ -204,9 +205,10 @@ def main() -> NoReturn:
     try:
         settings = get_settings()
         if not ports.is_free(settings.host, settings.mlflow_port):
+            holders = find_holders(settings, settings.mlflow_port)
             raise ServiceError(
                 f"The tracking server cannot listen on {settings.host}:{settings.mlflow_port}.",
-                value=f"held by {ports.find_holder(settings.mlflow_port)}",
+                value=f"held by {holders.get(settings.mlflow_port, 'another process')}",
                 next_step="end that, or set WORKSHOP_MLFLOW_PORT to a free port",
             )
     except WorkshopError as error:

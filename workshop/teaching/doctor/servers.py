@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
-from pathlib import Path
 
-import psutil
-
-from workshop.servers import ports
+from workshop.ownership import find_stranger
 from workshop.servers.services import SERVICES, Service, is_healthy
-from workshop.servers.supervision import MARK
 from workshop.settings import EXPORT, Settings
 from workshop.teaching.doctor.findings import Finding, well, wrong
 
@@ -26,43 +21,19 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _server(service: Service, settings: Settings) -> Finding:
-    wanted = [getattr(settings, name) for name in service.ports]
-    owners = {port: _clone_of(port) for port in wanted}
-    strangers = {port: owner for port, owner in owners.items() if owner not in (None, settings.state)}
-    if strangers and settings.is_up:
-        port, owner = next(iter(strangers.items()))
-        return wrong(
-            service.name,
-            f"port {port} is answered by a server of another clone, {owner}",
-            f"workshop down, then workshop up: it takes ports of its own; then {EXPORT}",
-        )
-    if is_healthy(service, settings) and not strangers:
+    stranger = find_stranger(settings, *service.ports_of(settings))
+    if stranger and settings.is_up:
+        next_step = f"workshop down, then workshop up: it takes ports of its own; then {EXPORT}"
+        return wrong(service.name, f"port {stranger.port} is held by {stranger}", next_step)
+    if stranger:  # servers that are down are no fault; that somebody has their port is worth a word
+        what = f"not started; port {stranger.port} is held by {stranger}, `workshop up` takes another"
+        return well(service.name, what)
+    if is_healthy(service, settings):
         return well(service.name, f"answers at {service.address(settings)}")
     if settings.is_up:
         log = settings.logs / f"{service.name}.log"
         return wrong(service.name, "does not answer", f"workshop up; its log: {log}")
-    # Servers that are down are no fault; a port that somebody else holds is worth a word: `up` moves on.
-    for port, owner in owners.items():
-        if _is_taken(settings.host, port):
-            whose = f"a server of another clone, {owner}" if owner else ports.find_holder(port)
-            return well(service.name, f"not started; port {port} is held by {whose}, `workshop up` takes another")
     return well(service.name, "not started (workshop up)")
-
-
-def _is_taken(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex((host, port)) == 0
-
-
-def _clone_of(port: int) -> Path | None:
-    """Return the state folder for which a workshop's server listens on a port; None when none does, or none tells."""
-    process = ports.find_listener(port)
-    try:
-        state = process.environ().get(MARK) if process else None
-    except (psutil.Error, OSError):  # another user's
-        return None
-    return Path(state) if state else None
 
 
 def _production(settings: Settings) -> Iterator[Finding]:
