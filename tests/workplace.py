@@ -94,7 +94,7 @@ def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
     environment["WORKSHOP_DASK_WORKERS"] = "2"
-    environment["WORKSHOP_KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
+    environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
     return root, environment
 
 

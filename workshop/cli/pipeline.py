@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
 
 from workshop.cli.printing import json_option, print_rows, tell
+
+LOWER_IS_BETTER = re.compile(r"(^|[^a-z])(loss|error|rmse|mae|mse|mape|seconds|latency)([^a-z]|$)", re.IGNORECASE)
 
 
 @click.command()
@@ -100,24 +103,24 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
 def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | None, as_json: bool) -> None:
     """Run NOTEBOOK on the cluster, once or for each combination of parameters.
 
-    Each run is a notebook of its own, and in MLflow all lie under one parent run.
+    Each run is a notebook of its own; the table shows the metrics of its MLflow runs.
 
     \b
     Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
     """
-    from papermill_dask import sweep
-    from papermill_dask.combinations import read_value
+    from workshop.settings import use_own_servers
 
-    from workshop.errors import EngineError
+    use_own_servers()
+    from papermill_dask import EngineError, run_many
+    from papermill_dask.sweep import combinations, read_parameter
 
-    fixed = {name: read_value(value) for name, value in parameters}
-    if rank_by:
-        sweep.read_rank(rank_by)  # a mistake in it is told before anything runs
-    done = sweep.run_many(notebook, fixed, sweeps, output, tell=tell)
+    metric, least_first = _rank(rank_by) if rank_by else (None, False)  # a mistake is told before anything runs
+    fixed = {name: read_parameter(value) for name, value in parameters}
+    done = run_many(notebook, [fixed | chosen for chosen in combinations(sweeps)], output, tell=tell)
     unranked = None
-    if rank_by:
+    if metric:
         try:
-            done = done.ranked(rank_by)
+            done = done.ranked(metric, least_first=least_first)
         except EngineError as error:  # told after the table, which shows what there is
             unranked = error
     print_rows([row.as_dict() for row in done.runs] if as_json else done.table(), as_json)
@@ -126,6 +129,16 @@ def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | 
     if unranked and not done.exit_code:
         raise unranked
     raise SystemExit(done.exit_code)
+
+
+def _rank(rank_by: str) -> tuple[str, bool]:
+    """Return the metric to rank by, and whether its least value is the best."""
+    metric, colon, best = rank_by.rpartition(":")
+    if not colon:
+        return rank_by, bool(LOWER_IS_BETTER.search(rank_by))
+    if not metric or best not in ("min", "max"):
+        raise click.BadParameter(f"{rank_by} is not METRIC, METRIC:min or METRIC:max", param_hint="--rank-by")
+    return metric, best == "min"
 
 
 @click.command()

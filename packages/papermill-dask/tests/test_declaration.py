@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from papermill_dask.files.declaration import declared
-from workplace import BIN, clean_environment
-
-from workshop.errors import EngineError
+from papermill_dask import EngineError
+from papermill_dask.stage import declared
+from programs import BIN, clean_environment
 
 # A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
 PROBE = """
 import json, os, sys
 from pathlib import Path
-from papermill_dask.files.declaration import declared
+from papermill_dask.stage import declared
 outs, executed = sys.argv[1].split(","), sys.argv[2:]
 found = declared(Path.cwd(), os.environ["DVC_STAGE"], written_here=map(Path, executed))
 report = {"cwd": str(Path.cwd()), "stage": os.environ["DVC_STAGE"], "deps": found.deps, "outs": found.outs,
@@ -192,7 +191,7 @@ def test_declared_outs_may_be_made_by_other_commands(repository):
     """A command after the notebook may make outs, too: then the notebook need not make all."""
     stages = {
         "one": (["papermill a b"], False),
-        "last": (["workshop params x", "papermill a b"], False),
+        "last": (["prepare x", "papermill a b"], False),
         "several": (["papermill a b", "papermill c d"], True),
         "first": (["papermill a b", "python plot.py"], True),
         "folded": ("papermill a b\npapermill c d", True),
@@ -205,7 +204,7 @@ def test_declared_outs_may_be_made_by_other_commands(repository):
 
 def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
     """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
-    from papermill_dask.files.manifest import entries
+    from papermill_dask.store import entries
 
     folder = repository(
         dvc_yaml=f"""

@@ -1,20 +1,28 @@
-"""What a stage takes and gives, as DVC reads it: the files that travel to a worker and back."""
+"""The DVC stage that papermill runs in, if any: what travels to a worker without shared disk, and when to end."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workshop.errors import EngineError
+import psutil
 
+from papermill_dask.config import NotebookOptions
+from papermill_dask.errors import EngineError
+
+STAGE = "DVC_STAGE"  # set by DVC for what it runs
+WATCH_SECONDS = 0.5
 # Below this size (bytes) a hash is computed sooner than it is looked up.
 LOOK_UP_BYTES = 2**20
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("papermill")
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,57 @@ class Declaration:
     known: Mapping[Path, str] = field(default_factory=dict)
 
 
+def declaration(options: NotebookOptions, output_path: str | None) -> Declaration:
+    """Return what travels to a worker without shared disk: what the options say, else what the DVC stage declares."""
+    stage = os.environ.get(STAGE)
+    if options.deps is not None or options.outs is not None or not stage:
+        return Declaration(deps=tuple(options.deps or ()), outs=tuple(options.outs or ()))
+    return declared(Path.cwd(), stage, written_here=[Path(output_path)] if output_path else [])
+
+
+# -- a DVC that is gone --------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def ends_with_dvc() -> Iterator[None]:
+    """End this process, as SIGTERM does, once the DVC that runs it as a stage is gone.
+
+    DVC does not end what it runs when it is killed, and the next `dvc repro` would run the stage beside it.
+    """
+    owner = _owner() if STAGE in os.environ else None
+    over = threading.Event()
+
+    def watch() -> None:
+        while _lives(owner):
+            if over.wait(WATCH_SECONDS):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if owner is not None and threading.current_thread() is threading.main_thread():
+        threading.Thread(target=watch, name="watch-dvc", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _owner() -> psutil.Process | None:
+    """Return the process that runs the stage: the next ancestor that is not in one itself; exit when it is gone."""
+    owner = None
+    with contextlib.suppress(psutil.Error):  # an ancestor that ends just now, or is another user's
+        owner = next((process for process in psutil.Process().parents() if STAGE not in process.environ()), None)
+        if owner is not None and owner.pid == 1 and "dvc" not in " ".join(owner.cmdline()):
+            sys.stderr.write(f"The DVC that started the stage {os.environ[STAGE]} is gone; it does not run.\n")
+            sys.exit(128 + signal.SIGTERM)
+    return owner
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+# -- what the stage declares ---------------------------------------------------------------------------------------
 def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> Declaration:
     """Return what the `dvc.yaml` that DVC runs in ``folder`` declares for ``stage``, the value of `DVC_STAGE`.
 
@@ -41,8 +100,16 @@ def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> 
     the client writes itself, such as the executed notebook. Raises EngineError when there is no such stage, or when
     one of its paths lies outside ``folder``.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError as error:
+        raise EngineError(
+            f"The notebook runs in the DVC stage `{stage}`, and DVC cannot be imported here.",
+            value=str(error),
+            expected="DVC beside papermill, to know what travels to a worker without shared disk",
+            next_step="pip install 'papermill-dask[dvc]', or name the files by the options deps and outs",
+        ) from None
 
     folder = folder.resolve()
     try:

@@ -1,4 +1,4 @@
-"""Carries a stage's files between the client and a worker that shares no disk with it, through the scheduler alone."""
+"""Carries a notebook's files to a worker that shares no disk with the client, and back, through the scheduler alone."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
-from papermill_dask.files.declaration import Declaration
-from papermill_dask.files.landing import Landing
-from papermill_dask.files.manifest import Entry, absent, digest, entries, inside, no_space, outermost, refused
-from papermill_dask.files.store import DISK_FULL, LIMIT_BYTES, serve
-from workshop.errors import EngineError
+import psutil
+
+from papermill_dask.errors import EngineError
+from papermill_dask.stage import Declaration
+from papermill_dask.store import (
+    DISK_FULL,
+    LIMIT_BYTES,
+    Entry,
+    absent,
+    digest,
+    entries,
+    inside,
+    no_space,
+    outermost,
+    refused,
+    serve,
+)
 
 # What is under way at a time bounds the memory on all three sides; more or larger pieces are no faster.
 PIECE_BYTES = 4 * 2**20
@@ -24,6 +37,8 @@ PIECES_IN_A_MESSAGE = 500
 WATCH_SECONDS = 1
 ANSWER_SECONDS = 10
 BAR_BYTES = 50 * 10**6
+
+STAGING = f".papermill-dask-{socket.gethostname()}-"  # and a process id: folders beside outs
 
 Piece = tuple[str, int, int]  # a path or a hash, then offset and length in bytes
 
@@ -87,12 +102,12 @@ def fetch(
     here = {entry.path for entry in found if _is_same(folder / entry.path, entry)}
     coming = {entry.path: entry.size for entry in found if entry.md5 and entry.path not in here}
     try:
-        with Landing(folder, arrived) as landing, _bar(sum(coming.values()), "Fetching", progress) as bar:
-            landing.prepare(found, here)
-            targets = {path: landing.staged(path) for path in coming}
+        with Replacement(folder, arrived) as new, _bar(sum(coming.values()), "Fetching", progress) as bar:
+            new.prepare(found, here)
+            targets = {path: new.staged(path) for path in coming}
             messages = _messages(coming.items())
             client.sync(_watched, client, worker, _fetch(client, worker, scratch, targets, messages, bar))
-            landing.finish(found, set(coming))
+            new.finish(found, set(coming))
     except OSError as error:
         raise _unwritable(folder, sum(coming.values()), error) from None
     return arrived
@@ -234,3 +249,139 @@ def _bar(size: int, verb: str, progress: bool):
 
     shown = progress and size > BAR_BYTES
     return tqdm(total=size, desc=verb, unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr, disable=not shown)
+
+
+# -- putting it in place ---------------------------------------------------------------------------------------------
+class Replacement:
+    """New contents for ``outs`` in ``folder``: staged in hidden folders beside them, then put in place by renaming.
+
+    Beside them, because a rename works within a file system only, and outs may lie on several. A context: what has not
+    been put in place when it ends is gone, and what was there before is there still. The folders bear the name of this
+    process; what a killed one left is cleared by the next.
+    """
+
+    def __init__(self, folder: Path, outs: Iterable[str]) -> None:
+        self._folder = folder
+        self._outs = [PurePosixPath(out) for out in outs]
+        self._places: list[Path] = []
+        self._made: list[Path] = []
+        self._done = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for place in self._places:
+            shutil.rmtree(place, ignore_errors=True)
+        if not self._done:
+            for parent in reversed(self._made):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+    def prepare(self, entries: Iterable[Entry], here: Iterable[str]) -> None:
+        """Make room for ``entries``; those at the paths ``here`` are taken from where they lie now.
+
+        Raises EngineError when what is to come does not fit on the disk, OSError when a folder cannot be written to.
+        """
+        here = set(here)
+        self._check_space(entry for entry in entries if entry.path not in here)
+        for out in self._outs:
+            self._make_place(self._place(out))
+        for entry in entries:
+            staged = self.staged(entry.path)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            if not entry.md5:
+                staged.mkdir(exist_ok=True)
+            elif entry.path in here:
+                _take(self._folder / entry.path, staged, entry.mode)
+
+    def staged(self, path: str) -> Path:
+        """Return where the content for ``path`` is to be written."""
+        out = next(out for out in self._outs if PurePosixPath(path).is_relative_to(out))
+        return self._place(out) / "new" / out.name / PurePosixPath(path).relative_to(out)
+
+    def finish(self, entries: Iterable[Entry], arrived: set[str]) -> None:
+        """Check what has ``arrived`` and put all outs in place; on any failure put back what was there.
+
+        Raises EngineError when a content is not what was announced, OSError when an out cannot be replaced.
+        """
+        for entry in entries:
+            staged = self.staged(entry.path)
+            if entry.path in arrived and digest(staged) != entry.md5:
+                raise EngineError(
+                    "A file changed while it was fetched from the worker.",
+                    value=entry.path,
+                    expected=f"the MD5 {entry.md5}",
+                    next_step="see that nothing the notebook started still writes to it, then run again",
+                )
+            if not entry.md5 or entry.path in arrived:
+                staged.chmod(entry.mode)
+        undo: list[tuple[Path, Path]] = []
+        try:
+            for out in self._outs:
+                target, place = self._folder / out, self._place(out)
+                if os.path.lexists(target):
+                    _move(target, place / "old" / out.name, undo)
+                _move(place / "new" / out.name, target, undo)
+        except BaseException:
+            for source, target in reversed(undo):
+                with contextlib.suppress(FileNotFoundError):
+                    target.rename(source)
+            raise
+        self._done = True
+
+    def _place(self, out: PurePosixPath) -> Path:
+        return self._folder / out.parent / f"{STAGING}{os.getpid()}-{id(self)}"
+
+    def _make_place(self, place: Path) -> None:
+        if place in self._places:
+            return
+        parent = place.parent
+        missing = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            self._made.append(folder)
+        _clear(parent)
+        place.mkdir(mode=0o700)
+        self._places.append(place)
+        for inner in ("new", "old"):
+            (place / inner).mkdir()
+
+    def _check_space(self, coming: Iterable[Entry]) -> None:
+        needed: dict[int, tuple[Path, int]] = {}
+        for entry in coming:
+            path = self._folder / entry.path
+            around = next(parent for parent in path.parents if parent.is_dir())
+            disk = around.stat().st_dev
+            needed[disk] = around, needed.get(disk, (around, 0))[1] + entry.size
+        for around, size in needed.values():
+            if (free := shutil.disk_usage(around).free) < size:
+                raise no_space(around, size, free)
+
+
+def _move(source: Path, target: Path, undo: list[tuple[Path, Path]]) -> None:
+    # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
+    undo.append((source, target))
+    source.rename(target)
+
+
+def _take(file: Path, staged: Path, mode: int) -> None:
+    """Link a file that is to stay as it is; copy one that is not, for its other links (DVC's cache) must not change."""
+    if not file.is_symlink() and file.stat().st_mode & 0o777 == mode:
+        with contextlib.suppress(OSError):
+            os.link(file, staged)
+            return
+    shutil.copyfile(file, staged)
+    staged.chmod(mode)
+
+
+def _clear(parent: Path) -> None:
+    """Remove what killed clients left in ``parent``, after putting back what they had only half replaced."""
+    for place in parent.glob(f"{STAGING}*"):
+        if psutil.pid_exists(int(place.name.removeprefix(STAGING).partition("-")[0])):
+            continue
+        with contextlib.suppress(OSError):
+            for old in (place / "old").iterdir():
+                if not os.path.lexists(parent / old.name):
+                    old.rename(parent / old.name)
+            shutil.rmtree(place, ignore_errors=True)
