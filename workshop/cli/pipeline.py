@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -108,27 +109,54 @@ def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | 
     \b
     Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
     """
+    from workshop.errors import EngineError
     from workshop.settings import use_own_servers
 
     use_own_servers()
-    from papermill_dask import EngineError, run_many
+    from papermill_dask import run_many
     from papermill_dask.sweep import combinations, read_parameter
 
     metric, least_first = _rank(rank_by) if rank_by else (None, False)  # a mistake is told before anything runs
     fixed = {name: read_parameter(value) for name, value in parameters}
     done = run_many(notebook, [fixed | chosen for chosen in combinations(sweeps)], output, tell=tell)
-    unranked = None
     if metric:
-        try:
-            done = done.ranked(metric, least_first=least_first)
-        except EngineError as error:  # told after the table, which shows what there is
-            unranked = error
-    print_rows([row.as_dict() for row in done.runs] if as_json else done.table(), as_json)
+        sign = 1 if least_first else -1
+        done.runs.sort(key=lambda row: sign * _number(row.metrics.get(metric), sign * math.inf))
+    print_rows([_as_json(row) for row in done.runs] if as_json else done.table(), as_json)
     for failed in done.failed:
         tell(f"failed: {failed.output}: {failed.error}")
-    if unranked and not done.exit_code:
-        raise unranked
+    known = sorted({name for row in done.runs for name in row.metrics})
+    if metric and metric not in known and not done.exit_code:  # told after the table, which shows what there is
+        raise EngineError(
+            "No run has the metric to rank by.",
+            value=metric,
+            expected=f"one of {', '.join(known)}" if known else "a notebook that logs metrics to an MLflow run",
+            next_step="see the table: all that ran is kept",
+        )
     raise SystemExit(done.exit_code)
+
+
+def _number(value: float | None, instead: float) -> float:
+    """Return a number, or another one where it is none."""
+    return instead if value is None or math.isnan(value) else value
+
+
+def _as_json(run) -> dict:
+    """Return all there is to know of a run, as JSON can hold it: no NaN, no infinity."""
+
+    def finite(values: dict) -> dict:
+        bad = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {name: None if name in bad else value for name, value in values.items()}
+
+    return {
+        "parameters": finite(run.parameters),
+        "status": str(run.status),
+        "seconds": run.seconds,
+        "metrics": finite(run.metrics),
+        "error": run.error,
+        "notebook": str(run.output),
+        "run_ids": run.run_ids,
+    }
 
 
 def _rank(rank_by: str) -> tuple[str, bool]:

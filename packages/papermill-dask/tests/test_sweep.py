@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -128,20 +127,6 @@ def test_table_shows_what_tells_the_runs_apart():
     assert Sweep(runs).table()[0] == {"seed": 1, "k": 1, "status": "done", "seconds": 1.3, "r2": 0.5}
 
 
-def test_ranked_puts_the_best_first():
-    """The least or the greatest first; runs without the metric come last."""
-    values = [{"m": 2.0}, {}, {"m": 1.0}, {"m": float("nan")}]
-    runs = [NotebookRun({"n": n}, Path("x"), "t", metrics=metrics) for n, metrics in enumerate(values)]
-
-    def order(metric: str, **how: bool) -> list[int]:
-        return [run.parameters["n"] for run in Sweep(runs).ranked(metric, **how).runs]
-
-    assert order("m", least_first=True) == [2, 0, 1, 3]
-    assert order("m", least_first=False) == [0, 2, 1, 3]
-    with pytest.raises(EngineError, match="one of m"):
-        order("accuracy", least_first=True)
-
-
 # -- on the cluster ------------------------------------------------------------------------------------------------
 def test_run_many_keeps_the_rest_when_one_fails(at):
     """The failed one is listed with its error and saved; all others run; a stray file of an earlier time is gone."""
@@ -217,15 +202,14 @@ def test_sweep_interrupted_keeps_what_was_finished(at, cluster, number):
 
 
 def test_run_many_shows_the_metrics_of_mlflow_runs(at, tracking_server, monkeypatch):
-    """The table and the executed notebooks name the notebooks' MLflow runs with their metrics, and can be ranked."""
+    """The table has the metrics of the notebooks' MLflow runs, and these the executed notebooks."""
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
     sweep = run_many(write(at, TRACKED), [{"depth": 1}, {"depth": 2}])
     assert sweep.exit_code == 0, sweep.failed
-    assert [row["rmse"] for row in sweep.ranked("rmse", least_first=True).table()] == [0.5, 1.0]
+    assert [row["rmse"] for row in sweep.table()] == [1.0, 0.5]
     assert sweep.runs[0].metrics == {"rmse": 1.0, "constant": 7.0}
-    assert json.dumps(sweep.runs[0].as_dict())
     for run in sweep.runs:
         artifacts = MlflowClient(tracking_server).list_artifacts(run.run_ids[0], "notebook")
         assert [file.path for file in artifacts] == ["notebook/score.ipynb"]

@@ -86,7 +86,6 @@ class Attempt:
             is_remote=not worker.is_local,
             max_output=options.max_output,
         )
-        self._shows_progress = executed.pbar is not None
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._read = 0
 
@@ -118,7 +117,7 @@ class Attempt:
             if declaration and not ending["failed"]:  # what a notebook that failed has made is not what was declared
                 from papermill_dask.files import fetch
 
-                fetch(client, address, task.folder, Path.cwd(), declaration, progress=self._shows_progress)
+                fetch(client, address, task.folder, Path.cwd(), declaration)
         except WorkerLost:
             task.is_scratch = False  # out of reach: the worker, or the next one there, removes it
             raise
@@ -231,7 +230,7 @@ class Attempt:
                 "The worker %s does not see this folder, and nothing is declared to travel: the notebook runs in an "
                 "empty folder (options deps and outs, or the stage in dvc.yaml).", self.worker.address
             )  # fmt: skip
-        self._task.folder = send(self._client, self.worker.address, Path.cwd(), declared, progress=self._shows_progress)
+        self._task.folder = send(self._client, self.worker.address, Path.cwd(), declared)
         self._task.is_scratch = True
         return declared
 

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,8 +19,6 @@ from papermill_dask.errors import EngineError
 
 STAGE = "DVC_STAGE"  # set by DVC for what it runs
 WATCH_SECONDS = 0.5
-# Below this size (bytes) a hash is computed sooner than it is looked up.
-LOOK_UP_BYTES = 2**20
 
 logger = logging.getLogger("papermill")
 
@@ -30,14 +28,13 @@ class Declaration:
     """Paths relative to the working folder: ``deps`` travel to the worker, ``outs`` come back.
 
     ``partial`` allows outs to be missing, as when other commands of the same stage make them. Symbolic links may lead
-    to ``links_to`` besides the folder itself, and ``known`` are MD5 hashes that need not be computed.
+    to ``links_to`` besides the folder itself.
     """
 
     deps: tuple[str, ...] = ()
     outs: tuple[str, ...] = ()
     partial: bool = False
     links_to: tuple[Path, ...] = ()
-    known: Mapping[Path, str] = field(default_factory=dict)
 
 
 def declaration(options: NotebookOptions, output_path: str | None) -> Declaration:
@@ -162,7 +159,6 @@ def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
         outs=tuple(_relative(folder, path) for path in outs),
         partial=_has_other_commands(stage.cmd),
         links_to=tuple(Path(cache.path) for cache in (repo.cache.local, repo.cache.legacy) if cache is not None),
-        known=_known(repo.state, deps),
     )
 
 
@@ -191,20 +187,3 @@ def _has_other_commands(commands: str | list[str] | None) -> bool:
     lines = commands.splitlines() if isinstance(commands, str) else commands or []
     runs = [line for line in lines if "papermill" in line]
     return len(runs) > 1 or (bool(runs) and lines[-1] != runs[-1])
-
-
-def _known(state, paths: Iterable[str]) -> dict[Path, str]:
-    """Return the hashes that DVC remembers of large files and that are still true; DVC checks time, size and inode."""
-    from dvc.fs import localfs
-
-    known = {}
-    for path in paths:
-        inner = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]  # noqa: PTH118
-        for file in inner or [path]:
-            with contextlib.suppress(OSError):
-                if os.path.getsize(file) < LOOK_UP_BYTES:  # noqa: PTH202
-                    continue
-                _, found = state.get(file, localfs)
-                if found and found.name == "md5":
-                    known[Path(file)] = found.value
-    return known

@@ -8,7 +8,6 @@ import enum
 import hashlib
 import itertools
 import json
-import math
 import re
 import signal
 import sys
@@ -70,18 +69,6 @@ class NotebookRun:
                 self.run_ids.append(run["run_id"])
                 self.metrics = run["metrics"] | self.metrics
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all there is to know, as JSON can hold it: no NaN, no infinity."""
-        return {
-            "parameters": {name: _finite(value) for name, value in self.parameters.items()},
-            "status": str(self.status),
-            "seconds": self.seconds,
-            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
-            "error": self.error,
-            "notebook": str(self.output),
-            "run_ids": self.run_ids,
-        }
-
 
 @dataclass(frozen=True)
 class Sweep:
@@ -109,20 +96,6 @@ class Sweep:
             | {name: run.metrics.get(name) for name in (differ or names)[:MOST_METRICS]}
             for run in self.runs
         ]
-
-    def ranked(self, metric: str, *, least_first: bool) -> Sweep:
-        """Return the same with the best run first; raise EngineError when no run has that metric."""
-        known = sorted({name for run in self.runs for name in run.metrics})
-        if metric not in known:
-            raise EngineError(
-                "No run has the metric to rank by.",
-                value=metric,
-                expected=f"one of {', '.join(known)}" if known else "a notebook that logs metrics to an MLflow run",
-                next_step="see the table: all that ran is kept",
-            )
-        values = [run.metrics.get(metric, math.nan) * (1 if least_first else -1) for run in self.runs]
-        pairs = sorted(zip(values, self.runs, strict=True), key=lambda pair: (math.isnan(pair[0]), pair[0]))
-        return Sweep([run for _, run in pairs], self.signal)
 
 
 # -- what to run ---------------------------------------------------------------------------------------------------
@@ -279,10 +252,6 @@ def _execute(run: NotebookRun, notebook: Path, client, heard: Sequence[int]) -> 
 def _literal(path: Path) -> str:
     """Return a path as papermill takes it literally: it fills in parameters between braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
