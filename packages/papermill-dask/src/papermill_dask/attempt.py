@@ -88,12 +88,10 @@ class Attempt:
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._read = 0
+        self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended
 
-    def run(self) -> list[dict[str, Any]]:
-        """Submit the task, follow it to its end, and leave nothing of it; return the notebook's MLflow runs.
-
-        Raises what ended it early.
-        """
+    def run(self) -> None:
+        """Submit the task, follow it to its end, and leave nothing of it; raises what ended it early."""
         client, task, address = self._client, self._task, self.worker.address
         topics = {task.topic: self._receive, address: self._receive_of_worker}
         future = declaration = None
@@ -129,7 +127,11 @@ class Attempt:
                 for topic in topics:
                     client.unsubscribe_topic(topic)
                 compat.forget(client, task.topic, for_good=True)
-        return self._finish(ending)
+        metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
+        self._executed.nb.metadata.update(nbformat.from_dict(metadata))
+        self.runs = ending["runs"]
+        if ending["error"] is not None:
+            raise pickle.loads(ending["error"])  # noqa: S301 - from the cluster, which runs our code
 
     def _follow(self, future) -> dict[str, Any]:
         """Show the task's events until it has ended; return what it returned."""
@@ -178,13 +180,6 @@ class Attempt:
 
     def _lost(self, what: str) -> WorkerLost:
         return WorkerLost(what, value=self.worker.address, **LOST)
-
-    def _finish(self, ending: dict[str, Any]) -> list[dict[str, Any]]:
-        metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
-        self._executed.nb.metadata.update(nbformat.from_dict(metadata))
-        if ending["error"] is not None:
-            raise pickle.loads(ending["error"])  # noqa: S301 - from the cluster, which runs our code
-        return ending["runs"]
 
     # -- events ------------------------------------------------------------------------------------------------
     def _receive(self, event: tuple[float, str]) -> None:

@@ -29,7 +29,6 @@ logger = logging.getLogger("papermill")  # what the engine has to say stands amo
 NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs at once
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
-ENDING_SECONDS = 60
 WAITING_SECONDS = 2.0
 RETRY_SECONDS = 0.1
 
@@ -73,7 +72,8 @@ def connect() -> Iterator[Client]:
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # tracebacks of what we tell in words
+    for name in ("distributed.client", "distributed.semaphore"):  # tracebacks of what we tell in words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
     with contextlib.ExitStack() as stack:
         if address is None:
@@ -232,26 +232,6 @@ def _has(worker: Worker, options: NotebookOptions) -> bool:
     return all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
 
 
-def wait_for_earlier(client: Client, output: str | None, seconds: float = ENDING_SECONDS) -> None:
-    """Wait until no worker runs a notebook with this output: a client that was killed may have left one that ends.
-
-    Raises EngineError when it does not end.
-    """
-    deadline = time.monotonic() + seconds
-    while output:
-        busy = [worker.name for worker in survey(client) for run in worker.running if run["output"] == output]
-        if not busy:
-            return
-        if time.monotonic() > deadline:
-            raise EngineError(
-                "A notebook with this output runs already.",
-                value=f"{output} on {', '.join(busy)}",
-                expected=f"its end within {seconds:g} s",
-                next_step="end it, or write to another file",
-            )
-        time.sleep(WAITING_SECONDS / 10)
-
-
 # -- room on one of them -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
@@ -266,14 +246,14 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
         together = f"{NOTEBOOK}s-{tokenize(sorted(worker.address for worker in workers))}"
         said = False
         try:
-            while not _lease(stack, together, most, WAITING_SECONDS):
+            while not _lease(client, stack, together, most, WAITING_SECONDS):
                 if not said:
                     logger.info("Waiting for a free worker: all that suit this notebook are busy.")
                     said = True
                 _least_busy(client, workers)
             while True:
                 for worker in _least_busy(client, workers):
-                    if _lease(stack, f"{NOTEBOOK}s-{worker.address}", worker.notebooks, 0):
+                    if _lease(client, stack, f"{NOTEBOOK}s-{worker.address}", worker.notebooks, 0):
                         yield worker
                         return
                 time.sleep(RETRY_SECONDS)
@@ -283,7 +263,7 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
             raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
 
 
-def _lease(stack: contextlib.ExitStack, name: str, most: int, seconds: float) -> bool:
+def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, seconds: float) -> bool:
     """Take a lease within ``seconds``, which is given back when the stack is closed; tell whether there was one."""
     from distributed import Semaphore
 
@@ -291,10 +271,9 @@ def _lease(stack: contextlib.ExitStack, name: str, most: int, seconds: float) ->
     acquired = leases.acquire(timeout=seconds)
 
     def give_back() -> None:
-        with contextlib.suppress(Exception):  # a scheduler that is gone has no leases to give back
-            if acquired:
-                leases.release()
         leases.refresh_callback.stop()
+        if acquired and client.status == "running":  # a scheduler that is gone has no leases to give back
+            leases.release()
 
     if acquired:
         stack.callback(give_back)

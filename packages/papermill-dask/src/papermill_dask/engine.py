@@ -23,6 +23,7 @@ from papermill_dask.signals import handled
 
 RESTART_SECONDS = 30  # for a nanny that starts the next worker
 ATTACH_SECONDS = 120
+EARLIER_SECONDS = 0.2
 # Dask's modules are many objects, and the interpreter would look through them once more, 0.2 s long, before it ends.
 atexit.register(gc.freeze)
 
@@ -58,68 +59,66 @@ def execute_notebook(
         autosave_cell_every=autosave_cell_every,
     )
     with stage.ends_with_dvc(), contextlib.nullcontext(client) if client else cluster.connect() as client:
-        cluster.wait_for_earlier(client, cluster.this_output(output_path))
         executed.notebook_start()
-        attempts = _Attempts(executed, kernel_name, client, options, keywords)
+        attempt = None
         try:
-            attempts.run()
+            attempt = _run(executed, kernel_name, client, options, keywords)
         finally:
-            if not attempts.done:
+            if attempt is None:
                 executed.cut_short()
             executed.cleanup_pbar()
             executed.notebook_complete()
-        if attempts.runs:
-            _attach(client, attempts, nb, keywords.get("input_path"))
+        if attempt.runs:
+            _attach(client, attempt, nb, keywords.get("input_path"))
     return executed.nb
 
 
-class _Attempts:
-    """A notebook's run, and again after a lost worker as often as the options allow; each loss is recorded in it."""
+def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords: dict[str, Any]) -> Attempt:
+    """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
+    lost: list[dict[str, Any]] = []
+    while True:
+        workers = cluster.select(_survey(executed, kernel_name, client), options, kernel_name)
+        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.room(client, workers) as worker:
+            attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
+            began = time.time()
+            try:
+                attempt.run()
+            except WorkerLost as error:
+                lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
+                if options.retries:
+                    _record(executed, lost=lost)
+                executed.cut_short()  # and saved so, before the tracking server is asked
+                tracking.end_open_runs(attempt.key)
+                left = options.retries - len(lost)
+                if left < 0 or client.status != "running":
+                    raise
+                logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, left)
+            else:
+                if attempt.runs:
+                    _record(executed, runs=attempt.runs)
+                return attempt
+        cluster.require_worker(client, RESTART_SECONDS)
+        executed.notebook_start()
 
-    def __init__(self, executed, kernel_name: str, client, options: NotebookOptions, keywords: dict[str, Any]) -> None:
-        self._executed, self._kernel_name, self._client = executed, kernel_name, client
-        self._options, self._keywords = options, keywords
-        self.done = False
-        self.worker: str | None = None
-        self.runs: list[dict[str, Any]] = []
 
-    def run(self) -> None:
-        """Run the notebook; raises what ended it early."""
-        lost: list[dict[str, Any]] = []
-        while not self.done:
-            workers = cluster.survey(self._client, self._kernel_name, Path.cwd())
-            workers = cluster.select(workers, self._options, self._kernel_name)
-            with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.room(self._client, workers) as worker:
-                self.worker = worker.address
-                attempt = Attempt(
-                    self._executed, self._kernel_name, self._client, worker, self._options, **self._keywords
-                )
-                began = time.time()
-                try:
-                    self.runs = attempt.run()
-                    self.done = True
-                except WorkerLost as error:
-                    lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
-                    self._recover(attempt, error, lost)
-        if self.runs:
-            self._record(runs=[{"run_id": run["run_id"], "metrics": run["metrics"]} for run in self.runs])
+def _survey(executed, kernel_name: str, client) -> list[cluster.Worker]:
+    """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
+    output, said = cluster.this_output(executed.output_path), False
+    while True:
+        workers = cluster.survey(client, kernel_name, Path.cwd())
+        busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
+        if not busy:
+            return workers
+        if not said:
+            logger.info("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
+            said = True
+        time.sleep(EARLIER_SECONDS)
 
-    def _recover(self, attempt: Attempt, error: WorkerLost, lost: list[dict[str, Any]]) -> None:
-        """Leave the notebook as a lost worker leaves it; raise the error unless the notebook is to run again."""
-        if self._options.retries:
-            self._record(lost=lost)
-        self._executed.cut_short()  # and saved so, before the tracking server is asked
-        tracking.end_open_runs(attempt.key)
-        left = self._options.retries - len(lost)
-        if left < 0 or self._client.status != "running":
-            raise error
-        logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, left)
-        cluster.require_worker(self._client, RESTART_SECONDS)
-        self._executed.notebook_start()
 
-    def _record(self, **results: Any) -> None:
-        metadata = self._executed.nb.metadata
-        metadata[METADATA] = {**metadata.get(METADATA, {}), **results}
+def _record(executed, **results: Any) -> None:
+    """Write results of the execution into the notebook's metadata."""
+    metadata = executed.nb.metadata
+    metadata[METADATA] = {**metadata.get(METADATA, {}), **results}
 
 
 def _leave(number: int, _frame) -> None:
@@ -127,18 +126,18 @@ def _leave(number: int, _frame) -> None:
     raise SystemExit(128 + number)
 
 
-def _attach(client, attempts: _Attempts, notebook, input_path: object) -> None:
+def _attach(client, attempt: Attempt, notebook, input_path: object) -> None:
     """Log the executed notebook to its MLflow runs.
 
     On its worker, or another if that is gone: they keep MLflow imported from one notebook to the next, and a fresh
     process takes two seconds for it. A failure is only told: what the notebook did is done.
     """
     name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
-    plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempts.runs]
+    plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]
     try:
         client.submit(
             tracking.attach, plain, name, run_ids, os.environ.get(tracking.URI_VARIABLE),
-            pure=False, workers=[attempts.worker], allow_other_workers=True,
+            pure=False, workers=[attempt.worker.address], allow_other_workers=True,
         ).result(ATTACH_SECONDS)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
         logger.warning("The executed notebook was not logged to its run: %s", error)

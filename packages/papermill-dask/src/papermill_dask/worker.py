@@ -191,8 +191,11 @@ def _run_cells(run: Run) -> dict[str, Any]:
     if failed:
         runs.end("KILLED" if run.stopped else "FAILED")
     return {
-        "metadata": manager.nb.metadata, "error": error and _pickled(error), "failed": failed, "runs": runs.found
-    }  # fmt: skip
+        "metadata": manager.nb.metadata,
+        "error": error and _pickled(error),
+        "failed": failed,
+        "runs": [{"run_id": found["run_id"], "metrics": found["metrics"]} for found in runs.found],
+    }
 
 
 def _pickled(error: Exception) -> bytes:
