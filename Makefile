@@ -55,13 +55,13 @@ lint: .venv/installed
 	@$(BIN)/pre-commit run --all-files
 
 lock: .venv/installed
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --annotation-style line \
-		pyproject.toml --output-file requirements.txt
+	@echo '-e .[dev]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
+		--custom-compile-command "make lock" - --output-file requirements.txt
 
 # Written last: an installation that was interrupted is begun anew.
 # OFFLINE names a folder that `workshop offline` made; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: requirements.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py $(if $(OFFLINE),"$(OFFLINE)")
@@ -69,7 +69,6 @@ lock: .venv/installed
 	@"$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) $(UV)
 	@echo "  uv is there; installing the pinned packages" >&2
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) -r requirements.txt
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps -e .
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps -r requirements.txt
 	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)
 	@touch $@

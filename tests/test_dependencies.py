@@ -15,7 +15,11 @@ from packaging.utils import canonicalize_name
 from workplace import BIN, ROOT, clean_environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RANGES = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+RANGES = [
+    requirement
+    for requirement in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+    if not (ROOT / "packages" / requirement.name).exists()
+]
 PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 # What each part of the project cannot do without; importing it shows that the lock fits this Python.
@@ -42,10 +46,13 @@ def test_lock_holds_a_version_within_each_range(requirement):
     assert all(requirement.specifier.contains(version) for version in versions)
 
 
-def test_lock_holds_pins_alone():
-    """Exact versions from the index that the reader uses: no address, no path, no editable."""
+def test_lock_holds_pins_and_this_repository_alone():
+    """Exact versions from the index that the reader uses, and what lies here; no other path, no address."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in lines if line.strip())
+    pinned = [line for line in lines if line.strip() and not line.startswith("-e ")]
+    assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in pinned)
+    own = {"."} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
+    assert {line.split()[1] for line in lines if line.startswith("-e ")} == own
     assert "://" not in "".join(lines)
 
 
@@ -81,17 +88,16 @@ def test_everything_imports_and_a_notebook_runs_on(version, tmp_path):
         pytest.skip(f"Python {version} is not on this machine")
     environment = clean_environment() | {"VIRTUAL_ENV": str(tmp_path / "venv")}
 
-    def run(*words):
+    def run(*words, cwd=tmp_path):
         done = subprocess.run(
-            list(map(str, words)), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
     try:
         run(BIN / "uv", "venv", "--quiet", "--python", python, tmp_path / "venv")
-        run(BIN / "uv", "pip", "install", "--quiet", "-r", ROOT / "requirements.txt")
-        run(BIN / "uv", "pip", "install", "--quiet", "--no-deps", "-e", ROOT)
+        run(BIN / "uv", "pip", "install", "--quiet", "-r", "requirements.txt", cwd=ROOT)
         scripts = tmp_path / "venv" / "bin"
         run(scripts / "python", "-c", "\n".join(f"import {name}" for name in IMPORTS))
         run(scripts / "workshop", "data", "csv", "germany.csv")

@@ -28,7 +28,8 @@ def root(tmp_path_factory) -> Path:
     """A clone whose lock holds a few packages."""
     root = copy_tree(tmp_path_factory.mktemp("clone"))
     lines = (root / "requirements.txt").read_text().splitlines(keepends=True)
-    (root / "requirements.txt").write_text("".join(line for line in lines if line.split("==")[0] in NEEDED))
+    kept = [line for line in lines if line.split("==")[0] in (*NEEDED, "-e .\n")]
+    (root / "requirements.txt").write_text("".join(kept))
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", *identity, "commit", "--quiet", "--all", "--message", "Need little"], cwd=root, check=True)
     return root

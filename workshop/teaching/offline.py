@@ -121,7 +121,7 @@ def _wanted(root: Path) -> dict[str, str]:
     """Return what pip is to be asked for: the pins that hold here, and what building this package takes."""
     text = (root / "requirements.txt").read_text()
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    pins = [Requirement(line) for line in lines if line]
+    pins = [Requirement(line) for line in lines if line and not line.startswith("-e")]  # those lie in the repository
     held = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     asked = {_key(pin.name, str(pin.specifier).removeprefix("==")): f"{pin.name}{pin.specifier}" for pin in held}
     named = {canonicalize_name(pin.name) for pin in held}

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -17,12 +18,15 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from hosts import new_cluster
+from hosts import notebook as write_notebook
 from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from papermill_dask.kernels import manager as kernel_manager
 from papermill_dask.kernels.manager import KeptKernelManager
 from papermill_dask.kernels.warm import WARM, start_warming, warm_state
+from workplace import BIN
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -48,7 +52,7 @@ def notebook(*sources):
     return document
 
 
-def run(*sources, folder=None, environment=None, manager=KeptKernelManager, **options):
+def run(*sources, folder=None, environment=None, manager=KeptKernelManager, umask=None, **options):
     """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
     document = notebook(*sources)
     managers = []
@@ -60,7 +64,8 @@ def run(*sources, folder=None, environment=None, manager=KeptKernelManager, **op
 
     client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
     try:
-        client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}))
+        given = {} if umask is None else {"umask": umask}
+        client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}), **given)
     finally:
         run.manager = managers[0]
     return "".join(output.text for cell in document.cells for output in cell.outputs if "text" in output)
@@ -272,6 +277,26 @@ def test_kernel_listens_on_no_port(either):
     assert text.splitlines() == ["from a child", "0", "0o700"]
 
 
+def test_kernel_has_the_umask_that_it_is_given(tmp_path, either):
+    """A kernel's files have the mode that was asked for, and without one that of the process that starts it."""
+    run("open('usual', 'w').close()", folder=tmp_path)
+    run("open('shared', 'w').close()", folder=tmp_path, umask=0o002)
+    (tmp_path / "own").touch()
+    assert (tmp_path / "usual").stat().st_mode == (tmp_path / "own").stat().st_mode
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o664
+
+
+def test_notebooks_files_have_the_mode_that_papermills_own_engine_gives_them(tmp_path):
+    """Files beside a notebook follow the client's umask, not that of a worker that keeps its own files private."""
+    with new_cluster(tmp_path / "cluster") as cluster:
+        cluster.start_scheduler()
+        cluster.start_worker("private", program=("sh", "-c", 'umask 077; exec "$@"', "sh", BIN / "dask"))
+        client = cluster.run(write_notebook(tmp_path / "modes.ipynb", "open('made', 'w').close()"))
+        assert client.process.returncode == 0, client.words
+    (tmp_path / "own").touch()
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "own").stat().st_mode
+
+
 # -- a forked kernel is a kernel like any other --------------------------------------------------------------------
 PROBE = """
     import __main__, asyncio, builtins, comm, gc, json, locale, logging, os, signal, sys, threading, warnings
@@ -351,6 +376,41 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
         shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
     assert shown[0] == shown[1]
     assert "image/png" in shown[1][1][1]
+
+
+def test_traceback_reads_as_jupyters_own_and_takes_no_longer_with_many_modules(tmp_path, monkeypatch):
+    """Errors read as in a stock kernel; that 6,000 more modules are imported costs their tracebacks nothing."""
+    (tmp_path / "crowd.py").write_text(
+        "import sys, types\n"
+        "for number in range(6000):\n"
+        "    module = sys.modules[f'crowd{number}'] = types.ModuleType(f'crowd{number}')\n"
+        "    module.__file__ = __file__\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    sources = (
+        "import json, time\nbegan = time.process_time()",
+        "def deep(number):\n    return 1 / number + deep(number - 1)\ndeep(300)",
+        "json.loads('{')",
+        "exec('deep(3)')",
+        "%%time\ndeep(1)",
+        "print(time.process_time() - began)",
+    )
+
+    def tracebacks(manager=KeptKernelManager):
+        document = notebook(*sources)
+        client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
+        client.execute(cwd=str(tmp_path))
+        shown = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
+        return shown, float(document.cells[-1].outputs[0].text)
+
+    stock, _ = tracebacks(AsyncKernelManager)
+    with warming("json"):
+        few, usual_seconds = tracebacks()
+    with warming("crowd"):
+        many, seconds = tracebacks()
+    assert len(stock) == 4
+    assert few == many == stock
+    assert seconds < 1.5 * usual_seconds
 
 
 @pytest.mark.parametrize("victim", ["keeper", "kernel"])

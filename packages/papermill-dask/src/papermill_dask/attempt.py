@@ -82,6 +82,7 @@ class Attempt:
             worker=worker.id,
             folder=str(Path.cwd()),
             environment=forwarded_environment(options),
+            umask=umask(),
             output=this_output(executed.output_path),
             is_remote=not worker.is_local,
             max_output=options.max_output,
@@ -235,6 +236,13 @@ class Attempt:
 
             with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
                 remove(self._client, self.worker.address, self._task.folder)
+
+
+def umask() -> int:
+    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def forwarded_environment(options: NotebookOptions) -> dict[str, str]:

@@ -33,9 +33,9 @@ class Task:
     """What a worker needs to run a notebook: plain data.
 
     ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
-    event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``, and
-    sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled for this notebook.
-    ``is_remote``: the worker is another machine than the client's. ``output`` is the executed notebook's name.
+    event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``, with
+    the client's ``umask``, and sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled
+    for this notebook. ``is_remote``: the worker is another machine than the client's. ``output`` names the output.
     """
 
     notebook: dict[str, Any]
@@ -46,6 +46,7 @@ class Task:
     worker: str
     folder: str
     environment: dict[str, str]
+    umask: int
     output: str | None = None
     is_scratch: bool = False
     is_remote: bool = False
@@ -183,7 +184,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
             manager, run, max_output=task.max_output, before_end=runs.find, kernel_name=task.kernel_name, **task.options
         )
         if not run.stopped:
-            run.kernel.execute(cwd=task.folder, env=environment | runs.environment)
+            run.kernel.execute(cwd=task.folder, env=environment | runs.environment, umask=task.umask)
     except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
         error = run.kernel.explain(problem, run.cell) if run.kernel else problem
     error = run.stopped or error

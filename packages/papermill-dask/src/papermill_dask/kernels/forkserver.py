@@ -13,6 +13,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -55,6 +56,7 @@ def main() -> NoReturn:
     if reason:
         control.send(reason=reason)
         os._exit(1)
+    inspect.getmodule(main.__code__)  # finds out, once, which module each file is; tracebacks ask for that
     gc.collect()
     gc.freeze()  # what is there now stays in memory that all kernels share
     control.send(seconds=time.time() - began, skipped=skipped)

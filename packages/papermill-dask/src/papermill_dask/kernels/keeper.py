@@ -124,6 +124,8 @@ def _fork(run: Run, rehearse: Callable[[], None]) -> tuple[int, socket.socket]:
         rehearse()
         request, _ = _read_request(Messages(theirs))
         request["env"]["JPY_PARENT_PID"] = str(keeper)
+        if request["umask"] is not None:
+            os.umask(request["umask"])
         run(request, theirs.detach())
     except OSError as error:
         os.write(started, json.dumps([error.errno, error.strerror, error.filename]).encode())

@@ -145,6 +145,7 @@ class KeptProvisioner(LocalProvisioner):
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
             "env": dict(kwargs["env"]),
             "cwd": self.cwd,
+            "umask": kwargs.get("umask"),
             "folder": getattr(self.parent, "private_folder", None),
         }
         await self._wait_for_warmth(request)
