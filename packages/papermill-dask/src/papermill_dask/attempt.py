@@ -30,7 +30,7 @@ from papermill_dask.worker import Task, run_notebook
 FORWARDED = ("DVC_*", "MLFLOW_*")
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
 POLL_SECONDS = 0.1
-SILENCE_SECONDS = 4.0
+SILENCE_SECONDS = 3.0
 PROBE_SECONDS = 1.5
 READ_BYTES = 16 * 2**20  # the scheduler keeps what it passed on; after so much it is told to forget
 
@@ -94,13 +94,11 @@ class Attempt:
     def run(self) -> None:
         """Submit the task, follow it to its end, and leave nothing of it; raises what ended it early."""
         client, task, address = self._client, self._task, self.worker.address
-        topics = {task.topic: self._receive, address: self._receive_of_worker}
         future = declaration = None
         try:
             if not self.worker.sees_folder:
                 declaration = self._send_files()
-            for topic, handler in topics.items():
-                client.subscribe_topic(topic, handler)
+            client.subscribe_topic(task.topic, self._receive)
             future = client.submit(
                 run_notebook,
                 task,
@@ -125,8 +123,6 @@ class Attempt:
                 if future is not None:
                     future.cancel()  # does nothing to what is done; what still runs is ended by its worker
                 self._remove_files()
-                for topic in topics:
-                    client.unsubscribe_topic(topic)
                 compat.forget(client, task.topic, for_good=True)
         metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
@@ -189,10 +185,6 @@ class Attempt:
         if self._read > READ_BYTES:
             self._read = 0
             compat.forget(self._client, self._task.topic, for_good=False)
-
-    def _receive_of_worker(self, event: tuple[float, Any]) -> None:
-        if isinstance(event[1], dict) and event[1].get("action") == "remove-worker":
-            self._events.put({"kind": "lost"})
 
     def _show(self, message: dict[str, Any], index: int) -> None:
         cell = self._executed.nb.cells[index]

@@ -268,18 +268,14 @@ def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, se
     from distributed import Semaphore
 
     leases = Semaphore(max_leases=most, name=name)
-    acquired = leases.acquire(timeout=seconds)
-
-    def give_back() -> None:
-        leases.refresh_callback.stop()
-        if acquired and client.status == "running":  # a scheduler that is gone has no leases to give back
-            leases.release()
-
-    if acquired:
-        stack.callback(give_back)
-    else:
-        give_back()
-    return acquired
+    with contextlib.ExitStack() as unused:
+        unused.callback(compat.stop_refreshing, leases)
+        if leases.acquire(timeout=seconds):
+            # A scheduler that is gone has no leases to give back.
+            unused.callback(lambda: client.status == "running" and leases.release())
+            stack.push(unused.pop_all())
+            return True
+    return False
 
 
 def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:

@@ -25,7 +25,10 @@ async def ask_worker(client, worker: str, function: Callable, *arguments: Any) -
 
 
 def forget(client, topic: str, *, for_good: bool) -> None:
-    """Have the scheduler forget the events of a topic; Dask keeps the last thousand, of any size, for ever."""
+    """Have the scheduler forget the events of a topic, of which Dask keeps the last thousand, of any size, for ever.
+
+    ``for_good`` also ends the client's subscription; Dask itself would keep the handler, and with it the notebook.
+    """
 
     async def forget(dask_scheduler) -> None:
         dask_scheduler._broker.truncate(topic)
@@ -36,8 +39,17 @@ def forget(client, topic: str, *, for_good: bool) -> None:
         with contextlib.suppress(Exception):  # a scheduler that is gone, or of another version, keeps what it keeps
             await client._run_on_scheduler(forget)
 
+    if for_good and topic in client._event_handlers:
+        client.unsubscribe_topic(topic)
+        del client._event_handlers[topic]
     if client.status == "running":
         client.loop.add_callback(ask)  # not waited for: this may be the client's own event loop
+
+
+def stop_refreshing(semaphore) -> None:
+    """Let the leases of a semaphore end that are not given back; a client refreshes them as long as it lives."""
+    if callback := getattr(semaphore, "refresh_callback", None):  # there is none where leases have no time-out
+        callback.stop()
 
 
 def folder_of_papermills_files() -> str | None:
