@@ -8,12 +8,14 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 from dask.tokenize import tokenize
 from jupyter_client.kernelspec import NoSuchKernel
 
@@ -31,6 +33,8 @@ CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
 WAITING_SECONDS = 2.0
 RETRY_SECONDS = 0.1
+LEASE_SECONDS = 6
+_registering = threading.Lock()
 
 
 class KernelMissing(EngineError, NoSuchKernel):
@@ -67,7 +71,6 @@ def connect() -> Iterator[Client]:
     That is the scheduler that Dask's configuration names (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
     Raises EngineError when the scheduler does not answer or has no worker.
     """
-    import dask
     from distributed import Client, LocalCluster
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
@@ -267,7 +270,10 @@ def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, se
     """Take a lease within ``seconds``, which is given back when the stack is closed; tell whether there was one."""
     from distributed import Semaphore
 
-    leases = Semaphore(max_leases=most, name=name)
+    # Dask's own time, 30 s, is long to wait for the room that a killed client had.
+    with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
+        leases = Semaphore(max_leases=most, name=name)
+        leases.register()
     with contextlib.ExitStack() as unused:
         unused.callback(compat.stop_refreshing, leases)
         if leases.acquire(timeout=seconds):
