@@ -6,6 +6,7 @@ Like the projects it needs what their `python_env.yaml` name, and nothing else o
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -72,8 +73,8 @@ def require_tracking_server() -> None:
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not address.startswith(("http://", "https://")):
         stop(
-            f"No tracking server is set: MLFLOW_TRACKING_URI is {address or 'empty'}, not an http address. "
-            'Type at the top of the repository: eval "$(workshop config --export)"',
+            f"No tracking server is set in this terminal, so the run would go to {address or 'a file of this folder'}. "
+            'Type at the top of the repository: eval "$(.venv/bin/workshop config --export)"',
             2,
         )
 
@@ -102,9 +103,10 @@ def read_frame(path: str) -> pd.DataFrame:
 def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the earlier hours and the last ``test_fraction`` of them.
 
-    Neighbouring hours are alike, so hours held out at random would flatter the model.
+    Hours held out at random would flatter the model: it would know the power plants of each year. The border is that of
+    chapter 4's `workshop.data.split`.
     """
-    border = len(frame) - round(len(frame) * test_fraction)
+    border = math.floor(len(frame) * (1 - test_fraction))
     train, test = frame[:border], frame[border:]
     if min(len(train), len(test)) < 2:
         stop(f"Of {len(frame)} hours a test_fraction of {test_fraction} leaves too few to train or to test on.", 2)

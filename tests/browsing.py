@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import socketserver
 import subprocess
@@ -20,6 +21,7 @@ from workplace import ROOT, free_port
 DASHBOARD = ROOT / "4_pipeline" / "dashboard" / "app.py"
 PAGES = {"/": "Outlook", "/what-if": "What if", "/your-weather": "Your weather", "/model": "Model", "/data": "Data"}
 ALIAS_SECONDS = 5.0  # from the alias's move to every open page
+FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says
 START_SECONDS = 90.0  # of a dashboard's process, model loaded, on a busy machine
 # Notes how far things jump without a reader's doing, and when the first view and the first figure are there.
 WATCH = """
@@ -64,7 +66,7 @@ def opened(browser, url: str, width: int = 1280, height: int = 900, **options):
     page.add_init_script(WATCH)
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if "Error" in said.text else None)
+    page.on("console", lambda said: faults.append(said.text) if FAULT.search(said.text) else None)
     page.on("response", lambda answer: faults.append(answer.url) if answer.status >= 500 else None)
     try:
         page.goto(url)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 
 import click
 import pytest
-from workplace import BIN, ROOT
+from workplace import BIN, ROOT, is_moved_to
 
 from workshop.cli import main
 
@@ -66,6 +67,20 @@ def test_commands_exist_and_their_options_parse(page):
                 assert {word for word in words[1:] if "=" not in word and not word.startswith("-")} <= TARGETS, line
             if words[:1] == ["workshop"] and "..." not in words:
                 check_parses(words[1:], line)
+
+
+def typed(path):
+    """The text that a reader types or opens: a page or a notebook without blocks that show outputs, a program."""
+    if path.suffix == ".ipynb":
+        return "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+    return re.sub(r"^ *```text\n.*?```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS, ROOT / "1_starting_point" / "dashboard" / "app.py"], ids=name)
+def test_texts_type_no_port_that_servers_move_to(path):
+    """Commands and links use exported addresses, or ports that `up` never takes: a usual one may be another clone's."""
+    ports = re.findall(r"(?:127\.0\.0\.1|localhost|--port|PORT=)[ :=]?(\d{4,5})", typed(path))
+    assert [port for port in ports if is_moved_to(int(port))] == []
 
 
 def check_parses(words, line):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import yaml
-from workplace import ROOT
+from workplace import BIN, ROOT, clean_environment
 
 from workshop.errors import ParameterError
 from workshop.parameters import STAGES, allowed, read, read_stage
@@ -67,7 +69,17 @@ def test_parameter_of_another_stage_does_not_matter(changed):
     ("content", "words"),
     [
         ("", "holds no stages"),
-        ("split: [1", "is not YAML"),
+        ("split: [1", r"is not YAML(?s:.)*params\.yaml\", line 1"),
+        (
+            "split:\n  test_fraction: 0.2\n  test_fraction: 0.3",
+            r"key `test_fraction` is(?s:.)*params\.yaml\", line 3",
+        ),
+        ("split: {}\nfetch: {}\nsplit: {}", r"the key `split` is there more than once(?s:.)*line 3"),
+        ("split: " + "[" * 5000 + "]" * 5000, "is not YAML(?s:.)*nested too deeply"),
+        ("split: {test_fraction: " + "9" * 5000 + "}", "is not YAML(?s:.)*digits"),
+        ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
+        ("split: {test_fraction: 0.2}".encode("utf-16"), "is not YAML in UTF-8(?s:.)*decode"),
+        ("split: {test_fraction: 0.2}".encode("utf-16-le"), "is not YAML in UTF-8"),
         ("moon: {a: 1}", "moon is unknown"),
         ("fetch: 3", "`fetch` holds no parameters"),
     ],
@@ -75,9 +87,33 @@ def test_parameter_of_another_stage_does_not_matter(changed):
 def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
     """A file that is no mapping of stages is told in words."""
     file = tmp_path / "params.yaml"
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ParameterError, match=words):
         read(file)
+
+
+@pytest.mark.parametrize("day", ["2016-02-29", "2016-02-30"])
+def test_date_is_text_that_is_no_week(tmp_path, day):
+    """A day in place of a week, also one that no calendar has: the key, the text, and what is allowed."""
+    file = tmp_path / "params.yaml"
+    file.write_text(f"report:\n  week: {day}\n")
+    with pytest.raises(ParameterError, match=rf"report\.week is not allowed(?s:.)*'{day}'(?s:.)*latest"):
+        read_stage(file, "report")
+
+
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_parameters_fit_the_terminal(tmp_path, width):
+    """No line is wider than the terminal, whatever is set, and nothing is cut off."""
+    content = yaml.safe_load(COMMITTED.read_text())
+    content["fetch"] = {"source": "csv", "csv": {"file": "own/" + "long_" * 40, "attribution": "words " * 50 + "last"}}
+    (tmp_path / "4_pipeline").mkdir()
+    (tmp_path / "4_pipeline" / "params.yaml").write_text(yaml.safe_dump(content))
+    environment = clean_environment() | {"WORKSHOP_ROOT": str(tmp_path), "COLUMNS": str(width)}
+    for words in (["params", "fetch"], ["params"]):
+        done = subprocess.run([BIN / "workshop", *words], capture_output=True, text=True, check=True, env=environment)
+        assert max(map(len, done.stdout.splitlines())) <= width
+        assert done.stdout.count("words") == 50
+        assert "last'}" in done.stdout
 
 
 def test_parameters_file_that_is_absent_is_named(tmp_path):

@@ -14,17 +14,20 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from nbclient import NotebookClient
 from workplace import required
 
+from workshop.data.split import split_by_time
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 README = (ROOT / "3_projects" / "README.md").read_text()
+SET_UP = 'eval "$(.venv/bin/workshop config --export)"'
 NAMES = ("lr", "rf", "keras")
 METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
@@ -110,7 +113,7 @@ def read_runs(run_ids: list[str], servers) -> list[dict]:
     return json.loads(told.stdout.splitlines()[-1])
 
 
-PLAIN_KERAS = "mlflow run keras --experiment-name predicting_wind_solar"  # installs TensorFlow: a test of its own
+PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow: a test of its own
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
     blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # a command that goes on in the next line
     first, *lines = [line for block in blocks for line in block.splitlines() if line != PLAIN_KERAS]
-    assert first == 'eval "$(.venv/bin/workshop config --export)"'  # what the environment of `servers` holds
+    assert first == SET_UP  # what the environment of `servers` holds
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
     results, folder, trained = {}, servers.root, []
     for line in lines:
@@ -152,16 +155,14 @@ def test_readme_commands_do_what_it_says(typed):
 
 def test_plain_run_makes_its_environment_once(typed, environments):
     """The plain `mlflow run` works where there is no pyenv; a project that needs the same shares the environment."""
-    plain = "mlflow run {} --experiment-name predicting_wind_solar"
-    assert "Creating a new environment" in typed_run(typed, plain.format("lr")).stderr
-    assert str(environments) in typed_run(typed, plain.format("lr")).stderr
-    assert "already exists" in typed_run(typed, plain.format("rf")).stderr
+    assert "Creating a new environment" in typed_run(typed, "mlflow run lr").stderr
+    assert str(environments) in typed_run(typed, "mlflow run lr").stderr
+    assert "already exists" in typed_run(typed, "mlflow run rf").stderr
 
 
 def test_runs_are_whole(typed, servers):
-    """Each model's run is in the experiment, with parameters as typed, metrics and a model that predicts."""
-    lines = {name: f"mlflow run {name} --experiment-name predicting_wind_solar.*" for name in NAMES}
-    patterns = [lines["lr"] + "false", lines["rf"] + "max_depth=8", lines["keras"] + "epochs=10"]
+    """Each run, the bare `mlflow run lr` too, is in the experiment: parameters, metrics, a model that predicts."""
+    patterns = ["mlflow run lr", "mlflow run lr .*false", "mlflow run rf .*max_depth=8", "mlflow run keras .*epochs=10"]
     runs = read_runs([run_id_of(typed_run(typed, pattern)) for pattern in patterns], servers)
     for run in runs:
         assert (run["experiment"], run["status"]) == ("predicting_wind_solar", "FINISHED")
@@ -172,10 +173,21 @@ def test_runs_are_whole(typed, servers):
         assert "input_example.json" in run["files"]
         assert [len(row) for row in run["predicted"]] == [2] * 24
         assert run["tags"]["mlflow.project.entryPoint"] == "main"
-    lr, rf, keras = runs
+    _, lr, rf, keras = runs
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
     assert min(map(min, keras["predicted"])) >= 0
+
+
+@pytest.mark.usefixtures("typed")
+def test_bare_run_of_the_front_page_goes_to_the_experiment(servers, environments):
+    """`mlflow run lr` needs no option; an experiment that is named is the one that is taken."""
+    assert "`mlflow run lr`" in (ROOT / "README.md").read_text()
+    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
+    lines = ("mlflow run lr", "mlflow run lr --experiment-name other", "mlflow run lr --experiment-id 0")
+    results = [type_line(line, servers.root / "3_projects", **environment) for line in lines]
+    runs = read_runs([run_id_of(result) for result in results], servers)
+    assert [run["experiment"] for run in runs] == ["predicting_wind_solar", "other", "Default"]
 
 
 def test_run_from_a_git_address_names_commit_and_address(typed, servers):
@@ -339,8 +351,7 @@ def test_reproduced_run_is_equal_to_the_digit(reproduced):
 def test_reproduced_project_makes_its_environment(servers, tmp_path):
     """The environment that the notebook wrote down is complete: the plain `mlflow run` trains in it."""
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(tmp_path), "PATH": path_without_pyenv()}
-    options = ["--experiment-name", "predicting_wind_solar"]
-    run_id_of(run_project("reproduced", *options, projects=servers.root / "3_projects", **environment))
+    run_id_of(run_project("reproduced", projects=servers.root / "3_projects", **environment))
 
 
 def test_project_refuses_a_missing_tracking_address(projects, monkeypatch):
@@ -348,8 +359,18 @@ def test_project_refuses_a_missing_tracking_address(projects, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = run_project("lr", "--env-manager", "local", projects=projects)
     assert result.returncode == 1
-    assert 'eval "$(workshop config --export)"' in result.stderr
+    assert SET_UP in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects, tmp_path):
+    """No environment is made before the refusal, which names the line to type."""
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"MLFLOW_ENV_ROOT": str(tmp_path / "environments"), "PATH": path_without_pyenv()}
+    result = type_line("mlflow run lr", projects, **environment)
+    assert result.returncode == 1
+    assert SET_UP in result.stderr
+    assert not (tmp_path / "environments").exists()
 
 
 def train(name: str, *arguments: str, folder: Path, address: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess:
@@ -371,7 +392,8 @@ def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
     """Only an http address will do; else exit code 2 before anything is read or written."""
     result = train(name, folder=tmp_path, address=address)
     assert result.returncode == 2
-    assert "workshop config --export" in result.stderr
+    assert SET_UP in result.stderr
+    assert "MLFLOW_TRACKING_URI" not in result.stderr  # which MLflow sets by itself
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -429,6 +451,18 @@ def test_training_refuses_too_few_hours(tmp_path):
     result = train("lr", "--data", "germany.csv", folder=tmp_path)
     assert result.returncode == 2
     assert "too few" in result.stderr
+
+
+@pytest.mark.parametrize("rows", [10, 35_016, 35_017, 35_018, 35_019, 35_064])
+@pytest.mark.parametrize("test_fraction", [0.1, 0.15, 0.2, 0.3])
+def test_hours_are_cut_where_the_pipeline_cuts_them(rows, test_fraction, monkeypatch):
+    """Chapters 3 and 4 train on the same number of hours: of the sample's 35,016 on 28,012."""
+    monkeypatch.syspath_prepend(ROOT / "3_projects")
+    hourly = load_program(ROOT / "3_projects" / "hourly.py")
+    hours = pd.DataFrame({"utc_timestamp": range(rows)})
+    train, test = hourly.split_by_time(hours, test_fraction)
+    assert [len(train), len(test)] == [len(part) for part in split_by_time(hours, test_fraction)]
+    assert (rows, test_fraction) != (35_016, 0.2) or len(train) == 28_012
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,10 +6,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nbformat
@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 import requests
 from nbclient import NotebookClient
+from numbers_of_texts import unfounded
+from workplace import is_moved_to
 
 from workshop.data.prepare import prepare
 
@@ -99,6 +101,12 @@ def test_models_print_a_score_and_show_a_figure(chapter, name, lowest):
     assert count_figures(chapter, name) >= 1
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_numbers_of_texts_come_out_of_cells(chapter, name):
+    """Each number in a text cell is printed by a cell of the notebook, or stands in its code."""
+    assert unfounded(nbformat.read(chapter / f"{name}.ipynb", as_version=4)) == []
+
+
 def test_report_is_one_file_with_its_figures(chapter):
     """The script writes the report of the last week as one HTML file, figures inside, labelled as modelled."""
     subprocess.run([sys.executable, "make_report.py"], cwd=chapter / "report", env=ENVIRONMENT, check=True, timeout=120)
@@ -109,43 +117,32 @@ def test_report_is_one_file_with_its_figures(chapter):
     assert "://" not in page
 
 
-@pytest.fixture(scope="module")
-def dashboard(chapter, tmp_path_factory):
-    """The dashboard's address; the dashboard trains its model first, and ends with the tests."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address, log = f"http://127.0.0.1:{port}", tmp_path_factory.mktemp("dashboard") / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"],
-            cwd=chapter / "dashboard",
-            env={**ENVIRONMENT, "PORT": str(port)},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while not answers(address):
-            assert process.poll() is None, f"the dashboard ended:\n{log.read_text()}"
-            assert time.monotonic() < deadline, f"the dashboard does not answer:\n{log.read_text()}"
-            time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
+@contextmanager
+def running(chapter: Path) -> Iterator[str]:
+    """Start the dashboard, yield the address that it prints, and end it."""
+    command = [sys.executable, "app.py"]
+    options = {"cwd": chapter / "dashboard", "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **options) as process:
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
+        finally:
+            process.terminate()
 
 
-def answers(address: str) -> bool:
-    """Return whether a page is served at ``address``."""
-    try:
-        return requests.get(address, timeout=5).ok
-    except requests.ConnectionError:
-        return False
+@pytest.fixture(scope="module")
+def dashboard(chapter) -> Iterator[str]:
+    """The dashboard's address; the dashboard trains its model first, and ends with the tests."""
+    with running(chapter) as address:
+        yield address
+
+
+def test_dashboards_announce_themselves_when_they_listen(chapter):
+    """Two dashboards at once print different addresses, outside of what `up` uses, and answer there at once."""
+    with ExitStack() as both:
+        addresses = [both.enter_context(running(chapter)) for _ in range(2)]
+        assert all("Solar and wind power" in requests.get(address, timeout=30).text for address in addresses)
+    assert len(set(addresses)) == 2
+    assert not any(is_moved_to(int(address.split(":")[-1])) for address in addresses)
 
 
 def call(address: str, output: str, inputs: dict[str, object]) -> requests.Response:

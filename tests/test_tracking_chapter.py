@@ -8,15 +8,19 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
+import pandas as pd
 import pytest
 import requests
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from numbers_of_texts import unfounded
 from workplace import BIN, ROOT, clean_environment, free_port
 
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
@@ -129,8 +133,8 @@ def answers(url: str) -> bool:
 def command_of_readme(start: str, port: int) -> list[str]:
     """Return the words of the README's one command that begins with ``start``, on another port."""
     [line] = re.findall(rf"^ *({start} .*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
-    assert "5001" in line
-    return shlex.split(line.replace("5001", str(port)))
+    assert "5301" in line
+    return shlex.split(line.replace("5301", str(port)))
 
 
 def ask_served_model(
@@ -197,6 +201,40 @@ def test_linear_regression_is_tracked_by_hand(client):
     signature = mlflow.models.get_model_info(model.model_uri).signature
     assert signature.inputs.input_names() == ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
     assert signature.outputs.input_names() == ["solar_GW", "wind_GW"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_numbers_of_texts_come_out_of_cells(chapter, name):
+    """Each number in a text cell is printed by a cell of the notebook, or stands in its code."""
+    assert unfounded(nbformat.read(chapter / f"{name}.ipynb", as_version=4)) == []
+
+
+def table_of(folder: Path, name: str, cell_id: str) -> pd.DataFrame:
+    """Return the table that a cell of an executed notebook shows."""
+    [cell] = [cell for cell in nbformat.read(folder / f"{name}.ipynb", as_version=4).cells if cell.id == cell_id]
+    [html] = [output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})]
+    table = ElementTree.fromstring(re.search("<table.*</table>", html, re.DOTALL)[0])
+    head, *rows = [[cell.text for cell in row] for row in table.iter("tr")]
+    return pd.DataFrame([row[1:] for row in rows], [row[0] for row in rows], head[1:], dtype=float)
+
+
+def test_end_of_time_brings_scores_down_and_neighbours_do_not(chapter):
+    """The table of splits: whole weeks score as random hours do (a forest: nearly), the last fifth of time lower."""
+    scores = table_of(chapter, "model_linreg", "splits")
+    hours, weeks, months, end = (scores.iloc[row] for row in range(4))
+    assert list(scores.index) == ["random hours", "random weeks", "random months", "last 20 % of time"]
+    assert abs(hours - weeks)["linear regression"] < 0.015
+    assert 0.005 < (hours - weeks)["forest"] < 0.055
+    assert (weeks - end > 0.04).all()
+    assert (months - end > 0.04).all()
+
+
+def test_capacity_factor_makes_the_split_matter_little(chapter):
+    """By capacity factor both models score at the end of time nearly as on random hours; of GW they do not."""
+    scores = table_of(chapter, "capacity_factor", "both-targets")
+    assert (scores["GW, random split"] - scores["GW, last 20 % of time"] > 0.055).all()
+    assert (scores["capacity factor, random split"] - scores["capacity factor, last 20 % of time"] < 0.035).all()
+    assert (scores["capacity factor, last 20 % of time"] > scores["GW, random split"]).all()
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -313,10 +351,9 @@ def test_empty_registry_is_told_in_words(told_early):
 
 @pytest.mark.usefixtures("chapter")
 def test_readme_serves_the_production_model(environment, tmp_path):
-    """The README's two commands, as typed, bring solar and wind power from the forest."""
-    solar_GW, wind_GW = ask_served_model(environment, tmp_path)
-    assert 5 < solar_GW < 15
-    assert 8 < wind_GW < 25
+    """The README's two commands, as typed, bring solar and wind power from the forest: those that it shows."""
+    [shown] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
+    assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(shown)["predictions"][0], abs=0.06)
 
 
 def test_network_in_production_is_loaded_and_served(client, chapter, environment, tmp_path):
@@ -335,6 +372,36 @@ def test_network_in_production_is_loaded_and_served(client, chapter, environment
         client.delete_model_version(REGISTERED_MODEL, version.version)
     assert 5 < solar_GW < 15
     assert 8 < wind_GW < 25
+
+
+LOG_HOSTILE = """
+import os, sys, mlflow
+
+class Hostile(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input): ...
+    def __reduce__(self): return os.mkdir, (sys.argv[1],)
+
+with mlflow.start_run():
+    print(mlflow.pyfunc.log_model(name="model", python_model=Hostile(), pip_requirements=["pandas"]).model_uri)
+"""
+
+
+def test_hostile_version_in_production_is_refused_and_runs_nothing(client, chapter, environment, tmp_path):
+    """With a version in production that runs code when MLflow unpickles it, the last notebook refuses it before."""
+    trap = tmp_path / "sprung"
+    logged = subprocess.run(
+        [sys.executable, "-c", LOG_HOSTILE, trap], env=environment, capture_output=True, text=True, check=True
+    )
+    version = client.create_model_version(REGISTERED_MODEL, logged.stdout.split()[-1])
+    before = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version
+    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
+    try:
+        with pytest.raises(CellExecutionError, match="ModelError"):
+            execute(chapter, "get_prod_model", environment)
+    finally:
+        client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, before)
+        client.delete_model_version(REGISTERED_MODEL, version.version)
+    assert not trap.exists()
 
 
 def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from workshop.servers.ports import PORTS_TRIED
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,12 @@ def free_port() -> int:
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def is_moved_to(port: int) -> bool:
+    """Tell whether `workshop up` or `workshop lab` may take a port, when the wanted ones are busy."""
+    wanted = [field.default for name, field in Settings.model_fields.items() if name.endswith("_port")]
+    return any(0 <= port - each < PORTS_TRIED for each in [*wanted, 8888])
 
 
 def free_passive_range() -> int:

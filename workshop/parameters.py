@@ -90,7 +90,7 @@ class OwnFile(Stage):
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
     decimal: Literal[".", ","] = "."
-    time: TimeColumn = TimeColumn(column="utc_timestamp", zone="UTC")
+    time: TimeColumn = TimeColumn(column="utc_timestamp")
     solar_GW: PowerColumn = PowerColumn(column="solar_GW", unit="GW")
     wind_GW: PowerColumn = PowerColumn(column="wind_GW", unit="GW")
     windspeed: SpeedColumn = SpeedColumn(column="windspeed", unit="m/s")
@@ -221,13 +221,31 @@ def read_stage(file: Path, stage: str) -> Stage:
     return _check(file, _load(file), stage)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader; a key that is there twice is an error, and a date is text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Return a mapping's content; raise ConstructorError naming the first key that is there already."""
+        keys = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if key.value in keys[:place]:
+                problem = f"the key `{key.value}` is there more than once"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+
+
 def _load(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        with file.open(encoding="utf-8-sig") as text:
+            content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ParameterError(f"{file} cannot be read.", value=error.strerror) from None
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{file} is not YAML.", value=" ".join(str(error).split())) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ParameterError(f"{file} is not YAML in UTF-8.", value=value, next_step="correct that place") from None
     if not isinstance(content, dict):
         raise ParameterError(f"{file} holds no stages.", value=repr(content), expected="keys: " + ", ".join(STAGES))
     return content

@@ -18,6 +18,9 @@ EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
 EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers, whatever it points at now
+# After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
+MLFLOW_RETRIES = "4"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STATE_VERSION = 1  # of the state folder's layout; one more needs a step in `workshop.servers.state.MIGRATIONS`
 
 
@@ -65,15 +68,17 @@ class Settings(BaseSettings):
     dashboard_port: int = Field(8050, ge=1, le=65535)
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
+    exported: str = ""  # what `exports` gave: its own addresses and, last, the state folder
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, **_):
-        """Put the ports of running servers first (a wish must not hide where they are), read `.env` from the root."""
+        """Put the ports of running servers first (a wish must not hide where they are), those of stopped ones last."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
         state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")
         chosen = JsonConfigSettingsSource(settings_cls, json_file=root / state / "ports.json")
-        return init_settings, chosen, env_settings, dotenv
+        kept = JsonConfigSettingsSource(settings_cls, json_file=root / state / "kept_ports.json")
+        return init_settings, chosen, env_settings, dotenv, kept
 
     def model_post_init(self, _context) -> None:
         """Make the state folder absolute; it is given relative to the root."""
@@ -82,13 +87,27 @@ class Settings(BaseSettings):
     # -- addresses -------------------------------------------------------------------------------------------
     @property
     def tracking_uri(self) -> str:
-        """The address of the MLflow tracking server."""
-        return self.mlflow_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
+        """The address of the MLflow tracking server: what the user set by hand, else that of our own."""
+        return self.given_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
 
     @property
     def scheduler_address(self) -> str:
-        """The address of the Dask scheduler."""
-        return self.dask_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
+        """The address of the Dask scheduler: what the user set by hand, else that of our own."""
+        return self.given_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
+
+    @property
+    def given_tracking_uri(self) -> str | None:
+        """MLFLOW_TRACKING_URI, unless it is what `exports` gave: our own server may have moved since."""
+        return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
+
+    @property
+    def given_scheduler_address(self) -> str | None:
+        """DASK_SCHEDULER_ADDRESS, likewise."""
+        return None if self._is_exported(self.dask_scheduler_address) else self.dask_scheduler_address
+
+    def _is_exported(self, address: str | None) -> bool:
+        *addresses, state = self.exported.split(" ", 2)
+        return state == str(self.state) and address in addresses
 
     @property
     def dask_dashboard_url(self) -> str:
@@ -125,6 +144,11 @@ class Settings(BaseSettings):
     def ports_file(self) -> Path:
         """The ports that `workshop up` took; there from `up` to `down`."""
         return self.state / "ports.json"
+
+    @property
+    def kept_ports_file(self) -> Path:
+        """The same after `down`: the next `up` takes those that are free."""
+        return self.state / "kept_ports.json"
 
     @property
     def is_up(self) -> bool:
@@ -239,13 +263,22 @@ class Settings(BaseSettings):
         """
         here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         chosen = here if self.is_up else self
-        return self._package_source() | {
-            "MLFLOW_TRACKING_URI": chosen.tracking_uri,
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
-            "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
-            "WORKSHOP_FTP_URI": self.artifacts_uri,
-        }
+        own = ["-" if chosen.given_tracking_uri else here.tracking_uri]
+        own.append("-" if chosen.given_scheduler_address else here.scheduler_address)
+        return (
+            self._package_source()
+            | loopback_without_proxy()
+            | {
+                "WORKSHOP_EXPORTED": " ".join([*own, str(self.state)]),
+                "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+                "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
+                "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
+                "WORKSHOP_FTP_URI": self.artifacts_uri,
+            }
+        )
 
     def _package_source(self) -> dict[str, str]:
         """Return the variables by which `mlflow run` makes environments where packages do not come from a network."""
@@ -255,23 +288,20 @@ class Settings(BaseSettings):
         return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_OFFLINE": "1", "UV_FIND_LINKS": wheels}
 
 
+def loopback_without_proxy() -> dict[str, str]:
+    """Return the variables by which requests to this machine pass by the proxy that `http_proxy` names."""
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if hosts != "*":
+        hosts = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *LOOPBACK]))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether only programs of this machine reach a server at this host name or address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def use_own_servers() -> None:
-    """Make this process a client of the servers that `workshop up` started, where the shell names no others.
-
-    To be called before Dask and MLflow are imported, which read the variables then.
-    """
-    settings = get_settings()
-    if settings.is_up:
-        for name, value in settings.exports().items():
-            os.environ.setdefault(name, value)
 
 
 def get_settings() -> Settings:

@@ -1,11 +1,10 @@
-# dashboard, run in this folder: python app.py, then open http://127.0.0.1:8051
-import os
-
+# dashboard, run in this folder: python app.py, then open the address that it prints
 import pandas as pd
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, dcc, html
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.metrics import r2_score
+from werkzeug.serving import make_server
 
 # same cleaning as in the report
 df = pd.read_csv("../germany.csv", parse_dates=["utc_timestamp"])
@@ -84,4 +83,6 @@ def update_what_if(windspeed, temperature, rad_horizontal, rad_diffuse):
 
 
 if __name__ == "__main__":
-    app.run(host="127.0.0.1", port=int(os.environ.get("PORT", 8051)), debug=False)
+    server = make_server("127.0.0.1", 0, app.server, threaded=True)  # 0: a port that is free
+    print(f"open http://127.0.0.1:{server.port}, end with Ctrl-C", flush=True)
+    server.serve_forever()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from http import HTTPStatus
 from typing import Any
 
@@ -15,13 +16,14 @@ from workshop.data import weather
 from workshop.data.features import INPUTS
 from workshop.data.schema import TARGETS, UNITS
 from workshop.data.thresholds import RANGES
-from workshop.errors import DataError
+from workshop.errors import DataError, ModelError
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def register(server: Flask, serving: Serving) -> None:
     """Add the routes; none of them waits for anything but the model's own arithmetic."""
+    server.json.dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is no JSON
 
     @server.get("/health")
     def health() -> Response:
@@ -30,6 +32,7 @@ def register(server: Flask, serving: Serving) -> None:
         return jsonify(
             status="ok",
             version=served.production.version if served.production else None,
+            learned_from=served.production.learned_from if served.production else None,
             data=served.frame is not None,
             troubles=sorted(served.troubles),
         )
@@ -55,14 +58,18 @@ def register(server: Flask, serving: Serving) -> None:
                 what, next_step = "The model is being looked for.", "ask again in a few seconds"
                 if served.looked:
                     what, next_step = "No model is in production yet.", WHAT_TO_RUN.replace("`", "")
+                if "model" in served.troubles:
+                    what, next_step = served.troubles["model"].why, "workshop doctor"
                 return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next=next_step)
             return jsonify(_answer(served, rows)), HTTPStatus.OK
-        except DataError as error:
+        except (DataError, ModelError) as error:
             found = (
                 "; ".join(line.strip() for line in str(error.value).splitlines()) if error.value is not None else None
             )
             told = {"found": found, "expected": error.expected, "next": error.next_step}
-            return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.what, **told)
+            is_asked = isinstance(error, DataError)
+            status = HTTPStatus.UNPROCESSABLE_ENTITY if is_asked else HTTPStatus.INTERNAL_SERVER_ERROR
+            return _refusal(status, error.what, **told)
 
     @server.get("/openapi.json")
     def openapi() -> Response:
@@ -78,7 +85,7 @@ def _answer(served: Served, rows: pd.DataFrame) -> dict[str, Any]:
         columns |= {f"{target}_{end}": values[target].tolist() for target in TARGETS}
     production = served.production
     return {
-        "model": {"name": production.name, "version": production.version, "run_id": production.run_id},
+        "model": {name: getattr(production, name) for name in ("name", "version", "run_id", "learned_from")},
         "coverage": served.model.coverage,
         "rows": [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
     }
@@ -114,12 +121,13 @@ def _responses(*failures: HTTPStatus, **content: Any) -> dict[str, Any]:
 
 _TIME = {"type": "string", "format": "date-time", "description": "The start of an hour, with its zone"}
 _TEXT = {"type": "string"}
+_SOURCE = {"type": ["string", "null"], "description": "Whose data the model learned from"}
 _WEATHER = {"utc_timestamp": _TIME} | {name: _number(UNITS[name], *RANGES[name]) for name in INPUTS[1:]}
 _POWER = {name: _number("GW") for name in TARGETS}
 _BAND = {f"{target}_{end}": _number("GW") for target in TARGETS for end in ("low", "high")}
 _PREDICTIONS = _object(
     {
-        "model": _object(dict.fromkeys(("name", "version", "run_id"), _TEXT)),
+        "model": _object(dict.fromkeys(("name", "version", "run_id"), _TEXT) | {"learned_from": _SOURCE}),
         "coverage": {"type": ["number", "null"], "description": "Share of hours within low and high"},
         "rows": {
             "type": "array",
@@ -132,6 +140,7 @@ _HEALTH = _object(
     {
         "status": {"const": "ok"},
         "version": {"type": ["string", "null"]},
+        "learned_from": _SOURCE,
         "data": {"type": "boolean"},
         "troubles": {"type": "array", "items": _TEXT},
     }
@@ -152,6 +161,7 @@ DESCRIPTION = {
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                     HTTPStatus.UNPROCESSABLE_ENTITY,
+                    HTTPStatus.INTERNAL_SERVER_ERROR,
                     HTTPStatus.SERVICE_UNAVAILABLE,
                     **_PREDICTIONS,
                 ),

@@ -46,6 +46,7 @@ def make_app(serving: Serving) -> Dash:
         update_title=None,
         suppress_callback_exceptions=True,  # of all pages only one is there
         index_string=layout.INDEX,
+        assets_ignore="theme.js",  # `layout.INDEX` has it, before anything is drawn
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.layout = lambda: layout.whole(serving.now, address.asked())
@@ -83,7 +84,7 @@ def listen(app: Dash, host: str, port: int):
             threads=THREADS,
             connection_limit=MOST_CONNECTIONS,
             ident=None,
-            max_request_body_size=guard.LARGEST_UPLOAD_BYTES,
+            max_request_body_size=guard.LARGEST_BODY_BYTES,
         )
     except OSError as error:
         raise ServiceError(
@@ -100,8 +101,7 @@ def main() -> None:
     # The log is read by people: no line for each reader who waits a moment.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     # A server that is frozen is noticed in seconds; the follower tries again by itself.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
         serve(get_settings())
     except WorkshopError as error:

@@ -6,7 +6,9 @@ import json
 import logging
 from collections.abc import Collection
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from dash import Dash
 from dash.exceptions import DependencyException
@@ -15,14 +17,21 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 
 from workshop.data.weather import MOST_BYTES
 
-LARGEST_BODY_BYTES = 1_000_000
-# A file travels in a callback as base64, four letters for three bytes, with the callback's other values.
-LARGEST_UPLOAD_BYTES = MOST_BYTES * 4 // 3 + 10_000
+# As many rows as `/predict` declares take a third of it, or all of it with every digit and each value on a line of its
+# own. A file travels in a callback as base64, four letters for three bytes.
+LARGEST_BODY_BYTES = MOST_BYTES * 2
 WRITABLE = range(-(2**63), 2**64)  # by orjson: https://github.com/ijl/orjson#int
 DEEPEST = 30  # lists within lists of a body; a figure has ten
 CALLBACKS = "/_dash-update-component"
 ANY_PATH = "/<path:path>"  # Dash shows the page at every path
 WILDCARDS_OF_MANY = (["ALL"], ["ALLSMALLER"])
+
+# What a page may load, and who may frame it: JupyterLab, which shows it under its own address. Dash and plotly style
+# what they draw, and Bootstrap's pictures are within its styles. https://developer.mozilla.org/docs/Web/HTTP/Guides/CSP
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'self'"
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +42,22 @@ def protect(app: Dash, server: Flask, paths: Collection[str]) -> None:
     ``paths`` are those of pages. To any other, a browser gets the page that says so, and a program a reason. An error
     that nobody foresaw is answered with 500 and told in the log, and there alone.
     """
-    server.config["MAX_CONTENT_LENGTH"] = LARGEST_UPLOAD_BYTES
+    server.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY_BYTES
+    policy = f"{POLICY}; script-src 'self' {' '.join(app.csp_hashes())}"
+
+    @server.before_request
+    def refuse_strange_host() -> tuple[Response, int] | None:
+        """Answer under no name that another site can make mean this machine (DNS rebinding)."""
+        if _is_own(request.headers.get("Host", "")):
+            return None
+        return _answer("the Host is neither localhost nor a private address", HTTPStatus.FORBIDDEN)
+
+    @server.after_request
+    def limit_browsers(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = policy
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "same-origin"  # the layout is made for the page that asks for it
+        return response
 
     @server.before_request
     def refuse_unknown() -> None:
@@ -53,15 +77,9 @@ def protect(app: Dash, server: Flask, paths: Collection[str]) -> None:
 
     @server.before_request
     def refuse_malformed() -> tuple[Response, int] | None:
-        is_callback = request.path == CALLBACKS and request.method == "POST"
-        if not is_callback:
-            request.max_content_length = LARGEST_BODY_BYTES
+        if request.path != CALLBACKS or request.method != "POST":
             return None
-        length = len(request.get_data(cache=True))
-        body = json_body()
-        reason = fault(app, body)
-        if reason is None and length > LARGEST_BODY_BYTES and not takes_uploads(app, body["output"]):
-            raise RequestEntityTooLarge
+        reason = fault(app, json_body())
         return _answer(reason, HTTPStatus.BAD_REQUEST) if reason else None
 
     @server.errorhandler(HTTPException)
@@ -76,6 +94,14 @@ def protect(app: Dash, server: Flask, paths: Collection[str]) -> None:
     def unforeseen(error: Exception) -> tuple[Response, int]:
         log.error("%s %s failed", request.method, _path(), exc_info=error)
         return jsonify(error="something went wrong here; the dashboard's log says what"), 500
+
+
+def _is_own(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_private
+    except ValueError:
+        return False
 
 
 def json_body() -> Any:

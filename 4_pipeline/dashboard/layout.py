@@ -17,15 +17,11 @@ from workshop.data import origin
 CLOCK_MILLISECONDS = 2000
 TITLE = "Solar and wind power"
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
-# Light or dark is settled before anything is drawn; `assets/theme.js` has the button.
+# Light or dark is settled before anything is drawn.
 INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">
-<script>
-try { var theme = localStorage.getItem("theme") } catch (error) { /* a browser that keeps nothing */ }
-document.documentElement.dataset.bsTheme = ["light", "dark"].includes(theme) ? theme
-  : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"
-</script>
+<script src="/assets/theme.js"></script>
 {%css%}</head>
 <body>{%app_entry%}{%config%}{%scripts%}{%renderer%}</body>
 </html>"""

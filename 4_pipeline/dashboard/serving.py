@@ -20,7 +20,7 @@ from record import Reader, Record
 
 from workshop.data import schema
 from workshop.errors import ServiceError, WorkshopError
-from workshop.models.loading import LoadedModel, hour_for
+from workshop.models.loading import LoadedModel
 from workshop.models.registry import Production
 
 EVERY_SECONDS = 1.0
@@ -174,14 +174,12 @@ class Serving:
         try:
             with one_thread():
                 model = load(found.model_uri)
-                predicted, band = model.predict_with_band(frame if frame is not None else hour_for(model))
+                predicted, band = model.predict_with_band(frame) if frame is not None else (None, None)
         except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
             self._failed, self._retry_at = _identity(found), time.monotonic() + RETRY_SECONDS
             self._note("model", error, f"Version {found.version} is in production but cannot be used: ")
             return
         self._failed = None
-        if frame is None:
-            predicted = band = None
         answers = {"predicted": predicted, "band": band, "batches": Batches(), "record": Record(), "looked": True}
         self._take(production=found, model=model, **answers, settled="model")
         self._moved.set()

@@ -15,7 +15,7 @@ settings = get_settings()
 folder = settings.jupyter
 
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
-os.environ.update(settings.exports())
+os.environ.update(lab.exports())
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # A kernel `python3` that another installation left in the home folder is not the one that is meant.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

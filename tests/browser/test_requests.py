@@ -40,4 +40,4 @@ def test_dashboard_refuses_malformed_requests_with_a_reason(url, body):
 
 def test_dashboard_refuses_a_huge_body(url):
     """A body beyond the largest file is refused without being read as a request."""
-    assert requests.post(f"{url}/_dash-update-component", data=b" " * 3_000_000, timeout=30).status_code == 413
+    assert requests.post(f"{url}/_dash-update-component", data=b" " * 5_000_000, timeout=30).status_code == 413

@@ -55,6 +55,7 @@ def served(data_file, model):
     production = Production(
         name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7", stage="train_gradient_boosting",
         r2=0.9, since="2026-11-20T10:00:00+00:00", why="the best", run_url="http://127.0.0.1/#/experiments/1/runs/a1",
+        learned_from="modelled sample",
     )  # fmt: skip
     return serving.Served(
         looked=True, production=production, model=model, frame=frame, predicted=predicted, band=band, data_stamp=(1, 1)

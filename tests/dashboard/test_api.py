@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pandas as pd
 import pytest
 import schemathesis
+from dashboard.bodies import URL, body_of, output_with
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from workshop.data.schema import TARGETS
+from workshop.models.loading import LoadedModel
 
 ROW = {
     "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,
@@ -28,7 +32,8 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
     answer = made()[1].post("/predict", json={"rows": [LATER, ROW]})
     assert answer.status_code == 200
     told = answer.get_json()
-    assert told["model"] == {"name": "wind_solar", "version": "7", "run_id": "a1"}
+    named = {"name": "wind_solar", "version": "7", "run_id": "a1", "learned_from": "modelled sample"}
+    assert told["model"] == named
     assert told["coverage"] == 0.8
     asked = pd.DataFrame([LATER | {"utc_timestamp": "2016-06-01T13:00:00Z"}, ROW])
     predicted, (low, high) = model.predict_with_band(asked)
@@ -46,7 +51,8 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
         ({"json": {"rows": [ROW | {"wind": 3}]}}, 422, ["'wind' is none of them"]),
         ({"json": {"rows": []}}, 422, ["no rows"]),
         ({"json": {"rows": [ROW | {"utc_timestamp": "2040-06-01T12:00:00Z"}]}}, 422, ["installed capacity"]),
-        ({"json": {"rows": [ROW] * 9001}}, 413, ["1,000,000 bytes are allowed"]),
+        ({"json": {"rows": [ROW] * 9001}}, 422, ["9001 rows", "at most 9,000 rows"]),
+        ({"json": {"rows": ["x" * 1000] * 5000}}, 413, ["4,000,000 bytes are allowed"]),
         ({"json": [ROW]}, 400, ["rows"]),
         ({"json": {"rows": [ROW], "model": "best"}}, 400, ["rows"]),
         ({"data": '{"rows": [', "content_type": "application/json"}, 400, ["JSON"]),
@@ -61,6 +67,41 @@ def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
     assert [word for word in words if word not in text] == [], text
 
 
+def test_predict_takes_as_many_rows_as_it_declares(made):
+    """A year of hours is answered, though each number has all its digits and each value a line of its own."""
+    _, client = made()
+    body = client.get("/openapi.json").get_json()["paths"]["/predict"]["post"]["requestBody"]
+    most = body["content"]["application/json"]["schema"]["properties"]["rows"]["maxItems"]
+    hours = pd.date_range("2015-01-01", periods=most, freq="h").strftime("%Y-%m-%dT%H:%M:%S.000000+00:00")
+    weather = dict.fromkeys(("windspeed", "temperature", "rad_horizontal", "rad_diffuse"), 1.2345678901234567e-05)
+    rows = [{"utc_timestamp": hour} | weather for hour in hours]
+    answer = client.post("/predict", data=json.dumps({"rows": rows}, indent=4), content_type="application/json")
+    assert answer.status_code == 200, answer.get_json()
+    assert len(answer.get_json()["rows"]) == most
+
+
+@pytest.mark.parametrize("answered", [math.nan, -math.inf, -1e6])
+def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
+    """A model that fails for some weather alone: `/predict` says so in JSON, and the page beside its sliders."""
+    import serving
+    from serving import Trouble
+
+    model = LoadedModel("sklearn", lambda rows: np.where(rows[["windspeed"]] > 9, answered, [[1.0, 2.0]]))
+    app, client = made(replace(served, model=model))
+    assert client.post("/predict", json={"rows": [ROW]}).status_code == 200
+    answer = client.post("/predict", json={"rows": [ROW, ROW | {"windspeed": 9.5, "utc_timestamp": "2016-06-01T13Z"}]})
+    assert answer.status_code == 500
+    told = json.loads(answer.data, parse_constant=pytest.fail)
+    assert told["found"] == f"{answered:g} GW"
+    output = output_with(app, "what-if-answers.children")
+    for windspeed, words in ((5, "2.00"), (10, "not plausible")):
+        shown = client.post(URL, json=body_of(app, output, what_if_windspeed=windspeed))
+        assert words in shown.text
+    refused = serving.Served(looked=True, troubles={"model": Trouble(datetime.now(UTC), "It is bad.")})
+    answer = made(refused)[1].post("/predict", json={"rows": [ROW]})
+    assert (answer.status_code, answer.get_json()["error"]) == (503, "It is bad.")
+
+
 def test_predict_without_a_model_says_what_to_run(made):
     """With nothing in production: 503 and the commands that change that; health and metrics answer all the same."""
     import serving
@@ -70,7 +111,9 @@ def test_predict_without_a_model_says_what_to_run(made):
         answer = client.post("/predict", json={"rows": [ROW]})
         assert answer.status_code == 503
         assert words in answer.get_json()["next"]
-    assert client.get("/health").get_json()["version"] is None
+    health = client.get("/health").get_json()
+    assert (health["version"], health["learned_from"]) == (None, None)
+    assert made()[1].get("/health").get_json()["learned_from"] == "modelled sample"
     metrics = client.get("/metrics").get_data(as_text=True)
     assert "dashboard_data_hours 0.0" in metrics
     assert "dashboard_registry_answer_age_seconds NaN" in metrics

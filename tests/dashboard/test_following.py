@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
 import signal
 import threading
@@ -15,8 +16,10 @@ import psutil
 import pytest
 from dashboard.bodies import URL, body_of, output_with
 from mlflow.exceptions import MlflowException
+from sklearn.linear_model import LinearRegression
 from workplace import free_port
 
+from workshop.data.features import features, targets
 from workshop.models import history, lineage, registry
 from workshop.models.tracking import connect
 
@@ -202,6 +205,35 @@ def test_version_that_does_not_load_leaves_the_old_one_speaking(versions, follow
     assert followed.now.troubles == {}
 
 
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+@pytest.mark.parametrize("answer", [math.nan, math.inf, -1e6])
+def test_version_that_predicts_no_power_leaves_the_old_one_in_production(versions, followed, in_workplace, answer):
+    """Set by hand, a model whose answers cannot be: the page says why, `doctor` calls it wrong, and rollback helps."""
+    import layout
+
+    from workshop.models import loading, tracking
+    from workshop.teaching.doctor import servers
+
+    frame, model = followed.now.frame, LinearRegression()
+    model.fit(features(frame), targets(frame)).intercept_[:] = answer
+    with tracking.start_run("no_power") as run:
+        bad = versions.add(loading.log_model(model, frame.head()), run.info.run_id)
+    registry.note()
+    versions.move(bad)
+    followed.look()
+    assert followed.now.production.version == versions.numbers[0]
+    said = str(layout.message(followed.now))
+    for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
+        assert words in said
+    assert f"Version {versions.numbers[0]} goes on answering" in said
+    (finding,) = servers._production(in_workplace.settings)
+    assert (finding.ok, "not plausible" in finding.found) == (False, True)
+    assert registry.rollback().version == versions.numbers[0]
+    followed.look()
+    assert followed.now.troubles == {}
+    assert next(servers._production(in_workplace.settings)).ok
+
+
 def test_record_is_read_beside_the_model(followed):
     """Explanations, moves and links come from the run and the registry, and change the revision when they are there."""
     import record
@@ -213,7 +245,8 @@ def test_record_is_read_beside_the_model(followed):
     assert told.explanations.keys() == {"importance", "responses"}
     assert told.explanations["importance"]["data"]
     assert [link.kind for link in told.lineage] == list(lineage.KINDS)
-    assert told.learned_until
+    assert followed.now.production.learned_until
+    assert followed.now.production.learned_from == "modelled sample"
     assert followed.now.revision != revision
     followed._read_record(reader)
     assert followed.now.record is told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 
 import pytest
 from dash import ALL, MATCH, Input, Output, State
@@ -47,6 +48,41 @@ def test_unknown_methods_and_paths_are_refused(client, method, path, accept, sta
         assert answer.get_json()["error"]
     if "html" in accept and status != 405:
         assert b"_dash-config" in answer.data
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8050", 200),
+        ("localhost:9000", 200),
+        ("[::1]:8050", 200),
+        ("192.168.1.7:8050", 200),
+        ("10.0.0.7", 200),
+        ("elsewhere.example", 403),
+        ("10.elsewhere.example:8050", 403),
+        ("127.0.0.1.elsewhere.example", 403),
+        ("8.8.8.8", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+def test_only_own_names_are_answered(client, host, status):
+    """A page of another site whose name is made to mean this machine gets no answer, neither page nor data."""
+    for path in ("/", "/health", "/_dash-layout"):
+        answer = client.get(path, headers={"Host": host})
+        assert answer.status_code == status, path
+        assert status == 200 or set(answer.get_json()) == {"error"}
+
+
+@pytest.mark.parametrize("path", ["/", "/_dash-layout", "/health", "/nowhere", "/assets/theme.js", "/openapi.json"])
+def test_browsers_are_told_what_may_be_done_with_an_answer(client, path):
+    """Nothing is loaded from elsewhere, no inline script runs but Dash's own, and no other site frames the page."""
+    with client.get(path) as answer:
+        policy = dict(rule.strip().split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == "'self'"
+        assert re.fullmatch(r"'self' 'sha256-[^' ]+'", policy["script-src"])
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
 
 
 def test_refusal_is_one_line_in_the_log(client, caplog):
@@ -137,8 +173,8 @@ def test_patterns_and_doubled_outputs_are_understood(made):
         assert client.post(URL, json=body | {key: wrong}).status_code == 400, (key, wrong)
 
 
-def test_only_uploads_may_be_large(made):
-    """Above a megabyte only a file is taken, up to two; what is above that is refused whoever it is for."""
+def test_large_bodies_are_refused(made):
+    """Above four megabytes nothing is taken, whoever it is for; a file of two fits."""
     app, client = made()
     upload, other = output_with(app, UPLOAD), output_with(app, "outlook-figure.figure")
 
@@ -148,10 +184,10 @@ def test_only_uploads_may_be_large(made):
         return client.post(path, json=body).status_code
 
     assert sent(upload, 1_990_000) == 200
-    assert sent(upload, 2_100_000) == 413
-    assert sent(other, 800_000) == 413
-    assert sent(other, 800_000, "/predict") == 413
-    assert sent(other, 600_000) == 200
+    assert sent(upload, 3_000_000) == 413
+    assert sent(other, 2_900_000) == 200
+    assert sent(other, 3_000_000) == 413
+    assert sent(other, 3_000_000, "/predict") == 413
 
 
 def test_answers_are_made_once_and_forgotten_with_what_was_served(served, data_file, monkeypatch):

@@ -66,12 +66,12 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
         ("2100-01-01T00:00:00Z", "The model learned from all of these hours"),
     ],
 )
-def test_outlook_tells_what_the_model_has_learned_from(made, until, said):
+def test_outlook_tells_what_the_model_has_learned_from(made, served, until, said):
     """Errors on hours that the model has learned from flatter it: the outlook says which hours are new to it."""
     from memo import Memo
-    from record import Record
 
-    assert said in str(made("/outlook", record=Record(learned_until=until), memo=Memo()))
+    production = replace(served.production, learned_until=until)
+    assert said in str(made("/outlook", production=production, memo=Memo()))
     assert "learned" not in str(made("/outlook", memo=Memo()))
 
 

@@ -93,11 +93,12 @@ def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
 
 
 def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
-    """What the pipeline wrote is read again without a mapping, to the last digit; so are times without a zone."""
+    """What the pipeline wrote is read again without a mapping, to the last digit; a zone stands in for offsets."""
     frame, _ = prepared
-    for name, stamp in (("a.csv", "%Y-%m-%dT%H:%M:%SZ"), ("b.csv", "%Y-%m-%d %H:%M:%S")):
-        frame.to_csv(tmp_path / name, index=False, date_format=stamp)
-        again, findings = _prepare(tmp_path, OwnFile(file=name))
+    utc = OwnFile(file="b.csv", time=TimeColumn(column="utc_timestamp", zone="UTC"))
+    for own_file, stamp in ((OwnFile(file="a.csv"), "%Y-%m-%dT%H:%M:%SZ"), (utc, "%Y-%m-%d %H:%M:%S")):
+        frame.to_csv(tmp_path / own_file.file, index=False, date_format=stamp)
+        again, findings = _prepare(tmp_path, own_file)
         pd.testing.assert_frame_equal(again, frame)
         assert findings["hours_kept"] == len(frame)
         assert findings["absent"] == {"own": 48}
@@ -187,7 +188,7 @@ def test_times_with_their_offset_need_no_zone(put):
 @pytest.mark.parametrize(
     ("times", "time", "line", "words"),
     [
-        (["2015-01-01 00:00"], {}, 2, ["a zone", "fetch.csv.time.zone"]),
+        (["2015-01-01 00:00"], {}, 2, ["a zone", "fetch.csv.time.zone", "time: {column: Zeit, zone: UTC}"]),
         (["2015-01-01T00:00:00Z", "2015-01-01 01:00"], {}, 3, ["an offset"]),
         (["2015-01-01 00:00", "soon"], {"zone": "UTC"}, 3, ["'soon'"]),
         (["2015-01-01 00:00", "now"], {"zone": "UTC"}, 3, ["'now'"]),

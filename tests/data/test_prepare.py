@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from workshop.data import prepare as module
+from workshop.data import raw as raw_files
 from workshop.data import schema
 from workshop.data.prepare import load_or_make, prepare, write
 from workshop.errors import DataError, ParameterError
@@ -90,8 +90,8 @@ def test_prepare_invents_no_row_and_no_value(raw, prepared):
     """The processed rows are exactly the first, complete rows of both raw files, power divided by 1000."""
     power = pd.read_csv(raw / POWER).drop_duplicates("utc_timestamp", keep="first")
     both = power.merge(pd.read_csv(raw / WEATHER), on="utc_timestamp")
-    both = both[["utc_timestamp", *module.POWER_COLUMNS, *module.WEATHER_COLUMNS]].dropna()
-    expected = both.rename(columns=module.POWER_COLUMNS | module.WEATHER_COLUMNS)
+    ours = raw_files.columns("power") | raw_files.columns("weather")
+    expected = both[["utc_timestamp", *ours]].dropna().rename(columns=ours)
     expected[schema.TARGETS] = expected[schema.TARGETS] / 1000
     found = prepared[0].copy()
     found["utc_timestamp"] = found["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")

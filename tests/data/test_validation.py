@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def _put(column, hours, value):
         where = slice(*hours)
         old = table.loc[where, column]
         table[column] = table[column].astype(float)
-        table.loc[where, column] = value(old) if callable(value) else value
+        table.loc[where, column] = np.asarray(value(old)) if callable(value) else value
         return table
 
     return change
@@ -151,6 +152,48 @@ def test_dropped_reading_is_an_outlier(damaged):
     """Wind that is gone for one hour of a storm."""
     found, _ = damaged(POWER_FILE, _put(WIND, ("2016-04-17 20:00", "2016-04-17 20:00"), 0.0))
     assert "2016-04-17 20:00 (0 GW)" in _told(found)["wind_GW", "distance from both hours beside"].note
+
+
+YEAR = ("2014-01-01", "2014-12-31 23:00")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "hours", "how", "target", "years"),
+    [
+        (POWER_FILE, WIND, YEAR, np.random.default_rng(0).permutation, "wind_GW", [2014]),
+        (POWER_FILE, SOLAR, YEAR, np.random.default_rng(0).permutation, "solar_GW", [2014]),
+        (WEATHER_FILE, WINDSPEED, YEAR, partial(np.roll, shift=24 * 30), "wind_GW", [2014]),
+        (WEATHER_FILE, WINDSPEED, ("2013", "2016"), partial(np.roll, shift=24 * 30), "wind_GW", [*range(2013, 2017)]),
+        (POWER_FILE, WIND, ("2013", "2016"), partial(np.roll, shift=-24 * 30), "wind_GW", [*range(2013, 2017)]),
+    ],
+)
+def test_generation_that_does_not_fit_the_weather_is_told(damaged, name, column, hours, how, target, years):
+    """Power shuffled over a year, or wind speed of a month before, in one year or in all: each year, none besides."""
+    found, page = damaged(name, _put(column, hours, how))
+    told = {key for key in _told(found) if "rank correlation" in key[1]}
+    assert told == {(target, f"rank correlation with the weather of {year}") for year in years}
+    assert f"weather of {years[0]}" in page
+    checks = [check for check in found.checks if "rank correlation" in check.name]
+    assert len(checks) == 8
+
+
+def test_generation_that_fits_the_weather_is_not_told(frame, prepared):
+    """Not of one year, a month, a few days, any share of gaps, or a year of one January beside whole ones."""
+    stamps, random = frame["utc_timestamp"].dt, np.random.default_rng(1)
+    months = [part for _, part in frame.groupby([stamps.year, stamps.month])]
+    parts = [frame[stamps.year == 2015], frame.head(96), pd.concat([months[0], *months[12:]]), *months]
+    for share in (0.1, 0.5, 0.9):
+        parts += [frame[random.random(len(frame)) > share], frame[stamps.day_of_year % 10 >= 10 * share]]
+    years = {year: {**counts, "hours_kept": 0} for year, counts in prepared[1]["by_year"].items()}
+    for part in parts:
+        found = validate(part, {**prepared[1], "by_year": years})
+        assert not [check for check in found.warnings if "rank correlation" in check.name], len(part)
+
+
+def test_constant_column_has_no_rank_correlation(frame, prepared):
+    """A wind speed that never changes is a frozen value, and nothing that is not a number."""
+    found = validate(frame.assign(windspeed=4.0), prepared[1])
+    assert all(np.isfinite(check.value) for check in found.checks)
 
 
 def test_frozen_value_is_told(damaged):

@@ -229,6 +229,18 @@ def test_repro_of_targets_names_them_as_dvc_does(twins):
     assert set(below.states.items()) == {("../dvc.yaml:each@two", State.DONE), ("far", State.DONE)}
 
 
+def test_repro_of_all_pipelines_leaves_what_dvc_leaves(twins):
+    """`workshop repro -P` runs the stages of each `dvc.yaml` in the repository, those of other folders too."""
+    ours, theirs = twins
+    environment = ENVIRONMENT | {"WORKSHOP_STATE": str(ours.parent / "state")}
+    words = [BIN / "workshop", "repro", "-P"]
+    done = subprocess.run(words, cwd=ours / "sub", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert dvc(theirs / "sub", "repro", "-P").returncode == 0
+    assert read(ours / "far" / "far.txt") == "two\n"
+    assert contents(ours) == contents(theirs)
+
+
 # -- side by side --------------------------------------------------------------------------------------------------
 def stamped(name: str, seconds: float, **more) -> dict:
     """A stage that writes when it began and ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import numpy as np
 import pandas as pd
@@ -97,7 +98,7 @@ def test_keras_model_comes_back_as_it_was(hours, tmp_path, kind, flavor):
 def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
     """Who can write to the artifact store, checksums included, still cannot change a model: the database knows it.
 
-    Neither as it was logged, nor as a registered version, which is what is served.
+    Neither as it was logged, nor as a registered version, which is what is served, nor by an alias.
     """
     from workshop.models import loading, tracking
     from workshop.servers.artifacts import names
@@ -109,7 +110,8 @@ def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
     client.create_registered_model("tampered")
     model_id = uri.removeprefix("models:/")
     version = client.create_model_version("tampered", uri, run.info.run_id, model_id=model_id).version
-    addresses = [uri, f"models:/tampered/{version}"]
+    client.set_registered_model_alias("tampered", "best", version)
+    addresses = [uri, f"models:/tampered/{version}", "models:/tampered@best"]
     for address in addresses:
         assert loading.load(address).predict(hours).equals(LoadedModel.of(model).predict(hours))
     assert "cannot be checked" not in caplog.text
@@ -123,6 +125,44 @@ def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
     finally:
         client.delete_registered_model("tampered")
         client.delete_logged_model(model_id)
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+def test_model_is_logged_by_one_upload(in_workplace, hours):
+    """Its digest is that of the files as they are uploaded, each once: the server's log has no download."""
+    from workshop.models import loading, tracking
+
+    log = in_workplace.settings.logs / "mlflow.log"
+    before = len(log.read_text())
+    with tracking.start_run("uploaded"):
+        uri = loading.log_model(LinearRegression().fit(hours[FEATURES], hours[TARGETS]), hours)
+    requests = re.findall(r'"(\w+) /api/2.0/mlflow-artifacts/artifacts/(\S+) ', log.read_text()[before:])
+    assert {method for method, _ in requests} == {"PUT"}
+    assert len(requests) == len(set(requests))
+    client = tracking.connect()
+    assert loading.DIGEST_TAG in client.get_logged_model(uri.removeprefix("models:/")).tags
+    loading.load(uri)
+    client.delete_logged_model(uri.removeprefix("models:/"))
+
+
+def test_model_that_is_not_there_is_told(in_workplace):
+    """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
+    from workshop.models import loading
+
+    for address in ("models:/wind_solar@nobody", "models:/wind_solar/999", "models:/m-0", "wind_solar"):
+        with pytest.raises(ModelError, match="cannot be fetched") as caught:
+            loading.load(address)
+        assert address in caught.value.value
+
+
+@pytest.mark.parametrize("answer", [np.nan, np.inf, -1e6])
+def test_model_that_predicts_no_power_is_not_loaded(hours, tmp_path, answer):
+    """What is no number, or more than any country has, is refused by name when the model is tried out."""
+    model = LinearRegression().fit(hours[FEATURES], hours[TARGETS])
+    model.intercept_ = np.full(2, answer)
+    with pytest.raises(ModelError, match="not plausible") as caught:
+        load_folder(save(model, tmp_path / "model"), "version 7")
+    assert caught.value.value.startswith("version 7: ")
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow

@@ -156,27 +156,36 @@ def told() -> list[tuple[str, str, str | None]]:
     return [(move.action, move.version, move.replaced) for move in history.read()]
 
 
-def test_rollback_of_a_rollback_brings_back_what_it_took_away(registered_model, candidates):
-    """Back and forth, each a move with its reason; what serves says since when and why, and version 3 counts on."""
+def test_rollback_goes_one_step_further_back_each_time(registered_model, candidates):
+    """Until the first; what was rolled back from comes back by its number alone, and later steps start from there."""
     assert history.read() == []
-    first, second = promote(candidates[0], "the first"), promote(candidates[1], "the second")
+    promote(candidates[0], "the first")
+    promote(candidates[1], "the second")
+    promote(candidates[0])
     before = registry.production()
-    assert registry.rollback(why="worse at noon").version == first
+    assert before.learned_from == "modelled sample"
+    assert registry.rollback(why="worse at noon").version == "2"
     assert registry.production().why == "worse at noon"
-    assert registry.rollback().version == second
+    assert registry.rollback().version == "1"
     assert registry.production().since >= before.since
-    assert promote(candidates[0]) == "3"
-    assert registry.rollback("1").version == "1"
+    with pytest.raises(ModelError, match="Nothing was in production before version 1") as caught:
+        registry.rollback()
+    assert caught.value.expected == "one of the versions 2, 3"
+    assert promote(candidates[1]) == "4"
+    assert registry.rollback("2").version == "2"
+    assert registry.rollback().version == "4"
     assert told() == [
         ("promoted", "1", None),
         ("promoted", "2", "1"),
-        ("rolled back", "1", "2"),
-        ("rolled back", "2", "1"),
         ("promoted", "3", "2"),
-        ("rolled back", "1", "3"),
+        ("rolled back", "2", "3"),
+        ("rolled back", "1", "2"),
+        ("promoted", "4", "1"),
+        ("rolled back", "2", "4"),
+        ("rolled back", "4", "2"),
     ]
     moves = history.read()
-    assert [move.why for move in moves[:3]] == ["the first", "the second", "worse at noon"]
+    assert [move.why for move in moves[:4]] == ["the first", "the second", "a test", "worse at noon"]
     assert all(move.when and move.who and move.commit and move.scores["r2"] == 0.7 for move in moves)
 
 
@@ -223,12 +232,14 @@ def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_mod
 
 
 def test_history_knows_moves_by_hand(registered_model, candidates):
-    """The alias was moved in MLflow's own page: the history says so, also after the next promotion."""
+    """The alias was moved in MLflow's own page: the history says so, with its run's R2, also after the next move."""
     for candidate in candidates:
         promote(candidate)
     registry.connect().set_registered_model_alias(registered_model, PRODUCTION, "1")
     assert told()[-1] == ("by hand", "1", "2")
     assert registry.production().since is None
+    r2 = registry.connect().get_run(candidates[0].split(",")[0]).data.metrics["r2"]
+    assert history.read()[-1].scores["r2"] == registry.production().r2 == round(r2, 6)
     promote(candidates[1])
     assert told()[-2:] == [("by hand", "1", "2"), ("promoted", "3", "1")]
     assert [move.number for move in history.read()] == [1, 2, 3, 4]
@@ -322,6 +333,10 @@ def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
     done = CliRunner().invoke(command, [str(file), *options, *[str(decision)] * len(options)])
     assert done.exit_code == code, done.output
     assert told() == [("promoted", "1", None), ("promoted", "2", "1")][:moves]
+    if moves == 2:
+        assert json.loads(decision.read_text())["learned_from"] == "modelled sample"
+        tags = registry.connect().get_model_version(registered_model, "2").tags
+        assert tags["workshop.promotion.learned_from"] == "modelled sample"
     assert ("Somebody else was first" in done.output) is (code == 1)
 
 

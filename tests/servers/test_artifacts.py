@@ -712,6 +712,27 @@ def test_folder_goes_through_the_proxy_as_it_is(server, tracking_uri, tmp_path):
         assert {name: (fetched / name).read_bytes() for name in contents} == contents
 
 
+def test_folder_that_is_emptied_by_another_client_may_be_used(server, file, tmp_path):
+    """A folder goes with its last artifact; a client that stores there meanwhile makes it again."""
+    deleting, over = server.repository(), threading.Event()
+
+    def delete_on() -> None:
+        while not over.is_set():
+            deleting.delete_artifacts("deep/inner/numbers.bin")
+
+    with ThreadPoolExecutor(1) as pool:
+        deletes = pool.submit(delete_on)
+        try:
+            for number in range(100):
+                server.repository().log_artifact(str(file), f"deep/{'inner' if number % 2 else 'other'}")
+                deleting.delete_artifacts("deep/other/numbers.bin")
+        finally:
+            over.set()
+        deletes.result()
+    deleting.delete_artifacts("deep/inner/numbers.bin")
+    assert list((server.artifacts / "mlflow").rglob("*")) == []
+
+
 def test_gc_frees_the_disk(server, tracking_uri, tmp_path, monkeypatch):
     """`mlflow gc` ends well and frees what deleted runs had stored, and nothing else."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
@@ -732,3 +753,15 @@ def test_gc_frees_the_disk(server, tracking_uri, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert sum(path.stat().st_size for path in server.artifacts.rglob("*") if path.is_file()) == 1_000_000
     assert len(client.list_artifacts(kept, "inner")) == 10
+    assert [folder.name for folder in (server.artifacts / "mlflow" / experiment).iterdir()] == [kept]
+
+
+def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path):
+    """MLflow's client, which repeats what may pass for minutes, hears at once that and why an artifact is damaged."""
+    store = get_artifact_repository("mlflow-artifacts:/damaged", tracking_uri)
+    store.log_artifact(str(file))
+    (server.artifacts / "mlflow" / "damaged" / "numbers.bin").write_bytes(b"\1" * 256_000)
+    began = time.monotonic()
+    with pytest.raises(MlflowException, match=r"409 .*'damaged/numbers.bin' is not what was stored"):
+        store.download_artifacts("numbers.bin", str(tmp_path))
+    assert time.monotonic() - began < 10

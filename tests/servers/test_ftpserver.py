@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ftplib
 import io
+import itertools
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -14,14 +16,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from relay import ADDRESS, relaying
+from stores import find_temporaries
 from workplace import free_port, required
+
+from workshop.errors import ArtifactError
+from workshop.servers.artifacts import names
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "server" / "ftpserver.py"
@@ -48,6 +56,21 @@ class Started:
             connection.close()
             raise
         return connection
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def listing(connection: ftplib.FTP, command: str) -> list[str]:
+    """Return the lines that a command lists."""
+    lines: list[str] = []
+    connection.retrlines(command, lines.append)
+    return lines
 
 
 @contextmanager
@@ -295,27 +318,160 @@ def test_connection_that_does_not_log_in_is_closed(tmp_path):
         assert logged_in.pwd() == "/"
 
 
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """Give a folder a file system of its own."""
+    required("root, for a file system of its own,", os.geteuid() == 0 and sys.platform == "linux")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("least_free", ["1", "20000000"])
+@pytest.mark.parametrize("scheme", ["ftp", "ftps"])
+def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, least_free):
+    """A disk that fills amid an upload is answered 426 with the reason; the store says so, and leaves nothing."""
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(60_000_000))
+    state = tmp_path / "state"
+    with small_disk(state, 48), started_server(state, ftp_least_free=least_free) as server:
+        values = {"STATE": state, "FTP_PORT": server.port, "FTP_USER": USER, "FTP_PASSWORD": PASSWORD}
+        for name, value in values.items():
+            monkeypatch.setenv(f"WORKSHOP_{name}", str(value))
+        store = get_artifact_repository(f"{scheme}://127.0.0.1:{server.port}/folder")
+        began = time.monotonic()
+        with pytest.raises(ArtifactError, match=r"no room left[^\0]*426 No space left on device"):
+            store.log_artifact(str(large))
+        assert time.monotonic() - began < 5
+        assert store.list_artifacts() == []
+        assert [path for path in server.artifacts.rglob("*") if path.is_file()] == []
+
+
 def test_disk_is_never_filled(tmp_path):
     """A file that finds no room is refused with 552; one that takes the last of it is cut off, and is gone."""
-    required("root, for a file system of its own,", os.geteuid() == 0 and sys.platform == "linux")
     state = tmp_path / "state"
-    state.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", state], check=True)
-    try:
-        with started_server(state, ftp_least_free="20000000") as server, server.connect() as connection:
-            connection.storbinary("STOR /small", io.BytesIO(bytes(1_000_000)))
-            with pytest.raises((ftplib.error_temp, ConnectionError)):
-                connection.storbinary("STOR /large", io.BytesIO(bytes(60_000_000)))
-            with server.connect() as another:
-                assert another.nlst("/") == ["small"]
-                another.storbinary("STOR /medium", io.BytesIO(bytes(35_000_000)))
-                another.storbinary("STOR /medium2", io.BytesIO(bytes(13_000_000)))
-                with pytest.raises(ftplib.error_perm, match="552"):
-                    another.storbinary("STOR /more", io.BytesIO(b"1"))
-                another.delete("/medium")
+    with small_disk(state, 64), started_server(state, ftp_least_free="20000000") as server:
+        connection = server.connect()
+        connection.storbinary("STOR /small", io.BytesIO(bytes(1_000_000)))
+        with pytest.raises((ftplib.error_temp, ConnectionError)):
+            connection.storbinary("STOR /large", io.BytesIO(bytes(60_000_000)))
+        connection.close()
+        with server.connect() as another:
+            assert another.nlst("/") == ["small"]
+            another.storbinary("STOR /medium", io.BytesIO(bytes(35_000_000)))
+            another.storbinary("STOR /medium2", io.BytesIO(bytes(13_000_000)))
+            with pytest.raises(ftplib.error_perm, match="552"):
                 another.storbinary("STOR /more", io.BytesIO(b"1"))
-    finally:
-        subprocess.run(["umount", "-l", state], check=True)
+            another.delete("/medium")
+            another.storbinary("STOR /more", io.BytesIO(b"1"))
+
+
+# -- whole or not at all, for clients that are not ours ----------------------------------------------------------
+def curl(server: Started, *options: str) -> list[str]:
+    """Return a curl command that logs in at the top of the server, with `options` before the address's last part."""
+    *options, path = options
+    address = f"ftp://127.0.0.1:{server.port}/{path}"
+    return ["curl", "-sS", "-k", "-u", f"{USER}:{PASSWORD}", *options, address]
+
+
+def lftp(server: Started, commands: str) -> list[str]:
+    """Return an lftp command that logs in and does `commands`."""
+    settings = "set net:max-retries 1; set ssl:verify-certificate no; set ftp:ssl-protect-data yes"
+    login = f"open -u {USER},'{PASSWORD}' ftp://127.0.0.1:{server.port}"
+    return ["lftp", "-c", f"{settings}; {login}; {commands}"]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A local file that takes a while to send."""
+    path = tmp_path_factory.mktemp("large") / "large"
+    path.write_bytes(os.urandom(20_000_000))
+    return path
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("client", ["curl", "lftp"])
+def test_killed_upload_leaves_what_was_there(server, large, client, is_secure):
+    """curl and lftp, killed or interrupted amid an upload, leave the old file whole, or none; no part is listed."""
+    required(client, shutil.which(client))
+    (server.artifacts / "old").write_bytes(b"old and good")
+    limit = "2000000"  # bytes a second
+    commands = {
+        "curl": lambda name: curl(server, "--limit-rate", limit, "-T", str(large), *["--ssl-reqd"] * is_secure, name),
+        "lftp": lambda name: lftp(
+            server,
+            f"set ftp:ssl-{'force' if is_secure else 'allow'} {str(is_secure).lower()}; "
+            f"set net:limit-rate {limit}; put {large} -o {name}",
+        ),
+    }
+    for name, number in itertools.product(("old", "new"), (signal.SIGKILL, signal.SIGINT)):
+        with subprocess.Popen(commands[client](name), stderr=subprocess.DEVNULL) as process:
+            wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in find_temporaries(server.artifacts)))
+            with server.connect() as another:
+                assert another.nlst() == ["old"]
+                assert [line.split()[-1] for line in listing(another, "LIST -a")] == ["old"]
+                assert [name for name, _ in another.mlsd()] == ["old"]
+            process.send_signal(number)
+        wait_for(lambda: not find_temporaries(server.artifacts))
+        assert {path.name: path.read_bytes() for path in server.artifacts.iterdir()} == {"old": b"old and good"}
+    (server.artifacts / "old").unlink()
+
+
+@pytest.mark.parametrize("client", ["curl", "lftp"])
+def test_upload_whose_connection_is_cut_is_not_kept(server, large, client):
+    """A data connection that breaks is no end of a file: curl is refused, lftp sends all of it again."""
+    required(client, shutil.which(client))
+    with relaying([server.port, *server.passive_ports]) as relay:
+        relay.cut_after = 10_000_000
+        command = {
+            "curl": curl(server, "-T", str(large), "cut"),
+            "lftp": lftp(
+                server,
+                f"set ftp:ssl-allow no; set net:max-retries 3; set net:reconnect-interval-base 1; put {large} -o cut",
+            ),
+        }[client]
+        done = subprocess.run([word.replace("127.0.0.1", ADDRESS) for word in command], check=False, timeout=60)
+        assert relay.cuts == 1
+    stored = server.artifacts / "cut"
+    assert (done.returncode == 0) == stored.exists() == (client == "lftp")
+    if stored.exists():
+        assert stored.read_bytes() == large.read_bytes()
+        stored.unlink()
+    wait_for(lambda: not find_temporaries(server.artifacts))
+
+
+def test_appending_is_refused_and_lftp_starts_again(server, large):
+    """What would change a file in place (APPE, REST, STOU) is refused; lftp's `put -c` then sends the file whole."""
+    part = large.read_bytes()[:1_000_000]
+    stored = server.artifacts / "part"
+    stored.write_bytes(part)
+    with server.connect() as connection:
+        for command, rest in (("APPE part", None), ("STOR part", 10)):
+            with pytest.raises(ftplib.error_perm, match="550 A file is stored whole"):
+                connection.storbinary(command, io.BytesIO(b"more"), rest=rest)
+        with pytest.raises(ftplib.error_perm, match="500"):
+            connection.storbinary("STOU", io.BytesIO(b"more"))
+    required("curl", shutil.which("curl"))
+    assert subprocess.run(curl(server, "-C", "-", "-T", str(large), "part"), check=False).returncode != 0
+    assert stored.read_bytes() == part
+    required("lftp", shutil.which("lftp"))
+    subprocess.run(lftp(server, f"set ftp:ssl-allow no; put -c {large} -o part"), check=True)
+    assert stored.read_bytes() == large.read_bytes()
+    stored.unlink()
+
+
+def test_folder_with_a_part_of_an_upload_is_empty(server):
+    """A folder in which only a part of an upload lies looks empty, and can be removed."""
+    folder = server.artifacts / "folder"
+    folder.mkdir()
+    (folder / names.new_temporary("left")).touch()
+    with server.connect() as connection:
+        assert connection.nlst("folder") == []
+        connection.rmd("folder")
+    assert not folder.exists()
 
 
 def test_transfers_are_logged(server):

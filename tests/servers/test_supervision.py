@@ -19,7 +19,7 @@ import psutil
 import pytest
 from workplace import BIN, ROOT, Servers, free_port, new_workplace, processes_of
 
-from workshop.servers import by_hand as hands
+from workshop import ownership
 from workshop.servers import supervision
 from workshop.servers.services import SERVICES
 from workshop.settings import STATE_VERSION
@@ -217,8 +217,8 @@ def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
 def mlflow_command(place: Servers, port: int) -> list[object]:
     """The line of chapter 2's README, with the place's own addresses."""
     [line] = re.findall(r"^ *MLFLOW_SERVER\S+ (mlflow server .*)$", README.read_text(), re.MULTILINE)
-    line = line.replace("--port 5000", f"--port {port}")
-    line = line.replace("ftp://127.0.0.1:2121/mlflow", place.settings.artifacts_uri)
+    line = line.replace("${MLFLOW_TRACKING_URI##*:}", str(port))
+    line = line.replace("$WORKSHOP_FTP_URI", place.settings.artifacts_uri)
     return [BIN / "mlflow", *shlex.split(line)[1:]]
 
 
@@ -230,13 +230,25 @@ def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.3)
 
 
+def test_servers_run_behind_a_proxy_and_with_few_open_files(place):
+    """`http_proxy` without `no_proxy`, and a hard limit of 256 open files: all servers answer."""
+    place.run(BIN / "workshop", "down")
+    environment = place.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    done = place.run("bash", "-c", f"ulimit -n 256 && exec {BIN}/workshop up", env=environment)
+    assert done.returncode == 0, done.stderr
+    shown = place.run(BIN / "workshop", "status", "--json", env=environment)
+    assert all(row["healthy"] for row in json.loads(shown.stdout)["services"])
+    assert place.run(BIN / "workshop", "history", env=environment).returncode == 0
+    assert place.run(BIN / "workshop", "down").returncode == 0
+
+
 def test_up_refuses_a_second_server_on_the_database(place):
     """A tracking server started by hand on this database, and another port: `up` names it, and starts none beside."""
     place.run(BIN / "workshop", "up")
     place.run(BIN / "workshop", "down")
     with by_hand(place, *mlflow_command(place, free_port())) as server:
         settings = place.settings
-        wait_until(lambda: list(hands._holders(settings.database)))
+        wait_until(lambda: list(ownership.users_of(settings.database)))
         family = [server, *server.children(recursive=True)]
         done = place.run(BIN / "workshop", "up")
     assert done.returncode == 1

@@ -197,7 +197,7 @@ def test_sixty_four_writers_of_single_values_get_no_error(server, rounds):
 def test_killed_server_has_all_that_it_acknowledged(tmp_path, monkeypatch, kills):
     """Killed while it is written to, again and again: each run that its writer saw ended is there, whole.
 
-    At last it stays dead, which a client of ours is told within ten seconds.
+    At last it stays dead, which a client of ours is told once a restart would be over, within 40 s.
     """
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = Server(tmp_path / "state")
@@ -236,7 +236,7 @@ def test_killed_server_has_all_that_it_acknowledged(tmp_path, monkeypatch, kills
         began = time.monotonic()
         with pytest.raises(MlflowException, match=server.uri.removeprefix("http://127.0.0.1:")):
             client.log_metric(acknowledged[0], "later", 1.0)
-        assert time.monotonic() - began < 10, "a dead server was not told of in time"
+        assert 20 < time.monotonic() - began < 40, "a dead server was not told of in time"
     finally:
         over.set()
         server.kill()

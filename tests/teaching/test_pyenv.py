@@ -44,9 +44,10 @@ def bare():
     return [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "pyenv").exists()]
 
 
-def ask(*arguments: str, path: list[Path], person: bool = False) -> subprocess.CompletedProcess:
+def ask(*arguments: str, path: list[Path], person: bool = False, **given: str) -> subprocess.CompletedProcess:
     """Run the stand-in with ``path`` after its own folder; a ``person`` asks through a shell, others from Python."""
-    environment = {**os.environ, "PATH": os.pathsep.join(map(str, [BIN, *path]))}
+    environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", **os.environ, **given}
+    environment["PATH"] = os.pathsep.join(map(str, [BIN, *path]))
     environment.pop("WORKSHOP_PYENV_HANDED_OVER", None)
     command = ["sh", "-c", '"$@"; exit $?', "sh", BIN / "pyenv", *arguments] if person else [BIN / "pyenv", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
@@ -108,6 +109,16 @@ def test_stand_in_leaves_mlflow_to_a_real_pyenv_with_the_version(bare, real, tmp
     installed, root = (ask(*question, path=[real, *bare]) for question in QUESTIONS)
     assert installed.stdout == f"real: install --skip-existing {VERSION}\n"
     assert root.stdout.strip() == str(tmp_path / "root")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_stand_in_refuses_where_no_tracking_server_is_set(bare, real, question):
+    """Asked from Python in a terminal that is not set up, it names the line to type; a person gets an answer."""
+    for path in (bare, [real, *bare]):
+        told = ask(*question, path=path, MLFLOW_TRACKING_URI="")
+        assert (told.stdout, told.returncode) == ("", 1)
+        assert 'eval "$(.venv/bin/workshop config --export)"' in told.stderr
+        assert ask("root", path=path, person=True, MLFLOW_TRACKING_URI="").returncode == 0
 
 
 def test_stand_in_is_not_taken_for_a_real_pyenv(bare, tmp_path):

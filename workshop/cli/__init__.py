@@ -7,6 +7,9 @@ import os
 import click
 
 from workshop.cli import data, lab, machines, models, pipeline, report, servers, teaching
+from workshop.cli.printing import tell
+
+TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "run", "check")  # ask the tracking server
 
 # Everything else is imported by the command that needs it: `workshop --help` answers at once.
 
@@ -24,6 +27,11 @@ def main(context: click.Context) -> None:
     workshop history    what was in production, since when and why; `rollback` brings it back
     workshop status     what runs, and where
     """
+    from workshop.settings import get_settings, loopback_without_proxy
+
+    os.environ.update(loopback_without_proxy())
+    if context.invoked_subcommand in TRACKED and (given := get_settings().given_tracking_uri):
+        tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
     if "DVC_STAGE" in os.environ:  # else nothing of this is needed
         from workshop.engine.repro.alone import alone
 

@@ -63,7 +63,7 @@ def check(folder: Path, report: Path | None, as_json: bool) -> None:
     \b
     Example:  workshop data check 4_pipeline/data/raw --report validation.html
     """
-    from workshop.data import prepare, validation, validation_page
+    from workshop.data import prepare, sources, validation, validation_page
     from workshop.data.files import write_whole
     from workshop.parameters import read_stage
     from workshop.settings import get_settings
@@ -71,7 +71,7 @@ def check(folder: Path, report: Path | None, as_json: bool) -> None:
     years = read_stage(get_settings().pipeline / "params.yaml", "prepare")
     _hear()
     frame, findings = prepare.prepare(folder, years.first_year, years.last_year)
-    found = validation.validate(frame, findings)
+    found = validation.validate(frame, findings | {"changed": sources.changed(folder)})
     if report is not None:
         write_whole(report, validation_page.render(frame, found).encode())
     if as_json:

@@ -121,10 +121,12 @@ def _read_candidate(file: Path) -> tuple[str, str]:
 
 
 @click.command()
-@click.option("--to", metavar="VERSION", help="Which version comes back; by default the one before the last move.")
+@click.option("--to", metavar="VERSION", help="Which version comes back; by default the one before.")
 @click.option("--why", default="rolled back on the command line", show_default=True, help="The reason, for the record.")
 def rollback(to: str | None, why: str) -> None:
-    """Bring back the version that was in production before; it is loaded first, and the record tells.
+    """Bring back the version that was in production before; once more, and the one before that comes back.
+
+    It is tried out first, and the record tells. What was rolled back from comes back by its number.
 
     \b
     Example:  workshop rollback --why "too low at noon"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import click
@@ -62,10 +63,11 @@ def _words(serving) -> str:
 @click.command()
 @click.argument("targets", nargs=-1)
 @click.option(
-    "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default what the cluster has room for."
+    "-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default what the cluster has room for."
 )
-@click.option("--force", is_flag=True, help="Run stages that did not change, too.")
-def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
+@click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
+@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
+def repro(targets: tuple[str, ...], jobs: int | None, force: bool, all_pipelines: bool) -> None:
     """Run what changed of the pipeline, stages that do not need one another side by side.
 
     It leaves what `dvc repro` leaves: the same files, the same dvc.lock. TARGETS are stages, as DVC names them; by
@@ -80,7 +82,7 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
     from workshop.settings import get_settings
 
     settings = get_settings()
-    folder = Path.cwd() if Path("dvc.yaml").exists() or targets else settings.pipeline
+    folder = Path.cwd() if Path("dvc.yaml").exists() or targets or all_pipelines else settings.pipeline
     with parallel.board(sys.stderr) as (progress, notice):
         parallel.reproduce_parallel(
             folder,
@@ -91,6 +93,7 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool) -> None:
             notice=notice,
             environment=pipeline.environment_of(settings, shell_first=True),
             force=force,
+            all_pipelines=all_pipelines,
         )
 
 
@@ -110,7 +113,7 @@ def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | 
     Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
     """
     from workshop.errors import EngineError
-    from workshop.settings import use_own_servers
+    from workshop.ownership import use_own_servers
 
     use_own_servers()
     from papermill_dask import run_many
@@ -188,7 +191,9 @@ def params(stage: str | None, as_json: bool) -> None:
         for name, section in checked.items()
         for key, value in section.model_dump().items()
     ]
-    print_rows(rows, as_json)
+    names, values = (max(len(str(row[column])) for row in rows) for column in ("parameter", "value"))
+    room = max(shutil.get_terminal_size().columns - names - 4, 20)
+    print_rows(rows, as_json, [None, min(values, room // 2), room - min(max(values, 5), room // 2)])
 
 
 @click.command("tracking-store")

@@ -81,10 +81,11 @@ def _in_words(seconds: float) -> str:
 
 def _running_notebooks(services: list[dict]) -> list[dict]:
     """Ask the cluster, unless it is this machine's own and does not run."""
-    from workshop.settings import get_settings, use_own_servers
+    from workshop.ownership import use_own_servers
+    from workshop.settings import get_settings
 
     own = next(service for service in services if service["name"] == "dask-scheduler")
-    if get_settings().dask_scheduler_address is None and not own["healthy"]:
+    if get_settings().given_scheduler_address is None and not own["healthy"]:
         return []
     use_own_servers()
     from papermill_dask import EngineError, connect, running
@@ -109,7 +110,9 @@ def config(export: bool, as_json: bool) -> None:
     if export:
         import sys
 
-        for name, value in settings.exports().items():
+        from workshop.servers import ports
+
+        for name, value in ports.hand_out(settings, tell).exports().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
         return

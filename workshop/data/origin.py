@@ -32,9 +32,14 @@ class Origin(BaseModel):
     csv: OwnFile | None = None
 
     @property
+    def label(self) -> str:
+        """What the source is called, wherever there is room for a word or two."""
+        return f"modelled {self.source}" if self.modelled else self.source
+
+    @property
     def measured_name(self) -> str:
         """What a legend calls the generation that predictions are compared with."""
-        return f"measured (modelled {self.source})" if self.modelled else "measured"
+        return f"measured ({self.label})" if self.modelled else "measured"
 
     def to_json(self) -> str:
         """Return the content of the file beside raw data."""

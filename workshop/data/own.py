@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workshop.data import schema, units
-from workshop.data.tables import has_zone, numbers, read_text, require_past
-from workshop.errors import DataError, ParameterError
+from workshop.data.tables import has_zone, numbers, read_text, require, require_past
+from workshop.errors import ParameterError
 from workshop.parameters import OwnFile, TimeColumn
 
 if TYPE_CHECKING:
@@ -45,7 +45,13 @@ def read(path: Path, own: OwnFile) -> tuple[DataFrame, dict[str, int]]:
     }
     values = pd.DataFrame(columns)
     stamps, skipped = _to_utc(text[own.time.column], path, own.time)
-    _require_empty(values[skipped], text[own.time.column], path, own.time)
+    require(
+        ~skipped | values.isna().all(axis="columns"),
+        text[own.time.column],
+        path,
+        f"a time that exists: in {own.time.zone} the clock is put forward over this one",
+        "if the file keeps winter time all year, say so: fetch.csv.time.zone: '+01:00' in params.yaml",
+    )
     require_past(stamps, text[own.time.column], path)
     left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
     values.insert(0, "utc_timestamp", stamps)
@@ -62,19 +68,19 @@ def _to_utc(text: Series, path: Path, time: TimeColumn) -> tuple[Series, Series]
     import pandas as pd
 
     aware = has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
-    if aware.any() and not aware.all():
-        _refuse(text, ~aware, path, "an offset such as Z or +01:00, as in other lines", _CORRECT)
+    if aware.any():
+        require(aware, text, path, "an offset such as Z or +01:00, as in other lines", _CORRECT)
     parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(aware.all()))
     # pandas takes "today" and "now" for times
-    wrong = parsed.isna() | ~text.str.contains(r"\d", na=False)
-    if wrong.any():
-        like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
-        _refuse(text, wrong, path, like, "correct that line, or fetch.csv.time.format in params.yaml")
+    good = parsed.notna() & text.str.contains(r"\d", na=False)
+    like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
+    require(good, text, path, like, "correct that line, or fetch.csv.time.format in params.yaml")
     parsed = parsed.dt.as_unit("us")
     if aware.all():
         return parsed, pd.Series(False, text.index)
     if time.zone is None:
-        _refuse(text, ~aware, path, "a zone", "say which: fetch.csv.time.zone in params.yaml, such as Europe/Berlin")
+        say = f"in params.yaml, fetch.csv: `time: {{column: {time.column}, zone: UTC}}`, or Europe/Berlin, or +01:00"
+        require(aware, text, path, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", say)
     zone = _zone(time.zone)
     summer, known = _sides(parsed, zone)
     local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
@@ -108,29 +114,3 @@ def _zone(name: str) -> tzinfo:
             expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
             next_step="choose one; `python -m zoneinfo` knows none? then install tzdata",
         ) from None
-
-
-def _require_empty(skipped: DataFrame, text: Series, path: Path, time: TimeColumn) -> None:
-    """Raise DataError when there are values in an hour that the clock of the zone leaves out."""
-    filled = skipped.notna().any(axis="columns")
-    if filled.any():
-        wrong = filled.reindex(text.index, fill_value=False)
-        _refuse(
-            text,
-            wrong,
-            path,
-            f"a time that exists: in {time.zone} the clock is put forward over this one",
-            "if the file keeps winter time all year, say so: fetch.csv.time.zone: '+01:00' in params.yaml",
-        )
-
-
-def _refuse(text: Series, wrong: Series, path: Path, expected: str, next_step: str) -> None:
-    import pandas as pd
-
-    line = wrong.idxmax()
-    raise DataError(
-        f"{path}, line {line}, column {text.name}: not a time that can be used ({wrong.sum()} such in all).",
-        value="an empty cell" if pd.isna(text[line]) else repr(text[line]),
-        expected=expected,
-        next_step=next_step,
-    )

@@ -19,8 +19,6 @@ from workshop.errors import DataError, ParameterError
 
 logger = logging.getLogger(__name__)
 
-POWER_COLUMNS, WEATHER_COLUMNS = raw.columns("power"), raw.columns("weather")
-
 
 class NothingInCommon(DataError):
     """No hour of the years asked for is complete in all raw files."""

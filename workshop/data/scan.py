@@ -38,6 +38,9 @@ def scan(
         if source.read(1) != b"\n":
             return None  # cut short, perhaps
         source.seek(0)
+        if any(b'"' in block for block in iter(lambda: source.read(1 << 16), b"")):
+            return None  # a quote that is not closed would take in the lines after it
+        source.seek(0)
         table = csv.read_csv(
             source,
             read_options=csv.ReadOptions(use_threads=use_threads),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from workshop.settings import get_settings
 SOURCES = ("sample", "opsd", "csv")
 POWER_FILE, WEATHER_FILE, OWN_FILE = "time_series_60min_singleindex.csv", "weather_data.csv", "own.csv"
 SUMS_FILE, CARD_FILE = "SHA256SUMS", "SOURCE.md"
+FETCHED = (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE)  # in the order of their checksums
 
 _SAMPLE_ATTRIBUTION = (
     "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher Wetterdienst"
@@ -142,28 +143,42 @@ def _follow(recipe: _Recipe, folder: Path) -> list[Path]:
     if not _is_complete(recipe, names, folder):
         if _text(folder / ORIGIN_FILE) != recipe.origin.to_json():
             # Of another source: a fetch that is cut short must not leave a folder with tables of both.
-            for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
+            for name in (*FETCHED, SUMS_FILE):
                 with contextlib.suppress(OSError):
                     (folder / name).unlink()
         recipe.write(folder)
         write_whole(folder / CARD_FILE, recipe.card.encode())
         write_whole(folder / ORIGIN_FILE, recipe.origin.to_json().encode())
-        sums = "".join(f"{checksum(folder / name)}  {name}\n" for name in names)
-        write_whole(folder / SUMS_FILE, sums.encode())
+        write_whole(folder / SUMS_FILE, _sums(folder, names).encode())
     return paths
+
+
+def changed(folder: Path) -> list[str]:
+    """Return the files of a folder that its `SHA256SUMS`, if there is one, does not describe; or that file itself."""
+    folder = Path(folder)
+    if not (folder / SUMS_FILE).exists():
+        return []
+    text = _text(folder / SUMS_FILE) or ""
+    sums = {name: _sums(folder, [name]) for name in FETCHED if (folder / name).exists()}
+    wrong = [name for name, line in sums.items() if line not in text]
+    return wrong or [SUMS_FILE] * (text != "".join(sums.values()))
+
+
+def _sums(folder: Path, names: Sequence[str]) -> str:
+    return "".join(f"{checksum(folder / name)}  {name}\n" for name in names)
 
 
 def _is_complete(recipe: _Recipe, names: list[str], folder: Path) -> bool:
     """Return whether the folder holds this recipe's card and every file that its checksums name, unchanged."""
     try:
-        lines = [line.split("  ", 1) for line in (_text(folder / SUMS_FILE) or "").splitlines()]
+        sums = _sums(folder, names)
         return (
-            [name for _, name in lines] == names
+            _text(folder / SUMS_FILE) == sums
             and _text(folder / CARD_FILE) == recipe.card
             and _text(folder / ORIGIN_FILE) == recipe.origin.to_json()
-            and all(recipe.sums.get(name, total) == total == checksum(folder / name) for total, name in lines)
+            and all(f"{total}  {name}\n" in sums for name, total in recipe.sums.items())
         )
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 

@@ -27,7 +27,8 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
 def split_at_random(frame: DataFrame, test_fraction: float, seed: int) -> tuple[DataFrame, DataFrame]:
     """Return train and test: the test rows are drawn at random, the same ones for the same ``seed``.
 
-    It flatters a model of hourly data: the hours just before and after each test hour are mostly in the training set.
+    It flatters a model, which learns from the same years as it is tested on, with the same power plants; in use, plants
+    have been added since.
     Shape, order and errors as `split_by_time`.
     """
     from sklearn.model_selection import train_test_split

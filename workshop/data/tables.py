@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+# What turns a file that is not UTF-8 into one that is, by its first bytes.
+REMEDIES = {
+    rb"\xff\xfe|\xfe\xff": "iconv -f UTF-16 -t UTF-8 {name} > new.csv",
+    rb"\x1f\x8b": "unpack it: gunzip < {name} > new.csv",
+    rb"(?s:.*)[\0-\x08\x0e-\x1f]": "that is not text: unpack it, or save it as CSV UTF-8 where it comes from",
+    rb"": "iconv -f WINDOWS-1252 -t UTF-8 {name} > new.csv (from Excel: save as CSV UTF-8)",
+}
 
 
 def require_columns(found: Iterable[str], wanted: Sequence[str], name: str, next_step: str | None = None) -> None:
@@ -70,13 +78,14 @@ def read_text(path: Path, columns: Sequence[str], *, separator: str = ",", next_
 
     The file is UTF-8, with or without a byte order mark. Only the columns asked for are kept in memory. Raises
     DataError: no file, nothing in it, a header alone, another encoding or separator, a column missing or there twice,
-    a line cut short or too long.
+    a line cut short or too long, a quote that is not closed in its line.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow
 
     path, columns = Path(path), list(columns)
     require_header(read_header(path, separator, next_step=next_step), columns, path, separator, next_step)
+    _require_closed_quotes(path)
     broken = []  # pyarrow hands over each line that has too few or too many fields
 
     def note(row: arrow.InvalidRow) -> str:
@@ -127,15 +136,11 @@ def numbers(text: Series, path: Path, decimal: str = ".") -> Series:
     # "12,5" and nothing but such cells: not a slip of a hand but how the file writes numbers.
     swapped = wrong.any() and text[wrong].str.fullmatch(rf"\s*-?\d+\{other}\d+\s*").all()
     mark = {".": "point", ",": "comma"}
-    _require(
-        ~wrong,
-        text,
-        path,
-        f"a number with a decimal {mark[decimal]}, or nothing" if swapped else "a number, or nothing",
-        f"this file writes decimal {mark[other]}s: say so with `decimal` in params.yaml (source csv)"
-        if swapped
-        else None,
-    )
+    expected, next_step = "a number, or nothing", None
+    if swapped:
+        expected = f"a number with a decimal {mark[decimal]}, or nothing"
+        next_step = f"this file writes decimal {mark[other]}s: say so with `decimal` in params.yaml (source csv)"
+    require(~wrong, text, path, expected, next_step)
     return values
 
 
@@ -146,14 +151,11 @@ def utc_times(text: Series, path: Path) -> Series:
     values = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce").dt.as_unit("us")
     # pandas takes "today" and "now" for times
     expected = "a timestamp such as 2013-01-31T23:00:00Z"
-    _require(values.notna() & text.str.match(r"\d{4}-", na=False), text, path, expected)
-    _require(
-        has_zone(text),
-        text,
-        path,
-        f"{expected}, with its zone",
-        "write the times with Z or an offset, or say their zone in params.yaml (source csv, fetch.csv.time.zone)",
+    require(values.notna() & text.str.match(r"\d{4}-", na=False), text, path, expected)
+    next_step = (
+        "write the times with Z or an offset, or say their zone in params.yaml (source csv, fetch.csv.time.zone)"
     )
+    require(has_zone(text), text, path, f"{expected}, with its zone", next_step)
     require_past(values, text, path)
     return values
 
@@ -170,17 +172,12 @@ def latest_allowed() -> datetime:
 
 def require_past(values: Series, text: Series, path: Path) -> None:
     """Raise DataError naming the first of the UTC times ``values`` that is yet to come."""
-    now = latest_allowed()
-    _require(
-        ~(values > now),
-        text,
-        path,
-        f"a time that is past (this machine's clock says {datetime.now(UTC):%Y-%m-%d})",
-        f"leave forecasts out of {path.name}; a clock that is wrong is set with timedatectl",
-    )
+    expected = f"a time that is past (this machine's clock says {datetime.now(UTC):%Y-%m-%d})"
+    next_step = f"leave forecasts out of {path.name}; a clock that is wrong is set with timedatectl"
+    require(~(values > latest_allowed()), text, path, expected, next_step)
 
 
-def _require(good: Series, text: Series, path: Path, expected: str, next_step: str | None = None) -> None:
+def require(good: Series, text: Series, path: Path, expected: str, next_step: str | None = None) -> None:
     """Raise DataError for the first cell of a column that is not ``good``; the index says its line."""
     import pandas as pd
 
@@ -199,7 +196,7 @@ def read_header(path: Path, separator: str = ",", *, next_step: str) -> list[str
     """Return the names of the columns of the CSV file ``path``; raise DataError: no file, nothing in it, not UTF-8."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, delimiter=separator), None)
+            header = next(csv.reader(file.readlines(1), delimiter=separator), None)  # one line, whatever its quotes
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.", next_step=next_step) from None
     except UnicodeDecodeError:
@@ -243,9 +240,24 @@ def _places(header: list[str], name: str) -> str:
     return " and ".join(str(place) for place, column in enumerate(header, 1) if column == name)
 
 
+def _require_closed_quotes(path: Path) -> None:
+    """Raise DataError for the first line with an odd number of quotes: a cell would hold the lines after it, too."""
+    with path.open(encoding="latin-1") as file:
+        for number, line in enumerate(file, 1):
+            if line.count('"') % 2:
+                raise DataError(
+                    f"{path}, line {number}: a quote is not closed.",
+                    value=line[:80].rstrip(),
+                    expected="quotes in pairs, and no line break between them",
+                    next_step=f"correct that line of {path.name}; numbers and times need no quotes",
+                )
+
+
 def _require_utf8(path: Path) -> None:
     """Raise DataError for the first line that is not UTF-8, if there is one."""
     with path.open("rb") as file:
+        beginning = file.read(1000)
+        file.seek(0)
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
@@ -254,7 +266,9 @@ def _require_utf8(path: Path) -> None:
                     f"{path}, line {number}: not UTF-8.",
                     value=repr(line[max(error.start - 20, 0) : error.end + 20]),
                     expected="text in UTF-8",
-                    next_step=f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new.csv (from Excel: save as CSV UTF-8)",
+                    next_step=next(
+                        text.format(name=path.name) for form, text in REMEDIES.items() if re.match(form, beginning)
+                    ),
                 ) from None
 
 

@@ -83,6 +83,8 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
             checks += _check_means(_yearly_means(values, findings), column)
             found, outliers[column] = _outliers(values)
             checks += found
+        if column in TARGETS:
+            checks += _check_fit(hourly, column)
         if column == "solar_GW":
             checks.append(_check_night(hourly))
     return Validation(tuple(checks), findings, _values(hourly, outliers))
@@ -90,6 +92,8 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
 
 # -- hours ---------------------------------------------------------------------------------------------------------
 def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
+    if (changed := findings.get("changed")) is not None:
+        yield Check("not what SHA256SUMS says", "files", len(changed), (None, 0), note=_listed(changed))
     years = findings["by_year"]
     missing = {year: 100 * (1 - counts["hours_kept"] / counts["hours_expected"]) for year, counts in years.items()}
     worst = max(missing, key=missing.get)
@@ -227,6 +231,23 @@ def _check_same(values: Series) -> Iterator[Check]:
             "h",
             note,
         )
+
+
+def _check_fit(hourly: DataFrame, target: str) -> Iterator[Check]:
+    """Compare each year's rank correlation of generation and the weather that drives it with that of other years."""
+    radiation = hourly["rad_horizontal"] + hourly["rad_diffuse"]
+    weather = hourly["windspeed"] if target == "wind_GW" else radiation.where(radiation > thresholds.DARK_W_M2)
+    pairs = hourly[[target]].assign(weather=weather).dropna()
+    fits = {
+        year: float(pair.rank().corr().iloc[0, 1])
+        for year, pair in pairs.groupby(pairs.index.year)
+        if len(pair) >= thresholds.MONTH_HOURS and pair.nunique().min() > 1
+    }
+    for year, fit in fits.items():
+        others = np.median([other for key, other in fits.items() if key != year] or [0])
+        least = max(thresholds.LEAST_FIT, round(float(others) - thresholds.MOST_LESS_FIT, 2))
+        name, note = f"rank correlation with the weather of {year}", "are generation and weather of the same hours?"
+        yield Check(name, target, fit, (least, None), "", note)
 
 
 def _check_night(hourly: DataFrame) -> Check:

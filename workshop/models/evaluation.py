@@ -6,15 +6,14 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING
 
-from workshop.data.coverage import STAMP
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError, WorkshopError
 from workshop.models import loading, promotion
 from workshop.models.promotion import Evaluation
-from workshop.models.tracking import DATA_TAG, LEARNED_TAG, connect
+from workshop.models.registry import learned, learned_from, learned_hash
+from workshop.models.tracking import connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ def evaluate(model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame) ->
 
     One that cannot be loaded or asked has a `trouble`; ServiceError is raised only when the tracking server is gone.
     """
-    facts = {"learned": learned(tags), "data": learned_hash(tags)}
+    facts = {"learned": learned(tags), "learned_from": learned_from(tags), "data": learned_hash(tags)}
     try:
         model = loading.load(model_uri)
         predicted = model.predict(held_out).astype(float)
@@ -48,22 +47,6 @@ def evaluate(model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame) ->
     size = model.size_bytes / 1e6
     scores = promotion.score(held_out, predicted)
     return Evaluation(scores, **facts, signature=signature, latency_ms=latency, size_MB=size)
-
-
-def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
-    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
-    try:
-        # Read and written again: strptime takes other forms, too, and those would not sort as text.
-        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
-    except ValueError:
-        return None
-    return (first, last) if known and first <= last else None
-
-
-def learned_hash(tags: Mapping[str, str]) -> str | None:
-    """Return the hash of the table that a run's model learned from, if its tags say so."""
-    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
 
 
 def _milliseconds(model: loading.LoadedModel, hour: pd.DataFrame) -> float:

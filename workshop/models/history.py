@@ -8,14 +8,18 @@ nobody sees.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from workshop.models.promotion import METRICS
+from workshop.models.tracking import connect, find_run
 from workshop.settings import PRODUCTION, REGISTERED_MODEL
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import RegisteredModel
 
 TAG = "workshop.move."
@@ -54,14 +58,37 @@ class Move:
 
 def read() -> list[Move]:
     """Return all moves, the first one first; empty when nothing was ever in production."""
-    from workshop.models.tracking import connect
-
     client = connect()
     model = find_model(client)
     if model is None:
         return []
-    there = {str(version.version) for version in client.search_model_versions(f"name='{REGISTERED_MODEL}'")}
-    return [replace(move, deleted=move.version not in there) for move in moves_of(model)]
+    runs = {str(each.version): each.run_id for each in client.search_model_versions(f"name='{REGISTERED_MODEL}'")}
+    return [
+        replace(
+            move,
+            deleted=move.version not in runs,
+            scores=move.scores or metrics_of(find_run(client, runs.get(move.version))),
+        )
+        for move in moves_of(model)
+    ]
+
+
+def metrics_of(run: Run | None) -> dict[str, float]:
+    """Return what a run says of its model's scores: a move that was made by hand has none of its own."""
+    logged = run.data.metrics if run else {}
+    return {name: round(logged[name], 6) for name in METRICS if math.isfinite(logged.get(name, math.nan))}
+
+
+def line_of(moves: list[Move]) -> list[str]:
+    """Return the versions that led to the one in production, which is the last, without those rolled back from."""
+    line: list[str] = []
+    for move in moves:
+        if move.action == ROLLED_BACK and move.version in line:
+            while line[-1] != move.version:
+                line.pop()
+        elif line[-1:] != [move.version]:
+            line.append(move.version)
+    return line
 
 
 def find_model(client: MlflowClient) -> RegisteredModel | None:

@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from workshop.data.capacity import YEAR_ENDS_GW, YearEnds, last_year
 from workshop.data.features import DERIVED, features, inputs
 from workshop.data.files import checksum
 from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.thresholds import USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models import inspection, source
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
@@ -40,6 +42,7 @@ TRUSTED_TYPES = [
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 MODELS = "models:/"  # the scheme of logged models and of registered versions
 DIGEST_TAG = "workshop.sha256"
+MOST_PREDICTED_GW = 1000.0  # above or below zero: a linear model says more for a storm than any country has
 DERIVING_REQUIREMENTS = ("pvlib",)
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
@@ -98,9 +101,21 @@ class LoadedModel:
 
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return predictions as a frame; raise ModelError for those that are no number, or that no country has."""
+        import numpy as np
         import pandas as pd
 
-        return pd.DataFrame(values, index=frame.index, columns=TARGETS)
+        predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
+        numbers = predicted.to_numpy(float)
+        plausible = np.abs(numbers) <= MOST_PREDICTED_GW  # NaN is not
+        if not plausible.all():
+            raise ModelError(
+                "The model's predictions are not plausible.",
+                value=f"{numbers[~plausible][0]:g} GW",
+                expected=f"numbers from {-MOST_PREDICTED_GW:g} to {MOST_PREDICTED_GW:g} GW",
+                next_step="workshop rollback",
+            )
+        return predicted
 
 
 def requirements(names: tuple[str, ...]) -> list[str]:
@@ -118,24 +133,26 @@ def log_model(model: object, example: pd.DataFrame) -> str:
     """
     import mlflow
 
-    weather = LoadedModel.of(model)._inputs(example)
-    with tempfile.TemporaryDirectory() as folder:
+    flavor, weather, digests = mlflow.sklearn, LoadedModel.of(model)._inputs(example), []
+
+    def save_model(path: str, **options: Any) -> None:
+        flavor.save_model(path=path, **options)
+        digests.append(digest_of(Path(path)))  # of what is uploaded next
+
+    with tempfile.TemporaryDirectory() as folder, _no_bytecode():
         if isinstance(model, CapacityFactorNetwork):
-            with _no_bytecode():
-                logged = mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder)))
+            flavor, options = mlflow.pyfunc, _network_options(model, weather, Path(folder))
         elif type(model).__module__.startswith("keras"):
             outputs = model.predict(weather.to_numpy("float32"), verbose=0)
             # float64, as frames and JSON bring it: a tensor signature is strict, one of float32 refuses every frame.
             signature = mlflow.models.infer_signature(weather.to_numpy(), outputs)
-            logged = mlflow.keras.log_model(
-                model, name="model", signature=signature, pip_requirements=requirements(KERAS_REQUIREMENTS)
-            )
+            options = {"model": model, "signature": signature, "pip_requirements": requirements(KERAS_REQUIREMENTS)}
+            flavor = mlflow.keras
         else:
-            logged = mlflow.sklearn.log_model(model, name="model", **_options(model, weather, Path(folder)))
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=folder)
-        tags = {DIGEST_TAG: digest_of(Path(fetched))}
-    mlflow.MlflowClient().set_logged_model_tags(logged.model_id, tags)
+            options = {"sk_model": model} | _options(model, weather, Path(folder))
+        saving = SimpleNamespace(save_model=save_model, __name__=flavor.__name__)
+        logged = mlflow.models.Model.log(None, saving, name="model", **options)
+    mlflow.MlflowClient().set_logged_model_tags(logged.model_id, {DIGEST_TAG: digests[0]})
     return logged.model_uri
 
 
@@ -208,8 +225,12 @@ def rehearse() -> None:
 
 
 def load(model_uri: str) -> LoadedModel:
-    """Fetch a model from the tracking server and load it; raise ModelError when it is not of a trusted kind."""
+    """Fetch a model from the tracking server, load it and try it out; raise ModelError when it cannot be trusted.
+
+    ``model_uri`` names a logged model (`models:/m-...`), or a version by its number or its alias.
+    """
     import mlflow
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     from workshop.models.tracking import connect
 
@@ -217,6 +238,8 @@ def load(model_uri: str) -> LoadedModel:
     # A folder of our own: MLflow leaves the one that it makes behind, and whoever follows the alias loads often.
     with tempfile.TemporaryDirectory() as folder:
         try:
+            # An alias may move in between.
+            model_uri = MODELS + "/".join(get_model_name_and_version(client, model_uri))
             fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
         except (mlflow.exceptions.MlflowException, OSError, ImportError) as error:
             # ImportError: the files of a version registered by hand may be where only other packages can fetch them.
@@ -264,13 +287,13 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
     source.compare(folder, name)
     sklearn = flavors.get("sklearn", {})
     if sklearn.get("serialization_format") == "skops" and sklearn.get("pickled_model") == inspection.SKOPS_FILE:
-        return LoadedModel.of(_load_skops(folder / inspection.SKOPS_FILE, name))
+        return _tried_out(_load_skops(folder / inspection.SKOPS_FILE, name), name)
     if not sklearn and ("keras" in flavors or "tensorflow" in flavors):
-        return LoadedModel.of(_load_keras(folder / inspection.KERAS_FILE, name, FEATURES))
+        return _tried_out(_load_keras(folder / inspection.KERAS_FILE, name, FEATURES), name)
     if list(flavors) == ["python_function"] and (folder / inspection.NETWORK_FILE).is_file():
         year_ends = inspection.read_capacity(folder, name)
         network = _load_keras(folder / inspection.NETWORK_FILE, name, DERIVED)
-        return LoadedModel.of(CapacityFactorNetwork(network, year_ends))
+        return _tried_out(CapacityFactorNetwork(network, year_ends), name)
     raise inspection.refusal(
         name,
         "The model is not of a kind that is loaded here.",
@@ -286,7 +309,6 @@ def _load_skops(file: Path, name: str):
     try:
         model = skops_load(file, trusted=TRUSTED_TYPES)
         inspection.check_estimator(model, name)
-        _try_out(LoadedModel.of(model))
     except ModelError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the library makes of the file is told in words
@@ -294,17 +316,21 @@ def _load_skops(file: Path, name: str):
     return model
 
 
-def _try_out(model: LoadedModel) -> None:
-    """Predict for an hour: what answers with other than a number for each target, or with an error, is no model."""
-    model.predict_with_band(hour_for(model))
-
-
-def hour_for(model: LoadedModel) -> pd.DataFrame:
-    """Return an hour of some weather, as a frame of one row, in a year whose installed capacity the model knows."""
+def _tried_out(fitted: object, name: str) -> LoadedModel:
+    """Return a model that has predicted for two hours, of little and of much weather, of a year that it knows."""
     import pandas as pd
 
+    model = LoadedModel.of(fitted)
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
-    return pd.DataFrame([{"utc_timestamp": noon, **dict.fromkeys(FEATURES, 1.0)}])
+    weather = {feature: USUAL_MEANS[feature] for feature in FEATURES}
+    try:
+        model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))
+    except ModelError as error:
+        error.value = f"{name}: {error.value}"
+        raise
+    except Exception as error:  # noqa: BLE001 - likewise
+        raise inspection.refusal(name, "The model fails when it is asked.", repr(error)) from None
+    return model
 
 
 def _load_keras(file: Path, name: str, columns: list[str]):

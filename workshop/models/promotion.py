@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NIGHT_ELEVATION_DEGREES = -12.0
 # The two ways in which a model may be asked: with the weather, or with hour and weather.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
+METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")  # of the scores, those of a run
 LEAST_WEEKS = 6  # with fewer no difference could be told from chance
 
 
@@ -44,15 +45,15 @@ class Scores:
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers that a run logs as its metrics."""
-        kept = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")
-        return {name: float(getattr(self, name)) for name in kept}
+        return {name: float(getattr(self, name)) for name in METRICS}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """A model before the gate: its scores, and what is known of it.
 
-    ``learned`` is the first and the last hour that it learned from, ``data`` the hash of that table; None for unknown.
+    ``learned`` is the first and the last hour that it learned from, ``learned_from`` what their source is called,
+    ``data`` the hash of that table; None for unknown.
     ``signature`` is as in `SIGNATURES`, ``latency_ms`` the time for one hour, ``size_MB`` that of its files. A model
     that cannot be asked has a ``trouble`` and no scores.
     """
@@ -64,6 +65,7 @@ class Evaluation:
     latency_ms: float = math.nan
     size_MB: float = math.nan
     trouble: str | None = None
+    learned_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Rule:
 class Decision:
     """The verdict on a candidate, with all that led to it.
 
-    ``disqualified`` says why the champion's scores do not count; ``forced`` that a person overruled the gate.
+    ``disqualified`` says why the champion's scores do not count; ``forced`` that a person overruled the gate;
+    ``learned_from`` whose data the candidate learned from.
     """
 
     promoted: bool
@@ -112,6 +115,7 @@ class Decision:
     champion: Scores | None
     disqualified: str | None = None
     forced: bool = False
+    learned_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the decision as JSON-able values; a number that is none is None."""
@@ -193,7 +197,9 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Policy) -
         verb = "is in a near-tie with" if tested else "beats"
         reason = f"promoted: R2 {scores.r2:.4f} {verb} the champion's {champion.scores.r2:.4f}"
         reason += f", and its weekly errors are smaller (p {tested.shown})" if tested else ""
-    return Decision(not failed, reason, tuple(rules), scores, champion.scores if champion else None, disqualified)
+    beaten = champion.scores if champion else None
+    learned_from = candidate.learned_from
+    return Decision(not failed, reason, tuple(rules), scores, beaten, disqualified, learned_from=learned_from)
 
 
 def _rules(candidate: Evaluation, scores: Scores, policy: Policy) -> Iterator[Rule]:

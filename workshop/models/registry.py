@@ -11,17 +11,27 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from workshop.data.coverage import STAMP
+from workshop.data.origin import Origin
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models import history
 from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
 from workshop.models.promotion import Decision, Policy, Scores, decide
-from workshop.models.tracking import COMMIT_TAG, DATA_TAG, DIRTY_TAG, LEARNED_TAG, STAGE_TAG, connect
+from workshop.models.tracking import (
+    COMMIT_TAG,
+    DATA_TAG,
+    DIRTY_TAG,
+    LEARNED_TAG,
+    STAGE_TAG,
+    connect,
+    find_run,
+    run_url,
+)
 from workshop.settings import PRODUCTION, REGISTERED_MODEL, get_settings
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 TAG = "workshop.promotion."
@@ -31,7 +41,11 @@ MOST_CHARACTERS = 100_000  # of a version's tag, in MLflow
 
 @dataclass(frozen=True)
 class Production:
-    """The version that the alias `production` points at; ``since``, ``why`` and ``r2`` are those of its last move."""
+    """The version that the alias `production` points at; ``since``, ``why`` and ``r2`` are those of its last move.
+
+    ``learned_from`` is the source of the data that it learned from, such as `modelled sample`, and ``learned_until``
+    the start of the last hour of it, as ISO 8601 has it; None where neither run nor record says so.
+    """
 
     name: str
     version: str
@@ -42,6 +56,8 @@ class Production:
     since: str | None
     why: str | None
     run_url: str
+    learned_from: str | None = None
+    learned_until: str | None = None
 
     def as_dict(self) -> dict:
         """Return the fields as JSON-able values."""
@@ -53,8 +69,6 @@ def production(known: Production | None = None) -> Production | None:
 
     Who asks again and again gives what is ``known``: it is returned, after one request, if the alias has not moved.
     """
-    from workshop.models.tracking import run_url
-
     client = connect()
     model = history.find_model(client)
     number = history.version_of(model) if model else None
@@ -65,35 +79,26 @@ def production(known: Production | None = None) -> Production | None:
         return known
     version = client.get_model_version(REGISTERED_MODEL, number)
     run = find_run(client, version.run_id)
+    tags = recorded(version) | (run.data.tags if run else {})
+    scores = move.scores or history.metrics_of(run)
     return Production(
         name=REGISTERED_MODEL,
         version=number,
         run_id=version.run_id,
         model_uri=uri_of(number),
-        stage=run.data.tags.get(STAGE_TAG) if run else None,
-        r2=move.scores.get("r2"),
+        stage=tags.get(STAGE_TAG),
+        r2=scores.get("r2"),
         since=move.when,
         why=move.why,
         run_url=run_url(version.run_id, run.info.experiment_id) if run else "",
+        learned_from=learned_from(tags),
+        learned_until=(learned(tags) or (None, None))[1],
     )
 
 
 def uri_of(version: str) -> str:
     """Return a version's address: what is served is what was looked at, even if the alias moves in between."""
     return f"models:/{REGISTERED_MODEL}/{version}"
-
-
-def find_run(client: MlflowClient, run_id: str | None) -> Run | None:
-    """Return a run; None when it was purged, or there never was one: a version has its own copy of the model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id) if run_id else None
-    except MlflowException as error:
-        # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None
 
 
 def recorded(version: ModelVersion) -> dict[str, str]:
@@ -112,12 +117,26 @@ def tags_of(production: Production) -> dict[str, str]:
     return recorded(version) | _tags_of_run(client, version.run_id)
 
 
-def learned_until(production: Production) -> str | None:
-    """Return the start of the last hour that a model learned from, as ISO 8601 has it; None where its run is silent."""
-    from workshop.models.evaluation import learned
+def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
+    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
+    try:
+        # Read and written again: strptime takes other forms, too, and those would not sort as text.
+        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
+    except ValueError:
+        return None
+    return (first, last) if known and first <= last else None
 
-    ends = learned(tags_of(production))
-    return ends[1] if ends else None
+
+def learned_hash(tags: Mapping[str, str]) -> str | None:
+    """Return the hash of the table that a run's model learned from, if its tags say so."""
+    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
+
+
+def learned_from(tags: Mapping[str, str]) -> str | None:
+    """Return what the source of a run's data is called, if its tags say so: `modelled sample`, `opsd`, `csv`."""
+    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
+    return Origin(source=source, modelled=modelled == "true").label if source else None
 
 
 def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:
@@ -135,7 +154,7 @@ def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -
     if champion is not None and champion.run_id == run_id:
         rules = decide(candidate, None, policy).rules
         kept = Decision(False, "kept: it is in production already", rules, candidate.scores, candidate.scores)
-        return kept, champion
+        return replace(kept, learned_from=candidate.learned_from), champion
     defender = None
     if champion is not None:
         defender = evaluate(champion.model_uri, tags_of(champion), held_out)
@@ -176,8 +195,6 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
     client = connect()
     from mlflow.exceptions import MlflowException
 
-    from workshop.models.evaluation import learned_hash
-
     with _lock():
         _check_unchanged(replaced)
         with contextlib.suppress(MlflowException):  # it is there already; if not, the next step says so
@@ -209,10 +226,10 @@ def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production 
 
 
 def rollback(to: str | None = None, why: str = "") -> Production:
-    """Bring back what was in production before the last move, or the version ``to``; return what now serves.
+    """Bring back what was in production before, or the version ``to``; return what now serves.
 
-    A rollback is a move like any other, so that one that is rolled back brings back what it took away. Raises
-    ModelError when there is no such version, it never was in production, is deleted, or cannot be loaded.
+    Each goes one step further back (`history.line_of`). Raises ModelError when there is no such version, it never was
+    in production, is deleted, or cannot be loaded.
     """
     from workshop.models import loading
 
@@ -254,13 +271,13 @@ def _target(to: str | None, moves: list[Move], current: Production | None) -> st
     possible = sorted({move.version for move in moves if not move.deleted and move.version != now}, key=int)
     if not moves:
         raise ModelError("Nothing was ever in production.", next_step="workshop promote")
-    last = moves[-1]
-    wanted = to if to is not None else (last.replaced if now else last.version)
+    line = history.line_of(moves)
+    wanted = to if to is not None else line[-1] if now is None else (None, *line)[-2]
     if wanted in possible:
         return wanted
     deleted = any(move.version == wanted and move.deleted for move in moves)
     if wanted is None:
-        what = "Nothing was in production before."
+        what = f"Nothing was in production before version {now}."
     elif wanted == now:
         what = f"Version {wanted} is in production already."
     elif deleted:
@@ -347,6 +364,7 @@ def _record(move: Move, tags: Mapping[str, str]) -> dict[str, str]:
         "replaced_scores": json.dumps(move.replaced_scores),
         "rules": json.dumps(move.rules),
         "data": move.data or "unknown",
+        "learned_from": learned_from(tags) or "unknown",
         "commit": move.commit or "unknown",
         "run": json.dumps(lineage),
     }

@@ -14,7 +14,8 @@ from papermill_dask.tracking import COMMIT_TAG, git_state
 
 from workshop.errors import ServiceError
 from workshop.models.heartbeat import heartbeat
-from workshop.settings import EXPERIMENT, EXPORT, get_settings
+from workshop.ownership import require_own
+from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
 
 if TYPE_CHECKING:
     import mlflow
@@ -32,19 +33,30 @@ LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of i
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
     """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
 
-    ``uri`` is the server's address, by default the one in the settings.
+    ``uri`` is the server's address, by default the one in the settings; that of our own server has to be ours.
     """
-    # MLflow reads these when it is imported. Its own patience with a dead server is four minutes.
+    # MLflow reads these when it is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
-    uri = uri or get_settings().tracking_uri
+    # It would write a model's files again, between their digest and their upload (`loading.log_model`).
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+    os.environ.update(loopback_without_proxy())
+    uri = uri or own_or_given_uri()
     _check_server(uri)
     import mlflow
 
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
+
+
+def own_or_given_uri(settings: Settings | None = None) -> str:
+    """Return the address in the settings; raise ServiceError when another's server listens at what should be ours."""
+    settings = settings or get_settings()
+    if settings.given_tracking_uri is None:
+        require_own(settings, settings.mlflow_port)
+    return settings.tracking_uri
 
 
 def check_address(uri: str) -> None:
@@ -91,7 +103,7 @@ def _known_store_id() -> str | None:
     """
     import requests
 
-    uri = get_settings().tracking_uri.rstrip("/")
+    uri = own_or_given_uri().rstrip("/")
     _check_server(uri)
     answer = requests.get(
         f"{uri}/api/2.0/mlflow/experiments/get-by-name",
@@ -160,6 +172,19 @@ def learned_tags(file: Path) -> dict[str, str]:
         "modelled": str(told.modelled).lower(),
     }
     return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
+
+
+def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:
+    """Return a run; None when it was purged, or there never was one: a version has its own copy of the model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
 
 
 @contextlib.contextmanager

@@ -11,12 +11,21 @@ import logging
 import os
 import secrets
 import shutil
+import socket
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from OpenSSL import SSL
 from pyftpdlib.authorizers import AuthenticationFailed, DummyAuthorizer
 from pyftpdlib.filesystems import AbstractedFS
-from pyftpdlib.handlers import TLS_DTPHandler, TLS_FTPHandler
+from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler, TLS_FTPHandler
+from pyftpdlib.log import logger
+
+from workshop.servers.artifacts import names
 
 ALL_RIGHTS = "elradfmwMT"
 LONGEST_DELAY_SECONDS = 30.0
@@ -78,12 +87,18 @@ class LoginGuard:
         self._failures.pop(address, None)
 
 
-class DurableFile:
-    """A file whose content is on the disk, not only on its way there, once it is closed; never the disk's last one."""
+class Upload:
+    """A file that arrives: hidden until it is whole and on the disk, and never the disk's last one."""
 
-    def __init__(self, file: Any, least_free: int) -> None:
-        self._file, self._least_free = file, least_free
-        self._unsynced = 0
+    def __init__(self, path: Path, mode: str, least_free: int) -> None:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        self.name = str(path)  # as it is logged
+        # A client that hides a file itself gives it its name itself, and may go on where it was cut.
+        is_hidden = names.is_temporary(path.name)
+        self._path, self._hidden = path, path if is_hidden else path.with_name(names.new_temporary(path.name))
+        self._file = self._hidden.open(mode)
+        self._least_free, self._unsynced = least_free, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -93,29 +108,50 @@ class DurableFile:
         self._file.write(data)
         self._unsynced += len(data)
         if self._unsynced >= SYNC_BYTES:
-            self._sync()
-            if shutil.disk_usage(self._file.name).free < self._least_free:
+            self.sync()
+            if self._free() < self._least_free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def close(self) -> None:
-        """Close, with all on the disk."""
-        if not self._file.closed:
-            self._sync()
-        self._file.close()
-
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Bring to the disk what was written."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._unsynced = 0
 
+    def keep(self) -> None:
+        """Give the file its name."""
+        self._hidden.replace(self._path)
+        self._file.close()
 
-class DurableFiles(AbstractedFS):
-    """pyftpdlib's view of a folder, chrooted; what is written is on the disk before its client hears so."""
+    def close(self) -> None:
+        """Close what is not whole, and remove it, unless its client may go on with it."""
+        with suppress(OSError):  # what a full disk did not take is tried again
+            self._file.close()
+        if self._hidden != self._path or self._free() < self._least_free + SYNC_BYTES:
+            self._hidden.unlink(missing_ok=True)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._path.parent).free
+
+
+class WholeFiles(AbstractedFS):
+    """pyftpdlib's view of a folder, chrooted, in which a file is whole and on the disk, or is not there."""
 
     def open(self, filename: str, mode: str) -> Any:
-        """Open a file; one to write to is durable."""
-        file = super().open(filename, mode)
-        return file if mode == "rb" else DurableFile(file, self.cmd_channel.least_free)
+        """Open a file."""
+        if mode == "rb":
+            return super().open(filename, mode)
+        return Upload(Path(filename), mode, self.cmd_channel.least_free)
+
+    def listdir(self, path: str) -> list[str]:
+        """List a folder without what still arrives."""
+        return [name for name in super().listdir(path) if not names.is_temporary(name)]
+
+    def rmdir(self, path: str) -> None:
+        """Remove a folder that looks empty, with what still arrives there."""
+        if not self.listdir(path):
+            names.remove_temporaries(Path(path))
+        super().rmdir(path)
 
 
 class Guests:
@@ -144,9 +180,48 @@ class Guests:
 
 
 class TransferHandler(TLS_DTPHandler):
-    """A data connection; one that stands still is closed."""
+    """A data connection; one that stands still is closed, and only a whole file gets its name."""
 
     timeout = 60  # seconds
+
+    def close(self) -> None:
+        """Close; an upload that has come to its end gets its name before its client hears so."""
+        if self.receive and self.transfer_finished and not self.file_obj.closed:
+            try:
+                self.file_obj.sync()
+                if self._is_cut():
+                    raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
+                self.file_obj.keep()
+            except OSError as error:
+                self.transfer_finished = False
+                self._resp = _failure(error)
+        super().close()
+
+    def handle_error(self) -> None:
+        """Say why a transfer ends; pyftpdlib knows the disk's reason, but does not pass it on."""
+        self._error = True  # so no TLS farewell
+        if isinstance(reason := sys.exception().__cause__, OSError):
+            self._resp = _failure(reason)
+            self.close()
+        else:
+            DTPHandler.handle_error(self)
+
+    def _is_cut(self) -> bool:
+        """Tell whether the data ended because the client is gone: pyftpdlib takes any end for the file's."""
+        if not isinstance(sys.exception(), SSL.ZeroReturnError | None):
+            return True
+        with socket.socket(fileno=os.dup(self.cmd_channel.socket.fileno())) as control:
+            try:
+                waiting = control.recv(100, socket.MSG_PEEK)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+        return not waiting or b"ABOR" in waiting
+
+
+def _failure(error: OSError) -> tuple[str, Callable]:
+    return f"426 {error.strerror}; the file was not stored.", logger.warning
 
 
 class Handler(TLS_FTPHandler):
@@ -156,13 +231,16 @@ class Handler(TLS_FTPHandler):
     timeout = 20  # seconds without a command, before the login
     timeout_after_login = 300
     dtp_handler = TransferHandler
-    abstracted_fs = DurableFiles
+    abstracted_fs = WholeFiles
     guard = LoginGuard()
     guests = Guests(64)
     least_free = 0  # bytes of the disk that are not to be used
-    # Active mode would let a client point the server at any address; the other two tell about the machine.
+    # Active mode would let a client point the server at any address; SYST and STAT tell about the machine; STOU stores
+    # under a name that is seen before the file is whole.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
-        name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "SYST", "STAT"}
+        name: rule
+        for name, rule in TLS_FTPHandler.proto_cmds.items()
+        if name not in {"PORT", "EPRT", "SYST", "STAT", "STOU"}
     }
 
     def on_connect(self) -> None:
@@ -200,16 +278,15 @@ class Handler(TLS_FTPHandler):
         super().handle_auth_failed(msg, password)
 
     def ftp_STOR(self, file: str, mode: str = "w") -> Any:
-        """Store a file, unless that would take the disk's last room."""
+        """Store a file, from its start, unless that would take the disk's last room."""
+        if (self._restart_position or mode == "a") and not names.is_temporary(Path(file).name):
+            self._restart_position = 0
+            self.respond("550 A file is stored whole: send it from its start.")
+            return None
         if shutil.disk_usage(self.fs.root).free < self.least_free:
             self.respond("552 No space left on the server's disk.")
             return None
         return super().ftp_STOR(file, mode)
-
-    def on_incomplete_file_received(self, file: str) -> None:
-        """Keep what arrived of a file, for its client may go on; but not when the disk is full."""
-        if shutil.disk_usage(self.fs.root).free < self.least_free + SYNC_BYTES:
-            os.unlink(file)  # noqa: PTH108 - pyftpdlib's paths are text
 
     def log_transfer(self, cmd, filename, receive, completed, elapsed, bytes) -> None:  # noqa: A002, ARG002
         """Write a line of the transfer log."""

@@ -7,9 +7,10 @@ whenever its server was started. `server/jupyter/jupyter_server_config.py` puts 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
@@ -19,8 +20,11 @@ from jupyter_server_proxy.handlers import NamedLocalProxyHandler, RewritableResp
 from tornado import web
 from tornado.httputil import HTTPHeaders
 
+from workshop import ownership
+from workshop.servers import ports
 from workshop.settings import get_settings
 
+LOOK_SECONDS = 2.0
 # The report is a page without scripts, and none that got into it would run with the rights of JupyterLab's pages.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'"
 ABSENT = """<!DOCTYPE html>
@@ -50,6 +54,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
     name: str  # the first part of its URL
     title: str
     setting: str  # which of the settings holds the port
+    looked: ClassVar[dict[int, float]] = {}  # when a port's server was last found to be ours
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -81,6 +86,11 @@ class RunningServerHandler(NamedLocalProxyHandler):
 
     async def proxy(self, port: int, path: str) -> None:
         """Pass a request on; a server that is not there is answered for with a page."""
+        if time.monotonic() > self.looked.get(port, 0) + LOOK_SECONDS:
+            if stranger := ownership.find_stranger(get_settings(), port):
+                say_absent(self, self.title, f"The port {port} is held by {stranger}.", "workshop up")
+                return
+            self.looked[port] = time.monotonic()
         try:
             await super().proxy(port, path)
         except (OSError, web.HTTPError) as error:
@@ -159,6 +169,11 @@ def through_jupyterlab(page: bytes, base_url: str) -> bytes:
     return page
 
 
+def exports() -> dict[str, str]:
+    """Return the addresses for kernels and terminals; where a server runs that is not ours, that of a free port."""
+    return ports.hand_out(get_settings(), lambda _: None).exports()
+
+
 class Tile(ServerProcess):
     """A tile of the launcher; what it shows opens in a tab of JupyterLab."""
 
@@ -189,5 +204,5 @@ class KernelManager(ServerKernelManager):
     """Starts each kernel, and starts it again, with the addresses that the servers have by then."""
 
     async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
-        environment = (options.get("env") or os.environ) | get_settings().exports()
+        environment = (options.get("env") or os.environ) | exports()
         return await super()._async_pre_start_kernel(**options | {"env": environment})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workshop import ownership
 from workshop.errors import ServiceError
 from workshop.settings import Settings, is_loopback
 
@@ -32,6 +33,10 @@ class Service:
     comes_last: bool = False
     asks_for_password: bool = False
 
+    def ports_of(self, settings: Settings) -> list[int]:
+        """Return the numbers of its ports."""
+        return [getattr(settings, name) for name in self.ports]
+
 
 def program(name: str) -> str:
     """Return the path of a console script of this environment, whatever PATH says."""
@@ -52,7 +57,7 @@ def _get(url: str):
 
 def _workers_answer(settings: Settings) -> bool:
     counts = _get(f"http://{settings.host}:{settings.dask_dashboard_port}/json/counts.json").json()
-    return counts["workers"] >= settings.dask_workers
+    return counts["workers"] >= settings.dask_workers and not ownership.find_stranger(settings, settings.dask_port)
 
 
 def _mlflow_secrets(settings: Settings) -> dict[str, str]:
@@ -160,10 +165,10 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Ask a service whether it answers; no answer of any kind counts as no."""
+    """Ask a service whether it answers; no answer counts as no, and so does that of somebody else's server."""
     import requests
 
     try:
-        return service.healthy(settings)
+        return service.healthy(settings) and not ownership.find_stranger(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,13 @@ from dataclasses import asdict, dataclass
 
 import psutil
 
+from workshop import ownership
 from workshop.errors import ParameterError, ServiceError
-from workshop.servers import by_hand, ports, supervisor
+from workshop.ownership import MARK as MARK
+from workshop.servers import ports, supervisor
 from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
 from workshop.servers.state import ensure_version, read_version
-from workshop.servers.supervisor import MARK
 from workshop.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ LOG_LINES = 15
 class Status:
     """One service as it is now.
 
-    ``by_hand`` tells that a person started it, and not `up`; ``reason`` says why it was given up, after it had ended
-    again and again.
+    ``by_hand`` tells that a person started it, and not `up`; ``reason`` says whose server has its port, or why it was
+    given up, after it had ended again and again.
     """
 
     name: str
@@ -50,22 +50,18 @@ class Status:
 def status(settings: Settings | None = None) -> list[Status]:
     """Return what runs, asking every service for its health."""
     settings = settings or get_settings()
-    processes, left = supervisor.processes(settings), by_hand.find(settings)
+    processes, left = supervisor.processes(settings), _started_by_hand(settings)
     rows = []
     for service in SERVICES:
-        process = processes.get(service.name, {})
-        given_up = process.get("statename") == "FATAL"
-        pid = left[service.name].pid if service.name in left else process.get("pid") or None
-        rows.append(
-            Status(
-                service.name,
-                service.address(settings),
-                pid,
-                service.name in left or is_healthy(service, settings),  # one started by hand was asked already
-                service.name in left,
-                _why_given_up(service, settings) if given_up else None,
-            )
-        )
+        process, reason = processes.get(service.name, {}), None
+        if stranger := ownership.find_stranger(settings, *service.ports_of(settings)):
+            reason = f"its port {stranger.port} is held by {stranger}"
+        elif process.get("statename") == "FATAL":
+            reason = _why_given_up(service, settings)
+        by_hand = service.name in left
+        pid = left[service.name].pid if by_hand else process.get("pid") or None
+        healthy = by_hand or is_healthy(service, settings)  # one started by hand was asked already
+        rows.append(Status(service.name, service.address(settings), pid, healthy, by_hand, reason))
     return rows
 
 
@@ -84,9 +80,9 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
         is_supervised = supervisor.answers(settings)
         if not is_supervised:
             _end_leftovers(settings, tell)
-        left = by_hand.find(settings)
+        left = _started_by_hand(settings)
         if not supervisor.processes(settings).get("mlflow", {}).get("pid"):
-            by_hand.refuse_second_database_holder(settings, left)
+            _refuse_second_database_user(settings, left)
         ours = [service for service in SERVICES if service.name not in left]
         with contextlib.ExitStack() as choosing:
             if not is_supervised:
@@ -94,7 +90,7 @@ def up(tell: Callable[[str], None] = logger.info) -> Settings:
                 ensure_version(settings)
                 settings.credentials(create=True)
                 choosing.enter_context(ports.only_one_chooses(tell))
-                settings = ports.take(settings, tell, left)
+                settings = ports.take(settings, tell)
                 is_new = not settings.database.exists()
                 if not is_new and "mlflow" not in left:
                     ensure_database(settings, tell)
@@ -122,11 +118,13 @@ def down(tell: Callable[[str], None] = logger.info) -> int:
                 supervisor.ask(settings, "shutdown")
             psutil.wait_procs(running, timeout=STOP_SECONDS)
         _end_leftovers(settings, tell)
-        left = by_hand.find(settings)
+        left = _started_by_hand(settings)
         for service in SERVICES:
             if service.name in left:
                 _tell_by_hand(service, settings, tell)
-        _remove_stale_files(settings, ports_too=not left)
+        if settings.is_up and not left:
+            settings.ports_file.replace(settings.kept_ports_file)
+        _remove_stale_files(settings)
     return len(running)
 
 
@@ -147,7 +145,7 @@ def stop(names: Sequence[str], tell: Callable[[str], None] = logger.info) -> int
     if not settings.state.exists():
         return 0
     with _only_one(settings):
-        processes, left = supervisor.processes(settings), by_hand.find(settings)
+        processes, left = supervisor.processes(settings), _started_by_hand(settings)
         for service in reversed(SERVICES):  # who uses another goes before it
             pid = processes.get(service.name, {}).get("pid")
             if service.name not in names:
@@ -163,6 +161,31 @@ def stop(names: Sequence[str], tell: Callable[[str], None] = logger.info) -> int
             else:
                 tell(f"{service.title}: does not run")
     return ended
+
+
+def _started_by_hand(settings: Settings) -> dict[str, psutil.Process]:
+    """Return the process that listens for each service that a person started for this state folder, by its name."""
+    holders = ownership.find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
+    found = {}
+    for service in SERVICES:
+        holder = holders.get(next(iter(service.ports_of(settings)), 0))
+        if holder and holder.by_hand and holder.state == settings.state and is_healthy(service, settings):
+            found[service.name] = holder.process
+    return found
+
+
+def _refuse_second_database_user(settings: Settings, left: dict[str, psutil.Process]) -> None:
+    """Raise ServiceError when a program other than the tracking server that is ``left`` has the database open."""
+    for user in ownership.users_of(settings.database):
+        if left.get("mlflow") not in ownership.family_of(user):
+            raise ServiceError(
+                "Another server has the tracking database open; two on one database would lose runs.",
+                value=f"process {user.pid}: {' '.join(user.cmdline())[:120]}",
+                expected=f"no other program uses {settings.database}, or a tracking server that answers on port "
+                f"{settings.mlflow_port}",
+                next_step=f"stop it (Ctrl-C where it was started, or `kill {user.pid}`), or wait until it answers, "
+                "then try again",
+            )
 
 
 def _tell_by_hand(service: Service, settings: Settings, tell: Callable[[str], None]) -> None:
@@ -205,11 +228,19 @@ def _wait_until_healthy(settings: Settings, services: list[Service], tell: Calla
             return
         processes = supervisor.processes(settings)
         for service in waiting:
+            _refuse_strangers(service, settings)
             if processes.get(service.name, {}).get("statename") == "FATAL":
                 raise _not_healthy(service, settings, "it ended again and again")
         if time.monotonic() - began > START_SECONDS:
             raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
         time.sleep(0.3)
+
+
+def _refuse_strangers(service: Service, settings: Settings) -> None:
+    """Raise ServiceError when another's server has a port of a service."""
+    for port in service.ports_of(settings):
+        if not ports.is_free(settings.host, port):
+            ownership.require_own(settings, port)
 
 
 def _log_lines(service: Service, settings: Settings) -> list[str] | None:
@@ -270,16 +301,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 
 def _marked_processes(settings: Settings) -> list[psutil.Process]:
-    """Return the processes that an `up` for this state folder started, and their descendants; not this one."""
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid not in own and process.environ().get(MARK) == str(settings.state):
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
+    return list(ownership.marked_processes(settings.state))
 
 
 def _end_leftovers(settings: Settings, tell: Callable[[str], None]) -> None:
@@ -298,9 +320,8 @@ def _end_leftovers(settings: Settings, tell: Callable[[str], None]) -> None:
     psutil.wait_procs(stubborn, timeout=5)
 
 
-def _remove_stale_files(settings: Settings, *, ports_too: bool = True) -> None:
-    """Remove what an earlier supervisor left; the ports stay known while servers listen there, started by hand."""
-    stale = [supervisor.socket_file(settings), settings.state / "supervisord.pid"]
-    for file in [*stale, settings.ports_file] if ports_too else stale:
+def _remove_stale_files(settings: Settings) -> None:
+    """Remove what an earlier supervisor left."""
+    for file in (supervisor.socket_file(settings), settings.state / "supervisord.pid"):
         file.unlink(missing_ok=True)
     shutil.rmtree(settings.state / "dask", ignore_errors=True)

@@ -6,6 +6,7 @@ import configparser
 import contextlib
 import hashlib
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from workshop.errors import ServiceError
+from workshop.ownership import MARK
 from workshop.servers.services import SERVICES, Service
 from workshop.settings import Settings
 
-MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `up` starts, so that `down` finds every last one
+OPEN_FILES = 1024  # what supervisor asks for by itself; it does not start where `ulimit -Hn` is less
 UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 
@@ -47,6 +49,7 @@ def _configuration(settings: Settings, left: frozenset[str]) -> configparser.Raw
     def literal(value: object) -> str:
         return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
 
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     configuration = configparser.RawConfigParser()
     configuration["unix_http_server"] = {"file": literal(socket_file(settings)), "chmod": "0600"}
     configuration["rpcinterface:supervisor"] = {
@@ -58,6 +61,7 @@ def _configuration(settings: Settings, left: frozenset[str]) -> configparser.Raw
         "childlogdir": literal(settings.logs),
         "directory": literal(settings.state),
         "umask": "077",
+        "minfds": str(min(OPEN_FILES, most if most != resource.RLIM_INFINITY else OPEN_FILES)),
     }
     for service in SERVICES:
         waits = service.comes_last or service.name in {"mlflow", *left}  # MLflow needs its database
@@ -69,7 +73,7 @@ def _configuration(settings: Settings, left: frozenset[str]) -> configparser.Raw
             "redirect_stderr": "true",
             "autostart": str(not waits).lower(),
             "autorestart": "true",
-            "startsecs": "1",
+            "startsecs": "30",  # MLflow finds out after 20 seconds that it cannot have its port
             "startretries": "5",
             "stopwaitsecs": "10",
             "stopasgroup": "true",

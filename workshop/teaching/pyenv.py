@@ -8,9 +8,11 @@ holds this command. It
 - answers these two questions, for its own version, when there is no pyenv on PATH;
 - answers them as well when there is one that lacks this version and MLflow asks (or any other program in Python):
   pyenv would compile Python from source for minutes; a person who types the same gets pyenv's own answer;
+- refuses them when MLflow asks and the terminal names no tracking server: the projects would refuse to train there,
+  but only after minutes of installing;
 - hands everything else over to the real pyenv, unchanged.
 
-Only the standard library is used, since everything typed as `pyenv` passes through here.
+Only the standard library is used to answer, since everything typed as `pyenv` passes through here.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ def main() -> int:
     """Answer the command line or hand it over; return the exit code."""
     arguments = sys.argv[1:]
     real = find_real(os.environ.get("PATH", ""))
-    if real is None:
-        return answer(arguments)
-    if os.environ.get(HANDED_OVER) in (str(os.getpid()), ASKING):
+    if real and os.environ.get(HANDED_OVER) in (str(os.getpid()), ASKING):
         sys.exit(f"{real} leads back to the workshop's stand-in for pyenv: take one of them off PATH.")
-    if is_question(arguments) and is_asked_by_python() and not has_version(real):
+    asked_by_mlflow = is_question(arguments) and is_asked_by_python()
+    if asked_by_mlflow and not os.environ.get("MLFLOW_TRACKING_URI"):
+        from workshop.settings import EXPORT
+
+        sys.exit(f"No tracking server is set in this terminal. Type at the top of the repository: {EXPORT}")
+    if real is None or (asked_by_mlflow and not has_version(real)):
         return answer(arguments, real)
     # The number of this process, which the real pyenv takes over: met again, it shows a circle.
     os.environ[HANDED_OVER] = str(os.getpid())

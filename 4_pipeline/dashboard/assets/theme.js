@@ -20,6 +20,7 @@
     set(theme);
   });
   prefers_dark.addEventListener("change", () => { if (!chosen()) set(prefers_dark.matches ? "dark" : "light"); });
+  set(["light", "dark"].includes(chosen()) ? chosen() : prefers_dark.matches ? "dark" : "light");
   // The button comes with Dash's first layout.
   new MutationObserver((_changes, observer) => {
     if (!document.getElementById("theme")) return;

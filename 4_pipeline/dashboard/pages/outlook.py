@@ -158,7 +158,8 @@ def _answers(served: Served, period: Period) -> tuple[go.Figure, object, object,
         nothing = figures.empty(error.what)
         return nothing, [], None, nothing, nothing
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, period)))
-    told = [key_figures(*rows, period), html.P(novelty(rows[0], served.record.learned_until), className="hint")]
+    learned_until = served.production.learned_until if served.production else None
+    told = [key_figures(*rows, period), html.P(novelty(rows[0], learned_until), className="hint")]
     return figure, told, weeks(*rows), *residuals
 
 

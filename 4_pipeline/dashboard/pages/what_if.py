@@ -155,7 +155,10 @@ def answers(served: Served, weather: dict[str, float]) -> list:
     of that time is counted with.
     """
     hour = pd.DataFrame([{**weather, "utc_timestamp": moment_of_year(served, weather["day"], weather["hour"])}])
-    predicted, band = served.predict_with_band(hour) if served.model else (None, None)
+    try:
+        predicted, band = served.predict_with_band(hour) if served.model else (None, None)
+    except WorkshopError as error:
+        return [parts.banner("There is no answer to this:", error.what)]
     shown = []
     for target in TARGETS:
         name = target.removesuffix("_GW")

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,11 +39,11 @@ def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS, what:
 # -- hosts -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Host:
-    """Where a process runs: this machine, or a network namespace ``name``, whose ``hidden`` folders are its own."""
+    """Where a process runs: this machine, or a network namespace ``name`` that has a ``hidden`` folder of its own."""
 
     name: str | None = None
     address: str = "127.0.0.1"
-    hidden: tuple[str, ...] = ()
+    hidden: Path | None = None
     hidden_size: str = "2g"
 
     def command(self, *words: str | Path) -> list[str]:
@@ -52,8 +51,8 @@ class Host:
         if self.name is None:
             return [str(word) for word in words]
         # `ip netns exec` gives a mount namespace, too; what is mounted in it goes with its last process.
-        mount = f"cd / && mount -t tmpfs -o size={self.hidden_size} tmpfs"
-        script = "".join(f"{mount} {folder} && " for folder in self.hidden)
+        mount = f"cd / && mount -t tmpfs -o size={self.hidden_size} tmpfs {self.hidden} && "
+        script = mount if self.hidden else ""
         return ["ip", "netns", "exec", self.name, "sh", "-c", f'{script}exec "$@"', "sh", *map(str, words)]
 
     def cut(self) -> None:
@@ -74,13 +73,13 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def new_hosts() -> Iterator[Hosts]:
-    """Make three hosts; the worker's temporary folder, in which the client's files lie, is its own and empty."""
+def new_hosts(folder: Path) -> Iterator[Hosts]:
+    """Make three hosts; on the worker, ``folder``, in which the client's files lie, is the worker's own and empty."""
     required("root, for network namespaces", os.geteuid() == 0 and shutil.which("ip"))
     address = "10.99.0.1"
     name = f"notebooks-{secrets.token_hex(3)}"
     scheduler = Host(f"{name}-s", address)
-    worker = Host(f"{name}-w", "10.99.1.2", (tempfile.gettempdir(),))
+    worker = Host(f"{name}-w", "10.99.1.2", folder)
     client = Host(f"{name}-c", "10.99.2.2")
     with contextlib.ExitStack() as stack:
         for host in (scheduler, worker, client):
@@ -239,13 +238,13 @@ class Cluster:
         **environment: str,
     ) -> subprocess.Popen:
         """Start a worker and wait until the scheduler knows it; its own disk is ``disk``."""
-        disk = disk or Path(tempfile.gettempdir() if host.hidden else self.folder)
+        disk = disk or host.hidden or self.folder
         words = ["worker", self.address, "--name", name, "--nthreads", str(threads), "--no-dashboard", *options]
         words += ["--host", host.address, "--local-directory", str(disk)]
         words += ["--resources", resources] if resources else []
         words += ["--nanny"] if nanny else ["--no-nanny"]
         if host.hidden:  # where this machine's folders are not to be seen
-            environment = {"TMPDIR": host.hidden[0]} | environment
+            environment = {"TMPDIR": str(host.hidden)} | environment
         process = self._start(name, host, *words, program=program, **environment)
         log = self.folder / f"{name}.log"
 

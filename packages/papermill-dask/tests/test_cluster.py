@@ -459,7 +459,7 @@ class Apart:
 
     def scratch_folders(self) -> list[Path]:
         """The scratch folders on the worker's own disk."""
-        root = Path(f"/proc/{self.cluster.processes['far'].pid}/root{self.hosts.worker.hidden[0]}")
+        root = Path(f"/proc/{self.cluster.processes['far'].pid}/root{self.hosts.worker.hidden}")
         return list((root / "dask-scratch-space" / "papermill-dask" / "scratch").iterdir())
 
 
@@ -492,7 +492,7 @@ print(names, size, os.getcwd())
 def apart(tmp_path_factory):
     """Three hosts and a repository with one notebook stage; the worker sees nothing of the client's disk."""
     folder = tmp_path_factory.mktemp("apart")
-    with new_hosts() as hosts, new_cluster(folder / "cluster", hosts.client) as cluster:
+    with new_hosts(folder) as hosts, new_cluster(folder / "cluster", hosts.client) as cluster:
         cluster.environment |= {"GIT_CEILING_DIRECTORIES": str(folder), "DVC_NO_ANALYTICS": "true"}
         cluster.start_scheduler(hosts.scheduler)
         cluster.start_worker("far", host=hosts.worker)
@@ -612,7 +612,7 @@ def test_cluster_notebook_on_another_machine_tracks_to_the_schedulers_host(apart
 
 def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
     """The worker's link goes down while a cell runs: within 10 s an error here and no kernel there."""
-    with new_hosts() as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
+    with new_hosts(tmp_path) as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
         cluster.start_scheduler(hosts.scheduler)
         cluster.start_worker("far", host=hosts.worker)
         source = notebook(tmp_path / "cut.ipynb", "print('first')", "import time\nprint('pid')\ntime.sleep(600)", "1")
@@ -631,7 +631,7 @@ def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
 @pytest.mark.soak
 def test_cluster_deps_that_do_not_fit_on_the_worker_are_an_error(tmp_path):
     """The worker's disk is too small for what the notebook needs: told before it starts, with both sizes."""
-    with new_hosts() as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
+    with new_hosts(tmp_path) as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:
         small = replace(hosts.worker, hidden_size="4m")
         cluster.start_scheduler(hosts.scheduler)
         cluster.start_worker("far", host=small)

@@ -301,11 +301,10 @@ def test_notebooks_files_have_the_mode_that_papermills_own_engine_gives_them(tmp
 PROBE = """
     import __main__, asyncio, builtins, comm, gc, json, locale, logging, os, signal, sys, threading, warnings
     shell = get_ipython()
-    folder = os.path.dirname(sys.argv[2])
     loggers = {name: getattr(logger, "handlers", []) for name, logger in logging.root.manager.loggerDict.items()}
     print(json.dumps({
-        "argv": [word.replace(folder, "") for word in sys.argv],
-        "orig_argv": [word.replace(folder, "") for word in sys.orig_argv],
+        "argv": [word.replace(sys.argv[2], "FILE") for word in sys.argv],
+        "orig_argv": [word.replace(sys.argv[2], "FILE") for word in sys.orig_argv],
         "path": sys.path,
         "folder": os.getcwd(),
         "flags": str(sys.flags),
@@ -344,10 +343,7 @@ PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects
 
 def probe(folder, **options):
     """Return what a kernel finds in its process once it has imported the modules for plotting."""
-    found = json.loads(run(PLOTTING, PROBE, folder=folder, **options))
-    # jupyter_client calls the file by the kernel's id.
-    found["argv"][2] = found["orig_argv"][4] = "FILE"
-    return found
+    return json.loads(run(PLOTTING, PROBE, folder=folder, **options))
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])

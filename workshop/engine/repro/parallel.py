@@ -57,15 +57,17 @@ def reproduce_parallel(
     notice: Callable[[str], None] = lambda _: None,
     environment: Mapping[str, str] | None = None,
     force: bool = False,
+    all_pipelines: bool = False,
     heavy_commands: tuple[str, ...] = HEAVY_COMMANDS,
     heavy_modules: Sequence[str] = HEAVY_MODULES,
 ) -> dict[str, State]:
     """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return how each stage ended, in DVC's order.
 
-    At most ``jobs`` stages run at once. ``progress`` hears of each change, from several threads, and ``notice`` of
-    what is waited for; all that the commands print goes to the file ``log``. ``environment`` is on top of this
-    process's own. Raises EngineError when the pipeline cannot be read, or at the end when stages failed; SystemExit
-    130 or 143 when interrupted or terminated, what had run to its end being committed.
+    With ``all_pipelines`` it brings all pipelines of the repository up to date. At most ``jobs`` stages run at once.
+    ``progress`` hears of each change, from several threads, and ``notice`` of what is waited for; all that the
+    commands print goes to the file ``log``. ``environment`` is on top of this process's own. Raises EngineError when
+    the pipeline cannot be read, or at the end when stages failed; SystemExit 130 or 143 when interrupted or
+    terminated, what had run to its end being committed.
     """
     stop = _Stop()
     # The current folder is DVC's frame for names, as in the shell; and the server imports while we import DVC.
@@ -79,7 +81,11 @@ def reproduce_parallel(
 
         commands = StageCommands(server, dict(environment or {}), heavy_commands, heavy_modules)
         try:
-            with _logged(file), contextlib.closing(commands), open_pipeline(targets, stop, notice) as pipeline:
+            with (
+                _logged(file),
+                contextlib.closing(commands),
+                open_pipeline(targets, stop, notice, all_pipelines) as pipeline,
+            ):
                 states = _Reproduction(pipeline, commands, stop, Log(file), progress, jobs, force).run()
         except Stopped:
             raise SystemExit(128 + stop.number) from None

@@ -58,7 +58,11 @@ def environment_of(settings: Settings, *, shell_first: bool = False) -> dict[str
 
     ``shell_first``: where the shell names a server or a cluster, it is that one, as for a `dvc repro` typed there.
     """
-    servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
+    servers = settings.exports()
+    if shell_first and settings.given_tracking_uri:
+        servers["MLFLOW_TRACKING_URI"] = settings.given_tracking_uri
+    if shell_first and settings.given_scheduler_address:
+        servers["DASK_SCHEDULER_ADDRESS"] = settings.given_scheduler_address
     scripts = str(Path(sys.executable).parent)
     settings.logs.mkdir(parents=True, exist_ok=True)
     path = scripts + os.pathsep + os.environ.get("PATH", os.defpath)
@@ -68,7 +72,7 @@ def environment_of(settings: Settings, *, shell_first: bool = False) -> dict[str
 def notebooks_at_once(settings: Settings) -> int:
     """Return how many notebooks the cluster runs at once; another cluster than our own has to be asked."""
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
-    if settings.dask_scheduler_address in (None, own):
+    if settings.given_scheduler_address in (None, own):
         return settings.dask_workers
     from papermill_dask import connect, survey
 
@@ -77,8 +81,11 @@ def notebooks_at_once(settings: Settings) -> int:
 
 
 @contextlib.contextmanager
-def open_pipeline(targets: Sequence[str], stop, notice: Callable[[str], None]) -> Iterator[Pipeline]:
+def open_pipeline(
+    targets: Sequence[str], stop, notice: Callable[[str], None], all_pipelines: bool = False
+) -> Iterator[Pipeline]:
     """Open the repository of the current folder for one run at a time, and plan it."""
+    from dvc.dvcfile import PROJECT_FILE
     from dvc.lock import Lock
     from dvc.repo import Repo
 
@@ -87,7 +94,7 @@ def open_pipeline(targets: Sequence[str], stop, notice: Callable[[str], None]) -
         alone = Lock(str(Path(repo.tmp_dir, "workshop-repro.lock")))
         _acquire(alone, lambda: bool(stop), notice)
         try:
-            yield Pipeline(repo, targets, stop, notice)
+            yield Pipeline(repo, () if all_pipelines else targets or [PROJECT_FILE], stop, notice)
         finally:
             alone.unlock()
 
@@ -122,7 +129,9 @@ def _holder(lock_file: Path) -> str:
 
 
 class Pipeline:
-    """The stages as DVC knows them; what it does with one is done in one thread, and one process, at a time."""
+    """The stages as DVC knows them, without ``targets`` all of the repository; what DVC does with one is done in one
+    thread, and one process, at a time.
+    """
 
     def __init__(self, repo, targets: Sequence[str], stop, notice: Callable[[str], None]) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
@@ -189,14 +198,13 @@ class Pipeline:
                         content["stages"].move_to_end(stage.name)
 
     def _plan(self, targets: Sequence[str]) -> tuple:
-        from dvc.dvcfile import PROJECT_FILE
         from dvc.exceptions import DvcException
         from dvc.lock import make_lock
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
         from dvc.rwlock import RWLOCK_LOCK
 
         def plan() -> tuple:
-            stages = collect_stages(self._repo, list(targets) or [PROJECT_FILE])
+            stages = collect_stages(self._repo, targets)
             graph = get_active_graph(self._repo.index.graph)
             return graph, plan_repro(graph, stages)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from workshop.data import origin, weeks
 from workshop.data.schema import TARGETS
-from workshop.models import history, lineage, registry
+from workshop.models import history, lineage
 from workshop.models.history import Move
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
@@ -86,6 +86,8 @@ def gather(frame: DataFrame, production: Production | None) -> Evidence:
 
     Raises ModelError when the model cannot be loaded or used.
     """
+    import pandas as pd
+
     from workshop.models.loading import load
 
     if production is None:
@@ -98,17 +100,10 @@ def gather(frame: DataFrame, production: Production | None) -> Evidence:
         band=band,
         coverage=model.coverage,
         production=production,
-        learned_until=_learned_until(production),
+        learned_until=pd.Timestamp(production.learned_until) if production.learned_until else None,
         lineage=_lineage(production.version),
         history=_history(),
     )
-
-
-def _learned_until(production: Production) -> Timestamp | None:
-    import pandas as pd
-
-    until = registry.learned_until(production)
-    return pd.Timestamp(until) if until else None
 
 
 def _lineage(version: str) -> tuple[Link, ...]:

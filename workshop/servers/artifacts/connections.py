@@ -87,7 +87,7 @@ class Connection(ftplib.FTP):
             try:
                 for block in blocks:
                     data.sendall(block)
-            except ConnectionError:
+            except (ConnectionError, ssl.SSLError):
                 self.voidresp()  # in which the server says why it has closed it
                 raise
             _end_tls(data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ftplib
+import re
 import ssl
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
-    INTERNAL_ERROR,
     INVALID_PARAMETER_VALUE,
+    RESOURCE_CONFLICT,
     RESOURCE_DOES_NOT_EXIST,
     TEMPORARILY_UNAVAILABLE,
 )
@@ -21,7 +22,7 @@ NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSL
 class StoreError(ArtifactError, MlflowException):
     """An ArtifactError that is MLflow's too."""
 
-    code = INTERNAL_ERROR
+    code = RESOURCE_CONFLICT  # status 409: MLflow's clients repeat what gets a 500, for minutes
 
     def __init__(self, what: str, **details: object) -> None:
         super().__init__(what, **details)
@@ -33,6 +34,10 @@ class StoreUnavailable(StoreError):
 
     code = TEMPORARILY_UNAVAILABLE
     silent = False
+
+
+class StoreRefused(StoreError):
+    """The FTP server refused a command."""
 
 
 class ArtifactMissing(StoreError):
@@ -60,10 +65,15 @@ def explain(error: BaseException, server: str) -> StoreError:
             value=value,
             next_step="set SSL_CERT_FILE to the file of the authority that signed its certificate",
         )
-    if isinstance(error, ftplib.error_temp) and reply_code(error) in ("452", "426", "451") and "space" in str(error):
-        return _full(server, value)
+    if isinstance(error, ftplib.Error) and re.match("[45]52|(426|451).*(space|quota)", str(error)):
+        return StoreError(
+            f"{server} has no room left; nothing of the artifact was kept.",
+            value=value,
+            next_step="free space on the server's disk, or delete runs and type `mlflow gc`",
+        )
     if not isinstance(error, ftplib.error_perm):
-        unavailable = StoreUnavailable(f"{server} does not answer.", value=value, next_step="workshop status")
+        what = "cannot do this now" if isinstance(error, ftplib.error_temp) else "does not answer"
+        unavailable = StoreUnavailable(f"{server} {what}.", value=value, next_step="workshop status")
         unavailable.silent = isinstance(error, TimeoutError)
         return unavailable
     if reply_code(error) == "530":
@@ -73,17 +83,7 @@ def explain(error: BaseException, server: str) -> StoreError:
             expected="the user and password that the server was started with",
             next_step="workshop down, then workshop up: both sides then read the same credentials",
         )
-    if reply_code(error) == "552":
-        return _full(server, value)
-    return StoreError(f"{server} refused a command.", value=value, next_step="look into the server's log")
-
-
-def _full(server: str, value: str) -> StoreError:
-    return StoreError(
-        f"{server} has no room left; nothing of the artifact was kept.",
-        value=value,
-        next_step="free space on the server's disk, or delete runs and type `mlflow gc`",
-    )
+    return StoreRefused(f"{server} refused a command.", value=value, next_step="look into the server's log")
 
 
 def reply_code(error: BaseException) -> str:

@@ -58,6 +58,12 @@ def remove_folder(connection: Connection, folder: str) -> None:
             raise reply
 
 
+def remove_empty(connection: Connection, folder: str, top: str) -> None:
+    """Remove a folder and those above it, below ``top``, as far as they are empty."""
+    while len(folder) > len(top) and isinstance(connection.burst(f"RMD {folder}")[0], str):
+        folder = posixpath.dirname(folder)
+
+
 def _remove_all(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
     entries = list(entries)
     paths = [posixpath.join(folder, entry.name) for entry in entries]

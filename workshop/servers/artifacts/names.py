@@ -34,7 +34,12 @@ def prefix_of(mark: str) -> str:
 
 def is_own(name: str) -> bool:
     """Tell whether a name is the store's own, and no artifact's."""
-    return bool(TEMPORARY.fullmatch(name) or MARK.fullmatch(name))
+    return is_temporary(name) or bool(MARK.fullmatch(name))
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a name is that of a file that still arrives."""
+    return bool(TEMPORARY.fullmatch(name))
 
 
 def remove_temporaries(folder: Path) -> int:
@@ -42,7 +47,7 @@ def remove_temporaries(folder: Path) -> int:
 
     For the server, before it starts: nobody is uploading then.
     """
-    left = [file for file in folder.rglob(".~*.part") if TEMPORARY.fullmatch(file.name) and not file.is_symlink()]
+    left = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in left:
         file.unlink(missing_ok=True)
     return len(left)

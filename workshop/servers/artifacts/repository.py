@@ -39,12 +39,14 @@ from workshop.servers.artifacts.errors import (
     ArtifactMissing,
     ArtifactNameRefused,
     StoreError,
+    StoreRefused,
     StoreUnavailable,
 )
 from workshop.servers.artifacts.folders import (
     find_size,
     is_folder,
     make_folder,
+    remove_empty,
     remove_file,
     remove_folder,
     remove_old_marks,
@@ -75,6 +77,8 @@ class FTPArtifactRepository(ArtifactRepository):
         super().__init__(artifact_uri, tracking_uri, registry_uri)
         self._pool = pool_of(address)
         self._made = {"/"}  # folders that are known to be there
+        # Nothing from here up is removed; MLflow's folder of a run has nothing but `artifacts` in it.
+        self._top = posixpath.dirname(posixpath.dirname(self.root)) if self.root.endswith("/artifacts") else self.root
 
     # -- MLflow's interface ----------------------------------------------------------------------------------
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
@@ -96,7 +100,7 @@ class FTPArtifactRepository(ArtifactRepository):
                 else:
                     _logger.warning("Not stored, because it is no regular file: %s", file)
         for folder in folders:
-            self._again(lambda folder=folder: self._require_folder(folder))
+            self._again(lambda folder=folder: self._require_folder(folder), StoreRefused)
         with ThreadPoolExecutor(AT_ONCE, "store") as pool:
             futures = {remote: pool.submit(self._store, file, remote) for file, remote in files}
             try:
@@ -116,7 +120,10 @@ class FTPArtifactRepository(ArtifactRepository):
         ]
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        """Delete a file, or a folder with all in it; what is not there counts as deleted."""
+        """Delete a file, or a folder with all in it, and the folders above that are empty then.
+
+        What is not there counts as deleted.
+        """
         remote = self._locate(artifact_path)
         self._made = {"/"}
 
@@ -126,6 +133,7 @@ class FTPArtifactRepository(ArtifactRepository):
                     remove_folder(connection, remote)
                 else:
                     remove_file(connection, remote)
+                remove_empty(connection, posixpath.dirname(remote), self._top)
 
         self._again(delete)
 
@@ -160,7 +168,7 @@ class FTPArtifactRepository(ArtifactRepository):
         temporary = posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
-                return self._again(lambda: self._upload(file, folder, name, temporary))
+                return self._again(lambda: self._upload(file, folder, name, temporary), StoreRefused)
             except StoreUnavailable as error:
                 if not error.silent:  # to clean up on a server that hangs would only double the wait
                     self._discard(temporary)
@@ -175,13 +183,7 @@ class FTPArtifactRepository(ArtifactRepository):
         with self._pool.lend() as connection:
             offset = _arrived(connection, file, temporary)
             content = hashlib.sha256()
-            try:
-                connection.store(temporary, _blocks(file, content, offset, f"storing {name}"), offset or None)
-            except ftplib.error_perm:
-                if is_folder(connection, folder):
-                    raise
-                self._made = {"/"}
-                raise StoreUnavailable(f"The folder {folder} was removed while it was used.") from None
+            connection.store(temporary, _blocks(file, content, offset, f"storing {name}"), offset or None)
             mark = posixpath.join(folder, names.mark_of(name, content.hexdigest()))
             size, before, made, marked = connection.burst(
                 *(f"SIZE {temporary}", f"SIZE {remote}", f"MKD {mark}", f"CWD {mark}")  # MKD: it may be there
@@ -260,6 +262,7 @@ class FTPArtifactRepository(ArtifactRepository):
             stop=stop_after_attempt(ATTEMPTS),
             wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
             retry=retry_if_exception(may_pass),
+            before_sleep=lambda _: self._made.clear(),  # another client may have removed a folder
             reraise=True,
         )
         return attempts(work)
@@ -339,7 +342,9 @@ def _arrived(connection: Connection, file: BinaryIO, temporary: str) -> int:
 
 
 def _check_size(reply: str | ftplib.Error, sent: int, name: str) -> None:
-    stored = reply.split()[-1] if isinstance(reply, str) else reply
+    if isinstance(reply, ftplib.Error):
+        raise reply
+    stored = reply.split()[-1]
     if stored != str(sent):
         raise StoreError(
             f"The artifact {name!r} was not stored whole.",

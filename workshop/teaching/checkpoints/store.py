@@ -12,7 +12,7 @@ from typing import Any
 
 from workshop.errors import ServiceError
 from workshop.models.history import Move, moves_of
-from workshop.models.tracking import ANSWER_SECONDS, STAGE_TAG, STORE_ID_TAG, check_address
+from workshop.models.tracking import ANSWER_SECONDS, STAGE_TAG, STORE_ID_TAG, check_address, own_or_given_uri
 from workshop.settings import EXPERIMENT, EXPORT, PRODUCTION, REGISTERED_MODEL, Settings
 
 BROUGHT_TAG = "workshop.brought"  # of what `workshop up --chapter` made: who made it
@@ -100,7 +100,7 @@ def look(settings: Settings) -> Store:
     """Ask the tracking server; raise ServiceError, within seconds, when it does not answer."""
     import requests
 
-    uri = settings.tracking_uri
+    uri = own_or_given_uri(settings)
     check_address(uri)
     try:
         with requests.Session() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from findings
     at_home = settings.tracking_uri == settings.exports()["MLFLOW_TRACKING_URI"]  # not another server, by the shell
     if settings.is_up and at_home and next(row.ok for row in findings if row.check == "mlflow"):
-        yield from _production()
+        yield from _production(settings)
 
 
 def _server(service: Service, settings: Settings) -> Finding:
@@ -64,20 +65,23 @@ def _clone_of(port: int) -> Path | None:
     return Path(state) if state else None
 
 
-def _production() -> Iterator[Finding]:
-    """Load what is in production: a version, or its files, may have been deleted by other means than ours."""
+def _production(settings: Settings) -> Iterator[Finding]:
+    """Try out what is in production, as the dashboard does: alias, version and files may have been changed."""
     from mlflow.exceptions import MlflowException
 
-    from workshop.errors import WorkshopError
+    from workshop.data import schema
+    from workshop.errors import DataError, WorkshopError
     from workshop.models import loading, registry
 
     try:
         serving = registry.production()
         if serving is not None:
-            loading.load(serving.model_uri)
+            model = loading.load(serving.model_uri)
+            with contextlib.suppress(DataError):  # there need not be any data
+                model.predict_with_band(schema.read(settings.pipeline / "data" / "germany.parquet"))
     except (WorkshopError, MlflowException, OSError) as error:
         next_step = "workshop rollback, to the version before it (workshop history); or restore a backup"
         yield wrong("production", str(error).splitlines()[0], next_step)
     else:
-        words = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
+        words = f"{serving.name} version {serving.version} predicts" if serving else "no model is in production"
         yield well("production", words)

@@ -77,7 +77,7 @@ def _stray_stores(settings: Settings) -> Finding:
     if not strays:
         return well("stray runs", "no runs lie beside the server")
     database = next((path for path in strays if path.name == "mlflow.db"), None)
-    see = f"`mlflow ui --port 5099 --backend-store-uri sqlite:///{database}` shows them; " if database else ""
+    see = f"`mlflow ui --port 5399 --backend-store-uri sqlite:///{database}` shows them; " if database else ""
     return look(
         "stray runs",
         f"runs were written beside the server: {', '.join(map(str, strays))}",

@@ -14,20 +14,26 @@ LIMITS = (13, 14, 15, 20)  # m/s: the five cleanings of the chapter have these f
 TREES = 20  # as in the dashboard of the chapter
 
 
-@exercise("1.1", "how many held-out hours have a neighbour among the learned ones")
-def neighbours(answer: float) -> str | None:
-    """Compare the share with that of the notebook's random split."""
-    import pandas as pd
+@exercise("1.1", "what neighbouring hours and added plants do to a score")
+def splits(answer: dict[str, float]) -> str | None:
+    """Compare the R2 of linear regression on random hours, on whole weeks and on the end of time."""
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict, train_test_split
 
-    if not 0 < float(answer) < 1:
-        return "a share of the hours is a number between 0 and 1."
-    train, test = _split(_hours())
-    hour, learned = pd.Timedelta(hours=1), train["utc_timestamp"]
-    before, after = ((test["utc_timestamp"] + step).isin(learned) for step in (-hour, hour))
-    if _is(answer, (before & after).mean()):
-        return "this is the share with both neighbours in `train`; one of the two is enough."
-    if not _is(answer, (before | after).mean()):
-        return "it is not the share (0 to 1) of the rows of `test` whose hour before or after is in `train`."
+    from workshop.data.schema import FEATURES, TARGETS
+
+    if not isinstance(answer, dict) or set(answer) != {"hours", "weeks", "end"}:
+        return "the answer is a dict with the keys hours, weeks, end, and an R2 for each."
+    hours, model = _hours(), LinearRegression()
+    if not _is(answer["hours"], _r2(model, *_split(hours))):
+        return "the R2 for `hours` differs: learn from `train`, score on `test`."
+    weeks = hours["utc_timestamp"].dt.strftime("%G-%V")
+    predicted = cross_val_predict(model, hours[FEATURES], hours[TARGETS], groups=weeks, cv=GroupKFold(5))
+    if not _is(answer["weeks"], r2_score(hours[TARGETS], predicted)):
+        return "the R2 for `weeks` differs: predict all hours, with the week as `groups`, and take one R2 of them all."
+    if not _is(answer["end"], _r2(model, *train_test_split(hours, test_size=0.2, shuffle=False))):
+        return "the R2 for `end` differs: the last fifth is held out in the order of time, `shuffle=False`."
     return None
 
 

@@ -1,0 +1,369 @@
+"""Two clones on one machine that want the same ports: each one's runs, versions and alias stay in its own store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import psutil
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from workplace import BIN, ROOT, Servers, clean_environment, environment_of, free_passive_range, free_port
+
+from workshop import ownership
+from workshop.errors import ServiceError
+from workshop.models import history, tracking
+from workshop.models.history import PROMOTED, ROLLED_BACK, Move
+from workshop.servers import supervision, supervisor
+from workshop.settings import REGISTERED_MODEL
+
+ROUNDS = int(os.environ.get("WORKSHOP_SOAK_ROUNDS", "200"))
+SEED = int(os.environ.get("WORKSHOP_SOAK_SEED", "1"))
+# `workshop up` of the tracking server alone: the others take time and processors.
+UP = "import workshop.servers.services as s; s.SERVICES = s.SERVICES[1:2]; from workshop.cli import main; main(['up'])"
+ANSWERS_HEALTH = """
+import http.server, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200), self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+@dataclass
+class Clone(Servers):
+    """A state folder with servers, and what was acknowledged to whom works with it."""
+
+    runs: list[str] = field(default_factory=list)
+    aliases: set[str] = field(default_factory=set)
+    before: str = ""
+    failed: int = 0
+    hand: psutil.Popen | None = None
+    shell: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name, which stands in all that it records."""
+        return self.settings.state.name
+
+    @property
+    def port(self) -> int:
+        """Where its tracking server is, or was."""
+        return self.settings.mlflow_port
+
+    def workshop(self, *words: str, **variables: str) -> subprocess.CompletedProcess:
+        """Type `workshop ...`."""
+        command = [sys.executable, "-c", UP] if words == ("up",) else [BIN / "workshop", *words]
+        return self.run(*command, env=self.environment | variables)
+
+    def status(self) -> dict[str, dict]:
+        """What `workshop status` says, by name."""
+        return {row["name"]: row for row in json.loads(self.workshop("status", "--json").stdout)["services"]}
+
+    def start_by_hand(self) -> None:
+        """Start the tracking server as chapter 2 does; it listens after a while."""
+        settings = self.settings
+        command = [
+            *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", settings.mlflow_port, "--workers", "1"),
+            *(
+                "--backend-store-uri",
+                f"sqlite:///{settings.database}",
+                "--artifacts-destination",
+                settings.artifacts_uri,
+            ),
+        ]
+        with (settings.state / "by_hand.log").open("a") as log:
+            environment = self.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            self.hand = psutil.Popen([str(word) for word in command], env=environment, stdout=log, stderr=log)
+
+    def end_by_hand(self) -> None:
+        """Press Ctrl-C there."""
+        if self.hand is not None:
+            family = [self.hand, *self.hand.children(recursive=True)] if self.hand.is_running() else []
+            for process in family:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            self.hand.wait()
+            psutil.wait_procs(family[1:], timeout=10)
+            self.hand = None
+
+    def record(self) -> None:
+        """Log a run, register a version, promote it, and every third time go back, if there is a server."""
+        with environment_of(self.environment):
+            client = tracking.connect()
+            run = client.create_run(tracking._experiment(client).experiment_id, tags={"owner": self.name})
+            self.runs.append(run.info.run_id)
+            client = tracking.connect()
+            if history.find_model(client) is None:
+                client.create_registered_model(REGISTERED_MODEL)
+            version = client.create_model_version(
+                REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id, tags={"owner": self.name}
+            ).version
+            self._move(Move(0, PROMOTED, str(version)))
+            if len(self.runs) % 3 == 0:
+                self._move(Move(0, ROLLED_BACK, self.before))
+
+    def log_in_an_old_shell(self) -> None:
+        """Log a run as `mlflow run` and notebooks do, at the address that was exported once."""
+        if not self.shell:
+            assert self.workshop("config", "--export").returncode == 0
+            self.shell = self.settings.exports()
+        with environment_of(self.environment | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
+            MlflowClient(self.shell["MLFLOW_TRACKING_URI"]).create_run("0", tags={"owner": self.name})
+
+    def _move(self, move: Move) -> None:
+        client = tracking.connect()
+        self.aliases.add(move.version)  # from now on it may be either, if the server is killed
+        history.move_alias(client, move)
+        self.before, self.aliases = move.replaced or move.version, {move.version}
+
+    def check_store(self) -> None:
+        """Compare what lies in its database with what was acknowledged."""
+        if not self.settings.database.exists():
+            assert not self.runs
+            return
+        with contextlib.closing(sqlite3.connect(self.settings.database)) as database:
+
+            def ask(query: str) -> list:
+                return [row[0] for row in database.execute(query)]
+
+            assert set(ask("SELECT value FROM tags WHERE key = 'owner'")) <= {self.name}
+            assert set(ask("SELECT value FROM model_version_tags WHERE key = 'owner'")) <= {self.name}
+            assert set(self.runs) <= set(ask("SELECT run_uuid FROM runs"))
+            assert ask("SELECT count(*) FROM model_versions") >= [len(self.runs) - self.failed]
+            aliases = ask("SELECT version FROM registered_model_aliases WHERE alias = 'production'")
+            assert {str(version) for version in aliases} <= self.aliases
+
+
+@pytest.fixture
+def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
+    """Two clones, nothing running, that want the same ports; of two users, who cannot know of one another's."""
+    wanted = {f"WORKSHOP_{name}_PORT": str(free_port()) for name in ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD")}
+    wanted |= {"WORKSHOP_DASHBOARD_PORT": str(free_port()), "WORKSHOP_ROOT": str(ROOT)}
+    both = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        environment = clean_environment() | wanted | {"WORKSHOP_STATE": str(tmp_path / name)}
+        environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
+        user = "user" if getattr(request, "param", "one user") == "one user" else f"user of the {name}"
+        environment["XDG_STATE_HOME"] = str(tmp_path / user)
+        both.append(Clone(ROOT, environment, "", 0.0))
+    yield tuple(both)
+    for clone in both:
+        clone.end_by_hand()
+        assert clone.workshop("down").returncode == 0
+        assert not supervision._marked_processes(clone.settings)
+
+
+@pytest.mark.parametrize("clones", ["two users"], indirect=True)
+def test_stopped_clone_leaves_anothers_servers_alone(clones):
+    """A stopped clone's ports are another's now: every command says so, and none reads or changes what is there."""
+    first, second = clones
+    assert first.workshop("up").returncode == 0
+    first.record()
+    shell = first.settings.exports()  # a terminal that is still open later
+    assert first.workshop("down").returncode == 0
+    assert second.workshop("up").returncode == 0
+    assert second.port == first.port
+    second.record()
+    (there,) = ownership.find_holders(second.settings, second.port).values()
+    for variables in ({}, shell):
+        for words in (
+            ("history",),
+            ("rollback", "--why", "mistake"),
+            ("tracking-store", str(first.settings.state / "x")),
+        ):
+            done = first.workshop(*words, **variables)
+            assert done.returncode == 1, done.stdout
+            assert f"is held by another clone: {second.settings.state}, " in done.stderr
+            assert f"process {there.process.pid}" in done.stderr
+            assert "Traceback" not in done.stderr
+    rows = first.status()
+    assert not any(row["healthy"] for row in rows.values())
+    assert str(second.settings.state) in rows["mlflow"]["reason"]
+    assert f":{second.port}\n" not in first.workshop("config", "--export").stdout.replace("'", "")
+    with pytest.raises(ServiceError, match="held by another clone"):
+        first.record()
+    for clone in clones:
+        clone.check_store()
+    given = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
+    assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in given.stderr
+    assert len(json.loads(given.stdout)) == 1
+    moved = first.workshop("up")
+    assert moved.returncode == 0, moved.stderr
+    assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in moved.stderr
+    assert str(second.settings.state) in moved.stderr
+    for clone in clones:
+        clone.record()
+        clone.check_store()
+    assert first.workshop("history", **shell).returncode == 0  # the old terminal finds where it is now
+    assert second.workshop("down").returncode == 0
+    assert first.workshop("down").returncode == 0
+    del first.environment["WORKSHOP_MLFLOW_PORT"]
+    kept = first.port
+    assert kept != second.port
+    assert first.workshop("up").returncode == 0
+    assert first.port == kept
+
+
+def test_ports_stay_their_clones(clones):
+    """A clone's `up` takes no port of another's, whose servers are stopped, or just being started by hand."""
+    first, second = clones
+    assert first.workshop("config", "--export").returncode == 0  # JupyterLab gives it to kernels, too
+    wanted = first.port
+    done = second.workshop("up")
+    assert done.returncode == 0, done.stderr
+    assert f"port {wanted} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state})"
+    assert first.port == wanted != second.port
+    assert first.workshop("up").returncode == 0
+    shell = first.settings.exports()
+    assert first.workshop("down").returncode == 0
+    first.start_by_hand()  # it will listen in a few seconds
+    assert second.workshop("down").returncode == 0
+    assert second.workshop("up").returncode == 0
+    assert second.port != wanted
+    _wait_until(lambda: first.status()["mlflow"]["healthy"])
+    assert first.status()["mlflow"]["by_hand"]
+    MlflowClient(shell["MLFLOW_TRACKING_URI"]).create_run("0", tags={"owner": first.name})
+    for clone in clones:
+        clone.record()
+        clone.check_store()
+
+
+def test_up_names_the_stranger_that_has_its_port(clones):
+    """What answers `/health` on our port is not ours: `up` fails and says who it is; the supervisor gives up, too."""
+    first, _ = clones
+    assert first.workshop("up").returncode == 0
+    assert first.workshop("down", "mlflow").returncode == 0
+    with subprocess.Popen([sys.executable, "-c", ANSWERS_HEALTH, str(first.port)]) as stranger:
+        _wait_until(lambda: ownership.find_listener(first.port))
+        done = first.workshop("up")
+        assert done.returncode == 1
+        assert f"The port {first.port} of this clone is held by" in done.stderr
+        assert f"process {stranger.pid}" in done.stderr
+        row = first.status()["mlflow"]
+        assert not row["healthy"]
+        assert f"process {stranger.pid}" in row["reason"]
+        _wait_until(lambda: _supervised(first)["statename"] == "FATAL", 180)
+        assert first.workshop("down").returncode == 0
+        moved = first.workshop("up")
+        assert moved.returncode == 0, moved.stderr
+        assert f"process {stranger.pid}" in moved.stderr
+        first.record()
+        first.check_store()
+        stranger.kill()
+
+
+def _wait_until(happened: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def _supervised(clone: Clone) -> dict:
+    return supervisor.processes(clone.settings)["mlflow"]
+
+
+# -- at random ---------------------------------------------------------------------------------------------------------
+def _type(*words: str) -> Callable[[Clone], subprocess.Popen]:
+    command = [sys.executable, "-c", UP] if words == ("up",) else [str(BIN / "workshop"), *words]
+    return lambda clone: subprocess.Popen(
+        command, cwd=ROOT, env=clone.environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def _by_hand(clone: Clone) -> None:
+    clone.end_by_hand()
+    if clone.settings.database.exists():
+        clone.workshop("down", "mlflow")
+        clone.start_by_hand()
+
+
+def _kill(*words: str) -> Callable[[Clone], None]:
+    """Return what kills the processes of a clone in whose command line all of the words are."""
+
+    def kill(clone: Clone) -> None:
+        for process in supervision._marked_processes(clone.settings):
+            with contextlib.suppress(psutil.Error):
+                if all(word in " ".join(process.cmdline()) for word in words):
+                    process.kill()
+
+    return kill
+
+
+HAPPENINGS = {
+    "up": _type("up"),
+    "up again": _type("up"),
+    "down": _type("down"),
+    "down mlflow": _type("down", "mlflow"),
+    "by hand": _by_hand,
+    "by hand no more": Clone.end_by_hand,
+    "kill -9 of the tracking server": _kill("mlflow"),
+    "kill -9 of the supervisor": _kill("supervisord"),
+    "kill -9 of all": _kill(),
+    "nothing": lambda _: None,
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("clones", ["one user", "two users"], indirect=True)
+@pytest.mark.timeout(ROUNDS * 120)
+def test_two_clones_stay_apart_whatever_happens(clones, capsys):
+    """Servers of both are started, stopped and killed at random and at once; each one's record stays in its store."""
+    dice = random.Random(SEED)
+    kept, refused = Counter(), Counter()
+    for number in range(ROUNDS):
+        chosen = [(clone, dice.choice(list(HAPPENINGS))) for clone in clones]
+        words = f"round {number} of seed {SEED}: {[f'{clone.name}: {name}' for clone, name in chosen]}"
+        running = [(clone, HAPPENINGS[name](clone)) for clone, name in chosen]
+        while True:
+            over = all(process is None or process.poll() is not None for _, process in running)
+            for clone in clones:
+                try:
+                    if clone.environment["XDG_STATE_HOME"].endswith("/user"):
+                        clone.log_in_an_old_shell()
+                    clone.record()
+                    kept[clone.name] += 1
+                except (ServiceError, MlflowException, requests.RequestException) as error:
+                    clone.failed += 1
+                    refused[str(error).splitlines()[0][:40]] += 1
+            if over:
+                break
+            time.sleep(0.2)
+        for clone, process in running:
+            if process is not None:
+                said = process.stderr.read()
+                process.stderr.close()
+                if process.returncode:
+                    assert re.search("held by|database open|no answer within", said), f"{words}: {said}"
+                elif "up" in str(process.args):
+                    _wait_until(lambda clone=clone: _records(clone))
+        for clone in clones:
+            try:
+                clone.check_store()
+            except AssertionError as error:
+                raise AssertionError(f"{words}: {error}") from None
+        with capsys.disabled():
+            print(f"{words}; kept {dict(kept)}, refused {dict(refused)}", flush=True)
+
+
+def _records(clone: Clone) -> bool:
+    try:
+        clone.record()
+    except (ServiceError, MlflowException, requests.RequestException):
+        clone.failed += 1
+        return False
+    return True
