@@ -41,10 +41,10 @@ def test_dask_answers_within_a_time(client):
 
 
 def test_dask_forgets_a_topic(client):
-    """The scheduler's broker has `truncate` and `_topics`, from which a topic goes for good."""
+    """The scheduler's broker has `_topics`, from which a topic goes for good."""
     client.subscribe_topic("a topic", print)
     client.log_event("a topic", "an event")
-    compat.forget(client, "a topic", for_good=True)
+    compat.forget(client, "a topic")
     assert "a topic" not in client._event_handlers, UPGRADE
 
     async def topics(dask_scheduler) -> list[str]:

@@ -32,7 +32,6 @@ SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 3.0
 PROBE_SECONDS = 1.5
-READ_BYTES = 16 * 2**20  # the scheduler keeps what it passed on; after so much it is told to forget
 
 
 class Attempt:
@@ -88,7 +87,6 @@ class Attempt:
             max_output=options.max_output,
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._read = 0
         self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended
 
     def run(self) -> None:
@@ -123,7 +121,7 @@ class Attempt:
                 if future is not None:
                     future.cancel()  # does nothing to what is done; what still runs is ended by its worker
                 self._remove_files()
-                compat.forget(client, task.topic, for_good=True)
+                compat.forget(client, task.topic)
         metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
         self.runs = ending["runs"]
@@ -181,10 +179,6 @@ class Attempt:
     # -- events ------------------------------------------------------------------------------------------------
     def _receive(self, event: tuple[float, str]) -> None:
         self._events.put(json.loads(event[1]))
-        self._read += len(event[1])
-        if self._read > READ_BYTES:
-            self._read = 0
-            compat.forget(self._client, self._task.topic, for_good=False)
 
     def _show(self, message: dict[str, Any], index: int) -> None:
         cell = self._executed.nb.cells[index]

@@ -33,6 +33,7 @@ CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
 WAITING_SECONDS = 2.0
 RETRY_SECONDS = 0.1
+NO_WORKER_SECONDS = 0.5
 LEASE_SECONDS = 6
 _registering = threading.Lock()
 
@@ -98,18 +99,17 @@ def connect() -> Iterator[Client]:
         yield client
 
 
-def require_worker(client: Client, seconds: float = 0) -> None:
+def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not client.scheduler_info(n_workers=1)["workers"]:
-        if time.monotonic() >= deadline:
-            raise EngineError(
-                "The Dask cluster has no worker.",
-                value=client.scheduler.address,
-                expected="at least one worker",
-                next_step=f"`dask worker {client.scheduler.address}` starts one",
-            )
-        time.sleep(RETRY_SECONDS)
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError:
+        raise EngineError(
+            "The Dask cluster has no worker.",
+            value=client.scheduler.address,
+            expected="at least one worker",
+            next_step=f"`dask worker {client.scheduler.address}` starts one",
+        ) from None
 
 
 # -- what the workers are ------------------------------------------------------------------------------------------

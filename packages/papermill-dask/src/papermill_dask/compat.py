@@ -24,22 +24,20 @@ async def ask_worker(client, worker: str, function: Callable, *arguments: Any) -
     return (await client._run(function, *arguments, workers=[worker], on_error="return"))[worker]
 
 
-def forget(client, topic: str, *, for_good: bool) -> None:
+def forget(client, topic: str) -> None:
     """Have the scheduler forget the events of a topic, of which Dask keeps the last thousand, of any size, for ever.
 
-    ``for_good`` also ends the client's subscription; Dask itself would keep the handler, and with it the notebook.
+    The client's subscription ends, too; Dask itself would keep the handler, and with it the notebook.
     """
 
     async def forget(dask_scheduler) -> None:
-        dask_scheduler._broker.truncate(topic)
-        if for_good:
-            dask_scheduler._broker._topics.pop(topic, None)
+        dask_scheduler._broker._topics.pop(topic, None)
 
     async def ask() -> None:
         with contextlib.suppress(Exception):  # a scheduler that is gone, or of another version, keeps what it keeps
             await client._run_on_scheduler(forget)
 
-    if for_good and topic in client._event_handlers:
+    if topic in client._event_handlers:
         client.unsubscribe_topic(topic)
         del client._event_handlers[topic]
     if client.status == "running":
