@@ -58,7 +58,6 @@ def test_dask_forgets_a_topic(client):
 
 def test_dask_keeps_what_a_task_is_asked_by(client):
     """A worker has an id, a status and `log_event`, and asks by `get_task_status`; leases have a timer."""
-    from distributed import Semaphore
 
     def look(dask_worker) -> tuple:
         return dask_worker.id, dask_worker.status.name, callable(dask_worker.log_event)
@@ -69,7 +68,8 @@ def test_dask_keeps_what_a_task_is_asked_by(client):
     answer = client.sync(client.scheduler.get_task_status, keys=["unknown"])
     assert answer == {"unknown": None}, UPGRADE
     with client.as_current():
-        assert callable(Semaphore(name="a").refresh_callback.stop), UPGRADE
+        leases = compat.Leases(name="a")
+        assert leases.refresh_callback.callback == leases._refresh_leases, UPGRADE
 
 
 def test_papermill_has_what_is_used_of_it(tmp_path):

@@ -268,14 +268,12 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
 
 def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, seconds: float) -> bool:
     """Take a lease within ``seconds``, which is given back when the stack is closed; tell whether there was one."""
-    from distributed import Semaphore
-
     # Dask's own time, 30 s, is long to wait for the room that a killed client had.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
-        leases = Semaphore(max_leases=most, name=name)
+        leases = compat.Leases(max_leases=most, name=name)
         leases.register()
     with contextlib.ExitStack() as unused:
-        unused.callback(compat.stop_refreshing, leases)
+        unused.callback(leases.stop_refreshing)
         if leases.acquire(timeout=seconds):
             # A scheduler that is gone has no leases to give back.
             unused.callback(lambda: client.status == "running" and leases.release())

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from distributed import Semaphore
+
 
 def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) -> Any:
     """Return what a coroutine function gives on the scheduler; raise OSError when no answer comes in time.
@@ -44,10 +46,19 @@ def forget(client, topic: str) -> None:
         client.loop.add_callback(ask)  # not waited for: this may be the client's own event loop
 
 
-def stop_refreshing(semaphore) -> None:
-    """Let the leases of a semaphore end that are not given back; a client refreshes them as long as it lives."""
-    if callback := getattr(semaphore, "refresh_callback", None):  # there is none where leases have no time-out
-        callback.stop()
+class Leases(Semaphore):
+    """A semaphore for a while: its leases are refreshed until `stop_refreshing`, and not as long as the client lives.
+
+    That a scheduler is gone is told in words elsewhere, and not as an error in refreshing.
+    """
+
+    async def _refresh_leases(self) -> None:
+        with contextlib.suppress(Exception):
+            await super()._refresh_leases()
+
+    def stop_refreshing(self) -> None:
+        """Let the leases end that are not given back."""
+        self.refresh_callback.stop()
 
 
 def folder_of_papermills_files() -> str | None:

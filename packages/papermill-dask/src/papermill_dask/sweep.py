@@ -13,7 +13,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +30,6 @@ MOST_METRICS = 6  # columns of the table
 LONGEST_NAME = 180  # bytes of a file's name: file systems take 255, and saving beside it needs a few
 UNSAFE = re.compile(r"[^\w.+=-]")
 TICK_SECONDS = 0.2
-STOP_SECONDS = 8.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -135,7 +134,7 @@ def plan(notebook: Path, every: Iterable[Mapping[str, Any]], output_folder: Path
 
     every = [dict(parameters) for parameters in every]
     try:
-        known = inspect_notebook(str(notebook))
+        known = inspect_notebook(_literal(notebook))
     except Exception as error:  # noqa: BLE001 - papermill's errors are of many kinds, and all say that it is none
         raise EngineError("The notebook cannot be read.", value=f"{notebook}: {error}") from None
     unknown = {name for parameters in every for name in parameters} - known.keys()
@@ -205,19 +204,9 @@ def run_many(
                 tell(f"[{next(settled)}/{len(runs)}] {run.output.stem}: {run.status}{why}")
         if pending:
             tell(f"{signal.Signals(heard[0]).name}: stopping; what was finished is kept")
-            _stop(pool, pending, client)
+            pool.shutdown(wait=False, cancel_futures=True)
+            client.close()  # its notebooks are saved as they are, and the workers end their kernels
     return Sweep(runs, heard[0] if heard else None)
-
-
-def _stop(pool: ThreadPoolExecutor, pending: Mapping[Future, NotebookRun], client) -> None:
-    """End what is left: the cluster's workers stop the kernels, and the notebooks are saved as they are."""
-    from distributed import Future as DaskFuture
-
-    pool.shutdown(wait=False, cancel_futures=True)
-    submitted = {future: run.task for future, run in pending.items() if run.task in client.futures}
-    client.cancel([DaskFuture(key, client) for key in submitted.values()])
-    wait(submitted, STOP_SECONDS)
-    client.close()  # ends what still waits for the cluster, so that the pool can end, too
 
 
 def _execute(run: NotebookRun, notebook: Path, client, heard: Sequence[int]) -> None:
