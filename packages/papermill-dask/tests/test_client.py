@@ -88,8 +88,8 @@ def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):
     stage = psutil.Process(client.process.pid).children(recursive=True)
     client.process.send_signal(signal.SIGKILL)
     client.process.wait()
-    _, alive = psutil.wait_procs(stage, 30)
-    assert not alive
+    _, alive = psutil.wait_procs(stage, 60)
+    assert not alive, client.words
     client.assert_nothing_left(10)
     assert client.cells == ["failed"]
     assert "is gone" in client.words
