@@ -29,7 +29,7 @@ async def ask_worker(client, worker: str, function: Callable, *arguments: Any) -
 def forget(client, topic: str) -> None:
     """Have the scheduler forget the events of a topic, of which Dask keeps the last thousand, of any size, for ever.
 
-    The client's subscription ends, too; Dask itself would keep the handler, and with it the notebook.
+    The subscription goes with it; `Client.unsubscribe_topic` would keep the handler, and with it the notebook.
     """
 
     async def forget(dask_scheduler) -> None:
@@ -39,9 +39,7 @@ def forget(client, topic: str) -> None:
         with contextlib.suppress(Exception):  # a scheduler that is gone, or of another version, keeps what it keeps
             await client._run_on_scheduler(forget)
 
-    if topic in client._event_handlers:
-        client.unsubscribe_topic(topic)
-        del client._event_handlers[topic]
+    client._event_handlers.pop(topic, None)
     if client.status == "running":
         client.loop.add_callback(ask)  # not waited for: this may be the client's own event loop
 
