@@ -71,13 +71,17 @@ def ends_with_dvc() -> Iterator[None]:
 
 def _owner() -> psutil.Process | None:
     """Return the process that runs the stage: the next ancestor that is not in one itself; exit when it is gone."""
-    owner = None
-    with contextlib.suppress(psutil.Error):  # an ancestor that ends just now, or is another user's
-        owner = next((process for process in psutil.Process().parents() if STAGE not in process.environ()), None)
-        if owner is not None and owner.pid == 1 and "dvc" not in " ".join(owner.cmdline()):
-            sys.stderr.write(f"The DVC that started the stage {os.environ[STAGE]} is gone; it does not run.\n")
-            sys.exit(128 + signal.SIGTERM)
+    owner = next((process for process in psutil.Process().parents() if not _is_in_stage(process)), None)
+    if owner is not None and owner.pid == 1 and "dvc" not in " ".join(owner.cmdline()):
+        sys.stderr.write(f"The DVC that started the stage {os.environ[STAGE]} is gone; it does not run.\n")
+        sys.exit(128 + signal.SIGTERM)
     return owner
+
+
+def _is_in_stage(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # it ends just now, or is another user's
+        return STAGE in process.environ()
+    return False
 
 
 def _lives(process: psutil.Process) -> bool:
