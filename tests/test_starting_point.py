@@ -29,8 +29,11 @@ ROOT = CHAPTER.parent
 SMELLS = {
     "a random split": (
         r"\b(train_test_split|split_at_random)\(",
-        # The one place that draws at random, with a seed; chapter 2 shows what it hides.
-        {"workshop/data/split.py", *(f"2_tracking/model_{name}.ipynb" for name in ("linreg", "rf", "keras"))},
+        # The one place that draws at random, with a seed; chapter 2 shows what it hides, and why.
+        {
+            "workshop/data/split.py",
+            *(f"2_tracking/{name}.ipynb" for name in ("model_linreg", "model_rf", "model_keras", "capacity_factor")),
+        },
     ),
     "a model or split without a seed": (
         r"(RandomForestRegressor|GradientBoostingRegressor|train_test_split)\((?![^()]*random_state)[^()]+\)",

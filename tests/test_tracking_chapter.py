@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -354,6 +355,19 @@ def test_readme_serves_the_production_model(environment, tmp_path):
     """The README's two commands, as typed, bring solar and wind power from the forest: those that it shows."""
     [shown] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
     assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(shown)["predictions"][0], abs=0.06)
+
+
+@pytest.mark.usefixtures("chapter")
+def test_serving_on_a_taken_port_ends_and_says_so(environment, tmp_path):
+    """As the README says, nobody is left to ask a stranger's model by mistake."""
+    assert "`address already in use`" in (CHAPTER / "README.md").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        serve = command_of_readme("mlflow models serve", stranger.getsockname()[1])
+        done = subprocess.run(
+            serve, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SERVER_SECONDS, check=False
+        )
+    assert done.returncode
+    assert "address already in use" in done.stdout + done.stderr
 
 
 def test_network_in_production_is_loaded_and_served(client, chapter, environment, tmp_path):

@@ -41,9 +41,9 @@ class Echo(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def echo() -> Iterator[int]:
-    """Run a server that answers with what it was sent; give its port."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+def echo(state: Path) -> Iterator[int]:
+    """Run a server that answers with what it was sent, and has the database of a state folder open; give its port."""
+    with (state / "mlflow.db").open("a"), http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -58,6 +58,8 @@ class Jupyter:
 
     def __init__(self, url: str, root: Path) -> None:
         self.root = root
+        self.state = root / "server" / "state"
+        self.state.mkdir(parents=True, exist_ok=True)
         self.get = functools.partial(self._ask, "GET", url)
         self.post = functools.partial(self._ask, "POST", url)
 
@@ -67,9 +69,7 @@ class Jupyter:
 
     def take_ports(self, **ports: int) -> None:
         """Write ports as `workshop up` does."""
-        state = self.root / "server" / "state"
-        state.mkdir(parents=True, exist_ok=True)
-        (state / "ports.json").write_text(json.dumps(ports))
+        (self.state / "ports.json").write_text(json.dumps(ports))
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +115,26 @@ def test_tile_says_what_to_type_when_its_server_is_down_and_follows_its_port(jup
     absent = jupyter.get("mlflow/")
     assert absent.status_code == 503
     assert "<code>workshop up</code>" in absent.text
-    with echo() as first:
+    with echo(jupyter.state) as first:
         jupyter.take_ports(mlflow_port=first)
         assert jupyter.get("mlflow/").status_code == 200
-    with echo() as second:
+    with echo(jupyter.state) as second:
         jupyter.take_ports(mlflow_port=second)
         assert jupyter.get("mlflow/").json()["Host"] == f"127.0.0.1:{second}"
 
 
+def test_tile_shows_no_server_of_another_clone(jupyter, tmp_path):
+    """What listens on the port is another clone's: the tile says so and passes nothing on."""
+    with echo(tmp_path) as stranger:
+        jupyter.take_ports(mlflow_port=stranger)
+        answer = jupyter.get("mlflow/")
+    assert answer.status_code == 503
+    assert f"held by another clone: {tmp_path}" in answer.text
+
+
 def test_tile_tells_its_server_where_readers_see_it(jupyter):
     """The server learns the prefix, and is addressed by its own name whatever the hub's is."""
-    with echo() as port:
+    with echo(jupyter.state) as port:
         jupyter.take_ports(dashboard_port=port)
         sent = jupyter.get("dashboard/").json()
     assert sent["X-Forwarded-Prefix"] == "/user/x/dashboard"
@@ -136,7 +145,7 @@ def test_tile_refuses_what_another_site_sends(jupyter):
     """A page of another site cannot write through the tile; JupyterLab's own pages can, and readers without a token
     get nothing.
     """
-    with echo() as port:
+    with echo(jupyter.state) as port:
         jupyter.take_ports(mlflow_port=port)
         own = jupyter.post("mlflow/ajax-api/2.0/mlflow/runs/search", Origin=jupyter.get.args[1][: -len("/user/x")])
         assert own.json()["Origin"] == f"http://127.0.0.1:{port}"

@@ -175,7 +175,7 @@ def test_step_is_ticked_by_what_it_makes(title):
         ("Rolled back", {}, "Moving the alias in the UI leaves no record"),
         ("A project, run by one command", {}, "workshop data csv"),
         ("A project, run by one command", {"present": frozenset(["3_projects/germany.csv"])}, "mlflow run lr"),
-        ("A project, run by one command", {"project_runs": (changed(LR, experiment="Default"),)}, "--experiment-name"),
+        ("A project, run by one command", {"project_runs": (changed(LR, experiment="Default"),)}, "config --export"),
         ("Run again with another parameter", {"project_runs": (LR, LR)}, "the same parameters"),
         ("The pipeline ran here", {"pipeline": Pipeline(store="another")}, "another tracking store"),
         ("The pipeline ran here", {"pipeline": Pipeline(absent=("data/raw", "x"))}, "data/raw and 1 more"),

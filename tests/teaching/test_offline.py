@@ -111,7 +111,7 @@ def test_whole_workshop_runs_without_a_network(cut_off, tmp_path):
         trap '.venv/bin/workshop down' EXIT
         eval "$(.venv/bin/workshop config --export)"
         workshop doctor
-        (cd 3_projects && mlflow run lr --experiment-name predicting_wind_solar)
+        (cd 3_projects && mlflow run lr)
     """
     said = cut_off("bash", "-c", script, cwd=clone)
     assert "Production  wind_solar version 1" in said

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
 
-from workshop.settings import EXPERIMENT
+from workshop.settings import EXPERIMENT, EXPORT
 from workshop.teaching.checkpoints.evidence import Evidence
 from workshop.teaching.checkpoints.step import DONE, Step, Verdict, missing, needs_store, seen
 from workshop.teaching.checkpoints.store import BROUGHT_TAG, Run, Store
@@ -44,9 +44,7 @@ def _folder(run: Run) -> Path:
 @needs_store
 def main(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run of the project as it is."""
-    return _verdict(
-        evidence, store, lambda run: is_project(run, evidence.root), f"mlflow run lr --experiment-name {EXPERIMENT}"
-    )
+    return _verdict(evidence, store, lambda run: is_project(run, evidence.root), "mlflow run lr")
 
 
 @needs_store
@@ -64,7 +62,7 @@ def changed(evidence: Evidence, store: Store) -> Verdict:
 @needs_store
 def validated(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run of the entry point `validate`."""
-    command = f"mlflow run lr --experiment-name {EXPERIMENT} --entry-point validate -P run_id=RUN_ID"
+    command = "mlflow run lr --entry-point validate -P run_id=RUN_ID"
     return _verdict(evidence, store, lambda run: is_project(run, evidence.root, "validate"), command)
 
 
@@ -72,7 +70,7 @@ def validated(evidence: Evidence, store: Store) -> Verdict:
 def from_git(evidence: Evidence, store: Store) -> Verdict:
     """Look for a run whose project came from a git address."""
     fits = lambda run: is_project(run, evidence.root) and is_from_git(run, evidence.root)  # noqa: E731
-    command = f"mlflow run ADDRESS#3_projects/lr --version COMMIT --experiment-name {EXPERIMENT}"
+    command = "mlflow run ADDRESS#3_projects/lr --version COMMIT"
     return _verdict(evidence, store, fits, command)
 
 
@@ -83,7 +81,7 @@ def _verdict(evidence: Evidence, store: Store, fits: Callable[[Run], bool], comm
     if astray := [run.experiment for run in fitting if run.finished]:
         return missing(
             f"Its run is in the experiment {astray[0]}, not in {EXPERIMENT}. "
-            f"Run it again with --experiment-name {EXPERIMENT}."
+            f"Type `{EXPORT}` and run it again: the experiment is set by it."
         )
     if TABLE not in evidence.present:
         return missing(f"The projects read {TABLE}, which is not there. Type `workshop data csv {TABLE}`.")

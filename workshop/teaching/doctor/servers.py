@@ -83,5 +83,5 @@ def _production(settings: Settings) -> Iterator[Finding]:
         next_step = "workshop rollback, to the version before it (workshop history); or restore a backup"
         yield wrong("production", str(error).splitlines()[0], next_step)
     else:
-        words = f"{serving.name} version {serving.version} predicts" if serving else "no model is in production"
+        words = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
         yield well("production", words)
