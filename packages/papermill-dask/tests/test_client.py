@@ -109,6 +109,7 @@ def test_notebook_waits_for_an_earlier_one_with_its_output(cluster, tmp_path):
     first = cluster.start(source)
     wait_for(lambda: log.exists() and log.read_text())
     first.process.kill()
+    first.process.wait()
     again = cluster.run(source)
     assert again.process.returncode == 0, again.words
     pids = log.read_text().split()
