@@ -24,7 +24,7 @@ class Place(Servers):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
-        del environment["WORKSHOP_KERNEL_IMPORTS"]  # a workplace of tests warms no kernels
+        del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # a workplace of tests warms no kernels
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each start compiles all its imports anew, on both sides
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment

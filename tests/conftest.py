@@ -59,7 +59,7 @@ def state_home(tmp_path_factory) -> None:
 def servers(tmp_path_factory) -> Iterator[Servers]:
     """A clone in which `make run` was typed: servers up, pipeline run, a model in production."""
     root, environment = new_workplace(tmp_path_factory.mktemp("clone"))
-    del environment["WORKSHOP_KERNEL_IMPORTS"]  # kernels are warm, as they are for users
+    del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as they are for users
     began = time.monotonic()
     try:
         # The environment is this one; `-o` says that it need not be installed again.

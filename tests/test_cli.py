@@ -13,7 +13,7 @@ import time
 import click
 import pytest
 from click.testing import CliRunner
-from workplace import BIN, clean_environment
+from workplace import BIN, ROOT, clean_environment
 
 from workshop.cli import main
 from workshop.cli.models import _read_candidate
@@ -209,6 +209,16 @@ def test_one_line_is_one_whatever_was_written():
     """Line ends and escape sequences stay out of tables, and a long text is cut."""
     assert one_line("worse\n\tat \x1b[31mnoon\x00") == "worse at [31mnoon"
     assert one_line("because " * 10, 20) == "because because b..."
+
+
+def test_repro_names_the_cluster_that_the_shell_gives(tmp_path):
+    """DASK_SCHEDULER_ADDRESS, set by hand, wins over this clone's scheduler, and the command says so."""
+    environment = clean_environment() | {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9", "WORKSHOP_STATE": str(tmp_path)}
+    done = subprocess.run(
+        [BIN / "workshop", "repro"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "cluster for notebooks: tcp://127.0.0.1:9, as DASK_SCHEDULER_ADDRESS says" in done.stderr
 
 
 # -- prerequisites, before anything is installed -------------------------------------------------------------------

@@ -17,7 +17,7 @@ import yaml
 from workplace import BIN, Servers, new_workplace, processes_of
 
 from workshop.data import schema
-from workshop.models.tracking import file_hash, runs_of_notebook
+from workshop.models.tracking import file_hash
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -147,7 +147,7 @@ def test_runs_carry_their_lineage(in_workplace):
         assert run.data.params.items() >= {name: str(value) for name, value in section.items()}.items()
         assert run.data.metrics["r2"] == pytest.approx(summary["r2"])
         executed = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notebook/{stage}.ipynb"))
-        assert runs_of_notebook(executed) == [run.info.run_id]
+        assert [told["run_id"] for told in executed["metadata"]["papermill_dask"]["runs"]] == [run.info.run_id]
         assert executed["metadata"]["papermill"]["exception"] is None
 
 
@@ -198,7 +198,7 @@ def test_validation_is_a_page_and_a_run(in_workplace):
     page = (in_workplace.pipeline / "results" / "validation.html").read_text(encoding="utf-8")
     findings = json.loads((in_workplace.pipeline / "results" / "findings.json").read_text())
     executed = nbformat.read(in_workplace.pipeline / "executed" / "prepare.ipynb", as_version=4)
-    (run_id,) = runs_of_notebook(executed)
+    (run_id,) = [run["run_id"] for run in executed["metadata"]["papermill_dask"]["runs"]]
     run = client.get_run(run_id)
     lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]["prepare"]
     assert run.info.status == "FINISHED"

@@ -50,16 +50,6 @@ def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatc
     assert get_settings().dashboard_port == 8101
 
 
-@pytest.mark.parametrize("value", ["", "pandas"])
-def test_list_that_cannot_be_read_names_the_variable(root, monkeypatch, value):
-    """A list is written as JSON; else the error says which variable, and how none is written."""
-    monkeypatch.setenv("WORKSHOP_KERNEL_IMPORTS", value)
-    with pytest.raises(errors.SettingsError) as caught:
-        get_settings()
-    for words in ("WORKSHOP_KERNEL_IMPORTS", "[] for none", "set or unset"):
-        assert words in str(caught.value)
-
-
 @pytest.mark.parametrize("value", ["many", "0", "65536"])
 def test_setting_out_of_range_names_the_variable(root, monkeypatch, value):
     """A port that is none is an error with the variable, the value and the next step."""

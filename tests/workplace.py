@@ -9,9 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -101,8 +103,17 @@ def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
     environment["WORKSHOP_DASK_WORKERS"] = "2"
-    environment["WORKSHOP_KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
+    environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
     return root, environment
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Return what ``condition`` gives once that is true; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {condition}"
+        time.sleep(0.2)
+    return found
 
 
 @contextlib.contextmanager

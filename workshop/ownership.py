@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
-from workshop.settings import Settings
+from workshop.settings import Settings, get_settings
 
 MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` starts: the state folder
 
@@ -60,6 +61,25 @@ def require_own(settings: Settings, port: int) -> None:
             expected=f"a server of {settings.state}",
             next_step="workshop down, then workshop up: it takes a port of its own",
         )
+
+
+def use_own_servers() -> None:
+    """Make this process a client of the servers that `workshop up` started, where the shell names no others.
+
+    To be called before Dask and MLflow are imported, which read the variables then. Raises ServiceError when another's
+    scheduler listens at what should be ours.
+    """
+    settings = get_settings()
+    if not settings.is_up:
+        return
+    servers = settings.exports()
+    if settings.given_tracking_uri:
+        del servers["MLFLOW_TRACKING_URI"]
+    if settings.given_scheduler_address:
+        del servers["DASK_SCHEDULER_ADDRESS"]
+    else:
+        require_own(settings, settings.dask_port)
+    os.environ.update(servers)
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:

@@ -7,12 +7,10 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated
 
 from platformdirs import user_cache_path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
-from pydantic_settings import SettingsError as UnreadableSetting
 
 from workshop.errors import SettingsError
 
@@ -24,19 +22,6 @@ EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the
 MLFLOW_RETRIES = "4"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STATE_VERSION = 1  # of the state folder's layout; one more needs a step in `workshop.servers.state.MIGRATIONS`
-# What a worker's warm process imports, so that a notebook's kernel need not: the one place that says so. It is what the
-# pipeline's notebooks import, and what their libraries import, or look up, only when they are used.
-KERNEL_IMPORTS = (
-    "pandas", "pandas.io.formats.html", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.csv", "pandera.pandas",
-    "pandera.backends.pandas.register", "plotly.express", "plotly.io.json", "nbformat", "jinja2",
-    "pvlib.solarposition", "sklearn.ensemble", "sklearn.linear_model", "sklearn.pipeline", "skops.io", "keras",
-    "mlflow.sklearn", "mlflow.keras", "mlflow.pyfunc.scoring_server", "mlflow.models.display_utils",
-    "mlflow.tracing.processor.mlflow_v3", "mlflow.tracking.request_header.registry", "git", "workshop.data.figures",
-    "workshop.data.origin", "workshop.data.own", "workshop.data.prepare", "workshop.data.split",
-    "workshop.data.validation_page", "workshop.data.weeks", "matplotlib.backends.backend_svg",
-    "workshop.data.stages", "workshop.models.loading", "workshop.models.promotion", "workshop.models.registry",
-    "workshop.models.report.page", "workshop.models.tracking", "workshop.models.loading:rehearse",
-)  # fmt: skip
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -81,7 +66,6 @@ class Settings(BaseSettings):
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     dashboard_port: int = Field(8050, ge=1, le=65535)
-    kernel_imports: tuple[str, ...] = KERNEL_IMPORTS
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
     exported: str = ""  # what `exports` gave: its own addresses and, last, the state folder
@@ -320,69 +304,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _words(value: object) -> object:
-    """Split `a,b` into a list; what is none text is left for the type's own check."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
-def _amounts(value: object) -> object:
-    """Read `GPU=1,tables=2` as a mapping; what is no text is left for the type's own check."""
-    return dict(word.partition("=")[::2] for word in _words(value)) if isinstance(value, str) else value
-
-
-def _bytes(value: object) -> object:
-    """Read `5 MB` or `4 GiB` as bytes, as Dask does."""
-    from dask.utils import parse_bytes
-
-    return parse_bytes(value) if isinstance(value, str) else value
-
-
-Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
-Words = Annotated[list[str], BeforeValidator(_words)]
-Amounts = Annotated[dict[str, float], BeforeValidator(_amounts)]
-
-
-class NotebookOptions(BaseModel):
-    """What a notebook may ask of the engine `dask`; the first that says so wins: a keyword of
-    ``papermill.execute_notebook``, the environment (``WORKSHOP_NOTEBOOK_<FIELD>``), the notebook's own metadata
-    (``metadata.workshop``), the default.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    deps: Words | None = Field(None, description="files and folders to send to a worker without shared disk")
-    outs: Words | None = Field(None, description="files and folders to bring back from it")
-    resources: Amounts = Field({}, description="Dask resources that the worker must declare")
-    memory: Size = Field(0, description="least memory limit of the worker, in bytes or such as `4 GiB`")
-    worker: str | None = Field(None, description="name or address of the worker")
-    retries: int = Field(0, ge=0, description="how often to run the notebook again when its worker is lost")
-    environment: Words = Field([], description="more variables for the kernel, as names or patterns such as `AWS_*`")
-    max_output: Size | None = Field(None, description="most bytes of output to keep, such as `5 MB`")
-
-    @classmethod
-    def of(cls, metadata: dict, keywords: dict) -> NotebookOptions:
-        """Return the options that ``keywords``, the environment and a notebook's ``metadata`` ask for.
-
-        Raises SettingsError naming the option that is unknown or cannot be used.
-        """
-        environment = {
-            name: os.environ[variable]
-            for name in cls.model_fields
-            if (variable := f"WORKSHOP_NOTEBOOK_{name.upper()}") in os.environ
-        }
-        try:
-            return cls(**{**metadata, **environment, **keywords})
-        except ValidationError as error:
-            first = error.errors()[0]
-            unknown = first["type"] == "extra_forbidden"
-            raise SettingsError(
-                f"The notebook's option `{first['loc'][0]}` cannot be used.",
-                value=repr(first["input"]),
-                expected=f"one of {', '.join(cls.model_fields)}" if unknown else first["msg"],
-                next_step="see packages/papermill-dask/README.md",
-            ) from None
-
-
 def get_settings() -> Settings:
     """Return the settings as they are now; raise SettingsError naming the variable that cannot be used."""
     try:
@@ -396,13 +317,6 @@ def get_settings() -> Settings:
             value=repr(first["input"]),
             expected=first["msg"],
             next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
-        ) from None
-    except UnreadableSetting as error:
-        name = str(error).split('"')[1].upper()
-        raise SettingsError(
-            f"The setting WORKSHOP_{name} cannot be read.",
-            expected='a list such as ["pandas", "keras"], or [] for none',
-            next_step="set or unset it in the environment or in `.env`",
         ) from None
     except ValueError as error:
         raise SettingsError(

@@ -14,8 +14,7 @@ import psutil
 import pytest
 import requests
 from dashboard.bodies import URL
-from hosts import wait_for
-from workplace import ROOT, clean_environment, free_port
+from workplace import ROOT, clean_environment, free_port, wait_for
 
 Address = tuple[str, int]
 PROGRAM = [sys.executable, ROOT / "4_pipeline" / "dashboard" / "app.py"]

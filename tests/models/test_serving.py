@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from hosts import wait_for
 from sklearn.ensemble import HistGradientBoostingRegressor
-from workplace import BIN, clean_environment, free_port
+from workplace import BIN, clean_environment, free_port, wait_for
 
 from workshop.data import capacity
 from workshop.data.features import DERIVED, inputs, targets

@@ -10,7 +10,7 @@ import pytest
 from workplace import clean_environment, environment_of, free_port
 
 from workshop.errors import ServiceError
-from workshop.models.tracking import RUN_MIME_TYPE, connect, file_hash, git_tags, runs_of_notebook, start_run, store_id
+from workshop.models.tracking import connect, file_hash, git_tags, start_run, store_id
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():
@@ -78,14 +78,6 @@ def test_git_tags_leave_the_local_lock_out(tmp_path):
     tags = git_tags(tmp_path)
     assert tags["workshop.git.dirty"] == "true"
     assert len(tags["mlflow.source.git.commit"]) == 40
-
-
-def test_runs_of_a_notebook_are_found_in_its_outputs():
-    """An executed notebook says which runs it opened; one that opened none says so."""
-    shown = {"output_type": "display_data", "data": {RUN_MIME_TYPE: {"run_id": "abc"}}}
-    other = {"output_type": "stream", "name": "stdout", "text": "run_id"}
-    assert runs_of_notebook({"cells": [{"outputs": [other, shown]}, {"source": "text"}]}) == ["abc"]
-    assert runs_of_notebook({"cells": [{"outputs": [other]}]}) == []
 
 
 def test_hundred_values_take_few_requests(in_workplace):

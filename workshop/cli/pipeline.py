@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 
 import click
 
 from workshop.cli.printing import json_option, print_rows, tell
+
+LOWER_IS_BETTER = re.compile(r"(^|[^a-z])(loss|error|rmse|mae|mse|mape|seconds|latency)([^a-z]|$)", re.IGNORECASE)
 
 
 @click.command()
@@ -103,32 +107,69 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool, all_pipelines
 def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | None, as_json: bool) -> None:
     """Run NOTEBOOK on the cluster, once or for each combination of parameters.
 
-    Each run is a notebook of its own, and in MLflow all lie under one parent run.
+    Each run is a notebook of its own; the table shows the metrics of its MLflow runs.
 
     \b
     Example:  workshop run notebooks/train_rf.ipynb --sweep max_depth=8,10,12 --rank-by r2
     """
-    from papermill_dask import sweep
-    from papermill_dask.combinations import read_value
-
     from workshop.errors import EngineError
+    from workshop.ownership import use_own_servers
 
-    fixed = {name: read_value(value) for name, value in parameters}
-    if rank_by:
-        sweep.read_rank(rank_by)  # a mistake in it is told before anything runs
-    done = sweep.run_many(notebook, fixed, sweeps, output, tell=tell)
-    unranked = None
-    if rank_by:
-        try:
-            done = done.ranked(rank_by)
-        except EngineError as error:  # told after the table, which shows what there is
-            unranked = error
-    print_rows([row.as_dict() for row in done.runs] if as_json else done.table(), as_json)
+    use_own_servers()
+    from papermill_dask import run_many
+    from papermill_dask.sweep import combinations, read_parameter
+
+    metric, least_first = _rank(rank_by) if rank_by else (None, False)  # a mistake is told before anything runs
+    fixed = {name: read_parameter(value) for name, value in parameters}
+    done = run_many(notebook, [fixed | chosen for chosen in combinations(sweeps)], output, tell=tell)
+    if metric:
+        sign = 1 if least_first else -1
+        done.runs.sort(key=lambda row: sign * _number(row.metrics.get(metric), sign * math.inf))
+    print_rows([_as_json(row) for row in done.runs] if as_json else done.table(), as_json)
     for failed in done.failed:
         tell(f"failed: {failed.output}: {failed.error}")
-    if unranked and not done.exit_code:
-        raise unranked
+    known = sorted({name for row in done.runs for name in row.metrics})
+    if metric and metric not in known and not done.exit_code:  # told after the table, which shows what there is
+        raise EngineError(
+            "No run has the metric to rank by.",
+            value=metric,
+            expected=f"one of {', '.join(known)}" if known else "a notebook that logs metrics to an MLflow run",
+            next_step="see the table: all that ran is kept",
+        )
     raise SystemExit(done.exit_code)
+
+
+def _number(value: float | None, instead: float) -> float:
+    """Return a number, or another one where it is none."""
+    return instead if value is None or math.isnan(value) else value
+
+
+def _as_json(run) -> dict:
+    """Return all there is to know of a run, as JSON can hold it: no NaN, no infinity."""
+
+    def finite(values: dict) -> dict:
+        bad = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        return {name: None if name in bad else value for name, value in values.items()}
+
+    return {
+        "parameters": finite(run.parameters),
+        "status": str(run.status),
+        "seconds": run.seconds,
+        "metrics": finite(run.metrics),
+        "error": run.error,
+        "notebook": str(run.output),
+        "run_ids": run.run_ids,
+    }
+
+
+def _rank(rank_by: str) -> tuple[str, bool]:
+    """Return the metric to rank by, and whether its least value is the best."""
+    metric, colon, best = rank_by.rpartition(":")
+    if not colon:
+        return rank_by, bool(LOWER_IS_BETTER.search(rank_by))
+    if not metric or best not in ("min", "max"):
+        raise click.BadParameter(f"{rank_by} is not METRIC, METRIC:min or METRIC:max", param_hint="--rank-by")
+    return metric, best == "min"
 
 
 @click.command()

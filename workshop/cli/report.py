@@ -74,6 +74,9 @@ def _many(pipeline: Path, weeks: str | None, folder: Path, to_paper: bool) -> li
     from tqdm.auto import tqdm
 
     from workshop.data.weeks import between, names
+    from workshop.ownership import use_own_servers
+
+    use_own_servers()
     from workshop.models.report import batch
 
     wanted = None if weeks is None else between(weeks)

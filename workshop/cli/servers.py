@@ -81,17 +81,17 @@ def _in_words(seconds: float) -> str:
 
 def _running_notebooks(services: list[dict]) -> list[dict]:
     """Ask the cluster, unless it is this machine's own and does not run."""
+    from workshop.ownership import use_own_servers
     from workshop.settings import get_settings
 
     own = next(service for service in services if service["name"] == "dask-scheduler")
     if get_settings().given_scheduler_address is None and not own["healthy"]:
         return []
-    from papermill_dask import cluster
+    use_own_servers()
+    from papermill_dask import EngineError, connect, running
 
-    from workshop.errors import EngineError
-
-    with contextlib.suppress(EngineError), cluster.connect() as client:  # raised while there is no worker
-        return cluster.running(client)
+    with contextlib.suppress(EngineError), connect() as client:  # raised while there is no worker
+        return running(client)
     return []
 
 

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from papermill_dask.tracking import NOTEBOOK_TAG
+
 from workshop.errors import ModelError, ParameterError
 from workshop.models import history, registry
 from workshop.models.tracking import (
@@ -17,7 +19,6 @@ from workshop.models.tracking import (
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
-    NOTEBOOK_TAG,
     STAGE_TAG,
     connect,
     run_url,

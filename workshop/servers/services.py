@@ -134,6 +134,7 @@ SERVICES = (
         _workers_command,
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
+        {"DASK_CONFIG": str(Path(__file__).with_name("dask.yaml"))},
         # They begin at once to import what notebooks need, and would slow the start of what people wait for.
         comes_last=True,
     ),

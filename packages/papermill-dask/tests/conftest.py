@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from workplace import BIN, clean_environment, free_port, processes_of
+from programs import BIN, clean_environment, free_port, processes_of
 
 START_SECONDS = 60
 TRACKING_SECONDS = 240  # its tables are made first, which takes long on a busy machine
@@ -41,11 +41,10 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     file = folder / "scheduler.json"
     environment = clean_environment() | {
-        "WORKSHOP_STATE": str(folder / "state"),
         "JUPYTER_PATH": str(folder / "jupyter"),
         "IPYTHONDIR": str(folder / "ipython"),
         # Kernels are forked here, too, but from a process that is ready at once.
-        "WORKSHOP_KERNEL_IMPORTS": '["pandas"]',
+        "DASK_PAPERMILL_DASK__KERNEL_IMPORTS": '["pandas"]',
     }
     # ipykernel captures less of what is printed when it believes itself to be under test.
     environment.pop("PYTEST_CURRENT_TEST", None)

@@ -19,12 +19,12 @@ from typing import Any
 
 import nbformat
 import psutil
-from workplace import BIN, clean_environment, required
+from programs import BIN, clean_environment, required
 
 START_SECONDS = 120
 RUN_SECONDS = 240
 POLL_SECONDS = 0.2
-MARK = "WORKSHOP_MARK"  # goes with the client's other variables into the kernel, and from there to all that it starts
+MARK = "DVC_MARK"  # goes with the client's other variables into the kernel, and from there to all that it starts
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS, what: str = "") -> Any:
@@ -77,7 +77,7 @@ def new_hosts(folder: Path) -> Iterator[Hosts]:
     """Make three hosts; on the worker, ``folder``, in which the client's files lie, is the worker's own and empty."""
     required("root, for network namespaces", os.geteuid() == 0 and shutil.which("ip"))
     address = "10.99.0.1"
-    name = f"workshop-{secrets.token_hex(3)}"
+    name = f"notebooks-{secrets.token_hex(3)}"
     scheduler = Host(f"{name}-s", address)
     worker = Host(f"{name}-w", "10.99.1.2", folder)
     client = Host(f"{name}-c", "10.99.2.2")
@@ -306,7 +306,7 @@ def new_cluster(folder: Path, client_host: Host = THIS, **environment: str) -> I
     """Yield a cluster that has no process yet; end those that it was given, and see that nothing of it is left."""
     folder.mkdir(parents=True, exist_ok=True)
     # Kernels that are not warm: a warm process costs ten seconds of computing at each worker's first notebook.
-    common = {"WORKSHOP_STATE": str(folder / "state"), "WORKSHOP_KERNEL_IMPORTS": "[]", "TMPDIR": str(folder)}
+    common = {"DASK_PAPERMILL_DASK__KERNEL_IMPORTS": "[]", "TMPDIR": str(folder)}
     common |= {"IPYTHONDIR": str(folder / "ipython"), "TQDM_DISABLE": "1"}
     cluster = Cluster(folder, clean_environment() | common | environment, client_host=client_host)
     cluster.environment.pop("PYTEST_CURRENT_TEST", None)

@@ -22,9 +22,8 @@ import nbformat
 import psutil
 import pytest
 from hosts import MARK, THIS, Cluster, Hosts, end, marked, new_cluster, new_hosts, notebook, wait_for
-from workplace import BIN, required
-
-from workshop.errors import EngineError
+from papermill_dask import EngineError
+from programs import BIN, required
 
 MB = 10**6
 PACKAGES = sysconfig.get_path("purelib")
@@ -59,11 +58,11 @@ def dask_client(cluster):
 
 
 def document(*sources: str, **options) -> nbformat.NotebookNode:
-    """Return a notebook as papermill hands it to an engine; ``options`` are those of `metadata.workshop`."""
+    """Return a notebook as papermill hands it to an engine; ``options`` are those of `metadata.papermill_dask`."""
     found = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     found.metadata.papermill = {}
     if options:
-        found.metadata.workshop = options
+        found.metadata.papermill_dask = options
     return found
 
 
@@ -125,8 +124,8 @@ def test_cluster_output_is_cut_where_it_is_asked_for(cluster, tmp_path, option):
     scheduler = psutil.Process(cluster.processes["scheduler"].pid)
     before = scheduler.memory_info().rss
     prints = "for _ in range(10_000):\n    print('x' * 4_000)\nprint('end')"
-    metadata = {"workshop": {"max_output": "4.9 MB"}} if option == "metadata" else {}
-    environment = {"WORKSHOP_NOTEBOOK_MAX_OUTPUT": "4.9 MB"} if option == "variable" else {}
+    metadata = {"papermill_dask": {"max_output": "4.9 MB"}} if option == "metadata" else {}
+    environment = {"DASK_PAPERMILL_DASK__MAX_OUTPUT": "4.9 MB"} if option == "variable" else {}
     client = cluster.start(notebook(tmp_path / "long.ipynb", prints, "print('next')", **metadata), **environment)
     most = before
     while client.process.poll() is None:
@@ -168,7 +167,7 @@ def kernels(mark: str) -> list[psutil.Process]:
 
 def most_at_once(client, number: int, mark: str) -> list[psutil.Process]:
     """Run as many notebooks at once; return the kernels of a moment when there were most."""
-    from papermill_dask.engine import execute_notebook
+    from papermill_dask import execute_notebook
 
     most = []
     with ThreadPoolExecutor(number) as executor:
@@ -202,7 +201,7 @@ def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
 def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path, resources):
     """The second goes where none runs, the third to the worker that is free first, wherever it had to wait."""
     from distributed import Client
-    from papermill_dask.engine import execute_notebook
+    from papermill_dask import execute_notebook
 
     for name in ("alpha", "beta"):
         own.start_worker(name, resources=resources, WORKER=name)
@@ -284,7 +283,7 @@ def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
 )
 def test_cluster_says_at_once_what_it_lacks(dask_client, options, words):
     """A resource, memory or worker that is not there: an error at once, with what there is."""
-    from papermill_dask.engine import execute_notebook
+    from papermill_dask import execute_notebook
 
     with pytest.raises(EngineError) as caught:
         execute_notebook(document("1", **options), "python3", progress_bar=False, client=dask_client)
@@ -299,7 +298,7 @@ def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(own, tmp_path):
     own.start_worker("strong", resources="notebook=1,GPU=1", WHICH="strong")
     source = "import os\nprint(os.environ.get('WHICH'))"
     for metadata in ({"worker": "strong"}, {"resources": {"GPU": 1}}):
-        client = own.run(notebook(tmp_path / "asks.ipynb", source, workshop=metadata))
+        client = own.run(notebook(tmp_path / "asks.ipynb", source, papermill_dask=metadata))
         assert client.process.returncode == 0, client.words
         assert client.text() == "strong\n"
 
@@ -461,7 +460,7 @@ class Apart:
     def scratch_folders(self) -> list[Path]:
         """The scratch folders on the worker's own disk."""
         root = Path(f"/proc/{self.cluster.processes['far'].pid}/root{self.hosts.worker.hidden}")
-        return list((root / "dask-scratch-space" / "workshop" / "scratch").iterdir())
+        return list((root / "dask-scratch-space" / "papermill-dask" / "scratch").iterdir())
 
 
 STAGE = """
@@ -560,7 +559,7 @@ def test_cluster_stage_on_another_machine_gets_its_deps_and_gives_its_outs(apart
 def test_cluster_stage_that_fails_on_another_machine_leaves_the_outs_alone(apart):
     """An error in the notebook: `dvc repro` fails, and no out is half there; the executed notebook is."""
     source = notebook(apart.repository / "fails.ipynb", "open('out.txt', 'w').write('half')", "1 / 0")
-    client = apart.cluster.run(source, output="failed.ipynb", WORKSHOP_NOTEBOOK_OUTS="out.txt")
+    client = apart.cluster.run(source, output="failed.ipynb", DASK_PAPERMILL_DASK__OUTS="out.txt")
     assert client.process.returncode == 1
     assert "ZeroDivisionError" in client.words
     assert not (apart.repository / "out.txt").exists()
@@ -637,7 +636,7 @@ def test_cluster_deps_that_do_not_fit_on_the_worker_are_an_error(tmp_path):
         cluster.start_scheduler(hosts.scheduler)
         cluster.start_worker("far", host=small)
         (tmp_path / "large.bin").write_bytes(os.urandom(8 * MB))
-        source = notebook(tmp_path / "needs.ipynb", "print('ran')", workshop={"deps": ["large.bin"]})
+        source = notebook(tmp_path / "needs.ipynb", "print('ran')", papermill_dask={"deps": ["large.bin"]})
         client = cluster.run(source)
         assert client.process.returncode == 1
         assert "Traceback" not in client.words

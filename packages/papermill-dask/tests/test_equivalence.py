@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import notebooks
 import pytest
-from engine import notebooks
 from notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
-from workplace import BIN
+from programs import BIN
 
 ENGINES = {"own": None, "dask": "dask"}
 RUN_SECONDS = 120

@@ -16,18 +16,17 @@ import nbformat
 import psutil
 import pytest
 from hosts import MARK, Client, assert_gone, filled, marked, new_cluster, notebook, small_disk, wait_for
-from workplace import BIN
-
-from workshop.errors import EngineError
+from papermill_dask import EngineError
+from programs import BIN
 
 SECONDS = 10  # within which all that a notebook had started is gone, on every machine
 DESCENDANTS_SECONDS = 5  # likewise, for what only the kernel has to do with
 RUN_SECONDS = 60  # likewise, until no MLflow run of it is open
-REPETITIONS = int(os.environ.get("WORKSHOP_TEST_REPETITIONS", "5"))  # of what must hold 50 times of 50
+REPETITIONS = int(os.environ.get("TEST_REPETITIONS", "5"))  # of what must hold 50 times of 50
 OPEN_RUN = """
 import json, os, sys, time, urllib.request
 address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/create"
-tags = [{"key": "workshop.task", "value": os.environ["WORKSHOP_TASK"]}]  # as MLflow itself does it in a kernel
+tags = [{"key": "papermill_dask.task", "value": os.environ["PAPERMILL_DASK_TASK"]}]  # as MLflow does
 body = json.dumps({"experiment_id": "0", "tags": tags}).encode()
 request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
 print("run", json.load(urllib.request.urlopen(request))["run"]["info"]["run_id"], flush=True)
@@ -226,8 +225,7 @@ def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking_server, 
 def test_fault_worker_killed_is_told_to_all_who_need_it(own, monkeypatch):
     """One client with three notebooks, two on a worker and one that waits for it: all three fail when it is killed."""
     from distributed import Client
-    from papermill_dask.attempt import WorkerLost
-    from papermill_dask.engine import execute_notebook
+    from papermill_dask import WorkerLost, execute_notebook
 
     mark = secrets.token_hex(8)
     monkeypatch.setenv(MARK, mark)
@@ -263,8 +261,8 @@ def test_fault_scheduler_killed_is_an_error(own, tracking_server, tmp_path):
 
 def test_fault_warm_kernel_goes_with_its_worker(own, tmp_path):
     """A worker killed with -9 takes along a kernel forked from its warm process, and that process itself."""
-    own.start_worker("one", "--preload", "papermill_dask.preload", WORKSHOP_KERNEL_IMPORTS='["colorsys"]')
-    environment = {"WORKSHOP_KERNEL_IMPORTS": '["colorsys"]'}
+    own.start_worker("one", "--preload", "papermill_dask.preload", DASK_PAPERMILL_DASK__KERNEL_IMPORTS='["colorsys"]')
+    environment = {"DASK_PAPERMILL_DASK__KERNEL_IMPORTS": '["colorsys"]'}
     is_warm = "import sys\nprint('colorsys' in sys.modules)"
 
     def runs_warm() -> bool:
@@ -301,7 +299,7 @@ def test_fault_worker_lost_with_retries_runs_again(own, tmp_path, how):
         f"if len(open({str(count)!r}).readlines()) == 1:\n    time.sleep(600)\nprint('done')",
     )
     if how == "variable":
-        client = own.start(source, WORKSHOP_NOTEBOOK_RETRIES="1")
+        client = own.start(source, DASK_PAPERMILL_DASK__RETRIES="1")
     else:
         paths = f"{str(source)!r}, {str(output)!r}"
         call = f"import papermill\npapermill.execute_notebook({paths}, engine_name='dask', retries=1)"
@@ -315,7 +313,7 @@ def test_fault_worker_lost_with_retries_runs_again(own, tmp_path, how):
     assert client.cells == ["completed", "completed"]
     assert client.document.metadata.papermill.exception is None
     assert client.text(1) == "done\n"
-    (lost,) = client.document.metadata.workshop.lost
+    (lost,) = client.document.metadata.papermill_dask.lost
     assert set(lost) == {"worker", "began", "ended", "error"}
     assert lost["began"] < lost["ended"] < time.time()
     assert "lost" in lost["error"]
@@ -360,7 +358,7 @@ def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
 def test_fault_descendants_are_gone_in_seconds_every_time(cluster, monkeypatch, number):
     """A stuck kernel with children, daemons among them, that is no longer wanted: gone within 5 s, every time."""
     from distributed import Client, Future
-    from papermill_dask.engine import execute_notebook
+    from papermill_dask import execute_notebook
 
     mark = f"again-{secrets.token_hex(8)}"
     monkeypatch.setenv(MARK, mark)
@@ -378,7 +376,7 @@ def test_fault_descendants_are_gone_in_seconds_every_time(cluster, monkeypatch, 
 @pytest.mark.soak
 def test_fault_client_of_a_local_cluster_killed_leaves_nothing(tmp_path):
     """Without a scheduler the client starts a cluster of its own: after a kill -9 neither that nor the kernel lives."""
-    with new_cluster(tmp_path / "none", WORKSHOP_ROOT=str(tmp_path)) as nothing:
+    with new_cluster(tmp_path / "none") as nothing:
         client = nothing.start(notebook(tmp_path / "alone.ipynb", "1", SLEEP))
         kernel_of(client)
         family = psutil.Process(client.process.pid).children(recursive=True)
@@ -395,7 +393,7 @@ def test_fault_worker_disk_full_is_an_error(cluster, tmp_path):
     # A kernel's sockets need a short path; where TMPDIR is a long one, its files lie elsewhere.
     with tempfile.TemporaryDirectory(dir="/tmp") as short, small_disk(Path(short) / "small", "1m") as folder:
         cluster.start_worker("small", TMPDIR=str(folder))
-        source = notebook(tmp_path / "full.ipynb", "print('ran')", workshop={"worker": "small"})
+        source = notebook(tmp_path / "full.ipynb", "print('ran')", papermill_dask={"worker": "small"})
         client = cluster.run(source)
         assert client.process.returncode == 0, client.words
         with filled(folder):

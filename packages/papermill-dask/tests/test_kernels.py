@@ -349,7 +349,7 @@ def probe(folder, **options):
 @pytest.mark.parametrize("start", ["cold", "warm"])
 def test_kernel_finds_what_jupyters_own_finds(request, tmp_path, start):
     """Arguments, path, variables, filters, loggers, signals, threads, streams and shell are those of a stock kernel."""
-    options = {"folder": tmp_path, "environment": {"WORKSHOP_PROBE": start}}
+    options = {"folder": tmp_path, "environment": {"PROBE": start}}
     stock = probe(manager=AsyncKernelManager, **options)
     if start == "warm":
         request.getfixturevalue("plotting")

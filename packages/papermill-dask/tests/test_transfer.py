@@ -17,14 +17,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from papermill_dask.files.declaration import Declaration
-from papermill_dask.files.landing import Landing
-from papermill_dask.files.manifest import Entry, entries
-from papermill_dask.files.store import KEPT_NS, Store, serve
-from papermill_dask.files.transfer import fetch, remove, send
-from workplace import BIN, clean_environment, required
-
-from workshop.errors import EngineError
+from papermill_dask import EngineError
+from papermill_dask.files import Replacement, fetch, remove, send
+from papermill_dask.stage import Declaration
+from papermill_dask.store import Entry, Store, entries, serve
+from programs import BIN, clean_environment, required
 
 MB = 10**6
 
@@ -43,7 +40,7 @@ class Cluster:
     @property
     def root(self) -> Path:
         """The worker's store."""
-        return self.disk / "dask-scratch-space" / "workshop"
+        return self.disk / "dask-scratch-space" / "papermill-dask"
 
     def scratch_folders(self) -> list[Path]:
         """The scratch folders on the worker now."""
@@ -205,16 +202,11 @@ def test_transfer_of_1_GB_passes_in_chunks(cluster, folder):
         cluster.remove(scratch)
     assert max(grown.values()) < 200 * MB, grown
     assert subprocess.run(["cmp", folder / "large", folder / "made"], check=False).returncode == 0
-    # A file that is no longer what its hash says could not be sent: only the hash is asked for.
-    known = {folder / "large": entries(folder, ["large"])[0].md5}
     (kept,) = [file for file in (cluster.root / "files").glob("*/*") if file.stat().st_size == 1000 * MB]
     before = kept.stat().st_ino
-    os.truncate(folder / "large", 0)
-    os.truncate(folder / "large", 1000 * MB)
-    scratch = send(cluster.client, cluster.worker, folder, Declaration(("large",), known=known))
+    scratch = cluster.send(folder, "large")
     assert kept.stat().st_ino == before
-    with Path(scratch, "large").open("rb") as copy, (folder / "made").open("rb") as made:
-        assert copy.read(MB) == made.read(MB)
+    assert not list(Path(scratch).parent.glob("incoming/*"))
     cluster.remove(scratch)
     kept.unlink()
 
@@ -468,13 +460,16 @@ def test_send_does_not_trust_a_damaged_file(cluster, folder):
     cluster.remove(scratch)
 
 
-def test_send_notices_a_file_that_changes_meanwhile(cluster, folder):
+def test_store_notices_a_file_that_changed_meanwhile(tmp_path):
     """A content that is not what its hash says is neither used nor kept."""
-    changing = write(folder / "dep", b"as it is now")
-    wrong = Declaration(("dep",), known={changing: "0" * 32})
+    store = Store(tmp_path)
+    wanted = [Entry("dep", "0" * 32, 3, 0o644)]
+    scratch, missing = store.open(wanted)
+    store.receive(scratch, [(missing[0], 0, b"new")])
     with pytest.raises(EngineError, match="changed while it was sent"):
-        send(cluster.client, cluster.worker, folder, wrong)
-    assert not (cluster.root / "files" / "00" / ("0" * 30)).exists()
+        store.fill(scratch, wanted)
+    assert not list((tmp_path / "files").glob("*/*"))
+    store.remove(scratch)
 
 
 @pytest.mark.parametrize("victim", ["worker", "scheduler"])
@@ -504,8 +499,8 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
     """Ctrl-C while files are on their way: the client ends at once, and its scratch folder is gone."""
     write_large(folder / "large", 600 * MB)
     program = (
-        "from pathlib import Path; from distributed import Client; from papermill_dask.files.transfer import send\n"
-        "from papermill_dask.files.declaration import Declaration\n"
+        "from pathlib import Path; from distributed import Client; from papermill_dask.files import send\n"
+        "from papermill_dask.stage import Declaration\n"
         f"client = Client({cluster.client.scheduler.address!r}, set_as_default=False)\n"
         f"send(client, {cluster.worker!r}, Path({str(folder)!r}), Declaration(('large',)))"
     )
@@ -525,8 +520,8 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
 def test_store_is_not_shared_with_strangers(tmp_path, folder):
     """Where others could have put files into the host's shared folder, the worker uses its own."""
     (tmp_path / "disk" / "dask-scratch-space").mkdir(parents=True)
-    (tmp_path / "disk" / "dask-scratch-space" / "workshop").mkdir(mode=0o777)
-    (tmp_path / "disk" / "dask-scratch-space" / "workshop").chmod(0o777)
+    (tmp_path / "disk" / "dask-scratch-space" / "papermill-dask").mkdir(mode=0o777)
+    (tmp_path / "disk" / "dask-scratch-space" / "papermill-dask").chmod(0o777)
     write(folder / "dep")
     with new_cluster(tmp_path / "cluster", tmp_path / "disk") as cluster:
         scratch = cluster.send(folder, "dep")
@@ -540,16 +535,16 @@ def test_store_sweeps_what_a_killed_worker_left(tmp_path):
     store = Store(tmp_path)
     mine, _ = store.open([])
     program = (
-        "import sys, time; from pathlib import Path; from papermill_dask.files.store import Store\n"
+        "import sys, time; from pathlib import Path; from papermill_dask.store import Store\n"
         f"print(Store(Path({str(tmp_path)!r})).open([])[0], flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         left = Path(other.stdout.readline().strip())
         (left / "locked").mkdir(mode=0o000)
-        store.sweep()
+        store._sweep()
         assert left.is_dir()
         other.kill()
-    store.sweep()
+    store._sweep()
     assert not left.parent.exists()
     assert Path(mine).is_dir()
     store.remove(mine)
@@ -565,7 +560,7 @@ def test_store_sweeps_what_no_one_asked_for_in_a_day(tmp_path):
     for scratch in (forgotten, used):
         os.utime(scratch.parent, (time.time() - 100_000,) * 2)
     with subprocess.Popen(["sleep", "60"], cwd=used) as notebook:
-        store.sweep()
+        store._sweep()
         assert used.is_dir()
         assert not forgotten.exists()
         notebook.kill()
@@ -600,7 +595,7 @@ def test_store_keeps_the_most_recently_used(tmp_path, folder):
     assert kept == {b"a", b"c", b"d"}
     store.remove(fill(store, folder, "d", limit=0))
     kept = {file.read_bytes()[:1] for file in (tmp_path / "store" / "files").glob("*/*")}
-    assert kept == {b"c", b"d"}
+    assert kept == {b"d"}
     store.fill(waiting, entries(folder, ["c"]))
     assert Path(waiting, "c").read_bytes() == b"c" * 100
     store.remove(waiting)
@@ -611,8 +606,8 @@ def test_store_is_shared_by_processes(tmp_path, folder):
     for number in range(20):
         write(folder / "data" / str(number), bytes([number]) * 100_000)
     program = (
-        "import sys; from pathlib import Path; from papermill_dask.files.store import Store\n"
-        "from papermill_dask.files.manifest import entries\n"
+        "import sys; from pathlib import Path; from papermill_dask.store import Store\n"
+        "from papermill_dask.store import entries\n"
         f"folder = Path({str(folder)!r}); wanted = entries(folder, ['data'])\n"
         f"store = Store(Path({str(tmp_path / 'store')!r}))\n"
         "for _ in range(10):\n"
@@ -626,54 +621,38 @@ def test_store_is_shared_by_processes(tmp_path, folder):
     assert [(process.communicate(timeout=60)[1], process.returncode) for process in processes] == [("", 0)] * 4
     files = list((tmp_path / "store" / "files").glob("*/*"))
     assert 0 < len(files) <= 20
-    assert {file.stat().st_mtime_ns for file in files} == {KEPT_NS}
     assert list((tmp_path / "store" / "scratch").iterdir()) == []
 
 
-def test_landing_mends_what_a_killed_client_left(folder):
+def test_replacement_mends_what_a_killed_client_left(folder):
     """A client killed between two renames: the next one puts the old out back and leaves nothing hidden."""
     write(folder / "out", b"old")
     program = (
-        "import time; from pathlib import Path; from papermill_dask.files.landing import Landing\n"
+        "import time; from pathlib import Path; from papermill_dask.files import Replacement\n"
         f"folder = Path({str(folder)!r})\n"
-        "landing = Landing(folder, ['out']); landing.prepare([], [])\n"
-        "(folder / 'out').rename(landing.staged('out').parents[1] / 'old' / 'out')\n"
+        "replacement = Replacement(folder, ['out']); replacement.prepare([], [])\n"
+        "(folder / 'out').rename(replacement.staged('out').parents[1] / 'old' / 'out')\n"
         "print('half done', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout.readline() == "half done\n"
         (left,) = folder.iterdir()
-        os.utime(left, (time.time() - 3600,) * 2)
-        with Landing(folder, ["other"]) as landing:
-            landing.prepare([], [])
+        with Replacement(folder, ["other"]) as replacement:
+            replacement.prepare([], [])
             assert left.exists(), "the other client is still at it"
         client.kill()
-    with Landing(folder, ["other"]) as landing:
-        landing.prepare([], [])
+    with Replacement(folder, ["other"]) as replacement:
+        replacement.prepare([], [])
     assert tree(folder) == {"out": (b"old", 0o644)}
 
 
-def test_landing_refuses_a_wrong_content(folder):
+def test_replacement_refuses_a_wrong_content(folder):
     """What arrives is checked by its hash before anything is put in place."""
     write(folder / "out", b"old")
     wrong = Entry("out", "0" * 32, 3, 0o644)
-    with Landing(folder, ["out"]) as landing:
-        landing.prepare([wrong], [])
-        landing.staged("out").write_bytes(b"new")
+    with Replacement(folder, ["out"]) as replacement:
+        replacement.prepare([wrong], [])
+        replacement.staged("out").write_bytes(b"new")
         with pytest.raises(EngineError, match="changed while it was fetched"):
-            landing.finish([wrong], {"out"})
+            replacement.finish([wrong], {"out"})
     assert tree(folder) == {"out": (b"old", 0o644)}
-
-
-def test_transfer_shows_a_bar_when_asked_and_worth_it(cluster, folder, capfd):
-    """A bar on stderr for what takes a while, none for small files or unasked."""
-    write(folder / "small")
-    write_large(folder / "large", 51 * MB)
-    cluster.remove(cluster.send(folder, "small", progress=True))
-    assert capfd.readouterr().err == ""
-    scratch = cluster.send(folder, "large", progress=True)
-    assert "Sending: 100%" in capfd.readouterr().err
-    (folder / "large").unlink()
-    cluster.fetch(scratch, folder, "large")
-    assert capfd.readouterr().err == ""
-    cluster.remove(scratch)

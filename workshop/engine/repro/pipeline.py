@@ -74,10 +74,10 @@ def notebooks_at_once(settings: Settings) -> int:
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
     if settings.given_scheduler_address in (None, own):
         return settings.dask_workers
-    from papermill_dask import cluster, placement
+    from papermill_dask import connect, survey
 
-    with cluster.connect() as client:
-        return placement.slots(client)
+    with connect() as client:
+        return sum(worker.notebooks for worker in survey(client))
 
 
 @contextlib.contextmanager

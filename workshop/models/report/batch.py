@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from papermill_dask import cluster
+import papermill_dask
 
 from workshop.data.files import write_whole
 from workshop.errors import EngineError, WorkshopError
@@ -79,8 +79,8 @@ def make_many(
     from distributed import as_completed
 
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(cluster.connect())
-        fit = [worker.address for worker in _fit(cluster.survey(client))]
+        client = stack.enter_context(papermill_dask.connect())
+        fit = [worker.address for worker in _fit(papermill_dask.survey(client))]
         sent = client.scatter(evidence, workers=fit, hash=False)
         tasks = {
             client.submit(make, sent, week, template, to_paper=to_paper, pure=False, workers=fit): week
@@ -100,7 +100,7 @@ def _taken(task, week: str, folder: Path) -> Report:
         return Report(week, error=f"{type(error).__name__}: {error}")
 
 
-def _fit(workers: list[cluster.Worker]) -> list[cluster.Worker]:
+def _fit(workers: list) -> list:
     fit = [worker for worker in workers if not worker.problems]
     if not fit:
         raise EngineError(

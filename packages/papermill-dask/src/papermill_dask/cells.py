@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import errno
 import json
 import signal
 import socket
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
@@ -15,10 +18,10 @@ from jupyter_core.utils import run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
-from papermill_dask.files.store import DISK_FULL
+from papermill_dask.errors import EngineError
 from papermill_dask.kernels.manager import KeptKernelManager
-from workshop.errors import EngineError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPT_SECONDS = 0.5
 # From the end of a cell to its last output. nbclient's 4 s are for messages that get lost, which a Unix socket's do
 # not, and too few where ten thousand of them are on their way.
@@ -29,16 +32,14 @@ OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error"}
 class CellEvents:
     """Stands in for papermill's NotebookExecutionManager on the worker: tells the client instead of saving."""
 
-    def __init__(self, notebook, events, run, *, sends_outputs: bool = False) -> None:
-        self.nb = notebook
-        self._sends_outputs = sends_outputs  # where they are changed after the kernel's last message
+    def __init__(self, notebook, run) -> None:
+        self.nb, self._run = notebook, run
         self.failed: set[int] = set()
-        self._events, self._run = events, run
 
     def cell_start(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
         """Tell that a cell begins."""
         self._run.cell = cell_index + 1
-        self._events.send("start", index=cell_index)
+        self._run.tell("start", index=cell_index)
 
     def cell_exception(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
         """Remember that a cell failed; its end will say so."""
@@ -49,12 +50,15 @@ class CellEvents:
         # papermill calls this in a `finally`: an error on its way (dead kernel, time-out) is a failed cell, too.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
-        metadata = {name: value for name, value in cell.metadata.items() if name != "papermill"}
-        count = cell.get("execution_count")
-        failed = cell_index in self.failed
-        outputs = cell.get("outputs") if self._sends_outputs else None
-        self._events.send(
-            "end", index=cell_index, metadata=metadata, execution_count=count, failed=failed, outputs=outputs
+        # Outputs that nbclient changes after the kernel's last message.
+        outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
+        self._run.tell(
+            "end",
+            index=cell_index,
+            metadata={name: value for name, value in cell.metadata.items() if name != "papermill"},
+            execution_count=cell.get("execution_count"),
+            failed=cell_index in self.failed,
+            outputs=outputs,
         )
 
     def autosave_cell(self) -> None:
@@ -67,10 +71,12 @@ class KernelClient(PapermillNotebookClient):
     ``max_output`` is the most bytes of output to keep, ``before_end`` is called while the kernel still stands.
     """
 
-    def __init__(self, manager: CellEvents, events, *, max_output: int | None, before_end, **options: Any) -> None:
+    def __init__(
+        self, manager: CellEvents, run, *, max_output: int | None, before_end: Callable[[], None], **options: Any
+    ) -> None:
         options = {"iopub_timeout": OUTPUT_SECONDS} | options
-        super().__init__(manager, kernel_manager_class=KeptKernelManager, log=events.logger(), **options)
-        self._events, self._max_output, self._before_end = events, max_output, before_end
+        super().__init__(manager, kernel_manager_class=KeptKernelManager, log=run.logger(), **options)
+        self._run, self._max_output, self._before_end = run, max_output, before_end
         self._output = 0
         self._exit_code: int | None = None
 
@@ -81,7 +87,7 @@ class KernelClient(PapermillNotebookClient):
             return None
         captured = kind in OUTPUT_MESSAGES | {"clear_output"} and self.output_hook_stack[parent]
         if not captured and not kind.startswith("comm"):
-            self._events.send(
+            self._run.tell(
                 "message",
                 index=cell_index,
                 message={
@@ -115,22 +121,21 @@ class KernelClient(PapermillNotebookClient):
             content = msg["content"] | {"text": text + note}
         return msg | {"msg_type": "stream", "header": msg["header"] | {"msg_type": "stream"}, "content": content}
 
-    def _cleanup_kernel(self) -> None:
-        # The last moment at which it is known how the kernel ended by itself, and which MLflow runs it had open: at
-        # the interpreter's exit MLflow ends them as if all had gone well.
-        kernel = self.km.kernel if self.km else None
-        self._exit_code = kernel.exit_code if kernel else None
-        if isinstance(sys.exc_info()[1], CellTimeoutError):
-            self._interrupt()
-        self._before_end(failed=bool(self.nb_man.failed) or sys.exc_info()[0] is not None)
-        super()._cleanup_kernel()
-
-    async def _async_interrupt(self) -> None:
-        await self.km.interrupt_kernel()
-        await asyncio.sleep(INTERRUPT_SECONDS)
-
-    # A cell out of time: interrupted it says where it was, as with papermill's own engine, and `with` blocks end.
-    _interrupt = run_sync(_async_interrupt)
+    @contextlib.contextmanager
+    def setup_kernel(self, **options: Any) -> Iterator[None]:
+        """Start the kernel, and end it after the block; see first how it ended if it did so by itself."""
+        with super().setup_kernel(**options):
+            try:
+                yield
+            except CellTimeoutError:
+                # Interrupted it says where it was, as with papermill's own engine, and `with` blocks end.
+                run_sync(self.km.interrupt_kernel)()
+                time.sleep(INTERRUPT_SECONDS)
+                raise
+            finally:
+                kernel = self.km.kernel
+                self._exit_code = kernel.exit_code if kernel else None
+                self._before_end()
 
     def explain(self, problem: Exception, cell: int | None) -> Exception:
         """Return the error to show: of a kernel that died also how, and in which cell (from 1)."""

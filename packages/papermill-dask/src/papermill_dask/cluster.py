@@ -1,47 +1,63 @@
-"""The Dask cluster to run on: connecting to it, what its workers are, and whether they can still be reached."""
+"""The Dask cluster to run on: connecting to it, which of its workers suit a notebook, and room on one of them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
+import socket
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop.errors import EngineError
-from workshop.ownership import require_own
-from workshop.settings import get_settings
+import dask.config
+from dask.tokenize import tokenize
+from jupyter_client.kernelspec import NoSuchKernel
+
+from papermill_dask import compat
+from papermill_dask.config import NotebookOptions
+from papermill_dask.errors import LOST, EngineError, WorkerLost
+from papermill_dask.worker import describe, listens, process_facts
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
+NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs at once
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
-ENDING_SECONDS = 60
-MARGIN_SECONDS = 1.0
-WAIT_SECONDS = 0.2
-NOTEBOOK = "notebook"  # the Dask resource of which each notebook takes one unit
-PACKAGES = ("papermill", "nbclient", "jupyter_client", "ipykernel", "workshop")
+WAITING_SECONDS = 2.0
+RETRY_SECONDS = 0.1
+NO_WORKER_SECONDS = 0.5
+LEASE_SECONDS = 6
+_registering = threading.Lock()
+
+
+class KernelMissing(EngineError, NoSuchKernel):
+    """No worker has the kernel; papermill's own engine raises NoSuchKernel where there is none."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker of the cluster, as it describes itself; ``problems`` say why no notebook can run on it."""
+    """A worker of the cluster, as it describes itself; ``problems`` say why no notebook can run on it.
+
+    ``notebooks`` is how many it runs at once, ``id`` tells its process from a later one at the same address.
+    """
 
     address: str
     name: str
-    threads: int
     memory: int
     resources: dict[str, float]
+    notebooks: int
+    id: str | None = None
     sees_folder: bool = False
     is_local: bool = False
+    running: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -53,29 +69,22 @@ class Worker:
 def connect() -> Iterator[Client]:
     """Yield a client of the cluster to run on; close what was opened for the call.
 
-    That is DASK_SCHEDULER_ADDRESS (or Dask's own configuration), else the cluster that `workshop up` started, else a
-    local one of one worker for the call. Raises EngineError when the scheduler does not answer or has no worker.
+    That is the scheduler that Dask's configuration names (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
+    Raises EngineError when the scheduler does not answer or has no worker.
     """
-    import dask
     from distributed import Client, LocalCluster
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # tracebacks of what we tell in words
-    address, settings = dask.config.get("scheduler-address", None), get_settings()
-    is_exported = address == settings.dask_scheduler_address and settings.given_scheduler_address is None
-    if settings.is_up if address is None else is_exported:
-        require_own(settings, settings.dask_port)
-        address = settings.scheduler_address
+    for name in ("distributed.client", "distributed.semaphore"):  # tracebacks of what we tell in words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    address = dask.config.get("scheduler-address", None)
     with contextlib.ExitStack() as stack:
         if address is None:
             logger.info("No scheduler address is set: starting a local Dask cluster for this notebook.")
             # Dask's own default for the page, ":0", listens on every interface.
-            cluster = LocalCluster(
-                n_workers=1, threads_per_worker=1, resources={NOTEBOOK: 1}, dashboard_address="127.0.0.1:0"
-            )
-            stack.enter_context(cluster)
-            address = cluster.scheduler_address
+            cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+            address = stack.enter_context(cluster).scheduler_address
         try:
             client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
@@ -83,92 +92,70 @@ def connect() -> Iterator[Client]:
                 "The Dask scheduler does not answer.",
                 value=f"{address} ({error})",
                 expected="the address of a running scheduler; tls:// needs Dask's TLS settings (distributed.comm.tls)",
-                next_step="`workshop up` starts one; DASK_SCHEDULER_ADDRESS names another",
+                next_step="start one (`dask scheduler`), or set DASK_SCHEDULER_ADDRESS to another's address",
             ) from None
         stack.enter_context(client)
         require_worker(client)
         yield client
 
 
-def require_worker(client: Client, seconds: float = 0) -> None:
+def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not client.scheduler_info(n_workers=1)["workers"]:
-        if time.monotonic() >= deadline:
-            raise EngineError(
-                "The Dask cluster has no worker.",
-                value=client.scheduler.address,
-                expected="at least one worker",
-                next_step="`workshop status` shows what runs; a worker's log lies in server/state/logs",
-            )
-        time.sleep(WAIT_SECONDS)
+    try:
+        client.wait_for_workers(1, timeout=seconds)
+    except TimeoutError:
+        raise EngineError(
+            "The Dask cluster has no worker.",
+            value=client.scheduler.address,
+            expected="at least one worker",
+            next_step=f"`dask worker {client.scheduler.address}` starts one",
+        ) from None
 
 
+# -- what the workers are ------------------------------------------------------------------------------------------
 def survey(client: Client, kernel_name: str | None = None, folder: Path | None = None) -> list[Worker]:
-    """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment.
-
-    What differs is listed in a worker's ``problems``, in words, before anything of ours is unpickled there.
-    """
+    """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment."""
     known = client.scheduler_info(n_workers=-1)["workers"]
+    declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
     with _sign_in(folder) as sign:
-        # The function goes as text to `eval`: a worker with another Python, or without this package, could not
-        # unpickle it, and to find that out is the purpose.
-        given = {"source": DESCRIBE, "scope": {}, "packages": list(PACKAGES), "sign": sign}
-        call = "(exec(source, scope), scope['_describe'](packages, sign))[1]"
-        answers = client.sync(_ask, client, list(known), eval, call, given)
-    here = _describe(list(PACKAGES), sign, lists_kernels=False)  # to look for them takes a while, and nobody asks
-    return [_worker(address, known[address], answers[address], here, kernel_name) for address in answers]
+        answers = client.sync(_ask_all, client, list(known), describe, sign)
+    here = process_facts()
+    found = []
+    for address, answer in answers.items():
+        it = known[address]
+        resources = it.get("resources", {})
+        facts = answer if isinstance(answer, dict) else {}
+        problems = _differences(facts, here, kernel_name) if facts else [_no_answer(answer)]
+        seats = int(resources.get(NOTEBOOK, 0)) if declared else it["nthreads"]
+        if not seats:
+            problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
+        found.append(
+            Worker(
+                address=address,
+                name=str(it["name"]),
+                memory=it["memory_limit"] or 0,
+                resources=resources,
+                notebooks=seats,
+                id=facts.get("id"),
+                sees_folder=facts.get("sees", False),
+                is_local=facts.get("machine") == here["machine"],
+                running=facts.get("running", []),
+                problems=problems,
+            )
+        )
+    return found
 
 
-async def _ask(client: Client, workers: list[str], function: Callable, *arguments: Any) -> dict[str, Any]:
-    """Call a function on workers as `Client.run` does; give what each returns, or the error that kept it from that."""
+async def _ask_all(client: Client, workers: Iterable[str], function: Callable, *arguments: Any) -> dict[str, Any]:
+    """Call a function on workers; give what each returns, or the error that kept it from that."""
 
     async def ask(worker: str) -> Any:
         try:  # each for itself: one that hangs must not keep the others waiting for long
-            asked = client._run(function, *arguments, workers=[worker], on_error="return")
-            return (await asyncio.wait_for(asked, ANSWER_SECONDS))[worker]
-        except OSError as error:
+            return await asyncio.wait_for(compat.ask_worker(client, worker, function, *arguments), ANSWER_SECONDS)
+        except Exception as error:  # noqa: BLE001 - whatever kept it from answering is what is wrong with it
             return error
 
     return dict(zip(workers, await asyncio.gather(*map(ask, workers)), strict=True))
-
-
-def _describe(packages, sign, lists_kernels=True):
-    """Return what this process is; runs on a worker, which may have none of our packages and another Python."""
-    import contextlib
-    import importlib.metadata
-    import pathlib
-    import sys
-
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    kernels = []
-    with contextlib.suppress(ImportError):
-        if lists_kernels:
-            from jupyter_client.kernelspec import find_kernel_specs
-
-            kernels = sorted(find_kernel_specs())
-    try:
-        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot} {pathlib.Path('/proc/self/ns/net').readlink()}"
-    except OSError:
-        import uuid
-
-        machine = str(uuid.getnode())
-    return {
-        "python": "{}.{}".format(*sys.version_info),
-        "versions": versions,
-        "kernels": kernels,
-        "machine": machine,
-        "sees": sign is not None and pathlib.Path(sign).exists(),
-    }
-
-
-DESCRIBE = inspect.getsource(_describe)  # now, while the file is still what was imported
 
 
 @contextlib.contextmanager
@@ -177,22 +164,14 @@ def _sign_in(folder: Path | None) -> Iterator[str | None]:
     if folder is None or not os.access(folder, os.W_OK):
         yield None
         return
-    with tempfile.NamedTemporaryFile(prefix=".workshop-seen-", dir=folder) as sign:
+    with tempfile.NamedTemporaryFile(prefix=".papermill-dask-", dir=folder) as sign:
         yield sign.name
 
 
-def _worker(address: str, known: dict, answer: Any, here: dict, kernel_name: str | None) -> Worker:
-    described = isinstance(answer, dict)
-    return Worker(
-        address=address,
-        name=str(known["name"]),
-        threads=known["nthreads"],
-        memory=known["memory_limit"] or 0,
-        resources=known.get("resources", {}),
-        sees_folder=described and answer["sees"],
-        is_local=described and answer["machine"] == here["machine"],
-        problems=_differences(answer, here, kernel_name) if described else [f"does not answer: {answer!r}"],
-    )
+def _no_answer(error: Any) -> str:
+    if isinstance(error, ImportError):
+        return f"papermill-dask is not installed there ({error})"
+    return f"does not answer: {error!r}"
 
 
 def _differences(there: dict, here: dict, kernel_name: str | None) -> list[str]:
@@ -200,18 +179,128 @@ def _differences(there: dict, here: dict, kernel_name: str | None) -> list[str]:
     if there["python"] != here["python"]:
         found.append(f"Python {there['python']} instead of {here['python']}")
     for package, version in here["versions"].items():
-        if there["versions"][package] != version:
-            found.append(f"{package} {there['versions'][package] or 'not installed'} instead of {version}")
+        if there["versions"].get(package) != version:
+            found.append(f"{package} {there['versions'].get(package) or 'not installed'} instead of {version}")
     if kernel_name and kernel_name not in there["kernels"]:
         found.append(f"no kernel `{kernel_name}` (it has: {', '.join(there['kernels']) or 'none'})")
     return found
 
 
+def running(client: Client) -> list[dict[str, Any]]:
+    """Return the notebooks that run on the cluster now: notebook, worker, cell, cells, since (s since 1970)."""
+    workers = survey(client)
+    return [{**row, "worker": worker.address} for worker in workers for row in worker.running]
+
+
+# -- which of them suit --------------------------------------------------------------------------------------------
+def select(workers: list[Worker], options: NotebookOptions, kernel_name: str | None = None) -> list[Worker]:
+    """Return the workers on which a notebook with these options can run.
+
+    Raises EngineError at once, with what there is, when no worker has what is asked for, or all differ from this
+    environment; KernelMissing when the kernel is all that they lack.
+    """
+    fit = [worker for worker in workers if not worker.problems]
+    if not fit:
+        listed = "\n".join(f"    {worker.name} ({worker.address}): {'; '.join(worker.problems)}" for worker in workers)
+        only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("no kernel") for w in workers)
+        what = "No worker of the cluster can run this notebook as it would run here."
+        raise (KernelMissing if only_kernel else EngineError)(
+            f"No such kernel named {kernel_name}. {what}" if only_kernel else what,
+            value=f"what differs:\n{listed}",
+            expected=f"workers with the kernel `{kernel_name}` and this environment's versions",
+            next_step="install the same versions and the kernel where the workers run, then restart them",
+        )
+    for worker in workers:
+        if worker.problems:
+            logger.warning("The worker %s is left out: %s", worker.name, "; ".join(worker.problems))
+    chosen = [worker for worker in fit if _has(worker, options)]
+    if not chosen:
+        wishes = [f"worker {options.worker}"] if options.worker else []
+        wishes += [f"memory {options.memory / 2**30:.1f} GiB"] if options.memory else []
+        wishes += [f"resource {name}={amount:g}" for name, amount in options.resources.items()]
+        raise EngineError(
+            "No worker has what the notebook asks for.",
+            value=", ".join(wishes),
+            expected="something that one of these workers has:\n" + "\n".join(f"    {worker}" for worker in fit),
+            next_step="start a worker that has it (`dask worker --resources`), or ask for less",
+        )
+    return chosen
+
+
+def _has(worker: Worker, options: NotebookOptions) -> bool:
+    if options.worker and options.worker not in (worker.name, worker.address):
+        return False
+    if worker.memory and worker.memory < options.memory:
+        return False
+    return all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
+
+
+# -- room on one of them -------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
+    """Wait until one of ``workers`` has room for a notebook; yield it, and keep the room until the block ends.
+
+    Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
+    there is room: a lease of its worker, of as many as the worker runs notebooks. Before that it waits for one of all
+    the leases of the workers that suit it. Raises WorkerLost when none of them is left.
+    """
+    with client.as_current(), contextlib.ExitStack() as stack:
+        most = sum(worker.notebooks for worker in workers)
+        together = f"{NOTEBOOK}s-{tokenize(sorted(worker.address for worker in workers))}"
+        said = False
+        try:
+            while not _lease(client, stack, together, most, WAITING_SECONDS):
+                if not said:
+                    logger.info("Waiting for a free worker: all that suit this notebook are busy.")
+                    said = True
+                _least_busy(client, workers)
+            while True:
+                for worker in _least_busy(client, workers):
+                    if _lease(client, stack, f"{NOTEBOOK}s-{worker.address}", worker.notebooks, 0):
+                        yield worker
+                        return
+                time.sleep(RETRY_SECONDS)
+        except OSError as error:
+            if client.status == "running":
+                raise
+            raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
+
+
+def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, seconds: float) -> bool:
+    """Take a lease within ``seconds``, which is given back when the stack is closed; tell whether there was one."""
+    # Dask's own time, 30 s, is long to wait for the room that a killed client had.
+    with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
+        leases = compat.Leases(max_leases=most, name=name)
+        leases.register()
+    with contextlib.ExitStack() as unused:
+        unused.callback(leases.stop_refreshing)
+        if leases.acquire(timeout=seconds):
+            # A scheduler that is gone has no leases to give back.
+            unused.callback(lambda: client.status == "running" and leases.release())
+            stack.push(unused.pop_all())
+            return True
+    return False
+
+
+def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:
+    """Return those of ``workers`` that are still there, the least busy first."""
+    tasks = client.processing()
+    there = [worker for worker in workers if worker.address in tasks]
+    if not there:
+        raise WorkerLost(
+            "All Dask workers that suit the notebook are gone.",
+            value=", ".join(worker.address for worker in workers),
+            **LOST,
+        )
+    return sorted(there, key=lambda worker: len(tasks[worker.address]))
+
+
+# -- contact -------------------------------------------------------------------------------------------------------
 def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     """Say why a worker cannot be reached; None when it can, however busy it or the scheduler is."""
 
     async def probe(dask_scheduler) -> str | None:
-        # A function made here travels by value: the scheduler need not have this package.
+        # This function travels by value: the scheduler need not have this package.
         import asyncio
         import socket
 
@@ -229,54 +318,13 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
         return None
 
     try:
-        return client.sync(client._run_on_scheduler, probe, callback_timeout=seconds + MARGIN_SECONDS)
+        return compat.ask_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):
         return None if listens(client.scheduler.address, seconds) else "The network to the Dask scheduler is cut."
 
 
-def listens(address: str, seconds: float) -> bool:
-    """Tell whether a Dask server accepts connections, as the system does for it even when it is too busy to answer."""
-    import socket
-
-    from distributed.comm.addressing import get_address_host_port
-
-    try:
-        socket.create_connection(get_address_host_port(address), seconds).close()
-    except OSError:
-        return False
-    except ValueError:  # no address of a host: a server in this very process
-        pass
-    return True
-
-
-def running(client: Client) -> list[dict[str, Any]]:
-    """Return the notebooks that run on the cluster now: notebook, worker, cell, cells, since (UTC)."""
-    from papermill_dask import worker as there
-
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    answers = client.sync(_ask, client, list(workers), there.running)
-    return [{**row, "worker": worker} for worker, rows in answers.items() if isinstance(rows, list) for row in rows]
-
-
-def wait_for_stage(client: Client, stage: str | None) -> None:
-    """Wait until a DVC stage's notebook, whose client was killed, has ended on its worker; None waits for nothing.
-
-    Raises EngineError when it does not end.
-    """
-    from papermill_dask import worker as there
-
-    deadline = time.monotonic() + ENDING_SECONDS
-    while stage:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-        busy = [worker for worker, runs in client.sync(_ask, client, list(workers), there.runs_stage, stage).items()
-                if runs is True]  # fmt: skip
-        if not busy:
-            return
-        if time.monotonic() > deadline:
-            raise EngineError(
-                "An earlier run of this stage does not end.",
-                value=f"{stage} on {', '.join(busy)}",
-                expected=f"its end within {ENDING_SECONDS} s of its client's",
-                next_step="see the worker's log; `workshop down` and `workshop up` end it",
-            )
-        time.sleep(WAIT_SECONDS)
+def this_output(output_path: object) -> str | None:
+    """Return what tells a notebook's output from all others on the cluster; None for one that is written nowhere."""
+    if not isinstance(output_path, str) or output_path == "-":
+        return None
+    return output_path if "://" in output_path else f"{socket.gethostname()}:{Path(output_path).absolute()}"

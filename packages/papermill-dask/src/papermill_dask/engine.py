@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,17 +14,18 @@ from typing import Any
 
 from papermill.log import logger
 
-from papermill_dask import cluster, placement
-from papermill_dask.attempt import Attempt, WorkerLost, stage_id
+from papermill_dask import cluster, stage, tracking
+from papermill_dask.attempt import Attempt
+from papermill_dask.config import METADATA, RESULTS, NotebookOptions, option_names
+from papermill_dask.errors import WorkerLost
 from papermill_dask.executed import ExecutedNotebook
 from papermill_dask.signals import handled
-from workshop.engine.repro.alone import alone
-from workshop.settings import NotebookOptions, get_settings
 
 RESTART_SECONDS = 30  # for a nanny that starts the next worker
+ATTACH_SECONDS = 120
+EARLIER_SECONDS = 0.2
 # Dask's modules are many objects, and the interpreter would look through them once more, 0.2 s long, before it ends.
 atexit.register(gc.freeze)
-ATTACH_SECONDS = 120
 
 
 def execute_notebook(
@@ -43,9 +45,12 @@ def execute_notebook(
     for the call) and ``task`` (the name of the Dask task). Raises what papermill's own engine raises (a cell's error
     is left in the notebook for papermill to raise), EngineError when no worker suits, and WorkerLost.
     """
-    own = {name: keywords.pop(name) for name in list(keywords) if name in NotebookOptions.model_fields}
-    nb.metadata.get("workshop", {}).pop("lost", None)  # of an earlier execution
-    options = NotebookOptions.of(nb.metadata.get("workshop", {}), own)
+    keywords |= {"log_output": log_output}
+    own = {name: keywords.pop(name) for name in option_names() if name in keywords}
+    asked = nb.metadata.get(METADATA, {})
+    for result in RESULTS:
+        asked.pop(result, None)  # of an earlier execution
+    options = NotebookOptions.of(asked, own)
     executed = ExecutedNotebook(
         nb,
         output_path=output_path,
@@ -53,49 +58,67 @@ def execute_notebook(
         log_output=log_output,
         autosave_cell_every=autosave_cell_every,
     )
-    with alone() as is_first, contextlib.nullcontext(client) if client else cluster.connect() as client:
-        if is_first:  # else those that run are of this same copy
-            cluster.wait_for_stage(client, stage_id())
+    with stage.ends_with_dvc(), contextlib.nullcontext(client) if client else cluster.connect() as client:
         executed.notebook_start()
-        worker = None
+        attempt = None
         try:
-            worker = _run_attempts(executed, kernel_name, client, options, log_output=log_output, **keywords)
+            attempt = _run(executed, kernel_name, client, options, keywords)
         finally:
-            if worker is None:
+            if attempt is None:
                 executed.cut_short()
             executed.cleanup_pbar()
             executed.notebook_complete()
-        attach(client, worker, nb, keywords.get("input_path"))
+        if attempt.runs:
+            _attach(client, attempt, nb, keywords.get("input_path"))
     return executed.nb
 
 
-def _run_attempts(executed, kernel_name: str, client, options: NotebookOptions, **keywords: Any) -> str:
-    """Run the notebook once, and again after a lost worker as often as the options allow; return the last worker.
-
-    Each loss is recorded in the notebook.
-    """
+def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords: dict[str, Any]) -> Attempt:
+    """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
     lost: list[dict[str, Any]] = []
     while True:
-        workers = placement.select(cluster.survey(client, kernel_name, Path.cwd()), options, kernel_name)
-        attempt = Attempt(executed, kernel_name, client, workers, options, **keywords)
-        began = time.time()
-        try:
-            with handled((signal.SIGTERM, signal.SIGHUP), _leave), placement.slot(client, workers) as resources:
-                attempt.run(options.resources | resources)
-        except WorkerLost as error:
-            lost.append({"worker": attempt.worker, "began": began, "ended": time.time(), "error": error.what})
-            if options.retries:
-                executed.nb.metadata["workshop"] = {**executed.nb.metadata.get("workshop", {}), "lost": lost}
-            executed.cut_short()  # and saved so, before the tracking server is asked
-            attempt.end_open_runs()
-            left = options.retries - len(lost)
-            if left < 0 or client.status != "running":
-                raise
-            logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, left)
-            cluster.require_worker(client, RESTART_SECONDS)
-            executed.notebook_start()
-        else:
-            return attempt.worker
+        workers = cluster.select(_survey(executed, kernel_name, client), options, kernel_name)
+        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.room(client, workers) as worker:
+            attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
+            began = time.time()
+            try:
+                attempt.run()
+            except WorkerLost as error:
+                lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
+                if options.retries:
+                    _record(executed, lost=lost)
+                executed.cut_short()  # and saved so, before the tracking server is asked
+                tracking.end_open_runs(attempt.key)
+                left = options.retries - len(lost)
+                if left < 0 or client.status != "running":
+                    raise
+                logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, left)
+            else:
+                if attempt.runs:
+                    _record(executed, runs=attempt.runs)
+                return attempt
+        cluster.require_worker(client, RESTART_SECONDS)
+        executed.notebook_start()
+
+
+def _survey(executed, kernel_name: str, client) -> list[cluster.Worker]:
+    """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
+    output, said = cluster.this_output(executed.output_path), False
+    while True:
+        workers = cluster.survey(client, kernel_name, Path.cwd())
+        busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
+        if not busy:
+            return workers
+        if not said:
+            logger.info("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
+            said = True
+        time.sleep(EARLIER_SECONDS)
+
+
+def _record(executed, **results: Any) -> None:
+    """Write results of the execution into the notebook's metadata."""
+    metadata = executed.nb.metadata
+    metadata[METADATA] = {**metadata.get(METADATA, {}), **results}
 
 
 def _leave(number: int, _frame) -> None:
@@ -103,24 +126,18 @@ def _leave(number: int, _frame) -> None:
     raise SystemExit(128 + number)
 
 
-def attach(client, worker: str, notebook, input_path: object) -> None:
-    """Log the executed notebook to the MLflow runs that it opened, if any.
+def _attach(client, attempt: Attempt, notebook, input_path: object) -> None:
+    """Log the executed notebook to its MLflow runs.
 
     On its worker, or another if that is gone: they keep MLflow imported from one notebook to the next, and a fresh
-    process takes two seconds for it.
-    A failure is only told: what the notebook did is done.
+    process takes two seconds for it. A failure is only told: what the notebook did is done.
     """
-    from workshop.models.tracking import attach_notebook, runs_of_notebook
-
-    if not runs_of_notebook(notebook):
-        return
     name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
-    plain = json.loads(json.dumps(notebook))
+    plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]
     try:
-        uri = get_settings().tracking_uri
-        attached = client.submit(
-            attach_notebook, plain, name, uri, pure=False, workers=[worker], allow_other_workers=True
-        )
-        attached.result(ATTACH_SECONDS)
+        client.submit(
+            tracking.attach, plain, name, run_ids, os.environ.get(tracking.URI_VARIABLE),
+            pure=False, workers=[attempt.worker.address], allow_other_workers=True,
+        ).result(ATTACH_SECONDS)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
         logger.warning("The executed notebook was not logged to its run: %s", error)

@@ -9,7 +9,8 @@ from pathlib import Path
 from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io
 
-from workshop.errors import EngineError
+from papermill_dask import compat
+from papermill_dask.errors import EngineError
 
 SAVE_SECONDS = 1.0
 SAVE_SHARE = 0.05  # of the time may go into saving
@@ -85,7 +86,7 @@ class ExecutedNotebook(NotebookExecutionManager):
 
 def _local_file(path: str | None) -> Path | None:
     """Return the file that papermill would write ``path`` to; None when it is no plain file of this machine."""
-    if not path or path == "-" or not isinstance(handler := papermill_io.get_handler(path), LocalHandler):
+    if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
         return None
-    file = Path(handler._cwd or os.curdir, path).absolute()
+    file = Path(compat.folder_of_papermills_files() or os.curdir, path).absolute()
     return file if not file.exists() or (file.is_file() and not file.is_symlink()) else None

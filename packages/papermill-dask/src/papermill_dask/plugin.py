@@ -1,14 +1,10 @@
-"""papermill's door to the engine; light, because each `import papermill` comes through it."""
+"""The entry point that papermill loads while it is itself being imported; so it imports nothing but what is needed."""
 
 from __future__ import annotations
 
 
 def __getattr__(name: str):
-    """Make the class `DaskEngine` when papermill asks for it, a part of its own import.
-
-    Its base class is there by then, and nothing else is needed yet: so it does not matter whether papermill or a
-    module of this package is imported first.
-    """
+    """Make the class `DaskEngine` when papermill asks for it: its base class is there by then."""
     if name != "DaskEngine":
         raise AttributeError(name)
     from papermill.engines import Engine
@@ -19,9 +15,9 @@ def __getattr__(name: str):
         @classmethod
         def execute_notebook(cls, nb, kernel_name, **options):
             """Run a notebook; arguments, result and errors are those of papermill's own engine."""
-            from papermill_dask import engine
+            from papermill_dask.engine import execute_notebook
 
-            return engine.execute_notebook(nb, kernel_name, **options)
+            return execute_notebook(nb, kernel_name, **options)
 
     globals()[name] = DaskEngine
     return DaskEngine

@@ -1,29 +1,31 @@
-"""What runs on the Dask worker: the task that is a notebook, and what the client may ask of it."""
+"""What runs on the Dask worker: the task that is a notebook, what watches over it, and what a client may ask."""
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
 import os
 import pickle
 import socket
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from workshop.errors import EngineError
+from papermill_dask.errors import LOST, EngineError, WorkerLost
 
-CONNECT_SECONDS = 2.0
-LOST = {
-    "expected": "a worker that lives, and is in reach, until the notebook ends",
-    "next_step": "see the worker's log, then run the notebook again; it was not repeated (option `retries`)",
-}
+PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
+WATCH_SECONDS = 0.2
+ASK_SECONDS = 1.0  # between two questions to the scheduler
+ANSWER_SECONDS = 2.0
+SILENCE_SECONDS = 4.0  # without an answer before the scheduler's address is tried
 RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
-
-
-class WorkerLost(EngineError):
-    """The worker that ran the notebook is gone, or out of reach."""
 
 
 @dataclass
@@ -31,7 +33,9 @@ class Task:
     """What a worker needs to run a notebook: plain data.
 
     ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
-    event topic for what happens, ``stage`` the DVC stage that it is, ``max_output`` in bytes.
+    event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``, with
+    the client's ``umask``, and sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled
+    for this notebook. ``is_remote``: the worker is another machine than the client's. ``output`` names the output.
     """
 
     notebook: dict[str, Any]
@@ -39,24 +43,14 @@ class Task:
     kernel_name: str
     topic: str
     options: dict[str, Any]
-    tracking_uri: str | None = None
-    stage: str | None = None
-    max_output: int | None = None
-
-
-@dataclass
-class Place:
-    """Where a notebook runs: a folder on the worker, and what its kernel sees on top of the worker's own variables.
-
-    ``is_scratch``: the folder was filled for this notebook, and its outs are to be fetched before the task may end.
-    ``is_remote``: the worker is another machine than the client's, loopback is not the same.
-    """
-
+    worker: str
     folder: str
     environment: dict[str, str]
     umask: int
+    output: str | None = None
     is_scratch: bool = False
     is_remote: bool = False
+    max_output: int | None = None
 
 
 @dataclass
@@ -64,17 +58,27 @@ class Run:
     """A notebook on this worker, from the moment that Dask starts its task until nothing of it is left."""
 
     key: str
-    notebook: str
-    cells: int
-    stage: str | None = None
+    task: Task
+    worker: Any
     since: float = field(default_factory=time.time)
     cell: int | None = None
-    place: Place | None = None
     stopped: EngineError | None = None
-    open_runs: list[str] = field(default_factory=list)
     kernel: Any = None
-    released: threading.Event = field(default_factory=threading.Event)
-    collected: threading.Event = field(default_factory=threading.Event)
+
+    def tell(self, kind: str, **event: Any) -> None:
+        """Tell the client of an event: plain data, dates among them."""
+        from jupyter_client.jsonutil import json_default
+
+        with contextlib.suppress(RuntimeError):  # an event loop that is closed: the worker is going
+            self.worker.log_event(self.task.topic, json.dumps({"kind": kind, **event}, default=json_default))
+
+    def logger(self) -> logging.Logger:
+        """Return a logger whose records are events: the client logs them where papermill's own engine would have."""
+        logger = logging.Logger(self.task.topic, logging.INFO)  # noqa: LOG001 - one a notebook, not one for ever
+        handler = logging.Handler()
+        handler.emit = lambda record: self.tell("log", level=record.levelno, text=record.getMessage())
+        logger.addHandler(handler)
+        return logger
 
     def stop(self, error: EngineError) -> None:
         """End the notebook with all its processes; the error says why: not wanted any more, or its worker is going."""
@@ -82,153 +86,165 @@ class Run:
         manager = getattr(self.kernel, "km", None)
         if manager is not None:
             manager.kill()
-        self.released.set()
-        self.collected.set()
 
 
-# -- what the client asks, by `client.run` -------------------------------------------------------------------------
-def release(key: str, place: Place) -> None:
-    """Let a notebook start. A task that Dask repeats by itself is never released: none runs twice unasked."""
-    RUNS[key].place = place
-    RUNS[key].released.set()
+# -- what a client asks --------------------------------------------------------------------------------------------
+def process_facts() -> dict[str, Any]:
+    """Return by what two processes differ: Python, the packages' versions, the machine."""
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    machine = socket.gethostname()
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot} {Path('/proc/self/ns/net').readlink()}"
+    return {"python": "{}.{}".format(*sys.version_info), "versions": versions, "machine": machine}
 
 
-def collected(key: str) -> None:
-    """Say that the client has fetched what the notebook made."""
-    RUNS[key].collected.set()
+def describe(sign: str | None, dask_worker) -> dict[str, Any]:
+    """Return what this worker is, which kernels it has, what it runs, and whether it sees the file ``sign``."""
+    from jupyter_client.kernelspec import find_kernel_specs
+
+    running = [
+        {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
+         "since": run.since, "output": run.task.output}
+        for run in list(RUNS.values())
+    ]  # fmt: skip
+    return process_facts() | {
+        "id": dask_worker.id,
+        "kernels": sorted(find_kernel_specs()),
+        "sees": sign is not None and Path(sign).exists(),
+        "running": running,
+    }
 
 
-def running() -> list[dict[str, Any]]:
-    """Return the notebooks that run in this worker: notebook, cell (from 1), cells, since (seconds since 1970)."""
-    rows = list(RUNS.values())
-    return [{"notebook": run.notebook, "cell": run.cell, "cells": run.cells, "since": run.since} for run in rows]
+def listens(address: str, seconds: float) -> bool:
+    """Tell whether a Dask server accepts connections, as the system does for it even when it is too busy to answer."""
+    from distributed.comm.addressing import get_address_host_port
 
-
-def runs_stage(stage: str) -> bool:
-    """Tell whether a DVC stage's notebook runs in this worker."""
-    return any(run.stage == stage for run in list(RUNS.values()))
+    try:
+        socket.create_connection(get_address_host_port(address), seconds).close()
+    except OSError:
+        return False
+    except ValueError:  # no address of a host: a server in this very process
+        pass
+    return True
 
 
 # -- the task ------------------------------------------------------------------------------------------------------
-def run_notebook(task: Task) -> None:
-    """Run a notebook in a kernel of this worker's; all there is to know of it goes to the client as events.
+def run_notebook(task: Task) -> dict[str, Any]:
+    """Run a notebook in a kernel of this worker's; what happens goes to the client as events, while it happens.
 
-    Their kinds: ``begin`` (waits for `release`), ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``,
-    ``beat``, ``collect`` (waits for `collected`), and ``done`` with the notebook's metadata and what ended it early.
+    Their kinds: ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``. Returns the notebook's
+    ``metadata``, whether it ``failed``, a pickled ``error`` that is no cell's, and its MLflow ``runs``.
     """
     import distributed
 
     from papermill_dask import preload
-    from papermill_dask.events import EventSender
-    from papermill_dask.watch import Watch
 
     worker = distributed.get_worker()
+    if worker.id != task.worker:  # Dask repeats the tasks of a worker that it lost; a notebook runs once
+        raise WorkerLost("The Dask worker that ran the notebook was lost.", value=worker.address, **LOST)
     preload.start_readying(worker)  # where it was started without
     key = worker.get_current_task()
     # The kernel works, this thread only waits: free it, so that the notebook can itself send work to this worker.
     distributed.secede()
-    events = EventSender(worker, task.topic)
-    run = RUNS[key] = Run(key, task.name, len(task.notebook["cells"]), task.stage)
+    run = RUNS[key] = Run(key, task, worker)
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(run, over), name=f"watch-{key}", daemon=True)
+    watch.start()
     try:
-        with Watch(worker, run, events):
-            events.send("begin", worker=worker.address, key=key)
-            run.released.wait()
-            ending = _run_cells(task, run, events)
-            # What a notebook that failed has made is not what its stage declares.
-            if not ending["failed"] and run.place.is_scratch:
-                events.send("collect")
-                run.collected.wait()
+        return _run_cells(run)
     finally:
+        over.set()
+        watch.join()
         del RUNS[key]
-        if run.stopped and run.place is not None and run.place.is_scratch:
-            from papermill_dask.files.store import Store, home
+        if run.stopped and task.is_scratch:  # nobody may be left to ask for it
+            from papermill_dask.store import Store, home
 
-            Store(home(worker)).remove(run.place.folder)  # nobody may be left to ask for it
-    events.send("done", **ending)
+            Store(home(worker)).remove(task.folder)
 
 
-def _run_cells(task: Task, run: Run, events) -> dict[str, Any]:
-    """Run the cells; return the notebook's ``metadata``, whether it ``failed``, and an ``error`` that is no cell's."""
+def _run_cells(run: Run) -> dict[str, Any]:
     import nbformat
 
-    from papermill_dask.cells import CellEvents
+    from papermill_dask.cells import CellEvents, KernelClient
+    from papermill_dask.tracking import NotebookRuns
 
-    manager = CellEvents(
-        nbformat.from_dict(task.notebook), events, run, sends_outputs=bool(task.options.get("coalesce_streams"))
-    )
+    task = run.task
+    environment = os.environ | task.environment
+    runs = NotebookRuns.of(run.key, environment)
+    manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
     try:
+        if task.is_remote:
+            runs.check_reachable()
+        run.kernel = KernelClient(
+            manager, run, max_output=task.max_output, before_end=runs.find, kernel_name=task.kernel_name, **task.options
+        )
         if not run.stopped:
-            _run_kernel(task, run, events, manager)
+            run.kernel.execute(cwd=task.folder, env=environment | runs.environment, umask=task.umask)
     except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
         error = run.kernel.explain(problem, run.cell) if run.kernel else problem
     error = run.stopped or error
-    _end_runs(run, task.tracking_uri)
     failed = bool(error or manager.failed)
-    return {"metadata": manager.nb.metadata, "error": error and _pickled(error), "failed": failed}
+    if failed:
+        runs.end("KILLED" if run.stopped else "FAILED")
+    return {
+        "metadata": manager.nb.metadata,
+        "error": error and _pickled(error),
+        "failed": failed,
+        "runs": [{"run_id": found["run_id"], "metrics": found["metrics"]} for found in runs.found],
+    }
 
 
-def _run_kernel(task: Task, run: Run, events, manager) -> None:
-    from papermill_dask.cells import KernelClient
-    from workshop.models.tracking import TASK_VARIABLE
-
-    def find_open_runs(*, failed: bool) -> None:
-        if failed and task.tracking_uri:
-            run.open_runs = _open_runs(run.key, task.tracking_uri)
-
-    if run.place.is_remote:
-        _check_reachable(task.tracking_uri)
-    run.kernel = KernelClient(
-        manager,
-        events,
-        max_output=task.max_output,
-        before_end=find_open_runs,
-        kernel_name=task.kernel_name,
-        **task.options,
-    )
-    environment = os.environ | run.place.environment | {TASK_VARIABLE: run.key}
-    run.kernel.execute(cwd=run.place.folder, env=environment, umask=run.place.umask)
-
-
-def _check_reachable(tracking_uri: str | None) -> None:
-    """Raise EngineError when the tracking server has a loopback address that means another machine than this."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(tracking_uri or "")
-    if parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        return
-    try:
-        socket.create_connection((parts.hostname, parts.port or 80), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        raise EngineError(
-            f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
-            value=f"MLFLOW_TRACKING_URI={tracking_uri}: loopback, which is another machine there than here",
-            expected="an address that the workers reach, too",
-            next_step="set MLFLOW_TRACKING_URI to one; unset it for a notebook that tracks nothing",
-        ) from None
-
-
-def _open_runs(key: str, tracking_uri: str) -> list[str]:
-    from workshop.models.tracking import open_runs
-
-    with contextlib.suppress(Exception):  # a tracking server that fails must not hide how the notebook ended
-        return open_runs(key, tracking_uri)
-    return []
-
-
-def _end_runs(run: Run, tracking_uri: str | None) -> None:
-    if not run.open_runs:
-        return
-    from workshop.models.tracking import end_runs
-
-    with contextlib.suppress(Exception):  # as above
-        end_runs(run.open_runs, "KILLED" if run.stopped else "FAILED", tracking_uri)
-
-
-def _pickled(error: Exception) -> str:
+def _pickled(error: Exception) -> bytes:
     try:
         content = pickle.dumps(error)
         pickle.loads(content)  # noqa: S301 - just made here; some errors only fail on their way back
     except Exception:  # noqa: BLE001 - an error of any library, which may pickle badly for any reason
         content = pickle.dumps(EngineError("The notebook failed on its worker.", value=repr(error)))
-    return base64.b64encode(content).decode()
+    return content
+
+
+# -- what watches over it ------------------------------------------------------------------------------------------
+def _watch(run: Run, over: threading.Event) -> None:
+    """Stop a run when its task is cancelled, its worker closes, or the scheduler is out of reach.
+
+    Dask cannot interrupt a task that runs, and does not tell a task whose client has gone; a worker cut off from the
+    network would go on for minutes.
+    """
+    asked = answered = time.monotonic()
+    while not over.wait(WATCH_SECONDS):
+        now = time.monotonic()
+        if run.stopped is None and run.worker.status.name not in ("running", "paused"):
+            run.stopped = WorkerLost(
+                "The Dask worker that ran the notebook was shut down.", value=run.worker.address, **LOST
+            )
+        elif run.stopped is None and now - asked > ASK_SECONDS:
+            asked = now
+            is_wanted = _is_wanted(run)
+            if is_wanted is not None:
+                answered = time.monotonic()
+            if is_wanted is False:
+                run.stopped = _unwanted("the client cancelled it, or went away")
+            # No answer alone is no proof: this worker's own event loop may be held up by another task.
+            elif now - answered > SILENCE_SECONDS and not listens(run.worker.scheduler.address, ANSWER_SECONDS):
+                run.stopped = _unwanted("the scheduler is out of reach")
+        if run.stopped:
+            run.stop(run.stopped)  # again and again: its kernel may be just about to start
+
+
+def _is_wanted(run: Run) -> bool | None:
+    """Ask the scheduler whether it knows the task; None without an answer."""
+    try:
+        ask = asyncio.wait_for(run.worker.scheduler.get_task_status(keys=[run.key]), ANSWER_SECONDS)
+        answer = asyncio.run_coroutine_threadsafe(ask, run.worker.loop.asyncio_loop).result(2 * ANSWER_SECONDS)
+        return answer[run.key] is not None
+    except (OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
+        return None
+
+
+def _unwanted(reason: str) -> EngineError:
+    return EngineError("The notebook was stopped on its worker.", value=reason)

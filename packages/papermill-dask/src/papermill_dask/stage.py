@@ -1,20 +1,26 @@
-"""What a stage takes and gives, as DVC reads it: the files that travel to a worker and back."""
+"""The DVC stage that papermill runs in, if any: what travels to a worker without shared disk, and when to end."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from workshop.errors import EngineError
+import psutil
 
-# Below this size (bytes) a hash is computed sooner than it is looked up.
-LOOK_UP_BYTES = 2**20
+from papermill_dask.config import NotebookOptions
+from papermill_dask.errors import EngineError
 
-logger = logging.getLogger(__name__)
+STAGE = "DVC_STAGE"  # set by DVC for what it runs
+WATCH_SECONDS = 0.5
+
+logger = logging.getLogger("papermill")
 
 
 @dataclass(frozen=True)
@@ -22,16 +28,70 @@ class Declaration:
     """Paths relative to the working folder: ``deps`` travel to the worker, ``outs`` come back.
 
     ``partial`` allows outs to be missing, as when other commands of the same stage make them. Symbolic links may lead
-    to ``links_to`` besides the folder itself, and ``known`` are MD5 hashes that need not be computed.
+    to ``links_to`` besides the folder itself.
     """
 
     deps: tuple[str, ...] = ()
     outs: tuple[str, ...] = ()
     partial: bool = False
     links_to: tuple[Path, ...] = ()
-    known: Mapping[Path, str] = field(default_factory=dict)
 
 
+def declaration(options: NotebookOptions, output_path: str | None) -> Declaration:
+    """Return what travels to a worker without shared disk: what the options say, else what the DVC stage declares."""
+    stage = os.environ.get(STAGE)
+    if options.deps is not None or options.outs is not None or not stage:
+        return Declaration(deps=tuple(options.deps or ()), outs=tuple(options.outs or ()))
+    return declared(Path.cwd(), stage, written_here=[Path(output_path)] if output_path else [])
+
+
+# -- a DVC that is gone --------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def ends_with_dvc() -> Iterator[None]:
+    """End this process, as SIGTERM does, once the DVC that runs it as a stage is gone.
+
+    DVC does not end what it runs when it is killed, and the next `dvc repro` would run the stage beside it.
+    """
+    owner = _owner() if STAGE in os.environ else None
+    over = threading.Event()
+
+    def watch() -> None:
+        while _lives(owner):
+            if over.wait(WATCH_SECONDS):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if owner is not None and threading.current_thread() is threading.main_thread():
+        threading.Thread(target=watch, name="watch-dvc", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _owner() -> psutil.Process | None:
+    """Return the process that runs the stage: the next ancestor that is not in one itself; exit when it is gone."""
+    owner = next((process for process in psutil.Process().parents() if not _is_in_stage(process)), None)
+    if owner is not None and owner.pid == 1 and "dvc" not in " ".join(owner.cmdline()):
+        sys.stderr.write(f"The DVC that started the stage {os.environ[STAGE]} is gone; it does not run.\n")
+        sys.exit(128 + signal.SIGTERM)
+    return owner
+
+
+def _is_in_stage(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # it ends just now, or is another user's
+        return STAGE in process.environ()
+    return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+# -- what the stage declares ---------------------------------------------------------------------------------------
 def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> Declaration:
     """Return what the `dvc.yaml` that DVC runs in ``folder`` declares for ``stage``, the value of `DVC_STAGE`.
 
@@ -41,8 +101,16 @@ def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> 
     the client writes itself, such as the executed notebook. Raises EngineError when there is no such stage, or when
     one of its paths lies outside ``folder``.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError as error:
+        raise EngineError(
+            f"The notebook runs in the DVC stage `{stage}`, and DVC cannot be imported here.",
+            value=str(error),
+            expected="DVC beside papermill, to know what travels to a worker without shared disk",
+            next_step="pip install 'papermill-dask[dvc]', or name the files by the options deps and outs",
+        ) from None
 
     folder = folder.resolve()
     try:
@@ -95,7 +163,6 @@ def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
         outs=tuple(_relative(folder, path) for path in outs),
         partial=_has_other_commands(stage.cmd),
         links_to=tuple(Path(cache.path) for cache in (repo.cache.local, repo.cache.legacy) if cache is not None),
-        known=_known(repo.state, deps),
     )
 
 
@@ -124,20 +191,3 @@ def _has_other_commands(commands: str | list[str] | None) -> bool:
     lines = commands.splitlines() if isinstance(commands, str) else commands or []
     runs = [line for line in lines if "papermill" in line]
     return len(runs) > 1 or (bool(runs) and lines[-1] != runs[-1])
-
-
-def _known(state, paths: Iterable[str]) -> dict[Path, str]:
-    """Return the hashes that DVC remembers of large files and that are still true; DVC checks time, size and inode."""
-    from dvc.fs import localfs
-
-    known = {}
-    for path in paths:
-        inner = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]  # noqa: PTH118
-        for file in inner or [path]:
-            with contextlib.suppress(OSError):
-                if os.path.getsize(file) < LOOK_UP_BYTES:  # noqa: PTH202
-                    continue
-                _, found = state.get(file, localfs)
-                if found and found.name == "md5":
-                    known[Path(file)] = found.value
-    return known

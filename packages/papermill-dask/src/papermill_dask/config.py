@@ -1,0 +1,81 @@
+"""What a notebook may ask for, from papermill's keywords, Dask's configuration and the notebook's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import yaml
+from dask.utils import parse_bytes
+
+from papermill_dask.errors import EngineError
+
+SECTION = "papermill-dask"  # of Dask's configuration
+METADATA = "papermill_dask"  # of a notebook's metadata
+RESULTS = ("lost", "runs")  # what an execution writes there
+
+dask.config.update_defaults(yaml.safe_load(Path(__file__).with_name("papermill_dask.yaml").read_text()))
+
+
+def _words(value: object) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value)
+
+
+def _amounts(value: object) -> dict[str, float]:
+    pairs = dict(word.partition("=")[::2] for word in _words(value)) if isinstance(value, str) else value
+    return {name: float(amount) for name, amount in pairs.items()}
+
+
+def _count(value: object) -> int:
+    if (count := int(value)) < 0:
+        raise ValueError("it is negative")
+    return count
+
+
+def _size(value: object) -> int:
+    return _count(parse_bytes(value))
+
+
+@dataclass(frozen=True)
+class NotebookOptions:
+    """What a notebook asks for; `papermill_dask.yaml` says what each option means."""
+
+    deps: list[str] | None = field(default=None, metadata={"read": _words})
+    outs: list[str] | None = field(default=None, metadata={"read": _words})
+    resources: dict[str, float] = field(default_factory=dict, metadata={"read": _amounts})
+    memory: int = field(default=0, metadata={"read": _size})  # bytes
+    worker: str | None = field(default=None, metadata={"read": str})
+    retries: int = field(default=0, metadata={"read": _count})
+    environment: list[str] = field(default_factory=list, metadata={"read": _words})
+    max_output: int | None = field(default=None, metadata={"read": _size})  # bytes
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], keywords: Mapping[str, Any]) -> NotebookOptions:
+        """Return the options that keywords, Dask's configuration and a notebook's metadata ask for, in this order.
+
+        Raises EngineError naming the option that is unknown or cannot be used.
+        """
+        readers: dict[str, Callable] = {option.name: option.metadata["read"] for option in fields(cls)}
+        configured = {name: dask.config.get(f"{SECTION}.{name.replace('_', '-')}", None) for name in readers}
+        said = {**metadata, **{name: value for name, value in configured.items() if value is not None}, **keywords}
+        options = {}
+        for name, value in said.items():
+            try:
+                if value is not None:
+                    options[name] = readers[name](value)
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                known = name in readers
+                raise EngineError(
+                    f"The notebook's option `{name}` cannot be used.",
+                    value=f"{value!r} ({error})" if known else repr(value),
+                    expected="see papermill-dask's README, `Options`" if known else f"one of {', '.join(readers)}",
+                ) from None
+        return cls(**options)
+
+
+def option_names() -> list[str]:
+    """Return the names of all options."""
+    return [option.name for option in fields(NotebookOptions)]

@@ -1,0 +1,47 @@
+"""What can go wrong, told in words: what failed, what was found, what was expected, what to do next."""
+
+from __future__ import annotations
+
+import click
+
+LOST = {
+    "expected": "a worker that lives, and is in reach, until the notebook ends",
+    "next_step": "see the worker's log, then run the notebook again; it was not repeated (option `retries`)",
+}
+
+
+class EngineError(click.ClickException):
+    """A notebook could not be run on the cluster; papermill's command line prints the text without a traceback.
+
+    ``what`` failed; ``value`` is what was found, ``expected`` what was allowed, ``next_step`` what to do about it.
+    """
+
+    def __init__(
+        self, what: str, *, value: object = None, expected: str | None = None, next_step: str | None = None
+    ) -> None:
+        super().__init__(what)
+        self.what, self.value, self.expected, self.next_step = what, value, expected, next_step
+
+    def __str__(self) -> str:
+        lines = {"found:   ": self.value, "expected:": self.expected, "next:    ": self.next_step}
+        return "\n".join([self.what, *(f"  {name} {line}" for name, line in lines.items() if line is not None)])
+
+    def format_message(self) -> str:
+        """Return the whole text; click prints it behind `Error: `."""
+        return str(self)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the words alone."""
+        return [f"{type(self).__name__}: {self}"]
+
+    def __reduce__(self):
+        # Exception's own reduce drops keyword arguments, and errors come from workers.
+        return _rebuild, (type(self), self.what, self.value, self.expected, self.next_step)
+
+
+def _rebuild(kind: type[EngineError], what, value, expected, next_step) -> EngineError:
+    return kind(what, value=value, expected=expected, next_step=next_step)
+
+
+class WorkerLost(EngineError):
+    """The worker that ran the notebook is gone, or out of reach."""

@@ -1,0 +1,185 @@
+"""What ties a notebook to its MLflow runs; it does something only where MLflow is installed.
+
+Each run that a notebook starts bears the key of its task and the commit of the client's folder; what a dead notebook
+left open is ended; the executed notebook becomes an artifact of its runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from papermill_dask.errors import EngineError
+
+__all__ = ["COMMIT_TAG", "DIRTY_TAG", "NOTEBOOK_TAG", "TASK_TAG", "TaskContext", "git_state", "runs_of_task"]
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # in the kernel's environment: which task of the cluster it is
+COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # likewise: the commit of the client's folder
+CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the tracked files that differ from it, a line each
+TASK_TAG = "papermill_dask.task"
+NOTEBOOK_TAG = "papermill_dask.notebook."  # and an executed notebook's name: its sha256
+COMMIT_TAG = "mlflow.source.git.commit"
+DIRTY_TAG = "mlflow.source.git.dirty"
+MOST_CHANGES = 100
+CONNECT_SECONDS = 2.0
+
+
+def is_installed() -> bool:
+    """Tell whether MLflow is there."""
+    return importlib.util.find_spec("mlflow") is not None
+
+
+class TaskContext:
+    """Tags every run that a notebook on the cluster starts with its task and its commit.
+
+    A run context provider of MLflow's (entry point ``mlflow.run_context_provider``). It has no base class, since MLflow
+    loads it in the middle of its own import.
+    """
+
+    def in_context(self) -> bool:
+        """Tell whether this process is a notebook's kernel on the cluster."""
+        return TASK_VARIABLE in os.environ
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags."""
+        commit, changes = os.environ.get(COMMIT_VARIABLE), os.environ.get(CHANGES_VARIABLE, "")
+        git = {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changes)).lower()} if commit else {}
+        return {TASK_TAG: os.environ[TASK_VARIABLE]} | git
+
+
+@dataclass
+class NotebookRuns:
+    """The MLflow runs of a notebook, on its worker; ``found`` are their ids, statuses and metrics."""
+
+    task: str
+    uri: str | None
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, task: str, environment: Mapping[str, str]) -> NotebookRuns:
+        """Return those of a task whose kernel has these variables."""
+        return cls(task, environment.get(URI_VARIABLE) if is_installed() else None)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the kernel needs for it."""
+        return {TASK_VARIABLE: self.task}
+
+    def check_reachable(self) -> None:
+        """Raise EngineError when the tracking server has a loopback address that means another machine than this."""
+        if _is_loopback(self.uri) and not _answers(self.uri):
+            raise EngineError(
+                f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
+                value=f"{URI_VARIABLE}={self.uri}: loopback, which is another machine there than here",
+                expected="an address that the workers reach, too",
+                next_step=f"set {URI_VARIABLE} to one; unset it for a notebook that tracks nothing",
+            )
+
+    def find(self) -> None:
+        """Look for the runs, as long as the kernel stands: at its exit MLflow ends them as if all had gone well."""
+        with contextlib.suppress(Exception):  # a tracking server that fails must not hide how the notebook ended
+            if self.uri and _answers(self.uri):
+                self.found = runs_of_task(self.task, self.uri)
+
+    def end(self, status: str) -> None:
+        """End those that the notebook left open as ``KILLED`` or ``FAILED``."""
+        with contextlib.suppress(Exception):  # as above
+            end_runs([run["run_id"] for run in self.found if run["status"] == "RUNNING"], status, self.uri)
+
+
+def runs_of_task(task: str, uri: str) -> list[dict[str, Any]]:
+    """Return the runs that the notebook with the key ``task`` started, the first one first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`{TASK_TAG}` = '{task}'", order_by=["attributes.start_time"])
+    return [
+        {"run_id": run.info.run_id, "status": run.info.status, "metrics": dict(run.data.metrics)} for run in runs
+    ]  # fmt: skip
+
+
+def end_runs(run_ids: list[str], status: str, uri: str) -> None:
+    """End runs whose notebook is dead, as ``KILLED`` or ``FAILED``."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    with contextlib.redirect_stdout(sys.stderr):  # MLflow prints a link; the output may be a notebook's
+        for run_id in run_ids:
+            client.set_terminated(run_id, status)
+
+
+def end_open_runs(task: str) -> None:
+    """End the runs that a notebook left open whose worker, which else does it, is lost."""
+    uri = os.environ.get(URI_VARIABLE)
+    if uri and is_installed():
+        runs = NotebookRuns(task, uri)
+        runs.find()
+        runs.end("FAILED")
+
+
+def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) -> None:
+    """Log an executed notebook as ``notebook/<name>`` to runs."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    text = json.dumps(notebook, indent=1)
+    for run_id in run_ids:
+        client.log_text(run_id, text, f"notebook/{name}")
+        client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
+
+
+# -- the commit ----------------------------------------------------------------------------------------------------
+def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
+    """Return the commit of a folder's repository and the tracked files that differ from it; None outside of one.
+
+    In a kernel on the cluster it is that of the client's folder: the worker may know another repository, or none.
+    """
+    if COMMIT_VARIABLE in os.environ:
+        return os.environ[COMMIT_VARIABLE], os.environ.get(CHANGES_VARIABLE, "").splitlines()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no").splitlines()
+        return git("rev-parse", "HEAD").strip(), [line[3:] for line in changes[:MOST_CHANGES]]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def git_variables() -> dict[str, str]:
+    """Return `git_state` of the current folder as the variables from which a kernel elsewhere takes it."""
+    state = git_state() if is_installed() else None
+    return {COMMIT_VARIABLE: state[0], CHANGES_VARIABLE: "\n".join(state[1])} if state else {}
+
+
+# -- addresses -----------------------------------------------------------------------------------------------------
+def _is_loopback(uri: str | None) -> bool:
+    return urlsplit(uri or "").hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _answers(uri: str) -> bool:
+    """Tell whether something listens at the address of a server; MLflow itself would try for minutes."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return True
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

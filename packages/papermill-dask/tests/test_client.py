@@ -1,0 +1,118 @@
+"""The client's side: which cluster it takes, what it tells the kernel, and when it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import dask
+import nbformat
+import psutil
+import pytest
+from hosts import Cluster, new_cluster, notebook, wait_for
+from papermill_dask import connect
+from programs import BIN, clean_environment, environment_of
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Cluster:
+    """A scheduler and one worker."""
+    with new_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.start_scheduler()
+        cluster.start_worker("alpha")
+        yield cluster
+
+
+def test_without_a_scheduler_one_is_started_for_the_call(tmp_path):
+    """No address: a local cluster runs the notebook and is gone afterwards."""
+    source = notebook(tmp_path / "in.ipynb", "import os\nprint(os.getppid())")
+    done = subprocess.run(
+        [BIN / "papermill", source, tmp_path / "out.ipynb", "--engine", "dask"],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "local Dask cluster" in done.stderr
+    parent = int(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].text)
+    assert not psutil.pid_exists(parent)
+
+
+def test_local_cluster_listens_on_loopback_alone():
+    """The cluster started for a call, its page included, cannot be reached from another machine."""
+    with environment_of(clean_environment()), dask.config.set({"scheduler-address": None}), connect():
+        this = psutil.Process()
+        pids = {this.pid, *(child.pid for child in this.children(recursive=True))}
+        listening = {
+            connection.laddr.ip
+            for connection in psutil.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN and connection.pid in pids
+        }
+    assert listening == {"127.0.0.1"}
+
+
+def test_scheduler_that_does_not_answer_is_named(tmp_path):
+    """A dead address: words with the address and the next step, exit code 1, no traceback."""
+    done = subprocess.run(
+        [BIN / "papermill", notebook(tmp_path / "in.ipynb", "1"), tmp_path / "out.ipynb", "--engine", "dask"],
+        cwd=tmp_path, env=clean_environment() | {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "tcp://127.0.0.1:9" in done.stderr
+    assert "next:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_secrets_stay_at_home(cluster, tmp_path):
+    """Variables of the client reach the kernel, but of those that hold a password or a token only the named ones."""
+    names = ("MLFLOW_NOTE", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "OTHER")
+    source = notebook(tmp_path / "in.ipynb", f"import os\nprint(*(os.environ.get(name) for name in {names}))")
+    asked = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "MLFLOW_TRACKING_TOKEN"}
+    client = cluster.run(source, **dict.fromkeys(names, "here"), **asked)
+    assert client.process.returncode == 0, client.words
+    assert client.text() == "here None here None\n"
+
+
+def test_notebook_ends_with_the_dvc_that_runs_it(cluster, tmp_path):
+    """As a DVC stage: DVC is killed, and papermill ends as by SIGTERM; a later command of the stage does not begin."""
+    source = notebook(tmp_path / "in.ipynb", "print('began', flush=True)\nimport time\ntime.sleep(600)")
+    papermill = f"{BIN / 'papermill'} in.ipynb output.ipynb --engine dask --no-progress-bar"
+    # DVC runs a stage's commands in a shell, with DVC_STAGE set.
+    dvc = (
+        "import os, subprocess\n"
+        f"subprocess.run({papermill!r} + '; ' + {papermill.replace('output', 'late')!r},\n"
+        "               shell=True, env=os.environ | {'DVC_STAGE': 'run'})"
+    )
+    client = cluster.start_client([sys.executable, "-c", dvc], tmp_path, source.with_name("output.ipynb"))
+    client.wait_for_text("began")
+    stage = psutil.Process(client.process.pid).children(recursive=True)
+    client.process.send_signal(signal.SIGKILL)
+    client.process.wait()
+    _, alive = psutil.wait_procs(stage, 60)
+    assert not alive, client.words
+    client.assert_nothing_left(10)
+    assert client.cells == ["failed"]
+    assert "is gone" in client.words
+    assert not source.with_name("late.ipynb").exists()
+
+
+def test_notebook_waits_for_an_earlier_one_with_its_output(cluster, tmp_path):
+    """A client is killed and started again: its kernel has ended on the worker before the next one's begins."""
+    cluster.start_worker("beta")
+    log = tmp_path / "log"
+    cell = (
+        f"import os, time\nfile = open({str(log)!r}, 'a')\n"
+        "for _ in range(20 if os.path.getsize(file.name) else 6000):\n"
+        "    print(os.getpid(), file=file, flush=True)\n    time.sleep(0.1)"
+    )
+    source = notebook(tmp_path / "in.ipynb", cell)
+    first = cluster.start(source)
+    wait_for(lambda: log.exists() and log.read_text())
+    first.process.kill()
+    first.process.wait()
+    again = cluster.run(source)
+    assert again.process.returncode == 0, again.words
+    pids = log.read_text().split()
+    assert len(dict.fromkeys(pids)) == 2
+    assert pids == sorted(pids, key=pids.index)  # never the one between the lines of the other
+    cluster.stop("beta")

@@ -1,0 +1,66 @@
+"""Notebooks on the workers that `workshop up` starts; the engine itself is tested in its package."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import nbformat
+import psutil
+import pytest
+from workplace import BIN
+
+
+@pytest.fixture
+def papermill(servers, tmp_path):
+    """A function that runs a notebook of one cell on the running cluster and returns the cell's outputs as text."""
+
+    def run(source, **options) -> str:
+        document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(document, tmp_path / "in.ipynb")
+        words = [BIN / "papermill", tmp_path / "in.ipynb", tmp_path / "out.ipynb", "--engine", "dask"]
+        done = servers.run(*words, **({"cwd": tmp_path} | options))
+        assert done.returncode == 0, done.stderr
+        return "".join(output.text for output in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs)
+
+    return run
+
+
+def test_notebook_runs_on_a_worker(servers, papermill):
+    """The kernel's ancestor is a process of `dask-workers`, and not the client's."""
+    ancestors = papermill("import psutil\nprint([process.pid for process in psutil.Process().parents()])")
+    services = json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)["services"]
+    workers = next(service for service in services if service["name"] == "dask-workers")["pid"]
+    pids = {int(pid) for pid in re.findall(r"\d+", ancestors)}
+    assert workers in pids
+    assert psutil.Process().pid not in pids
+
+
+def test_notebook_uses_the_cluster_itself(papermill):
+    """A notebook on a worker can send work to the cluster that it runs on, without a deadlock."""
+    client = "from distributed import Client\nwith Client() as client:\n"
+    assert papermill(f"{client}    print(sum(client.gather(client.map(lambda x: x * x, range(10)))))") == "285\n"
+
+
+def test_runs_carry_the_commit_and_state_of_the_clients_folder(servers, papermill, tmp_path):
+    """The worker's own repository is another: so it is when DVC tries an experiment in a copy (`--temp`)."""
+    copy = tmp_path / "copy"
+    (copy / "4_pipeline").mkdir(parents=True)
+    for file in ("pyproject.toml", "4_pipeline/params.yaml"):
+        (copy / file).write_text("1\n")
+
+    def git(*words):
+        command = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", *words]
+        return subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stdout.strip()
+
+    for words in (("init",), ("add", "--all"), ("commit", "--message", "First")):
+        git(*words)
+    (copy / "4_pipeline" / "params.yaml").write_text("2\n")
+    environment = {name: value for name, value in servers.environment.items() if name != "WORKSHOP_ROOT"}
+    printed = papermill(
+        "from workshop.models.tracking import git_tags\nprint(*git_tags().values())",
+        cwd=copy / "4_pipeline", env=environment,
+    )  # fmt: skip
+    assert printed == f"{git('rev-parse', 'HEAD')} true\n"
