@@ -24,7 +24,7 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from papermill_dask.kernels import manager as kernel_manager
-from papermill_dask.kernels.manager import KeptKernelManager
+from papermill_dask.kernels.manager import KernelManager
 from papermill_dask.kernels.warm import WARM, start_warming, warm_state
 from workplace import BIN
 
@@ -52,7 +52,7 @@ def notebook(*sources):
     return document
 
 
-def run(*sources, folder=None, environment=None, manager=KeptKernelManager, umask=None, **options):
+def run(*sources, folder=None, environment=None, manager=KernelManager, umask=None, **options):
     """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
     document = notebook(*sources)
     managers = []
@@ -207,7 +207,7 @@ def test_kernel_can_be_killed_from_any_thread(tmp_path, either):
 
     managers, found = [], []
     document = notebook(textwrap.dedent(FAMILY) + "ctypes.PyDLL(None).sleep(600)")
-    client = NotebookClient(document, kernel_manager_class=KeptKernelManager)
+    client = NotebookClient(document, kernel_manager_class=KernelManager)
     managers.append(client.create_kernel_manager())
     killer = threading.Thread(target=kill)
     killer.start()
@@ -222,7 +222,7 @@ def test_kernel_can_be_killed_from_any_thread(tmp_path, either):
 
 def test_kernel_that_is_unwanted_before_it_starts_never_runs(tmp_path, either):
     """A kernel killed before its process exists ends as soon as it does."""
-    manager = run.manager = KeptKernelManager()
+    manager = run.manager = KernelManager()
     manager.kill()
     client = NotebookClient(notebook("open('ran', 'w')"), km=manager)
     with pytest.raises(RuntimeError, match="died"), client.setup_kernel(cwd=str(tmp_path)):
@@ -235,7 +235,7 @@ def test_kernel_is_interrupted(either):
     """A cell that takes too long is interrupted, and the kernel goes on."""
     document = notebook("import time\ntime.sleep(600)", "print('alive')")
     client = NotebookClient(
-        document, kernel_manager_class=KeptKernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
+        document, kernel_manager_class=KernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
     )
     client.execute()
     assert document.cells[0].outputs[0].ename == "KeyboardInterrupt"
@@ -249,7 +249,7 @@ def test_kernel_that_cannot_be_started_is_an_error_at_once(tmp_path, monkeypatch
     specification = {"argv": ["no-such-program", "{connection_file}"], "display_name": "x", "language": "x"}
     (folder / "kernel.json").write_text(json.dumps(specification))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    manager = run.manager = KeptKernelManager(kernel_name="broken")
+    manager = run.manager = KernelManager(kernel_name="broken")
     try:
         with pytest.raises(FileNotFoundError, match="no-such-program"):
             asyncio.run(manager.start_kernel())
@@ -366,7 +366,7 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
         "logging.getLogger('anything').warning('beware')\nprint(plotly.io.renderers.default, plt.get_backend())",
     )
     shown = []
-    for manager in (AsyncKernelManager, KeptKernelManager):
+    for manager in (AsyncKernelManager, KernelManager):
         document = notebook(*sources)
         NotebookClient(document, kernel_manager_class=manager).execute(cwd=str(tmp_path))
         shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
@@ -392,7 +392,7 @@ def test_traceback_reads_as_jupyters_own_and_takes_no_longer_with_many_modules(t
         "print(time.process_time() - began)",
     )
 
-    def tracebacks(manager=KeptKernelManager):
+    def tracebacks(manager=KernelManager):
         document = notebook(*sources)
         client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
         client.execute(cwd=str(tmp_path))

@@ -6,20 +6,18 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from papermill_dask.kernels.keeper import Messages
-from papermill_dask.kernels.launcher import LAUNCHER
+from papermill_dask.kernels.ipython import LAUNCHER
 
-logger = logging.getLogger("papermill_dask.kernels.manager")
+logger = logging.getLogger(__name__)
 
 MOST_PROCESSES = 2
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
@@ -40,80 +38,68 @@ SIGNIFICANT_VARIABLES = (
 )
 
 
-class Stale(Exception):
-    """What a warm process has imported is not what a kernel would import now; or it is gone."""
-
-
 class WarmProcess:
-    """A fork server as the worker sees it; ``reason`` says why it cannot be used, once that is known."""
+    """A fork server as the worker sees it.
+
+    ``seconds`` says how long the imports took, ``skipped`` which modules are not installed, ``reason`` why no kernel
+    can be forked from it; each is None until that is known.
+    """
 
     def __init__(self, python: Sequence[str], modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.since = time.time()
         self.seconds: float | None = None
         self.skipped: list[str] = []
         self.reason: str | None = None
-        connection, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*python, "-c", START.format("forkserver"), str(theirs.fileno()), json.dumps(list(modules))],
                 env=dict(environment),
+                cwd="/",  # where nothing can be imported by mistake
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._messages = Messages(connection)
-        threading.Thread(target=self._listen, name="warm-process", daemon=True).start()
+        threading.Thread(target=self._attend, name="warm-process", daemon=True).start()
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether its imports are done and kernels can be forked."""
         return self.seconds is not None and self.reason is None
 
-    def state(self) -> dict[str, Any]:
-        """Return what `warm_state` tells."""
-        return {
-            "ready": self.ready,
-            "pid": self._process.pid,
-            "since": self.since,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "reason": self.reason,
-        }
-
-    def fork(self) -> socket.socket:
-        """Return the socket of the keeper that it is asked to fork; raises OSError when it is gone."""
+    def connect(self) -> Connection:
+        """Return the connection to a new process forked from it; raises OSError when it is gone."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(self._messages.connection, [b"."], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                raise
-        return ours
+        with ours, theirs:
+            socket.send_fds(self._control, [b"."], [theirs.fileno()])
+            return Connection(ours.detach())
 
     def close(self) -> None:
         """End the process; kernels that were forked from it live on."""
         self.reason = self.reason or "it was replaced"
         with contextlib.suppress(OSError):  # it has ended
-            self._messages.connection.shutdown(socket.SHUT_RDWR)
+            self._control.shutdown(socket.SHUT_RDWR)
 
-    def _listen(self) -> None:
-        while (received := self._messages.receive()) is not None:
-            for message in received:
-                self._take(**message)
-        code = self._process.wait()
-        self._messages.connection.close()
-        if self.reason is None:
-            self.reason = f"it ended ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
-            if self.seconds is None:
-                logger.warning("Kernels start cold: the warm process was not ready when %s.", self.reason)
-
-    def _take(self, reason: str | None = None, seconds: float | None = None, skipped: Sequence[str] = ()) -> None:
-        self.reason, self.seconds, self.skipped = reason, seconds, list(skipped)
-        if reason:
+    def _attend(self) -> None:
+        """Wait for the imports, then for the end of the process."""
+        try:
+            with self.connect() as connection:
+                connection.send(None)
+                seconds, self.skipped, reason = connection.recv()
+        except (EOFError, OSError):
+            reason = "the warm process ended while it imported"
+        if self.reason:
+            pass  # closed meanwhile
+        elif reason:
             logger.warning("Kernels start cold: %s.", reason)
-        elif skipped:
-            logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(skipped))
+            self.reason = reason
+            self.close()
+        else:
+            self.seconds = seconds
+            if self.skipped:
+                logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(self.skipped))
+        self.process.wait()
+        self.reason = self.reason or "it ended"
+        self._control.close()
 
 
 class WarmProcesses:
@@ -138,17 +124,17 @@ class WarmProcesses:
             process = self._processes.get((python_of(argv), _signature(environment)))
         return process is not None and process.seconds is None and process.reason is None
 
-    def fork(self, argv: Sequence[str], environment: Mapping[str, str]) -> socket.socket | None:
-        """Return the socket of a keeper for this kernel; None, and a process made ready for the next, if not now."""
+    def connect(self, argv: Sequence[str], environment: Mapping[str, str]) -> Connection | None:
+        """Return the connection to this kernel's supervisor; None, and a process started for the next, if not now."""
         python = python_of(argv)
         if python is None:
             return None
         with self._lock:
             process = self._find(python, environment)
-            if process is None or not process.ready:
+            if process is None or not process.is_ready:
                 return None
             try:
-                return process.fork()
+                return process.connect()
             except OSError:
                 self._replace(python, environment, "the warm process has ended")
                 return None
@@ -158,13 +144,10 @@ class WarmProcesses:
         with self._lock:
             self._replace(python_of(argv), environment, reason)
 
-    def state(self) -> dict[str, Any]:
-        """Return the state of the latest used process, and why there is none."""
+    def latest(self) -> WarmProcess | None:
+        """Return the latest used process."""
         with self._lock:
-            if self._processes:
-                return list(self._processes.values())[-1].state()
-        reason = _unavailable() or "none was asked for"
-        return {"ready": False, "pid": None, "since": None, "seconds": None, "skipped": [], "reason": reason}
+            return next(reversed(self._processes.values()), None)
 
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
@@ -194,7 +177,7 @@ class WarmProcesses:
         return process
 
     def _replace(self, python: tuple[str, ...] | None, environment: Mapping[str, str], reason: str) -> None:
-        logger.info("The imports are done anew: %s.", reason)
+        logger.info("The modules are imported again: %s.", reason)
         process = self._processes.pop((python, _signature(environment)), None)
         if process is not None:
             process.close()
@@ -211,9 +194,9 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
-    """Return the command for a kernel that is not forked: an IPython kernel of this Python by our launcher."""
+    """Return the command for a kernel that is not forked: an IPython kernel of this Python as `ipython` runs it."""
     python = python_of(argv)
-    return [*python, "-c", START.format("launcher"), *_split(argv)[1]] if python else list(argv)
+    return [*python, "-c", START.format("ipython"), *_split(argv)[1]] if python else list(argv)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -235,9 +218,7 @@ def _signature(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _unavailable() -> str | None:
     """Say why kernels cannot be forked on this machine, if so."""
-    if sys.platform != "linux":
-        return f"forking a process with these libraries is not safe on {sys.platform}"
-    return None
+    return None if sys.platform == "linux" else f"forking a process with these libraries is not safe on {sys.platform}"
 
 
 WARM = WarmProcesses()
@@ -251,7 +232,11 @@ def start_warming(imports: Sequence[str], environment: Mapping[str, str] | None 
 def warm_state() -> dict[str, Any]:
     """Tell how far this worker's warm process is.
 
-    ``ready``, ``pid``, ``since`` (s since the epoch), ``seconds`` that the imports took, ``skipped`` modules that are
-    not installed, and ``reason`` when kernels start cold for good.
+    ``ready``, its ``pid``, the ``seconds`` that the imports took, ``skipped`` modules that are not installed, and the
+    ``reason`` when kernels start cold for good.
     """
-    return WARM.state()
+    process = WARM.latest()
+    if process is None:
+        return {"ready": False, "pid": None, "reason": _unavailable() or "none was asked for"}
+    known = {name: getattr(process, name) for name in ("seconds", "skipped", "reason")}
+    return {"ready": process.is_ready, "pid": process.process.pid} | known

@@ -1,4 +1,4 @@
-"""What runs in an IPython kernel of the engine: ipykernel as its own launcher runs it, with prompt output and end."""
+"""An IPython kernel: ipykernel as its own launcher runs it, with prompt output and a prompt end."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 
 def main() -> NoReturn:
     """Run the kernel that the command line's options describe."""
-    run_kernel(sys.argv[1:])
+    run_kernel([*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *sys.argv[1:]])
 
 
-def run_kernel(options: list[str], prepare: Callable[[Any], None] | None = None) -> NoReturn:
-    """Run a kernel to its end as `python -m ipykernel_launcher OPTIONS` does; ``prepare`` gets its shell."""
-    sys.argv = [importlib.util.find_spec(LAUNCHER).origin, *options]
-    sys.orig_argv = [*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *options]
+def run_kernel(argv: list[str], prepare: Callable[[Any], None] | None = None) -> NoReturn:
+    """Run a kernel to its end as ``argv``, `python -m ipykernel_launcher OPTIONS`, does; ``prepare`` gets its shell."""
+    options = argv[argv.index(LAUNCHER) + 1 :]
+    sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
     code: Any = 0
     try:
         _serve(options, prepare)
