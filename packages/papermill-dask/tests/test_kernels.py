@@ -26,7 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill_dask.kernels import manager as kernel_manager
 from papermill_dask.kernels.manager import KernelManager
 from papermill_dask.kernels.warm import WARM, start_warming, warm_state
-from workplace import BIN
+from programs import BIN
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -117,18 +117,19 @@ def nothing_left():
     assert manager is None or not Path(manager.private_folder).exists()
 
     def left():
-        known = before | {warm_state()["pid"]} | set(spare_kernel())
+        known = before | {process.pid for process in warm_processes()}
         return [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
 
     wait_until(lambda: not left(), GONE_SECONDS)
     assert not left()
 
 
-def spare_kernel():
-    """Return the process ids of the keeper and the process that wait, forked, for the next kernel."""
+def warm_processes():
+    """Return the process that the worker started to fork kernels, its fork server, and its resource tracker."""
     pid = warm_state()["pid"]
-    keepers = psutil.Process(pid).children() if pid and psutil.pid_exists(pid) else []
-    return [process.pid for keeper in keepers[-1:] for process in (keeper, *keeper.children())]
+    if not pid or not psutil.pid_exists(pid):
+        return []
+    return [psutil.Process(pid), *psutil.Process(pid).children()]
 
 
 def worker_script(cell, modules=()):
@@ -163,7 +164,7 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
         worker.wait()
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive
-    assert not list(temporary.glob("kernel-*"))
+    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)
 
 
 def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
@@ -299,7 +300,8 @@ def test_notebooks_files_have_the_mode_that_papermills_own_engine_gives_them(tmp
 
 # -- a forked kernel is a kernel like any other --------------------------------------------------------------------
 PROBE = """
-    import __main__, asyncio, builtins, comm, gc, json, locale, logging, os, signal, sys, threading, warnings
+    import __main__, asyncio, builtins, comm, gc, json, locale, logging, multiprocessing, os, signal, sys, threading
+    import warnings
     shell = get_ipython()
     loggers = {name: getattr(logger, "handlers", []) for name, logger in logging.root.manager.loggerDict.items()}
     print(json.dumps({
@@ -336,6 +338,8 @@ PROBE = """
         "collector": [gc.get_threshold(), gc.isenabled()],
         "locale": locale.getlocale(),
         "loop": type(asyncio.get_event_loop_policy()).__name__,
+        "process": [multiprocessing.current_process().name, multiprocessing.parent_process(),
+                    multiprocessing.get_start_method(allow_none=True), multiprocessing.get_start_method()],
     }))
 """
 PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects as go, plotly.io, logging, random"
@@ -409,13 +413,16 @@ def test_traceback_reads_as_jupyters_own_and_takes_no_longer_with_many_modules(t
     assert seconds < 1.5 * usual_seconds
 
 
-@pytest.mark.parametrize("victim", ["keeper", "kernel"])
-def test_kernel_starts_although_the_one_that_was_ready_is_killed(victim):
-    """As the memory killer may do; the next kernel is then started another way."""
-    with warming("json"):
-        assert wait_until(lambda: len(spare_kernel()) == 2)
-        os.kill(spare_kernel()[victim == "kernel"], signal.SIGKILL)
+@pytest.mark.parametrize("victim", ["forkserver", "-c import sys"])
+def test_kernel_starts_although_a_warm_process_is_killed(victim):
+    """As the memory killer may do: kernels start nevertheless, and soon from a new warm process."""
+    with warming("colorsys"):
+        (killed,) = [process for process in warm_processes() if victim in " ".join(process.cmdline())]
+        killed.kill()
+        psutil.wait_procs([killed], GONE_SECONDS)
         assert run("print('there')") == "there\n"
+        assert wait_until(lambda: warm_state()["ready"])
+        assert is_forked()
 
 
 def test_forked_kernels_share_no_state(plotting, tmp_path):

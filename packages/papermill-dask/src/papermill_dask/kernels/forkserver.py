@@ -25,7 +25,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from multiprocessing import forkserver, process, resource_tracker, util
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -65,47 +64,36 @@ def _serve(connection: Connection) -> None:
     """Tell how the imports went, or be the supervisor of a kernel, as the worker asks."""
     with contextlib.suppress(EOFError):
         if (request := connection.recv()) is not None:
-            supervise(connection, request, imported.start_kernel, imported.changed_file)
-        connection.send((imported.seconds, imported.skipped, imported.reason))
+            supervise(connection, request, imports.start_kernel, imports.changed_file)
+        connection.send((imports.seconds, imports.skipped, imports.reason))
 
 
-@dataclass
-class Imported:
-    """What the imports changed in the process, and what it was before: a forked kernel needs both.
+class Imports:
+    """The imports of this process: what they changed, and what it was before; a forked kernel needs both.
 
-    ``reason`` says why kernels must not be forked from it, if so.
+    ``seconds`` says how long they took, ``skipped`` which modules are not installed, and ``reason`` why kernels must
+    not be forked from here, if so.
     """
 
-    seconds: float = 0
-    skipped: list[str] = field(default_factory=list)
-    reason: str | None = None
-    path: list[str] = field(default_factory=list)
-    warning_filters: list[tuple] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-    handlers: list[tuple[logging.StreamHandler, str]] = field(default_factory=list)
-    callbacks: dict[str, list[Callable]] = field(default_factory=dict)
-    files: dict[str, tuple[int, int] | None] = field(default_factory=dict)
-
-    @classmethod
-    def gather(cls, parent: int, modules: Sequence[str]) -> Imported:
-        """Import ``modules`` in this process, which ends with its parent."""
+    def __init__(self, parent: int, modules: Sequence[str]) -> None:
         end_with(parent)
         began = time.time()
+        self.skipped: list[str] = []
+        self.reason: str | None = None
         sys.path[:] = filter(None, sys.path)  # of the current folder: there a notebook's modules hide installed ones
-        found = cls(path=list(sys.path))
+        self._path = list(sys.path)
         try:
-            found._import_all(modules)
+            self._import_all(modules)
             others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
             if others:  # a thread is not there any more in a fork, its locks are
-                found.reason = f"a module started threads: {', '.join(others)}"
+                self.reason = f"a module started threads: {', '.join(others)}"
         except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
-            found.reason = f"{type(error).__name__}: {error}"
-        found.files = _files_since(began)
+            self.reason = f"{type(error).__name__}: {error}"
+        self._files = _files_since(began)
         inspect.getmodule(main.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
-        found.seconds = time.time() - began
-        return found
+        self.seconds = time.time() - began
 
     def _import_all(self, modules: Sequence[str]) -> None:
         import ipykernel.kernelapp  # noqa: F401 - before all others, as in a kernel
@@ -115,22 +103,22 @@ class Imported:
         with warnings.catch_warnings(), _shell() as shell:
             filters, known = list(warnings.filters), {name: list(calls) for name, calls in _callbacks(shell)}
             self.skipped = [name for name in modules if not _import(name)]
-            with _silence():
+            with contextlib.redirect_stderr(None):  # where the debugger complains of frozen modules
                 for name in KERNEL_MODULES:
                     _import(name)
-            self.warning_filters = [entry for entry in warnings.filters if entry not in filters]
-            self.callbacks = {name: [c for c in calls if c not in known[name]] for name, calls in _callbacks(shell)}
-        self.environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
-        self.environment.pop("MPLBACKEND", None)
+            self._warning_filters = [entry for entry in warnings.filters if entry not in filters]
+            self._callbacks = {name: [c for c in calls if c not in known[name]] for name, calls in _callbacks(shell)}
+        self._environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
+        self._environment.pop("MPLBACKEND", None)
         # In a kernel these write to the notebook.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         handlers = [thing for thing in gc.get_objects() if issubclass(type(thing), logging.StreamHandler)]
         found = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
-        self.handlers = [(handler, stream) for handler, stream in found if stream]
+        self._handlers = [(handler, stream) for handler, stream in found if stream]
 
     def changed_file(self) -> str | None:
         """Return an imported file that is not what it was when it was imported, if there is one."""
-        return next((file for file, state in self.files.items() if _state(file) != state), None)
+        return next((file for file, state in self._files.items() if _state(file) != state), None)
 
     def start_kernel(self, request: Request, connection: Connection) -> int:
         """Fork a kernel that is what `python -m ipykernel_launcher` would be; return its process id."""
@@ -147,12 +135,10 @@ class Imported:
             connection.close()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.clear()
-            os.environ.update(self.environment | request["env"])
+            os.environ.update(self._environment | request["env"])
             _leave_multiprocessing()
             self._restore()
             run_kernel(request["argv"], self._apply)
-        except Exception:
-            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(127)
 
@@ -162,7 +148,7 @@ class Imported:
         os.dup2(nothing, 0)
         os.close(nothing)
         sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
-        sys.path[:] = self.path
+        sys.path[:] = self._path
         importlib.invalidate_caches()
         random.seed()
         if "numpy.random" in sys.modules:
@@ -172,12 +158,12 @@ class Imported:
 
     def _apply(self, shell: Any) -> None:
         """Bring into a started kernel what imports bring into it: filters, loggers' streams, callbacks of the shell."""
-        warnings.filters[:0] = [entry for entry in self.warning_filters if entry not in warnings.filters]
+        warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]
         with warnings.catch_warnings():
             pass  # leaving tells the interpreter that the filters have changed
-        for handler, stream in self.handlers:
+        for handler, stream in self._handlers:
             handler.setStream(getattr(sys, stream))
-        for name, functions in self.callbacks.items():
+        for name, functions in self._callbacks.items():
             for function in functions:
                 shell.events.register(name, function)
 
@@ -215,21 +201,6 @@ def _callbacks(shell: Any) -> list[tuple[str, list[Callable]]]:
     return list(shell.events.callbacks.items())
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what the debugger says about its own import out of the worker's log; a cold kernel says it to nobody."""
-    sys.stderr.flush()
-    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nothing)
-
-
 def _import(name: str) -> bool:
     """Import a module, and call ``function`` if the name is ``module:function``, which is for what is slow only once.
 
@@ -249,12 +220,9 @@ def _import(name: str) -> bool:
 
 def _files_since(began: float) -> dict[str, tuple[int, int] | None]:
     """Return time of change and size of each imported file; None for one that changed while it was imported."""
-    files: dict[str, tuple[int, int] | None] = {}
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__dict__", {}).get("__file__")
-        if isinstance(file, str) and (state := _state(file)):
-            files[file] = None if began * 1e9 <= state[0] <= time.time_ns() else state
-    return files
+    names = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
+    states = {name: state for name in names if isinstance(name, str) and (state := _state(name))}
+    return {name: None if began * 1e9 <= state[0] <= time.time_ns() else state for name, state in states.items()}
 
 
 def _state(file: str) -> tuple[int, int] | None:
@@ -266,4 +234,5 @@ def _state(file: str) -> tuple[int, int] | None:
 
 
 SERVER = multiprocessing.current_process()
-imported = Imported.gather(*json.loads(os.environ.pop(VARIABLE))) if VARIABLE in os.environ else Imported()
+if VARIABLE in os.environ:
+    imports = Imports(*json.loads(os.environ.pop(VARIABLE)))

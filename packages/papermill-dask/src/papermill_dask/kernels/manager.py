@@ -48,11 +48,13 @@ class Stale(Exception):
 
 
 class Kernel:
-    """A kernel as the worker sees it, by its supervisor; its methods may be called from any thread.
+    """A kernel as the worker sees it, much like a `subprocess.Popen`; its methods may be called from any thread.
 
-    ``started`` gives the process id or raises what kept the kernel from starting, ``ended`` gives the exit code (a
-    signal is negative, as in `subprocess`), ``gone`` is done when none of its descendants is left.
+    ``started`` gives the process id or raises what kept the kernel from starting, ``ended`` gives the exit code, and
+    ``gone`` is done when none of its descendants is left.
     """
+
+    stdin = stdout = stderr = None
 
     def __init__(self, connection: Connection, request: Request, supervisor: subprocess.Popen | None = None) -> None:
         self.started: Future[int] = Future()
@@ -67,6 +69,14 @@ class Kernel:
     def exit_code(self) -> int | None:
         """The exit code once the kernel has ended, negative for a signal; None before."""
         return self.ended.result() if self.ended.done() else None
+
+    def poll(self) -> int | None:
+        """Return the exit code; None while the kernel runs."""
+        return self.exit_code
+
+    def wait(self) -> int:
+        """Wait for the kernel's end and return its exit code."""
+        return self.ended.result()
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the kernel's process group."""
@@ -103,6 +113,28 @@ class Kernel:
         self.gone.set_result(None)
 
 
+async def start_kernel(request: Request) -> Kernel:
+    """Return a kernel that has started: forked, or cold where there is nothing to fork from.
+
+    Raises OSError when it cannot be started.
+    """
+    if warm := WARM.find(request["argv"], request["env"]):
+        try:
+            return await _started(Kernel(warm.connect(), request), ANSWER_SECONDS)
+        except Stale as reason:
+            WARM.replace(warm, str(reason))
+        except TimeoutError:
+            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-c", START.format("supervisor"), str(theirs.fileno())]
+        supervisor = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    request = request | {"argv": cold_command(request["argv"])}
+    return await _started(Kernel(Connection(ours.detach()), request, supervisor))
+
+
 async def _started(kernel: Kernel, seconds: float | None = None) -> Kernel:
     try:
         await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(kernel.started)), seconds)
@@ -112,85 +144,32 @@ async def _started(kernel: Kernel, seconds: float | None = None) -> Kernel:
     return kernel
 
 
-async def _start(request: Request) -> Kernel:
-    """Return a kernel that has started: forked, or cold where there is nothing warm to fork from."""
-    argv, environment = request["argv"], request["env"]
-    if (connection := WARM.connect(argv, environment)) is not None:
-        try:
-            return await _started(Kernel(connection, request), ANSWER_SECONDS)
-        except Stale as reason:
-            WARM.renew(argv, environment, str(reason))
-        except TimeoutError:
-            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-c", START.format("supervisor"), str(theirs.fileno())]
-        supervisor = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    return await _started(Kernel(Connection(ours.detach()), request | {"argv": cold_command(argv)}, supervisor))
-
-
 class SupervisedProvisioner(LocalProvisioner):
-    """Starts and ends a kernel through its supervisor; the rest is jupyter_client's own."""
+    """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
 
     kernel: Kernel | None = None
-    _waited = False
-
-    @property
-    def has_process(self) -> bool:
-        """Whether there is a kernel whose end nobody has waited for."""
-        return self.kernel is not None and not self._waited
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
-        self.cwd = str(Path(kwargs.get("cwd") or Path.cwd()).resolve())
+        manager = self.parent
         request = {
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
             "env": dict(kwargs["env"]),
-            "cwd": self.cwd,
+            "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
             "umask": kwargs.get("umask"),
-            "folder": getattr(self.parent, "private_folder", None),
+            "folder": manager.private_folder,
         }
         # A cold kernel would import the same beside the warm process, and take longer.
         deadline = time.monotonic() + IMPORT_SECONDS
-        while WARM.is_coming(request["argv"], request["env"]) and time.monotonic() < deadline and not self._unwanted:
+        while WARM.is_importing(request["argv"], request["env"]) and time.monotonic() < deadline:
+            if manager.unwanted:
+                break
             await asyncio.sleep(ROUND_SECONDS)
-        self.kernel = await _start(request)
-        self.pid = self.pgid = self.kernel.started.result()
-        self._waited = False
-        if self._unwanted:
+        self.process = self.kernel = await start_kernel(request)
+        self.pid = self.kernel.started.result()
+        if manager.unwanted:
             self.kernel.kill()
         return self.connection_info
-
-    @property
-    def _unwanted(self) -> bool:
-        return getattr(self.parent, "unwanted", False)
-
-    async def poll(self) -> int | None:
-        """Return the exit code; None while the kernel runs."""
-        return self.kernel.exit_code if self.has_process else 0
-
-    async def wait(self) -> int | None:
-        """Wait for the kernel's end, whichever loop asks; return the exit code."""
-        if not self.has_process:
-            return 0
-        code = await asyncio.shield(asyncio.wrap_future(self.kernel.ended))
-        self._waited = True
-        return code
-
-    async def send_signal(self, signum: int) -> None:
-        """Send a signal to the kernel's process group."""
-        if self.has_process:
-            self.kernel.send_signal(signum)
-
-    async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 - jupyter_client's signature
-        """Kill the kernel and all that it started."""
-        await self.send_signal(signal.SIGKILL)
-
-    async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002 - jupyter_client's signature
-        """Ask the kernel's process group to end."""
-        await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
         """Wait until no descendant of the kernel is left."""
@@ -201,13 +180,21 @@ class SupervisedProvisioner(LocalProvisioner):
         await super().cleanup(restart=restart)
 
 
-class KernelClient(AsyncKernelClient):
+def _new_context(*_: Any) -> zmq.asyncio.Context:
+    """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
+    context = zmq.asyncio.Context()
+    context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
+    context.setsockopt(zmq.RCVHWM, 0)
+    return context
+
+
+class PromptKernelClient(AsyncKernelClient):
     """A client that notices at once that its kernel is ready."""
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
         self._created_context = True
-        return _eager_context()
+        return _new_context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
@@ -217,48 +204,29 @@ class KernelClient(AsyncKernelClient):
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
             request = self.kernel_info()
-            while (reply := await self._next(self.shell_channel, READY_SECONDS)) is None:
+            try:
+                reply = await self.get_shell_msg(timeout=READY_SECONDS)
+                while not _is_idle(await self.get_iopub_msg(timeout=READY_SECONDS), request):
+                    pass
+            except Empty:
                 if not await self.parent.is_alive():
-                    raise RuntimeError("Kernel died before replying to kernel_info")
+                    raise RuntimeError("Kernel died before replying to kernel_info") from None
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds")
-            heard = False
-            while (message := await self._next(self.iopub_channel, READY_SECONDS)) is not None:
-                heard = True
-                if _says_idle(message, request):
-                    break
-            if heard and reply["msg_type"] == "kernel_info_reply":
+                    raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds") from None
+            else:
                 self._handle_kernel_info_reply(reply)
                 return
 
-    @staticmethod
-    async def _next(channel: Any, seconds: float) -> dict[str, Any] | None:
-        try:
-            return await channel.get_msg(timeout=seconds)
-        except Empty:
-            return None
 
-
-def _says_idle(message: dict[str, Any], request: str) -> bool:
-    return (
-        message["msg_type"] == "status"
-        and message["content"]["execution_state"] == "idle"
-        and message["parent_header"].get("msg_id") == request
-    )
-
-
-def _eager_context() -> zmq.asyncio.Context:
-    """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
-    context = zmq.asyncio.Context()
-    context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
-    context.setsockopt(zmq.RCVHWM, 0)
-    return context
+def _is_idle(message: dict[str, Any], request: str) -> bool:
+    is_idle = message["content"].get("execution_state") == "idle"
+    return is_idle and message["parent_header"].get("msg_id") == request
 
 
 class KernelManager(AsyncKernelManager):
     """A kernel manager for nbclient whose kernels are supervised, and talk over Unix sockets in a private folder."""
 
-    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=KernelClient)
+    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=PromptKernelClient)
     # jupyter_client's 5 s are short for the handlers of `atexit` on a machine that has more to do than it can.
     shutdown_wait_time = Float(8.0, config=True)
     private_folder = Unicode()
@@ -266,7 +234,11 @@ class KernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.private_folder = _private_folder()
+        folder = tempfile.gettempdir()
+        self.private_folder = tempfile.mkdtemp(
+            prefix="kernel-",
+            dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder,  # noqa: S108 - it has a mode of its own
+        )
         # Also when nobody shuts the kernel down, and at the interpreter's end.
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
@@ -275,11 +247,11 @@ class KernelManager(AsyncKernelManager):
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
         self._created_context = True
-        return _eager_context()
+        return _new_context()
 
     @property
     def kernel(self) -> Kernel | None:
-        """The kernel as its supervisor knows it, also after its end; None before it was started."""
+        """The kernel, also after its end; None before it was started."""
         return getattr(self.provisioner, "kernel", None)
 
     def kill(self) -> None:
@@ -296,24 +268,20 @@ class KernelManager(AsyncKernelManager):
             )
         return await super()._async_pre_start_kernel(**options)
 
-    pre_start_kernel = _async_pre_start_kernel
-
     async def _async_interrupt_kernel(self) -> None:
-        if self.kernel is None or not self.shutting_down:
-            await super()._async_interrupt_kernel()
-
-    async def _async_finish_shutdown(
-        self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
-    ) -> None:
         # jupyter_client interrupts each kernel before it asks it to end. An interrupt that comes while ipykernel is
         # between two messages ends its loop but not its threads, and it hangs until it is killed, 2.5 s later. So here
         # only a kernel that does not end when it is asked is interrupted.
+        if self.kernel is None or not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    async def _async_finish_shutdown(self, *arguments: Any, **options: Any) -> None:
         if self.kernel is not None:
             try:
                 await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self.kernel.ended)), GRACE_SECONDS)
             except TimeoutError:
                 await super()._async_interrupt_kernel()
-        await super()._async_finish_shutdown(waittime, pollinterval, restart)
+        await super()._async_finish_shutdown(*arguments, **options)
 
     async def _async_cleanup_resources(self, restart: bool = False) -> None:
         await super()._async_cleanup_resources(restart=restart)
@@ -321,9 +289,3 @@ class KernelManager(AsyncKernelManager):
             self._remove_folder()
 
     cleanup_resources = _async_cleanup_resources
-
-
-def _private_folder() -> str:
-    """Return a new folder, for this user alone, whose path leaves room for the names of Unix sockets."""
-    folder = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="kernel-", dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder)  # noqa: S108

@@ -15,11 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from papermill_dask.kernels.ipython import LAUNCHER
-
 logger = logging.getLogger(__name__)
 
 MOST_PROCESSES = 2
+KERNEL = ("-m", "ipykernel_launcher", "-f", "CONNECTION FILE")
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{} import main; main()"
 
@@ -46,6 +45,7 @@ class WarmProcess:
     """
 
     def __init__(self, python: Sequence[str], modules: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.python, self.environment = python, environment
         self.seconds: float | None = None
         self.skipped: list[str] = []
         self.reason: str | None = None
@@ -66,12 +66,17 @@ class WarmProcess:
         """Whether its imports are done and kernels can be forked."""
         return self.seconds is not None and self.reason is None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it served, and serves no more."""
+        return self.seconds is not None and self.reason is not None
+
     def connect(self) -> Connection:
-        """Return the connection to a new process forked from it; raises OSError when it is gone."""
+        """Return the connection to a new process forked from it, which is closed soon if the server has ended."""
         ours, theirs = socket.socketpair()
-        with ours, theirs:
+        with theirs, contextlib.suppress(OSError):
             socket.send_fds(self._control, [b"."], [theirs.fileno()])
-            return Connection(ours.detach())
+        return Connection(ours.detach())
 
     def close(self) -> None:
         """End the process; kernels that were forked from it live on."""
@@ -112,37 +117,38 @@ class WarmProcesses:
 
     def start(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels."""
-        with self._lock:
-            if tuple(modules) != self._modules:
-                self._close_all()
-                self._modules = tuple(modules)
-            self._find((sys.executable,), environment)
+        if tuple(modules) != self._modules:
+            self.close()
+            self._modules = tuple(modules)
+        self.find([sys.executable, *KERNEL], environment)
 
-    def is_coming(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Tell whether a process for this kernel is there, and still imports."""
-        with self._lock:
-            process = self._processes.get((python_of(argv), _signature(environment)))
-        return process is not None and process.seconds is None and process.reason is None
-
-    def connect(self, argv: Sequence[str], environment: Mapping[str, str]) -> Connection | None:
-        """Return the connection to this kernel's supervisor; None, and a process started for the next, if not now."""
-        python = python_of(argv)
-        if python is None:
+    def find(self, argv: Sequence[str], environment: Mapping[str, str]) -> WarmProcess | None:
+        """Return the process from which this kernel is to be forked; None, and one started for the next, if not now."""
+        if not self._modules or not (python := python_of(argv)):
+            return None
+        if reason := _unavailable():
+            logger.info("Kernels start cold: %s.", reason)
             return None
         with self._lock:
-            process = self._find(python, environment)
-            if process is None or not process.is_ready:
-                return None
-            try:
-                return process.connect()
-            except OSError:
-                self._replace(python, environment, "the warm process has ended")
-                return None
+            key = (python, _signature(environment))
+            process = self._processes.pop(key, None)
+            if process is None or process.has_ended:
+                process = WarmProcess(python, self._modules, environment)
+            self._processes[key] = process
+            while len(self._processes) > MOST_PROCESSES:
+                self._processes.pop(next(iter(self._processes))).close()
+        return process if process.is_ready else None
 
-    def renew(self, argv: Sequence[str], environment: Mapping[str, str], reason: str) -> None:
-        """Replace the process of such kernels by a new one."""
-        with self._lock:
-            self._replace(python_of(argv), environment, reason)
+    def is_importing(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
+        """Tell whether there is a process for this kernel that still imports."""
+        process = self._processes.get((python_of(argv), _signature(environment)))
+        return process is not None and process.seconds is None and process.reason is None
+
+    def replace(self, process: WarmProcess, reason: str) -> None:
+        """Start a new process instead of one that is of no use any more."""
+        logger.info("The modules are imported again: %s.", reason)
+        process.close()
+        self.find([*process.python, *KERNEL], process.environment)
 
     def latest(self) -> WarmProcess | None:
         """Return the latest used process."""
@@ -152,64 +158,28 @@ class WarmProcesses:
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
         with self._lock:
-            self._close_all()
+            for process in self._processes.values():
+                process.close()
+            self._processes.clear()
             self._modules = ()
-
-    def _close_all(self) -> None:
-        for process in self._processes.values():
-            process.close()
-        self._processes.clear()
-
-    def _find(self, python: tuple[str, ...], environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process of such kernels, the latest used from now on; started if there is none yet."""
-        if not self._modules:
-            return None
-        if reason := _unavailable():
-            logger.info("Kernels start cold: %s.", reason)
-            return None
-        key = (python, _signature(environment))
-        process = self._processes.pop(key, None)
-        if process is None or (process.reason and process.seconds is not None):  # it served, and has ended since
-            process = WarmProcess(python, self._modules, environment)
-        self._processes[key] = process
-        while len(self._processes) > MOST_PROCESSES:
-            self._processes.pop(next(iter(self._processes))).close()
-        return process
-
-    def _replace(self, python: tuple[str, ...] | None, environment: Mapping[str, str], reason: str) -> None:
-        logger.info("The modules are imported again: %s.", reason)
-        process = self._processes.pop((python, _signature(environment)), None)
-        if process is not None:
-            process.close()
-            self._find(python, environment)
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
     """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others."""
-    before, options = _split(argv)
-    if before[-1:] != ["-m"] or options[:1] != ["-f"] or not _is_this_python(before[0]):
-        return None
-    flags = " ".join(before[1:-1]).replace("-X ", "-X").split()
-    return (sys.executable, *flags) if all(flag.startswith("-X") for flag in flags) else None
+    match list(argv):
+        case [program, *flags, "-m", "ipykernel_launcher", "-f", _]:
+            here, there = Path(sys.executable), Path(program)
+            # An environment's `python` links to another's file.
+            is_this = there.parent == here.parent and there.exists() and there.samefile(here)
+            if is_this and all(flag.startswith("-X") and flag != "-X" for flag in flags):
+                return sys.executable, *flags
+    return None
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
     """Return the command for a kernel that is not forked: an IPython kernel of this Python as `ipython` runs it."""
     python = python_of(argv)
-    return [*python, "-c", START.format("ipython"), *_split(argv)[1]] if python else list(argv)
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words before and after ipykernel's launcher."""
-    words = list(argv)
-    place = words.index(LAUNCHER) if LAUNCHER in words else len(words)
-    return words[:place], words[place + 1 :]
-
-
-def _is_this_python(program: str) -> bool:
-    """Tell whether it is this interpreter in this environment; an environment's `python` links to another's file."""
-    here, there = Path(sys.executable), Path(program)
-    return there.parent == here.parent and there.exists() and there.samefile(here)
+    return [*python, "-c", START.format("ipython"), *argv[len(python) + 2 :]] if python else list(argv)
 
 
 def _signature(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
