@@ -34,7 +34,9 @@ def main() -> NoReturn:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
-    supervise(connection, connection.recv(), _run_command)
+    with contextlib.suppress(EOFError):  # the worker is gone
+        supervise(connection, connection.recv(), _run_command)
+    os._exit(1)
 
 
 def supervise(
