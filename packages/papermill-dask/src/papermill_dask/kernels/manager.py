@@ -29,7 +29,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
 from papermill_dask.kernels.supervisor import Request
-from papermill_dask.kernels.warm import START, WARM, cold_command
+from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,28 +113,6 @@ class Kernel:
         self.gone.set_result(None)
 
 
-async def start_kernel(request: Request) -> Kernel:
-    """Return a kernel that has started: forked, or cold where there is nothing to fork from.
-
-    Raises OSError when it cannot be started.
-    """
-    if warm := WARM.find(request["argv"], request["env"]):
-        try:
-            return await _started(Kernel(warm.connect(), request), ANSWER_SECONDS)
-        except Stale as reason:
-            WARM.replace(warm, str(reason))
-        except TimeoutError:
-            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-c", START.format("supervisor"), str(theirs.fileno())]
-        supervisor = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    request = request | {"argv": cold_command(request["argv"])}
-    return await _started(Kernel(Connection(ours.detach()), request, supervisor))
-
-
 async def _started(kernel: Kernel, seconds: float | None = None) -> Kernel:
     try:
         await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(kernel.started)), seconds)
@@ -151,25 +129,48 @@ class SupervisedProvisioner(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
-        manager = self.parent
         request = {
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
             "env": dict(kwargs["env"]),
             "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
             "umask": kwargs.get("umask"),
-            "folder": manager.private_folder,
+            "folder": self.parent.private_folder,
         }
-        # A cold kernel would import the same beside the warm process, and take longer.
-        deadline = time.monotonic() + IMPORT_SECONDS
-        while WARM.is_importing(request["argv"], request["env"]) and time.monotonic() < deadline:
-            if manager.unwanted:
-                break
-            await asyncio.sleep(ROUND_SECONDS)
-        self.process = self.kernel = await start_kernel(request)
+        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)
         self.pid = self.kernel.started.result()
-        if manager.unwanted:
+        if self.parent.unwanted:
             self.kernel.kill()
         return self.connection_info
+
+    async def _fork(self, request: Request) -> Kernel | None:
+        """Return a forked kernel that has started; None where there is nothing to fork from."""
+        wanted = python_of(request["argv"]), request["env"]
+        warm = WARM.find(*wanted)
+        # A cold kernel would import the same beside the warm process, and take longer.
+        deadline = time.monotonic() + IMPORT_SECONDS
+        while warm and warm.is_importing and time.monotonic() < deadline and not self.parent.unwanted:
+            await asyncio.sleep(ROUND_SECONDS)
+        if not warm or not warm.is_ready:
+            return None
+        try:
+            return await _started(Kernel(warm.connect(), request), ANSWER_SECONDS)
+        except Stale as reason:
+            logger.info("The modules are imported again: %s.", reason)
+            warm.close()
+            WARM.find(*wanted)
+        except TimeoutError:
+            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
+        return None
+
+    async def _start_cold(self, request: Request) -> Kernel:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-c", START.format("supervisor"), str(theirs.fileno())]
+            supervisor = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        request = request | {"argv": cold_command(request["argv"])}
+        return await _started(Kernel(Connection(ours.detach()), request, supervisor))
 
     async def cleanup(self, restart: bool = False) -> None:
         """Wait until no descendant of the kernel is left."""

@@ -18,7 +18,6 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MOST_PROCESSES = 2
-KERNEL = ("-m", "ipykernel_launcher", "-f", "CONNECTION FILE")
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{} import main; main()"
 
@@ -45,7 +44,6 @@ class WarmProcess:
     """
 
     def __init__(self, python: Sequence[str], modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.python, self.environment = python, environment
         self.seconds: float | None = None
         self.skipped: list[str] = []
         self.reason: str | None = None
@@ -62,14 +60,14 @@ class WarmProcess:
         threading.Thread(target=self._attend, name="warm-process", daemon=True).start()
 
     @property
+    def is_importing(self) -> bool:
+        """Whether it is not known yet if kernels can be forked from it."""
+        return self.seconds is None and self.reason is None
+
+    @property
     def is_ready(self) -> bool:
         """Whether its imports are done and kernels can be forked."""
         return self.seconds is not None and self.reason is None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it served, and serves no more."""
-        return self.seconds is not None and self.reason is not None
 
     def connect(self) -> Connection:
         """Return the connection to a new process forked from it, which is closed soon if the server has ended."""
@@ -86,22 +84,19 @@ class WarmProcess:
 
     def _attend(self) -> None:
         """Wait for the imports, then for the end of the process."""
-        try:
-            with self.connect() as connection:
+        with self.connect() as connection:
+            try:
                 connection.send(None)
                 seconds, self.skipped, reason = connection.recv()
-        except (EOFError, OSError):
-            reason = "the warm process ended while it imported"
-        if self.reason:
-            pass  # closed meanwhile
-        elif reason:
+            except (EOFError, OSError):
+                seconds, reason = None, "the warm process ended while it imported"
+        if reason and self.reason is None:
             logger.warning("Kernels start cold: %s.", reason)
-            self.reason = reason
+        elif self.skipped:
+            logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(self.skipped))
+        self.reason, self.seconds = self.reason or reason, None if reason else seconds
+        if reason:
             self.close()
-        else:
-            self.seconds = seconds
-            if self.skipped:
-                logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(self.skipped))
         self.process.wait()
         self.reason = self.reason or "it ended"
         self._control.close()
@@ -111,8 +106,8 @@ class WarmProcesses:
     """All warm processes of this worker, the latest used last; its methods may be called from any thread."""
 
     def __init__(self) -> None:
+        self.processes: dict[tuple, WarmProcess] = {}
         self._modules: tuple[str, ...] = ()
-        self._processes: dict[tuple, WarmProcess] = {}
         self._lock = threading.Lock()
 
     def start(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -120,47 +115,30 @@ class WarmProcesses:
         if tuple(modules) != self._modules:
             self.close()
             self._modules = tuple(modules)
-        self.find([sys.executable, *KERNEL], environment)
+        self.find((sys.executable,), environment)
 
-    def find(self, argv: Sequence[str], environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process from which this kernel is to be forked; None, and one started for the next, if not now."""
-        if not self._modules or not (python := python_of(argv)):
+    def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
+        """Return the process for kernels of this interpreter; None, and one started for the next, if there is none."""
+        if not self._modules or not python:
             return None
         if reason := _unavailable():
             logger.info("Kernels start cold: %s.", reason)
             return None
+        key = python, tuple(sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES)))
         with self._lock:
-            key = (python, _signature(environment))
-            process = self._processes.pop(key, None)
-            if process is None or process.has_ended:
-                process = WarmProcess(python, self._modules, environment)
-            self._processes[key] = process
-            while len(self._processes) > MOST_PROCESSES:
-                self._processes.pop(next(iter(self._processes))).close()
-        return process if process.is_ready else None
-
-    def is_importing(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Tell whether there is a process for this kernel that still imports."""
-        process = self._processes.get((python_of(argv), _signature(environment)))
-        return process is not None and process.seconds is None and process.reason is None
-
-    def replace(self, process: WarmProcess, reason: str) -> None:
-        """Start a new process instead of one that is of no use any more."""
-        logger.info("The modules are imported again: %s.", reason)
-        process.close()
-        self.find([*process.python, *KERNEL], process.environment)
-
-    def latest(self) -> WarmProcess | None:
-        """Return the latest used process."""
-        with self._lock:
-            return next(reversed(self._processes.values()), None)
+            process = self.processes.pop(key, None)
+            is_there = process is not None and (process.seconds is None or process.reason is None)  # else it has ended
+            self.processes[key] = process if is_there else WarmProcess(python, self._modules, environment)
+            while len(self.processes) > MOST_PROCESSES:
+                self.processes.pop(next(iter(self.processes))).close()
+        return process if is_there else None
 
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
         with self._lock:
-            for process in self._processes.values():
+            for process in self.processes.values():
                 process.close()
-            self._processes.clear()
+            self.processes.clear()
             self._modules = ()
 
 
@@ -179,11 +157,7 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
 def cold_command(argv: Sequence[str]) -> list[str]:
     """Return the command for a kernel that is not forked: an IPython kernel of this Python as `ipython` runs it."""
     python = python_of(argv)
-    return [*python, "-c", START.format("ipython"), *argv[len(python) + 2 :]] if python else list(argv)
-
-
-def _signature(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES)))
+    return [*python, "-c", START.format("ipython"), *argv[-2:]] if python else list(argv)
 
 
 def _unavailable() -> str | None:
@@ -205,7 +179,7 @@ def warm_state() -> dict[str, Any]:
     ``ready``, its ``pid``, the ``seconds`` that the imports took, ``skipped`` modules that are not installed, and the
     ``reason`` when kernels start cold for good.
     """
-    process = WARM.latest()
+    process = next(reversed(WARM.processes.values()), None)
     if process is None:
         return {"ready": False, "pid": None, "reason": _unavailable() or "none was asked for"}
     known = {name: getattr(process, name) for name in ("seconds", "skipped", "reason")}
