@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import socket
 import sys
 import threading
@@ -31,6 +30,7 @@ from typing import Any, NoReturn
 
 from papermill_dask.kernels.ipython import run_kernel
 from papermill_dask.kernels.supervisor import Request, end_with, supervise
+from papermill_dask.kernels.warm import TELL
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # tells the fork server what to import, and whose child it is
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -48,24 +48,28 @@ def main() -> NoReturn:
     os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
     multiprocessing.set_forkserver_preload([__name__])
     forkserver.ensure_running()  # by this thread: the server ends with the thread that started it
-    while descriptors := socket.recv_fds(control, 1, 1)[1]:
+    while True:
+        wish, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not wish:
+            break
         # `start` waits for the imports; this thread waits for the worker's end.
-        threading.Thread(target=_fork, args=(Connection(descriptors[0]),), daemon=True).start()
+        arguments = (_tell if wish == TELL else _serve, Connection(descriptors[0]))
+        threading.Thread(target=_fork, args=arguments, daemon=True).start()
     shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
     os._exit(0)  # kernels may live on
 
 
-def _fork(connection: Connection) -> None:
+def _fork(target: Callable[[Connection], None], connection: Connection) -> None:
     with connection, contextlib.suppress(EOFError, OSError):  # the server died; the worker notices
-        multiprocessing.get_context("forkserver").Process(target=_serve, args=(connection,)).start()
+        multiprocessing.get_context("forkserver").Process(target=target, args=(connection,)).start()
 
 
-def _serve(connection: Connection) -> None:
-    """Tell how the imports went, or be the supervisor of a kernel, as the worker asks."""
-    with contextlib.suppress(EOFError):
-        if (request := connection.recv()) is not None:
-            supervise(connection, request, imports.start_kernel, imports.changed_file)
-        connection.send((imports.seconds, imports.skipped, imports.reason))
+def _tell(connection: Connection) -> None:
+    connection.send((imports.seconds, imports.skipped, imports.reason))
+
+
+def _serve(connection: Connection) -> NoReturn:
+    supervise(connection, imports.fork_kernel(connection), imports.changed_file)
 
 
 class Imports:
@@ -120,20 +124,28 @@ class Imports:
         """Return an imported file that is not what it was when it was imported, if there is one."""
         return next((file for file, state in self._files.items() if _state(file) != state), None)
 
-    def start_kernel(self, request: Request, connection: Connection) -> int:
-        """Fork a kernel that is what `python -m ipykernel_launcher` would be; return its process id."""
+    def fork_kernel(self, connection: Connection) -> Callable[[Request], int]:
+        """Fork a process; return what makes it the kernel of a request and gives its process id."""
         supervisor = os.getpid()
+        ours, theirs = multiprocessing.Pipe()
         with warnings.catch_warnings():
             # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
             warnings.simplefilter("ignore", DeprecationWarning)
             kernel = os.fork()
         if kernel:
-            return kernel
+            theirs.close()
+            return lambda request: ours.send(request) or kernel
         try:
             os.setsid()
             end_with(supervisor)
             connection.close()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            ours.close()
+            _rehearse()
+            request = theirs.recv()
+            theirs.close()
+            os.chdir(request["cwd"])
+            if request["umask"] is not None:
+                os.umask(request["umask"])
             os.environ.clear()
             os.environ.update(self._environment | request["env"])
             _leave_multiprocessing()
@@ -172,9 +184,16 @@ def _leave_multiprocessing() -> None:
     """Make this process a main process to `multiprocessing`, as a notebook's is, and no child of the fork server."""
     multiprocessing.set_start_method(None, force=True)
     process._current_process, process._parent_process = SERVER, None
-    SERVER.authkey = os.urandom(32)
+    SERVER.name, SERVER.authkey = "MainProcess", os.urandom(32)
     forkserver._forkserver.__init__()
     resource_tracker._resource_tracker.__init__()
+
+
+def _rehearse() -> None:
+    """Do, for nothing, what a kernel does when it starts: the pages of memory that this changes are its own by then."""
+    [getattr(module, "__file__", None) for module in sys.modules.copy().values()]
+    with warnings.catch_warnings(), _shell():
+        pass
 
 
 @contextlib.contextmanager

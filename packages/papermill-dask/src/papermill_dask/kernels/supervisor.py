@@ -34,28 +34,29 @@ def main() -> NoReturn:
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
-    with contextlib.suppress(EOFError):  # the worker is gone
-        supervise(connection, connection.recv(), _run_command)
-    os._exit(1)
+    supervise(connection, _run_command)
 
 
 def supervise(
-    connection: Connection,
-    request: Request,
-    start: Callable[[Request, Connection], int],
-    changed: Callable[[], str | None] = lambda: None,
+    connection: Connection, start: Callable[[Request], int], changed: Callable[[], str | None] = lambda: None
 ) -> NoReturn:
-    """Start a kernel by ``start``, and stay until nothing of it is left."""
+    """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left."""
     with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
         os.setsid()
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: None)  # it ends with its worker, which gets the signal, too
+    try:
+        request = connection.recv()
+    except (EOFError, OSError):
+        os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
         os.chdir(request["cwd"])
         if request["umask"] is not None:
             os.umask(request["umask"])
-        kernel = start(request, connection)
+        kernel = start(request)
+    except BrokenPipeError:  # it was forked ahead, and killed since
+        os._exit(1)
     except OSError as error:
         _send(connection, error)
         os._exit(1)
@@ -80,7 +81,7 @@ def _control_process(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _run_command(request: Request, _: Connection) -> int:
+def _run_command(request: Request) -> int:
     supervisor = os.getpid()
     process = subprocess.Popen(
         request["argv"],

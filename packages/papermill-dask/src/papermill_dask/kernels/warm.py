@@ -10,14 +10,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from papermill_dask.kernels.ipython import LAUNCHER
+
 logger = logging.getLogger(__name__)
 
 MOST_PROCESSES = 2
+TELL, SERVE = b"t", b"s"  # what is wanted of a process forked from a warm one: to tell its state, to be a supervisor
+QUIET_SECONDS = 0.2  # after which the next kernel is forked, so that it takes no time from the one that starts
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{} import main; main()"
 
@@ -57,6 +62,7 @@ class WarmProcess:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self._ahead: list[Connection] = []  # to a process that waits to become the next kernel
         threading.Thread(target=self._attend, name="warm-process", daemon=True).start()
 
     @property
@@ -70,23 +76,38 @@ class WarmProcess:
         return self.seconds is not None and self.reason is None
 
     def connect(self) -> Connection:
-        """Return the connection to a new process forked from it, which is closed soon if the server has ended."""
+        """Return the connection to a kernel's supervisor, which is closed soon if the server has ended."""
+        threading.Thread(target=self._fork_ahead, name="fork-ahead", daemon=True).start()
+        try:
+            return self._ahead.pop()
+        except IndexError:
+            return self._fork(SERVE)
+
+    def _fork(self, wish: bytes) -> Connection:
         ours, theirs = socket.socketpair()
         with theirs, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [b"."], [theirs.fileno()])
+            socket.send_fds(self._control, [wish], [theirs.fileno()])
         return Connection(ours.detach())
+
+    def _fork_ahead(self) -> None:
+        time.sleep(QUIET_SECONDS)
+        if self.is_ready and not self._ahead:
+            self._ahead.append(self._fork(SERVE))
+        if not self.is_ready:
+            self.close()
 
     def close(self) -> None:
         """End the process; kernels that were forked from it live on."""
         self.reason = self.reason or "it was replaced"
+        while self._ahead:
+            self._ahead.pop().close()
         with contextlib.suppress(OSError):  # it has ended
             self._control.shutdown(socket.SHUT_RDWR)
 
     def _attend(self) -> None:
         """Wait for the imports, then for the end of the process."""
-        with self.connect() as connection:
+        with self._fork(TELL) as connection:
             try:
-                connection.send(None)
                 seconds, self.skipped, reason = connection.recv()
             except (EOFError, OSError):
                 seconds, reason = None, "the warm process ended while it imported"
@@ -95,8 +116,7 @@ class WarmProcess:
         elif self.skipped:
             logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(self.skipped))
         self.reason, self.seconds = self.reason or reason, None if reason else seconds
-        if reason:
-            self.close()
+        self._fork_ahead()
         self.process.wait()
         self.reason = self.reason or "it ended"
         self._control.close()
@@ -144,8 +164,9 @@ class WarmProcesses:
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
     """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others."""
-    match list(argv):
-        case [program, *flags, "-m", "ipykernel_launcher", "-f", _]:
+    place = argv.index(LAUNCHER) if LAUNCHER in argv else 0
+    match argv[:place], argv[place + 1 :]:
+        case [program, *flags, "-m"], ["-f", _, *_]:
             here, there = Path(sys.executable), Path(program)
             # An environment's `python` links to another's file.
             is_this = there.parent == here.parent and there.exists() and there.samefile(here)
@@ -157,7 +178,7 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
 def cold_command(argv: Sequence[str]) -> list[str]:
     """Return the command for a kernel that is not forked: an IPython kernel of this Python as `ipython` runs it."""
     python = python_of(argv)
-    return [*python, "-c", START.format("ipython"), *argv[-2:]] if python else list(argv)
+    return [*python, "-c", START.format("ipython"), *argv[argv.index(LAUNCHER) + 1 :]] if python else list(argv)
 
 
 def _unavailable() -> str | None:
