@@ -278,7 +278,6 @@ def test_kernel_listens_on_no_port(either):
         print(oct(stat.S_IMODE(os.stat(os.path.dirname(sys.argv[2])).st_mode) & 0o777))
         """,
     )
-    print(repr(text))
     assert text.splitlines() == ["from a child", "0", "0o700"]
 
 
