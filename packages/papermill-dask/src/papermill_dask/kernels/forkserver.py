@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from papermill_dask.kernels.ipython import run_kernel
-from papermill_dask.kernels.supervisor import Request, end_with, supervise
+from papermill_dask.kernels.supervisor import Request, end_with, enter, supervise
 from papermill_dask.kernels.warm import TELL
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # tells the fork server what to import, and whose child it is
@@ -143,9 +143,7 @@ class Imports:
             _rehearse()
             request = theirs.recv()
             theirs.close()
-            os.chdir(request["cwd"])
-            if request["umask"] is not None:
-                os.umask(request["umask"])
+            enter(request)
             os.environ.clear()
             os.environ.update(self._environment | request["env"])
             _leave_multiprocessing()

@@ -51,9 +51,7 @@ def supervise(
         os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
-        os.chdir(request["cwd"])
-        if request["umask"] is not None:
-            os.umask(request["umask"])
+        enter(request)
         kernel = start(request)
     except BrokenPipeError:  # it was forked ahead, and killed since
         os._exit(1)
@@ -67,6 +65,13 @@ def supervise(
         shutil.rmtree(request["folder"], ignore_errors=True)
     connection.close()  # at once: the memory of a forked process takes a while to give back
     os._exit(0)
+
+
+def enter(request: Request) -> None:
+    """Go to the folder of the request, and take its umask; raise OSError when there is no such folder."""
+    os.chdir(request["cwd"])
+    if request["umask"] is not None:
+        os.umask(request["umask"])
 
 
 def end_with(parent: int) -> None:
