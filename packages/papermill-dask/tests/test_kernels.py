@@ -527,7 +527,8 @@ def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch, second
 
 def test_warm_process_ends_with_its_worker(tmp_path):
     """A worker that is killed while its warm process still imports takes that with it."""
-    (tmp_path / "slow.py").write_text("import ctypes\nopen('importing', 'w')\nctypes.PyDLL(None).sleep(600)")
+    importing = str(tmp_path / "importing")
+    (tmp_path / "slow.py").write_text(f"import ctypes\nopen({importing!r}, 'w')\nctypes.PyDLL(None).sleep(600)")
     script = (
         "import os, time; from papermill_dask.kernels.warm import start_warming; "
         "start_warming(['slow']); time.sleep(600)"
