@@ -1,20 +1,19 @@
-"""What the FTP server adds to pyftpdlib: who may log in and how often to guess, who may wait, and writes that last."""
+"""What the FTP server adds to pyftpdlib: who may log in and how often to guess, who may wait, and files that are whole.
+
+The only module that uses pyftpdlib's private names; `tests/test_server.py` names those that an upgrade took away.
+"""
 
 from __future__ import annotations
 
-import collections
 import errno
-import hashlib
 import hmac
 import ipaddress
 import logging
 import os
-import secrets
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,66 +24,45 @@ from pyftpdlib.filesystems import AbstractedFS
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler, TLS_FTPHandler
 from pyftpdlib.log import logger
 
-from workshop.servers.artifacts import names
+from mlflow_ftp import names
 
-ALL_RIGHTS = "elradfmwMT"
 LONGEST_DELAY_SECONDS = 30.0
 FORGOTTEN_SECONDS = 600.0
+LOGIN_SECONDS = 20
+MOST_GUESTS = 64
+STILL_SECONDS = 1  # a part of an upload that has not grown for so long may go with its folder
 SYNC_BYTES = 16 * 1024 * 1024
 
-transfers = logging.getLogger("workshop.servers.ftp.transfers")
+transfers = logging.getLogger("mlflow_ftp.transfers")
 
 
-class HashedAuthorizer(DummyAuthorizer):
-    """One user, whose password is kept only as a salted hash."""
+class OneUser(DummyAuthorizer):
+    """The one user; guessing is slow: the n-th wrong password of an address is answered 2^(n-1) seconds after the last.
+
+    Until then no other password of that address is taken. Loopback, from where a tracking server logs in, is never
+    kept waiting for what others there do: only its wrong passwords are.
+    """
 
     def __init__(self, user: str, password: str, home: str) -> None:
         super().__init__()
-        self.salt = secrets.token_bytes(16)
-        self.add_user(user, self.digest(password), home, perm=ALL_RIGHTS)
+        self.add_user(user, "", home, perm="elradfmwMT")
+        self._expected = f"{user}\0{password}".encode()
+        self._failures: dict[str, tuple[int, float]] = {}  # how many, and when the last is answered
 
-    def digest(self, password: str) -> str:
-        """Return the hash; about 3 ms, because the server answers nobody else meanwhile."""
-        return hashlib.scrypt(password.encode(), salt=self.salt, n=2**10, r=8, p=1).hex()
-
-    def validate_authentication(self, username: str, password: str, handler) -> None:  # noqa: ARG002
-        """Let the one user in; a wrong name takes as long as a wrong password. (The handler is pyftpdlib's to pass.)"""
-        digest = self.digest(password)
-        expected = self.user_table[username]["pwd"] if self.has_user(username) else ""
-        if not hmac.compare_digest(digest, expected):
-            raise AuthenticationFailed("Authentication failed.")
-
-
-class LoginGuard:
-    """Makes guessing slow: the n-th wrong password of an address is answered 2^(n-1) seconds after the one before.
-
-    Until then no other password of that address is tried. Loopback, from where the tracking server logs in, is
-    never kept waiting for what others there do: only its wrong passwords are.
-    """
-
-    def __init__(self) -> None:
-        self._failures: dict[str, tuple[int, float]] = {}
-
-    def wait(self, address: str) -> float:
-        """Return for how many seconds no password of this address is tried."""
-        if ipaddress.ip_address(address).is_loopback:
-            return 0.0
-        return max(0.0, self._failures.get(address, (0, 0.0))[1] - time.monotonic())
-
-    def failed(self, address: str) -> float:
-        """Note a wrong password; return after how many seconds to say so."""
-        now = time.monotonic()
-        self._failures = {
-            other: (count, until) for other, (count, until) in self._failures.items() if now - until < FORGOTTEN_SECONDS
-        }
+    def validate_authentication(self, username: str, password: str, handler: Handler) -> None:
+        """Let the one user in; raise AuthenticationFailed, of which the client hears later and later."""
+        address, now = handler.remote_ip, time.monotonic()
         count, until = self._failures.get(address, (0, now))
-        until = max(now, until) + min(2.0**count, LONGEST_DELAY_SECONDS)
-        self._failures[address] = count + 1, until
-        return until - now
-
-    def succeeded(self, address: str) -> None:
-        """Forget what an address had guessed."""
-        self._failures.pop(address, None)
+        is_right = hmac.compare_digest(f"{username}\0{password}".encode(), self._expected)
+        if is_right and (until <= now or ipaddress.ip_address(address).is_loopback):
+            self._failures.pop(address, None)
+            return
+        if not is_right:
+            until = max(now, until) + min(2.0**count, LONGEST_DELAY_SECONDS)
+            recent = {key: failure for key, failure in self._failures.items() if now - failure[1] < FORGOTTEN_SECONDS}
+            self._failures = recent | {address: (count + 1, until)}
+        handler.auth_failed_timeout = until - now
+        raise AuthenticationFailed("Authentication failed.")
 
 
 class Upload:
@@ -148,35 +126,13 @@ class WholeFiles(AbstractedFS):
         return [name for name in super().listdir(path) if not names.is_temporary(name)]
 
     def rmdir(self, path: str) -> None:
-        """Remove a folder that looks empty, with what still arrives there."""
-        if not self.listdir(path):
-            names.remove_temporaries(Path(path))
+        """Remove a folder that looks empty, with parts of uploads that stand still."""
+        parts = list(Path(path).iterdir())
+        still = time.time() - STILL_SECONDS
+        if all(names.is_temporary(part.name) and part.stat().st_mtime < still for part in parts):
+            for part in parts:
+                part.unlink()
         super().rmdir(path)
-
-
-class Guests:
-    """Connections that have not logged in: of each address only the latest few, so that none can keep others out."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._waiting: dict[str, collections.deque] = collections.defaultdict(collections.deque)
-
-    def enter(self, guest: Any) -> None:
-        """Take note of a new one; the oldest beyond the limit has to go."""
-        waiting = self._waiting[guest.remote_ip]
-        waiting.append(guest)
-        if len(waiting) > self._most:
-            oldest = waiting.popleft()
-            oldest.respond("421 Too many connections wait for a login.")
-            oldest.close()
-
-    def leave(self, guest: Any) -> None:
-        """Forget one that has logged in, or has gone."""
-        waiting = self._waiting.get(guest.remote_ip, collections.deque())
-        if guest in waiting:
-            waiting.remove(guest)
-        if not waiting:
-            self._waiting.pop(guest.remote_ip, None)
 
 
 class TransferHandler(TLS_DTPHandler):
@@ -193,18 +149,21 @@ class TransferHandler(TLS_DTPHandler):
                     raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
                 self.file_obj.keep()
             except OSError as error:
-                self.transfer_finished = False
-                self._resp = _failure(error)
+                self._fail(error)
         super().close()
 
     def handle_error(self) -> None:
         """Say why a transfer ends; pyftpdlib knows the disk's reason, but does not pass it on."""
         self._error = True  # so no TLS farewell
         if isinstance(reason := sys.exception().__cause__, OSError):
-            self._resp = _failure(reason)
+            self._fail(reason)
             self.close()
         else:
             DTPHandler.handle_error(self)
+
+    def _fail(self, reason: OSError) -> None:
+        self.transfer_finished = False
+        self._resp = f"426 {reason.strerror}; the file was not stored.", logger.warning
 
     def _is_cut(self) -> bool:
         """Tell whether the data ended because the client is gone: pyftpdlib takes any end for the file's."""
@@ -220,21 +179,15 @@ class TransferHandler(TLS_DTPHandler):
         return not waiting or b"ABOR" in waiting
 
 
-def _failure(error: OSError) -> tuple[str, Callable]:
-    return f"426 {error.strerror}; the file was not stored.", logger.warning
-
-
 class Handler(TLS_FTPHandler):
     """A control connection: passive only, silent about what it is, patient with users and not with strangers."""
 
     banner = "Ready."
-    timeout = 20  # seconds without a command, before the login
-    timeout_after_login = 300
+    timeout = 300  # seconds without a command
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
-    guard = LoginGuard()
-    guests = Guests(64)
-    least_free = 0  # bytes of the disk that are not to be used
+    guests: list[Handler] = []  # noqa: RUF012 - connections of all addresses that have not logged in, oldest first
+    least_free = 100_000_000  # bytes of the disk that are not to be used
     # Active mode would let a client point the server at any address; SYST and STAT tell about the machine; STOU stores
     # under a name that is seen before the file is whole.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
@@ -243,39 +196,34 @@ class Handler(TLS_FTPHandler):
         if name not in {"PORT", "EPRT", "SYST", "STAT", "STOU"}
     }
 
+    def add_channel(self, *args: Any, **options: Any) -> None:
+        """Listen again, unless closed before a wrong password was answered: pyftpdlib would take another's place."""
+        if not self._closed:
+            super().add_channel(*args, **options)
+
     def on_connect(self) -> None:
-        """Be one of the guests."""
-        self.guests.enter(self)
+        """Be one of the guests; of each address only the latest few are kept, so that none can keep others out."""
+        self.guests.append(self)
+        self.call_later(LOGIN_SECONDS, self._end_guest, "421 Control connection timed out.")
+        same = [guest for guest in self.guests if guest.remote_ip == self.remote_ip]
+        if len(same) > MOST_GUESTS:
+            same[0]._end_guest("421 Too many connections wait for a login.")
 
     def on_disconnect(self) -> None:
         """Be none any more."""
-        self.guests.leave(self)
+        if self in self.guests:
+            self.guests.remove(self)
+
+    def _end_guest(self, reply: str) -> None:
+        if self in self.guests:
+            self.guests.remove(self)
+            self.respond(reply)
+            self.close()
 
     def on_login(self, username: str) -> None:  # noqa: ARG002 - pyftpdlib passes it
-        """Forget the password, which pyftpdlib keeps for servers that impersonate system users; have more time."""
+        """Forget the password, which pyftpdlib keeps for servers that impersonate system users."""
         self.password = ""
-        self.guests.leave(self)
-        self.guard.succeeded(self.remote_ip)
-        self._idler.cancel()
-        self._idler = self.ioloop.call_later(self.timeout_after_login, self.handle_timeout, _errback=self.handle_error)
-
-    def ftp_PASS(self, line: str) -> None:
-        """Try a password, when it is its address's turn."""
-        if not (wait := self.guard.wait(self.remote_ip)):
-            super().ftp_PASS(line)
-            return
-        self.del_channel()
-        self.ioloop.call_later(wait, self._try_again, line, _errback=self.handle_error)
-
-    def _try_again(self, line: str) -> None:
-        if not self._closed:
-            self.add_channel()
-            self.ftp_PASS(line)
-
-    def handle_auth_failed(self, msg: str, password: str) -> None:
-        """Say that a password is wrong, later and later."""
-        self.auth_failed_timeout = self.guard.failed(self.remote_ip)
-        super().handle_auth_failed(msg, password)
+        self.on_disconnect()
 
     def ftp_STOR(self, file: str, mode: str = "w") -> Any:
         """Store a file, from its start, unless that would take the disk's last room."""
