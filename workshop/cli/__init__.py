@@ -32,10 +32,6 @@ def main(context: click.Context) -> None:
     os.environ.update(loopback_without_proxy())
     if context.invoked_subcommand in TRACKED and (given := get_settings().given_tracking_uri):
         tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
-    if "DVC_STAGE" in os.environ:  # else nothing of this is needed
-        from workshop.engine.repro.alone import alone
-
-        context.with_resource(alone())
 
 
 for command in (

@@ -17,8 +17,8 @@ RUN = """
 import json, signal, sys, time
 from dvc_parallel import ReproError, reproduce
 
-def progress(now):
-    sys.stdout.write(json.dumps([time.time(), now.stage, now.state, now.steps]) + "\\n")
+def progress(stage, state, steps):
+    sys.stdout.write(json.dumps([time.time(), stage, state, steps]) + "\\n")
     sys.stdout.flush()
 def notice(text):
     print(text, file=sys.stderr, flush=True)

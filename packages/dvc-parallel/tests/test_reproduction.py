@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from dvc_parallel import StageProgress, State, lines
+from dvc_parallel import ReproError, StagesFailed, State, lines
 from repositories import Ended, dvc, new_repository, program, read, repro, stamped, start, wait_until
 
 EVERYTHING = """
@@ -357,6 +358,13 @@ def test_lines_tell_of_each_stage_once():
     written: list[str] = []
     progress = lines(written.append)
     for state in (State.WAITING, State.RUNNING, State.SAVING, State.DONE):
-        progress(StageProgress("train", state, 1.25))
-    progress(StageProgress("report", State.SKIPPED))
-    assert written == ["  train: 1.2 s\n", "  report: not run\n"]
+        progress("train", state, None)
+    progress("report", State.SKIPPED, None)
+    assert written == ["  train: 0.0 s\n", "  report: not run\n"]
+
+
+def test_errors_survive_pickling():
+    """Text and fields come back."""
+    error = pickle.loads(pickle.dumps(StagesFailed("what", "found", next_step="next")))
+    assert str(error) == "what\n  found:    found\n  next:     next"
+    assert isinstance(error, ReproError)

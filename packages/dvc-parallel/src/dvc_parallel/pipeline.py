@@ -250,8 +250,9 @@ class Pipeline:
         write = [out.fs_path for stage in stages for out in stage.outs]
         # The same words as DVC's own functions use: entries of one process and command do not block one another.
         words = " ".join(sys.argv)
-        entries = compat.rwlock(self._repo.tmp_dir, self._repo.fs, words, read, write, self._hardlink)
-        self._in_use.enter_context(entries)
+        if stages:
+            entries = compat.rwlock(self._repo.tmp_dir, self._repo.fs, words, read, write, self._hardlink)
+            self._in_use.enter_context(entries)
 
     def _store_big_outs(self, stage: Stage) -> None:
         """Hash outputs that take long, and copy them to the cache, before the lock is taken.

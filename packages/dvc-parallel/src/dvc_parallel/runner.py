@@ -45,7 +45,8 @@ def run(command: Callable[[], object], asker: int, lock: str) -> NoReturn:
         ender.join()
     fcntl.flock(held, fcntl.LOCK_UN)  # what a command leaves running on purpose does not hold the next one up
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
