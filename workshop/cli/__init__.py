@@ -35,10 +35,6 @@ def main(context: click.Context) -> None:
         tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
     if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().given_scheduler_address):
         tell(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
-    if "DVC_STAGE" in os.environ:  # else nothing of this is needed
-        from workshop.engine.repro.alone import alone
-
-        context.with_resource(alone())
 
 
 for command in (

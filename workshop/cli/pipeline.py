@@ -25,15 +25,18 @@ def start(as_json: bool) -> None:
     \b
     Example:  workshop start
     """
+    from dvc_parallel import lines
+
     from workshop.data.prepare import load_or_make
-    from workshop.engine.repro.pipeline import reproduce
     from workshop.models.registry import production
     from workshop.servers import supervision
+    from workshop.servers.pipeline import reproduce
 
     click.echo("Servers", err=True)
     settings = supervision.up(tell)
     click.echo("Pipeline", err=True)
-    reproduce(settings, lambda text: click.echo(text, nl=False, err=True))
+    progress = lines(lambda text: click.echo(text, nl=False, err=True))
+    reproduce(settings, folder=settings.pipeline, progress=progress, notice=tell)
     load_or_make(settings.root / "3_projects" / "germany.csv")
     serving = production()
     shown = {
@@ -67,7 +70,7 @@ def _words(serving) -> str:
 )
 @click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
-def repro(targets: tuple[str, ...], jobs: int | None, force: bool, all_pipelines: bool) -> None:
+def repro(targets: tuple[str, ...], **options) -> None:
     """Run what changed of the pipeline, stages that do not need one another side by side.
 
     It leaves what `dvc repro` leaves: the same files, the same dvc.lock. TARGETS are stages, as DVC names them; by
@@ -78,23 +81,15 @@ def repro(targets: tuple[str, ...], jobs: int | None, force: bool, all_pipelines
     """
     import sys
 
-    from workshop.engine.repro import parallel, pipeline
+    from dvc_parallel import shown
+
+    from workshop.servers.pipeline import reproduce
     from workshop.settings import get_settings
 
     settings = get_settings()
-    folder = Path.cwd() if Path("dvc.yaml").exists() or targets or all_pipelines else settings.pipeline
-    with parallel.board(sys.stderr) as (progress, notice):
-        parallel.reproduce_parallel(
-            folder,
-            targets,
-            jobs=jobs or pipeline.notebooks_at_once(settings),
-            log=settings.logs / "pipeline.log",
-            progress=progress,
-            notice=notice,
-            environment=pipeline.environment_of(settings, shell_first=True),
-            force=force,
-            all_pipelines=all_pipelines,
-        )
+    folder = Path.cwd() if Path("dvc.yaml").exists() or targets or options["all_pipelines"] else settings.pipeline
+    with shown(sys.stderr) as (progress, notice):
+        reproduce(settings, targets, shell_first=True, folder=folder, progress=progress, notice=notice, **options)
 
 
 @click.command()
@@ -204,14 +199,10 @@ def tracking_store(file: Path) -> None:
     \b
     Example:  workshop tracking-store data/tracking_store.json
     """
-    from workshop.engine.repro import recovery
-    from workshop.engine.repro.alone import RunningStage
     from workshop.models.tracking import store_id
     from workshop.parameters import read
     from workshop.settings import get_settings
 
-    if stage := RunningStage.of_environment():
-        recovery.keep(Path("dvc.lock"), stage.root)  # a full disk may cut it, now that DVC is about to write it
     read(get_settings().pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"store_id": store_id()}, indent=1) + "\n")

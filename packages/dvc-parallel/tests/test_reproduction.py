@@ -1,10 +1,9 @@
-"""`workshop repro`: independent stages side by side, and all that `dvc repro` leaves, in real DVC repositories."""
+"""`dvc-parallel repro`: independent stages side by side, and all that `dvc repro` leaves, in real DVC repositories."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,39 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 import yaml
-from workplace import BIN, clean_environment
+from dvc_parallel import ReproError, StagesFailed, State, lines
+from repositories import Ended, dvc, new_repository, program, read, repro, stamped, start, wait_until
 
-from workshop.engine.repro.commands import CommandServer, program_words
-from workshop.engine.repro.parallel import StageProgress, State, lines
-
-SECONDS = 120
-# DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
-ENVIRONMENT = clean_environment() | {"PYTHONHASHSEED": "0"}
-RUN = """
-import json, signal, sys, time
-from pathlib import Path
-from workshop.engine.repro.parallel import lines, reproduce_parallel
-from workshop.errors import EngineError
-
-# A shell that is not interactive starts background jobs deaf to Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-jobs, log, *words = sys.argv[1:]
-def progress(now):
-    sys.stdout.write(json.dumps([time.time(), now.stage, now.state, now.cells]) + "\\n")
-    sys.stdout.flush()
-def notice(text):
-    print(text, file=sys.stderr, flush=True)
-try:
-    reproduce_parallel(Path.cwd(), [word for word in words if word != "--force"], jobs=int(jobs), log=Path(log),
-                       progress=progress, notice=notice, force="--force" in words)
-except EngineError as error:
-    print(error, file=sys.stderr)
-    sys.exit(1)
-"""
 EVERYTHING = """
 vars: [{names: [one, two]}]
 stages:
@@ -108,51 +80,6 @@ stages:
 """
 
 
-def new_repository(folder: Path, stages: str | dict) -> Path:
-    """Return a repository of Git and DVC with a pipeline."""
-    folder.mkdir()
-    for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
-        subprocess.run(command, cwd=folder, env=ENVIRONMENT, check=True)
-    (folder / "dvc.yaml").write_text(stages if isinstance(stages, str) else yaml.safe_dump({"stages": stages}))
-    return folder
-
-
-def start(repository: Path, *words: str, jobs: int = 4) -> subprocess.Popen:
-    """Start a parallel run."""
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(jobs), str(repository.parent / f"{repository.name}.log"), *words],
-        cwd=repository, env=ENVIRONMENT, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-class Ended:
-    """How a parallel run ended: code, error text, and for each stage when it came to which state."""
-
-    def __init__(self, process: subprocess.Popen) -> None:
-        out, self.error = process.communicate(timeout=SECONDS)
-        self.code = process.returncode
-        self.events = [json.loads(line) for line in out.splitlines()]
-        self.states = {stage: state for _, stage, state, _ in self.events}
-
-    def time(self, stage: str, state: State) -> float:
-        """When a stage first came to a state."""
-        return next(time for time, name, now, _ in self.events if (name, now) == (stage, state))
-
-
-def repro(repository: Path, *words: str, jobs: int = 4) -> Ended:
-    """Run stages in parallel to the end."""
-    return Ended(start(repository, *words, jobs=jobs))
-
-
-def dvc(repository: Path, *words: str) -> subprocess.CompletedProcess:
-    """Run DVC itself."""
-    return subprocess.run(
-        [BIN / "dvc", *words], cwd=repository, env=ENVIRONMENT, capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, timeout=SECONDS, check=False,
-    )  # fmt: skip
-
-
 def contents(repository: Path) -> dict[str, bytes | set]:
     """All files that a run may leave: the workspace with its lock files, the cache, the run cache.
 
@@ -163,19 +90,6 @@ def contents(repository: Path) -> dict[str, bytes | set]:
         for file in sorted(repository.rglob("*"))
         if file.is_file() and not {".git", "tmp"} & set(file.relative_to(repository).parts)
     }
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    """Wait for something that comes about in another process."""
-    patience = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < patience, "waited in vain"
-        time.sleep(0.05)
-
-
-def read(file: Path) -> str:
-    """What a file holds; nothing when it is not there."""
-    return file.read_text() if file.exists() else ""
 
 
 @pytest.fixture
@@ -230,11 +144,9 @@ def test_repro_of_targets_names_them_as_dvc_does(twins):
 
 
 def test_repro_of_all_pipelines_leaves_what_dvc_leaves(twins):
-    """`workshop repro -P` runs the stages of each `dvc.yaml` in the repository, those of other folders too."""
+    """`dvc-parallel repro -P` runs the stages of each `dvc.yaml` in the repository, those of other folders too."""
     ours, theirs = twins
-    environment = ENVIRONMENT | {"WORKSHOP_STATE": str(ours.parent / "state")}
-    words = [BIN / "workshop", "repro", "-P"]
-    done = subprocess.run(words, cwd=ours / "sub", env=environment, capture_output=True, text=True, check=False)
+    done = program(ours / "sub", "dvc-parallel", "repro", "-P")
     assert done.returncode == 0, done.stderr
     assert dvc(theirs / "sub", "repro", "-P").returncode == 0
     assert read(ours / "far" / "far.txt") == "two\n"
@@ -242,12 +154,6 @@ def test_repro_of_all_pipelines_leaves_what_dvc_leaves(twins):
 
 
 # -- side by side --------------------------------------------------------------------------------------------------
-def stamped(name: str, seconds: float, **more) -> dict:
-    """A stage that writes when it began and ended."""
-    return {"cmd": f"date +%s.%N > {name}.at; sleep {seconds}; date +%s.%N >> {name}.at; echo {name} > {name}.txt",
-            "outs": [f"{name}.txt"], **more}  # fmt: skip
-
-
 def span(repository: Path, name: str) -> tuple[float, float]:
     """When a stamped stage ran."""
     began, ended = map(float, read(repository / f"{name}.at").split())
@@ -284,17 +190,15 @@ def test_repro_goes_on_while_outputs_are_hashed(tmp_path):
     assert dvc(place, "status").stdout.strip() == "Data and pipelines are up to date."
 
 
-def test_repro_shows_the_cells_of_a_notebook(tmp_path):
-    """papermill's own progress bar, read from what the forked papermill prints."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"print({n})") for n in range(3)])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    stage = {"cmd": "papermill in.ipynb out.ipynb", "deps": ["in.ipynb"], "outs": ["out.ipynb"]}
-    place = new_repository(tmp_path / "place", {"run": stage})
-    nbformat.write(notebook, place / "in.ipynb")
+def test_repro_shows_the_progress_of_a_stage(tmp_path):
+    """A bar of tqdm's, as papermill prints it, is read from what a stage prints."""
+    command = "printf 'Executing: 33%%|###   | 1/3 [00:01<00:02]\\rExecuting: 100%%|####| 3/3 [00:03<00:00]'"
+    place = new_repository(tmp_path / "place", {"run": {"cmd": command, "outs": [{"x": {"persist": True}}]}})
+    (place / "x").touch()
     done = repro(place)
     assert done.code == 0, done.error
-    assert [3, 3] in [cells for *_, cells in done.events]
-    assert "Executing" in read(tmp_path / "place.log")
+    assert [3, 3] in [steps for *_, steps in done.events]
+    assert "run | Executing: 100%" in read(place / ".dvc/tmp/dvc-parallel/log")
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
@@ -446,77 +350,7 @@ def test_repro_recovers_from_an_empty_lock_file(tmp_path):
     assert dvc(place, "repro").returncode != 0
     done = repro(place)
     assert done.code == 0, done.error
-    assert "removed" in done.error
-
-
-# -- commands ------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "command",
-    [
-        "papermill a b | cat", "papermill $IN b", "X=1 papermill a", "papermill *.ipynb -", "papermill a > b",
-        "'papermill", "python -m papermill", "papermill a && papermill b", "papermill `ls`", "papermill a\nls",
-        "papermill ~/a", "papermill -p x [1,2]", "",
-    ],
-)  # fmt: skip
-def test_command_that_needs_a_shell_goes_to_one(command):
-    """Anything a shell might expand or act on is left to it."""
-    assert program_words(command, clean_environment()) is None
-
-
-def test_command_of_another_environment_goes_to_the_shell(tmp_path):
-    """PATH decides which papermill is meant."""
-    other = tmp_path / "papermill"
-    other.write_text("#!/bin/sh\n")
-    other.chmod(0o755)
-    here = clean_environment()
-    assert program_words('papermill in out -y "{a: 1}"', here) == [str(BIN / "papermill"), "in", "out", "-y", "{a: 1}"]
-    assert program_words("papermill in out", here | {"PATH": f"{tmp_path}:{here['PATH']}"}) is None
-
-
-@pytest.fixture(scope="module")
-def server():
-    """One server to fork from."""
-    with contextlib.closing(CommandServer()) as server:
-        yield server
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["papermill --version", "papermill --help-notebook in.ipynb", "papermill none.ipynb out.ipynb",
-     "workshop config --json", "workshop nonsense", "workshop --help"],
-)  # fmt: skip
-def test_forked_command_equals_the_shell(server, tmp_path, command):
-    """The same output and exit code, in the same folder, with the same environment."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a: int = 1  # b", id="one")])
-    notebook.cells[0].metadata.tags = ["parameters"]
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "in.ipynb")
-    environment = clean_environment() | {"WORKSHOP_DASK_PORT": "12345", "WORKSHOP_STATE": str(tmp_path / "state")}
-    plain = subprocess.run(
-        ["/bin/sh", "-c", command], cwd=tmp_path, env=environment, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
-    forked = server.start(program_words(command, environment), cwd=str(tmp_path), environment=environment, program=True)
-    output = "".join(forked.read())
-    assert forked.returncode == plain.returncode
-    if "none.ipynb" in command:  # a traceback, whose outermost frames are the script's
-        assert output.splitlines()[-1] == plain.stdout.splitlines()[-1]
-    else:
-        assert output == plain.stdout
-    assert "12345" in output or "config" not in command
-
-
-def test_commands_end_with_their_server(tmp_path):
-    """A killed server takes its commands along, and whoever waits for one hears of it."""
-    server = CommandServer([])
-    command = server.start(["sleep", "300"], cwd=str(tmp_path), environment=dict(os.environ), program=False)
-    wait_until(lambda: psutil.Process(server._process.pid).children())
-    (child,) = psutil.Process(server._process.pid).children()
-    server._process.kill()
-    assert "".join(command.read()) == ""
-    assert command.returncode == -9
-    assert not psutil.wait_procs([child], timeout=5)[1]
-    server.close()
+    assert "renamed" in done.error
 
 
 def test_lines_tell_of_each_stage_once():
@@ -524,6 +358,13 @@ def test_lines_tell_of_each_stage_once():
     written: list[str] = []
     progress = lines(written.append)
     for state in (State.WAITING, State.RUNNING, State.SAVING, State.DONE):
-        progress(StageProgress("train", state, 1.25))
-    progress(StageProgress("report", State.SKIPPED))
-    assert written == ["  train: 1.2 s\n", "  report: not run\n"]
+        progress("train", state, None)
+    progress("report", State.SKIPPED, None)
+    assert written == ["  train: 0.0 s\n", "  report: not run\n"]
+
+
+def test_errors_survive_pickling():
+    """Text and fields come back."""
+    error = pickle.loads(pickle.dumps(StagesFailed("what", "found", next_step="next")))
+    assert str(error) == "what\n  found:    found\n  next:     next"
+    assert isinstance(error, ReproError)

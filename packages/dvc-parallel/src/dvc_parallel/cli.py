@@ -1,0 +1,43 @@
+"""The command line: `dvc-parallel repro`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dvc-parallel")
+def main() -> None:
+    """Run independent stages of dvc.yaml side by side."""
+
+
+@main.command()
+@click.argument("targets", nargs=-1)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default one a processor.")
+@click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
+@click.option("-s", "--single-item", is_flag=True, help="Run the targets, and nothing that they need.")
+@click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
+@click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
+@click.option("-R", "--recursive", is_flag=True, help="Run all stages in the folders that are the targets.")
+@click.option("--downstream", is_flag=True, help="Run the targets and what needs them.")
+@click.option("--glob", is_flag=True, help="The targets are patterns.")
+@click.option("--run-cache/--no-run-cache", default=True, help="Whether to restore what was made before.")
+@click.option("--preload", multiple=True, metavar="MODULE", help="Import this before forking Python programs.")
+@click.option("--no-preload", is_flag=True, help="Fork no program; start each from scratch.")
+@click.option("--log", type=click.Path(dir_okay=False, path_type=Path), help="Where the stages' output goes.")
+def repro(preload: tuple[str, ...], no_preload: bool, **options) -> None:
+    """Run what changed, as `dvc repro` does, with stages that do not need one another side by side.
+
+    TARGETS are stages, as DVC names them; by default all of the dvc.yaml here.
+
+    \b
+    Example:  dvc-parallel repro -j 4 train
+    """
+    from dvc_parallel import reproduce, shown
+
+    modules = () if no_preload else preload or None
+    with shown(sys.stderr) as (progress, notice):
+        reproduce(preload=modules, progress=progress, notice=notice, **options)

@@ -1,0 +1,113 @@
+"""Repositories of Git and DVC for tests, and how runs in them are started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+BIN = Path(sys.executable).parent
+SECONDS = 120
+RUN = """
+import json, signal, sys, time
+from dvc_parallel import ReproError, reproduce
+
+def progress(stage, state, steps):
+    sys.stdout.write(json.dumps([time.time(), stage, state, steps]) + "\\n")
+    sys.stdout.flush()
+def notice(text):
+    print(text, file=sys.stderr, flush=True)
+
+if __name__ == "__main__":
+    # A shell that is not interactive starts background jobs deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    jobs, *words = sys.argv[1:]
+    try:
+        reproduce([word for word in words if word != "--force"], jobs=int(jobs),
+                  progress=progress, notice=notice, force="--force" in words)
+    except ReproError as error:
+        sys.exit(str(error))
+"""
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this environment without what a stage or a tool's settings would change, this Python's programs first."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "PYTEST"))}
+    # DVC's order of stages is that of a set when targets are named: chance decides, unless hashes are fixed.
+    return kept | {"PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "PYTHONHASHSEED": "0", "DVC_NO_ANALYTICS": "1"}
+
+
+ENVIRONMENT = clean_environment()
+
+
+def new_repository(folder: Path, stages: str | dict) -> Path:
+    """Return a repository of Git and DVC with a pipeline."""
+    folder.mkdir(parents=True)
+    for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder, env=ENVIRONMENT, check=True)
+    (folder / "dvc.yaml").write_text(stages if isinstance(stages, str) else yaml.safe_dump({"stages": stages}))
+    return folder
+
+
+def stamped(name: str, seconds: float, **more) -> dict:
+    """Return a stage that writes when it began and ended."""
+    return {"cmd": f"date +%s.%N > {name}.at; sleep {seconds}; date +%s.%N >> {name}.at; echo {name} > {name}.txt",
+            "outs": [f"{name}.txt"], **more}  # fmt: skip
+
+
+def start(repository: Path, *words: str, jobs: int = 4) -> subprocess.Popen:
+    """Start a run that tells each change."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(jobs), *words], cwd=repository, env=ENVIRONMENT, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+class Ended:
+    """How a run ended: code, error text, and for each stage when it came to which state."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        out, self.error = process.communicate(timeout=SECONDS)
+        self.code = process.returncode
+        self.events = [json.loads(line) for line in out.splitlines()]
+        self.states = {stage: state for _, stage, state, _ in self.events}
+
+    def time(self, stage: str, state: str) -> float:
+        """When a stage first came to a state."""
+        return next(time for time, name, now, _ in self.events if (name, now) == (stage, state))
+
+
+def repro(repository: Path, *words: str, jobs: int = 4) -> Ended:
+    """Run stages to the end."""
+    return Ended(start(repository, *words, jobs=jobs))
+
+
+def program(repository: Path, name: str, *words: str) -> subprocess.CompletedProcess:
+    """Run `dvc` or `dvc-parallel` itself."""
+    return subprocess.run(
+        [BIN / name, *words], cwd=repository, env=ENVIRONMENT, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=SECONDS, check=False,
+    )  # fmt: skip
+
+
+def dvc(repository: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run DVC itself."""
+    return program(repository, "dvc", *words)
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    """Wait for something that comes about in another process."""
+    patience = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < patience, "waited in vain"
+        time.sleep(0.05)
+
+
+def read(file: Path) -> str:
+    """What a file holds; nothing when it is not there."""
+    return file.read_text() if file.exists() else ""

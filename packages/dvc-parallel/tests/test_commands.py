@@ -1,0 +1,136 @@
+"""The commands of stages: which start warm, and that they do what they do in a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from dvc_parallel.commands import Commands, named_modules, program_words
+from repositories import BIN, clean_environment, read, wait_until
+
+PROGRAM = """
+import atexit, json, os, random, sys, threading
+atexit.register(print, "at the end")
+print(__name__, sys.argv, sys.path[0], os.getcwd(), os.environ["GIVEN"], "colorsys" in sys.modules, flush=True)
+threading.Timer(0.3, print, ("in a thread",)).start()
+sys.exit(sys.argv[1] if len(sys.argv) > 1 else None)
+"""
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """Commands with a module imported beforehand."""
+    with contextlib.closing(Commands(["colorsys"])) as commands:
+        yield commands
+
+
+def run(commands: Commands, line: str, folder: Path, **environment: str) -> tuple[str, int]:
+    """Return what a command prints, and its exit code."""
+    command = commands.start(line, folder / "lock", str(folder), clean_environment() | environment, warm=True)
+    return "".join(command.read()), command.returncode
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
+        "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", "", " ", "python", "python -c 1", "python -m", "python -u x.py", "ls",
+    ],
+)  # fmt: skip
+def test_command_that_needs_a_shell_goes_to_one(line):
+    """Anything a shell might expand or act on is left to it, and so is what is no program of this environment."""
+    assert program_words(line, clean_environment()) is None
+
+
+def test_program_of_this_environment_is_recognised(tmp_path):
+    """A console script, a file and a module; PATH decides which program is meant."""
+    here = clean_environment()
+    assert program_words('dvc repro -y "{a: 1}"', here) == [str(BIN / "dvc"), "repro", "-y", "{a: 1}"]
+    assert program_words("python train.py --depth 3", here) == ["train.py", "--depth", "3"]
+    assert program_words("python3 -m this that", here) == ["-m", "this", "that"]
+    (tmp_path / "dvc").write_text("#!/bin/sh\n")
+    (tmp_path / "dvc").chmod(0o755)
+    assert program_words("dvc repro", here | {"PATH": f"{tmp_path}:{here['PATH']}"}) is None
+    assert named_modules(["dvc repro", "python x.py", "dvc status", "ls"], here) == ["dvc.cli"]
+
+
+@pytest.mark.parametrize(
+    "line", ["python program.py", "python program.py 7", "python -m program words", "python none.py", "python -m none"]
+)
+def test_forked_program_does_what_it_does_in_a_shell(commands, tmp_path, line):
+    """The same output and exit code, threads and atexit handlers included; the imports are done."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    output, code = run(commands, line, tmp_path, GIVEN="to it")
+    plain = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=clean_environment() | {"GIVEN": "to it"}, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    assert code == plain.returncode or "none.py" in line
+    if "none" in line:
+        assert "none" in output
+        assert code
+    else:
+        assert sorted(output.replace("True", "False").splitlines()) == sorted(plain.stdout.splitlines())
+        assert "True" in output
+
+
+def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
+    """Exit codes, signals and a closed pipe end a command as in DVC's shell; a job left behind is not waited for."""
+    assert run(commands, "echo $GIVEN; exit 7", tmp_path, GIVEN="this") == ("this\n", 7)
+    assert run(commands, "kill -9 $$", tmp_path) == ("", -9)
+    assert run(commands, "yes | head -1", tmp_path) == ("y\n", 0)
+    assert run(commands, "sleep 30 & echo $! > pid; echo begun", tmp_path) == ("begun\n", 0)
+    assert psutil.pid_exists(int(read(tmp_path / "pid")))
+    assert run(commands, "echo 'the next copy'", tmp_path) == ("the next copy\n", 0)
+    psutil.Process(int(read(tmp_path / "pid"))).kill()
+
+
+@pytest.mark.parametrize("line", ["python sleep.py", "echo $$ > pid; sleep 300"])
+def test_command_ends_with_the_run(tmp_path, line):
+    """Killed with -9, the run takes its commands along, forked or not, with what they started."""
+    (tmp_path / "sleep.py").write_text("import os, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(300)")
+    code = f"""
+from pathlib import Path
+import os
+from dvc_parallel.commands import Commands
+if __name__ == "__main__":
+    command = Commands(["colorsys"]).start({line!r}, Path("lock"), ".", dict(os.environ), warm=True)
+    list(command.read())
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=clean_environment()) as process:
+        wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert int(read(tmp_path / "pid")) in [process.pid for process in family]
+    assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
+    """Whatever holds the stage's lock, a command whose runner was killed for one, is waited for."""
+    first = commands.start("echo $$ > pid; sleep 300", tmp_path / "lock", str(tmp_path), dict(os.environ), warm=True)
+    wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
+    shell = psutil.Process(int(read(tmp_path / "pid")))
+    shell.parent().kill()
+    second = commands.start("echo begun", tmp_path / "lock", str(tmp_path), dict(os.environ), warm=True)
+    words = second.read()
+    assert "waiting for an earlier copy" in next(words)
+    for process in (*shell.children(), shell):
+        process.kill()
+    assert "begun" in "".join(words)
+    list(first.read())
+
+
+def test_commands_start_without_the_process_to_fork_from(tmp_path):
+    """Killed, the process with the imports is replaced, or the program starts from scratch."""
+    (tmp_path / "program.py").write_text("print('done')")
+    with contextlib.closing(Commands(["colorsys"])) as commands:
+        for _ in range(2):
+            assert run(commands, "python program.py", tmp_path) == ("done\n", 0)
+            for process in psutil.Process().children():
+                if "forkserver" in " ".join(process.cmdline()):
+                    process.kill()

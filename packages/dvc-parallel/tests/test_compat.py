@@ -1,0 +1,44 @@
+"""What is used of DVC beyond its public interface is as `compat.py` expects it."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from dvc_parallel import compat
+
+EXPECTED = {
+    "collect_stages": ["repo", "targets", "recursive", "glob"],
+    "get_active_graph": ["graph"],
+    "plan_repro": ["graph", "stages", "pipeline", "downstream"],
+    "make_lock": ["lockfile", "tmp_dir", "friendly", "hardlink_lock", "wait"],
+    "rwlock": ["tmp_dir", "fs", "cmd", "read", "write", "hardlink"],
+    "split_commands": ["cmd"],
+    "shell_words": ["executable", "cmd"],
+    "get_executable": [],
+    "prepare_kwargs": ["stage", "run_env"],
+    "modify_yaml": ["path", "fs"],
+}
+STAGE = ["changed", "commit", "dump", "reload", "remove_outs", "reproduce", "save", "save_deps"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_function_takes_what_we_give(name):
+    """A function of DVC's has the parameters that are passed to it."""
+    found = list(inspect.signature(getattr(compat, name)).parameters)
+    assert found == EXPECTED[name], f"dvc: {name}{found} was {EXPECTED[name]}; see where compat.{name} is used"
+
+
+def test_stage_and_repository_have_what_we_call():
+    """So have a stage, the repository, the lock file and the run cache."""
+    from dvc.repo.scm_context import SCMContext
+    from dvc.stage import PipelineStage
+    from dvc.stage.cache import StageCache
+
+    missing = [f"Stage.{name}" for name in STAGE if not callable(getattr(PipelineStage, name, None))]
+    missing += [f"Repo.{name}" for name in ("_reset", "scm_context") if not hasattr(compat.Repo, name)]
+    assert not missing, f"dvc has no {missing} any more; see pipeline.py"
+    assert "run_cache" in inspect.signature(StageCache.restore).parameters
+    assert "run_cache" in inspect.signature(PipelineStage.save).parameters
+    assert "quiet" in inspect.signature(SCMContext.__call__).parameters
+    assert "_lock_depth" in inspect.getsource(compat.Repo.__init__)

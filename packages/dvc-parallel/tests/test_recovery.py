@@ -1,0 +1,252 @@
+"""`dvc repro` and `dvc-parallel repro` killed at any time, or out of disk: the next run is right by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from dvc_parallel import recovery
+from repositories import BIN, ENVIRONMENT, SECONDS, new_repository
+
+# A program that finds another copy of its stage at work says so; the system gives its lock back when it is killed.
+PROGRAM = """
+import fcntl, pathlib, sys, time
+stage, size, *needs = sys.argv[1:]
+mark = open(f"{stage}.at-work", "w")
+try:
+    fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    pathlib.Path(f"{stage}.twice").touch()
+    raise
+text = "".join(pathlib.Path(f"{name}.txt").read_text() for name in needs)
+time.sleep(0.5)
+pathlib.Path(f"{stage}.txt").write_text(text + f"{stage} {size}\\n")
+time.sleep(0.2)
+"""
+NEEDS = {"one": [], "left": ["one"], "right": ["one"], "last": ["left", "right"]}
+OURS = [BIN / "dvc-parallel", "repro", "--preload", "json"]
+MARK = "DVC_PARALLEL_TEST"
+
+
+def expected(stage: str, size: int) -> str:
+    """What a stage's output holds."""
+    return "".join(expected(other, size) for other in NEEDS[stage]) + f"{stage} {size}\n"
+
+
+class Repository:
+    """A pipeline of four programs, and how its runs are started and checked."""
+
+    def __init__(self, folder: Path) -> None:
+        stages = {
+            stage: {
+                "cmd": f"python program.py {stage} ${{size}} {' '.join(needs)}",
+                "deps": ["program.py", *(f"{name}.txt" for name in needs)],
+                "params": ["size"],
+                "outs": [f"{stage}.txt"],
+            }
+            for stage, needs in NEEDS.items()
+        }
+        self.folder = new_repository(folder, stages)
+        (folder / "program.py").write_text(PROGRAM)
+        self.log = folder.parent / "log"
+        self.environment = ENVIRONMENT | {MARK: str(folder)}
+
+    def ask_for(self, size: int) -> None:
+        """Change the parameter that all stages depend on."""
+        (self.folder / "params.yaml").write_text(f"size: {size}\n")
+
+    def start(self, command: list = OURS) -> subprocess.Popen:
+        """Start a run, in a process group of its own."""
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                process_group=0,
+            )  # fmt: skip
+
+    def run(self) -> int:
+        """Run to the end."""
+        with self.start() as process:
+            return process.wait(SECONDS)
+
+    def check(self, size: int) -> None:
+        """All is as a run without any fault leaves it."""
+        log = self.log.read_text()
+        assert {stage: (self.folder / f"{stage}.txt").read_text() for stage in NEEDS} == {
+            stage: expected(stage, size) for stage in NEEDS
+        }, log
+        assert set(yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]) == set(NEEDS), log
+        status = subprocess.run(
+            [BIN / "dvc", "status", "--json"], cwd=self.folder, env=self.environment, capture_output=True, check=True
+        )
+        assert json.loads(status.stdout) == {}, log
+        assert not list(self.folder.glob("*.twice")), log
+
+    def assert_clean(self) -> None:
+        """No process is left."""
+        deadline = time.monotonic() + 20
+        while left := [process for process in psutil.process_iter() if self._is_ours(process)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return process.environ().get(MARK) == str(self.folder)
+        return False
+
+
+def kill_some(dice: random.Random, process: subprocess.Popen) -> None:
+    """Kill a run: its first process, its group, or any one process of it."""
+    how = dice.choice(["alone", "group", "descendant"])
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    if how == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif how == "descendant" and descendants:
+        with contextlib.suppress(psutil.Error):
+            dice.choice(descendants).kill()
+    else:
+        process.kill()
+
+
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_run_killed_at_any_time_is_right_the_next_time(tmp_path, rounds):
+    """Killed by chance, then run again at once: all is made, once at a time, the lock parses, nothing is left."""
+    repository = Repository(tmp_path / "place")
+    dice = random.Random(rounds)
+    for size in range(rounds):
+        repository.ask_for(size)
+        with repository.start() as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(dice.uniform(0.5, 8))
+            if process.poll() is None:
+                kill_some(dice, process)
+                process.wait(SECONDS)  # a run whose stage was killed says so
+        assert repository.run() == 0, repository.log.read_text()
+        repository.check(size)
+    repository.assert_clean()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a file system of 20 MB at ``folder``."""
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip("only root mounts a small disk")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[None]:
+    """Keep a small disk full: what others free on it is taken at once."""
+    done = threading.Event()
+
+    def fill() -> None:
+        with (folder / "filler").open("wb", buffering=0) as file:
+            while not done.wait(0.01):
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        (folder / "filler").unlink()
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_disk_full_at_any_time_is_right_the_next_time(tmp_path, rounds):
+    """The disk fills up by chance while DVC or we run: with room again, the next run makes all."""
+    dice = random.Random(rounds)
+    with small_disk(tmp_path / "disk") as disk:
+        repository = Repository(disk / "place")
+        for size in range(rounds):
+            repository.ask_for(size)
+            with repository.start([OURS, [BIN / "dvc", "repro"]][size % 2]) as process:
+                time.sleep(dice.uniform(1, 6))
+                with filled(disk):
+                    process.wait(SECONDS)
+            assert repository.run() == 0, repository.log.read_text()
+            repository.check(size)
+        repository.assert_clean()
+
+
+# -- DVC's own files -----------------------------------------------------------------------------------------------
+LOCK = """schema: '2.0'
+stages:
+  one:
+    cmd: echo
+    outs:
+    - path: x
+      md5: d41d8cd98f00b204e9800998ecf8427e
+"""
+
+
+@pytest.mark.parametrize("damaged", ["", LOCK[:20], LOCK[:29], "stages: [", "\0" * 40], ids=range(5))
+def test_damaged_lock_file_is_set_aside(tmp_path, damaged):
+    """However it was cut, it is renamed; one that can be read stays."""
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "dvc.lock").write_text(damaged)
+    said = []
+    assert recovery.set_damaged_aside(tmp_path, said.append)
+    assert "damaged" in said[0]
+    assert (tmp_path / "dvc.lock.damaged").read_text() == damaged
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    assert not recovery.set_damaged_aside(tmp_path, said.append)
+
+
+def test_run_with_a_damaged_lock_file_restores_what_was_made(tmp_path):
+    """The run cache brings back what the lock file recorded; nothing is run again."""
+    repository = Repository(tmp_path / "place")
+    repository.ask_for(1)
+    assert repository.run() == 0, repository.log.read_text()
+    lock_file = repository.folder / "dvc.lock"
+    whole = lock_file.read_bytes()
+    lock_file.write_bytes(whole[: len(whole) // 2].rpartition(b":")[0])
+    assert repository.run() == 0, repository.log.read_text()
+    assert repository.log.read_text().count("restored from cache") == len(NEEDS)
+    assert lock_file.read_bytes() == whole
+
+
+def test_merge_conflict_is_left_to_people(tmp_path):
+    """A lock file with the marks of a merge is not renamed."""
+    (tmp_path / "dvc.yaml").touch()
+    conflict = f"<<<<<<< HEAD\n{LOCK}=======\n>>>>>>> other\n"
+    (tmp_path / "dvc.lock").write_text(conflict)
+    assert not recovery.set_damaged_aside(tmp_path, print)
+    assert (tmp_path / "dvc.lock").read_text() == conflict
+
+
+def test_table_of_files_in_use_survives_a_restart(tmp_path):
+    """A number of before the restart belongs to another process now: it uses nothing. A table that was cut goes."""
+    file = tmp_path / "rwlock"
+    entry = {"pid": os.getpid(), "cmd": "dvc repro"}
+    table = {"write": {"/x": entry}, "read": {"/y": [entry]}}
+    file.write_text(json.dumps(table))
+    recovery.mend_table(tmp_path)
+    assert json.loads(file.read_text()) == table  # we do live since before
+    os.utime(file, (0, psutil.Process().create_time() - 60))
+    recovery.mend_table(tmp_path)
+    assert json.loads(file.read_text()) == {"write": {}, "read": {"/y": []}}
+    file.write_text(json.dumps(table)[:20])
+    recovery.mend_table(tmp_path)
+    assert not file.exists()
+    recovery.mend_table(tmp_path)

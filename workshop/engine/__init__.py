@@ -1,1 +1,0 @@
-"""Notebooks on a Dask cluster."""
