@@ -397,7 +397,8 @@ class Hostile(mlflow.pyfunc.PythonModel):
     def __reduce__(self): return os.mkdir, (sys.argv[1],)
 
 with mlflow.start_run():
-    print(mlflow.pyfunc.log_model(name="model", python_model=Hostile(), pip_requirements=["pandas"]).model_uri)
+    model = mlflow.pyfunc.log_model(name="model", python_model=Hostile(), pip_requirements=["pandas"])
+print(model.model_uri)
 """
 
 
@@ -407,7 +408,8 @@ def test_hostile_version_in_production_is_refused_and_runs_nothing(client, chapt
     logged = subprocess.run(
         [sys.executable, "-c", LOG_HOSTILE, trap], env=environment, capture_output=True, text=True, check=True
     )
-    version = client.create_model_version(REGISTERED_MODEL, logged.stdout.split()[-1])
+    source = logged.stdout.split()[-1]
+    version = client.create_model_version(REGISTERED_MODEL, source, model_id=source.removeprefix("models:/"))
     before = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
     try:
