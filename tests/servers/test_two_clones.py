@@ -49,6 +49,7 @@ if stand_in:
     service = dataclasses.replace(service, command=run)
 for module in (ports, services, supervision, supervisor):
     module.SERVICES = (service,)
+ports.TURN = ("127.0.0.1", turn)  # other tests' clones need not wait for these
 main(words)
 """
 # What MLflow does with its port, its file and its time, in a fiftieth of the time.
@@ -87,6 +88,7 @@ class Clone(Servers):
     hand: psutil.Popen | None = None
     shell: dict[str, str] = field(default_factory=dict)
     stand_in: Path | None = None
+    turn: int = 0
 
     @property
     def name(self) -> str:
@@ -105,7 +107,7 @@ class Clone(Servers):
 
     def type(self, *words: str) -> multiprocessing.Process:
         """Type `workshop ...` and do not wait for its end."""
-        given = {"words": words, "environment": self.environment, "said": self.said}
+        given = {"words": words, "environment": self.environment, "said": self.said, "turn": self.turn}
         given["stand_in"] = self.stand_in and str(self.stand_in)
         process = multiprocessing.get_context("forkserver").Process(name=words[0], target=exec, args=(TYPE, given))
         process.start()
@@ -236,6 +238,7 @@ def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
         both.append((QuickClone if "stand-in" in how else Clone)(ROOT, environment, "", 0.0))
+        both[-1].turn = wanted["ftp_port"]
         if "stand-in" in how:
             both[-1].stand_in = tmp_path / "mlflow.py"
             both[-1].stand_in.write_text(STAND_IN)
