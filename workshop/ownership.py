@@ -40,7 +40,7 @@ class Holder:
 def find_holders(settings: Settings, *ports: int) -> dict[int, Holder]:
     """Return who listens on each of the ports that somebody listens on."""
     found: dict[int, Holder] = {}
-    for port, pid in _listeners():
+    for port, pid in _listeners() if ports else ():
         if port in ports and (port not in found or found[port].state != settings.state):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
                 found[port] = _identify(port, pid, settings)
@@ -53,11 +53,11 @@ def find_stranger(settings: Settings, *ports: int) -> Holder | None:
     return next((holder for holder in holders if holder.state != settings.state), None)
 
 
-def require_own(settings: Settings, port: int) -> None:
-    """Raise ServiceError when a server that is not this state folder's listens on its port."""
-    if stranger := find_stranger(settings, port):
+def require_own(settings: Settings, *ports: int) -> None:
+    """Raise ServiceError when a server that is not this state folder's listens on one of its ports."""
+    if stranger := find_stranger(settings, *ports):
         raise ServiceError(
-            f"The port {port} of this clone is held by {stranger}.",
+            f"The port {stranger.port} of this clone is held by {stranger}.",
             expected=f"a server of {settings.state}",
             next_step="workshop down, then workshop up: it takes a port of its own",
         )

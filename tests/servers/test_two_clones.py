@@ -34,9 +34,8 @@ from workshop.settings import REGISTERED_MODEL
 PRELOADED = ["workshop.cli", "workshop.servers.supervision", "requests", "filelock", "supervisor.xmlrpc"]
 ROUNDS = int(os.environ.get("WORKSHOP_SOAK_ROUNDS", "200"))
 SEED = int(os.environ.get("WORKSHOP_SOAK_SEED", "1"))
-# `workshop up` of the tracking server alone: the others take time and processors.
-UP = "import workshop.servers.services as s; s.SERVICES = s.SERVICES[1:2]; from workshop.cli import main; main(['up'])"
-# What is typed in the soak, in a process that is forked with everything imported.
+# What is typed, in a process that is forked with everything imported. The tracking server is the only service: the
+# others take time and processors.
 TYPE = """
 import dataclasses, os, sys
 os.environ.clear(), os.environ.update(environment)
@@ -49,6 +48,7 @@ if stand_in:
     service = dataclasses.replace(service, command=run)
 for module in (ports, services, supervision, supervisor):
     module.SERVICES = (service,)
+ports.TURN = ("127.0.0.1", turn)  # other tests' clones need not wait for these
 main(words)
 """
 # What MLflow does with its port, its file and its time, in a fiftieth of the time.
@@ -87,6 +87,7 @@ class Clone(Servers):
     hand: psutil.Popen | None = None
     shell: dict[str, str] = field(default_factory=dict)
     stand_in: Path | None = None
+    turn: int = 0
 
     @property
     def name(self) -> str:
@@ -100,12 +101,14 @@ class Clone(Servers):
 
     def workshop(self, *words: str, **variables: str) -> subprocess.CompletedProcess:
         """Type `workshop ...`."""
-        command = [sys.executable, "-c", UP] if words == ("up",) else [BIN / "workshop", *words]
-        return self.run(*command, env=self.environment | variables)
+        if words == ("up",):
+            (process := self.type("up")).join()
+            return subprocess.CompletedProcess(words, process.exitcode, "", self.said.read_text())
+        return self.run(BIN / "workshop", *words, env=self.environment | variables)
 
     def type(self, *words: str) -> multiprocessing.Process:
         """Type `workshop ...` and do not wait for its end."""
-        given = {"words": words, "environment": self.environment, "said": self.said}
+        given = {"words": words, "environment": self.environment, "said": self.said, "turn": self.turn}
         given["stand_in"] = self.stand_in and str(self.stand_in)
         process = multiprocessing.get_context("forkserver").Process(name=words[0], target=exec, args=(TYPE, given))
         process.start()
@@ -228,7 +231,8 @@ class QuickClone(Clone):
 def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
     """Two clones, nothing running, that want the same ports; of two users, who cannot know of one another's."""
     wanted = {f"{name.lower()}_port": free_port() for name in PORTS}
-    how, both = getattr(request, "param", "one user"), []
+    how, both = request.param, []
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "kept_ports.json").write_text(json.dumps(wanted))
@@ -236,6 +240,7 @@ def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
         both.append((QuickClone if "stand-in" in how else Clone)(ROOT, environment, "", 0.0))
+        both[-1].turn = wanted["ftp_port"]
         if "stand-in" in how:
             both[-1].stand_in = tmp_path / "mlflow.py"
             both[-1].stand_in.write_text(STAND_IN)
@@ -298,6 +303,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert first.port == kept
 
 
+@pytest.mark.parametrize("clones", ["one user, stand-in"], indirect=True)
 def test_ports_stay_their_clones(clones):
     """A clone's `up` takes no port of another's, whose servers are stopped, or just being started by hand."""
     first, second = clones
@@ -317,12 +323,13 @@ def test_ports_stay_their_clones(clones):
     assert second.port != wanted
     _wait_until(lambda: first.status()["mlflow"]["healthy"])
     assert first.status()["mlflow"]["by_hand"]
-    MlflowClient(shell["MLFLOW_TRACKING_URI"]).create_run("0", tags={"owner": first.name})
+    first.log(shell["MLFLOW_TRACKING_URI"])
     for clone in clones:
         clone.record()
         clone.check_store()
 
 
+@pytest.mark.parametrize("clones", ["one user, stand-in"], indirect=True)
 def test_up_names_the_stranger_that_has_its_port(clones):
     """What answers `/health` on our port is not ours: `up` fails and says who it is; the supervisor gives up, too."""
     first, _ = clones
@@ -408,7 +415,6 @@ HAPPENINGS = {
 @pytest.mark.timeout(ROUNDS * 120)
 def test_two_clones_stay_apart_whatever_happens(clones, rounds, capsys):
     """Servers of both are started, stopped and killed at random and at once; each one's record stays in its store."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     dice = random.Random(SEED)
     kept, refused = Counter(), Counter()
     for number in range(rounds):

@@ -57,7 +57,8 @@ def _get(url: str):
 
 def _workers_answer(settings: Settings) -> bool:
     counts = _get(f"http://{settings.host}:{settings.dask_dashboard_port}/json/counts.json").json()
-    return counts["workers"] >= settings.dask_workers and not ownership.find_stranger(settings, settings.dask_port)
+    ports = settings.dask_port, settings.dask_dashboard_port
+    return counts["workers"] >= settings.dask_workers and not ownership.find_stranger(settings, *ports)
 
 
 def _mlflow_secrets(settings: Settings) -> dict[str, str]:

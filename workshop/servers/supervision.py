@@ -226,20 +226,14 @@ def _wait_until_healthy(settings: Settings, services: list[Service], tell: Calla
         if not waiting:
             return
         processes = supervisor.processes(settings)
+        wanted = [port for service in waiting for port in service.ports_of(settings)]
+        ownership.require_own(settings, *(port for port in wanted if not ports.is_free(settings.host, port)))
         for service in waiting:
-            _refuse_strangers(service, settings)
             if processes.get(service.name, {}).get("statename") == "FATAL":
                 raise _not_healthy(service, settings, "it ended again and again")
         if time.monotonic() - began > START_SECONDS:
             raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
         time.sleep(0.3)
-
-
-def _refuse_strangers(service: Service, settings: Settings) -> None:
-    """Raise ServiceError when another's server has a port of a service."""
-    for port in service.ports_of(settings):
-        if not ports.is_free(settings.host, port):
-            ownership.require_own(settings, port)
 
 
 def _log_lines(service: Service, settings: Settings) -> list[str] | None:
