@@ -78,7 +78,9 @@ def use_own_servers() -> None:
         require_own(settings, settings.dask_port)
         import dask
 
-        dask.config.set({"scheduler-address": servers["DASK_SCHEDULER_ADDRESS"]})
+        # Dask may have read the variable before, and our scheduler may have moved since.
+        if dask.config.get("scheduler-address", None) in (None, os.environ.get("DASK_SCHEDULER_ADDRESS")):
+            dask.config.set({"scheduler-address": servers["DASK_SCHEDULER_ADDRESS"]})
     else:
         del servers["DASK_SCHEDULER_ADDRESS"]
     os.environ.update(servers)
