@@ -398,7 +398,7 @@ def test_command_says_which_server_does_not_answer(report, monkeypatch):
         done = report("--all")
     assert done.exit_code == 1
     assert f"tcp://127.0.0.1:{dead}" in done.stderr
-    assert "workshop up" in done.stderr
+    assert "DASK_SCHEDULER_ADDRESS" in done.stderr
     monkeypatch.setattr(Settings, "tracking_uri", f"http://127.0.0.1:{dead}")
     done = report("--week", WEEK)
     assert done.exit_code == 1

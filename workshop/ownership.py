@@ -66,8 +66,7 @@ def require_own(settings: Settings, *ports: int) -> None:
 def use_own_servers() -> None:
     """Make this process a client of the servers that `workshop up` started, where the shell names no others.
 
-    To be called before Dask and MLflow are imported, which read the variables then. Raises ServiceError when another's
-    scheduler listens at what should be ours.
+    Raises ServiceError when another's scheduler listens at what should be ours.
     """
     settings = get_settings()
     if not settings.is_up:
@@ -75,10 +74,15 @@ def use_own_servers() -> None:
     servers = settings.exports()
     if settings.given_tracking_uri:
         del servers["MLFLOW_TRACKING_URI"]
-    if settings.given_scheduler_address:
-        del servers["DASK_SCHEDULER_ADDRESS"]
-    else:
+    if settings.given_scheduler_address is None:
         require_own(settings, settings.dask_port)
+        import dask
+
+        # Dask may have read the variable before, and our scheduler may have moved since.
+        if dask.config.get("scheduler-address", None) in (None, os.environ.get("DASK_SCHEDULER_ADDRESS")):
+            dask.config.set({"scheduler-address": servers["DASK_SCHEDULER_ADDRESS"]})
+    else:
+        del servers["DASK_SCHEDULER_ADDRESS"]
     os.environ.update(servers)
 
 
