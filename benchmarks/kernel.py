@@ -9,7 +9,7 @@ from benchmarks.rows import Ratio
 
 TITLE = "A kernel until its imports are done"
 STOCK_MANAGER = "jupyter_client.manager.AsyncKernelManager"
-OUR_MANAGER = "papermill_dask.kernels.manager.KeptKernelManager"
+OUR_MANAGER = "papermill_dask.kernels.manager.KernelManager"
 KERNEL_SECONDS = 120
 TENSORFLOW = "import tensorflow"
 COLD_TENSORFLOW, WARM_TENSORFLOW = "stock kernel, `import tensorflow`", "warm kernel, `import tensorflow`"

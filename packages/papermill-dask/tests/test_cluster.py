@@ -241,7 +241,7 @@ def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path, res
             assert not long.done()
             release("long")
             assert worker(long) != worker(short)
-            wait_for(lambda: not marked(mark))  # a keeper ends soon after its kernel
+            wait_for(lambda: not marked(mark))  # a supervisor ends soon after its kernel
             # Moving them has not left a worker that only seems to be busy.
             last = [start("last"), start("very last")]
             release("last", "very last")

@@ -195,7 +195,7 @@ def test_fault_worker_killed_under_its_nanny_is_an_error(cluster, tracking_serve
 def worker_of(kernel: psutil.Process) -> psutil.Process:
     """Return the worker's process in which a kernel's notebook runs."""
     for parent in kernel.parents():
-        if "keeper" not in " ".join(parent.cmdline()) and "forkserver" not in " ".join(parent.cmdline()):
+        if "supervisor" not in " ".join(parent.cmdline()) and "forkserver" not in " ".join(parent.cmdline()):
             return parent
     raise AssertionError(f"no worker among {kernel.parents()}")
 

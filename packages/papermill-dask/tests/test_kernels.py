@@ -24,9 +24,9 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from papermill_dask.kernels import manager as kernel_manager
-from papermill_dask.kernels.manager import KeptKernelManager
+from papermill_dask.kernels.manager import KernelManager
 from papermill_dask.kernels.warm import WARM, start_warming, warm_state
-from workplace import BIN
+from programs import BIN
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
@@ -52,7 +52,7 @@ def notebook(*sources):
     return document
 
 
-def run(*sources, folder=None, environment=None, manager=KeptKernelManager, umask=None, **options):
+def run(*sources, folder=None, environment=None, manager=KernelManager, umask=None, **options):
     """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
     document = notebook(*sources)
     managers = []
@@ -117,18 +117,22 @@ def nothing_left():
     assert manager is None or not Path(manager.private_folder).exists()
 
     def left():
-        known = before | {warm_state()["pid"]} | set(spare_kernel())
+        known = before | {process.pid for process in warm_processes()}
         return [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
 
     wait_until(lambda: not left(), GONE_SECONDS)
     assert not left()
 
 
-def spare_kernel():
-    """Return the process ids of the keeper and the process that wait, forked, for the next kernel."""
+def warm_processes():
+    """Return the process that the worker started to fork kernels, its resource tracker, its fork server, and what waits
+    there, forked, to be the next kernel."""
     pid = warm_state()["pid"]
-    keepers = psutil.Process(pid).children() if pid and psutil.pid_exists(pid) else []
-    return [process.pid for keeper in keepers[-1:] for process in (keeper, *keeper.children())]
+    if not pid or not psutil.pid_exists(pid):
+        return []
+    server = psutil.Process(pid)
+    ahead = [process for child in server.children() for process in child.children()[-1:]]
+    return [server, *server.children(), *ahead, *[process for parent in ahead for process in parent.children()]]
 
 
 def worker_script(cell, modules=()):
@@ -163,7 +167,7 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
         worker.wait()
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive
-    assert not list(temporary.glob("kernel-*"))
+    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)
 
 
 def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):
@@ -207,7 +211,7 @@ def test_kernel_can_be_killed_from_any_thread(tmp_path, either):
 
     managers, found = [], []
     document = notebook(textwrap.dedent(FAMILY) + "ctypes.PyDLL(None).sleep(600)")
-    client = NotebookClient(document, kernel_manager_class=KeptKernelManager)
+    client = NotebookClient(document, kernel_manager_class=KernelManager)
     managers.append(client.create_kernel_manager())
     killer = threading.Thread(target=kill)
     killer.start()
@@ -222,7 +226,7 @@ def test_kernel_can_be_killed_from_any_thread(tmp_path, either):
 
 def test_kernel_that_is_unwanted_before_it_starts_never_runs(tmp_path, either):
     """A kernel killed before its process exists ends as soon as it does."""
-    manager = run.manager = KeptKernelManager()
+    manager = run.manager = KernelManager()
     manager.kill()
     client = NotebookClient(notebook("open('ran', 'w')"), km=manager)
     with pytest.raises(RuntimeError, match="died"), client.setup_kernel(cwd=str(tmp_path)):
@@ -235,7 +239,7 @@ def test_kernel_is_interrupted(either):
     """A cell that takes too long is interrupted, and the kernel goes on."""
     document = notebook("import time\ntime.sleep(600)", "print('alive')")
     client = NotebookClient(
-        document, kernel_manager_class=KeptKernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
+        document, kernel_manager_class=KernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
     )
     client.execute()
     assert document.cells[0].outputs[0].ename == "KeyboardInterrupt"
@@ -249,7 +253,7 @@ def test_kernel_that_cannot_be_started_is_an_error_at_once(tmp_path, monkeypatch
     specification = {"argv": ["no-such-program", "{connection_file}"], "display_name": "x", "language": "x"}
     (folder / "kernel.json").write_text(json.dumps(specification))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    manager = run.manager = KeptKernelManager(kernel_name="broken")
+    manager = run.manager = KernelManager(kernel_name="broken")
     try:
         with pytest.raises(FileNotFoundError, match="no-such-program"):
             asyncio.run(manager.start_kernel())
@@ -299,7 +303,8 @@ def test_notebooks_files_have_the_mode_that_papermills_own_engine_gives_them(tmp
 
 # -- a forked kernel is a kernel like any other --------------------------------------------------------------------
 PROBE = """
-    import __main__, asyncio, builtins, comm, gc, json, locale, logging, os, signal, sys, threading, warnings
+    import __main__, asyncio, builtins, comm, gc, json, locale, logging, multiprocessing, os, signal, sys, threading
+    import warnings
     shell = get_ipython()
     loggers = {name: getattr(logger, "handlers", []) for name, logger in logging.root.manager.loggerDict.items()}
     print(json.dumps({
@@ -336,6 +341,8 @@ PROBE = """
         "collector": [gc.get_threshold(), gc.isenabled()],
         "locale": locale.getlocale(),
         "loop": type(asyncio.get_event_loop_policy()).__name__,
+        "process": [multiprocessing.current_process().name, multiprocessing.parent_process(),
+                    multiprocessing.get_start_method(allow_none=True), multiprocessing.get_start_method()],
     }))
 """
 PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects as go, plotly.io, logging, random"
@@ -366,7 +373,7 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
         "logging.getLogger('anything').warning('beware')\nprint(plotly.io.renderers.default, plt.get_backend())",
     )
     shown = []
-    for manager in (AsyncKernelManager, KeptKernelManager):
+    for manager in (AsyncKernelManager, KernelManager):
         document = notebook(*sources)
         NotebookClient(document, kernel_manager_class=manager).execute(cwd=str(tmp_path))
         shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
@@ -392,7 +399,7 @@ def test_traceback_reads_as_jupyters_own_and_takes_no_longer_with_many_modules(t
         "print(time.process_time() - began)",
     )
 
-    def tracebacks(manager=KeptKernelManager):
+    def tracebacks(manager=KernelManager):
         document = notebook(*sources)
         client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
         client.execute(cwd=str(tmp_path))
@@ -409,13 +416,15 @@ def test_traceback_reads_as_jupyters_own_and_takes_no_longer_with_many_modules(t
     assert seconds < 1.5 * usual_seconds
 
 
-@pytest.mark.parametrize("victim", ["keeper", "kernel"])
-def test_kernel_starts_although_the_one_that_was_ready_is_killed(victim):
-    """As the memory killer may do; the next kernel is then started another way."""
-    with warming("json"):
-        assert wait_until(lambda: len(spare_kernel()) == 2)
-        os.kill(spare_kernel()[victim == "kernel"], signal.SIGKILL)
+@pytest.mark.parametrize("victim", [0, 2, 3, 4], ids=["parent", "fork server", "supervisor", "next kernel"])
+def test_kernel_starts_although_a_warm_process_is_killed(victim):
+    """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
+    with warming("colorsys"):
+        assert wait_until(lambda: len(warm_processes()) == 5)
+        warm_processes()[victim].kill()
         assert run("print('there')") == "there\n"
+        assert wait_until(lambda: warm_state()["ready"])
+        assert is_forked()
 
 
 def test_forked_kernels_share_no_state(plotting, tmp_path):
@@ -453,7 +462,7 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = "import changing_module, sys\nprint(changing_module.value, 'colorsys' in sys.modules)"
-    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "papermill_dask.kernels.manager"):
+    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
         assert run(asked) == "1 True\n"
         before = warm_state()["pid"]
         module.write_text("value = 1000")
@@ -483,7 +492,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
         "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level(logging.INFO, "papermill_dask.kernels.manager"), warming("colorsys", "threaded"):
+    with caplog.at_level(logging.INFO, "papermill_dask.kernels"), warming("colorsys", "threaded"):
         assert "a module started threads: busy" in warm_state()["reason"]
         assert not is_forked()
         assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
@@ -518,7 +527,8 @@ def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch, second
 
 def test_warm_process_ends_with_its_worker(tmp_path):
     """A worker that is killed while its warm process still imports takes that with it."""
-    (tmp_path / "slow.py").write_text("import ctypes\nopen('importing', 'w')\nctypes.PyDLL(None).sleep(600)")
+    importing = str(tmp_path / "importing")
+    (tmp_path / "slow.py").write_text(f"import ctypes\nopen({importing!r}, 'w')\nctypes.PyDLL(None).sleep(600)")
     script = (
         "import os, time; from papermill_dask.kernels.warm import start_warming; "
         "start_warming(['slow']); time.sleep(600)"
@@ -526,10 +536,10 @@ def test_warm_process_ends_with_its_worker(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as worker:
         assert wait_until((tmp_path / "importing").exists)
-        warm = psutil.Process(worker.pid).children()
+        warm = psutil.Process(worker.pid).children(recursive=True)
         worker.kill()
     _, alive = psutil.wait_procs(warm, timeout=GONE_SECONDS)
-    assert len(warm) == 1
+    assert len(warm) == 3  # with its fork server and resource tracker
     assert not alive
 
 

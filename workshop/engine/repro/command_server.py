@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from papermill_dask.kernels.keeper import PR_SET_PDEATHSIG, control_process
+from papermill_dask.kernels.supervisor import end_with
 
 READ_BYTES = 1 << 16
 ORPHAN_SECONDS = 2.0
@@ -97,9 +97,7 @@ class _Server:
     def _become(self, server: int, request: dict, output: int, status: socket.socket) -> Callable[[], object]:
         """Make this forked process the command: replace it, or return what runs the program."""
         os.setsid()
-        control_process(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the server is killed and can no longer do it
-        if os.getppid() != server:  # it was, before this
-            os.kill(os.getpid(), signal.SIGKILL)
+        end_with(server)  # when the server is killed and can no longer do it
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(output, 1)

@@ -19,7 +19,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
 from papermill_dask.errors import EngineError
-from papermill_dask.kernels.manager import KeptKernelManager
+from papermill_dask.kernels.manager import KernelManager
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPT_SECONDS = 0.5
@@ -75,7 +75,7 @@ class KernelClient(PapermillNotebookClient):
         self, manager: CellEvents, run, *, max_output: int | None, before_end: Callable[[], None], **options: Any
     ) -> None:
         options = {"iopub_timeout": OUTPUT_SECONDS} | options
-        super().__init__(manager, kernel_manager_class=KeptKernelManager, log=run.logger(), **options)
+        super().__init__(manager, kernel_manager_class=KernelManager, log=run.logger(), **options)
         self._run, self._max_output, self._before_end = run, max_output, before_end
         self._output = 0
         self._exit_code: int | None = None

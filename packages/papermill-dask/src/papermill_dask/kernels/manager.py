@@ -1,4 +1,4 @@
-"""The kernels of the engine: each kept by a keeper, so that none is left behind, and forked warm where that is safe."""
+"""The kernels of a worker, for nbclient: supervised, so that none is left behind, and forked where that is safe."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import time
 import uuid
 import weakref
 from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -27,8 +28,8 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from papermill_dask.kernels import keeper
-from papermill_dask.kernels.warm import WARM, Stale, cold_command
+from papermill_dask.kernels.supervisor import Request
+from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,177 +43,77 @@ READY_SECONDS = 0.2
 GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
 
 
-class KeptKernel:
-    """A kernel and its keeper as the worker sees them; its methods may be called from any thread.
+class Stale(Exception):
+    """What a warm process has imported is not what a kernel would import now; or it is gone."""
 
-    ``started`` gives the process id or raises what kept the kernel from starting, ``ended`` gives the exit code (a
-    signal is negative, as in `subprocess`), ``gone`` is done when none of its descendants is left.
+
+class Kernel:
+    """A kernel as the worker sees it, much like a `subprocess.Popen`; its methods may be called from any thread.
+
+    ``started`` gives the process id or raises what kept the kernel from starting, ``ended`` gives the exit code, and
+    ``gone`` is done when none of its descendants is left.
     """
 
-    def __init__(self, connection: socket.socket, process: subprocess.Popen | None, request: dict[str, Any]) -> None:
+    stdin = stdout = stderr = None
+
+    def __init__(self, connection: Connection, request: Request, supervisor: subprocess.Popen | None = None) -> None:
         self.started: Future[int] = Future()
-        self._pid: int | None = None
-        self._unchanged = process is not None  # what was imported by a fork server may have changed since
         self.ended: Future[int] = Future()
         self.gone: Future[None] = Future()
-        self._messages = keeper.Messages(connection)
-        self._process = process
+        self._connection, self._supervisor = connection, supervisor
         self._sending = threading.Lock()
-        threading.Thread(target=self._listen, name="kernel-keeper", daemon=True).start()
-        self._send(**request)
+        threading.Thread(target=self._listen, name="kernel", daemon=True).start()
+        self._send(request)
 
     @property
     def exit_code(self) -> int | None:
         """The exit code once the kernel has ended, negative for a signal; None before."""
         return self.ended.result() if self.ended.done() else None
 
+    def poll(self) -> int | None:
+        """Return the exit code; None while the kernel runs."""
+        return self.exit_code
+
+    def wait(self) -> int:
+        """Wait for the kernel's end and return its exit code."""
+        return self.ended.result()
+
     def send_signal(self, number: int) -> None:
         """Send a signal to the kernel's process group."""
-        self._send(signal=number)
+        self._send(number)
 
     def kill(self) -> None:
         """End the kernel and all that it started, at once and whatever it does."""
-        self._send(kill=True)
+        self._send(signal.SIGKILL)
 
-    def _send(self, **message: Any) -> None:
-        with self._sending:
-            self._messages.send(**message)
+    def _send(self, message: Any) -> None:
+        with self._sending, contextlib.suppress(OSError):  # it is gone
+            self._connection.send(message)
 
     def _listen(self) -> None:
-        """Take what the keeper tells until it is gone."""
-        while (received := self._messages.receive()) is not None:
-            for message in received:
-                self._take(message)
-        self._settle(Stale("the process that starts it has ended"))
-        if not self.ended.done():  # the keeper itself was killed, and the kernel with it
+        """Take what the supervisor tells until it is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            match self._connection.recv():
+                case pid, None:
+                    self.started.set_result(pid)
+                case _, file:
+                    self.started.set_exception(Stale(f"{file} has changed"))
+                case error:
+                    self.started.set_exception(error)
+            self.ended.set_result(self._connection.recv())
+            self._connection.recv()
+        if not self.started.done():
+            self.started.set_exception(Stale("the process that starts it has ended"))
+        if not self.ended.done():  # the supervisor itself was killed, and the kernel with it
             self.ended.set_result(-signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
-        self._messages.connection.close()
+        if self._supervisor is not None:
+            self._supervisor.wait()
+        with self._sending:
+            self._connection.close()
         self.gone.set_result(None)
 
-    def _take(self, message: dict[str, Any]) -> None:
-        match message:
-            case {"pid": pid}:
-                self._pid = pid
-            case {"changed": None}:
-                self._unchanged = True
-            case {"changed": file}:
-                self._settle(Stale(f"{file} has changed"))
-            case {"failed": [number, text, file]}:
-                self._settle(OSError(number, text, file))
-            case {"exit": code}:
-                self.ended.set_result(code)
-        if self._pid is not None and self._unchanged and not self.started.done():
-            self.started.set_result(self._pid)
 
-    def _settle(self, error: Exception) -> None:
-        if not self.started.done():
-            self.started.set_exception(error)
-
-
-def start_cold(request: dict[str, Any]) -> KeptKernel:
-    """Start a keeper of its own for the request's command, which may be any language's kernel."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-I", keeper.__file__, str(theirs.fileno())]
-        process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    return KeptKernel(ours, process, request)
-
-
-class KeptProvisioner(LocalProvisioner):
-    """Starts and ends a kernel through its keeper; the rest is jupyter_client's own."""
-
-    kernel: KeptKernel | None = None
-    _waited = False
-
-    @property
-    def has_process(self) -> bool:
-        """Whether there is a kernel whose end nobody has waited for."""
-        return self.kernel is not None and not self._waited
-
-    @property
-    def exit_code(self) -> int | None:
-        """How the latest kernel ended, a signal as a negative number; None while it runs."""
-        return self.kernel.exit_code if self.kernel else None
-
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
-        """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
-        self.cwd = str(Path(kwargs.get("cwd") or Path.cwd()).resolve())
-        request = {
-            "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
-            "env": dict(kwargs["env"]),
-            "cwd": self.cwd,
-            "umask": kwargs.get("umask"),
-            "folder": getattr(self.parent, "private_folder", None),
-        }
-        await self._wait_for_warmth(request)
-        self.kernel = await _start(request)
-        self.pid = self.pgid = self.kernel.started.result()
-        self._waited = False
-        if getattr(self.parent, "unwanted", False):
-            self.kernel.kill()
-        return self.connection_info
-
-    async def _wait_for_warmth(self, request: dict[str, Any]) -> None:
-        """Wait while the warm process still imports: a cold kernel would do the same beside it, and take longer."""
-        deadline = time.monotonic() + IMPORT_SECONDS
-        while WARM.is_coming(request["argv"], request["env"]) and time.monotonic() < deadline:
-            if getattr(self.parent, "unwanted", False):
-                return
-            await asyncio.sleep(ROUND_SECONDS)
-
-    async def poll(self) -> int | None:
-        """Return the exit code; None while the kernel runs."""
-        return self.exit_code if self.has_process else 0
-
-    async def wait(self) -> int | None:
-        """Wait for the kernel's end, whichever loop asks; return the exit code."""
-        if not self.has_process:
-            return 0
-        code = await asyncio.shield(asyncio.wrap_future(self.kernel.ended))
-        self._waited = True
-        return code
-
-    async def send_signal(self, signum: int) -> None:
-        """Send a signal to the kernel's process group."""
-        if self.has_process:
-            self.kernel.send_signal(signum)
-
-    async def kill(self, restart: bool = False) -> None:  # noqa: ARG002 - jupyter_client's signature
-        """Kill the kernel and all that it started."""
-        if self.has_process:
-            self.kernel.kill()
-
-    async def terminate(self, restart: bool = False) -> None:  # noqa: ARG002 - jupyter_client's signature
-        """Ask the kernel's process group to end."""
-        await self.send_signal(signal.SIGTERM)
-
-    async def cleanup(self, restart: bool = False) -> None:
-        """Wait until no descendant of the kernel is left."""
-        if self.kernel is not None and self.exit_code is not None:
-            with contextlib.suppress(TimeoutError):
-                gone = asyncio.shield(asyncio.wrap_future(self.kernel.gone))
-                await asyncio.wait_for(gone, END_SECONDS)
-        await super().cleanup(restart=restart)
-
-
-async def _start(request: dict[str, Any]) -> KeptKernel:
-    """Return a kernel that has started: forked, or cold where there is nothing warm to fork from."""
-    connection = WARM.fork(request["argv"], request["env"])
-    if connection is not None:
-        try:
-            return await _started(KeptKernel(connection, None, request), ANSWER_SECONDS)
-        except Stale as reason:
-            WARM.renew(request["argv"], request["env"], str(reason))
-        except TimeoutError:
-            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
-    return await _started(start_cold(request | {"argv": cold_command(request["argv"])}))
-
-
-async def _started(kernel: KeptKernel, seconds: float | None = None) -> KeptKernel:
+async def _started(kernel: Kernel, seconds: float | None = None) -> Kernel:
     try:
         await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(kernel.started)), seconds)
     except BaseException:
@@ -221,13 +122,80 @@ async def _started(kernel: KeptKernel, seconds: float | None = None) -> KeptKern
     return kernel
 
 
-class KeptKernelClient(AsyncKernelClient):
+class SupervisedProvisioner(LocalProvisioner):
+    """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
+
+    kernel: Kernel | None = None
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+        """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
+        request = {
+            "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
+            "env": dict(kwargs["env"]),
+            "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
+            "umask": kwargs.get("umask"),
+            "folder": self.parent.private_folder,
+        }
+        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)
+        self.pid = self.kernel.started.result()
+        if self.parent.unwanted:
+            self.kernel.kill()
+        return self.connection_info
+
+    async def _fork(self, request: Request) -> Kernel | None:
+        """Return a forked kernel that has started; None where there is nothing to fork from."""
+        wanted = python_of(request["argv"]), request["env"]
+        warm = WARM.find(*wanted)
+        # A cold kernel would import the same beside the warm process, and take longer.
+        deadline = time.monotonic() + IMPORT_SECONDS
+        while warm and warm.is_importing and time.monotonic() < deadline and not self.parent.unwanted:
+            await asyncio.sleep(ROUND_SECONDS)
+        if not warm or not warm.is_ready:
+            return None
+        try:
+            return await _started(Kernel(warm.connect(), request), ANSWER_SECONDS)
+        except Stale as reason:
+            logger.info("The modules are imported again: %s.", reason)
+            warm.close()
+            WARM.find(*wanted)
+        except TimeoutError:
+            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
+        return None
+
+    async def _start_cold(self, request: Request) -> Kernel:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-c", START.format("supervisor"), str(theirs.fileno())]
+            supervisor = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        request = request | {"argv": cold_command(request["argv"])}
+        return await _started(Kernel(Connection(ours.detach()), request, supervisor))
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Wait until no descendant of the kernel is left."""
+        if self.kernel is not None and self.kernel.exit_code is not None:
+            with contextlib.suppress(TimeoutError):
+                gone = asyncio.shield(asyncio.wrap_future(self.kernel.gone))
+                await asyncio.wait_for(gone, END_SECONDS)
+        await super().cleanup(restart=restart)
+
+
+def _new_context(*_: Any) -> zmq.asyncio.Context:
+    """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
+    context = zmq.asyncio.Context()
+    context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
+    context.setsockopt(zmq.RCVHWM, 0)
+    return context
+
+
+class PromptKernelClient(AsyncKernelClient):
     """A client that notices at once that its kernel is ready."""
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
         self._created_context = True
-        return _eager_context()
+        return _new_context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
@@ -237,48 +205,29 @@ class KeptKernelClient(AsyncKernelClient):
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
             request = self.kernel_info()
-            while (reply := await self._next(self.shell_channel, READY_SECONDS)) is None:
+            try:
+                reply = await self.get_shell_msg(timeout=READY_SECONDS)
+                while not _is_idle(await self.get_iopub_msg(timeout=READY_SECONDS), request):
+                    pass
+            except Empty:
                 if not await self.parent.is_alive():
-                    raise RuntimeError("Kernel died before replying to kernel_info")
+                    raise RuntimeError("Kernel died before replying to kernel_info") from None
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds")
-            heard = False
-            while (message := await self._next(self.iopub_channel, READY_SECONDS)) is not None:
-                heard = True
-                if _says_idle(message, request):
-                    break
-            if heard and reply["msg_type"] == "kernel_info_reply":
+                    raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds") from None
+            else:
                 self._handle_kernel_info_reply(reply)
                 return
 
-    @staticmethod
-    async def _next(channel: Any, seconds: float) -> dict[str, Any] | None:
-        try:
-            return await channel.get_msg(timeout=seconds)
-        except Empty:
-            return None
+
+def _is_idle(message: dict[str, Any], request: str) -> bool:
+    is_idle = message["content"].get("execution_state") == "idle"
+    return is_idle and message["parent_header"].get("msg_id") == request
 
 
-def _says_idle(message: dict[str, Any], request: str) -> bool:
-    return (
-        message["msg_type"] == "status"
-        and message["content"]["execution_state"] == "idle"
-        and message["parent_header"].get("msg_id") == request
-    )
+class KernelManager(AsyncKernelManager):
+    """A kernel manager for nbclient whose kernels are supervised, and talk over Unix sockets in a private folder."""
 
-
-def _eager_context() -> zmq.asyncio.Context:
-    """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
-    context = zmq.asyncio.Context()
-    context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
-    context.setsockopt(zmq.RCVHWM, 0)
-    return context
-
-
-class KeptKernelManager(AsyncKernelManager):
-    """A kernel manager for nbclient whose kernels have keepers, and talk over Unix sockets in a private folder."""
-
-    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=KeptKernelClient)
+    client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=PromptKernelClient)
     # jupyter_client's 5 s are short for the handlers of `atexit` on a machine that has more to do than it can.
     shutdown_wait_time = Float(8.0, config=True)
     private_folder = Unicode()
@@ -286,7 +235,11 @@ class KeptKernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.private_folder = _private_folder()
+        folder = tempfile.gettempdir()
+        self.private_folder = tempfile.mkdtemp(
+            prefix="kernel-",
+            dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder,  # noqa: S108 - it has a mode of its own
+        )
         # Also when nobody shuts the kernel down, and at the interpreter's end.
         self._remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
@@ -295,11 +248,11 @@ class KeptKernelManager(AsyncKernelManager):
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
         self._created_context = True
-        return _eager_context()
+        return _new_context()
 
     @property
-    def kernel(self) -> KeptKernel | None:
-        """The kernel as its keeper knows it, also after its end; None before it was started."""
+    def kernel(self) -> Kernel | None:
+        """The kernel, also after its end; None before it was started."""
         return getattr(self.provisioner, "kernel", None)
 
     def kill(self) -> None:
@@ -311,32 +264,25 @@ class KeptKernelManager(AsyncKernelManager):
     async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
         if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
             self.kernel_id = self.kernel_id or options.pop("kernel_id", str(uuid.uuid4()))
-            self.provisioner = KeptProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+            self.provisioner = SupervisedProvisioner(
+                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+            )
         return await super()._async_pre_start_kernel(**options)
 
-    pre_start_kernel = _async_pre_start_kernel
-
-    async def _async_wait(self, pollinterval: float = 0.1) -> None:
-        if self.kernel is None:  # a provisioner that the kernel's specification names
-            await super()._async_wait(pollinterval)
-        elif self.has_kernel:
-            await asyncio.shield(asyncio.wrap_future(self.kernel.ended))
-
     async def _async_interrupt_kernel(self) -> None:
-        if not self.shutting_down:
-            await super()._async_interrupt_kernel()
-
-    async def _async_finish_shutdown(
-        self, waittime: float | None = None, pollinterval: float = 0.1, restart: bool = False
-    ) -> None:
         # jupyter_client interrupts each kernel before it asks it to end. An interrupt that comes while ipykernel is
         # between two messages ends its loop but not its threads, and it hangs until it is killed, 2.5 s later. So here
         # only a kernel that does not end when it is asked is interrupted.
-        try:
-            await asyncio.wait_for(self._async_wait(pollinterval), GRACE_SECONDS)
-        except TimeoutError:
+        if self.kernel is None or not self.shutting_down:
             await super()._async_interrupt_kernel()
-        await super()._async_finish_shutdown(waittime, pollinterval, restart)
+
+    async def _async_finish_shutdown(self, *arguments: Any, **options: Any) -> None:
+        if self.kernel is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self.kernel.ended)), GRACE_SECONDS)
+            except TimeoutError:
+                await super()._async_interrupt_kernel()
+        await super()._async_finish_shutdown(*arguments, **options)
 
     async def _async_cleanup_resources(self, restart: bool = False) -> None:
         await super()._async_cleanup_resources(restart=restart)
@@ -344,9 +290,3 @@ class KeptKernelManager(AsyncKernelManager):
             self._remove_folder()
 
     cleanup_resources = _async_cleanup_resources
-
-
-def _private_folder() -> str:
-    """Return a new folder, for this user alone, whose path leaves room for the names of Unix sockets."""
-    folder = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="kernel-", dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder)  # noqa: S108

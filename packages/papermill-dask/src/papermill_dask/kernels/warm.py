@@ -6,22 +6,23 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from papermill_dask.kernels.keeper import Messages
-from papermill_dask.kernels.launcher import LAUNCHER
+from papermill_dask.kernels.ipython import LAUNCHER
 
-logger = logging.getLogger("papermill_dask.kernels.manager")
+logger = logging.getLogger(__name__)
 
 MOST_PROCESSES = 2
+TELL, SERVE = b"t", b"s"  # what is wanted of a process forked from a warm one: to tell its state, to be a supervisor
+QUIET_SECONDS = 0.2  # after which the next kernel is forked, so that it takes no time from the one that starts
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{} import main; main()"
 
@@ -40,204 +41,149 @@ SIGNIFICANT_VARIABLES = (
 )
 
 
-class Stale(Exception):
-    """What a warm process has imported is not what a kernel would import now; or it is gone."""
-
-
 class WarmProcess:
-    """A fork server as the worker sees it; ``reason`` says why it cannot be used, once that is known."""
+    """A fork server as the worker sees it.
+
+    ``seconds`` says how long the imports took, ``skipped`` which modules are not installed, ``reason`` why no kernel
+    can be forked from it; each is None until that is known.
+    """
 
     def __init__(self, python: Sequence[str], modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.since = time.time()
         self.seconds: float | None = None
         self.skipped: list[str] = []
         self.reason: str | None = None
-        connection, theirs = socket.socketpair()
+        self._control, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*python, "-c", START.format("forkserver"), str(theirs.fileno()), json.dumps(list(modules))],
                 env=dict(environment),
+                cwd="/",  # where nothing can be imported by mistake
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._messages = Messages(connection)
-        threading.Thread(target=self._listen, name="warm-process", daemon=True).start()
+        self._ahead: list[Connection] = []  # to a process that waits to become the next kernel
+        threading.Thread(target=self._attend, name="warm-process", daemon=True).start()
 
     @property
-    def ready(self) -> bool:
+    def is_importing(self) -> bool:
+        """Whether it is not known yet if kernels can be forked from it."""
+        return self.seconds is None and self.reason is None
+
+    @property
+    def is_ready(self) -> bool:
         """Whether its imports are done and kernels can be forked."""
         return self.seconds is not None and self.reason is None
 
-    def state(self) -> dict[str, Any]:
-        """Return what `warm_state` tells."""
-        return {
-            "ready": self.ready,
-            "pid": self._process.pid,
-            "since": self.since,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "reason": self.reason,
-        }
+    def connect(self) -> Connection:
+        """Return the connection to a kernel's supervisor, which is closed soon if the server has ended."""
+        threading.Thread(target=self._fork_ahead, name="fork-ahead", daemon=True).start()
+        try:
+            return self._ahead.pop()
+        except IndexError:
+            return self._fork(SERVE)
 
-    def fork(self) -> socket.socket:
-        """Return the socket of the keeper that it is asked to fork; raises OSError when it is gone."""
+    def _fork(self, wish: bytes) -> Connection:
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(self._messages.connection, [b"."], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                raise
-        return ours
+        with theirs, contextlib.suppress(OSError):
+            socket.send_fds(self._control, [wish], [theirs.fileno()])
+        return Connection(ours.detach())
+
+    def _fork_ahead(self) -> None:
+        time.sleep(QUIET_SECONDS)
+        if self.is_ready and not self._ahead:
+            self._ahead.append(self._fork(SERVE))
+        if not self.is_ready:
+            self.close()
 
     def close(self) -> None:
         """End the process; kernels that were forked from it live on."""
         self.reason = self.reason or "it was replaced"
+        while self._ahead:
+            self._ahead.pop().close()
         with contextlib.suppress(OSError):  # it has ended
-            self._messages.connection.shutdown(socket.SHUT_RDWR)
+            self._control.shutdown(socket.SHUT_RDWR)
 
-    def _listen(self) -> None:
-        while (received := self._messages.receive()) is not None:
-            for message in received:
-                self._take(**message)
-        code = self._process.wait()
-        self._messages.connection.close()
-        if self.reason is None:
-            self.reason = f"it ended ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
-            if self.seconds is None:
-                logger.warning("Kernels start cold: the warm process was not ready when %s.", self.reason)
-
-    def _take(self, reason: str | None = None, seconds: float | None = None, skipped: Sequence[str] = ()) -> None:
-        self.reason, self.seconds, self.skipped = reason, seconds, list(skipped)
-        if reason:
+    def _attend(self) -> None:
+        """Wait for the imports, then for the end of the process."""
+        with self._fork(TELL) as connection:
+            try:
+                seconds, self.skipped, reason = connection.recv()
+            except (EOFError, OSError):
+                seconds, reason = None, "the warm process ended while it imported"
+        if reason and self.reason is None:
             logger.warning("Kernels start cold: %s.", reason)
-        elif skipped:
-            logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(skipped))
+        elif self.skipped:
+            logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(self.skipped))
+        self.reason, self.seconds = self.reason or reason, None if reason else seconds
+        self._fork_ahead()
+        self.process.wait()
+        self.reason = self.reason or "it ended"
+        self._control.close()
 
 
 class WarmProcesses:
     """All warm processes of this worker, the latest used last; its methods may be called from any thread."""
 
     def __init__(self) -> None:
+        self.processes: dict[tuple, WarmProcess] = {}
         self._modules: tuple[str, ...] = ()
-        self._processes: dict[tuple, WarmProcess] = {}
         self._lock = threading.Lock()
 
     def start(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels."""
-        with self._lock:
-            if tuple(modules) != self._modules:
-                self._close_all()
-                self._modules = tuple(modules)
-            self._find((sys.executable,), environment)
+        if tuple(modules) != self._modules:
+            self.close()
+            self._modules = tuple(modules)
+        self.find((sys.executable,), environment)
 
-    def is_coming(self, argv: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Tell whether a process for this kernel is there, and still imports."""
-        with self._lock:
-            process = self._processes.get((python_of(argv), _signature(environment)))
-        return process is not None and process.seconds is None and process.reason is None
-
-    def fork(self, argv: Sequence[str], environment: Mapping[str, str]) -> socket.socket | None:
-        """Return the socket of a keeper for this kernel; None, and a process made ready for the next, if not now."""
-        python = python_of(argv)
-        if python is None:
-            return None
-        with self._lock:
-            process = self._find(python, environment)
-            if process is None or not process.ready:
-                return None
-            try:
-                return process.fork()
-            except OSError:
-                self._replace(python, environment, "the warm process has ended")
-                return None
-
-    def renew(self, argv: Sequence[str], environment: Mapping[str, str], reason: str) -> None:
-        """Replace the process of such kernels by a new one."""
-        with self._lock:
-            self._replace(python_of(argv), environment, reason)
-
-    def state(self) -> dict[str, Any]:
-        """Return the state of the latest used process, and why there is none."""
-        with self._lock:
-            if self._processes:
-                return list(self._processes.values())[-1].state()
-        reason = _unavailable() or "none was asked for"
-        return {"ready": False, "pid": None, "since": None, "seconds": None, "skipped": [], "reason": reason}
-
-    def close(self) -> None:
-        """End all warm processes, and start none until asked again."""
-        with self._lock:
-            self._close_all()
-            self._modules = ()
-
-    def _close_all(self) -> None:
-        for process in self._processes.values():
-            process.close()
-        self._processes.clear()
-
-    def _find(self, python: tuple[str, ...], environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process of such kernels, the latest used from now on; started if there is none yet."""
-        if not self._modules:
+    def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
+        """Return the process for kernels of this interpreter; None, and one started for the next, if there is none."""
+        if not self._modules or not python:
             return None
         if reason := _unavailable():
             logger.info("Kernels start cold: %s.", reason)
             return None
-        key = (python, _signature(environment))
-        process = self._processes.pop(key, None)
-        if process is None or (process.reason and process.seconds is not None):  # it served, and has ended since
-            process = WarmProcess(python, self._modules, environment)
-        self._processes[key] = process
-        while len(self._processes) > MOST_PROCESSES:
-            self._processes.pop(next(iter(self._processes))).close()
-        return process
+        key = python, tuple(sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES)))
+        with self._lock:
+            process = self.processes.pop(key, None)
+            is_there = process is not None and (process.seconds is None or process.reason is None)  # else it has ended
+            self.processes[key] = process if is_there else WarmProcess(python, self._modules, environment)
+            while len(self.processes) > MOST_PROCESSES:
+                self.processes.pop(next(iter(self.processes))).close()
+        return process if is_there else None
 
-    def _replace(self, python: tuple[str, ...] | None, environment: Mapping[str, str], reason: str) -> None:
-        logger.info("The imports are done anew: %s.", reason)
-        process = self._processes.pop((python, _signature(environment)), None)
-        if process is not None:
-            process.close()
-            self._find(python, environment)
+    def close(self) -> None:
+        """End all warm processes, and start none until asked again."""
+        with self._lock:
+            for process in self.processes.values():
+                process.close()
+            self.processes.clear()
+            self._modules = ()
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
     """Return the interpreter, with its `-X` options, of a kernel that can be forked; None for all others."""
-    before, options = _split(argv)
-    if before[-1:] != ["-m"] or options[:1] != ["-f"] or not _is_this_python(before[0]):
-        return None
-    flags = " ".join(before[1:-1]).replace("-X ", "-X").split()
-    return (sys.executable, *flags) if all(flag.startswith("-X") for flag in flags) else None
+    place = argv.index(LAUNCHER) if LAUNCHER in argv else 0
+    match argv[:place], argv[place + 1 :]:
+        case [program, *flags, "-m"], ["-f", _, *_]:
+            here, there = Path(sys.executable), Path(program)
+            # An environment's `python` links to another's file.
+            is_this = there.parent == here.parent and there.exists() and there.samefile(here)
+            if is_this and all(flag.startswith("-X") and flag != "-X" for flag in flags):
+                return sys.executable, *flags
+    return None
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
-    """Return the command for a kernel that is not forked: an IPython kernel of this Python by our launcher."""
+    """Return the command for a kernel that is not forked: an IPython kernel of this Python as `ipython` runs it."""
     python = python_of(argv)
-    return [*python, "-c", START.format("launcher"), *_split(argv)[1]] if python else list(argv)
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the words before and after ipykernel's launcher."""
-    words = list(argv)
-    place = words.index(LAUNCHER) if LAUNCHER in words else len(words)
-    return words[:place], words[place + 1 :]
-
-
-def _is_this_python(program: str) -> bool:
-    """Tell whether it is this interpreter in this environment; an environment's `python` links to another's file."""
-    here, there = Path(sys.executable), Path(program)
-    return there.parent == here.parent and there.exists() and there.samefile(here)
-
-
-def _signature(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES)))
+    return [*python, "-c", START.format("ipython"), *argv[argv.index(LAUNCHER) + 1 :]] if python else list(argv)
 
 
 def _unavailable() -> str | None:
     """Say why kernels cannot be forked on this machine, if so."""
-    if sys.platform != "linux":
-        return f"forking a process with these libraries is not safe on {sys.platform}"
-    return None
+    return None if sys.platform == "linux" else f"forking a process with these libraries is not safe on {sys.platform}"
 
 
 WARM = WarmProcesses()
@@ -251,7 +197,11 @@ def start_warming(imports: Sequence[str], environment: Mapping[str, str] | None 
 def warm_state() -> dict[str, Any]:
     """Tell how far this worker's warm process is.
 
-    ``ready``, ``pid``, ``since`` (s since the epoch), ``seconds`` that the imports took, ``skipped`` modules that are
-    not installed, and ``reason`` when kernels start cold for good.
+    ``ready``, its ``pid``, the ``seconds`` that the imports took, ``skipped`` modules that are not installed, and the
+    ``reason`` when kernels start cold for good.
     """
-    return WARM.state()
+    process = next(reversed(WARM.processes.values()), None)
+    if process is None:
+        return {"ready": False, "pid": None, "reason": _unavailable() or "none was asked for"}
+    known = {name: getattr(process, name) for name in ("seconds", "skipped", "reason")}
+    return {"ready": process.is_ready, "pid": process.process.pid} | known

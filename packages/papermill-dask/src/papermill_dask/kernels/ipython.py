@@ -1,4 +1,4 @@
-"""What runs in an IPython kernel of the engine: ipykernel as its own launcher runs it, with prompt output and end."""
+"""An IPython kernel: ipykernel as its own launcher runs it, with prompt output and a prompt end."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 
 def main() -> NoReturn:
     """Run the kernel that the command line's options describe."""
-    run_kernel(sys.argv[1:])
+    run_kernel([*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *sys.argv[1:]])
 
 
-def run_kernel(options: list[str], prepare: Callable[[Any], None] | None = None) -> NoReturn:
-    """Run a kernel to its end as `python -m ipykernel_launcher OPTIONS` does; ``prepare`` gets its shell."""
-    sys.argv = [importlib.util.find_spec(LAUNCHER).origin, *options]
-    sys.orig_argv = [*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *options]
+def run_kernel(argv: list[str], prepare: Callable[[Any], None] | None = None) -> NoReturn:
+    """Run a kernel to its end as ``argv``, `python -m ipykernel_launcher OPTIONS`, does; ``prepare`` gets its shell."""
+    options = argv[argv.index(LAUNCHER) + 1 :]
+    sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
     code: Any = 0
     try:
         _serve(options, prepare)
@@ -45,16 +45,22 @@ def run_kernel(options: list[str], prepare: Callable[[Any], None] | None = None)
 
 
 def _serve(options: list[str], prepare: Callable[[Any], None] | None) -> None:
+    import psutil
+    import zmq
     from ipykernel.iostream import OutStream
     from ipykernel.kernelapp import IPKernelApp
 
     OutStream.flush_interval = FLUSH_SECONDS
     _listen_on_no_port(Path(options[1]).parent)
-    _drop_no_output()
+    # Outputs queue as long as they must; ZeroMQ would drop those for which a reader is 1,000 messages behind.
+    init_iopub = IPKernelApp.init_iopub
+    IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))
     # In a fork ipykernel's own default is of the time when it was imported.
     app = IPKernelApp.instance(parent_handle=os.getppid())
     app.initialize(options)
-    _forget_ended_children(app.kernel)
+    # A notebook seldom waits for what it starts; ipykernel would, for 14 s, and be killed before its `atexit` handlers.
+    children = app.kernel._process_children
+    app.kernel._process_children = lambda: psutil.wait_procs(children(), timeout=0)[1]
     _name_cells(app.shell.compile)
     if prepare:
         prepare(app.shell)
@@ -89,38 +95,6 @@ def _listen_on_no_port(folder: Path) -> None:
         return context, sending
 
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect
-
-
-def _drop_no_output() -> None:
-    """Let outputs queue as long as they must; ZeroMQ would drop those for which a reader is 1,000 messages behind."""
-    import zmq
-    from ipykernel.kernelapp import IPKernelApp
-
-    init_iopub = IPKernelApp.init_iopub
-
-    def init(self: Any, context: Any) -> None:
-        context.setsockopt(zmq.SNDHWM, 0)
-        init_iopub(self, context)
-
-    IPKernelApp.init_iopub = init
-
-
-def _forget_ended_children(kernel: Any) -> None:
-    """Do not count children that have ended when the kernel ends its children before itself.
-
-    A notebook seldom waits for what it starts; ipykernel would, for 14 s, and be killed before its `atexit` handlers.
-    """
-    listed = kernel._process_children
-    kernel._process_children = lambda: [child for child in listed() if _lives(child)]
-
-
-def _lives(process: Any) -> bool:
-    import psutil
-
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _name_cells(compiler: Any) -> None:

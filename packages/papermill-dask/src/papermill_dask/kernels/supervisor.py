@@ -1,0 +1,157 @@
+"""The supervisor of one kernel: its parent, which ends all that the kernel started once it, or the worker, is gone.
+
+It receives, over a connection to the worker, a request (``argv``, ``env``, ``cwd``, ``umask``, ``folder``), then the
+numbers of signals. It sends the kernel's process id and the imported file that has changed (None as a rule), or the
+OSError that kept the kernel from starting; then the exit code, which is negative for a signal, as in `subprocess`. The
+connection closes when no descendant of the kernel is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn
+
+Request = dict[str, Any]
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+REAP_SECONDS = 5.0  # at most until an ended descendant leaves the process table
+POLL_SECONDS = 0.05  # where the kernel's end wakes nobody
+ROUND_SECONDS = 0.005
+PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of another user, or deep in a broken disk
+
+
+def main() -> NoReturn:
+    """Run the command of a request, which may be any language's kernel; the command line names the connection."""
+    descriptor = int(sys.argv[1])
+    os.set_inheritable(descriptor, False)
+    connection = Connection(descriptor)
+    supervise(connection, _run_command)
+
+
+def supervise(
+    connection: Connection, start: Callable[[Request], int], changed: Callable[[], str | None] = lambda: None
+) -> NoReturn:
+    """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left."""
+    with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
+        os.setsid()
+    _control_process(PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it ends with its worker, which gets the signal, too
+    try:
+        request = connection.recv()
+    except (EOFError, OSError):
+        os._exit(0)
+    request["env"]["JPY_PARENT_PID"] = str(os.getpid())
+    try:
+        enter(request)
+        kernel = start(request)
+    except BrokenPipeError:  # it was forked ahead, and killed since
+        os._exit(1)
+    except OSError as error:
+        _send(connection, error)
+        os._exit(1)
+    code = _watch(connection, kernel) if _send(connection, (kernel, changed())) else None
+    is_told = code is not None and _send(connection, code)
+    _end_descendants()
+    if not is_told and request["folder"]:
+        shutil.rmtree(request["folder"], ignore_errors=True)
+    connection.close()  # at once: the memory of a forked process takes a while to give back
+    os._exit(0)
+
+
+def enter(request: Request) -> None:
+    """Go to the folder of the request, and take its umask; raise OSError when there is no such folder."""
+    os.chdir(request["cwd"])
+    if request["umask"] is not None:
+        os.umask(request["umask"])
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed when its parent's thread that started it ends; on Linux only."""
+    _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(127)
+
+
+def _control_process(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _run_command(request: Request) -> int:
+    supervisor = os.getpid()
+    process = subprocess.Popen(
+        request["argv"],
+        env=request["env"],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: end_with(supervisor),
+    )
+    process.returncode = 0  # it is waited for elsewhere
+    return process.pid
+
+
+def _send(connection: Connection, message: Any) -> bool:
+    """Send a message; return whether the worker is there to read it."""
+    try:
+        connection.send(message)
+    except OSError:
+        return False
+    return True
+
+
+def _watch(connection: Connection, kernel: int) -> int | None:
+    """Pass signals on until the kernel has ended; return its exit code, or None when the worker is gone before."""
+    watched, seconds = [connection], POLL_SECONDS
+    if hasattr(os, "pidfd_open"):
+        watched, seconds = [connection, os.pidfd_open(kernel)], REAP_SECONDS
+    while True:
+        ready = wait(watched, seconds)
+        if (code := _reap(kernel)) is not None:
+            return code
+        if connection in ready:
+            try:
+                number = connection.recv()
+            except (EOFError, OSError):
+                return None
+            with contextlib.suppress(PermissionError):
+                try:
+                    os.killpg(kernel, number)
+                except ProcessLookupError:  # it leads no group yet
+                    os.kill(kernel, number)
+
+
+def _reap(kernel: int | None = None) -> int | None:
+    """Remove ended children from the process table; return the kernel's exit code if the kernel is one of them.
+
+    Raises ChildProcessError when there is no child at all.
+    """
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == kernel:
+            return os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            return None
+
+
+def _end_descendants() -> None:
+    """Kill what is left: a process that loses its parent becomes a child of this one."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with contextlib.suppress(ChildProcessError):
+        _reap()
+        import psutil
+
+        while time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            time.sleep(ROUND_SECONDS)
+            _reap()
