@@ -719,6 +719,7 @@ def test_folder_that_is_emptied_by_another_client_may_be_used(server, file, tmp_
     def delete_on() -> None:
         while not over.is_set():
             deleting.delete_artifacts("deep/inner/numbers.bin")
+            time.sleep(0.02 * random.random())
 
     with ThreadPoolExecutor(1) as pool:
         deletes = pool.submit(delete_on)

@@ -464,12 +464,16 @@ def test_appending_is_refused_and_lftp_starts_again(server, large):
 
 
 def test_folder_with_a_part_of_an_upload_is_empty(server):
-    """A folder in which only a part of an upload lies looks empty, and can be removed."""
+    """A folder in which only a part of an upload lies looks empty, and can be removed when the part does not grow."""
     folder = server.artifacts / "folder"
     folder.mkdir()
-    (folder / names.new_temporary("left")).touch()
+    part = folder / names.new_temporary("left")
+    part.touch()
     with server.connect() as connection:
         assert connection.nlst("folder") == []
+        with pytest.raises(ftplib.error_perm, match="not empty"):
+            connection.rmd("folder")
+        os.utime(part, (0, 0))
         connection.rmd("folder")
     assert not folder.exists()
 

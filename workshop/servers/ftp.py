@@ -30,6 +30,7 @@ from workshop.servers.artifacts import names
 ALL_RIGHTS = "elradfmwMT"
 LONGEST_DELAY_SECONDS = 30.0
 FORGOTTEN_SECONDS = 600.0
+STILL_SECONDS = 1  # a part of an upload that has not grown for so long may go with its folder
 SYNC_BYTES = 16 * 1024 * 1024
 
 transfers = logging.getLogger("workshop.servers.ftp.transfers")
@@ -148,9 +149,12 @@ class WholeFiles(AbstractedFS):
         return [name for name in super().listdir(path) if not names.is_temporary(name)]
 
     def rmdir(self, path: str) -> None:
-        """Remove a folder that looks empty, with what still arrives there."""
-        if not self.listdir(path):
-            names.remove_temporaries(Path(path))
+        """Remove a folder that looks empty, with parts of uploads that stand still."""
+        parts = list(Path(path).iterdir())
+        still = time.time() - STILL_SECONDS
+        if all(names.is_temporary(part.name) and part.stat().st_mtime < still for part in parts):
+            for part in parts:
+                part.unlink()
         super().rmdir(path)
 
 

@@ -135,7 +135,7 @@ class FTPArtifactRepository(ArtifactRepository):
                     remove_file(connection, remote)
                 remove_empty(connection, posixpath.dirname(remote), self._top)
 
-        self._again(delete)
+        self._again(delete, StoreRefused)
 
     def _is_directory(self, artifact_path: str) -> bool:
         """Tell a folder from a file; MLflow's own way takes an empty folder for a file."""
