@@ -8,10 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "packages" / "mlflow-ftp" / "tests"))
+
+from relay import ADDRESS, relaying
+
 from benchmarks.measure import Side
 from benchmarks.place import Place
 from benchmarks.rows import Ratio
-from tests.relay import ADDRESS, relaying
 from tests.workplace import free_port
 
 TITLE = "Artifacts"
@@ -43,7 +46,7 @@ ROWS = (
 
 # Each side is a program of its own, as a training is; both know the password from the settings.
 PROGRAM = """
-import sys, tempfile, time
+import os, sys, tempfile, time
 from workshop.settings import get_settings
 side, host, what, source, port = sys.argv[1:]
 settings = get_settings()
@@ -52,19 +55,20 @@ if side == "stock":
     user, password = settings.credentials()
     login = f"{user}:{password.get_secret_value()}@"
 else:
-    from workshop.servers.artifacts.repository import FTPArtifactRepository as Repository
+    from mlflow_ftp import FTPArtifactRepository as Repository
+    os.environ |= settings.ftp_environment()
     login = ""
 address = f"ftp://{login}{host}:{settings.ftp_port}/mlflow/bench-{side}-{what}"
 if port == "0":
     store = Repository(address)
 else:
     # MLflow's own application, with one store or the other behind its proxy.
-    import os, threading, requests, uvicorn
+    import threading, requests, uvicorn
     from mlflow.store.artifact import artifact_repository_registry as registry
     if side == "stock":
         from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository as Client
     else:
-        from workshop.servers.artifacts.proxied import ProxiedArtifactRepository as Client
+        from workshop.servers.proxied import ProxiedArtifactRepository as Client
     registry._artifact_repository_registry.register("ftp", Repository)
     here = f"http://127.0.0.1:{port}"
     os.environ |= {"_MLFLOW_SERVER_SERVE_ARTIFACTS": "true", "_MLFLOW_SERVER_ARTIFACT_DESTINATION": address,

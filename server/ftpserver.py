@@ -7,45 +7,29 @@ variables, `.env`, or what `workshop up` chose. Ctrl-C or SIGTERM ends it.
 from __future__ import annotations
 
 import errno
-import logging
-import logging.handlers
-import os
-import signal
-import socket
 import sys
 
-from pyftpdlib.servers import FTPServer
+from mlflow_ftp.server import Server, ensure_certificate, log_transfers, serve
 
 from workshop.errors import ServiceError, WorkshopError
-from workshop.servers import ftp, ports
-from workshop.servers.artifacts.names import remove_temporaries
-from workshop.servers.certificates import ensure_certificate
+from workshop.servers import ports
 from workshop.settings import Settings, get_settings
 
-logger = logging.getLogger("ftpserver")
-LOG_BYTES, LOGS_KEPT = 5_000_000, 3
 
-
-class Server(FTPServer):
-    """The listening socket; MLflow's proxy, all of it on one address, stays far below these limits."""
-
-    max_cons = 512
-    max_cons_per_ip = 256
-
-
-def make_server(settings: Settings) -> FTPServer:
+def make_server(settings: Settings) -> Server:
     """Return the server, listening on its port; raise ServiceError when it cannot have the port."""
-    os.umask(0o077)
-    settings.artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
     user, password = settings.credentials(create=True)
-    ftp.Handler.authorizer = ftp.HashedAuthorizer(user, password.get_secret_value(), str(settings.artifacts))
-    ftp.Handler.passive_ports = settings.ftp_passive_ports
-    ftp.Handler.least_free = settings.ftp_least_free
-    ftp.Handler.certfile = str(ensure_certificate(settings))
-    ftp.Handler.tls_control_required = ftp.Handler.tls_data_required = settings.ftp_requires_tls
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.ftp_port), family=family)
+        return Server(
+            settings.artifacts,
+            (user, password.get_secret_value()),
+            ensure_certificate(settings.certificates, settings.host),
+            host=settings.host,
+            port=settings.ftp_port,
+            passive_ports=settings.ftp_passive_ports,
+            tls=settings.ftp_requires_tls,
+            least_free=settings.ftp_least_free,
+        )
     except OSError as error:
         address = f"{settings.host}:{settings.ftp_port}"
         what = f"The FTP server cannot listen on {address}: {error.strerror or error}."
@@ -53,36 +37,17 @@ def make_server(settings: Settings) -> FTPServer:
             holder = ports.find_holder(settings.ftp_port)
             what = f"The FTP port {address} is held by {holder}; end that, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
-    return Server(listener, ftp.Handler)
-
-
-def set_up_logs(settings: Settings) -> None:
-    """Log what happens to stderr, which the supervisor keeps, and each transfer to a file that stays small."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    settings.logs.mkdir(parents=True, exist_ok=True)
-    log = logging.handlers.RotatingFileHandler(settings.transfers_log, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
-    log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    ftp.transfers.addHandler(log)
-    ftp.transfers.propagate = False
 
 
 def main() -> int:
     """Serve until a signal comes; return the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
     try:
         settings = get_settings()
-        set_up_logs(settings)
-        server = make_server(settings)
+        log_transfers(settings.transfers_log)
+        serve(make_server(settings))
     except WorkshopError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    # Only now: who has the port is the only server of this folder.
-    if left := remove_temporaries(settings.artifacts):
-        logger.info("Removed what interrupted uploads had left: %d files.", left)
-    sys.stdout.write(f"FTP server ready: {settings.ftp_uri}, files in {settings.artifacts}\n")
-    sys.stdout.flush()
-    server.serve_forever()
     return 0
 
 

@@ -77,10 +77,6 @@ class BackupError(WorkshopError):
     """A backup could not be made, or cannot be restored."""
 
 
-class ArtifactError(WorkshopError):
-    """An artifact could not be stored, listed, fetched or deleted."""
-
-
 class EngineError(WorkshopError):
     """A notebook could not be run on the cluster."""
 

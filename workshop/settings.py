@@ -213,9 +213,9 @@ class Settings(BaseSettings):
         return self.state / "tls"
 
     @property
-    def certificate_authority(self) -> Path:
-        """The certificate by which those of the servers are checked."""
-        return self.certificates / "authority.pem"
+    def certificate(self) -> Path:
+        """The certificate of the FTP server, for its clients."""
+        return self.certificates / "certificate.pem"
 
     @property
     def credentials_file(self) -> Path:
@@ -271,6 +271,15 @@ class Settings(BaseSettings):
             pass
         finally:
             temporary.unlink()
+
+    def ftp_environment(self) -> dict[str, str]:
+        """Return the variables by which MLflow's server reaches the FTP server; the password is among them."""
+        user, password = self.credentials(create=True)
+        return {
+            "MLFLOW_FTP_USERNAME": user,
+            "MLFLOW_FTP_PASSWORD": password.get_secret_value(),
+            "MLFLOW_FTP_SERVER_CERT_PATH": str(self.certificate),
+        }
 
     def exports(self) -> dict[str, str]:
         """Return the environment variables that point other programs at the servers; no secret among them.

@@ -100,8 +100,9 @@ def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
 
     Neither as it was logged, nor as a registered version, which is what is served, nor by an alias.
     """
+    from mlflow_ftp import names
+
     from workshop.models import loading, tracking
-    from workshop.servers.artifacts import names
 
     model = RandomForestRegressor(3, random_state=0).fit(hours[FEATURES], hours[TARGETS])
     with tracking.start_run("tampered") as run:

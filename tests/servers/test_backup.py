@@ -25,11 +25,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow_ftp import names
 from workplace import BIN, clean_environment, environment_of, free_passive_range, free_port, required
 
 from workshop.errors import BackupError, ServiceError, WorkshopError
 from workshop.servers import backup
-from workshop.servers.artifacts import names
 from workshop.servers.backup import back_up
 from workshop.servers.database import ensure_database
 from workshop.servers.restore import restore

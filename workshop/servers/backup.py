@@ -21,10 +21,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from mlflow_ftp import names
 from pydantic import BaseModel, Field
 
 from workshop.errors import BackupError
-from workshop.servers.artifacts import names
 from workshop.servers.database import copy_database, find_revision
 from workshop.servers.state import read_version
 from workshop.settings import Settings
@@ -242,8 +242,8 @@ def _walk(path: Path, tell: Callable[[str], None]) -> Iterator[_Folder]:
     for entry in sorted(_scan(path), key=lambda entry: entry.name):
         _refuse_odd_name(path, entry.name)
         if names.is_own(entry.name):
-            if names.MARK.fullmatch(entry.name):
-                folder.prefixes.add(names.prefix_of(entry.name))
+            if prefix := names.prefix_of(entry.name):
+                folder.prefixes.add(prefix)
         elif entry.is_dir(follow_symlinks=False):
             inner.append(path / entry.name)
         elif entry.is_file(follow_symlinks=False):

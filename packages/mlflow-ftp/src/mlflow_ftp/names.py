@@ -1,4 +1,4 @@
-"""The names of the store's own that lie among artifacts: parts of uploads, and marks of what is whole."""
+"""The names of the store's own among artifacts: parts of uploads, and marks, which hold the hash of what is whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 LONGEST_NAME = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
 TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
-MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
+MARK = re.compile(r"(\.~[0-9a-f]{16}\.)[0-9a-f]{64}\.sha256")
 
 
 def new_temporary(name: str) -> str:
@@ -27,14 +27,9 @@ def mark_prefix(name: str) -> str:
     return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
 
 
-def prefix_of(mark: str) -> str:
-    """Return the beginning that all marks of one artifact share."""
-    return f".~{mark.split('.')[1].removeprefix('~')}."
-
-
-def is_own(name: str) -> bool:
-    """Tell whether a name is the store's own, and no artifact's."""
-    return is_temporary(name) or bool(MARK.fullmatch(name))
+def prefix_of(name: str) -> str | None:
+    """Return the beginning that all marks of one artifact share, or None for a name that is no mark's."""
+    return mark[1] if (mark := MARK.fullmatch(name)) else None
 
 
 def is_temporary(name: str) -> bool:
@@ -42,11 +37,13 @@ def is_temporary(name: str) -> bool:
     return bool(TEMPORARY.fullmatch(name))
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Remove what uploads have left below a local folder; return how many there were.
+def is_own(name: str) -> bool:
+    """Tell whether a name is the store's own, and no artifact's."""
+    return is_temporary(name) or prefix_of(name) is not None
 
-    For the server, before it starts: nobody is uploading then.
-    """
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what uploads have left below a local folder; return how many files. Nobody may be uploading."""
     left = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in left:
         file.unlink(missing_ok=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
-from stores import ODD_NAMES, describe, find_marks, find_temporaries
-from workplace import free_port, required
-
-from workshop.servers.artifacts.repository import FTPArtifactRepository
+from mlflow_ftp import FTPArtifactRepository
+from servers import free_port, required
+from trees import ODD_NAMES, describe, find_marks, find_temporaries
 
 USER, PASSWORD = "keeper", "correct horse battery"
 VSFTPD = shutil.which("vsftpd") or shutil.which("vsftpd", path="/opt/vsftpd/usr/sbin")
@@ -98,8 +97,8 @@ def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
     is_vsftpd = request.param == "vsftpd"
     shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not above it: vsftpd does not allow that
     user = "anonymous" if is_vsftpd else USER
-    for name, value in {"PORT": str(port), "USER": user, "PASSWORD": PASSWORD}.items():
-        monkeypatch.setenv(f"WORKSHOP_FTP_{name}", value)
+    monkeypatch.setenv("MLFLOW_FTP_USERNAME", user)
+    monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
     command = {"vsftpd": vsftpd_command, "proftpd": proftpd_command}[request.param](folder, files, port)
     with (folder / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:

@@ -1,8 +1,10 @@
-"""What the FTP server adds to pyftpdlib: who may log in and how often to guess, who may wait, and writes that last."""
+"""What the FTP server adds to pyftpdlib: who may log in and how often to guess, who may wait, and files that are whole.
+
+The only module that uses pyftpdlib's private names; `tests/test_server.py` names those that an upgrade took away.
+"""
 
 from __future__ import annotations
 
-import collections
 import errno
 import hashlib
 import hmac
@@ -14,7 +16,6 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,17 @@ from pyftpdlib.filesystems import AbstractedFS
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler, TLS_FTPHandler
 from pyftpdlib.log import logger
 
-from workshop.servers.artifacts import names
+from mlflow_ftp import names
 
 ALL_RIGHTS = "elradfmwMT"
 LONGEST_DELAY_SECONDS = 30.0
 FORGOTTEN_SECONDS = 600.0
+LOGIN_SECONDS = 20
+MOST_GUESTS = 64
 STILL_SECONDS = 1  # a part of an upload that has not grown for so long may go with its folder
 SYNC_BYTES = 16 * 1024 * 1024
 
-transfers = logging.getLogger("workshop.servers.ftp.transfers")
+transfers = logging.getLogger("mlflow_ftp.transfers")
 
 
 class HashedAuthorizer(DummyAuthorizer):
@@ -59,8 +62,8 @@ class HashedAuthorizer(DummyAuthorizer):
 class LoginGuard:
     """Makes guessing slow: the n-th wrong password of an address is answered 2^(n-1) seconds after the one before.
 
-    Until then no other password of that address is tried. Loopback, from where the tracking server logs in, is
-    never kept waiting for what others there do: only its wrong passwords are.
+    Until then no other password of that address is tried. Loopback, from where a tracking server logs in, is never
+    kept waiting for what others there do: only its wrong passwords are.
     """
 
     def __init__(self) -> None:
@@ -75,12 +78,10 @@ class LoginGuard:
     def failed(self, address: str) -> float:
         """Note a wrong password; return after how many seconds to say so."""
         now = time.monotonic()
-        self._failures = {
-            other: (count, until) for other, (count, until) in self._failures.items() if now - until < FORGOTTEN_SECONDS
-        }
-        count, until = self._failures.get(address, (0, now))
+        recent = {key: failure for key, failure in self._failures.items() if now - failure[1] < FORGOTTEN_SECONDS}
+        count, until = recent.get(address, (0, now))
         until = max(now, until) + min(2.0**count, LONGEST_DELAY_SECONDS)
-        self._failures[address] = count + 1, until
+        self._failures = recent | {address: (count + 1, until)}
         return until - now
 
     def succeeded(self, address: str) -> None:
@@ -158,31 +159,6 @@ class WholeFiles(AbstractedFS):
         super().rmdir(path)
 
 
-class Guests:
-    """Connections that have not logged in: of each address only the latest few, so that none can keep others out."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._waiting: dict[str, collections.deque] = collections.defaultdict(collections.deque)
-
-    def enter(self, guest: Any) -> None:
-        """Take note of a new one; the oldest beyond the limit has to go."""
-        waiting = self._waiting[guest.remote_ip]
-        waiting.append(guest)
-        if len(waiting) > self._most:
-            oldest = waiting.popleft()
-            oldest.respond("421 Too many connections wait for a login.")
-            oldest.close()
-
-    def leave(self, guest: Any) -> None:
-        """Forget one that has logged in, or has gone."""
-        waiting = self._waiting.get(guest.remote_ip, collections.deque())
-        if guest in waiting:
-            waiting.remove(guest)
-        if not waiting:
-            self._waiting.pop(guest.remote_ip, None)
-
-
 class TransferHandler(TLS_DTPHandler):
     """A data connection; one that stands still is closed, and only a whole file gets its name."""
 
@@ -197,18 +173,21 @@ class TransferHandler(TLS_DTPHandler):
                     raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
                 self.file_obj.keep()
             except OSError as error:
-                self.transfer_finished = False
-                self._resp = _failure(error)
+                self._fail(error)
         super().close()
 
     def handle_error(self) -> None:
         """Say why a transfer ends; pyftpdlib knows the disk's reason, but does not pass it on."""
         self._error = True  # so no TLS farewell
         if isinstance(reason := sys.exception().__cause__, OSError):
-            self._resp = _failure(reason)
+            self._fail(reason)
             self.close()
         else:
             DTPHandler.handle_error(self)
+
+    def _fail(self, reason: OSError) -> None:
+        self.transfer_finished = False
+        self._resp = f"426 {reason.strerror}; the file was not stored.", logger.warning
 
     def _is_cut(self) -> bool:
         """Tell whether the data ended because the client is gone: pyftpdlib takes any end for the file's."""
@@ -224,20 +203,15 @@ class TransferHandler(TLS_DTPHandler):
         return not waiting or b"ABOR" in waiting
 
 
-def _failure(error: OSError) -> tuple[str, Callable]:
-    return f"426 {error.strerror}; the file was not stored.", logger.warning
-
-
 class Handler(TLS_FTPHandler):
     """A control connection: passive only, silent about what it is, patient with users and not with strangers."""
 
     banner = "Ready."
-    timeout = 20  # seconds without a command, before the login
-    timeout_after_login = 300
+    timeout = 300  # seconds without a command
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
     guard = LoginGuard()
-    guests = Guests(64)
+    guests: list[Handler] = []  # noqa: RUF012 - connections of all addresses that have not logged in, oldest first
     least_free = 0  # bytes of the disk that are not to be used
     # Active mode would let a client point the server at any address; SYST and STAT tell about the machine; STOU stores
     # under a name that is seen before the file is whole.
@@ -248,20 +222,29 @@ class Handler(TLS_FTPHandler):
     }
 
     def on_connect(self) -> None:
-        """Be one of the guests."""
-        self.guests.enter(self)
+        """Be one of the guests; of each address only the latest few are kept, so that none can keep others out."""
+        self.guests.append(self)
+        self.call_later(LOGIN_SECONDS, self._end_guest, "421 Control connection timed out.")
+        same = [guest for guest in self.guests if guest.remote_ip == self.remote_ip]
+        if len(same) > MOST_GUESTS:
+            same[0]._end_guest("421 Too many connections wait for a login.")
 
     def on_disconnect(self) -> None:
         """Be none any more."""
-        self.guests.leave(self)
+        if self in self.guests:
+            self.guests.remove(self)
+
+    def _end_guest(self, reply: str) -> None:
+        if self in self.guests:
+            self.guests.remove(self)
+            self.respond(reply)
+            self.close()
 
     def on_login(self, username: str) -> None:  # noqa: ARG002 - pyftpdlib passes it
-        """Forget the password, which pyftpdlib keeps for servers that impersonate system users; have more time."""
+        """Forget the password, which pyftpdlib keeps for servers that impersonate system users."""
         self.password = ""
-        self.guests.leave(self)
+        self.on_disconnect()
         self.guard.succeeded(self.remote_ip)
-        self._idler.cancel()
-        self._idler = self.ioloop.call_later(self.timeout_after_login, self.handle_timeout, _errback=self.handle_error)
 
     def ftp_PASS(self, line: str) -> None:
         """Try a password, when it is its address's turn."""
@@ -269,12 +252,11 @@ class Handler(TLS_FTPHandler):
             super().ftp_PASS(line)
             return
         self.del_channel()
-        self.ioloop.call_later(wait, self._try_again, line, _errback=self.handle_error)
+        self.call_later(wait, self._try_again, line)
 
     def _try_again(self, line: str) -> None:
-        if not self._closed:
-            self.add_channel()
-            self.ftp_PASS(line)
+        self.add_channel()
+        self.ftp_PASS(line)
 
     def handle_auth_failed(self, msg: str, password: str) -> None:
         """Say that a password is wrong, later and later."""

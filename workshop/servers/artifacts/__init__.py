@@ -1,1 +1,0 @@
-"""MLflow's artifact store on an FTP server, with the promises of an object store."""
