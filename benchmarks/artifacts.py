@@ -55,7 +55,7 @@ if side == "stock":
     user, password = settings.credentials()
     login = f"{user}:{password.get_secret_value()}@"
 else:
-    from mlflow_ftp import FTPArtifactRepository as Repository
+    from mlflow_ftp.repository import FTPArtifactRepository as Repository
     os.environ |= settings.ftp_environment()
     login = ""
 address = f"ftp://{login}{host}:{settings.ftp_port}/mlflow/bench-{side}-{what}"

@@ -215,7 +215,7 @@ class Settings(BaseSettings):
     @property
     def certificate(self) -> Path:
         """The certificate of the FTP server, for its clients."""
-        return self.certificates / "certificate.pem"
+        return self.certificates / f"{self.host}.pem"
 
     @property
     def credentials_file(self) -> Path:

@@ -62,7 +62,7 @@ def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, 
     state = tmp_path / "state"
     assert (state / "credentials.json").stat().st_mode & 0o777 == 0o600
     assert {path.name for path in state.iterdir()} == {"artifacts", "credentials.json", "logs", "tls"}
-    assert (state / "tls" / "certificate.pem").exists()
+    assert (state / "tls" / "127.0.0.1.pem").exists()
     assert (state / "logs" / "transfers.log").exists()
     passive = int(environment["WORKSHOP_FTP_PASSIVE_FIRST"])
     assert f"passive ports: {passive}->{passive + 39}" in (tmp_path / "state.log").read_text()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from mlflow_ftp import FTPArtifactRepository
+from mlflow_ftp.repository import FTPArtifactRepository
 
 USER, PASSWORD = "tester", "correct horse battery"
 PASSIVE_PORTS = 40

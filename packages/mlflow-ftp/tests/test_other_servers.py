@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow_ftp import FTPArtifactRepository
+from mlflow_ftp.repository import FTPArtifactRepository
 from servers import free_port, required
 from trees import ODD_NAMES, describe, find_marks, find_temporaries
 

@@ -25,8 +25,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow_ftp import ArtifactError, ArtifactMissing, FTPArtifactRepository, StoreUnavailable, connections
+from mlflow_ftp import connections
 from mlflow_ftp.certificate import ensure_certificate
+from mlflow_ftp.errors import ArtifactError, ArtifactMissing, StoreUnavailable
+from mlflow_ftp.repository import FTPArtifactRepository
 from relay import ADDRESS, relaying
 from servers import PASSWORD, USER, Server, free_port, started_server
 from trees import ODD_NAMES, describe, find_marks, find_temporaries
@@ -37,7 +39,7 @@ def server(tmp_path, monkeypatch) -> Iterator[Server]:
     """A running server, and an environment in which its stores can log in."""
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
-    monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(tmp_path / "ftp" / "certificate.pem"))
+    monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(tmp_path / "ftp" / "127.0.0.1.pem"))
     with started_server(tmp_path / "ftp") as server:
         yield server
 
@@ -59,7 +61,7 @@ def test_entry_point_replaces_the_stock_repository():
 def test_store_may_be_imported_before_mlflow():
     """Whichever of MLflow and our module is imported first, MLflow gets our store, and nothing is warned of."""
     program = (
-        "from mlflow_ftp import FTPArtifactRepository as ours\n"
+        "from mlflow_ftp.repository import FTPArtifactRepository as ours\n"
         "from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository\n"
         "assert type(get_artifact_repository('ftp://127.0.0.1:2121/mlflow')) is ours\n"
     )
@@ -494,21 +496,21 @@ def test_secure_address_is_checked_and_encrypted(server, file, monkeypatch):
 def test_unknown_certificate_is_refused(server, tmp_path, monkeypatch):
     """A server whose certificate is not the one that is trusted gets neither user nor password."""
     other = ensure_certificate(tmp_path / "other", "127.0.0.1")
-    monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(other.with_name("certificate.pem")))
+    monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(other.with_name("127.0.0.1.pem")))
     with pytest.raises(ArtifactError, match="cannot be trusted"):
         server.repository(scheme="ftps").list_artifacts()
     assert "logged in" not in server.log.read_text()
 
 
-def test_certificate_is_kept_while_it_serves(tmp_path):
-    """It is made once, for its owner alone, and again for another host or when the client's copy is gone."""
-    first = ensure_certificate(tmp_path, "127.0.0.1").read_bytes()
-    assert [file.stat().st_mode & 0o777 for file in tmp_path.iterdir()] == [0o600, 0o600]
+def test_certificate_is_kept(tmp_path):
+    """Each host's is made once, for its owner alone, and again when the client's copy is gone."""
+    file = ensure_certificate(tmp_path, "127.0.0.1")
+    first = file.read_bytes()
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600, 0o600]
     assert ensure_certificate(tmp_path, "127.0.0.1").read_bytes() == first
-    second = ensure_certificate(tmp_path, "artifacts.example.org").read_bytes()
-    assert second != first
-    (tmp_path / "certificate.pem").unlink()
-    assert ensure_certificate(tmp_path, "artifacts.example.org").read_bytes() != second
+    assert ensure_certificate(tmp_path, "artifacts.example.org") != file
+    (tmp_path / "127.0.0.1.pem").unlink()
+    assert ensure_certificate(tmp_path, "127.0.0.1").read_bytes() != first
 
 
 def test_server_without_tls_gets_no_password_over_ftps(server, monkeypatch):

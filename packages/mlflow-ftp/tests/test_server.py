@@ -19,10 +19,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
-from mlflow_ftp import ArtifactError, handlers, names
+from mlflow_ftp import handlers, names
+from mlflow_ftp.errors import ArtifactError
+from pyftpdlib.authorizers import AuthenticationFailed
 from pyftpdlib.handlers import DTPHandler, FTPHandler
 from pyftpdlib.handlers.ftps.ssl import SSLConnectionMixin
 from relay import ADDRESS, relaying
@@ -153,13 +156,6 @@ def test_password_is_neither_logged_nor_shown(server):
     assert PASSWORD not in " ".join(psutil.Process(server.process.pid).cmdline())
 
 
-def test_password_is_kept_as_a_hash(tmp_path):
-    """The authorizer lets the password in without holding it."""
-    authorizer = handlers.HashedAuthorizer(USER, PASSWORD, str(tmp_path))
-    assert PASSWORD not in repr(vars(authorizer))
-    authorizer.validate_authentication(USER, PASSWORD, None)
-
-
 def test_password_is_generated_when_none_is_set(tmp_path, monkeypatch):
     """Without a password the server makes one, in a netrc file of mode 0600 from which a client reads it."""
     with started_server(tmp_path / "ftp", username="", password="") as server:
@@ -224,24 +220,46 @@ def test_guessing_is_answered_more_and_more_slowly(tmp_path):
         assert PASSWORD not in "".join(answered)
 
 
-def test_guard_makes_other_machines_wait_for_any_password(monkeypatch):
-    """From an address beyond loopback no password is tried until the last wrong one was answered."""
+def test_other_machines_wait_for_any_password(monkeypatch, tmp_path):
+    """From an address beyond loopback no password is taken until the last wrong one was answered."""
     now = [1000.0]
     monkeypatch.setattr(handlers.time, "monotonic", lambda: now[0])
-    guard = handlers.LoginGuard()
-    assert guard.wait("192.0.2.1") == 0
-    assert [guard.failed("192.0.2.1") for _ in range(3)] == [1, 3, 7]
-    assert guard.wait("192.0.2.1") == 7
-    assert guard.wait("192.0.2.2") == 0
-    guard.failed("127.0.0.1")
-    assert guard.wait("127.0.0.1") == 0
+    authorizer = handlers.OneUser(USER, PASSWORD, str(tmp_path))
+
+    def delay(address: str, password: str = "wrong") -> float:
+        guest = SimpleNamespace(remote_ip=address, auth_failed_timeout=0.0)
+        with suppress(AuthenticationFailed):
+            authorizer.validate_authentication(USER, password, guest)
+        return guest.auth_failed_timeout
+
+    assert [delay("192.0.2.1") for _ in range(3)] == [1, 3, 7]
+    assert delay("192.0.2.1", PASSWORD) == 7
+    assert delay("192.0.2.2", PASSWORD) == 0
+    delay("127.0.0.1")
+    assert delay("127.0.0.1", PASSWORD) == 0
     now[0] += 7
-    assert guard.wait("192.0.2.1") == 0
-    guard.succeeded("192.0.2.1")
-    assert guard.failed("192.0.2.1") == 1
+    assert delay("192.0.2.1", PASSWORD) == 0
+    assert delay("192.0.2.1") == 1
     now[0] += handlers.FORGOTTEN_SECONDS + 40
-    guard.failed("192.0.2.2")
-    assert guard.failed("192.0.2.1") == 1
+    delay("192.0.2.2")
+    assert delay("192.0.2.1") == 1
+
+
+def test_wrong_passwords_of_closed_connections_disturb_nobody(tmp_path):
+    """What is still to be answered when its connection is closed is forgotten; a connection that came later works."""
+    with started_server(tmp_path / "ftp") as server, ExitStack() as stack:
+        for _ in range(handlers.MOST_GUESTS + 20):
+            guest = stack.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.9", 0))
+            )
+            guest.sendall(f"USER {USER}\r\nPASS wrong\r\n".encode())
+            guest.recv(100)
+        users = [stack.enter_context(server.connect()) for _ in range(20)]
+        deadline = time.monotonic() + 4
+        while time.monotonic() < deadline:
+            assert [user.pwd() for user in users] == ["/"] * 20
+            time.sleep(0.2)
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_six_hundred_idle_connections_keep_nobody_out(server):
@@ -291,7 +309,7 @@ def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, least_free):
     state = tmp_path / "state"
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
-    monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(state / "certificate.pem"))
+    monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(state / "127.0.0.1.pem"))
     with small_disk(state, 48), started_server(state, least_free=least_free) as server:
         store = server.repository(scheme=scheme)
         began = time.monotonic()
@@ -447,7 +465,7 @@ def test_server_that_requires_tls_takes_no_password_without(tmp_path):
     with started_server(tmp_path / "state", tls="true") as server:
         with pytest.raises(ftplib.error_perm, match="TLS required"):
             server.connect()
-        context = ssl.create_default_context(cafile=tmp_path / "state" / "certificate.pem")
+        context = ssl.create_default_context(cafile=tmp_path / "state" / "127.0.0.1.pem")
         with ftplib.FTP_TLS(context=context) as connection:
             connection.connect("127.0.0.1", server.port, timeout=10)
             connection.login(USER, PASSWORD)

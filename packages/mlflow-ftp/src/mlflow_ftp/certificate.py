@@ -11,36 +11,36 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-DAYS, RENEWED_BEFORE_DAYS = 3650, 30
+DAYS = 3650
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def ensure_certificate(folder: Path, host: str) -> Path:
-    """Return the file with key and certificate, mode 0600; made when it is not there, or not for this host.
+    """Return the file with key and certificate for a host, mode 0600, made when it is not there.
 
-    `certificate.pem` beside it, without the key, is for clients.
+    `<host>.pem` beside it, without the key, is for clients.
     """
-    key_file, client_file = folder / "server.pem", folder / "certificate.pem"
+    file, client_file = folder / f"{host}-key.pem", folder / f"{host}.pem"
+    if file.exists() and client_file.exists():
+        return file
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    names = {_name(name) for name in (*LOOPBACK, host)}
-    if not _serves(key_file, client_file, names):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mlflow-ftp")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))  # clocks differ
-            .not_valid_after(now + timedelta(days=DAYS))
-            .add_extension(x509.SubjectAlternativeName(sorted(names, key=str)), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
-            .public_bytes(serialization.Encoding.PEM)
-        )
-        pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        write_privately(key_file, key.private_bytes(pem, pkcs8, plain) + certificate)
-        write_privately(client_file, certificate)
-    return key_file
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mlflow-ftp")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # clocks differ
+        .not_valid_after(now + timedelta(days=DAYS))
+        .add_extension(x509.SubjectAlternativeName(map(_name, dict.fromkeys((*LOOPBACK, host)))), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    write_privately(client_file, certificate)
+    write_privately(file, key.private_bytes(pem, pkcs8, plain) + certificate)
+    return file
 
 
 def write_privately(file: Path, content: bytes) -> None:
@@ -49,17 +49,6 @@ def write_privately(file: Path, content: bytes) -> None:
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
         opened.write(content)
     temporary.replace(file)
-
-
-def _serves(key_file: Path, client_file: Path, names: set[x509.GeneralName]) -> bool:
-    """Tell whether the two files belong together, name the host, and are good for a while."""
-    try:
-        ours, theirs = (x509.load_pem_x509_certificate(file.read_bytes()) for file in (key_file, client_file))
-        known = ours.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound):
-        return False
-    lasts = ours.not_valid_after_utc - datetime.now(UTC) > timedelta(days=RENEWED_BEFORE_DAYS)
-    return ours == theirs and lasts and names <= set(known)
 
 
 def _name(host: str) -> x509.GeneralName:

@@ -74,7 +74,7 @@ def _read(line: str) -> Entry | None:
 
 
 def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
-    """Ask for names, then of each for its size: what has none is a folder, if one can go there."""
+    """Ask for names, then of each for its size: what has none is a folder."""
     if not is_folder(connection, folder):
         return []
     try:
@@ -83,31 +83,22 @@ def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
         if reply_code(error) != "550":  # which some answer for an empty folder
             raise
         lines = []
-    paths = [
-        posixpath.join(folder, name) for line in lines if (name := posixpath.basename(line)) not in ("", ".", "..")
-    ]
-    replies = dict(zip(paths, connection.burst(*(f"SIZE {path}" for path in paths)), strict=True))
-    sizes = {path: int(reply.split()[-1]) for path, reply in replies.items() if isinstance(reply, str)}
-    others = [path for path in paths if path not in sizes]
-    entered = zip(others, connection.burst(*(f"CWD {path}" for path in others)), strict=True)
-    folders = {path for path, reply in entered if isinstance(reply, str)}
+    found = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]
+    sizes = connection.burst(*(f"SIZE {posixpath.join(folder, name)}" for name in found))
     return [
-        Entry(posixpath.basename(path), path in folders, sizes.get(path))
-        for path in paths
-        if path in folders or path in sizes
+        Entry(name, is_folder=False, size=int(size.split()[-1]))
+        if isinstance(size, str)
+        else Entry(name, is_folder=True)
+        for name, size in zip(found, sizes, strict=True)
     ]
 
 
-def make_folder(connection: Connection, folder: str, made: set[str]) -> None:
-    """Make a folder and those above it, unless noted in ``made``; one that another client makes is as good."""
-    if folder in made:
-        return
-    if not is_folder(connection, folder):
-        make_folder(connection, posixpath.dirname(folder), made)
-        (reply,) = connection.burst(f"MKD {folder}")
-        if isinstance(reply, ftplib.Error) and not is_folder(connection, folder):
-            raise reply
-    made.add(folder)
+def make_folder(connection: Connection, folder: str) -> None:
+    """Make a folder and those above it; what is there, or made by another client, is as good."""
+    above = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
+    *_, reply = connection.burst(*(f"MKD {each}" for each in above), f"CWD {folder}")
+    if isinstance(reply, ftplib.Error):
+        raise reply
 
 
 def remove_folder(connection: Connection, folder: str) -> None:

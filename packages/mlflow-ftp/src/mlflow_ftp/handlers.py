@@ -6,12 +6,10 @@ The only module that uses pyftpdlib's private names; `tests/test_server.py` name
 from __future__ import annotations
 
 import errno
-import hashlib
 import hmac
 import ipaddress
 import logging
 import os
-import secrets
 import shutil
 import socket
 import sys
@@ -28,7 +26,6 @@ from pyftpdlib.log import logger
 
 from mlflow_ftp import names
 
-ALL_RIGHTS = "elradfmwMT"
 LONGEST_DELAY_SECONDS = 30.0
 FORGOTTEN_SECONDS = 600.0
 LOGIN_SECONDS = 20
@@ -39,54 +36,33 @@ SYNC_BYTES = 16 * 1024 * 1024
 transfers = logging.getLogger("mlflow_ftp.transfers")
 
 
-class HashedAuthorizer(DummyAuthorizer):
-    """One user, whose password is kept only as a salted hash."""
+class OneUser(DummyAuthorizer):
+    """The one user; guessing is slow: the n-th wrong password of an address is answered 2^(n-1) seconds after the last.
 
-    def __init__(self, user: str, password: str, home: str) -> None:
-        super().__init__()
-        self.salt = secrets.token_bytes(16)
-        self.add_user(user, self.digest(password), home, perm=ALL_RIGHTS)
-
-    def digest(self, password: str) -> str:
-        """Return the hash; about 3 ms, because the server answers nobody else meanwhile."""
-        return hashlib.scrypt(password.encode(), salt=self.salt, n=2**10, r=8, p=1).hex()
-
-    def validate_authentication(self, username: str, password: str, handler) -> None:  # noqa: ARG002
-        """Let the one user in; a wrong name takes as long as a wrong password. (The handler is pyftpdlib's to pass.)"""
-        digest = self.digest(password)
-        expected = self.user_table[username]["pwd"] if self.has_user(username) else ""
-        if not hmac.compare_digest(digest, expected):
-            raise AuthenticationFailed("Authentication failed.")
-
-
-class LoginGuard:
-    """Makes guessing slow: the n-th wrong password of an address is answered 2^(n-1) seconds after the one before.
-
-    Until then no other password of that address is tried. Loopback, from where a tracking server logs in, is never
+    Until then no other password of that address is taken. Loopback, from where a tracking server logs in, is never
     kept waiting for what others there do: only its wrong passwords are.
     """
 
-    def __init__(self) -> None:
-        self._failures: dict[str, tuple[int, float]] = {}
+    def __init__(self, user: str, password: str, home: str) -> None:
+        super().__init__()
+        self.add_user(user, "", home, perm="elradfmwMT")
+        self._expected = f"{user}\0{password}".encode()
+        self._failures: dict[str, tuple[int, float]] = {}  # how many, and when the last is answered
 
-    def wait(self, address: str) -> float:
-        """Return for how many seconds no password of this address is tried."""
-        if ipaddress.ip_address(address).is_loopback:
-            return 0.0
-        return max(0.0, self._failures.get(address, (0, 0.0))[1] - time.monotonic())
-
-    def failed(self, address: str) -> float:
-        """Note a wrong password; return after how many seconds to say so."""
-        now = time.monotonic()
-        recent = {key: failure for key, failure in self._failures.items() if now - failure[1] < FORGOTTEN_SECONDS}
-        count, until = recent.get(address, (0, now))
-        until = max(now, until) + min(2.0**count, LONGEST_DELAY_SECONDS)
-        self._failures = recent | {address: (count + 1, until)}
-        return until - now
-
-    def succeeded(self, address: str) -> None:
-        """Forget what an address had guessed."""
-        self._failures.pop(address, None)
+    def validate_authentication(self, username: str, password: str, handler: Handler) -> None:
+        """Let the one user in; raise AuthenticationFailed, of which the client hears later and later."""
+        address, now = handler.remote_ip, time.monotonic()
+        count, until = self._failures.get(address, (0, now))
+        is_right = hmac.compare_digest(f"{username}\0{password}".encode(), self._expected)
+        if is_right and (until <= now or ipaddress.ip_address(address).is_loopback):
+            self._failures.pop(address, None)
+            return
+        if not is_right:
+            until = max(now, until) + min(2.0**count, LONGEST_DELAY_SECONDS)
+            recent = {key: failure for key, failure in self._failures.items() if now - failure[1] < FORGOTTEN_SECONDS}
+            self._failures = recent | {address: (count + 1, until)}
+        handler.auth_failed_timeout = until - now
+        raise AuthenticationFailed("Authentication failed.")
 
 
 class Upload:
@@ -210,9 +186,8 @@ class Handler(TLS_FTPHandler):
     timeout = 300  # seconds without a command
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
-    guard = LoginGuard()
     guests: list[Handler] = []  # noqa: RUF012 - connections of all addresses that have not logged in, oldest first
-    least_free = 0  # bytes of the disk that are not to be used
+    least_free = 100_000_000  # bytes of the disk that are not to be used
     # Active mode would let a client point the server at any address; SYST and STAT tell about the machine; STOU stores
     # under a name that is seen before the file is whole.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
@@ -220,6 +195,11 @@ class Handler(TLS_FTPHandler):
         for name, rule in TLS_FTPHandler.proto_cmds.items()
         if name not in {"PORT", "EPRT", "SYST", "STAT", "STOU"}
     }
+
+    def add_channel(self, *args: Any, **options: Any) -> None:
+        """Listen again, unless closed before a wrong password was answered: pyftpdlib would take another's place."""
+        if not self._closed:
+            super().add_channel(*args, **options)
 
     def on_connect(self) -> None:
         """Be one of the guests; of each address only the latest few are kept, so that none can keep others out."""
@@ -244,24 +224,6 @@ class Handler(TLS_FTPHandler):
         """Forget the password, which pyftpdlib keeps for servers that impersonate system users."""
         self.password = ""
         self.on_disconnect()
-        self.guard.succeeded(self.remote_ip)
-
-    def ftp_PASS(self, line: str) -> None:
-        """Try a password, when it is its address's turn."""
-        if not (wait := self.guard.wait(self.remote_ip)):
-            super().ftp_PASS(line)
-            return
-        self.del_channel()
-        self.call_later(wait, self._try_again, line)
-
-    def _try_again(self, line: str) -> None:
-        self.add_channel()
-        self.ftp_PASS(line)
-
-    def handle_auth_failed(self, msg: str, password: str) -> None:
-        """Say that a password is wrong, later and later."""
-        self.auth_failed_timeout = self.guard.failed(self.remote_ip)
-        super().handle_auth_failed(msg, password)
 
     def ftp_STOR(self, file: str, mode: str = "w") -> Any:
         """Store a file, from its start, unless that would take the disk's last room."""

@@ -56,7 +56,6 @@ class FTPArtifactRepository(ArtifactRepository):
         self.address, folder = parse(artifact_uri)
         self.root = "/" + _normalize(folder)
         super().__init__(artifact_uri, tracking_uri, registry_uri)
-        self._made = {"/"}  # folders that are known to be there
         # Nothing from here up is removed; MLflow's folder of a run has nothing but `artifacts` in it.
         self._top = posixpath.dirname(posixpath.dirname(self.root)) if self.root.endswith("/artifacts") else self.root
 
@@ -70,7 +69,8 @@ class FTPArtifactRepository(ArtifactRepository):
         files = {}
         for folder, _, file_names in os.walk(local_dir, onerror=_raise):
             path = posixpath.join(artifact_path or "", Path(folder).relative_to(local_dir).as_posix())
-            self._again(lambda connection, path=path: self._make_folder(connection, self._locate(path)), StoreRefused)
+            remote = self._locate(path)
+            self._again(lambda connection, remote=remote: folders.make_folder(connection, remote), StoreRefused)
             for name in sorted(file_names):
                 file = Path(folder, name)
                 if file.is_file():
@@ -101,7 +101,6 @@ class FTPArtifactRepository(ArtifactRepository):
         What is not there counts as deleted.
         """
         remote = self._locate(artifact_path)
-        self._made.clear()
 
         def delete(connection: Connection) -> None:
             if folders.is_folder(connection, remote):
@@ -149,10 +148,13 @@ class FTPArtifactRepository(ArtifactRepository):
     def _upload(self, connection: Connection, file: BinaryIO, remote: str, temporary: str) -> str | None:
         """Return the name of the mark when other content was replaced."""
         folder, name = posixpath.split(remote)
-        self._make_folder(connection, folder)
-        offset = _arrived(connection, file, temporary)
-        content = hashlib.sha256()
-        connection.store(temporary, _blocks(file, content, offset), offset or None)
+        content, offset = hashlib.sha256(), _arrived(connection, file, temporary)
+        try:
+            connection.store(temporary, _blocks(file, content, offset), offset or None)
+        except ftplib.error_perm:  # the folder may be missing
+            folders.make_folder(connection, folder)
+            content = hashlib.sha256()
+            connection.store(temporary, _blocks(file, content, 0))
         mark = names.mark_of(name, content.hexdigest())
         marked = posixpath.join(folder, mark)
         size, before, made, entered = connection.burst(
@@ -174,9 +176,6 @@ class FTPArtifactRepository(ArtifactRepository):
             if isinstance(reply, ftplib.Error):
                 raise reply
         return None if is_known or isinstance(before, ftplib.Error) else mark
-
-    def _make_folder(self, connection: Connection, folder: str) -> None:
-        folders.make_folder(connection, folder, self._made)
 
     # -- fetching --------------------------------------------------------------------------------------------
     def _fetch(self, connection: Connection, path: str, file: BinaryIO) -> None:
@@ -220,7 +219,6 @@ class FTPArtifactRepository(ArtifactRepository):
             except (StoreUnavailable, *errors) as error:
                 if pause is None or getattr(error, "silent", False):
                     raise
-            self._made.clear()  # another client may have removed a folder
             time.sleep(pause)
         return None
 

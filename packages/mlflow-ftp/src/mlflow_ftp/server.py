@@ -16,7 +16,7 @@ import click
 from pyftpdlib.servers import FTPServer
 
 from mlflow_ftp.certificate import LOOPBACK, ensure_certificate, write_privately
-from mlflow_ftp.handlers import Handler, HashedAuthorizer, transfers
+from mlflow_ftp.handlers import Handler, OneUser, transfers
 from mlflow_ftp.names import remove_temporaries
 
 __all__ = ["Server", "ensure_certificate", "log_transfers", "main", "serve"]
@@ -41,23 +41,16 @@ class Server(FTPServer):
         credentials: tuple[str, str],
         certificate: Path,
         *,
-        host: str = "127.0.0.1",
-        port: int = 2121,
-        passive_ports: range = range(60100, 60140),
-        tls: bool = False,
-        least_free: int = 100_000_000,
+        host: str,
+        port: int,
+        tls: bool,
+        **settings: object,  # `passive_ports` and `least_free`, as in Handler
     ) -> None:
         os.umask(0o077)
         self.artifacts = artifacts
         artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings = {
-            "authorizer": HashedAuthorizer(*credentials, str(artifacts)),
-            "passive_ports": passive_ports,
-            "least_free": least_free,
-            "certfile": str(certificate),
-            "tls_control_required": tls,
-            "tls_data_required": tls,
-        }
+        settings |= {"tls_control_required": tls, "tls_data_required": tls, "certfile": str(certificate)}
+        settings["authorizer"] = OneUser(*credentials, str(artifacts))
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(socket.create_server((host, port), family=family), type("Handler", (Handler,), settings))
         self.uri = f"{'ftps' if tls else 'ftp'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -87,7 +80,7 @@ def log_transfers(file: Path) -> None:
 
 def ensure_credentials(file: Path, host: str) -> tuple[str, str]:
     """Return the environment's user and password, else those of a netrc file, mode 0600, made when it is not there."""
-    user, password = os.environ.get("MLFLOW_FTP_USERNAME", "mlflow"), os.environ.get("MLFLOW_FTP_PASSWORD")
+    user, password = os.environ.get("MLFLOW_FTP_USERNAME") or "mlflow", os.environ.get("MLFLOW_FTP_PASSWORD")
     if password:
         return user, password
     if not file.exists():
@@ -109,29 +102,28 @@ def _ports(_context, _option, value: str) -> range:
         raise click.BadParameter("expected FIRST-LAST, such as 60100-60139") from None
 
 
+def _option(name: str, default: object, words: str, **more: object):
+    return click.option(name, default=default, help=words, show_envvar=True, **more)
+
+
 @click.command(context_settings={"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True})
-@click.option(
+@_option(
     "--folder",
+    "mlflow-ftp",
+    "Folder of the artifacts, the generated credentials and certificate, and the log of transfers.",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-    default="mlflow-ftp",
-    show_envvar=True,
-    help="Folder of the artifacts, the generated credentials and certificate, and the log of transfers.",
 )
-@click.option("--host", default="127.0.0.1", show_envvar=True, help="Address to listen on; beyond loopback with TLS.")
-@click.option("--port", default=2121, show_envvar=True, help="Port for commands.")
-@click.option(
-    "--passive-ports", default="60100-60139", callback=_ports, show_envvar=True, help="Ports for data connections."
-)
-@click.option(
-    "--tls/--no-tls", default=None, show_envvar=True, help="Take no password without TLS.  [default: beyond loopback]"
-)
-@click.option("--least-free", default=100_000_000, show_envvar=True, help="Bytes of the disk that stay free.")
+@_option("--host", "127.0.0.1", "Address to listen on; beyond loopback with TLS.")
+@_option("--port", 2121, "Port for commands.")
+@_option("--passive-ports", "60100-60139", "Ports for data connections.", callback=_ports)
+@_option("--tls/--no-tls", None, "Take no password without TLS.  [default: beyond loopback]")
+@_option("--least-free", Handler.least_free, "Bytes of the disk that stay free.")
 def main(folder: Path, host: str, port: int, passive_ports: range, tls: bool | None, least_free: int) -> None:
     """Serve a folder by FTP to one user, chrooted, passive only, with explicit TLS.
 
     User and password are MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Without them they are generated, into the file
     `credentials` of the folder, which only its owner can read. Clients find them there by MLFLOW_FTP_CREDENTIALS, and
-    the certificate, `certificate.pem`, by MLFLOW_FTP_SERVER_CERT_PATH.
+    its certificate, `HOST.pem`, by MLFLOW_FTP_SERVER_CERT_PATH.
 
     Example: mlflow-ftp-server --folder /srv/mlflow --host 0.0.0.0
     """
@@ -151,8 +143,8 @@ def main(folder: Path, host: str, port: int, passive_ports: range, tls: bool | N
             tls=tls,
             least_free=least_free,
         )
-    except OSError as error:
-        what = f"The FTP server cannot start on {host}:{port} in {folder}: {error.strerror or error}"
+    except (OSError, netrc.NetrcParseError) as error:
+        what = f"The FTP server cannot start on {host}:{port} in {folder}: {getattr(error, 'strerror', None) or error}"
         raise click.ClickException(f"{what}. Set MLFLOW_FTP_PORT, or MLFLOW_FTP_FOLDER.") from None
     serve(server)
 
