@@ -1,0 +1,150 @@
+"""Folders and files on an FTP server: what takes several commands to say."""
+
+from __future__ import annotations
+
+import ftplib
+import posixpath
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from mlflow_ftp import names
+from mlflow_ftp.connections import Connection
+from mlflow_ftp.errors import reply_code
+
+MARKS_KEPT = timedelta(hours=1)  # longer than anyone needs from making a mark to giving the artifact its name
+
+
+class Entry(NamedTuple):
+    """A file or a folder; ``size`` in bytes, ``modified`` where the server tells it."""
+
+    name: str
+    is_folder: bool
+    size: int | None = None
+    modified: datetime | None = None
+
+
+def is_folder(connection: Connection, path: str) -> bool:
+    """Tell whether there is a folder; a file, or nothing, is none."""
+    return _ask(connection, f"CWD {path}") is not None
+
+
+def find_size(connection: Connection, path: str) -> int | None:
+    """Return a file's size in bytes, or None when there is no such file."""
+    reply = _ask(connection, f"SIZE {path}")
+    return None if reply is None else int(reply.split()[-1])
+
+
+def _ask(connection: Connection, command: str) -> str | None:
+    """Return a reply, or None when there is no such file or folder."""
+    (reply,) = connection.burst(command)
+    if isinstance(reply, str):
+        return reply
+    if reply_code(reply) != "550":
+        raise reply
+    return None
+
+
+def list_folder(connection: Connection, folder: str) -> list[Entry]:
+    """Return what lies directly in ``folder``, the store's own included; nothing when it is no folder.
+
+    By MLSD (RFC 3659) where the server knows it, else name by name.
+    """
+    try:
+        entries = map(_read, connection.lines(f"MLSD {folder}"))
+        return [entry for entry in entries if entry]
+    except ftplib.error_perm as error:
+        if reply_code(error) in ("500", "502", "504"):
+            return _list_by_name(connection, folder)
+        if reply_code(error) in ("501", "550"):
+            return []
+        raise
+
+
+def _read(line: str) -> Entry | None:
+    """Read a line such as ``type=file;size=3; name``; None for what is neither file nor folder."""
+    words, _, name = line.partition(" ")
+    facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in words.split(";"))}
+    kind = facts.get("type", "").lower()
+    if kind not in ("dir", "file"):
+        return None
+    modified = facts.get("modify")
+    time = datetime.strptime(modified[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC) if modified else None
+    return Entry(name, kind == "dir", int(facts["size"]) if kind == "file" else None, time)
+
+
+def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
+    """Ask for names, then of each for its size: what has none is a folder."""
+    if not is_folder(connection, folder):
+        return []
+    try:
+        lines = connection.lines("NLST -a")  # of the current folder: options and a path do not go together
+    except ftplib.error_perm as error:
+        if reply_code(error) != "550":  # which some answer for an empty folder
+            raise
+        lines = []
+    found = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]
+    sizes = connection.burst(*(f"SIZE {posixpath.join(folder, name)}" for name in found))
+    return [
+        Entry(name, is_folder=False, size=int(size.split()[-1]))
+        if isinstance(size, str)
+        else Entry(name, is_folder=True)
+        for name, size in zip(found, sizes, strict=True)
+    ]
+
+
+def make_folder(connection: Connection, folder: str) -> None:
+    """Make a folder and those above it; what is there, or made by another client, is as good."""
+    above = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
+    *_, reply = connection.burst(*(f"MKD {each}" for each in above), f"CWD {folder}")
+    if isinstance(reply, ftplib.Error):
+        raise reply
+
+
+def remove_folder(connection: Connection, folder: str) -> None:
+    """Remove a folder with all that is in it; what is gone already is as good as removed."""
+    entries = list_folder(connection, folder)
+    for entry in entries:
+        if entry.is_folder and not names.is_own(entry.name):
+            remove_folder(connection, posixpath.join(folder, entry.name))
+    flat = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
+    # Artifacts first: one without its mark is worse than a mark without its artifact.
+    _remove(connection, folder, sorted(flat, key=lambda entry: entry.is_folder))
+    if folder != "/":
+        _remove(connection, posixpath.dirname(folder), [Entry(posixpath.basename(folder), is_folder=True)])
+
+
+def remove_file(connection: Connection, path: str) -> None:
+    """Delete a file with its marks."""
+    folder, name = posixpath.split(path)
+    _remove(connection, folder, [Entry(name, is_folder=False)])
+    prefix = names.mark_prefix(name)
+    _remove(connection, folder, [entry for entry in list_folder(connection, folder) if entry.name.startswith(prefix)])
+
+
+def remove_empty(connection: Connection, folder: str, top: str) -> None:
+    """Remove a folder and those above it, below ``top``, as far as they are empty."""
+    while len(folder) > len(top) and isinstance(connection.burst(f"RMD {folder}")[0], str):
+        folder = posixpath.dirname(folder)
+
+
+def remove_old_marks(connection: Connection, folder: str, mark: str) -> None:
+    """Remove marks of the same artifact that are older than ``mark``, so that nobody can be about to need them."""
+    prefix = names.prefix_of(mark)
+    marks = {
+        entry.name: entry
+        for entry in list_folder(connection, folder)
+        if entry.name.startswith(prefix) and entry.modified  # else nothing is known of its age
+    }
+    if newest := marks.get(mark):
+        _remove(connection, folder, [each for each in marks.values() if each.modified < newest.modified - MARKS_KEPT])
+
+
+def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
+    paths = {posixpath.join(folder, entry.name): entry.is_folder for entry in entries}
+    commands = [f"{'RMD' if is_dir else 'DELE'} {path}" for path, is_dir in paths.items()]
+    for (path, is_dir), reply in zip(paths.items(), connection.burst(*commands), strict=True):
+        if isinstance(reply, ftplib.Error):
+            is_there = is_folder(connection, path) if is_dir else find_size(connection, path) is not None
+            if is_there:
+                raise reply

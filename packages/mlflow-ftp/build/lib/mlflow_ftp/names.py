@@ -1,0 +1,50 @@
+"""The names of the store's own among artifacts: parts of uploads, and marks, which hold the hash of what is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from pathlib import Path
+
+LONGEST_NAME = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
+TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
+MARK = re.compile(r"(\.~[0-9a-f]{16}\.)[0-9a-f]{64}\.sha256")
+
+
+def new_temporary(name: str) -> str:
+    """Return a name, never used before, under which an artifact arrives."""
+    return f".~{name[:LONGEST_NAME]}.{secrets.token_hex(8)}.part"
+
+
+def mark_of(name: str, sha256: str) -> str:
+    """Return the name of the mark that says: the artifact ``name`` of this folder may have this content."""
+    return f"{mark_prefix(name)}{sha256}.sha256"
+
+
+def mark_prefix(name: str) -> str:
+    """Return how all marks of an artifact begin; of its name there is a hash, which is short and has no odd letters."""
+    return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
+
+
+def prefix_of(name: str) -> str | None:
+    """Return the beginning that all marks of one artifact share, or None for a name that is no mark's."""
+    return mark[1] if (mark := MARK.fullmatch(name)) else None
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a name is that of a file that still arrives."""
+    return bool(TEMPORARY.fullmatch(name))
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a name is the store's own, and no artifact's."""
+    return is_temporary(name) or prefix_of(name) is not None
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove what uploads have left below a local folder; return how many files. Nobody may be uploading."""
+    left = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(left)
