@@ -85,14 +85,20 @@ class Pipeline:
     def finish(self, stage: Stage) -> None:
         """Record what a stage has made, in cache and lock file, however long others are in the way."""
         self._store_big_outs(stage)
-        self._locked(lambda: self._record(stage), give_up=False)
-        self.abandon(stage)
+
+        def work() -> None:
+            self._record(stage)
+            self._let_go(stage)
+
+        self._locked(work, give_up=False)
 
     def abandon(self, stage: Stage) -> None:
-        """Let go of the files of a stage that does not run any more."""
-        if stage in self._running:
-            rest = [other for other in self._running if other != stage]
-            self._locked(lambda: self._use(rest), give_up=False)
+        """Let go of the files of a stage that failed."""
+        self._locked(lambda: self._let_go(stage), give_up=False)
+
+    def close(self) -> None:
+        """Let go of what a run that broke off still holds."""
+        self._in_use.close()
 
     def order_lock_files(self) -> None:
         """Put the new entries of each `dvc.lock` in the order in which `dvc repro` would have written them."""
@@ -188,9 +194,9 @@ class Pipeline:
                 return State.RUNNING
             self._record(stage)
         except BaseException:
-            self._use(self._running[:-1])
+            self._let_go(stage)
             raise
-        self._use(self._running[:-1])
+        self._let_go(stage)
         return State.RESTORED
 
     def _record(self, stage: Stage) -> None:
@@ -243,6 +249,9 @@ class Pipeline:
         except compat.LockError:
             self._enter(before)
             raise
+
+    def _let_go(self, stage: Stage) -> None:
+        self._use([other for other in self._running if other != stage])
 
     def _enter(self, stages: list[Stage]) -> None:
         foreign = compat.RepoDependency | compat.AbstractDependency
