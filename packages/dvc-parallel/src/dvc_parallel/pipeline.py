@@ -6,6 +6,7 @@ import collections
 import contextlib
 import enum
 import itertools
+import re
 import shutil
 import sys
 import threading
@@ -162,16 +163,18 @@ class Pipeline:
             if self._stop.urgent or (give_up and self._stop):
                 raise Stopped
             if not told:
-                self._notice(f"waiting: {busy if 'PID' in busy else self._lock_holder()}")
+                self._notice(f"waiting for {self._blocker(busy)}")
             told = True
             time.sleep(BUSY_SECONDS)
 
-    def _lock_holder(self) -> str:
-        """Return which process holds DVC's lock, from the number that DVC writes into it."""
+    def _blocker(self, busy: str) -> str:
+        """Return which process is in the way, from DVC's words on files in use, or from its lock's file."""
+        if found := re.search(r"PID (\d+)", busy):
+            return f"process {found[1]}, which uses files of a stage"
         file = Path(self._repo.lock.lockfile)
         with contextlib.suppress(OSError, ValueError):
-            return f"process {int(file.read_text())} holds DVC's lock"
-        return f"another DVC process holds {file}"
+            return f"process {int(file.read_text())}, which holds DVC's lock"
+        return f"another DVC process, which holds {file}"
 
     def _prepare(self, stage: Stage, force: bool, run_cache: bool) -> State:
         """Do what `Stage.reproduce` and `Stage.run` do before a stage's commands; return its state."""
