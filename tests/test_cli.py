@@ -290,3 +290,18 @@ def test_make_picks_a_python_in_range(tmp_path):
     path = f"{old.parent}{os.pathsep}{os.environ['PATH']}"
     done = make(tmp_path / "clone", "-n", "run", PATH=path)
     assert any(f'"python3.1{minor}" -m venv' in done.stdout for minor in (1, 2, 3)), done.stdout
+
+
+def test_repro_runs_all_pipelines_of_a_repository(tmp_path):
+    """`workshop repro -P` brings each `dvc.yaml` of the repository up to date, from any folder in it."""
+    environment = clean_environment() | {"WORKSHOP_STATE": str(tmp_path / "state"), "DVC_NO_ANALYTICS": "1"}
+    place = tmp_path / "place"
+    for name in ("left", "right"):
+        (place / name).mkdir(parents=True)
+        (place / name / "dvc.yaml").write_text(f"stages: {{one: {{cmd: echo {name} > made, outs: [made]}}}}")
+    for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=place, env=environment, check=True)
+    done = workshop("repro", "-P", cwd=place / "left", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [(place / name / "made").read_text() for name in ("left", "right")] == ["left\n", "right\n"]
+    assert "one: unchanged" in workshop("repro", cwd=place / "left", env=environment).stderr

@@ -132,5 +132,6 @@ def test_commands_start_without_the_process_to_fork_from(tmp_path):
         for _ in range(2):
             assert run(commands, "python program.py", tmp_path) == ("done\n", 0)
             for process in psutil.Process().children():
-                if "forkserver" in " ".join(process.cmdline()):
-                    process.kill()
+                with contextlib.suppress(psutil.ZombieProcess):
+                    if "forkserver" in " ".join(process.cmdline()):
+                        process.kill()

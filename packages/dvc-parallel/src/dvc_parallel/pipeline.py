@@ -6,6 +6,7 @@ import collections
 import contextlib
 import enum
 import itertools
+import re
 import shutil
 import sys
 import threading
@@ -85,14 +86,20 @@ class Pipeline:
     def finish(self, stage: Stage) -> None:
         """Record what a stage has made, in cache and lock file, however long others are in the way."""
         self._store_big_outs(stage)
-        self._locked(lambda: self._record(stage), give_up=False)
-        self.abandon(stage)
+
+        def work() -> None:
+            self._record(stage)
+            self._let_go(stage)
+
+        self._locked(work, give_up=False)
 
     def abandon(self, stage: Stage) -> None:
-        """Let go of the files of a stage that does not run any more."""
-        if stage in self._running:
-            rest = [other for other in self._running if other != stage]
-            self._locked(lambda: self._use(rest), give_up=False)
+        """Let go of the files of a stage that failed."""
+        self._locked(lambda: self._let_go(stage), give_up=False)
+
+    def close(self) -> None:
+        """Let go of what a run that broke off still holds."""
+        self._in_use.close()
 
     def order_lock_files(self) -> None:
         """Put the new entries of each `dvc.lock` in the order in which `dvc repro` would have written them."""
@@ -156,16 +163,18 @@ class Pipeline:
             if self._stop.urgent or (give_up and self._stop):
                 raise Stopped
             if not told:
-                self._notice(f"waiting: {busy if 'PID' in busy else self._lock_holder()}")
+                self._notice(f"waiting for {self._blocker(busy)}")
             told = True
             time.sleep(BUSY_SECONDS)
 
-    def _lock_holder(self) -> str:
-        """Return which process holds DVC's lock, from the number that DVC writes into it."""
+    def _blocker(self, busy: str) -> str:
+        """Return which process is in the way, from DVC's words on files in use, or from its lock's file."""
+        if found := re.search(r"PID (\d+)", busy):
+            return f"process {found[1]}, which uses files of a stage"
         file = Path(self._repo.lock.lockfile)
         with contextlib.suppress(OSError, ValueError):
-            return f"process {int(file.read_text())} holds DVC's lock"
-        return f"another DVC process holds {file}"
+            return f"process {int(file.read_text())}, which holds DVC's lock"
+        return f"another DVC process, which holds {file}"
 
     def _prepare(self, stage: Stage, force: bool, run_cache: bool) -> State:
         """Do what `Stage.reproduce` and `Stage.run` do before a stage's commands; return its state."""
@@ -188,9 +197,9 @@ class Pipeline:
                 return State.RUNNING
             self._record(stage)
         except BaseException:
-            self._use(self._running[:-1])
+            self._let_go(stage)
             raise
-        self._use(self._running[:-1])
+        self._let_go(stage)
         return State.RESTORED
 
     def _record(self, stage: Stage) -> None:
@@ -243,6 +252,9 @@ class Pipeline:
         except compat.LockError:
             self._enter(before)
             raise
+
+    def _let_go(self, stage: Stage) -> None:
+        self._use([other for other in self._running if other != stage])
 
     def _enter(self, stages: list[Stage]) -> None:
         foreign = compat.RepoDependency | compat.AbstractDependency

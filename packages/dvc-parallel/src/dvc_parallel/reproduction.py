@@ -75,6 +75,7 @@ def reproduce(
             log.parent.mkdir(parents=True, exist_ok=True)
             _log_to(log, stack)
             pipeline = Pipeline(repo, targets, stop, notice, **selection)
+            stack.callback(pipeline.close)
             if preload is None:
                 lines = [line for stage in pipeline.steps for line in _lines(stage)]
                 preload = named_modules(lines, {**os.environ, **(environment or {})})
