@@ -151,6 +151,8 @@ def test_ports_of_stopped_servers_give_way_to_a_wish(root, monkeypatch):
 def test_requests_to_this_machine_pass_by_a_proxy(root, monkeypatch, given, exported):
     """What the shell excepts from the proxy is kept, and the servers here are added."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)  # an earlier test may have connected
+    monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("NO_PROXY", given)
     assert {get_settings().exports()[name] for name in ("no_proxy", "NO_PROXY")} == {exported}
     with environment_of(clean_environment() | get_settings().exports()):

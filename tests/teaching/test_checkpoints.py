@@ -454,7 +454,7 @@ def test_check_tells_what_is_next_and_exits_by_the_chapter(attendee):
     assert "Next: A project, run by one command (3_projects/README.md, 2. Run it, chapter 3)" in done.output
     done = CliRunner().invoke(main, ["check", "3", "--json"])
     assert done.exit_code == 1
-    assert {each["state"] for each in json.loads(done.output)} == {"missing"}
+    assert {each["state"] for each in json.loads(done.stdout)} == {"missing"}
 
 
 def test_who_skipped_chapters_goes_on_where_they_began(tmp_path):

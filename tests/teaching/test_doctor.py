@@ -305,6 +305,8 @@ def test_commit_from_the_future_is_found(settings, tmp_path):
 def test_proxy_that_catches_loopback_is_found(settings, monkeypatch):
     """http_proxy without NO_PROXY, and the line that mends it mends it."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)  # an earlier test may have connected
+    monkeypatch.delenv("NO_PROXY", raising=False)
     found = of(shell.examine(settings), "proxy")
     assert_wrong(found, "NO_PROXY")
     monkeypatch.setenv("NO_PROXY", found.next_step.split("=")[1])
