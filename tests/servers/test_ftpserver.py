@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,8 @@ def started(environment: dict[str, str], cwd: Path = ROOT, script: str = str(SCR
 def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, script, number):
     """Started from either folder, it makes all that it needs in the state folder; signals end it with exit code 0."""
     with started(environment, cwd, script) as process:
+        with socket.create_connection(("127.0.0.1", int(environment["WORKSHOP_FTP_PORT"])), timeout=10) as client:
+            assert client.recv(100) == b"220 Ready.\r\n"
         process.send_signal(number)
         assert process.wait(timeout=5) == 0
     state = tmp_path / "state"

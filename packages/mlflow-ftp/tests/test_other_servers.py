@@ -1,4 +1,4 @@
-"""The artifact store on FTP servers that are not ours: vsftpd and ProFTPD, as Debian has them."""
+"""The artifact store on FTP servers that are not ours: vsftpd and ProFTPD, as Debian has them, and bare pyftpdlib."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,21 +86,32 @@ def proftpd_command(folder: Path, files: Path, port: int) -> list[str]:
     return [PROFTPD, "--nodaemon", "--config", str(settings)]
 
 
-@pytest.fixture(params=["vsftpd", "proftpd"])
+def pyftpdlib_command(folder: Path, files: Path, port: int) -> list[str]:
+    """Return how to start pyftpdlib as it is."""
+    options = ["-i", "127.0.0.1", "-p", str(port), "-d", str(files), "-u", USER, "-P", PASSWORD, "-w"]
+    return [sys.executable, "-W", "ignore", "-m", "pyftpdlib", *options]
+
+
+@pytest.fixture(params=["vsftpd", "proftpd", "pyftpdlib"])
 def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
     """The folder and the address of a server that runs."""
-    if not {"vsftpd": VSFTPD, "proftpd": PROFTPD}[request.param] or os.geteuid() != 0:
+    if request.param != "pyftpdlib" and (
+        not {"vsftpd": VSFTPD, "proftpd": PROFTPD}[request.param] or os.geteuid() != 0
+    ):
         required(f"{request.param}, and root to start it", False)
     # Not below pytest's own folders, which nobody else may enter.
     folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{request.param}"
     files, port = folder / "files", free_port()
     (files / "store").mkdir(parents=True)
     is_vsftpd = request.param == "vsftpd"
-    shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not above it: vsftpd does not allow that
+    if request.param != "pyftpdlib":
+        shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not above it: vsftpd does not allow that
     user = "anonymous" if is_vsftpd else USER
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", user)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
-    command = {"vsftpd": vsftpd_command, "proftpd": proftpd_command}[request.param](folder, files, port)
+    command = {
+        "vsftpd": vsftpd_command, "proftpd": proftpd_command, "pyftpdlib": pyftpdlib_command,
+    }[request.param](folder, files, port)  # fmt: skip
     with (folder / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             deadline = time.monotonic() + 10
