@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ def test_wheel_alone_keeps_its_readme(tmp_path):
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYTHON"))}
     python, port = tmp_path / "venv" / "bin" / "python", str(free_port())
-    run(UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, PACKAGE)
+    shutil.copytree(PACKAGE, tmp_path / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "tests"))
+    run(UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, tmp_path / "source")
     run(UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv")
     (wheel,) = tmp_path.glob("*.whl")
     run(UV, "pip", "install", "--quiet", "--python", python, wheel)
