@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_wheel_alone_does_what_the_readme_shows(tmp_path):
     run(uv, "build", "--wheel", "--quiet", "--out-dir", tmp_path, source)
     run(uv, "venv", "--quiet", venv)
     run(uv, "pip", "install", "--quiet", *tmp_path.glob("*.whl"))
-    installed = {line.split("==")[0] for line in run(uv, "pip", "freeze").splitlines()}
+    installed = {re.split("==| @ ", line)[0] for line in run(uv, "pip", "freeze").splitlines()}
     assert "dvc-parallel" in installed
     assert not installed & set(FOREIGN)
     run("git", "init", "--quiet")
