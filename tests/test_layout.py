@@ -15,7 +15,7 @@ TOP = {
     ".env.example", ".pre-commit-config.yaml",
 }  # fmt: skip
 # Who may import whom: only what stands further right.
-LAYERS = ["cli", "teaching", "servers engine", "models", "data", "parameters", "ownership", "settings", "errors"]
+LAYERS = ["cli", "teaching", "servers", "models", "data", "parameters", "ownership", "settings", "errors"]
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
 LIGHT_MODULES = [
     *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "workshop" / "cli").glob("*.py")),
