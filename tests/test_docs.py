@@ -20,7 +20,7 @@ LISTED = subprocess.run(
 PAGES = [ROOT / name for name in LISTED if (ROOT / name).exists()]
 CHAPTERS = ["1_starting_point", "2_tracking", "3_projects", "4_pipeline"]
 HEADINGS = ["What you will learn", "Before you start", "Time", "Steps", "Take-away"]
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def name(path):
