@@ -486,7 +486,7 @@ def test_credentials_file_is_for_its_hosts(server, file, tmp_path, monkeypatch):
 def test_secure_address_is_checked_and_encrypted(server, file, monkeypatch):
     """`ftps` goes over TLS, with the certificate checked."""
     store = server.repository(scheme="ftps")
-    store.log_artifacts(str(file.parent), "folder")
+    store.log_artifact(str(file), "folder")
     fetched = store.download_artifacts("folder/numbers.bin")
     assert Path(fetched).read_bytes() == file.read_bytes()
     with connections.lend(store.address) as connection:
