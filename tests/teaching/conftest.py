@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -18,9 +19,15 @@ SERVER_SECONDS = 120
 
 
 @pytest.fixture(scope="session")
-def fresh_server(tmp_path_factory) -> Iterator[str]:
+def store(tmp_path_factory) -> Path:
+    """The folder of the fresh tracking server's database."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def fresh_server(store) -> Iterator[str]:
     """The address of a tracking server of its own; the session's other one has a model in production."""
-    folder = tmp_path_factory.mktemp("store")
+    folder = store
     uri = f"http://127.0.0.1:{free_port()}"
     command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]

@@ -21,8 +21,9 @@ PROJECT = ["3_projects/hourly.py", *(f"3_projects/lr/{name}" for name in ("MLpro
 
 
 @pytest.fixture
-def chapters(attendee, germany_csv):
+def chapters(attendee, germany_csv, store, monkeypatch):
     """The attendee's repository with a notebook of chapter 2 and a project of chapter 3, and the table of chapter 1."""
+    monkeypatch.setenv("WORKSHOP_STATE", str(store))  # so that the server is this clone's own
     for name in ("2_tracking/model_linreg.ipynb", *PROJECT):
         (attendee.root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, attendee.root / name)

@@ -19,7 +19,7 @@ PYTHON = (BIN / "python").resolve()  # that this environment was made with
 # What `workshop config` imports, and a package that the index has as a source only.
 NEEDED = (
     "uv", "setuptools", "click", "pydantic", "pydantic-core", "pydantic-settings", "annotated-types",
-    "typing-extensions", "typing-inspection", "python-dotenv", "platformdirs", "antlr4-python3-runtime",
+    "psutil", "typing-extensions", "typing-inspection", "python-dotenv", "platformdirs", "antlr4-python3-runtime",
 )  # fmt: skip
 
 

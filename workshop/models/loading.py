@@ -42,7 +42,7 @@ TRUSTED_TYPES = [
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 MODELS = "models:/"  # the scheme of logged models and of registered versions
 DIGEST_TAG = "workshop.sha256"
-MOST_PREDICTED_GW = 1000.0  # above or below zero: a linear model says more for a storm than any country has
+MOST_PREDICTED_GW = 10_000.0  # above or below zero: a linear model says more for a storm than any country has
 DERIVING_REQUIREMENTS = ("pvlib",)
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 
