@@ -16,7 +16,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, clean_environment, free_port, wait_for
 
 from workshop.data import capacity
-from workshop.data.features import DERIVED, inputs, targets
+from workshop.data.features import DERIVED, derive, inputs, targets
 from workshop.data.prepare import prepare
 from workshop.data.sources import fetch
 from workshop.models import loading, source
@@ -59,7 +59,10 @@ def saved(tmp_path_factory):
     hours = capacity.mark(hours, {year: YearEnd(solar_GW=80 + year / 100, wind_GW=60) for year in (2022, 2023)})
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
     regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours))
-    layers = [keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2, activation="softplus")]
+    keras.utils.set_random_seed(0)
+    scaling = keras.layers.Normalization()
+    scaling.adapt(derive(inputs(hours)).to_numpy("float32"))
+    layers = [scaling, keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2, activation="softplus")]
     network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]), capacity.of_frame(hours))
     few = inputs(hours.head())
     mlflow.sklearn.save_model(regressor, root / "trees", **loading._options(regressor, few, root / "1"))
