@@ -18,7 +18,7 @@ if __name__ == "__main__":
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 1060})
         page.goto(get_settings().dashboard_url)
-        page.wait_for_selector("#outlook-figure .main-svg")
+        page.wait_for_selector("#comparison-figure .main-svg")
         page.wait_for_timeout(1500)  # the figure's first drawing
         page.screenshot(path=PICTURE)
         browser.close()

@@ -1,4 +1,4 @@
-"""The address of a view: which page, and what the reader set there; anything may stand in it, nothing of it fails."""
+"""The address of a view: which page, and what the reader set there; any text is accepted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-LONGEST = 2000  # characters; no view needs more
+MOST_CHARACTERS = 2000  # no view needs more
 MOST_FIELDS = 20
-
-
 PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
@@ -25,9 +23,9 @@ class Address(NamedTuple):
     query: dict[str, str] = {}  # noqa: RUF012 - never changed
 
 
-def of(url: object) -> Address:
-    """Return the address that a URL or its path and query names; the front page for what is no address."""
-    if not isinstance(url, str) or len(url) > LONGEST:
+def parse(url: object) -> Address:
+    """Return the address that a URL, or its path and query, names; the front page for anything else."""
+    if not isinstance(url, str) or len(url) > MOST_CHARACTERS:
         return Address()
     try:
         parts = urlsplit(url)
@@ -37,22 +35,22 @@ def of(url: object) -> Address:
     return Address(parts.path.removeprefix(prefix()) or "/", query)
 
 
-def believe_proxy(application: Callable) -> Callable:
-    """Return a WSGI application that learns from `X-Forwarded-Prefix` under which path readers see it.
+def accept_proxy(application: Callable) -> Callable:
+    """Return a WSGI application that takes its path prefix from `X-Forwarded-Prefix`, as JupyterLab sends it.
 
-    JupyterLab shows the dashboard so. What is no path is not believed, as it would stand in the page.
+    A header that is not a path is ignored, since it would be written into the page.
     """
     behind_proxy = ProxyFix(application, x_for=0, x_proto=0, x_prefix=1)
 
     def answer(environ: dict, start_response: Callable):
-        told = environ.get("HTTP_X_FORWARDED_PREFIX", "")
-        return (behind_proxy if PREFIX.fullmatch(told) else application)(environ, start_response)
+        is_path = PREFIX.fullmatch(environ.get("HTTP_X_FORWARDED_PREFIX", ""))
+        return (behind_proxy if is_path else application)(environ, start_response)
 
     return answer
 
 
 def prefix() -> str:
-    """Return the path under which the reader sees the dashboard; empty where it is seen as it is."""
+    """Return the path under which the reader sees the dashboard; empty without a proxy."""
     return flask.request.script_root if flask.has_request_context() else ""
 
 
@@ -61,14 +59,14 @@ def link(path: str) -> str:
     return prefix() + path
 
 
-def asked() -> str:
-    """Return path and query in the reader's browser, as the request for the layout names where it comes from.
+def of_referrer() -> str:
+    """Return path and query of the page that asks for the layout.
 
-    A browser that keeps that to itself gets the front page, and then asks for the other (`assets/address.js`).
+    A browser that sends no referrer gets the front page, and then asks for its own (`assets/address.js`).
     """
     url = flask.request.referrer if flask.has_request_context() else None
-    _, found, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")
-    return found + rest.split("#")[0] or "/"
+    _, slash, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")
+    return slash + rest.split("#")[0] or "/"
 
 
 def of_period(path: str, start: date, end: date) -> str:

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import address
-import answers
 import api
 import callbacks
-import guard
 import layout
-import metrics
 import pages
+import security
+import waitress
 from dash import Dash
 from serving import Serving
 
@@ -24,8 +23,8 @@ from workshop.servers.services import refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 THREADS = 16
+MOST_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
 FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
-MOST_CONNECTIONS = 1000  # waitress lets all above 100 wait until others have left, and browsers stay
 
 
 class Dashboard(Dash):
@@ -44,18 +43,17 @@ def make_app(serving: Serving) -> Dash:
         serve_locally=True,
         title=layout.TITLE,
         update_title=None,
-        suppress_callback_exceptions=True,  # of all pages only one is there
+        suppress_callback_exceptions=True,  # only one of the pages is shown
+        on_error=security.report_failure,
         index_string=layout.INDEX,
-        assets_ignore="theme.js",  # `layout.INDEX` has it, before anything is drawn
+        assets_ignore="theme.js",  # `layout.INDEX` loads it, before anything is drawn
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
-    app.layout = lambda: layout.whole(serving.now, address.asked())
+    app.layout = lambda: layout.whole_page(serving.now, address.of_referrer())
     callbacks.register(app, serving)
-    metrics.count(app.server, serving)  # first: what is refused is counted, too
-    guard.protect(app, app.server, pages.PATHS)
-    answers.keep(app, app.server, serving)
+    security.protect(app, pages.PATHS)
     api.register(app.server, serving)
-    app.server.wsgi_app = address.believe_proxy(app.server.wsgi_app)
+    app.server.wsgi_app = address.accept_proxy(app.server.wsgi_app)
     return app
 
 
@@ -63,44 +61,34 @@ def serve(settings: Settings) -> None:
     """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
     refuse_beyond_loopback(settings, "dashboard")
     serving = Serving(settings.pipeline / "data" / "germany.parquet")
-    server = listen(make_app(serving), settings.host, settings.dashboard_port)
+    try:
+        # One process: what takes time is computed once for all readers.
+        server = waitress.create_server(
+            make_app(serving).server,
+            host=settings.host,
+            port=settings.dashboard_port,
+            threads=THREADS,
+            connection_limit=MOST_CONNECTIONS,
+            ident=None,
+            max_request_body_size=security.LARGEST_BODY_BYTES,
+        )
+    except OSError as error:
+        raise ServiceError(
+            "The dashboard cannot listen on its address.",
+            value=f"{settings.host}:{settings.dashboard_port}: {error.strerror}",
+            expected="a free port",
+            next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
+        ) from None
     serving.start()
     logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
     server.run()
 
 
-def listen(app: Dash, host: str, port: int):
-    """Return a server that listens, to be `run`: one process, as what takes time is computed once for all readers.
-
-    It refuses a body that says it is too large before reading it. Raises ServiceError when the port is taken.
-    """
-    import waitress
-
-    try:
-        return waitress.create_server(
-            app.server,
-            host=host,
-            port=port,
-            threads=THREADS,
-            connection_limit=MOST_CONNECTIONS,
-            ident=None,
-            max_request_body_size=guard.LARGEST_BODY_BYTES,
-        )
-    except OSError as error:
-        raise ServiceError(
-            "The dashboard cannot listen on its address.",
-            value=f"{host}:{port}: {error.strerror}",
-            expected="a free port",
-            next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
-        ) from None
-
-
 def main() -> None:
-    """Serve as the settings say; a foreseeable failure is told in words, with exit code 1."""
+    """Serve as the settings say; print a foreseeable failure and exit with 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # The log is read by people: no line for each reader who waits a moment.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    # A server that is frozen is noticed in seconds; the follower tries again by itself.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each reader who waits a moment
+    # A frozen server is noticed within seconds; the dashboard tries again by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
         serve(get_settings())

@@ -1,4 +1,4 @@
-"""What every page does: show the address that is asked for, and follow what is served."""
+"""The callbacks of every page: show the address that is asked for, and follow what is served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register(app: Dash, serving: Serving) -> None:
     )
     def show_page(asked):
         """Show the page of another address, without a reload."""
-        links, title, content = layout.view(serving.now, address.of(asked))
+        links, title, content = layout.view(serving.now, address.parse(asked))
         return links, [asked, title], content
 
     @app.callback(
@@ -31,26 +31,23 @@ def register(app: Dash, serving: Serving) -> None:
         Output("message", "children"),
         Output("attribution", "children"),
         Output("notice", "children"),
-        Output("spoke", "data"),
+        Output("version", "data"),
         Input("clock", "n_intervals"),
         State("revision", "data"),
-        State("spoke", "data"),
+        State("version", "data"),
         prevent_initial_call=True,
     )
     def follow(_ticks, revision, before):
-        """Say what is new, if anything is; the page's own parts follow the revision."""
+        """Show what is new, if anything is; the page's own parts follow the revision."""
         served = serving.now
         if served.revision == revision:
             raise PreventUpdate
-        now, told = layout.speaker(served), no_update
-        if served.production is not None and isinstance(before, str) and before != now:
-            told = layout.notice(served, before)
-        shown = layout.model(served), layout.message(served), layout.attribution(served)
-        return served.revision, *shown, told, now or no_update
+        version, notice = layout.version(served), no_update
+        if served.production is not None and isinstance(before, str) and before != version:
+            notice = layout.notice(served, before)
+        changed = layout.model(served), layout.message(served), layout.attribution(served)
+        return served.revision, *changed, notice, version or no_update
 
-    app.clientside_callback(
-        ClientsideFunction("address", "name_window"),
-        Input("shown", "data"),
-    )
+    app.clientside_callback(ClientsideFunction("address", "name_window"), Input("shown", "data"))
     for page in pages.PAGES:
         page.register(app, serving)

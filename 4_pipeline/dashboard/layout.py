@@ -1,4 +1,4 @@
-"""What surrounds every page: masthead, navigation, banners and footer; nothing here reads, asks or remembers."""
+"""The frame of every page: header, navigation, banners and footer; nothing here reads, asks or remembers."""
 
 from __future__ import annotations
 
@@ -28,43 +28,34 @@ INDEX = """<!DOCTYPE html>
 
 
 # -- the whole page --------------------------------------------------------------------------------------------------
-def whole(served: Served, asked: str) -> html.Div:
+def whole_page(served: Served, asked: str) -> html.Div:
     """Return the page of an address, filled: a reader sees the answer with the first view, and nothing jumps."""
-    links, title, content = view(served, address.of(asked))
+    links, title, content = view(served, address.parse(asked))
+    theme = html.Button(html.Span("Dark"), id="theme", **{"aria-pressed": "false", "aria-label": "Dark"})
     return html.Div(
         [
             html.A("Skip to the content", href="#page", className="skip-link"),
             dcc.Interval(id="clock", interval=CLOCK_MILLISECONDS),
             dcc.Store(id="revision", data=served.revision),
-            dcc.Store(id="spoke", data=speaker(served)),  # the version that spoke when the page was opened
-            dcc.Store(id="asked", data=asked),  # the address that is to be shown; `assets/address.js` sets it
-            dcc.Store(id="shown", data=[asked, title]),  # the address that is shown, and what the window is called
+            dcc.Store(id="version", data=version(served)),
+            dcc.Store(id="asked", data=asked),  # the address to show; `assets/address.js` sets it
+            dcc.Store(id="shown", data=[asked, title]),  # the address that is shown, and the window's title
             html.Header(
                 [
-                    html.Div(
-                        [html.P("Germany, hourly", className="eyebrow"), html.H1(TITLE)],
-                        className="title",
-                    ),
-                    html.Section(model(served), id="model", className="model", **{"aria-label": "Now in production"}),
+                    html.H1([TITLE, html.Small("Germany, hourly")]),
+                    html.Section(model(served), id="model", **{"aria-label": "Model in production"}),
                 ],
                 className="masthead",
             ),
-            html.Div(
-                [
-                    html.Nav(links, id="navigation", **{"aria-label": "Pages"}),
-                    html.Button(html.Span("Dark"), id="theme", **{"aria-pressed": "false", "aria-label": "Dark"}),
-                ],
-                className="bar",
-            ),
-            html.Div(
-                id="connection", className="alert alert-danger", role="alert"
-            ),  # `assets/connection.js` writes there
+            html.Div([html.Nav(links, id="navigation", **{"aria-label": "Pages"}), theme], className="bar"),
+            # `assets/connection.js` writes there
+            html.Div(id="connection", className="alert alert-danger", role="alert"),
             html.Div(message(served), id="message", role="status", **{"aria-live": "polite"}),
             html.Main(content, id="page", tabIndex="-1"),
             html.Footer(
                 [
                     html.P(attribution(served), id="attribution"),
-                    html.P("All times are UTC; a value stands for the hour that begins then."),
+                    html.P("All times are UTC; a value is the mean of the hour that begins then."),
                 ]
             ),
             html.Div(id="notice", role="status", **{"aria-live": "polite"}),
@@ -77,11 +68,11 @@ def view(served: Served, asked: Address) -> tuple[list, str, list]:
     """Return what an address changes: the links of the navigation, the window's title, and the page."""
     page = pages.at(asked.path)
     if page is None:
-        return _links(None), f"No such page · {TITLE}", _unknown(asked.path)
+        return _links(), f"No such page · {TITLE}", _unknown(asked.path)
     return _links(page.PATH), f"{page.TITLE} · {TITLE}", page.page(served, asked.query)
 
 
-def _links(current: str | None) -> list:
+def _links(current: str | None = None) -> list:
     return [
         html.A(
             page.TITLE,
@@ -95,44 +86,41 @@ def _links(current: str | None) -> list:
 
 def _unknown(path: str) -> list:
     hint = ["There is nothing at ", html.Code(path[:80]), ". These are the pages:"]
-    links = html.Ul(
-        [html.Li(html.A(page.TITLE, href=address.link(page.PATH), className="inside")) for page in pages.PAGES]
-    )
-    return [parts.panel("unknown", "There is no such page", hint, [links])]
+    return [parts.panel("unknown", "There is no such page", hint, [html.Ul([html.Li(link) for link in _links()])])]
 
 
 # -- its parts that change --------------------------------------------------------------------------------------------
 def model(served: Served) -> list:
-    """Say which version speaks, of what kind, how good it is and since when."""
+    """Return a line on the model in production: version, kind, score and since when."""
     production = served.production
     if production is None:
-        return [html.P("no model yet" if served.looked else "one moment …", id="model-version", className="version")]
-    known = [
-        ("Kind", html.Span(parts.kind(production.stage, served.model.kind), id="model-kind")),
-        ("R² held out", html.Span("not recorded" if production.r2 is None else f"{production.r2:.3f}", id="model-r2")),
-        ("In production since", html.Span(parts.moment(production.since), id="model-since")),
+        return [html.Span("no model yet" if served.looked else "one moment …", id="model-version")]
+    score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
+    return [
+        html.Span(f"{production.name} version {production.version}", id="model-version"),
+        html.Span(parts.kind(production.stage, served.model.kind), id="model-kind"),
+        html.Span(["held-out R² ", html.Span(score, id="model-r2")]),
+        html.Span(["since ", html.Span(parts.moment(production.since), id="model-since")]),
     ]
-    version = f"{production.name} version {production.version}"
-    return [html.P(version, id="model-version", className="version"), parts.facts(known)]
 
 
-def speaker(served: Served) -> str | None:
-    """Return the version that speaks, `none` if there is none, or None before anybody has looked."""
+def version(served: Served) -> str | None:
+    """Return the version in production, `none` if there is none, or None before the first look has ended."""
     return served.production.version if served.production else "none" if served.looked else None
 
 
 def notice(served: Served, before: str) -> dbc.Alert:
-    """Say that another version speaks than when the page was opened; readers put it away."""
+    """Return a notice that another version is in production than before; readers close it."""
     production = served.production
-    # Moved by hand, it has no record: then what is known is when it was noticed.
+    # Moved by hand, it has no record: then the time when the dashboard noticed is known.
     since = parts.moment(production.since) if production.since else f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC"
-    said = [html.Strong(f"Version {production.version} speaks since {since}.")]
-    rest = " All numbers on this page are its own." + (f" Before it was version {before}." if before != "none" else "")
-    return dbc.Alert([*said, rest], color="info", dismissable=True, is_open=True)
+    head = html.Strong(f"Version {production.version} is in production since {since}.")
+    rest = " The whole page shows its predictions." + (f" Before it was version {before}." if before != "none" else "")
+    return dbc.Alert([head, rest], color="info", dismissable=True, is_open=True)
 
 
 def message(served: Served) -> list:
-    """Say what is missing and what to run, or since when and why the page cannot follow; empty when all is well."""
+    """Return banners: what is missing and what to run, or since when and why the page is not up to date."""
     alerts = []
     if not served.looked:
         return [dbc.Alert("Looking for the data and the model in production …", color="light")]
@@ -141,8 +129,8 @@ def message(served: Served) -> list:
     if served.production is None and not {"registry", "model"} & set(served.troubles):
         alerts.append(parts.banner("No model is in production yet.", f"Run {WHAT_TO_RUN}."))
     for subject, trouble in served.troubles.items():
-        goes_on = served.production and subject != "data"
-        rest = f" Version {served.production.version} goes on answering." if goes_on else ""
+        still_answers = served.production and subject != "data"
+        rest = f" Version {served.production.version} still answers." if still_answers else ""
         since = f"Since {trouble.since:%H:%M:%S} UTC, {trouble.since:%d %B}:"
         alerts.append(parts.banner(since, trouble.why + rest))
     return alerts

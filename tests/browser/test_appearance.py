@@ -40,7 +40,7 @@ def test_first_view_is_there_within_a_second(browser, url):
         seconds = []
         for _ in range(3):
             page.goto(url)
-            expect(page.locator("#outlook-key-figures tbody tr")).to_have_count(2)
+            expect(page.locator("#key-figures .tile")).to_have_count(4)
             seconds.append(page.evaluate("window.firstView") / 1000)
     assert min(seconds) < FIRST_VIEW_SECONDS
 
@@ -48,8 +48,8 @@ def test_first_view_is_there_within_a_second(browser, url):
 def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, url):
     """The button turns page and figures dark, and a reload and another page find them so."""
     with opened(browser, url, color_scheme="light") as page:
-        ink = "getComputedStyle(document.querySelector('#outlook-figure .legendtext')).fill"
-        page.wait_for_selector("#outlook-figure .legendtext")
+        ink = "getComputedStyle(document.querySelector('#comparison-figure .legendtext')).fill"
+        page.wait_for_selector("#comparison-figure .legendtext")
         light = page.evaluate(BACKGROUND), page.evaluate(ink)
         page.emulate_media(color_scheme="dark")
         expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
@@ -62,7 +62,7 @@ def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, 
         expect(page.locator("html")).to_have_attribute("data-bs-theme", "light")
         assert (page.evaluate(BACKGROUND), page.evaluate(ink)) == light
         page.reload()
-        page.wait_for_selector("#outlook-figure .legendtext")
+        page.wait_for_selector("#comparison-figure .legendtext")
         assert (page.evaluate(BACKGROUND), page.evaluate(ink)) == light
         page.get_by_role("link", name="Data").click()
         expect(page.locator("#missing")).to_be_visible()

@@ -20,16 +20,16 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
     addresses = ["/?from=2016-10-03&to=2016-10-09", "/what-if?windspeed=7.5", "/your-weather", "/model", "/data"]
     with contextlib.ExitStack() as stack:
         pages = [stack.enter_context(opened(browser, url + address)) for address in addresses]
-        outlook, what_if, weather, model, _ = pages
+        comparison, what_if, weather, model, _ = pages
         weather.wait_for_selector("#weather-upload input", state="attached")
         file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
         weather.set_input_files("#weather-upload input", file)
         expect(weather.locator(".weather-rows tbody tr")).to_have_count(1)
         shown = [
-            (outlook, "#outlook-key-figures tbody"),
+            (comparison, "#key-figures .tiles"),
             (what_if, "#what-if-answers"),
             (weather, ".weather-rows tbody"),
-            (model, "#speaker"),
+            (model, "#in-production"),
         ]
         before = [page.locator(part).inner_text() for page, part in shown]
         for page in pages:
@@ -40,11 +40,11 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
             left = max(began + ALIAS_SECONDS - time.monotonic(), 0.001)
             name = page.locator("#model-version")
             expect(name).to_have_text(f"wind_solar version {another_version}", timeout=left * 1000)
-            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} speaks since")
+            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} is in production since")
         for (page, part), text in zip(shown, before, strict=True):
             expect(page.locator(part)).not_to_have_text(text, use_inner_text=True, timeout=3000)
         assert all(page.evaluate("window.stillTheSamePage") for page in pages)
-        expect(outlook.locator("#outlook-key-figures caption")).to_contain_text("03 Oct 2016 to 09 Oct 2016")
+        expect(comparison.locator(".tiles + .hint")).to_contain_text("03 Oct 2016 to 09 Oct 2016")
         expect(what_if.locator("#what-if-windspeed-value")).to_have_text("7.5 m/s")
         expect(weather.locator("#weather-predictions-hint")).to_contain_text(f"version {another_version}")
         assert [page.url for page in pages] == [url + address for address in addresses]
@@ -94,7 +94,7 @@ def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
             expect(page.locator("#model-version")).to_be_visible()
             expect(page.locator("#connection")).to_be_hidden()
             forwarder.cut = True
-            expect(page.locator("#connection")).to_contain_text("The dashboard does not answer since")
+            expect(page.locator("#connection")).to_contain_text("The dashboard has not answered since")
             forwarder.cut = False
             expect(page.locator("#connection")).to_be_hidden()
             wind = page.locator("#what-if-wind")
@@ -119,12 +119,12 @@ def test_pages_go_on_answering_while_the_registry_is_down(promoted, registry, br
         with opened(browser, f"{url}/what-if") as page:
             forwarder.cut = True
             expect(page.locator("#message")).to_contain_text("does not answer", timeout=20_000)
-            expect(page.locator("#message")).to_contain_text(f"Version {registry.version()} goes on answering")
+            expect(page.locator("#message")).to_contain_text(f"Version {registry.version()} still answers")
             wind = page.locator("#what-if-wind")
             before = wind.inner_text()
             page.get_by_label("Wind speed at 10 m").fill("9")
             expect(wind).not_to_have_text(before, timeout=2000)
-            page.get_by_role("link", name="Outlook").click()
-            expect(page.locator("#outlook-key-figures tbody tr")).to_have_count(2)
+            page.get_by_role("link", name="Predicted and measured").click()
+            expect(page.locator("#key-figures .tile")).to_have_count(4)
             forwarder.cut = False
             expect(page.locator("#message")).to_be_empty(timeout=20_000)

@@ -25,11 +25,11 @@ def model(browser, url):
         yield page
 
 
-def test_model_page_says_who_speaks_and_why(model, promoted):
+def test_model_page_says_which_model_is_in_production_and_why(model, promoted):
     """Version, kind, time and reason stand there, its scores and its predecessors', and what it goes by."""
-    speaker = model.locator("#speaker")
-    for words in ("wind_solar version", "UTC", "R² held out", "Why", "80% of the hours"):
-        expect(speaker).to_contain_text(words)
+    facts = model.locator("#in-production")
+    for words in ("wind_solar version", "UTC", "Held-out R²", "Why", "80% of the hours"):
+        expect(facts).to_contain_text(words)
     expect(model.locator("#scores-figure .scatterlayer .trace").first).to_be_visible()
     expect(model.locator("#importance")).to_contain_text("Wind speed")
     expect(model.locator("#responses")).to_contain_text("mean prediction, GW")
@@ -72,7 +72,7 @@ def test_data_page_counts_what_is_there_and_what_is_not(browser, url, promoted):
         expect(squares).to_have_count(48)
         counts = squares.all_text_contents()
         assert sum(map(int, counts)) == missing
-        expect(page.locator("#gaps-hint")).to_contain_text(f"{missing} hours; counted, never filled")
+        expect(page.locator("#gaps-hint")).to_contain_text(f"{missing} hours in all; none is filled")
         longest = page.locator("#gaps tbody tr").first
         expect(longest).to_contain_text(re.compile(r"\d{2} \w{3} \d{4}, \d{2}:\d{2}"))
         expect(page.locator("#units tbody tr")).to_have_count(6)

@@ -32,7 +32,7 @@ def test_what_if_answers_to_a_slider(browser, url):
         page.wait_for_url(f"{url}/what-if?windspeed=7")
         expect(curves.nth(2)).not_to_have_attribute("d", drawn)
         page.go_back()
-        expect(page.locator("#outlook-figure")).to_be_visible()
+        expect(page.locator("#comparison-figure")).to_be_visible()
         assert page.url == f"{url}/"
 
 

@@ -18,6 +18,16 @@ def modules():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Let scikit-learn compute with one thread, as the dashboard's service does."""
+    import sklearn.ensemble  # noqa: F401 - loads the library whose threads are meant
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "openmp"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_file(germany_csv, tmp_path_factory):
     """The last hours of the sample as the pipeline leaves them."""
@@ -68,11 +78,10 @@ def made(served, data_file):
 
     def make(what=served):
         import app
-        import memo
         import serving
 
         followed = serving.Serving(data_file)
-        followed.now = replace(what, memo=memo.Memo())  # what one test asked is unknown to the next
+        followed.now = replace(what, cached=serving.new_cache())  # answers of one test are unknown to the next
         made = app.make_app(followed)
         made.server.testing = False  # errors are answered, as they are in front of readers
         return made, made.server.test_client()

@@ -154,7 +154,7 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
     assert told[0]["model"]["version"] == versions.numbers[1]
     assert followed.now.revision != revisions
     assert not followed.now.predicted.equals(before.predicted)
-    assert followed.now.memo is not before.memo
+    assert followed.now.cached is not before.cached
 
 
 def test_frozen_tracking_server_is_noticed_and_survived(promoted, followed):
@@ -168,24 +168,8 @@ def test_frozen_tracking_server_is_noticed_and_survived(promoted, followed):
         assert followed.now.troubles["registry"] == trouble
         assert time.monotonic() - began < 2 * NOTICE_SECONDS
         assert "does not answer" in trouble.why
-        assert len(followed.now.predict(followed.now.frame.head())) == 5
+        assert len(followed.now.predict_with_band(followed.now.frame.head())[0]) == 5
     _look_until(lambda: not followed.now.troubles, NOTICE_SECONDS, followed)
-
-
-def test_frozen_artifact_store_is_noticed_though_nothing_needs_it(promoted, followed):
-    """The FTP server says nothing: the model goes on, a new one could not come, and the page can say since when."""
-    followed._look_at_artifacts()
-    assert followed.now.troubles == {}
-    with frozen(promoted.settings.ftp_port):
-        began = time.monotonic()
-        followed._look_at_artifacts()
-        assert time.monotonic() - began < 2 * NOTICE_SECONDS
-        assert "artifact store does not answer" in followed.now.troubles["artifacts"].why
-        followed.look()  # the registry is not to blame
-        assert followed.now.troubles.keys() == {"artifacts"}
-        assert len(followed.now.predict(followed.now.frame.head())) == 5
-    followed._look_at_artifacts()
-    assert followed.now.troubles == {}
 
 
 def test_version_that_does_not_load_leaves_the_old_one_speaking(versions, followed):
@@ -198,7 +182,7 @@ def test_version_that_does_not_load_leaves_the_old_one_speaking(versions, follow
     followed.look()
     assert followed.now.production.version == versions.numbers[0]
     assert f"Version {broken} is in production but cannot be used" in followed.now.troubles["model"].why
-    assert len(followed.now.predict(followed.now.frame.head())) == 5
+    assert len(followed.now.predict_with_band(followed.now.frame.head())[0]) == 5
     versions.move(versions.numbers[1])
     followed.look()
     assert followed.now.production.version == versions.numbers[1]
@@ -225,7 +209,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     said = str(layout.message(followed.now))
     for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
         assert words in said
-    assert f"Version {versions.numbers[0]} goes on answering" in said
+    assert f"Version {versions.numbers[0]} still answers" in said
     (finding,) = servers._production(in_workplace.settings)
     assert (finding.ok, "not plausible" in finding.found) == (False, True)
     assert registry.rollback().version == versions.numbers[0]
@@ -236,11 +220,8 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
 
 def test_record_is_read_beside_the_model(followed):
     """Explanations, moves and links come from the run and the registry, and change the revision when they are there."""
-    import record
-
     revision = followed.now.revision
-    reader = record.Reader()
-    followed._read_record(reader)
+    followed.read_record()
     told = followed.now.record
     assert told.explanations.keys() == {"importance", "responses"}
     assert told.explanations["importance"]["data"]
@@ -248,7 +229,7 @@ def test_record_is_read_beside_the_model(followed):
     assert followed.now.production.learned_until
     assert followed.now.production.learned_from == "modelled sample"
     assert followed.now.revision != revision
-    followed._read_record(reader)
+    followed.read_record()
     assert followed.now.record is told
 
 
@@ -258,14 +239,14 @@ def test_data_that_goes_and_comes_back_is_told(served, data_file, tmp_path):
 
     followed = serving.Serving(tmp_path / "germany.parquet")
     followed.now = served
-    followed._look_at_data()
+    followed.look()
     assert "is gone" in followed.now.troubles["data"].why
     (tmp_path / "germany.parquet").write_bytes(b"no table")
-    followed._look_at_data()
+    followed.look()
     assert "damaged or not Parquet" in followed.now.troubles["data"].why
     assert followed.now.frame is served.frame
     (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
-    followed._look_at_data()
+    followed.look()
     assert followed.now.troubles == {}
 
 
@@ -276,7 +257,7 @@ def test_memory_does_not_grow(versions, followed):
     import app
 
     made = app.make_app(followed)
-    client, output = made.server.test_client(), output_with(made, "outlook-figure.figure")
+    client, output = made.server.test_client(), output_with(made, "comparison-figure.figure")
 
     def use(moves: int, requests: int) -> int:
         for turn in range(moves):
@@ -286,7 +267,7 @@ def test_memory_does_not_grow(versions, followed):
                 row = ROW | {"windspeed": (turn * 100 + number) % 1000 / 100}
                 assert client.post("/predict", json={"rows": [row]}).status_code == 200
                 day = f"2016-12-{number % 28 + 1:02}"
-                assert client.post(URL, json=body_of(made, output, outlook_first_day=day)).status_code == 200
+                assert client.post(URL, json=body_of(made, output, first_day=day)).status_code == 200
         gc.collect()
         return psutil.Process().memory_info().rss
 

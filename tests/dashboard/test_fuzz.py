@@ -23,9 +23,9 @@ JUNK = st.recursive(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20),
         st.sampled_from([
             10**400, -1, 0, 1e308, "NaN", "2016-12-31", "9999-12-31", "0001-01-01", "2016-02-30", "2016-13-01T00:00Z",
-            "/what-if?windspeed=7.5", "/outlook?from=2016-12-03&to=x", "//[", "?" * 3000, "\x00", "\u202e", "<script>",
-            "data:text/csv;base64,", "data:;base64,AAAA", "data:text/csv;base64,=", ";base64,\u00e9", "a" * 5000,
-            *USUAL.values(),
+            "/what-if?windspeed=7.5", "/comparison?from=2016-12-03&to=x", "//[", "?" * 3000, "\x00", "\u202e",
+            "<script>", "data:text/csv;base64,", "data:;base64,AAAA", "data:text/csv;base64,=", ";base64,\u00e9",
+            "a" * 5000, *USUAL.values(),
         ]),
         st.binary(max_size=60).map(lambda content: f"data:x;base64,{base64.b64encode(content).decode()}"),
         st.text(max_size=60).map(

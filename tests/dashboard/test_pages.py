@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
+import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,24 +19,24 @@ def made(served):
     """What makes the page of an address, as JSON."""
     import layout
 
-    return lambda url, **changes: layout.whole(replace(served, **changes), url).to_plotly_json()
+    return lambda url, **changes: layout.whole_page(replace(served, **changes), url).to_plotly_json()
 
 
 @given(st.text(max_size=60))
 @example("http://[")
 @example("//host/what-if?a=1")
-@example("/outlook?" + "a=1&" * 100)
+@example("/comparison?" + "a=1&" * 100)
 @example("?" * 3000)
 def test_any_text_is_an_address(url):
     """A path is always found, and what is no query is none."""
     import address
 
-    path, query = address.of(url)
+    path, query = address.parse(url)
     assert path
     assert len(query) <= address.MOST_FIELDS
 
 
-@given(st.sampled_from(["/", "/outlook", "/what-if"]), st.lists(st.tuples(NAMES, VALUES), max_size=6))
+@given(st.sampled_from(["/", "/comparison", "/what-if"]), st.lists(st.tuples(NAMES, VALUES), max_size=6))
 def test_pages_are_made_of_any_query(made, path, fields):
     """No value in a query keeps a page from being made; sliders and days are those of a reader all the same."""
     from urllib.parse import urlencode
@@ -62,17 +64,17 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
 @pytest.mark.parametrize(
     ("until", "said"),
     [
-        ("2000-01-01T00:00:00Z", "New to the model: it learned from hours up to 01 Jan 2000."),
-        ("2100-01-01T00:00:00Z", "The model learned from all of these hours"),
+        ("2000-01-01T00:00:00Z", "The model was trained on hours up to 01 Jan 2000: all of these are new to it."),
+        ("2100-01-01T00:00:00Z", "The model was trained on all of these hours"),
     ],
 )
-def test_outlook_tells_what_the_model_has_learned_from(made, served, until, said):
-    """Errors on hours that the model has learned from flatter it: the outlook says which hours are new to it."""
-    from memo import Memo
+def test_comparison_says_which_hours_the_model_was_trained_on(made, served, until, said):
+    """Errors are smaller on the hours that a model was trained on: the page says which hours are new to it."""
+    from serving import new_cache
 
     production = replace(served.production, learned_until=until)
-    assert said in str(made("/outlook", production=production, memo=Memo()))
-    assert "learned" not in str(made("/outlook", memo=Memo()))
+    assert said in str(made("/comparison", production=production, cached=new_cache()))
+    assert "trained" not in str(made("/comparison", cached=new_cache()))
 
 
 def test_links_of_a_lineage_lead_to_pages_only(made):
@@ -85,3 +87,33 @@ def test_links_of_a_lineage_lead_to_pages_only(made):
     said = str(made("/model", record=Record(lineage=links)))
     assert "javascript" not in said
     assert "http://127.0.0.1/run" in said
+
+
+@pytest.fixture
+def what_if():
+    """The module of the page."""
+    from pages import what_if
+
+    return what_if
+
+
+def _served(what_if, last):
+    frame = None if last is None else pd.DataFrame({"utc_timestamp": [pd.Timestamp(last)]})
+    return what_if.Served(frame=frame)
+
+
+@pytest.mark.parametrize("last", ["2016-12-31T23:00Z", "2015-12-31T23:00Z", None])
+@pytest.mark.parametrize("day", [1, 59, 60, 172, 365])
+def test_day_that_is_asked_is_the_one_shown(what_if, last, day):
+    """In a leap year, too: the last day of the slider is 31 December, and 172 is 21 June."""
+    moment = what_if.moment_of_year(_served(what_if, last), day, 12)
+    assert f"{moment:%d %B}" == what_if.reading("day", day)
+    assert what_if.reading("day", 172) == "21 June"
+    assert what_if.reading("day", 365) == "31 December"
+
+
+@pytest.mark.parametrize("last", ["2017-01-01T00:00Z", "2018-06-01T00:00Z"])
+def test_hour_has_a_known_capacity(what_if, last):
+    """Data that goes on beyond the figures of installed capacity asks about the last year that has one."""
+    moment = what_if.moment_of_year(_served(what_if, last), 172, 12)
+    assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)

@@ -27,13 +27,13 @@ def test_prefix_stands_before_every_address_of_the_page(made):
             assert found.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/outlook", "/your-weather", "/no-such-page"])
+@pytest.mark.parametrize("path", ["/comparison", "/your-weather", "/no-such-page"])
 def test_prefix_stands_before_every_link_of_the_layout(made, path):
     """The layout is that of the page asked for, its links lead to where the reader is."""
     _, client = made()
     layout = client.get("/_dash-layout", headers=PROXIED | {"Referer": f"http://hub.example{PREFIX}{path}"})
     links = addresses(layout.text)
-    assert {f"{PREFIX}/{name}" for name in ("outlook", "what-if", "your-weather", "model", "data")} <= set(links)
+    assert {f"{PREFIX}/{name}" for name in ("comparison", "what-if", "your-weather", "model", "data")} <= set(links)
     assert all(link.startswith(f"{PREFIX}/") for link in links)
     (asked,) = [part["props"]["data"] for part in stores(layout.get_json()) if part["props"]["id"] == "asked"]
     assert asked == PREFIX + path  # as the address bar has it

@@ -32,11 +32,11 @@
     address: {
       name_window: function ([address, title]) {
         document.title = title;
-        // The first layout is made for the address that the browser tells; one that keeps it to itself asks here.
+        // The first layout is that of the referrer; a browser that sends none asks here.
         if (address !== here()) show();
       },
       keep_period: function (start, end, latest) {
-        if (!start || !end || !document.getElementById("outlook")) return;
+        if (!start || !end || !document.getElementById("comparison")) return;
         const is_latest = latest && start === latest[0] && end === latest[1];
         keep(is_latest ? "" : new URLSearchParams({ from: start, to: end }).toString(), is_change());
       },

@@ -1,4 +1,4 @@
-/* The dashboard's own process may be gone: Dash says nothing of requests that are not answered, so this does. */
+/* Says so when the dashboard's own process does not answer; Dash itself is silent about that. */
 (function () {
   "use strict";
   const EVERY_MILLISECONDS = 3000;
@@ -16,8 +16,8 @@
     if (place && is_there === Boolean(since)) {
       since = is_there ? null : new Date();
       place.textContent = since
-        ? `The dashboard does not answer since ${since.toISOString().slice(11, 19)} UTC: what you see is from before, `
-          + "and nothing you set is answered. It goes on by itself as soon as it is back."
+        ? `The dashboard has not answered since ${since.toISOString().slice(11, 19)} UTC: this page may be out of date, `
+          + "and changes have no effect. It continues by itself as soon as the dashboard is back."
         : "";
     }
     setTimeout(look, EVERY_MILLISECONDS);

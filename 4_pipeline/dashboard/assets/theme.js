@@ -16,7 +16,7 @@
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#theme")) return;
     const theme = root.dataset.bsTheme === "dark" ? "light" : "dark";
-    try { localStorage.setItem("theme", theme); } catch (error) { /* a browser that keeps nothing */ }
+    try { localStorage.setItem("theme", theme); } catch (error) { /* a browser without storage */ }
     set(theme);
   });
   prefers_dark.addEventListener("change", () => { if (!chosen()) set(prefers_dark.matches ? "dark" : "light"); });

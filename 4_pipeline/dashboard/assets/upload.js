@@ -1,4 +1,4 @@
-/* What Dash's Upload leaves out: a name for screen readers, and a word about a file that is too large to be sent. */
+/* Adds to Dash's Upload a name for screen readers, and a message about a file that is too large to be sent. */
 (function () {
   "use strict";
 
@@ -9,8 +9,8 @@
     const most = Number(document.getElementById("weather-refused").dataset.most);
     const mega = (bytes) => (bytes / 1e6).toFixed(1);
     const said = file && file.size > most
-      ? `${file.name} was not sent: it has ${mega(file.size)} MB, and ${mega(most)} MB is the most. `
-        + "A year of hours takes less than 1 MB; hand in longer times year by year."
+      ? `${file.name} was not sent: it has ${mega(file.size)} MB, and at most ${mega(most)} MB are allowed. `
+        + "A year of hours takes less than 1 MB; upload longer periods year by year."
       : "";
     window.dash_clientside.set_props("weather-refused", { children: said });
   }

@@ -1,4 +1,4 @@
-"""What if: the hour that one sets by sliders, what the model says of it, and how the answer follows each input."""
+"""What if: the prediction for an hour that the reader sets with sliders, and how it follows each input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POINTS = 33  # values of an input that a curve is drawn through
 
 
 class Input(NamedTuple):
-    """A slider: what it is called, its unit, its range (for weather that of a country's mean), step and first value."""
+    """A slider: its label, unit, range (for weather that of a country's mean), step and first value."""
 
     label: str
     unit: str
@@ -42,43 +42,29 @@ INPUTS = {
     "hour": Input("Hour of the day, UTC", "h", 0, 23, 1, 12),
     "day": Input("Day of the year", "", 1, 365, 1, 172),
 }
-
 # What fits below a narrow panel.
 AXES = {name: f"{figures.INPUT_NAMES[name]}, {UNITS[name]}" for name in FEATURES}
 AXES |= {"hour": "Hour, UTC", "day": "Day of the year"}
 
 
 def page(served: Served, query: dict[str, str]) -> list:
-    """Return sliders, answer and curves for the values of the query, each by its input's name (`INPUTS`)."""
+    """Return sliders, prediction and curves for the values of the query, each by its input's name (`INPUTS`)."""
     values = {feature: number(query.get(feature), feature) for feature in INPUTS}
+    live = {"aria-live": "polite"}
+    sliders = [
+        html.Div(answers(served, values), id="what-if-answers", className="tiles", **live),
+        html.Div([_slider(feature, value) for feature, value in values.items()], className="sliders"),
+    ]
+    figure = parts.graph("what-if-curves", curves(served, values), "Predictions around this hour", "chart tall")
+    about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
+    panels = [
+        parts.panel("what-if", "What if", hint(served), sliders),
+        parts.panel("curves", "Around this hour", about, [figure]),
+    ]
     return [
         dcc.Store(id="what-if-first", data={slider_id(name): input_.first for name, input_ in INPUTS.items()}),
         dcc.Store(id="what-if-rest"),  # set when the sliders come to rest: no need to draw on the way
-        html.Div(
-            [
-                parts.panel(
-                    "what-if",
-                    "What if",
-                    hint(served),
-                    [
-                        html.Div(
-                            answers(served, values),
-                            id="what-if-answers",
-                            className="answers",
-                            **{"aria-live": "polite"},
-                        ),
-                        html.Div([_slider(feature, value) for feature, value in values.items()], className="sliders"),
-                    ],
-                ),
-                parts.panel(
-                    "curves",
-                    "Around this hour",
-                    "What the model says when one input changes and the others stay; the dotted line is where you are.",
-                    [parts.graph("what-if-curves", curves(served, values), "Answers around this hour", "chart tall")],
-                ),
-            ],
-            className="columns narrow-first",
-        ),
+        html.Div(panels, className="columns narrow-first"),
     ]
 
 
@@ -95,7 +81,7 @@ def register(app: Dash, serving: Serving) -> None:
     )
     def answer(*values):
         """Predict for the sliders' hour and weather."""
-        weather = taken(values[:-1])
+        weather = within_range(values[:-1])
         return answers(serving.now, weather), *(reading(*item) for item in weather.items())
 
     @app.callback(
@@ -107,24 +93,20 @@ def register(app: Dash, serving: Serving) -> None:
         prevent_initial_call=True,
     )
     def draw_curves(_rest, _revision, *values):
-        """Draw how the answer changes around the sliders' hour."""
+        """Draw how the prediction changes around the sliders' hour."""
         served = serving.now
-        return curves(served, taken(values)), hint(served)
+        return curves(served, within_range(values)), hint(served)
 
-    app.clientside_callback(
-        ClientsideFunction("address", "keep_sliders"),
-        *sliders,
-        State("what-if-first", "data"),
-    )
+    app.clientside_callback(ClientsideFunction("address", "keep_sliders"), *sliders, State("what-if-first", "data"))
 
 
-def taken(values: tuple) -> dict[str, float]:
-    """Return what the sliders say, each within its range."""
+def within_range(values: tuple) -> dict[str, float]:
+    """Return the sliders' values by their inputs, each within its range."""
     return {feature: number(value, feature) for feature, value in zip(INPUTS, values, strict=True)}
 
 
 def number(value: object, feature: str) -> float:
-    """Return a slider's value within its range; its first value when it is no number."""
+    """Return a slider's value within its range; its first value when it is not a number."""
     allowed = INPUTS[feature]
     try:
         given = float(value)
@@ -149,57 +131,56 @@ def slider_id(feature: str) -> str:
 
 
 def answers(served: Served, weather: dict[str, float]) -> list:
-    """Return the predicted power for one hour of weather: two large numbers, each with its share of the record.
+    """Return the predicted power for one hour of weather: two tiles, each with its share of the highest in the data.
 
     ``weather`` holds the value of each slider (`INPUTS`). Hour and day are those of the data's last year: the capacity
-    of that time is counted with.
+    of that time counts.
     """
     hour = pd.DataFrame([{**weather, "utc_timestamp": moment_of_year(served, weather["day"], weather["hour"])}])
     try:
         predicted, band = served.predict_with_band(hour) if served.model else (None, None)
     except WorkshopError as error:
-        return [parts.banner("There is no answer to this:", error.what)]
-    shown = []
+        return [parts.banner("There is no prediction for this hour:", error.what)]
+    tiles = []
     for target in TARGETS:
         name = target.removesuffix("_GW")
         value = None if predicted is None else float(predicted[target].iloc[0])
-        most = None if served.frame is None else float(served.frame[target].max())
-        share = 0.0 if value is None or not most else min(max(value / most, 0.0), 1.0)
-        note = "" if value is None or not most else f"{share:.0%} of the highest hour in the data"
+        most = 0.0 if served.frame is None else float(served.frame[target].max())
+        share = min(max(value / most, 0.0), 1.0) if value is not None and most else 0.0
+        note = f"{share:.0%} of the highest hour in the data" if value is not None and most else ""
         if band is not None:
             low, high = (float(end[target].iloc[0]) for end in band)
             note = f"{low:.1f} to {high:.1f} GW in {served.model.coverage:.0%} of such hours. {note}"
-        big = [html.Span("n/a" if value is None else f"{value:.2f}", id=f"what-if-{name}"), html.Small(" GW")]
+        big = html.Span("n/a" if value is None else f"{value:.2f}", id=f"what-if-{name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
-        told = [html.P(figures.NAMES[target], className="name"), html.P(big, className="number"), bar]
-        shown.append(html.Div([*told, html.P(note, className="hint")], className=f"answer {name}"))
-    return shown
+        tiles.append(parts.tile(figures.NAMES[target], big, "GW", note, name, middle=(bar,)))
+    return tiles
 
 
 def curves(served: Served, weather: dict[str, float]) -> go.Figure:
-    """Return the figure of the answers around one hour of weather (`INPUTS`), or one that says why there is none."""
+    """Return the figure of the predictions around one hour of weather (`INPUTS`); it says so if there are none."""
     if served.model is None:
         return figures.empty("There is no model in production yet." if served.looked else "One moment …")
-    asked = []
+    rows = []
     for name in INPUTS if served.model.knows_time else FEATURES:
         input_ = INPUTS[name]
         values = np.linspace(input_.least, input_.most, POINTS)
         values = np.unique(values.round()) if input_.step == 1 else values
-        asked += [{**weather, name: value, "input": name, "value": value} for value in values]
-    table = pd.DataFrame(asked)
+        rows += [{**weather, name: value, "input": name, "value": value} for value in values]
+    table = pd.DataFrame(rows)
     table["utc_timestamp"] = [moment_of_year(served, *when) for when in zip(table["day"], table["hour"], strict=True)]
     try:
-        table[TARGETS] = served.predict(table)
+        table[TARGETS] = served.predict_with_band(table)[0]
     except WorkshopError as error:
         return figures.empty(error.what)
     return model_figures.answers_around(table, weather, AXES).update_layout(margin_t=40, uirevision="same")
 
 
 def hint(served: Served) -> str:
-    """Say what the sliders set, and whether the model asks for all of it."""
-    text = "Set the weather of an hour; the model answers at once."
+    """Return what the sliders set, and whether the model uses all of it."""
+    text = "Set the weather of an hour; the prediction follows."
     if served.model is not None and not served.model.knows_time:
-        return text + " The one in production does not look at hour and day."
+        return text + " The model in production does not use hour and day."
     return text
 
 
@@ -207,7 +188,7 @@ def moment_of_year(served: Served, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
     known = capacity.last_year(served.model.year_ends if served.model else capacity.YEAR_ENDS_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
-    shown = _date(day)  # and not the year's so-and-so-many-th day, which in leap years is another
+    shown = _date(day)  # the date, since the number of a day differs in leap years
     return datetime(year, shown.month, shown.day, round(hour), tzinfo=UTC)
 
 
@@ -220,19 +201,12 @@ def _slider(feature: str, value: float) -> html.Div:
     input_, id_ = INPUTS[feature], slider_id(feature)
     name = [html.Span(input_.label), html.Span(reading(feature, value), id=f"{id_}-value")]
     ends = [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")]
+    limits = {"min": input_.least, "max": input_.most, "step": input_.step}
     return html.Div(
         [
             html.Label(name, htmlFor=id_),
             # The browser's own slider: known to keyboards, screen readers and thumbs.
-            dbc.Input(
-                id=id_,
-                type="range",
-                min=input_.least,
-                max=input_.most,
-                step=input_.step,
-                value=value,
-                className="form-range",
-            ),
+            dbc.Input(id=id_, type="range", value=value, className="form-range", **limits),
             html.Div(ends, className="ends", **{"aria-hidden": "true"}),
         ],
         className="slider",

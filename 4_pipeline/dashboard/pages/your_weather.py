@@ -1,4 +1,4 @@
-"""Your weather: hours that the reader hands in as CSV, predicted by the model in production; nothing of it is kept."""
+"""Your weather: predictions for hours that the reader uploads as CSV; nothing of the file is kept."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from workshop.errors import DataError, WorkshopError
 PATH, TITLE = "/your-weather", "Your weather"
 LARGEST_BYTES = weather.MOST_BYTES
 HEAD_ROWS = 12
+HIDDEN = {"display": "none"}
 MEANING = {
-    "utc_timestamp": "the hour's start, with its zone",
+    "utc_timestamp": "start of the hour, with its zone",
     "windspeed": "wind speed at 10 m",
     "temperature": "temperature at 2 m",
     "rad_horizontal": "direct radiation on the horizontal",
@@ -31,7 +32,7 @@ MEANING = {
 
 
 def page(_served: Served, _query: dict[str, str]) -> list:
-    """Return the page before anything is handed in."""
+    """Return the page before a file is uploaded."""
     upload = dcc.Upload(
         [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")],
         id="weather-upload",
@@ -42,53 +43,41 @@ def page(_served: Served, _query: dict[str, str]) -> list:
         className_reject="upload over",
     )
     example = html.A("Download an example file", href=address.link("/assets/example.csv"), download="weather.csv")
+    limits = (
+        f"At most {weather.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
+        "The file is read, answered and forgotten: the server keeps nothing of it."
+    )
+    too_large = {"data-most": str(LARGEST_BYTES)}
+    uploading = [
+        html.Div(upload, className="place"),  # Dash loads the upload after the page
+        html.P(id="weather-refused", className="refused", role="alert", **too_large),
+        html.P(limits, className="hint"),
+        html.P(example),
+    ]
     rows = [[html.Code(name), MEANING[name], UNITS[name], _allowed(name)] for name in INPUTS]
-    columns = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, class_name="columns-needed")
-    return [
-        html.Div(
-            [
-                parts.panel(
-                    "your-weather",
-                    "Your weather",
-                    "Hand in hours of weather, and see what the model makes of them.",
-                    [
-                        html.Div(upload, className="place"),  # Dash loads the upload after the page
-                        html.P(
-                            id="weather-refused", className="refused", role="alert", **{"data-most": str(LARGEST_BYTES)}
-                        ),
-                        html.P(
-                            f"At most {weather.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
-                            "The file is read, answered and forgotten: nothing of it is kept on the server.",
-                            className="hint",
-                        ),
-                        html.P(example),
-                    ],
-                ),
-                parts.panel(
-                    "weather-columns",
-                    "What the file holds",
-                    "CSV in UTF-8, with commas.",
-                    [parts.scroll(columns, "The columns of the file")],
-                ),
-            ],
-            className="columns",
+    columns = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "columns-needed")
+    panels = [
+        parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
+        parts.panel(
+            "weather-columns",
+            "Columns of the file",
+            "CSV in UTF-8, with commas.",
+            [parts.scroll(columns, "The columns of the file")],
         ),
+    ]
+    return [
+        html.Div(panels, className="columns"),
         dcc.Store(id="weather-predicted"),
         dcc.Download(id="weather-file"),
-        # Only this line is read out; the figure and the table below it would be a flood.
+        # Screen readers read only this line; the figure and the table below would be a flood.
         html.P(id="weather-said", className="visually-hidden", role="status"),
-        dcc.Loading(
-            html.Div(id="weather-answer"),
-            type="dot",
-            delay_show=150,
-            parent_className="waiting",
-        ),
-        dbc.Button("Download the predictions", id="weather-download", className="download", style={"display": "none"}),
+        dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
+        dbc.Button("Download the predictions", id="weather-download", className="download", style=HIDDEN),
     ]
 
 
 def register(app: Dash, serving: Serving) -> None:
-    """Answer to a file; a model that comes into production answers anew, from what is still in the browser."""
+    """Answer to a file; when the model changes, predict again from what is still in the browser."""
 
     @app.callback(
         Output("weather-answer", "children"),
@@ -101,15 +90,15 @@ def register(app: Dash, serving: Serving) -> None:
         prevent_initial_call=True,
     )
     def predict(contents, _revision, filename):
-        """Predict for the file that was handed in."""
+        """Predict for the uploaded file."""
         if contents is None:
-            return [], "", None, {"display": "none"}
+            return [], "", None, HIDDEN
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
             shown, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
         except WorkshopError as error:
-            shown, said, predicted = fault(error, name), "", None  # an alert is read out by itself
-        return shown, said, predicted, {} if predicted else {"display": "none"}
+            shown, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
+        return shown, said, predicted, {} if predicted else HIDDEN
 
     app.clientside_callback(
         ClientsideFunction("address", "download"),
@@ -121,7 +110,7 @@ def register(app: Dash, serving: Serving) -> None:
 
 
 def decoded(contents: object) -> bytes:
-    """Return the bytes of what `dcc.Upload` gives: a data URL in base64. Raises DataError: it is none, or too large."""
+    """Return the bytes of the data URL that `dcc.Upload` gives; raise DataError for anything else, or too much."""
     _, separator, text = contents.partition(";base64,") if isinstance(contents, str) else ("", "", "")
     if len(text) > LARGEST_BYTES * 4 / 3 + 4:
         raise DataError("The file is too large.", expected=f"at most {LARGEST_BYTES:,} bytes")
@@ -133,67 +122,52 @@ def decoded(contents: object) -> bytes:
     raise DataError("The file did not arrive as a browser sends it.", next_step="choose it again")
 
 
-def answer(served: Served, asked: pd.DataFrame, name: str) -> tuple[list, str, dict | None]:
-    """Return what to show of the predictions for checked rows of weather, that in a line, and the file to download.
+def answer(served: Served, rows: pd.DataFrame, name: str) -> tuple[list, str, dict | None]:
+    """Return what to show of the predictions for checked rows of weather, a line on them, and the file to download.
 
-    Raises WorkshopError when the model cannot be asked for these hours.
+    Raises WorkshopError when the model cannot predict for these hours.
     """
-    if served.model is None and not served.looked:
-        return [parts.banner("The model is being loaded:", "hand the file in again in a few seconds.")], "", None
     if served.model is None or served.production is None:
-        return [parts.banner("No model is in production yet:", "there is nothing to predict with.")], "", None
+        if not served.looked:
+            return [parts.banner("The model is being loaded:", "upload the file again in a few seconds.")], "", None
+        return [parts.banner("No model is in production yet:", "nothing can be predicted.")], "", None
     try:
-        predicted, band = served.predict_with_band(asked)
-    except DataError as error:  # hours whose installed capacity nobody has published: not the file's reader to mend
-        raise DataError(
-            error.what, value=error.value, expected=error.expected, next_step="hand in such hours"
-        ) from None
-    table = asked.assign(**predicted.round(4))
+        predicted, band = served.predict_with_band(rows)
+    except DataError as error:  # hours whose installed capacity is not published: not the reader's to correct
+        raise DataError(error.what, value=error.value, expected=error.expected, next_step="upload such hours") from None
+    version = served.production.version
+    said = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {served.production.name} version {version}."
+    table = rows.assign(**predicted.round(4))
     for end, values in zip(("low", "high"), band or (), strict=False):
         table = table.assign(**{f"{target}_{end}": values[target].round(4) for target in TARGETS})
-    by = f"{served.production.name} version {served.production.version}"
-    said = f"{name}: {len(asked):,} hour{'s' * (len(asked) > 1)}, by {by}."
-    table = table.assign(
-        model=f"{served.production.name}/{served.production.version}", version=served.production.version
-    )
+    table = table.assign(model=f"{served.production.name}/{version}", version=version)
     table["utc_timestamp"] = table["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-    figure = figures.prediction(asked, predicted, band=band, coverage=served.model.coverage)
-    head = [*INPUTS, *TARGETS]
-    rows = [
-        [
-            row.utc_timestamp.replace("T", " ").removesuffix(":00Z"),
-            *(f"{getattr(row, column):.2f}" for column in head[1:]),
-        ]
-        for row in table.head(HEAD_ROWS).itertuples(index=False)
-    ]
+    figure = figures.prediction(rows, predicted, band=band, coverage=served.model.coverage).update_layout(margin_t=44)
+    head = table.head(HEAD_ROWS)
+    listed = f" The first {len(head)} of {len(table):,} rows are listed." if len(table) > len(head) else ""
     shown = [
-        parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predicted generation for your weather"),
-        parts.scroll(
-            parts.table(
-                [column if column in TARGETS else f"{column}, {UNITS[column]}" for column in head],
-                rows,
-                class_name="weather-rows",
-            ),
-            "The first rows with their predictions",
-        ),
+        parts.graph("weather-figure", figure, "Predicted generation for your weather"),
+        parts.scroll(_rows(head), "The first rows with their predictions"),
     ]
-    rest = f"The first {len(rows)} of {len(table):,} rows are listed." if len(table) > len(rows) else ""
-    panel = parts.panel(
-        "weather-predictions",
-        "What the model says",
-        f"{said} {rest}",
-        shown,
-    )
-    file = {"content": table.to_csv(index=False), "filename": f"predicted by version {served.production.version}.csv"}
-    return [panel], said, file | {"type": "text/csv"}
+    panel = parts.panel("weather-predictions", "Predictions", f"{said}{listed}", shown)
+    file = {"content": table.to_csv(index=False), "filename": f"predicted by version {version}.csv", "type": "text/csv"}
+    return [panel], said, file
 
 
 def fault(error: WorkshopError, name: str) -> list:
-    """Return in full what is wrong with a file: what, where, what was allowed, and what to do."""
-    said = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
-    told = [(title, html.Span(_lines(str(text)), className="lines")) for title, text in said if text is not None]
-    alert = dbc.Alert([html.Strong(f"{name} was not predicted. "), error.what, parts.facts(told)], color="danger")
+    """Return all that is wrong with a file: what, where, what was allowed, and what to do."""
+    facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
+    facts = [(title, html.Span(_lines(str(text)), className="lines")) for title, text in facts if text is not None]
+    alert = dbc.Alert([html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)], color="danger")
     return [html.Div(alert, id="weather-fault")]
+
+
+def _rows(table: pd.DataFrame) -> html.Table:
+    times = table["utc_timestamp"].str.replace("T", " ").str.removesuffix(":00Z")
+    numbers = table[[*INPUTS[1:], *TARGETS]].itertuples(index=False)
+    rows = [[time, *(f"{value:.2f}" for value in values)] for time, values in zip(times, numbers, strict=True)]
+    head = [*(f"{name}, {UNITS[name]}" for name in INPUTS), *TARGETS]
+    return parts.table(head, rows, "weather-rows")
 
 
 def _lines(text: str) -> list:
@@ -201,7 +175,4 @@ def _lines(text: str) -> list:
 
 
 def _allowed(name: str) -> str:
-    if name not in RANGES:
-        return "such as 2016-06-01T12:00Z"
-    least, most = RANGES[name]
-    return f"{least:,} to {most:,}"
+    return "{:,} to {:,}".format(*RANGES[name]) if name in RANGES else "such as 2016-06-01T12:00Z"

@@ -1,4 +1,4 @@
-"""The outlook in a browser: measured and predicted of a period chosen by hand, by a button, or by an address."""
+"""Predicted and measured, in a browser: figure, tiles, weeks and periods."""
 
 from __future__ import annotations
 
@@ -9,82 +9,84 @@ from browsing import Registry, opened
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-CAPTION = "#outlook-key-figures caption"
+CAPTION = ".tiles + .hint"
 
 
-def test_outlook_shows_the_model_and_a_prediction(page, promoted):
+def test_comparison_shows_the_model_and_a_prediction(page, promoted):
     """The first view names version, score and time of the model in production, and draws it with its band."""
     version = Registry(promoted.tracking_uri).version()
     expect(page.locator("#model-version")).to_have_text(f"wind_solar version {version}")
     assert re.fullmatch(r"-?[01]\.\d{3}", page.locator("#model-r2").inner_text())
     expect(page.locator("#model-since")).to_have_text(re.compile(r"\d{2} \w{3} \d{4}, \d{2}:\d{2} UTC"))
     # of both targets what was predicted and its band, and once what was measured
-    expect(page.locator("#outlook-figure .legendtext")).to_have_count(5)
-    expect(page.locator("#outlook-figure")).to_contain_text("wind band, 80% of hours")
-    expect(page.locator("#outlook-key-figures tbody tr")).to_have_count(2)
+    expect(page.locator("#comparison-figure .legendtext")).to_have_count(5)
+    expect(page.locator("#comparison-figure")).to_contain_text("wind band, 80% of hours")
+    expect(page.locator("#key-figures .tile")).to_have_count(4)
     for figure in ("by-hour", "by-month"):
         expect(page.locator(f"#residuals-{figure} .legendtext")).to_have_count(2)
     expect(page.locator("#message")).to_be_empty()
 
 
-def test_outlook_says_that_its_data_is_modelled(page):
+def test_comparison_says_that_its_data_is_modelled(page):
     """Near the figure and in the footer stands that the sample is modelled, with its source."""
-    expect(page.locator("#outlook")).to_contain_text("modelled")
+    expect(page.locator("#comparison")).to_contain_text("modelled")
     expect(page.locator("footer")).to_contain_text(re.compile("modelled", re.IGNORECASE))
     expect(page.locator("footer")).to_contain_text("Deutscher Wetterdienst")
 
 
-def test_outlook_shows_the_period_that_is_asked_for(page, url):
+def test_comparison_shows_the_period_that_is_asked_for(page, url):
     """Buttons and dates change figure, key figures, weeks and address; `back` brings each period back."""
-    caption, first = page.locator(CAPTION), page.locator("#outlook-first-day")
+    caption, first = page.locator(CAPTION), page.locator("#first-day")
     page.get_by_role("button", name="Earlier").click()
     expect(first).to_have_value("2016-12-04")
-    expect(page.locator("#outlook-last-day")).to_have_value("2016-12-17")
+    expect(page.locator("#last-day")).to_have_value("2016-12-17")
     page.wait_for_url(f"{url}/?from=2016-12-04&to=2016-12-17")
     page.get_by_role("button", name="All", exact=True).click()
     expect(caption).to_contain_text("01 Jan 2013 to 31 Dec 2016")
-    expect(page.locator("#outlook-figure")).to_contain_text("daily means")
-    expect(page.locator("#outlook-weeks tbody tr")).to_have_count(53)
+    expect(page.locator("#comparison-figure")).to_contain_text("daily means")
+    expect(page.locator("#comparison-weeks tbody tr")).to_have_count(53)
     first.fill("2016-10-03")
     expect(caption).to_contain_text("03 Oct 2016 to 31 Dec 2016")
     page.wait_for_url(f"{url}/?from=2016-10-03&to=2016-12-31")
     for day, shown in (("2013-01-01", "01 Jan 2013"), ("2016-12-04", "04 Dec 2016"), ("2016-12-18", "18 Dec 2016")):
         page.go_back()
-        expect(page.locator("#outlook-first-day")).to_have_value(day)
+        expect(page.locator("#first-day")).to_have_value(day)
         expect(caption).to_contain_text(shown)
     assert page.url == f"{url}/"
     page.go_forward()
     expect(caption).to_contain_text("04 Dec 2016")
 
 
-def test_outlook_opens_at_the_period_of_its_address(browser, url):
+def test_comparison_opens_at_the_period_of_its_address(browser, url):
     """A link with a period shows that period in the first view, its weeks lead on, and numbers are the period's."""
-    with opened(browser, f"{url}/outlook?from=2016-10-03&to=2016-10-16") as page:
-        expect(page.locator(CAPTION)).to_have_text("336 of 336 hours, 03 Oct 2016 to 16 Oct 2016")
-        weeks = page.locator("#outlook-weeks tbody tr")
+    with opened(browser, f"{url}/comparison?from=2016-10-03&to=2016-10-16") as page:
+        expect(page.locator(CAPTION)).to_contain_text("336 of 336 hours, 03 Oct 2016 to 16 Oct 2016.")
+        weeks = page.locator("#comparison-weeks tbody tr")
         expect(weeks).to_have_count(2)
         page.evaluate("window.stillTheSamePage = true")
         page.get_by_role("link", name="2016-W40").click()
-        expect(page.locator(CAPTION)).to_have_text("168 of 168 hours, 03 Oct 2016 to 09 Oct 2016")
-        page.wait_for_url(f"{url}/outlook?from=2016-10-03&to=2016-10-09")
+        expect(page.locator(CAPTION)).to_contain_text("168 of 168 hours, 03 Oct 2016 to 09 Oct 2016.")
+        page.wait_for_url(f"{url}/comparison?from=2016-10-03&to=2016-10-09")
         # the week alone has the means that it has among others
-        cells = page.locator("#outlook-weeks tbody td").all_inner_texts()
-        means = [text.removesuffix(" GW") for text in page.locator("#outlook-key-figures tbody td").all_inner_texts()]
-        assert cells[1:] == means
+        cells = page.locator("#comparison-weeks tbody td").all_inner_texts()
+        tiles = page.locator("#key-figures .tile").all_inner_texts()
+        for tile, (measured, predicted, error) in zip(tiles, (cells[1:4], cells[4:]), strict=False):
+            assert f"{predicted} GW" in tile
+            assert f"measured {measured} GW, mean absolute error {error} GW" in tile
         assert page.evaluate("window.stillTheSamePage")
 
 
 @pytest.mark.parametrize(
     "query", ["from=junk&to=2016", "to=2016-10-03", "from=%ff&to=%00", "from=[1]&" * 30, "from=9999-99-99&to=-1&x=<b>"]
 )
-def test_outlook_ignores_junk_in_its_address(browser, url, query):
+def test_comparison_ignores_junk_in_its_address(browser, url, query):
     """What is no period shows the latest two weeks, and leaves nothing to go back to."""
-    with opened(browser, f"{url}/outlook?{query}") as page:
+    with opened(browser, f"{url}/comparison?{query}") as page:
         expect(page.locator(CAPTION)).to_contain_text("18 Dec 2016 to 31 Dec 2016")
-        page.wait_for_url(f"{url}/outlook")
+        page.wait_for_url(f"{url}/comparison")
 
 
-def test_outlook_brings_days_into_the_data(browser, url):
+def test_comparison_brings_days_into_the_data(browser, url):
     """Days in the wrong order, or beyond the data, are those nearest to them."""
-    with opened(browser, f"{url}/outlook?from=2030-01-01&to=2016-12-24") as page:
+    with opened(browser, f"{url}/comparison?from=2030-01-01&to=2016-12-24") as page:
         expect(page.locator(CAPTION)).to_contain_text("24 Dec 2016 to 31 Dec 2016")

@@ -1,4 +1,4 @@
-"""The data behind all pages: which hours there are, which are not, in what units, and whose it is."""
+"""Data: which hours the data has and lacks, in what units, and where it comes from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from workshop.data.validation_page import TITLES
 
 PATH, TITLE = "/data", "Data"
 MOST_GAPS = 12
+UNITS_HEAD = ["Column", "Unit", "Lowest", "Mean", "Highest", "Allowed"]
 LICENCES = {
     "sample": "The weather files carry no licence of their own: have it checked before you pass them on.",
     "opsd": "The publisher states no licence: attribute the data, and claim none.",
@@ -42,31 +43,23 @@ def sections(served: Served) -> list:
 def _sections(served: Served) -> list:
     if served.frame is None:
         hint = "There is no data yet." if served.looked else "One moment …"
-        return [parts.panel("hours", "Which hours there are", hint, [])]
-    return [
-        html.Div([_hours(served.frame), _gaps(served.frame)], className="columns"),
-        _units(served.frame),
-        _source(served.frame),
-    ]
+        return [parts.panel("hours", "Coverage", hint, [])]
+    panels = _hours(served.frame), _gaps(served.frame)
+    return [html.Div(panels, className="columns"), _units(served.frame), _source(served.frame)]
 
 
-def _hours(frame: pd.DataFrame) -> object:
+def _hours(frame: pd.DataFrame) -> html.Section:
     first, last = frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1]
-    missing = coverage.missing_by_month(frame, first.year, last.year)
+    missing = figures.missing(coverage.missing_by_month(frame, first.year, last.year)).update_layout(margin_t=30)
     expected = round((last - first) / pd.Timedelta(hours=1)) + 1
+    period = f"{first:%d %b %Y} to {last:%d %b %Y}"
+    hint = f"{len(frame):,} of {expected:,} hours from {period}; each square is the number of hours that are missing."
     return parts.panel(
-        "hours",
-        "Which hours there are",
-        f"{len(frame):,} of {expected:,} hours from {first:%d %b %Y} to {last:%d %b %Y}; missing hours by month.",
-        [
-            parts.graph(
-                "missing", figures.missing(missing).update_layout(margin_t=30), "Missing hours by month", "chart middle"
-            )
-        ],
+        "hours", "Coverage", hint, [parts.graph("missing", missing, "Missing hours by month", "chart middle")]
     )
 
 
-def _gaps(frame: pd.DataFrame) -> object:
+def _gaps(frame: pd.DataFrame) -> html.Section:
     stamps = frame["utc_timestamp"]
     steps = stamps.diff() / pd.Timedelta(hours=1)
     gaps = pd.DataFrame({"from": stamps.shift() + pd.Timedelta(hours=1), "to": stamps, "hours": steps - 1})
@@ -75,15 +68,15 @@ def _gaps(frame: pd.DataFrame) -> object:
         [f"{gap['from']:%d %b %Y, %H:%M}", f"{gap['to']:%d %b %Y, %H:%M}", f"{gap['hours']:.0f}"]
         for _, gap in gaps.head(MOST_GAPS).iterrows()
     ]
-    hint = (
-        f"{len(gaps)} gaps, {gaps['hours'].sum():.0f} hours; counted, never filled." if len(gaps) else "There is none."
-    )
-    shown = [parts.table(["First missing hour", "Goes on at", "Hours"], rows)] if rows else []
+    if not rows:
+        return parts.panel("gaps", "Gaps", "No hour is missing.", [])
+    hint = f"{len(gaps)} gaps, {gaps['hours'].sum():.0f} hours in all; none is filled."
     more = [html.P(f"The {MOST_GAPS} longest are listed.", className="hint")] if len(gaps) > MOST_GAPS else []
-    return parts.panel("gaps", "Gaps", hint, [*shown, *more])
+    table = parts.table(["First missing hour", "Next hour with data", "Hours"], rows)
+    return parts.panel("gaps", "Gaps", hint, [table, *more])
 
 
-def _units(frame: pd.DataFrame) -> object:
+def _units(frame: pd.DataFrame) -> html.Section:
     rows = [
         [
             TITLES[column],
@@ -93,18 +86,16 @@ def _units(frame: pd.DataFrame) -> object:
         ]
         for column in (*TARGETS, *FEATURES)
     ]
-    head = ["Column", "Unit", "Least", "Mean", "Most", "Allowed"]
-    shown = parts.scroll(parts.table(head, rows), "Columns with units and ranges")
-    hint = "Hourly means; radiation is on the horizontal; a value stands for the hour that begins then (UTC)."
-    return parts.panel("units", "What it holds", hint, [shown])
+    table = parts.scroll(parts.table(UNITS_HEAD, rows), "Columns with units and ranges")
+    return parts.panel("units", "Columns", "Hourly means; radiation is that on a horizontal surface.", [table])
 
 
-def _source(frame: pd.DataFrame) -> object:
-    told = origin.of_frame(frame)
+def _source(frame: pd.DataFrame) -> html.Section:
+    source = origin.of_frame(frame)
     known = [
-        ("Source", f"{told.source}, modelled" if told.modelled else told.source),
-        ("Attribution", told.attribution),
-        ("Licence", LICENCES.get(told.source, "As its owner says.")),
+        ("Source", f"{source.source}, modelled" if source.modelled else source.source),
+        ("Attribution", source.attribution),
+        ("Licence", LICENCES.get(source.source, "See its owner's terms.")),
     ]
-    hint = "Generation is modelled here, not measured: the figures show that the method works, and no more."
-    return parts.panel("source", "Whose it is", hint if told.modelled else "Measured.", [parts.facts(known)])
+    hint = "Generation is modelled here, not measured: the figures show only that the method works."
+    return parts.panel("source", "Source", hint if source.modelled else "Measured.", [parts.facts(known)])

@@ -1,0 +1,255 @@
+"""Predicted and measured: the model's predictions for a period beside the measurements, and how far they are off."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import address
+import dash_bootstrap_components as dbc
+import pandas as pd
+import parts
+import periods
+import plotly.graph_objects as go
+from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash.exceptions import PreventUpdate
+from periods import Period
+from serving import Served, Serving
+
+from workshop.data import figures, origin
+from workshop.data import weeks as iso_weeks
+from workshop.data.schema import TARGETS
+from workshop.errors import WorkshopError
+
+PATH, TITLE = "/comparison", "Predicted and measured"
+PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
+MOST_WEEKS = 53
+WEEKS_HEAD = ["Week", "Hours", "Solar", "predicted", "error", "Wind", "predicted", "error"]
+
+Answer = tuple[go.Figure, list, list, go.Figure, go.Figure]  # figure, key figures, weeks, and residuals
+
+
+def page(served: Served, query: dict[str, str]) -> list:
+    """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
+    period = periods.chosen(served, query.get("from"), query.get("to"))
+    figure, key_figures, weeks, by_hour, by_month = answer(served, period)
+    residuals = [
+        parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
+        parts.graph("residuals-by-month", by_month, "Errors by month", "chart low"),
+    ]
+    return [
+        dcc.Store(id="latest-period", data=periods.latest(served)),
+        parts.panel(
+            "comparison",
+            "Predicted and measured",
+            modelled(served),
+            [
+                html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
+                _controls(served, period),
+                parts.graph("comparison-figure", figure, "Measured and predicted power over time, with error band"),
+            ],
+        ),
+        parts.panel(
+            "weeks",
+            "Week by week",
+            "Means and mean absolute errors in GW; the name of a week is a link that shows it alone.",
+            [html.Div(weeks, id="comparison-weeks")],
+        ),
+        parts.panel(
+            "residuals",
+            "When the model is off",
+            "Predicted minus measured in the period: the median, and the middle half of the hours.",
+            [html.Div(residuals, className="columns")],
+        ),
+    ]
+
+
+def register(app: Dash, serving: Serving) -> None:
+    """Answer to the period, and follow what is served."""
+
+    @app.callback(
+        Output("comparison-figure", "figure"),
+        Output("key-figures", "children"),
+        Output("comparison-weeks", "children"),
+        Output("residuals-by-hour", "figure"),
+        Output("residuals-by-month", "figure"),
+        Input("first-day", "value"),
+        Input("last-day", "value"),
+        Input("revision", "data"),
+        prevent_initial_call=True,
+    )
+    def show_period(start, end, _revision):
+        """Draw the chosen period."""
+        served = serving.now
+        return answer(served, periods.chosen(served, start, end))
+
+    @app.callback(
+        Output("comparison-hint", "children"),
+        Output("latest-period", "data"),
+        *(Output(f"{end}-day", limit) for end in ("first", "last") for limit in ("min", "max")),
+        Output("first-day", "value"),
+        Output("last-day", "value"),
+        Input("revision", "data"),
+        State("first-day", "value"),
+        State("last-day", "value"),
+        prevent_initial_call=True,
+    )
+    def follow_data(_revision, start, end):
+        """Keep the chosen period; a page that was opened before there was data gets its first one."""
+        served = serving.now
+        is_chosen = periods.day(start) and periods.day(end)
+        period = (no_update, no_update) if is_chosen else periods.latest(served)
+        return modelled(served), periods.latest(served), *periods.whole(served) * 2, *period
+
+    @app.callback(
+        Output("first-day", "value", allow_duplicate=True),
+        Output("last-day", "value", allow_duplicate=True),
+        *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
+        Input("earlier", "n_clicks"),
+        Input("later", "n_clicks"),
+        State("first-day", "value"),
+        State("last-day", "value"),
+        prevent_initial_call=True,
+    )
+    def choose_period(*values):
+        """Set the period to the latest days, or move it by its own length."""
+        served, name = serving.now, str(ctx.triggered_id).removeprefix("preset-")
+        if served.frame is None:
+            raise PreventUpdate
+        if name == "all":
+            return periods.whole(served)
+        if name in PRESETS:
+            return periods.latest(served, int(name))
+        return periods.moved(served, *values[-2:], later=name == "later")
+
+    app.clientside_callback(
+        ClientsideFunction("address", "keep_period"),
+        Input("first-day", "value"),
+        Input("last-day", "value"),
+        State("latest-period", "data"),
+    )
+
+
+def answer(served: Served, period: Period) -> Answer:
+    """Return all that follows the period; made once for all readers."""
+    return served.cached((address.prefix(), PATH, *period), lambda: _answer(served, period))
+
+
+def _answer(served: Served, period: Period) -> Answer:
+    rows = periods.rows_within(served, period)
+    if rows.empty:
+        nothing = figures.empty(_why_nothing(served))
+        return nothing, [], [], nothing, nothing
+    frame, predicted = served.frame.loc[rows], served.predicted.loc[rows]
+    try:
+        figure = figures.measured_and_predicted(
+            frame,
+            predicted,
+            band=served.band and tuple(end.loc[rows] for end in served.band),
+            coverage=served.model and served.model.coverage,
+            measured_name=origin.of_frame(served.frame).measured_name,
+        )
+        residuals = [figures.residuals(frame, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
+    except WorkshopError as error:
+        nothing = figures.empty(error.what)
+        return nothing, [], [], nothing, nothing
+    figure.update_layout(margin_t=44, uirevision=" ".join(map(str, period)))
+    return figure, key_figures(served, rows, period), weeks(frame, predicted), *residuals
+
+
+def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
+    """Return tiles with the means, errors and the share of hours within the band, and a line on the period."""
+    start, end = period
+    length = end - start + timedelta(days=1)
+    before = periods.rows_within(served, (start - length, start - timedelta(days=1)))
+    frame, predicted = served.frame.loc[rows, TARGETS], served.predicted.loc[rows, TARGETS]
+    errors = (served.predicted[TARGETS] - served.frame[TARGETS]).abs()
+    tiles = [
+        parts.tile(
+            f"{figures.NAMES[target]}, mean predicted",
+            f"{predicted[target].mean():.2f}",
+            "GW",
+            f"measured {frame[target].mean():.2f} GW, mean absolute error {errors.loc[rows, target].mean():.2f} GW",
+            target.removesuffix("_GW"),
+        )
+        for target in TARGETS
+    ]
+    off, off_before = (errors.loc[part].to_numpy().mean() for part in (rows, before.union(rows[:0])))
+    against = f"{off_before:.2f} GW in the {length.days} days before" if len(before) else "no data before the period"
+    tiles.append(parts.tile("Mean absolute error", f"{off:.2f}", "GW", against))
+    if served.band and served.model and served.model.coverage:
+        low, high = (end.loc[rows, TARGETS] for end in served.band)
+        share = ((frame >= low) & (frame <= high)).to_numpy().mean()
+        tiles.append(
+            parts.tile("Hours within the band", f"{100 * share:.0f}", "%", f"expected {served.model.coverage:.0%}")
+        )
+    said = f"{len(rows):,} of {24 * length.days:,} hours, {start:%d %b %Y} to {end:%d %b %Y}. "
+    said += novelty(served.frame.loc[rows], served.production and served.production.learned_until)
+    return [html.Div(tiles, className="tiles"), html.P(said, className="hint")]
+
+
+def novelty(frame: pd.DataFrame, learned_until: str | None) -> str:
+    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones."""
+    if learned_until is None:
+        return ""
+    last = pd.Timestamp(learned_until)
+    known = frame["utc_timestamp"] <= last
+    if not known.any():
+        return f"The model was trained on hours up to {last:%d %b %Y}: all of these are new to it."
+    share = "all" if known.all() else f"{known.sum():,}"
+    return (
+        f"The model was trained on {share} of these hours (up to {last:%d %b %Y}): its errors on new ones are larger."
+    )
+
+
+def modelled(served: Served) -> str:
+    """Return a remark on generation that was not measured; empty for measured data."""
+    source = origin.of_frame(served.frame)
+    return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
+
+
+def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
+    """Return the means and errors of each week (ISO 8601, UTC), the latest first; of a long period the last year's."""
+    mondays = iso_weeks.mondays(frame["utc_timestamp"])
+    errors = (predicted - frame)[TARGETS].abs()
+    every = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS], "error": errors}, axis=1)
+    means, hours = every.groupby(mondays).mean(), mondays.value_counts()
+    rows = []
+    for monday, mean in list(means.iterrows())[: -MOST_WEEKS - 1 : -1]:
+        link = address.of_period(PATH, monday.date(), (monday + pd.Timedelta(days=6)).date())
+        numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
+        rows.append([html.A(iso_weeks.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
+    table = parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")
+    more = len(means) - len(rows)
+    return [table, *([html.P(f"{more} earlier weeks are not listed.", className="hint")] if more else [])]
+
+
+def _why_nothing(served: Served) -> str:
+    if not served.looked:
+        return "One moment …"
+    if served.frame is None:
+        return "There is no data yet."
+    if served.predicted is None:
+        return "There is no model in production yet."
+    return "There is no hour of data in this period."
+
+
+def _controls(served: Served, period: Period) -> html.Div:
+    least, most = periods.whole(served)
+    days = []
+    for end, day in zip(("first", "last"), period, strict=True):
+        days += [
+            html.Label(f"{end.capitalize()} day", htmlFor=f"{end}-day", className="visually-hidden"),
+            # The browser's own calendar: known to keyboards, screen readers and thumbs.
+            dbc.Input(id=f"{end}-day", type="date", value=day, min=least, max=most, debounce=400, size="sm"),
+        ]
+    presets = [_button(label, f"preset-{name}", f"The latest: {label}") for name, label in PRESETS.items()]
+    moves = [_button("← Earlier", "earlier"), _button("Later →", "later")]
+    groups = (("Period", days, "days"), ("Latest", presets, "presets"), ("Move", moves, "presets"))
+    return html.Div(
+        [html.Fieldset([html.Legend(name), html.Div(group, className=kind)]) for name, group, kind in groups],
+        className="controls",
+    )
+
+
+def _button(label: str, id_: str, title: str | None = None) -> dbc.Button:
+    return dbc.Button(label, id=id_, size="sm", color="light", n_clicks=0, title=title)

@@ -1,0 +1,155 @@
+"""Model: the model in production, why it is there, where it comes from, which inputs it uses, and its predecessors."""
+
+from __future__ import annotations
+
+import pandas as pd
+import parts
+from dash import Dash, Input, Output, html
+from serving import Served, Serving
+
+from workshop.data import figures, model_figures
+from workshop.models.history import Move
+from workshop.models.lineage import Link
+
+PATH, TITLE = "/model", "Model"
+EXPLANATIONS = {
+    "importance": ("Which inputs matter", "By how much R² falls when the values of one input are shuffled."),
+    "responses": (
+        "How predictions respond",
+        "The mean prediction over the values of each input, all others unchanged.",
+    ),
+}
+SCORES = {"r2_solar": "R² solar", "r2_wind": "R² wind", "mae_GW": "Mean absolute error, GW"}
+HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
+
+
+def page(served: Served, _query: dict[str, str]) -> list:
+    """Return the page; it has no state of its own."""
+    return [html.Div(sections(served), id="model-page", className="stack")]
+
+
+def register(app: Dash, serving: Serving) -> None:
+    """Follow what is served."""
+
+    @app.callback(Output("model-page", "children"), Input("revision", "data"), prevent_initial_call=True)
+    def follow_model(_revision):
+        """Show the model that is in production now."""
+        return sections(serving.now)
+
+
+def sections(served: Served) -> list:
+    """Return all that is known of the model in production."""
+    if served.production is None:
+        hint = "There is no model in production yet." if served.looked else "One moment …"
+        return [parts.panel("in-production", "Model in production", hint, [])]
+    explained = [
+        parts.panel(f"{name}-panel", title, hint, [_explanation(name, served.record.explanations[name], title)])
+        for name, (title, hint) in EXPLANATIONS.items()
+        if name in served.record.explanations
+    ]
+    return [
+        html.Div([_facts(served), _score_figure(served.record.history)], className="columns"),
+        _lineage(served.record.lineage),
+        *explained,
+        _moves(served.record.history),
+    ]
+
+
+def _facts(served: Served) -> html.Section:
+    production, model = served.production, served.model
+    moves = [move for move in served.record.history if move.version == production.version]
+    move = moves[-1] if moves else None
+    scores = move.scores if move else {}
+    known = {
+        "Version": f"{production.name} version {production.version}",
+        "Kind": parts.kind(production.stage, model.kind),
+        "In production since": parts.moment((move and move.when) or production.since),
+        "Held-out R²": "not recorded" if production.r2 is None else f"{production.r2:.3f}",
+        **{name: f"{scores[key]:.3f}" for key, name in SCORES.items() if _has(scores, key)},
+        "Why": (move and (move.why or move.reason)) or production.why or "not recorded",
+        "Who": move and move.who,
+        "Replaced": move and move.replaced and f"version {move.replaced}",
+    }
+    band = f"The error band is made to hold {model.coverage:.0%} of the hours." if model.coverage else "No error band."
+    run = production.run_url
+    link = [html.P(parts.external_link("Its run in MLflow", run, id="run-link"))] if run else []
+    facts = parts.facts([(name, fact) for name, fact in known.items() if fact])
+    return parts.panel("in-production", "Model in production", band, [facts, *link])
+
+
+def _score_figure(history: tuple[Move, ...]) -> html.Section:
+    moves = [move for move in history if _has(move.scores, "r2")]
+    figure = figures.empty("No scores of earlier versions have been read yet.")
+    if moves:
+        table = pd.DataFrame(
+            {
+                "name": [f"{move.number}: v{move.version}" for move in moves],
+                **{key: [move.scores.get(key) for move in moves] for key in figures.SCORES},
+                "replaced_r2": [move.replaced_scores.get("r2") for move in moves],
+            }
+        )
+        figure = model_figures.scores_over_time(table)
+    label = "R² of each version in production over time"
+    return parts.panel(
+        "scores",
+        "Scores of all versions",
+        "R² on the hours that were held out at the time, at each change of the version in production.",
+        [parts.graph("scores-figure", figure.update_layout(margin_t=40), label, "chart middle")],
+    )
+
+
+def _lineage(links: tuple[Link, ...]) -> html.Section:
+    boxes = [html.Li(_box(link), className=None if link.known and not link.trouble else "unknown") for link in links]
+    nothing = html.P("The lineage has not been read yet.", className="hint")
+    hint = "Each step as it was recorded; its link shows the thing itself."
+    content = html.Ol(boxes, className="chain") if boxes else nothing
+    return parts.panel("lineage", "From the data to production", hint, [content])
+
+
+def _box(link: Link) -> list:
+    name = parts.moments(link.name)
+    # A recorded address could be anything, a script among others.
+    if link.url and link.url.startswith(("http://", "https://")):
+        name = parts.external_link(name, link.url)
+    facts = [
+        html.Div([html.Dt(parts.moments(key)), html.Dd(parts.moments(str(fact)))]) for key, fact in link.facts.items()
+    ]
+    return [
+        html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),
+        html.P(name if link.known else "not recorded", className="name"),
+        *([html.Dl(facts)] if facts else []),
+        *([html.P(link.trouble, className="trouble")] if link.trouble else []),
+    ]
+
+
+def _moves(history: tuple[Move, ...]) -> html.Section:
+    rows = [
+        [
+            f"{move.version}{' (deleted)' if move.deleted else ''}",
+            move.action,
+            parts.moment(move.when),
+            ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",
+            _score(move.scores),
+            _score(move.replaced_scores) if move.replaced or move.replaced_scores else "none",
+        ]
+        for move in reversed(history)
+    ]
+    table = parts.scroll(parts.table(HEAD, rows, "moves"), "All versions that were in production")
+    nothing = html.P("The history has not been read yet.", className="hint")
+    return parts.panel("moves", "Versions in production so far", "The latest first.", [table if rows else nothing])
+
+
+def _has(scores: dict, key: str) -> bool:
+    return isinstance(scores.get(key), int | float)
+
+
+def _score(scores: dict) -> str:
+    return f"{scores['r2']:.3f}" if _has(scores, "r2") else "not recorded"
+
+
+def _explanation(name: str, figure: dict, label: str) -> html.Div:
+    """Return a figure as it was logged, without the title that the panel has already."""
+    layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}
+    figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
+    drawn = parts.graph(name, figure, label, "chart middle wide" if name == "responses" else "chart middle")
+    return parts.scroll(drawn, label) if name == "responses" else drawn

@@ -1,0 +1,111 @@
+"""Protection against requests that no page makes: each is refused with 4xx and a reason, and none ends in a 500."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from http import HTTPStatus
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from dash import Dash
+from dash.exceptions import DependencyException
+from flask import Response, abort, jsonify, request
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, RequestEntityTooLarge
+
+from workshop.data.weather import MOST_BYTES
+
+# As many rows as `/predict` accepts take a third of it, or all of it with every digit and each value on a line of its
+# own. A file travels in a callback as base64, four letters for three bytes.
+LARGEST_BODY_BYTES = MOST_BYTES * 2
+CALLBACKS = "/_dash-update-component"
+ANY_PATH = "/<path:path>"  # Dash shows the page at every path
+
+# What a page may load, and who may frame it: JupyterLab, which shows it under its own address. Dash and plotly style
+# what they draw, and Bootstrap's pictures are within its styles. https://developer.mozilla.org/docs/Web/HTTP/Guides/CSP
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'self'"
+)
+
+log = logging.getLogger(__name__)
+
+
+def protect(app: Dash, paths: Collection[str]) -> None:
+    """Refuse foreign hosts, large bodies and malformed callbacks, and answer every error as JSON.
+
+    ``paths`` are those of the pages; any other path shows the page that says so, with status 404.
+    """
+    server = app.server
+    server.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY_BYTES
+    policy = f"{POLICY}; script-src 'self' {' '.join(app.csp_hashes())}"
+
+    @server.before_request
+    def check_request() -> None:
+        if not is_local(request.headers.get("Host", "")):
+            abort(HTTPStatus.FORBIDDEN, "the Host is neither localhost nor a private address")
+        if request.path == CALLBACKS and request.method == "POST":
+            check_callback(app, request.get_json())
+
+    @server.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = policy
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "same-origin"  # the layout is made for the page that asks for it
+        if request.endpoint == ANY_PATH and request.path not in paths and response.status_code == HTTPStatus.OK:
+            response.status_code = HTTPStatus.NOT_FOUND
+        return response
+
+    @server.errorhandler(Exception)
+    def answer_error(error: Exception) -> tuple[Response, int]:
+        """Answer 4xx with a reason when the request is at fault, and 500 when the dashboard is."""
+        if isinstance(error, RequestEntityTooLarge):
+            reason = f"the body is too large: {LARGEST_BODY_BYTES:,} bytes are allowed, {MOST_BYTES:,} for a file"
+            status = error.code
+        elif isinstance(error, HTTPException):
+            reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        elif isinstance(error, DependencyException):
+            reason, status = "there is no such file", HTTPStatus.NOT_FOUND
+        elif request.path == CALLBACKS or isinstance(error, RecursionError):  # errors of a callback: `report_failure`
+            reason, status = "the body is not what a page of the dashboard sends", HTTPStatus.BAD_REQUEST
+        else:
+            reason, status = InternalServerError.description, HTTPStatus.INTERNAL_SERVER_ERROR
+            log.error("%s failed", request.method, exc_info=error)
+        # The path in one line, and not at any length.
+        log.info("%s %s answered with %d: %.80s", request.method, repr(request.path)[1:81], status, reason)
+        return jsonify(error=reason), status
+
+
+def report_failure(error: Exception) -> None:
+    """Log an error of a callback and answer 500; only a value nested too deeply is the request's fault."""
+    if isinstance(error, RecursionError):
+        raise BadRequest("the body is nested too deeply")
+    log.error("a callback failed", exc_info=error)
+    raise InternalServerError
+
+
+def check_callback(app: Dash, body: object) -> None:
+    """Raise BadRequest unless the inputs and states are those that the callback declares: Dash takes them on trust."""
+    try:
+        declared = app.callback_map[body["output"]]
+        named = {key: [(item["id"], item["property"]) for item in body.get(key, [])] for key in ("inputs", "state")}
+        fits = "callback" in declared and all(
+            names == [(item["id"], item["property"]) for item in declared[key]] for key, names in named.items()
+        )
+        fits = fits and set(body.get("changedPropIds", [])) <= {".".join(name) for name in named["inputs"]}
+    except (AttributeError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise BadRequest("the body is not what a page of the dashboard sends")
+
+
+def is_local(host: str) -> bool:
+    """Tell whether a host is localhost or a private address: no name that another site could make mean this machine.
+
+    https://en.wikipedia.org/wiki/DNS_rebinding
+    """
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ip_address(name).is_private
+    except ValueError:
+        return False

@@ -1,0 +1,153 @@
+"""Requests that no page sends are refused with a reason; unforeseen errors are described in the log alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+
+import pytest
+from dash import Input, Output
+from dashboard.bodies import URL, body_of, output_with
+
+UPLOAD = "weather-answer.children"
+
+
+@pytest.fixture
+def client(made):
+    """A client of the app with data and model."""
+    return made()[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("GET", "/comparison?from=x", 200),
+        ("GET", "/nowhere", 404),
+        ("GET", "/predict", 404),
+        ("GET", URL, 404),
+        ("PUT", "/", 405),
+        ("DELETE", "/predict", 405),
+        ("POST", "/nowhere", 405),
+        ("POST", "/health", 405),
+        ("TRACE", "/health", 405),
+        ("GET", "/_dash-component-suites/nothing/there.js", 404),
+        ("GET", "/_dash-component-suites/dash/../../app.py", 404),
+        ("GET", "/assets/../app.py", 404),
+        ("GET", "/assets/%2e%2e/app.py", 404),
+    ],
+)
+def test_unknown_methods_and_paths_are_refused(client, method, path, status):
+    """A path that is no page shows the page that says so, as 404; other refusals are JSON with a reason."""
+    answer = client.open(path, method=method)
+    assert answer.status_code == status
+    assert b"_dash-config" in answer.data or answer.get_json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8050", 200),
+        ("localhost:9000", 200),
+        ("[::1]:8050", 200),
+        ("192.168.1.7:8050", 200),
+        ("10.0.0.7", 200),
+        ("elsewhere.example", 403),
+        ("10.elsewhere.example:8050", 403),
+        ("127.0.0.1.elsewhere.example", 403),
+        ("8.8.8.8", 403),
+        ("[::1", 403),
+        ("", 403),
+    ],
+)
+def test_only_local_hosts_are_answered(client, host, status):
+    """A page of another site whose name is made to mean this machine gets no answer, neither page nor data."""
+    for path in ("/", "/health", "/_dash-layout"):
+        answer = client.get(path, headers={"Host": host})
+        assert answer.status_code == status, path
+        assert status == 200 or set(answer.get_json()) == {"error"}
+
+
+@pytest.mark.parametrize("path", ["/", "/_dash-layout", "/health", "/nowhere", "/assets/theme.js"])
+def test_browsers_are_limited_in_what_they_load(client, path):
+    """Nothing is loaded from elsewhere, no inline script runs but Dash's own, and no other site frames the page."""
+    with client.get(path) as answer:
+        policy = dict(rule.strip().split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == "'self'"
+        assert re.fullmatch(r"'self' 'sha256-[^' ]+'", policy["script-src"])
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+
+
+def test_refusal_is_one_line_in_the_log(client, caplog):
+    """Whatever was sent, the log gets one line, without a traceback and without its line breaks."""
+    with caplog.at_level(logging.INFO, "security"):
+        client.post("/nowhere%0aERROR%20all%20is%20lost" + "x" * 500)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "security"]
+    assert "\n" not in line
+    assert len(line) < 200
+
+
+def test_unforeseen_error_is_described_in_the_log_alone(made, caplog):
+    """An error in a callback answers 500 with a short reason; its traceback is logged once."""
+    app, client = made()
+
+    @app.callback(Output("notice", "children", allow_duplicate=True), Input("page", "title"), prevent_initial_call=True)
+    def fail(_title):
+        raise ZeroDivisionError("the secret of line 7")
+
+    body = body_of(app, output_with(app, "notice.children@"))
+    answer = client.post(URL, json=body)
+    assert answer.status_code == 500
+    assert set(answer.get_json()) == {"error"}
+    assert "secret" not in answer.get_data(as_text=True)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+    assert client.post(URL, json=body_of(app, output_with(app, "comparison-figure.figure"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"output": "no.such"},
+        {"inputs": None},
+        {"inputs": [[1]]},
+        {"inputs": []},
+        {"outputs": {"id": "x", "property": "y"}},
+        {"changedPropIds": [{}]},
+        {"changedPropIds": ["{"]},
+        {"state": [{"id": "x", "property": "y"}]},
+    ],
+)
+def test_malformed_callbacks_are_refused(made, wrong):
+    """A body that differs from what the callback declares is answered 400 with the reason."""
+    app, client = made()
+    body = body_of(app, output_with(app, "comparison-figure.figure")) | wrong
+    answer = client.post(URL, json=body)
+    assert answer.status_code == 400
+    assert set(answer.get_json()) == {"error"}
+
+
+def test_large_bodies_are_refused(made):
+    """More than four megabytes are refused at every address; a file of two fits."""
+    app, client = made()
+    upload, other = output_with(app, UPLOAD), output_with(app, "comparison-figure.figure")
+
+    def sent(output: str, size: int, path: str = URL) -> int:
+        file = "data:text/csv;base64," + base64.b64encode(b"x" * size).decode()
+        body = body_of(app, output, contents=file, first_day=file)
+        return client.post(path, json=body).status_code
+
+    assert sent(upload, 1_990_000) == 200
+    assert sent(upload, 3_000_000) == 413
+    assert sent(other, 2_900_000) == 200
+    assert sent(other, 3_000_000) == 413
+    assert sent(other, 3_000_000, "/predict") == 413
+
+
+def test_deep_bodies_are_refused(client):
+    """Lists in lists without end are the sender's fault."""
+    deep = json.loads("[" * 900 + "]" * 900)
+    for path in (URL, "/predict"):
+        assert 400 <= client.post(path, json={"rows": deep, "output": deep}).status_code < 500
