@@ -19,7 +19,10 @@ import requests
 from workplace import ROOT, free_port
 
 DASHBOARD = ROOT / "4_pipeline" / "dashboard" / "app.py"
-PAGES = {"/": "Predicted and measured", "/what-if": "What if", "/your-weather": "Your weather", "/model": "Model", "/data": "Data"}
+PAGES = {
+    "/": "Predicted and measured", "/what-if": "What if", "/your-weather": "Your weather", "/model": "Model",
+    "/data": "Data",
+}  # fmt: skip
 ALIAS_SECONDS = 5.0  # from the alias's move to every open page
 FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says
 START_SECONDS = 90.0  # of a dashboard's process, model loaded, on a busy machine
