@@ -184,10 +184,10 @@ def test_bare_run_of_the_front_page_goes_to_the_experiment(servers, environments
     """`mlflow run lr` needs no option; an experiment that is named is the one that is taken."""
     assert "`mlflow run lr`" in (ROOT / "README.md").read_text()
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
-    lines = ("mlflow run lr", "mlflow run lr --experiment-name other", "mlflow run lr --experiment-id 0")
+    lines = ("mlflow run lr", "mlflow run lr --experiment-name other")
     results = [type_line(line, servers.root / "3_projects", **environment) for line in lines]
     runs = read_runs([run_id_of(result) for result in results], servers)
-    assert [run["experiment"] for run in runs] == ["predicting_wind_solar", "other", "Default"]
+    assert [run["experiment"] for run in runs] == ["predicting_wind_solar", "other"]
 
 
 def test_run_from_a_git_address_names_commit_and_address(typed, servers):
