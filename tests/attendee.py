@@ -12,9 +12,7 @@ from pathlib import Path
 from workplace import ROOT
 
 from workshop.settings import Settings
-from workshop.teaching.checkpoints import verdicts
-from workshop.teaching.checkpoints.evidence import gather
-from workshop.teaching.checkpoints.step import Checkpoint
+from workshop.teaching.checkpoints import Checkpoint, gather, look
 
 
 def git(folder: Path, *words: str) -> str:
@@ -53,11 +51,11 @@ class Attendee:
 
     def steps(self) -> dict[str, Checkpoint]:
         """Return all steps by their titles, looked at now."""
-        return {checkpoint.title: checkpoint for checkpoint in verdicts(gather(self.settings))}
+        return {checkpoint.title: checkpoint for checkpoint in look(gather(self.settings))}
 
     def ticked(self) -> set[str]:
         """Return the titles of the steps that are done."""
-        return {title for title, checkpoint in self.steps().items() if checkpoint.state == "done"}
+        return {title for title, checkpoint in self.steps().items() if checkpoint.done}
 
     @contextlib.contextmanager
     def ticks(self, *titles: str) -> Iterator[None]:

@@ -282,16 +282,16 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
         ("3.1", rf, "another project"),
         ("3.1", "0" * 32, "has no run"),
         ("3.2", (lr, "0" * 40), "another commit"),
-        ("3.2", lr, "not a pair"),
+        ("3.2", lr, "cannot be checked"),
         ("3.3", lr, "entry point `validate`"),
     ]
-    before = exercises.solved()
+    before = exercises.solved(in_workplace.settings)
     for number, answer, told in answers:
         exercises.check(number, answer)
         printed = capsys.readouterr().out
         assert printed.startswith(f"Exercise {number}, not yet")
         assert told in printed
-    assert exercises.solved() == before
+    assert exercises.solved(in_workplace.settings) == before
 
 
 @pytest.mark.soak  # two minutes, most of them TensorFlow's download; the others run so in each test run

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from workshop.cli import data, lab, machines, models, pipeline, report, servers, teaching
+from workshop.cli import data, lab, models, pipeline, report, servers, teaching
 from workshop.cli.printing import tell
 
 TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "run", "check")  # ask the tracking server
@@ -42,7 +42,6 @@ for command in (
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
     *(models.promote, models.rollback, models.history, models.lineage, data.data, report.report),
-    *(machines.doctor, machines.offline),
-    *(lab.lab, teaching.check, teaching.reset),
+    *(lab.lab, teaching.check, teaching.doctor, teaching.reset),
 ):
     main.add_command(command)

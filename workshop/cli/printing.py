@@ -32,21 +32,6 @@ def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@contextlib.contextmanager
-def cells_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield what shows that one more of a notebook's cells is done: a bar on a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
-
-
 def one_line(text: str, longest: int | None = None) -> str:
     """Return a text that anybody may have written as a line without control characters, cut when it is longer."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import click
 
-from workshop.cli.printing import bytes_bar, cells_bar, json_option, print_rows, tell
+from workshop.cli.printing import bytes_bar, json_option, print_rows, tell
 
 
 @click.command()
-@click.option("--chapter", type=click.IntRange(2, 4), help="Also bring what the chapters before this one leave.")
+@click.option("--chapter", type=click.IntRange(2, 4), help="Also make what the chapters before this one leave.")
 def up(chapter: int | None) -> None:
     """Start the servers that do not run, and wait until each answers.
 
-    With --chapter, who begins there finds what the chapters before it leave: tables, runs, a registered version, a
-    project's run. What is there already is not made again, and no file of yours is changed.
+    With --chapter, prepare the state that the earlier chapters would have left: tables, runs, a registered version, a
+    project's run. What exists is not made again, and no file of yours is changed.
 
     \b
     Example:  workshop up
@@ -31,8 +31,8 @@ def up(chapter: int | None) -> None:
     if chapter:
         from workshop.teaching import headstart, startpage
 
-        headstart.bring(settings, chapter, tell, cells_bar)
-        tell(f"next: {startpage.write(settings)} says where to go on")
+        headstart.bring(settings, chapter, tell)
+        tell(f"next: {startpage.write(settings)} shows the next step")
 
 
 @click.command()
