@@ -75,6 +75,7 @@ def test_exercises_have_their_form(path):
         assert solution_of(solution) not in answer.source
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file):
     """Run as it is, no check passes and none is kept; with the solutions filled in, in the same kernel, all do."""

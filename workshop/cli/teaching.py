@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
-
 import click
 
 from workshop.cli.printing import json_option, one_line, print_rows, tell
@@ -31,39 +28,28 @@ def check(chapter: int | None, as_json: bool) -> None:
     settings = get_settings()
     progress = checkpoints.examine(settings)
     startpage.write(settings, progress)
-    numbers = [chapter] if chapter else [each.number for each in checkpoints.CHAPTERS]
-    steps = [step for number in numbers for step in progress.of(number)]
+    chapters = [each for each in checkpoints.CHAPTERS if chapter in (None, each.number)]
+    shown = [step for each in chapters for step in progress.of(each.number)]
     if as_json:
-        print_rows([asdict(step) for step in steps], as_json)
+        print_rows([asdict(step) for step in shown], as_json)
     else:
-        _print_steps(progress, numbers)
-    if chapter and not all(step.done for step in steps):
+        following = progress.next_of(*(each.number for each in chapters))
+        for each in chapters:
+            steps = progress.of(each.number)
+            click.secho(
+                f"{each.number}  {each.title}, {sum(bool(step.done) for step in steps)} of {len(steps)}", bold=True
+            )
+            for step in steps:
+                click.echo(f"   {startpage.SIGNS[step.done]} {step.title}")
+                if step.reason and (chapter or step == following):  # of a single chapter all, else the next one
+                    click.echo(f"       {step.place}\n       {step.reason}")
+            click.echo()
+        click.echo(startpage.legend(shown))
+        where = f" ({following.place}, chapter {following.chapter})" if following else ""
+        click.echo(f"Next: {following.title}{where}" if following else "All of it is done.")
+        click.echo(f"The start page, {startpage.NAME}, shows the same. If it is open: {startpage.RELOAD}")
+    if chapter and not all(step.done for step in shown):
         raise SystemExit(1)
-
-
-def _print_steps(progress, numbers: list[int]) -> None:
-    """Print chapters with their steps, and what to do for open steps: of one chapter all, else the next one only."""
-    from workshop.teaching import startpage
-    from workshop.teaching.checkpoints import CHAPTERS
-
-    width, following = min(shutil.get_terminal_size().columns, 120), progress.next_of(*numbers)
-    for number in numbers:
-        steps = progress.of(number)
-        done = sum(bool(step.done) for step in steps)
-        click.secho(f"{number}  {CHAPTERS[number - 1].title}, {done} of {len(steps)}", bold=True)
-        for step in steps:
-            click.echo(f"   {startpage.SIGNS[step.done]} {step.title}")
-            if step == following or (len(numbers) == 1 and step.reason):
-                click.echo(f"       where: {step.place}")
-                indents = {"initial_indent": " " * 7, "subsequent_indent": " " * 14}
-                # Lines are not broken inside addresses and commands, which people copy.
-                text = f"to do: {step.reason}"
-                click.echo(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False, **indents))
-        click.echo()
-    click.echo(startpage.legend(step for number in numbers for step in progress.of(number)))
-    where = f" ({following.place}, chapter {following.chapter})" if following else ""
-    click.echo(f"Next: {following.title}{where}" if following else "All of it is done.")
-    click.echo(f"The start page, {startpage.NAME}, shows the same. If it is open: {startpage.RELOAD}")
 
 
 @click.command()
@@ -79,14 +65,13 @@ def doctor(as_json: bool) -> None:
     from workshop.settings import get_settings
     from workshop.teaching.doctor import examine
 
-    findings = [finding.as_dict() for finding in examine(get_settings())]
+    findings = examine(get_settings())
     if as_json:
-        print_rows(findings, as_json)
+        print_rows([finding.as_dict() for finding in findings], as_json)
     for finding in findings if not as_json else ():
-        click.echo(f"{DOCTOR_SIGNS[finding['verdict']]} {finding['check']}: {finding['found']}")
-        if finding["next_step"]:
-            click.echo(f"    next: {finding['next_step']}")
-    if not all(finding["ok"] for finding in findings):
+        next_step = f"\n    next: {finding.next_step}" if finding.next_step else ""
+        click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.found}{next_step}")
+    if not all(finding.ok for finding in findings):
         raise SystemExit(1)
 
 
@@ -112,12 +97,8 @@ def reset(chapter: int, yes: bool) -> None:
         tell(f"{plan.chapter.folder} is at its start already (commit {plan.start[:7]})")
         return
     tell(f"{plan.chapter.folder} is put back to its start, commit {plan.start[:7]}:")
-    for title, names in (
-        ("changed, put back", plan.changed),
-        ("deleted, put back", plan.deleted),
-        ("added, moved away", plan.added),
-        ("exercise, not solved any more", plan.solved),
-    ):
+    titles = ("changed, put back", "deleted, put back", "added, moved away", "exercise, not solved any more")
+    for title, names in zip(titles, (plan.changed, plan.deleted, plan.added, plan.solved), strict=True):
         for name in names:
             tell(f"  {title}: {one_line(str(name))}")
     if not yes:
