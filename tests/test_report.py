@@ -23,7 +23,7 @@ from workshop.data.split import split_by_time
 from workshop.models import report
 from workshop.models.lineage import Link
 from workshop.models.loading import LoadedModel
-from workshop.models.registry import Move, Production
+from workshop.models.registry import Production
 from workshop.models.regressor import CapacityFactorRegressor
 from workshop.models.report import Evidence, Miss, render
 from workshop.settings import Settings
@@ -112,13 +112,10 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
 
 
 def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
-    """A week before the end of training is no fair test; weeks are compared with others on the same side of it."""
+    """A week before the end of training is no fair test, and the page says so."""
     new, old = (words(render(evidence, week, TEMPLATE)) for week in (WEEK, "2014-W30"))
     assert "had never seen this week" in new
     assert "so from this very week" in old
-    mondays = weeks.mondays(evidence.frame.utc_timestamp)
-    unseen = evidence.frame.groupby(mondays).size()[lambda hours: hours >= 0.9 * 168].index > evidence.learned_until
-    assert f"Of {unseen.sum() - 1} other weeks that it had not seen" in new
     unknown = words(render(dataclasses.replace(evidence, learned_until=None), WEEK, TEMPLATE))
     assert "is not known" in unknown
 
@@ -154,24 +151,17 @@ def test_page_without_a_model_in_production_says_so(evidence):
     assert "GWh from the wind" in text
 
 
-def test_page_shows_lineage_and_history_as_they_were_recorded(evidence):
-    """Each link, known or not, and the latest moves of the alias; what others wrote is text, never markup."""
+def test_page_shows_lineage_as_it_was_recorded(evidence):
+    """Each link, known or not; what others wrote is text, never markup."""
     links = (
         Link("data", "germany.parquet", {"md5": "5b152ef6"}),
         Link("run", "<b>bold</b>", url="http://127.0.0.1:5000/#/runs/1", trouble="The run was deleted."),
         Link("notebook", "train.ipynb", known=False),
     )
-    moves = tuple(Move(n, "promoted", str(n), "2026-11-21T04:54:36+00:00", replaced=str(n - 1)) for n in range(1, 9))
-    html = render(dataclasses.replace(evidence, lineage=links, history=moves), WEEK, TEMPLATE)
+    html = render(dataclasses.replace(evidence, lineage=links), WEEK, TEMPLATE)
     text = words(html)
-    for told in (
-        "md5: 5b152ef6",
-        "The run was deleted.",
-        "not recorded",
-        "version 8 promoted, in the place of version 7",
-    ):
-        assert told in text
-    assert "version 3 promoted" not in text
+    for part in ("md5: 5b152ef6", "The run was deleted.", "not recorded"):
+        assert part in text
     assert "&lt;b&gt;bold" in html
 
 
@@ -227,7 +217,6 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
 
     file = tmp_path / "page.html"
     file.write_text(render(evidence, WEEK, TEMPLATE), encoding="utf-8")
-    sizes = set()
     for width in (1280, 390):
         view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         asked: list[str] = []
@@ -237,7 +226,7 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
         assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
         assert view.evaluate("document.documentElement.scrollWidth") == width
         figure = view.locator("figure img")
-        sizes.add(figure.evaluate("image => image.naturalWidth"))
+        assert figure.evaluate("image => image.naturalWidth") > 0
         assert "Solar from" in figure.get_attribute("alt")
         colour = view.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
@@ -245,8 +234,6 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
         view.set_content(re.sub(r"<meta http-equiv[^>]+>", "", file.read_text(encoding="utf-8")))
         assert Axe().run(view).response["violations"] == []
         view.close()
-    assert len(sizes) == 2, "the phone has a figure of its own"
-    assert 0 not in sizes
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

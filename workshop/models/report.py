@@ -14,24 +14,21 @@ from workshop.data import features, origin, weeks
 from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
-from workshop.models import evaluation, lineage, registry
+from workshop.models import evaluation, lineage
 from workshop.models.lineage import Link
 from workshop.models.loading import load
-from workshop.models.registry import Move, Production
+from workshop.models.registry import Production
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame, Series, Timestamp
 
-LATEST_MOVES = 5
 # Of the worst hours of a source: how many, how far apart, and from which miss on.
 MOST_HOURS, APART_HOURS, LEAST_MISS_GW = 3, 6, 0.05
 # What is unusual: more than 95 of 100 hours, or outside of what eight of ten hours alike bring.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
 NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
 ALIKE_WIND, ALIKE_LIGHT, ALIKE_LIGHT_SHARE = 0.25, 20.0, 0.15  # m/s; W/m², or this share of the light
-TWILIGHT_DEGREES, LOW_SUN_DEGREES = -6.0, 10.0
-WIDE, NARROW = {"width": 7.2, "letters": 8.0}, {"width": 3.9, "letters": 9.0}  # inches and points: desktop and phone
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +49,6 @@ class Evidence:
     production: Production | None = None
     learned_until: Timestamp | None = None
     lineage: tuple[Link, ...] = ()
-    history: tuple[Move, ...] = ()
 
     @property
     def origin(self) -> origin.Origin:
@@ -117,28 +113,16 @@ def gather(frame: DataFrame, production: Production | None) -> Evidence:
     """Return the evidence for a processed frame; raise ModelError when the model cannot be loaded or used."""
     import pandas as pd
 
-    history = _readable(registry.history)
     if production is None:
-        return Evidence(frame, history=history)
+        return Evidence(frame)
     model = load(production.model_uri)
-    until = production.learned_until
-    return Evidence(
-        frame,
-        *model.predict_with_band(frame),
-        coverage=model.coverage,
-        production=production,
-        learned_until=pd.Timestamp(until) if until else None,
-        lineage=_readable(lineage.of_version, production.version),
-        history=history,
-    )
-
-
-def _readable(read, *arguments: str) -> tuple:
     try:
-        return tuple(read(*arguments))
-    except Exception as error:  # noqa: BLE001 - a report without the model's record is still a report
-        logger.warning("The record of the model cannot be read: %r", error)
-        return ()
+        links = tuple(lineage.of_version(production.version))
+    except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
+        logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
+        links = ()
+    until = pd.Timestamp(production.learned_until) if production.learned_until else None
+    return Evidence(frame, *model.predict_with_band(frame), model.coverage, production, until, links)
 
 
 # -- the worst hours ---------------------------------------------------------------------------------------------------
@@ -217,9 +201,6 @@ def _reasons(hours: DataFrame, miss: Miss) -> Iterator[str]:
                 f"The light changed by {signed(changes[at])} W/m² from the hour before; at this time of day and year it"
                 f" usually changes by about {signed(middle)} W/m²."
             )
-        elevation = float(features.sun_position(pd.DatetimeIndex([at]), minutes=30)["elevation"].iloc[0])
-        if TWILIGHT_DEGREES < elevation < LOW_SUN_DEGREES:
-            yield "The sun was near the horizon, where the output changes within the hour and from place to place."
         about = max(ALIKE_LIGHT, ALIKE_LIGHT_SHARE * light[at])
         alike, what = same_time & ((light - light[at]).abs() <= about), "such light at this time of day and year"
     yield from _compare(hours, miss, alike, what)
@@ -250,7 +231,7 @@ def render(evidence: Evidence, week: str, template: str) -> str:
     ``template`` is the text of a Jinja template. Raises ParameterError when there is no such week, or no hour in it.
     """
     part = evidence.of_week(week)
-    misses, name = worst(evidence, part), evidence.origin.measured_name
+    misses = worst(evidence, part)
     return _compile(template).render(
         week=part,
         evidence=evidence,
@@ -261,9 +242,8 @@ def render(evidence: Evidence, week: str, template: str) -> str:
         quality=quality(evidence, part),
         misses=misses,
         days=by_day(part),
-        figures={size: draw(part, misses, name, **options) for size, options in (("wide", WIDE), ("narrow", NARROW))},
-        alt=_in_words(part, misses, name),
-        moves=evidence.history[: -LATEST_MOVES - 1 : -1],
+        figure=draw(part, misses, evidence.origin.measured_name),
+        ranges={NAMES[name]: (part.hours[name].min(), part.hours[name].max()) for name in TARGETS},
         hours_a_week=weeks.HOURS,
     )
 
@@ -273,27 +253,21 @@ def quality(evidence: Evidence, week: Week) -> dict[str, Any] | None:
 
     `miss` is the mean absolute miss of an hour in GW, by target; `share` that by the mean generation; `energy` the
     prediction in GWh; `inside` the share of hours within the band (`evaluation.coverage`), if there is one; `learned`
-    whether the model learned from the week (`all`, `some`, `none`), None when not known; `weeks` how many other weeks
-    are like it in that, and `better` how many of them were predicted better.
+    whether the model learned from the week (`all`, `some`, `none`), None when not known.
     """
     if week.predicted is None:
         return None
     miss = (week.predicted[TARGETS] - week.hours[TARGETS]).abs().mean()
-    missed = (evidence.predicted[TARGETS] - evidence.frame[TARGETS]).abs().mean(axis="columns")
-    others = weeks.whole_means(missed, evidence.frame["utc_timestamp"]).drop(week.monday, errors="ignore")
     learned = None
-    if (until := evidence.learned_until) is not None:
-        known = week.hours["utc_timestamp"] <= until
+    if evidence.learned_until is not None:
+        known = week.hours["utc_timestamp"] <= evidence.learned_until
         learned = "all" if known.all() else "some" if known.any() else "none"
-        others = others[others.index > until if learned == "none" else others.index <= until]
     return {
         "miss": miss,
         "share": miss / week.hours[TARGETS].mean(),
         "energy": week.predicted[TARGETS].sum(),
         "inside": evaluation.coverage(week.hours, *week.band) if week.band else None,
         "learned": learned,
-        "weeks": len(others),
-        "better": int((others < miss.mean()).sum()),
     }
 
 
@@ -340,21 +314,21 @@ def _compile(template: str):
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------
-def draw(week: Week, misses: list[Miss], measured_name: str, *, width: float, letters: float) -> str:
+def draw(week: Week, misses: list[Miss], measured_name: str) -> str:
     """Return the hours of a week in GW as the address of an SVG picture: measured, predicted, band, worst misses.
 
-    Solar is above, wind below; absent hours break the lines. ``width`` is in inches, ``letters`` in points.
+    Solar is above, wind below; absent hours break the lines.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": week.name, "font.size": letters, "axes.edgecolor": GRID}
+    style = {"svg.fonttype": "none", "svg.hashsalt": week.name, "font.size": 8, "axes.edgecolor": GRID}
     style |= {"axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False}
     style |= dict.fromkeys(("text.color", "xtick.labelcolor", "ytick.labelcolor"), INK)
     style |= dict.fromkeys(("xtick.color", "ytick.color"), GRID) | {"xtick.minor.size": 0}
     measured = _on_grid(week, week.hours)
     with mpl.rc_context(style):
-        figure = Figure(figsize=(width, 4.3), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.3), layout="constrained")
         for axes, target in zip(figure.subplots(2, 1, sharex=True), TARGETS, strict=True):
             if week.band is not None:
                 ends = [_on_grid(week, end)[target] for end in week.band]
@@ -368,9 +342,8 @@ def draw(week: Week, misses: list[Miss], measured_name: str, *, width: float, le
             axes.set_title(f"{NAMES[target]}, GW", loc="left", fontweight="bold")
             axes.margins(y=0.2)
             axes.set_ylim(bottom=0)
-            if width == WIDE["width"]:  # on a phone the words below the figure must do
-                axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.98), frameon=False, borderaxespad=0.2)
-        _name_days(axes, week, "%a %-d %b" if width == WIDE["width"] else "%a %-d")
+            axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.98), frameon=False, borderaxespad=0.2)
+        _name_days(axes, week)
         content = io.BytesIO()
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
@@ -383,25 +356,17 @@ def _mark(axes: Axes, hour: float, miss: Miss) -> None:
     axes.annotate(str(miss.number), (hour, max(miss.measured, miss.predicted)), (0, 8), **place)
 
 
-def _name_days(axes: Axes, week: Week, form: str) -> None:
+def _name_days(axes: Axes, week: Week) -> None:
     """Draw a line at each midnight, and the name of the day between two."""
     import pandas as pd
 
     axes.set_xlim(0, weeks.HOURS)
     axes.set_xticks(range(0, weeks.HOURS + 1, 24), [""] * 8)
     days = pd.date_range(week.monday, periods=7)
-    axes.set_xticks(range(12, weeks.HOURS, 24), [day.strftime(form) for day in days], minor=True)
+    axes.set_xticks(range(12, weeks.HOURS, 24), [day.strftime("%a %-d %b") for day in days], minor=True)
 
 
 def _on_grid(week: Week, values: DataFrame) -> DataFrame:
     """Return the targets by hours since Monday, absent hours as NaN."""
     since = (week.hours["utc_timestamp"] - week.monday).dt.total_seconds() // 3600
     return values[TARGETS].set_axis(since.astype(int)).reindex(range(weeks.HOURS))
-
-
-def _in_words(week: Week, misses: list[Miss], measured_name: str) -> str:
-    predicted = " and predicted" if week.predicted is not None else ""
-    ranges = [f"{NAMES[name]} from {week.hours[name].min():.1f} to {week.hours[name].max():.1f} GW" for name in TARGETS]
-    marked = f" {len(misses)} of the worst misses are marked; the table below lists them." if misses else ""
-    hours = f"Solar and wind generation in the week {week.name}, hour by hour: {measured_name}{predicted}."
-    return f"{hours} {', '.join(ranges)}.{marked}"
