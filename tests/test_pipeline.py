@@ -166,7 +166,7 @@ def test_production_model_has_a_record(in_workplace):
     version = mlflow.MlflowClient(in_workplace.tracking_uri).get_model_version_by_alias("wind_solar", "production")
     move = registry.history()[-1]
     assert move.version == str(version.version)
-    assert move.when and move.who and move.why and move.reason and move.scores["r2"]
+    assert all((move.when, move.who, move.why, move.reason, move.scores["r2"]))
     assert all(rule["passed"] for rule in move.rules)
     candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
     assert version.run_id == candidate["run_id"]
