@@ -91,7 +91,7 @@ def test_keras_model_comes_back_as_it_was(hours, tmp_path, kind, flavor):
     assert predicted.equals(LoadedModel.of(model).predict(hours))
 
 
-def test_model_that_is_not_there_is_told(in_workplace):
+def test_model_that_is_not_there_is_told(candidates):
     """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
     from workshop.models import loading
 

@@ -16,7 +16,6 @@ import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 
-from workshop.data import schema
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models import evaluation, lineage, loading, promotion, registry
 from workshop.parameters import Promote
@@ -67,22 +66,24 @@ PROMOTED = promotion.Decision(True, "promoted: it is a test", (), SCORES, None)
 
 
 @pytest.fixture
-def registered_model(in_workplace, monkeypatch):
+def registered_model(candidates, monkeypatch):
     """The name of a registered model of this test's own."""
+    yield from _named(monkeypatch)
+
+
+@pytest.fixture
+def of_the_pipeline(in_workplace, monkeypatch):
+    """The same, on the servers of a clone in which the pipeline ran."""
+    yield from _named(monkeypatch)
+
+
+def _named(monkeypatch):
     name = "a_model_of_its_own"
     for module in (registry, lineage):
         monkeypatch.setattr(module, "REGISTERED_MODEL", name)
     yield name
     with contextlib.suppress(MlflowException):  # not every test makes it
         registry.connect().delete_registered_model(name)
-
-
-@pytest.fixture
-def candidates(in_workplace) -> list[str]:
-    """Two logged models of the pipeline, each with its run."""
-    results = in_workplace.pipeline / "results"
-    trained = [json.loads((results / f"{stage}.json").read_text()) for stage in ("train_rf", "train_linreg")]
-    return [f"{model['run_id']},{model['model_uri']}" for model in trained]
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
@@ -119,24 +120,22 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
     assert len(seen) > 1
 
 
-def test_lost_model_is_noticed(registered_model, candidates, in_workplace):
+def test_lost_model_is_noticed(of_the_pipeline, in_workplace):
     """The version in production is deleted behind our back: `doctor` says so, exits 1 and names the next step."""
     from workshop.teaching.doctor import examine
 
-    run_id, model_uri = candidates[0].split(",")
+    run_id, model_uri = pipeline_model(in_workplace)
     client = registry.connect()
-    client.create_registered_model(registered_model)
+    client.create_registered_model(of_the_pipeline)
     model_id = model_uri.removeprefix("models:/")
-    version = client.create_model_version(registered_model, source=model_uri, run_id=run_id, model_id=model_id)
-    client.set_registered_model_alias(registered_model, PRODUCTION, version.version)
+    version = client.create_model_version(of_the_pipeline, source=model_uri, run_id=run_id, model_id=model_id)
+    client.set_registered_model_alias(of_the_pipeline, PRODUCTION, version.version)
 
     def finding():
         return next(found for found in examine(in_workplace.settings) if found.check == "production")
 
     assert finding().ok
-    (file,) = (in_workplace.settings.artifacts / "mlflow").rglob(
-        f"{model_uri.removeprefix('models:/')}/artifacts/MLmodel"
-    )
+    (file,) = in_workplace.settings.artifacts.rglob(f"{model_uri[8:]}/artifacts/model.skops")
     file.rename(file.with_name("elsewhere"))
     try:
         assert not finding().ok
@@ -144,6 +143,12 @@ def test_lost_model_is_noticed(registered_model, candidates, in_workplace):
     finally:
         file.with_name("elsewhere").rename(file)
     assert finding().ok
+
+
+def pipeline_model(place, stage: str = "train_rf") -> tuple[str, str]:
+    """Return the run and the address of a model that the pipeline logged."""
+    trained = json.loads((place.pipeline / "results" / f"{stage}.json").read_text())
+    return trained["run_id"], trained["model_uri"]
 
 
 # -- history and rollback ----------------------------------------------------------------------------------------------
@@ -216,12 +221,11 @@ def test_rollback_says_what_is_possible(registered_model, candidates):
     assert moves_told()[-1] == ("rolled back", "1", None)
 
 
-def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_model, candidates, in_workplace):
+def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_model, candidates, model_file):
     """A version whose files are gone does not come back; the one that works stays."""
     for candidate in candidates:
         promote(candidate)
-    model_id = candidates[0].split(",models:/")[1]
-    (file,) = (in_workplace.settings.artifacts / "mlflow").rglob(f"{model_id}/artifacts/MLmodel")
+    file = model_file(candidates[0])
     file.rename(file.with_name("elsewhere"))
     try:
         with pytest.raises(ModelError):
@@ -300,14 +304,15 @@ def test_two_promotions_at_once_make_one_winner(registered_model, candidates):
 
 @pytest.mark.parametrize(("options", "code", "moves"), [([], 1, 1), (["--decision"], 0, 2)])
 def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
-    registered_model, candidates, tmp_path, monkeypatch, options, code, moves
+    of_the_pipeline, in_workplace, tmp_path, monkeypatch, options, code, moves
 ):
     """Somebody promotes between verdict and move: a pipeline's candidate is held against that version in turn."""
     from click.testing import CliRunner
 
     from workshop.cli.models import promote as command
 
-    better, worse = candidates
+    run_id, model_uri = pipeline_model(in_workplace)
+    worse = ",".join(pipeline_model(in_workplace, "train_linreg"))
     judge = registry.judge
 
     def judge_slowly(*arguments):
@@ -317,7 +322,6 @@ def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
         return verdict
 
     monkeypatch.setattr(registry, "judge", judge_slowly)
-    run_id, model_uri = better.split(",")
     file, decision = tmp_path / "candidate.json", tmp_path / "decision.json"
     file.write_text(json.dumps({"run_id": run_id, "model_uri": model_uri}))
     done = CliRunner().invoke(command, [str(file), *options, *[str(decision)] * len(options)])
@@ -329,14 +333,14 @@ def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # MLflow's own, while it keeps the input example
-def test_judge_disqualifies_a_champion_that_was_registered_by_hand(registered_model, candidates, in_workplace):
+def test_judge_disqualifies_a_champion_that_was_registered_by_hand(registered_model, candidates, small_hours):
     """A model that was logged without the hours it learned from is scored, but does not block the candidate."""
     import mlflow
     from sklearn.linear_model import LinearRegression
 
     from workshop.data.features import features, targets
 
-    held_out = schema.read(in_workplace.pipeline / "data" / "test.parquet")
+    _, held_out = small_hours
     with mlflow.start_run(run_name="by hand") as run:
         logged = mlflow.sklearn.log_model(
             LinearRegression().fit(features(held_out), targets(held_out)), name="model",
@@ -389,9 +393,9 @@ def test_reason_that_cannot_be_kept_is_told_before_anything_happens(registered_m
     assert registry.production().why == "tea?"
 
 
-def test_judge_wants_the_run_that_logged_the_model(registered_model, candidates, in_workplace):
+def test_judge_wants_the_run_that_logged_the_model(registered_model, candidates, small_hours):
     """Another run's tags tell what another model learned from: such a pair is no candidate."""
-    held_out = schema.read(in_workplace.pipeline / "data" / "test.parquet")
+    _, held_out = small_hours
     policy = LENIENT
     (run_id, _), (_, model_uri) = (candidate.split(",") for candidate in candidates)
     with pytest.raises(ModelError, match="logged by another run"):
@@ -418,12 +422,12 @@ def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
         assert lineage.trace(str(report)) == lineage.trace(version)
 
 
-def test_lineage_names_what_is_broken(registered_model, candidates, in_workplace):
+def test_lineage_names_what_is_broken(of_the_pipeline, in_workplace):
     """Data that is gone, a run that was deleted, a notebook and a model that were changed: each is named."""
     import mlflow
 
-    promote(candidates[0])
-    run_id, model_uri = candidates[0].split(",")
+    run_id, model_uri = pipeline_model(in_workplace)
+    promote(f"{run_id},{model_uri}")
     client = registry.connect()
 
     def broken():
@@ -434,9 +438,7 @@ def test_lineage_names_what_is_broken(registered_model, candidates, in_workplace
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/{notebook.path}")
     test = in_workplace.pipeline / "data" / "test.parquet"
     kept = in_workplace.root / ".dvc" / "cache"
-    (model,) = (in_workplace.settings.artifacts / "mlflow").rglob(
-        f"{model_uri.removeprefix('models:/')}/artifacts/MLmodel"
-    )
+    (model,) = in_workplace.settings.artifacts.rglob(f"{model_uri[8:]}/artifacts/model.skops")
     content = model.read_bytes()
     with contextlib.ExitStack() as undo:
         undo.callback(client.log_text, run_id, text, notebook.path)
