@@ -68,10 +68,9 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
         reraise=True,
     )
     verdict, now = again(put_before_the_gate)()
-    record = verdict.as_dict() | {"candidate_run": run_id, "production": now.as_dict() if now else None}
-    record["dry_run"] = dry_run
     if decision:
-        decision.write_text(json.dumps(record, indent=1) + "\n")
+        facts = {"candidate_run": run_id, "production": now.as_dict() if now else None, "dry_run": dry_run}
+        decision.write_text(json.dumps(verdict.as_dict() | facts, indent=1) + "\n")
     marks = {True: "passed", False: "failed"}
     rules = [
         {"rule": rule.name, "found": rule.shown, "allowed": rule.limit, "verdict": marks[rule.passed]}
