@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
+from workshop.models.registry import FORCED, PROMOTED, ROLLED_BACK, Move
 from workshop.models.tracking import STAGE_TAG
 from workshop.teaching.checkpoints.evidence import Evidence
 from workshop.teaching.checkpoints.step import DONE, Step, Verdict, missing, needs_store, unknown

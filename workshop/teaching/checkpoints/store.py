@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workshop.errors import ServiceError
-from workshop.models.history import Move, moves_of
+from workshop.models.registry import Move, moves_of
 from workshop.models.tracking import ANSWER_SECONDS, STAGE_TAG, STORE_ID_TAG, check_address, own_or_given_uri
 from workshop.settings import EXPERIMENT, EXPORT, PRODUCTION, REGISTERED_MODEL, Settings
 
@@ -88,14 +88,6 @@ class Store:
         return self.aliases.get(REGISTERED_MODEL, {}).get(PRODUCTION)
 
 
-@dataclass(frozen=True)
-class _Registered:
-    """A registered model as `history` wants it."""
-
-    tags: dict[str, str]
-    aliases: dict[str, str]
-
-
 def look(settings: Settings) -> Store:
     """Ask the tracking server; raise ServiceError, within seconds, when it does not answer."""
     import requests
@@ -131,12 +123,20 @@ class _Asking:
         tags = next((_pairs(each.get("tags")) for each in experiments if each["name"] == EXPERIMENT), {})
         kinds = {kind: tuple(self._runs(names, query)) for kind, query in QUERIES.items()}
         models = self._get("registered-models/search", "registered_models", max_results=MOST_MODELS)
-        versions = self._get("model-versions/search", "model_versions", max_results=MOST_RUNS)
         aliases = {
             each["name"]: {one["alias"]: str(one["version"]) for one in each.get("aliases", [])} for each in models
         }
-        ours = next((each for each in models if each["name"] == REGISTERED_MODEL), None)
-        registered = _Registered(_pairs(ours.get("tags")), aliases[REGISTERED_MODEL]) if ours else None
+        versions = tuple(
+            Version(
+                model=each["name"],
+                version=str(each["version"]),
+                run_id=each.get("run_id") or None,
+                source=each.get("source", ""),
+                tags=_pairs(each.get("tags")),
+            )
+            for each in self._get("model-versions/search", "model_versions", max_results=MOST_RUNS)
+        )
+        ours = [version for version in versions if version.model == REGISTERED_MODEL]
         return Store(
             uri=self.uri,
             identity=tags.get(STORE_ID_TAG),
@@ -144,17 +144,8 @@ class _Asking:
             project_runs=kinds["project"],
             stage_runs=kinds["stage"],
             aliases=aliases,
-            versions=tuple(
-                Version(
-                    model=each["name"],
-                    version=str(each["version"]),
-                    run_id=each.get("run_id") or None,
-                    source=each.get("source", ""),
-                    tags=_pairs(each.get("tags")),
-                )
-                for each in versions
-            ),
-            moves=tuple(moves_of(registered)) if registered else (),
+            versions=versions,
+            moves=tuple(moves_of(ours, aliases.get(REGISTERED_MODEL, {}).get(PRODUCTION))),
         )
 
     def _runs(self, names: dict[str, str], query: str) -> Iterator[Run]:

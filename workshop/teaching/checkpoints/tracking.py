@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from workshop.models.history import ROLLED_BACK
+from workshop.models.registry import ROLLED_BACK
 from workshop.settings import EXPERIMENT, EXPORT, PRODUCTION, REGISTERED_MODEL
 from workshop.teaching.checkpoints.evidence import Evidence
 from workshop.teaching.checkpoints.step import DONE, Step, Verdict, missing, needs_store, seen

@@ -60,7 +60,6 @@ def failed_rules(answer: set[str]) -> str | None:
     """Ask the gate about the linear regression, as `workshop promote --dry-run` does, and compare what fails."""
     from workshop.data import schema
     from workshop.models import registry
-    from workshop.models.promotion import Policy
     from workshop.parameters import read_stage
 
     if (problem := _not_names(answer)) is not None:
@@ -70,7 +69,7 @@ def failed_rules(answer: set[str]) -> str | None:
         asked = json.loads((pipeline / "results" / f"{ASKED}.json").read_text())
     except FileNotFoundError:
         return f"results/{ASKED}.json is not there: run `dvc repro` in 4_pipeline."
-    limits = Policy(**read_stage(pipeline / "params.yaml", "promote").model_dump())
+    limits = read_stage(pipeline / "params.yaml", "promote")
     held_out = schema.read(pipeline / "data" / "test.parquet")
     verdict, _ = registry.judge(asked["run_id"], asked["model_uri"], held_out, limits)
     failed = {rule.name for rule in verdict.rules if not rule.passed}
