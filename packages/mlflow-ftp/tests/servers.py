@@ -118,6 +118,11 @@ class Server:
         return FTPArtifactRepository(f"{self.uri(**address)}/{folder}")
 
 
+def store_file(uri: str, source: Path) -> None:
+    """Store a file; a program of its own can be started with this."""
+    FTPArtifactRepository(uri).log_artifact(str(source))
+
+
 @contextlib.contextmanager
 def started_server(folder: Path, **settings: str) -> Iterator[Server]:
     """Start a server with its files in ``folder``, and end it."""

@@ -10,7 +10,7 @@ from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
 class TransferHandler(TLS_DTPHandler):
     """A data connection whose client hears why the disk refused a file, as "No space left on device".
 
-    pyftpdlib wraps the error of the disk in one without a number, and answers `426 None`; with TLS it does not answer.
+    pyftpdlib wraps the error of the disk in one that is empty, and answers `426 None`; with TLS it does not answer.
     """
 
     timeout = 60  # seconds in which nothing moves
@@ -19,6 +19,6 @@ class TransferHandler(TLS_DTPHandler):
         """End the transfer with an answer."""
         error = sys.exception()
         if isinstance(error.__cause__, OSError):
-            error.errno = error.__cause__.errno
+            error.errno = error.__cause__.strerror  # which pyftpdlib puts into the answer
         self._error = True  # no farewell of TLS before the answer
         DTPHandler.handle_error(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ftplib
 import os
 import socket
@@ -111,7 +112,16 @@ class SecureConnection(Connection, ftplib.FTP_TLS):
 _idle: dict[Address, deque[Connection]] = {}
 
 
-os.register_at_fork(after_in_child=_idle.clear)  # two processes that use one would get each other's answers
+def close_idle() -> None:
+    """Close the connections that are kept."""
+    for connections in _idle.values():
+        for connection in connections:
+            connection.close()
+    _idle.clear()
+
+
+atexit.register(close_idle)
+os.register_at_fork(after_in_child=close_idle)  # two processes that use one would get each other's answers
 
 
 @contextmanager

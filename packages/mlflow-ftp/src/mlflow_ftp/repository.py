@@ -229,13 +229,8 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
     size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
     _raise_errors(size, is_marked)
-    if (stored := size.split()[-1]) != str(file.tell()):
-        raise ArtifactError(
-            f"The artifact {name!r} was not stored whole.",
-            found=f"{stored} bytes",
-            expected=f"{file.tell()} bytes",
-            next_step="store it again, and look for a full disk on the server",
-        )
+    if size.split()[-1] != str(file.tell()):
+        raise StoreRefused(f"The artifact {name!r} was not stored whole.", found=size, expected=f"{file.tell()} bytes")
     _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 
 

@@ -87,11 +87,10 @@ def _option(name: str, default: object, words: str, **more: object):
     "Folder of the artifacts and the generated certificate.",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
 )
-@_option("--host", "127.0.0.1", "Address to listen on; beyond loopback with TLS.")
+@_option("--host", "127.0.0.1", "Address to listen on; beyond loopback no password is taken without TLS.")
 @_option("--port", 2121, "Port for commands.")
 @_option("--passive-ports", (60100, 60139), "First and last port for data connections.", nargs=2, type=int)
-@_option("--tls/--no-tls", None, "Take no password without TLS.  [default: beyond loopback]")
-def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int], tls: bool | None) -> None:
+def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:
     """Serve a folder by FTP to one user, chrooted, passive only, with explicit TLS.
 
     User and password are the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD. Clients find the certificate of the
@@ -102,13 +101,14 @@ def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int], tls
     credentials = os.environ.get("MLFLOW_FTP_USERNAME", ""), os.environ.get("MLFLOW_FTP_PASSWORD", "")
     if not all(credentials):
         raise click.UsageError("Set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD.")
-    tls = host not in LOOPBACK if tls is None else tls
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         certificate = ensure_certificate(folder, host)
         ports = range(passive_ports[0], passive_ports[1] + 1)
         artifacts = folder / "artifacts"
-        server = Server(artifacts, credentials, certificate, host=host, port=port, tls=tls, passive_ports=ports)
+        server = Server(
+            artifacts, credentials, certificate, host=host, port=port, tls=host not in LOOPBACK, passive_ports=ports
+        )
     except OSError as error:
         what = f"The FTP server cannot start on {host}:{port} in {folder}: {error.strerror or error}"
         raise click.ClickException(f"{what}. Set MLFLOW_FTP_PORT, or MLFLOW_FTP_FOLDER.") from None
