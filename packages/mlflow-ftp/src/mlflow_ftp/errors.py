@@ -75,7 +75,7 @@ def explain(error: BaseException, server: str) -> ArtifactError:
     elif isinstance(error, ftplib.Error) and re.match("[45]52|(426|451).*(space|quota)", str(error)):
         kind, what = ArtifactError, "has no room left; nothing of the artifact was kept."
         next_step = "free space on the server's disk, or delete runs and type `mlflow gc`"
-    elif isinstance(error, ftplib.error_perm) and reply_code(error) == "530":
+    elif isinstance(error, ftplib.error_perm) and str(error)[:3] == "530":
         kind, what, next_step = ArtifactError, "refused the login.", "compare user and password with the server's"
     elif isinstance(error, ftplib.error_perm):
         kind, what, next_step = StoreRefused, "refused a command.", "look into the server's log"
@@ -84,8 +84,3 @@ def explain(error: BaseException, server: str) -> ArtifactError:
     elif isinstance(error, ftplib.error_temp):
         what = "cannot do this now."
     return kind(f"{server} {what}", found=f"{type(error).__name__}: {error}", next_step=next_step)
-
-
-def reply_code(error: BaseException) -> str:
-    """Return the three digits with which an FTP server's reply begins."""
-    return str(error)[:3]

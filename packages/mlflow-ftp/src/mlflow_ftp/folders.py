@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from mlflow_ftp import names
 from mlflow_ftp.connections import Connection
-from mlflow_ftp.errors import reply_code
 
 
 class Entry(NamedTuple):
@@ -36,7 +35,7 @@ def _ask(connection: Connection, command: str) -> str | None:
     (reply,) = connection.burst(command)
     if isinstance(reply, str):
         return reply
-    if reply_code(reply) != "550":
+    if str(reply)[:3] != "550":
         raise reply
     return None
 
@@ -50,9 +49,9 @@ def list_folder(connection: Connection, folder: str) -> list[Entry]:
         entries = map(_read, connection.lines(f"MLSD {folder}"))
         return [entry for entry in entries if entry]
     except ftplib.error_perm as error:
-        if reply_code(error) in ("500", "502", "504"):
+        if str(error)[:3] in ("500", "502", "504"):
             return _list_by_name(connection, folder)
-        if reply_code(error) in ("501", "550"):
+        if str(error)[:3] in ("501", "550"):
             return []
         raise
 
@@ -74,7 +73,7 @@ def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
     try:
         lines = connection.lines("NLST -a")  # of the current folder: options and a path do not go together
     except ftplib.error_perm as error:
-        if reply_code(error) != "550":  # which some answer for an empty folder
+        if str(error)[:3] != "550":  # which some answer for an empty folder
             raise
         lines = []
     listed = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]

@@ -18,7 +18,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +38,6 @@ from mlflow_ftp.errors import (
     StoreRefused,
     StoreSilent,
     StoreUnavailable,
-    reply_code,
 )
 
 AT_ONCE = 8
@@ -47,10 +46,36 @@ PAUSES_SECONDS = (0.25, 0.5, 1.0)
 _logger = logging.getLogger(__name__)
 
 
-class FTPArtifactRepository(ArtifactRepository):
+class _FilesAtOnce:
+    """Stores the files of a folder several at once."""
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
+        with ThreadPoolExecutor(AT_ONCE, "store") as pool:
+            futures = []
+            for folder, _, file_names in os.walk(local_dir, onerror=_raise):
+                path = posixpath.normpath(posixpath.join(artifact_path or "", os.path.relpath(folder, local_dir)))
+                for file in (Path(folder, name) for name in sorted(file_names)):
+                    if file.is_file():
+                        futures.append(pool.submit(self.log_artifact, str(file), None if path == "." else path))
+                    else:
+                        _logger.warning("Not stored, because it is no regular file: %s", file)
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
-    User and password come from the environment, or from a netrc file. What may pass is tried again. All failures of the
+    User and password come from the environment. The store repeats work after errors that may pass. All failures of the
     store are ArtifactErrors; a local file that cannot be read or written is Python's own OSError.
     """
 
@@ -63,19 +88,6 @@ class FTPArtifactRepository(ArtifactRepository):
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Store one file in the folder ``artifact_path``."""
         self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
-
-    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Store all files and folders of ``local_dir``, empty ones too, in the folder ``artifact_path``."""
-        files = []
-        for folder, path, file_names in _walk(local_dir, artifact_path):
-            remote = self._locate(path)
-            self._again(lambda connection, remote=remote: folders.make_folder(connection, remote), StoreRefused)
-            for name in file_names:
-                if (folder / name).is_file():
-                    files.append((folder / name, self._locate(posixpath.join(path, name))))
-                else:
-                    _logger.warning("Not stored, because it is no regular file: %s", folder / name)
-        _do_at_once(self._store, files)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return what lies directly in a folder, by name; nothing for a file or for what is not there."""
@@ -97,10 +109,6 @@ class FTPArtifactRepository(ArtifactRepository):
                 folders.remove_file(connection, remote)
 
         self._again(delete, StoreRefused)
-
-    def _is_directory(self, artifact_path: str) -> bool:
-        """Tell a folder from a file; MLflow's own way takes an empty folder for a file."""
-        return self._again(lambda connection: folders.is_folder(connection, self._locate(artifact_path)))
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         """Fetch a file under a temporary name, check its content, then give it its name."""
@@ -140,7 +148,7 @@ class FTPArtifactRepository(ArtifactRepository):
         try:
             connection.receive(f"RETR {remote}", take)
         except ftplib.error_perm as error:
-            if reply_code(error) != "550":
+            if str(error)[:3] != "550":
                 raise
             raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", found=error) from None
         if not _is_marked(connection, remote, content.hexdigest()):
@@ -166,39 +174,8 @@ class FTPArtifactRepository(ArtifactRepository):
         return posixpath.join(self.root, _normalize(path)).rstrip("/") or "/"
 
 
-class ProxiedArtifactRepository(MlflowArtifactsRepository):
+class ProxiedArtifactRepository(_FilesAtOnce, MlflowArtifactsRepository):
     """The scheme ``mlflow-artifacts``, of a tracking server; MLflow's own client sends one file after the other."""
-
-    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Store all files of ``local_dir`` in the folder ``artifact_path``."""
-        places = _walk(local_dir, artifact_path)
-        _do_at_once(
-            self.log_artifact,
-            [(folder / name, path or None) for folder, path, file_names in places for name in file_names],
-        )
-
-
-def _walk(local_dir: str, artifact_path: str | None) -> Iterator[tuple[Path, str, list[str]]]:
-    """Yield each local folder, its path in the store, and the names of its files."""
-    for folder, _, file_names in os.walk(local_dir, onerror=_raise):
-        path = posixpath.join(artifact_path or "", Path(folder).relative_to(local_dir).as_posix())
-        yield Path(folder), posixpath.normpath(path).removeprefix("."), sorted(file_names)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _do_at_once(work: Callable, arguments: Iterable[tuple]) -> None:
-    """Call ``work`` with each of the arguments, several at once; raise what the first call that fails raises."""
-    with ThreadPoolExecutor(AT_ONCE, "store") as pool:
-        futures = [pool.submit(work, *each) for each in arguments]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _normalize(path: str | None) -> str:
