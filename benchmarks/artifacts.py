@@ -68,7 +68,7 @@ else:
     if side == "stock":
         from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository as Client
     else:
-        from workshop.servers.proxied import ProxiedArtifactRepository as Client
+        from mlflow_ftp.repository import ProxiedArtifactRepository as Client
     registry._artifact_repository_registry.register("ftp", Repository)
     here = f"http://127.0.0.1:{port}"
     os.environ |= {"_MLFLOW_SERVER_SERVE_ARTIFACTS": "true", "_MLFLOW_SERVER_ARTIFACT_DESTINATION": address,

@@ -70,7 +70,7 @@ def search_on(train: pd.DataFrame, client) -> dict[str, float]:
     """Search; return the seconds, without what starting and connecting took."""
     from scipy.stats import loguniform
 
-    from workshop.models.search import search
+    from workshop.models.regressor import search
 
     choices = {
         "regressor__learning_rate": loguniform(0.03, 0.3),
@@ -135,13 +135,10 @@ def _predicting(train: pd.DataFrame, test: pd.DataFrame, folder: Path) -> list[S
     from workshop.data.features import inputs, targets
     from workshop.models import loading
 
-    (folder / "code").mkdir()
     regressor = _model().fit(inputs(train), targets(train))
-    options = loading._options(regressor, inputs(test.head()), folder / "code")
+    options = loading._sklearn_options(regressor, inputs(test.head()))
     mlflow.sklearn.save_model(regressor, folder / "model", **options)
-    path = list(sys.path)
     plain, loaded = mlflow.pyfunc.load_model(str(folder / "model")), loading.load_folder(folder / "model", "model")
-    sys.path[:] = path  # MLflow puts the model's own code first there, and joblib's processes would look in it
     year = train.tail(8760)
     given = {HOUR: inputs(year.head(1)), YEAR: inputs(year)}
     asked = {HOUR: year.head(1), YEAR: year}
@@ -169,7 +166,7 @@ def _gain(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, float]:
     from sklearn.multioutput import MultiOutputRegressor
 
     from workshop.data.features import features, inputs, targets
-    from workshop.models.explanation import coverage
+    from workshop.models.evaluation import coverage
     from workshop.models.loading import LoadedModel
 
     plain = (

@@ -7,9 +7,11 @@ variables, `.env`, or what `workshop up` chose. Ctrl-C or SIGTERM ends it.
 from __future__ import annotations
 
 import errno
+import logging
 import sys
+from logging.handlers import RotatingFileHandler
 
-from mlflow_ftp.server import Server, ensure_certificate, log_transfers, serve
+from mlflow_ftp.server import Server, ensure_certificate, serve
 
 from workshop.errors import ServiceError, WorkshopError
 from workshop.ownership import find_holders
@@ -28,7 +30,6 @@ def make_server(settings: Settings) -> Server:
             port=settings.ftp_port,
             passive_ports=settings.ftp_passive_ports,
             tls=settings.ftp_requires_tls,
-            least_free=settings.ftp_least_free,
         )
     except OSError as error:
         address = f"{settings.host}:{settings.ftp_port}"
@@ -43,7 +44,11 @@ def main() -> int:
     """Serve until a signal comes; return the exit code."""
     try:
         settings = get_settings()
-        log_transfers(settings.transfers_log)
+        settings.logs.mkdir(parents=True, exist_ok=True)
+        file = RotatingFileHandler(settings.transfers_log, maxBytes=5_000_000, backupCount=3)
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(message)s", handlers=[file, logging.StreamHandler()]
+        )
         serve(make_server(settings))
     except WorkshopError as error:
         sys.stderr.write(f"{error}\n")

@@ -17,6 +17,7 @@ import yaml
 from workplace import BIN, Servers, new_workplace, processes_of
 
 from workshop.data import schema
+from workshop.models import registry
 from workshop.models.tracking import file_hash
 
 STAGES = [
@@ -163,9 +164,10 @@ def test_production_model_has_a_record(in_workplace):
     import mlflow
 
     version = mlflow.MlflowClient(in_workplace.tracking_uri).get_model_version_by_alias("wind_solar", "production")
-    record = {name.removeprefix("workshop.promotion."): value for name, value in version.tags.items()}
-    assert {"r2", "when", "who", "why", "reason", "replaced", "rules"} <= set(record)
-    assert all(rule["passed"] for rule in json.loads(record["rules"]))
+    move = registry.history()[-1]
+    assert move.version == str(version.version)
+    assert all((move.when, move.who, move.why, move.reason, move.scores["r2"]))
+    assert all(rule["passed"] for rule in move.rules)
     candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
     assert version.run_id == candidate["run_id"]
 
@@ -276,7 +278,7 @@ def test_repro_after_one_parameter_runs_what_depends_on_it(run_again, in_workpla
     assert decided()["promoted"], decided()["reason"]
     after = speaks()
     assert int(after.version) > int(before)
-    assert after.tags["workshop.promotion.replaced"] == before
+    assert registry.history()[-1].replaced == str(before)
     # Back to the old parameter: its run is remembered, but it is put before the gate anew, and refused.
     change(run_again, "train_gradient_boosting", "candidates", 6)
     done = dvc(run_again, "repro")

@@ -26,7 +26,7 @@ from workplace import BIN, Servers, environment_of, new_workplace, processes_of,
 
 from workshop import ownership
 from workshop.errors import WorkshopError
-from workshop.models import loading, promotion, registry, tracking
+from workshop.models import evaluation, loading, promotion, registry, tracking
 from workshop.servers import supervision
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -134,9 +134,10 @@ def promote(done: Acknowledged) -> None:
     """Promote the pipeline's models in turn, whatever their scores."""
     client = tracking.connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    models = [model for model in client.search_logged_models(experiments) if model.tags.get(loading.DIGEST_TAG)]
+    trained = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{tracking.STAGE_TAG}` LIKE 'train%'")}
+    models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
     model = models[len(done.versions) % len(models)]
-    scores = promotion.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
+    scores = evaluation.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
     decision = promotion.Decision(True, "promoted: it is a test", (), scores, None)
     now = registry.apply(decision, model.source_run_id, f"models:/{model.model_id}", registry.production(), "soak")
     done.versions.append(now.version)

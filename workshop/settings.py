@@ -59,7 +59,6 @@ class Settings(BaseSettings):
     ftp_user: str = "workshop"
     ftp_password: SecretStr | None = None
     ftp_tls: bool | None = None
-    ftp_least_free: int = Field(100_000_000, ge=0)
     mlflow_port: int = Field(5000, ge=1, le=65535)
     database_uri: SecretStr | None = None
     dask_port: int = Field(8786, ge=1, le=65535)

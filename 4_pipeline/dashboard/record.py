@@ -11,10 +11,9 @@ import mlflow
 import plotly.graph_objects as go
 
 from workshop.errors import ModelError
-from workshop.models import history, lineage
-from workshop.models.history import Move
+from workshop.models import lineage, registry
 from workshop.models.lineage import Link
-from workshop.models.registry import Production
+from workshop.models.registry import Move, Production
 from workshop.models.tracking import connect
 
 EXPLANATIONS = ("importance", "responses")
@@ -39,7 +38,7 @@ class Record:
 def read(production: Production, known: Record) -> Record:
     """Return the record of the version in production; a part that cannot be read stays as it is in ``known``."""
     parts = {
-        "history": lambda: tuple(history.read()),
+        "history": lambda: tuple(registry.history()),
         "lineage": lambda: tuple(lineage.of_version(production.version)),
         "explanations": lambda: explanations(production.run_id),
     }

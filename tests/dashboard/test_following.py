@@ -20,7 +20,7 @@ from sklearn.linear_model import LinearRegression
 from workplace import free_port
 
 from workshop.data.features import features, targets
-from workshop.models import history, lineage, registry
+from workshop.models import lineage, registry
 from workshop.models.tracking import connect
 
 MOVE_SECONDS = 5.0
@@ -55,7 +55,7 @@ class Versions:
 @pytest.fixture
 def versions(in_workplace, monkeypatch) -> Iterator[Versions]:
     """Two versions that predict otherwise, the first one in production."""
-    for module in (registry, history, lineage):
+    for module in (registry, lineage):
         monkeypatch.setattr(module, "REGISTERED_MODEL", MODEL)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard sets them for itself
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

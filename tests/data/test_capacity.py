@@ -9,8 +9,7 @@ from workshop.data.capacity import YEAR_ENDS_GW, installed, last_year, mark, of_
 from workshop.data.features import inputs
 from workshop.data.features import installed as installed_at
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import DataError, ModelError
-from workshop.models import inspection
+from workshop.errors import DataError
 from workshop.parameters import YearEnd
 
 OWN = {2020: YearEnd(solar_GW=2.0, wind_GW=5.0), 2019: YearEnd(solar_GW=1.0, wind_GW=5.0)}
@@ -52,21 +51,3 @@ def test_capacity_of_ones_own_goes_with_the_frame(tmp_path):
     assert installed_at(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
     with pytest.raises(DataError, match="no figure"):
         installed_at(frame)
-
-
-@pytest.mark.parametrize(
-    "year_ends",
-    [
-        None,
-        {},
-        {"solar_GW": {"2019": 1.0, "2020": 2.0}},
-        {target: {"2019": 1.0} for target in TARGETS},
-        {target: {"2019": 1.0, "2020": float("inf")} for target in TARGETS},
-        {target: {"2019": 1.0, "2020": "2"} for target in TARGETS},
-        {target: {"2019": 1.0, "99999": 2.0} for target in TARGETS},
-    ],
-)
-def test_capacity_in_a_model_has_to_be_one(year_ends):
-    """A model whose figures are none is refused before it predicts."""
-    with pytest.raises(ModelError, match="installed capacity"):
-        inspection.check_capacity(year_ends, "test")

@@ -1,9 +1,22 @@
-"""The tests of this room."""
+"""A tracking server of this room's own, with two models that may be promoted."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
+import requests
+from sklearn.linear_model import LinearRegression, Ridge
 from threadpoolctl import threadpool_limits
+from workplace import BIN, clean_environment, environment_of, free_port, wait_for
+
+from workshop.data.features import features, targets
+from workshop.data.origin import Origin
+from workshop.data.schema import FEATURES, TARGETS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +26,83 @@ def one_thread():
 
     with threadpool_limits(1, user_api="openmp"):
         yield
+
+
+@pytest.fixture(scope="session")
+def small_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The environment in which an empty tracking server answers; its artifacts lie in the folder `SMALL_ARTIFACTS`."""
+    folder = tmp_path_factory.mktemp("tracking")
+    uri = f"http://127.0.0.1:{free_port()}"
+    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", folder / "artifacts"]
+    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: server.poll() is not None or _answers(uri))
+        state = {"WORKSHOP_STATE": str(folder / "state"), "SMALL_ARTIFACTS": str(folder / "artifacts")}
+        yield environment | {"MLFLOW_TRACKING_URI": uri} | state
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(uri: str) -> bool:
+    try:
+        return requests.get(f"{uri}/health", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+@pytest.fixture(scope="session")
+def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Hours to learn from, and held-out ones, whose generation follows wind and radiation."""
+    random, count = np.random.default_rng(0), 3000
+    rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
+    rows["solar_GW"], rows["wind_GW"] = rows["rad_horizontal"], 2 * rows["windspeed"] + random.normal(0, 1, count)
+    rows["utc_timestamp"] = pd.date_range("2014-06-01", periods=count, freq="h", tz="UTC")
+    rows = Origin(source="sample", modelled=True).mark(rows[["utc_timestamp", *TARGETS, *FEATURES]])
+    return rows.iloc[:2000], rows.iloc[2000:].reset_index(drop=True)
+
+
+@pytest.fixture(scope="session")
+def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
+    """Two logged models, each as its run's id and its address, with a comma between."""
+    from workshop.models import evaluation, loading, tracking
+
+    train, test = small_hours
+    file = tmp_path_factory.mktemp("data") / "train.parquet"
+    train.to_parquet(file)
+    import mlflow
+
+    candidates = []
+    with environment_of(small_server):
+        for stage, model in (("train_rf", Ridge(100.0)), ("train_linreg", LinearRegression())):
+            model.fit(features(train), targets(train))
+            with tracking.start_run(stage, data=[file], learned_from=file) as run:
+                scores = evaluation.score(test, loading.LoadedModel.of(model).predict(test))
+                mlflow.log_metrics(scores.metrics())
+                candidates.append(f"{run.info.run_id},{loading.log_model(model, test.head())}")
+    return candidates
+
+
+@pytest.fixture
+def candidates(small_server, logged, tmp_path, monkeypatch) -> Iterator[list[str]]:
+    """The two logged models, in the environment of their server."""
+    with environment_of(small_server):
+        monkeypatch.chdir(tmp_path)
+        yield logged
+        monkeypatch.undo()  # later it would put back variables of this environment into the one before
+
+
+@pytest.fixture
+def model_file(small_server):
+    """Return a function that finds a logged model's file in the artifacts of the small server."""
+
+    def find(candidate: str) -> Path:
+        model_id = candidate.split("models:/")[1]
+        (file,) = Path(small_server["SMALL_ARTIFACTS"]).rglob(f"{model_id}/artifacts/model.skops")
+        return file
+
+    return find

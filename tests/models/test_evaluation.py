@@ -1,15 +1,19 @@
-"""What the gate is told of a model."""
+"""Scores, what the gate asks about a model, and what a model makes of its inputs."""
 
 from __future__ import annotations
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow.models import ModelSignature, infer_signature
 from sklearn.linear_model import LinearRegression
 
+from workshop.data.features import features, targets
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.models import evaluation, loading
+from workshop.models.evaluation import coverage, importance, is_night, responses, score
+from workshop.models.loading import LoadedModel
 from workshop.models.promotion import SIGNATURES
 from workshop.models.tracking import LEARNED_TAG
 
@@ -53,3 +57,119 @@ def test_signature_without_outputs_is_none(tmp_path):
         folder = tmp_path / name
         mlflow.sklearn.save_model(LinearRegression().fit(weather, power), folder, signature=signature, **options)
         assert evaluation._signature(str(folder)) == expected
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def two_days():
+    """48 hours of midsummer, measured."""
+    stamps = pd.date_range("2016-06-20", periods=48, freq="h", tz="UTC")
+    return pd.DataFrame(
+        {
+            "utc_timestamp": stamps,
+            "solar_GW": [float(h % 24) for h in range(48)],
+            "wind_GW": [5.0 + h for h in range(48)],
+        }
+    )
+
+
+def test_score_of_the_truth_is_one(two_days):
+    """Predictions equal to what was measured: R2 1, no miss."""
+    scores = score(two_days, two_days[["solar_GW", "wind_GW"]])
+    assert (scores.r2, scores.mae_GW, scores.finite, scores.hours) == (1.0, 0.0, True, 48)
+
+
+def test_score_of_the_mean_is_zero(two_days):
+    """Predicting the mean throughout is R2 0, by definition."""
+    mean = two_days[["solar_GW", "wind_GW"]] * 0 + two_days[["solar_GW", "wind_GW"]].mean()
+    assert score(two_days, mean).r2 == pytest.approx(0)
+
+
+def test_score_tells_the_targets_apart():
+    """Solar right but for 2 GW in each of two winter nights, wind the mean: each number is that of its own target."""
+    stamps = pd.date_range("2015-12-20", periods=48, freq="h", tz="UTC")
+    frame = pd.DataFrame(
+        {"utc_timestamp": stamps, "solar_GW": [float(h % 24) for h in range(48)], "wind_GW": range(48)}
+    )
+    predicted = frame[["solar_GW", "wind_GW"]].astype(float)
+    predicted["wind_GW"] = predicted["wind_GW"].mean()
+    night = is_night(frame["utc_timestamp"])
+    predicted.loc[night, "solar_GW"] = 2.0
+    scores = score(frame, predicted)
+    assert scores.night_solar_GW == pytest.approx(2.0)
+    assert scores.r2_wind == pytest.approx(0.0)
+    assert scores.r2_solar != pytest.approx(0.0)
+    assert scores.r2 == pytest.approx(scores.r2_solar / 2)
+
+
+def test_score_notices_what_is_no_number(two_days):
+    """One NaN makes the whole prediction unusable."""
+    predicted = two_days[["solar_GW", "wind_GW"]].copy()
+    predicted.iloc[3, 0] = float("nan")
+    assert not score(two_days, predicted).finite
+
+
+def test_night_is_by_the_sun_and_not_by_radiation():
+    """Midwinter midnight is night, noon is not, nor is the hour of first light; in midsummer it never gets dark."""
+    winter = pd.Series(pd.to_datetime(["2015-12-21 23:00", "2015-12-21 11:00", "2015-12-21 06:00"], utc=True))
+    assert list(is_night(winter)) == [True, False, False]
+    assert not is_night(pd.Series(pd.to_datetime(["2016-06-21 02:00"], utc=True)))[0]
+
+
+def test_score_tells_the_weeks_that_are_whole_enough():
+    """Three weeks and two days, the second week with a gap of a day: its mean and those of two more, in order."""
+    stamps = pd.date_range("2016-06-20", periods=23 * 24, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": stamps, "solar_GW": range(23 * 24), "wind_GW": 1.0})
+    frame = frame.drop(range(8 * 24, 9 * 24)).reset_index(drop=True)
+    predicted = frame[["solar_GW", "wind_GW"]].copy()
+    predicted.loc[frame["utc_timestamp"] < "2016-06-27", "wind_GW"] += 4.0
+    scores = score(frame, predicted)
+    assert scores.weekly_mae_GW == (2.0, 0.0)
+    assert scores.period == ("2016-06-20T00:00:00Z", "2016-07-12T23:00:00Z")
+
+
+# -- what a model makes of its inputs ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def hours():
+    """Hours whose wind power is twice the wind speed, and whose solar power is a tenth of the direct radiation."""
+    random, count = np.random.default_rng(0), 3000
+    stamps = pd.date_range("2014-06-01", periods=count, freq="h", tz="UTC")
+    rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
+    return rows.assign(utc_timestamp=stamps, solar_GW=rows["rad_horizontal"] / 10, wind_GW=2 * rows["windspeed"])
+
+
+@pytest.fixture(scope="module")
+def model(hours):
+    """A line through them."""
+    return LoadedModel.of(LinearRegression().fit(features(hours), targets(hours)))
+
+
+def test_importance_is_that_of_the_input_that_matters(hours, model):
+    """Shuffling an input without a part in a target costs nothing; that of the one it follows costs all, twice."""
+    table = importance(model, hours)
+    assert list(table.index) == FEATURES
+    followed = {"solar_GW": "rad_horizontal", "wind_GW": "windspeed"}
+    for target in TARGETS:
+        # Against an independent copy of itself, the squared error is twice the variance: R2 falls from 1 to -1.
+        assert table.loc[followed[target], target] == pytest.approx(2, abs=0.15)
+        assert table.drop(index=followed[target])[target].abs().max() < 1e-9
+    assert importance(model, hours).equals(table)
+
+
+def test_responses_of_a_line_are_lines(hours, model):
+    """The mean prediction rises by the line's slope, and stays level along inputs without a part."""
+    table = responses(model, hours).set_index("feature")
+    wind = table.loc["windspeed"]
+    assert np.allclose(np.diff(wind["wind_GW"]) / np.diff(wind["value"]), 2)
+    assert np.allclose(table.loc["temperature", "wind_GW"], table.loc["temperature", "wind_GW"].iloc[0])
+    assert wind["value"].between(hours["windspeed"].min(), hours["windspeed"].max()).all()
+
+
+def test_coverage_counts_daylight_for_solar_power(hours):
+    """Half of the hours lie within for wind; for solar power the nights do not count."""
+    low, high = (pd.DataFrame(value, hours.index, TARGETS) for value in (0.0, 10.0))
+    night = hours.assign(solar_GW=np.where(hours["utc_timestamp"].dt.hour.between(8, 15), 99.0, 0.0))
+    held = coverage(night, low, high)
+    assert held["coverage_wind"] == pytest.approx((hours["wind_GW"] <= 10).mean())
+    # In June the sun is up for some sixteen hours, of which eight do not lie within.
+    assert 0.4 < held["coverage_solar"] < 0.6

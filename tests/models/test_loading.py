@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,60 +91,7 @@ def test_keras_model_comes_back_as_it_was(hours, tmp_path, kind, flavor):
     assert predicted.equals(LoadedModel.of(model).predict(hours))
 
 
-@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
-def test_model_whose_files_were_changed_is_refused(in_workplace, hours, caplog):
-    """Who can write to the artifact store, checksums included, still cannot change a model: the database knows it.
-
-    Neither as it was logged, nor as a registered version, which is what is served, nor by an alias.
-    """
-    from mlflow_ftp import names
-
-    from workshop.models import loading, tracking
-
-    model = RandomForestRegressor(3, random_state=0).fit(hours[FEATURES], hours[TARGETS])
-    with tracking.start_run("tampered") as run:
-        uri = loading.log_model(model, hours)
-    client = tracking.connect()
-    client.create_registered_model("tampered")
-    model_id = uri.removeprefix("models:/")
-    version = client.create_model_version("tampered", uri, run.info.run_id, model_id=model_id).version
-    client.set_registered_model_alias("tampered", "best", version)
-    addresses = [uri, f"models:/tampered/{version}", "models:/tampered@best"]
-    for address in addresses:
-        assert loading.load(address).predict(hours).equals(LoadedModel.of(model).predict(hours))
-    assert "cannot be checked" not in caplog.text
-    (file,) = in_workplace.settings.artifacts.rglob(f"{uri.removeprefix('models:/')}/**/MLmodel")
-    file.write_bytes(file.read_bytes() + b"\n")
-    (file.parent / names.mark_of("MLmodel", hashlib.sha256(file.read_bytes()).hexdigest())).mkdir()
-    try:
-        for address in addresses:
-            with pytest.raises(ModelError, match="not those that were logged"):
-                loading.load(address)
-    finally:
-        client.delete_registered_model("tampered")
-        client.delete_logged_model(model_id)
-
-
-@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
-def test_model_is_logged_by_one_upload(in_workplace, hours):
-    """Its digest is that of the files as they are uploaded, each once: the server's log has no download."""
-    from workshop.models import loading, tracking
-
-    log = in_workplace.settings.logs / "mlflow.log"
-    before = len(log.read_text())
-    with tracking.start_run("uploaded"):
-        uri = loading.log_model(LinearRegression().fit(hours[FEATURES], hours[TARGETS]), hours)
-    asked = re.findall(r'"(\w+) /api/2.0/mlflow-artifacts/artifacts\S(\S+) ', log.read_text()[before:])
-    requests = [(method, path) for method, path in asked if uri.removeprefix("models:/") in path]  # others ask, too
-    assert {method for method, _ in requests} == {"PUT"}
-    assert len(requests) == len(set(requests))
-    client = tracking.connect()
-    assert loading.DIGEST_TAG in client.get_logged_model(uri.removeprefix("models:/")).tags
-    loading.load(uri)
-    client.delete_logged_model(uri.removeprefix("models:/"))
-
-
-def test_model_that_is_not_there_is_told(in_workplace):
+def test_model_that_is_not_there_is_told(candidates):
     """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
     from workshop.models import loading
 

@@ -12,12 +12,12 @@ from sklearn.metrics import r2_score
 from workshop.data import sample
 from workshop.data.features import features, inputs, installed, targets
 from workshop.data.prepare import prepare
-from workshop.data.schema import TARGETS
+from workshop.data.schema import FEATURES, TARGETS
 from workshop.data.sources import POWER_FILE, WEATHER_FILE
 from workshop.data.split import split_by_time
 from workshop.errors import DataError, ParameterError
-from workshop.models.explanation import coverage
-from workshop.models.regressor import CapacityFactorRegressor
+from workshop.models.evaluation import coverage
+from workshop.models.regressor import CapacityFactorRegressor, search
 
 TREES = HistGradientBoostingRegressor(max_iter=300, learning_rate=0.08, min_samples_leaf=100, random_state=0)
 SEEDS = [sample.SEED, 42]  # the benchmark `models` has more
@@ -70,7 +70,7 @@ def test_shuffled_targets_score_below_zero(parts):
 def test_band_holds_as_many_hours_as_it_says(parts, fitted):
     """On the last fifth, a band made for 80 % of the hours holds 75 to 85 % of them, of solar those of daylight."""
     for seed, (_, test) in parts.items():
-        ends = (pd.DataFrame(end, test.index, TARGETS) for end in fitted[seed].predict_band(inputs(test)))
+        ends = (pd.DataFrame(end, test.index, TARGETS) for end in fitted[seed].predict_with_band(inputs(test))[1:])
         held = coverage(test, *ends)
         assert all(0.75 <= share <= 0.85 for share in held.values()), (seed, held)
 
@@ -79,7 +79,7 @@ def test_band_encloses_the_prediction_and_is_none_too_wide(parts, fitted):
     """The prediction lies within, nothing is below zero, at night it has no width, and by day less than a quarter."""
     _, test = parts[sample.SEED]
     model = fitted[sample.SEED]
-    predicted, (low, high) = model.predict(inputs(test)), model.predict_band(inputs(test))
+    predicted, (low, high) = model.predict(inputs(test)), model.predict_with_band(inputs(test))[1:]
     assert (low <= predicted).all()
     assert (predicted <= high).all()
     assert (low >= 0).all()
@@ -97,7 +97,7 @@ def test_fit_is_the_same_twice(parts):
     model = CapacityFactorRegressor(TREES, watched_share=0.15, band=TREES, folds=2)
     one, two = (_fit(model, train.head(6000)) for _ in range(2))
     assert np.array_equal(one.predict(inputs(test)), two.predict(inputs(test)))
-    assert np.array_equal(one.predict_band(inputs(test)), two.predict_band(inputs(test)))
+    assert np.array_equal(one.predict_with_band(inputs(test)), two.predict_with_band(inputs(test)))
 
 
 def test_one_hour_is_answered_as_in_a_year(parts, fitted):
@@ -157,3 +157,51 @@ def test_settings_that_cannot_be_are_told(parts, settings):
     train, _ = parts[sample.SEED]
     with pytest.raises(ParameterError, match=str(next(iter(settings)))):
         CapacityFactorRegressor(**{"regressor": LinearRegression()} | settings).fit(inputs(train), targets(train))
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+ESTIMATOR = CapacityFactorRegressor(HistGradientBoostingRegressor(max_iter=20, random_state=0))
+CHOICES = {"regressor__max_leaf_nodes": [2, 31], "regressor__learning_rate": [0.01, 0.3]}
+
+
+@pytest.fixture(scope="module")
+def simple_hours():
+    """Half a year of hours whose generation follows wind and radiation."""
+    random, count = np.random.default_rng(0), 4000
+    stamps = pd.date_range("2014-01-01", periods=count, freq="h", tz="UTC")
+    rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
+    made = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
+    return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]]
+
+
+def test_search_finds_the_better_choice(simple_hours, capfd):
+    """Larger and faster trees win where few are grown; the table is sorted, and progress is shown."""
+    found = search(ESTIMATOR, CHOICES, simple_hours, candidates=4, folds=3, seed=0)
+    assert found.best == {"regressor__max_leaf_nodes": 31, "regressor__learning_rate": 0.3}
+    assert list(found.table.columns) == ["max_leaf_nodes", "learning_rate", "r2", "spread"]
+    assert found.table["r2"].is_monotonic_decreasing
+    assert found.table.iloc[0]["max_leaf_nodes"] == 31
+    assert "12/12" in capfd.readouterr().err
+
+
+def test_search_on_a_cluster_finds_the_same(simple_hours):
+    """The workers of a Dask cluster, processes of their own, come to the same table."""
+    from distributed import Client, LocalCluster
+
+    options = {"candidates": 3, "folds": 2, "seed": 1, "progress": False}
+    here = search(ESTIMATOR, CHOICES, simple_hours, **options)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        there = search(ESTIMATOR, CHOICES, simple_hours, client=client, **options)
+        ran = {name for worker in client.processing() for name in [worker]}
+        assert len(ran) == 2
+    pd.testing.assert_frame_equal(there.table, here.table)
+
+
+@pytest.mark.parametrize(("candidates", "folds"), [(0, 3), (3, 1)])
+def test_search_of_nothing_is_refused(simple_simple_hours, candidates, folds):
+    """No candidate, or a single fold, is told with what is allowed."""
+    with pytest.raises(ParameterError, match=f"candidates {candidates}, folds {folds}"):
+        search(ESTIMATOR, CHOICES, simple_hours, candidates=candidates, folds=folds, seed=0)

@@ -34,12 +34,12 @@ def test_connect_to_a_file_is_refused():
         connect()
 
 
-def test_store_keeps_its_identity(in_workplace):
+def test_store_keeps_its_identity(candidates):
     """Asked twice, the same store answers the same."""
     assert store_id() == store_id()
 
 
-def test_run_that_fails_is_marked_failed(in_workplace):
+def test_run_that_fails_is_marked_failed(candidates):
     """An error inside the block ends the run as FAILED and goes on to the caller."""
     import mlflow
 

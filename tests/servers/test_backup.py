@@ -157,7 +157,7 @@ def register_model(hours) -> None:
             REGISTERED_MODEL,
             uri,
             run.info.run_id,
-            tags={"workshop.promotion.why": f"test {times}"},
+            tags={"why": f"test {times}"},
             model_id=uri.removeprefix("models:/"),
         )
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)

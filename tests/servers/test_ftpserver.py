@@ -17,9 +17,9 @@ import psutil
 import pytest
 import requests
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow_ftp.repository import ProxiedArtifactRepository
 from workplace import clean_environment, environment_of, free_passive_range, free_port
 
-from workshop.servers.proxied import ProxiedArtifactRepository
 from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_folder_goes_through_the_proxy_as_it_is(tracking_uri, tmp_path):
         (tmp_path / f"fetched-{top is None}").mkdir()
         fetched = Path(store.download_artifacts(top or "", str(tmp_path / f"fetched-{top is None}")))
         assert {name: (fetched / name).read_bytes() for name in contents} == contents
-    assert len(re.findall(" STOR .* whole", get_settings().transfers_log.read_text())) == 2 * len(contents)
+    assert len(re.findall(" STOR .* completed=1", get_settings().transfers_log.read_text())) == 2 * len(contents)
     password = get_settings().credentials()[1].get_secret_value()
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     for text in (*lines, (tmp_path / "mlflow.log").read_text(), (tmp_path / "state.log").read_text()):

@@ -26,8 +26,8 @@ from workplace import BIN, PORTS, ROOT, Servers, clean_environment, environment_
 
 from workshop import ownership
 from workshop.errors import ServiceError
-from workshop.models import history, tracking
-from workshop.models.history import PROMOTED, ROLLED_BACK, Move
+from workshop.models import registry, tracking
+from workshop.models.registry import PROMOTED, ROLLED_BACK, Move
 from workshop.servers import supervisor
 from workshop.settings import REGISTERED_MODEL
 
@@ -156,7 +156,7 @@ class Clone(Servers):
             run = client.create_run(tracking._experiment(client).experiment_id, tags={"owner": self.name})
             self.runs.append(run.info.run_id)
             client = tracking.connect()
-            if history.find_model(client) is None:
+            with contextlib.suppress(MlflowException):  # it exists already
                 client.create_registered_model(REGISTERED_MODEL)
             version = client.create_model_version(
                 REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id, tags={"owner": self.name}
@@ -180,7 +180,7 @@ class Clone(Servers):
     def _move(self, move: Move) -> None:
         client = tracking.connect()
         self.aliases.add(move.version)  # from now on it may be either, if the server is killed
-        history.move_alias(client, move)
+        registry.move_alias(client, move)
         self.before, self.aliases = move.replaced or move.version, {move.version}
 
     def check_store(self) -> None:

@@ -16,7 +16,7 @@ from workplace import BIN, ROOT, clean_environment
 
 from workshop.cli import main
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.models.history import FORCED, PROMOTED
+from workshop.models.registry import FORCED, PROMOTED, Move
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
 from workshop.teaching import checkpoints
 from workshop.teaching.checkpoints import Evidence, Progress, Tracked, gather, has_run, look
@@ -81,7 +81,7 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
     """Real runs, a version, the alias and a rollback: each ticks its step and no other, of any chapter."""
     import mlflow
 
-    from workshop.models import history, registry
+    from workshop.models import registry
 
     with attendee.ticks():  # failed, in another experiment, without a model, alone
         log_run("linreg", metrics={"r2_random_split": 0.8}, status="FAILED")
@@ -111,7 +111,7 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
         second = mlflow.register_model(f"models:/{logged.model_id}", REGISTERED_MODEL)
     with attendee.ticks("In production, by its alias"):
         attendee.client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, first.version)
-    history.move_alias(attendee.client, history.Move(0, PROMOTED, second.version, why="pipeline"))
+    registry.move_alias(attendee.client, Move(0, PROMOTED, second.version, why="pipeline"))
     with attendee.ticks("Rolled back"):
         registry.rollback(first.version, "too low at noon")
     assert {each.chapter for each in attendee.steps().values() if each.done} == {2}
@@ -157,7 +157,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     """Runs of a stage, promotions by the pipeline and by a person, a rollback: as the commands write them."""
     import mlflow
 
-    from workshop.models import history, registry
+    from workshop.models import registry
     from workshop.models.tracking import start_run
 
     monkeypatch.chdir(attendee.root)
@@ -166,16 +166,14 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
             logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
         log_run("rf", params={"max_depth": 5}, parent=parent.info.run_id, chapter="4", **{"workshop.stage": "train_rf"})
         registered = [mlflow.register_model(logged.model_uri, REGISTERED_MODEL).version for _ in range(2)]
-        history.move_alias(attendee.client, history.Move(0, PROMOTED, registered[0], why="pipeline"))
+        registry.move_alias(attendee.client, Move(0, PROMOTED, registered[0], why="pipeline"))
     with (
         attendee.ticks("A stage ran again with a changed parameter"),
         start_run("train_rf", parameters={"max_depth": 9}),
     ):
         pass
     with attendee.ticks("A model promoted by you"):
-        history.move_alias(
-            attendee.client, history.Move(0, FORCED, registered[1], why="to see", replaced=registered[0])
-        )
+        registry.move_alias(attendee.client, Move(0, FORCED, registered[1], why="to see", replaced=registered[0]))
     with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
 

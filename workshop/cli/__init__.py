@@ -6,7 +6,7 @@ import os
 
 import click
 
-from workshop.cli import data, lab, models, pipeline, report, servers, teaching
+from workshop.cli import data, lab, models, pipeline, servers, teaching
 from workshop.cli.printing import tell
 
 TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "run", "check")  # ask the tracking server
@@ -41,7 +41,7 @@ for command in (
     *(servers.up, servers.down, servers.status, servers.config),
     *(servers.backup, servers.restore),
     *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
-    *(models.promote, models.rollback, models.history, models.lineage, data.data, report.report),
+    *(models.promote, models.rollback, models.history, models.lineage, models.report, data.data),
     *(lab.lab, teaching.check, teaching.doctor, teaching.reset),
 ):
     main.add_command(command)

@@ -1,4 +1,4 @@
-"""The registry: what goes to production, what was there, and where it comes from."""
+"""Models: what is in production, how it gets there, where it comes from, and the report on a week."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PIPELINE_ATTEMPTS = 5
 @click.option(
     "--decision",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the decision here and exit 0 even when it is a refusal: a pipeline goes on.",
+    help="Write the decision to this file, and exit 0 even when it is a refusal.",
 )
 @click.option("--why", help="The reason, for the record.")
-@click.option("--dry-run", is_flag=True, help="Say what the gate says, and change nothing.")
-@click.option("--force", is_flag=True, help="Promote whatever the gate says; the record tells, and --why is needed.")
+@click.option("--dry-run", is_flag=True, help="Show the decision, and change nothing.")
+@click.option("--force", is_flag=True, help="Promote even when the gate refuses; needs --why, and is recorded.")
 def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_run: bool, force: bool) -> None:
     """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
 
@@ -38,43 +38,45 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
     from workshop.data import schema
     from workshop.errors import ParameterError, PromotionConflict, PromotionRefused
     from workshop.models import registry
-    from workshop.models.promotion import Policy
+    from workshop.models.promotion import force as overrule
+    from workshop.models.tracking import connect
     from workshop.parameters import read_stage
     from workshop.settings import get_settings
 
     if force and not why:
-        raise ParameterError("A promotion that is forced needs a reason.", expected="--force --why REASON")
+        raise ParameterError("A forced promotion needs a reason.", expected="--force --why REASON")
     if decision:
         _check_writable(decision)
     pipeline = get_settings().pipeline
-    policy = Policy(**read_stage(pipeline / "params.yaml", "promote").model_dump())
+    policy = read_stage(pipeline / "params.yaml", "promote")
     run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
     held_out = schema.read(pipeline / "data" / "test.parquet")
+    client = connect()
 
     def put_before_the_gate():
-        verdict, champion = registry.judge(run_id, model_uri, held_out, policy)
-        verdict = registry.force(verdict) if force else verdict
+        verdict, champion = registry.judge(run_id, model_uri, held_out, policy, client)
+        verdict = overrule(verdict) if force else verdict
         if not verdict.promoted or dry_run:
             return verdict, champion
-        return verdict, registry.apply(verdict, run_id, model_uri, champion, why or "promoted on the command line")
+        reason = why or "promoted on the command line"
+        return verdict, registry.apply(verdict, run_id, model_uri, champion, reason, client)
 
-    # A person is told when somebody else was first. A pipeline asks again, since nobody would for it.
+    # When the model in production changes meanwhile, a person is told so; a pipeline starts over.
     again = tenacity.retry(
         retry=tenacity.retry_if_exception_type(PromotionConflict),
         stop=tenacity.stop_after_attempt(PIPELINE_ATTEMPTS if decision else 1),
         reraise=True,
     )
     verdict, now = again(put_before_the_gate)()
-    record = verdict.as_dict() | {"candidate_run": run_id, "production": now.as_dict() if now else None}
-    record["dry_run"] = dry_run
     if decision:
-        decision.write_text(json.dumps(record, indent=1) + "\n")
+        facts = {"candidate_run": run_id, "production": now.as_dict() if now else None, "dry_run": dry_run}
+        decision.write_text(json.dumps(verdict.as_dict() | facts, indent=1) + "\n")
     marks = {True: "passed", False: "failed"}
     rules = [
         {"rule": rule.name, "found": rule.shown, "allowed": rule.limit, "verdict": marks[rule.passed]}
         for rule in verdict.rules
     ]
-    # Between the names and the verdicts the terminal has this much for each of the two others.
+    # The terminal's width, less names and verdicts, for the two other columns.
     print_rows(rules, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 30) // 2))
     click.echo(("dry run, nothing is changed; " if dry_run else "") + verdict.reason)
     if not verdict.promoted and not decision:
@@ -82,7 +84,7 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
 
 
 def _check_writable(file: Path) -> None:
-    """Raise ParameterError when a decision could not be written there; afterwards would be too late."""
+    """Raise ParameterError when a decision cannot be written there: after the promotion would be too late."""
     from workshop.errors import ParameterError
 
     try:
@@ -121,12 +123,12 @@ def _read_candidate(file: Path) -> tuple[str, str]:
 
 
 @click.command()
-@click.option("--to", metavar="VERSION", help="Which version comes back; by default the one before.")
+@click.option("--to", metavar="VERSION", help="The version to bring back; by default the one before.")
 @click.option("--why", default="rolled back on the command line", show_default=True, help="The reason, for the record.")
 def rollback(to: str | None, why: str) -> None:
-    """Bring back the version that was in production before; once more, and the one before that comes back.
+    """Bring back the version that was in production before. A second rollback goes one version further back.
 
-    It is tried out first, and the record tells. What was rolled back from comes back by its number.
+    The version is loaded and tried out first. A version that was rolled back from comes back by its number.
 
     \b
     Example:  workshop rollback --why "too low at noon"
@@ -141,20 +143,21 @@ def rollback(to: str | None, why: str) -> None:
 @click.command()
 @json_option
 def history(as_json: bool) -> None:
-    """Show what was in production, since when, by whom and why; the last line is what is there now.
+    """Show what was in production, since when, by whom and why; the last line is in production now.
 
-    A long reason is cut in the table; JSON has all that is recorded. A move that was made by hand, such as in the
-    MLflow UI, is written down, so that a rollback can go back to it.
+    A long reason is cut in the table; JSON has all of it. A move that was made by hand, such as in the MLflow UI, is
+    written down, so that a rollback can go back to it.
 
     \b
     Example:  workshop history
     """
-    from workshop.models.history import read
-    from workshop.models.registry import note, production
+    from workshop.models import registry
+    from workshop.models.tracking import connect
 
-    note()
-    moves = read()
-    if moves and production() is None:
+    client = connect()
+    registry.note(client)
+    moves = registry.history(client)
+    if moves and registry.version_in_production(client) is None:
         click.echo("Nothing is in production now: the alias was taken away. Next: workshop rollback", err=True)
     if as_json:
         print_rows([move.as_dict() for move in moves], as_json=True)
@@ -165,7 +168,7 @@ def history(as_json: bool) -> None:
     rows = [
         {
             "": move.number,
-            "version": move.version + (" (deleted)" if move.deleted else ""),
+            "version": move.version,
             "what": move.action,
             "since": move.when or "not recorded",
             "who": one_line(move.who or "", 16),
@@ -180,30 +183,29 @@ def history(as_json: bool) -> None:
 
 @click.command()
 @click.argument("subject", metavar="[MODEL|RUN|PREDICTION]", required=False)
-@click.option("--verify", is_flag=True, help="Check that each link still exists and is what it was; exit 1 if not.")
+@click.option("--verify", is_flag=True, help="Check that each link exists and is unchanged; exit 1 if not.")
 @json_option
 def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
     """Show where a model comes from: data, commit, stage, notebook, run, version, decision, production.
 
-    A MODEL is a version's number (by default the one in production), a RUN its id, and a PREDICTION a file that a model
-    spoke in: an answer of the dashboard's /predict, a downloaded table, a report.
+    A MODEL is a version's number (by default the one in production), a RUN its id, and a PREDICTION a file that names
+    its model: an answer of the dashboard's /predict, a downloaded table, a report.
 
     \b
     Example:  workshop lineage --verify
               workshop lineage 4_pipeline/results/report.html
     """
     from workshop.models import lineage as chain
-    from workshop.models.lineage_checks import CHECKS, check
 
     links = chain.trace(subject)
     if verify:
-        links = check(links)
+        links = chain.check(links)
     broken = [link for link in links if link.trouble]
     if as_json:
         click.echo(json.dumps([link.as_dict() for link in links], indent=2))
     else:
         for link in links:
-            _print_link(link, verified=verify and link.known and link.kind in CHECKS)
+            _print_link(link, verified=verify and link.known and link.kind in chain.CHECKS)
     if broken:
         for link in broken:
             click.echo(f"broken: {link.kind}: {link.trouble}", err=True)
@@ -218,3 +220,31 @@ def _print_link(link, *, verified: bool) -> None:
         click.echo(f"            {name}: {one_line(value)}")
     if link.url:
         click.echo(f"            {link.url}")
+
+
+@click.command()
+@click.option("--week", metavar="NAME", help="`latest`, or one like 2016-W40; by default the one in params.yaml.")
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), help="By default results/reports.")
+def report(week: str | None, folder: Path | None) -> None:
+    """Write the report on a week as one HTML file, which any browser prints.
+
+    \b
+    Example:  workshop report --week 2016-W40
+    """
+    from workshop.data import schema
+    from workshop.data.files import write_whole
+    from workshop.data.weeks import select_week
+    from workshop.errors import DataError
+    from workshop.models import registry
+    from workshop.models import report as page
+    from workshop.parameters import read_stage
+    from workshop.settings import get_settings
+
+    pipeline = get_settings().pipeline
+    table, template = pipeline / "data" / "germany.parquet", pipeline / "notebooks" / "report.html.jinja"
+    if missing := next((file for file in (table, template) if not file.exists()), None):
+        raise DataError("There is nothing to report on.", value=f"no file {missing}", next_step="workshop start")
+    frame = schema.read(table)
+    name, _ = select_week(frame, week or read_stage(pipeline / "params.yaml", "report").week)
+    html = page.render(page.gather(frame, registry.production()), name, template.read_text(encoding="utf-8"))
+    click.echo(write_whole((folder or pipeline / "results" / "reports") / f"{name}.html", html.encode()))

@@ -79,17 +79,15 @@ def repro(targets: tuple[str, ...], **options) -> None:
     \b
     Example:  workshop repro compare
     """
-    import sys
-
-    from dvc_parallel import shown
+    from dvc_parallel import lines
 
     from workshop.servers.pipeline import reproduce
     from workshop.settings import get_settings
 
     settings = get_settings()
     folder = Path.cwd() if Path("dvc.yaml").exists() or targets or options["all_pipelines"] else settings.pipeline
-    with shown(sys.stderr) as (progress, notice):
-        reproduce(settings, targets, shell_first=True, folder=folder, progress=progress, notice=notice, **options)
+    progress = lines(lambda text: click.echo(text, nl=False, err=True))
+    reproduce(settings, targets, shell_first=True, folder=folder, progress=progress, notice=tell, **options)
 
 
 @click.command()

@@ -294,7 +294,7 @@ def importance(table: pd.DataFrame, *, title: str | None = "What the model goes 
     """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
 
     The index names the inputs; columns are `solar_GW` and `wind_GW` and, as `<target>_spread`, their standard
-    deviation. See `explanation.importance`, which makes such a table.
+    deviation. See `evaluation.importance`, which makes such a table.
     """
     figure = go.Figure()
     for target in TARGETS:
@@ -315,7 +315,7 @@ def importance(table: pd.DataFrame, *, title: str | None = "What the model goes 
 def responses(table: pd.DataFrame, *, title: str | None = "How the answer follows each input") -> go.Figure:
     """Draw the mean prediction in GW over the values of each feature, one panel a feature.
 
-    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. See `explanation.responses`.
+    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. See `evaluation.responses`.
     """
     features = list(dict.fromkeys(table["feature"]))
     figure = make_subplots(rows=1, cols=len(features), shared_yaxes=True, horizontal_spacing=0.03)

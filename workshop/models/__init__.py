@@ -1,1 +1,3 @@
-"""The life of a model: tracked, scored, promoted, loaded."""
+"""The life of a model: tracked, scored, put before the gate, registered, loaded, explained and reported on."""
+
+__all__ = ["evaluation", "lineage", "loading", "promotion", "registry", "regressor", "report", "tracking"]

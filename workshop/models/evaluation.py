@@ -1,61 +1,188 @@
-"""What the gate is told of a model: it is fetched, loaded, asked and timed on the held-out hours."""
+"""How good a model is on the held-out hours, what it makes of its inputs, and all that the gate asks about it."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+from workshop.data import weeks
+from workshop.data.coverage import STAMP
+from workshop.data.features import INPUTS, derive, sun_position, to_utc
+from workshop.data.origin import Origin
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import DataError, WorkshopError
-from workshop.models import loading, promotion
-from workshop.models.promotion import Evaluation
-from workshop.models.registry import learned, learned_from, learned_hash
-from workshop.models.tracking import connect
+from workshop.errors import DataError, ModelError, WorkshopError
+from workshop.models import loading
+from workshop.models.loading import LoadedModel
+from workshop.models.tracking import DATA_TAG, LEARNED_TAG, connect
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow import MlflowClient
 
-TIMES = 11
+# Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
+# longitude and 8 of latitude.
+NIGHT_ELEVATION_DEGREES = -12.0
+METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")  # the scores that a run logs
+LATENCY_TIMES = 11
+MOST_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
+IMPORTANCE_HOURS = 2000  # spread evenly over the frame
+SHUFFLES = 5
+RESPONSE_VALUES = 25
+OUTER_SHARE = 0.005  # of the values at either end of an input is left out: there are hardly any hours
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame) -> Evaluation:
-    """Return what the model at ``model_uri`` shows on the processed frame ``held_out``; ``tags`` are those of its run.
+@dataclass(frozen=True)
+class Scores:
+    """How a model does on the held-out period; R2 dimensionless, the rest in GW.
 
-    One that cannot be loaded or asked has a `trouble`; ServiceError is raised only when the tracking server is gone.
+    ``weekly_mae_GW`` is the mean absolute error, over both targets, of each week that holds enough of its hours;
+    ``period`` the first and the last hour, as ISO 8601 in UTC.
+    """
+
+    r2: float
+    r2_solar: float
+    r2_wind: float
+    mae_GW: float
+    lowest_GW: float
+    night_solar_GW: float
+    finite: bool
+    hours: int
+    weekly_mae_GW: tuple[float, ...] = ()
+    period: tuple[str, str] | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers that a run logs as its metrics."""
+        return {name: float(getattr(self, name)) for name in METRICS}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model before the gate: its scores, and what is known of it.
+
+    ``learned`` is the first and the last hour that it learned from, ``learned_from`` the name of their source, ``data``
+    the hash of that table; None for unknown. ``signature`` is as in `SIGNATURES`, ``latency_ms`` the time for one hour,
+    ``size_MB`` that of its files. A model that cannot predict has a ``trouble`` and no scores.
+    """
+
+    scores: Scores | None = None
+    learned: tuple[str, str] | None = None
+    data: str | None = None
+    signature: str | None = None
+    latency_ms: float = math.nan
+    size_MB: float = math.nan
+    trouble: str | None = None
+    learned_from: str | None = None
+
+
+def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
+    """Score predictions (``solar_GW``, ``wind_GW``, one row an hour) against the processed frame of the same hours.
+
+    R2 is the mean of the two targets' coefficients of determination (scikit-learn's `r2_score`).
+    """
+    import numpy as np
+    import pandas as pd
+    from sklearn.metrics import mean_absolute_error, r2_score
+
+    measured, values = held_out[TARGETS].to_numpy(float), predicted[TARGETS].to_numpy(float)
+    stamps = to_utc(held_out["utc_timestamp"])
+    period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
+    finite = bool(np.isfinite(values).all())
+    if not finite:
+        nan = math.nan
+        return Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=len(held_out), period=period)
+    each = r2_score(measured, values, multioutput="raw_values")
+    night = is_night(held_out["utc_timestamp"])
+    weekly = pd.Series(np.abs(values - measured).mean(axis=1))
+    return Scores(
+        r2=float(each.mean()),
+        r2_solar=float(each[0]),
+        r2_wind=float(each[1]),
+        mae_GW=float(mean_absolute_error(measured, values)),
+        lowest_GW=float(values.min()),
+        night_solar_GW=float(np.abs(values[night, 0]).mean()) if night.any() else 0.0,
+        finite=True,
+        hours=len(held_out),
+        weekly_mae_GW=tuple(map(float, weeks.whole_means(weekly, pd.Series(stamps)))),
+        period=period,
+    )
+
+
+def is_night(utc_timestamp: pd.Series):
+    """Return for each hour (named by its start) whether the sun is down over all of Germany during the whole hour.
+
+    Decided by the sun's elevation: the radiation of the hours of first and last light is zero, too.
+    """
+    stamps = to_utc(utc_timestamp)
+    highest = [sun_position(stamps, minutes=minutes)["elevation"].to_numpy() for minutes in (0, 60)]
+    return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
+
+
+# -- what the gate asks ------------------------------------------------------------------------------------------------
+def evaluate(
+    model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame, client: MlflowClient | None = None
+) -> Evaluation:
+    """Load, score and time the model at ``model_uri`` on the processed frame ``held_out``.
+
+    ``tags`` are those of the model's run. A model that cannot be loaded or predict has a `trouble`; ServiceError is
+    raised only when the tracking server is gone.
     """
     facts = {"learned": learned(tags), "learned_from": learned_from(tags), "data": learned_hash(tags)}
     try:
-        model = loading.load(model_uri)
+        model = loading.load(model_uri, client)
         predicted = model.predict(held_out).astype(float)
         latency = _milliseconds(model, held_out.iloc[:1])
         signature = _signature(model_uri)
-    except (loading.ModelError, DataError) as error:  # the latter: hours of which it does not know the capacity
-        connect()  # a server that is gone says nothing of the model
+    except (ModelError, DataError) as error:  # DataError: hours of which the model does not know the capacity
+        connect()  # raises when the server is gone, which says nothing about the model
         return Evaluation(**facts, trouble=f"{error.what} {error.value}")
     except WorkshopError:
         raise
     except Exception as error:
         connect()
-        # Whatever a model's own code raises when it is asked is a finding on the model.
-        logger.warning("%s cannot be asked", model_uri, exc_info=True)
-        return Evaluation(**facts, trouble=f"it fails when it is asked: {type(error).__name__}")
+        # A model's own code may raise anything: that is a finding on the model.
+        logger.warning("%s cannot predict", model_uri, exc_info=True)
+        return Evaluation(**facts, trouble=f"it fails to predict: {type(error).__name__}")
     size = model.size_bytes / 1e6
-    scores = promotion.score(held_out, predicted)
-    return Evaluation(scores, **facts, signature=signature, latency_ms=latency, size_MB=size)
+    return Evaluation(score(held_out, predicted), **facts, signature=signature, latency_ms=latency, size_MB=size)
 
 
-def _milliseconds(model: loading.LoadedModel, hour: pd.DataFrame) -> float:
-    """Return the time of a prediction for one hour: the least of some, since what else runs here only adds to it."""
+def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the first and the last hour that a run's model learned from, if its tags say so in the form `STAMP`."""
+    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
+    try:
+        # Parsed and formatted again: strptime takes other forms, too, and those would not sort as text.
+        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
+    except ValueError:
+        return None
+    return (first, last) if known and first <= last else None
+
+
+def learned_hash(tags: Mapping[str, str]) -> str | None:
+    """Return the hash of the table that a run's model learned from, if its tags say so."""
+    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
+
+
+def learned_from(tags: Mapping[str, str]) -> str | None:
+    """Return the name of the source of a run's data, if its tags say so: `modelled sample`, `opsd`, `csv`."""
+    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
+    return Origin(source=source, modelled=modelled == "true").label if source else None
+
+
+def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:
+    """Return the time of a prediction for one hour: the least of some, as other work only adds to it."""
     from threadpoolctl import threadpool_limits
 
     seconds = []
     with threadpool_limits(1):  # threads that wait for a busy core take longer than one alone
-        for _ in range(TIMES):
+        for _ in range(LATENCY_TIMES):
             began = time.perf_counter()
             model.predict(hour)
             seconds.append(time.perf_counter() - began)
@@ -72,7 +199,7 @@ def _signature(model_uri: str) -> str | None:
     ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
     if None in (signature.inputs, signature.outputs):
         return None
-    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)
+    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)[:MOST_CHARACTERS]
 
 
 def _columns(schema: list[dict], names: list[str]) -> list[str]:
@@ -81,3 +208,72 @@ def _columns(schema: list[dict], names: list[str]) -> list[str]:
     if tensor and "name" not in schema[0] and tensor["shape"] == [-1, len(names)]:
         return names
     return [column.get("name", "?") for column in schema]
+
+
+# -- what a model makes of its inputs ----------------------------------------------------------------------------------
+def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Return by how much R2 falls when the values of one input are shuffled among the hours of a processed frame.
+
+    A row for each of `utc_timestamp` (which stands for hour and season) and the weather features; columns are the
+    targets and, as `<target>_spread`, the standard deviation of five shuffles. Permutation importance after Breiman
+    (2001), https://doi.org/10.1023/A:1010933404324. Inputs that go together (direct and diffuse radiation) share
+    theirs: each can stand in for the other.
+    """
+    import numpy as np
+    import pandas as pd
+    from sklearn.metrics import r2_score
+
+    hours, random = _thin(frame), np.random.default_rng(seed)
+    measured = hours[TARGETS].to_numpy()
+
+    def r2(changed: pd.DataFrame) -> np.ndarray:
+        return r2_score(measured, model.predict(changed).to_numpy(), multioutput="raw_values")
+
+    whole, rows = r2(hours), {}
+    for column in INPUTS if model.knows_time else FEATURES:
+        shuffled = [
+            hours.assign(**{column: hours[column].to_numpy()[random.permutation(len(hours))]}) for _ in range(SHUFFLES)
+        ]
+        falls = np.array([whole - r2(changed) for changed in shuffled])
+        rows[column] = [*falls.mean(axis=0), *falls.std(axis=0)]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[*TARGETS, *(f"{name}_spread" for name in TARGETS)])
+
+
+def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return how the mean prediction follows each weather feature while all else stays as it was.
+
+    A row for each of 25 values of each feature: `feature`, `value` (in its unit) and the mean prediction in GW of each
+    target. Partial dependence after Friedman (2001), https://doi.org/10.1214/aos/1013203451. Where inputs go together,
+    some of these hours are ones that never were.
+    """
+    import numpy as np
+    import pandas as pd
+
+    hours = _thin(frame, IMPORTANCE_HOURS // 4)
+    rows = []
+    for feature in FEATURES:
+        ends = frame[feature].quantile([OUTER_SHARE, 1 - OUTER_SHARE])
+        values = np.linspace(*ends, RESPONSE_VALUES)
+        everywhere = pd.concat([hours.assign(**{feature: value}) for value in values], ignore_index=True)
+        means = model.predict(everywhere).groupby(np.repeat(np.arange(RESPONSE_VALUES), len(hours))).mean()
+        rows.append(means.assign(feature=feature, value=values))
+    return pd.concat(rows, ignore_index=True)[["feature", "value", *TARGETS]]
+
+
+def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
+    """Return the share of a processed frame's hours whose generation lies between ``low`` and ``high``, ends included.
+
+    `coverage_solar` counts the hours with the sun up only, NaN without any: at night every band that holds zero is
+    right.
+    """
+    inside = ((frame[TARGETS] >= low[TARGETS]) & (frame[TARGETS] <= high[TARGETS])).to_numpy()
+    day = derive(frame)["sun_elevation"].to_numpy() > 0
+    solar = float(inside[day, 0].mean()) if day.any() else float("nan")
+    return {"coverage_solar": solar, "coverage_wind": float(inside[:, 1].mean())}
+
+
+def _thin(frame: pd.DataFrame, most: int = IMPORTANCE_HOURS) -> pd.DataFrame:
+    """Return at most so many rows, spread evenly over the frame."""
+    import numpy as np
+
+    return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, most).round().astype(int))].reset_index(drop=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from papermill_dask.tracking import NOTEBOOK_TAG
 
 from workshop.errors import ModelError, ParameterError
-from workshop.models import history, registry
+from workshop.models import loading, registry
+from workshop.models.registry import Move
 from workshop.models.tracking import (
     COMMIT_TAG,
     DATA_TAG,
@@ -21,6 +25,8 @@ from workshop.models.tracking import (
     LEARNED_TAG,
     STAGE_TAG,
     connect,
+    file_hash,
+    find_run,
     run_url,
 )
 from workshop.settings import REGISTERED_MODEL, get_settings
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 KINDS = ("data", "commit", "stage", "notebook", "run", "model", "decision", "production")
+HASH = "md5 of "
 LARGEST_FILE_BYTES = 20_000_000
 
 
@@ -38,8 +45,8 @@ LARGEST_FILE_BYTES = 20_000_000
 class Link:
     """One link of the chain; ``kind`` is one of `KINDS`.
 
-    ``name`` is what people call it, ``facts`` what is known of it, in words, ``url`` a page that shows it.
-    ``trouble`` says what is broken, after `lineage_checks.check`; a link that was never recorded is ``known`` not.
+    ``name`` is what people call it, ``facts`` what is known of it, in words, ``url`` a page that shows it. ``known`` is
+    false for a link that was never recorded; ``trouble`` says what is broken, after `check`.
     """
 
     kind: str
@@ -54,11 +61,12 @@ class Link:
         return asdict(self)
 
 
+# -- what a chain starts from ------------------------------------------------------------------------------------------
 def trace(subject: str | None = None) -> list[Link]:
-    """Return the chain of what ``subject`` names; every kind stands in it once, known or not.
+    """Return the chain of what ``subject`` names; it holds every kind once, known or not.
 
-    It is a registered version (`3`, `wind_solar/3`), a run's id, a file that a model spoke in, or nothing for what is
-    in production. Raises ParameterError when it is none of these, ModelError when there is no such version or run.
+    The subject is a registered version (`3`, `wind_solar/3`), a run's id, a file with predictions, or None for the
+    model in production. Raises ParameterError for anything else, ModelError when there is no such version or run.
     """
     if subject is None:
         now = registry.production()
@@ -74,7 +82,7 @@ def trace(subject: str | None = None) -> list[Link]:
     raise ParameterError(
         "This names neither a model, nor a run, nor a prediction.",
         value=repr(subject),
-        expected="a version such as 3, a run's id of 32 characters, or a file that a model spoke in",
+        expected="a version such as 3, a run's id of 32 characters, or a file with predictions",
         next_step="workshop history",
     )
 
@@ -82,12 +90,12 @@ def trace(subject: str | None = None) -> list[Link]:
 def _is_file(subject: str) -> bool:
     try:
         return Path(subject).is_file()
-    except OSError:  # too long for a name, or in a folder that is closed to us
+    except OSError:  # too long for a name, or in a folder that cannot be read
         return False
 
 
 def version_in(file: Path) -> str:
-    """Return the version that speaks in a file: an answer of /predict, a table of predictions, a report.
+    """Return the version that made a file: an answer of /predict, a table of predictions, a report, a decision.
 
     Each of them holds the model as `wind_solar/3`, or as JSON `{"name": "wind_solar", "version": "3"}`.
     """
@@ -97,62 +105,57 @@ def version_in(file: Path) -> str:
     except OSError as error:
         raise ModelError(f"{file} cannot be read.", value=error.strerror) from None
     try:
-        said = json.loads(text)
-        models = [said.get(key) for key in ("model", "production")] if isinstance(said, dict) else []
+        content = json.loads(text)
+        models = [content.get(key) for key in ("model", "production")] if isinstance(content, dict) else []
         named = {str(model["version"]) for model in models if model and model.get("name") == REGISTERED_MODEL}
-        found = {version for version in named if re.fullmatch(r"\d{1,9}", version)}
+        versions = {version for version in named if re.fullmatch(r"\d{1,9}", version)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        found = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d{{1,9}})\b", text))
-    if len(found) == 1:
-        return found.pop()
+        versions = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d{{1,9}})\b", text))
+    if len(versions) == 1:
+        return versions.pop()
     raise ModelError(
-        f"{file} does not say which model spoke in it." if not found else f"More than one model speaks in {file}.",
-        value=", ".join(sorted(found)) or None,
+        f"{file} names more than one model." if versions else f"{file} does not name the model that made it.",
+        value=", ".join(sorted(versions)) or None,
         expected=f"one name such as {REGISTERED_MODEL}/3",
         next_step="workshop history, and name a version",
     )
 
 
-def of_version(version: str) -> list[Link]:
-    """Return the chain of a registered version, the data first; every kind stands in it once, known or not."""
-    client = connect()
+# -- the chain ---------------------------------------------------------------------------------------------------------
+def of_version(version: str, client: MlflowClient | None = None) -> list[Link]:
+    """Return the chain of a registered version, the data first."""
+    client = client or connect()
     from mlflow.exceptions import MlflowException
 
-    model = history.find_model(client)
-    moves = history.moves_of(model) if model else []
     try:
         registered = client.get_model_version(REGISTERED_MODEL, version)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        raise ModelError(
-            f"There is no version {version} of {REGISTERED_MODEL}"
-            + (", it was deleted." if any(move.version == version for move in moves) else "."),
-            next_step="workshop history",
-        ) from None
-    run = registry.find_run(client, registered.run_id)
-    # What the record says of a model outlives its run.
-    tags = registry.recorded(registered) | (run.data.tags if run else {})
-    current = history.version_of(model) if model else None
-    rest = [_model(client, registered), _decision(registered), _production(version, moves, current)]
-    return [*_of_run(run, tags), *rest]
+        what = f"There is no version {version} of {REGISTERED_MODEL}, or it was deleted."
+        raise ModelError(what, next_step="workshop history") from None
+    moves, current = registry.history(client), registry.version_in_production(client)
+    tags, run = registry.tags_of(client, registered), find_run(client, registered.run_id)
+    is_current = current is not None and current.version == registered.version
+    links = [_model(registered), _decision(version, moves), _production(version, moves, is_current=is_current)]
+    return [*_origin(run, tags), *links]
 
 
 def of_run(run_id: str) -> list[Link]:
-    """Return the chain of a run; from the model on that of the last version made of it, if there is one."""
+    """Return the chain of a run, and from the model on that of the last version made of it, if there is one."""
     client = connect()
-    run = registry.find_run(client, run_id)
+    run = find_run(client, run_id)
     if run is None:
         raise ModelError("There is no such run.", value=run_id, next_step=f"see {get_settings().tracking_uri}")
     versions = client.search_model_versions(f"name='{REGISTERED_MODEL}' and run_id='{run_id}'")
     if versions:
-        return of_version(max((str(version.version) for version in versions), key=int))
+        return of_version(max((str(version.version) for version in versions), key=int), client)
     words = ("not registered", "never before the gate", "never in production")
-    rest = [Link(kind, name, known=False) for kind, name in zip(KINDS[-3:], words, strict=True)]
-    return [*_of_run(run, run.data.tags), *rest]
+    links = [Link(kind, name, known=False) for kind, name in zip(KINDS[-3:], words, strict=True)]
+    return [*_origin(run, run.data.tags), *links]
 
 
-def _of_run(run: Run | None, tags: dict[str, str]) -> list[Link]:
+def _origin(run: Run | None, tags: dict[str, str]) -> list[Link]:
     return [_data(tags), _commit(tags), _stage(run, tags), _notebook(run, tags), _run(run)]
 
 
@@ -166,7 +169,7 @@ def _data(tags: dict[str, str]) -> Link:
         first, last, source, hours = (learned.get(name, "unknown") for name in ("first", "last", "source", "hours"))
         modelled = " (modelled)" if learned.get("modelled") == "true" else ""
         facts = {"source": source + modelled, "period": f"{first} to {last}", "hours": hours}
-    facts |= {f"md5 of {name}": value for name, value in sorted(hashes.items())}
+    facts |= {f"{HASH}{name}": value for name, value in sorted(hashes.items())}
     return Link("data", learned.get("table") or ", ".join(sorted(hashes)), facts)
 
 
@@ -174,23 +177,28 @@ def _commit(tags: dict[str, str]) -> Link:
     commit = tags.get(COMMIT_TAG)
     if commit is None:
         return Link("commit", "not recorded", known=False)
-    dirty = tags.get(DIRTY_TAG)
-    changed = {"true": "yes: the commit alone does not tell what ran", "false": "no"}.get(dirty, "not recorded")
-    return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changed}, url=commit_url(commit))
+    words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
+    changes = words.get(tags.get(DIRTY_TAG), "not recorded")
+    return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changes}, url=_commit_url(commit))
 
 
-def commit_url(commit: str) -> str | None:
+def _commit_url(commit: str) -> str | None:
     """Return the page of a commit where the repository has a remote with pages; None otherwise."""
-    try:
-        remote = subprocess.run(
-            ["git", "remote", "get-url", "origin"],
-            cwd=get_settings().root, capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    # https://user@host/owner/name.git and git@host:owner/name.git; a user, or a token, is not passed on.
+    done = _run_program("git", "remote", "get-url", "origin")
+    remote = done.stdout.strip() if done and done.returncode == 0 else ""
+    # https://user@host/owner/name.git and git@host:owner/name.git; a user, or a token, is left out.
     named = re.fullmatch(r"(?:https?://(?:[^@/]+@)?|(?:ssh://)?git@)([\w.-]+)[:/]([\w./~-]+?)(?:\.git)?/?", remote)
     return f"https://{named[1]}/{named[2]}/commit/{commit}" if named else None
+
+
+def _run_program(*command: str) -> subprocess.CompletedProcess | None:
+    """Run git or DVC in the pipeline's folder; return None when that is not possible."""
+    try:
+        return subprocess.run(
+            command, cwd=get_settings().pipeline, capture_output=True, text=True, check=False, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _stage(run: Run | None, tags: dict[str, str]) -> Link:
@@ -217,55 +225,126 @@ def _run(run: Run | None) -> Link:
     return Link("run", info.run_name, facts, url=run_url(info.run_id, info.experiment_id))
 
 
-def _model(client: MlflowClient, version: ModelVersion) -> Link:
-    from mlflow.exceptions import MlflowException
-
-    from workshop.models.loading import DIGEST_TAG, MODELS
-
-    facts = {"version": str(version.version), "files": version.source}
-    if version.source.startswith(MODELS):
-        try:
-            tags = client.get_logged_model(version.source.removeprefix(MODELS)).tags
-        except MlflowException:
-            tags = {}
-        facts["sha256 of its manifest"] = tags.get(DIGEST_TAG, "not recorded")
+def _model(version: ModelVersion) -> Link:
     url = f"{get_settings().tracking_uri}/#/models/{REGISTERED_MODEL}/versions/{version.version}"
+    facts = {"version": str(version.version), "files": version.source}
     return Link("model", f"{REGISTERED_MODEL} version {version.version}", facts, url=url)
 
 
-def _decision(version: ModelVersion) -> Link:
-    told = {
-        name.removeprefix(registry.TAG): value for name, value in version.tags.items() if name.startswith(registry.TAG)
-    }
-    if not told:
+def _decision(version: str, moves: list[Move]) -> Link:
+    """Describe the promotion of a version: the move that the gate, or a person, let happen."""
+    decided = (registry.PROMOTED, registry.FORCED)
+    move = next((move for move in moves if move.version == version and move.action in decided), None)
+    if move is None:
         return Link("decision", "registered by hand: no gate, no record", known=False)
-    kept = ("when", "who", "why", "reason", "replaced", "r2", "replaced_r2")
-    facts = {name: told[name] for name in kept if name in told} | {"rules passed": _passed(told.get("rules", ""))}
-    return Link("decision", told.get("action", history.PROMOTED), facts)
+    passed = sum(rule.get("passed") is True for rule in move.rules)
+    facts = {"when": move.when, "who": move.who, "why": move.why, "reason": move.reason, "replaced": move.replaced}
+    facts |= {"r2": move.scores.get("r2"), "replaced r2": move.replaced_scores.get("r2")}
+    facts["rules passed"] = f"{passed} of {len(move.rules)}" if move.rules else "not recorded"
+    return Link("decision", move.action, {name: str(value) for name, value in facts.items() if value is not None})
 
 
-def _passed(rules: str) -> str:
-    try:
-        verdicts = [rule["passed"] is True for rule in json.loads(rules)]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return "not recorded"
-    return f"{sum(verdicts)} of {len(verdicts)}"
-
-
-def _production(version: str, moves: list[history.Move], current: str | None) -> Link:
-    """Say since when a version is in production, or when it was: every time that the alias came to it."""
+def _production(version: str, moves: list[Move], *, is_current: bool) -> Link:
+    """Describe since when a version is in production, or when it was: every time that the alias came to it."""
     spells = []
-    for number, move in enumerate(moves):
-        if move.version != version:
-            continue
-        after = moves[number + 1] if number + 1 < len(moves) else None
-        end = f"to {after.when or 'not recorded'}, then version {after.version}" if after else "now"
-        if not after and version != current:
-            end = "until the alias was taken away"
-        spells.append((move, end))
+    for move, after in zip(moves, [*moves[1:], None], strict=True):
+        if move.version == version:
+            end = f"to {after.when or 'not recorded'}, then version {after.version}" if after else "now"
+            spells.append((move, end if after or is_current else "until the alias was taken away"))
     if not spells:
         return Link("production", "never in production", known=False)
     last, end = spells[-1]
     facts = {f"{move.action}, from {move.when or 'not recorded'}": until for move, until in spells}
     since = last.when or "a time that was not recorded"
     return Link("production", f"since {since}" if end == "now" else f"from {since} {end}", facts)
+
+
+# -- whether the links still hold --------------------------------------------------------------------------------------
+def check(links: Iterable[Link]) -> list[Link]:
+    """Return the links, each with a `trouble` when what it names is gone, or is not what it was.
+
+    Links that were never recorded, and kinds that `CHECKS` has no check for, are returned as they are.
+    """
+    links = list(links)
+    facts = {link.kind: link.facts for link in links}
+    return [
+        replace(link, trouble=CHECKS[link.kind](facts)) if link.known and link.kind in CHECKS else link
+        for link in links
+    ]
+
+
+Facts = dict[str, dict[str, str]]  # of all links, by kind
+
+
+def _check_data(facts: Facts) -> str | None:
+    """Look for each table, by its hash, in the pipeline's folder and in DVC's cache."""
+    lost, pipeline = [], get_settings().pipeline
+    done = _run_program("dvc", "cache", "dir")
+    for name, md5 in facts["data"].items():
+        if not name.startswith(HASH):
+            continue
+        places = [pipeline / "data" / name.removeprefix(HASH)]
+        if done and done.returncode == 0:
+            # https://dvc.org/doc/user-guide/project-structure/internal-files#structure-of-the-cache-directory
+            places.append(Path(done.stdout.strip()) / "files" / "md5" / md5[:2] / md5[2:])
+        if not any(place.is_file() and file_hash(place) == md5 for place in places):
+            lost.append(f"{places[0].name} with the md5 {md5}")
+    return f"neither in the pipeline's folder nor in DVC's cache: {', '.join(lost)}" if lost else None
+
+
+def _check_commit(facts: Facts) -> str | None:
+    commit = facts["commit"]["commit"]
+    done = _run_program("git", "cat-file", "-e", f"{commit}^{{commit}}")
+    if done is None:
+        return "git cannot be run, so the commit cannot be looked for"
+    return None if done.returncode == 0 else f"this repository has no commit {commit[:10]}; fetch it"
+
+
+def _check_run(facts: Facts) -> str | None:
+    run_id = facts["run"]["id"]
+    run = find_run(connect(), run_id)
+    if run is None:
+        return f"there is no run {run_id}"
+    if run.info.lifecycle_stage != "active":
+        return f"the run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+    return None if run.info.status == "FINISHED" else f"the run ended as {run.info.status}"
+
+
+def _check_notebook(facts: Facts) -> str | None:
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fetched = client.download_artifacts(facts["run"]["id"], facts["notebook"]["artifact"], folder)
+        except (MlflowException, OSError):
+            return f"the run has no artifact {facts['notebook']['artifact']}"
+        sha256 = hashlib.sha256(Path(fetched).read_bytes()).hexdigest()
+    return None if sha256 == facts["notebook"]["sha256"] else f"it was changed: its sha256 is {sha256[:16]}..."
+
+
+def _check_model(facts: Facts) -> str | None:
+    try:
+        loading.load(registry.uri_of(facts["model"]["version"]))
+    except ModelError as error:
+        return f"{error.what} {error.value}"
+    return None
+
+
+def _check_decision(facts: Facts) -> str | None:
+    """Compare the tags of the run with those that the record kept; a run that was purged has none."""
+    client, version = connect(), facts["model"]["version"]
+    run = find_run(client, facts["run"].get("id"))
+    kept = next((move.run for move in registry.history(client) if move.version == version and move.run), {})
+    changed = [name for name, value in kept.items() if run and run.data.tags.get(name) != value]
+    return f"tags of the run were changed since: {', '.join(sorted(changed))}" if changed else None
+
+
+CHECKS: dict[str, Callable[[Facts], str | None]] = {
+    "data": _check_data,
+    "commit": _check_commit,
+    "notebook": _check_notebook,
+    "run": _check_run,
+    "model": _check_model,
+    "decision": _check_decision,
+}

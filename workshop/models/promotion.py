@@ -1,90 +1,27 @@
-"""The gate: scores on the held-out period, and the decision whether a candidate replaces the champion."""
+"""The gate: the decision whether a candidate replaces the model in production. Nothing is read or changed here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workshop.data import weeks
-from workshop.data.coverage import STAMP
-from workshop.data.features import INPUTS, sun_position, to_utc
+from workshop.data.features import INPUTS
 from workshop.data.schema import FEATURES, TARGETS
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from workshop.models.evaluation import Evaluation, Scores
+    from workshop.parameters import Promote
 
-# Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
-# longitude and 8 of latitude.
-NIGHT_ELEVATION_DEGREES = -12.0
-# The two ways in which a model may be asked: with the weather, or with hour and weather.
+# The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
-METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")  # of the scores, those of a run
 LEAST_WEEKS = 6  # with fewer no difference could be told from chance
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How a model does on the held-out period; R2 dimensionless, the rest in GW.
-
-    ``weekly_mae_GW`` is the mean absolute error, over both targets, of each week that holds enough of its hours;
-    ``period`` the first and the last hour, as ISO 8601 in UTC.
-    """
-
-    r2: float
-    r2_solar: float
-    r2_wind: float
-    mae_GW: float
-    lowest_GW: float
-    night_solar_GW: float
-    finite: bool
-    hours: int
-    weekly_mae_GW: tuple[float, ...] = ()
-    period: tuple[str, str] | None = None
-
-    def metrics(self) -> dict[str, float]:
-        """Return the numbers that a run logs as its metrics."""
-        return {name: float(getattr(self, name)) for name in METRICS}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model before the gate: its scores, and what is known of it.
-
-    ``learned`` is the first and the last hour that it learned from, ``learned_from`` what their source is called,
-    ``data`` the hash of that table; None for unknown.
-    ``signature`` is as in `SIGNATURES`, ``latency_ms`` the time for one hour, ``size_MB`` that of its files. A model
-    that cannot be asked has a ``trouble`` and no scores.
-    """
-
-    scores: Scores | None = None
-    learned: tuple[str, str] | None = None
-    data: str | None = None
-    signature: str | None = None
-    latency_ms: float = math.nan
-    size_MB: float = math.nan
-    trouble: str | None = None
-    learned_from: str | None = None
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the gate asks for; the section `promote` of `params.yaml`."""
-
-    least_gain: float
-    near_tie: float
-    alpha: float
-    least_r2_solar: float
-    least_r2_wind: float
-    most_night_solar_GW: float
-    most_latency_ms: float
-    most_size_MB: float
-
-
-@dataclass(frozen=True)
 class Rule:
-    """One rule with what was found, what was allowed, and its verdict."""
+    """One rule: the value of the candidate, the limit, and whether it passed."""
 
     name: str
     value: float | bool | str | None
@@ -102,10 +39,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """The verdict on a candidate, with all that led to it.
+    """The verdict on a candidate, and its reasons.
 
-    ``disqualified`` says why the champion's scores do not count; ``forced`` that a person overruled the gate;
-    ``learned_from`` whose data the candidate learned from.
+    ``disqualified`` says why the champion's scores do not count; ``forced`` is true when a person overruled the gate;
+    ``learned_from`` is the source of the candidate's data.
     """
 
     promoted: bool
@@ -118,67 +55,28 @@ class Decision:
     learned_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the decision as JSON-able values; a number that is none is None."""
+        """Return the decision as JSON-able values; NaN and infinity become None."""
         return _jsonable(asdict(self))
 
 
-def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
-    """Score predictions (``solar_GW``, ``wind_GW``, one row an hour) against the processed frame of the same hours.
-
-    R2 is the mean of the two targets' coefficients of determination (scikit-learn's `r2_score`).
-    """
-    import numpy as np
-    from sklearn.metrics import mean_absolute_error, r2_score
-
-    measured, values = held_out[TARGETS].to_numpy(float), predicted[TARGETS].to_numpy(float)
-    stamps = to_utc(held_out["utc_timestamp"])
-    period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
-    finite = bool(np.isfinite(values).all())
-    if not finite:
-        nan = math.nan
-        return Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=len(held_out), period=period)
-    each = r2_score(measured, values, multioutput="raw_values")
-    night = is_night(held_out["utc_timestamp"])
-    return Scores(
-        r2=float(each.mean()),
-        r2_solar=float(each[0]),
-        r2_wind=float(each[1]),
-        mae_GW=float(mean_absolute_error(measured, values)),
-        lowest_GW=float(values.min()),
-        night_solar_GW=float(np.abs(values[night, 0]).mean()) if night.any() else 0.0,
-        finite=True,
-        hours=len(held_out),
-        weekly_mae_GW=_weekly(stamps, np.abs(values - measured).mean(axis=1)),
-        period=period,
-    )
+def force(decision: Decision) -> Decision:
+    """Return the decision of a person who overrules the gate; its reason and rules still say what the gate found."""
+    if decision.promoted or decision.candidate is None:
+        return decision
+    reason = f"forced against the gate, which said: {decision.reason}"
+    return replace(decision, promoted=True, reason=reason, forced=True)
 
 
-def _weekly(stamps: pd.DatetimeIndex, misses) -> tuple[float, ...]:
-    import pandas as pd
-
-    return tuple(float(mean) for mean in weeks.whole_means(pd.Series(misses), pd.Series(stamps)))
-
-
-def is_night(utc_timestamp: pd.Series):
-    """Tell for each hour (named by its start) whether the sun is down over all of Germany during the whole of it.
-
-    By the sun's elevation, not by radiation: the hours of first and last light have none in the features.
-    """
-    stamps = to_utc(utc_timestamp)
-    highest = [sun_position(stamps, minutes=minutes)["elevation"].to_numpy() for minutes in (0, 60)]
-    return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
-
-
-def decide(candidate: Evaluation, champion: Evaluation | None, policy: Policy) -> Decision:
-    """Decide from what both showed on the same held-out hours; nothing is read or changed.
+def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) -> Decision:
+    """Decide whether a candidate replaces the champion; both were evaluated on the same held-out hours.
 
     Without a champion, or with one that is disqualified, the candidate has only the rules to pass. A champion is
-    disqualified when it cannot be asked, answers with other than numbers, or may have learned from held-out hours.
-    Raises ValueError: the two were scored on different hours.
+    disqualified when it cannot predict, predicts other than numbers, or may have learned from held-out hours. Raises
+    ValueError when the two were scored on different hours.
     """
     scores = candidate.scores
     disqualified = None if champion is None else _disqualification(champion)
-    rules = [Rule("loads", candidate.trouble or True, "it loads and answers", scores is not None)]
+    rules = [Rule("loads", candidate.trouble or True, "it loads and predicts", scores is not None)]
     if scores is not None:
         rules += _rules(candidate, scores, policy)
         if champion is not None and disqualified is None:
@@ -202,8 +100,8 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Policy) -
     return Decision(not failed, reason, tuple(rules), scores, beaten, disqualified, learned_from=learned_from)
 
 
-def _rules(candidate: Evaluation, scores: Scores, policy: Policy) -> Iterator[Rule]:
-    """Hold a candidate against what does not depend on any champion."""
+def _rules(candidate: Evaluation, scores: Scores, policy: Promote) -> Iterator[Rule]:
+    """Yield the rules that do not depend on a champion."""
     yield Rule("finite", scores.finite, "every prediction is a number", scores.finite)
     for name, value, least, unit in (
         ("non_negative", scores.lowest_GW, 0.0, " GW"),
@@ -224,14 +122,14 @@ def _rules(candidate: Evaluation, scores: Scores, policy: Policy) -> Iterator[Ru
     yield Rule("unseen", unseen or "held-out hours are new to it", "learned from other hours than these", not unseen)
 
 
-def _contest(scores: Scores, champion: Scores, policy: Policy) -> Iterator[Rule]:
-    """Hold a candidate against the champion: by R2, and in a near-tie by a paired test as well.
+def _contest(scores: Scores, champion: Scores, policy: Promote) -> Iterator[Rule]:
+    """Yield the rules that compare a candidate with the champion: by R2, and in a near-tie by a paired test as well.
 
     The test is Wilcoxon's signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83), one-sided, on the errors of weeks:
     those of hours depend on one another. Where no least gain is asked for, it decides a near-tie alone.
     """
     gain = scores.r2 - champion.r2
-    near = abs(gain) <= policy.near_tie  # what is no number is neither near nor greater
+    near = abs(gain) <= policy.near_tie  # false for NaN
     alone = near and policy.least_gain == 0
     limit = f"> {policy.least_gain:g} in R2 over the champion's {champion.r2:.4f}"
     limit += f", or within {policy.near_tie:g} of it and better by the paired test" if alone else ""
@@ -246,8 +144,8 @@ def _contest(scores: Scores, champion: Scores, policy: Policy) -> Iterator[Rule]
 def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) -> float:
     """Return the probability that weekly errors come out this much smaller than the champion's by chance alone.
 
-    1 when fewer than six weeks differ. Weeks of the same error tell nothing; they are left out beforehand, since with
-    them SciPy takes the normal distribution instead of the exact one, which four weeks are enough to get under 0.05.
+    1 when fewer than six weeks differ. Weeks of the same error are left out beforehand: with them SciPy takes the
+    normal distribution instead of the exact one, and four weeks are enough to get under 0.05.
     """
     from scipy.stats import wilcoxon
 
@@ -259,14 +157,14 @@ def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) 
 
 def _disqualification(champion: Evaluation) -> str | None:
     if champion.scores is None:
-        return champion.trouble or "it cannot be asked"
+        return champion.trouble or "it cannot predict"
     if not champion.scores.finite:
-        return "it does not answer with numbers"
+        return "its predictions are not all numbers"
     return _overlap(champion.learned, champion.scores.period)
 
 
 def _overlap(learned: tuple[str, str] | None, held_out: tuple[str, str] | None) -> str | None:
-    """Say why a model may know held-out hours; None when it cannot. Times of one ISO format sort as text."""
+    """Return why a model may know held-out hours; None when it cannot. Times of one ISO format sort as text."""
     if learned is None or held_out is None:
         return "the hours it learned from are not known"
     if learned[1] < held_out[0] or held_out[1] < learned[0]:

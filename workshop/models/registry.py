@@ -1,4 +1,9 @@
-"""The registered model: which version is in production, and how another comes to be."""
+"""The registered model: which version is in production, how another one gets there, and the record of each move.
+
+A move of the alias `production` is recorded once, as a tag of the version that came into production. The record is
+written before the alias moves and marked as done afterwards: when a process is killed in between, the alias still leads
+to a version, and the move that did not happen is ignored.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,15 @@ import contextlib
 import getpass
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from workshop.data.coverage import STAMP
-from workshop.data.origin import Origin
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models import history
-from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
-from workshop.models.promotion import Decision, Policy, Scores, decide
+from workshop.models.promotion import Decision, decide
 from workshop.models.tracking import (
     COMMIT_TAG,
     DATA_TAG,
@@ -33,18 +36,54 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from pydantic import TypeAdapter
 
-TAG = "workshop.promotion."
+    from workshop.models.evaluation import Scores
+    from workshop.parameters import Promote
+
+MOVE_TAG = "workshop.move."
+PROMOTED, FORCED, ROLLED_BACK, BY_HAND = "promoted", "forced", "rolled back", "by hand"
 LOCK_SECONDS = 60.0
-MOST_CHARACTERS = 100_000  # of a version's tag, in MLflow
+REASON_CHARACTERS = 10_000
+DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
+
+
+@dataclass(frozen=True)
+class Move:
+    """One move of the alias; ``action`` is `promoted`, `forced`, `rolled back`, or `by hand` for one without a record.
+
+    ``number`` is its place in the history, ``when`` ISO 8601 in UTC. ``scores`` are those of the version that came,
+    ``replaced_scores`` those of the version that went, on the same held-out hours; ``rules`` the gate's, each with
+    name, value, limit and whether it passed; ``run`` the tags that say where the model comes from, in case its run is
+    purged. ``recorded`` is false for a move that is seen, but not yet written down.
+    """
+
+    number: int
+    action: str
+    version: str
+    when: str | None = None
+    who: str | None = None
+    why: str | None = None
+    reason: str | None = None
+    replaced: str | None = None
+    scores: dict[str, Any] = field(default_factory=dict)
+    replaced_scores: dict[str, Any] = field(default_factory=dict)
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, str] = field(default_factory=dict)
+    recorded: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Production:
     """The version that the alias `production` points at; ``since``, ``why`` and ``r2`` are those of its last move.
 
-    ``learned_from`` is the source of the data that it learned from, such as `modelled sample`, and ``learned_until``
-    the start of the last hour of it, as ISO 8601 has it; None where neither run nor record says so.
+    ``learned_from`` is the source of the data that the model learned from, such as `modelled sample`, and
+    ``learned_until`` the start of the last hour of it, in ISO 8601; None where neither run nor record says so.
+    ``moves`` counts how often the version came into production.
     """
 
     name: str
@@ -58,113 +97,320 @@ class Production:
     run_url: str
     learned_from: str | None = None
     learned_until: str | None = None
+    moves: int = 0
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
         return asdict(self)
 
 
-def production(known: Production | None = None) -> Production | None:
-    """Return what is in production, or None when nothing is.
+# -- what is in production ---------------------------------------------------------------------------------------------
+def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
+    """Return the model in production, or None when there is none.
 
-    Who asks again and again gives what is ``known``: it is returned, after one request, if the alias has not moved.
+    A caller that asks again and again gives what is ``known``: it is returned, after one request, if nothing has moved.
     """
-    client = connect()
-    model = history.find_model(client)
-    number = history.version_of(model) if model else None
-    if number is None:
+    from workshop.models.evaluation import learned, learned_from
+
+    client = client or connect()
+    version = version_in_production(client)
+    if version is None:
         return None
-    move = history.moves_of(model)[-1]
-    if known is not None and move.when is not None and (known.version, known.since) == (number, move.when):
+    number, moves = str(version.version), len(_records_of([version]))
+    if known is not None and (known.version, known.run_id, known.moves) == (number, version.run_id, moves):
         return known
-    version = client.get_model_version(REGISTERED_MODEL, number)
-    run = find_run(client, version.run_id)
-    tags = recorded(version) | (run.data.tags if run else {})
-    scores = move.scores or history.metrics_of(run)
+    last = _complete(client, moves_of(_versions(client), number)[-1])
+    tags, run = tags_of(client, version), find_run(client, version.run_id)
     return Production(
         name=REGISTERED_MODEL,
         version=number,
         run_id=version.run_id,
         model_uri=uri_of(number),
         stage=tags.get(STAGE_TAG),
-        r2=scores.get("r2"),
-        since=move.when,
-        why=move.why,
+        r2=last.scores.get("r2"),
+        since=last.when,
+        why=last.why,
         run_url=run_url(version.run_id, run.info.experiment_id) if run else "",
         learned_from=learned_from(tags),
         learned_until=(learned(tags) or (None, None))[1],
+        moves=moves,
     )
 
 
+def version_in_production(client: MlflowClient) -> ModelVersion | None:
+    """Return the version that carries the alias, with its tags; None when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION)
+    except MlflowException as error:
+        # The second is what MLflow says of an alias that the model does not have.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
 def uri_of(version: str) -> str:
-    """Return a version's address: what is served is what was looked at, even if the alias moves in between."""
+    """Return a version's address; unlike the alias, it leads to the same model for ever."""
     return f"models:/{REGISTERED_MODEL}/{version}"
 
 
-def recorded(version: ModelVersion) -> dict[str, str]:
-    """Return the tags of its run that a version keeps in the record of its promotion; none where that is not ours."""
-    try:
-        told = json.loads(version.tags.get(TAG + "run", "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    return {name: value for name, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
+def tags_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
+    """Return the tags of a version's run, and those that the record kept in case the run was purged."""
+    kept = [move.run for _, move, _ in _records_of([version])]
+    run = find_run(client, version.run_id)
+    return (kept[-1] if kept else {}) | (run.data.tags if run else {})
 
 
-def tags_of(production: Production) -> dict[str, str]:
-    """Return the tags of a version's run; where it was purged, those that the record kept."""
-    client = connect()
-    version = client.get_model_version(REGISTERED_MODEL, production.version)
-    return recorded(version) | _tags_of_run(client, version.run_id)
+# -- the record --------------------------------------------------------------------------------------------------------
+def history(client: MlflowClient | None = None) -> list[Move]:
+    """Return all moves of the alias, the first one first; empty when nothing was ever in production."""
+    client = client or connect()
+    return [_complete(client, move) for move in _moves(client)]
 
 
-def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the first and the last hour that a run's model learned from, if its tags say so; `STAMP` is their form."""
-    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
-    try:
-        # Read and written again: strptime takes other forms, too, and those would not sort as text.
-        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
-    except ValueError:
+def moves_of(versions: Iterable[ModelVersion], current: str | None) -> list[Move]:
+    """Return the moves that happened, as the tags of all versions and the one in production, ``current``, show."""
+    records = _records_of(versions)
+    moves = [
+        replace(move, recorded=done)
+        for place, (_, move, done) in enumerate(records, start=1)
+        if done or (place == len(records) and move.version == current)
+    ]
+    if current is not None and (not moves or moves[-1].version != current):
+        replaced = moves[-1].version if moves else None
+        moves.append(Move(0, BY_HAND, current, replaced=replaced, recorded=False))
+    return [replace(move, number=number) for number, move in enumerate(moves, start=1)]
+
+
+def note(client: MlflowClient | None = None) -> Move | None:
+    """Write down that the alias was moved by hand, in the MLflow UI say, so that a rollback can go back to it.
+
+    Return that move; None when there is none, or it was written down before.
+    """
+    client = client or connect()
+    with _lock():
+        return _note(client)
+
+
+def move_alias(client: MlflowClient, move: Move) -> None:
+    """Record a move and make it; the caller holds the lock."""
+    _note(client)
+    number = _next_number(client)
+    _write(client, number, move, done=False)
+    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, move.version)
+    _write(client, number, move, done=True)
+
+
+def _moves(client: MlflowClient) -> list[Move]:
+    versions, current = _versions(client), version_in_production(client)
+    return moves_of(versions, str(current.version) if current else None)
+
+
+def _versions(client: MlflowClient) -> list[ModelVersion]:
+    return client.search_model_versions(f"name='{REGISTERED_MODEL}'")
+
+
+def _complete(client: MlflowClient, move: Move) -> Move:
+    """Return a move with scores: a move by hand has only those that the version's run logged."""
+    from workshop.models.evaluation import METRICS
+
+    if move.scores:
+        return move
+    run = find_run(client, client.get_model_version(REGISTERED_MODEL, move.version).run_id)
+    logged = run.data.metrics if run else {}
+    scores = {name: round(logged[name], 6) for name in METRICS if math.isfinite(logged.get(name, math.nan))}
+    return replace(move, scores=scores)
+
+
+def _note(client: MlflowClient) -> Move | None:
+    last = next(reversed(_moves(client)), None)
+    if last is None or last.recorded:
         return None
-    return (first, last) if known and first <= last else None
+    _write(client, _next_number(client), last, done=True)
+    return last
 
 
-def learned_hash(tags: Mapping[str, str]) -> str | None:
-    """Return the hash of the table that a run's model learned from, if its tags say so."""
-    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
+def _records_of(versions: Iterable[ModelVersion]) -> list[tuple[int, Move, bool]]:
+    """Return the records in the tags of versions, in order: number, move, and whether it is done."""
+    records = []
+    for version in versions:
+        for name, text in version.tags.items():
+            # Anybody who reaches the tracking server can write tags: others than ours are ignored.
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                content = json.loads(text) if _number(name) else {}
+                done = content.pop("done") is True
+                identity = {"number": _number(name), "version": str(version.version)}
+                records.append((_number(name), _reader().validate_python(content | identity), done))
+    return sorted(records, key=lambda record: record[0])
 
 
-def learned_from(tags: Mapping[str, str]) -> str | None:
-    """Return what the source of a run's data is called, if its tags say so: `modelled sample`, `opsd`, `csv`."""
-    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
-    return Origin(source=source, modelled=modelled == "true").label if source else None
+@cache
+def _reader() -> TypeAdapter[Move]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Move)
 
 
-def judge(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Policy) -> tuple[Decision, Production | None]:
-    """Score candidate and champion anew on the same held-out hours and decide; nothing is changed.
+def _number(tag: str) -> int:
+    """Return the number in the name of a move's tag; 0 for other tags."""
+    numbered = re.fullmatch(rf"{re.escape(MOVE_TAG)}(\d{{6}})", tag)
+    return int(numbered[1]) if numbered else 0
 
-    A candidate that already is in production is refused as such. The champion is returned, too. Raises ModelError when
-    the model was logged by another run, whose tags alone tell what it learned from.
+
+def _next_number(client: MlflowClient) -> int:
+    return 1 + max((_number(tag) for version in _versions(client) for tag in version.tags), default=0)
+
+
+def _write(client: MlflowClient, number: int, move: Move, *, done: bool) -> None:
+    content = move.as_dict() | {"done": done}
+    for name in ("number", "version", "recorded"):
+        del content[name]
+    text = json.dumps(content, ensure_ascii=False)
+    client.set_model_version_tag(REGISTERED_MODEL, move.version, f"{MOVE_TAG}{number:06d}", text)
+
+
+# -- the gate ----------------------------------------------------------------------------------------------------------
+def judge(
+    run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Promote, client: MlflowClient | None = None
+) -> tuple[Decision, Production | None]:
+    """Score candidate and champion on the same held-out hours and decide; return the champion, too. Nothing is changed.
+
+    A candidate that is in production already is refused as such. Raises ModelError when the model was logged by another
+    run: the tags of its own run say what the model learned from.
     """
     from workshop.models.evaluation import evaluate
 
-    client = connect()
+    client = client or connect()
     _check_made_by(client, run_id, model_uri)
-    champion = production()
-    candidate = evaluate(model_uri, _tags_of_run(client, run_id), held_out)
-    if champion is not None and champion.run_id == run_id:
-        rules = decide(candidate, None, policy).rules
-        kept = Decision(False, "kept: it is in production already", rules, candidate.scores, candidate.scores)
-        return replace(kept, learned_from=candidate.learned_from), champion
-    defender = None
-    if champion is not None:
-        defender = evaluate(champion.model_uri, tags_of(champion), held_out)
-    return decide(candidate, defender, policy), champion
+    champion = production(client=client)
+    run = find_run(client, run_id)
+    candidate = evaluate(model_uri, run.data.tags if run else {}, held_out, client)
+    if champion is None:
+        return decide(candidate, None, policy), None
+    if champion.run_id == run_id:
+        decision = decide(candidate, None, policy)
+        reason = "kept: it is in production already"
+        return replace(decision, promoted=False, reason=reason, champion=candidate.scores), champion
+    tags = tags_of(client, client.get_model_version(REGISTERED_MODEL, champion.version))
+    return decide(candidate, evaluate(champion.model_uri, tags, held_out, client), policy), champion
+
+
+def apply(
+    decision: Decision,
+    run_id: str,
+    model_uri: str,
+    replaced: Production | None,
+    why: str,
+    client: MlflowClient | None = None,
+) -> Production:
+    """Register the candidate's model and move the alias to it; return what is now in production.
+
+    Raises PromotionRefused when the decision does not allow it, PromotionConflict when ``replaced`` is not in
+    production any more: the candidate was compared with that version.
+    """
+    if not decision.promoted:
+        raise PromotionRefused("The gate refused the candidate.", value=decision.reason, expected="every rule passed")
+    client = client or connect()
+    from mlflow.exceptions import MlflowException
+
+    signed = _signed(why)
+    with _lock():
+        _check_unchanged(client, replaced)
+        with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
+            client.create_registered_model(REGISTERED_MODEL)
+        version = client.create_model_version(
+            REGISTERED_MODEL,
+            source=model_uri,
+            run_id=run_id,
+            model_id=model_uri.removeprefix("models:/"),
+            description=decision.reason[:DESCRIPTION_CHARACTERS],
+            await_creation_for=0,  # it exists when the server has answered
+        )
+        move = Move(
+            number=0,
+            action=FORCED if decision.forced else PROMOTED,
+            version=str(version.version),
+            **signed,
+            reason=decision.reason,
+            replaced=replaced.version if replaced else None,
+            scores=_figures(decision.candidate),
+            replaced_scores=_figures(decision.champion),
+            rules=decision.as_dict()["rules"],
+            run={name: value for name, value in tags_of(client, version).items() if _is_lineage(name)},
+        )
+        move_alias(client, move)
+        return production(client=client)
+
+
+def rollback(to: str | None = None, why: str = "", client: MlflowClient | None = None) -> Production:
+    """Bring back what was in production before, or the version ``to``; return what is now in production.
+
+    Each rollback goes one step further back (`line_of`). Raises ModelError when there is no such version, it never was
+    in production, or it cannot be loaded.
+    """
+    from workshop.models import loading
+
+    client, signed = client or connect(), _signed(why)
+    with _lock():
+        moves, version = history(client), version_in_production(client)
+        current = str(version.version) if version else None
+        target = _target(to, moves, current)
+        loading.load(uri_of(target), client)
+        last = {move.version: move for move in moves}  # the last move that brought each version
+        move = Move(
+            number=0,
+            action=ROLLED_BACK,
+            version=target,
+            **signed,
+            reason=f"rolled back{f' from version {current}' if current else ''} to version {target}",
+            replaced=current,
+            scores=last[target].scores,
+            replaced_scores=last[current].scores if current else {},
+            run=last[target].run,
+        )
+        move_alias(client, move)
+        return production(client=client)
+
+
+def line_of(moves: list[Move]) -> list[str]:
+    """Return the versions that led to the one in production, which is the last, without those rolled back from."""
+    line: list[str] = []
+    for move in moves:
+        if move.action == ROLLED_BACK and move.version in line:
+            while line[-1] != move.version:
+                line.pop()
+        elif line[-1:] != [move.version]:
+            line.append(move.version)
+    return line
+
+
+def _target(to: str | None, moves: list[Move], current: str | None) -> str:
+    """Return the version to go back to; raise ModelError, which names those that are possible."""
+    possible = sorted({move.version for move in moves} - {current}, key=int)
+    if not moves:
+        raise ModelError("Nothing was ever in production.", next_step="workshop promote")
+    line = line_of(moves)
+    wanted = to if to is not None else line[-1] if current is None else (None, *line)[-2]
+    if wanted in possible:
+        return wanted
+    if wanted is None:
+        what = f"Nothing was in production before version {current}."
+    elif wanted == current:
+        what = f"Version {wanted} is in production already."
+    else:
+        what = f"Version {wanted} was never in production, or was deleted: it has to pass the gate."
+    raise ModelError(
+        what,
+        expected=f"one of the versions {', '.join(possible)}" if possible else "no other version was in production",
+        next_step=f"workshop rollback --to {possible[-1]}" if possible else "workshop promote",
+    )
 
 
 def _check_made_by(client: MlflowClient, run_id: str, model_uri: str) -> None:
     from mlflow.exceptions import MlflowException
 
-    with contextlib.suppress(MlflowException):  # of a model that is not there the gate says so
+    with contextlib.suppress(MlflowException):  # the gate refuses a model that does not exist
         logged = client.get_logged_model(model_uri.removeprefix("models:/"))
         if logged.source_run_id != run_id:
             raise ModelError(
@@ -175,120 +421,17 @@ def _check_made_by(client: MlflowClient, run_id: str, model_uri: str) -> None:
             )
 
 
-def force(decision: Decision) -> Decision:
-    """Return the decision of a person who overrules the gate; its reason and its rules go on saying what it found."""
-    if decision.promoted or decision.candidate is None:
-        return decision
-    reason = f"forced against the gate, which said: {decision.reason}"
-    return replace(decision, promoted=True, reason=reason, forced=True)
-
-
-def apply(decision: Decision, run_id: str, model_uri: str, replaced: Production | None, why: str) -> Production:
-    """Register the candidate's model with the record of its promotion, then move the alias; return what now serves.
-
-    The record is complete before the alias moves, so that nobody sees a version in production without one. Raises
-    PromotionRefused when the decision does not allow it, PromotionConflict when ``replaced`` is not in production any
-    more: somebody else was first, and it was not that version that the candidate was held against.
-    """
-    if not decision.promoted:
-        raise PromotionRefused("The gate refused the candidate.", value=decision.reason, expected="every rule passed")
-    client = connect()
-    from mlflow.exceptions import MlflowException
-
-    with _lock():
-        _check_unchanged(replaced)
-        with contextlib.suppress(MlflowException):  # it is there already; if not, the next step says so
-            client.create_registered_model(REGISTERED_MODEL)
-        tags = _tags_of_run(client, run_id)
-        move = Move(
-            number=0,
-            action=FORCED if decision.forced else PROMOTED,
-            version="",
-            **_signed(why),
-            reason=decision.reason,
-            replaced=replaced.version if replaced else None,
-            scores=_figures(decision.candidate),
-            replaced_scores=_figures(decision.champion),
-            rules=decision.as_dict()["rules"],
-            data=learned_hash(tags),
-            commit=tags.get(COMMIT_TAG),
+def _check_unchanged(client: MlflowClient, expected: Production | None) -> None:
+    """Raise PromotionConflict unless the alias is where it was when the decision was made."""
+    now = production(client=client)
+    before, after = (each.version if each else None for each in (expected, now))
+    if before != after:
+        raise PromotionConflict(
+            "The model in production has changed since the decision.",
+            value=f"version {after}, since {now.since or 'a moment ago'}" if now else "nothing",
+            expected=f"version {before}, which the candidate was compared with" if before else "nothing",
+            next_step="workshop promote, to be compared with the new one",
         )
-        version = client.create_model_version(
-            REGISTERED_MODEL,
-            source=model_uri,
-            run_id=run_id,
-            model_id=model_uri.removeprefix("models:/"),
-            tags=_record(move, tags),
-            description=decision.reason[: history.MOST_CHARACTERS],  # the database has as much room for either
-            await_creation_for=0,  # it is there when the server has answered
-        )
-        return _move(client, move, str(version.version))
-
-
-def rollback(to: str | None = None, why: str = "") -> Production:
-    """Bring back what was in production before, or the version ``to``; return what now serves.
-
-    Each goes one step further back (`history.line_of`). Raises ModelError when there is no such version, it never was
-    in production, is deleted, or cannot be loaded.
-    """
-    from workshop.models import loading
-
-    client = connect()
-    with _lock():
-        moves = history.read()
-        served = {move.version: move for move in moves}  # the last move of each that brought it
-        current = production()
-        target = _target(to, moves, current)
-        loading.load(uri_of(target))
-        earlier = served[target]
-        move = Move(
-            number=0,
-            action=ROLLED_BACK,
-            version="",
-            **_signed(why),
-            reason=f"rolled back{f' from version {current.version}' if current else ''} to version {target}",
-            replaced=current.version if current else None,
-            scores=earlier.scores,
-            replaced_scores=served[current.version].scores if current and current.version in served else {},
-            data=earlier.data,
-            commit=earlier.commit,
-        )
-        return _move(client, move, target)
-
-
-def note() -> Move | None:
-    """Write down that the alias was moved by hand, in the MLflow UI say, so that a rollback can go back to it.
-
-    Return that move; None when there is none, or it was noted before.
-    """
-    with _lock():
-        return history.note(connect())
-
-
-def _target(to: str | None, moves: list[Move], current: Production | None) -> str:
-    """Return the version to go back to; raise ModelError, which names those that are possible."""
-    now = current.version if current else None
-    possible = sorted({move.version for move in moves if not move.deleted and move.version != now}, key=int)
-    if not moves:
-        raise ModelError("Nothing was ever in production.", next_step="workshop promote")
-    line = history.line_of(moves)
-    wanted = to if to is not None else line[-1] if now is None else (None, *line)[-2]
-    if wanted in possible:
-        return wanted
-    deleted = any(move.version == wanted and move.deleted for move in moves)
-    if wanted is None:
-        what = f"Nothing was in production before version {now}."
-    elif wanted == now:
-        what = f"Version {wanted} is in production already."
-    elif deleted:
-        what = f"Version {wanted} was deleted, and cannot come back."
-    else:
-        what = f"Version {wanted} never was in production: it has to pass the gate."
-    raise ModelError(
-        what,
-        expected=f"one of the versions {', '.join(possible)}" if possible else "no other version has served",
-        next_step=f"workshop rollback --to {possible[-1]}" if possible else "workshop promote",
-    )
 
 
 @contextlib.contextmanager
@@ -309,68 +452,22 @@ def _lock() -> Iterator[None]:
         ) from None
 
 
-def _check_unchanged(expected: Production | None) -> None:
-    """Raise PromotionConflict unless the alias is where it was when the decision was made."""
-    now = production()
-    before, after = (each.version if each else None for each in (expected, now))
-    if before != after:
-        raise PromotionConflict(
-            "Somebody else was first: what is in production has changed since the decision.",
-            value=f"version {after}, since {now.since or 'a moment ago'}" if now else "nothing",
-            expected=f"version {before}, which the candidate was held against" if before else "nothing",
-            next_step="workshop promote, to be held against what is in production now",
-        )
-
-
-def _move(client: MlflowClient, move: Move, version: str) -> Production:
-    history.move_alias(client, replace(move, version=version))
-    now = production()
-    if now is None:
-        raise ModelError("The alias was set, but nothing is in production.", value=f"{REGISTERED_MODEL}@{PRODUCTION}")
-    return now
-
-
 def _signed(why: str) -> dict[str, str]:
-    if len(why) > MOST_CHARACTERS:
-        raise ParameterError(
-            "The reason is too long.", value=f"{len(why)} characters", expected=f"at most {MOST_CHARACTERS}"
-        )
+    """Return when, by whom and why; raise ParameterError for a reason that is too long."""
+    if len(why) > REASON_CHARACTERS:
+        value, expected = f"{len(why)} characters", f"at most {REASON_CHARACTERS}"
+        raise ParameterError("The reason is too long.", value=value, expected=expected)
     why = why.encode(errors="replace").decode()  # bytes of the command line that are no text cannot be sent
     return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "who": getpass.getuser(), "why": why}
 
 
-def _figures(scores: Scores | None) -> dict:
-    """Return the scores as the record has them; those that are no number are left out."""
+def _figures(scores: Scores | None) -> dict[str, Any]:
+    """Return the scores as the record has them; NaN and infinity are left out."""
     if scores is None:
         return {}
     kept = {name: round(value, 6) for name, value in scores.metrics().items() if math.isfinite(value)}
     return kept | {"hours": scores.hours, "period": list(scores.period or ())}
 
 
-def _record(move: Move, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags of a version that tell of its promotion; ``tags`` are those of its run."""
-    lineage = {name: value for name, value in tags.items() if name.startswith((DATA_TAG, LEARNED_TAG))}
-    lineage |= {name: tags[name] for name in (STAGE_TAG, COMMIT_TAG, DIRTY_TAG) if name in tags}
-    told = {
-        "action": move.action,
-        "when": move.when,
-        "who": move.who,
-        "why": move.why,
-        "reason": move.reason,
-        "replaced": move.replaced or "none",
-        "r2": str(move.scores.get("r2")),
-        "replaced_r2": str(move.replaced_scores.get("r2", "none")),
-        "scores": json.dumps(move.scores),
-        "replaced_scores": json.dumps(move.replaced_scores),
-        "rules": json.dumps(move.rules),
-        "data": move.data or "unknown",
-        "learned_from": learned_from(tags) or "unknown",
-        "commit": move.commit or "unknown",
-        "run": json.dumps(lineage),
-    }
-    return {TAG + name: str(value) for name, value in told.items()}
-
-
-def _tags_of_run(client: MlflowClient, run_id: str) -> dict[str, str]:
-    run = find_run(client, run_id)
-    return run.data.tags if run else {}
+def _is_lineage(tag: str) -> bool:
+    return tag.startswith((DATA_TAG, LEARNED_TAG)) or tag in (STAGE_TAG, COMMIT_TAG, DIRTY_TAG)

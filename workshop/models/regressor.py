@@ -1,45 +1,46 @@
-"""A regressor that is given raw weather and answers in GW: it learns capacity factors, and knows how unsure it is."""
+"""The models of chapter 4: raw weather in, GW out, learned as capacity factors; and the search for hyperparameters."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.model_selection import TimeSeriesSplit
+from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 
 from workshop.data import capacity
-from workshop.data.features import INPUTS, derive, installed, targets, to_utc
+from workshop.data.features import INPUTS, derive, inputs, installed, targets, to_utc
 from workshop.data.tables import require_columns
 from workshop.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
 
-NO_TREES_MORE = 10  # that many trees without a smaller error, and no more are grown
+PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
 LEAST_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
 
 
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     """Predicts solar and wind power in GW from an hour and its weather (columns `features.INPUTS`).
 
-    What is built grows from year to year, and a model of GW that has seen the small years only stays too low. So each
+    Installed capacity grows from year to year, and a model of GW that has seen the small years stays too low. So each
     target is divided by the capacity that was installed at the time (`capacity.installed`), a regressor learns that
-    capacity factor from what `features.derive` makes of the inputs, and its answer is multiplied again. It is never
-    below zero. The figures of capacity come with the frame that it is fitted on (`capacity.of_frame`), and stay with
-    it.
+    capacity factor from `features.derive`, and its prediction is multiplied again. Predictions are never below zero.
+    The figures of capacity come with the frame that the model is fitted on (`capacity.of_frame`), and stay with it.
 
-    ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which takes
+    ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which needs
     a histogram gradient boosting, the last share of the hours is first kept aside, and trees are grown until ten more
-    make the error on it no smaller; as many, those ten too, are grown on all hours. Nothing outside of what `fit` is
-    given is looked at.
+    make the error on it no smaller; then as many trees are grown on all hours.
 
     ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
-    hours. Quantiles that are learned are too sure of years that they have not seen. So they are widened (or narrowed)
-    by what would have been right for later hours, again and again along the ``folds`` of the time that they were given:
-    conformalized quantile regression (Romano, Patterson, Candès 2019, https://arxiv.org/abs/1905.03222), with the folds
-    of a time series. For solar power only hours with the sun up count.
+    hours. Learned quantiles are too narrow for years that the model has not seen. So they are widened (or narrowed) by
+    what would have been right for later hours, along the ``folds`` of the time to learn from: conformalized quantile
+    regression (Romano, Patterson, Candès 2019, https://arxiv.org/abs/1905.03222), with the folds of a time series. For
+    solar power only hours with the sun up count.
     """
 
     year_ends_ = capacity.YEAR_ENDS_GW  # of models that were logged before figures came with the data
@@ -80,23 +81,22 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what `predict` returns, and the lower and the upper end of its band in GW, shaped alike.
 
-        What is predicted lies within; for solar power of hours with the sun down the band is nothing else.
+        The prediction lies within; for solar power with the sun down both ends are the prediction.
         """
-        derived, capacities = derive(X), installed(X, self.year_ends_)  # once: a single hour is mostly these
+        derived, capacities = (
+            derive(X),
+            installed(X, self.year_ends_),
+        )  # once: most of the time of an hour
         predicted, ends = self._in_GW(self._predict_factors(derived), capacities), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(derived) for pair in self.bands_]
             moved = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
             ends.append(self._in_GW(moved, capacities))
-        # Each is learned alone, and where little is known they may cross.
+        # Each is learned alone: where there are few hours to learn from, they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = ~_sun_is_up(derived)
         low[night, 0] = high[night, 0] = predicted[night, 0]
         return predicted, low, high
-
-    def predict_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Return both ends of the band alone, see `predict_with_band`."""
-        return self.predict_with_band(X)[1:]
 
     def _predict_factors(self, derived: pd.DataFrame) -> list[np.ndarray]:
         return [regressor.predict(derived) for regressor in self.regressors_]
@@ -123,7 +123,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         if not to_utc(X["utc_timestamp"]).is_monotonic_increasing:
             raise DataError(
                 "The hours are not in order of time.",
-                expected="rows sorted by utc_timestamp: what is watched and calibrated on are the last ones",
+                expected="rows sorted by utc_timestamp: the last ones are watched and calibrated on",
                 next_step='frame.sort_values("utc_timestamp")',
             )
         if len(X) < LEAST_HOURS:
@@ -135,7 +135,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         regressor = clone(self.regressor)
         if self.watched_share:
             cut = round(len(derived) * (1 - self.watched_share))
-            regressor.set_params(early_stopping=True, n_iter_no_change=NO_TREES_MORE)
+            regressor.set_params(early_stopping=True, n_iter_no_change=PATIENCE_TREES)
             regressor.fit(derived[:cut], factor[:cut], X_val=derived[cut:], y_val=factor[cut:])
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
         return _slim(regressor.fit(derived, factor))
@@ -143,8 +143,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def _fit_band(self, derived: pd.DataFrame, factor: np.ndarray, counted: np.ndarray, trees: int | None):
         """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
 
-        They learn from the hours ``counted`` alone. With the nights a low quantile of solar power would start at zero,
-        below which nothing is and from which no tree leads away.
+        They learn from the hours ``counted`` alone: with the nights a low quantile of solar power would start at zero,
+        and no tree would lead away from there.
         """
         derived, factor = derived.iloc[counted], factor[counted]
         outside = (1 - self.coverage) / 2
@@ -161,10 +161,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
 
 class CapacityFactorNetwork:
-    """A fitted Keras network from `features.DERIVED` to capacity factors of `TARGETS`, given raw weather all the same.
+    """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather and returns GW.
 
-    It is what `CapacityFactorRegressor` is to scikit-learn's regressors; the network is fitted by whoever has it, and
-    ``year_ends`` are the figures of the frame that it was fitted on (`capacity.of_frame`).
+    ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`capacity.of_frame`).
     """
 
     def __init__(self, network, year_ends: capacity.YearEnds):
@@ -182,8 +181,82 @@ def _sun_is_up(derived: pd.DataFrame) -> np.ndarray:
 
 
 def _slim(regressor):
-    """Drop what only fitting needs: whoever loads the model has fewer kinds of things to trust."""
+    """Remove what only fitting needs, so that there are fewer types to trust when the model is loaded."""
     if isinstance(regressor, HistGradientBoostingRegressor):
         regressor._feature_subsample_rng = None
         regressor._loss.closs = None
     return regressor
+
+
+# -- the search for hyperparameters ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Search:
+    """The result of a search: ``table`` has a row for each candidate, best first, ``best`` the parameters of the first.
+
+    The columns are the parameters, `r2` (the mean of the folds) and `spread`, its standard deviation over the folds.
+    """
+
+    table: pd.DataFrame
+    best: dict[str, Any]
+
+
+def search(
+    estimator: BaseEstimator,
+    distributions: dict[str, Any],
+    train: pd.DataFrame,
+    *,
+    candidates: int,
+    folds: int,
+    seed: int,
+    client: Client | None = None,
+    progress: bool = True,
+) -> Search:
+    """Try ``candidates`` drawn from ``distributions`` (as scikit-learn's `ParameterSampler` takes them) on ``train``.
+
+    Each is fitted ``folds`` times on the hours up to a moment and scored on those after it (`TimeSeriesSplit`), by R2,
+    the mean of both targets. The fits are independent: they run on the workers of ``client``, or without one on the
+    cores of this machine, with the same result. ``train`` is a processed frame in order of time. Raises ParameterError:
+    fewer than one candidate or two folds.
+    """
+    import joblib
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    if candidates < 1 or folds < 2:
+        raise ParameterError(
+            "Nothing can be searched.",
+            value=f"candidates {candidates}, folds {folds}",
+            expected="at least 1 candidate and 2 folds",
+        )
+    tried = list(ParameterSampler(distributions, candidates, random_state=seed))
+    X, y = inputs(train), targets(train)
+    tasks = [
+        joblib.delayed(_score_fold)(clone(estimator).set_params(**parameters), X, y, fold, number)
+        for fold in reversed(list(TimeSeriesSplit(folds).split(X)))  # the longest first
+        for number, parameters in enumerate(tried)
+    ]
+    # Send the data to all workers first: a worker that had it alone would be given most of the fits.
+    cluster = {"backend": "dask", "client": client, "scatter": [X, y]}
+    where = joblib.parallel_config(**cluster) if client else contextlib.nullcontext()
+    with where:
+        # One by one: joblib would put fits together, and leave a worker without any at the end.
+        results = joblib.Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all", return_as="generator_unordered")(tasks)
+        judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
+    scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
+    # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
+    table = (
+        pd.DataFrame(tried)
+        .rename(columns=lambda name: name.rpartition("__")[2])
+        .assign(r2=scores["mean"], spread=scores["std"])
+    )
+    table = table.sort_values("r2", ascending=False, kind="stable", ignore_index=True)
+    best = tried[scores["mean"].idxmax()]
+    # Plain numbers: they go to JSON and into the model.
+    return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
+
+
+def _score_fold(
+    estimator: BaseEstimator, X: pd.DataFrame, y: pd.DataFrame, fold: tuple, number: int
+) -> tuple[int, float]:
+    before, after = fold
+    return number, estimator.fit(X.iloc[before], y.iloc[before]).score(X.iloc[after], y.iloc[after])

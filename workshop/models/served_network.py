@@ -1,4 +1,4 @@
-"""What `mlflow models serve` runs for a network that is given raw weather; MLflow copies it into the logged model.
+"""What `mlflow models serve` runs for a network that is given raw weather; MLflow copies this file into the model.
 
 https://mlflow.org/docs/latest/ml/model/models-from-code/
 """

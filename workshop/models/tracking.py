@@ -1,4 +1,4 @@
-"""A tracked run with its lineage: the commit, the data's hash, the stage, and the notebook that ran it."""
+"""The tracking server, and runs that carry their lineage: commit, hashes of the data, stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from papermill_dask.tracking import COMMIT_TAG, git_state
 
 from workshop.errors import ServiceError
-from workshop.models.heartbeat import heartbeat
 from workshop.ownership import require_own
 from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
 
@@ -33,15 +32,14 @@ LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of i
 def connect(uri: str | None = None) -> mlflow.MlflowClient:
     """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
 
-    ``uri`` is the server's address, by default the one in the settings; that of our own server has to be ours.
+    ``uri`` is the server's address, by default the one in the settings. This asks the server whether it is healthy: a
+    command connects once and passes the client on.
     """
     # MLflow reads these when it is imported.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
-    # It would write a model's files again, between their digest and their upload (`loading.log_model`).
-    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     os.environ.update(loopback_without_proxy())
     uri = uri or own_or_given_uri()
     _check_server(uri)
@@ -52,7 +50,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
 
 
 def own_or_given_uri(settings: Settings | None = None) -> str:
-    """Return the address in the settings; raise ServiceError when another's server listens at what should be ours."""
+    """Return the address in the settings; raise ServiceError when a server of another clone listens there."""
     settings = settings or get_settings()
     if settings.given_tracking_uri is None:
         require_own(settings, settings.mlflow_port)
@@ -60,10 +58,10 @@ def own_or_given_uri(settings: Settings | None = None) -> str:
 
 
 def check_address(uri: str) -> None:
-    """Raise ServiceError when ``uri`` is not the address of a tracking server."""
+    """Raise ServiceError unless ``uri`` can be the address of a tracking server."""
     if not uri.startswith(("http://", "https://")):
         raise ServiceError(
-            "The tracking address is not one of a server.",
+            "The tracking address does not name a server.",
             value=uri,
             expected="http://HOST:PORT",
             next_step=EXPORT,
@@ -71,7 +69,7 @@ def check_address(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Raise ServiceError when there is no server at ``uri``, or it does not answer."""
+    """Raise ServiceError when no server answers at ``uri``."""
     import requests
 
     check_address(uri)
@@ -97,7 +95,7 @@ def store_id() -> str:
 
 
 def _known_store_id() -> str | None:
-    """Ask MLflow's REST interface: the pipeline asks each time it runs, and importing MLflow takes three seconds.
+    """Ask MLflow's REST interface: the pipeline does so each time it runs, and importing MLflow takes three seconds.
 
     https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
     """
@@ -124,7 +122,7 @@ def _new_store_id() -> str:
 
 
 def _experiment(client: mlflow.MlflowClient) -> mlflow.entities.Experiment:
-    """Return the experiment; make it where there is none yet."""
+    """Return the experiment; create it when there is none yet."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     return experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
 
@@ -134,13 +132,12 @@ def start_run(
     stage: str, *, data: Iterable[Path | str] = (), learned_from: Path | None = None,
     parameters: dict[str, Any] | None = None,
 ) -> Iterator[mlflow.ActiveRun]:  # fmt: skip
-    """Open a run of the experiment that carries its lineage; close it when the block ends, failed when it raises.
+    """Open a run of the experiment that carries its lineage; end it with the block, as failed when the block raises.
 
-    ``data`` are the files it reads: their DVC hashes become the tags ``workshop.data.<name>``. ``learned_from`` is the
-    processed table that its model learns from: its name, hours and source become the tags ``workshop.learned.<...>``,
-    by which the gate knows that held-out hours are new to the model. In a
-    notebook the run is also shown, as a link for people and, in the cell's output, for whoever later asks which
-    run this notebook made.
+    ``data`` are the files that the run reads: their DVC hashes become the tags ``workshop.data.<name>``.
+    ``learned_from`` is the processed table that its model learns from: name, hours and source of the table become the
+    tags ``workshop.learned.<...>``, by which the gate knows that held-out hours are new to the model. In a notebook a
+    link to the run is shown, too.
     """
     client = connect()
     import mlflow
@@ -148,7 +145,7 @@ def start_run(
     mlflow.set_experiment(EXPERIMENT)
     hashes = {DATA_TAG + Path(file).name: file_hash(Path(file)) for file in data}
     tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
-    with mlflow.start_run(run_name=stage, tags=tags) as run, heartbeat(run.info.run_id, mlflow.get_tracking_uri()):
+    with mlflow.start_run(run_name=stage, tags=tags) as run:
         if parameters:
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
         show_run(run.info.run_id)
@@ -162,20 +159,20 @@ def learned_tags(file: Path) -> dict[str, str]:
     from workshop.data import coverage, origin
 
     table = pd.read_parquet(file, columns=["utc_timestamp"])
-    stamps, told = table["utc_timestamp"], origin.of_frame(table)
+    stamps, source = table["utc_timestamp"], origin.of_frame(table)
     facts = {
         "table": Path(file).name,
         "first": f"{stamps.min():{coverage.STAMP}}",
         "last": f"{stamps.max():{coverage.STAMP}}",
         "hours": len(table),
-        "source": told.source,
-        "modelled": str(told.modelled).lower(),
+        "source": source.source,
+        "modelled": str(source.modelled).lower(),
     }
     return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:
-    """Return a run; None when it was purged, or there never was one: a version has its own copy of the model."""
+    """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -193,7 +190,7 @@ def resume_run(run_id: str) -> Iterator[mlflow.ActiveRun]:
     connect()
     import mlflow
 
-    with mlflow.start_run(run_id=run_id) as run, heartbeat(run_id, mlflow.get_tracking_uri()):
+    with mlflow.start_run(run_id=run_id) as run:
         yield run
 
 
@@ -231,7 +228,7 @@ def show_run(run_id: str) -> None:
 
 
 def file_hash(file: Path) -> str:
-    """Return the md5 of a file's bytes, which is what DVC 3 calls the file by in `dvc.lock` and its cache."""
+    """Return the md5 of a file's bytes: the name of the file in `dvc.lock` and in DVC's cache."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -239,8 +236,8 @@ def file_hash(file: Path) -> str:
 def git_tags(folder: Path | None = None) -> dict[str, str]:
     """Return the commit and whether tracked files differ from it; empty outside a git repository.
 
-    In a kernel on the cluster they are those of the client's folder: a worker may know no repository, or another than
-    that in which DVC tries an experiment (`dvc exp run --temp`).
+    In a kernel on the cluster they are those of the client's folder: a worker may have no repository, or another one
+    than that in which DVC runs an experiment (`dvc exp run --temp`).
     """
     if (state := git_state(folder or get_settings().root)) is None:
         return {}

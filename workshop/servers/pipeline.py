@@ -32,7 +32,6 @@ def reproduce(
         jobs=jobs or (notebooks_at_once(settings) if shell_first else settings.dask_workers),
         preload=PRELOAD,
         environment=servers | {"PATH": path, "PYTHONUNBUFFERED": "1"},
-        log=settings.logs / "pipeline.log",
         **options,
     )
 

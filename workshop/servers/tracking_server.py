@@ -156,19 +156,16 @@ async def _tell(send: Send, status: int, code: str, message: str) -> None:
 
 
 def make_app() -> Door:
-    """Return MLflow's application behind the door, with the reaper of runs whose owner is dead beside it."""
+    """Return MLflow's application behind the door."""
     # Only now: MLflow's application reads its settings from the environment when it is imported.
     from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR
     from mlflow.server.fastapi_app import app
-
-    from workshop.models.heartbeat import start_reaper
 
     _end_with_parent()
     settings = get_settings().model_copy(update={"mlflow_tracking_uri": None})
     # The password is for the FTP server of the settings and for no other.
     if os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR, "").startswith(f"{settings.ftp_uri}/"):
         os.environ |= settings.ftp_environment()
-    start_reaper(settings.tracking_uri)
     return Door(app)
 
 

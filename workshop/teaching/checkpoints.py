@@ -16,7 +16,7 @@ import yaml
 
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
-from workshop.models.history import FORCED, PROMOTED, ROLLED_BACK, Move
+from workshop.models.registry import FORCED, PROMOTED, ROLLED_BACK, Move
 from workshop.models.tracking import STAGE_TAG, STORE_ID_TAG, connect, own_or_given_uri
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
 from workshop.teaching import exercises
@@ -91,7 +91,7 @@ def _ask_server(settings: Settings) -> Tracked:
     client = connect(own_or_given_uri(settings))
     from mlflow.exceptions import MlflowException
 
-    from workshop.models import history
+    from workshop.models import registry
 
     def search(query: str) -> list[Run]:
         ids = [experiment.experiment_id] if experiment else []
@@ -105,7 +105,7 @@ def _ask_server(settings: Settings) -> Tracked:
             project_runs=search("tags.`mlflow.source.type` = 'PROJECT'"),
             stage_runs=search(f"tags.`{STAGE_TAG}` LIKE 'train%'"),
             versions=client.search_model_versions(f"name = '{REGISTERED_MODEL}'"),
-            moves=history.read(),
+            moves=registry.history(client),
         )
     except MlflowException as error:
         raise ServiceError(

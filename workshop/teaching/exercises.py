@@ -356,14 +356,13 @@ def failed_rules(answer: set[str]) -> None:
     """Ask the gate about the linear regression, as `workshop promote --dry-run` does, and compare what fails."""
     from workshop.data import schema
     from workshop.models import registry
-    from workshop.models.promotion import Policy
     from workshop.parameters import read_stage
 
     pipeline = get_settings().pipeline
     asked = pipeline / "results" / "train_linreg.json"
     expect(asked.exists(), f"results/{asked.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(asked.read_text())
-    policy = Policy(**read_stage(pipeline / "params.yaml", "promote").model_dump())
+    policy = read_stage(pipeline / "params.yaml", "promote")
     held_out = schema.read(pipeline / "data" / "test.parquet")
     rules = registry.judge(candidate["run_id"], candidate["model_uri"], held_out, policy)[0].rules
     failed, names = {rule.name for rule in rules if not rule.passed}, ", ".join(rule.name for rule in rules)

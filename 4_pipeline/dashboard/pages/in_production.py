@@ -8,8 +8,8 @@ from dash import Dash, Input, Output, html
 from serving import Served, Serving
 
 from workshop.data import figures, model_figures
-from workshop.models.history import Move
 from workshop.models.lineage import Link
+from workshop.models.registry import Move
 
 PATH, TITLE = "/model", "Model"
 EXPLANATIONS = {
@@ -125,7 +125,7 @@ def _box(link: Link) -> list:
 def _moves(history: tuple[Move, ...]) -> html.Section:
     rows = [
         [
-            f"{move.version}{' (deleted)' if move.deleted else ''}",
+            move.version,
             move.action,
             parts.moment(move.when),
             ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,8 +21,8 @@ RUN = """
 import json, signal, sys, time
 from dvc_parallel import ReproError, reproduce
 
-def progress(stage, state, steps):
-    sys.stdout.write(json.dumps([time.time(), stage, state, steps]) + "\\n")
+def progress(stage, state):
+    sys.stdout.write(json.dumps([time.time(), stage, state]) + "\\n")
     sys.stdout.flush()
 def notice(text):
     print(text, file=sys.stderr, flush=True)
@@ -45,11 +49,19 @@ def clean_environment() -> dict[str, str]:
 ENVIRONMENT = clean_environment()
 
 
+@functools.cache
+def empty_repository() -> tempfile.TemporaryDirectory:
+    """Return a repository of Git and DVC to copy."""
+    folder = tempfile.TemporaryDirectory()
+    for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder.name, env=ENVIRONMENT, check=True)
+    atexit.register(folder.cleanup)
+    return folder
+
+
 def new_repository(folder: Path, stages: str | dict) -> Path:
     """Return a repository of Git and DVC with a pipeline."""
-    folder.mkdir(parents=True)
-    for command in (["git", "init", "--quiet"], [BIN / "dvc", "init", "--quiet"]):
-        subprocess.run(command, cwd=folder, env=ENVIRONMENT, check=True)
+    shutil.copytree(empty_repository().name, folder)
     (folder / "dvc.yaml").write_text(stages if isinstance(stages, str) else yaml.safe_dump({"stages": stages}))
     return folder
 
@@ -75,11 +87,7 @@ class Ended:
         out, self.error = process.communicate(timeout=SECONDS)
         self.code = process.returncode
         self.events = [json.loads(line) for line in out.splitlines()]
-        self.states = {stage: state for _, stage, state, _ in self.events}
-
-    def time(self, stage: str, state: str) -> float:
-        """When a stage first came to a state."""
-        return next(time for time, name, now, _ in self.events if (name, now) == (stage, state))
+        self.states = {stage: state for _, stage, state in self.events}
 
 
 def repro(repository: Path, *words: str, jobs: int = 4) -> Ended:

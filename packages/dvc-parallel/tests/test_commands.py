@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from dvc_parallel.commands import Commands, named_modules, program_words
-from repositories import BIN, clean_environment, read, wait_until
+from dvc_parallel.commands import Commands, imported_modules, program_words
+from repositories import BIN, ENVIRONMENT, read, wait_until
 
 PROGRAM = """
 import atexit, json, os, random, sys, threading
@@ -25,14 +24,16 @@ sys.exit(sys.argv[1] if len(sys.argv) > 1 else None)
 @pytest.fixture(scope="module")
 def commands():
     """Commands with a module imported beforehand."""
-    with contextlib.closing(Commands(["colorsys"])) as commands:
-        yield commands
+    return Commands(["colorsys"])
 
 
 def run(commands: Commands, line: str, folder: Path, **environment: str) -> tuple[str, int]:
     """Return what a command prints, and its exit code."""
-    command = commands.start(line, folder / "lock", str(folder), clean_environment() | environment, warm=True)
-    return "".join(command.read()), command.returncode
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+    process = commands.start(line, str(folder), ENVIRONMENT | environment, log, warm=True)
+    process.join(60)
+    return log.read_text(), process.exitcode
 
 
 @pytest.mark.parametrize(
@@ -44,19 +45,19 @@ def run(commands: Commands, line: str, folder: Path, **environment: str) -> tupl
 )  # fmt: skip
 def test_command_that_needs_a_shell_goes_to_one(line):
     """Anything a shell might expand or act on is left to it, and so is what is no program of this environment."""
-    assert program_words(line, clean_environment()) is None
+    assert program_words(line, ENVIRONMENT) is None
 
 
 def test_program_of_this_environment_is_recognised(tmp_path):
     """A console script, a file and a module; PATH decides which program is meant."""
-    here = clean_environment()
+    here = ENVIRONMENT
     assert program_words('dvc repro -y "{a: 1}"', here) == [str(BIN / "dvc"), "repro", "-y", "{a: 1}"]
     assert program_words("python train.py --depth 3", here) == ["train.py", "--depth", "3"]
     assert program_words("python3 -m this that", here) == ["-m", "this", "that"]
     (tmp_path / "dvc").write_text("#!/bin/sh\n")
     (tmp_path / "dvc").chmod(0o755)
     assert program_words("dvc repro", here | {"PATH": f"{tmp_path}:{here['PATH']}"}) is None
-    assert named_modules(["dvc repro", "python x.py", "dvc status", "ls"], here) == ["dvc.cli"]
+    assert imported_modules(["dvc repro", "python x.py", "dvc status", "ls"], here) == ["dvc.cli"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_forked_program_does_what_it_does_in_a_shell(commands, tmp_path, line):
     (tmp_path / "program.py").write_text(PROGRAM)
     output, code = run(commands, line, tmp_path, GIVEN="to it")
     plain = subprocess.run(
-        line, shell=True, cwd=tmp_path, env=clean_environment() | {"GIVEN": "to it"}, text=True,
+        line, shell=True, cwd=tmp_path, env=ENVIRONMENT | {"GIVEN": "to it"}, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     assert code == plain.returncode or "none.py" in line
@@ -82,7 +83,7 @@ def test_forked_program_does_what_it_does_in_a_shell(commands, tmp_path, line):
 def test_shell_command_is_not_changed_by_being_watched(commands, tmp_path):
     """Exit codes, signals and a closed pipe end a command as in DVC's shell; a job left behind is not waited for."""
     assert run(commands, "echo $GIVEN; exit 7", tmp_path, GIVEN="this") == ("this\n", 7)
-    assert run(commands, "kill -9 $$", tmp_path) == ("", -9)
+    assert run(commands, "kill -9 $$", tmp_path) == ("", 128 + 9)
     assert run(commands, "yes | head -1", tmp_path) == ("y\n", 0)
     assert run(commands, "sleep 30 & echo $! > pid; echo begun", tmp_path) == ("begun\n", 0)
     assert psutil.pid_exists(int(read(tmp_path / "pid")))
@@ -99,10 +100,9 @@ from pathlib import Path
 import os
 from dvc_parallel.commands import Commands
 if __name__ == "__main__":
-    command = Commands(["colorsys"]).start({line!r}, Path("lock"), ".", dict(os.environ), warm=True)
-    list(command.read())
+    Commands(["colorsys"]).start({line!r}, ".", dict(os.environ), Path("log"), warm=True).join()
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=clean_environment()) as process:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT) as process:
         wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -111,27 +111,28 @@ if __name__ == "__main__":
 
 
 def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
-    """Whatever holds the stage's lock, a command whose runner was killed for one, is waited for."""
-    first = commands.start("echo $$ > pid; sleep 300", tmp_path / "lock", str(tmp_path), dict(os.environ), warm=True)
+    """A command whose runner was killed still holds the lock of its stage; the next copy waits for its end."""
+    log = tmp_path / "log"
+    first = commands.start("echo $$ > pid; sleep 300", str(tmp_path), ENVIRONMENT, log, warm=True)
     wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
     shell = psutil.Process(int(read(tmp_path / "pid")))
     shell.parent().kill()
-    second = commands.start("echo begun", tmp_path / "lock", str(tmp_path), dict(os.environ), warm=True)
-    words = second.read()
-    assert "waiting for an earlier copy" in next(words)
+    first.join()
+    second = commands.start("echo begun", str(tmp_path), ENVIRONMENT, log, warm=True)
+    wait_until(lambda: "waiting for an earlier copy" in read(log))
+    assert "begun" not in read(log)
     for process in (*shell.children(), shell):
         process.kill()
-    assert "begun" in "".join(words)
-    list(first.read())
+    second.join(60)
+    assert "begun" in read(log)
 
 
-def test_commands_start_without_the_process_to_fork_from(tmp_path):
-    """Killed, the process with the imports is replaced, or the program starts from scratch."""
+def test_commands_start_without_the_process_to_fork_from(commands, tmp_path):
+    """When the process with the imports was killed, another takes its place, or the program starts from scratch."""
     (tmp_path / "program.py").write_text("print('done')")
-    with contextlib.closing(Commands(["colorsys"])) as commands:
-        for _ in range(2):
-            assert run(commands, "python program.py", tmp_path) == ("done\n", 0)
-            for process in psutil.Process().children():
-                with contextlib.suppress(psutil.ZombieProcess):
-                    if "forkserver" in " ".join(process.cmdline()):
-                        process.kill()
+    for _ in range(2):
+        assert run(commands, "python program.py", tmp_path) == ("done\n", 0)
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.ZombieProcess):
+                if "forkserver" in " ".join(process.cmdline()):
+                    process.kill()

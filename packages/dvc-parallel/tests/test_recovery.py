@@ -1,4 +1,4 @@
-"""`dvc repro` and `dvc-parallel repro` killed at any time, or out of disk: the next run is right by itself."""
+"""`dvc-parallel repro` killed at any time, or out of disk: the next run is right by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from dvc_parallel import recovery
 from repositories import BIN, ENVIRONMENT, SECONDS, new_repository
 
 # A program that finds another copy of its stage at work says so; the system gives its lock back when it is killed.
@@ -67,11 +66,11 @@ class Repository:
         """Change the parameter that all stages depend on."""
         (self.folder / "params.yaml").write_text(f"size: {size}\n")
 
-    def start(self, command: list = OURS) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen:
         """Start a run, in a process group of its own."""
         with self.log.open("a") as log:
             return subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                OURS, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 process_group=0,
             )  # fmt: skip
 
@@ -174,13 +173,13 @@ def filled(folder: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_disk_full_at_any_time_is_right_the_next_time(tmp_path, rounds):
-    """The disk fills up by chance while DVC or we run: with room again, the next run makes all."""
+    """The disk fills up by chance during a run: with room again, the next run makes all."""
     dice = random.Random(rounds)
     with small_disk(tmp_path / "disk") as disk:
         repository = Repository(disk / "place")
         for size in range(rounds):
             repository.ask_for(size)
-            with repository.start([OURS, [BIN / "dvc", "repro"]][size % 2]) as process:
+            with repository.start() as process:
                 time.sleep(dice.uniform(1, 6))
                 with filled(disk):
                     process.wait(SECONDS)
@@ -189,64 +188,11 @@ def test_disk_full_at_any_time_is_right_the_next_time(tmp_path, rounds):
         repository.assert_clean()
 
 
-# -- DVC's own files -----------------------------------------------------------------------------------------------
-LOCK = """schema: '2.0'
-stages:
-  one:
-    cmd: echo
-    outs:
-    - path: x
-      md5: d41d8cd98f00b204e9800998ecf8427e
-"""
-
-
-@pytest.mark.parametrize("damaged", ["", LOCK[:20], LOCK[:29], "stages: [", "\0" * 40], ids=range(5))
-def test_damaged_lock_file_is_set_aside(tmp_path, damaged):
-    """However it was cut, it is renamed; one that can be read stays."""
-    (tmp_path / "dvc.yaml").touch()
-    (tmp_path / "dvc.lock").write_text(damaged)
-    said = []
-    assert recovery.set_damaged_aside(tmp_path, said.append)
-    assert "damaged" in said[0]
-    assert (tmp_path / "dvc.lock.damaged").read_text() == damaged
-    (tmp_path / "dvc.lock").write_text(LOCK)
-    assert not recovery.set_damaged_aside(tmp_path, said.append)
-
-
-def test_run_with_a_damaged_lock_file_restores_what_was_made(tmp_path):
-    """The run cache brings back what the lock file recorded; nothing is run again."""
+def test_table_of_files_in_use_that_was_cut_is_made_again(tmp_path):
+    """DVC's table, as a full disk leaves it, does not stop the next run."""
     repository = Repository(tmp_path / "place")
     repository.ask_for(1)
-    assert repository.run() == 0, repository.log.read_text()
-    lock_file = repository.folder / "dvc.lock"
-    whole = lock_file.read_bytes()
-    lock_file.write_bytes(whole[: len(whole) // 2].rpartition(b":")[0])
-    assert repository.run() == 0, repository.log.read_text()
-    assert repository.log.read_text().count("restored from cache") == len(NEEDS)
-    assert lock_file.read_bytes() == whole
-
-
-def test_merge_conflict_is_left_to_people(tmp_path):
-    """A lock file with the marks of a merge is not renamed."""
-    (tmp_path / "dvc.yaml").touch()
-    conflict = f"<<<<<<< HEAD\n{LOCK}=======\n>>>>>>> other\n"
-    (tmp_path / "dvc.lock").write_text(conflict)
-    assert not recovery.set_damaged_aside(tmp_path, print)
-    assert (tmp_path / "dvc.lock").read_text() == conflict
-
-
-def test_table_of_files_in_use_survives_a_restart(tmp_path):
-    """A number of before the restart belongs to another process now: it uses nothing. A table that was cut goes."""
-    file = tmp_path / "rwlock"
-    entry = {"pid": os.getpid(), "cmd": "dvc repro"}
-    table = {"write": {"/x": entry}, "read": {"/y": [entry]}}
-    file.write_text(json.dumps(table))
-    recovery.mend_table(tmp_path)
-    assert json.loads(file.read_text()) == table  # we do live since before
-    os.utime(file, (0, psutil.Process().create_time() - 60))
-    recovery.mend_table(tmp_path)
-    assert json.loads(file.read_text()) == {"write": {}, "read": {"/y": []}}
-    file.write_text(json.dumps(table)[:20])
-    recovery.mend_table(tmp_path)
-    assert not file.exists()
-    recovery.mend_table(tmp_path)
+    for content in ("", '{"write": {"/x": 1}}'):
+        (repository.folder / ".dvc" / "tmp" / "rwlock").write_text(content)
+        assert repository.run() == 0, repository.log.read_text()
+    repository.check(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from dvc_parallel import ReproError, StagesFailed, State, lines
+from dvc_parallel import ReproError, State, lines, reproduce
 from repositories import Ended, dvc, new_repository, program, read, repro, stamped, start, wait_until
 
 EVERYTHING = """
@@ -106,18 +105,10 @@ def twins(tmp_path) -> tuple[Path, Path]:
 
 # -- equal to `dvc repro` ------------------------------------------------------------------------------------------
 def test_repro_leaves_what_dvc_leaves(twins):
-    """Outputs, lock file with the order of its entries, ignored files, cache and run cache: byte for byte."""
-    ours, theirs = twins
-    assert repro(ours).code == 0
-    assert dvc(theirs, "repro").returncode == 0
-    assert contents(ours) == contents(theirs)
-    again = dvc(ours, "repro").stdout
-    assert again.count("Running stage") == 2, again
-    assert not any(json.loads(read(ours / ".dvc/tmp/rwlock")).values())
+    """Outputs, lock files with the order of their entries, cache, run cache, ignored files: the same, byte for byte.
 
-
-def test_repro_after_changes_leaves_what_dvc_leaves(twins):
-    """A changed parameter, a lost output, a change taken back: the same stages run, or come from the cache."""
+    A changed parameter, a lost output, a change taken back: the same stages run, or come from the cache.
+    """
     ours, theirs = twins
     for size in (3, 4, 3):
         for place in twins:
@@ -130,6 +121,9 @@ def test_repro_after_changes_leaves_what_dvc_leaves(twins):
     assert done.states["apple"] == State.RESTORED
     assert done.states["zebra"] == State.UNCHANGED
     assert done.states["always"] == State.DONE
+    again = dvc(ours, "repro").stdout
+    assert again.count("Running stage") == 2, again
+    assert not any(json.loads(read(ours / ".dvc/tmp/rwlock")).values())
 
 
 def test_repro_of_targets_names_them_as_dvc_does(twins):
@@ -171,34 +165,13 @@ def test_repro_runs_independent_stages_at_once_within_its_jobs(tmp_path):
     assert span(place, "end")[0] >= max(span(place, "a")[1], span(place, "b")[1])
 
 
-def test_repro_goes_on_while_outputs_are_hashed(tmp_path):
-    """A folder of 20,000 files is being hashed: a chain of other stages is not held up, and all is committed."""
-    many = 'mkdir many && cd many && python -c "[open(str(n), chr(119)).write(str(n)) for n in range(20000)]"'
-    stages = {
-        "many": {"cmd": many, "outs": ["many"]},
-        "first": stamped("first", 0.1, deps=["started"]),
-        "second": stamped("second", 0.1, deps=["first.txt"]),
-        "start": {"cmd": "while [ ! -e many/15000 ]; do sleep 0.05; done; touch started", "outs": ["started"]},
-    }
+def test_targets_alone_are_made_in_their_order(tmp_path):
+    """With `single_item` a target that needs another waits for it, whatever their order."""
+    stages = {"end": stamped("end", 0, deps=["a.txt"]), "a": stamped("a", 0), "b": stamped("b", 0)}
     place = new_repository(tmp_path / "place", stages)
-    done = repro(place)
-    assert done.code == 0, done.error
-    hashing = done.time("many", State.SAVING), done.time("many", State.DONE)
-    assert hashing[1] - hashing[0] > 2
-    assert span(place, "second")[1] < hashing[1]
-    assert dvc(place, "repro").stdout.count("Running stage") == 0
-    assert dvc(place, "status").stdout.strip() == "Data and pipelines are up to date."
-
-
-def test_repro_shows_the_progress_of_a_stage(tmp_path):
-    """A bar of tqdm's, as papermill prints it, is read from what a stage prints."""
-    command = "printf 'Executing: 33%%|###   | 1/3 [00:01<00:02]\\rExecuting: 100%%|####| 3/3 [00:03<00:00]'"
-    place = new_repository(tmp_path / "place", {"run": {"cmd": command, "outs": [{"x": {"persist": True}}]}})
-    (place / "x").touch()
-    done = repro(place)
-    assert done.code == 0, done.error
-    assert [3, 3] in [steps for *_, steps in done.events]
-    assert "run | Executing: 100%" in read(place / ".dvc/tmp/dvc-parallel/log")
+    states = reproduce(["end", "a"], folder=place, single_item=True)
+    assert states == {"end": State.DONE, "a": State.DONE}
+    assert span(place, "end")[0] > span(place, "a")[1]
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
@@ -240,7 +213,7 @@ def test_repro_interrupted_ends_all_and_keeps_what_was_done(tmp_path, number):
     done = Ended(process)
     assert done.code == 128 + number
     assert time.monotonic() - began < 15
-    assert not any(psutil.pid_exists(int(read(file))) for file in files)
+    wait_until(lambda: not any(psutil.pid_exists(int(read(file))) for file in files))
     assert done.states["slow"] == State.INTERRUPTED
     assert dvc(place, "repro", "quick").stdout.count("Running stage") == 0
 
@@ -320,51 +293,31 @@ LOOP = "stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs:
         ("stages: {a: {cmd: cat none, deps: [none], outs: [x]}}", None, None, "none"),
     ],
 )
-def test_repro_of_a_broken_pipeline_says_what_is_wrong(tmp_path, stages, lock, target, words):
-    """What a user can get wrong ends in DVC's words, exit code 1 and no traceback."""
+def test_broken_pipeline_is_an_error_in_words(tmp_path, stages, lock, target, words):
+    """What a user can get wrong ends in DVC's words and the next step."""
     place = new_repository(tmp_path / "place", stages or "")
     if stages is None:
         (place / "dvc.yaml").unlink()
     if lock:
         (place / "dvc.lock").write_text(lock)
-    done = repro(place, *filter(None, [target]))
-    assert done.code == 1
-    assert words in done.error
-    assert "next:" in done.error
-    assert "Traceback" not in done.error
+    with pytest.raises(ReproError) as caught:
+        reproduce([target] if target else [], folder=place)
+    assert words in str(caught.value)
+    assert "next:" in str(caught.value)
 
 
 def test_repro_outside_a_repository_says_so(tmp_path):
-    """No DVC repository: told in words."""
-    place = tmp_path / "bare"
-    place.mkdir()
-    done = repro(place)
-    assert done.code == 1
-    assert "not inside of a DVC repository" in done.error
+    """The command without a DVC repository ends with 1 and a text, without a traceback."""
+    done = program(tmp_path, "dvc-parallel", "repro")
+    assert done.returncode == 1
+    assert "not inside of a DVC repository" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_repro_recovers_from_an_empty_lock_file(tmp_path):
-    """What a full disk leaves of a first run is no obstacle to the next."""
-    place = new_repository(tmp_path / "place", {"one": stamped("one", 0)})
-    (place / "dvc.lock").touch()
-    assert dvc(place, "repro").returncode != 0
-    done = repro(place)
-    assert done.code == 0, done.error
-    assert "renamed" in done.error
-
-
-def test_lines_tell_of_each_stage_once():
-    """Off a terminal a stage has one line: its seconds, or why it did not run."""
+def test_lines_name_each_stage():
+    """A stage has a line when it starts, and one with its seconds or its state when it ends."""
     written: list[str] = []
     progress = lines(written.append)
-    for state in (State.WAITING, State.RUNNING, State.SAVING, State.DONE):
-        progress("train", state, None)
-    progress("report", State.SKIPPED, None)
-    assert written == ["  train: 0.0 s\n", "  report: not run\n"]
-
-
-def test_errors_survive_pickling():
-    """Text and fields come back."""
-    error = pickle.loads(pickle.dumps(StagesFailed("what", "found", next_step="next")))
-    assert str(error) == "what\n  found:    found\n  next:     next"
-    assert isinstance(error, ReproError)
+    for stage, state in (("train", State.RUNNING), ("train", State.DONE), ("report", State.SKIPPED)):
+        progress(stage, state)
+    assert written == ["  train: running\n", "  train: 0.0 s\n", "  report: not run\n"]

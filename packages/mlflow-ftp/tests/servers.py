@@ -65,11 +65,6 @@ class Server:
         return self.folder.with_suffix(".log")
 
     @property
-    def transfers(self) -> str:
-        """Its log of transfers."""
-        return (self.folder / "transfers.log").read_text()
-
-    @property
     def host(self) -> str:
         """Where it listens."""
         return self.environment["MLFLOW_FTP_HOST"]
@@ -82,7 +77,7 @@ class Server:
     @property
     def passive_ports(self) -> range:
         """Its ports for data."""
-        first, last = self.environment["MLFLOW_FTP_PASSIVE_PORTS"].split("-")
+        first, last = self.environment["MLFLOW_FTP_PASSIVE_PORTS"].split()
         return range(int(first), int(last) + 1)
 
     def start(self) -> None:
@@ -123,6 +118,11 @@ class Server:
         return FTPArtifactRepository(f"{self.uri(**address)}/{folder}")
 
 
+def store_file(uri: str, source: Path) -> None:
+    """Store a file; a program of its own can be started with this."""
+    FTPArtifactRepository(uri).log_artifact(str(source))
+
+
 @contextlib.contextmanager
 def started_server(folder: Path, **settings: str) -> Iterator[Server]:
     """Start a server with its files in ``folder``, and end it."""
@@ -131,7 +131,7 @@ def started_server(folder: Path, **settings: str) -> Iterator[Server]:
         "MLFLOW_FTP_FOLDER": str(folder),
         "MLFLOW_FTP_HOST": "127.0.0.1",
         "MLFLOW_FTP_PORT": str(free_port()),
-        "MLFLOW_FTP_PASSIVE_PORTS": f"{first}-{first + PASSIVE_PORTS - 1}",
+        "MLFLOW_FTP_PASSIVE_PORTS": f"{first} {first + PASSIVE_PORTS - 1}",
         "MLFLOW_FTP_USERNAME": USER,
         "MLFLOW_FTP_PASSWORD": PASSWORD,
     }

@@ -1,16 +1,15 @@
-"""Independent stages of `dvc.yaml` side by side: what `dvc repro` leaves, sooner."""
+"""Run independent stages of `dvc.yaml` side by side and leave what `dvc repro` leaves."""
 
-import importlib
+from dvc_parallel.cli import lines
+from dvc_parallel.states import ReproError, StagesFailed, State
 
-_MODULES = {
-    "lines": "display", "shown": "display", "ReproError": "errors", "StagesFailed": "errors", "State": "pipeline",
-    "Progress": "reproduction", "reproduce": "reproduction",
-}  # fmt: skip
-__all__ = list(_MODULES)
+__all__ = ["ReproError", "StagesFailed", "State", "lines", "reproduce"]
 
 
 def __getattr__(name: str):
-    """Import what is asked for: DVC takes a second to import."""
-    if name not in _MODULES:
+    """Import `reproduce` when it is used: DVC takes a second to import."""
+    if name != "reproduce":
         raise AttributeError(name)
-    return getattr(importlib.import_module(f"dvc_parallel.{_MODULES[name]}"), name)
+    from dvc_parallel.reproduction import reproduce
+
+    return reproduce

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import time
+from collections.abc import Callable
 
 import click
+
+from dvc_parallel.states import State
+
+
+def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
+    """Return a ``progress`` for `reproduce` that writes a line when a stage starts and when it ends."""
+    started: dict[str, float] = {}
+
+    def progress(stage: str, state: State) -> None:
+        if state is State.RUNNING:
+            started[stage] = time.monotonic()
+        is_timed = state is State.DONE and stage in started
+        write(f"  {stage}: {f'{time.monotonic() - started[stage]:.1f} s' if is_timed else state}\n")
+
+    return progress
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False, err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,7 +46,6 @@ def main() -> None:
 @click.option("--run-cache/--no-run-cache", default=True, help="Whether to restore what was made before.")
 @click.option("--preload", multiple=True, metavar="MODULE", help="Import this before forking Python programs.")
 @click.option("--no-preload", is_flag=True, help="Fork no program; start each from scratch.")
-@click.option("--log", type=click.Path(dir_okay=False, path_type=Path), help="Where the stages' output goes.")
 def repro(preload: tuple[str, ...], no_preload: bool, **options) -> None:
     """Run what changed, as `dvc repro` does, with stages that do not need one another side by side.
 
@@ -36,8 +54,7 @@ def repro(preload: tuple[str, ...], no_preload: bool, **options) -> None:
     \b
     Example:  dvc-parallel repro -j 4 train
     """
-    from dvc_parallel import reproduce, shown
+    from dvc_parallel import reproduce
 
     modules = () if no_preload else preload or None
-    with shown(sys.stderr) as (progress, notice):
-        reproduce(preload=modules, progress=progress, notice=notice, **options)
+    reproduce(preload=modules, progress=lines(_write), notice=lambda text: _write(f"  {text}\n"), **options)

@@ -1,7 +1,7 @@
-"""All of DVC that is not its public interface, and why it is needed; `tests/test_compat.py` watches it.
+"""All of DVC that is not its public interface, and why it is needed; `tests/test_compat.py` watches these names.
 
-DVC's public interface runs stages one after the other. What is used here does to a stage what `dvc repro` does, but in
-the order, and under the locks, that several stages at once need.
+DVC's public interface runs stages one after the other. The names here do to a stage what `dvc repro` does, but in the
+order, and under the locks, that several stages at once need.
 """
 
 # ruff: noqa: F401
@@ -9,16 +9,12 @@ from dvc.dependency import RepoDependency
 from dvc.dependency.db import AbstractDependency
 from dvc.dvcfile import PROJECT_FILE, Lockfile, ProjectFile  # DVC writes the lock file in place, we beside it
 from dvc.exceptions import DvcException
-from dvc.lock import LockError, make_lock
-from dvc.repo import Repo
+from dvc.lock import LockError
+from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro  # which stages, and their order
-from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK, rwlock  # the table of files in use
-from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError, rwlock  # the table of files in use
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.run import _enforce_cmd_list as split_commands  # how DVC starts commands: shell, folder, environment
 from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
-from dvc.utils.serialize import load_yaml, modify_yaml
-from dvc_data.hashfile.build import build  # hashing and storing outputs without DVC's lock
-from dvc_data.hashfile.transfer import transfer
-from voluptuous import Invalid  # raised by DVC's schemas
+from dvc.utils.serialize import modify_yaml

@@ -1,41 +1,33 @@
-"""Runs the stages of `dvc.yaml` that do not depend on one another side by side; leaves what `dvc repro` leaves."""
+"""Runs stages that do not depend on one another side by side, each when the stages that it needs are up to date."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import logging
+import multiprocessing.connection
 import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dvc_parallel import compat
-from dvc_parallel.commands import Command, Commands, named_modules
-from dvc_parallel.errors import ReproError, StagesFailed
-from dvc_parallel.pipeline import LOCKS, Pipeline, State, Stopped
+from dvc_parallel.commands import Commands, imported_modules
+from dvc_parallel.pipeline import Pipeline
+from dvc_parallel.states import ReproError, StagesFailed, State, Stopped
 
 if TYPE_CHECKING:
     from dvc.stage import Stage
 
-logger = logging.getLogger("dvc_parallel")
-logger.propagate = False
-STEPS = re.compile(r"\| *(\d+)/(\d+) \[")  # of a progress bar of tqdm's, as papermill shows
-TAIL_LINES = 30
-LONGEST_LINE = 1 << 16
+TAIL_LINES, TAIL_BYTES = 30, 1 << 16
 TICK_SECONDS = 0.2
-TERMINATE_SECONDS, KILL_SECONDS = 5.0, 8.0
+KILL_SECONDS = 5.0
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
 NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
-
-
-# Called at each change of a stage, from several threads, with its name, state, and steps done and in all, if it tells.
-Progress = Callable[[str, State, tuple[int, int] | None], object]
 
 
 def reproduce(
@@ -47,97 +39,94 @@ def reproduce(
     run_cache: bool = True,
     preload: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
-    log: Path | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Callable[[str, State], object] = lambda *_: None,
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
 ) -> dict[str, State]:
-    """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return how each stage ended, in DVC's order.
+    """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return the state of each stage, in DVC's order.
 
-    ``selection`` are `dvc repro`'s options of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
+    ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run at once, by default one a processor.
-    ``environment`` is on top of this process's own. Python programs are forked from a process that has imported the
-    modules ``preload``, by default those of the console scripts that the stages call; with none, they start as others.
-    All that commands print goes to the file ``log``, by default `.dvc/tmp/dvc-parallel/log`. ``progress`` is called as
-    `Progress` says, and ``notice`` with the words when another process is waited for.
+    ``environment`` is added to the environment of this process. Python programs are forked from a process that has
+    imported the modules ``preload``, by default those of the console scripts that the stages call; with none, they
+    start as other programs. The output of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`. ``progress`` is
+    called with a stage and its new state, and ``notice`` with a text when the run waits for another process.
 
     Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
-    143 when interrupted or terminated, what had run to its end being recorded.
+    143 when interrupted or terminated. All stages that had run to their end are recorded then.
     """
     stop = _Stop()
-    # The current folder is DVC's frame for names, as in the shell.
+    variables = dict(environment or {})
+    # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
-        stack.enter_context(stop.heard())
+        stack.enter_context(stop.listening())
+        stack.enter_context(_quiet())
         try:
             repo = stack.enter_context(compat.Repo())
-            log = log or Path(repo.root_dir) / LOCKS / "log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            _log_to(log, stack)
-            pipeline = Pipeline(repo, targets, stop, notice, **selection)
-            stack.callback(pipeline.close)
-            if preload is None:
-                lines = [line for stage in pipeline.steps for line in _lines(stage)]
-                preload = named_modules(lines, {**os.environ, **(environment or {})})
-            commands = stack.enter_context(contextlib.closing(Commands(preload)))
-            run = _Reproduction(pipeline, commands, stop, progress, dict(environment or {}), force, run_cache)
-            return run.run(jobs or os.cpu_count() or 1)
+            with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
+                if preload is None:
+                    lines = [line for stage in pipeline.steps for line in _lines(stage)]
+                    preload = imported_modules(lines, os.environ | variables)
+                run = _Reproduction(pipeline, Commands(preload), stop, progress, variables, force, run_cache)
+                return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
         except (compat.DvcException, OSError) as error:
+            next_step = "correct the file that DVC names, then run again"
             raise ReproError(
-                "The pipeline cannot be run.", explain(error), next_step="mend what DVC says, then run again"
+                f"The pipeline cannot be run.\n  found:    {_explain(error)}\n  next:     {next_step}"
             ) from None
 
 
-def explain(error: BaseException | None) -> str:
-    """Return an error's text with those of its causes, as DVC's own command line prints it."""
-    words = []
+def _explain(error: BaseException | None) -> str:
+    """Return the text of an error and its causes, as the command line of DVC prints it."""
+    texts = []
     while error is not None:
-        words.append(str(error) or type(error).__name__)
+        texts.append(str(error) or type(error).__name__)
         error = error.__cause__
-    return ": ".join(words)
+    return ": ".join(texts)
 
 
 def _lines(stage: Stage) -> list[str]:
-    """Return a stage's commands as DVC splits them; a `.dvc` file has none."""
+    """Return the commands of a stage as DVC splits them; a `.dvc` file has none."""
     return compat.split_commands(stage.cmd) if stage.cmd else []
 
 
-def _log_to(file: Path, stack: contextlib.ExitStack) -> None:
-    """Send what stages print and DVC logs to ``file``, and DVC's progress bars nowhere, until the ``stack`` closes."""
-    handler = stack.enter_context(contextlib.closing(logging.FileHandler(file, "w", "utf-8", errors="replace")))
-    for name in ("dvc", "dvc_data", "dvc_objects", logger.name):
-        log = logging.getLogger(name)
-        stack.callback(setattr, log, "handlers", log.handlers)
-        log.handlers = [handler]
-    for log, level in ((logger, logging.INFO), (logging.getLogger("dvc.progress"), logging.CRITICAL)):
-        stack.callback(log.setLevel, log.level)
-        log.setLevel(level)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep DVC's messages about each stage, and its progress bars, off the terminal."""
+    levels = {logging.getLogger("dvc"): logging.WARNING, logging.getLogger("dvc.progress"): logging.CRITICAL}
+    before = {logger: logger.level for logger in levels}
+    try:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 class _Stop:
-    """Whether the user wants to stop: SIGINT and SIGTERM are counted, not raised wherever they happen to arrive."""
+    """Whether the user wants to stop: SIGINT and SIGTERM are counted, and do not interrupt the work of DVC."""
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._count = 0
-        self._since = 0.0
+    number = 0
+    _count, _since = 0, 0.0
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Take note of signals meanwhile; only the main thread can."""
+    def listening(self) -> Iterator[None]:
+        """Count signals meanwhile; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, _frame) -> None:
+    def _receive(self, number: int, _frame) -> None:
         if not self._count:
             self.number, self._since = number, time.monotonic()
         self._count += 1
@@ -152,75 +141,43 @@ class _Stop:
 
     @property
     def signal(self) -> int:
-        """What commands that still run get now: first what they may handle, in the end what they cannot."""
-        waited = time.monotonic() - self._since
-        if self.urgent or waited > KILL_SECONDS:
-            return signal.SIGKILL
-        return signal.SIGTERM if waited > TERMINATE_SECONDS else signal.SIGINT
+        """The signal for commands that still run: the first one they may handle."""
+        return signal.SIGKILL if self.urgent or time.monotonic() - self._since > KILL_SECONDS else signal.SIGINT
 
 
-class _Output:
-    """What one stage prints: to the log, its last lines kept, its progress bar read."""
+@dataclass
+class _Running:
+    """A stage that runs: its command at work, the commands after that, and the last signal that was sent."""
 
-    def __init__(self, stage: str, on_steps: Callable[[tuple[int, int]], None]) -> None:
-        self._stage, self._on_steps, self._rest = stage, on_steps, ""
-        self.tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
-
-    def write(self, text: str) -> None:
-        """Take some text as it comes; lines are cut at LONGEST_LINE characters."""
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._write_line(line)
-        if bars := STEPS.findall(self._rest or text):
-            self._on_steps((int(bars[-1][0]), int(bars[-1][1])))
-        if len(self._rest) > LONGEST_LINE:
-            self.end_line()
-
-    def end_line(self) -> None:
-        """Write what has no line end yet."""
-        if self._rest:
-            self._write_line(self._rest)
-            self._rest = ""
-
-    def _write_line(self, line: str) -> None:
-        # A progress bar overwrites itself with carriage returns: keep what a terminal would show at last.
-        self.tail.append(line.rstrip("\r").rpartition("\r")[2])
-        logger.info("%s | %s", self._stage, self.tail[-1])
-
-
-class _StageFailed(Exception):
-    """A stage's own failure; the text is for the user."""
+    stage: Stage
+    process: BaseProcess
+    lines: list[str]
+    signal: int = 0
 
 
 class _Reproduction:
-    """One run: starts each stage when all it needs is up to date, a thread each, at most ``jobs`` commands at once."""
+    """One run of the stages of a pipeline."""
 
     def __init__(self, pipeline, commands, stop, progress, environment, force, run_cache) -> None:
         self._pipeline, self._commands, self._stop = pipeline, commands, stop
         self._progress, self._environment = progress, environment
-        self._force, self._run_cache = force, run_cache
+        self._options = {"force": force, "run_cache": run_cache}
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: pipeline.needs(stage) for stage in pipeline.steps}
-        self._futures: dict[Future, Stage] = {}
-        self._running: dict[Command, int] = {}  # and the last signal that each was sent
+        self._running: dict[int, _Running] = {}  # by the sentinel of the process
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
-        """Run all stages; return their states, or raise what `reproduce` tells of."""
-        self._slots = threading.BoundedSemaphore(jobs)
-        for stage in self._states:
-            self._tell(stage, State.WAITING)
-        with ThreadPoolExecutor(max_workers=len(self._states) or 1) as pool:
-            try:
-                while self._submit(pool) or self._futures:
-                    done, _ = wait(self._futures, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        self._settle(self._futures.pop(future), future)
-                    if self._stop:
-                        self._signal(self._stop.signal)
-            except BaseException:
-                self._signal(signal.SIGKILL)
-                raise
+        """Run the stages, at most ``jobs`` at once; return their states, or raise as `reproduce` does."""
+        try:
+            while self._running or State.WAITING in self._states.values():
+                self._start_ready(jobs)
+                for sentinel in multiprocessing.connection.wait(self._running, TICK_SECONDS if self._running else 0):
+                    self._continue(self._running.pop(sentinel))
+                if self._stop:
+                    self._signal(self._stop.signal)
+        finally:
+            self._signal(signal.SIGKILL)
         self._pipeline.order_lock_files()
         if self._stop:
             raise Stopped
@@ -228,96 +185,98 @@ class _Reproduction:
             raise self._failure()
         return {stage.addressing: state for stage, state in self._states.items()}
 
-    def _submit(self, pool: ThreadPoolExecutor) -> bool:
-        """Start what has become ready, skip what cannot any more; return whether anything was started."""
-        started = set(self._futures.values())
-        before = len(started)
-        for stage, state in self._states.items():  # in DVC's order: what a stage needs comes before it
-            if state is State.WAITING and stage not in started:
+    def _start_ready(self, jobs: int) -> None:
+        """Start the stages that are ready, and skip those that can no longer be made."""
+        for stage, state in self._states.items():  # in DVC's order: the stages that a stage needs come before it
+            if state is State.WAITING and len(self._running) < jobs:
                 needed = {self._states[other] for other in self._needs[stage]}
                 if self._stop or needed & NOT_MADE:
-                    self._tell(stage, State.SKIPPED)
+                    self._set(stage, State.SKIPPED)
                 elif needed <= UP_TO_DATE:
-                    self._futures[pool.submit(self._reproduce, stage)] = stage
-        return len(self._futures) > before
+                    self._start(stage)
 
-    def _reproduce(self, stage: Stage) -> State:
-        """Bring one stage up to date, in a thread of its own."""
-        # Only commands take a slot: hashing what one stage has made holds no other back.
-        with self._slots:
-            if self._stop:
-                raise Stopped
-            stage, state = self._pipeline.prepare(stage, force=self._force, run_cache=self._run_cache)
-            if state is not State.RUNNING:
-                return state
-            try:
-                self._run_commands(stage)
-            except BaseException:
-                self._pipeline.abandon(stage)
-                raise
-        self._tell(stage, State.SAVING)
-        try:
-            self._pipeline.finish(stage)
-        except BaseException:
-            self._pipeline.abandon(stage)
-            raise
-        return State.DONE
+    def _start(self, stage: Stage) -> None:
+        with self._failing(stage):
+            state = self._pipeline.prepare(stage, **self._options)
+            self._set(stage, state)
+            if state is State.RUNNING:
+                self._pipeline.log_of(stage).write_bytes(b"")
+                self._start_command(stage, _lines(stage))
 
-    def _run_commands(self, stage: Stage) -> None:
-        """Run a stage's commands one after the other; raise _StageFailed, or Stopped before its end."""
-        self._tell(stage, State.RUNNING)
-        output = _Output(stage.addressing, lambda steps: self._tell(stage, State.RUNNING, steps))
+    def _start_command(self, stage: Stage, lines: list[str]) -> None:
+        log = self._pipeline.log_of(stage)
+        with log.open("a") as file:
+            file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage, run_env=self._environment)
-        lock = self._pipeline.lock_of(stage)
-        # What always runs mostly finds nothing to do: no imports for it, nor for a run in which all is up to date.
+        # A stage that always runs mostly finds nothing to do: a run without changes imports nothing.
         warm = not stage.always_changed
-        for line in _lines(stage):
-            output.write(f"> {line}\n")
-            if self._stop:
-                raise Stopped
-            command = self._commands.start(line, lock, options["cwd"], options["env"], warm=warm)
-            self._running[command] = 0
-            for text in command.read():
-                output.write(text)
-            output.end_line()
-            del self._running[command]
-            if command.returncode:
-                command.end_session()
-                if self._stop:
-                    raise Stopped
-                raise _StageFailed(f"`{line}` {_ended(command.returncode)}\n" + "\n".join(output.tail))
+        process = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
+        self._running[process.sentinel] = _Running(stage, process, lines[1:])
+
+    def _continue(self, running: _Running) -> None:
+        """Start the next command of a stage, or record the stage, when a command has ended."""
+        stage, process = running.stage, running.process
+        process.join()
+        if process.exitcode:
+            _kill(process, signal.SIGKILL)  # background jobs of a shell ignore Ctrl-C
+        if self._stop and (process.exitcode or running.lines):
+            self._set(stage, State.INTERRUPTED)
+            return
+        with self._failing(stage):
+            if process.exitcode:
+                self._fail(stage, f"a command exited with {process.exitcode}\n{_tail(self._pipeline.log_of(stage))}")
+            elif running.lines:
+                self._start_command(stage, running.lines)
+            else:
+                self._pipeline.record(stage)
+                self._set(stage, State.DONE)
 
     def _signal(self, number: int) -> None:
-        """Send a signal to the commands that run and have not had it."""
-        for command, had in list(self._running.items()):
-            if had != number and command.signal(number):
-                self._running[command] = number
+        """Send a signal to the commands that run and did not get it yet."""
+        for running in self._running.values():
+            if running.signal != number and _kill(running.process, number):
+                running.signal = number
 
-    def _settle(self, stage: Stage, future: Future) -> None:
-        """Note how a stage ended."""
+    @contextlib.contextmanager
+    def _failing(self, stage: Stage) -> Iterator[None]:
+        """Note errors of DVC and of the system as the failure of a stage."""
         try:
-            state = future.result()
+            yield
         except Stopped:
-            state = State.SKIPPED if self._states[stage] is State.WAITING else State.INTERRUPTED
-        except (_StageFailed, compat.DvcException, OSError) as error:
-            state = State.FAILED
-            self._errors[stage.addressing] = explain(error)
-            logger.info("%s | failed: %s", stage.addressing, explain(error).splitlines()[0])
-        self._tell(stage, state)
+            self._set(stage, State.SKIPPED if self._states[stage] is State.WAITING else State.INTERRUPTED)
+        except (compat.DvcException, OSError) as error:
+            self._fail(stage, _explain(error))
 
-    def _tell(self, stage: Stage, state: State, steps: tuple[int, int] | None = None) -> None:
+    def _fail(self, stage: Stage, text: str) -> None:
+        self._errors[stage.addressing] = text
+        self._set(stage, State.FAILED)
+
+    def _set(self, stage: Stage, state: State) -> None:
         self._states[stage] = state
-        self._progress(stage.addressing, state, steps)
+        self._progress(stage.addressing, state)
 
     def _failure(self) -> StagesFailed:
         skipped = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
+        texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
+        if skipped:
+            texts[0] += f" Not run, because they need stages that failed: {', '.join(skipped)}."
+        texts += [f"  found:    {stage}: {text}" for stage, text in self._errors.items()]
         return StagesFailed(
-            f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."
-            + (f" Not run, for they need what failed: {', '.join(skipped)}." if skipped else ""),
-            "\n".join(f"{stage}: {error}" for stage, error in self._errors.items()),
-            next_step="mend the cause, then run again: what ended well is kept",
+            "\n".join([*texts, "  next:     mend the cause, then run again: the other stages are kept"])
         )
 
 
-def _ended(code: int) -> str:
-    return f"exited with {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+def _kill(process: BaseProcess, number: int) -> bool:
+    """Send a signal to the session of a command; return whether it exists."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+        return True
+    return False
+
+
+def _tail(log: Path) -> str:
+    """Return the last lines of a log, progress bars as a terminal would show them at last."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)

@@ -1,21 +1,27 @@
 """Keep MLflow's artifacts on an FTP server, whole or not at all, and checked on read.
 
-Public are also `mlflow_ftp.repository` (the store), `mlflow_ftp.errors` and `mlflow_ftp.server`.
+Public are also `mlflow_ftp.repository` (the stores), `mlflow_ftp.errors` and `mlflow_ftp.server`.
 """
 
 from __future__ import annotations
 
 from mlflow_ftp import names
 
-__all__ = ["names", "open_repository"]
+__all__ = ["names", "open_proxied", "open_repository"]
+
+# MLflow loads its plugins in the middle of its own import. The classes of the stores have bases in MLflow, so they are
+# imported only when the first store is opened.
 
 
 def open_repository(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None):
-    """Return the store at an address of the scheme `ftp` or `ftps`; raise ArtifactError when it cannot be used.
-
-    MLflow loads its plugins in the middle of its own import. The store's class has a base in MLflow, so it is
-    imported only when the first store is opened.
-    """
+    """Return the store at an address of the scheme `ftp` or `ftps`; raise ArtifactError when it cannot be used."""
     from mlflow_ftp.repository import FTPArtifactRepository
 
     return FTPArtifactRepository(artifact_uri, tracking_uri, registry_uri)
+
+
+def open_proxied(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None):
+    """Return the store at an address of the scheme `mlflow-artifacts`: the tracking server's, whatever it uses."""
+    from mlflow_ftp.repository import ProxiedArtifactRepository
+
+    return ProxiedArtifactRepository(artifact_uri, tracking_uri, registry_uri)

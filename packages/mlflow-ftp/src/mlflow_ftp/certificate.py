@@ -1,9 +1,8 @@
-"""The server's certificate, signed by itself: clients that do not know it otherwise are given its file."""
+"""The certificate of the server, signed by itself; clients are given its file."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,16 +15,13 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def ensure_certificate(folder: Path, host: str) -> Path:
-    """Return the file with key and certificate for a host, mode 0600, made when it is not there.
-
-    `<host>.pem` beside it, without the key, is for clients.
-    """
+    """Return the file with key and certificate for a host, made when it is missing; `<host>.pem` is for clients."""
     file, client_file = folder / f"{host}-key.pem", folder / f"{host}.pem"
     if file.exists() and client_file.exists():
         return file
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mlflow-ftp")])
+    subject = x509.Name.from_rfc4514_string("CN=mlflow-ftp")
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
@@ -38,17 +34,12 @@ def ensure_certificate(folder: Path, host: str) -> Path:
         .public_bytes(serialization.Encoding.PEM)
     )
     pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    write_privately(client_file, certificate)
-    write_privately(file, key.private_bytes(pem, pkcs8, plain) + certificate)
-    return file
-
-
-def write_privately(file: Path, content: bytes) -> None:
-    """Write a file that nobody else may read, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
-        opened.write(content)
+    client_file.write_bytes(certificate)
+    temporary = file.with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(key.private_bytes(pem, pkcs8, plain) + certificate)
     temporary.replace(file)
+    return file
 
 
 def _name(host: str) -> x509.GeneralName:

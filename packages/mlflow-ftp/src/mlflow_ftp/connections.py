@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import atexit
 import ftplib
-import netrc
 import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import wait
-from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mlflow_ftp.errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
@@ -20,12 +19,10 @@ from mlflow_ftp.errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused
 TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
 END_SECONDS = 2  # for the other side's word that a TLS stream has ended; some never say it
 BLOCK_BYTES = 256 * 1024
-MOST_IDLE = 16
 MOST_IN_A_BURST = 50  # commands; more of them, unanswered, could fill the buffers of both sides
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """A server: host, port, and whether to use TLS (explicit, RFC 4217)."""
 
     is_secure: bool
@@ -42,18 +39,15 @@ def parse(uri: str) -> tuple[Address, str]:
     Never repeats the address in an error: it may hold a password.
     """
     parts = urlsplit(uri)
-    expected = f"{parts.scheme}://host:port/folder"
-    if "@" in parts.netloc:
-        raise ArtifactNameRefused(
-            "The artifact address holds a user name or a password.",
-            expected=expected,
-            next_step="set MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD, or MLFLOW_FTP_CREDENTIALS, instead",
-        )
     with suppress(ValueError):
-        if parts.hostname:
+        if parts.hostname and "@" not in parts.netloc:
             address = Address(parts.scheme == "ftps", parts.hostname, parts.port or ftplib.FTP_PORT)
             return address, unquote(parts.path).lstrip("/")
-    raise ArtifactNameRefused("The artifact address names no host, or a wrong port.", expected=expected)
+    raise ArtifactNameRefused(
+        "The artifact address holds a user or a password, or no host, or a wrong port.",
+        expected=f"{parts.scheme}://host:port/folder",
+        next_step="set MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD for user and password",
+    )
 
 
 class Connection(ftplib.FTP):
@@ -72,24 +66,31 @@ class Connection(ftplib.FTP):
                     replies.append(error)
         return replies
 
-    def store(self, remote: str, blocks: Iterable[bytes], offset: int | None = None) -> None:
-        """Send a file's bytes, from ``offset`` on."""
-        with self.transfercmd(f"STOR {remote}", offset) as data:
+    def store(self, remote: str, blocks: Iterable[bytes]) -> None:
+        """Send the bytes of a file."""
+        with self._transfer(f"STOR {remote}") as data:
             try:
                 for block in blocks:
                     data.sendall(block)
             except (ConnectionError, ssl.SSLError):
                 self.voidresp()  # in which the server says why it has closed it
                 raise
-            _end_tls(data)
-        self.voidresp()
 
-    def receive(self, command: str, take: Callable[[bytes], object], offset: int | None = None) -> None:
-        """Receive what a command answers with on a data connection, from ``offset`` on."""
-        with self.transfercmd(command, offset) as data:
+    def receive(self, command: str, take: Callable[[bytes], object]) -> None:
+        """Receive what a command answers with on a data connection."""
+        with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
                 take(block)
-            _end_tls(data)
+
+    @contextmanager
+    def _transfer(self, command: str) -> Iterator[socket.socket]:
+        """Open a data connection; close it at the end and read the server's verdict."""
+        with self.transfercmd(command) as data:
+            yield data
+            if isinstance(data, ssl.SSLSocket):
+                data.settimeout(END_SECONDS)
+                with suppress(OSError):  # the verdict says whether all has arrived
+                    data.unwrap()
         self.voidresp()
 
     def lines(self, command: str) -> list[str]:
@@ -108,26 +109,19 @@ class SecureConnection(Connection, ftplib.FTP_TLS):
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size
 
 
-def _end_tls(data) -> None:
-    """Say the end of a TLS stream; that all has arrived is checked in another way."""
-    if isinstance(data, ssl.SSLSocket):
-        data.settimeout(END_SECONDS)
-        with suppress(OSError):
-            data.unwrap()
-
-
 _idle: dict[Address, deque[Connection]] = {}
 
 
-def _close() -> None:
+def close_idle() -> None:
+    """Close the connections that are kept."""
     for connections in _idle.values():
         for connection in connections:
             connection.close()
     _idle.clear()
 
 
-atexit.register(_close)
-os.register_at_fork(after_in_child=_close)  # two processes that use one would get each other's answers
+atexit.register(close_idle)
+os.register_at_fork(after_in_child=close_idle)  # two processes that use one would get each other's answers
 
 
 @contextmanager
@@ -146,10 +140,7 @@ def lend(address: Address) -> Iterator[Connection]:
     except BaseException:
         connection.close()
         raise
-    if len(idle) < MOST_IDLE:
-        idle.append(connection)
-    else:
-        connection.close()
+    idle.append(connection)
 
 
 def _take(idle: deque[Connection]) -> Connection | None:
@@ -164,8 +155,18 @@ def _take(idle: deque[Connection]) -> Connection | None:
 
 
 def _connect(address: Address) -> Connection:
-    user, password = _credentials(address.host)
-    connection = SecureConnection(context=_context()) if address.is_secure else Connection()
+    user, password = os.environ.get("MLFLOW_FTP_USERNAME"), os.environ.get("MLFLOW_FTP_PASSWORD")
+    if not (user and password):
+        raise ArtifactError(
+            f"There is no user and password for {address}.",
+            next_step="set the variables MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD",
+        )
+    connection = Connection()
+    if address.is_secure:
+        context = ssl.create_default_context()
+        if file := os.environ.get("MLFLOW_FTP_SERVER_CERT_PATH"):
+            context.load_verify_locations(file)
+        connection = SecureConnection(context=context)
     try:
         connection.connect(address.host, address.port, timeout=TIMEOUT_SECONDS)
         connection.login(user, password)
@@ -176,35 +177,3 @@ def _connect(address: Address) -> Connection:
         connection.close()
         raise explain(error, str(address)) from error
     return connection
-
-
-def _credentials(host: str) -> tuple[str, str]:
-    """Return user and password: the environment's, else those for the host in a netrc file."""
-    user, password = os.environ.get("MLFLOW_FTP_USERNAME"), os.environ.get("MLFLOW_FTP_PASSWORD")
-    if user and password:
-        return user, password
-    file = Path(os.environ.get("MLFLOW_FTP_CREDENTIALS") or "~/.netrc").expanduser()
-    found = "no such file"
-    if file.exists():
-        if file.stat().st_mode & 0o077:
-            raise ArtifactError(f"The file {file} can be read by others.", next_step=f"chmod 600 {file}")
-        try:
-            if entry := netrc.netrc(file).authenticators(host):
-                return entry[0], entry[2]
-            found = f"no entry for {host}"
-        except netrc.NetrcParseError as error:
-            found = str(error)
-    raise ArtifactError(
-        f"There is no user and password for the FTP server {host}.",
-        found=f"{file}: {found}",
-        expected=f"MLFLOW_FTP_USERNAME and MLFLOW_FTP_PASSWORD, or a line `machine {host} login USER password PASSWORD`"
-        " in the file that MLFLOW_FTP_CREDENTIALS names, or in ~/.netrc",
-    )
-
-
-def _context() -> ssl.SSLContext:
-    """Return how servers are checked: against the system's authorities, and what the environment names."""
-    context = ssl.create_default_context()
-    if file := os.environ.get("MLFLOW_FTP_SERVER_CERT_PATH"):
-        context.load_verify_locations(file)
-    return context

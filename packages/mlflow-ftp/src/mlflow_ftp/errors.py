@@ -1,4 +1,4 @@
-"""What can go wrong with the store; each error is MLflow's too, whose server then answers with a status and words."""
+"""The errors of the store; each is an error of MLflow too, whose server answers with its status and text."""
 
 from __future__ import annotations
 
@@ -34,10 +34,15 @@ class ArtifactError(MlflowException):
 
 
 class StoreUnavailable(ArtifactError):
-    """The FTP server does not answer; ``silent`` if it said nothing until the time was over."""
+    """The FTP server cannot be reached, or cannot do this now."""
 
     code = TEMPORARILY_UNAVAILABLE
-    silent = False
+
+
+class StoreSilent(ArtifactError):
+    """The FTP server has said nothing until the time was over; another attempt would double the wait."""
+
+    code = TEMPORARILY_UNAVAILABLE
 
 
 class StoreRefused(ArtifactError):
@@ -61,32 +66,21 @@ class ArtifactNameRefused(ArtifactError):
 
 
 def explain(error: BaseException, server: str) -> ArtifactError:
-    """Return the error that tells the user what a network error of ``server`` means."""
-    found = f"{type(error).__name__}: {error}"
+    """Return the error that says to a user what a network error of ``server`` means."""
+    kind, what = StoreUnavailable, "does not answer."
+    next_step = "look whether the server runs"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-        return ArtifactError(
-            f"{server} cannot be trusted.",
-            found=found,
-            next_step="set MLFLOW_FTP_SERVER_CERT_PATH to the file of its certificate, or of its authority's",
-        )
-    if isinstance(error, ftplib.Error) and re.match("[45]52|(426|451).*(space|quota)", str(error)):
-        return ArtifactError(
-            f"{server} has no room left; nothing of the artifact was kept.",
-            found=found,
-            next_step="free space on the server's disk, or delete runs and type `mlflow gc`",
-        )
-    if isinstance(error, ftplib.error_perm):
-        if reply_code(error) == "530":
-            return ArtifactError(
-                f"{server} refused the login.", found=found, next_step="compare user and password with the server's"
-            )
-        return StoreRefused(f"{server} refused a command.", found=found, next_step="look into the server's log")
-    what = "cannot do this now" if isinstance(error, ftplib.error_temp) else "does not answer"
-    unavailable = StoreUnavailable(f"{server} {what}.", found=found, next_step="look whether the server runs")
-    unavailable.silent = isinstance(error, TimeoutError)
-    return unavailable
-
-
-def reply_code(error: BaseException) -> str:
-    """Return the three digits with which an FTP server's reply begins."""
-    return str(error)[:3]
+        kind, what = ArtifactError, "cannot be trusted."
+        next_step = "set MLFLOW_FTP_SERVER_CERT_PATH to the file of its certificate, or of its authority's"
+    elif isinstance(error, ftplib.Error) and re.match("[45]52|(426|451).*(space|quota)", str(error)):
+        kind, what = ArtifactError, "has no room left; nothing of the artifact was kept."
+        next_step = "free space on the server's disk, or delete runs and type `mlflow gc`"
+    elif isinstance(error, ftplib.error_perm) and str(error)[:3] == "530":
+        kind, what, next_step = ArtifactError, "refused the login.", "compare user and password with the server's"
+    elif isinstance(error, ftplib.error_perm):
+        kind, what, next_step = StoreRefused, "refused a command.", "look into the server's log"
+    elif isinstance(error, TimeoutError):
+        kind = StoreSilent
+    elif isinstance(error, ftplib.error_temp):
+        what = "cannot do this now."
+    return kind(f"{server} {what}", found=f"{type(error).__name__}: {error}", next_step=next_step)

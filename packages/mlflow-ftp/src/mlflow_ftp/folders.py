@@ -5,23 +5,18 @@ from __future__ import annotations
 import ftplib
 import posixpath
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from mlflow_ftp import names
 from mlflow_ftp.connections import Connection
-from mlflow_ftp.errors import reply_code
-
-MARKS_KEPT = timedelta(hours=1)  # longer than anyone needs from making a mark to giving the artifact its name
 
 
 class Entry(NamedTuple):
-    """A file or a folder; ``size`` in bytes, ``modified`` where the server tells it."""
+    """A file or a folder; ``size`` in bytes."""
 
     name: str
     is_folder: bool
     size: int | None = None
-    modified: datetime | None = None
 
 
 def is_folder(connection: Connection, path: str) -> bool:
@@ -40,7 +35,7 @@ def _ask(connection: Connection, command: str) -> str | None:
     (reply,) = connection.burst(command)
     if isinstance(reply, str):
         return reply
-    if reply_code(reply) != "550":
+    if str(reply)[:3] != "550":
         raise reply
     return None
 
@@ -54,9 +49,9 @@ def list_folder(connection: Connection, folder: str) -> list[Entry]:
         entries = map(_read, connection.lines(f"MLSD {folder}"))
         return [entry for entry in entries if entry]
     except ftplib.error_perm as error:
-        if reply_code(error) in ("500", "502", "504"):
+        if str(error)[:3] in ("500", "502", "504"):
             return _list_by_name(connection, folder)
-        if reply_code(error) in ("501", "550"):
+        if str(error)[:3] in ("501", "550"):
             return []
         raise
 
@@ -68,9 +63,7 @@ def _read(line: str) -> Entry | None:
     kind = facts.get("type", "").lower()
     if kind not in ("dir", "file"):
         return None
-    modified = facts.get("modify")
-    time = datetime.strptime(modified[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC) if modified else None
-    return Entry(name, kind == "dir", int(facts["size"]) if kind == "file" else None, time)
+    return Entry(name, kind == "dir", int(facts["size"]) if kind == "file" else None)
 
 
 def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
@@ -80,16 +73,14 @@ def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
     try:
         lines = connection.lines("NLST -a")  # of the current folder: options and a path do not go together
     except ftplib.error_perm as error:
-        if reply_code(error) != "550":  # which some answer for an empty folder
+        if str(error)[:3] != "550":  # which some answer for an empty folder
             raise
         lines = []
-    found = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]
-    sizes = connection.burst(*(f"SIZE {posixpath.join(folder, name)}" for name in found))
+    listed = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]
+    sizes = connection.burst(*(f"SIZE {posixpath.join(folder, name)}" for name in listed))
     return [
-        Entry(name, is_folder=False, size=int(size.split()[-1]))
-        if isinstance(size, str)
-        else Entry(name, is_folder=True)
-        for name, size in zip(found, sizes, strict=True)
+        Entry(name, False, int(size.split()[-1])) if isinstance(size, str) else Entry(name, True)
+        for name, size in zip(listed, sizes, strict=True)
     ]
 
 
@@ -120,24 +111,6 @@ def remove_file(connection: Connection, path: str) -> None:
     _remove(connection, folder, [Entry(name, is_folder=False)])
     prefix = names.mark_prefix(name)
     _remove(connection, folder, [entry for entry in list_folder(connection, folder) if entry.name.startswith(prefix)])
-
-
-def remove_empty(connection: Connection, folder: str, top: str) -> None:
-    """Remove a folder and those above it, below ``top``, as far as they are empty."""
-    while len(folder) > len(top) and isinstance(connection.burst(f"RMD {folder}")[0], str):
-        folder = posixpath.dirname(folder)
-
-
-def remove_old_marks(connection: Connection, folder: str, mark: str) -> None:
-    """Remove marks of the same artifact that are older than ``mark``, so that nobody can be about to need them."""
-    prefix = names.prefix_of(mark)
-    marks = {
-        entry.name: entry
-        for entry in list_folder(connection, folder)
-        if entry.name.startswith(prefix) and entry.modified  # else nothing is known of its age
-    }
-    if newest := marks.get(mark):
-        _remove(connection, folder, [each for each in marks.values() if each.modified < newest.modified - MARKS_KEPT])
 
 
 def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:

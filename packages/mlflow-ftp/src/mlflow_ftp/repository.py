@@ -4,9 +4,9 @@ MLflow opens it for the schemes `ftp` and `ftps` (explicit TLS, RFC 4217). It ta
 writes straight to the final name and cannot delete.
 
 FTP can replace one name at once (RNFR, RNTO), but not two, so a checksum beside the artifact cannot change with it.
-Therefore the checksum stands in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`: it is made before
-the artifact gets its name, so that at any moment what can be read has its mark. Marks of earlier contents are removed
-later, when nobody can be about to need them.
+Therefore the checksum stands in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`. The mark is made
+before the artifact gets its name, so an artifact that can be read always has its mark. Marks of earlier contents stay
+until the artifact is deleted: another client may be about to store that content again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import BinaryIO
 
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 from mlflow_ftp import folders, names
 from mlflow_ftp.connections import BLOCK_BYTES, Connection, lend, parse
@@ -35,20 +36,46 @@ from mlflow_ftp.errors import (
     ArtifactMissing,
     ArtifactNameRefused,
     StoreRefused,
+    StoreSilent,
     StoreUnavailable,
 )
 
 AT_ONCE = 8
 PAUSES_SECONDS = (0.25, 0.5, 1.0)
-RESUMED_BYTES = 4_000_000  # from here on what has arrived before a fault is worth more than a fresh start
 
 _logger = logging.getLogger(__name__)
 
 
-class FTPArtifactRepository(ArtifactRepository):
+class _FilesAtOnce:
+    """Stores the files of a folder several at once."""
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
+        with ThreadPoolExecutor(AT_ONCE, "store") as pool:
+            futures = []
+            for folder, _, file_names in os.walk(local_dir, onerror=_raise):
+                path = posixpath.normpath(posixpath.join(artifact_path or "", os.path.relpath(folder, local_dir)))
+                for file in (Path(folder, name) for name in sorted(file_names)):
+                    if file.is_file():
+                        futures.append(pool.submit(self.log_artifact, str(file), None if path == "." else path))
+                    else:
+                        _logger.warning("Not stored, because it is no regular file: %s", file)
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
-    User and password come from the environment, or from a netrc file. What may pass is tried again. All failures of the
+    User and password come from the environment. The store repeats work after errors that may pass. All failures of the
     store are ArtifactErrors; a local file that cannot be read or written is Python's own OSError.
     """
 
@@ -56,35 +83,11 @@ class FTPArtifactRepository(ArtifactRepository):
         self.address, folder = parse(artifact_uri)
         self.root = "/" + _normalize(folder)
         super().__init__(artifact_uri, tracking_uri, registry_uri)
-        # Nothing from here up is removed; MLflow's folder of a run has nothing but `artifacts` in it.
-        self._top = posixpath.dirname(posixpath.dirname(self.root)) if self.root.endswith("/artifacts") else self.root
 
     # -- MLflow's interface ----------------------------------------------------------------------------------
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Store one file in the folder ``artifact_path``."""
         self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
-
-    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Store all files and folders of ``local_dir``, empty ones too, in the folder ``artifact_path``."""
-        files = {}
-        for folder, _, file_names in os.walk(local_dir, onerror=_raise):
-            path = posixpath.join(artifact_path or "", Path(folder).relative_to(local_dir).as_posix())
-            remote = self._locate(path)
-            self._again(lambda connection, remote=remote: folders.make_folder(connection, remote), StoreRefused)
-            for name in sorted(file_names):
-                file = Path(folder, name)
-                if file.is_file():
-                    files[file] = self._locate(posixpath.join(path, name))
-                else:
-                    _logger.warning("Not stored, because it is no regular file: %s", file)
-        with ThreadPoolExecutor(AT_ONCE, "store") as pool:
-            futures = [pool.submit(self._store, file, remote) for file, remote in files.items()]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return what lies directly in a folder, by name; nothing for a file or for what is not there."""
@@ -96,10 +99,7 @@ class FTPArtifactRepository(ArtifactRepository):
         ]
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        """Delete a file, or a folder with all in it, and the folders above that are empty then.
-
-        What is not there counts as deleted.
-        """
+        """Delete a file, or a folder with all in it; what is not there counts as deleted."""
         remote = self._locate(artifact_path)
 
         def delete(connection: Connection) -> None:
@@ -107,13 +107,8 @@ class FTPArtifactRepository(ArtifactRepository):
                 folders.remove_folder(connection, remote)
             else:
                 folders.remove_file(connection, remote)
-            folders.remove_empty(connection, posixpath.dirname(remote), self._top)
 
         self._again(delete, StoreRefused)
-
-    def _is_directory(self, artifact_path: str) -> bool:
-        """Tell a folder from a file; MLflow's own way takes an empty folder for a file."""
-        return self._again(lambda connection: folders.is_folder(connection, self._locate(artifact_path)))
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         """Fetch a file under a temporary name, check its content, then give it its name."""
@@ -126,105 +121,61 @@ class FTPArtifactRepository(ArtifactRepository):
         finally:
             temporary.unlink(missing_ok=True)
 
-    # -- storing ---------------------------------------------------------------------------------------------
+    # -- storing and fetching --------------------------------------------------------------------------------
     def _store(self, local_file: Path, remote: str) -> None:
         """Upload under a temporary name, check, mark, and only then rename: readers never see a part."""
         folder, name = posixpath.split(remote)
         temporary = posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
-                replaced = self._again(
-                    lambda connection: self._upload(connection, file, remote, temporary), StoreRefused
-                )
-            except BaseException as error:
-                if not getattr(error, "silent", False):  # to clean up on a server that hangs would only double the wait
-                    with suppress(ArtifactError), lend(self.address) as connection:
-                        connection.burst(f"DELE {temporary}")
+                self._again(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
+            except StoreSilent:
                 raise
-        if replaced:
-            with suppress(ArtifactError), lend(self.address) as connection:  # else they are removed another time
-                folders.remove_old_marks(connection, folder, replaced)
+            except BaseException:
+                with suppress(ArtifactError), lend(self.address) as connection:
+                    connection.burst(f"DELE {temporary}")
+                raise
 
-    def _upload(self, connection: Connection, file: BinaryIO, remote: str, temporary: str) -> str | None:
-        """Return the name of the mark when other content was replaced."""
-        folder, name = posixpath.split(remote)
-        content, offset = hashlib.sha256(), _arrived(connection, file, temporary)
-        try:
-            connection.store(temporary, _blocks(file, content, offset), offset or None)
-        except ftplib.error_perm:  # the folder may be missing
-            folders.make_folder(connection, folder)
-            content = hashlib.sha256()
-            connection.store(temporary, _blocks(file, content, 0))
-        mark = names.mark_of(name, content.hexdigest())
-        marked = posixpath.join(folder, mark)
-        size, before, made, entered = connection.burst(
-            *(f"SIZE {temporary}", f"SIZE {remote}", f"MKD {marked}", f"CWD {marked}")  # MKD: it may be there
-        )
-        if is_known := isinstance(made, ftplib.Error):  # from an earlier time: it is to look new, so that it stays
-            *_, entered = connection.burst(f"RMD {marked}", f"MKD {marked}", f"CWD {marked}")
-        for reply in (size, entered):
-            if isinstance(reply, ftplib.Error):
-                raise reply
-        if (stored := size.split()[-1]) != str(file.tell()):
-            raise ArtifactError(
-                f"The artifact {name!r} was not stored whole.",
-                found=f"{stored} bytes",
-                expected=f"{file.tell()} bytes",
-                next_step="store it again, and look for a full disk on the server",
-            )
-        for reply in connection.burst(f"RNFR {temporary}", f"RNTO {remote}"):
-            if isinstance(reply, ftplib.Error):
-                raise reply
-        return None if is_known or isinstance(before, ftplib.Error) else mark
-
-    # -- fetching --------------------------------------------------------------------------------------------
     def _fetch(self, connection: Connection, path: str, file: BinaryIO) -> None:
-        """Receive a file, after what ``file`` already has of it, and compare it with its mark."""
-        remote = self._locate(path)
-        content, received = hashlib.sha256(), file.seek(0)
-        while block := file.read(BLOCK_BYTES):
-            content.update(block)
-            received += len(block)
-        size = folders.find_size(connection, remote)
-        if size is None:
-            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.")
+        """Receive a file and compare it with its mark."""
+        remote, content = self._locate(path), hashlib.sha256()
+        file.truncate(file.seek(0))
 
         def take(block: bytes) -> None:
             file.write(block)
             content.update(block)
 
-        if received <= size:  # else it was replaced, and what there is belongs to another
-            connection.receive(f"RETR {remote}", take, received or None)
-        if file.tell() == size and _is_marked(connection, remote, content.hexdigest()):
-            return
-        found = f"{file.tell()} bytes of {size}, sha256 {content.hexdigest()[:16]}..."
-        file.truncate(file.seek(0))
-        raise ArtifactDamaged(
-            f"The artifact {path!r} is not what was stored.",
-            found=found,
-            expected="what was stored under this name",
-            next_step="fetch it again; if that does not help, the server's disk has changed it: make it anew",
-        )
+        try:
+            connection.receive(f"RETR {remote}", take)
+        except ftplib.error_perm as error:
+            if str(error)[:3] != "550":
+                raise
+            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", found=error) from None
+        if not _is_marked(connection, remote, content.hexdigest()):
+            raise ArtifactDamaged(
+                f"The artifact {path!r} is not what was stored.",
+                found=f"{file.tell()} bytes, sha256 {content.hexdigest()[:16]}...",
+                expected="what was stored under this name",
+                next_step="fetch it again; if that does not help, the server's disk has changed it: store it again",
+            )
 
     # -- in general ------------------------------------------------------------------------------------------
     def _again(self, work: Callable, *errors: type[Exception]):
-        """Do ``work`` with a connection; again, after pauses, when it failed in a way that may pass.
-
-        A server that was silent until the time was over is not asked again: the user has waited long enough.
-        """
-        for pause in (*PAUSES_SECONDS, None):
-            try:
-                with lend(self.address) as connection:
-                    return work(connection)
-            except (StoreUnavailable, *errors) as error:
-                if pause is None or getattr(error, "silent", False):
-                    raise
+        """Do ``work`` with a connection; again, after pauses, when it failed in a way that may pass."""
+        for pause in PAUSES_SECONDS:
+            with suppress(StoreUnavailable, *errors), lend(self.address) as connection:
+                return work(connection)
             time.sleep(pause)
-        return None
+        with lend(self.address) as connection:
+            return work(connection)
 
     def _locate(self, path: str | None) -> str:
         """Return the absolute name on the server of a path below the root."""
         return posixpath.join(self.root, _normalize(path)).rstrip("/") or "/"
+
+
+class ProxiedArtifactRepository(_FilesAtOnce, MlflowArtifactsRepository):
+    """The scheme ``mlflow-artifacts``, of a tracking server; MLflow's own client sends one file after the other."""
 
 
 def _normalize(path: str | None) -> str:
@@ -233,8 +184,7 @@ def _normalize(path: str | None) -> str:
     parts = normal.split("/")
     if (
         parts[0] in {"", ".."}
-        or re.search("[\0\r\n]", normal)  # they would end the FTP command
-        or re.search("[\ud800-\udfff]", normal)  # not UTF-8 on the local disk
+        or re.search("[\0\r\n\ud800-\udfff]", normal)  # ends the FTP command, or is not UTF-8
         or any(names.is_own(part) for part in parts)
     ):
         raise ArtifactNameRefused(
@@ -245,26 +195,40 @@ def _normalize(path: str | None) -> str:
     return "" if normal == "." else normal
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str) -> None:
+    """Send a file under a temporary name, mark its content, and give it its name."""
+    folder, name = posixpath.split(remote)
+    try:
+        sha256 = _send(connection, file, temporary)
+    except ftplib.error_perm:  # the folder may be missing
+        folders.make_folder(connection, folder)
+        sha256 = _send(connection, file, temporary)
+    mark = posixpath.join(folder, names.mark_of(name, sha256))
+    size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
+    _raise_errors(size, is_marked)
+    if size.split()[-1] != str(file.tell()):
+        raise StoreRefused(f"The artifact {name!r} was not stored whole.", found=size, expected=f"{file.tell()} bytes")
+    _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 
 
-def _blocks(file: BinaryIO, content, offset: int) -> Iterator[bytes]:
-    """Yield what is left to send of a file; all of it goes into ``content``, a hash."""
-    file.seek(0)
-    while block := file.read(min(BLOCK_BYTES, offset - file.tell()) if file.tell() < offset else BLOCK_BYTES):
-        content.update(block)
-        if file.tell() > offset:
+def _send(connection: Connection, file: BinaryIO, temporary: str) -> str:
+    """Send a file; return its sha256."""
+    content = hashlib.sha256()
+
+    def blocks() -> Iterator[bytes]:
+        file.seek(0)
+        while block := file.read(BLOCK_BYTES):
+            content.update(block)
             yield block
 
+    connection.store(temporary, blocks())
+    return content.hexdigest()
 
-def _arrived(connection: Connection, file: BinaryIO, temporary: str) -> int:
-    """Return how much of a large file an earlier attempt has brought, in bytes."""
-    size = os.fstat(file.fileno()).st_size
-    if size < RESUMED_BYTES or not file.tell():
-        return 0
-    arrived = folders.find_size(connection, temporary) or 0
-    return arrived if arrived <= size else 0
+
+def _raise_errors(*replies: str | ftplib.Error) -> None:
+    for reply in replies:
+        if isinstance(reply, ftplib.Error):
+            raise reply
 
 
 def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:

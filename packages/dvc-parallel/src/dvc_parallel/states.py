@@ -1,0 +1,32 @@
+"""The states of a stage, and the errors of a run."""
+
+from __future__ import annotations
+
+import enum
+
+import click
+
+
+class State(enum.StrEnum):
+    """The state of a stage in a run."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    UNCHANGED = "unchanged"
+    RESTORED = "restored from cache"
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "not run"
+    INTERRUPTED = "interrupted"
+
+
+class ReproError(click.ClickException):
+    """A pipeline that cannot be run, or failed; click programs print the text and exit with 1."""
+
+
+class StagesFailed(ReproError):
+    """Stages failed. The stages that need none of them have run and are recorded."""
+
+
+class Stopped(Exception):
+    """The user has stopped the run."""

@@ -1,0 +1,372 @@
+"""The report on a week: what was generated, how well it was predicted, and what was unusual about the worst hours."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from workshop.data import features, origin, weeks
+from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
+from workshop.data.schema import FEATURES, TARGETS
+from workshop.errors import DataError
+from workshop.models import evaluation, lineage
+from workshop.models.lineage import Link
+from workshop.models.loading import load
+from workshop.models.registry import Production
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame, Series, Timestamp
+
+# Of the worst hours of a source: how many, how far apart, and from which miss on.
+MOST_HOURS, APART_HOURS, LEAST_MISS_GW = 3, 6, 0.05
+# What is unusual: more than 95 of 100 hours, or outside of what eight of ten hours alike bring.
+UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
+NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
+ALIKE_WIND, ALIKE_LIGHT, ALIKE_LIGHT_SHARE = 0.25, 20.0, 0.15  # m/s; W/m², or this share of the light
+
+logger = logging.getLogger(__name__)
+
+
+# -- what a report rests on --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Evidence:
+    """The whole processed frame, the predictions of the model in production for each hour, and the model's record.
+
+    ``predicted`` and both ends of ``band`` hold `solar_GW` and `wind_GW` of the rows of ``frame``; None without a model
+    or a band. ``learned_until`` is the start of the last hour that the model learned from; None when that is not known.
+    """
+
+    frame: DataFrame
+    predicted: DataFrame | None = None
+    band: tuple[DataFrame, DataFrame] | None = None
+    coverage: float | None = None
+    production: Production | None = None
+    learned_until: Timestamp | None = None
+    lineage: tuple[Link, ...] = ()
+
+    @property
+    def origin(self) -> origin.Origin:
+        """Where the data come from."""
+        return origin.of_frame(self.frame)
+
+    def of_week(self, week: str) -> Week:
+        """Return the part on one week, by its ISO name or `latest`; errors as `weeks.select_week`."""
+        name, hours = weeks.select_week(self.frame, week)
+        rows = self.frame["utc_timestamp"].isin(hours["utc_timestamp"]).to_numpy()
+        predicted = None if self.predicted is None else self.predicted[rows].reset_index(drop=True)
+        band = None if self.band is None else tuple(end[rows].reset_index(drop=True) for end in self.band)
+        return Week(name, hours, predicted, band)
+
+
+@dataclass(frozen=True)
+class Week:
+    """One week of `Evidence`: its name, its rows of the frame, and the predictions for them."""
+
+    name: str
+    hours: DataFrame
+    predicted: DataFrame | None = None
+    band: tuple[DataFrame, DataFrame] | None = None
+
+    @cached_property
+    def monday(self) -> Timestamp:
+        """The moment at which the week begins."""
+        import pandas as pd
+
+        return pd.Timestamp(weeks.monday(self.name))
+
+
+@dataclass(frozen=True)
+class Miss:
+    """An hour of a source (``target``) that was predicted badly; all values in GW, ``band`` None without one."""
+
+    number: int
+    at: Timestamp
+    target: str
+    measured: float
+    predicted: float
+    band: tuple[float, float] | None = None
+    reason: str = ""
+
+    @property
+    def error(self) -> float:
+        """Predicted less measured, in GW."""
+        return self.predicted - self.measured
+
+    @property
+    def source(self) -> str:
+        """`Solar` or `Wind`."""
+        return NAMES[self.target]
+
+    @property
+    def beyond(self) -> float | None:
+        """By how much the measured value lies outside the band, in GW: 0 within; None without a band."""
+        return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
+
+
+def gather(frame: DataFrame, production: Production | None) -> Evidence:
+    """Return the evidence for a processed frame; raise ModelError when the model cannot be loaded or used."""
+    import pandas as pd
+
+    if production is None:
+        return Evidence(frame)
+    model = load(production.model_uri)
+    try:
+        links = tuple(lineage.of_version(production.version))
+    except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
+        logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
+        links = ()
+    until = pd.Timestamp(production.learned_until) if production.learned_until else None
+    return Evidence(frame, *model.predict_with_band(frame), model.coverage, production, until, links)
+
+
+# -- the worst hours ---------------------------------------------------------------------------------------------------
+def worst(evidence: Evidence, week: Week) -> list[Miss]:
+    """Return the worst misses of a week, the worst first: at most three of each source, some hours apart."""
+    if week.predicted is None:
+        return []
+    misses = sorted((miss for target in TARGETS for miss in _largest(week, target)), key=lambda miss: -abs(miss.error))
+    surroundings = _surroundings(evidence)
+    return [
+        replace(miss, number=number, reason=next(_reasons(surroundings, miss)))
+        for number, miss in enumerate(misses, start=1)
+    ]
+
+
+def _largest(week: Week, target: str) -> list[Miss]:
+    errors = (week.predicted[target] - week.hours[target]).abs()
+    stamps, rows = week.hours["utc_timestamp"], []
+    for row in errors.sort_values(ascending=False, kind="stable").index:
+        if len(rows) == MOST_HOURS or errors[row] < LEAST_MISS_GW:
+            break
+        if all(abs(stamps[row] - stamps[other]).total_seconds() > APART_HOURS * 3600 for other in rows):
+            rows.append(row)
+    bands = [None if week.band is None else tuple(float(end[target][row]) for end in week.band) for row in rows]
+    return [
+        Miss(0, stamps[row], target, float(week.hours[target][row]), float(week.predicted[target][row]), band)
+        for row, band in zip(rows, bands, strict=True)
+    ]
+
+
+def _surroundings(evidence: Evidence) -> DataFrame:
+    """Return all hours, absent ones as NaN: weather, `light`, `TARGETS` by capacity, and `<target>_capacity` in GW.
+
+    Where the installed capacity is not known for all hours, it is 1 GW throughout.
+    """
+    import pandas as pd
+
+    frame = evidence.frame
+    try:
+        capacity = features.installed(frame)
+    except DataError as error:
+        logger.info("Years are compared as they are: %s", error.what)
+        capacity = pd.DataFrame(1.0, frame.index, TARGETS)
+    hours = (frame[TARGETS] / capacity).join(frame[FEATURES]).join(capacity.add_suffix("_capacity"))
+    hours["light"] = hours["rad_horizontal"] + hours["rad_diffuse"]
+    hours.index = pd.DatetimeIndex(frame["utc_timestamp"])
+    return hours.asfreq("h")
+
+
+def _reasons(hours: DataFrame, miss: Miss) -> Iterator[str]:
+    """Yield what was unusual about the hour of a miss, in sentences, the most telling first; at least one."""
+    import pandas as pd
+
+    near, at, is_wind = pd.Timedelta(hours=NEAR_HOURS), miss.at, miss.target == "wind_GW"
+    season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
+    same_time = (hours.index.hour == at.hour) & (season <= SAME_SEASON_DAYS)
+    if hours.loc[at - near : at + near, "windspeed"].isna().any():
+        yield "Hours beside it are missing from the data, so its own values may be incomplete."
+    if is_wind:
+        speed = hours["windspeed"]
+        spans = speed.rolling(2 * NEAR_HOURS + 1, center=True)
+        swings = spans.max() - spans.min()
+        usual = swings.quantile(UNUSUAL)
+        if swings[at] > usual:
+            yield (
+                f"The wind speed changed by {swings[at]:.1f} m/s within {2 * NEAR_HOURS} hours; in 95 of 100 hours it"
+                f" changes by less than {usual:.1f} m/s."
+            )
+        alike, what = (speed - speed[at]).abs() <= ALIKE_WIND, "such a wind"
+    else:
+        light = hours["light"]
+        changes = light.diff()
+        middle = changes[same_time].median()
+        if abs(changes[at] - middle) > (changes[same_time] - middle).abs().quantile(UNUSUAL):
+            yield (
+                f"The light changed by {signed(changes[at])} W/m² from the hour before; at this time of day and year it"
+                f" usually changes by about {signed(middle)} W/m²."
+            )
+        about = max(ALIKE_LIGHT, ALIKE_LIGHT_SHARE * light[at])
+        alike, what = same_time & ((light - light[at]).abs() <= about), "such light at this time of day and year"
+    yield from _compare(hours, miss, alike, what)
+    yield "Nothing about its weather was unusual" + (
+        ", and the miss lies within the band: such misses are expected." if miss.beyond == 0 else " in the data."
+    )
+
+
+def _compare(hours: DataFrame, miss: Miss, alike: Series, what: str) -> Iterator[str]:
+    """Yield how the hour differs from hours of about the same weather, at the capacity of this hour."""
+    other = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
+    brought = hours[miss.target][alike & other].dropna() * hours[f"{miss.target}_capacity"][miss.at]
+    if len(brought) < FEWEST_ALIKE:
+        yield f"Only {len(brought)} other hours in the data had {what}: there was little to learn from."
+        return
+    low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
+    usual = f"{low:.1f} to {high:.1f} GW in eight of ten hours"
+    if not low <= miss.measured <= high:
+        yield f"{'More' if miss.measured > high else 'Less'} was generated than is usual with {what}: {usual}."
+    elif not low <= miss.predicted <= high:
+        yield f"The generation was usual with {what}, the prediction was not: {usual}."
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+def render(evidence: Evidence, week: str, template: str) -> str:
+    """Return the page on a week (an ISO name, or `latest`) as HTML that needs no other file.
+
+    ``template`` is the text of a Jinja template. Raises ParameterError when there is no such week, or no hour in it.
+    """
+    part = evidence.of_week(week)
+    misses = worst(evidence, part)
+    return _compile(template).render(
+        week=part,
+        evidence=evidence,
+        origin=evidence.origin,
+        production=evidence.production,
+        energy=part.hours[TARGETS].sum(),
+        gaps=gaps(part),
+        quality=quality(evidence, part),
+        misses=misses,
+        days=by_day(part),
+        figure=draw(part, misses, evidence.origin.measured_name),
+        ranges={NAMES[name]: (part.hours[name].min(), part.hours[name].max()) for name in TARGETS},
+        hours_a_week=weeks.HOURS,
+    )
+
+
+def quality(evidence: Evidence, week: Week) -> dict[str, Any] | None:
+    """Return how well a week was predicted; None without a prediction.
+
+    `miss` is the mean absolute miss of an hour in GW, by target; `share` that by the mean generation; `energy` the
+    prediction in GWh; `inside` the share of hours within the band (`evaluation.coverage`), if there is one; `learned`
+    whether the model learned from the week (`all`, `some`, `none`), None when not known.
+    """
+    if week.predicted is None:
+        return None
+    miss = (week.predicted[TARGETS] - week.hours[TARGETS]).abs().mean()
+    learned = None
+    if evidence.learned_until is not None:
+        known = week.hours["utc_timestamp"] <= evidence.learned_until
+        learned = "all" if known.all() else "some" if known.any() else "none"
+    return {
+        "miss": miss,
+        "share": miss / week.hours[TARGETS].mean(),
+        "energy": week.predicted[TARGETS].sum(),
+        "inside": evaluation.coverage(week.hours, *week.band) if week.band else None,
+        "learned": learned,
+    }
+
+
+def gaps(week: Week) -> list[dict[str, Any]]:
+    """Return the gaps of a week: the `first` and the `last` absent hour, and how many `hours`."""
+    import pandas as pd
+
+    grid = pd.date_range(week.monday, periods=weeks.HOURS, freq="h")
+    absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
+    parts = absent.groupby((absent.diff() != pd.Timedelta(hours=1)).cumsum())
+    return [{"first": part.iloc[0], "last": part.iloc[-1], "hours": len(part)} for _, part in parts]
+
+
+def by_day(week: Week) -> DataFrame:
+    """Return a row for each day of a week: its `hours`, the energy in GWh and its mean weather."""
+    hours = week.hours.assign(day=week.hours["utc_timestamp"].dt.normalize())
+    sums = list(TARGETS)
+    if week.predicted is not None:
+        hours = hours.join(week.predicted[TARGETS].add_suffix("_predicted"))
+        sums += [f"{target}_predicted" for target in TARGETS]
+    added = {"hours": ("day", "size")} | {name: (name, "sum") for name in sums}
+    means = {name: (name, "mean") for name in ("windspeed", "temperature")}
+    return hours.groupby("day", as_index=False).agg(**added, **means)
+
+
+def signed(value: float, digits: int = 0) -> str:
+    """Return a number with its sign, as print has it."""
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _compile(template: str):
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {
+        "number": lambda value, digits=0: f"{value:,.{digits}f}",
+        "signed": signed,
+        "day": lambda moment: moment.strftime("%a %-d %b"),
+        "hour": lambda moment: moment.strftime("%a %-d %b, %H:%M"),
+    }
+    return environment.from_string(template)
+
+
+# -- the figure --------------------------------------------------------------------------------------------------------
+def draw(week: Week, misses: list[Miss], measured_name: str) -> str:
+    """Return the hours of a week in GW as the address of an SVG picture: measured, predicted, band, worst misses.
+
+    Solar is above, wind below; absent hours break the lines.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": week.name, "font.size": 8, "axes.edgecolor": GRID}
+    style |= {"axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False}
+    style |= dict.fromkeys(("text.color", "xtick.labelcolor", "ytick.labelcolor"), INK)
+    style |= dict.fromkeys(("xtick.color", "ytick.color"), GRID) | {"xtick.minor.size": 0}
+    measured = _on_grid(week, week.hours)
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+        for axes, target in zip(figure.subplots(2, 1, sharex=True), TARGETS, strict=True):
+            if week.band is not None:
+                ends = [_on_grid(week, end)[target] for end in week.band]
+                axes.fill_between(measured.index, *ends, color=COLOURS[target], alpha=0.25, linewidth=0, label="band")
+            axes.plot(measured[target], ":", color=MEASURED, linewidth=1.6, label=measured_name)
+            if week.predicted is not None:
+                line = _on_grid(week, week.predicted)[target]
+                axes.plot(line, color=COLOURS[target], linewidth=1.6, label="predicted")
+            for miss in (miss for miss in misses if miss.target == target):
+                _mark(axes, (miss.at - week.monday).total_seconds() / 3600, miss)
+            axes.set_title(f"{NAMES[target]}, GW", loc="left", fontweight="bold")
+            axes.margins(y=0.2)
+            axes.set_ylim(bottom=0)
+            axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.98), frameon=False, borderaxespad=0.2)
+        _name_days(axes, week)
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _mark(axes: Axes, hour: float, miss: Miss) -> None:
+    axes.plot([hour, hour], [miss.measured, miss.predicted], color=INK, linewidth=0.9)
+    circle = {"boxstyle": "circle,pad=0.22", "edgecolor": INK, "facecolor": "white", "linewidth": 0.9}
+    place = {"textcoords": "offset points", "ha": "center", "va": "center", "bbox": circle}
+    axes.annotate(str(miss.number), (hour, max(miss.measured, miss.predicted)), (0, 8), **place)
+
+
+def _name_days(axes: Axes, week: Week) -> None:
+    """Draw a line at each midnight, and the name of the day between two."""
+    import pandas as pd
+
+    axes.set_xlim(0, weeks.HOURS)
+    axes.set_xticks(range(0, weeks.HOURS + 1, 24), [""] * 8)
+    days = pd.date_range(week.monday, periods=7)
+    axes.set_xticks(range(12, weeks.HOURS, 24), [day.strftime("%a %-d %b") for day in days], minor=True)
+
+
+def _on_grid(week: Week, values: DataFrame) -> DataFrame:
+    """Return the targets by hours since Monday, absent hours as NaN."""
+    since = (week.hours["utc_timestamp"] - week.monday).dt.total_seconds() // 3600
+    return values[TARGETS].set_axis(since.astype(int)).reindex(range(weeks.HOURS))

@@ -1,1 +1,0 @@
-"""The weekly report: what is known of a week, what was predicted badly, what follows, the page and its print."""
