@@ -208,6 +208,7 @@ def test_full_disk_is_found():
     ("name", "variable"),
     [("home folder", "HOME"), ("cache folder", "WORKSHOP_DOWNLOADS"), ("state folder", "WORKSHOP_STATE")],
 )
+@pytest.mark.filterwarnings("ignore:IPython parent")
 @pytest.mark.usefixtures("settings")
 def test_folder_that_cannot_be_written_is_found(name, variable, monkeypatch, tmp_path):
     """With a file in its place: the folder is named, and the variable that chooses another."""
