@@ -109,8 +109,7 @@ def run(notebook: Path, parameters, sweeps, output: Path | None, rank_by: str | 
     from workshop.ownership import use_own_servers
 
     use_own_servers()
-    from papermill_dask import run_many
-    from papermill_dask.sweep import combinations, read_parameter
+    from papermill_dask import combinations, read_parameter, run_many
 
     metric, least_first = _rank(rank_by) if rank_by else (None, False)  # a mistake is told before anything runs
     fixed = {name: read_parameter(value) for name, value in parameters}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from papermill_dask.tracking import NOTEBOOK_TAG
+from papermill_dask import NOTEBOOK_TAG
 
 from workshop.errors import ModelError, ParameterError
 from workshop.models import loading, registry

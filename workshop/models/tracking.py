@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from papermill_dask.tracking import COMMIT_TAG, git_state
+from papermill_dask import COMMIT_TAG, git_state
 
 from workshop.errors import ServiceError
 from workshop.ownership import require_own
