@@ -48,14 +48,14 @@ def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (),
     parts = PurePosixPath(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
         raise refused(folder, path)
-    found = folder / path
+    file = folder / path
     try:
-        real = found.resolve() if follow else found.parent.resolve()
+        real = file.resolve() if follow else file.parent.resolve()
     except (OSError, RuntimeError):  # what a circle of links raises, before and from Python 3.13
         raise refused(folder, path, "it is a link to itself") from None
     if not any(real.is_relative_to(place.resolve()) for place in (folder, *links_to)):
         raise refused(folder, path, f"it leads to {real}")
-    return found
+    return file
 
 
 def refused(folder: Path, path: object, why: str = "it leaves the folder") -> EngineError:
@@ -76,13 +76,13 @@ def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()
     """
     pure = dict.fromkeys(map(PurePosixPath, paths))
     outermost = [str(path) for path in pure if not any(parent in pure for parent in path.parents)]
-    found = []
+    result = []
     for file in (file for path in outermost for file in _files(folder, path, tuple(links_to), ())):
         status = file.stat()
         name, mode = file.relative_to(folder).as_posix(), status.st_mode & PERMISSIONS
         is_folder = stat.S_ISDIR(status.st_mode)
-        found.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
-    return found
+        result.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
+    return result
 
 
 def _files(folder: Path, path: str, links_to: tuple[Path, ...], above: tuple[Path, ...]) -> Iterator[Path]:
@@ -111,10 +111,10 @@ def digest(file: Path) -> str:
 
 def no_space(folder: Path, needed: int | None, free: int | None = None) -> EngineError:
     """Return the error for a disk that is full, or would be; sizes in bytes."""
-    found = f"{HOST}:{folder}"
+    place = f"{HOST}:{folder}"
     return EngineError(
         "There is not enough space on the disk for the notebook's files.",
-        value=found if free is None else f"{found} has {free:,} bytes free",
+        value=place if free is None else f"{place} has {free:,} bytes free",
         expected=None if needed is None else f"{needed:,} bytes free",
         next_step="make room there; nothing half-written was left",
     )
@@ -275,7 +275,7 @@ class Store:
                 kept.unlink()
                 target.unlink()
                 return False
-        # Whatever it was there, the notebook's own user writes here.
+        # Whatever the mode was at home, the notebook's user writes here.
         target.chmod(entry.mode | 0o600)
         return True
 

@@ -1,4 +1,4 @@
-"""What runs on the Dask worker: the task that is a notebook, what watches over it, and what a client may ask."""
+"""On the Dask worker: the task that runs a notebook, its watch, and answers to a client."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Run:
     kernel: Any = None
 
     def tell(self, kind: str, **event: Any) -> None:
-        """Tell the client of an event: plain data, dates among them."""
+        """Send the client an event: plain data, dates among them."""
         from jupyter_client.jsonutil import json_default
 
         with contextlib.suppress(RuntimeError):  # an event loop that is closed: the worker is going

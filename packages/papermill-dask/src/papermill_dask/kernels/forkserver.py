@@ -162,8 +162,8 @@ class Imports:
         # In a kernel these write to the notebook.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         handlers = [thing for thing in gc.get_objects() if issubclass(type(thing), logging.StreamHandler)]
-        found = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
-        self._handlers = [(handler, stream) for handler, stream in found if stream]
+        written = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
+        self._handlers = [(handler, stream) for handler, stream in written if stream]
 
     def changed_file(self) -> str | None:
         """Return an imported file that is not what it was when it was imported, if there is one."""
@@ -275,10 +275,10 @@ def _files_since(began: float) -> dict[str, tuple[int, int] | None]:
 
 def _state(file: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(file)  # noqa: PTH116 - thousands of them before each kernel
+        status = os.stat(file)  # noqa: PTH116 - thousands of them before each kernel
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 if VARIABLE in os.environ:

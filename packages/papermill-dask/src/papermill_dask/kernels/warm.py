@@ -165,13 +165,13 @@ class WarmProcesses:
             return None
         with self._lock:
             self.processes = [process for process in self.processes if not process.has_ended]
-            found = next((process for process in self.processes if process.suits(python, environment)), None)
-            if found:
-                self.processes.remove(found)
-            self.processes.append(found or WarmProcess(python, self._modules, environment))
+            match = next((process for process in self.processes if process.suits(python, environment)), None)
+            if match:
+                self.processes.remove(match)
+            self.processes.append(match or WarmProcess(python, self._modules, environment))
             while len(self.processes) > MOST_PROCESSES:
                 self.processes.pop(0).close()
-        return found
+        return match
 
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
