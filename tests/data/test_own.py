@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from workshop.data import capacity, origin, own, schema, sources, units
+from workshop.data import capacity, own, schema, sources
 from workshop.data.prepare import prepare
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
@@ -88,7 +88,7 @@ def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
     assert findings["source"] == "csv"
     assert findings["rows"] == {"own": 2}
     assert findings["clock_changes"] == {"ambiguous": 0, "skipped": 0}
-    told = origin.of_frame(frame)
+    told = sources.origin_of(frame)
     assert (told.attribution, told.modelled) == ("Our plants, our meters.", False)
 
 
@@ -244,11 +244,11 @@ def test_unit_that_could_be_is_pointed_out(prepared, tmp_path):
 
 def test_units_of_the_mapping_are_those_that_can_be_converted():
     """What params.yaml may say and what is known agree, and our own unit changes nothing."""
-    for column, known in units.OF_COLUMN.items():
+    for column, known in schema.CONVERSIONS.items():
         annotation = OwnFile.model_fields[column].annotation.model_fields["unit"].annotation
         assert set(annotation.__args__) == set(known)
         values = pd.Series([0.1, 12.345, np.nan])
-        pd.testing.assert_series_equal(units.convert(values, column, next(iter(known))), values)
+        pd.testing.assert_series_equal(schema.convert(values, column, next(iter(known))), values)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +262,11 @@ def test_units_of_the_mapping_are_those_that_can_be_converted():
 )  # fmt: skip
 def test_units_are_converted(column, unit, value, expected):
     """Known pairs of values."""
-    assert units.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
+    assert schema.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_few_slips_are_not_taken_for_another_unit():
     """One cell in a hundred that is out of range says nothing of the column's unit."""
     values = pd.Series([5.0] * 99 + [12_000.0])
-    assert units.suspected(values, "wind_GW", *schema.RANGES["wind_GW"]) is None
-    assert units.suspected(values * 1000, "wind_GW", *schema.RANGES["wind_GW"]) == "MW"
+    assert schema.suspected_units(pd.DataFrame({"wind_GW": values})) == ""
+    assert "(kW given for MW, or MW for GW?)" in schema.suspected_units(pd.DataFrame({"wind_GW": values * 1000}))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workshop.data import weather
 from workshop.data.features import INPUTS
-from workshop.data.thresholds import RANGES
+from workshop.data.schema import RANGES
 from workshop.errors import DataError
 
 HEADER = ",".join(INPUTS)
