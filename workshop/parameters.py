@@ -192,7 +192,7 @@ def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Secti
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    place = first["loc"]
+    place = tuple(word for word in first["loc"] if word != "[key]")
     name = ".".join([stage, *map(str, place)])
     if first["type"] == "extra_forbidden":
         schema = model.model_json_schema()

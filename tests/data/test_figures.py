@@ -236,17 +236,19 @@ def test_missing_draws_the_count_of_each_month():
     assert list(heatmap.x) == ["Jan", "Feb", "Mar"]
 
 
-def test_answers_around_draws_a_panel_for_each_input():
+def test_responses_around_a_point_mark_it():
     """Both targets over each input's values, and a line where the point is."""
     table = pd.DataFrame(
         {
-            "input": ["windspeed"] * 2 + ["hour"] * 3,
+            "feature": ["windspeed"] * 2 + ["hour"] * 3,
             "value": [0.0, 16.0, 0, 1, 2],
             "solar_GW": [1.0, 1.0, 0.0, 2.0, 3.0],
             "wind_GW": [0.0, 20.0, 5.0, 5.0, 5.0],
         }
     )
-    figure = figures.answers_around(table, {"windspeed": 7.5, "hour": 1}, {"windspeed": "Wind, m/s", "hour": "Hour"})
+    figure = figures.responses(
+        table, point={"windspeed": 7.5, "hour": 1}, names={"windspeed": "Wind, m/s", "hour": "Hour"}, columns=2
+    )
     solar, wind, _, by_hour = figure.data
     assert wind.x.tolist() == [0.0, 16.0]
     assert wind.y.tolist() == [0.0, 20.0]

@@ -225,7 +225,7 @@ def test_prepare_stops_at_negative_radiation(few):
         prepare(folder, 2013, 2013)
     assert WEATHER in caught.value.what
     assert caught.value.value == (
-        "line 40 (2013-01-02T14:00:00Z), column DE_radiation_diffuse_horizontal: rad_diffuse = -4,"
+        "line 40 (2013-01-02T14:00:00Z), column DE_radiation_diffuse_horizontal: rad_diffuse = -4.0,"
         " rule: between 0 and 1400 W/m²"
     )
 

@@ -99,9 +99,9 @@ def test_check_names_text_in_a_column_of_numbers(small):
     """A word among numbers is told with its row and column."""
     small = small.astype({"windspeed": object})
     small.loc[1004, "windspeed"] = "calm"
-    with pytest.raises(DataError, match=r"row 4 \(2013-01-01T04:00:00Z\), column windspeed") as caught:
+    with pytest.raises(DataError, match=r"row 4 \(2013-01-01T04:00:00Z\), windspeed = calm") as caught:
         schema.check(small)
-    assert "'calm'" in caught.value.value
+    assert "float64" in caught.value.value
 
 
 def test_check_refuses_an_empty_frame(small):

@@ -148,14 +148,14 @@ def test_dashboard_shows_what_the_table_says(frame, tmp_path, told, legend, hint
         from pathlib import Path
         sys.path.insert(0, {str(ROOT / "4_pipeline" / "dashboard")!r})
         import layout, periods
-        from pages import outlook
+        from pages import comparison
         from serving import Served
         from workshop.data import schema
-        assert (layout.attribution(Served()), outlook.modelled(Served())) == ("", "")
+        assert (layout.attribution(Served()), comparison.modelled(Served())) == ("", "")
         frame = schema.read(Path({str(parquet)!r}))
         served = Served(looked=True, frame=frame, predicted=frame)
-        figure, *_ = outlook.answers(served, periods.chosen(served, None, None))
-        print(layout.attribution(served), outlook.modelled(served), figure.data[0].name, sep="|")
+        figure, *_ = comparison.answer(served, periods.chosen(served, None, None))
+        print(layout.attribution(served), comparison.modelled(served), figure.data[0].name, sep="|")
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

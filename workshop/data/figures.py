@@ -32,7 +32,6 @@ HOURS_A_DAY = 24
 DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
 BINS = 60
 FEW_HOURS = 48
-PANELS_A_ROW = 2  # of answers around an hour: two fit a phone
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
 
 TEMPLATE = go.layout.Template(
@@ -314,53 +313,33 @@ def importance(table: pd.DataFrame, *, title: str | None = "What the model goes 
     return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
 
 
-def responses(table: pd.DataFrame, *, title: str | None = "How the answer follows each input") -> go.Figure:
-    """Draw the mean prediction in GW over the values of each feature, one panel a feature.
+def responses(
+    table: pd.DataFrame,
+    *,
+    point: Mapping[str, float] | None = None,
+    names: Mapping[str, str] | None = None,
+    columns: int | None = None,
+    title: str | None = "How the answer follows each input",
+) -> go.Figure:
+    """Draw the prediction in GW over the values of each feature, one panel a feature, ``columns`` of them in a row.
 
-    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. See `evaluation.responses`.
+    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. A dotted line marks each feature's value in
+    ``point``; ``names`` are the features' names with units.
     """
+    names = names or {name: f"{INPUT_NAMES[name]}, {UNITS[name]}" for name in table["feature"].unique()}
     features = list(dict.fromkeys(table["feature"]))
-    figure = make_subplots(rows=1, cols=len(features), shared_yaxes=True, horizontal_spacing=0.03)
-    for column, feature in enumerate(features, start=1):
+    columns = columns or len(features)
+    figure = make_subplots(
+        rows=-(-len(features) // columns), cols=columns, shared_yaxes="all", vertical_spacing=0.16,
+        horizontal_spacing=0.04,
+    )  # fmt: skip
+    for number, feature in enumerate(features):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
         rows = table[table["feature"] == feature]
         for target in TARGETS:
             figure.add_scatter(
                 x=rows["value"],
                 y=rows[target],
-                name=NAMES[target],
-                legendgroup=target,
-                showlegend=column == 1,
-                mode="lines",
-                line={"color": COLOURS[target], "width": 2},
-                hovertemplate="%{y:.2f} GW",
-                row=1,
-                col=column,
-            )
-        figure.update_xaxes(title_text=f"{INPUT_NAMES[feature]}, {UNITS[feature]}", row=1, col=column)
-    figure.update_yaxes(title_text="mean prediction, GW", rangemode="tozero", row=1, col=1)
-    return figure.update_layout(template=TEMPLATE, title_text=title)
-
-
-def answers_around(
-    table: pd.DataFrame, point: Mapping[str, float], names: Mapping[str, str], *, title: str | None = None
-) -> go.Figure:
-    """Draw how the prediction in GW follows each input while the others stay where they are: one panel an input.
-
-    ``table`` has the columns `input`, `value`, `solar_GW` and `wind_GW`; ``point`` holds the value at which each input
-    stays, marked by a dotted line; ``names`` what each is called, with its unit.
-    """
-    inputs = list(dict.fromkeys(table["input"]))
-    rows = -(-len(inputs) // PANELS_A_ROW)
-    figure = make_subplots(
-        rows=rows, cols=PANELS_A_ROW, shared_yaxes="all", vertical_spacing=0.16, horizontal_spacing=0.06
-    )
-    for number, name in enumerate(inputs):
-        place = {"row": number // PANELS_A_ROW + 1, "col": number % PANELS_A_ROW + 1}
-        part = table[table["input"] == name]
-        for target in TARGETS:
-            figure.add_scatter(
-                x=part["value"],
-                y=part[target],
                 name=NAMES[target],
                 legendgroup=target,
                 showlegend=number == 0,
@@ -369,9 +348,11 @@ def answers_around(
                 hovertemplate="%{y:.2f} GW",
                 **place,
             )
-        figure.add_vline(x=point[name], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
-        figure.update_xaxes(title_text=names[name], title_font_size=12, **place)
-    figure.update_yaxes(title_text="GW", rangemode="tozero", col=1)
+        if point is not None:
+            figure.add_vline(x=point[feature], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
+        figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
+    words = "GW" if point else "mean prediction, GW"
+    figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 

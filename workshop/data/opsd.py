@@ -114,7 +114,9 @@ def _download(url: str, release: Release, cache: Path, sha256: str, progress: bo
     # The published checksum is the table's: an archive is verified once its table is unpacked.
     known = None if release.member else sha256
     store = pooch.create(cache, "", registry={release.name: known}, urls={release.name: url}, retry_if_failed=RETRIES)
-    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS)
+    responses: list[requests.Response] = []  # pooch leaves those of failed downloads open
+    hooks = {"response": lambda response, **_: responses.append(response)}
+    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
     try:
         return Path(store.fetch(release.name, downloader=downloader))
     except requests.RequestException as error:
@@ -134,6 +136,9 @@ def _download(url: str, release: Release, cache: Path, sha256: str, progress: bo
             expected="a writable folder with enough space",
             next_step="free some space, or set another folder: WORKSHOP_DOWNLOADS",
         ) from None
+    finally:
+        for response in responses:
+            response.close()
 
 
 def _unreachable(url: str, error: requests.RequestException) -> DataError:

@@ -128,7 +128,8 @@ def fetch(
             return paths
     # A fetch that is cut short must not leave a folder with files of two sources.
     for name in (*TABLES, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
-        (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
     if source == "sample":
         _write_sample(folder)
     elif source == "csv":
@@ -148,14 +149,14 @@ def fetch(
 
 
 def changed(folder: Path) -> list[str]:
-    """Return the files of a folder that its `SHA256SUMS`, if there is one, does not describe."""
+    """Return the files of a folder that its `SHA256SUMS`, if there is one, does not describe, or that file."""
     folder = Path(folder)
     if not (folder / SUMS_FILE).exists():
         return []
-    lines = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    text = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace")
     names = [name for name in (*TABLES, CARD_FILE, ORIGIN_FILE) if (folder / name).exists()]
-    differ = {*lines} ^ {_sums(folder, [name]) for name in names}
-    return sorted({line.split(maxsplit=1)[-1].strip() for line in differ})
+    wrong = [name for name in names if _sums(folder, [name]) not in text]
+    return wrong or [SUMS_FILE] * (text != _sums(folder, names))
 
 
 def _origin(source: str, options: Fetch | None) -> Origin:

@@ -58,7 +58,7 @@ def from_csv(content: bytes) -> pd.DataFrame:
         raise DataError(
             "The file cannot be read as CSV.", value=error, expected=f"the header {HEADER}, and rows"
         ) from None
-    header = [name.strip() for name in lines[0][1]]
+    header = [name.strip() for name in lines[0][1]] if lines else []
     other = next((name for sep, name in SEPARATORS.items() if len(header) == 1 and sep in header[0]), None)
     if other:
         raise DataError(
@@ -145,11 +145,9 @@ def _hours() -> TypeAdapter:
 def _time(cell: object) -> datetime:
     """Return the time in UTC of a text in ISO 8601; raise ValueError: no full hour, no zone, not of `YEARS`."""
     time = datetime.fromisoformat(str(cell).strip())
-    if (
-        time.tzinfo is None
-        or not YEARS[0] < time.year < YEARS[1]
-        or (time.minute, time.second, time.microsecond) != (0, 0, 0)
-    ):
+    if time.tzinfo is None or (time.minute, time.second, time.microsecond) != (0, 0, 0):
+        raise ValueError
+    if not YEARS[0] <= time.year <= YEARS[1]:
         raise ValueError
     return time.astimezone(UTC)
 
