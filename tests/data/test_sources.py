@@ -132,16 +132,10 @@ def test_origin_that_is_damaged_says_how_to_make_it_again(raw_copy, content):
     assert "workshop data fetch --to" in caught.value.next_step
 
 
-@pytest.mark.parametrize(
-    ("told", "legend", "hint"),
-    [
-        (sources.Origin(source="sample", attribution="Modelled by us.", modelled=True), "modelled sample", "simulates"),
-        (sources.Origin(source="opsd", attribution="Open Power System Data. 2019."), "measured", ""),
-    ],
-)
-def test_dashboard_shows_what_the_table_says(frame, tmp_path, told, legend, hint):
+def test_dashboard_shows_what_the_table_says(frame, tmp_path):
     """Footer, hint and legend follow the data that is served; before there is data they claim nothing."""
-    parquet, _ = write(told.mark(frame.tail(48)), tmp_path)
+    origin = sources.Origin(source="sample", attribution="Modelled by us.", modelled=True)
+    parquet, _ = write(origin.mark(frame.tail(48)), tmp_path)
     # The dashboard is an application with modules of its own: asked in a process of its own.
     script = textwrap.dedent(f"""
         import sys
@@ -160,6 +154,6 @@ def test_dashboard_shows_what_the_table_says(frame, tmp_path, told, legend, hint
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     shown, beside, name = done.stdout.strip().split("|")
-    assert shown == told.attribution
-    assert hint in beside if hint else beside == ""
-    assert legend in name
+    assert shown == origin.attribution
+    assert "simulates" in beside
+    assert "modelled sample" in name
