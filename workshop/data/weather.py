@@ -67,7 +67,7 @@ def from_csv(content: bytes) -> pd.DataFrame:
             expected=f"commas, as in {HEADER}, and numbers with a point",
             next_step="save the file with commas; in a spreadsheet: CSV, with a point for decimals",
         )
-    _require_inputs(header, "The file", "columns")
+    _require_inputs(header)
     for line, row in lines:
         if len(row) != len(header):
             raise DataError(
@@ -87,11 +87,6 @@ def from_records(rows: object) -> pd.DataFrame:
     """
     if not isinstance(rows, list):
         raise DataError("The rows are not a list.", value=_shown(rows), expected="a list of objects, one an hour")
-    for number, row in enumerate(rows[:MOST_ROWS], 1):
-        if not isinstance(row, dict):
-            raise DataError(f"Row {number} is not an object.", value=_shown(row), expected=", ".join(INPUTS))
-        if row.keys() != set(INPUTS):
-            _require_inputs([str(name) for name in row], f"Row {number}", "keys")
     return _frame(rows, [f"row {number}" for number in range(1, len(rows) + 1)], strict=True)
 
 
@@ -107,8 +102,9 @@ def _frame(rows: list[dict[str, Any]], places: Sequence[str], *, strict: bool) -
         hours = _hours().validate_python(rows, strict=strict)
     except ValidationError as error:
         raise _cells(error, places) from None
-    frame = pd.DataFrame([hour.__dict__ for hour in hours]).astype({"utc_timestamp": "datetime64[us, UTC]"})
-    frame[INPUTS[1:]] += 0.0  # no -0.0
+    values = {name: [getattr(hour, name) + 0.0 for hour in hours] for name in INPUTS[1:]}  # + 0.0: no -0.0
+    stamps = pd.DatetimeIndex([hour.utc_timestamp for hour in hours]).as_unit("us")
+    frame = pd.DataFrame({"utc_timestamp": stamps, **values})
     doubled = frame["utc_timestamp"].duplicated(keep=False)
     if doubled.any():
         stamps = frame["utc_timestamp"][doubled]
@@ -120,8 +116,9 @@ def _frame(rows: list[dict[str, Any]], places: Sequence[str], *, strict: bool) -
         )
     # km/h taken for m/s stays within the range of an hour, but no month has such a mean. Means that are low are
     # allowed: in winter radiation is below what is usual of a year.
-    high = {name: frame[name].mean() for name in INPUTS[1:] if frame[name].mean() > USUAL_MEANS[name][1]}
-    if high and len(frame) >= MONTH_HOURS:
+    means = frame[INPUTS[1:]].mean() if len(frame) >= MONTH_HOURS else {}
+    high = {name: mean for name, mean in means.items() if mean > USUAL_MEANS[name][1]}
+    if high:
         raise DataError(
             f"The mean of {' and of '.join(high)} is higher than that of any month.",
             value=", ".join(f"{name}: {mean:.3g}" for name, mean in high.items()),
@@ -154,20 +151,23 @@ def _time(cell: object) -> datetime:
 
 def _cells(error: ValidationError, places: Sequence[str]) -> DataError:
     """Return the error that names the first cells that pydantic refused, and counts the others."""
-    faults = error.errors(include_url=False, include_context=False)
-    columns = {fault["loc"][1] for fault in faults}
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False):
+        row, *names = fault["loc"]
+        words = {"missing": "missing", "extra_forbidden": "unknown"}.get(fault["type"]) or _shown(fault["input"])
+        faults.append((", ".join([places[row], *map(str, names)])[: 2 * SHOWN_CHARACTERS], names, words))
+    columns = [name for name in INPUTS if [name] in [names for _, names, _ in faults]] or INPUTS
     allowed = {name: f"a number from {RANGES[name][0]} to {RANGES[name][1]} {UNITS[name]}" for name in INPUTS[1:]}
     return DataError(
         f"{len(faults)} cell{'' if len(faults) == 1 else 's'} cannot be used.",
-        value=_listed([f"{places[row]}, {name}: {_shown(fault['input'])}" for fault in faults
-                       for row, name in [fault["loc"]]]),
-        expected="; ".join(f"{name}: {allowed.get(name, _TIME)}" for name in INPUTS if name in columns),
+        value=_listed([f"{place}: {words}" for place, _, words in faults]),
+        expected="; ".join(f"{name}: {allowed.get(name, _TIME)}" for name in columns),
         next_step=_CORRECT,
-    )  # fmt: skip
+    )
 
 
-def _require_inputs(present: Sequence[str], what: str, noun: str) -> None:
-    """Raise DataError unless each of `INPUTS` is there once, and nothing else."""
+def _require_inputs(present: Sequence[str]) -> None:
+    """Raise DataError unless each of `INPUTS` is a column once, and nothing else is."""
     missing = [name for name in INPUTS if name not in present]
     faults = []
     for name in (name for name in present if name not in INPUTS):
@@ -177,10 +177,10 @@ def _require_inputs(present: Sequence[str], what: str, noun: str) -> None:
     faults += [f"{name} is there more than once" for name, times in Counter(present).items() if times > 1]
     if faults:
         raise DataError(
-            f"{what} has not the {noun} that are needed.",
+            "The file has not the columns that are needed.",
             value=_listed(faults),
             expected=", ".join(f"{name} ({UNITS[name]})" for name in INPUTS) + ", and no others",
-            next_step=f"rename, add or leave out the {noun}",
+            next_step="rename, add or leave out the columns",
         )
 
 
