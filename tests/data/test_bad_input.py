@@ -347,9 +347,3 @@ def test_parquet_that_is_none(tmp_path, content):
     with pytest.raises(DataError, match="damaged or not Parquet") as caught:
         schema.read(tmp_path / "germany.parquet")
     assert "make the file again" in caught.value.next_step
-
-
-def test_parquet_of_one_row(frame, tmp_path):
-    """One hour is read."""
-    frame.head(1).to_parquet(tmp_path / "germany.parquet", index=False)
-    assert len(schema.read(tmp_path / "germany.parquet")) == 1

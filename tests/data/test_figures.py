@@ -154,13 +154,6 @@ def test_learning_curve_counts_passes_from_one():
     assert "GW²" in figure.layout.yaxis.title.text
 
 
-def test_empty_says_why_there_is_nothing():
-    """A figure for nothing carries the words, and no axes."""
-    figure = figures.empty("There is no data yet.")
-    assert figure.layout.annotations[0].text == "There is no data yet."
-    assert figure.layout.xaxis.visible is False
-
-
 @pytest.mark.parametrize(
     ("rows", "predictions", "words"),
     [(240, 239, "do not belong"), (0, 0, "nothing to draw")],
@@ -170,12 +163,6 @@ def test_figures_refuse_predictions_that_do_not_fit(frame, predicted, rows, pred
     with pytest.raises(DataError, match=words) as caught:
         figures.measured_and_predicted(frame.head(rows), predicted.head(predictions))
     assert f"{rows} rows in the frame, {predictions} predictions" in str(caught.value)
-
-
-def test_figures_name_a_missing_column(frame, predicted):
-    """A frame of predictions without wind raises DataError that names `wind_GW`."""
-    with pytest.raises(DataError, match="wind_GW"):
-        figures.predicted_against_measured(frame, predicted[["solar_GW"]])
 
 
 def test_figures_never_change_their_arguments(frame, predicted):

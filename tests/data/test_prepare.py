@@ -131,16 +131,6 @@ def test_prepare_leaves_out_absent_and_incomplete_hours(few):
     assert findings["hours_left_out"] == 8760 - 93
 
 
-def test_prepare_puts_hours_in_order(few):
-    """Rows that stand in another order in the file come out by time."""
-    folder, put = few
-    before, _ = prepare(folder, 2013, 2013)
-    first, second = _line(folder, POWER, 5), _line(folder, POWER, 9)
-    put(POWER, 5, second)
-    put(POWER, 9, first)
-    pd.testing.assert_frame_equal(prepare(folder, 2013, 2013)[0], before)
-
-
 def test_prepare_ignores_columns_it_does_not_need(few):
     """Text in another country's column is nobody's business."""
     folder, put = few
@@ -171,41 +161,6 @@ def test_prepare_names_a_missing_file(few, name):
     with pytest.raises(DataError, match=name) as caught:
         prepare(folder)
     assert "workshop data" in caught.value.next_step
-
-
-def test_prepare_names_a_missing_column_and_the_nearest(few):
-    """A renamed column is told with the nearest that the file has."""
-    folder, put = few
-    put(WEATHER, 1, _line(folder, WEATHER, 1).replace("DE_windspeed_10m", "DE_windspeed_10"))
-    with pytest.raises(
-        DataError, match=r"weather_data.csv lacks 1 column: DE_windspeed_10m \(nearest: DE_windspeed_10\)"
-    ):
-        prepare(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "column", "value"),
-    [
-        (POWER, "DE_wind_generation_actual", "lots"),
-        (WEATHER, "DE_radiation_direct_horizontal", "12,5".replace(",", ";")),
-        (POWER, "utc_timestamp", "today"),
-    ],
-)
-def test_prepare_names_file_line_column_and_text(few, name, column, value):
-    """Text where a number or a time belongs is told with file, line, column and the text."""
-    folder, put = few
-    put(name, 40, _with(folder, name, 40, column, value))
-    with pytest.raises(DataError, match=rf"{name}, line 40, column {column}") as caught:
-        prepare(folder)
-    assert caught.value.value == repr(value)
-
-
-def test_prepare_tells_a_truncated_file(few):
-    """A last line cut short is told with file and line."""
-    folder, put = few
-    put(POWER, 97, _line(folder, POWER, 97)[:30])
-    with pytest.raises(DataError, match=f"{POWER}, line 97: "):
-        prepare(folder)
 
 
 def test_prepare_refuses_quarter_hours(few):
