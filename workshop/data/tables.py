@@ -1,3 +1,0 @@
-"""Old names, for callers that are being moved."""
-
-from workshop.data.raw import require_columns  # noqa: F401
