@@ -233,7 +233,7 @@ def report(week: str | None, folder: Path | None) -> None:
     """
     from workshop.data import schema
     from workshop.data.files import write_whole
-    from workshop.data.weeks import select_week
+    from workshop.data.split import select_week
     from workshop.errors import DataError
     from workshop.models import registry
     from workshop.models import report as page

@@ -166,18 +166,30 @@ def _rank(rank_by: str) -> tuple[str, bool]:
 
 @click.command()
 @click.argument("stage", required=False)
+@click.option("--to", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write STAGE's section there.")
 @json_option
-def params(stage: str | None, as_json: bool) -> None:
+def params(stage: str | None, target: Path | None, as_json: bool) -> None:
     """Check params.yaml, or one STAGE of it, and show its values and what is allowed.
+
+    With --to the checked section is written to a file, as `papermill -f` reads it, and not shown.
 
     \b
     Example:  workshop params train_rf
+              workshop params train_rf --to executed/train_rf.yaml
     """
+    import yaml
+
     from workshop.parameters import STAGES, allowed, read, read_stage
     from workshop.settings import get_settings
 
     file = get_settings().pipeline / "params.yaml"
     checked = {stage: read_stage(file, stage)} if stage else read(file)
+    if target is not None:
+        if stage is None:
+            raise click.UsageError("--to needs a STAGE.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(yaml.safe_dump(checked[stage].model_dump(), sort_keys=False))
+        return
     rows = [
         {"parameter": f"{name}.{key}", "value": value, "allowed": allowed(STAGES[name], key)}
         for name, section in checked.items()
