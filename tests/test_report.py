@@ -276,7 +276,7 @@ def test_command_without_data_says_how_to_make_it(call, monkeypatch, tmp_path):
     done = call("--week", WEEK)
     assert done.exit_code == 1
     assert "There is nothing to report on" in done.stderr
-    assert "workshop start" in done.stderr
+    assert "workshop up --repro" in done.stderr
 
 
 def test_command_names_the_server_that_does_not_answer(call, monkeypatch):

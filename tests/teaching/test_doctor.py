@@ -334,16 +334,6 @@ def test_relative_database_is_found(name, settings, monkeypatch):
     assert_wrong(of(shell.examine(Settings()), "database address"), f"{name} is sqlite:///mlflow.db", "four slashes")
 
 
-def test_relative_database_in_dotenv_is_found(settings):
-    """The same in `.env`, where it is easily forgotten."""
-    file = settings.root / ".env"
-    file.write_text("WORKSHOP_DATABASE_URI=sqlite:///mlflow.db\n")
-    try:
-        assert_wrong(of(shell.examine(Settings()), "database address"), "WORKSHOP_DATABASE_URI", ".env")
-    finally:
-        file.unlink()
-
-
 @pytest.mark.parametrize("name", ["mlflow.db", "mlruns"])
 def test_runs_beside_the_server_are_found(name, settings, monkeypatch, tmp_path):
     """In a chapter's folder or in the current one, with how to look into it; the server's own are none."""

@@ -243,7 +243,7 @@ def report(week: str | None, folder: Path | None) -> None:
     pipeline = get_settings().pipeline
     table, template = pipeline / "data" / "germany.parquet", pipeline / "notebooks" / "report.html.jinja"
     if missing := next((file for file in (table, template) if not file.exists()), None):
-        raise DataError("There is nothing to report on.", value=f"no file {missing}", next_step="workshop start")
+        raise DataError("There is nothing to report on.", value=f"no file {missing}", next_step="workshop up --repro")
     frame = schema.read(table)
     name, _ = select_week(frame, week or read_stage(pipeline / "params.yaml", "report").week)
     html = page.render(page.gather(frame, registry.production()), name, template.read_text(encoding="utf-8"))

@@ -13,28 +13,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def tell(line: str) -> None:
-    """Say what goes on."""
+    """Report progress on standard error."""
     click.echo(f"  {line}", err=True)
 
 
 @contextlib.contextmanager
-def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows how many bytes are done, of how many: a bar on a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(f"  {title}", *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextlib.contextmanager
 def cells_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield what shows that one more of a notebook's cells is done: a bar on a terminal, else nothing."""
+    """Yield a function that advances a bar by one of a notebook's cells; without a terminal there is no bar."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
@@ -48,7 +33,7 @@ def cells_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def one_line(text: str, longest: int | None = None) -> str:
-    """Return a text that anybody may have written as a line without control characters, cut when it is longer."""
+    """Return a text as one line without control characters, cut to ``longest`` characters."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
 

@@ -18,14 +18,14 @@ LOOPBACK = {"127.0.0.1", "localhost"}
 STORES = ("mlflow.db", "mlruns", "mlartifacts")
 # Four slashes make a path from the root; three, one from wherever the program happens to be started.
 RELATIVE = re.compile(r"sqlite(\+\w+)?:///(?!/)")
-ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI", "WORKSHOP_DATABASE_URI")
+ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI")
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at the environment of the shell that this was typed in."""
     yield _proxy(settings)
     yield _tracking_address(settings)
-    yield _relative_addresses(settings)
+    yield _relative_addresses()
     yield _stray_stores(settings)
     yield _programs()
     yield _package(settings)
@@ -54,18 +54,16 @@ def _tracking_address(settings: Settings) -> Finding:
     return wrong("tracking address", found, EXPORT) if settings.is_up else look("tracking address", found, EXPORT)
 
 
-def _relative_addresses(settings: Settings) -> Finding:
+def _relative_addresses() -> Finding:
     """A relative SQLite file is another one in each folder, and runs seem to vanish."""
     said = {name: os.environ.get(name, "") for name in ADDRESSES}
-    if settings.database_uri:
-        said["WORKSHOP_DATABASE_URI"] = settings.database_uri.get_secret_value()
     found = [f"{name} is {address}" for name, address in said.items() if RELATIVE.match(address)]
     if not found:
         return well("database address", "no address depends on the current folder")
     return wrong(
         "database address",
         f"{'; '.join(found)}: another file in each folder",
-        f"unset it, and take its line out of .env; then {EXPORT}. By hand: four slashes and a whole path",
+        f"unset it; then {EXPORT}. By hand: four slashes and a whole path",
     )
 
 
