@@ -68,6 +68,7 @@ def write_runs(uri: str, experiment: str, folder: Path, over: threading.Event) -
         client.set_terminated(run)
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's, with its database
 def test_backup_of_busy_servers_holds_all_that_its_database_names(servers, tmp_path):
     """Every finished run has its artifacts as they were logged; the registry is complete, and no secret is there."""
     experiment = MlflowClient(servers.tracking_uri).create_experiment("backed up")

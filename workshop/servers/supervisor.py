@@ -285,7 +285,9 @@ def _bring_up(settings: Settings, services: list[Service], tell: Tell) -> None:
                 tell(f"{service.title}: {service.address(settings)}")
         if not waiting:
             return
-        ownership.require_own(settings, *(port for service in waiting for port in service.ports_of(settings)))
+        wanted = [port for service in waiting for port in service.ports_of(settings)]
+        # Ports that are taken already: of one that is opened meanwhile the system may not tell the process.
+        ownership.require_own(settings, *[port for port in wanted if not ports.is_free(settings.host, port)])
         states = processes(settings)
         for service in waiting:
             if states.get(service.name, {}).get("statename") == "FATAL":
