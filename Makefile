@@ -30,7 +30,7 @@ help:
 	@echo "make lock    compile requirements.txt from pyproject.toml"
 
 run: .venv/installed
-	@$(BIN)/workshop start
+	@$(BIN)/workshop up --repro
 
 stop:
 	@if [ -x $(BIN)/workshop ]; then $(BIN)/workshop down; else echo "nothing is installed here, so nothing runs"; fi

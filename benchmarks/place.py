@@ -60,7 +60,7 @@ class Place(Servers):
 
     def wait_until_warm(self) -> None:
         """Wait until each worker's warm process has its imports done; raise RuntimeError when one never has."""
-        from papermill_dask.kernels.warm import warm_state
+        from papermill_dask import warm_state
 
         deadline = time.monotonic() + WARM_SECONDS
         with self.client() as client:

@@ -47,7 +47,7 @@ READERS = {
         """
 power, weather = [pd.read_csv(file, parse_dates=["utc_timestamp"]) for file in files]
 both = power.drop_duplicates("utc_timestamp").merge(weather.drop_duplicates("utc_timestamp"))
-both = both[["utc_timestamp", *columns("power"), *columns("weather")]].dropna().sort_values("utc_timestamp")
+both = both[[*dict.fromkeys(name for names in files.values() for name in names)]].dropna().sort_values("utc_timestamp")
 both = both[both["utc_timestamp"].dt.year.between(2013, 2016)]
 both.to_parquet(folder / "plain.parquet")
 both.to_csv(folder / "plain.table", index=False)
@@ -62,9 +62,10 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 {imports}
-from workshop.data.raw import COLUMNS, FILES, columns
+from workshop.data.raw import COLUMNS, FILES
 folder = Path(sys.argv[1])
-files = {{str(folder / FILES[part]): ["utc_timestamp", *columns(part)] for part in COLUMNS}}
+needed = {{part: ["utc_timestamp", *(f"DE_{{name}}" for name in names)] for part, names in COLUMNS.items()}}
+files = {{str(folder / FILES[part]): names for part, names in needed.items()}}
 print("ready", flush=True)
 input()
 began = time.perf_counter()

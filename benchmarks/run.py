@@ -16,7 +16,6 @@ from benchmarks import (
     models,
     pipeline,
     prepare,
-    prepare_cluster,
     printing,
     report,
     single,
@@ -40,7 +39,6 @@ BENCHMARKS = {
     "tracking": tracking,
     "models": models,
     "prepare": prepare,
-    "prepare_cluster": prepare_cluster,
     "dashboard": dashboard,
 }
 RESULTS = report.FOLDER / "results.json"

@@ -15,7 +15,7 @@ COUNT = 20
 STOCK = "`papermill`, one after another"
 STOCK_PAIR = "`papermill`, two at a time"
 PEER = "Snakemake, two jobs"
-OURS = "a sweep of `workshop run`"
+OURS = "a sweep of `papermill-sweep`"
 OURS_PAIR = "`papermill --engine dask`, two at a time"
 ROWS = (
     Ratio("20 tiny notebooks", STOCK, OURS, 8),
@@ -56,4 +56,4 @@ def tiny_notebook(place: Place) -> Path:
 def sweep(place: Place, notebook: Path, count: int) -> None:
     """Run a notebook for each value of its parameter `i` from 1 to ``count``, in one command."""
     values = ",".join(map(str, range(1, count + 1)))
-    place.do("workshop", "run", notebook.name, "--sweep", f"i={values}", cwd=notebook.parent)
+    place.do("papermill-sweep", notebook.name, "--sweep", f"i={values}", cwd=notebook.parent)

@@ -17,7 +17,6 @@ from benchmarks.place import Place
 from benchmarks.rows import Figure, Ratio
 from tests.workplace import BIN, free_port
 from workshop.servers import tracking_server
-from workshop.servers.database import ensure_database
 from workshop.servers.services import SERVICES
 
 TITLE = "Tracking server"
@@ -52,7 +51,7 @@ def run(place: Place, name: str) -> dict[str, float]:
     environment = dict(place.environment)
     if name == OURS:
         (service,) = (service for service in SERVICES if service.name == "mlflow")
-        ensure_database(settings, lambda _: None)  # as `workshop up` does
+        tracking_server.ensure_database(settings)  # as `workshop up` does
         command = tracking_server.command(settings)
         environment |= service.environment | {"WORKSHOP_STATE": str(folder), "WORKSHOP_MLFLOW_PORT": str(port)}
     else:

@@ -12,13 +12,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Literal
 from urllib.error import URLError
 
 import pytest
 import requests
 from jsonschema import Draft201909Validator
-from pydantic import BaseModel, ConfigDict, Field
 from workplace import BIN, ROOT, copy_tree, free_port, processes_of
 
 from workshop.settings import Settings
@@ -31,46 +29,6 @@ NETWORK = re.compile(r"(SSL_CERT|PIP_|UV_|https?_proxy|no_proxy|REQUESTS_CA)", r
 
 
 # -- formats -----------------------------------------------------------------------------------------------------------
-class Strict(BaseModel):
-    """Nothing but what is named."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Host(Strict):
-    """`hostRequirements`."""
-
-    cpus: int = Field(ge=1)
-    memory: str = Field(pattern=r"^\d+([tgmk]b)?$")
-    storage: str = Field(pattern=r"^\d+([tgmk]b)?$")
-
-
-class Port(Strict):
-    """One of `portsAttributes`."""
-
-    label: str = "Application"
-    onAutoForward: Literal["notify", "openBrowser", "openBrowserOnce", "openPreview", "silent", "ignore"]
-
-
-class Container(Strict):
-    """Those fields of the format (the reference at https://containers.dev) that are in use here."""
-
-    name: str
-    image: str
-    hostRequirements: Host
-    onCreateCommand: str
-    postAttachCommand: str
-    remoteEnv: dict[str, str | None]
-    forwardPorts: list[int]
-    portsAttributes: dict[str, Port]
-    otherPortsAttributes: Port
-
-
-def test_devcontainer_has_fields_of_the_format_alone():
-    """A name that is misspelt would be passed over in silence."""
-    Container.model_validate(DEVCONTAINER)
-
-
 @pytest.mark.soak
 def test_devcontainer_keeps_to_the_published_schema():
     """The whole of it, where the schema's page can be reached: it is in no package."""

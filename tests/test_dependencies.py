@@ -26,7 +26,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
     "jupyterlab papermill mlflow dvc.api dask distributed sklearn tensorflow keras dash pyftpdlib.servers sqlalchemy "
     "pandera.pandas pvlib skops.io plotly waitress supervisor.supervisord pydantic_settings workshop.cli "
-    "papermill_dask.engine workshop.models.registry workshop.servers.supervision"
+    "papermill_dask.engine workshop.models.registry workshop.servers.supervisor"
 ).split()
 
 

@@ -87,8 +87,8 @@ def check_parses(words, line):
     """Let click parse the words without running anything."""
     command, context = main, click.Context(main)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        assert words[0] in command.commands, line
-        command = command.commands[words.pop(0)]
+        command = command.get_command(context, words.pop(0))
+        assert command, line
     if isinstance(command, click.Group) or any(re.search(r"[A-Z]{2,}|[<>|]", word) for word in words):
         return
     try:

@@ -15,7 +15,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import ROOT, free_port
 
 from workshop.cli import main
-from workshop.data import schema, weeks
+from workshop.data import schema, split
 from workshop.data.features import inputs, targets
 from workshop.data.prepare import prepare
 from workshop.data.sources import fetch
@@ -123,7 +123,7 @@ def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
 def test_page_counts_missing_hours_and_names_the_gaps(evidence):
     """Ten hours taken away in two places: said at the top, and the lines of the figure break."""
     stamps = evidence.frame.utc_timestamp
-    start = pd.Timestamp(weeks.monday(WEEK))
+    start = pd.Timestamp(split.monday(WEEK))
     gone = stamps.between(start + pd.Timedelta("10h"), start + pd.Timedelta("18h")) | (
         stamps == start + pd.Timedelta("50h")
     )
@@ -276,7 +276,7 @@ def test_command_without_data_says_how_to_make_it(call, monkeypatch, tmp_path):
     done = call("--week", WEEK)
     assert done.exit_code == 1
     assert "There is nothing to report on" in done.stderr
-    assert "workshop start" in done.stderr
+    assert "workshop up --repro" in done.stderr
 
 
 def test_command_names_the_server_that_does_not_answer(call, monkeypatch):

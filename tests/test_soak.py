@@ -27,7 +27,7 @@ from workplace import BIN, Servers, environment_of, new_workplace, processes_of,
 from workshop import ownership
 from workshop.errors import WorkshopError
 from workshop.models import evaluation, loading, promotion, registry, tracking
-from workshop.servers import supervision
+from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
 SEED = int(os.environ.get("WORKSHOP_SOAK_SEED", "1"))
@@ -54,7 +54,7 @@ def place(tmp_path) -> Iterator[Servers]:
     """A clone with servers up and a model in production."""
     root, environment = new_workplace(tmp_path / "clone")
     place = Servers(root, environment, "", 0.0)
-    done = place.run(BIN / "workshop", "start")
+    done = place.run(BIN / "workshop", "up", "--repro")
     try:
         assert done.returncode == 0, done.stderr
         place.environment |= place.settings.exports()
@@ -179,8 +179,8 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
 def check(place: Servers, done: Acknowledged) -> None:
     """After the last kill all comes back by itself; the next pipeline is right; all that was told done is there."""
     deadline = time.monotonic() + RECOVERY_SECONDS
-    while not all(row.healthy for row in supervision.status(place.settings)):
-        assert time.monotonic() < deadline, supervision.status(place.settings)
+    while not all(row.healthy for row in supervisor.status(place.settings)):
+        assert time.monotonic() < deadline, supervisor.status(place.settings)
         time.sleep(0.5)
     repro = place.run(BIN / "workshop", "repro", cwd=place.pipeline)
     assert repro.returncode == 0, repro.stderr

@@ -12,7 +12,7 @@ import yaml
 from walk import merge
 from workplace import BIN, ROOT, Servers, clean_environment, copy_tree
 
-from workshop.data import capacity, origin, schema
+from workshop.data import capacity, schema, sources
 
 PAGE = (ROOT / "4_pipeline" / "what_next.md").read_text()
 LINES = re.findall(r"^\d+\. \*\*(.+?)\*\*(.+(?:\n   .+)*)$", PAGE, flags=re.MULTILINE)
@@ -133,7 +133,7 @@ def test_own_capacity_travels_to_the_training(team):
     assert capacity.of_frame(test)["wind_GW"] == {
         str(year): ends["wind_GW"] for year, ends in given["capacity"].items()
     }
-    assert origin.of_frame(test).attribution == given["attribution"]
+    assert sources.origin_of(test).attribution == given["attribution"]
     assert test["utc_timestamp"].iloc[-1].year == 2023
 
 

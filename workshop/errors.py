@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import click
 
+INDENT = " " * 12  # of the lines below `found:`, `expected:` and `next:`
 
-# A ClickException, so that every click program our code runs inside (our own command line, but papermill's and
-# MLflow's too) prints the words and exits with the code, instead of a traceback.
+
+# A ClickException, so that every click program our code runs inside (our command line, but papermill's and MLflow's
+# too) prints the message and exits with the code, instead of a traceback.
 class WorkshopError(click.ClickException):
-    """A foreseeable failure, told in words.
+    """A failure that was foreseen.
 
-    ``what`` failed; ``value`` is what was found, ``expected`` what was allowed, ``next_step`` what to do about
-    it. All but ``what`` may be left out. The command line prints the text and exits with ``exit_code``.
+    ``what`` failed; ``value`` is what was found, ``expected`` what was allowed, ``next_step`` what to do about it. All
+    but ``what`` may be left out; lines after the first of each are indented. The command line prints the message and
+    exits with ``exit_code``.
     """
 
     exit_code = 1
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        value: object = None,
-        expected: str | None = None,
-        next_step: str | None = None,
-    ) -> None:
+    def __init__(self, what: str, *, value: object = None, expected: object = None, next_step: object = None) -> None:
         super().__init__(what)
         self.what = what
         self.value = value
@@ -31,26 +27,27 @@ class WorkshopError(click.ClickException):
         self.next_step = next_step
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.value is not None:
-            lines.append(f"  found:    {self.value}")
-        if self.expected is not None:
-            lines.append(f"  expected: {self.expected}")
-        if self.next_step is not None:
-            lines.append(f"  next:     {self.next_step}")
-        return "\n".join(lines)
+        parts = {"found": self.value, "expected": self.expected, "next": self.next_step}
+        lines = [f"  {name + ':':<9} {_indented(part)}" for name, part in parts.items() if part is not None]
+        return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the whole text; click prints it behind `Error: `."""
+        """Return the complete message; click prints it behind `Error: `."""
         return str(self)
 
     def _render_traceback_(self) -> list[str]:
-        """Tell IPython to show the words alone: in a notebook, too, a foreseeable mistake needs no traceback."""
+        """Give IPython the message alone: in a notebook, too, a mistake that was foreseen needs no traceback."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self):
         # Exception's own reduce drops keyword arguments, and errors cross process borders on a Dask cluster.
         return _rebuild, (type(self), self.what, self.value, self.expected, self.next_step)
+
+
+def _indented(part: object) -> str:
+    """Return a text with the lines after its first indented; a list has one item on each line."""
+    text = "\n".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part)
+    return f"\n{INDENT}".join(line.removeprefix(INDENT) for line in text.splitlines())
 
 
 def _rebuild(kind: type[WorkshopError], what, value, expected, next_step) -> WorkshopError:
@@ -73,10 +70,6 @@ class ServiceError(WorkshopError):
     """A server did not start, does not answer, or is in the way."""
 
 
-class BackupError(WorkshopError):
-    """A backup could not be made, or cannot be restored."""
-
-
 class EngineError(WorkshopError):
     """A notebook could not be run on the cluster."""
 
@@ -92,4 +85,4 @@ class PromotionRefused(WorkshopError):
 
 
 class PromotionConflict(WorkshopError):
-    """Somebody else moved the alias in the meantime."""
+    """The alias was moved by another process in the meantime."""

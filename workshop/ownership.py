@@ -18,10 +18,9 @@ MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` s
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that listens on a port; None where the system does not tell, which it does of our own ones.
+    """The process that listens on a port; None when it is another user's, of whose processes the system says nothing.
 
-    ``state`` is the state folder that it serves, None when it is no clone's server; ``by_hand`` tells that a person
-    started it, and not `workshop up`.
+    ``state`` is the state folder of the clone that it serves, if any; ``by_hand``: a person started it, not `up`.
     """
 
     port: int
@@ -30,7 +29,7 @@ class Holder:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        """Return what it is, for people."""
+        """Return a description for people."""
         with contextlib.suppress(psutil.Error, AttributeError):
             process = f"{self.process.name()} (process {self.process.pid})"
             return f"another clone: {self.state}, {process}" if self.state else process
@@ -38,23 +37,23 @@ class Holder:
 
 
 def find_holders(settings: Settings, *ports: int) -> dict[int, Holder]:
-    """Return who listens on each of the ports that somebody listens on."""
-    found: dict[int, Holder] = {}
+    """Return the holder of each of the ports on which a process listens."""
+    holders: dict[int, Holder] = {}
     for port, pid in _listeners() if ports else ():
-        if port in ports and (port not in found or found[port].state != settings.state):
+        if port in ports and (port not in holders or holders[port].state != settings.state):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                found[port] = _identify(port, pid, settings)
-    return found
+                holders[port] = _identify(port, pid, settings)
+    return holders
 
 
 def find_stranger(settings: Settings, *ports: int) -> Holder | None:
-    """Return who listens on the first of the ports that is not this state folder's any more."""
+    """Return the holder of the first of the ports that a server of another state folder, or program, listens on."""
     holders = find_holders(settings, *ports).values()
     return next((holder for holder in holders if holder.state != settings.state), None)
 
 
 def require_own(settings: Settings, *ports: int) -> None:
-    """Raise ServiceError when a server that is not this state folder's listens on one of its ports."""
+    """Raise ServiceError when another clone's server, or another program, listens on one of the ports."""
     if stranger := find_stranger(settings, *ports):
         raise ServiceError(
             f"The port {stranger.port} of this clone is held by {stranger}.",
@@ -64,9 +63,9 @@ def require_own(settings: Settings, *ports: int) -> None:
 
 
 def use_own_servers() -> None:
-    """Make this process a client of the servers that `workshop up` started, where the shell names no others.
+    """Make this process a client of the servers that `workshop up` started, unless the shell names others.
 
-    Raises ServiceError when another's scheduler listens at what should be ours.
+    Raises ServiceError when another clone's server listens on the port of our scheduler.
     """
     settings = get_settings()
     if not settings.is_up:
@@ -88,34 +87,19 @@ def use_own_servers() -> None:
 
 def marked_processes(state: Path) -> list[psutil.Process]:
     """Return the processes that `workshop up` started for a state folder, and their descendants; not this one."""
-    own, found = [psutil.Process(), *psutil.Process().parents()], []
+    callers, marked = [psutil.Process(), *psutil.Process().parents()], []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # other people's processes, and those that end just now
-            if process not in own and process.environ().get(MARK) == str(state):
-                found.append(process)
-    return found
-
-
-def users_of(file: Path) -> Iterator[psutil.Process]:
-    """Yield the processes that have a file open and were not started by `workshop up`."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if any(held.path == str(file) for held in process.open_files()) and MARK not in process.environ():
-                yield process
-
-
-def family_of(process: psutil.Process) -> list[psutil.Process]:
-    """Return a process, its parent and its descendants: `mlflow server` starts others, and any of them may listen."""
-    with contextlib.suppress(psutil.Error):
-        return [process, *filter(None, [process.parent()]), *process.children(recursive=True)]
-    return [process]
+        with contextlib.suppress(psutil.Error, OSError):  # other users' processes, and those that have just ended
+            if process not in callers and process.environ().get(MARK) == str(state):
+                marked.append(process)
+    return marked
 
 
 def _listeners() -> Iterator[tuple[int, int | None]]:
-    """Yield the ports that processes listen on, with the number of the process where the system tells."""
+    """Yield the ports that processes listen on, each with the number of the process if the system tells it."""
     try:
         connections = [(each, each.pid) for each in psutil.net_connections(kind="tcp")]
-    except psutil.Error:  # macOS tells this to root only, but of each process to its owner
+    except psutil.Error:  # macOS tells all connections to root alone, and those of a process to its owner
         connections = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -126,9 +110,9 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
 
 
 def _identify(port: int, pid: int | None, settings: Settings) -> Holder:
-    """Tell by its mark what `workshop up` started, and by the file that it holds open what a person did.
+    """Return the holder of a port, which `up` has marked, or which holds a file of a state folder open.
 
-    No password is sent to a stranger so. A tracking server on a database server is known by the address of that.
+    So no password is sent to find out.
     """
     process = psutil.Process(pid) if pid else None
     if process is None:
@@ -136,14 +120,12 @@ def _identify(port: int, pid: int | None, settings: Settings) -> Holder:
     with contextlib.suppress(psutil.AccessDenied, OSError):
         if state := process.environ().get(MARK):
             return Holder(port, process, Path(state))
-    for relative in family_of(process):
+    # `mlflow server` starts other processes, and any of them may listen.
+    for relative in filter(None, [process, process.parent(), *process.children(recursive=True)]):
         with contextlib.suppress(psutil.Error, OSError):
             for file in (Path(held.path) for held in relative.open_files()):
                 for state in (file.parent, file.parent.parent):
-                    place = settings.model_copy(update={"state": state})
-                    if file in (place.database, place.transfers_log):
+                    clone = settings.model_copy(update={"state": state})
+                    if file in (clone.database, clone.transfers_log):
                         return Holder(port, process, state, by_hand=True)
-            uri = settings.database_uri and settings.database_uri.get_secret_value()
-            if uri and uri in (*relative.cmdline(), *relative.environ().values()):
-                return Holder(port, process, settings.state, by_hand=True)
     return Holder(port, process)

@@ -1,10 +1,10 @@
-"""What the experiment is: `params.yaml`, its keys, types and allowed values; one model a pipeline stage."""
+"""The parameters of the experiment: what each section of `params.yaml`, one a pipeline stage, may hold."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,153 +12,117 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from workshop.errors import ParameterError
 
 
-class Stage(BaseModel):
-    """The parameters of one stage; an unknown key is an error, and text is no number."""
+class Section(BaseModel):
+    """A section of `params.yaml`. An unknown key is an error, and text is not taken for a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
-
-
 Year = Annotated[int, Field(ge=1900, le=2100)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+R2 = Annotated[float, Field(ge=-1, le=1, description="held out")]
+Unit = TypeVar("Unit")
 
 
-class Address(Stage):
-    """Where a file can be had, and which content is accepted from there."""
-
-    url: str = Field(pattern=r"^https?://[^/\s]+/\S+$", description="of the CSV file, or of a zip archive")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the CSV file, also when it comes in an archive")
-    member: str | None = Field(None, description="the CSV file's path in the archive; none when there is no archive")
-
-
-class Addresses(Stage):
-    """Where the two raw files of Open Power System Data can be had, the first choice first."""
-
-    power: list[Address] = Field(min_length=1)
-    weather: list[Address] = Field(min_length=1)
-
-
-class PowerColumn(Stage):
-    """A column of generation, the mean of an hour."""
+class Column(Section, Generic[Unit]):
+    """A column of an own file, and its unit."""
 
     column: str
-    unit: Literal["GW", "MW", "kW", "W"]
+    unit: Unit
 
 
-class SpeedColumn(Stage):
-    """A column of wind speed."""
-
-    column: str
-    unit: Literal["m/s", "km/h", "kn", "mph"]
-
-
-class TemperatureColumn(Stage):
-    """A column of air temperature."""
-
-    column: str
-    unit: Literal["C", "K", "F"]
+Power = Column[Literal["GW", "MW", "kW", "W"]]
+Speed = Column[Literal["m/s", "km/h", "kn", "mph"]]
+Temperature = Column[Literal["C", "K", "F"]]
+Radiation = Column[Literal["W/m2", "kW/m2", "J/m2", "kJ/m2", "MJ/m2", "Wh/m2", "kWh/m2"]]
 
 
-class RadiationColumn(Stage):
-    """A column of radiation: the mean of an hour, or what falls in it."""
+class TimeColumn(Section):
+    """The column of times, each the start of an hour."""
 
     column: str
-    unit: Literal["W/m2", "kW/m2", "J/m2", "kJ/m2", "MJ/m2", "Wh/m2", "kWh/m2"]
-
-
-class TimeColumn(Stage):
-    """The column of times, each the beginning of an hour."""
-
-    column: str
-    zone: str | None = Field(
-        None, description="of times without an offset: UTC, Europe/Berlin, or +01:00 where the clock is never changed"
-    )
+    zone: str | None = Field(None, description="of times without an offset: UTC, Europe/Berlin, or +01:00")
     format: str | None = Field(None, description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601")
 
 
-class YearEnd(Stage):
+class YearEnd(Section):
     """Installed capacity in GW on 31 December of a year."""
 
     solar_GW: float = Field(gt=0, description="of all solar plants that the file counts")
     wind_GW: float = Field(gt=0, description="of all wind turbines that the file counts")
 
 
-class OwnFile(Stage):
-    """A file of one's own: what its columns are and their units. By default it is a processed table (germany.csv)."""
+class OwnFile(Section):
+    """An own file: its columns and their units. The defaults describe a processed table (germany.csv)."""
 
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
     decimal: Literal[".", ","] = "."
     time: TimeColumn = TimeColumn(column="utc_timestamp")
-    solar_GW: PowerColumn = PowerColumn(column="solar_GW", unit="GW")
-    wind_GW: PowerColumn = PowerColumn(column="wind_GW", unit="GW")
-    windspeed: SpeedColumn = SpeedColumn(column="windspeed", unit="m/s")
-    temperature: TemperatureColumn = TemperatureColumn(column="temperature", unit="C")
-    rad_horizontal: RadiationColumn = RadiationColumn(column="rad_horizontal", unit="W/m2")
-    rad_diffuse: RadiationColumn = RadiationColumn(column="rad_diffuse", unit="W/m2")
+    solar_GW: Power = Power(column="solar_GW", unit="GW")
+    wind_GW: Power = Power(column="wind_GW", unit="GW")
+    windspeed: Speed = Speed(column="windspeed", unit="m/s")
+    temperature: Temperature = Temperature(column="temperature", unit="C")
+    rad_horizontal: Radiation = Radiation(column="rad_horizontal", unit="W/m2")
+    rad_diffuse: Radiation = Radiation(column="rad_diffuse", unit="W/m2")
     capacity: dict[Year, YearEnd] | None = Field(
         None,
         min_length=2,
-        description="a year and what stood at its end, {2018: {solar_GW: 1.2, wind_GW: 3.4}}, from the year before the"
-        " data to its last; without it, Germany's of 2012 to 2016",
+        description="{2018: {solar_GW: 1.2, wind_GW: 3.4}, ...} for the end of each year, from the year before the data"
+        " to its last; by default Germany's of 2012 to 2016",
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
 
 
-class Fetch(Stage):
+class Fetch(Section):
     """Where the raw files come from."""
 
-    source: Literal["sample", "opsd", "csv"] = Field(
-        description="the embedded sample, which is modelled; Open Power System Data; a file of your own"
-    )
-    mirror: str | None = Field(None, description="for `opsd`: a folder, or an address, that holds copies of its files")
-    addresses: Addresses | None = Field(None, description="for `opsd`: instead of the publisher's")
+    source: Literal["sample", "opsd", "csv"] = Field(description="modelled sample; Open Power System Data; own file")
+    mirror: str | None = Field(None, description="for `opsd`: a folder, or an address, with copies of its files")
+    sha256: dict[str, str] | None = Field(None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published")
     csv: OwnFile | None = Field(None, description="for `csv`: the file, its columns and units")
 
 
-class Prepare(Stage):
-    """Which years are kept, both ends included, and of which countries."""
+class Prepare(Section):
+    """Which years, both ends included, and which countries are kept."""
 
     first_year: int = Field(ge=1980, le=2100)
     last_year: int = Field(ge=1980, le=2100)
-    countries: str = Field(
-        pattern=r"^(all|[A-Z]{2}(,[A-Z]{2})*)$",
-        description="`DE`; more of them with commas and in quotes, 'DE,AT'; or `all`. More than DE need the cluster",
-    )
+    countries: str = Field(pattern=r"^(all|[A-Z]{2}(,[A-Z]{2})*)$", description="`DE`, or in quotes 'DE,AT', or `all`")
 
 
-class Split(Stage):
+class Split(Section):
     """How much of the end of time is held out."""
 
     test_fraction: float = Field(ge=0.05, le=0.5, description="share of the hours")
 
 
-class TrainLinreg(Stage):
-    """A linear regression."""
+class TrainLinreg(Section):
+    """Parameters of the linear regression."""
 
     fit_intercept: bool
 
 
-class TrainRf(Stage):
-    """A random forest."""
+class TrainRf(Section):
+    """Parameters of the random forest."""
 
     n_estimators: int = Field(ge=1, le=2000, description="trees")
     max_depth: int = Field(ge=1, le=100, description="levels of a tree")
     seed: Seed
 
 
-class TrainGradientBoosting(Stage):
-    """Histogram gradient boosting of capacity factors, its hyperparameters searched."""
+class TrainGradientBoosting(Section):
+    """Parameters of the gradient boosting and of the search for its hyperparameters."""
 
     candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
-    folds: int = Field(ge=2, le=20, description="of the time that it learns from")
-    coverage: float = Field(gt=0, lt=1, description="share of the hours that the error band shall hold")
+    folds: int = Field(ge=2, le=20, description="of the training period")
+    coverage: Share = Field(description="share of the hours that the error band shall hold")
     seed: Seed
 
 
-class TrainKeras(Stage):
-    """A small dense network."""
+class TrainKeras(Section):
+    """Parameters of the small dense network."""
 
     epochs: int = Field(ge=1, le=1000, description="passes over the data, at most")
     hidden_units: int = Field(ge=1, le=4096, description="in each of two layers")
@@ -166,32 +130,32 @@ class TrainKeras(Stage):
     seed: Seed
 
 
-class Compare(Stage):
+class Compare(Section):
     """Which held-out score ranks the models."""
 
     rank_by: Literal["r2", "r2_solar", "r2_wind"]
 
 
-class Promote(Stage):
-    """The gate: what a candidate has to show."""
+class Promote(Section):
+    """What the gate asks of a candidate."""
 
     least_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
-    alpha: float = Field(gt=0, lt=0.5, description="most probable by chance, for weekly errors that are smaller")
-    least_r2_solar: float = Field(ge=-1, le=1, description="held out")
-    least_r2_wind: float = Field(ge=-1, le=1, description="held out")
+    alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
+    least_r2_solar: R2
+    least_r2_wind: R2
     most_night_solar_GW: float = Field(gt=0, le=100, description="mean predicted solar power while the sun is down")
     most_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
     most_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
 
 
-class Report(Stage):
+class Report(Section):
     """Which week the report is on."""
 
     week: str = Field(pattern=r"^(latest|\d{4}-W\d{2})$", description="`latest`, or one like 2016-W40")
 
 
-STAGES: dict[str, type[Stage]] = {
+STAGES: dict[str, type[Section]] = {
     "fetch": Fetch,
     "prepare": Prepare,
     "split": Split,
@@ -205,42 +169,59 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 
-def read(file: Path) -> dict[str, Stage]:
-    """Return the checked parameters of every stage; raise ParameterError naming key, value and what is allowed."""
+def read(file: Path) -> dict[str, Section]:
+    """Return the checked parameters of all stages; raise ParameterError for the first that is not allowed."""
     content = _load(file)
     for stage in content:
         if stage not in STAGES:
-            raise _unknown(file, stage, content[stage], list(STAGES))
-    return {stage: _check(file, content, stage) for stage in STAGES}
+            raise _unknown(stage, list(STAGES), file)
+    return {stage: check(stage, content.get(stage), file) for stage in STAGES}
 
 
-def read_stage(file: Path, stage: str) -> Stage:
-    """Return the checked parameters of one stage, whatever the rest of the file says."""
+def read_stage(file: Path, stage: str) -> Section:
+    """Return the checked parameters of one stage, whatever the other sections hold."""
     if stage not in STAGES:
         raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))
-    return _check(file, _load(file), stage)
+    return check(stage, _load(file).get(stage), file)
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader; a key that is there twice is an error, and a date is text."""
+def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Section:
+    """Return the parameters of a stage as its model; raise ParameterError in pydantic's words."""
+    model = STAGES[stage]
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+    place = tuple(word for word in first["loc"] if word != "[key]")
+    name = ".".join([stage, *map(str, place)])
+    if first["type"] == "extra_forbidden":
+        schema = model.model_json_schema()
+        keys = [key for part in (schema, *schema.get("$defs", {}).values()) for key in part["properties"]]
+        raise _unknown(name, list(model.model_fields) if len(place) == 1 else keys, file)
+    missing = first["type"] == "missing"
+    meaning = model.model_fields[place[0]].description if len(place) == 1 else None
+    raise ParameterError(
+        f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
+        value=None if missing else repr(first["input"]),
+        expected=first["msg"] + (f" ({meaning})" if meaning else ""),
+        next_step=f"edit {file}; `workshop params {stage}` shows what is allowed",
+    )
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return a mapping's content; raise ConstructorError naming the first key that is there already."""
-        keys = [key.value for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
-            if key.value in keys[:place]:
-                problem = f"the key `{key.value}` is there more than once"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
 
-
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+def allowed(model: type[Section], key: str) -> str:
+    """Describe what a parameter may be: type, limits and meaning, by the JSON schema of its model."""
+    schema = model.model_json_schema()["properties"][key]
+    schema = schema.get("anyOf", [{}])[0] | schema  # the first of "... | None"
+    limits = {"enum": "one of", "minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    limits |= {"exclusiveMaximum": "below", "pattern": "like"}
+    words = [schema.get("type", "keys")] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
+    return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
 
 
 def _load(file: Path) -> dict[str, Any]:
     try:
         with file.open(encoding="utf-8-sig") as text:
-            content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+            content = yaml.safe_load(text)
     except OSError as error:
         raise ParameterError(f"{file} cannot be read.", value=error.strerror) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -251,86 +232,10 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _check(file: Path, content: dict[str, Any], stage: str) -> Stage:
-    section = content.get(stage)
-    model = STAGES[stage]
-    if not isinstance(section, dict):
-        raise ParameterError(
-            f"{file.name}: `{stage}` holds no parameters.",
-            value=repr(section),
-            expected=", ".join(model.model_fields),
-            next_step=f"edit {file}",
-        )
-    try:
-        return model.model_validate(section)
-    except ValidationError as error:
-        first = error.errors()[0]
-    place = first["loc"] or (stage,)
-    *way, key = place[:-2] if place[-1] == "[key]" else place  # a table's key, such as a year, is a matter of the table
-    inner = _model_at(model, way)
-    name = ".".join(str(word) for word in (stage, *way, key))
-    if first["type"] == "extra_forbidden":
-        raise _unknown(file, name, first["input"], list(inner.model_fields))
-    raise ParameterError(
-        f"{file.name}: {name} " + ("is missing." if first["type"] == "missing" else "is not allowed."),
-        value=None if first["type"] == "missing" else repr(first["input"]),
-        expected=allowed(inner, key) if key in inner.model_fields else first["msg"],
-        next_step=f"edit {file}",
-    )
-
-
-def _model_at(model: type[Stage], way: list[str | int]) -> type[Stage]:
-    """Return the model that the keys and places of ``way`` lead to, from ``model`` on."""
-    for key in way:
-        if isinstance(key, str):
-            model = next(kind for kind in _kinds(model.model_fields[key].annotation) if issubclass(kind, Stage))
-    return model
-
-
-def _kinds(annotation: Any) -> list[type]:
-    """Return the classes that an annotation such as ``list[Address] | None`` is made of."""
-    inner = get_args(annotation)
-    return [kind for part in inner for kind in _kinds(part)] if inner else [annotation] * isinstance(annotation, type)
-
-
-def _unknown(file: Path, key: str, value: object, known: list[str]) -> ParameterError:
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
     return ParameterError(
-        f"{file.name}: {key} is unknown." + (f" Did you mean `{near[0]}`?" if near else ""),
-        value=repr(value),
+        f"{file.name}: {name} is unknown." + (f" Did you mean `{near[0]}`?" if near else ""),
         expected=", ".join(known),
         next_step=f"edit {file}",
     )
-
-
-def allowed(model: type[Stage], key: str) -> str:
-    """Say in words what a parameter may be: type, range, choices, meaning."""
-    document = model.model_json_schema()
-    schema = document["properties"][key]
-    description = f" ({schema['description']})" if "description" in schema else ""
-    optional = "default" in schema and schema["default"] is None
-    schema = next((kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"), schema)
-    if "items" in schema:
-        return "a list of: " + _keys(document, schema["items"]) + description
-    if "$ref" in schema:
-        return _keys(document, schema) + description
-    if choices := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
-        words = " or ".join(f"`{choice}`" for choice in choices)
-    else:
-        kinds = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
-        kinds |= {"object": "a table"}
-        words = kinds[schema["type"]]
-        bounds = {
-            "minimum": "from {}",
-            "exclusiveMinimum": "above {}",
-            "maximum": "to {}",
-            "exclusiveMaximum": "below {}",
-            "pattern": "like {}",
-        }
-        words = " ".join([words, *(text.format(schema[name]) for name, text in bounds.items() if name in schema)])
-    return words + (" or nothing" if optional else "") + description
-
-
-def _keys(document: dict[str, Any], schema: dict[str, Any]) -> str:
-    model = document["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
-    return "keys: " + ", ".join(model["properties"])

@@ -1,11 +1,13 @@
-"""Where things are: host, ports, addresses, credentials and paths; the only reader of the environment and `.env`."""
+"""Settings: host, ports, addresses, credentials and paths; the only reader of the environment and `.env`."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -17,18 +19,16 @@ from workshop.errors import SettingsError
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
-EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers, whatever it points at now
+EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
 # After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
 MLFLOW_RETRIES = "4"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STATE_VERSION = 1  # of the state folder's layout; one more needs a step in `workshop.servers.state.MIGRATIONS`
 
 
 def find_root(start: Path | None = None) -> Path:
     """Return the repository's folder: `WORKSHOP_ROOT`, else the first parent of ``start`` that looks like it.
 
-    The current folder goes first, so that commands typed in a second clone act on that clone, whichever clone
-    the package was installed from.
+    ``start`` is the current folder, so that commands typed in a second clone act on that clone.
     """
     if root := os.environ.get("WORKSHOP_ROOT"):
         return Path(root).resolve()
@@ -40,10 +40,9 @@ def find_root(start: Path | None = None) -> Path:
 
 
 class Settings(BaseSettings):
-    """Every address and path, from (first wins) what `workshop up` took, the environment, `.env`, the defaults.
+    """All addresses and paths, from (first wins) the ports that `workshop up` took, the environment, `.env`, defaults.
 
-    Each field is set by ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses also by the variables that
-    MLflow and Dask themselves read.
+    Each field is set by ``WORKSHOP_<FIELD>``; the tracking and scheduler addresses by the variables of MLflow and Dask.
     """
 
     model_config = SettingsConfigDict(env_prefix="WORKSHOP_", extra="ignore")
@@ -60,18 +59,17 @@ class Settings(BaseSettings):
     ftp_password: SecretStr | None = None
     ftp_tls: bool | None = None
     mlflow_port: int = Field(5000, ge=1, le=65535)
-    database_uri: SecretStr | None = None
     dask_port: int = Field(8786, ge=1, le=65535)
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     dashboard_port: int = Field(8050, ge=1, le=65535)
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
-    exported: str = ""  # what `exports` gave: its own addresses and, last, the state folder
+    exported: str = ""  # addresses that `exports` gave and, last, the state folder
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, **_):
-        """Put the ports of running servers first (a wish must not hide where they are), those of stopped ones last."""
+        """Put the ports of running servers first, since they are facts, and those of stopped ones last."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
         state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")
@@ -80,23 +78,23 @@ class Settings(BaseSettings):
         return init_settings, chosen, env_settings, dotenv, kept
 
     def model_post_init(self, _context) -> None:
-        """Make the state folder absolute; it is given relative to the root."""
+        """Make the state folder, which is relative to the root, absolute."""
         self.state = (self.root / self.state).resolve()
 
     # -- addresses -------------------------------------------------------------------------------------------
     @property
     def tracking_uri(self) -> str:
-        """The address of the MLflow tracking server: what the user set by hand, else that of our own."""
+        """The address of the MLflow tracking server: the one that the user set, else that of our own."""
         return self.given_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
 
     @property
     def scheduler_address(self) -> str:
-        """The address of the Dask scheduler: what the user set by hand, else that of our own."""
+        """The address of the Dask scheduler: the one that the user set, else that of our own."""
         return self.given_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
 
     @property
     def given_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI, unless it is what `exports` gave: our own server may have moved since."""
+        """MLFLOW_TRACKING_URI, unless `exports` gave it: our own server may have moved since."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
@@ -120,7 +118,7 @@ class Settings(BaseSettings):
 
     @property
     def artifacts_uri(self) -> str:
-        """Where the tracking server keeps artifacts; never with a user or a password in it."""
+        """The address at which the tracking server stores artifacts, without user and password."""
         return f"{self.ftp_uri}/mlflow"
 
     @property
@@ -131,7 +129,7 @@ class Settings(BaseSettings):
 
     @property
     def ftp_requires_tls(self) -> bool:
-        """Whether the FTP server refuses connections without TLS: by default, when others than this machine see it."""
+        """Whether the FTP server refuses connections without TLS: by default, when other machines can reach it."""
         return not is_loopback(self.host) if self.ftp_tls is None else self.ftp_tls
 
     @property
@@ -141,7 +139,7 @@ class Settings(BaseSettings):
 
     @property
     def ports_file(self) -> Path:
-        """The ports that `workshop up` took; there from `up` to `down`."""
+        """The ports that `workshop up` took; the file exists from `up` to `down`."""
         return self.state / "ports.json"
 
     @property
@@ -151,7 +149,7 @@ class Settings(BaseSettings):
 
     @property
     def is_up(self) -> bool:
-        """Whether `workshop up` started servers here that nobody has taken down."""
+        """Whether `workshop up` was typed here, and `workshop down` was not."""
         return self.ports_file.exists()
 
     # -- paths -----------------------------------------------------------------------------------------------
@@ -186,11 +184,6 @@ class Settings(BaseSettings):
         return self.state / "artifacts"
 
     @property
-    def version_file(self) -> Path:
-        """The version of the state folder's layout."""
-        return self.state / "version"
-
-    @property
     def certificates(self) -> Path:
         """The folder of the servers' keys and certificates."""
         return self.state / "tls"
@@ -209,54 +202,51 @@ class Settings(BaseSettings):
     def credentials(self, *, create: bool = False) -> tuple[str, SecretStr]:
         """Return the FTP user and password: from the environment, else from the generated file.
 
-        With ``create`` a missing file is made first, with a random password. Raises SettingsError when there
-        is none, or when others may read it.
+        With ``create`` a missing file is made first, with a random password. Raises SettingsError when the file is
+        missing, damaged, or readable for others.
         """
         if self.ftp_password is not None:
             return self.ftp_user, self.ftp_password
-        if create and not self.credentials_file.exists():
+        file = self.credentials_file
+        if create and not file.exists():
             self._generate_credentials()
         try:
-            mode = self.credentials_file.stat().st_mode & 0o777
-            if mode & 0o077:
-                raise SettingsError(
-                    f"The file {self.credentials_file} can be read by others.",
-                    value=oct(mode),
-                    expected="0o600",
-                    next_step=f"chmod 600 {self.credentials_file}",
-                )
-            stored = json.loads(self.credentials_file.read_text())
-            return stored["ftp_user"], SecretStr(stored["ftp_password"])
+            mode = file.stat().st_mode & 0o777
+            stored = json.loads(file.read_text())
+            user, password = stored["ftp_user"], SecretStr(stored["ftp_password"])
         except FileNotFoundError:
             raise SettingsError(
                 "There are no FTP credentials yet.",
-                value=f"no file {self.credentials_file}",
+                value=f"no file {file}",
                 expected="a file written by `workshop up`, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
                 next_step="workshop up",
             ) from None
         except (ValueError, KeyError, TypeError):
             raise SettingsError(
-                f"The file {self.credentials_file} is damaged.",
+                f"The file {file} is damaged.",
                 expected="JSON with ftp_user and ftp_password",
-                next_step=f"remove it and type `workshop up`: rm {self.credentials_file}",
+                next_step=f"remove it and type `workshop up`: rm {file}",
             ) from None
+        if mode & 0o077:
+            raise SettingsError(
+                f"The file {file} can be read by others.",
+                value=oct(mode),
+                expected="0o600",
+                next_step=f"chmod 600 {file}",
+            )
+        return user, password
 
     def _generate_credentials(self) -> None:
-        """Write new credentials whole or not at all; the first of two concurrent writers wins."""
+        """Write new credentials, complete or not at all; the first of two concurrent writers wins."""
         self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = self.credentials_file.with_name(f".credentials.{os.getpid()}.{secrets.token_hex(4)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"ftp_user": self.ftp_user, "ftp_password": secrets.token_urlsafe(24)}, file)
-        try:
-            os.link(temporary, self.credentials_file)
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        with tempfile.NamedTemporaryFile("w", dir=self.state) as temporary:  # mode 0600
+            json.dump({"ftp_user": self.ftp_user, "ftp_password": secrets.token_urlsafe(24)}, temporary)
+            temporary.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary.name, self.credentials_file)
 
     def ftp_environment(self) -> dict[str, str]:
-        """Return the variables by which MLflow's server reaches the FTP server; the password is among them."""
+        """Return the variables with which MLflow's server logs in to the FTP server; the password is among them."""
         user, password = self.credentials(create=True)
         return {
             "MLFLOW_FTP_USERNAME": user,
@@ -265,9 +255,9 @@ class Settings(BaseSettings):
         }
 
     def exports(self) -> dict[str, str]:
-        """Return the environment variables that point other programs at the servers; no secret among them.
+        """Return the environment variables that point other programs at the servers; no secret is among them.
 
-        Servers that run here win over what the shell already holds, so that exporting anew mends a stale shell.
+        Servers that run here win over addresses that the shell holds, so that a second export mends an old shell.
         """
         here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         chosen = here if self.is_up else self
@@ -289,7 +279,7 @@ class Settings(BaseSettings):
         )
 
     def _package_source(self) -> dict[str, str]:
-        """Return the variables by which `mlflow run` makes environments where packages do not come from a network."""
+        """Return the variables with which `mlflow run` makes environments without a network."""
         if self.offline is None:
             return {}
         wheels = (self.root / self.offline / "wheels").as_uri()  # as an address, for a blank would end a path
@@ -297,7 +287,7 @@ class Settings(BaseSettings):
 
 
 def loopback_without_proxy() -> dict[str, str]:
-    """Return the variables by which requests to this machine pass by the proxy that `http_proxy` names."""
+    """Return the variables that keep requests to this machine away from the proxy that `http_proxy` names."""
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if hosts != "*":
         hosts = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *LOOPBACK]))
@@ -305,7 +295,7 @@ def loopback_without_proxy() -> dict[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only programs of this machine reach a server at this host name or address."""
+    """Return whether only programs of this machine reach a server at this host name or address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -313,7 +303,7 @@ def is_loopback(host: str) -> bool:
 
 
 def get_settings() -> Settings:
-    """Return the settings as they are now; raise SettingsError naming the variable that cannot be used."""
+    """Return the settings as they are now; raise SettingsError with the name of a variable that cannot be used."""
     try:
         return Settings()
     except ValidationError as error:

@@ -12,7 +12,7 @@ from address import Address
 from dash import dcc, html
 from serving import Served
 
-from workshop.data import origin
+from workshop.data import sources
 
 CLOCK_MILLISECONDS = 2000
 TITLE = "Solar and wind power"
@@ -138,4 +138,4 @@ def message(served: Served) -> list:
 
 def attribution(served: Served) -> str:
     """Return whose data is shown; nothing before there is any."""
-    return "" if served.frame is None else origin.of_frame(served.frame).attribution
+    return "" if served.frame is None else sources.origin_of(served.frame).attribution

@@ -1,6 +1,6 @@
-"""JupyterLab as the one place: `workshop lab` starts it with this file.
+"""JupyterLab's configuration: `workshop lab` starts it with this file.
 
-Elsewhere, such as on a hub, JupyterLab finds it by itself once its folder is in JUPYTER_CONFIG_PATH.
+Elsewhere, such as on a hub, JupyterLab finds the file once its folder is in JUPYTER_CONFIG_PATH.
 """
 
 import os
@@ -17,16 +17,15 @@ folder = settings.jupyter
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
 os.environ.update(lab.exports())
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-# A kernel `python3` that another installation left in the home folder is not the one that is meant.
+# Not a kernel `python3` that another installation left in the home folder.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 c.ServerApp.root_dir = str(settings.root)
-c.ServerApp.allow_root = True  # in a container; the servers run as root there, too
+c.ServerApp.allow_root = True  # in a container, where the servers run as root, too
 c.Application.log_level = "ERROR"
-# What a kernel prints goes over a port of this machine; other users of it shall not read along.
+# A kernel's output goes over a port of this machine, and other users of it must not read it.
 c.KernelManager.transport_encryption = "auto"
-c.MappingKernelManager.kernel_manager_class = "workshop.servers.lab.KernelManager"
-# A shell's own files may change PATH: this one sets it last.
+# A shell's own files may change PATH; this file sets it last.
 c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}
 os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # macOS recommends another shell at each start
 
@@ -35,7 +34,7 @@ c.ServerProxy.servers = lab.tiles()
 c.LabApp.default_url = "/lab/tree/START.md"
 c.LabApp.app_settings_dir = str(folder / "settings")
 c.LabApp.workspaces_dir = str(settings.state / "jupyter")  # not the open tabs of other projects
-c.LabApp.news_url = None  # no page of another site is asked for anything
+c.LabApp.news_url = None  # no requests to other sites
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.extension_manager = "readonly"
 c.LabApp.custom_css = True

@@ -36,16 +36,6 @@ def write_full_size(folder: Path) -> list[Path]:
     ]
 
 
-def write_countries(folder: Path, countries: int, years: int, *, last_year: int = 2016) -> list[Path]:
-    """Write both files for the first ``countries`` of `CODES` and the ``years`` up to ``last_year``."""
-    span = f"{last_year + 1 - years}-01-01", f"{last_year + 1}-01-01"
-    codes = CODES[:countries]
-    return [
-        write(folder / POWER_FILE, *span, columns_of(codes, POWER)),
-        write(folder / WEATHER_FILE, *span, columns_of(codes, WEATHER)),
-    ]
-
-
 def columns_of(codes: Iterable[str], kinds: Iterable[str]) -> list[str]:
     """Return each country's columns."""
     return [kind.format(code) for code in codes for kind in kinds]

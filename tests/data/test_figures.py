@@ -154,13 +154,6 @@ def test_learning_curve_counts_passes_from_one():
     assert "GW²" in figure.layout.yaxis.title.text
 
 
-def test_empty_says_why_there_is_nothing():
-    """A figure for nothing carries the words, and no axes."""
-    figure = figures.empty("There is no data yet.")
-    assert figure.layout.annotations[0].text == "There is no data yet."
-    assert figure.layout.xaxis.visible is False
-
-
 @pytest.mark.parametrize(
     ("rows", "predictions", "words"),
     [(240, 239, "do not belong"), (0, 0, "nothing to draw")],
@@ -170,12 +163,6 @@ def test_figures_refuse_predictions_that_do_not_fit(frame, predicted, rows, pred
     with pytest.raises(DataError, match=words) as caught:
         figures.measured_and_predicted(frame.head(rows), predicted.head(predictions))
     assert f"{rows} rows in the frame, {predictions} predictions" in str(caught.value)
-
-
-def test_figures_name_a_missing_column(frame, predicted):
-    """A frame of predictions without wind raises DataError that names `wind_GW`."""
-    with pytest.raises(DataError, match="wind_GW"):
-        figures.predicted_against_measured(frame, predicted[["solar_GW"]])
 
 
 def test_figures_never_change_their_arguments(frame, predicted):
@@ -234,3 +221,42 @@ def test_missing_draws_the_count_of_each_month():
     assert np.asarray(heatmap.z).tolist() == [[0, 1, 20]]
     assert (heatmap.zmin, heatmap.zmax) == (0, 20)
     assert list(heatmap.x) == ["Jan", "Feb", "Mar"]
+
+
+def test_responses_around_a_point_mark_it():
+    """Both targets over each input's values, and a line where the point is."""
+    table = pd.DataFrame(
+        {
+            "feature": ["windspeed"] * 2 + ["hour"] * 3,
+            "value": [0.0, 16.0, 0, 1, 2],
+            "solar_GW": [1.0, 1.0, 0.0, 2.0, 3.0],
+            "wind_GW": [0.0, 20.0, 5.0, 5.0, 5.0],
+        }
+    )
+    figure = figures.responses(
+        table, point={"windspeed": 7.5, "hour": 1}, names={"windspeed": "Wind, m/s", "hour": "Hour"}, columns=2
+    )
+    solar, wind, _, by_hour = figure.data
+    assert wind.x.tolist() == [0.0, 16.0]
+    assert wind.y.tolist() == [0.0, 20.0]
+    assert solar.y.tolist() == [1.0, 1.0]
+    assert by_hour.xaxis == "x2"
+    assert [shape.x0 for shape in figure.layout.shapes] == [7.5, 1]
+    assert figure.layout.xaxis.title.text == "Wind, m/s"
+
+
+def test_scores_over_time_draws_each_move_beside_what_it_replaced():
+    """Scores stand in the order of the moves; one that was not recorded is left out, not drawn as zero."""
+    table = pd.DataFrame(
+        {"name": ["1: v1", "2: v2"], "r2": [0.7, 0.8], "r2_wind": [None, 0.75], "replaced_r2": [None, 0.7]}
+    )
+    both, wind, replaced = figures.scores_over_time(table).data
+    assert (list(both.x), list(both.y)) == (["1: v1", "2: v2"], [0.7, 0.8])
+    assert pd.isna(wind.y[0])
+    assert replaced.mode == "markers"
+
+
+def test_scores_over_time_needs_a_score():
+    """Moves without any score are an error that says so."""
+    with pytest.raises(DataError, match="no scores"):
+        figures.scores_over_time(pd.DataFrame({"name": ["1: v1"], "r2": [None]}))

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-import shutil
 import subprocess
-import sys
-import textwrap
 import zipfile
 
 import pytest
 import yaml
-from data.large import write_full_size
 from workplace import BIN
 
-from workshop.data import opsd, origin, sources
+from workshop.data import opsd, sources
 from workshop.data.prepare import prepare
 from workshop.errors import DataError
-from workshop.parameters import Address, Addresses, Fetch
+from workshop.parameters import Fetch
 
-MEMBER = "opsd-weather_data-2019-04-09/weather_data.csv"
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
-ARCHIVE = "opsd-weather_data-2019-04-09.zip"
+ARCHIVE, MEMBER = opsd.RELEASES[WEATHER].name, opsd.RELEASES[WEATHER].member
 
 
 def _sha256(content):
@@ -47,24 +41,20 @@ def tables(raw):
 
 @pytest.fixture
 def options(web, tables):
-    """Where the two files are: on the test's server, weather in an archive as the publisher packs it."""
-    power, weather = tables
-    web.files = {f"/time_series/{POWER}": power, f"/weather_data/{ARCHIVE}": _zip({MEMBER: weather, "README": b"?"})}
-    return Fetch(
-        source="opsd",
-        addresses=Addresses(
-            power=[Address(url=f"{web.url}/time_series/{POWER}", sha256=_sha256(power))],
-            weather=[Address(url=f"{web.url}/weather_data/{ARCHIVE}", sha256=_sha256(weather), member=MEMBER)],
-        ),
-    )
+    """A mirror on the test's server, with weather in an archive as the publisher packs it, and its checksums."""
+    web.files = {f"/{POWER}": tables[0], f"/{ARCHIVE}": _zip({MEMBER: tables[1], "README": b"?"})}
+    sums = {POWER: _sha256(tables[0]), WEATHER: _sha256(tables[1])}
+    return Fetch(source="opsd", mirror=f"{web.url}/", sha256=sums)
 
 
 @pytest.fixture
-def get(options, tmp_path):
+def get(options, tmp_path, monkeypatch):
     """A function that fetches into `raw` with a cache of the test's own, and without pauses."""
+    monkeypatch.setenv("WORKSHOP_DOWNLOADS", str(tmp_path / "cache"))
+    monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
 
     def call(options=options, **more):
-        return sources.fetch("opsd", tmp_path / "raw", options, cache=tmp_path / "cache", wait_seconds=0.01, **more)
+        return sources.fetch("opsd", tmp_path / "raw", options, **more)
 
     return call
 
@@ -77,41 +67,43 @@ def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path
     card = paths[2].read_text(encoding="utf-8")
     assert opsd.ATTRIBUTION in card
     assert _sha256(tables[0]) in card
-    for line in paths[4].read_text().splitlines():
-        total, name = line.split("  ")
-        assert _sha256((tmp_path / "raw" / name).read_bytes()) == total
-    told = origin.of_folder(tmp_path / "raw")
-    assert (told.source, told.modelled, told.attribution) == ("opsd", False, opsd.ATTRIBUTION)
-
-
-def test_fetched_files_are_prepared_and_carry_their_attribution(get, tmp_path):
-    """The loader's files go through preparation, and the frame says where it comes from."""
-    get()
-    frame, findings = prepare(tmp_path / "raw")
+    assert sources.changed(tmp_path / "raw") == []
+    frame, findings = prepare(tmp_path / "raw", 2013, 2013)
     assert findings["source"] == "opsd"
-    assert origin.of_frame(frame).attribution == opsd.ATTRIBUTION
-    assert origin.of_frame(frame).measured_name == "measured"
+    origin = sources.origin_of(frame)
+    assert (origin.attribution, origin.modelled, origin.measured_name) == (opsd.ATTRIBUTION, False, "measured")
 
 
 def test_fetch_leaves_a_complete_folder_alone_and_needs_no_network_after(get, web, tmp_path):
-    """Complete: no request, no write. Folder gone: the cache is enough, without any server."""
+    """Complete: no request, no write. Files gone: the cache is enough, without any server."""
     paths = get()
     before = {path: path.stat().st_mtime_ns for path in paths}
-    asked = len(web.requests)
+    requests = len(web.requests)
     assert {path: path.stat().st_mtime_ns for path in get()} == before
     web.files.clear()
     for path in paths:
         path.unlink()
     assert all(path.exists() for path in get())
-    assert len(web.requests) == asked
+    assert len(web.requests) == requests
 
 
-def test_fetch_takes_a_mirror_instead_of_the_addresses(get, options, web, tables):
-    """A mirror's address with the files' names below it: only that one is asked."""
-    web.files = {f"/copies/{name.rsplit('/', 1)[-1]}": content for name, content in web.files.items()}
-    paths = get(options.model_copy(update={"mirror": f"{web.url}/copies/"}))
-    assert [path.read_bytes() for path in paths[:2]] == tables
-    assert {path for path, _ in web.requests} == set(web.files)
+def test_cut_download_starts_again(get, web, tables):
+    """A connection that breaks in the middle, and a busy server: the file is fetched again, whole."""
+    web.faults = ["cut", 503, "cut"]
+    assert get()[0].read_bytes() == tables[0]
+
+
+def test_download_that_never_comes_is_an_error_without_the_password(get, options, web, tmp_path, monkeypatch):
+    """Every try fails: the address, its status, and another way; the password in the address is not shown."""
+    monkeypatch.setattr(opsd, "RETRIES", 1)
+    web.files.clear()
+    mirror = web.url.replace("http://", "http://me:secret@")
+    with pytest.raises(DataError, match="could not be fetched") as caught:
+        get(options.model_copy(update={"mirror": mirror}))
+    assert "404" in caught.value.value
+    assert "--mirror" in caught.value.next_step
+    assert "secret" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("*.csv"))
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
@@ -122,14 +114,16 @@ def test_fetch_takes_a_local_folder(get, options, web, tables, tmp_path, unpacke
     if unpacked:
         (tmp_path / "stick" / WEATHER).write_bytes(tables[1])
     else:
-        (tmp_path / "stick" / ARCHIVE).write_bytes(web.files[f"/weather_data/{ARCHIVE}"])
+        (tmp_path / "stick" / ARCHIVE).write_bytes(web.files[f"/{ARCHIVE}"])
+    before = sorted((tmp_path / "stick").iterdir())
     paths = get(options.model_copy(update={"mirror": "stick"}), base=tmp_path)
     assert [path.read_bytes() for path in paths[:2]] == tables
     assert web.requests == []
+    assert sorted((tmp_path / "stick").iterdir()) == before
 
 
-def test_fetch_tells_what_a_local_folder_lacks(get, options, tmp_path):
-    """No folder, and a folder without the file: both are told with what was expected."""
+def test_fetch_names_what_a_local_folder_lacks(get, options, tmp_path):
+    """No folder, a folder without the file, and a copy of other content."""
     wanted = options.model_copy(update={"mirror": "stick"})
     with pytest.raises(DataError, match="no such folder"):
         get(wanted, base=tmp_path)
@@ -139,21 +133,17 @@ def test_fetch_tells_what_a_local_folder_lacks(get, options, tmp_path):
         get(wanted, base=tmp_path)
     assert caught.value.value == "other.csv"
     assert POWER in caught.value.expected
-
-
-def test_fetch_refuses_a_local_copy_of_other_content(get, options, tables, tmp_path):
-    """A copy with another checksum never gets the final name."""
-    (tmp_path / "stick").mkdir()
-    (tmp_path / "stick" / POWER).write_bytes(tables[0] + b"x")
+    (tmp_path / "stick" / POWER).write_bytes(b"other")
     with pytest.raises(DataError, match="not the published one"):
-        get(options.model_copy(update={"mirror": "stick"}), base=tmp_path)
-    assert not list((tmp_path / "raw").iterdir())
+        get(wanted, base=tmp_path)
+    assert (tmp_path / "stick" / POWER).exists()
+    assert not (tmp_path / "raw" / POWER).exists()
 
 
-def test_fetch_never_mixes_two_sources(get, options, web, raw_copy, tmp_path):
+def test_fetch_never_mixes_two_sources(get, web, raw_copy, tmp_path, monkeypatch):
     """A folder of the sample, and a fetch that fails half-way: nothing of the sample is left to be mistaken."""
-    assert raw_copy == tmp_path / "raw"
-    web.files.pop(f"/weather_data/{ARCHIVE}")
+    monkeypatch.setattr(opsd, "RETRIES", 0)
+    web.files.pop(f"/{ARCHIVE}")
     with pytest.raises(DataError, match="could not be fetched"):
         get()
     assert [path.name for path in (tmp_path / "raw").iterdir()] == [POWER]
@@ -161,105 +151,48 @@ def test_fetch_never_mixes_two_sources(get, options, web, raw_copy, tmp_path):
         prepare(tmp_path / "raw")
 
 
-def test_fetch_goes_to_the_next_address(get, options, web, tables, tmp_path):
-    """The list of addresses is worked down; when none works, each one's fault is told."""
-    gone = options.addresses.power[0].model_copy(update={"url": f"{web.url}/old/{POWER}"})
-    both = options.addresses.model_copy(update={"power": [gone, *options.addresses.power]})
-    first = get(options.model_copy(update={"addresses": both}))[0]
-    assert first.read_bytes() == tables[0]
-    for folder in ("cache", "raw"):
-        shutil.rmtree(tmp_path / folder)
-    neither = options.addresses.model_copy(update={"power": [gone, gone]})
-    with pytest.raises(DataError, match="None of 2 addresses gave") as caught:
-        get(options.model_copy(update={"addresses": neither}))
-    assert caught.value.value.count("HTTP 404") == 2
-
-
-HOSTILE = {
-    "path out of the folder": ({"../../evil": b"x", MEMBER: b"y"}, "outside its folder"),
-    "absolute path": ({"/etc/evil": b"x", MEMBER: b"y"}, "outside its folder"),
-    "path of another system": ({"C:\\evil": b"x", MEMBER: b"y"}, "outside its folder"),
-    "bomb": ({MEMBER: b"0" * 50_000_000}, "out of proportion"),
-    "other member": ({MEMBER.replace("2019", "2020"): b"y"}, r"lacks .* \(nearest: opsd-weather_data-2020"),
-    "other content": ({MEMBER: b"y"}, "not the published one"),
+WRONG = {
+    "path out of the folder": _zip({"../../evil": b"x", MEMBER: b"y"}),
+    "other member": _zip({MEMBER.replace("2019", "2020"): b"y"}),
+    "other content": _zip({MEMBER: b"y"}),
+    "login page": b"<html>log in</html>",
+    "cut": _zip({MEMBER: os.urandom(5000)})[:2000],
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_fetch_refuses_an_archive_that_is_wrong_or_hostile(get, web, tmp_path, kind):
-    """Nothing of it is written, it does not stay in the cache, and the error says what is wrong with it."""
-    members, words = HOSTILE[kind]
-    web.files[f"/weather_data/{ARCHIVE}"] = _zip(members)
-    with pytest.raises(DataError, match=words) as caught:
+@pytest.mark.parametrize("kind", WRONG)
+def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_path, kind):
+    """Nothing of the archive is written, and the next call fetches it again."""
+    good, web.files[f"/{ARCHIVE}"] = web.files[f"/{ARCHIVE}"], WRONG[kind]
+    with pytest.raises(DataError, match=r"cannot be unpacked|not the published one") as caught:
         get()
-    assert caught.value.next_step
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == [POWER]
-    assert not (tmp_path / "cache" / ARCHIVE).exists()
-    assert not list(tmp_path.rglob("evil"))
-
-
-@pytest.mark.parametrize("damage", ["page", "cut", "bytes", "encrypted"])
-def test_fetch_refuses_an_archive_that_cannot_be_unpacked(get, web, tables, tmp_path, damage):
-    """A login page, a file that ends early, bytes turned over, a password: told as such."""
-    whole = bytearray(web.files[f"/weather_data/{ARCHIVE}"])
-    damaged = {"page": b"<html>log in</html>", "cut": bytes(whole[: len(whole) // 2])}
-    if damage == "bytes":
-        middle = whole.index(MEMBER.encode()) + len(MEMBER) + 200
-        whole[middle : middle + 20] = b"\xff" * 20
-    if damage == "encrypted":
-        whole[6] |= 1
-        whole[whole.index(b"PK\x01\x02") + 8] |= 1
-    web.files[f"/weather_data/{ARCHIVE}"] = damaged.get(damage, bytes(whole))
-    with pytest.raises(DataError, match=r"cannot be unpacked|not the published one"):
-        get()
+    assert "fetch it again" in caught.value.next_step
     assert not (tmp_path / "raw" / WEATHER).exists()
+    assert not list(tmp_path.rglob("evil"))
+    web.files[f"/{ARCHIVE}"] = good
+    assert get()[1].read_bytes() == tables[1]
 
 
-def test_fetch_mends_a_cache_with_a_damaged_archive(get, web, tmp_path):
-    """An archive has no published checksum; once its table is wrong it is fetched again, once."""
-    get()
-    (tmp_path / "cache" / ARCHIVE).write_bytes(b"damaged")
-    (tmp_path / "raw" / WEATHER).unlink()
-    asked = len(web.requests)
-    get()
-    assert len(web.requests) == asked + 1
-
-
-def test_fetch_tells_a_full_disk(options, tmp_path):
-    """The system refuses to write into the folder: one error in words, and no half file under its name."""
-    script = textwrap.dedent(f"""
-        import resource
-        from pathlib import Path
-        from workshop.data import sources
-        from workshop.errors import DataError
-        from workshop.parameters import Fetch
-        options = Fetch.model_validate_json({options.model_dump_json()!r})
-        folder = Path({str(tmp_path)!r})
-        sources.fetch("opsd", folder / "raw", options, cache=folder / "cache")
-        for path in (folder / "raw").iterdir():
-            path.unlink()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
-        try:
-            sources.fetch("opsd", folder / "raw", options, cache=folder / "cache")
-        except DataError as error:
-            print(error)
-    """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
-    assert f"{POWER} could not be written" in done.stdout
-    assert not list((tmp_path / "raw").iterdir())
+def test_download_of_other_content_is_thrown_away(get, web, tmp_path, monkeypatch):
+    """A file with another checksum never reaches cache or folder; the error says which checksum was expected."""
+    monkeypatch.setattr(opsd, "RETRIES", 0)
+    web.files[f"/{POWER}"] = b"<html>log in</html>"
+    with pytest.raises(DataError, match="not the published file") as caught:
+        get()
+    assert "sha256" in caught.value.expected
+    assert not list(tmp_path.rglob(f"{POWER}*"))
 
 
 def test_published_addresses_are_those_of_the_two_releases():
-    """The committed hashes and addresses are the publisher's, and the attribution names both releases."""
-    (power,), (weather,) = opsd.ADDRESSES.power, opsd.ADDRESSES.weather
-    assert power.url.endswith(f"/time_series/2019-06-05/{POWER}")
-    assert weather.member == MEMBER
+    """The committed addresses are the publisher's, and the attribution names both releases."""
+    assert opsd.RELEASES[POWER].url.endswith(f"/time_series/2019-06-05/{POWER}")
+    assert MEMBER == "opsd-weather_data-2019-04-09/weather_data.csv"
     for doi in ("10.25832/time_series/2019-06-05", "10.25832/weather_data/2019-04-09"):
         assert f"https://doi.org/{doi}." in opsd.ATTRIBUTION
 
 
-def test_command_fetches_what_params_say(options, tables, tmp_path):
-    """`workshop data fetch` reads source, addresses and mirror; files on stdout, attribution on stderr."""
+def test_command_fetches_what_params_say(options, tmp_path):
+    """`workshop data fetch` reads the section `fetch`; files on stdout, attribution on stderr."""
     place = tmp_path / "clone"
     (place / "4_pipeline").mkdir(parents=True)
     content = {"fetch": options.model_dump(exclude_none=True)}
@@ -270,60 +203,7 @@ def test_command_fetches_what_params_say(options, tables, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 5
     assert opsd.ATTRIBUTION in done.stderr
-    assert (tmp_path / "cache" / ARCHIVE).exists()
-    done = subprocess.run([*command, "--mirror", "none"], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, "a complete folder needs no mirror"
     (tmp_path / "raw" / POWER).unlink()
     done = subprocess.run([*command, "--mirror", "none"], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "no such folder" in done.stderr
-
-
-@pytest.mark.soak
-def test_files_of_true_size_are_fetched_and_prepared_in_bounded_memory(tmp_path):
-    """Power with 303 columns, weather of 37 years: fetching takes no memory to speak of, preparing no file's size."""
-    made = _true_size(tmp_path / "copies")
-    script = textwrap.dedent(f"""
-        import json, re, time
-        from pathlib import Path
-        from workshop.data import sources
-        from workshop.parameters import Fetch
-        options = Fetch.model_validate_json({made.model_dump_json()!r})
-        # Not ru_maxrss, which a new process takes over from its parent.
-        peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-        folder = Path({str(tmp_path / "raw")!r})
-        told = {{"start": peak()}}
-        before = time.monotonic()
-        sources.fetch("opsd", folder, options)
-        told |= {{"fetched": peak(), "fetch_seconds": time.monotonic() - before}}
-        from workshop.data.prepare import prepare
-        told["imported"] = peak()
-        before = time.monotonic()
-        frame, findings = prepare(folder)
-        told |= {{"prepared": peak(), "prepare_seconds": time.monotonic() - before, "hours": len(frame)}}
-        print(json.dumps(told))
-    """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=True)
-    told = json.loads(done.stdout)
-    sizes = {path.name: path.stat().st_size // 10**6 for path in (tmp_path / "raw").iterdir()}
-    print(told, sizes)
-    assert 34_000 < told["hours"] < 35_064
-    assert told["fetched"] - told["start"] < 60
-    assert told["prepared"] - told["imported"] < 250
-
-
-def _true_size(folder):
-    """Write files of the layout and size of the two releases into ``folder``, and return where they are."""
-    write_full_size(folder)
-    with zipfile.ZipFile(folder / ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.write(folder / WEATHER, MEMBER)
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (POWER, WEATHER)}
-    (folder / WEATHER).unlink()
-    return Fetch(
-        source="opsd",
-        mirror=str(folder),
-        addresses=Addresses(
-            power=[Address(url=f"http://host/{POWER}", sha256=sums[POWER])],
-            weather=[Address(url=f"http://host/{ARCHIVE}", sha256=sums[WEATHER], member=MEMBER)],
-        ),
-    )

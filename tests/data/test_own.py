@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from workshop.data import capacity, origin, own, schema, sources, units
+from workshop.data import capacity, own, schema, sources
 from workshop.data.prepare import prepare
+from workshop.data.validation import validate
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
 
@@ -62,12 +63,12 @@ def test_own_capacity_goes_into_the_table(put, tmp_path):
 @pytest.mark.parametrize(
     ("figures", "words"),
     [
-        ({2022: {"solar_GW": 1.0}}, ["fetch.csv.capacity.2022.wind_GW is missing", "above 0"]),
-        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "above 0"]),
+        ({2022: {"solar_GW": 1.0}}, ["fetch.csv.capacity.2022.wind_GW is missing"]),
+        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "greater than 0"]),
         ({2022: {"solar_GW": 1, "wind_GW": 1, "sun_GW": 1}}, ["fetch.csv.capacity.2022.sun_GW is unknown", "wind_GW"]),
-        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "the year before"]),
-        ({"last": {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "a year"]),
-        (80, ["fetch.csv.capacity", "80", "a table"]),
+        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "at least 2 items"]),
+        ({"last": {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity.last", "a valid integer"]),
+        (80, ["fetch.csv.capacity", "80", "a valid dictionary"]),
     ],
 )
 def test_own_capacity_that_cannot_be_is_told(tmp_path, figures, words):
@@ -88,7 +89,7 @@ def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
     assert findings["source"] == "csv"
     assert findings["rows"] == {"own": 2}
     assert findings["clock_changes"] == {"ambiguous": 0, "skipped": 0}
-    told = origin.of_frame(frame)
+    told = sources.origin_of(frame)
     assert (told.attribution, told.modelled) == ("Our plants, our meters.", False)
 
 
@@ -120,7 +121,7 @@ def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_p
 
 def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
     """No section in params.yaml, and no such file: both say what to write."""
-    with pytest.raises(ParameterError, match="which file") as caught:
+    with pytest.raises(ParameterError, match="needs a file") as caught:
         sources.fetch("csv", tmp_path / "raw")
     assert "own/README.md" in caught.value.next_step
     with pytest.raises(DataError, match=r"plants\.csv cannot be read"):
@@ -208,7 +209,7 @@ def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
 @pytest.mark.parametrize("zone", ["Europe/Berlim", "../../etc/passwd", "+25:00", ""])
 def test_zone_that_is_none_is_named(put, zone):
     """A name that no zone has is told with two that are allowed."""
-    with pytest.raises(ParameterError, match=r"time\.zone is no time zone") as caught:
+    with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
         own.read(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
     assert "Europe/Berlin" in caught.value.expected
 
@@ -217,7 +218,7 @@ def test_zone_that_is_none_is_named(put, zone):
     ("column", "unit", "cell", "hint"),
     [
         ("wind_GW", "GW", "4000", "kW given for MW"),
-        ("temperature", "C", "283,15", "if they were in K"),
+        ("temperature", "C", "283,15", "in range (in K?)"),
         ("rad_horizontal", "W/m2", "1800", "in kJ/m2"),
     ],
 )
@@ -227,28 +228,29 @@ def test_unit_that_cannot_be_is_found_by_its_range(put, tmp_path, column, unit, 
     cells[list(GERMAN).index(column) - 4] = cell
     put(["01.07.2015 02:00", "01.07.2015 03:00"], row=";".join(cells))
     mapped = {"column": GERMAN[column]["column"], "unit": unit}
-    with pytest.raises(DataError, match=r"own\.csv holds values that cannot be") as caught:
+    with pytest.raises(DataError, match=r"own\.csv breaks the schema") as caught:
         _prepare(tmp_path, _own(**{column: mapped}), 2015, 2015)
     assert f"line 2 (2015-07-01T00:00:00Z), column {mapped['column']}: {column} = " in caught.value.value
     assert hint in caught.value.next_step
 
 
 def test_unit_that_could_be_is_pointed_out(prepared, tmp_path):
-    """Wind in km/h taken for m/s stays in its range: the findings call the mean unusual, and nothing else."""
+    """Wind in km/h taken for m/s stays in its range: the mean is unusual, and the unit is named."""
     frame = prepared[0].assign(windspeed=prepared[0]["windspeed"] * 3.6)
     frame[frame["windspeed"] < 60].to_csv(tmp_path / "a.csv", index=False)
-    _, findings = _prepare(tmp_path, OwnFile(file="a.csv"))
-    (found,) = findings["unusual"]
-    assert "windspeed: the mean is 14.8 m/s" in found
+    validated = validate(*_prepare(tmp_path, OwnFile(file="a.csv")))
+    (mean,) = [check for check in validated.warnings if check.name == "mean of a year"]
+    assert mean.of == "windspeed"
+    assert "km/h" in mean.note
 
 
 def test_units_of_the_mapping_are_those_that_can_be_converted():
     """What params.yaml may say and what is known agree, and our own unit changes nothing."""
-    for column, known in units.OF_COLUMN.items():
+    for column, known in schema.CONVERSIONS.items():
         annotation = OwnFile.model_fields[column].annotation.model_fields["unit"].annotation
         assert set(annotation.__args__) == set(known)
         values = pd.Series([0.1, 12.345, np.nan])
-        pd.testing.assert_series_equal(units.convert(values, column, next(iter(known))), values)
+        pd.testing.assert_series_equal(schema.convert(values, column, next(iter(known))), values)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +264,11 @@ def test_units_of_the_mapping_are_those_that_can_be_converted():
 )  # fmt: skip
 def test_units_are_converted(column, unit, value, expected):
     """Known pairs of values."""
-    assert units.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
+    assert schema.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_few_slips_are_not_taken_for_another_unit():
     """One cell in a hundred that is out of range says nothing of the column's unit."""
     values = pd.Series([5.0] * 99 + [12_000.0])
-    assert units.suspected(values, "wind_GW", *schema.RANGES["wind_GW"]) is None
-    assert units.suspected(values * 1000, "wind_GW", *schema.RANGES["wind_GW"]) == "MW"
+    assert schema.suspected_units(pd.DataFrame({"wind_GW": values})) == ""
+    assert "(kW given for MW, or MW for GW?)" in schema.suspected_units(pd.DataFrame({"wind_GW": values * 1000}))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pandas as pd
 import pytest
 
 from workshop.data import raw as raw_files
-from workshop.data import schema
-from workshop.data.prepare import load_or_make, prepare, write
+from workshop.data import schema, sources
+from workshop.data.prepare import (
+    choose_countries,
+    load_or_make,
+    prepare,
+    prepare_country,
+    write,
+    write_countries,
+)
 from workshop.errors import DataError, ParameterError
+from workshop.parameters import Fetch, OwnFile
 
 POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
 
@@ -55,8 +64,8 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
     frame, findings = prepared
     assert len(frame) == 35_016
     assert json.loads(json.dumps(findings)) == findings
-    means, by_year = findings["means"], findings["by_year"]
-    assert {name: findings[name] for name in findings if name not in ("means", "by_year")} == {
+    by_year = findings["by_year"]
+    assert {name: findings[name] for name in findings if name != "by_year"} == {
         "source": "sample",
         "first_year": 2013,
         "last_year": 2016,
@@ -76,21 +85,19 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
             "rad_horizontal": 1,
             "rad_diffuse": 0,
         },
-        "unusual": [],
         "first_hour": "2013-01-01T00:00:00Z",
         "last_hour": "2016-12-31T23:00:00Z",
     }
     assert {year: counts["hours_kept"] for year, counts in by_year.items()} == {
         "2013": 8755, "2014": 8745, "2015": 8759, "2016": 8757,
     }  # fmt: skip
-    assert means["solar_GW"] == pytest.approx(frame["solar_GW"].mean(), abs=1e-4)
 
 
 def test_prepare_invents_no_row_and_no_value(raw, prepared):
     """The processed rows are exactly the first, complete rows of both raw files, power divided by 1000."""
     power = pd.read_csv(raw / POWER).drop_duplicates("utc_timestamp", keep="first")
     both = power.merge(pd.read_csv(raw / WEATHER), on="utc_timestamp")
-    ours = raw_files.columns("power") | raw_files.columns("weather")
+    ours = {f"DE_{theirs}": name for columns in raw_files.COLUMNS.values() for theirs, name in columns.items()}
     expected = both[["utc_timestamp", *ours]].dropna().rename(columns=ours)
     expected[schema.TARGETS] = expected[schema.TARGETS] / 1000
     found = prepared[0].copy()
@@ -122,16 +129,6 @@ def test_prepare_leaves_out_absent_and_incomplete_hours(few):
     assert findings["hours_kept"] == 93
     assert findings["absent"] == {"power": 8760 - 95, "weather": 8760 - 95}
     assert findings["hours_left_out"] == 8760 - 93
-
-
-def test_prepare_puts_hours_in_order(few):
-    """Rows that stand in another order in the file come out by time."""
-    folder, put = few
-    before, _ = prepare(folder, 2013, 2013)
-    first, second = _line(folder, POWER, 5), _line(folder, POWER, 9)
-    put(POWER, 5, second)
-    put(POWER, 9, first)
-    pd.testing.assert_frame_equal(prepare(folder, 2013, 2013)[0], before)
 
 
 def test_prepare_ignores_columns_it_does_not_need(few):
@@ -166,41 +163,6 @@ def test_prepare_names_a_missing_file(few, name):
     assert "workshop data" in caught.value.next_step
 
 
-def test_prepare_names_a_missing_column_and_the_nearest(few):
-    """A renamed column is told with the nearest that the file has."""
-    folder, put = few
-    put(WEATHER, 1, _line(folder, WEATHER, 1).replace("DE_windspeed_10m", "DE_windspeed_10"))
-    with pytest.raises(
-        DataError, match=r"weather_data.csv lacks 1 column: DE_windspeed_10m \(nearest: DE_windspeed_10\)"
-    ):
-        prepare(folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "column", "value"),
-    [
-        (POWER, "DE_wind_generation_actual", "lots"),
-        (WEATHER, "DE_radiation_direct_horizontal", "12,5".replace(",", ";")),
-        (POWER, "utc_timestamp", "today"),
-    ],
-)
-def test_prepare_names_file_line_column_and_text(few, name, column, value):
-    """Text where a number or a time belongs is told with file, line, column and the text."""
-    folder, put = few
-    put(name, 40, _with(folder, name, 40, column, value))
-    with pytest.raises(DataError, match=rf"{name}, line 40, column {column}") as caught:
-        prepare(folder)
-    assert caught.value.value == repr(value)
-
-
-def test_prepare_tells_a_truncated_file(few):
-    """A last line cut short is told with file and line."""
-    folder, put = few
-    put(POWER, 97, _line(folder, POWER, 97)[:30])
-    with pytest.raises(DataError, match=f"{POWER}, line 97: the line is cut short"):
-        prepare(folder)
-
-
 def test_prepare_refuses_quarter_hours(few):
     """A timestamp off the hour is told: another file of the same publisher has quarter-hours."""
     folder, put = few
@@ -218,7 +180,7 @@ def test_prepare_stops_at_negative_radiation(few):
         prepare(folder, 2013, 2013)
     assert WEATHER in caught.value.what
     assert caught.value.value == (
-        "line 40 (2013-01-02T14:00:00Z), column DE_radiation_diffuse_horizontal: rad_diffuse = -4,"
+        "line 40 (2013-01-02T14:00:00Z), column DE_radiation_diffuse_horizontal: rad_diffuse = -4.0,"
         " rule: between 0 and 1400 W/m²"
     )
 
@@ -246,3 +208,107 @@ def test_load_or_make_makes_the_file_once_and_reads_it_after(prepared, tmp_path)
     assert list(tmp_path.iterdir()) == [csv]
     csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:11]))
     assert len(load_or_make(csv)) == 10
+
+
+# -- many countries ----------------------------------------------------------------------------------------------------
+def _prepare_all(folder, out, countries="all"):
+    """Do what the notebook does, without a cluster."""
+    codes = choose_countries(folder, countries)
+    return write_countries({code: prepare_country(code, folder, 2013, 2016) for code in codes}, out, countries)
+
+
+@pytest.fixture(scope="module")
+def three(raw, tmp_path_factory):
+    """The folder of all countries of the sample, and the findings."""
+    out = tmp_path_factory.mktemp("countries")
+    return out, _prepare_all(raw, out)
+
+
+# Dask's own use of pandas.
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.reset_index")
+def test_countries_are_one_folder_that_is_read_as_one_table(three, prepared):
+    """pandas with filters, and dask.dataframe, see countries and years as columns; Germany is as when alone."""
+    import dask.dataframe
+
+    out, findings = three
+    assert list(findings["countries"]) == ["AT", "DE", "DK"]
+    assert findings["countries_left_out"] == {}
+    assert {name: findings[name] for name in prepared[1]} == prepared[1]
+    germany = pd.read_parquet(out, filters=[("country", "==", "DE")])[schema.COLUMNS]
+    pd.testing.assert_frame_equal(germany, prepared[0], check_exact=True)
+    lazy = dask.dataframe.read_parquet(out)
+    counts = lazy.groupby("country", observed=True)["wind_GW"].count().compute(scheduler="sync")
+    assert counts.to_dict() == findings["countries"]
+    one = pd.read_parquet(out / "country=DK" / "year=2013" / "hours.parquet")
+    assert sources.origin_of(one).source == "sample"
+
+
+def test_country_is_prepared_by_a_dask_worker(raw, three):
+    """The task of the notebook, sent to a worker in another process, returns the same table; an error comes back."""
+    from distributed import Client, LocalCluster
+
+    task = partial(prepare_country, raw_folder=raw, first_year=2013, last_year=2013)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        (frame, _), error = client.gather(client.map(task, ["AT", "XX"], pure=False))
+    expected = pd.read_parquet(three[0], filters=[("country", "==", "AT"), ("year", "==", 2013)])
+    pd.testing.assert_frame_equal(frame, expected[schema.COLUMNS], check_exact=True)
+    assert "lacks 2 columns: XX_solar_generation_actual" in error.what
+
+
+def test_germany_alone_leaves_nothing_of_other_countries(raw, prepared, tmp_path):
+    """The folder holds Germany's years, and nothing of an earlier call."""
+    assert choose_countries(raw, "DE") == ["DE"]
+    assert choose_countries(raw, "AT") == ["AT", "DE"]
+    (tmp_path / "out" / "country=AT").mkdir(parents=True)
+    write_countries({"DE": prepared}, tmp_path / "out", "DE")
+    files = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.parquet"))
+    assert files == [f"country=DE/year={year}/hours.parquet" for year in range(2013, 2017)]
+    assert not (tmp_path / "out" / "country=AT").exists()
+
+
+def test_all_leaves_out_incomplete_countries_and_says_why(raw_copy, tmp_path):
+    """A country without a needed column, or without any hour, is left out with its reason; a named one is an error."""
+    table = pd.read_csv(raw_copy / POWER, dtype=str, keep_default_na=False)
+    table["ES_solar_generation_actual"], table["AT_solar_generation_actual"] = "1.0", ""
+    table = table.rename(columns={"DK_wind_generation_actual": "DK_wind_onshore_generation_actual"})
+    table.to_csv(raw_copy / POWER, index=False)
+    findings = _prepare_all(raw_copy, tmp_path / "out")
+    assert list(findings["countries"]) == ["DE"]
+    left_out = findings["countries_left_out"]
+    assert "DK_wind_generation_actual (nearest: " in left_out["DK"]
+    assert "lacks 1 column: ES_wind_generation_actual" in left_out["ES"]
+    assert "no complete hour" in left_out["AT"]
+    with pytest.raises(DataError, match="no complete hour"):
+        _prepare_all(raw_copy, tmp_path / "out", "AT")
+
+
+def test_many_files_count_as_one(raw_copy, prepared):
+    """A file a year, or a country, under names that start alike; an hour in two files counts once, as in the first."""
+    power, weather = raw_copy / POWER, raw_copy / WEATHER
+    header, *lines = weather.read_text().splitlines(keepends=True)
+    for year in range(2013, 2017):
+        rows = [line for line in lines if line.startswith(str(year))]
+        (raw_copy / f"weather_data_{year}.csv").write_text("".join([header, *rows]))
+    (raw_copy / "weather_data_again.csv").write_text("".join([header, *lines[:24]]))
+    weather.unlink()
+    table = pd.read_csv(power, dtype=str, keep_default_na=False)
+    for country in ("AT", "DE"):
+        names = [name for name in table if name.startswith((country, "utc"))]
+        table[names].to_csv(power.with_stem(f"{power.stem}_{country}"), index=False)
+    power.unlink()
+    frame, findings = prepare(raw_copy)
+    pd.testing.assert_frame_equal(frame, prepared[0], check_exact=True)
+    assert findings["doubled"]["weather"] == 24
+    assert findings["unordered"]["weather"] == 24
+
+
+def test_own_file_is_one_country(frame, tmp_path):
+    """Other countries are refused of an own file, with what to set."""
+    _, csv = write(frame.head(48), tmp_path, "mine")
+    sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=OwnFile(file=str(csv))))
+    with pytest.raises(ParameterError, match="holds one country") as caught:
+        choose_countries(tmp_path / "raw", "DE,AT")
+    assert "params.yaml" in caught.value.next_step

@@ -14,6 +14,7 @@ from sklearn.metrics import r2_score
 
 from workshop.data import sample
 from workshop.data.features import features, targets
+from workshop.data.prepare import write
 from workshop.data.split import split_at_random, split_by_time
 from workshop.errors import DataError
 
@@ -39,21 +40,19 @@ def _score(train, test):
     return r2_score(targets(test), model.predict(features(test)), multioutput="raw_values")
 
 
-def test_sample_is_the_same_to_the_byte_in_two_processes(tmp_path):
-    """Two processes with other hash seeds and thread counts write the same bytes, raw and processed."""
+def test_sample_is_the_same_to_the_byte_in_two_processes(raw, prepared, tmp_path):
+    """A process with another hash seed and number of threads writes the same bytes, raw and processed."""
     script = (
         "import sys; from pathlib import Path; from workshop.data import prepare, sources;"
         "folder = Path(sys.argv[1]); sources.fetch('sample', folder); prepare.write(prepare.prepare(folder)[0], folder)"
     )
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, tmp_path / seed],
-            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": seed},
-        )
-        for seed in ("1", "2")
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
+    environment = {**os.environ, "PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script, tmp_path / "two"], env=environment, timeout=120, check=True)
+    write(prepared[0], tmp_path / "one")
+    one, two = (
+        {path.name: path.read_bytes() for folder in folders for path in folder.iterdir()}
+        for folders in ([raw, tmp_path / "one"], [tmp_path / "two"])
+    )
     assert len(one) == 7
     assert one == two
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from workplace import ROOT
 
-from workshop.data import sources
+from workshop.data import schema, sources
+from workshop.data.prepare import prepare, write
 from workshop.errors import DataError
 
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
@@ -67,11 +70,10 @@ def test_changed_needs_checksums_that_are_whole(raw, raw_copy):
 
 def test_fetch_refuses_an_unknown_source(tmp_path):
     """The error names the source asked for and the ones there are; no file is written."""
-    for ask in (lambda: sources.fetch("weather.com", tmp_path), lambda: sources.attribution("weather.com")):
-        with pytest.raises(DataError) as caught:
-            ask()
-        assert caught.value.value == "'weather.com'"
-        assert caught.value.expected == "sample, opsd, csv"
+    with pytest.raises(DataError) as caught:
+        sources.fetch("weather.com", tmp_path)
+    assert caught.value.value == "'weather.com'"
+    assert caught.value.expected == "sample, opsd, csv"
     assert not list(tmp_path.iterdir())
 
 
@@ -90,13 +92,6 @@ def test_source_card_says_modelled_and_gives_the_attribution(raw):
         assert word in card
 
 
-def test_attribution_says_modelled():
-    """What is shown beside the data says that it is modelled and where it comes from."""
-    text = sources.attribution("sample")
-    assert "modelled" in text.lower()
-    assert "Deutscher Wetterdienst" in text
-
-
 def test_sources_imports_no_heavy_package():
     """Importing the module loads neither pandas nor numpy: the command line stays quick."""
     script = (
@@ -104,3 +99,61 @@ def test_sources_imports_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_origin_goes_from_raw_files_into_the_table_and_through_parquet(raw, prepared, tmp_path):
+    """Fetched, prepared, written and read again, the table says what the source says."""
+    frame, _ = prepared
+    parquet, _ = write(frame, tmp_path)
+    for found in (sources.origin_in(raw), sources.origin_of(frame), sources.origin_of(schema.read(parquet))):
+        assert found.source == "sample"
+        assert found.modelled
+        assert "Deutscher Wetterdienst" in found.attribution
+    assert found.measured_name == "measured (modelled sample)"
+
+
+def test_origin_that_nobody_told_is_unknown(raw_copy, frame):
+    """Raw files without it, as of an older clone, are prepared all the same; nothing is claimed of them."""
+    (raw_copy / "source.json").unlink()
+    table, findings = prepare(raw_copy)
+    assert findings["source"] == "unknown"
+    assert "not recorded" in sources.origin_of(table).attribution
+    frame.attrs.clear()
+    assert sources.origin_of(frame).measured_name == "measured"
+    assert sources.origin_of(None).source == "unknown"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"source": 3}', b"\xff\xfe"])
+def test_origin_that_is_damaged_says_how_to_make_it_again(raw_copy, content):
+    """The file is named, with the command."""
+    (raw_copy / "source.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"source\.json is damaged") as caught:
+        sources.origin_in(raw_copy)
+    assert "workshop data fetch --to" in caught.value.next_step
+
+
+def test_dashboard_shows_what_the_table_says(frame, tmp_path):
+    """Footer, hint and legend follow the data that is served; before there is data they claim nothing."""
+    origin = sources.Origin(source="sample", attribution="Modelled by us.", modelled=True)
+    parquet, _ = write(origin.mark(frame.tail(48)), tmp_path)
+    # The dashboard is an application with modules of its own: asked in a process of its own.
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {str(ROOT / "4_pipeline" / "dashboard")!r})
+        import layout, periods
+        from pages import comparison
+        from serving import Served
+        from workshop.data import schema
+        assert (layout.attribution(Served()), comparison.modelled(Served())) == ("", "")
+        frame = schema.read(Path({str(parquet)!r}))
+        served = Served(looked=True, frame=frame, predicted=frame)
+        figure, *_ = comparison.answer(served, periods.chosen(served, None, None))
+        print(layout.attribution(served), comparison.modelled(served), figure.data[0].name, sep="|")
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    shown, beside, name = done.stdout.strip().split("|")
+    assert shown == origin.attribution
+    assert "simulates" in beside
+    assert "modelled sample" in name

@@ -1,11 +1,15 @@
-"""Splitting by time and at random."""
+"""Splitting by time and at random; weeks by their ISO names."""
 
 from __future__ import annotations
 
+from datetime import date, timedelta
+
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from workshop.data.split import split_at_random, split_by_time
+from workshop.data.split import monday, mondays, name_of, select_week, split_at_random, split_by_time, week_names
 from workshop.errors import DataError, ParameterError
 
 
@@ -54,3 +58,68 @@ def test_split_refuses_too_few_rows(frame):
     for split in (lambda: split_by_time(frame.head(1), 0.2), lambda: split_at_random(frame.head(1), 0.2, seed=0)):
         with pytest.raises(DataError, match="too few rows"):
             split()
+
+
+@pytest.fixture
+def hours():
+    """Three weeks from Monday, 26 September 2016, the last of them only two days long."""
+    stamps = pd.date_range("2016-09-26", periods=2 * 168 + 48, freq="h", tz="UTC")
+    return pd.DataFrame({"utc_timestamp": stamps, "solar_GW": 0.0})
+
+
+def test_week_runs_from_monday_midnight(hours):
+    """Seven whole days, in UTC."""
+    name, rows = select_week(hours, "2016-W40")
+    assert (name, len(rows)) == ("2016-W40", 168)
+    assert rows.utc_timestamp.iloc[0] == pd.Timestamp("2016-10-03", tz="UTC")
+
+
+def test_latest_week_is_one_with_most_of_its_hours(hours):
+    """Two days are no basis for a report: the last whole week is taken, also when it lacks a few hours."""
+    assert select_week(hours, "latest")[0] == "2016-W40"
+    gaps = hours.drop(index=range(200, 210))
+    name, rows = select_week(gaps, "latest")
+    assert (name, len(rows)) == ("2016-W40", 158)
+
+
+@pytest.mark.parametrize("week", ["2016-W60", "2016-40", "last", "2015-W53x"])
+def test_week_that_is_none_says_what_a_name_looks_like(hours, week):
+    """The error holds the value and what is allowed."""
+    with pytest.raises(ParameterError) as caught:
+        select_week(hours, week)
+    assert week in str(caught.value)
+    assert "W" in str(caught.value.expected)
+
+
+def test_week_without_hours_names_the_weeks_there_are(hours):
+    """A week outside the data: the range is said."""
+    with pytest.raises(ParameterError, match="2016-W39 to 2016-W41"):
+        select_week(hours, "2014-W01")
+
+
+@given(st.dates(min_value=date(1, 1, 1), max_value=date(9999, 12, 25)))
+def test_every_day_lies_in_the_week_that_its_name_begins(day):
+    """From a day to the name of its week and back to its Monday, for all years of the calendar."""
+    start = monday(name_of(day))
+    assert start.date() <= day < start.date() + timedelta(weeks=1)
+    assert start.date().isoweekday() == 1
+
+
+@given(st.text() | st.from_regex(r"\d{4}-W\d{2}", fullmatch=True))
+def test_any_text_is_a_week_or_told_to_be_none(text):
+    """Never another error, whatever is typed; digits of other scripts are none of ours."""
+    try:
+        start = monday(text)
+    except ParameterError as error:
+        told = error.expected
+    else:
+        told = name_of(start) == text
+    assert told
+
+
+def test_weeks_of_a_frame_are_named_in_order(hours):
+    """Each week that has an hour, once; each hour belongs to the Monday before it."""
+    assert week_names(hours) == ["2016-W39", "2016-W40", "2016-W41"]
+    starts = mondays(hours.utc_timestamp)
+    assert (starts <= hours.utc_timestamp).all()
+    assert ((hours.utc_timestamp - starts) < pd.Timedelta(weeks=1)).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workshop.data.stages import Stage
-from workshop.errors import EngineError
+from workshop.errors import EngineError, ParameterError
 
 DECLARED = """
 stages:
@@ -62,3 +62,13 @@ def test_stage_file_that_is_broken_is_named(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EngineError, match=r"dvc\.yaml"):
         Stage("train")
+
+
+def test_stage_takes_its_parameters_from_the_notebook(tmp_path, monkeypatch):
+    """Of all variables those of the section, checked; a missing or wrong one is named."""
+    (tmp_path / "dvc.yaml").write_text("stages: {split: {cmd: x}}")
+    monkeypatch.chdir(tmp_path)
+    assert Stage("split", {"test_fraction": 0.3, "other": 1}).parameters == {"test_fraction": 0.3}
+    for variables in ({"test_fraction": 3}, {}):
+        with pytest.raises(ParameterError, match=r"split\.test_fraction is (not allowed|missing)"):
+            Stage("split", variables)

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop.data import coverage, thresholds, validation_page
-from workshop.data.prepare import prepare
+from workshop.data import schema
+from workshop.data.prepare import missing_by_month, prepare, runs
 from workshop.data.sources import POWER_FILE, WEATHER_FILE
-from workshop.data.validation import validate
+from workshop.data.validation import render, validate
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
@@ -43,7 +43,7 @@ def damaged(raw_copy):
         how(table).to_csv(path, index=False)
         frame, findings = prepare(raw_copy, *years)
         found = validate(frame, findings)
-        return found, _text(validation_page.render(frame, found))
+        return found, _text(render(frame, found))
 
     return change
 
@@ -77,7 +77,7 @@ def test_validation_does_not_change_its_arguments(prepared):
     """Frame and findings are as they were."""
     frame, findings = prepared
     before, told = frame.copy(), json.dumps(findings)
-    validation_page.render(frame, validate(frame, findings))
+    render(frame, validate(frame, findings))
     pd.testing.assert_frame_equal(frame, before)
     assert json.dumps(findings) == told
 
@@ -148,12 +148,6 @@ def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, 
     assert f"{hour} ({shown})" in page
 
 
-def test_dropped_reading_is_an_outlier(damaged):
-    """Wind that is gone for one hour of a storm."""
-    found, _ = damaged(POWER_FILE, _put(WIND, ("2016-04-17 20:00", "2016-04-17 20:00"), 0.0))
-    assert "2016-04-17 20:00 (0 GW)" in _told(found)["wind_GW", "distance from both hours beside"].note
-
-
 YEAR = ("2014-01-01", "2014-12-31 23:00")
 
 
@@ -181,19 +175,13 @@ def test_generation_that_fits_the_weather_is_not_told(frame, prepared):
     """Not of one year, a month, a few days, any share of gaps, or a year of one January beside whole ones."""
     stamps, random = frame["utc_timestamp"].dt, np.random.default_rng(1)
     months = [part for _, part in frame.groupby([stamps.year, stamps.month])]
-    parts = [frame[stamps.year == 2015], frame.head(96), pd.concat([months[0], *months[12:]]), *months]
+    parts = [frame[stamps.year == 2015], frame.head(96), pd.concat([months[0], *months[12:]]), *months[::6]]
     for share in (0.1, 0.5, 0.9):
         parts += [frame[random.random(len(frame)) > share], frame[stamps.day_of_year % 10 >= 10 * share]]
     years = {year: {**counts, "hours_kept": 0} for year, counts in prepared[1]["by_year"].items()}
     for part in parts:
         found = validate(part, {**prepared[1], "by_year": years})
         assert not [check for check in found.warnings if "rank correlation" in check.name], len(part)
-
-
-def test_constant_column_has_no_rank_correlation(frame, prepared):
-    """A wind speed that never changes is a frozen value, and nothing that is not a number."""
-    found = validate(frame.assign(windspeed=4.0), prepared[1])
-    assert all(np.isfinite(check.value) for check in found.checks)
 
 
 def test_frozen_value_is_told(damaged):
@@ -222,17 +210,6 @@ def test_solar_power_at_night_is_told(damaged):
     assert "share of the highest while the sun is down" in page
 
 
-def test_power_on_another_clock_is_told(damaged):
-    """A power file three hours late: the sun shines into the night."""
-
-    def late(table):
-        table[[SOLAR, WIND]] = table[[SOLAR, WIND]].shift(3)
-        return table
-
-    found, _ = damaged(POWER_FILE, late)
-    assert "time zone" in _told(found)["solar_GW", "share of the highest while the sun is down"].note
-
-
 def test_other_unit_of_one_year_is_suspected(damaged):
     """Wind speed of 2014 in km/h, all within the possible: its mean is unusual, and the unit is named."""
     found, page = damaged(WEATHER_FILE, _put(WINDSPEED, ("2014-01-01", "2014-12-31 23:00"), lambda old: old * 3.6))
@@ -249,16 +226,7 @@ def test_power_a_thousand_times_too_small_is_suspected(damaged):
     found, _ = damaged(POWER_FILE, lambda table: table.assign(**{WIND: table[WIND] / 1000}))
     check = _told(found)["wind_GW", "mean of a year"]
     assert check.value == pytest.approx(0.005, abs=1e-4)
-    assert check.note.startswith("2013, 2014, 2015, 2016; another unit?")
-
-
-def test_jump_of_temperature_counts_in_kelvin(damaged):
-    """Five kelvin warmer in one year and back in the next, each with its year."""
-    found, _ = damaged(WEATHER_FILE, _put(TEMPERATURE, ("2014-01-01", "2014-12-31 23:00"), lambda old: old + 5))
-    check = _told(found)["temperature", "change of the mean from year to year"]
-    assert check.unit == "K"
-    assert "to 2014" in check.note
-    assert "to 2015" in check.note
+    assert check.note == "2013, 2014, 2015, 2016; another unit?"
 
 
 def test_rows_of_other_years_and_in_another_order_are_counted(damaged):
@@ -279,7 +247,7 @@ def test_few_days_are_not_judged_by_their_means(raw):
     found = validate(few, {**findings, "hours_kept": 96, "by_year": {"2013": kept}})
     assert not [check for check in found.checks if "mean" in check.name or "distance" in check.name]
     assert _told(found)["hours", "hours missing from a year"].value > 98
-    assert "No errors" in validation_page.render(few, found)
+    assert "No errors" in render(few, found)
 
 
 def test_half_a_year_is_not_compared_with_a_whole_one(damaged):
@@ -293,8 +261,8 @@ def test_page_needs_nothing_else_and_names_where_the_data_comes_from(prepared):
     """One file: nothing is fetched; light and dark; the attribution, and the word modelled; the same bytes twice."""
     frame, findings = prepared
     found = validate(frame, findings)
-    page = validation_page.render(frame, found)
-    assert page == validation_page.render(frame, found)
+    page = render(frame, found)
+    assert page == render(frame, found)
     assert not re.findall(r"(?:src|href)=|@import|url\(", page)
     assert "prefers-color-scheme: dark" in page
     text = _text(page)
@@ -320,7 +288,7 @@ def test_page_escapes_what_a_file_says_of_itself(prepared):
     frame, findings = prepared
     frame = frame.copy()
     frame.attrs = {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
-    assert "<script>" not in validation_page.render(frame, validate(frame, findings))
+    assert "<script>" not in render(frame, validate(frame, findings))
 
 
 def test_findings_with_checks_are_json(prepared):
@@ -348,7 +316,7 @@ def test_warnings_and_what_was_left_out_go_to_the_log(raw, caplog):
     with caplog.at_level(logging.INFO, logger="workshop.data"):
         validate(*prepare(raw)).log()
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0].startswith("sample: 35,016 of 35,064 hours kept; left out: absent from power 28,")
+    assert lines[0].startswith("sample, DE: 35,016 of 35,064 hours kept; left out: absent from power 28,")
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
     assert lines[1].startswith("power, hours that stand twice: 4 rows, limit at most 0 rows;")
 
@@ -362,17 +330,17 @@ def test_years_add_up_to_all(prepared):
             assert sum(year[reason][of] for year in years) == count
     for name in ("hours_expected", "hours_kept"):
         assert sum(year[name] for year in years) == findings[name]
-    assert coverage.missing_by_month(prepared[0], 2013, 2016).to_numpy().sum() == findings["hours_left_out"]
+    assert missing_by_month(prepared[0], 2013, 2016).to_numpy().sum() == findings["hours_left_out"]
 
 
 def test_runs_end_where_a_value_is_missing():
     """Equal values on both sides of a gap are two runs; missing values are none."""
     values = pd.Series([1.0, 1.0, np.nan, 1.0, 2.0, np.nan, np.nan])
-    assert coverage.runs(values)["hours"].tolist() == [2, 1, 1]
-    assert coverage.runs(values)["first"].tolist() == [0, 3, 4]
+    assert runs(values)["hours"].tolist() == [2, 1, 1]
+    assert runs(values)["first"].tolist() == [0, 3, 4]
 
 
 def test_every_column_has_its_limits():
     """A column without a usual mean would pass unseen."""
-    assert thresholds.RANGES.keys() == thresholds.USUAL_MEANS.keys()
-    assert all(least < most for least, most in [*thresholds.RANGES.values(), *thresholds.USUAL_MEANS.values()])
+    assert schema.RANGES.keys() == schema.USUAL_MEANS.keys()
+    assert all(least < most for least, most in [*schema.RANGES.values(), *schema.USUAL_MEANS.values()])

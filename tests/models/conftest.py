@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 from workplace import BIN, clean_environment, environment_of, free_port, wait_for
 
 from workshop.data.features import features, targets
-from workshop.data.origin import Origin
 from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.sources import Origin
 
 
 @pytest.fixture(scope="session", autouse=True)

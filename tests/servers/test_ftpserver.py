@@ -53,8 +53,10 @@ def started(environment: dict[str, str], cwd: Path = ROOT, script: str = str(SCR
             process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("cwd", "script"), [(ROOT, "server/ftpserver.py"), (ROOT / "server", "ftpserver.py")])
+@pytest.mark.parametrize(
+    ("cwd", "script", "number"),
+    [(ROOT, "server/ftpserver.py", signal.SIGTERM), (ROOT / "server", "ftpserver.py", signal.SIGINT)],
+)
 def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, script, number):
     """Started from either folder, it makes all that it needs in the state folder; signals end it with exit code 0."""
     with started(environment, cwd, script) as process:
@@ -95,10 +97,10 @@ def test_server_beyond_loopback_demands_tls(monkeypatch):
     assert get_settings().artifacts_uri.startswith("ftp://")
 
 
-@pytest.fixture(params=["false", "true"], ids=["ftp", "ftps"])
-def tracking_uri(request, environment) -> Iterator[str]:
-    """Both servers, started by hand, with and without TLS between them; the address of the tracking server."""
-    environment = environment | {"WORKSHOP_FTP_TLS": request.param, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+@pytest.fixture
+def tracking_uri(environment) -> Iterator[str]:
+    """Both servers, started by hand, with TLS between them; the address of the tracking server."""
+    environment = environment | {"WORKSHOP_FTP_TLS": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     uri = f"http://127.0.0.1:{environment['WORKSHOP_MLFLOW_PORT']}"
     with started(environment):
         command = [sys.executable, "-m", "workshop.servers.tracking_server"]

@@ -34,11 +34,11 @@ def test_clones_choose_one_after_the_other(user):
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
         lines = iter(other.stdout.readline, "chooses\n")
-        assert set(lines) <= {"waiting for another clone, which takes its ports just now\n"}  # a test beside this one
+        assert set(lines) <= {"waiting for another clone, which is choosing its ports\n"}  # a test beside this one
         threading.Timer(1, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
         with ports.only_one_chooses(told.append):
             assert other.wait(timeout=10) == 0
-    assert told == ["waiting for another clone, which takes its ports just now"]
+    assert told == ["waiting for another clone, which is choosing its ports"]
 
 
 def test_clone_that_dies_gives_up_its_turn():

@@ -31,7 +31,7 @@ from workshop.models.registry import PROMOTED, ROLLED_BACK, Move
 from workshop.servers import supervisor
 from workshop.settings import REGISTERED_MODEL
 
-PRELOADED = ["workshop.cli", "workshop.servers.supervision", "requests", "filelock", "supervisor.xmlrpc"]
+PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
 ROUNDS = int(os.environ.get("WORKSHOP_SOAK_ROUNDS", "200"))
 SEED = int(os.environ.get("WORKSHOP_SOAK_SEED", "1"))
 # What is typed, in a process that is forked with everything imported. The tracking server is the only service: the
@@ -41,12 +41,12 @@ import dataclasses, os, sys
 os.environ.clear(), os.environ.update(environment)
 sys.stdout = sys.stderr = open(said, "w")
 from workshop.cli import main
-from workshop.servers import ports, services, supervision, supervisor
+from workshop.servers import ports, services, supervisor
 service = services.SERVICES[1]
 if stand_in:
     run = lambda settings: [sys.executable, stand_in, str(settings.mlflow_port), str(settings.database)]
     service = dataclasses.replace(service, command=run)
-for module in (ports, services, supervision, supervisor):
+for module in (ports, services, supervisor):
     module.SERVICES = (service,)
 ports.TURN = ("127.0.0.1", turn)  # other tests' clones need not wait for these
 main(words)
@@ -329,6 +329,22 @@ def test_ports_stay_their_clones(clones):
     for clone in clones:
         clone.record()
         clone.check_store()
+
+
+@pytest.mark.parametrize("clones", ["two users, stand-in"], indirect=True)
+def test_clones_that_start_at_once_take_different_ports(clones):
+    """Both want the same ports: each has its own, and `down` of one leaves the other."""
+    typed = [clone.type("up") for clone in clones]
+    for process in typed:
+        process.join()
+    assert [process.exitcode for process in typed] == [0, 0]
+    first, second = clones
+    assert first.port != second.port
+    for clone in clones:
+        clone.record()
+        clone.check_store()
+    assert first.workshop("down").returncode == 0
+    assert second.status()["mlflow"]["healthy"]
 
 
 @pytest.mark.parametrize("clones", ["one user, stand-in"], indirect=True)

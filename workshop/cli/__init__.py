@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import click
 
-from workshop.cli import data, lab, models, pipeline, servers, teaching
 from workshop.cli.printing import tell
 
-TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "run", "check")  # ask the tracking server
-ON_CLUSTER = ("up", "repro", "run")  # lead to notebooks on the cluster
+# The module of each command and its line in `workshop --help`, which imports no command and so answers at once.
+COMMANDS = {
+    "up": ("servers", "Start the servers that do not run, and wait until each answers."),
+    "down": ("servers", "Stop the servers, or only those that are named."),
+    "status": ("servers", "Show the servers, and the notebooks on the cluster."),
+    "config": ("servers", "Show addresses and folders, also as lines for the shell."),
+    "lab": ("servers", "Start the servers, then JupyterLab at the start page."),
+    "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
+    "repro": ("pipeline", "Run what changed of the pipeline."),
+    "params": ("pipeline", "Check params.yaml, and show its values and limits."),
+    "tracking-store": ("pipeline", "Write the tracking store's identity to FILE."),
+    "data": ("data", "Get and check the data, raw or processed."),
+    "promote": ("models", "Put a candidate before the gate; promote it when it passes."),
+    "rollback": ("models", "Bring back the version that was in production before."),
+    "history": ("models", "Show what was in production, since when, by whom and why."),
+    "lineage": ("models", "Show where a model comes from, from its data to production."),
+    "report": ("models", "Write the report on a week as HTML, and as PDF."),
+    "doctor": ("teaching", "Examine this machine and say what to type."),
+    "check": ("teaching", "Show which steps are done and which one is next."),
+    "reset": ("teaching", "Put the files of CHAPTER back to their start."),
+}
+TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "check")  # use the tracking server
+ON_CLUSTER = ("up", "repro")  # lead to notebooks on the cluster
 
-# Everything else is imported by the command that needs it: `workshop --help` answers at once.
+
+class LazyGroup(click.Group):
+    """A group that imports the module of a command when the command is called."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Return a command."""
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"workshop.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, each with its line."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="workshop")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """From a messy notebook to a governed pipeline.
-
-    \b
-    workshop start      start the servers, run the pipeline, show the model in production
-    workshop repro      run what changed of the pipeline, independent stages side by side
-    workshop run        run a notebook on the cluster, once or for many parameters
-    workshop history    what was in production, since when and why; `rollback` brings it back
-    workshop status     what runs, and where
-    """
-    from workshop.settings import get_settings, loopback_without_proxy
+    """From a messy notebook to a governed pipeline."""
+    from workshop.settings import get_settings, loopback_without_proxy  # not for --help: pydantic takes 0.2 s
 
     os.environ.update(loopback_without_proxy())
     if context.invoked_subcommand in TRACKED and (given := get_settings().given_tracking_uri):
         tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
     if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().given_scheduler_address):
         tell(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
-
-
-for command in (
-    *(servers.up, servers.down, servers.status, servers.config),
-    *(servers.backup, servers.restore),
-    *(pipeline.start, pipeline.repro, pipeline.run, pipeline.params, pipeline.tracking_store),
-    *(models.promote, models.rollback, models.history, models.lineage, models.report, data.data),
-    *(lab.lab, teaching.check, teaching.doctor, teaching.reset),
-):
-    main.add_command(command)

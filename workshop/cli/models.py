@@ -58,8 +58,7 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
         verdict = overrule(verdict) if force else verdict
         if not verdict.promoted or dry_run:
             return verdict, champion
-        reason = why or "promoted on the command line"
-        return verdict, registry.apply(verdict, run_id, model_uri, champion, reason, client)
+        return verdict, registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
 
     # When the model in production changes meanwhile, a person is told so; a pipeline starts over.
     again = tenacity.retry(
@@ -196,10 +195,11 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
               workshop lineage 4_pipeline/results/report.html
     """
     from workshop.models import lineage as chain
+    from workshop.models.tracking import connect
 
-    links = chain.trace(subject)
-    if verify:
-        links = chain.check(links)
+    client = connect()
+    links = chain.trace(subject, client)
+    links = chain.check(links, client) if verify else links
     broken = [link for link in links if link.trouble]
     if as_json:
         click.echo(json.dumps([link.as_dict() for link in links], indent=2))
@@ -233,7 +233,7 @@ def report(week: str | None, folder: Path | None) -> None:
     """
     from workshop.data import schema
     from workshop.data.files import write_whole
-    from workshop.data.weeks import select_week
+    from workshop.data.split import select_week
     from workshop.errors import DataError
     from workshop.models import registry
     from workshop.models import report as page
@@ -243,7 +243,7 @@ def report(week: str | None, folder: Path | None) -> None:
     pipeline = get_settings().pipeline
     table, template = pipeline / "data" / "germany.parquet", pipeline / "notebooks" / "report.html.jinja"
     if missing := next((file for file in (table, template) if not file.exists()), None):
-        raise DataError("There is nothing to report on.", value=f"no file {missing}", next_step="workshop start")
+        raise DataError("There is nothing to report on.", value=f"no file {missing}", next_step="workshop up --repro")
     frame = schema.read(table)
     name, _ = select_week(frame, week or read_stage(pipeline / "params.yaml", "report").week)
     html = page.render(page.gather(frame, registry.production()), name, template.read_text(encoding="utf-8"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 
 import click
 
@@ -13,27 +11,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 
 def tell(line: str) -> None:
-    """Say what goes on."""
+    """Report progress on standard error."""
     click.echo(f"  {line}", err=True)
 
 
 @contextlib.contextmanager
-def bytes_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows how many bytes are done, of how many: a bar on a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(f"  {title}", *columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def one_line(text: str, longest: int | None = None) -> str:
-    """Return a text that anybody may have written as a line without control characters, cut when it is longer."""
+    """Return a text as one line without control characters, cut to ``longest`` characters."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
 

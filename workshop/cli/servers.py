@@ -1,35 +1,46 @@
-"""The servers: started, stopped, looked at."""
+"""The servers: start, stop, look, and JupyterLab on top of them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from workshop.cli.printing import bytes_bar, json_option, print_rows, tell
+from workshop.cli.printing import json_option, print_rows, tell
+from workshop.ownership import use_own_servers
+from workshop.servers import ports, supervisor
+from workshop.servers.services import program
+from workshop.settings import get_settings
 
 
 @click.command()
-@click.option("--chapter", type=click.IntRange(2, 4), help="Also make what the chapters before this one leave.")
-def up(chapter: int | None) -> None:
+@click.option("--chapter", type=click.IntRange(2, 4), help="Also prepare the state that the chapters before it leave.")
+@click.option("--repro", is_flag=True, help="Also run the pipeline, and show the model in production.")
+def up(chapter: int | None, repro: bool) -> None:
     """Start the servers that do not run, and wait until each answers.
 
-    With --chapter, prepare the state that the earlier chapters would have left: tables, runs, a registered version, a
-    project's run. What exists is not made again, and no file of yours is changed.
+    With --chapter, tables, runs, a registered version and a project's run of the earlier chapters are made as well.
+    What exists is not made again, and no file of yours is changed.
 
     \b
     Example:  workshop up
               workshop up --chapter 3
     """
-    from workshop.servers import supervision
+    if repro:
+        click.echo("Servers", err=True)
+    settings = supervisor.up(tell)
+    if repro:
+        from workshop.cli.pipeline import run_and_show  # imports pandas and DVC
 
-    settings = supervision.up(tell)
+        run_and_show(settings)
     if chapter:
-        from workshop.teaching import headstart, startpage
+        from workshop.teaching import headstart, startpage  # imports pandas
 
         headstart.bring(settings, chapter, tell)
         tell(f"next: {startpage.write(settings)} shows the next step")
@@ -38,17 +49,15 @@ def up(chapter: int | None) -> None:
 @click.command()
 @click.argument("services", nargs=-1)
 def down(services: tuple[str, ...]) -> None:
-    """Stop the servers and all they started; only the SERVICES that are named, if any.
+    """Stop the servers and their child processes; only the SERVICES that are named, if any.
 
-    SERVICES are names of `workshop status`. What a person started by hand goes on.
+    SERVICES are names of `workshop status`. Servers that a person started by hand are left running.
 
     \b
     Example:  workshop down
               workshop down ftp mlflow
     """
-    from workshop.servers import supervision
-
-    ended = supervision.stop(services, tell) if services else supervision.down(tell)
+    ended = supervisor.stop(services, tell) if services else supervisor.down(tell)
     tell(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
 
 
@@ -60,9 +69,7 @@ def status(as_json: bool) -> None:
     \b
     Example:  workshop status --json
     """
-    from workshop.servers import supervision
-
-    services = [row.as_dict() for row in supervision.status()]
+    services = [row.as_dict() for row in supervisor.status()]
     notebooks = _running_notebooks(services)
     if as_json:
         click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
@@ -71,24 +78,18 @@ def status(as_json: bool) -> None:
     click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
     if notebooks:
         click.echo()
-        print_rows([{**row, "since": _in_words(row["since"])} for row in notebooks], as_json)
-
-
-def _in_words(seconds: float) -> str:
-    """Return a moment, in seconds since 1970, as `history` writes it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        for row in notebooks:
+            row["since"] = datetime.fromtimestamp(row["since"], UTC).isoformat(timespec="seconds")
+        print_rows(notebooks, as_json)
 
 
 def _running_notebooks(services: list[dict]) -> list[dict]:
-    """Ask the cluster, unless it is this machine's own and does not run."""
-    from workshop.ownership import use_own_servers
-    from workshop.settings import get_settings
-
-    own = next(service for service in services if service["name"] == "dask-scheduler")
-    if get_settings().given_scheduler_address is None and not own["healthy"]:
+    """Return the notebooks on the cluster, unless the cluster is this machine's own and does not run."""
+    scheduler = next(service for service in services if service["name"] == "dask-scheduler")
+    if get_settings().given_scheduler_address is None and not scheduler["healthy"]:
         return []
     use_own_servers()
-    from papermill_dask import EngineError, connect, running
+    from papermill_dask import EngineError, connect, running  # imports Dask
 
     with contextlib.suppress(EngineError), connect() as client:  # raised while there is no worker
         return running(client)
@@ -99,19 +100,13 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
 @click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
 @json_option
 def config(export: bool, as_json: bool) -> None:
-    """Show where things are; with --export, for the shell to read.
+    """Show addresses and folders; with --export, for the shell to read.
 
     \b
     Example:  eval "$(workshop config --export)"
     """
-    from workshop.settings import get_settings
-
     settings = get_settings()
     if export:
-        import sys
-
-        from workshop.servers import ports
-
         for name, value in ports.hand_out(settings, tell).exports().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
@@ -120,50 +115,55 @@ def config(export: bool, as_json: bool) -> None:
     print_rows([{"name": name, "value": value} for name, value in values.items()], as_json)
 
 
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="The port, or the first free one above it.")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def lab(port: int, options: tuple[str, ...]) -> None:
+    """Start the servers that do not run, then JupyterLab at the start page; OPTIONS go to `jupyter lab`.
+
+    \b
+    Example:  workshop lab --no-browser
+    """
+    from workshop.teaching import startpage  # imports MLflow
+
+    settings = supervisor.up(tell)
+    startpage.write(settings)
+    tell("JupyterLab starts; Ctrl-C ends it alone, and the servers go on until `workshop down`")
+    port = ports.first_free(port, lambda port: ports.is_free("127.0.0.1", port), "name another with --port")
+    folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    arguments = [
+        "jupyter-lab",
+        *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
+        # Dask's panel remembers its address together with the open tabs, and the address changes with the port.
+        f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
+        *options,
+    ]
+    environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
+    os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
+
+
 @click.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
-def backup(file: Path | None) -> None:
-    """Write database and artifacts to FILE, while the servers run; its name is printed.
+@click.option("--restore", is_flag=True, help="Bring FILE back into an empty state folder, every file compared.")
+def backup(file: Path | None, restore: bool) -> None:
+    """Write database and artifacts to FILE while the servers run, or restore them; the file's name is printed.
 
     Without FILE it is `workshop-backup-<time in UTC>.tar` in the current folder. No file is overwritten.
 
     \b
     Example:  workshop backup before-the-upgrade.tar
+              WORKSHOP_STATE=/srv/workshop workshop backup --restore before-the-upgrade.tar
     """
-    from workshop.servers.backup import back_up
-    from workshop.settings import get_settings
+    from workshop.servers import backup as backups  # imports mlflow-ftp
 
-    _end_in_order()
-    file = file or Path(f"workshop-backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar")
-    with bytes_bar("backing up") as progress:
-        manifest = back_up(file, get_settings(), tell, progress)
-    tell(f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB, as of {manifest.made:%Y-%m-%d %H:%M:%S} UTC")
-    click.echo(file)
-
-
-@click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-def restore(file: Path) -> None:
-    """Put what the backup FILE holds into an empty state folder, every file compared.
-
-    \b
-    Example:  workshop restore before-the-upgrade.tar
-    """
-    from workshop.servers.restore import restore as put_back
-    from workshop.settings import get_settings
-
-    _end_in_order()
     settings = get_settings()
-    with bytes_bar("restoring") as progress:
-        manifest = put_back(file, settings, progress)
-    made = f"{manifest.made:%Y-%m-%d %H:%M:%S} UTC"
-    tell(f"{len(manifest.files)} files, {manifest.size / 1e6:.1f} MB, as of {made}, are in {settings.state}")
-    tell("next: workshop up")
-
-
-def _end_in_order() -> None:
-    """Clear away what is half done when terminated, as Ctrl-C does."""
-    import signal
-    import sys
-
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if restore:
+        if file is None or not file.exists():
+            raise click.BadParameter(f"a backup to restore is needed, not {file}", param_hint="FILE")
+        files = backups.restore(file, settings)
+        tell(f"{len(files)} files are in {settings.state}; next: workshop up")
+    else:
+        file = file or Path(f"workshop-backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar")
+        files = backups.back_up(file, settings)
+        tell(f"{len(files)} files")
+    click.echo(file)

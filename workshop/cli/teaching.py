@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from workshop.cli.printing import json_option, one_line, print_rows, tell
+from workshop.settings import get_settings
+from workshop.teaching import checkpoints, startpage
+from workshop.teaching import reset as resetting
+from workshop.teaching.doctor import examine
 
 DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 
@@ -20,11 +26,6 @@ def check(chapter: int | None, as_json: bool) -> None:
     \b
     Example:  workshop check 2
     """
-    from dataclasses import asdict
-
-    from workshop.settings import get_settings
-    from workshop.teaching import checkpoints, startpage
-
     settings = get_settings()
     progress = checkpoints.examine(settings)
     startpage.write(settings, progress)
@@ -62,9 +63,6 @@ def doctor(as_json: bool) -> None:
     \b
     Example:  workshop doctor
     """
-    from workshop.settings import get_settings
-    from workshop.teaching.doctor import examine
-
     findings = examine(get_settings())
     if as_json:
         print_rows([finding.as_dict() for finding in findings], as_json)
@@ -87,10 +85,6 @@ def reset(chapter: int, yes: bool) -> None:
     \b
     Example:  workshop reset 2
     """
-    from workshop.settings import get_settings
-    from workshop.teaching import reset as resetting
-    from workshop.teaching import startpage
-
     settings = get_settings()
     plan = resetting.plan(settings, chapter)
     if plan.is_empty:

@@ -9,8 +9,8 @@ import math
 from typing import TYPE_CHECKING
 
 from workshop.data import capacity
+from workshop.data.raw import require_columns
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.data.tables import require_columns
 from workshop.errors import DataError
 
 if TYPE_CHECKING:

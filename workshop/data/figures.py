@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,8 +10,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workshop.data.raw import require_columns
 from workshop.data.schema import TARGETS, UNITS
-from workshop.data.tables import require_columns
 from workshop.errors import DataError
 
 # Okabe and Ito's palette, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
@@ -24,6 +24,7 @@ INPUT_NAMES = {
     "rad_horizontal": "Direct radiation",
     "rad_diffuse": "Diffuse radiation",
 }
+TITLES = {target: f"{name} generation" for target, name in NAMES.items()} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 SCORES = {"r2": "both", "r2_solar": "solar", "r2_wind": "wind"}
 SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS["wind_GW"]}
@@ -312,14 +313,28 @@ def importance(table: pd.DataFrame, *, title: str | None = "What the model goes 
     return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
 
 
-def responses(table: pd.DataFrame, *, title: str | None = "How the answer follows each input") -> go.Figure:
-    """Draw the mean prediction in GW over the values of each feature, one panel a feature.
+def responses(
+    table: pd.DataFrame,
+    *,
+    point: Mapping[str, float] | None = None,
+    names: Mapping[str, str] | None = None,
+    columns: int | None = None,
+    title: str | None = "How the answer follows each input",
+) -> go.Figure:
+    """Draw the prediction in GW over the values of each feature, one panel a feature, ``columns`` of them in a row.
 
-    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. See `evaluation.responses`.
+    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. A dotted line marks each feature's value in
+    ``point``; ``names`` are the features' names with units.
     """
+    names = names or {name: f"{INPUT_NAMES[name]}, {UNITS[name]}" for name in table["feature"].unique()}
     features = list(dict.fromkeys(table["feature"]))
-    figure = make_subplots(rows=1, cols=len(features), shared_yaxes=True, horizontal_spacing=0.03)
-    for column, feature in enumerate(features, start=1):
+    columns = columns or len(features)
+    figure = make_subplots(
+        rows=-(-len(features) // columns), cols=columns, shared_yaxes="all", vertical_spacing=0.16,
+        horizontal_spacing=0.04,
+    )  # fmt: skip
+    for number, feature in enumerate(features):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
         rows = table[table["feature"] == feature]
         for target in TARGETS:
             figure.add_scatter(
@@ -327,15 +342,51 @@ def responses(table: pd.DataFrame, *, title: str | None = "How the answer follow
                 y=rows[target],
                 name=NAMES[target],
                 legendgroup=target,
-                showlegend=column == 1,
+                showlegend=number == 0,
                 mode="lines",
                 line={"color": COLOURS[target], "width": 2},
                 hovertemplate="%{y:.2f} GW",
-                row=1,
-                col=column,
+                **place,
             )
-        figure.update_xaxes(title_text=f"{INPUT_NAMES[feature]}, {UNITS[feature]}", row=1, col=column)
-    figure.update_yaxes(title_text="mean prediction, GW", rangemode="tozero", row=1, col=1)
+        if point is not None:
+            figure.add_vline(x=point[feature], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
+        figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
+    words = "GW" if point else "mean prediction, GW"
+    figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
+    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def scores_over_time(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Draw the R2 of what came into production, move by move, beside that of what it replaced (open circles).
+
+    A row of ``table`` is a move, the first one first: `name`, `r2`, `r2_solar`, `r2_wind` and `replaced_r2`, each score
+    on the held-out hours of that move and absent where it was not recorded. Raises DataError when there is none at all.
+    """
+    shown = [column for column in SCORES if column in table and table[column].notna().any()]
+    if not shown:
+        raise DataError("There are no scores to draw.", value=f"{len(table)} moves", expected="a score for one of them")
+    figure = go.Figure()
+    for column in shown:
+        figure.add_scatter(
+            x=table["name"],
+            y=table[column],
+            name=SCORES[column],
+            mode="lines+markers",
+            line={"color": SCORE_COLOURS[column], "width": 3 if column == "r2" else 1.5},
+            marker={"size": 9 if column == "r2" else 6},
+            hovertemplate="%{y:.3f}",
+        )
+    if "replaced_r2" in table and table["replaced_r2"].notna().any():
+        figure.add_scatter(
+            x=table["name"],
+            y=table["replaced_r2"],
+            name="both, of what it replaced",
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 13, "color": MEASURED, "line": {"width": 2}},
+            hovertemplate="%{y:.3f}",
+        )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(title_text="R² on the held-out hours")
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 

@@ -1,17 +1,19 @@
-"""Open Power System Data: where its two releases can be had, and how they come into a folder, verified."""
+"""Open Power System Data: its two releases, downloaded with pooch, unpacked and verified."""
 
 from __future__ import annotations
 
-import difflib
 import zipfile
-import zlib
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
-from workshop.data.download import WAIT_SECONDS, download, file_name
-from workshop.data.files import ContentError, pieces_of, write_pieces
+from workshop.data.files import checksum, copy_whole
+from workshop.data.raw import POWER_FILE, WEATHER_FILE
 from workshop.errors import DataError
-from workshop.parameters import Address, Addresses
+
+if TYPE_CHECKING:
+    import requests
 
 ATTRIBUTION = (
     "Open Power System Data. 2019. Data Package Time series. Version 2019-06-05."
@@ -20,161 +22,157 @@ ATTRIBUTION = (
     " https://doi.org/10.25832/weather_data/2019-04-09. (Primary data from various sources, for a complete list see"
     " URL)."
 )
+RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
+SILENCE_SECONDS = 60
+
+
+class Release(NamedTuple):
+    """A file of a release: its address, the sha256 of the CSV file, and that file's path in the archive, if any."""
+
+    url: str
+    sha256: str
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name at its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
 # Only these two releases together hold wind speed, temperature and both radiations: later ones drop the wind.
-ADDRESSES = Addresses(
-    power=[
-        Address(
-            url="https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",
-            sha256="659fe789af2672aabe989aebc8c5c21052a1a96e4da70b0fc941910a1cd4de9d",
-        )
-    ],
-    weather=[
-        Address(
-            url="https://data.open-power-system-data.org/weather_data/opsd-weather_data-2019-04-09.zip",
-            sha256="b06e72cb32f06f6f57da7ab891c6be70fb201777617433c12c08fbd2ac64062b",
-            member="opsd-weather_data-2019-04-09/weather_data.csv",
-        )
-    ],
-)
-WEB = ("http://", "https://")
-MOST_BYTES = 8_000_000_000  # of an unpacked file
-MOST_RATIO = 200  # of unpacked to packed; tables of numbers pack about tenfold
+RELEASES = {
+    POWER_FILE: Release(
+        "https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",
+        "659fe789af2672aabe989aebc8c5c21052a1a96e4da70b0fc941910a1cd4de9d",
+    ),
+    WEATHER_FILE: Release(
+        "https://data.open-power-system-data.org/weather_data/opsd-weather_data-2019-04-09.zip",
+        "b06e72cb32f06f6f57da7ab891c6be70fb201777617433c12c08fbd2ac64062b",
+        "opsd-weather_data-2019-04-09/weather_data.csv",
+    ),
+}
+
+
+def accepted(sha256: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the checksum that each raw file must have; ``sha256`` replaces published ones."""
+    return {name: release.sha256 for name, release in RELEASES.items()} | dict(sha256 or {})
 
 
 def fetch_file(
-    addresses: Sequence[Address],
-    path: Path,
-    cache: Path,
-    *,
-    mirror: str | None = None,
-    progress: bool = False,
-    wait_seconds: float = WAIT_SECONDS,
+    name: str, path: Path, cache: Path, *, sha256: str, mirror: str | None = None, progress: bool = False
 ) -> Path:
-    """Put the file that ``addresses`` name at ``path``, from the first of them that has it, and return the path.
+    """Put the raw file ``name`` of a release at ``path``, if its content has the checksum ``sha256``; return ``path``.
 
-    ``mirror`` is a folder, or an address, that holds the same files under the last part of their addresses; then the
-    addresses themselves are not asked. A folder may also hold the unpacked file. What is downloaded stays in
-    ``cache``: the next time no network is needed. The content is verified while it is written, so ``path`` is there
-    whole and right, or as it was.
+    ``mirror`` is a folder, or an address, with copies of the releases' files, asked instead of the publisher; a folder
+    may also hold the unpacked file. Downloads stay in ``cache``. A download that is cut starts again, a few times.
 
-    Raises DataError: everything that `download` raises, an archive that is none, that lacks the file, or that is not
-    to be trusted (paths out of its folder, far too large, encrypted), disk full.
+    Raises DataError: no connection, an HTTP error, no such copy, a damaged archive, other content, disk full. The
+    errors never show a password that an address holds.
     """
-    faults = []
-    for address in addresses:
-        try:
-            if mirror is not None and not mirror.startswith(WEB):
-                return _take(_in_folder(Path(mirror), address), address, path)
-            return _take_downloaded(address, path, cache, mirror, progress, wait_seconds)
-        except DataError as error:
-            faults.append(error)
-    if len(faults) == 1:
-        raise faults[0]
-    raise DataError(
-        f"None of {len(faults)} addresses gave {path.name}.",
-        value="; ".join(f"{fault.what} {fault.value}" for fault in faults),
-        expected=faults[-1].expected,
-        next_step=faults[-1].next_step,
-    )
-
-
-def _take_downloaded(
-    address: Address, path: Path, cache: Path, mirror: str | None, progress: bool, wait_seconds: float
-) -> Path:
-    url = f"{mirror.rstrip('/')}/{file_name(address.url)}" if mirror else address.url
-    # The published checksum is the table's: an archive is known to be right once its table is.
-    known = None if address.member else address.sha256
-    for fresh in (not (cache / file_name(url)).exists(), True):
-        downloaded = download(url, cache, known, progress=progress, wait_seconds=wait_seconds)
-        try:
-            return _take(downloaded, address, path)
-        except ContentError:
-            downloaded.unlink(missing_ok=True)
-            if fresh:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _in_folder(folder: Path, address: Address) -> Path:
-    """Return the file for an address in a local folder, unpacked or in its archive."""
-    if not folder.is_dir():
+    release = RELEASES[name]
+    if mirror is not None and not _is_address(mirror):
+        origin = _in_folder(Path(mirror), name, release)
+    else:
+        url = f"{mirror.rstrip('/')}/{release.name}" if mirror else release.url
+        origin = _download(url, release, cache, sha256, progress)
+    table = _unpack(origin, release, cache) if origin.suffix == ".zip" else origin
+    if (found := checksum(table)) != sha256:
+        if cache in origin.parents:
+            origin.unlink()
         raise DataError(
-            "There is no such folder of copies.",
-            value=str(folder),
-            expected="a folder, or an address that begins with http:// or https://",
-            next_step="correct --mirror, or `mirror` in params.yaml",
+            f"The content of {origin.name} is not the published one.",
+            value=f"sha256 {found}",
+            expected=f"sha256 {sha256}",
+            next_step="fetch it again, or from elsewhere (--mirror URL-OR-FOLDER); if you know this content to be"
+            " right, give its checksum as fetch.sha256 in params.yaml",
         )
-    names = [file_name(address.url)] + ([PurePosixPath(address.member).name] if address.member else [])
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
+    return copy_whole(table, path)
+
+
+def _is_address(mirror: str) -> bool:
+    return mirror.startswith(("http://", "https://"))
+
+
+def _in_folder(folder: Path, name: str, release: Release) -> Path:
+    """Return the copy of a release's file in a local folder, in its archive or unpacked."""
+    for candidate in (release.name, name):
+        if (folder / candidate).is_file():
+            return folder / candidate
     raise DataError(
-        f"The folder {folder} does not hold the file.",
-        value=", ".join(sorted(entry.name for entry in folder.iterdir())[:12]) or "an empty folder",
-        expected=" or ".join(names),
-        next_step=f"download {address.url} into it, on a machine that can",
+        f"The folder {folder} does not hold the file." if folder.is_dir() else "There is no such folder of copies.",
+        value=", ".join(sorted(entry.name for entry in folder.glob("*"))[:12]) or str(folder),
+        expected=f"{release.name} or {name}; or an address that starts with http:// or https://",
+        next_step=f"download {release.url} into the folder, or correct --mirror (`fetch.mirror` in params.yaml)",
     )
 
 
-def _take(origin: Path, address: Address, path: Path) -> Path:
-    """Write the table in ``origin``, a file or an archive, to ``path``; raise ContentError if it is another."""
-    packed = address.member is not None and origin.name == file_name(address.url)
-    try:
-        if packed:
-            return _unpack(origin, address, path)
-        with origin.open("rb") as file:
-            return write_pieces(path, pieces_of(file, address.sha256, origin.name))
-    except OSError as error:
-        raise DataError(f"The file {origin} cannot be read.", value=error.strerror or error) from None
+def _download(url: str, release: Release, cache: Path, sha256: str, progress: bool) -> Path:
+    import pooch
+    import requests
 
-
-def _unpack(archive: Path, address: Address, path: Path) -> Path:
-    again = f"fetch it again: rm {archive}; or give a copy: --mirror URL-OR-FOLDER"
+    pooch.get_logger().setLevel("WARNING")
+    # The published checksum is the table's: an archive is verified once its table is unpacked.
+    known = None if release.member else sha256
+    store = pooch.create(cache, "", registry={release.name: known}, urls={release.name: url}, retry_if_failed=RETRIES)
+    responses: list[requests.Response] = []  # pooch leaves those of failed downloads open
+    hooks = {"response": lambda response, **_: responses.append(response)}
+    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
     try:
-        with zipfile.ZipFile(archive) as opened:
-            member = _trusted(opened, address, archive)
-            with opened.open(member) as file:
-                return write_pieces(path, pieces_of(file, address.sha256, f"{member.filename} in {archive.name}"))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ContentError(
-            f"The archive {archive} cannot be unpacked.",
-            value=f"{str(error) or type(error).__name__}; it begins with {_beginning(archive)}",
-            expected="a zip archive, whole and not encrypted",
-            next_step=again,
+        return Path(store.fetch(release.name, downloader=downloader))
+    except requests.RequestException as error:
+        raise _unreachable(url, error) from None
+    except ValueError as error:  # pooch: the checksum is another
+        raise DataError(
+            f"What {without_password(url)} sends is not the published file; it was thrown away.",
+            value=str(error).replace(url, without_password(url)),
+            expected=f"sha256 {sha256}",
+            next_step="open the address in a browser: is it a login or error page? Or fetch from elsewhere: --mirror"
+            " URL-OR-FOLDER; if you know that file to be right, give its checksum as fetch.sha256 in params.yaml",
         ) from None
+    except OSError as error:
+        raise DataError(
+            f"{without_password(url)} could not be stored in the cache {cache}.",
+            value=error.strerror or error,
+            expected="a writable folder with enough space",
+            next_step="free some space, or set another folder: WORKSHOP_DOWNLOADS",
+        ) from None
+    finally:
+        for response in responses:
+            response.close()
 
 
-def _trusted(opened: zipfile.ZipFile, address: Address, archive: Path) -> zipfile.ZipInfo:
-    """Return the archive's entry for the file that is wanted; raise DataError if anything about it is odd."""
-    names = opened.namelist()
-    # Only the one file is taken, and under our own name: such a path could do no harm, but nobody honest writes it.
-    hostile = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if hostile or any("\\" in name or ":" in name for name in names):
-        raise ContentError(
-            f"The archive {archive} is not to be trusted: it names files outside its folder.",
-            value=", ".join(hostile[:5] or [name for name in names if "\\" in name or ":" in name][:5]),
-            expected="relative paths",
-            next_step="do not unpack it by hand; tell whoever runs the mirror",
-        )
-    if address.member not in names:
-        near = difflib.get_close_matches(address.member, names, n=1)
-        raise ContentError(
-            f"The archive {archive} lacks {address.member}" + (f" (nearest: {near[0]})." if near else "."),
-            value=", ".join(names[:12]) or "an empty archive",
-            expected=address.member,
-            next_step="give the file's path in the archive as `member` in params.yaml (fetch.addresses)",
-        )
-    member = opened.getinfo(address.member)
-    if member.file_size > MOST_BYTES or member.file_size > MOST_RATIO * max(member.compress_size, 1):
-        raise ContentError(
-            f"The archive {archive} is not to be trusted: {member.filename} would grow out of proportion.",
-            value=f"{member.compress_size:,} bytes that unpack to {member.file_size:,}",
-            expected=f"at most {MOST_RATIO} times as many, and {MOST_BYTES:,}",
-            next_step="do not unpack it by hand; tell whoever runs the mirror",
-        )
-    return member
+def _unreachable(url: str, error: requests.RequestException) -> DataError:
+    response = error.response
+    return DataError(
+        f"{without_password(url)} could not be fetched.",
+        value=type(error).__name__ if response is None else f"HTTP {response.status_code} {response.reason}",
+        expected="200 OK",
+        next_step="check the network and the proxy (https_proxy), and open the address in a browser; or give a copy:"
+        " --mirror URL-OR-FOLDER",
+    )
 
 
-def _beginning(archive: Path) -> str:
-    with archive.open("rb") as file:
-        return repr(file.read(24))
+def without_password(url: str) -> str:
+    """Return an address without its user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+
+
+def _unpack(archive: Path, release: Release, cache: Path) -> Path:
+    """Return the table of an archive, unpacked into the cache."""
+    import pooch
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        unzip = pooch.Unzip(members=[release.member], extract_dir=str(cache.resolve() / f"{release.name}.unzip"))
+        (table,) = unzip(str(archive), "update", None)
+    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        if cache in archive.parents:
+            archive.unlink()
+        raise DataError(
+            f"The archive {archive} cannot be unpacked.",
+            value=error,
+            expected=f"a zip archive that holds {release.member}",
+            next_step="fetch it again, or from elsewhere: --mirror URL-OR-FOLDER",
+        ) from None
+    return Path(table)

@@ -1,13 +1,15 @@
-"""A table of one's own: its columns found by a mapping, units converted, times brought to UTC."""
+"""An own table: its columns by a mapping, units converted, times brought to UTC."""
 
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
-from workshop.data import schema, units
-from workshop.data.tables import has_zone, numbers, read_text, require, require_past
+from workshop.data.raw import has_zone, numbers, read_text, require, require_past
+from workshop.data.schema import RANGES, convert
 from workshop.errors import ParameterError
 from workshop.parameters import OwnFile, TimeColumn
 
@@ -20,51 +22,52 @@ if TYPE_CHECKING:
 _CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
 
 
-def read(path: Path, own: OwnFile) -> tuple[DataFrame, dict[str, int]]:
-    """Read the file ``path`` as ``own`` says and return its rows, and how many were left out and why.
+def read(path: Path, mapping: OwnFile) -> tuple[DataFrame, dict[str, int]]:
+    """Read the file ``path`` as ``mapping`` says; return its rows, and how many were left out and why.
 
     The frame has `schema.COLUMNS`, in our units and UTC, in the file's order; its index is the line in the file. An
-    empty cell is NaN. Times without an offset are of ``own.time.zone``. Where its clock is put back, an hour's time
-    stands twice: the row that comes first in time is summer's, the other one winter's. Left out and counted are
+    empty cell is NaN. Times without an offset are of ``mapping.time.zone``. Where the clock is put back, a time exists
+    twice: the row that comes first in time is summer's, the other winter's. Left out and counted are
 
-    - `ambiguous`: rows of that hour in a file that has it once: nobody can say which of the two it is;
+    - `ambiguous`: rows of that hour in a file that has it once: summer's or winter's cannot be known;
     - `skipped`: rows without any value in the hour that is missing when the clock is put forward.
 
-    Raises DataError with line, column, value and what to do: a value in an hour that never was (then the zone is
+    Raises DataError with line, column, value and next step: a value in an hour that never was (then the zone is
     wrong), times partly with an offset, and what `read_text` and `numbers` refuse; ParameterError: no such zone.
     """
     import pandas as pd
 
-    path = Path(path)
-    mapped = {name: getattr(own, name) for name in schema.RANGES}
-    wanted = list(dict.fromkeys([own.time.column, *(quantity.column for quantity in mapped.values())]))
-    text = read_text(path, wanted, separator=own.separator, next_step=_CORRECT)
-    columns = {
-        name: units.convert(numbers(text[quantity.column], path, own.decimal), name, quantity.unit)
-        for name, quantity in mapped.items()
-    }
-    values = pd.DataFrame(columns)
-    stamps, skipped = _to_utc(text[own.time.column], path, own.time)
+    columns = {name: getattr(mapping, name) for name in RANGES}
+    wanted = list(dict.fromkeys([mapping.time.column, *(column.column for column in columns.values())]))
+    text = read_text(path, wanted, separator=mapping.separator, next_step=_CORRECT)
+    values = pd.DataFrame(
+        {
+            name: convert(numbers(text[column.column], path, mapping.decimal), name, column.unit)
+            for name, column in columns.items()
+        }
+    )
+    times = text[mapping.time.column]
+    stamps, skipped = _to_utc(times, path, mapping.time)
     require(
         ~skipped | values.isna().all(axis="columns"),
-        text[own.time.column],
+        times,
         path,
-        f"a time that exists: in {own.time.zone} the clock is put forward over this one",
-        "if the file keeps winter time all year, say so: fetch.csv.time.zone: '+01:00' in params.yaml",
+        f"a time that exists: in {mapping.time.zone} the clock is put forward over this one",
+        "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml",
     )
-    require_past(stamps, text[own.time.column], path)
+    require_past(stamps, times, path)
     left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
     values.insert(0, "utc_timestamp", stamps)
     return values[stamps.notna()], left_out
 
 
-def names(own: OwnFile) -> dict[str, str]:
-    """Return what each column of the processed table is called in the file."""
-    return {name: getattr(own, name).column for name in schema.RANGES}
+def names(mapping: OwnFile) -> dict[str, str]:
+    """Return the file's name of each column of the processed table."""
+    return {name: getattr(mapping, name).column for name in RANGES}
 
 
 def _to_utc(text: Series, path: Path, time: TimeColumn) -> tuple[Series, Series]:
-    """Return UTC times, NaT for those that cannot be told, and which of these are of an hour that never was."""
+    """Return UTC times, NaT where they cannot be known, and which of these are of an hour that never was."""
     import pandas as pd
 
     aware = has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
@@ -79,19 +82,19 @@ def _to_utc(text: Series, path: Path, time: TimeColumn) -> tuple[Series, Series]
     if aware.all():
         return parsed, pd.Series(False, text.index)
     if time.zone is None:
-        say = f"in params.yaml, fetch.csv: `time: {{column: {time.column}, zone: UTC}}`, or Europe/Berlin, or +01:00"
-        require(aware, text, path, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", say)
+        example = f"`time: {{column: {time.column}, zone: UTC}}`"
+        next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
+        require(aware, text, path, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", next_step)
     zone = _zone(time.zone)
     summer, known = _sides(parsed, zone)
     local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
-    skipped = local.isna()
-    return local.where(known).dt.tz_convert("UTC"), skipped
+    return local.where(known).dt.tz_convert("UTC"), local.isna()
 
 
 def _sides(parsed: Series, zone: tzinfo) -> tuple[np.ndarray, Series]:
     """Return for each local time whether it is summer's, and whether that is known."""
     twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
-    # Newest first, as many portals write: then winter's row comes first.
+    # Many portals write the newest row first; then winter's row comes first.
     backwards = len(parsed) > 1 and parsed.iloc[0] > parsed.iloc[-1]
     ordered = parsed.iloc[::-1] if backwards else parsed
     place = ordered.groupby(ordered).cumcount().reindex(parsed.index)
@@ -100,17 +103,14 @@ def _sides(parsed: Series, zone: tzinfo) -> tuple[np.ndarray, Series]:
 
 
 def _zone(name: str) -> tzinfo:
-    from datetime import datetime
-    from zoneinfo import ZoneInfo
-
     try:
         if re.fullmatch(r"[+-]\d{2}:\d{2}", name):
             return datetime.strptime(name, "%z").tzinfo
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         raise ParameterError(
-            "params.yaml: fetch.csv.time.zone is no time zone.",
+            "params.yaml: fetch.csv.time.zone is not a time zone.",
             value=repr(name),
             expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
-            next_step="choose one; `python -m zoneinfo` knows none? then install tzdata",
+            next_step="choose one; if `python -m zoneinfo` knows none, install tzdata",
         ) from None

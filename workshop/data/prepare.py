@@ -1,63 +1,55 @@
-"""From the two raw files to the processed frame, by a stated rule that leaves out and never invents."""
+"""From raw files to the processed table, by one rule that leaves out and never invents; and the counts of it."""
 
 from __future__ import annotations
 
 import io
 import logging
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from pandas import DataFrame
+from pandas import DataFrame, DatetimeIndex, Series
 
-from workshop.data import coverage, origin, own, raw, schema, sources
-from workshop.data.coverage import STAMP
+from workshop.data import own, raw, schema, sources
 from workshop.data.files import write_whole
+from workshop.data.schema import STAMP
 from workshop.errors import DataError, ParameterError
 
 logger = logging.getLogger(__name__)
+HOUR = pd.Timedelta(hours=1)
+ALL = "all"
 
 
 class NothingInCommon(DataError):
     """No hour of the years asked for is complete in all raw files."""
 
 
-def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
-    """Return the processed frame of the raw files in ``raw_folder``, and the findings on the way.
+def prepare(
+    raw_folder: Path, first_year: int = 2013, last_year: int = 2016, country: str = raw.GERMANY
+) -> tuple[DataFrame, dict]:
+    """Return the processed table of a country's raw files in ``raw_folder``, and the findings on the way.
 
     The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
 
-    1. an hour that stands in a file more than once: its first row is kept, the others are left out;
+    1. an hour that a file holds more than once: its first row is kept, the others are left out;
     2. an hour that is absent from a file is left out;
     3. an hour in which a needed cell is empty is left out;
     4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
-    Where power, or weather, is in many files (`raw.files`), they count as one, in the order of their names.
+    Many files of a part (`raw.read`) count as one, in the order of their names. The table has the columns
+    `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries its origin (`sources.origin_of`).
 
-    The frame has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries where it comes
-    from (`origin.of_frame`). The findings can be written as JSON: the source; the hours expected, kept and left out; by
-    file (`power` and `weather`, or `own`) its rows, those outside the years, those that stood before an earlier one,
-    those doubled, and the hours absent; the empty cells by column, among the hours that a file has; for a file of
-    one's own what `own.read` left out; the same counts `coverage.by_year`; what is unusual, in words; the first and
-    last hour; the means. What was left out, and why, also goes to the log.
+    The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
+    `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
+    empty cells by column; the same `by_year`, with its gaps; for an own file what `own.read` left out.
 
-    Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut
-    short, a timestamp without a zone or off the hour, no hour in the years asked for, values out of range) and
-    ParameterError when ``last_year`` is before ``first_year``.
+    Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
+    a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
+    ``last_year`` is before ``first_year``.
     """
-    require_years(first_year, last_year)
-    told = origin.of_folder(raw_folder)
-    tables, left_out = _read(Path(raw_folder), told)
-    frame, findings = combine(tables, first_year, last_year, told, f"The frame prepared from {raw_folder}")
-    findings |= left_out
-    logger.info("%s: %s", told.source, coverage.in_words(findings))
-    return frame, findings
-
-
-def require_years(first_year: int, last_year: int) -> None:
-    """Raise ParameterError when ``last_year`` is before ``first_year``."""
     if last_year < first_year:
         raise ParameterError(
             "The last year is before the first.",
@@ -65,144 +57,246 @@ def require_years(first_year: int, last_year: int) -> None:
             expected="first_year <= last_year",
             next_step="exchange them (in chapter 4: params.yaml)",
         )
-
-
-def combine(
-    tables: dict[str, list[raw.Table]], first_year: int, last_year: int, told: origin.Origin, name: str
-) -> tuple[DataFrame, dict]:
-    """Return the processed frame of raw tables, by part, and the findings, as `prepare` does; the same errors.
-
-    The tables of a part are read as one, in their order. ``name`` is what an error calls the frame.
-    """
-    hours = pd.date_range(
-        f"{first_year}-01-01", f"{last_year + 1}-01-01", freq="h", tz="UTC", inclusive="left", unit="us"
-    )
-    parts = {part: _once_an_hour(some, hours) for part, some in tables.items()}
+    origin = sources.origin_in(raw_folder)
+    if origin.csv is None:
+        tables, clock_changes = raw.read(raw_folder, country), None
+    else:
+        path = Path(raw_folder) / sources.OWN_FILE
+        rows, clock_changes = own.read(path, origin.csv)
+        tables = {"own": [raw.Table(path, rows, own.names(origin.csv))]}
+    hours = _hours(first_year, last_year)
+    parts = {name: _take_hours(part, hours) for name, part in tables.items()}
     frame = _join({name: part.frame for name, part in parts.items()}, hours)
-    schema.check(frame, name)
+    schema.check(frame, f"The frame of {country} prepared from {raw_folder}")
+    by_year = _count_by_year(parts, frame, hours)
     findings = {
-        "source": told.source,
+        "source": origin.source,
         "first_year": first_year,
         "last_year": last_year,
         "hours_expected": len(hours),
         "hours_kept": len(frame),
         "hours_left_out": len(hours) - len(frame),
-        "rows": {part: sum(len(table.frame) for table in some) for part, some in tables.items()},
+        "rows": {name: part.rows for name, part in parts.items()},
         "outside_years": {name: part.outside for name, part in parts.items()},
         "unordered": {name: part.unordered for name, part in parts.items()},
-        "doubled": {name: part.doubled for name, part in parts.items()},
-        "absent": {name: len(hours) - len(part.frame) for name, part in parts.items()},
-        "incomplete": {
-            column: int(count) for part in parts.values() for column, count in part.frame.isna().sum().items()
-        },
-        "by_year": coverage.by_year(
-            {part: pd.concat([table.frame for table in some]) for part, some in tables.items()}, frame, hours
-        ),
-        "unusual": schema.unusual(frame),
-        "first_hour": frame["utc_timestamp"].iloc[0].strftime(STAMP),
-        "last_hour": frame["utc_timestamp"].iloc[-1].strftime(STAMP),
-        "means": {column: round(float(frame[column].mean()), 4) for column in schema.RANGES},
+        **{reason: _sums(by_year, reason) for reason in ("doubled", "absent", "incomplete")},
+        "by_year": by_year,
+        "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
+        "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
     }
-    return told.mark(frame), findings
+    if clock_changes is not None:
+        findings["clock_changes"] = clock_changes
+    logger.info("%s, %s: %s", origin.source, country, in_words(findings))
+    return origin.mark(frame), findings
 
 
+# -- many countries ----------------------------------------------------------------------------------------------------
+def choose_countries(raw_folder: Path, countries: str) -> list[str]:
+    """Return the codes that ``countries`` names (`DE,AT`, or `all` that any raw file has a column of), Germany always.
+
+    Raises ParameterError when an own file is asked for other countries.
+    """
+    codes = {raw.GERMANY, *countries.split(",")} - {ALL}
+    if countries != ALL and codes == {raw.GERMANY}:
+        return [raw.GERMANY]
+    if sources.origin_in(raw_folder).csv is not None:
+        raise ParameterError(
+            "An own file holds one country.",
+            value=f"prepare.countries {countries}",
+            expected=f"{raw.GERMANY}, which stands for that country",
+            next_step="set prepare.countries in params.yaml",
+        )
+    return sorted(codes | set(raw.countries(raw_folder))) if countries == ALL else sorted(codes)
+
+
+def prepare_country(
+    country: str, raw_folder: Path, first_year: int, last_year: int
+) -> tuple[DataFrame, dict] | DataError:
+    """Return what `prepare` returns of one country, or its error if the raw files lack a column or an hour of it."""
+    try:
+        return prepare(raw_folder, first_year, last_year, country)
+    except (raw.MissingColumns, NothingInCommon) as error:
+        return error
+
+
+def write_countries(results: Mapping[str, tuple[DataFrame, dict] | DataError], folder: Path, asked: str) -> dict:
+    """Write each country's table into ``folder`` as `country=DE/year=2013/hours.parquet`; return Germany's findings.
+
+    pandas and Dask read such a folder as one table. The findings name, in `countries`, the hours kept of each country
+    and, in `countries_left_out`, why `all` left out the others. Raises the error of a country that ``asked`` names.
+    """
+    left_out = {country: result for country, result in results.items() if isinstance(result, DataError)}
+    for country, error in left_out.items():
+        if asked != ALL or country == raw.GERMANY:
+            raise error
+    shutil.rmtree(folder, ignore_errors=True)
+    prepared = {country: result for country, result in results.items() if country not in left_out}
+    for country, (frame, _) in prepared.items():
+        for year, part in frame.groupby(frame["utc_timestamp"].dt.year):
+            _write_parquet(part, Path(folder) / f"country={country}" / f"year={year}" / "hours.parquet")
+    return prepared[raw.GERMANY][1] | {
+        "countries": {country: findings["hours_kept"] for country, (_, findings) in prepared.items()},
+        "countries_left_out": {country: error.what for country, error in left_out.items()},
+    }
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
 def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
-    """Write the processed frame as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
+    """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
 
-    The same frame gives the same bytes. Each file is written whole or not at all. Raises DataError (frame breaks the
-    schema, disk full, folder not writable).
+    The same table gives the same bytes. Raises DataError (table breaks the schema, disk full, folder not writable).
     """
     parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
     return [parquet, _write_csv(frame, Path(folder) / f"{name}.csv")]
 
 
 def write_parquet(frame: DataFrame, path: Path) -> Path:
-    """Write a processed frame, or a part of one, as parquet and return its path; bytes and errors as `write`."""
-    schema.check(frame, path.name)
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    return write_whole(path, buffer.getvalue())
+    """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
+    return _write_parquet(schema.check(frame, Path(path).name), path)
 
 
 def load_or_make(csv: Path) -> DataFrame:
-    """Return the processed frame in the file ``csv``, made from the embedded sample first if there is no such file.
+    """Return the processed table in the file ``csv``; if there is no such file, make it from the embedded sample.
 
     Raises DataError (file damaged, disk full, folder not writable).
     """
-    csv = Path(csv)
-    if not csv.exists():
+    if not Path(csv).exists():
         with tempfile.TemporaryDirectory() as folder:
             sources.fetch("sample", Path(folder))
-            frame, _ = prepare(Path(folder))
-        _write_csv(frame, csv)
+            _write_csv(prepare(Path(folder))[0], Path(csv))
     return schema.read(csv)
+
+
+def _write_parquet(frame: DataFrame, path: Path) -> Path:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return write_whole(path, buffer.getvalue())
 
 
 def _write_csv(frame: DataFrame, path: Path) -> Path:
     return write_whole(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
 
 
+# -- the rule ----------------------------------------------------------------------------------------------------------
 class _Part(NamedTuple):
-    """The hours of raw tables, each once, time as the index; and how many rows were otherwise."""
+    """The hours of raw tables, each once, time as the index; the times of repeated rows; and counts of rows."""
 
     frame: DataFrame
+    repeated: Series
+    rows: int
     outside: int
     unordered: int
-    doubled: int
 
 
-def _read(folder: Path, told: origin.Origin) -> tuple[dict[str, list[raw.Table]], dict[str, dict[str, int]]]:
-    """Return the raw tables of a folder, by part, and what was left out on reading, by reason."""
-    if told.csv is None:
-        return raw.read(folder), {}
-    path = folder / sources.OWN_FILE
-    frame, left_out = own.read(path, told.csv)
-    return {"own": [raw.Table(path, frame, own.names(told.csv))]}, {"clock_changes": left_out}
-
-
-def _once_an_hour(tables: list[raw.Table], hours: pd.DatetimeIndex) -> _Part:
+def _take_hours(tables: list[raw.Table], hours: DatetimeIndex) -> _Part:
     """Take the ``hours`` out of raw tables, each once; raise DataError for what is off the hour or out of range."""
-    within = [_within(table, hours) for table in tables]
-    doubled = pd.concat([frame["utc_timestamp"] for frame in within]).duplicated(keep="first").to_numpy()
-    ends = np.cumsum([len(frame) for frame in within])[:-1]
-    once = [frame[~mask] for frame, mask in zip(within, np.split(doubled, ends), strict=True)]
-    for table, frame in zip(tables, once, strict=True):
-        schema.require_ranges(frame, table.path, table.names)
-    stamps = pd.concat([table.frame["utc_timestamp"] for table in tables])
-    unordered = int((stamps < stamps.cummax()).sum())
-    frame = pd.concat(once).set_index("utc_timestamp")
-    return _Part(frame, len(stamps) - len(doubled), unordered, int(doubled.sum()))
+    seen, once, repeated = pd.Index([]), [], []
+    for path, frame, names in tables:
+        stamps = frame["utc_timestamp"]
+        within = frame[(stamps >= hours[0]) & (stamps < hours[-1] + HOUR)]
+        stamps = within["utc_timestamp"]
+        if not stamps.isin(hours).all():
+            line = (~stamps.isin(hours)).idxmax()
+            raise DataError(
+                f"{path}, line {line}, column utc_timestamp: not a full hour.",
+                value=f"{stamps[line]:{STAMP}}",
+                expected="hourly data",
+                next_step="use the file of hourly values (60min)",
+            )
+        again = stamps.duplicated() | stamps.isin(seen)
+        schema.check_ranges(within[~again], path, names)
+        once.append(within[~again].set_index("utc_timestamp"))
+        repeated.append(stamps[again])
+        seen = seen.union(once[-1].index) if len(seen) else once[-1].index
+    every = pd.concat([table.frame["utc_timestamp"] for table in tables])
+    frame, repeated = pd.concat(once), pd.concat(repeated)
+    unordered = int((every < every.cummax()).sum())
+    return _Part(frame, repeated, len(every), len(every) - len(frame) - len(repeated), unordered)
 
 
-def _within(table: raw.Table, hours: pd.DatetimeIndex) -> DataFrame:
-    """Return the rows of the years that ``hours`` span; raise DataError for the first that is off the hour."""
-    path, frame, _ = table
-    stamps = frame["utc_timestamp"]
-    within = frame[(stamps >= hours[0]) & (stamps < hours[-1] + pd.Timedelta(hours=1))]
-    off = ~within["utc_timestamp"].isin(hours)
-    if off.any():
-        line = off.idxmax()
-        raise DataError(
-            f"{path}, line {line}, column utc_timestamp: not a full hour.",
-            value=within["utc_timestamp"][line].strftime(STAMP),
-            expected="hourly data",
-            next_step="use the file of hourly values (60min)",
-        )
-    return within
-
-
-def _join(frames: dict[str, DataFrame], hours: pd.DatetimeIndex) -> DataFrame:
-    """Return the hours that are complete in every frame; raise DataError, saying what lacks, if there is none."""
+def _join(frames: dict[str, DataFrame], hours: DatetimeIndex) -> DataFrame:
+    """Return the hours that are complete in every frame; raise NothingInCommon if there is none."""
     joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
     complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
     if complete.empty:
         empty = [column for frame in frames.values() if len(frame) for column in frame if frame[column].isna().all()]
-        found = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
+        counts = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
         raise NothingInCommon(
             f"The raw files have no complete hour in common from {hours[0].year} to {hours[-1].year}.",
-            value=found + (f"; no value at all of {', '.join(empty)}" if empty else ""),
+            value=counts + (f"; no value at all of {', '.join(empty)}" if empty else ""),
             expected="hours in which nothing is missing",
             next_step="ask for years that the files hold (prepare.first_year and last_year in params.yaml)"
-            + ("; look for these columns' values" if empty else ""),
+            + ("; check the values of these columns" if empty else ""),
         )
     return complete
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many rows or hours were left out, by reason in words; an hour can have more than one reason."""
+    reasons = {
+        **{f"absent from {name}": count for name, count in findings["absent"].items()},
+        **{f"without {column}": count for column, count in findings["incomplete"].items()},
+        **{f"doubled in {name}": count for name, count in findings["doubled"].items()},
+        **{f"of other years in {name}": count for name, count in findings["outside_years"].items()},
+        **{f"{kind} at a clock change": count for kind, count in findings.get("clock_changes", {}).items()},
+    }
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def in_words(findings: Mapping[str, Any]) -> str:
+    """Return a line that says how many hours were kept, and what was left out and why."""
+    kept = f"{findings['hours_kept']:,} of {findings['hours_expected']:,} hours kept"
+    reasons = [f"{reason} {count:,}" for reason, count in left_out(findings).items()]
+    return f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
+
+
+def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:
+    """Return how many hours of each month are missing: a row a year, columns 1 to 12."""
+    hours = _hours(first_year, last_year)
+    missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
+    return missing.groupby([hours.year, hours.month]).sum().unstack()
+
+
+def runs(values: Series) -> DataFrame:
+    """Return the runs of equal values: `value`, `first` (its index) and `hours`; missing values belong to no run."""
+    starts = values.ne(values.shift()) & values.notna()
+    sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
+    return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "hours": sizes.to_numpy()})
+
+
+def _hours(first_year: int, last_year: int) -> DatetimeIndex:
+    ends = f"{first_year}-01-01", f"{last_year + 1}-01-01"
+    return pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")
+
+
+def _count_by_year(parts: Mapping[str, _Part], frame: DataFrame, hours: DatetimeIndex) -> dict[str, dict[str, Any]]:
+    """Return for each year the hours expected, kept and left out by reason, and the gaps in the kept ones.
+
+    By part: rows `doubled` and hours `absent`; by column: hours `incomplete`, of those that the part has.
+    """
+    counts = {}
+    for year, expected in hours.groupby(hours.year).items():
+        missing = Series(~expected.isin(frame["utc_timestamp"]), expected)
+        gaps = runs(missing[missing].reindex(expected))
+        longest = gaps.loc[gaps["hours"].idxmax()] if len(gaps) else None
+        counts[str(year)] = {
+            "hours_expected": len(expected),
+            "hours_kept": int((~missing).sum()),
+            "gaps": len(gaps),
+            "longest_gap_hours": 0 if longest is None else int(longest["hours"]),
+            "longest_gap_from": None if longest is None else f"{longest['first']:{STAMP}}",
+            "doubled": {name: int((part.repeated.dt.year == year).sum()) for name, part in parts.items()},
+            "absent": {name: int((~expected.isin(part.frame.index)).sum()) for name, part in parts.items()},
+            "incomplete": {
+                column: int(values[values.index.year == year].isna().sum())
+                for part in parts.values()
+                for column, values in part.frame.items()
+            },
+        }
+    return counts
+
+
+def _sums(by_year: Mapping[str, Mapping[str, Any]], reason: str) -> dict[str, int]:
+    years = list(by_year.values())
+    return {name: sum(year[reason][name] for year in years) for name in years[0][reason]}

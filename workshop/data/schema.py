@@ -1,25 +1,24 @@
-"""What the processed frame must hold: its columns, units and physical ranges, checked with the fault's place named."""
+"""The processed table: its columns, units and ranges, and the check that a table holds to them."""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workshop.data import units
-from workshop.data.tables import latest_allowed, read_columns, require_columns
-from workshop.data.thresholds import MONTH_HOURS, RANGES, USUAL_MEANS
+from workshop.data.raw import latest_allowed, read_columns, require_columns
 from workshop.errors import DataError
 
 if TYPE_CHECKING:
-    import pandera.pandas as pa
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 FEATURES = ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
 TARGETS = ["solar_GW", "wind_GW"]
 COLUMNS = ["utc_timestamp", *TARGETS, *FEATURES]
-# Stamps are the start of the hour; wind speed is at 10 m, temperature at 2 m, radiation on the horizontal, direct (its
-# column is named rad_horizontal after the source) and diffuse.
+STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
+# Times are the start of the hour. Wind speed is at 10 m, temperature at 2 m; radiation is on the horizontal, direct
+# (`rad_horizontal`, as the source calls it) and diffuse.
 UNITS: dict[str, str] = {
     "utc_timestamp": "UTC",
     "solar_GW": "GW",
@@ -29,47 +28,61 @@ UNITS: dict[str, str] = {
     "rad_horizontal": "W/m²",
     "rad_diffuse": "W/m²",
 }
-SHOWN = 5  # failures told in an error; the rest are counted
+# What is physically possible for a country's mean or sum; the solar constant is 1,361 W/m2. Anything else is an error.
+RANGES: dict[str, tuple[float, float]] = {
+    "solar_GW": (0, 200),
+    "wind_GW": (0, 200),
+    "windspeed": (0, 60),
+    "temperature": (-40, 50),
+    "rad_horizontal": (0, 1400),
+    "rad_diffuse": (0, 1400),
+}
+# A mean beyond these is possible, but often another unit: wind in km/h stays within its range. The limits of power are
+# wide, since countries differ: only a factor of 1,000 shows.
+USUAL_MEANS: dict[str, tuple[float, float]] = {
+    "solar_GW": (0.01, 100),
+    "wind_GW": (0.01, 100),
+    "windspeed": (1, 10),
+    "temperature": (-10, 30),
+    "rad_horizontal": (20, 300),
+    "rad_diffuse": (20, 150),
+}
+MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
+
+# Other units of a quantity, the nearest first. A value in our unit is value * first / second + third, written so that
+# whole numbers stay exact. The energy that falls in an hour is the hour's mean power times 3,600 s.
+_POWER = {"GW": (1, 1, 0), "MW": (1, 1000, 0), "kW": (1, 10**6, 0), "W": (1, 10**9, 0)}
+_RADIATION = {
+    "W/m2": (1, 1, 0), "Wh/m2": (1, 1, 0), "kJ/m2": (1, 3.6, 0), "kW/m2": (1000, 1, 0), "kWh/m2": (1000, 1, 0),
+    "MJ/m2": (10**6, 3600, 0), "J/m2": (1, 3600, 0),
+}  # fmt: skip
+CONVERSIONS: dict[str, dict[str, tuple[float, float, float]]] = {
+    "solar_GW": _POWER,
+    "wind_GW": _POWER,
+    "windspeed": {"m/s": (1, 1, 0), "kn": (1852, 3600, 0), "mph": (0.44704, 1, 0), "km/h": (1, 3.6, 0)},
+    "temperature": {"C": (1, 1, 0), "K": (1, 1, -273.15), "F": (5, 9, -160 / 9)},
+    "rad_horizontal": _RADIATION,
+    "rad_diffuse": _RADIATION,
+}
+FEW = 0.05  # a share of values out of range that are slips, and not another unit
+SHOWN = 5  # faults that an error names; the rest are counted
 
 _MAKE_AGAIN = "make the file again (workshop data, or the notebook make_processed_data)"
 
 
-@cache
-def schema() -> pa.DataFrameSchema:
-    """Return the pandera schema of the processed frame; further columns are allowed."""
-    import pandera.pandas as pa
-
-    columns = {
-        "utc_timestamp": pa.Column(
-            checks=[
-                # fillna: the first row has none before it, and a missing stamp is told by its own rule
-                pa.Check(lambda stamps: stamps.diff().dt.total_seconds().fillna(1) != 0, name="each hour once"),
-                pa.Check(lambda stamps: stamps.diff().dt.total_seconds().fillna(1) >= 0, name="increasing"),
-                pa.Check(lambda stamps: ~(stamps > latest_allowed()), name="not in the future"),
-            ]
-        )
-    }
-    for column, (least, most) in RANGES.items():
-        rule = pa.Check.in_range(least, most, error=f"between {least} and {most} {UNITS[column]}")
-        columns[column] = pa.Column("float64", rule)
-    return pa.DataFrameSchema(columns)
-
-
 def check(frame: DataFrame, name: str = "frame", *, first_line: int | None = None) -> DataFrame:
-    """Return ``frame`` if it is a processed frame: see `COLUMNS`, `UNITS` and `RANGES`.
+    """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
 
-    `utc_timestamp` is a UTC datetime column, each hour once and increasing; the others are float64 within range;
-    nothing is missing; there is at least one row. Raises DataError that tells how many failures there are, and of
-    the first five the row, column, value and rule. A row is named by its timestamp and its position, or its line in
-    a file if ``first_line``, the line of the first row, is given.
+    `utc_timestamp` is in UTC, each hour once and increasing; the other columns are float64 within range; no cell is
+    missing; there is at least one row. Raises DataError that counts the failures and names, of the first five, row (or
+    line, if ``first_line`` says which line of a file the first row is), time, column, value and rule.
     """
     import pandas as pd
-    from pandera.errors import SchemaErrors
+    import pandera.pandas as pa
 
     require_columns(frame.columns, COLUMNS, name)
-    numbered = frame[COLUMNS].reset_index(drop=True)
-    stamps = numbered["utc_timestamp"]
-    if not len(numbered):
+    stamps = frame["utc_timestamp"]
+    if not len(frame):
         raise DataError(f"{name} has no rows.", next_step=_MAKE_AGAIN)
     if not isinstance(stamps.dtype, pd.DatetimeTZDtype) or str(stamps.dt.tz) != "UTC":
         raise DataError(
@@ -78,98 +91,103 @@ def check(frame: DataFrame, name: str = "frame", *, first_line: int | None = Non
             expected="a datetime column with the time zone UTC",
             next_step='frame["utc_timestamp"] = pandas.to_datetime(frame["utc_timestamp"], utc=True)',
         )
-    _require_numbers(numbered, name, first_line)
-    try:
-        schema().validate(numbered, lazy=True)
-    except SchemaErrors as errors:
-        cases = errors.failure_cases.sort_values(["index", "column"], kind="stable")
-    else:
-        return frame
-    found = [
-        f"{_place(stamps, case.index, first_line)}, {case.column} = {_shown(case.failure_case)}, {_rule(case.check)}"
-        for case in cases.head(SHOWN).itertuples(index=False)
+    rules = [
+        pa.Check(lambda stamps: stamps.diff() != timedelta(0), error="each hour once"),
+        pa.Check(lambda stamps: ~(stamps.diff() < timedelta(0)), error="increasing"),
+        pa.Check(lambda stamps: ~(stamps > latest_allowed()), error="not in the future"),
     ]
+    first = first_line or 0
+    numbered = frame[COLUMNS].set_axis(range(first, first + len(frame)))
+    place = "row" if first_line is None else "line"
+    _validate(numbered, {"utc_timestamp": pa.Column(checks=rules)}, name, place, _MAKE_AGAIN)
+    return frame
+
+
+def check_ranges(frame: DataFrame, path: Path, names: Mapping[str, str]) -> None:
+    """Raise DataError for values of a raw file that are out of range; empty cells are allowed.
+
+    The index of ``frame`` is the line in the file ``path``; ``names`` are the file's names of our columns.
+    """
+    next_step = f"correct or leave out these lines of {path.name}"
+    _validate(frame, {}, str(path), "line", next_step, names=names, nullable=True)
+
+
+def _validate(
+    frame: DataFrame,
+    columns: dict,
+    name: str,
+    place: str,
+    next_step: str,
+    *,
+    names: Mapping[str, str] | None = None,
+    nullable: bool = False,
+) -> None:
+    """Hold a frame against ``columns`` and `RANGES`; raise DataError on what pandera reports."""
+    import pandera.pandas as pa
+    from pandera.errors import SchemaErrors
+
+    for column in frame.columns.intersection(list(RANGES)):
+        least, most = RANGES[column]
+        rule = pa.Check.in_range(least, most, error=f"between {least} and {most} {UNITS[column]}")
+        columns[column] = pa.Column("float64", rule, nullable=nullable)
+    try:
+        pa.DataFrameSchema(columns).validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases.sort_values(["index", "column"], kind="stable", na_position="first")
+    else:
+        return
+    # Of a column of text the dtype is reported cell by cell; that its range cannot be checked says nothing more.
+    cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")]
+    stamps, faults = frame["utc_timestamp"], []
+    for case in cases.head(SHOWN).itertuples(index=False):
+        line = int(case.index) if case.index == case.index and case.index is not None else None
+        where = "all rows" if line is None else f"{place} {line}"
+        where += "" if line is None or stamps[line] != stamps[line] else f" ({stamps[line]:{STAMP}})"
+        theirs = f"column {names[case.column]}: " if names else ""
+        value = "nothing" if case.failure_case is None or case.failure_case != case.failure_case else case.failure_case
+        rule = "no cell missing" if case.check == "not_nullable" else case.check
+        faults.append(f"{where}, {theirs}{case.column} = {value}, rule: {rule}")
     if len(cases) > SHOWN:
-        found.append(f"... and {len(cases) - SHOWN} more")
+        faults.append(f"... and {len(cases) - SHOWN} more")
+    units = suspected_units(frame)
     raise DataError(
         f"{name} breaks the schema: {len(cases)} failure{'' if len(cases) == 1 else 's'}.",
-        value="\n            ".join(found),
+        value="\n            ".join(faults),
         expected="each hour once and increasing, no cell missing, values within their ranges",
-        next_step=_other_units(numbered)
-        or f"correct or leave out these rows where the data comes from, then {_MAKE_AGAIN}",
+        next_step=f"look at the unit: {units} (for an own file: `unit` in params.yaml)" if units else next_step,
     )
 
 
-def require_ranges(frame: DataFrame, path: Path, names: dict[str, str]) -> None:
-    """Raise DataError for the values of raw columns that are out of range, with their lines in the file ``path``.
-
-    ``frame`` has `utc_timestamp` and columns of `RANGES` in our units, the index is the line; ``names`` says what each
-    of these columns is called in the file. Empty cells are nobody's fault here.
-    """
-    faults = []
-    for column in names.keys() & RANGES.keys():
-        least, most = RANGES[column]
-        values = frame[column]
-        wrong = values[values.notna() & ~values.between(least, most)]
-        faults += [(line, column, value) for line, value in wrong.items()]
-    if not faults:
-        return
-    faults.sort(key=lambda fault: (fault[0], fault[1]))
-    found = [
-        f"line {line} ({frame['utc_timestamp'][line]:%Y-%m-%dT%H:%M:%SZ}), column {names[column]}:"
-        f" {column} = {value:g}, rule: between {RANGES[column][0]} and {RANGES[column][1]} {UNITS[column]}"
-        for line, column, value in faults[:SHOWN]
-    ]
-    if len(faults) > SHOWN:
-        found.append(f"... and {len(faults) - SHOWN} more")
-    raise DataError(
-        f"{path} holds values that cannot be: {len(faults)} cell{'' if len(faults) == 1 else 's'}.",
-        value="\n            ".join(found),
-        expected="values within their ranges",
-        next_step=_other_units(frame) or f"correct or leave out these lines of {path.name}",
-    )
-
-
-def _other_units(frame: DataFrame) -> str | None:
-    """Return what to do when a whole column seems to be in another unit."""
-    words = suspected_units(frame)
-    return f"look at the unit: {words} (for a file of your own: `unit` in params.yaml)" if words else None
+def convert(values: Series, column: str, unit: str) -> Series:
+    """Return ``values`` of ``unit`` in the unit of ``column`` (`UNITS`)."""
+    factor, divisor, offset = CONVERSIONS[column][unit]
+    return values * factor / divisor + offset
 
 
 def suspected_units(frame: DataFrame) -> str:
-    """Return which columns seem to be in another unit, and in which; empty when none does."""
-    seem = {
-        column: unit
-        for column, (least, most) in RANGES.items()
-        if column in frame and (unit := units.suspected(frame[column], column, least, most))
-    }
-    return "; ".join(_wrong_unit(column, unit) for column, unit in seem.items())
+    """Say which columns seem to be in another unit, and in which; return no text when none does.
 
-
-def _wrong_unit(column: str, unit: str) -> str:
-    factor, divisor, offset = units.OF_COLUMN[column][unit]
-    if offset:
-        return f"the values of {column} would be in range if they were in {unit}"
-    words = f"the values of {column} would be in range times {factor / divisor:g}"
-    return words + (" (kW given for MW, or MW for GW?)" if unit == "MW" else f" (in {unit}?)")
-
-
-def unusual(frame: DataFrame) -> list[str]:
-    """Return what is odd, though possible, about a processed frame, in words: means beyond `USUAL_MEANS`."""
-    if len(frame) < MONTH_HOURS:
-        return []
-    means = {column: frame[column].mean() for column in USUAL_MEANS}
-    return [
-        f"{column}: the mean is {means[column]:.3g} {UNITS[column]}, usual is {least} to {most}; look at its unit"
-        for column, (least, most) in USUAL_MEANS.items()
-        if not least <= means[column] <= most
-    ]
+    Another unit is suspected when more than a few values that are not zero are out of range, and nearly all of them
+    are within it when they are taken for values of that unit.
+    """
+    words = []
+    for column in frame.columns.intersection(list(RANGES)):
+        values = frame[column][frame[column].notna() & (frame[column] != 0)]
+        if values.dtype != "float64" or not len(values) or values.between(*RANGES[column]).mean() >= 1 - FEW:
+            continue
+        for unit, (factor, divisor, offset) in CONVERSIONS[column].items():
+            if convert(values, column, unit).between(*RANGES[column]).mean() >= 1 - FEW:
+                times = f" times {factor / divisor:g}" if not offset else ""
+                hint = " (kW given for MW, or MW for GW?)" if unit == "MW" else f" (in {unit}?)"
+                words.append(f"the values of {column} would be in range{times}{hint}")
+                break
+    return "; ".join(words)
 
 
 def read(path: Path) -> DataFrame:
-    """Read a processed frame from ``path``, a .csv or .parquet file, and check it; columns as `COLUMNS`.
+    """Read a processed table from ``path``, a .csv or .parquet file, and check it; columns as `COLUMNS`.
 
-    Raises DataError: missing, truncated or other files, missing columns, text in a number, and whatever `check` finds.
+    Raises DataError: missing, damaged or other files, and whatever `raw.read_columns` and `check` refuse.
     """
     import pandas as pd
     import pyarrow as pa
@@ -195,35 +213,3 @@ def read(path: Path) -> DataFrame:
         raise DataError(
             f"The file {path} is damaged or not Parquet.", value=str(error).splitlines()[0], next_step=_MAKE_AGAIN
         ) from None
-
-
-def _require_numbers(frame: DataFrame, name: str, first_line: int | None) -> None:
-    """Raise DataError for the first cell that is no number: pandera would name the column's type only."""
-    import pandas as pd
-
-    for column in RANGES:
-        if frame[column].dtype == "float64":
-            continue
-        wrong = pd.to_numeric(frame[column], errors="coerce").isna() & frame[column].notna()
-        row = wrong.idxmax() if wrong.any() else 0
-        raise DataError(
-            f"{name}, {_place(frame['utc_timestamp'], row, first_line)}, column {column}: not a float64 number.",
-            value=f"{frame[column][row]!r} (dtype {frame[column].dtype})",
-            expected="float64",
-            next_step=f'frame["{column}"] = frame["{column}"].astype("float64"), once every cell is a number',
-        )
-
-
-def _place(stamps, row: float, first_line: int | None) -> str:
-    row = int(row)
-    stamp = stamps[row]
-    where = f"row {row}" if first_line is None else f"line {row + first_line}"
-    return f"{where} ({stamp:%Y-%m-%dT%H:%M:%SZ})" if stamp == stamp else where
-
-
-def _shown(value: object) -> str:
-    return "nothing" if value is None or value != value else str(value)
-
-
-def _rule(check: str) -> str:
-    return f"rule: {'no cell missing' if check == 'not_nullable' else check}"

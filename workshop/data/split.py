@@ -1,14 +1,19 @@
-"""The processed frame in two: rows to train on and rows held out."""
+"""Parts of time: the rows to train on and the rows held out, and weeks by their ISO 8601 names such as 2016-W40."""
 
 from __future__ import annotations
 
 import math
+import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from workshop.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
+
+WEEK_HOURS = 168
+WHOLE_ENOUGH = 0.9  # a week with fewer of its hours is no basis for a report
 
 
 def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, DataFrame]:
@@ -18,29 +23,25 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
     keep all columns, sorted by time, with a fresh index. Raises ParameterError unless 0 < ``test_fraction`` < 1, and
     DataError if either would be empty.
     """
-    _require_fraction(test_fraction)
-    ordered = frame.sort_values("utc_timestamp", kind="stable", ignore_index=True)
-    cut = _require_both(math.floor(len(ordered) * (1 - test_fraction)), len(ordered))
+    ordered, cut = _order(frame, test_fraction)
     return ordered.iloc[:cut].copy(), ordered.iloc[cut:].reset_index(drop=True)
 
 
 def split_at_random(frame: DataFrame, test_fraction: float, seed: int) -> tuple[DataFrame, DataFrame]:
     """Return train and test: the test rows are drawn at random, the same ones for the same ``seed``.
 
-    It flatters a model, which learns from the same years as it is tested on, with the same power plants; in use, plants
-    have been added since.
-    Shape, order and errors as `split_by_time`.
+    A random split flatters a model, which learns from the same years as it is tested on, with the same power plants; in
+    use, plants have been added since. Shape, order and errors as `split_by_time`.
     """
     from sklearn.model_selection import train_test_split
 
-    _require_fraction(test_fraction)
-    ordered = frame.sort_values("utc_timestamp", kind="stable", ignore_index=True)
-    _require_both(math.floor(len(ordered) * (1 - test_fraction)), len(ordered))
+    ordered, _ = _order(frame, test_fraction)
     train, test = train_test_split(ordered, test_size=test_fraction, random_state=seed)
     return train.sort_index().reset_index(drop=True), test.sort_index().reset_index(drop=True)
 
 
-def _require_fraction(test_fraction: float) -> None:
+def _order(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, int]:
+    """Return the frame sorted by time, and the number of rows to train on."""
     if not 0 < test_fraction < 1:
         raise ParameterError(
             "The share of rows to hold out cannot be used.",
@@ -48,14 +49,74 @@ def _require_fraction(test_fraction: float) -> None:
             expected="a number between 0 and 1, neither included",
             next_step="0.2 is a good start (in chapter 4: `test_fraction` in params.yaml)",
         )
-
-
-def _require_both(cut: int, rows: int) -> int:
-    if not 0 < cut < rows:
+    cut = math.floor(len(frame) * (1 - test_fraction))
+    if not 0 < cut < len(frame):
         raise DataError(
             "There are too few rows to split.",
-            value=f"{rows} rows, {cut} to train on",
+            value=f"{len(frame)} rows, {cut} to train on",
             expected="at least one row on either side",
             next_step="take more data or another test_fraction",
         )
-    return cut
+    return frame.sort_values("utc_timestamp", kind="stable", ignore_index=True), cut
+
+
+# -- weeks -------------------------------------------------------------------------------------------------------------
+def select_week(frame: DataFrame, week: str) -> tuple[str, DataFrame]:
+    """Return the name and the rows of one week of a processed table; it starts on Monday, 00:00 UTC.
+
+    ``week`` is an ISO name, or `latest` for the last week that holds at least nine tenths of its hours. Raises
+    ParameterError when there is no such week or no hour in it.
+    """
+    stamps = frame["utc_timestamp"]
+    if week == "latest":
+        counts = mondays(stamps).value_counts().sort_index()
+        whole = counts[counts >= WHOLE_ENOUGH * WEEK_HOURS]
+        week = name_of((whole if len(whole) else counts).index[-1])
+    start = monday(week)
+    rows = frame[(stamps >= start) & (stamps < start + timedelta(weeks=1))].reset_index(drop=True)
+    if rows.empty:
+        raise ParameterError(
+            f"There are no hours in the week {week}.",
+            value=f"the data run from {name_of(stamps.min())} to {name_of(stamps.max())}",
+            next_step="name a week within, or `latest` (report.week in params.yaml)",
+        )
+    return week, rows
+
+
+def monday(week: str) -> datetime:
+    """Return the time at which a week starts; raise ParameterError for a name that is not a week's."""
+    try:
+        if not re.fullmatch(r"[0-9]{4}-W[0-9]{2}", week):
+            raise ValueError
+        start = datetime.strptime(f"{week}-1", "%G-W%V-%u").replace(tzinfo=UTC)
+        start + timedelta(weeks=1)  # the last week of the calendar has no end
+    except (ValueError, OverflowError):
+        raise ParameterError("There is no such week.", value=week, expected="`latest`, or one like 2016-W40") from None
+    return start
+
+
+def name_of(moment: datetime) -> str:
+    """Return the name of the week that a UTC time is in."""
+    year, week, _ = moment.isocalendar()
+    return f"{year:04}-W{week:02}"
+
+
+def mondays(stamps: Series) -> Series:
+    """Return, for each of a column of UTC times, the time at which its week starts."""
+    import pandas as pd
+
+    return stamps.dt.normalize() - pd.to_timedelta(stamps.dt.day_of_week, unit="D")
+
+
+def week_means(values: Series, stamps: Series) -> Series:
+    """Return the means of an hourly column over weeks with at least nine tenths of their hours, by the weeks' starts.
+
+    ``stamps`` are the hours of ``values``, in UTC, with the same index.
+    """
+    by_week = values.groupby(mondays(stamps))
+    return by_week.mean()[by_week.size() >= WHOLE_ENOUGH * WEEK_HOURS]
+
+
+def week_names(frame: DataFrame) -> list[str]:
+    """Return the names of all weeks that a processed table has hours of, the first one first."""
+    return [name_of(start) for start in mondays(frame["utc_timestamp"]).drop_duplicates()]

@@ -1,28 +1,34 @@
-"""A pipeline stage as `dvc.yaml` declares it: the one place that knows where its inputs and outputs lie."""
+"""A pipeline stage as `dvc.yaml` and `params.yaml` declare it: its parameters, inputs and outputs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from workshop.errors import EngineError
+from workshop.parameters import STAGES, check
 from workshop.settings import get_settings
 
 
 class Stage:
-    """The declared inputs and outputs of one stage, asked for by file name.
+    """The parameters of one stage, and its declared inputs and outputs, by file name.
 
-    Reads ``dvc.yaml`` in the current folder, where DVC runs a stage; else, as in a notebook opened in
-    JupyterLab, in the pipeline's folder.
+    ``variables`` are a notebook's (`globals()`): of them, those that the stage's section of params.yaml names become
+    ``parameters``, checked. Files are looked up in ``dvc.yaml`` in the current folder, where DVC runs a stage, or in
+    the pipeline's folder, as for a notebook opened in JupyterLab.
     """
 
-    def __init__(self, name: str) -> None:
-        here = Path.cwd()
+    def __init__(self, name: str, variables: Mapping[str, Any] | None = None) -> None:
         self.name = name
-        self.folder = here if (here / "dvc.yaml").exists() else get_settings().pipeline
+        self.parameters: dict[str, Any] = {}
+        if variables is not None:
+            values = {key: variables[key] for key in STAGES[name].model_fields if key in variables}
+            self.parameters = check(name, values).model_dump()
+        self.folder = Path.cwd() if Path("dvc.yaml").exists() else get_settings().pipeline
         file = self.folder / "dvc.yaml"
         try:
             stages = yaml.safe_load(file.read_text())["stages"]
@@ -30,22 +36,20 @@ class Stage:
             raise EngineError(f"{file} declares no stages.", value=repr(error)) from None
         if name not in stages:
             raise EngineError(f"{file} has no stage `{name}`.", expected=", ".join(stages))
-        self._inputs = self._by_name(stages[name].get("deps", []))
-        outputs = [entry for kind in ("outs", "metrics") for entry in stages[name].get(kind, [])]
-        self._outputs = self._by_name(outputs)
+        self._declared = {kind: self._paths(stages[name].get(kind, [])) for kind in ("deps", "outs", "metrics")}
 
-    def _by_name(self, entries: list) -> dict[str, Path]:
+    def _paths(self, entries: list) -> dict[str, Path]:
         # An entry is a path, or a mapping from a path to its flags.
         paths = [Path(entry if isinstance(entry, str) else next(iter(entry))) for entry in entries]
         return {path.name: self.folder / path for path in paths}
 
     def input(self, name: str) -> Path:
         """Return the path of a declared dependency, such as ``train.parquet``."""
-        return self._find(self._inputs, name, "deps")
+        return self._find(name, "deps")
 
     def output(self, name: str) -> Path:
-        """Return the path of a declared output, its folder made."""
-        path = self._find(self._outputs, name, "outs")
+        """Return the path of a declared output; its folder is made."""
+        path = self._find(name, "outs", "metrics")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -57,12 +61,12 @@ class Stage:
         """Write a declared JSON output, keys in the order given."""
         self.output(name).write_text(json.dumps(content, indent=1) + "\n")
 
-    def _find(self, declared: dict[str, Path], name: str, kind: str) -> Path:
-        try:
-            return declared[name]
-        except KeyError:
+    def _find(self, name: str, *kinds: str) -> Path:
+        declared = {file: path for kind in kinds for file, path in self._declared[kind].items()}
+        if name not in declared:
             raise EngineError(
-                f"The stage `{self.name}` does not declare {name} among its {kind}.",
+                f"The stage `{self.name}` does not declare {name} among its {kinds[0]}.",
                 expected=", ".join(declared) or "nothing",
                 next_step=f"add it to {self.folder / 'dvc.yaml'}",
-            ) from None
+            )
+        return declared[name]

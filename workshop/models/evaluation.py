@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from workshop.data import weeks
-from workshop.data.coverage import STAMP
+from workshop.data import split
 from workshop.data.features import INPUTS, derive, sun_position, to_utc
-from workshop.data.origin import Origin
-from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.schema import FEATURES, STAMP, TARGETS
+from workshop.data.sources import Origin
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import loading
 from workshop.models.loading import LoadedModel
@@ -110,7 +109,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         night_solar_GW=float(np.abs(values[night, 0]).mean()) if night.any() else 0.0,
         finite=True,
         hours=len(held_out),
-        weekly_mae_GW=tuple(map(float, weeks.whole_means(weekly, pd.Series(stamps)))),
+        weekly_mae_GW=tuple(map(float, split.week_means(weekly, pd.Series(stamps)))),
         period=period,
     )
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from papermill_dask.tracking import NOTEBOOK_TAG
+from papermill_dask import NOTEBOOK_TAG
 
 from workshop.errors import ModelError, ParameterError
 from workshop.models import loading, registry
@@ -62,23 +62,24 @@ class Link:
 
 
 # -- what a chain starts from ------------------------------------------------------------------------------------------
-def trace(subject: str | None = None) -> list[Link]:
+def trace(subject: str | None = None, client: MlflowClient | None = None) -> list[Link]:
     """Return the chain of what ``subject`` names; it holds every kind once, known or not.
 
     The subject is a registered version (`3`, `wind_solar/3`), a run's id, a file with predictions, or None for the
     model in production. Raises ParameterError for anything else, ModelError when there is no such version or run.
     """
+    client = client or connect()
     if subject is None:
-        now = registry.production()
+        now = registry.production(client=client)
         if now is None:
             raise ModelError("No model is in production.", next_step="workshop repro; or name a version or a run")
-        return of_version(now.version)
+        return of_version(now.version, client)
     if named := re.fullmatch(rf"(?:(?:models:/)?{REGISTERED_MODEL}/)?0*(\d{{1,9}})", subject):
-        return of_version(named[1])
+        return of_version(named[1], client)
     if re.fullmatch(r"[0-9a-f]{32}", subject):
-        return of_run(subject)
+        return of_run(subject, client)
     if _is_file(subject):
-        return of_version(version_in(Path(subject)))
+        return of_version(version_in(Path(subject)), client)
     raise ParameterError(
         "This names neither a model, nor a run, nor a prediction.",
         value=repr(subject),
@@ -141,9 +142,8 @@ def of_version(version: str, client: MlflowClient | None = None) -> list[Link]:
     return [*_origin(run, tags), *links]
 
 
-def of_run(run_id: str) -> list[Link]:
+def of_run(run_id: str, client: MlflowClient) -> list[Link]:
     """Return the chain of a run, and from the model on that of the last version made of it, if there is one."""
-    client = connect()
     run = find_run(client, run_id)
     if run is None:
         raise ModelError("There is no such run.", value=run_id, next_step=f"see {get_settings().tracking_uri}")
@@ -260,7 +260,7 @@ def _production(version: str, moves: list[Move], *, is_current: bool) -> Link:
 
 
 # -- whether the links still hold --------------------------------------------------------------------------------------
-def check(links: Iterable[Link]) -> list[Link]:
+def check(links: Iterable[Link], client: MlflowClient | None = None) -> list[Link]:
     """Return the links, each with a `trouble` when what it names is gone, or is not what it was.
 
     Links that were never recorded, and kinds that `CHECKS` has no check for, are returned as they are.
@@ -268,7 +268,7 @@ def check(links: Iterable[Link]) -> list[Link]:
     links = list(links)
     facts = {link.kind: link.facts for link in links}
     return [
-        replace(link, trouble=CHECKS[link.kind](facts)) if link.known and link.kind in CHECKS else link
+        replace(link, trouble=CHECKS[link.kind](facts, client)) if link.known and link.kind in CHECKS else link
         for link in links
     ]
 
@@ -276,7 +276,7 @@ def check(links: Iterable[Link]) -> list[Link]:
 Facts = dict[str, dict[str, str]]  # of all links, by kind
 
 
-def _check_data(facts: Facts) -> str | None:
+def _check_data(facts: Facts, _: MlflowClient | None) -> str | None:
     """Look for each table, by its hash, in the pipeline's folder and in DVC's cache."""
     lost, pipeline = [], get_settings().pipeline
     done = _run_program("dvc", "cache", "dir")
@@ -292,7 +292,7 @@ def _check_data(facts: Facts) -> str | None:
     return f"neither in the pipeline's folder nor in DVC's cache: {', '.join(lost)}" if lost else None
 
 
-def _check_commit(facts: Facts) -> str | None:
+def _check_commit(facts: Facts, _: MlflowClient | None) -> str | None:
     commit = facts["commit"]["commit"]
     done = _run_program("git", "cat-file", "-e", f"{commit}^{{commit}}")
     if done is None:
@@ -300,9 +300,9 @@ def _check_commit(facts: Facts) -> str | None:
     return None if done.returncode == 0 else f"this repository has no commit {commit[:10]}; fetch it"
 
 
-def _check_run(facts: Facts) -> str | None:
+def _check_run(facts: Facts, client: MlflowClient | None) -> str | None:
     run_id = facts["run"]["id"]
-    run = find_run(connect(), run_id)
+    run = find_run(client or connect(), run_id)
     if run is None:
         return f"there is no run {run_id}"
     if run.info.lifecycle_stage != "active":
@@ -310,8 +310,8 @@ def _check_run(facts: Facts) -> str | None:
     return None if run.info.status == "FINISHED" else f"the run ended as {run.info.status}"
 
 
-def _check_notebook(facts: Facts) -> str | None:
-    client = connect()
+def _check_notebook(facts: Facts, client: MlflowClient | None) -> str | None:
+    client = client or connect()
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
@@ -323,24 +323,24 @@ def _check_notebook(facts: Facts) -> str | None:
     return None if sha256 == facts["notebook"]["sha256"] else f"it was changed: its sha256 is {sha256[:16]}..."
 
 
-def _check_model(facts: Facts) -> str | None:
+def _check_model(facts: Facts, client: MlflowClient | None) -> str | None:
     try:
-        loading.load(registry.uri_of(facts["model"]["version"]))
+        loading.load(registry.uri_of(facts["model"]["version"]), client)
     except ModelError as error:
         return f"{error.what} {error.value}"
     return None
 
 
-def _check_decision(facts: Facts) -> str | None:
+def _check_decision(facts: Facts, client: MlflowClient | None) -> str | None:
     """Compare the tags of the run with those that the record kept; a run that was purged has none."""
-    client, version = connect(), facts["model"]["version"]
+    client, version = client or connect(), facts["model"]["version"]
     run = find_run(client, facts["run"].get("id"))
     kept = next((move.run for move in registry.history(client) if move.version == version and move.run), {})
     changed = [name for name, value in kept.items() if run and run.data.tags.get(name) != value]
     return f"tags of the run were changed since: {', '.join(sorted(changed))}" if changed else None
 
 
-CHECKS: dict[str, Callable[[Facts], str | None]] = {
+CHECKS: dict[str, Callable[[Facts, MlflowClient | None], str | None]] = {
     "data": _check_data,
     "commit": _check_commit,
     "notebook": _check_notebook,

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from workshop.data.capacity import YEAR_ENDS_GW, YearEnds, last_year
 from workshop.data.features import features, inputs
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.data.thresholds import USUAL_MEANS
+from workshop.data.schema import FEATURES, TARGETS, USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
 from workshop.models.tracking import connect

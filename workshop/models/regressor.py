@@ -13,7 +13,7 @@ from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 
 from workshop.data import capacity
 from workshop.data.features import INPUTS, derive, inputs, installed, targets, to_utc
-from workshop.data.tables import require_columns
+from workshop.data.raw import require_columns
 from workshop.errors import DataError, ParameterError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from workshop.data import features, origin, weeks
+from workshop.data import features, sources, split
 from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
@@ -51,13 +51,13 @@ class Evidence:
     lineage: tuple[Link, ...] = ()
 
     @property
-    def origin(self) -> origin.Origin:
+    def origin(self) -> sources.Origin:
         """Where the data come from."""
-        return origin.of_frame(self.frame)
+        return sources.origin_of(self.frame)
 
     def of_week(self, week: str) -> Week:
-        """Return the part on one week, by its ISO name or `latest`; errors as `weeks.select_week`."""
-        name, hours = weeks.select_week(self.frame, week)
+        """Return the part on one week, by its ISO name or `latest`; errors as `split.select_week`."""
+        name, hours = split.select_week(self.frame, week)
         rows = self.frame["utc_timestamp"].isin(hours["utc_timestamp"]).to_numpy()
         predicted = None if self.predicted is None else self.predicted[rows].reset_index(drop=True)
         band = None if self.band is None else tuple(end[rows].reset_index(drop=True) for end in self.band)
@@ -78,7 +78,7 @@ class Week:
         """The moment at which the week begins."""
         import pandas as pd
 
-        return pd.Timestamp(weeks.monday(self.name))
+        return pd.Timestamp(split.monday(self.name))
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def render(evidence: Evidence, week: str, template: str) -> str:
         days=by_day(part),
         figure=draw(part, misses, evidence.origin.measured_name),
         ranges={NAMES[name]: (part.hours[name].min(), part.hours[name].max()) for name in TARGETS},
-        hours_a_week=weeks.HOURS,
+        hours_a_week=split.WEEK_HOURS,
     )
 
 
@@ -275,7 +275,7 @@ def gaps(week: Week) -> list[dict[str, Any]]:
     """Return the gaps of a week: the `first` and the `last` absent hour, and how many `hours`."""
     import pandas as pd
 
-    grid = pd.date_range(week.monday, periods=weeks.HOURS, freq="h")
+    grid = pd.date_range(week.monday, periods=split.WEEK_HOURS, freq="h")
     absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = absent.groupby((absent.diff() != pd.Timedelta(hours=1)).cumsum())
     return [{"first": part.iloc[0], "last": part.iloc[-1], "hours": len(part)} for _, part in parts]
@@ -360,13 +360,13 @@ def _name_days(axes: Axes, week: Week) -> None:
     """Draw a line at each midnight, and the name of the day between two."""
     import pandas as pd
 
-    axes.set_xlim(0, weeks.HOURS)
-    axes.set_xticks(range(0, weeks.HOURS + 1, 24), [""] * 8)
+    axes.set_xlim(0, split.WEEK_HOURS)
+    axes.set_xticks(range(0, split.WEEK_HOURS + 1, 24), [""] * 8)
     days = pd.date_range(week.monday, periods=7)
-    axes.set_xticks(range(12, weeks.HOURS, 24), [day.strftime("%a %-d %b") for day in days], minor=True)
+    axes.set_xticks(range(12, split.WEEK_HOURS, 24), [day.strftime("%a %-d %b") for day in days], minor=True)
 
 
 def _on_grid(week: Week, values: DataFrame) -> DataFrame:
     """Return the targets by hours since Monday, absent hours as NaN."""
     since = (week.hours["utc_timestamp"] - week.monday).dt.total_seconds() // 3600
-    return values[TARGETS].set_axis(since.astype(int)).reindex(range(weeks.HOURS))
+    return values[TARGETS].set_axis(since.astype(int)).reindex(range(split.WEEK_HOURS))

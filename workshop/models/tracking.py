@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from papermill_dask.tracking import COMMIT_TAG, git_state
+from papermill_dask import COMMIT_TAG, git_state
 
 from workshop.errors import ServiceError
 from workshop.ownership import require_own
@@ -156,14 +156,14 @@ def learned_tags(file: Path) -> dict[str, str]:
     """Return the tags of a run whose model learns from the processed table ``file``."""
     import pandas as pd
 
-    from workshop.data import coverage, origin
+    from workshop.data import schema, sources
 
     table = pd.read_parquet(file, columns=["utc_timestamp"])
-    stamps, source = table["utc_timestamp"], origin.of_frame(table)
+    stamps, source = table["utc_timestamp"], sources.origin_of(table)
     facts = {
         "table": Path(file).name,
-        "first": f"{stamps.min():{coverage.STAMP}}",
-        "last": f"{stamps.max():{coverage.STAMP}}",
+        "first": f"{stamps.min():{schema.STAMP}}",
+        "last": f"{stamps.max():{schema.STAMP}}",
         "hours": len(table),
         "source": source.source,
         "modelled": str(source.modelled).lower(),

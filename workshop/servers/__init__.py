@@ -1,1 +1,1 @@
-"""What runs: the artifact store and the services that `workshop up` starts."""
+"""Servers: what `workshop up` starts and watches, `workshop backup` keeps, and JupyterLab shows."""

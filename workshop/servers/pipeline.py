@@ -41,7 +41,7 @@ def notebooks_at_once(settings: Settings) -> int:
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
     if settings.given_scheduler_address in (None, own):
         return settings.dask_workers
-    from papermill_dask.cluster import connect
+    from papermill_dask import connect
 
     with connect() as client:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()

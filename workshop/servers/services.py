@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import requests
+
 from workshop import ownership
 from workshop.errors import ServiceError
 from workshop.settings import Settings, is_loopback
@@ -17,10 +19,7 @@ HEALTH_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Service:
-    """One server: ``ports`` are the names of its settings, the first of them the one it answers on.
-
-    ``secrets`` are variables that must not stand in its command line, which everybody on the machine can read.
-    """
+    """One server: ``ports`` are the names of the settings with its ports, the first of them the one it answers on."""
 
     name: str
     title: str
@@ -29,8 +28,6 @@ class Service:
     address: Callable[[Settings], str]
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
-    secrets: Callable[[Settings], dict[str, str]] = lambda _: {}
-    comes_last: bool = False
     asks_for_password: bool = False
 
     def ports_of(self, settings: Settings) -> list[int]:
@@ -39,7 +36,7 @@ class Service:
 
 
 def program(name: str) -> str:
-    """Return the path of a console script of this environment, whatever PATH says."""
+    """Return the path of a console script of this environment; PATH may name another's."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -49,9 +46,7 @@ def _ftp_answers(settings: Settings) -> bool:
         return connection.recv(64).startswith(b"220")
 
 
-def _get(url: str):
-    import requests
-
+def _get(url: str) -> requests.Response:
     return requests.get(url, timeout=HEALTH_SECONDS)
 
 
@@ -59,11 +54,6 @@ def _workers_answer(settings: Settings) -> bool:
     counts = _get(f"http://{settings.host}:{settings.dask_dashboard_port}/json/counts.json").json()
     ports = settings.dask_port, settings.dask_dashboard_port
     return counts["workers"] >= settings.dask_workers and not ownership.find_stranger(settings, *ports)
-
-
-def _mlflow_secrets(settings: Settings) -> dict[str, str]:
-    uri = settings.database_uri
-    return {"MLFLOW_BACKEND_STORE_URI": uri.get_secret_value()} if uri else {}
 
 
 def _scheduler_command(settings: Settings) -> list[str]:
@@ -110,13 +100,12 @@ SERVICES = (
         {
             # MLflow's job workers for GenAI evaluation: eight more processes, which can outlive the server.
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            # The stock pool (5 + 10) runs dry under 32 writers, and the answer is a 400 that no client repeats.
+            # MLflow's pool (5 + 10) is too small for 32 writers, and the answer is a 400 that no client repeats.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "60",
-            # Nobody looks at a server's progress bars, and the lock that they share can be lost with many threads.
+            # A server needs no progress bars, and the lock that they share can be lost with many threads.
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         },
-        _mlflow_secrets,
     ),
     Service(
         "dask-scheduler",
@@ -136,8 +125,6 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
         {"DASK_CONFIG": str(Path(__file__).with_name("dask.yaml"))},
-        # They begin at once to import what notebooks need, and would slow the start of what people wait for.
-        comes_last=True,
     ),
     Service(
         "dashboard",
@@ -153,13 +140,13 @@ SERVICES = (
 
 
 def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
-    """Raise ServiceError when services that ask nobody for a password would be open to other machines."""
+    """Raise ServiceError when services without a password would be open to other machines."""
     if is_loopback(settings.host):
         return
     open_ones = [service.title for service in SERVICES if service.name in names and not service.asks_for_password]
     if open_ones:
         raise ServiceError(
-            f"{', '.join(open_ones)}: whoever reaches this would be let in without a password, so it is not started.",
+            f"{', '.join(open_ones)}: not started, since other machines could use it without a password.",
             value=f"WORKSHOP_HOST={settings.host}",
             expected="127.0.0.1, localhost or ::1",
             next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
@@ -168,9 +155,7 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Ask a service whether it answers; no answer counts as no, and so does that of somebody else's server."""
-    import requests
-
+    """Return whether a service answers; another clone's, or another program's, answer counts as none."""
     try:
         return service.healthy(settings) and not ownership.find_stranger(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):

@@ -15,8 +15,7 @@ from dash.exceptions import PreventUpdate
 from periods import Period
 from serving import Served, Serving
 
-from workshop.data import figures, origin
-from workshop.data import weeks as iso_weeks
+from workshop.data import figures, sources, split
 from workshop.data.schema import TARGETS
 from workshop.errors import WorkshopError
 
@@ -146,7 +145,7 @@ def _answer(served: Served, period: Period) -> Answer:
             predicted,
             band=served.band and tuple(end.loc[rows] for end in served.band),
             coverage=served.model and served.model.coverage,
-            measured_name=origin.of_frame(served.frame).measured_name,
+            measured_name=sources.origin_of(served.frame).measured_name,
         )
         residuals = [figures.residuals(frame, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     except WorkshopError as error:
@@ -203,13 +202,13 @@ def novelty(frame: pd.DataFrame, learned_until: str | None) -> str:
 
 def modelled(served: Served) -> str:
     """Return a remark on generation that was not measured; empty for measured data."""
-    source = origin.of_frame(served.frame)
+    source = sources.origin_of(served.frame)
     return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     """Return the means and errors of each week (ISO 8601, UTC), the latest first; of a long period the last year's."""
-    mondays = iso_weeks.mondays(frame["utc_timestamp"])
+    mondays = split.mondays(frame["utc_timestamp"])
     errors = (predicted - frame)[TARGETS].abs()
     every = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS], "error": errors}, axis=1)
     means, hours = every.groupby(mondays).mean(), mondays.value_counts()
@@ -217,7 +216,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     for monday, mean in list(means.iterrows())[: -MOST_WEEKS - 1 : -1]:
         link = address.of_period(PATH, monday.date(), (monday + pd.Timedelta(days=6)).date())
         numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
-        rows.append([html.A(iso_weeks.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
+        rows.append([html.A(split.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
     table = parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")
     more = len(means) - len(rows)
     return [table, *([html.P(f"{more} earlier weeks are not listed.", className="hint")] if more else [])]

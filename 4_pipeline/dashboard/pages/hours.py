@@ -7,10 +7,9 @@ import parts
 from dash import Dash, Input, Output, html
 from serving import Served, Serving
 
-from workshop.data import coverage, figures, origin
-from workshop.data.schema import FEATURES, TARGETS, UNITS
-from workshop.data.thresholds import RANGES
-from workshop.data.validation_page import TITLES
+from workshop.data import figures, prepare, sources
+from workshop.data.figures import TITLES
+from workshop.data.schema import FEATURES, RANGES, TARGETS, UNITS
 
 PATH, TITLE = "/data", "Data"
 MOST_GAPS = 12
@@ -50,7 +49,7 @@ def _sections(served: Served) -> list:
 
 def _hours(frame: pd.DataFrame) -> html.Section:
     first, last = frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1]
-    missing = figures.missing(coverage.missing_by_month(frame, first.year, last.year)).update_layout(margin_t=30)
+    missing = figures.missing(prepare.missing_by_month(frame, first.year, last.year)).update_layout(margin_t=30)
     expected = round((last - first) / pd.Timedelta(hours=1)) + 1
     period = f"{first:%d %b %Y} to {last:%d %b %Y}"
     hint = f"{len(frame):,} of {expected:,} hours from {period}; each square is the number of hours that are missing."
@@ -91,7 +90,7 @@ def _units(frame: pd.DataFrame) -> html.Section:
 
 
 def _source(frame: pd.DataFrame) -> html.Section:
-    source = origin.of_frame(frame)
+    source = sources.origin_of(frame)
     known = [
         ("Source", f"{source.source}, modelled" if source.modelled else source.source),
         ("Attribution", source.attribution),

@@ -7,7 +7,7 @@ import parts
 from dash import Dash, Input, Output, html
 from serving import Served, Serving
 
-from workshop.data import figures, model_figures
+from workshop.data import figures
 from workshop.models.lineage import Link
 from workshop.models.registry import Move
 
@@ -88,7 +88,7 @@ def _score_figure(history: tuple[Move, ...]) -> html.Section:
                 "replaced_r2": [move.replaced_scores.get("r2") for move in moves],
             }
         )
-        figure = model_figures.scores_over_time(table)
+        figure = figures.scores_over_time(table)
     label = "R² of each version in production over time"
     return parts.panel(
         "scores",

@@ -15,7 +15,7 @@ from dash import ClientsideFunction, Dash, Output, State, dcc, html
 from dash import Input as DashInput
 from serving import Served, Serving
 
-from workshop.data import capacity, figures, model_figures
+from workshop.data import capacity, figures
 from workshop.data.schema import FEATURES, TARGETS, UNITS
 from workshop.errors import WorkshopError
 
@@ -45,6 +45,7 @@ INPUTS = {
 # What fits below a narrow panel.
 AXES = {name: f"{figures.INPUT_NAMES[name]}, {UNITS[name]}" for name in FEATURES}
 AXES |= {"hour": "Hour, UTC", "day": "Day of the year"}
+PANELS_A_ROW = 2  # that fit a phone
 
 
 def page(served: Served, query: dict[str, str]) -> list:
@@ -166,14 +167,15 @@ def curves(served: Served, weather: dict[str, float]) -> go.Figure:
         input_ = INPUTS[name]
         values = np.linspace(input_.least, input_.most, POINTS)
         values = np.unique(values.round()) if input_.step == 1 else values
-        rows += [{**weather, name: value, "input": name, "value": value} for value in values]
+        rows += [{**weather, name: value, "feature": name, "value": value} for value in values]
     table = pd.DataFrame(rows)
     table["utc_timestamp"] = [moment_of_year(served, *when) for when in zip(table["day"], table["hour"], strict=True)]
     try:
         table[TARGETS] = served.predict_with_band(table)[0]
     except WorkshopError as error:
         return figures.empty(error.what)
-    return model_figures.answers_around(table, weather, AXES).update_layout(margin_t=40, uirevision="same")
+    figure = figures.responses(table, point=weather, names=AXES, columns=PANELS_A_ROW, title=None)
+    return figure.update_layout(margin_t=40, uirevision="same")
 
 
 def hint(served: Served) -> str:

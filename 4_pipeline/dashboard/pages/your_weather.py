@@ -14,8 +14,7 @@ from serving import Served, Serving
 
 from workshop.data import figures, weather
 from workshop.data.features import INPUTS
-from workshop.data.schema import TARGETS, UNITS
-from workshop.data.thresholds import RANGES
+from workshop.data.schema import RANGES, TARGETS, UNITS
 from workshop.errors import DataError, WorkshopError
 
 PATH, TITLE = "/your-weather", "Your weather"

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -333,25 +332,3 @@ def end(process: subprocess.Popen) -> None:
     for child in alive:
         child.kill()
     assert not alive, f"{process.args} left processes: {alive}"
-
-
-@contextlib.contextmanager
-def filled(folder: Path) -> Iterator[None]:
-    """Keep a small disk full: what others free on it is taken at once."""
-    done = threading.Event()
-
-    def fill() -> None:
-        with (folder / "filler").open("wb", buffering=0) as file:
-            while not done.wait(0.01):
-                with contextlib.suppress(OSError):
-                    while file.write(bytes(4096)):
-                        pass
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        (folder / "filler").unlink()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pkgutil
 from pathlib import Path
 
+import distributed
+import nbclient
+import nbformat
 import pytest
 from papermill_dask import compat
 
@@ -56,20 +60,22 @@ def test_dask_forgets_a_topic(client):
     assert "a topic" not in compat.ask_scheduler(client, topics, 10), UPGRADE
 
 
-def test_dask_keeps_what_a_task_is_asked_by(client):
-    """A worker has an id, a status and `log_event`, and asks by `get_task_status`; leases have a timer."""
+def test_dask_knows_the_tasks_that_run(client):
+    """A worker's scheduler answers `get_task_status`, None for what is forgotten; a semaphore has its timer."""
 
-    def look(dask_worker) -> tuple:
-        return dask_worker.id, dask_worker.status.name, callable(dask_worker.log_event)
+    def ask(key: str) -> tuple:
+        worker = distributed.get_worker()
+        return worker.id, worker.status.name, compat.ask_for_task(worker, key, 5), callable(worker.log_event)
 
-    ((name, status, logs),) = client.run(look).values()
+    task = client.submit(ask, "unknown")
+    name, status, state, logs = task.result()
     assert name, UPGRADE
-    assert (status, logs) == ("running", True), UPGRADE
-    answer = client.sync(client.scheduler.get_task_status, keys=["unknown"])
-    assert answer == {"unknown": None}, UPGRADE
+    assert (status, state, logs) == ("running", None, True), UPGRADE
+    assert client.submit(ask, task.key, pure=False).result()[2] == "memory", UPGRADE
     with client.as_current():
-        leases = compat.Leases(name="a")
+        leases = compat.new_leases("a", 1)
         assert leases.refresh_callback.callback == leases._refresh_leases, UPGRADE
+        leases.stop_refreshing()
 
 
 def test_papermill_has_what_is_used_of_it(tmp_path):
@@ -86,3 +92,45 @@ def test_papermill_has_what_is_used_of_it(tmp_path):
     assert [compat.read_parameter(text) for text in ("1", "1.5", "True", "None", "a")] == [1, 1.5, True, None, "a"]
     assert "with self.setup_kernel(" in inspect.getsource(PapermillNotebookClient.execute), UPGRADE
     assert not asyncio.iscoroutinefunction(PapermillNotebookClient.process_message), UPGRADE
+
+
+def test_nbclient_says_which_widget_takes_outputs():
+    """A client has a list of hooks for each message; an Output widget adds one."""
+    client = nbclient.NotebookClient(nbformat.v4.new_notebook())
+    assert not compat.is_captured(client, "a message"), UPGRADE
+    client.register_output_hook("a message", object())
+    assert compat.is_captured(client, "a message"), UPGRADE
+
+
+USED = {
+    "jupyter_client.manager:AsyncKernelManager": [
+        "_async_pre_start_kernel", "_async_interrupt_kernel", "_async_finish_shutdown", "shutting_down",
+    ],
+    "jupyter_client.asynchronous:AsyncKernelClient": ["_handle_kernel_info_reply"],
+    "ipykernel.iostream:IOPubThread": ["_setup_pipe_in", "_setup_pipe_out", "_handle_pipe_msg"],
+    "ipykernel.iostream:OutStream": ["flush_interval"],
+    "ipykernel.kernelapp:IPKernelApp": ["init_iopub", "control_thread"],
+    "ipykernel.ipkernel:IPythonKernel": ["_process_children", "_shutdown_message"],
+    "IPython.core.compilerop:CachingCompiler": ["cache"],
+    "multiprocessing.forkserver": ["ensure_running", "_forkserver"],
+    "multiprocessing.resource_tracker": ["_resource_tracker"],
+    "multiprocessing.process": ["_current_process", "_parent_process"],
+    "multiprocessing.util": ["get_temp_dir"],
+    "threading": ["_shutdown"],
+    "atexit": ["_run_exitfuncs"],
+    "inspect": ["modulesbyfile"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("owner", USED)
+def test_kernels_find_what_they_change(owner):
+    """What is changed in a kernel or in a forked process is there under the same name."""
+    missing = [name for name in USED[owner] if not hasattr(pkgutil.resolve_name(owner), name)]
+    assert not missing, f"{owner} has no {missing} any more: {UPGRADE}"
+
+
+def test_fork_server_can_be_forgotten():
+    """The objects of `multiprocessing` for its fork server and its resource tracker can be made as new in place."""
+    for module in ("forkserver:ForkServer", "resource_tracker:ResourceTracker"):
+        made = pkgutil.resolve_name(f"multiprocessing.{module}")
+        assert not [p for p in list(inspect.signature(made).parameters.values()) if p.default is p.empty], UPGRADE

@@ -42,3 +42,13 @@ def test_options_come_from_the_environment_as_dasks_own_do():
     environment = clean_environment() | {f"DASK_PAPERMILL_DASK__{name}": value for name, value in variables.items()}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "5000000 ['a'] 3\n"
+
+
+def test_public_names_are_there_and_load_nothing_before_they_are_used():
+    """Each name of `__all__` can be imported; importing the package alone imports no Dask and no papermill."""
+    program = (
+        "import sys, papermill_dask as p; print({'dask', 'papermill', 'mlflow'} & set(sys.modules)); "
+        "print([name for name in p.__all__ if not hasattr(p, name)])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n[]\n"

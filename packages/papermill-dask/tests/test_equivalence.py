@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
-import http.server
 import json
 import multiprocessing
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import nbformat
 import notebooks
@@ -76,9 +72,9 @@ class Interpreter:
 
 
 @pytest.fixture(scope="session")
-def interpreters(cluster):
+def interpreters(warm_cluster):
     """An interpreter for each engine."""
-    interpreters = {engine: Interpreter(cluster.environment) for engine in ENGINES}
+    interpreters = {engine: Interpreter(warm_cluster.environment) for engine in ENGINES}
     yield interpreters
     for interpreter in interpreters.values():
         interpreter.end()
@@ -103,7 +99,7 @@ def both(interpreters, folders):
 
 
 @pytest.fixture
-def command_lines(cluster, folders):
+def command_lines(warm_cluster, folders):
     """A function that runs `papermill` with both engines at once; returns both processes with their output."""
 
     def run(document, *words, paths=("input.ipynb", "output.ipynb"), piped=None):
@@ -115,7 +111,7 @@ def command_lines(cluster, folders):
             stdin = subprocess.PIPE if piped else subprocess.DEVNULL
             processes.append(
                 subprocess.Popen(
-                    command, cwd=folder, env=cluster.environment, text=True,
+                    command, cwd=folder, env=warm_cluster.environment, text=True,
                     stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 )
             )  # fmt: skip
@@ -261,17 +257,6 @@ def test_equivalence_of_outputs(both, text, expected):
     assert_same(dask, own)
 
 
-def test_equivalence_of_long_outputs(both):
-    """A line of 1 MB, 10,000 lines and a picture of 2 MB arrive whole, on our side too."""
-    text = "# %%\nprint('x' * 1_000_000)\n# %%\nfor number in range(10_000): print(number)\n"
-    text += "# %%\nfrom IPython.display import Image\nImage(bytes(2_000_000), format='png')"
-    _, dask = both(notebook(text))
-    line, numbers, picture = (comparable_outputs(cell) for cell in dask.document.cells)
-    assert line[0]["text"] == "x" * 1_000_000 + "\n"
-    assert numbers[0]["text"].split() == [str(number) for number in range(10_000)]
-    assert base64.b64decode(picture[0]["data"]["image/png"]) == bytes(2_000_000)
-
-
 def comparable_outputs(cell) -> list[dict]:
     """Return a cell's outputs, each stream in one piece."""
     return with_whole_streams(json.loads(json.dumps(cell.outputs)))
@@ -290,21 +275,6 @@ def test_equivalence_of_errors(both, source):
     """A cell that fails ends the notebook: error, marks in the notebook and cells left pending are the same."""
     own, dask = both(notebook(f"# %%\nprint('before')\n# %%\n{source}\n# %%\nprint('after')"))
     assert any(output.output_type == "error" for output in outputs(own.document))
-    assert_same(dask, own)
-
-
-@pytest.mark.parametrize("minor", [4, 5])
-def test_equivalence_of_formats(both, minor):
-    """Cells with and without ids, given as an object rather than a file, and nothing saved."""
-    own, dask = both(notebook("# %%\nprint(1)\n# %%\n2", minor=minor), output=None, as_file=False)
-    assert own.saved is None
-    assert_same(dask, own)
-
-
-def test_equivalence_without_a_parameters_cell(both):
-    """Parameters of a notebook that has no cell for them go on top, with the same warnings."""
-    own, dask = both(notebook("# %%\nprint(count)"), parameters={"count": 3})
-    assert "Passed unknown parameter: count" in warnings_of(own)
     assert_same(dask, own)
 
 
@@ -328,9 +298,9 @@ def test_equivalence_of_nbclient_options(both):
     assert_same(dask, own)
 
 
-def test_equivalence_of_another_language(both, cluster):
+def test_equivalence_of_another_language(both, warm_cluster):
     """A kernel that knows no Python, with variables of its own, runs where the worker has it."""
-    add_echo_kernel(cluster.kernelspecs)
+    add_echo_kernel(warm_cluster.folder / "jupyter" / "kernels")
     own, dask = both(notebook("# %%\nhello\n# %%\nfail\n# %%\nnever", kernel="echo", language="echo"))
     assert own.error[0] == "PapermillExecutionError"
     assert outputs(own.document)[0].text == "I hear: hello"
@@ -350,25 +320,16 @@ def test_equivalence_of_another_language(both, cluster):
     ],
     ids=["sleeps", "ends", "lacks its program", "unknown"],
 )
-def test_equivalence_of_kernels_that_do_not_start(both, cluster, request, argv, text):
+def test_equivalence_of_kernels_that_do_not_start(both, warm_cluster, request, argv, text):
     """A kernel that is not there, or not in time, raises the same error; no cell has an output."""
     name = re.sub(r"\W", "", request.node.callspec.id)
     if argv:
-        add_kernel(cluster.kernelspecs, name, argv)
+        add_kernel(warm_cluster.folder / "jupyter" / "kernels", name, argv)
     own, dask = both(notebook("# %%\n1"), kernel_name=name, start_timeout=2)
     assert text in own.text
     assert own.error[0] in dask.error
     assert own.text in dask.text
     assert outputs(dask.document) == outputs(own.document) == []
-
-
-def test_equivalence_of_a_missing_kernel_name(both):
-    """A notebook that names no kernel is refused with the same words."""
-    document = notebook("# %%\n1")
-    del document.metadata["kernelspec"]
-    own, dask = both(document)
-    assert own.error[0] == "ValueError"
-    assert_same(dask, own)
 
 
 @pytest.mark.parametrize(("how", "source"), notebooks.DEATHS.items(), ids=notebooks.DEATHS)
@@ -440,47 +401,6 @@ def test_equivalence_of_command_line_logs(command_lines, folders):
     assert lines(dask.stderr) == lines(own.stderr)
 
 
-def test_equivalence_of_command_line_report(command_lines, folders):
-    """`--report-mode`, the paths one by one, kernel, language, time-outs and saving only at the end."""
-    document = notebook("# %% parameters\nx = 1\n# %%\nprint(x, PAPERMILL_INPUT_PATH)", kernel="nowhere", language="R")
-    own, dask = command_lines(
-        document,
-        *("--report-mode", "--inject-input-path", "--inject-output-path", "--kernel", "python3", "-l", "python"),
-        *("--no-request-save-on-cell-execute", "--execution-timeout", "60", "--start-timeout", "60"),
-        *("--autosave-cell-every", "0", "--no-progress-bar", "--log-level", "WARNING"),
-    )
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
-    assert_same_saved(folders)
-    assert lines(dask.stderr) == lines(own.stderr)
-
-
-def test_equivalence_of_command_line_progress(command_lines, folders):
-    """The progress bar ends at the same cell, and says the same of it."""
-    for folder in folders.values():
-        (folder / "data.txt").write_text("read here")
-    own, dask = command_lines(notebook(notebooks.LOGGED))
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
-    last_own, last_dask = (re.findall(r"Executing[^|\r\n]*\|[^|]*\| \d+/\d+", done.stderr)[-1] for done in (own, dask))
-    assert "Ending: 100%" in last_own
-    assert last_dask == last_own
-
-
-def test_equivalence_of_command_line_preparing(command_lines, folders):
-    """`--prepare-only` writes the notebook with its parameters and starts nothing."""
-    own, dask = command_lines(notebook(notebooks.PARAMETERS), "--prepare-only", "-p", "count", "2")
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
-    assert_same_saved(folders)
-    assert lines(dask.stderr) == lines(own.stderr)
-
-
-def test_equivalence_of_command_line_help_of_a_notebook(command_lines):
-    """`--help-notebook` tells the same of a notebook's parameters."""
-    own, dask = command_lines(notebook(notebooks.PARAMETERS), "--help-notebook")
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
-    assert "share: float" in own.stdout
-    assert (dask.stdout, lines(dask.stderr)) == (own.stdout, lines(own.stderr))
-
-
 @pytest.mark.parametrize(
     ("source", "options", "code", "last", "told"),
     [
@@ -510,37 +430,3 @@ def test_equivalence_of_command_line_pipes(command_lines, paths):
     assert_same_notebook(nbformat.reads(dask.stdout, as_version=4), nbformat.reads(own.stdout, as_version=4))
     # Python repeats a warning when an import has touched its filters: which are given counts, not how often.
     assert set(lines(dask.stderr)) == set(lines(own.stderr))
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    """Gives and takes the files of a folder."""
-
-    def do_PUT(self):
-        """Write a file."""
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        Path(self.translate_path(self.path)).write_bytes(content)
-        self.send_response(201)
-        self.end_headers()
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@pytest.fixture
-def web(tmp_path):
-    """The address of a server of the test's folder."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=tmp_path)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_equivalence_of_command_line_addresses(command_lines, folders, web):
-    """A notebook read from a web server and written to it."""
-    paths = (f"{web}/{{folder}}/input.ipynb", f"{web}/{{folder}}/output.ipynb")
-    own, dask = command_lines(notebook("# %%\nprint(1)"), "--no-progress-bar", paths=paths)
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
-    assert_same_saved(folders)
-    assert lines(dask.stderr) == lines(own.stderr)

@@ -11,12 +11,12 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from hosts import wait_for
 from notebooks import notebook as document_of
 from papermill_dask import EngineError, Sweep, run_many
-from papermill_dask.sweep import NotebookRun, Status, combinations, file_names, plan, read_csv
+from papermill_dask.sweep import NotebookRun, combinations
 from programs import BIN, environment_of
 
-START_SECONDS = 120
 STOP_SECONDS = 20
 
 SCORES = """
@@ -61,9 +61,9 @@ def write(folder: Path, text: str, name: str = "score.ipynb") -> Path:
 
 
 @pytest.fixture
-def at(cluster, tmp_path, monkeypatch) -> Path:
+def at(warm_cluster, tmp_path, monkeypatch) -> Path:
     """A folder in which this process is a client of the cluster."""
-    with environment_of(cluster.environment):
+    with environment_of(warm_cluster.environment):
         monkeypatch.chdir(tmp_path)
         yield tmp_path
 
@@ -85,43 +85,11 @@ def test_combinations_that_make_no_sense_are_refused(sweeps):
         combinations(sweeps)
 
 
-def test_parameters_come_from_a_csv_file(tmp_path):
-    """A run for each row, values typed as papermill's -p types them; a row that lacks one is refused."""
-    (tmp_path / "runs.csv").write_text("depth,name\n1,low\n2.5,high\n")
-    assert read_csv(tmp_path / "runs.csv") == [{"depth": 1, "name": "low"}, {"depth": 2.5, "name": "high"}]
-    for text in ("", "depth,name\n1\n", "depth\n1,2\n"):
-        (tmp_path / "runs.csv").write_text(text)
-        with pytest.raises(EngineError, match="cannot be read"):
-            read_csv(tmp_path / "runs.csv")
-
-
-def test_file_names_say_the_parameters_and_are_safe_and_unique():
-    """Plain values stand in the name; what a file system might not take, or take for another name, gets a digest."""
-    assert file_names("rf", [{"max_depth": 8, "seed": 1}, {}]) == ["rf__max_depth=8__seed=1.ipynb", "rf.ipynb"]
-    names = file_names("rf", [{"a": "x"}, {"a": "X"}, {"a": "x/../y"}, {"a": "x" * 500}, {"a": "x" * 501}])
-    assert len({name.casefold() for name in names}) == 5
-    assert all("/" not in name and len(name.encode()) < 255 for name in names)
-
-
-def test_plan_refuses_what_it_cannot_run(tmp_path):
-    """No such file, no notebook, a parameter that it does not set, its own place as the output: said in words."""
-    (tmp_path / "broken.ipynb").write_text("{")
-    for name in ("absent.ipynb", "broken.ipynb"):
-        with pytest.raises(EngineError, match="cannot be read"):
-            plan(tmp_path / name, [{}])
-    file = write(tmp_path, SCORES)
-    with pytest.raises(EngineError, match="no such parameter") as caught:
-        plan(file, [{"deep": 1}])
-    assert "one of depth, rate" in str(caught.value)
-    with pytest.raises(EngineError, match="own place"):
-        plan(file, [{}], tmp_path)
-
-
 # -- the table -----------------------------------------------------------------------------------------------------
 def test_table_shows_what_tells_the_runs_apart():
     """Metrics that are the same in all runs are left out."""
     runs = [
-        NotebookRun({"seed": 1, "k": n}, Path("x"), "t", Status.DONE, 1.26, metrics={"r2": r2, "same": 1})
+        NotebookRun({"seed": 1, "k": n}, Path("x"), "done", 1.26, metrics={"r2": r2, "same": 1})
         for n, r2 in ((1, 0.5), (2, 0.75))
     ]
     assert Sweep(runs).table()[0] == {"seed": 1, "k": 1, "status": "done", "seconds": 1.3, "r2": 0.5}
@@ -138,11 +106,11 @@ def test_run_many_keeps_the_rest_when_one_fails(at):
     assert [run.error for run in sweep.failed] == ["ValueError: too deep"]
     assert all(run.seconds > 0 for run in sweep.runs)
     folder = at / "executed" / "score"
-    assert {file.name for file in folder.iterdir()} == {f"score__rate=0.5__depth={n}.ipynb" for n in (2, 3, 4, 5)}
+    assert {file.name for file in folder.iterdir()} == {f"score-{n}.ipynb" for n in (1, 2, 3, 4)}
     saved = [nbformat.read(run.output, as_version=4) for run in sweep.runs]
     assert saved[3].cells[-1].outputs[0].data["text/plain"] == "2.5"
     assert saved[1].metadata.papermill.exception is True
-    assert any("depth=3: failed" in line and "ValueError: too deep" in line for line in lines)
+    assert any("score-2: failed" in line and "ValueError: too deep" in line for line in lines)
 
 
 def test_run_many_takes_braces_literally_and_leaves_papermill_as_it_was(at):
@@ -154,7 +122,7 @@ def test_run_many_takes_braces_literally_and_leaves_papermill_as_it_was(at):
     folder.mkdir()
     sweep = run_many(write(folder, SCORES), [{"depth": 1}, {"depth": 2}], folder / "out")
     assert sweep.exit_code == 0
-    assert {file.name for file in (folder / "out").iterdir()} == {"score__depth=1.ipynb", "score__depth=2.ipynb"}
+    assert {file.name for file in (folder / "out").iterdir()} == {"score-1.ipynb", "score-2.ipynb"}
     assert papermill_io.get_handler("local")._cwd == before != str(at)
 
 
@@ -166,21 +134,12 @@ def start(folder: Path, environment: dict[str, str], *words: str) -> subprocess.
     )  # fmt: skip
 
 
-def wait_until(happened, program: subprocess.Popen, seconds: float = START_SECONDS) -> None:
-    """Wait until something has happened; fail when it does not, or when the program ends before."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert program.poll() is None, program.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_sweep_interrupted_keeps_what_was_finished(at, cluster, number):
+def test_sweep_interrupted_keeps_what_was_finished(at, warm_cluster, number):
     """What ran is stopped with its kernels and saved, what waited is not run, what was finished is kept and listed."""
     write(at, SLOW)
-    program = start(at, cluster.environment, "score.ipynb", "--sweep", "part=1,2,3,4,5,6,7,8")
-    wait_until(lambda: len(list(at.glob("*.pid"))) == 3, program)
+    program = start(at, warm_cluster.environment, "score.ipynb", "--sweep", "part=1,2,3,4,5,6,7,8")
+    wait_for(lambda: program.poll() is not None or len(list(at.glob("*.pid"))) == 3)
     time.sleep(1)
     os.killpg(program.pid, number)
     kernels = [int(file.read_text()) for file in at.glob("*.pid")]
@@ -194,7 +153,7 @@ def test_sweep_interrupted_keeps_what_was_finished(at, cluster, number):
     assert sorted(row[1] for row in rows) == ["done"] + ["not run"] * 5 + ["stopped"] * 2
     begun = {row[0]: row[1] for row in rows if row[1] != "not run"}
     assert {f"{part}.pid" for part in begun} == {file.name for file in at.glob("*.pid")}
-    files = {at / "executed" / "score" / f"score__part={part}.ipynb": status for part, status in begun.items()}
+    files = {at / "executed" / "score" / f"score-{part}.ipynb": status for part, status in begun.items()}
     assert files.keys() == set((at / "executed" / "score").iterdir())
     for file, status in files.items():
         last = nbformat.read(file, as_version=4).cells[-1].metadata.papermill.status

@@ -6,35 +6,46 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from papermill_dask.cluster import connect, running, select, survey
+    from papermill_dask.cluster import connect, running, survey
+    from papermill_dask.compat import read_parameter
     from papermill_dask.config import NotebookOptions
     from papermill_dask.engine import execute_notebook
     from papermill_dask.errors import EngineError, WorkerLost
-    from papermill_dask.sweep import Sweep, run_many
+    from papermill_dask.kernels.warm import warm_state
+    from papermill_dask.sweep import Sweep, combinations, run_many
+    from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, git_state
 
+_MODULES = {
+    "cluster": ("connect", "running", "survey"),
+    "compat": ("read_parameter",),
+    "config": ("NotebookOptions",),
+    "engine": ("execute_notebook",),
+    "errors": ("EngineError", "WorkerLost"),
+    "kernels.warm": ("warm_state",),
+    "sweep": ("Sweep", "combinations", "run_many"),
+    "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "git_state"),
+}
 __all__ = [
+    "COMMIT_TAG",
+    "NOTEBOOK_TAG",
     "EngineError",
     "NotebookOptions",
     "Sweep",
     "WorkerLost",
+    "combinations",
     "connect",
     "execute_notebook",
+    "git_state",
+    "read_parameter",
     "run_many",
     "running",
-    "select",
     "survey",
+    "warm_state",
 ]
-_MODULES = {
-    "cluster": ("connect", "running", "select", "survey"),
-    "config": ("NotebookOptions",),
-    "engine": ("execute_notebook",),
-    "errors": ("EngineError", "WorkerLost"),
-    "sweep": ("Sweep", "run_many"),
-}
 
 
 def __getattr__(name: str):
-    """Import what is asked for: `import papermill_dask` alone stays light, as each `import papermill` comes by here."""
+    """Import the module of a public name; `import papermill_dask` alone stays light, as `import papermill` does it."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"papermill_dask.{module}"), name)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import signal
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,10 +15,9 @@ from jupyter_core.utils import run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
-from papermill_dask.errors import EngineError
+from papermill_dask import compat
 from papermill_dask.kernels.manager import KernelManager
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPT_SECONDS = 0.5
 # From the end of a cell to its last output. nbclient's 4 s are for messages that get lost, which a Unix socket's do
 # not, and too few where ten thousand of them are on their way.
@@ -85,7 +81,7 @@ class KernelClient(PapermillNotebookClient):
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
         if kind in OUTPUT_MESSAGES and (msg := self._within_limit(msg)) is None:
             return None
-        captured = kind in OUTPUT_MESSAGES | {"clear_output"} and self.output_hook_stack[parent]
+        captured = kind in OUTPUT_MESSAGES | {"clear_output"} and compat.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):
             self._run.tell(
                 "message",
@@ -134,18 +130,11 @@ class KernelClient(PapermillNotebookClient):
                 raise
             finally:
                 kernel = self.km.kernel
-                self._exit_code = kernel.exit_code if kernel else None
+                self._exit_code = kernel.poll() if kernel else None
                 self._before_end()
 
     def explain(self, problem: Exception, cell: int | None) -> Exception:
         """Return the error to show: of a kernel that died also how, and in which cell (from 1)."""
-        if isinstance(problem, OSError) and problem.errno in DISK_FULL:
-            return EngineError(
-                "The kernel cannot be started: the worker's disk is full.",
-                value=f"{socket.gethostname()}: {problem}",
-                expected=f"room for a kernel's files in {tempfile.gettempdir()}",
-                next_step="free space there, or give the worker another TMPDIR",
-            )
         if not isinstance(problem, DeadKernelError) or self._exit_code is None:
             return problem
         code = self._exit_code

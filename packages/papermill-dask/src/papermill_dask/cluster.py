@@ -120,20 +120,23 @@ def survey(client: Client, kernel_name: str | None = None, folder: Path | None =
     with _sign_in(folder) as sign:
         answers = client.sync(_ask_all, client, list(known), describe, sign)
     here = process_facts()
-    found = []
+    workers = []
     for address, answer in answers.items():
-        it = known[address]
-        resources = it.get("resources", {})
-        facts = answer if isinstance(answer, dict) else {}
-        problems = _differences(facts, here, kernel_name) if facts else [_no_answer(answer)]
-        seats = int(resources.get(NOTEBOOK, 0)) if declared else it["nthreads"]
+        info = known[address]
+        resources = info.get("resources", {})
+        facts, problems = {}, [f"does not answer: {answer!r}"]
+        if isinstance(answer, ImportError):
+            problems = [f"papermill-dask is not installed there ({answer})"]
+        elif isinstance(answer, dict):
+            facts, problems = answer, _differences(answer, here, kernel_name)
+        seats = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
         if not seats:
             problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
-        found.append(
+        workers.append(
             Worker(
                 address=address,
-                name=str(it["name"]),
-                memory=it["memory_limit"] or 0,
+                name=str(info["name"]),
+                memory=info["memory_limit"] or 0,
                 resources=resources,
                 notebooks=seats,
                 id=facts.get("id"),
@@ -143,7 +146,7 @@ def survey(client: Client, kernel_name: str | None = None, folder: Path | None =
                 problems=problems,
             )
         )
-    return found
+    return workers
 
 
 async def _ask_all(client: Client, workers: Iterable[str], function: Callable, *arguments: Any) -> dict[str, Any]:
@@ -168,22 +171,15 @@ def _sign_in(folder: Path | None) -> Iterator[str | None]:
         yield sign.name
 
 
-def _no_answer(error: Any) -> str:
-    if isinstance(error, ImportError):
-        return f"papermill-dask is not installed there ({error})"
-    return f"does not answer: {error!r}"
-
-
-def _differences(there: dict, here: dict, kernel_name: str | None) -> list[str]:
-    found = []
-    if there["python"] != here["python"]:
-        found.append(f"Python {there['python']} instead of {here['python']}")
-    for package, version in here["versions"].items():
-        if there["versions"].get(package) != version:
-            found.append(f"{package} {there['versions'].get(package) or 'not installed'} instead of {version}")
-    if kernel_name and kernel_name not in there["kernels"]:
-        found.append(f"no kernel `{kernel_name}` (it has: {', '.join(there['kernels']) or 'none'})")
-    return found
+def _differences(answer: dict, here: dict, kernel_name: str | None) -> list[str]:
+    differences = [
+        f"{package} {answer['versions'].get(package, 'not installed')} instead of {version}"
+        for package, version in here["versions"].items()
+        if answer["versions"].get(package) != version
+    ]
+    if kernel_name and kernel_name not in answer["kernels"]:
+        differences.append(f"no kernel `{kernel_name}` (it has: {', '.join(answer['kernels']) or 'none'})")
+    return differences
 
 
 def running(client: Client) -> list[dict[str, Any]]:
@@ -213,7 +209,13 @@ def select(workers: list[Worker], options: NotebookOptions, kernel_name: str | N
     for worker in workers:
         if worker.problems:
             logger.warning("The worker %s is left out: %s", worker.name, "; ".join(worker.problems))
-    chosen = [worker for worker in fit if _has(worker, options)]
+    chosen = [
+        worker
+        for worker in fit
+        if options.worker in (None, worker.name, worker.address)
+        and (not worker.memory or worker.memory >= options.memory)
+        and all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
+    ]
     if not chosen:
         wishes = [f"worker {options.worker}"] if options.worker else []
         wishes += [f"memory {options.memory / 2**30:.1f} GiB"] if options.memory else []
@@ -225,14 +227,6 @@ def select(workers: list[Worker], options: NotebookOptions, kernel_name: str | N
             next_step="start a worker that has it (`dask worker --resources`), or ask for less",
         )
     return chosen
-
-
-def _has(worker: Worker, options: NotebookOptions) -> bool:
-    if options.worker and options.worker not in (worker.name, worker.address):
-        return False
-    if worker.memory and worker.memory < options.memory:
-        return False
-    return all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
 
 
 # -- room on one of them -------------------------------------------------------------------------------------------
@@ -247,12 +241,12 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
     with client.as_current(), contextlib.ExitStack() as stack:
         most = sum(worker.notebooks for worker in workers)
         together = f"{NOTEBOOK}s-{tokenize(sorted(worker.address for worker in workers))}"
-        said = False
+        is_waiting = False
         try:
             while not _lease(client, stack, together, most, WAITING_SECONDS):
-                if not said:
+                if not is_waiting:
                     logger.info("Waiting for a free worker: all that suit this notebook are busy.")
-                    said = True
+                    is_waiting = True
                 _least_busy(client, workers)
             while True:
                 for worker in _least_busy(client, workers):
@@ -270,7 +264,7 @@ def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, se
     """Take a lease within ``seconds``, which is given back when the stack is closed; tell whether there was one."""
     # Dask's own time, 30 s, is long to wait for the room that a killed client had.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
-        leases = compat.Leases(max_leases=most, name=name)
+        leases = compat.new_leases(name, most)
         leases.register()
     with contextlib.ExitStack() as unused:
         unused.callback(leases.stop_refreshing)
@@ -285,14 +279,14 @@ def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, se
 def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:
     """Return those of ``workers`` that are still there, the least busy first."""
     tasks = client.processing()
-    there = [worker for worker in workers if worker.address in tasks]
-    if not there:
+    alive = [worker for worker in workers if worker.address in tasks]
+    if not alive:
         raise WorkerLost(
             "All Dask workers that suit the notebook are gone.",
             value=", ".join(worker.address for worker in workers),
             **LOST,
         )
-    return sorted(there, key=lambda worker: len(tasks[worker.address]))
+    return sorted(alive, key=lambda worker: len(tasks[worker.address]))
 
 
 # -- contact -------------------------------------------------------------------------------------------------------

@@ -1,14 +1,27 @@
-"""What is used of Dask and papermill that is not public, each with the reason; `test_compat.py` notices a change."""
+"""What is used of other libraries that is not public, each with the reason; `test_compat.py` notices a change."""
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import contextlib
+import inspect
+import multiprocessing
+import os
+import threading
+import uuid
 from collections.abc import Callable, Coroutine
+from multiprocessing import forkserver, process, resource_tracker, util
+from pathlib import Path
 from typing import Any
 
-from distributed import Semaphore
+from jupyter_client.manager import AsyncKernelManager
+
+CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
+MAIN_PROCESS = process.current_process()
 
 
+# -- Dask ----------------------------------------------------------------------------------------------------------
 def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) -> Any:
     """Return what a coroutine function gives on the scheduler; raise OSError when no answer comes in time.
 
@@ -19,17 +32,26 @@ def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) ->
 
 
 async def ask_worker(client, worker: str, function: Callable, *arguments: Any) -> Any:
-    """Return what a function gives on a worker, or the error that it raised; OSError when the worker is unknown.
+    """Return what a function gives on a worker, or the error that it raised; raise OSError for an unknown worker.
 
     `Client.run` asks all workers at once, and one that hangs would keep the answers of the others.
     """
     return (await client._run(function, *arguments, workers=[worker], on_error="return"))[worker]
 
 
-def forget(client, topic: str) -> None:
-    """Have the scheduler forget the events of a topic, of which Dask keeps the last thousand, of any size, for ever.
+def ask_for_task(worker, key: str, seconds: float) -> str | None:
+    """Return the state of a task that runs on a worker, None if the scheduler has forgotten it; raise TimeoutError.
 
-    The subscription goes with it; `Client.unsubscribe_topic` would keep the handler, and with it the notebook.
+    Dask does not tell a running task that its client has gone. To be called from a thread of the worker.
+    """
+    ask = asyncio.wait_for(worker.scheduler.get_task_status(keys=[key]), seconds)
+    return asyncio.run_coroutine_threadsafe(ask, worker.loop.asyncio_loop).result(2 * seconds)[key]
+
+
+def forget(client, topic: str) -> None:
+    """Make the scheduler forget the events of a topic; Dask keeps the last thousand, of any size, for ever.
+
+    The subscription ends, too; `Client.unsubscribe_topic` would keep the handler, and with it the notebook.
     """
 
     async def forget(dask_scheduler) -> None:
@@ -44,21 +66,25 @@ def forget(client, topic: str) -> None:
         client.loop.add_callback(ask)  # not waited for: this may be the client's own event loop
 
 
-class Leases(Semaphore):
-    """A semaphore for a while: its leases are refreshed until `stop_refreshing`, and not as long as the client lives.
+def new_leases(name: str, most: int):
+    """Return a semaphore whose leases are refreshed until its `stop_refreshing`, not as long as the client lives.
 
-    That a scheduler is gone is told in words elsewhere, and not as an error in refreshing.
+    The loss of a scheduler is reported elsewhere; here it would be logged as an error in refreshing.
     """
+    from distributed import Semaphore
 
-    async def _refresh_leases(self) -> None:
-        with contextlib.suppress(Exception):
-            await super()._refresh_leases()
+    class Leases(Semaphore):
+        async def _refresh_leases(self) -> None:
+            with contextlib.suppress(Exception):
+                await super()._refresh_leases()
 
-    def stop_refreshing(self) -> None:
-        """Let the leases end that are not given back."""
-        self.refresh_callback.stop()
+        def stop_refreshing(self) -> None:
+            self.refresh_callback.stop()
+
+    return Leases(max_leases=most, name=name)
 
 
+# -- papermill and nbclient ----------------------------------------------------------------------------------------
 def folder_of_papermills_files() -> str | None:
     """Return the folder in which papermill writes files with a relative path, when it was given one (`--cwd`)."""
     from papermill.iorw import papermill_io
@@ -71,3 +97,130 @@ def read_parameter(text: str) -> bool | int | float | str | None:
     from papermill.cli import _resolve_type
 
     return _resolve_type(text)
+
+
+def is_captured(client, message_id: str | None) -> bool:
+    """Tell whether an Output widget takes the outputs of this request; nbclient has no other way to ask."""
+    return bool(client.output_hook_stack[message_id])
+
+
+# -- jupyter_client ------------------------------------------------------------------------------------------------
+class HookedKernelManager(AsyncKernelManager):
+    """jupyter_client's kernel manager with two hooks that it lacks, `new_provisioner` and `ends_by_itself`.
+
+    It interrupts each kernel before it asks the kernel to end. An interrupt that comes while ipykernel is between two
+    messages ends its loop but not its threads, and it hangs until it is killed, 2.5 s later. So here only a kernel that
+    does not end when it is asked to is interrupted.
+    """
+
+    async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
+        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
+            self.kernel_id = self.kernel_id or options.pop("kernel_id", str(uuid.uuid4()))
+            self.provisioner = self.new_provisioner()
+        return await super()._async_pre_start_kernel(**options)
+
+    async def _async_interrupt_kernel(self) -> None:
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    async def _async_finish_shutdown(self, *arguments: Any, **options: Any) -> None:
+        if not await self.ends_by_itself():
+            await super()._async_interrupt_kernel()
+        await super()._async_finish_shutdown(*arguments, **options)
+
+
+def take_kernel_info(client, reply: dict[str, Any]) -> None:
+    """Let a client adapt to the protocol version of a kernel, as its own `wait_for_ready` does."""
+    client._handle_kernel_info_reply(reply)
+
+
+# -- ipykernel -----------------------------------------------------------------------------------------------------
+def prepare_ipykernel(folder: Path, flush_seconds: float) -> None:
+    """Change what has no option in ipykernel: flush soon, drop no output, and listen on no TCP port.
+
+    ipykernel listens on a port for what forked children print; here a Unix socket in ``folder`` serves. ZeroMQ drops
+    outputs for which a reader is 1,000 messages behind; here they queue as long as they must.
+    """
+    import zmq
+    from ipykernel.iostream import IOPubThread, OutStream
+    from ipykernel.kernelapp import IPKernelApp
+    from zmq.eventloop.zmqstream import ZMQStream
+
+    address = f"ipc://{folder}/children"
+    init_iopub = IPKernelApp.init_iopub
+
+    def listen(self: Any) -> None:
+        self._pipe_uuid = os.urandom(16)
+        receiving = self.socket.context.socket(zmq.PULL)
+        receiving.linger = 0
+        receiving.bind(address)
+        self._pipe_in = ZMQStream(receiving, self.io_loop)
+        self._pipe_in.on_recv(self._handle_pipe_msg)
+
+    def connect(_: Any) -> tuple[Any, Any]:
+        context = zmq.Context()
+        sending = context.socket(zmq.PUSH)
+        sending.linger = CHILD_LINGER_MILLISECONDS
+        sending.connect(address)
+        return context, sending
+
+    OutStream.flush_interval = flush_seconds
+    IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))
+    IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect
+
+
+def prepare_kernel(app) -> None:
+    """Change what has no option in an initialized kernel: a prompt end, and prompt tracebacks.
+
+    A notebook seldom waits for the processes that it starts; ipykernel would, for 14 s, and be killed before its
+    `atexit` handlers. For each line of a traceback `inspect` looks for the cell among the files of all modules: 0.01 s
+    with the modules of a warm kernel, and a RecursionError has 3,000 lines. So it learns that a cell is no module's.
+    """
+    import psutil
+
+    children, cache = app.kernel._process_children, app.shell.compile.cache
+
+    def remember(*arguments: Any, **options: Any) -> str:
+        name = cache(*arguments, **options)
+        inspect.modulesbyfile.setdefault(name, "")  # the name of no module
+        return name
+
+    app.kernel._process_children = lambda: psutil.wait_procs(children(), timeout=0)[1]
+    app.shell.compile.cache = remember
+
+
+def finish_reply(app, seconds: float) -> None:
+    """Wait until a kernel that was asked to end has sent its reply.
+
+    Its control thread still flushes the streams then. If the thread that writes them is stopped first, as ipykernel
+    itself does it now and then, the flush waits for 10 s.
+    """
+    if app.kernel._shutdown_message:
+        app.control_thread.join(seconds)
+
+
+# -- Python --------------------------------------------------------------------------------------------------------
+def run_last_handlers() -> None:
+    """Wait for threads and call the handlers of `atexit`, as the interpreter does at its end."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+
+
+def start_fork_server(module: str) -> None:
+    """Start `multiprocessing`'s fork server with ``module`` imported; it ends with the thread that calls this."""
+    multiprocessing.set_forkserver_preload([module])
+    forkserver.ensure_running()
+
+
+def folder_of_fork_server() -> str:
+    """Return the folder of the fork server's socket, which is removed at an end of the interpreter, not at `_exit`."""
+    return util.get_temp_dir()
+
+
+def leave_fork_server() -> None:
+    """Make a forked process a main process to `multiprocessing`, as a notebook's is, and no child of a fork server."""
+    multiprocessing.set_start_method(None, force=True)
+    process._current_process, process._parent_process = MAIN_PROCESS, None
+    MAIN_PROCESS.name, MAIN_PROCESS.authkey = "MainProcess", os.urandom(32)
+    forkserver._forkserver.__init__()
+    resource_tracker._resource_tracker.__init__()

@@ -1,4 +1,4 @@
-"""What a notebook may ask for, from papermill's keywords, Dask's configuration and the notebook's metadata."""
+"""Options of a notebook, from papermill's keywords, Dask's configuration and the notebook's metadata."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _size(value: object) -> int:
 
 @dataclass(frozen=True)
 class NotebookOptions:
-    """What a notebook asks for; `papermill_dask.yaml` says what each option means."""
+    """The options of one notebook; `papermill_dask.yaml` explains each."""
 
     deps: list[str] | None = field(default=None, metadata={"read": _words})
     outs: list[str] | None = field(default=None, metadata={"read": _words})
@@ -60,9 +60,9 @@ class NotebookOptions:
         """
         readers: dict[str, Callable] = {option.name: option.metadata["read"] for option in fields(cls)}
         configured = {name: dask.config.get(f"{SECTION}.{name.replace('_', '-')}", None) for name in readers}
-        said = {**metadata, **{name: value for name, value in configured.items() if value is not None}, **keywords}
+        asked = {**metadata, **{name: value for name, value in configured.items() if value is not None}, **keywords}
         options = {}
-        for name, value in said.items():
+        for name, value in asked.items():
             try:
                 if value is not None:
                     options[name] = readers[name](value)

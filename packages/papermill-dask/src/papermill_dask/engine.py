@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fnmatch
 import gc
 import json
 import os
+import pickle
+import queue
 import signal
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
+import nbformat
+from jupyter_client.jsonutil import parse_date
+from nbclient.exceptions import CellExecutionComplete
+from papermill.clientwrap import PapermillNotebookClient
 from papermill.log import logger
+from papermill.utils import merge_kwargs, remove_args
 
-from papermill_dask import cluster, stage, tracking
-from papermill_dask.attempt import Attempt
+from papermill_dask import cluster, compat, stage, tracking
 from papermill_dask.config import METADATA, RESULTS, NotebookOptions, option_names
-from papermill_dask.errors import WorkerLost
+from papermill_dask.errors import LOST, EngineError, WorkerLost
 from papermill_dask.executed import ExecutedNotebook
 from papermill_dask.signals import handled
+from papermill_dask.worker import Task, run_notebook
 
+FORWARDED = ("DVC_*", "MLFLOW_*")
+SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
+POLL_SECONDS = 0.1
+SILENCE_SECONDS = 3.0
+PROBE_SECONDS = 1.5
 RESTART_SECONDS = 30  # for a nanny that starts the next worker
 ATTACH_SECONDS = 120
 EARLIER_SECONDS = 0.2
@@ -41,16 +55,16 @@ def execute_notebook(
 ):
     """Run a notebook (an nbformat node) on the cluster and return it; arguments are those of papermill's engines.
 
-    This engine's own keywords: the fields of `NotebookOptions`, ``client`` (a Dask client to use instead of connecting
-    for the call) and ``task`` (the name of the Dask task). Raises what papermill's own engine raises (a cell's error
-    is left in the notebook for papermill to raise), EngineError when no worker suits, and WorkerLost.
+    This engine's own keywords: the fields of `NotebookOptions`, and ``client``, a Dask client to use instead of
+    connecting for the call. Raises what papermill's own engine raises (a cell's error is left in the notebook for
+    papermill to raise), EngineError when no worker suits, and WorkerLost.
     """
     keywords |= {"log_output": log_output}
-    own = {name: keywords.pop(name) for name in option_names() if name in keywords}
+    given = {name: keywords.pop(name) for name in option_names() if name in keywords}
     asked = nb.metadata.get(METADATA, {})
     for result in RESULTS:
         asked.pop(result, None)  # of an earlier execution
-    options = NotebookOptions.of(asked, own)
+    options = NotebookOptions.of(asked, given)
     executed = ExecutedNotebook(
         nb,
         output_path=output_path,
@@ -103,15 +117,15 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
 
 def _survey(executed, kernel_name: str, client) -> list[cluster.Worker]:
     """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
-    output, said = cluster.this_output(executed.output_path), False
+    output, is_waiting = cluster.this_output(executed.output_path), False
     while True:
         workers = cluster.survey(client, kernel_name, Path.cwd())
         busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
         if not busy:
             return workers
-        if not said:
+        if not is_waiting:
             logger.info("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
-            said = True
+            is_waiting = True
         time.sleep(EARLIER_SECONDS)
 
 
@@ -130,7 +144,7 @@ def _attach(client, attempt: Attempt, notebook, input_path: object) -> None:
     """Log the executed notebook to its MLflow runs.
 
     On its worker, or another if that is gone: they keep MLflow imported from one notebook to the next, and a fresh
-    process takes two seconds for it. A failure is only told: what the notebook did is done.
+    process takes two seconds for it. A failure is a warning: the notebook itself has ended well.
     """
     name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
     plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]
@@ -141,3 +155,203 @@ def _attach(client, attempt: Attempt, notebook, input_path: object) -> None:
         ).result(ATTACH_SECONDS)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
         logger.warning("The executed notebook was not logged to its run: %s", error)
+
+
+class Attempt:
+    """One run of a notebook on one worker: a Dask task, whose events are shown in papermill's notebook."""
+
+    def __init__(
+        self,
+        executed: ExecutedNotebook,
+        kernel_name: str,
+        client,
+        worker: cluster.Worker,
+        options: NotebookOptions,
+        *,
+        log_output=False,
+        stdout_file=None,
+        stderr_file=None,
+        start_timeout=60,
+        execution_timeout=None,
+        input_path=None,
+        **keywords: Any,
+    ) -> None:
+        self._executed, self._client, self.worker, self._options = executed, client, worker, options
+        # Never starts a kernel: it does with the kernel's messages what it would do if it had one.
+        self._log = PapermillNotebookClient(
+            executed,
+            log=logger,
+            log_output=log_output,
+            stdout_file=stdout_file,
+            stderr_file=stderr_file,
+            record_timing=keywords.get("record_timing", True),
+        )
+        # papermill also takes a notebook itself as input.
+        name = Path(input_path).stem if isinstance(input_path, str) else "notebook"
+        # Dask's pages group tasks by what stands before the hexadecimal part: the notebook's name.
+        self.key = f"{name}-{uuid.uuid4().hex[:8]}"
+        self._task = Task(
+            notebook=json.loads(json.dumps(executed.nb)),  # plain dicts, which unpickle without nbformat
+            name=name,
+            kernel_name=kernel_name,
+            topic=f"{name}-{uuid.uuid4().hex}",
+            options=merge_kwargs(
+                remove_args(["timeout", "startup_timeout"], **keywords),
+                timeout=execution_timeout or keywords.get("timeout"),
+                startup_timeout=start_timeout,
+            ),
+            worker=worker.id,
+            folder=str(Path.cwd()),
+            environment=_forwarded_environment(options),
+            umask=_umask(),
+            output=cluster.this_output(executed.output_path),
+            is_remote=not worker.is_local,
+            max_output=options.max_output,
+        )
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended
+
+    def run(self) -> None:
+        """Submit the task, follow it to its end, and leave nothing of it; raises what ended it early."""
+        client, task, address = self._client, self._task, self.worker.address
+        future = declaration = None
+        try:
+            if not self.worker.sees_folder:
+                declaration = self._send_files()
+            client.subscribe_topic(task.topic, lambda event: self._events.put(json.loads(event[1])))
+            future = client.submit(
+                run_notebook,
+                task,
+                key=self.key,
+                pure=False,
+                retries=0,
+                resources=self._options.resources or None,
+                workers=[address],
+                allow_other_workers=False,
+            )
+            future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
+            ending = self._follow(future)
+            if declaration and not ending["failed"]:  # what a notebook that failed has made is not what was declared
+                from papermill_dask.files import fetch
+
+                fetch(client, address, task.folder, Path.cwd(), declaration)
+        except WorkerLost:
+            task.is_scratch = False  # out of reach: the worker, or the next one there, removes it
+            raise
+        finally:
+            if client.status == "running":
+                if future is not None:
+                    future.cancel()  # does nothing to what is done; what still runs is ended by its worker
+                self._remove_files()
+                compat.forget(client, task.topic)
+        metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
+        self._executed.nb.metadata.update(nbformat.from_dict(metadata))
+        self.runs = ending["runs"]
+        if ending["error"] is not None:
+            raise pickle.loads(ending["error"])  # noqa: S301 - from the cluster, which runs our code
+
+    def _follow(self, future) -> dict[str, Any]:
+        """Show the task's events until it has ended; return what it returned."""
+        last = time.monotonic()
+        while True:
+            try:
+                event = self._events.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                event = {"kind": "silence"}
+            else:
+                last = time.monotonic()
+            match event["kind"]:
+                case "message":
+                    self._show(event["message"], event["index"])
+                case "start":
+                    self._log.clear_before_next_output = False
+                    self._executed.cell_start(self._executed.nb.cells[event["index"]], event["index"])
+                case "end":
+                    self._end_cell(event)
+                case "log":
+                    logger.log(event["level"], "%s", event["text"])
+                case "done":
+                    return self._result(future)
+                case "silence":
+                    self._executed.autosave_cell()
+                    self._require_scheduler()
+                    if time.monotonic() - last > SILENCE_SECONDS:
+                        if reason := cluster.lost_contact(self._client, self.worker.address, PROBE_SECONDS):
+                            raise WorkerLost(reason, value=self.worker.address, **LOST)
+                        last = time.monotonic()  # it is there, and busy
+
+    def _result(self, future) -> dict[str, Any]:
+        self._require_scheduler()
+        if future.cancelled():
+            raise EngineError("The notebook was stopped on its worker.", value="its task was cancelled")
+        try:
+            return future.result()
+        except OSError as error:
+            what = f"The Dask worker that ran the notebook was lost ({error!r})."
+            raise WorkerLost(what, value=self.worker.address, **LOST) from None
+
+    def _require_scheduler(self) -> None:
+        if self._client.status != "running":
+            raise WorkerLost("The Dask scheduler was lost.", **LOST)
+
+    def _show(self, message: dict[str, Any], index: int) -> None:
+        cell = self._executed.nb.cells[index]
+        if self._log.record_timing:
+            cell.metadata.setdefault("execution", {})
+        message["header"]["date"] = parse_date(message["header"]["date"])
+        self._executed.output_came()
+        with contextlib.suppress(CellExecutionComplete):
+            self._log.process_message(message, cell, index)
+
+    def _end_cell(self, event: dict[str, Any]) -> None:
+        cell = self._executed.nb.cells[event["index"]]
+        cell.metadata.update(event["metadata"])
+        if cell.cell_type == "code":
+            cell["execution_count"] = event["execution_count"]
+            if event["outputs"] is not None:
+                cell["outputs"] = nbformat.from_dict(event["outputs"])
+        if event["failed"]:
+            self._executed.cell_exception(cell, cell_index=event["index"])
+        self._executed.cell_complete(cell, cell_index=event["index"])
+
+    def _send_files(self) -> stage.Declaration:
+        """Bring what is declared to a worker without shared disk; return the declaration."""
+        from papermill_dask.files import send
+
+        declared = stage.declaration(self._options, self._executed.output_path)
+        if not declared.deps and not declared.outs:
+            logger.warning(
+                "The worker %s does not see this folder, and nothing is declared to travel: the notebook runs in an "
+                "empty folder (options deps and outs, or the stage in dvc.yaml).", self.worker.address
+            )  # fmt: skip
+        self._task.folder = send(self._client, self.worker.address, Path.cwd(), declared)
+        self._task.is_scratch = True
+        return declared
+
+    def _remove_files(self) -> None:
+        if self._task.is_scratch:
+            from papermill_dask.files import remove
+
+            with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
+                remove(self._client, self.worker.address, self._task.folder)
+
+
+def _umask() -> int:
+    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:
+    """Return the variables that the kernel shall see as the client does; secrets only when they are asked for.
+
+    The commit is that of the client's folder: the worker may know another, or none.
+    """
+
+    def is_forwarded(name: str) -> bool:
+        is_asked = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.environment)
+        is_usual = any(fnmatch.fnmatchcase(name, pattern) for pattern in FORWARDED)
+        return is_asked or (is_usual and not any(word in name for word in SECRET_WORDS))
+
+    return {name: value for name, value in os.environ.items() if is_forwarded(name)} | tracking.git_variables()

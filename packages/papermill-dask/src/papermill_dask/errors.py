@@ -1,4 +1,4 @@
-"""What can go wrong, told in words: what failed, what was found, what was expected, what to do next."""
+"""Errors: what failed, the value, what was expected, and the next step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOST = {
 class EngineError(click.ClickException):
     """A notebook could not be run on the cluster; papermill's command line prints the text without a traceback.
 
-    ``what`` failed; ``value`` is what was found, ``expected`` what was allowed, ``next_step`` what to do about it.
+    ``what`` failed; ``value`` caused it, ``expected`` was allowed, ``next_step`` mends it.
     """
 
     def __init__(

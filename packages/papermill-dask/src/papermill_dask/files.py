@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
@@ -30,9 +30,8 @@ from papermill_dask.store import (
     write_piece,
 )
 
-# What is under way at a time bounds the memory on all three sides; more or larger pieces are no faster.
-PIECE_BYTES = 4 * 2**20
-PIECES_AT_ONCE = 3
+# What is under way at a time bounds the memory on all three sides.
+PIECE_BYTES = 8 * 2**20
 PIECES_IN_A_MESSAGE = 500
 WATCH_SECONDS = 1
 ANSWER_SECONDS = 10
@@ -63,14 +62,9 @@ def send(client, worker: str, folder: Path, declaration: Declaration, *, limit: 
     scratch, lacking = _ask(client, worker, "open", wanted, limit)
     try:
         by_hash = {entry.md5: entry for entry in wanted}
-
-        def load(message: list[Piece]) -> list[tuple[str, int, bytes]]:
-            return [(md5, offset, read_piece(folder / by_hash[md5].path, offset, n)) for md5, offset, n in message]
-
-        async def carry(message: list[Piece]) -> None:
-            await _call(client, worker, "receive", scratch, await asyncio.to_thread(load, message))
-
-        client.sync(_few_at_once, carry, _messages((md5, by_hash[md5].size) for md5 in lacking))
+        for message in _messages((md5, by_hash[md5].size) for md5 in lacking):
+            contents = [(md5, offset, read_piece(folder / by_hash[md5].path, offset, n)) for md5, offset, n in message]
+            _ask(client, worker, "receive", scratch, contents)
         _ask(client, worker, "fill", scratch, wanted, folders)
     except BaseException as error:
         with contextlib.suppress(EngineError):
@@ -82,46 +76,39 @@ def send(client, worker: str, folder: Path, declaration: Declaration, *, limit: 
 
 
 def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> list[str]:
-    """Bring the outs from a scratch folder into ``folder``: all of them or none; return what has come.
+    """Bring the outs from a scratch folder into ``folder``: all of them or none; return the outs that came.
 
-    Files that lie in their place already, with the same content, are not fetched. Raises EngineError for an out that
-    the notebook did not write, for one that leaves its folder, for a full disk, and when the worker is lost.
+    Raises EngineError for an out that the notebook did not write, for one that leaves its folder, for a full disk, and
+    when the worker is lost.
     """
-    outs = list(dict.fromkeys(str(PurePosixPath(out)) for out in declaration.outs))
-    outs = [out for out in outs if not any(str(parent) in outs for parent in PurePosixPath(out).parents)]
+    outs = list(dict.fromkeys(map(PurePosixPath, declaration.outs)))
+    outs = [out for out in outs if not any(parent in outs for parent in out.parents)]
     for path in outs:
         inside(folder, path, follow=False)
-    found = _ask(client, worker, "list_outs", scratch, outs, declaration.partial)
-    for entry in found:
+    wanted = _ask(client, worker, "list_outs", scratch, list(map(str, outs)), declaration.partial)
+    for entry in wanted:
         inside(folder, entry.path, declaration.links_to, follow=False)
         if not any(PurePosixPath(entry.path).is_relative_to(out) for out in outs):
             raise refused(folder, entry.path, "the worker was not asked for it")
-    arrived = [out for out in outs if any(PurePosixPath(entry.path).is_relative_to(out) for entry in found)]
-    here = {entry.path for entry in found if _is_same(folder / entry.path, entry)}
-    coming = {entry.path: entry.size for entry in found if entry.md5 and entry.path not in here}
+    arriving = [out for out in outs if any(PurePosixPath(entry.path).is_relative_to(out) for entry in wanted)]
     try:
-        with Replacement(folder, arrived) as new:
-            new.prepare(found, here)
-
-            def store(message: list[Piece], contents: list[bytes]) -> None:
+        with Replacement(folder, arriving) as replacement:
+            replacement.prepare(wanted)
+            for message in _messages((entry.path, entry.size) for entry in wanted if entry.md5):
+                contents = _ask(client, worker, "read", scratch, message)
                 for (path, offset, _), data in zip(message, contents, strict=True):
-                    write_piece(new.staged(path), offset, data)
-
-            async def carry(message: list[Piece]) -> None:
-                await asyncio.to_thread(store, message, await _call(client, worker, "read", scratch, message))
-
-            client.sync(_few_at_once, carry, _messages(coming.items()))
-            new.finish(found, set(coming))
+                    write_piece(replacement.staged(path), offset, data)
+            replacement.finish(wanted)
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise no_space(folder, sum(coming.values()), shutil.disk_usage(folder).free) from None
+            raise no_space(folder, sum(entry.size for entry in wanted), shutil.disk_usage(folder).free) from None
         raise EngineError(
             "What the notebook made cannot be put in place.",
             value=str(error),
             expected=f"outs that can be written, or replaced, in {folder}",
             next_step="see to that file; nothing was changed here",
         ) from None
-    return arrived
+    return list(map(str, arriving))
 
 
 def remove(client, worker: str, scratch: str) -> None:
@@ -179,19 +166,6 @@ def _messages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[Piece]]:
         yield message
 
 
-async def _few_at_once(carry: Callable[[list[Piece]], Awaitable[None]], messages: Iterator[list[Piece]]) -> None:
-    async def carrier() -> None:
-        for message in messages:
-            await carry(message)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PIECES_AT_ONCE):
-                group.create_task(carrier())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
 # -- putting it in place -------------------------------------------------------------------------------------------
 class Replacement:
     """New contents for ``outs`` in ``folder``: staged in hidden folders beside them, then put in place by renaming.
@@ -201,103 +175,78 @@ class Replacement:
     process; what a killed one left is cleared by the next.
     """
 
-    def __init__(self, folder: Path, outs: Iterable[str]) -> None:
-        self._folder = folder
-        self._outs = [PurePosixPath(out) for out in outs]
-        self._places: list[Path] = []
-        self._made: list[Path] = []
-        self._done = False
+    def __init__(self, folder: Path, outs: Iterable[PurePosixPath]) -> None:
+        self._folder, self._outs = folder, list(outs)
+        self._undo = contextlib.ExitStack()
+        self._places: set[Path] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
+        self._undo.close()
         for place in self._places:
             shutil.rmtree(place, ignore_errors=True)
-        if not self._done:
-            for parent in reversed(self._made):
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
 
-    def prepare(self, found: Iterable[Entry], here: Iterable[str]) -> None:
-        """Make room for what was ``found``; what is at the paths ``here`` already is taken from there."""
-        here = set(here)
+    def prepare(self, entries: Iterable[Entry]) -> None:
+        """Make the folders that are needed."""
         for place in dict.fromkeys(map(self._place, self._outs)):
-            self._make(place)
-        for entry in found:
+            for folder in reversed([folder for folder in place.parents if not folder.exists()]):
+                folder.mkdir()
+                self._undo.callback(_remove_empty, folder)
+            _clear(place.parent)
+            self._places.add(place)
+            self._undo.callback(shutil.rmtree, place, ignore_errors=True)
+            for inner in (place, place / "new", place / "old"):
+                inner.mkdir(mode=0o700)
+        for entry in entries:
             staged = self.staged(entry.path)
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            if not entry.md5:
-                staged.mkdir(exist_ok=True)
-            elif entry.path in here:
-                _take(self._folder / entry.path, staged, entry.mode)
+            (staged.parent if entry.md5 else staged).mkdir(parents=True, exist_ok=True)
 
     def staged(self, path: str) -> Path:
         """Return where the content for ``path`` is to be written."""
         out = next(out for out in self._outs if PurePosixPath(path).is_relative_to(out))
         return self._place(out) / "new" / out.name / PurePosixPath(path).relative_to(out)
 
-    def finish(self, found: Iterable[Entry], arrived: set[str]) -> None:
-        """Check what has ``arrived`` and put all outs in place; on any failure put back what was there.
+    def finish(self, entries: Iterable[Entry]) -> None:
+        """Check the contents and put all outs in place; on any failure put back what was there.
 
         Raises EngineError when a content is not what was announced, OSError when an out cannot be replaced.
         """
-        for entry in found:
+        for entry in entries:
             staged = self.staged(entry.path)
-            if entry.path in arrived and digest(staged) != entry.md5:
+            if entry.md5 and digest(staged) != entry.md5:
                 raise EngineError(
                     "A file changed while it was fetched from the worker.",
                     value=entry.path,
                     expected=f"the MD5 {entry.md5}",
                     next_step="see that nothing the notebook started still writes to it, then run again",
                 )
-            if not entry.md5 or entry.path in arrived:
-                staged.chmod(entry.mode)
-        undo: list[tuple[Path, Path]] = []
-        try:
-            for out in self._outs:
-                target, place = self._folder / out, self._place(out)
-                if os.path.lexists(target):
-                    _move(target, place / "old" / out.name, undo)
-                _move(place / "new" / out.name, target, undo)
-        except BaseException:
-            for source, target in reversed(undo):
-                with contextlib.suppress(FileNotFoundError):
-                    target.rename(source)
-            raise
-        self._done = True
+            staged.chmod(entry.mode)
+        for out in self._outs:
+            target, place = self._folder / out, self._place(out)
+            if os.path.lexists(target):
+                self._move(target, place / "old" / out.name)
+            self._move(place / "new" / out.name, target)
+        self._undo.pop_all()
+
+    def _move(self, source: Path, target: Path) -> None:
+        # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
+        self._undo.callback(_move_back, source, target)
+        source.rename(target)
 
     def _place(self, out: PurePosixPath) -> Path:
         return self._folder / out.parent / f"{STAGING}{os.getpid()}-{id(self)}"
 
-    def _make(self, place: Path) -> None:
-        for folder in reversed([folder for folder in place.parents if not folder.exists()]):
-            folder.mkdir()
-            self._made.append(folder)
-        _clear(place.parent)
-        self._places.append(place)
-        for inner in (place, place / "new", place / "old"):
-            inner.mkdir(mode=0o700)
+
+def _move_back(source: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(source)
 
 
-def _is_same(file: Path, entry: Entry) -> bool:
-    return bool(entry.md5) and file.is_file() and file.stat().st_size == entry.size and digest(file) == entry.md5
-
-
-def _move(source: Path, target: Path, undo: list[tuple[Path, Path]]) -> None:
-    # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
-    undo.append((source, target))
-    source.rename(target)
-
-
-def _take(file: Path, staged: Path, mode: int) -> None:
-    """Link a file that is to stay as it is; copy one that is not, for its other links (DVC's cache) must not change."""
-    if not file.is_symlink() and file.stat().st_mode & 0o777 == mode:
-        with contextlib.suppress(OSError):
-            os.link(file, staged)
-            return
-    shutil.copyfile(file, staged)
-    staged.chmod(mode)
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _clear(parent: Path) -> None:

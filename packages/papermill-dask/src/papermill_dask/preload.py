@@ -27,8 +27,8 @@ def start_readying(worker) -> None:
 
 def _ready() -> None:
     from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs
-    from papermill_dask.kernels.warm import start_warming
+    from papermill_dask.kernels.warm import WARM
 
-    start_warming(dask.config.get(f"{config.SECTION}.kernel-imports"))
+    WARM.start(dask.config.get(f"{config.SECTION}.kernel-imports"), os.environ)
     if tracking.is_installed() and tracking.URI_VARIABLE in os.environ:
         import mlflow  # noqa: F401 - for the runs of the notebooks

@@ -85,10 +85,9 @@ def _is_in_stage(process: psutil.Process) -> bool:
 
 
 def _lives(process: psutil.Process) -> bool:
-    try:
+    with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return False
 
 
 # -- what the stage declares ---------------------------------------------------------------------------------------
@@ -129,34 +128,33 @@ def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> 
 def _find(repo, folder: Path, stage: str):
     """Return the stage of that name that runs in ``folder``.
 
-    Its `dvc.yaml` lies there, unless it has a `wdir`. DVC_STAGE tells the file only as seen from where DVC was called.
+    Its `dvc.yaml` lies there, unless it has a `wdir`. DVC_STAGE names the file only as seen from where DVC was called.
     """
     from dvc.exceptions import DvcException
     from dvc.utils import parse_target
 
     _, name = parse_target(stage)
     with contextlib.suppress(DvcException):
-        found = repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
-        if Path(found.wdir) == folder:
-            return found
-    for found in repo.index.stages:
-        if getattr(found, "name", None) == name and Path(found.wdir) == folder:
-            return found
-    # For the words that DVC has for it.
+        for candidate in repo.index.stages:
+            if getattr(candidate, "name", None) == name and Path(candidate.wdir) == folder:
+                return candidate
+    # Where another dvc.yaml is broken; and for DVC's words when there is no such stage.
     return repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
 
 
 def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
     from dvc.dependency import ParamsDependency
 
-    deps = [str(stage.path)] if Path(stage.path).is_relative_to(folder) else []
-    deps += [_within(folder, dep) for dep in stage.deps if _is_local(dep) and not isinstance(dep, ParamsDependency)]
-    for file in {Path(dep.fs_path) for dep in stage.params if _is_local(dep)}:
-        if file.is_relative_to(folder):
-            deps.append(str(file))
+    def local(entries) -> list:  # an address (s3://...) is opened by the notebook itself, wherever it runs
+        return [entry for entry in entries if entry.protocol == "local"]
+
+    deps = [_within(folder, dep) for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
+    for file in {str(stage.path), *(dep.fs_path for dep in local(stage.params))}:
+        if Path(file).is_relative_to(folder):
+            deps.append(file)
         else:
             logger.info("The worker does not get %s, which lies outside the stage's folder.", file)
-    outs = [_within(folder, out) for out in stage.outs if _is_local(out) and Path(out.fs_path) not in written_here]
+    outs = [_within(folder, out) for out in local(stage.outs) if Path(out.fs_path) not in written_here]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(
         deps=tuple(dict.fromkeys(_relative(folder, path) for path in deps)),
@@ -164,11 +162,6 @@ def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
         partial=_has_other_commands(stage.cmd),
         links_to=tuple(Path(cache.path) for cache in (repo.cache.local, repo.cache.legacy) if cache is not None),
     )
-
-
-def _is_local(entry) -> bool:
-    # An address (s3://...) is opened by the notebook itself, wherever it runs.
-    return entry.protocol == "local"
 
 
 def _within(folder: Path, entry) -> str:

@@ -6,7 +6,6 @@ How files are named, checked to stay in their folder, listed and hashed is the s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import os
@@ -15,18 +14,15 @@ import secrets
 import shutil
 import socket
 import stat
-import time
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-import psutil
 
 from papermill_dask.errors import EngineError
 
 PERMISSIONS = 0o777
 LIMIT_BYTES = 20 * 2**30
-IDLE_SECONDS = 24 * 3600
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 MD5 = re.compile(r"[0-9a-f]{32}")
 HOST = socket.gethostname()
@@ -52,14 +48,14 @@ def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (),
     parts = PurePosixPath(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
         raise refused(folder, path)
-    found = folder / path
+    file = folder / path
     try:
-        real = found.resolve() if follow else found.parent.resolve()
+        real = file.resolve() if follow else file.parent.resolve()
     except (OSError, RuntimeError):  # what a circle of links raises, before and from Python 3.13
         raise refused(folder, path, "it is a link to itself") from None
     if not any(real.is_relative_to(place.resolve()) for place in (folder, *links_to)):
         raise refused(folder, path, f"it leads to {real}")
-    return found
+    return file
 
 
 def refused(folder: Path, path: object, why: str = "it leaves the folder") -> EngineError:
@@ -80,13 +76,13 @@ def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()
     """
     pure = dict.fromkeys(map(PurePosixPath, paths))
     outermost = [str(path) for path in pure if not any(parent in pure for parent in path.parents)]
-    found = []
+    result = []
     for file in (file for path in outermost for file in _files(folder, path, tuple(links_to), ())):
         status = file.stat()
         name, mode = file.relative_to(folder).as_posix(), status.st_mode & PERMISSIONS
         is_folder = stat.S_ISDIR(status.st_mode)
-        found.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
-    return found
+        result.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
+    return result
 
 
 def _files(folder: Path, path: str, links_to: tuple[Path, ...], above: tuple[Path, ...]) -> Iterator[Path]:
@@ -115,10 +111,10 @@ def digest(file: Path) -> str:
 
 def no_space(folder: Path, needed: int | None, free: int | None = None) -> EngineError:
     """Return the error for a disk that is full, or would be; sizes in bytes."""
-    found = f"{HOST}:{folder}"
+    place = f"{HOST}:{folder}"
     return EngineError(
         "There is not enough space on the disk for the notebook's files.",
-        value=found if free is None else f"{found} has {free:,} bytes free",
+        value=place if free is None else f"{place} has {free:,} bytes free",
         expected=None if needed is None else f"{needed:,} bytes free",
         next_step="make room there; nothing half-written was left",
     )
@@ -131,51 +127,41 @@ async def serve(operation: str, *arguments, dask_worker):
     In a thread, so that the worker's event loop stays free; an error is returned, as Dask would log one that is raised
     with all its arguments, and those are the user's files.
     """
-    root = home(dask_worker)
+    store = Store.of(dask_worker)
     try:
-        return await asyncio.to_thread(getattr(Store(root), operation), *arguments)
+        return await asyncio.to_thread(getattr(store, operation), *arguments)
     except EngineError as error:
         return error
     except OSError as error:
         if error.errno in DISK_FULL:
-            return no_space(root, None, shutil.disk_usage(root).free)
+            return no_space(store.root, None, shutil.disk_usage(store.root).free)
         return EngineError(
             "The worker could not handle the notebook's files.",
             value=f"{HOST}: {error}",
-            expected=f"a folder {root} that the worker can write to",
+            expected=f"a folder {store.root} that the worker can write to",
             next_step="see to the worker's disk, or give the worker another folder with `--local-directory`",
         )
-
-
-def home(worker) -> Path:
-    """Return the folder that all workers of this user on this host share, outliving each of them.
-
-    It lies beside the workers' own folders, so on the disk that Dask's `--local-directory` or `temporary-directory`
-    names. A folder that others could write to could hold what they want the notebook to read; then the worker's own
-    folder it is.
-    """
-    own = Path(worker.local_directory)
-    shared = own.parent / "papermill-dask"
-    with contextlib.suppress(OSError):
-        shared.mkdir(mode=0o700, exist_ok=True)
-        status = shared.lstat()
-        if stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o022 and status.st_uid == os.getuid():
-            return shared
-    return own / "papermill-dask"
 
 
 class Store:
     """The folder ``root``: `files` holds contents by their MD5, `scratch` the notebooks' folders.
 
     A notebook's folder is made with `open`, filled with `receive` and `fill`, looked at with `list_outs` and `read`,
-    and gone after `remove`. Several processes may use one store.
+    and gone after `remove`.
     """
+
+    _lock = threading.Lock()  # of what several notebooks of this process must not do at once
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._kept, self._scratch = root / "files", root / "scratch"
         for folder in (self._kept, self._scratch):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @classmethod
+    def of(cls, worker) -> Store:
+        """Return the store in a worker's own folder, which Dask removes with the worker, also after a kill."""
+        return cls(Path(worker.local_directory) / "papermill-dask")
 
     def open(self, wanted: list[Entry], limit: int = LIMIT_BYTES) -> tuple[str, list[str]]:
         """Make a scratch folder with those of ``wanted`` whose contents are here; return it and the others' hashes.
@@ -185,17 +171,17 @@ class Store:
         """
         if bad := [entry.md5 for entry in wanted if entry.md5 and not MD5.fullmatch(entry.md5)]:
             raise EngineError("This is not the MD5 of a file.", value=bad[0], expected="32 hexadecimal digits")
-        self._sweep()
-        place = self._scratch / f"{HOST}-{os.getpid()}-{secrets.token_hex(8)}"
+        place = self._scratch / secrets.token_hex(8)
         for name in ("files", "incoming"):
             (place / name).mkdir(parents=True, mode=0o700)
-        missing = {entry.md5: entry.size for entry in wanted if entry.md5 and not self._file(entry.md5).exists()}
-        needed = sum(missing.values()) + sum(entry.size for entry in wanted)
-        self._trim(limit - sum(missing.values()), needed, keep={entry.md5 for entry in wanted})
-        if (free := shutil.disk_usage(self.root).free) < needed:
-            self.remove(str(place / "files"))
-            raise no_space(self.root, needed, free)
-        lacking = dict.fromkeys(entry.md5 for entry in wanted if not self._put(place / "files", entry))
+        with self._lock:
+            missing = {entry.md5: entry.size for entry in wanted if entry.md5 and not self._file(entry.md5).exists()}
+            needed = sum(missing.values()) + sum(entry.size for entry in wanted)
+            self._trim(limit - sum(missing.values()), needed, keep={entry.md5 for entry in wanted})
+            if (free := shutil.disk_usage(self.root).free) < needed:
+                self.remove(str(place / "files"))
+                raise no_space(self.root, needed, free)
+            lacking = dict.fromkeys(entry.md5 for entry in wanted if not self._put(place / "files", entry))
         return str(place / "files"), list(lacking)
 
     def receive(self, scratch: str, pieces: list[tuple[str, int, bytes]]) -> None:
@@ -219,14 +205,13 @@ class Store:
                     value=f"its MD5 is no longer {received.name}",
                     next_step="run again when nothing writes to the notebook's dependencies",
                 )
-            kept = self._file(received.name)
-            kept.parent.mkdir(mode=0o700, exist_ok=True)
-            received.replace(kept)
+            received.replace(self._file(received.name))
         for name in folders:
             inside(place / "files", name).mkdir(parents=True, exist_ok=True)
-        for entry in wanted:
-            if not (place / "files" / entry.path).exists() and not self._put(place / "files", entry):
-                raise EngineError("A file has gone from the worker's store.", value=entry.path, next_step="run again")
+        with self._lock:
+            for entry in wanted:
+                if not (place / "files" / entry.path).exists() and not self._put(place / "files", entry):
+                    raise EngineError("A file has gone from the worker's store.", value=entry.path)
 
     def list_outs(self, scratch: str, outs: list[str], partial: bool = False) -> list[Entry]:
         """Return what the notebook left at ``outs``; raise EngineError naming those that are not there.
@@ -252,14 +237,10 @@ class Store:
     def remove(self, scratch: str) -> None:
         """Remove a scratch folder; one that is gone already is no error."""
         place = self._place(scratch, exists=False)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(place)
-            return
         for folder, names, _ in os.walk(place):  # a notebook may have taken the permissions of its own folders away
             for inner in (Path(folder, name) for name in names):
-                with contextlib.suppress(FileNotFoundError):  # another process removes it, too
-                    if not inner.is_symlink():
-                        inner.chmod(0o700)
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
         shutil.rmtree(place, ignore_errors=True)
 
     def _place(self, scratch: str, *, exists: bool = True) -> Path:
@@ -272,21 +253,11 @@ class Store:
                 expected=f"one in {self._scratch}",
                 next_step="run the notebook again: the worker was restarted, or the folder removed",
             )
-        if exists:
-            os.utime(place)
         return place
-
-    def _sweep(self) -> None:
-        """Remove scratch folders of processes that have died, and those that a client has forgotten for a day."""
-        for place in self._scratch.glob(f"{HOST}-*"):
-            with contextlib.suppress(FileNotFoundError):
-                is_forgotten = time.time() - place.stat().st_mtime > IDLE_SECONDS and not _is_used(place)
-                if is_forgotten or not psutil.pid_exists(int(place.name.rsplit("-", 2)[1])):
-                    self.remove(str(place / "files"))
 
     # -- contents --------------------------------------------------------------------------------------------
     def _file(self, md5: str) -> Path:
-        return self._kept / md5[:2] / md5[2:]
+        return self._kept / md5
 
     def _put(self, files: Path, entry: Entry) -> bool:
         """Put a copy of a content in its place; tell whether it is here, and what its hash says."""
@@ -296,40 +267,28 @@ class Store:
             target.mkdir(exist_ok=True)
         else:
             kept = self._file(entry.md5)
-            try:
-                shutil.copyfile(kept, target)
-                os.utime(kept)
-            except FileNotFoundError:
+            if not kept.exists():
                 return False
+            shutil.copyfile(kept, target)
+            os.utime(kept)
             if digest(target) != entry.md5:  # something has written to it
-                kept.unlink(missing_ok=True)
+                kept.unlink()
                 target.unlink()
                 return False
-        # Whatever it was there, the notebook's own user writes here.
+        # Whatever the mode was at home, the notebook's user writes here.
         target.chmod(entry.mode | 0o600)
         return True
 
     def _trim(self, limit: int, free: int, keep: set[str]) -> None:
         """Remove contents, least recently used first, until at most ``limit`` bytes are kept and ``free`` are free."""
-        kept = []
-        for file in self._kept.glob("*/*"):
-            with contextlib.suppress(FileNotFoundError):
-                kept.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        kept = [(file.stat().st_mtime_ns, file.stat().st_size, file) for file in self._kept.iterdir()]
         total = sum(size for _, size, _ in kept)
         for _, size, file in sorted(kept):
             if total <= limit and shutil.disk_usage(self.root).free >= free:
                 return
-            if file.parent.name + file.name not in keep:
-                file.unlink(missing_ok=True)
+            if file.name not in keep:
+                file.unlink()
                 total -= size
-
-
-def _is_used(folder: Path) -> bool:
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if Path(process.cwd()).is_relative_to(folder):
-                return True
-    return False
 
 
 def read_piece(file: Path, offset: int, length: int) -> bytes:

@@ -22,7 +22,6 @@ from urllib.parse import urlsplit
 
 from papermill_dask.errors import EngineError
 
-__all__ = ["COMMIT_TAG", "DIRTY_TAG", "NOTEBOOK_TAG", "TASK_TAG", "TaskContext", "git_state", "runs_of_task"]
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # in the kernel's environment: which task of the cluster it is
 COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # likewise: the commit of the client's folder
@@ -60,7 +59,7 @@ class TaskContext:
 
 @dataclass
 class NotebookRuns:
-    """The MLflow runs of a notebook, on its worker; ``found`` are their ids, statuses and metrics."""
+    """The MLflow runs of a notebook; ``found`` are their ids, statuses and metrics, the first run first."""
 
     task: str
     uri: str | None
@@ -71,14 +70,9 @@ class NotebookRuns:
         """Return those of a task whose kernel has these variables."""
         return cls(task, environment.get(URI_VARIABLE) if is_installed() else None)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the kernel needs for it."""
-        return {TASK_VARIABLE: self.task}
-
     def check_reachable(self) -> None:
         """Raise EngineError when the tracking server has a loopback address that means another machine than this."""
-        if _is_loopback(self.uri) and not _answers(self.uri):
+        if urlsplit(self.uri or "").hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
             raise EngineError(
                 f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
                 value=f"{URI_VARIABLE}={self.uri}: loopback, which is another machine there than here",
@@ -87,46 +81,28 @@ class NotebookRuns:
             )
 
     def find(self) -> None:
-        """Look for the runs, as long as the kernel stands: at its exit MLflow ends them as if all had gone well."""
+        """Look for the runs, as long as the kernel lives: at its exit MLflow ends them as if all had gone well."""
         with contextlib.suppress(Exception):  # a tracking server that fails must not hide how the notebook ended
             if self.uri and _answers(self.uri):
-                self.found = runs_of_task(self.task, self.uri)
+                from mlflow import MlflowClient
+
+                client = MlflowClient(self.uri)
+                experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+                these = f"tags.`{TASK_TAG}` = '{self.task}'"
+                self.found = [
+                    {"run_id": run.info.run_id, "status": run.info.status, "metrics": dict(run.data.metrics)}
+                    for run in client.search_runs(experiments, these, order_by=["attributes.start_time"])
+                ]
 
     def end(self, status: str) -> None:
         """End those that the notebook left open as ``KILLED`` or ``FAILED``."""
-        with contextlib.suppress(Exception):  # as above
-            end_runs([run["run_id"] for run in self.found if run["status"] == "RUNNING"], status, self.uri)
+        # MLflow prints a link; the output may be a notebook's.
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
+            for run in self.found:
+                if run["status"] == "RUNNING":
+                    from mlflow import MlflowClient
 
-
-def runs_of_task(task: str, uri: str) -> list[dict[str, Any]]:
-    """Return the runs that the notebook with the key ``task`` started, the first one first."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, f"tags.`{TASK_TAG}` = '{task}'", order_by=["attributes.start_time"])
-    return [
-        {"run_id": run.info.run_id, "status": run.info.status, "metrics": dict(run.data.metrics)} for run in runs
-    ]  # fmt: skip
-
-
-def end_runs(run_ids: list[str], status: str, uri: str) -> None:
-    """End runs whose notebook is dead, as ``KILLED`` or ``FAILED``."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    with contextlib.redirect_stdout(sys.stderr):  # MLflow prints a link; the output may be a notebook's
-        for run_id in run_ids:
-            client.set_terminated(run_id, status)
-
-
-def end_open_runs(task: str) -> None:
-    """End the runs that a notebook left open whose worker, which else does it, is lost."""
-    uri = os.environ.get(URI_VARIABLE)
-    if uri and is_installed():
-        runs = NotebookRuns(task, uri)
-        runs.find()
-        runs.end("FAILED")
+                    MlflowClient(self.uri).set_terminated(run["run_id"], status)
 
 
 def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) -> None:
@@ -165,11 +141,6 @@ def git_variables() -> dict[str, str]:
     """Return `git_state` of the current folder as the variables from which a kernel elsewhere takes it."""
     state = git_state() if is_installed() else None
     return {COMMIT_VARIABLE: state[0], CHANGES_VARIABLE: "\n".join(state[1])} if state else {}
-
-
-# -- addresses -----------------------------------------------------------------------------------------------------
-def _is_loopback(uri: str | None) -> bool:
-    return urlsplit(uri or "").hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _answers(uri: str) -> bool:

@@ -1,11 +1,9 @@
-"""What runs on the Dask worker: the task that is a notebook, what watches over it, and what a client may ask."""
+"""On the Dask worker: the task that runs a notebook, its watch, and answers to a client."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -18,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from papermill_dask import compat, tracking
 from papermill_dask.errors import LOST, EngineError, WorkerLost
 
 PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
@@ -66,7 +65,7 @@ class Run:
     kernel: Any = None
 
     def tell(self, kind: str, **event: Any) -> None:
-        """Tell the client of an event: plain data, dates among them."""
+        """Send the client an event: plain data, dates among them."""
         from jupyter_client.jsonutil import json_default
 
         with contextlib.suppress(RuntimeError):  # an event loop that is closed: the worker is going
@@ -91,7 +90,7 @@ class Run:
 # -- what a client asks --------------------------------------------------------------------------------------------
 def process_facts() -> dict[str, Any]:
     """Return by what two processes differ: Python, the packages' versions, the machine."""
-    versions = {}
+    versions = {"Python": "{}.{}".format(*sys.version_info)}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
@@ -99,7 +98,7 @@ def process_facts() -> dict[str, Any]:
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         machine = f"{boot} {Path('/proc/self/ns/net').readlink()}"
-    return {"python": "{}.{}".format(*sys.version_info), "versions": versions, "machine": machine}
+    return {"versions": versions, "machine": machine}
 
 
 def describe(sign: str | None, dask_worker) -> dict[str, Any]:
@@ -161,20 +160,19 @@ def run_notebook(task: Task) -> dict[str, Any]:
         watch.join()
         del RUNS[key]
         if run.stopped and task.is_scratch:  # nobody may be left to ask for it
-            from papermill_dask.store import Store, home
+            from papermill_dask.store import Store
 
-            Store(home(worker)).remove(task.folder)
+            Store.of(worker).remove(task.folder)
 
 
 def _run_cells(run: Run) -> dict[str, Any]:
     import nbformat
 
     from papermill_dask.cells import CellEvents, KernelClient
-    from papermill_dask.tracking import NotebookRuns
 
     task = run.task
     environment = os.environ | task.environment
-    runs = NotebookRuns.of(run.key, environment)
+    runs = tracking.NotebookRuns.of(run.key, environment)
     manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
     try:
@@ -184,7 +182,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
             manager, run, max_output=task.max_output, before_end=runs.find, kernel_name=task.kernel_name, **task.options
         )
         if not run.stopped:
-            run.kernel.execute(cwd=task.folder, env=environment | runs.environment, umask=task.umask)
+            run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key}, umask=task.umask)
     except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
         error = run.kernel.explain(problem, run.cell) if run.kernel else problem
     error = run.stopped or error
@@ -195,7 +193,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
         "metadata": manager.nb.metadata,
         "error": error and _pickled(error),
         "failed": failed,
-        "runs": [{"run_id": found["run_id"], "metrics": found["metrics"]} for found in runs.found],
+        "runs": [{"run_id": logged["run_id"], "metrics": logged["metrics"]} for logged in runs.found],
     }
 
 
@@ -238,12 +236,9 @@ def _watch(run: Run, over: threading.Event) -> None:
 
 def _is_wanted(run: Run) -> bool | None:
     """Ask the scheduler whether it knows the task; None without an answer."""
-    try:
-        ask = asyncio.wait_for(run.worker.scheduler.get_task_status(keys=[run.key]), ANSWER_SECONDS)
-        answer = asyncio.run_coroutine_threadsafe(ask, run.worker.loop.asyncio_loop).result(2 * ANSWER_SECONDS)
-        return answer[run.key] is not None
-    except (OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
-        return None
+    with contextlib.suppress(OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
+        return compat.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
+    return None
 
 
 def _unwanted(reason: str) -> EngineError:

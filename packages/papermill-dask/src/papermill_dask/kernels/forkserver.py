@@ -1,16 +1,18 @@
-"""A warm process: `multiprocessing`'s fork server, which has imported what notebooks import.
+"""A warm process: `multiprocessing`'s fork server, which has imported what notebooks import; and what a kernel runs.
 
-The worker runs `main`, whose fork server imports this module, and by that the modules that notebooks want. For each
-connection that the worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in its
-process what a cold one finds: this module undoes what the imports, `multiprocessing`, or the time since, have left.
+The worker runs `serve_forks`, whose fork server imports this module, and by that the modules that notebooks want. For
+each connection that the worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in
+its process what a cold one finds: this module undoes what the imports, `multiprocessing`, or the time since, have left.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
+import importlib.util
 import inspect
 import json
 import logging
@@ -24,30 +26,72 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver, process, resource_tracker, util
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
 
-from papermill_dask.kernels.ipython import run_kernel
+from papermill_dask import compat
 from papermill_dask.kernels.supervisor import Request, end_with, enter, supervise
-from papermill_dask.kernels.warm import TELL
+from papermill_dask.kernels.warm import LAUNCHER, TELL
 
-VARIABLE = "PAPERMILL_DASK_IMPORTS"  # tells the fork server what to import, and whose child it is
+VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 # What ipykernel itself imports only once a kernel starts or ends, and IPython once an error is shown.
 KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
 )
+FLUSH_SECONDS = 0.02  # a reader of live output would have to wait for ipykernel's own 0.2 s
+LAST_REPLY_SECONDS = 1.0
 
 
-def main() -> NoReturn:
+# -- a kernel ------------------------------------------------------------------------------------------------------
+def run_cold_kernel() -> NoReturn:
+    """Run the kernel that the command line's options describe."""
+    run_kernel([*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *sys.argv[1:]])
+
+
+def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None) -> NoReturn:
+    """Run a kernel to its end as ``argv``, `python -m ipykernel_launcher OPTIONS`, does; ``prepare`` gets its shell."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    options = argv[argv.index(LAUNCHER) + 1 :]
+    sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
+    code: Any = 0
+    try:
+        compat.prepare_ipykernel(Path(options[1]).parent, FLUSH_SECONDS)
+        # In a fork ipykernel's own default is of the time when it was imported.
+        app = IPKernelApp.instance(parent_handle=os.getppid())
+        app.initialize(options)
+        compat.prepare_kernel(app)
+        prepare(app.shell)
+        app.start()
+        compat.finish_reply(app, LAST_REPLY_SECONDS)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - what Python's own top level catches, too
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.__stderr__)
+        code = 1
+    # What Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second.
+    compat.run_last_handlers()
+    gc.collect()  # closes, and so writes out, the files that nobody closed
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(code or 0)
+
+
+# -- the fork server -----------------------------------------------------------------------------------------------
+def serve_forks() -> NoReturn:
     """Fork a process for each connection that comes over the socket of the command line, until no more will come."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
-    multiprocessing.set_forkserver_preload([__name__])
-    forkserver.ensure_running()  # by this thread: the server ends with the thread that started it
+    compat.start_fork_server(__name__)
     while True:
         wish, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not wish:
@@ -55,7 +99,7 @@ def main() -> NoReturn:
         # `start` waits for the imports; this thread waits for the worker's end.
         arguments = (_tell if wish == TELL else _serve, Connection(descriptors[0]))
         threading.Thread(target=_fork, args=arguments, daemon=True).start()
-    shutil.rmtree(util.get_temp_dir(), ignore_errors=True)
+    shutil.rmtree(compat.folder_of_fork_server(), ignore_errors=True)
     os._exit(0)  # kernels may live on
 
 
@@ -65,7 +109,7 @@ def _fork(target: Callable[[Connection], None], connection: Connection) -> None:
 
 
 def _tell(connection: Connection) -> None:
-    connection.send((imports.seconds, imports.skipped, imports.reason))
+    connection.send((imports.seconds, imports.reason, imports.environment))
 
 
 def _serve(connection: Connection) -> NoReturn:
@@ -75,15 +119,15 @@ def _serve(connection: Connection) -> NoReturn:
 class Imports:
     """The imports of this process: what they changed, and what it was before; a forked kernel needs both.
 
-    ``seconds`` says how long they took, ``skipped`` which modules are not installed, and ``reason`` why kernels must
-    not be forked from here, if so.
+    ``seconds`` says how long they took, ``environment`` which variables they set, and ``reason`` why kernels must not
+    be forked from here, if so.
     """
 
     def __init__(self, parent: int, modules: Sequence[str]) -> None:
         end_with(parent)
         began = time.time()
-        self.skipped: list[str] = []
         self.reason: str | None = None
+        self.environment: dict[str, str] = {}
         sys.path[:] = filter(None, sys.path)  # of the current folder: there a notebook's modules hide installed ones
         self._path = list(sys.path)
         try:
@@ -94,7 +138,7 @@ class Imports:
         except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
             self.reason = f"{type(error).__name__}: {error}"
         self._files = _files_since(began)
-        inspect.getmodule(main.__code__)  # finds out, once, which module each file is; tracebacks ask for that
+        inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
         self.seconds = time.time() - began
@@ -106,19 +150,20 @@ class Imports:
         os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as the kernel does, whose figures are the notebook's
         with warnings.catch_warnings(), _shell() as shell:
             filters, known = list(warnings.filters), {name: list(calls) for name, calls in _callbacks(shell)}
-            self.skipped = [name for name in modules if not _import(name)]
+            for name in modules:
+                _import(name)
             with contextlib.redirect_stderr(None):  # where the debugger complains of frozen modules
                 for name in KERNEL_MODULES:
                     _import(name)
             self._warning_filters = [entry for entry in warnings.filters if entry not in filters]
             self._callbacks = {name: [c for c in calls if c not in known[name]] for name, calls in _callbacks(shell)}
-        self._environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
-        self._environment.pop("MPLBACKEND", None)
+        self.environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
+        self.environment.pop("MPLBACKEND", None)
         # In a kernel these write to the notebook.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
         handlers = [thing for thing in gc.get_objects() if issubclass(type(thing), logging.StreamHandler)]
-        found = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
-        self._handlers = [(handler, stream) for handler, stream in found if stream]
+        written = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
+        self._handlers = [(handler, stream) for handler, stream in written if stream]
 
     def changed_file(self) -> str | None:
         """Return an imported file that is not what it was when it was imported, if there is one."""
@@ -140,13 +185,15 @@ class Imports:
             end_with(supervisor)
             connection.close()
             ours.close()
-            _rehearse()
+            # A shell made for nothing: the pages of memory that the kernel's own will change are copied by then.
+            with warnings.catch_warnings(), _shell():
+                pass
             request = theirs.recv()
             theirs.close()
             enter(request)
             os.environ.clear()
-            os.environ.update(self._environment | request["env"])
-            _leave_multiprocessing()
+            os.environ.update(self.environment | request["env"])
+            compat.leave_fork_server()
             self._restore()
             run_kernel(request["argv"], self._apply)
         finally:
@@ -178,22 +225,6 @@ class Imports:
                 shell.events.register(name, function)
 
 
-def _leave_multiprocessing() -> None:
-    """Make this process a main process to `multiprocessing`, as a notebook's is, and no child of the fork server."""
-    multiprocessing.set_start_method(None, force=True)
-    process._current_process, process._parent_process = SERVER, None
-    SERVER.name, SERVER.authkey = "MainProcess", os.urandom(32)
-    forkserver._forkserver.__init__()
-    resource_tracker._resource_tracker.__init__()
-
-
-def _rehearse() -> None:
-    """Do, for nothing, what a kernel does when it starts: the pages of memory that this changes are its own by then."""
-    [getattr(module, "__file__", None) for module in sys.modules.copy().values()]
-    with warnings.catch_warnings(), _shell():
-        pass
-
-
 @contextlib.contextmanager
 def _shell() -> Iterator[Any]:
     """Have a notebook's shell while modules are imported: pandas, plotly, tqdm and TensorFlow ask whether there is one.
@@ -218,21 +249,21 @@ def _callbacks(shell: Any) -> list[tuple[str, list[Callable]]]:
     return list(shell.events.callbacks.items())
 
 
-def _import(name: str) -> bool:
+def _import(name: str) -> None:
     """Import a module, and call ``function`` if the name is ``module:function``, which is for what is slow only once.
 
-    Return False when the module is not installed, raise what else goes wrong.
+    A module that is not installed is passed over; what else goes wrong is raised.
     """
     module, _, function = name.partition(":")
     try:
         imported = importlib.import_module(module)
-        if function:
-            getattr(imported, function)()
     except ModuleNotFoundError as error:
         if not error.name or not f"{module}.".startswith(f"{error.name}."):
             raise
-        return False
-    return True
+        logging.getLogger(__name__).warning("Not imported into warm kernels, because not installed: %s.", module)
+    else:
+        if function:
+            getattr(imported, function)()
 
 
 def _files_since(began: float) -> dict[str, tuple[int, int] | None]:
@@ -244,12 +275,11 @@ def _files_since(began: float) -> dict[str, tuple[int, int] | None]:
 
 def _state(file: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(file)  # noqa: PTH116 - thousands of them before each kernel
+        status = os.stat(file)  # noqa: PTH116 - thousands of them before each kernel
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
-SERVER = multiprocessing.current_process()
 if VARIABLE in os.environ:
     imports = Imports(*json.loads(os.environ.pop(VARIABLE)))

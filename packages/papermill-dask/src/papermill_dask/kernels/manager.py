@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 import weakref
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -24,10 +24,10 @@ from typing import Any
 
 import zmq.asyncio
 from jupyter_client.asynchronous import AsyncKernelClient
-from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
+from papermill_dask import compat
 from papermill_dask.kernels.supervisor import Request
 from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
 
@@ -65,14 +65,9 @@ class Kernel:
         threading.Thread(target=self._listen, name="kernel", daemon=True).start()
         self._send(request)
 
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code once the kernel has ended, negative for a signal; None before."""
-        return self.ended.result() if self.ended.done() else None
-
     def poll(self) -> int | None:
-        """Return the exit code; None while the kernel runs."""
-        return self.exit_code
+        """Return the exit code, negative for a signal, once the kernel has ended; None before."""
+        return self.ended.result() if self.ended.done() else None
 
     def wait(self) -> int:
         """Wait for the kernel's end and return its exit code."""
@@ -86,12 +81,12 @@ class Kernel:
         """End the kernel and all that it started, at once and whatever it does."""
         self._send(signal.SIGKILL)
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: int | Request) -> None:
         with self._sending, contextlib.suppress(OSError):  # it is gone
             self._connection.send(message)
 
     def _listen(self) -> None:
-        """Take what the supervisor tells until it is gone."""
+        """Receive the supervisor's messages until it is gone."""
         with contextlib.suppress(EOFError, OSError):
             match self._connection.recv():
                 case pid, None:
@@ -113,9 +108,13 @@ class Kernel:
         self.gone.set_result(None)
 
 
+async def _until(event: Future, seconds: float | None = None) -> None:
+    await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(event)), seconds)
+
+
 async def _started(kernel: Kernel, seconds: float | None = None) -> Kernel:
     try:
-        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(kernel.started)), seconds)
+        await _until(kernel.started, seconds)
     except BaseException:
         kernel.kill()
         raise
@@ -165,7 +164,7 @@ class SupervisedProvisioner(LocalProvisioner):
     async def _start_cold(self, request: Request) -> Kernel:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", START.format("supervisor"), str(theirs.fileno())]
+            command = [sys.executable, "-c", START.format("supervisor", "main"), str(theirs.fileno())]
             supervisor = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
@@ -173,15 +172,16 @@ class SupervisedProvisioner(LocalProvisioner):
         return await _started(Kernel(Connection(ours.detach()), request, supervisor))
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Wait until no descendant of the kernel is left."""
-        if self.kernel is not None and self.kernel.exit_code is not None:
+        """Wait until no descendant of the kernel is left, and remove the folder of its sockets."""
+        if self.kernel is not None and self.kernel.poll() is not None:
             with contextlib.suppress(TimeoutError):
-                gone = asyncio.shield(asyncio.wrap_future(self.kernel.gone))
-                await asyncio.wait_for(gone, END_SECONDS)
-        await super().cleanup(restart=restart)
+                await _until(self.kernel.gone, END_SECONDS)
+        if not restart:
+            self.parent.remove_folder()
 
 
-def _new_context(*_: Any) -> zmq.asyncio.Context:
+@functools.cache
+def _context() -> zmq.asyncio.Context:
     """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
     context = zmq.asyncio.Context()
     context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
@@ -194,8 +194,7 @@ class PromptKernelClient(AsyncKernelClient):
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
-        self._created_context = True
-        return _new_context()
+        return _context()
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
@@ -215,7 +214,7 @@ class PromptKernelClient(AsyncKernelClient):
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds") from None
             else:
-                self._handle_kernel_info_reply(reply)
+                compat.take_kernel_info(self, reply)
                 return
 
 
@@ -224,7 +223,7 @@ def _is_idle(message: dict[str, Any], request: str) -> bool:
     return is_idle and message["parent_header"].get("msg_id") == request
 
 
-class KernelManager(AsyncKernelManager):
+class KernelManager(compat.HookedKernelManager):
     """A kernel manager for nbclient whose kernels are supervised, and talk over Unix sockets in a private folder."""
 
     client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=PromptKernelClient)
@@ -241,14 +240,13 @@ class KernelManager(AsyncKernelManager):
             dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder,  # noqa: S108 - it has a mode of its own
         )
         # Also when nobody shuts the kernel down, and at the interpreter's end.
-        self._remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
+        self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
         self.connection_file = str(Path(self.private_folder) / "kernel.json")
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
-        self._created_context = True
-        return _new_context()
+        return _context()
 
     @property
     def kernel(self) -> Kernel | None:
@@ -261,32 +259,14 @@ class KernelManager(AsyncKernelManager):
         if self.kernel is not None:
             self.kernel.kill()
 
-    async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
-        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
-            self.kernel_id = self.kernel_id or options.pop("kernel_id", str(uuid.uuid4()))
-            self.provisioner = SupervisedProvisioner(
-                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
-            )
-        return await super()._async_pre_start_kernel(**options)
+    def new_provisioner(self) -> SupervisedProvisioner:
+        """Return what starts the kernel where its specification names nothing else."""
+        return SupervisedProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
 
-    async def _async_interrupt_kernel(self) -> None:
-        # jupyter_client interrupts each kernel before it asks it to end. An interrupt that comes while ipykernel is
-        # between two messages ends its loop but not its threads, and it hangs until it is killed, 2.5 s later. So here
-        # only a kernel that does not end when it is asked is interrupted.
-        if self.kernel is None or not self.shutting_down:
-            await super()._async_interrupt_kernel()
-
-    async def _async_finish_shutdown(self, *arguments: Any, **options: Any) -> None:
+    async def ends_by_itself(self) -> bool:
+        """Wait a moment for the end of a kernel that was asked to end; tell whether it has."""
         if self.kernel is not None:
-            try:
-                await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self.kernel.ended)), GRACE_SECONDS)
-            except TimeoutError:
-                await super()._async_interrupt_kernel()
-        await super()._async_finish_shutdown(*arguments, **options)
-
-    async def _async_cleanup_resources(self, restart: bool = False) -> None:
-        await super()._async_cleanup_resources(restart=restart)
-        if not restart:
-            self._remove_folder()
-
-    cleanup_resources = _async_cleanup_resources
+            with contextlib.suppress(TimeoutError):
+                await _until(self.kernel.ended, GRACE_SECONDS)
+                return True
+        return False

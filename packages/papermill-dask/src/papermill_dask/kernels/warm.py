@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -16,15 +15,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from papermill_dask.kernels.ipython import LAUNCHER
-
 logger = logging.getLogger(__name__)
 
+LAUNCHER = "ipykernel_launcher"
 MOST_PROCESSES = 2
-TELL, SERVE = b"t", b"s"  # what is wanted of a process forked from a warm one: to tell its state, to be a supervisor
+TELL, SERVE = b"t", b"s"  # what is wanted of a process forked from a warm one: to report its state, to be a supervisor
 QUIET_SECONDS = 0.2  # after which the next kernel is forked, so that it takes no time from the one that starts
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
-START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{} import main; main()"
+START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{0} import {1}; {1}()"
 
 # How the variables begin that are read while modules are imported, or by the C libraries that come with them: a kernel
 # for which one of these differs is forked from another process. All others are read when they are needed, and a
@@ -41,21 +39,27 @@ SIGNIFICANT_VARIABLES = (
 )
 
 
+def _significant(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(SIGNIFICANT_VARIABLES)}
+
+
 class WarmProcess:
     """A fork server as the worker sees it.
 
-    ``seconds`` says how long the imports took, ``skipped`` which modules are not installed, ``reason`` why no kernel
-    can be forked from it; each is None until that is known.
+    ``seconds`` says how long the imports took, ``reason`` why no kernel can be forked from it; each is None until that
+    is known. Kernels are forked from it for ``python`` and an ``environment`` that `suits`.
     """
 
-    def __init__(self, python: Sequence[str], modules: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self.seconds: float | None = None
-        self.skipped: list[str] = []
         self.reason: str | None = None
+        self._python, self._environment = python, _significant(environment)
+        self._set_by_imports: dict[str, str] = {}
         self._control, theirs = socket.socketpair()
         with theirs:
+            command = START.format("forkserver", "serve_forks")
             self.process = subprocess.Popen(
-                [*python, "-c", START.format("forkserver"), str(theirs.fileno()), json.dumps(list(modules))],
+                [*python, "-c", command, str(theirs.fileno()), json.dumps(list(modules))],
                 env=dict(environment),
                 cwd="/",  # where nothing can be imported by mistake
                 pass_fds=[theirs.fileno()],
@@ -74,6 +78,23 @@ class WarmProcess:
     def is_ready(self) -> bool:
         """Whether its imports are done and kernels can be forked."""
         return self.seconds is not None and self.reason is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether kernels were forked from it once, and cannot be any more."""
+        return self.seconds is not None and self.reason is not None
+
+    def suits(self, python: tuple[str, ...], environment: Mapping[str, str]) -> bool:
+        """Tell whether the imports of kernels with this interpreter and these variables would be the same.
+
+        What imports set themselves makes no difference: a task that imports scikit-learn leaves `KMP_INIT_AT_FORK` in
+        its worker, and all later kernels inherit that.
+        """
+        wanted = _significant(environment)
+        known = self._environment | self._set_by_imports
+        return python == self._python and all(
+            wanted.get(name) in (self._environment.get(name), known.get(name)) for name in wanted | self._environment
+        )
 
     def connect(self) -> Connection:
         """Return the connection to a kernel's supervisor, which is closed soon if the server has ended."""
@@ -108,13 +129,11 @@ class WarmProcess:
         """Wait for the imports, then for the end of the process."""
         with self._fork(TELL) as connection:
             try:
-                seconds, self.skipped, reason = connection.recv()
+                seconds, reason, self._set_by_imports = connection.recv()
             except (EOFError, OSError):
                 seconds, reason = None, "the warm process ended while it imported"
         if reason and self.reason is None:
             logger.warning("Kernels start cold: %s.", reason)
-        elif self.skipped:
-            logger.warning("Not imported into warm kernels, because not installed: %s.", ", ".join(self.skipped))
         self.reason, self.seconds = self.reason or reason, None if reason else seconds
         self._fork_ahead()
         self.process.wait()
@@ -126,7 +145,7 @@ class WarmProcesses:
     """All warm processes of this worker, the latest used last; its methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self.processes: dict[tuple, WarmProcess] = {}
+        self.processes: list[WarmProcess] = []
         self._modules: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
@@ -141,25 +160,25 @@ class WarmProcesses:
         """Return the process for kernels of this interpreter; None, and one started for the next, if there is none."""
         if not self._modules or not python:
             return None
-        if reason := _unavailable():
-            logger.info("Kernels start cold: %s.", reason)
+        if sys.platform != "linux":
+            logger.info("Kernels start cold: forking a process with libraries is not safe on %s.", sys.platform)
             return None
-        key = python, tuple(sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES)))
         with self._lock:
-            process = self.processes.pop(key, None)
-            is_there = process is not None and (process.seconds is None or process.reason is None)  # else it has ended
-            self.processes[key] = process if is_there else WarmProcess(python, self._modules, environment)
+            self.processes = [process for process in self.processes if not process.has_ended]
+            match = next((process for process in self.processes if process.suits(python, environment)), None)
+            if match:
+                self.processes.remove(match)
+            self.processes.append(match or WarmProcess(python, self._modules, environment))
             while len(self.processes) > MOST_PROCESSES:
-                self.processes.pop(next(iter(self.processes))).close()
-        return process if is_there else None
+                self.processes.pop(0).close()
+        return match
 
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
         with self._lock:
-            for process in self.processes.values():
+            for process in self.processes:
                 process.close()
-            self.processes.clear()
-            self._modules = ()
+            self.processes, self._modules = [], ()
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
@@ -167,41 +186,33 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
     place = argv.index(LAUNCHER) if LAUNCHER in argv else 0
     match argv[:place], argv[place + 1 :]:
         case [program, *flags, "-m"], ["-f", _, *_]:
-            here, there = Path(sys.executable), Path(program)
+            here, other = Path(sys.executable), Path(program)
             # An environment's `python` links to another's file.
-            is_this = there.parent == here.parent and there.exists() and there.samefile(here)
+            is_this = other.parent == here.parent and other.exists() and other.samefile(here)
             if is_this and all(flag.startswith("-X") and flag != "-X" for flag in flags):
                 return sys.executable, *flags
     return None
 
 
 def cold_command(argv: Sequence[str]) -> list[str]:
-    """Return the command for a kernel that is not forked: an IPython kernel of this Python as `ipython` runs it."""
+    """Return the command for a kernel that is not forked: an IPython kernel of this Python as `forkserver` runs it."""
     python = python_of(argv)
-    return [*python, "-c", START.format("ipython"), *argv[argv.index(LAUNCHER) + 1 :]] if python else list(argv)
-
-
-def _unavailable() -> str | None:
-    """Say why kernels cannot be forked on this machine, if so."""
-    return None if sys.platform == "linux" else f"forking a process with these libraries is not safe on {sys.platform}"
+    if not python:
+        return list(argv)
+    return [*python, "-c", START.format("forkserver", "run_cold_kernel"), *argv[argv.index(LAUNCHER) + 1 :]]
 
 
 WARM = WarmProcesses()
 
 
-def start_warming(imports: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-    """Begin to import ``imports`` for kernels with ``environment`` (by default this process's), and return at once."""
-    WARM.start(imports, os.environ if environment is None else environment)
-
-
 def warm_state() -> dict[str, Any]:
-    """Tell how far this worker's warm process is.
+    """Return how far this worker's warm process is: whether it is ``ready``, and its ``pid``.
 
-    ``ready``, its ``pid``, the ``seconds`` that the imports took, ``skipped`` modules that are not installed, and the
-    ``reason`` when kernels start cold for good.
+    ``seconds`` says how long the imports took, ``reason`` why kernels start cold for good.
     """
-    process = next(reversed(WARM.processes.values()), None)
-    if process is None:
-        return {"ready": False, "pid": None, "reason": _unavailable() or "none was asked for"}
-    known = {name: getattr(process, name) for name in ("seconds", "skipped", "reason")}
-    return {"ready": process.is_ready, "pid": process.process.pid} | known
+    if not WARM.processes:
+        return {"ready": False, "pid": None, "seconds": None, "reason": "none was asked for"}
+    process = WARM.processes[-1]
+    return {
+        "ready": process.is_ready, "pid": process.process.pid, "seconds": process.seconds, "reason": process.reason
+    }  # fmt: skip

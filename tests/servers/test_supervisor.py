@@ -1,0 +1,309 @@
+"""`workshop up`, `status` and `down` with real servers, which are killed, stopped, and in one another's way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from workplace import BIN, ROOT, Servers, environment_of, free_port, new_workplace, processes_of, wait_for
+
+from workshop import ownership
+from workshop.errors import ServiceError
+from workshop.servers import supervisor
+from workshop.servers.services import SERVICES, refuse_beyond_loopback
+from workshop.settings import Settings
+
+README = ROOT / "2_tracking" / "README.md"
+NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
+
+
+def status(place: Servers) -> dict[str, dict]:
+    """Return the state of each service, by name."""
+    with environment_of(place.environment):
+        return {row.name: row.as_dict() for row in supervisor.status()}
+
+
+def all_well(place: Servers) -> bool:
+    """Return whether every service runs and answers."""
+    return all(row["healthy"] and row["pid"] for row in status(place).values())
+
+
+def addresses(place: Servers) -> dict[str, str]:
+    """Return the address of each service."""
+    return {name: row["address"] for name, row in status(place).items()}
+
+
+def up(place: Servers) -> subprocess.CompletedProcess:
+    """Type `workshop up`, which succeeds."""
+    done = place.run(BIN / "workshop", "up")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Servers]:
+    """A clone of its own, whose servers these tests start, kill and stop."""
+    root, environment = new_workplace(tmp_path_factory.mktemp("place"))
+    place = Servers(root, environment, "", 0.0)
+    yield place
+    place.run(BIN / "workshop", "down")
+    assert not processes_of(root)
+
+
+@pytest.fixture
+def running(place) -> Servers:
+    """The same with its servers up."""
+    if not all_well(place):
+        up(place)
+    return place
+
+
+def served(place: Servers) -> list[psutil.Process]:
+    """Return the processes that `up` started, without the supervisor itself."""
+    marked = ownership.marked_processes(place.settings.state)
+    return [process for process in marked if "supervisord" not in " ".join(process.cmdline())]
+
+
+def test_status_names_every_service(running):
+    """A list of objects with name, address, pid and health; all well."""
+    rows = json.loads(running.run(BIN / "workshop", "status", "--json").stdout)["services"]
+    assert {row["name"] for row in rows} == NAMES
+    assert all(set(row) == {"name", "address", "pid", "healthy", "by_hand", "reason"} for row in rows)
+    assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows)
+
+
+def test_up_twice_changes_nothing(running):
+    """The second `up` keeps every process."""
+    before = status(running)
+    up(running)
+    assert status(running) == before
+
+
+def test_database_lets_readers_and_a_writer_work_at_once(running):
+    """The database is in WAL mode."""
+    with contextlib.closing(sqlite3.connect(running.settings.database)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_servers_listen_on_loopback_alone(running):
+    """No socket of the servers is open to another machine."""
+    pids = {process.pid for process in processes_of(running.root)}
+    listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in pids}
+    assert listening == {"127.0.0.1"}
+
+
+def test_password_is_nowhere_but_in_its_file(running):
+    """Not in a command line, an environment, a log or an address; its file is the owner's alone."""
+    settings = running.settings
+    password = settings.credentials()[1].get_secret_value()
+    assert settings.credentials_file.stat().st_mode & 0o777 == 0o600
+    assert settings.state.stat().st_mode & 0o077 == 0
+    for process in processes_of(running.root):
+        with contextlib.suppress(psutil.Error):
+            assert password not in " ".join(process.cmdline())
+            assert password not in str(process.environ())
+    for log in settings.logs.iterdir():
+        assert password not in log.read_text(errors="replace")
+    assert password not in running.run(BIN / "workshop", "config", "--export").stdout
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_whatever_is_killed_is_back_soon(running, rounds):
+    """The FTP server and another process of the tree: all answer again, one listener a port, and no orphan."""
+    dice = random.Random(rounds)
+    settings, before = running.settings, addresses(running)
+    ports = {getattr(settings, name) for service in SERVICES for name in service.ports}
+    for _ in range(rounds):
+        victims = [psutil.Process(status(running)["ftp"]["pid"]), dice.choice(served(running))]
+        for victim in victims:
+            victim.kill()
+        psutil.wait_procs(victims, timeout=1)
+        wait_for(lambda: all_well(running), 90)
+        assert addresses(running) == before
+        listeners = [
+            c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port in ports
+        ]
+        assert sorted(listeners) == sorted(ports)
+        supervised = {row["pid"] for row in status(running).values()}
+        for process in served(running):
+            line = [process.pid, *(parent.pid for parent in process.parents())]
+            assert supervised & set(line), f"an orphan: {process.cmdline()}"
+
+
+def kill_supervisor(place: Servers, instead: int) -> None:
+    """Kill the supervisor, and leave the number of another process in its file, as after a restart of the machine."""
+    file = place.settings.state / "supervisord.pid"
+    process = psutil.Process(int(file.read_text()))
+    process.kill()
+    process.wait(5)
+    file.write_text(f"{instead}\n")
+
+
+def test_processes_that_a_killed_supervisor_left_are_ended(running):
+    """`up` replaces all of them at the same addresses, `down` ends them, and no other process is touched."""
+    before = status(running)
+    with subprocess.Popen(["sleep", "600"]) as innocent:
+        kill_supervisor(running, innocent.pid)
+        assert "left behind" in up(running).stderr
+        assert addresses(running) == {name: row["address"] for name, row in before.items()}
+        assert not any(psutil.pid_exists(row["pid"]) for row in before.values())
+        kill_supervisor(running, innocent.pid)
+        assert served(running)
+        done = running.run(BIN / "workshop", "down")
+        assert done.returncode == 0, done.stderr
+        assert not processes_of(running.root)
+        assert not running.settings.ports_file.exists()
+        assert innocent.poll() is None
+        innocent.kill()
+
+
+def test_up_after_down_moves_from_a_busy_port(place):
+    """Typed in two shells at once, behind a proxy, with few open files: one set of servers, on a free port."""
+    place.run(BIN / "workshop", "down")
+    assert not processes_of(place.root)
+    wanted = place.settings.dashboard_port
+    environment = place.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    command = ["bash", "-c", f"ulimit -n 256 && exec {BIN}/workshop up"]
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", wanted))
+        stranger.listen()
+        shells = [
+            subprocess.Popen(command, cwd=place.root, env=environment, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        stderr = "".join(shell.communicate(timeout=400)[1] for shell in shells)
+        assert [shell.returncode for shell in shells] == [0, 0], stderr
+        assert stderr.count(f"port {wanted} is busy") == 1
+        supervisors = [p for p in processes_of(place.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
+        assert len(supervisors) == 1
+        moved = status(place)["dashboard"]["address"]
+        assert not moved.endswith(f":{wanted}")
+        assert moved in place.run(BIN / "workshop", "config", "--export").stdout
+        assert place.run(BIN / "workshop", "history", env=environment).returncode == 0
+
+
+@contextlib.contextmanager
+def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
+    """Run a server as a person does in a terminal; end it, and its child processes, with the block."""
+    environment = place.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (place.root / "by_hand.log").open("a") as log:
+        server = psutil.Popen([str(word) for word in command], cwd=place.root, env=environment, stdout=log, stderr=log)
+    try:
+        yield server
+    finally:
+        family = [server, *server.children(recursive=True)]
+        server.terminate()
+        server.wait(20)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+
+
+def mlflow_command(place: Servers) -> list[object]:
+    """Return the line of chapter 2's README, with the place's own addresses."""
+    [line] = re.findall(r"^ *MLFLOW_SERVER\S+ (mlflow server .*)$", README.read_text(), re.MULTILINE)
+    line = line.replace("${MLFLOW_TRACKING_URI##*:}", str(place.settings.mlflow_port))
+    line = line.replace("$WORKSHOP_FTP_URI", place.settings.artifacts_uri)
+    return [BIN / "mlflow", *shlex.split(line)[1:]]
+
+
+def test_servers_started_by_hand_are_left_alone(running):
+    """FTP and MLflow as chapter 2 starts them: `up` and `down` leave both, and `up` takes over when they have ended."""
+    before, names = status(running), ("ftp", "mlflow")
+    done = running.run(BIN / "workshop", "down", *names)
+    assert done.returncode == 0, done.stderr
+    assert f"FTP artifact store: stopped; it was at {before['ftp']['address']}" in done.stderr
+    stopped = status(running)
+    assert not any(stopped[name]["healthy"] or psutil.pid_exists(before[name]["pid"]) for name in names)
+    assert all(stopped[name] == before[name] for name in NAMES - set(names))
+    with (
+        by_hand(running, BIN / "python", "server/ftpserver.py"),
+        by_hand(running, *mlflow_command(running)),
+    ):
+        wait_for(lambda: all(status(running)[name]["healthy"] for name in names))
+        rows = status(running)
+        assert up(running).stderr.count("started by hand and left as it is") == 2
+        done = running.run(BIN / "workshop", "down", "mlflow")
+        assert done.returncode == 0, done.stderr
+        assert f"{before['mlflow']['address']} was started by hand and still runs" in done.stderr
+        assert status(running) == rows
+        assert {name for name, row in rows.items() if row["by_hand"]} == set(names)
+    up(running)
+    assert not any(row["by_hand"] for row in status(running).values())
+    assert addresses(running) == {name: row["address"] for name, row in before.items()}
+
+
+def test_service_that_is_unknown_is_reported_with_those_that_are_known(running):
+    """A misspelt name stops nothing, not even the services that were right."""
+    before = status(running)
+    done = running.run(BIN / "workshop", "down", "mlfow", "ftp")
+    assert done.returncode == 1
+    for words in ("mlfow", ", ".join(service.name for service in SERVICES), "workshop status"):
+        assert words in done.stderr
+    assert status(running) == before
+
+
+def test_up_says_which_service_does_not_answer(running):
+    """A service that cannot start: its name, the end of its log, exit code 1 and no traceback."""
+    app = running.root / "4_pipeline" / "dashboard" / "app.py"
+    content = app.read_text()
+    app.write_text("raise SystemExit('the dashboard has a reason')\n")
+    try:
+        running.run(BIN / "workshop", "down", "dashboard")
+        done = running.run(BIN / "workshop", "up")
+        assert done.returncode == 1
+        assert "Dashboard does not answer" in done.stderr
+        assert "the dashboard has a reason" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "the dashboard has a reason" in running.run(BIN / "workshop", "status").stdout
+    finally:
+        app.write_text(content)
+    up(running)  # mended, it is given another chance
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "workshop.example"])
+def test_services_without_a_password_are_refused_beyond_loopback(host):
+    """The error names each of them, and what to set."""
+    settings = Settings(host=host)
+    with pytest.raises(ServiceError, match=re.escape(f"WORKSHOP_HOST={host}")) as caught:
+        refuse_beyond_loopback(settings, *NAMES)
+    assert str(caught.value).startswith("MLflow tracking, Dask scheduler, Dask workers, Dashboard: not started")
+    refuse_beyond_loopback(settings, "ftp")
+
+
+def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
+    """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to set."""
+    environment = os.environ | {"WORKSHOP_HOST": "0.0.0.0", "WORKSHOP_STATE": str(tmp_path / "state")}
+    for command in ((BIN / "workshop", "up"), (BIN / "python", ROOT / "4_pipeline" / "dashboard" / "app.py")):
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stdout
+        for words in ("without a password", "WORKSHOP_HOST=0.0.0.0", "unset WORKSHOP_HOST", "ssh -L"):
+            assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_database_is_made_whole_or_not_at_all(tmp_path):
+    """Killed while it makes the tables: no half-made database stays, and the next time one is made."""
+    environment = os.environ | {"WORKSHOP_STATE": str(tmp_path), "WORKSHOP_MLFLOW_PORT": str(free_port())}
+    program = "from workshop.servers.tracking_server import *; ensure_database(get_settings())"
+    command = [BIN / "python", "-c", program]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as first:
+        wait_for((tmp_path / "mlflow.new").exists)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
