@@ -47,7 +47,7 @@ offline: .venv/installed
 	@mkdir -p "$(FOLDER)/wheels" && grep -v '^-e' requirements.txt >"$(FOLDER)/packages.txt"
 	@$(BIN)/python -m pip download --quiet --no-deps --requirement "$(FOLDER)/packages.txt" --dest "$(FOLDER)/wheels"
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
-	@echo "On the other machine: git clone $(FOLDER)/workshop.bundle workshop; cd workshop; make run OFFLINE=$(FOLDER)"
+	@echo "On the other machine: git clone '$(FOLDER)/workshop.bundle' workshop; cd workshop; make run OFFLINE='$(FOLDER)'"
 
 test: .venv/installed
 	@$(BIN)/python -m pytest

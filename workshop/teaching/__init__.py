@@ -1,1 +1,3 @@
-"""Attendees and their machines."""
+"""What attendees and instructors use: the steps of the chapters, exercises, a doctor, a head start, a reset."""
+
+__all__ = ["checkpoints", "doctor", "exercises", "headstart", "reset", "startpage"]
