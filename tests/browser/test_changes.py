@@ -24,11 +24,11 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
         weather.wait_for_selector("#weather-upload input", state="attached")
         file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
         weather.set_input_files("#weather-upload input", file)
-        expect(weather.locator(".weather-rows tbody tr")).to_have_count(1)
+        expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
         shown = [
             (comparison, "#key-figures .tiles"),
             (what_if, "#what-if-answers"),
-            (weather, ".weather-rows tbody"),
+            (weather, "#weather-predictions-hint"),
             (model, "#in-production"),
         ]
         before = [page.locator(part).inner_text() for page, part in shown]
@@ -40,7 +40,7 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
             left = max(began + ALIAS_SECONDS - time.monotonic(), 0.001)
             name = page.locator("#model-version")
             expect(name).to_have_text(f"wind_solar version {another_version}", timeout=left * 1000)
-            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} is in production since")
+            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} is in production")
         for (page, part), text in zip(shown, before, strict=True):
             expect(page.locator(part)).not_to_have_text(text, use_inner_text=True, timeout=3000)
         assert all(page.evaluate("window.stillTheSamePage") for page in pages)

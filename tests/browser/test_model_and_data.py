@@ -30,7 +30,6 @@ def test_model_page_says_which_model_is_in_production_and_why(model, promoted):
     facts = model.locator("#in-production")
     for words in ("wind_solar version", "UTC", "Held-out R²", "Why", "80% of the hours"):
         expect(facts).to_contain_text(words)
-    expect(model.locator("#scores-figure .scatterlayer .trace").first).to_be_visible()
     expect(model.locator("#importance")).to_contain_text("Wind speed")
     expect(model.locator("#responses")).to_contain_text("mean prediction, GW")
     moves = model.locator(".moves tbody tr")
