@@ -148,7 +148,7 @@ def test_runs_carry_their_lineage(in_workplace):
         assert run.data.params.items() >= {name: str(value) for name, value in section.items()}.items()
         assert run.data.metrics["r2"] == pytest.approx(summary["r2"])
         executed = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notebook/{stage}.ipynb"))
-        assert [told["run_id"] for told in executed["metadata"]["papermill_dask"]["runs"]] == [run.info.run_id]
+        assert [each["run_id"] for each in executed["metadata"]["papermill_dask"]["runs"]] == [run.info.run_id]
         assert executed["metadata"]["papermill"]["exception"] is None
 
 
@@ -211,9 +211,9 @@ def test_validation_is_a_page_and_a_run(in_workplace):
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/validation.html") == page
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/findings.json") == findings
     assert "results/validation.html" in [out["path"] for out in lock["outs"]]
-    told = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
-    assert "35,016 of 35,064 hours kept" in told
-    assert "hours that stand twice" in told
+    output_text = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+    assert "35,016 of 35,064 hours kept" in output_text
+    assert "hours that stand twice" in output_text
 
 
 def test_report_is_one_file_that_names_its_model(servers):

@@ -76,8 +76,8 @@ class Served:
     @functools.cached_property
     def revision(self) -> str:
         """A name that changes exactly when there is something new to show."""
-        shown = (self.looked, self.production, self.data_stamp, self.record, sorted(self.troubles.items()))
-        return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+        state = (self.looked, self.production, self.data_stamp, self.record, sorted(self.troubles.items()))
+        return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
     def predict_with_band(self, weather: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
         """Return `solar_GW` and `wind_GW` for rows of hours and weather, and both ends of the error band if any."""

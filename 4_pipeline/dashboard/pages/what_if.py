@@ -188,8 +188,8 @@ def moment_of_year(served: Served, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
     known = capacity.last_year(served.model.year_ends if served.model else capacity.YEAR_ENDS_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
-    shown = _date(day)  # the date, since the number of a day differs in leap years
-    return datetime(year, shown.month, shown.day, round(hour), tzinfo=UTC)
+    date_ = _date(day)  # the date, since the number of a day differs in leap years
+    return datetime(year, date_.month, date_.day, round(hour), tzinfo=UTC)
 
 
 def _date(day: float) -> date:

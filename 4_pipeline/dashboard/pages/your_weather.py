@@ -89,10 +89,10 @@ def register(app: Dash, serving: Serving) -> None:
             return [], "", None, HIDDEN
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            shown, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
+            content, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
         except WorkshopError as error:
-            shown, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
-        return shown, said, predicted, {} if predicted else HIDDEN
+            content, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
+        return content, said, predicted, {} if predicted else HIDDEN
 
     app.clientside_callback(
         ClientsideFunction("address", "download"),
@@ -137,8 +137,8 @@ def answer(served: Served, rows: pd.DataFrame, name: str) -> tuple[list, str, di
     table = table.assign(model=f"{served.production.name}/{version}", version=version)
     table["utc_timestamp"] = table["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     figure = figures.prediction(rows, predicted, band=band, coverage=served.model.coverage).update_layout(margin_t=44)
-    shown = [parts.graph("weather-figure", figure, "Predicted generation for your weather")]
-    panel = parts.panel("weather-predictions", "Predictions", said, shown)
+    graph = parts.graph("weather-figure", figure, "Predicted generation for your weather")
+    panel = parts.panel("weather-predictions", "Predictions", said, [graph])
     file = {"content": table.to_csv(index=False), "filename": f"predicted by version {version}.csv", "type": "text/csv"}
     return [panel], said, file
 
