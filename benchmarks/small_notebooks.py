@@ -20,7 +20,7 @@ IMPORTS, IMPORTS_DASK = "`papermill`, the pipeline's imports", "`papermill --eng
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
 PEER = "Snakemake, two jobs"
 TENSORFLOW, TENSORFLOW_DASK = "`papermill`, TensorFlow", "`papermill --engine dask`, TensorFlow"
-OURS, OURS_PAIR = "a sweep of `workshop run`", "`papermill --engine dask`, two at a time"
+OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
 ROWS = (
     Row("one notebook, nothing imported", ONE, ONE_DASK, 1),
     Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK, 5),
@@ -57,7 +57,7 @@ def sides(clone: Clone) -> list[Side]:
 
     def sweep() -> None:
         values = f"i={','.join(map(str, VALUES))}"
-        clone.do("workshop", "run", tiny.name, "--sweep", values, cwd=tiny.parent)
+        clone.do("papermill-sweep", tiny.name, "--sweep", values, cwd=tiny.parent)
 
     dask = ("--engine", "dask")
     warm = clone.wait_until_warm
