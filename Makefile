@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab test test-packages walk soak bench lint lock
+.PHONY: help run stop status lab offline test test-packages walk soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -20,6 +20,7 @@ help:
 	@echo "make run     the whole path: servers, pipeline, a model in production, a dashboard"
 	@echo "make stop    end all servers"
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
+	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages, each in its folder"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
@@ -39,6 +40,14 @@ status: .venv/installed
 
 lab: .venv/installed
 	@exec $(BIN)/workshop lab
+
+# pip keeps what is in the folder already, so an interrupted call continues.
+offline: .venv/installed
+	@$(if $(FOLDER),,echo "Name a folder: make offline FOLDER=/media/stick/workshop" >&2; exit 1)
+	@mkdir -p "$(FOLDER)/wheels" && grep -v '^-e' requirements.txt >"$(FOLDER)/packages.txt"
+	@$(BIN)/python -m pip download --quiet --no-deps --requirement "$(FOLDER)/packages.txt" --dest "$(FOLDER)/wheels"
+	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
+	@echo "On the other machine: git clone $(FOLDER)/workshop.bundle workshop; cd workshop; make run OFFLINE=$(FOLDER)"
 
 test: .venv/installed
 	@$(BIN)/python -m pytest
@@ -64,12 +73,12 @@ lock: .venv/installed
 		--custom-compile-command "make lock" - --output-file requirements.txt
 
 # Written last: an installation that was interrupted is begun anew.
-# OFFLINE names a folder that `workshop offline` made; what is installed later (chapter 3) comes from there, too.
+# OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: requirements.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
-	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py $(if $(OFFLINE),"$(OFFLINE)")
+	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
 	@echo "Installing into .venv (once; about a minute, 3 GB)" >&2
 	@"$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) $(UV)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from workplace import ROOT
+import requests
+from workplace import ROOT, clean_environment, free_port
 
 from workshop.settings import Settings
-from workshop.teaching.checkpoints import verdicts
-from workshop.teaching.checkpoints.evidence import gather
-from workshop.teaching.checkpoints.step import Checkpoint
+from workshop.teaching.checkpoints import Checkpoint, gather, look
+
+SERVER_SECONDS = 120
 
 
 def git(folder: Path, *words: str) -> str:
@@ -39,6 +41,44 @@ def new_repository(root: Path, *names: str) -> Path:
     return root
 
 
+@contextlib.contextmanager
+def running(command: list[str], environment: dict[str, str], url: str, folder: Path) -> Iterator[None]:
+    """Run a server until the block ends; wait for ``url`` to answer first."""
+    log = folder / "server.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+    try:
+        until = time.monotonic() + SERVER_SECONDS
+        while not answers(url):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(url: str) -> bool:
+    """Tell whether a server answers at ``url``."""
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+@contextlib.contextmanager
+def tracking_server(folder: Path) -> Iterator[str]:
+    """Run a tracking server in which nothing happened yet, and yield its address."""
+    port = free_port()
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with running(command, environment, f"http://127.0.0.1:{port}/health", folder):
+        yield f"http://127.0.0.1:{port}"
+
+
 @dataclass
 class Attendee:
     """Somebody with a repository and an empty tracking store."""
@@ -53,11 +93,11 @@ class Attendee:
 
     def steps(self) -> dict[str, Checkpoint]:
         """Return all steps by their titles, looked at now."""
-        return {checkpoint.title: checkpoint for checkpoint in verdicts(gather(self.settings))}
+        return {checkpoint.title: checkpoint for checkpoint in look(gather(self.settings))}
 
     def ticked(self) -> set[str]:
         """Return the titles of the steps that are done."""
-        return {title for title, checkpoint in self.steps().items() if checkpoint.state == "done"}
+        return {title for title, checkpoint in self.steps().items() if checkpoint.done}
 
     @contextlib.contextmanager
     def ticks(self, *titles: str) -> Iterator[None]:

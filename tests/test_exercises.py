@@ -11,6 +11,7 @@ from nbclient import NotebookClient
 from workplace import ROOT
 
 from workshop.errors import WorkshopError
+from workshop.settings import get_settings
 from workshop.teaching import exercises
 
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/exercises.ipynb"))
@@ -58,7 +59,7 @@ def test_exercises_have_their_form(path):
     """Each exercise is a task, a cell to fill in, its check, a hint and a solution, numbered from 1."""
     cells = nbformat.read(path, as_version=4).cells
     parts = [(tag, cell) for cell in cells for tag in cell.metadata.get("tags", [])]
-    numbers = [each.number for each in exercises.of_chapter(chapter_of(path))]
+    numbers = list(exercises.titles(chapter_of(path)))
     assert numbers == [f"{chapter_of(path)}.{count}" for count in range(1, len(numbers) + 1)]
     assert 2 <= len(numbers) <= 3
     assert [tag for tag, _ in parts] == TAGS * len(numbers)
@@ -74,6 +75,7 @@ def test_exercises_have_their_form(path):
         assert solution_of(solution) not in answer.source
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file):
     """Run as it is, no check passes and none is kept; with the solutions filled in, in the same kernel, all do."""
@@ -88,7 +90,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
     folder = servers.root / path.parent.name
     client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
     client.execute(env=servers.environment)
-    numbers = [each.number for each in exercises.of_chapter(chapter_of(path))]
+    numbers = list(exercises.titles(chapter_of(path)))
     for number, before, after in zip(numbers, unsolved, checks, strict=True):
         assert printed(before).startswith(f"Exercise {number}, not yet: ")
         assert printed(after).startswith(f"Exercise {number}, solved: "), printed(after)
@@ -99,21 +101,20 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
 def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
     """Whatever an answer is, its check raises nothing, passes nothing, and says something."""
     odd = [None, 0, -1, float("nan"), "", "no such run", [], {}, ("a", "b"), object(), print]
-    for each in exercises.of_chapter(chapter_of(path)):
+    for number in exercises.titles(chapter_of(path)):
         for answer in odd:
-            exercises.check(each.number, answer)
+            exercises.check(number, answer)
             told = capsys.readouterr().out
-            assert re.match(rf"Exercise {each.number}, not yet: .{{10,}}", told), (answer, told)
+            assert re.match(rf"Exercise {number}, not yet: .{{10,}}", told), (answer, told)
     assert not solved_file.exists()
 
 
 def test_unknown_exercise_is_told_with_the_known_ones():
     """A number that was changed by mistake is named, with those that there are."""
-    known = [each.number for chapter in exercises.CHAPTERS for each in exercises.of_chapter(chapter)]
     for number in ("3.9", "9.1", "three", ""):
         with pytest.raises(WorkshopError, match="no such exercise") as told:
             exercises.check(number, 1)
-        assert ", ".join(known) in str(told.value)
+        assert ", ".join(exercises.EXERCISES) in str(told.value)
 
 
 def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
@@ -124,4 +125,4 @@ def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
     told = capsys.readouterr().out
     assert "not yet" in told
     assert "workshop up" in told
-    assert exercises.solved() == {}
+    assert exercises.solved(get_settings()) == {}

@@ -42,8 +42,8 @@ def walked(servers):
     assert done.returncode == 0, done.stderr
     candidate = json.loads((servers.pipeline / "results" / "candidate.json").read_text())
     with environment_of(servers.environment):
-        speaks = production()
-    if speaks.run_id != candidate["run_id"]:
+        serving = production()
+    if serving.run_id != candidate["run_id"]:
         done = servers.run(BIN / "workshop", "promote", "--force", "--why", "as after the first run")
         assert done.returncode == 0, done.stderr
     person = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -53,7 +53,7 @@ def walked(servers):
             came = walk.follow(block, exit_code=3 if block.text.strip() == GATE else 0)
             told[block.step] = told.get(block.step, "") + came
             if "--force" in block.text:
-                told["forced"] = _served(servers, "to see it speak")
+                told["forced"] = _served(servers, "to see it live")
         told["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
         told["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
         yield told
@@ -123,7 +123,7 @@ def test_gate_refuses_and_a_person_overrules(walked):
     assert walked["forced"]["version"] == walked["forced"]["expected"]
     assert "is in production again (train_gradient_boosting)" in walked[5]
     *_, forced, back = walked[5].split("what  ")[-1].strip().splitlines()[2:]
-    assert re.search(r"forced .* to see it speak", forced)
+    assert re.search(r"forced .* to see it live", forced)
     assert re.search(r"rolled back .* seen enough", back)
 
 

@@ -48,7 +48,9 @@ SMELLS = {
     "settings tried by hand": (r"# was \d", set()),
 }
 # Tests and benchmarks cause what they look for, and the answers of exercises repeat what these ask for.
-ELSEWHERE = [f":!{folder}" for folder in ("tests", "packages/*/tests/*", "benchmarks", "workshop/teaching/exercises")]
+ELSEWHERE = [
+    f":!{folder}" for folder in ("tests", "packages/*/tests/*", "benchmarks", "workshop/teaching/exercises.py")
+]
 COLUMNS = ["utc_timestamp", "solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
 # Cells call `workshop`, which lies beside the interpreter.
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -79,11 +81,13 @@ def count_figures(chapter: Path, name: str) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(chapter, name))
 
 
+@pytest.mark.walk
 def test_exploration_shows_at_least_five_figures(chapter):
     """The exploration notebook shows five figures or more."""
     assert count_figures(chapter, "make_processed_data") >= 5
 
 
+@pytest.mark.walk
 def test_exploration_writes_the_frame_of_the_package(chapter):
     """Processed by hand or by the package's stated rule, the table is the same: columns, stamps, hours and values."""
     by_hand = pd.read_csv(chapter / "germany.csv")
@@ -95,6 +99,7 @@ def test_exploration_writes_the_frame_of_the_package(chapter):
     pd.testing.assert_frame_equal(by_hand, by_rule, check_dtype=False)
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize(("name", "lowest"), [("model_linreg", 0.75), ("model_rf", 0.80), ("model_keras", 0.75)])
 def test_models_print_a_score_and_show_a_figure(chapter, name, lowest):
     """Each model notebook prints an R2 that its text can stand by, and shows a figure."""
@@ -104,12 +109,14 @@ def test_models_print_a_score_and_show_a_figure(chapter, name, lowest):
     assert count_figures(chapter, name) >= 1
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_numbers_of_texts_come_out_of_cells(chapter, name):
     """Each number in a text cell is printed by a cell of the notebook, or stands in its code."""
     assert unfounded(nbformat.read(chapter / f"{name}.ipynb", as_version=4)) == []
 
 
+@pytest.mark.walk
 def test_report_is_one_file_with_its_figures(chapter):
     """The script writes the report of the last week as one HTML file, figures inside, labelled as modelled."""
     subprocess.run([sys.executable, "make_report.py"], cwd=chapter / "report", env=ENVIRONMENT, check=True, timeout=120)
@@ -139,6 +146,7 @@ def dashboard(chapter) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.walk
 def test_dashboards_announce_themselves_when_they_listen(chapter):
     """Two dashboards at once print different addresses, outside of what `up` uses, and answer there at once."""
     with ExitStack() as both:
@@ -167,12 +175,14 @@ def what_if(address: str, **weather: float | None) -> str:
     return call(address, "what-if.children", values).json()["response"]["what-if"]["children"]
 
 
+@pytest.mark.walk
 def test_dashboard_serves_its_page(dashboard):
     """The page loads, and its layout says that the data is modelled."""
     assert "Solar and wind power" in requests.get(dashboard, timeout=10).text
     assert "modelled" in requests.get(f"{dashboard}/_dash-layout", timeout=10).text
 
 
+@pytest.mark.walk
 def test_dashboard_predicts_for_a_weather(dashboard):
     """More wind gives another sentence in GW; an empty field is asked for."""
     weather = {"temperature": 10, "rad_horizontal": 200, "rad_diffuse": 100}
@@ -183,6 +193,7 @@ def test_dashboard_predicts_for_a_weather(dashboard):
     assert what_if(dashboard, windspeed=None, **weather) == "Fill in all four."
 
 
+@pytest.mark.walk
 def test_dashboard_draws_the_chosen_days(dashboard):
     """The figure shows measured and predicted generation for every hour of the chosen days."""
     days = {"days.start_date": "2015-06-01", "days.end_date": "2015-06-07"}
@@ -193,6 +204,7 @@ def test_dashboard_draws_the_chosen_days(dashboard):
     assert len(figure["data"][0]["x"]) == 7 * 24
 
 
+@pytest.mark.walk
 def test_dashboard_and_notebooks_leave_nothing_to_commit(chapter, tmp_path):
     """Everything that the chapter makes is ignored by git."""
     made = [chapter / "germany.csv", *(chapter / "raw_data").iterdir()]

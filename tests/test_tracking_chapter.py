@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 import requests
+from attendee import running, tracking_server
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
@@ -30,7 +27,6 @@ CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
 NOTEBOOKS = [*MODELS, "capacity_factor", "compare_runs", "get_prod_model"]
 KINDS = [name.removeprefix("model_") for name in MODELS]
-SERVER_SECONDS = 120
 HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
 
 # The six notebooks are one fixture.
@@ -40,14 +36,8 @@ pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def tracking_uri(tmp_path_factory) -> Iterator[str]:
     """A tracking server in which nothing happened yet; the session's own has a model in production."""
-    folder = tmp_path_factory.mktemp("store")
-    port = free_port()
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with running(command, environment, f"http://127.0.0.1:{port}/health", folder):
-        yield f"http://127.0.0.1:{port}"
+    with tracking_server(tmp_path_factory.mktemp("store")) as uri:
+        yield uri
 
 
 @pytest.fixture(scope="module")
@@ -104,32 +94,6 @@ def printed(folder: Path, name: str, stream: str = "stdout") -> str:
     cells = nbformat.read(folder / f"{name}.ipynb", as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.get("name") == stream)
-
-
-@contextlib.contextmanager
-def running(command: list[str], environment: dict[str, str], url: str, folder: Path) -> Iterator[None]:
-    """Run a server until the block ends; wait for ``url`` to answer first."""
-    log = folder / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-    try:
-        until = time.monotonic() + SERVER_SECONDS
-        while not answers(url):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.5)
-        yield
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def answers(url: str) -> bool:
-    """Tell whether a server answers at ``url``."""
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.RequestException:
-        return False
 
 
 def command_of_readme(start: str, port: int) -> list[str]:
@@ -358,19 +322,6 @@ def test_readme_serves_the_production_model(environment, tmp_path):
     assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(shown)["predictions"][0], abs=0.06)
 
 
-@pytest.mark.usefixtures("chapter")
-def test_serving_on_a_taken_port_ends_and_says_so(environment, tmp_path):
-    """As the README says, nobody is left to ask a stranger's model by mistake."""
-    assert "`address already in use`" in (CHAPTER / "README.md").read_text()
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        serve = command_of_readme("mlflow models serve", stranger.getsockname()[1])
-        done = subprocess.run(
-            serve, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SERVER_SECONDS, check=False
-        )
-    assert done.returncode
-    assert "address already in use" in done.stdout + done.stderr
-
-
 def test_network_in_production_is_loaded_and_served(client, chapter, environment, tmp_path):
     """With the alias on the network, the last notebook and the served model work without a change."""
     [run] = scored(client, "keras")
@@ -387,38 +338,6 @@ def test_network_in_production_is_loaded_and_served(client, chapter, environment
         client.delete_model_version(REGISTERED_MODEL, version.version)
     assert 5 < solar_GW < 15
     assert 8 < wind_GW < 25
-
-
-LOG_HOSTILE = """
-import os, sys, mlflow
-
-class Hostile(mlflow.pyfunc.PythonModel):
-    def predict(self, context, model_input): ...
-    def __reduce__(self): return os.mkdir, (sys.argv[1],)
-
-with mlflow.start_run():
-    model = mlflow.pyfunc.log_model(name="model", python_model=Hostile(), pip_requirements=["pandas"])
-print(model.model_uri)
-"""
-
-
-def test_hostile_version_in_production_is_refused_and_runs_nothing(client, chapter, environment, tmp_path):
-    """With a version in production that runs code when MLflow unpickles it, the last notebook refuses it before."""
-    trap = tmp_path / "sprung"
-    logged = subprocess.run(
-        [sys.executable, "-c", LOG_HOSTILE, trap], env=environment, capture_output=True, text=True, check=True
-    )
-    source = logged.stdout.split()[-1]
-    version = client.create_model_version(REGISTERED_MODEL, source, model_id=source.removeprefix("models:/"))
-    before = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version
-    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
-    try:
-        with pytest.raises(CellExecutionError, match="ModelError"):
-            execute(chapter, "get_prod_model", environment)
-    finally:
-        client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, before)
-        client.delete_model_version(REGISTERED_MODEL, version.version)
-    assert not trap.exists()
 
 
 def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):

@@ -196,7 +196,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     import layout
 
     from workshop.models import loading, tracking
-    from workshop.teaching.doctor import servers
+    from workshop.teaching import doctor
 
     frame, model = followed.now.frame, LinearRegression()
     model.fit(features(frame), targets(frame)).intercept_[:] = answer
@@ -210,12 +210,12 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
         assert words in said
     assert f"Version {versions.numbers[0]} still answers" in said
-    (finding,) = servers._production(in_workplace.settings)
+    finding = doctor._production(in_workplace.settings)
     assert (finding.ok, "not plausible" in finding.found) == (False, True)
     assert registry.rollback().version == versions.numbers[0]
     followed.look()
     assert followed.now.troubles == {}
-    assert next(servers._production(in_workplace.settings)).ok
+    assert doctor._production(in_workplace.settings).ok
 
 
 def test_record_is_read_beside_the_model(followed):

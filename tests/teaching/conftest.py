@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
-from attendee import Attendee, new_repository
-from workplace import BIN, clean_environment, environment_of, free_port
+from attendee import Attendee, new_repository, tracking_server
+from workplace import clean_environment, environment_of
 
 from workshop.settings import EXPERIMENT
-
-SERVER_SECONDS = 120
 
 
 @pytest.fixture(scope="session")
@@ -26,33 +21,9 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def fresh_server(store) -> Iterator[str]:
-    """The address of a tracking server of its own; the session's other one has a model in production."""
-    folder = store
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", folder / "artifacts"]
-    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    log = folder / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-    try:
-        until = time.monotonic() + SERVER_SECONDS
-        while not _answers(f"{uri}/health"):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.5)
+    """The address of a tracking server in which nothing happened yet; the session's own has a model in production."""
+    with tracking_server(store) as uri:
         yield uri
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.RequestException:
-        return False
 
 
 @pytest.fixture

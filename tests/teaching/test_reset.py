@@ -39,7 +39,9 @@ def root(tmp_path):
 def put_back(number: int = 1) -> Path:
     """Reset a chapter, and return where the copies are."""
     settings = Settings()
-    return reset.carry_out(settings, reset.plan(settings, number))
+    plan = reset.plan(settings, number)
+    reset.carry_out(settings, plan)
+    return plan.kept
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -108,7 +110,7 @@ def test_virtual_environment_stays(root):
     assert reset.plan(Settings(), 1).is_empty
     Path(root, "1_starting_point/own").mkdir()
     Path(root, "1_starting_point/own/notes.txt").write_text("mine")
-    assert [str(path) for path in reset.plan(Settings(), 1).own] == ["own"]
+    assert [str(path) for path in reset.plan(Settings(), 1).added] == ["own"]
     put_back()
     assert Path(root, "1_starting_point/.environment/pyvenv.cfg").is_file()
 
@@ -151,7 +153,7 @@ def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
     git(mine, "switch", "--quiet", "--create", "trial")
     (mine / "1_starting_point" / "README.md").write_text("committed\n")
     git(mine, "commit", "--quiet", "--all", "--message", "Mine")
-    assert reset.start_of(mine) == git(root, "rev-parse", "HEAD").strip()
+    assert reset.find_start(mine) == git(root, "rev-parse", "HEAD").strip()
 
 
 def test_what_the_pipeline_made_stays(root):
@@ -228,7 +230,7 @@ def test_chapter_that_is_a_link_is_refused(root, tmp_path):
     """What lies elsewhere is not this repository's."""
     (root / "1_starting_point").rename(tmp_path / "elsewhere")
     (root / "1_starting_point").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ResetError, match="no folder of its own"):
+    with pytest.raises(ResetError, match="is a link or a file"):
         reset.plan(Settings(), 1)
 
 

@@ -26,9 +26,8 @@ COMMANDS = {
     "history": ("models", "Show what was in production, since when, by whom and why."),
     "lineage": ("models", "Show where a model comes from, from its data to production."),
     "report": ("models", "Write the report on a week as HTML, and as PDF."),
-    "doctor": ("machines", "Say what is the matter with this machine and what to type."),
-    "offline": ("machines", "Bring into FOLDER what machines without a network need."),
-    "check": ("teaching", "Say what of the workshop is done, and where to go on."),
+    "doctor": ("teaching", "Examine this machine and say what to type."),
+    "check": ("teaching", "Show which steps are done and which one is next."),
     "reset": ("teaching", "Put the files of CHAPTER back to their start."),
 }
 TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "check")  # use the tracking server

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 
 import click
 
@@ -18,20 +16,6 @@ def tell(line: str) -> None:
 
 
 @contextlib.contextmanager
-def cells_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function that advances a bar by one of a notebook's cells; without a terminal there is no bar."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
-
-
 def one_line(text: str, longest: int | None = None) -> str:
     """Return a text as one line without control characters, cut to ``longest`` characters."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from workshop.cli.printing import cells_bar, json_option, print_rows, tell
+from workshop.cli.printing import json_option, print_rows, tell
 from workshop.ownership import use_own_servers
 from workshop.servers import ports, supervisor
 from workshop.servers.services import program
@@ -42,8 +42,8 @@ def up(chapter: int | None, repro: bool) -> None:
     if chapter:
         from workshop.teaching import headstart, startpage  # imports pandas
 
-        headstart.bring(settings, chapter, tell, cells_bar)
-        tell(f"next: {startpage.write(settings)} says where to go on")
+        headstart.bring(settings, chapter, tell)
+        tell(f"next: {startpage.write(settings)} shows the next step")
 
 
 @click.command()

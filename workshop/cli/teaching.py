@@ -1,111 +1,104 @@
-"""What attendees and instructors type: what is done, what is next, and back to the start."""
+"""Commands for attendees and instructors: `check`, `doctor` and `reset`."""
 
 from __future__ import annotations
 
-import shutil
-import textwrap
+from dataclasses import asdict
 
 import click
 
 from workshop.cli.printing import json_option, one_line, print_rows, tell
+from workshop.settings import get_settings
+from workshop.teaching import checkpoints, startpage
+from workshop.teaching import reset as resetting
+from workshop.teaching.doctor import examine
 
-# Addresses and commands are not broken, since somebody may want to copy them.
-HANGING = {
-    "initial_indent": " " * 7,
-    "subsequent_indent": " " * 14,
-    "break_long_words": False,
-    "break_on_hyphens": False,
-}
+DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 
 
 @click.command()
 @click.argument("chapter", required=False, type=click.IntRange(1, 4))
 @json_option
 def check(chapter: int | None, as_json: bool) -> None:
-    """Say what of the workshop is done, and where to go on; exit 1 when CHAPTER is named and not complete.
+    """Show which steps are done and which one is next; exit 1 when CHAPTER is given and not complete.
 
-    Looks at what is really there: files, the tracking store, DVC. The start page, START.md, is written anew.
+    It looks at files, the tracking server, git and DVC, and writes the start page, START.md.
 
     \b
     Example:  workshop check 2
     """
-    from workshop.settings import get_settings
-    from workshop.teaching import startpage
-    from workshop.teaching.checkpoints import examine
-
     settings = get_settings()
-    progress = examine(settings)
-    shown = progress.of(chapter) if chapter else list(progress.checkpoints)
-    if as_json:
-        print_rows([checkpoint.as_dict() for checkpoint in shown], as_json)
-    else:
-        _print_chapters(progress, [chapter] if chapter else [1, 2, 3, 4])
+    progress = checkpoints.examine(settings)
     startpage.write(settings, progress)
-    if chapter and not progress.is_complete(chapter):
+    chapters = [each for each in checkpoints.CHAPTERS if chapter in (None, each.number)]
+    shown = [step for each in chapters for step in progress.of(each.number)]
+    if as_json:
+        print_rows([asdict(step) for step in shown], as_json)
+    else:
+        following = progress.next_of(*(each.number for each in chapters))
+        for each in chapters:
+            steps = progress.of(each.number)
+            click.secho(
+                f"{each.number}  {each.title}, {sum(bool(step.done) for step in steps)} of {len(steps)}", bold=True
+            )
+            for step in steps:
+                click.echo(f"   {startpage.SIGNS[step.done]} {step.title}")
+                if step.reason and (chapter or step == following):  # of a single chapter all, else the next one
+                    click.echo(f"       {step.place}\n       {step.reason}")
+            click.echo()
+        click.echo(startpage.legend(shown))
+        where = f" ({following.place}, chapter {following.chapter})" if following else ""
+        click.echo(f"Next: {following.title}{where}" if following else "All of it is done.")
+        click.echo(f"The start page, {startpage.NAME}, shows the same. If it is open: {startpage.RELOAD}")
+    if chapter and not all(step.done for step in shown):
         raise SystemExit(1)
 
 
-def _print_chapters(progress, numbers: list[int]) -> None:
-    """Print chapters with their steps; all reasons of a single chapter, else that of what is next."""
-    from workshop.teaching import outline, startpage
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Examine this machine and say what to type; exit 1 when something will fail.
 
-    width = min(shutil.get_terminal_size().columns, 120)
-    for number in numbers:
-        steps = progress.of(number)
-        there = sum(step.there for step in steps)
-        click.secho(f"{number}  {outline.chapter(number).title}, {there} of {len(steps)}", bold=True)
-        for step in steps:
-            click.echo(f"   {startpage.SIGNS[step.state]} {step.title}")
-            following = step == progress.next
-            if following or (len(numbers) == 1 and step.reason):
-                click.echo(f"       where: {step.place}")
-                click.echo(textwrap.fill(f"why:   {step.reason}", width, **HANGING))
-        click.echo()
-    click.echo(startpage.legend(step for number in numbers for step in progress.of(number)))
-    click.echo(_next(progress.next_of(numbers)))
-    click.echo(f"The start page, {startpage.NAME}, says the same. Where it is open: {startpage.RELOAD}")
+    `ok` is well, `?` works yet may surprise, `!!` will fail.
 
-
-def _next(following) -> str:
-    if following is None:
-        return "All of it is done."
-    return f"Next: {following.title} ({following.place}, chapter {following.chapter})"
+    \b
+    Example:  workshop doctor
+    """
+    findings = examine(get_settings())
+    if as_json:
+        print_rows([finding.as_dict() for finding in findings], as_json)
+    for finding in findings if not as_json else ():
+        next_step = f"\n    next: {finding.next_step}" if finding.next_step else ""
+        click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.found}{next_step}")
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
 
 
 @click.command()
 @click.argument("chapter", type=click.IntRange(1, 4))
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 def reset(chapter: int, yes: bool) -> None:
-    """Put the files of CHAPTER back to their start; your own copies are kept aside.
+    """Put the files of CHAPTER back to their start; your own copies are kept.
 
-    The start is what was cloned: your commits stay in git, and do not count. Runs in the tracking store, what the
-    pipeline made, virtual environments and the other chapters stay as they are.
+    The start is what you cloned: your commits stay in git and do not count. Runs in the tracking store, outputs of the
+    pipeline, virtual environments and the other chapters stay as they are.
 
     \b
     Example:  workshop reset 2
     """
-    from workshop.settings import get_settings
-    from workshop.teaching import reset as resetting
-    from workshop.teaching import startpage
-
     settings = get_settings()
-    planned = resetting.plan(settings, chapter)
-    if planned.is_empty:
-        tell(f"{planned.chapter.folder} is at its start already (commit {planned.start[:7]})")
+    plan = resetting.plan(settings, chapter)
+    if plan.is_empty:
+        tell(f"{plan.chapter.folder} is at its start already (commit {plan.start[:7]})")
         return
-    tell(f"{planned.chapter.folder} goes back to its start, commit {planned.start[:7]}:")
-    for title, names in (
-        ("changed, put back", planned.changed),
-        ("deleted, put back", planned.deleted),
-        ("your own, or made here, moved away", planned.own),
-        ("exercises, not solved any more", planned.solved),
-    ):
+    tell(f"{plan.chapter.folder} is put back to its start, commit {plan.start[:7]}:")
+    titles = ("changed, put back", "deleted, put back", "added, moved away", "exercise, not solved any more")
+    for title, names in zip(titles, (plan.changed, plan.deleted, plan.added, plan.solved), strict=True):
         for name in names:
             tell(f"  {title}: {one_line(str(name))}")
     if not yes:
-        click.confirm(f"  Your copies go to {planned.kept}. Go on?", abort=True, err=True)
-    kept = resetting.carry_out(settings, planned)
-    if planned.changed or planned.own:
-        tell(f"your copies are in {kept}")
+        click.confirm(f"  Your copies go to {plan.kept}. Continue?", abort=True, err=True)
+    resetting.carry_out(settings, plan)
+    if plan.changed or plan.added:
+        tell(f"your copies are in {plan.kept}")
     tell("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     startpage.write(settings)

@@ -1,4 +1,4 @@
-"""The start page, `START.md`: what the workshop is, what is done of it, and where to go on."""
+"""The start page, `START.md`: what the workshop is, which steps are done, and which one is next."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from pathlib import Path
 
 from workshop.data.files import write_whole
 from workshop.settings import Settings
-from workshop.teaching.checkpoints import Progress, examine
-from workshop.teaching.checkpoints.step import Checkpoint, State
-from workshop.teaching.outline import CHAPTERS, Chapter, chapter
+from workshop.teaching.checkpoints import CHAPTERS, Chapter, Checkpoint, Progress, examine
 
 NAME = "START.md"
 RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
-SIGNS = {State.DONE: "✔", State.BROUGHT: "↓", State.MISSING: "○", State.UNKNOWN: "?"}
-MEANINGS = {
-    State.DONE: "done",
-    State.BROUGHT: "brought by `workshop up --chapter`",
-    State.MISSING: "to do",
-    State.UNKNOWN: "could not be looked at",
-}
+SIGNS = {True: "✔", False: "○", None: "?"}
+LEGEND = {True: "done", False: "to do", None: "could not be looked at"}
 PAGE = """\
 # From a messy notebook to a governed pipeline
 
@@ -42,10 +35,7 @@ Dask dashboard, the dashboard and the report.
 
 
 def write(settings: Settings, progress: Progress | None = None) -> Path:
-    """Write the start page anew, whole or not at all, and return its path; ``progress`` saves looking again.
-
-    Raises DataError when it cannot be written.
-    """
+    """Write the start page and return its path; raise DataError when it cannot be written."""
     text = page(progress or examine(settings), datetime.now().astimezone())
     return write_whole(settings.root / NAME, text.encode())
 
@@ -54,7 +44,7 @@ def page(progress: Progress, now: datetime) -> str:
     """Return the start page as Markdown; links are relative to the repository's top."""
     return PAGE.format(
         minutes=sum(each.minutes for each in CHAPTERS),
-        following=_next(progress),
+        following=_next(progress.next_of()),
         chapters="\n\n".join(_chapter(each, progress.of(each.number)) for each in CHAPTERS),
         legend=legend(progress.checkpoints),
         now=f"{now:%d %B %Y, %H:%M}",
@@ -64,29 +54,22 @@ def page(progress: Progress, now: datetime) -> str:
 
 def legend(checkpoints: Iterable[Checkpoint]) -> str:
     """Return what the signs of these checkpoints mean, in one line."""
-    found = {checkpoint.state for checkpoint in checkpoints}
-    return " · ".join(f"{sign} {MEANINGS[state]}" for state, sign in SIGNS.items() if state in found)
+    shown = {checkpoint.done for checkpoint in checkpoints}
+    return " · ".join(f"{sign} {LEGEND[done]}" for done, sign in SIGNS.items() if done in shown)
 
 
-def _next(progress: Progress) -> str:
-    following = progress.next
+def _next(following: Checkpoint | None) -> str:
     if following is None:
-        return "**All of it is done.** What follows is [your own data](4_pipeline/own/README.md)."
-    place = chapter(following.chapter)
-    where = f"[chapter {place.number}]({place.readme}). Open [{following.place}]({following.link})."
-    text = f"**Next: {following.title}**, {where}"
-    return f"> {text}\n>\n> {following.reason}"
+        return "**All of it is done.** Next: [your own data](4_pipeline/own/README.md)."
+    chapter = CHAPTERS[following.chapter - 1]
+    where = f"[chapter {chapter.number}]({chapter.folder}/README.md). Open [{following.place}]({following.link})."
+    return f"> **Next: {following.title}**, {where}\n>\n> {following.reason}"
 
 
-def _chapter(described: Chapter, checkpoints: list[Checkpoint]) -> str:
-    there = sum(checkpoint.there for checkpoint in checkpoints)
-    lines = [
-        f"## {described.number}. [{described.title}]({described.readme})",
-        f"{described.minutes} minutes, {there} of {len(checkpoints)} steps",
-        "\\\n".join(_line(checkpoint) for checkpoint in checkpoints),  # a sign is bullet enough
-    ]
-    return "\n\n".join(lines)
-
-
-def _line(checkpoint: Checkpoint) -> str:
-    return f"{SIGNS[checkpoint.state]} [{checkpoint.title}]({checkpoint.link})"
+def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
+    done = sum(bool(checkpoint.done) for checkpoint in checkpoints)
+    lines = [f"{SIGNS[each.done]} [{each.title}]({each.link})" for each in checkpoints]
+    return (
+        f"## {chapter.number}. [{chapter.title}]({chapter.folder}/README.md)\n\n"
+        f"{chapter.minutes} minutes, {done} of {len(checkpoints)} steps\n\n" + "\\\n".join(lines)
+    )
