@@ -25,7 +25,7 @@ help:
 	@echo "make test-packages   the tests of the packages, each in its folder"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
 	@echo "make soak    tests that take long: gigabytes, many repetitions"
-	@echo "make bench   measure the engine against the plain way; takes an hour, writes benchmarks/README.md"
+	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
 	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
 	@echo "make lock    compile requirements.txt from pyproject.toml"
 

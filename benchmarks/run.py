@@ -1,91 +1,60 @@
-"""The command line: which benchmarks, how often; writes the results and the table."""
+"""The command line: measures benchmarks, and writes the results and the table."""
 
 from __future__ import annotations
 
 import datetime
+import json
+import os
+import platform
 import signal
 import sys
 from pathlib import Path
 
 import click
 
-from benchmarks import (
-    artifacts,
-    dashboard,
-    kernel,
-    models,
-    pipeline,
-    prepare,
-    printing,
-    report,
-    single,
-    throughput,
-    tiny,
-    tracking,
-    unchanged,
-)
+from benchmarks import artifacts, small_notebooks, whole_pipeline
+from benchmarks.clone import Clone, running_clone
 from benchmarks.measure import measure, run_once
-from benchmarks.place import open_place
+from benchmarks.table import table, write_table
 
-BENCHMARKS = {
-    "pipeline": pipeline,
-    "unchanged": unchanged,
-    "tiny": tiny,
-    "single": single,
-    "kernel": kernel,
-    "throughput": throughput,
-    "printing": printing,
-    "artifacts": artifacts,
-    "tracking": tracking,
-    "models": models,
-    "prepare": prepare,
-    "dashboard": dashboard,
-}
-RESULTS = report.FOLDER / "results.json"
+BENCHMARKS = {"pipeline": whole_pipeline, "notebooks": small_notebooks, "artifacts": artifacts}
+RESULTS = Path(__file__).with_name("results.json")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="How often each side runs.")
-@click.option(
-    "--results",
-    default=RESULTS,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the figures are kept; README.md is left alone when it is not the usual file.",
-)
-@click.option("--table-only", is_flag=True, help="Measure nothing; write the table of what is kept.")
-def main(names: tuple[str, ...], runs: int, results: Path, table_only: bool) -> None:
-    """Measure the engine against the plain way: all benchmarks, or those of these NAMES.
+@click.option("--table-only", is_flag=True, help="Measure nothing; write the table of the results that are kept.")
+def main(names: tuple[str, ...], runs: int, table_only: bool) -> None:
+    """Measure against the plain way: all benchmarks, or those of these NAMES.
 
     \b
-    Example:  python -m benchmarks.run tiny single --runs 5
+    Example:  python -m benchmarks.run notebooks --runs 5
     """
     # Terminated, too, it stops its servers before it ends.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    kept = report.read_results(results)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not table_only:
-        with open_place() as place:
+        with running_clone() as clone:
             for name in names or BENCHMARKS:
-                kept[name] = _measure(name, place, runs)
-                report.write_results(results, kept)
-    text = report.table(kept, BENCHMARKS)
-    if results == RESULTS:
-        report.write_table(text)
+                results[name] = _measure(name, clone, runs)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    text = table(results, BENCHMARKS)
+    write_table(text)
     click.echo(text)
 
 
-def _measure(name: str, place, runs: int) -> dict:
+def _measure(name: str, clone: Clone, runs: int) -> dict:
     """Run one benchmark; return its figures and the circumstances."""
     benchmark = BENCHMARKS[name]
     click.echo(benchmark.TITLE, err=True)
-    place.wait_until_warm()
-    sides = benchmark.sides(place)
+    clone.wait_until_warm()
+    sides = benchmark.sides(clone)
     # Once before it counts: all sides, or what a benchmark says is enough.
-    settle = getattr(benchmark, "settle", lambda _: run_once(sides))
-    settle(place)
-    samples = measure(sides, runs, lambda line: click.echo(f"  {line}", err=True))
-    about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": report.machine(), "runs": runs}
-    return about | samples.as_dict()
+    getattr(benchmark, "settle", lambda _: run_once(sides))(clone)
+    machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "machine": machine, "runs": runs}
+    return about | measure(sides, runs, lambda line: click.echo(f"  {line}", err=True))
 
 
 if __name__ == "__main__":

@@ -130,10 +130,10 @@ class Forwarder:
             def handle(self) -> None:
                 if outer.cut:
                     return
-                with socket.create_connection(("127.0.0.1", target_port)) as there:
-                    back = threading.Thread(target=outer._copy, args=(there, self.request), daemon=True)
+                with socket.create_connection(("127.0.0.1", target_port)) as target:
+                    back = threading.Thread(target=outer._copy, args=(target, self.request), daemon=True)
                     back.start()
-                    outer._copy(self.request, there)
+                    outer._copy(self.request, target)
                     back.join()
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)

@@ -110,10 +110,10 @@ def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     """Return what ``condition`` gives once that is true; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (result := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {condition}"
         time.sleep(0.2)
-    return found
+    return result
 
 
 @contextlib.contextmanager
@@ -131,14 +131,14 @@ def environment_of(variables: dict[str, str]) -> Iterator[None]:
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Return the processes whose command line or folder lies in ``folder``."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and (
                 str(folder) in " ".join(process.cmdline()) or process.cwd().startswith(str(folder))
             ):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @dataclass

@@ -47,10 +47,11 @@ def register(server: Flask, serving: Serving) -> None:
             if served.model is None:
                 return _no_model(served)
             return jsonify(_answer(served, rows)), HTTPStatus.OK
-        except DataError as error:
-            return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, error.what, **_details(error))
-        except ModelError as error:
-            return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, error.what, **_details(error))
+        except (DataError, ModelError) as error:
+            is_data = isinstance(error, DataError)
+            status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
+            value = error.value if error.value is None else "; ".join(map(str.strip, str(error.value).splitlines()))
+            return _refusal(status, error.what, found=value, expected=error.expected, next=error.next_step)
 
 
 def _answer(served: Served, rows: pd.DataFrame) -> dict[str, Any]:
@@ -74,11 +75,6 @@ def _no_model(served: Served) -> tuple[Response, int]:
     elif served.looked:
         what, next_step = "No model is in production yet.", WHAT_TO_RUN.replace("`", "")
     return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next=next_step)
-
-
-def _details(error: DataError | ModelError) -> dict[str, object]:
-    value = error.value if error.value is None else "; ".join(map(str.strip, str(error.value).splitlines()))
-    return {"found": value, "expected": error.expected, "next": error.next_step}
 
 
 def _refusal(status: HTTPStatus, what: str, **details: object) -> tuple[Response, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import address
 import dash_bootstrap_components as dbc
 import pages
@@ -112,9 +110,8 @@ def version(served: Served) -> str | None:
 def notice(served: Served, before: str) -> dbc.Alert:
     """Return a notice that another version is in production than before; readers close it."""
     production = served.production
-    # Moved by hand, it has no record: then the time when the dashboard noticed is known.
-    since = parts.moment(production.since) if production.since else f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC"
-    head = html.Strong(f"Version {production.version} is in production since {since}.")
+    since = f" since {parts.moment(production.since)}" if production.since else ""  # moved by hand, it has no record
+    head = html.Strong(f"Version {production.version} is in production{since}.")
     rest = " The whole page shows its predictions." + (f" Before it was version {before}." if before != "none" else "")
     return dbc.Alert([head, rest], color="info", dismissable=True, is_open=True)
 

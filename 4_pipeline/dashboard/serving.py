@@ -19,7 +19,7 @@ from cachetools import LRUCache, cached
 from record import Record
 
 from workshop.data import schema
-from workshop.errors import ServiceError, WorkshopError
+from workshop.errors import WorkshopError
 from workshop.models import loading, registry
 from workshop.models.loading import LoadedModel
 from workshop.models.registry import Production
@@ -76,8 +76,8 @@ class Served:
     @functools.cached_property
     def revision(self) -> str:
         """A name that changes exactly when there is something new to show."""
-        shown = (self.looked, self.production, self.data_stamp, self.record, sorted(self.troubles.items()))
-        return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
+        state = (self.looked, self.production, self.data_stamp, self.record, sorted(self.troubles.items()))
+        return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
     def predict_with_band(self, weather: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
         """Return `solar_GW` and `wind_GW` for rows of hours and weather, and both ends of the error band if any."""
@@ -152,7 +152,7 @@ class Serving:
 
     def _look_at_registry(self) -> None:
         served = self.now.production
-        production = _production(served)
+        production = registry.production(served)
         self._settle("registry")
         if production is None:
             if served is not None:
@@ -208,20 +208,6 @@ def _predictions(model: LoadedModel | None, frame: pd.DataFrame | None) -> dict[
     if model is None or frame is None:
         return {"predicted": None, "band": None}
     return dict(zip(("predicted", "band"), model.predict_with_band(frame), strict=True))
-
-
-def _production(known: Production | None) -> Production | None:
-    """Return what is in production, see `registry.production`; raise ServiceError when the registry does not answer."""
-    try:
-        return registry.production(known)
-    except WorkshopError:
-        raise
-    except Exception as error:  # noqa: BLE001 - MLflow's, its client's and the network's have no base of their own
-        raise ServiceError(
-            "The model registry cannot be asked: the tracking server or its database does not answer as it should.",
-            value=repr(error)[:300],
-            next_step="workshop status",
-        ) from None
 
 
 def _identity(production: Production) -> tuple[str, str]:

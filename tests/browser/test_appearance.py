@@ -18,7 +18,7 @@ BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 @pytest.mark.parametrize(("mode", "width"), [("light", 1280), ("dark", 390)])
 def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode, width):
     """No serious or critical finding of axe, nothing wider than the screen, and next to no shift, on any page."""
-    found = {}
+    grave = {}
     with opened(browser, url, width, color_scheme=mode) as page:
         for path in [*PAGES, "/nowhere"]:
             page.goto(url + path)
@@ -29,9 +29,9 @@ def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode,
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
             assert page.evaluate("window.shifted") < MOST_SHIFT, path
             findings = Axe().run(page).response["violations"]
-            grave = [finding for finding in findings if finding["impact"] in ("serious", "critical")]
-            found |= {(path, finding["id"]): [node["html"] for node in finding["nodes"]] for finding in grave}
-    assert found == {}
+            findings = [finding for finding in findings if finding["impact"] in ("serious", "critical")]
+            grave |= {(path, finding["id"]): [node["html"] for node in finding["nodes"]] for finding in findings}
+    assert grave == {}
 
 
 def test_first_view_is_there_within_a_second(browser, url):

@@ -8,7 +8,6 @@ import time
 
 import pytest
 from browsing import ALIAS_SECONDS, PAGES, Forwarder, dashboard, opened, wait_for
-from workplace import free_port
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -24,14 +23,14 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
         weather.wait_for_selector("#weather-upload input", state="attached")
         file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
         weather.set_input_files("#weather-upload input", file)
-        expect(weather.locator(".weather-rows tbody tr")).to_have_count(1)
-        shown = [
+        expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
+        parts = [
             (comparison, "#key-figures .tiles"),
             (what_if, "#what-if-answers"),
-            (weather, ".weather-rows tbody"),
+            (weather, "#weather-predictions-hint"),
             (model, "#in-production"),
         ]
-        before = [page.locator(part).inner_text() for page, part in shown]
+        before = [page.locator(part).inner_text() for page, part in parts]
         for page in pages:
             page.evaluate("window.stillTheSamePage = true")
         began = time.monotonic()
@@ -40,8 +39,8 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
             left = max(began + ALIAS_SECONDS - time.monotonic(), 0.001)
             name = page.locator("#model-version")
             expect(name).to_have_text(f"wind_solar version {another_version}", timeout=left * 1000)
-            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} is in production since")
-        for (page, part), text in zip(shown, before, strict=True):
+            expect(page.locator("#notice")).to_contain_text(f"Version {another_version} is in production")
+        for (page, part), text in zip(parts, before, strict=True):
             expect(page.locator(part)).not_to_have_text(text, use_inner_text=True, timeout=3000)
         assert all(page.evaluate("window.stillTheSamePage") for page in pages)
         expect(comparison.locator(".tiles + .hint")).to_contain_text("03 Oct 2016 to 09 Oct 2016")
@@ -52,37 +51,49 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
         expect(what_if.locator("#notice .alert")).to_have_count(0)
 
 
-def test_pages_without_model_and_data_say_what_to_run(promoted, registry, browser, tmp_path):
-    """With nothing in production and no data each page names both and the commands that make them."""
-    (tmp_path / "4_pipeline").mkdir()
+def test_pages_say_what_is_missing_and_survive_without_servers(promoted, registry, browser, tmp_path):
+    """From a dashboard without servers to one with a model and data, and to one whose tracking server is gone again."""
+    data = tmp_path / "4_pipeline" / "data"
+    data.mkdir(parents=True)
+    version = registry.version()
     registry.remove()
-    with dashboard(promoted.environment, tmp_path, promoted.tracking_uri) as url, opened(browser, url) as page:
-        message = page.locator("#message")
-        expect(message).to_contain_text("No model is in production yet.", timeout=60_000)
-        for title in PAGES.values():
-            page.get_by_role("link", name=title, exact=True).click()
-            expect(page).to_have_title(f"{title} · Solar and wind power")
-            for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
-                expect(message).to_contain_text(words)
-        page.goto(f"{url}/what-if")
-        expect(page.locator("#what-if-wind")).to_have_text("n/a")
-        page.goto(f"{url}/your-weather")
-        page.wait_for_selector("#weather-upload input", state="attached")
-        file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
-        page.set_input_files("#weather-upload input", file)
-        expect(page.locator("#weather-answer")).to_contain_text("No model is in production yet")
+    with Forwarder(promoted.settings.mlflow_port) as forwarder:
+        forwarder.cut = True
+        address = f"http://127.0.0.1:{forwarder.port}"
+        with dashboard(promoted.environment, tmp_path, address) as url, opened(browser, f"{url}/model") as page:
+            message = page.locator("#message")
+            expect(message).to_contain_text("does not answer", timeout=60_000)
+            expect(message).to_contain_text("workshop up")
 
+            forwarder.cut = False
+            for title in PAGES.values():
+                page.get_by_role("link", name=title, exact=True).click()
+                expect(page).to_have_title(f"{title} · Solar and wind power")
+                for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
+                    expect(message).to_contain_text(words)
+            page.goto(f"{url}/what-if")
+            expect(page.locator("#what-if-wind")).to_have_text("n/a")
+            page.goto(f"{url}/your-weather")
+            page.wait_for_selector("#weather-upload input", state="attached")
+            file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
+            page.set_input_files("#weather-upload input", file)
+            expect(page.locator("#weather-answer")).to_contain_text("No model is in production yet")
 
-def test_pages_without_servers_say_what_to_run(promoted, browser, tmp_path):
-    """With no tracking server the pages are there all the same, and say since when and what to type."""
-    (tmp_path / "4_pipeline").mkdir()
-    with (
-        dashboard(promoted.environment, tmp_path, f"http://127.0.0.1:{free_port()}") as url,
-        opened(browser, f"{url}/model") as page,
-    ):
-        message = page.locator("#message")
-        expect(message).to_contain_text("does not answer", timeout=60_000)
-        expect(message).to_contain_text("workshop up")
+            shutil.copy(promoted.settings.pipeline / "data" / "germany.parquet", data)
+            registry.move(version)
+            wait_for(url, lambda health: health["version"] and health["data"])
+            page.goto(f"{url}/what-if")
+            forwarder.cut = True
+            expect(message).to_contain_text("does not answer", timeout=20_000)
+            expect(message).to_contain_text(f"Version {version} still answers")
+            wind = page.locator("#what-if-wind")
+            before = wind.inner_text()
+            page.get_by_label("Wind speed at 10 m").fill("9")
+            expect(wind).not_to_have_text(before, timeout=2000)
+            page.get_by_role("link", name="Predicted and measured").click()
+            expect(page.locator("#key-figures .tile")).to_have_count(4)
+            forwarder.cut = False
+            expect(message).to_be_empty(timeout=20_000)
 
 
 def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
@@ -103,28 +114,3 @@ def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
             expect(wind).not_to_have_text(before)
         finally:
             page.close()
-
-
-def test_pages_go_on_answering_while_the_registry_is_down(promoted, registry, browser, tmp_path):
-    """When the tracking server falls silent the model goes on; a banner says since when, until it is back."""
-    data = tmp_path / "4_pipeline" / "data"
-    data.mkdir(parents=True)
-    shutil.copy(promoted.settings.pipeline / "data" / "germany.parquet", data)
-    target = int(promoted.tracking_uri.rsplit(":", 1)[1])
-    with (
-        Forwarder(target) as forwarder,
-        dashboard(promoted.environment, tmp_path, f"http://127.0.0.1:{forwarder.port}") as url,
-    ):
-        wait_for(url, lambda health: health["version"])
-        with opened(browser, f"{url}/what-if") as page:
-            forwarder.cut = True
-            expect(page.locator("#message")).to_contain_text("does not answer", timeout=20_000)
-            expect(page.locator("#message")).to_contain_text(f"Version {registry.version()} still answers")
-            wind = page.locator("#what-if-wind")
-            before = wind.inner_text()
-            page.get_by_label("Wind speed at 10 m").fill("9")
-            expect(wind).not_to_have_text(before, timeout=2000)
-            page.get_by_role("link", name="Predicted and measured").click()
-            expect(page.locator("#key-figures .tile")).to_have_count(4)
-            forwarder.cut = False
-            expect(page.locator("#message")).to_be_empty(timeout=20_000)

@@ -76,9 +76,7 @@ def test_comparison_opens_at_the_period_of_its_address(browser, url):
         assert page.evaluate("window.stillTheSamePage")
 
 
-@pytest.mark.parametrize(
-    "query", ["from=junk&to=2016", "to=2016-10-03", "from=%ff&to=%00", "from=[1]&" * 30, "from=9999-99-99&to=-1&x=<b>"]
-)
+@pytest.mark.parametrize("query", ["from=junk&to=2016", "from=9999-99-99&to=-1&x=<b>"])
 def test_comparison_ignores_junk_in_its_address(browser, url, query):
     """What is no period shows the latest two weeks, and leaves nothing to go back to."""
     with opened(browser, f"{url}/comparison?{query}") as page:

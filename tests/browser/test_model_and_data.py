@@ -1,4 +1,4 @@
-"""The pages on the model and on the data, in a browser: what is told there, and where it leads."""
+"""The pages on the model and on the data, in a browser: their content and their links."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ def model(browser, url):
 
 
 def test_model_page_says_which_model_is_in_production_and_why(model, promoted):
-    """Version, kind, time and reason stand there, its scores and its predecessors', and what it goes by."""
+    """The page names version, kind, time, reason and scores, its inputs' importance, and its predecessors."""
     facts = model.locator("#in-production")
     for words in ("wind_solar version", "UTC", "Held-out R²", "Why", "80% of the hours"):
         expect(facts).to_contain_text(words)
-    expect(model.locator("#scores-figure .scatterlayer .trace").first).to_be_visible()
     expect(model.locator("#importance")).to_contain_text("Wind speed")
     expect(model.locator("#responses")).to_contain_text("mean prediction, GW")
     moves = model.locator(".moves tbody tr")

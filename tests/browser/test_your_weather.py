@@ -30,7 +30,7 @@ def hand_in(page, content: bytes, name: str = "mine.csv") -> None:
 
 
 def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
-    """The example file gives a figure, the first rows, and a CSV whose numbers are those of /predict."""
+    """The example file gives a figure and a CSV whose numbers are those of /predict."""
     with weather.expect_download() as example:
         weather.get_by_role("link", name="Download an example file").click()
     content = example.value.path().read_bytes()
@@ -39,7 +39,6 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("example.csv: 72 hours, by wind_solar version")
     expect(weather.locator("#weather-said")).to_contain_text("example.csv: 72 hours, by wind_solar version")
     assert weather.locator("#weather-answer").evaluate("part => part.closest('[aria-live], [role=status]')") is None
-    expect(weather.locator(".weather-rows tbody tr")).to_have_count(12)
     with weather.expect_download() as predicted:
         weather.get_by_role("button", name="Download the predictions").click()
     table = pd.read_csv(predicted.value.path(), dtype={"version": str})
@@ -52,7 +51,7 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
 
 
 def test_your_weather_takes_a_year_of_hours(weather):
-    """8,784 hours are drawn and listed, while a spinner shows that something goes on."""
+    """8,784 hours are drawn while a spinner shows that something goes on."""
     hours = pd.date_range("2016-01-01", "2017-01-01", freq="h", inclusive="left").strftime("%Y-%m-%dT%H:00:00Z")
     hand_in(weather, (HEADER + "".join(f"{hour},5.0,12.0,100.0,50.0\n" for hour in hours)).encode())
     expect(weather.locator(".waiting [data-dash-is-loading], .waiting .dash-spinner").first).to_be_attached()
@@ -67,13 +66,10 @@ def test_your_weather_takes_a_year_of_hours(weather):
             HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n2016-06-01T13:00:00Z,x,285,100,50\n",
             ["line 3, windspeed", "'x'"],
         ),
-        (HEADER + "2016-06-01T12:00:00Z,3,285,100,50\n", ["line 2, temperature", "-40 to 50"]),
-        ("utc_timestamp,wind,temperature,rad_horizontal,rad_diffuse\n", ["windspeed is missing", "did you mean"]),
         (HEADER + "2036-06-01T12:00:00Z,3,12,100,50\n", ["installed capacity", "2036-06-01"]),
         (b"\x89PNG\r\n\x1a\n\x00\xff", ["not text in UTF-8"]),
-        ("", ["The file is empty."]),
     ],
-    ids=["text", "kelvin", "column", "future", "binary", "empty"],
+    ids=["text", "future", "binary"],
 )
 def test_your_weather_names_what_is_wrong_with_a_file(weather, content, said):
     """A broken file gets its rows and columns named, with what was allowed; a right one after it is predicted."""

@@ -27,13 +27,13 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
     """Each row comes back in order with GW and band, beside name, version and run of the model."""
     answer = made()[1].post("/predict", json={"rows": [LATER, ROW]})
     assert answer.status_code == 200
-    told = answer.get_json()
+    body = answer.get_json()
     named = {"name": "wind_solar", "version": "7", "run_id": "a1", "learned_from": "modelled sample"}
-    assert told["model"] == named
-    assert told["coverage"] == 0.8
+    assert body["model"] == named
+    assert body["coverage"] == 0.8
     asked = pd.DataFrame([LATER | {"utc_timestamp": "2016-06-01T13:00:00Z"}, ROW])
     predicted, (low, high) = model.predict_with_band(asked)
-    for number, row in enumerate(told["rows"]):
+    for number, row in enumerate(body["rows"]):
         assert row["utc_timestamp"] == asked["utc_timestamp"][number]
         for target in TARGETS:
             values = row[target], row[f"{target}_low"], row[f"{target}_high"]
@@ -56,7 +56,7 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
     ],
 )
 def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
-    """Rows that cannot be used are named with what was allowed; a body of another form is told what it should be."""
+    """Rows that cannot be used are named with what was allowed; a body of another form is body what it should be."""
     answer = made()[1].post("/predict", **sent)
     assert answer.status_code == status
     text = " ".join(answer.get_json().values())
@@ -85,12 +85,12 @@ def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     assert client.post("/predict", json={"rows": [ROW]}).status_code == 200
     answer = client.post("/predict", json={"rows": [ROW, ROW | {"windspeed": 9.5, "utc_timestamp": "2016-06-01T13Z"}]})
     assert answer.status_code == 500
-    told = json.loads(answer.data, parse_constant=pytest.fail)
-    assert told["found"] == f"{answered:g} GW"
+    body = json.loads(answer.data, parse_constant=pytest.fail)
+    assert body["found"] == f"{answered:g} GW"
     output = output_with(app, "what-if-answers.children")
     for windspeed, words in ((5, "2.00"), (10, "not plausible")):
-        shown = client.post(URL, json=body_of(app, output, what_if_windspeed=windspeed))
-        assert words in shown.text
+        page = client.post(URL, json=body_of(app, output, what_if_windspeed=windspeed))
+        assert words in page.text
     refused = serving.Served(looked=True, troubles={"model": Trouble(datetime.now(UTC), "It is bad.")})
     answer = made(refused)[1].post("/predict", json={"rows": [ROW]})
     assert (answer.status_code, answer.get_json()["error"]) == (503, "It is bad.")

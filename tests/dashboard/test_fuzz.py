@@ -75,8 +75,8 @@ def _refused_politely(answer) -> bool:
     """Tell whether an answer is one, or a refusal in JSON that says why and shows no traceback."""
     if answer.status_code < 400:
         return True
-    told = answer.get_data(as_text=True)
-    return answer.status_code < 500 and bool(json.loads(told)["error"]) and "Traceback" not in told
+    text = answer.get_data(as_text=True)
+    return answer.status_code < 500 and bool(json.loads(text)["error"]) and "Traceback" not in text
 
 
 @pytest.fixture(scope="module")

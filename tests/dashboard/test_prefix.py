@@ -23,8 +23,8 @@ def test_prefix_stands_before_every_address_of_the_page(made):
     assert len(named) > 10
     for address in named:
         assert address.startswith(f"{PREFIX}/")
-        with client.get(address.removeprefix(PREFIX), headers=PROXIED) as found:
-            assert found.status_code == 200
+        with client.get(address.removeprefix(PREFIX), headers=PROXIED) as answer:
+            assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/comparison", "/your-weather", "/no-such-page"])
@@ -42,11 +42,11 @@ def test_prefix_stands_before_every_link_of_the_layout(made, path):
 def stores(component: object) -> list[dict]:
     """Return the stores of a layout."""
     if isinstance(component, list):
-        return [found for part in component for found in stores(part)]
+        return [store for part in component for store in stores(part)]
     if not isinstance(component, dict):
         return []
-    own = [component] if component.get("type") == "Store" else []
-    return own + stores(component.get("props", {}).get("children"))
+    stores_ = [component] if component.get("type") == "Store" else []
+    return stores_ + stores(component.get("props", {}).get("children"))
 
 
 def test_prefix_of_one_reader_is_not_shown_to_another(made):
@@ -71,14 +71,14 @@ def test_pages_follow_links_under_a_prefix(made):
         "state": [],
     }
     answer = client.post("/_dash-update-component", json=body, headers=PROXIED)
-    shown = answer.get_json()["response"]
-    assert shown["shown"]["data"][1].startswith("Model")
-    assert f"{PREFIX}/data" in json.dumps(shown["navigation"])
+    response = answer.get_json()["response"]
+    assert response["shown"]["data"][1].startswith("Model")
+    assert f"{PREFIX}/data" in json.dumps(response["navigation"])
 
 
-@pytest.mark.parametrize("told", ['/"><script>alert(1)</script>', "no-path", "//", "/a b", "/a\\u0022"])
-def test_prefix_that_is_no_path_is_not_believed(made, told):
+@pytest.mark.parametrize("header", ['/"><script>alert(1)</script>', "no-path", "//", "/a b", "/a\\u0022"])
+def test_prefix_that_is_no_path_is_not_believed(made, header):
     """What would stand in the page as something else than a path is left out."""
     _, client = made()
-    assert client.get("/", headers={"X-Forwarded-Prefix": told}).text.count(told) == 0
+    assert client.get("/", headers={"X-Forwarded-Prefix": header}).text.count(header) == 0
     assert all(not address.startswith("//") for address in addresses(client.get("/").text))

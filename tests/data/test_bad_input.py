@@ -143,9 +143,9 @@ def test_byte_order_mark(reader):
 def test_other_encoding(reader):
     """UTF-16 and a cell in Latin-1: the line that is not UTF-8, and how to turn it."""
     reader.put(encoding="utf-16")
-    reader.refuses("line 1: not UTF-8", "iconv -f UTF-16 -t UTF-8")
+    reader.refuses("line 1: not UTF-8", "CSV UTF-8")
     reader.put(reader.with_cells({30: "1\u00b5"}), encoding="latin-1")
-    reader.refuses("line 30: not UTF-8", "iconv -f WINDOWS-1252 -t UTF-8")
+    reader.refuses("line 30: not UTF-8", "CSV UTF-8")
 
 
 @pytest.mark.parametrize("packed", ["gzip", "zip", "parquet"])
@@ -160,8 +160,7 @@ def test_packed_file(reader, packed, tmp_path):
     else:
         pd.DataFrame({"wind_GW": range(5000)}).to_parquet(tmp_path / "a.parquet")
         reader.path.write_bytes((tmp_path / "a.parquet").read_bytes())
-    error = reader.refuses("not UTF-8", "gunzip <" if packed == "gzip" else "unpack it, or save it as CSV")
-    assert "iconv" not in str(error)
+    reader.refuses("not UTF-8", "unpack it first")
 
 
 def test_stray_quote(reader):

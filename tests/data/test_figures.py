@@ -43,7 +43,7 @@ def test_measured_and_predicted_draws_both_targets_in_gigawatts(frame, predicted
     assert solar.tolist() == frame["solar_GW"].tolist()
     assert wind.tolist() == frame["wind_GW"].tolist()
     assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
-    assert {line.name for line in figure.data if line.line.dash == "dot"} == {"measured"}  # in grey, too
+    assert {line.name for line in figure.data if line.line.color == figures.INK} == {"measured"}
 
 
 def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predicted):
@@ -243,20 +243,3 @@ def test_responses_around_a_point_mark_it():
     assert by_hour.xaxis == "x2"
     assert [shape.x0 for shape in figure.layout.shapes] == [7.5, 1]
     assert figure.layout.xaxis.title.text == "Wind, m/s"
-
-
-def test_scores_over_time_draws_each_move_beside_what_it_replaced():
-    """Scores stand in the order of the moves; one that was not recorded is left out, not drawn as zero."""
-    table = pd.DataFrame(
-        {"name": ["1: v1", "2: v2"], "r2": [0.7, 0.8], "r2_wind": [None, 0.75], "replaced_r2": [None, 0.7]}
-    )
-    both, wind, replaced = figures.scores_over_time(table).data
-    assert (list(both.x), list(both.y)) == (["1: v1", "2: v2"], [0.7, 0.8])
-    assert pd.isna(wind.y[0])
-    assert replaced.mode == "markers"
-
-
-def test_scores_over_time_needs_a_score():
-    """Moves without any score are an error that says so."""
-    with pytest.raises(DataError, match="no scores"):
-        figures.scores_over_time(pd.DataFrame({"name": ["1: v1"], "r2": [None]}))

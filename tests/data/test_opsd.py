@@ -67,7 +67,6 @@ def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path
     card = paths[2].read_text(encoding="utf-8")
     assert opsd.ATTRIBUTION in card
     assert _sha256(tables[0]) in card
-    assert sources.changed(tmp_path / "raw") == []
     frame, findings = prepare(tmp_path / "raw", 2013, 2013)
     assert findings["source"] == "opsd"
     origin = sources.origin_of(frame)

@@ -8,8 +8,6 @@ import sys
 import textwrap
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from workplace import ROOT
 
 from workshop.data import schema, sources
@@ -42,30 +40,6 @@ def test_fetch_mends_a_folder_with_a_damaged_file(raw, raw_copy, name):
     (raw_copy / name).write_bytes(content[: len(content) // 2])
     sources.fetch("sample", raw_copy)
     assert (raw_copy / name).read_bytes() == (raw / name).read_bytes()
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_character_that_changed_is_noticed(raw, raw_copy, name, data):
-    """Put into or taken out of a table, the card, the origin or the checksums: that file is named, and no other."""
-    text = (raw / name).read_text(encoding="utf-8")
-    place = data.draw(st.integers(0, len(text) - 1), "place")
-    put = data.draw(st.just("") | st.sampled_from("\n\r 0a*") | st.characters(codec="utf-8"), "character")
-    (raw_copy / name).write_bytes((text[:place] + put + text[place + (not put) :]).encode())
-    changed = sources.changed(raw_copy)
-    assert changed if name == "SHA256SUMS" else changed == [name]
-
-
-def test_changed_needs_checksums_that_are_whole(raw, raw_copy):
-    """Nothing is said of files as they were fetched, or of a folder without checksums; lines that lack are noticed."""
-    assert sources.changed(raw) == []
-    sums = raw_copy / "SHA256SUMS"
-    for content in (b"", b"\xff", sums.read_bytes()[:-1], sums.read_bytes() + b"\n", sums.read_bytes() * 2):
-        sums.write_bytes(content)
-        assert sources.changed(raw_copy), content
-    sums.unlink()
-    assert sources.changed(raw_copy) == []
 
 
 def test_fetch_refuses_an_unknown_source(tmp_path):

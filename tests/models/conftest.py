@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
     import mlflow
 
     candidates = []
-    with environment_of(small_server):
+    with environment_of(small_server), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Operation with range")  # in MLflow
         for stage, model in (("train_rf", Ridge(100.0)), ("train_linreg", LinearRegression())):
             model.fit(features(train), targets(train))
             with tracking.start_run(stage, data=[file], learned_from=file) as run:

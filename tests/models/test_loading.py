@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.dummy import DummyRegressor
-from sklearn.ensemble import ExtraTreesRegressor, RandomForestRegressor
+from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import Lasso, LinearRegression, Ridge
 from sklearn.tree import DecisionTreeRegressor
 
+from workshop.data import capacity
+from workshop.data.features import DERIVED, derive, inputs, targets
+from workshop.data.prepare import prepare
 from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.sources import fetch
 from workshop.errors import ModelError
+from workshop.models import loading
 from workshop.models.loading import TRUSTED_TYPES, LoadedModel, load_folder
+from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
+from workshop.parameters import YearEnd
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +34,6 @@ def hours():
 
 def save(model, folder):
     """Save a scikit-learn model as MLflow does by default."""
-    import mlflow
-
     mlflow.sklearn.save_model(model, folder, skops_trusted_types=TRUSTED_TYPES, pip_requirements=[])
     return folder
 
@@ -81,8 +89,6 @@ def networks():
 @pytest.mark.parametrize("flavor", ["keras", "tensorflow"])
 def test_keras_model_comes_back_as_it_was(hours, tmp_path, kind, flavor):
     """Saved as it was trained and loaded, it predicts the same; both of MLflow's ways to save it are one format."""
-    import mlflow
-
     model = networks()[kind]
     model.compile(optimizer="adam", loss="mse")
     model.fit(hours[FEATURES].to_numpy("float32"), hours[TARGETS].to_numpy("float32"), verbose=0)
@@ -93,8 +99,6 @@ def test_keras_model_comes_back_as_it_was(hours, tmp_path, kind, flavor):
 
 def test_model_that_is_not_there_is_told(candidates):
     """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
-    from workshop.models import loading
-
     for address in ("models:/wind_solar@nobody", "models:/wind_solar/999", "models:/m-0", "wind_solar"):
         with pytest.raises(ModelError, match="cannot be fetched") as caught:
             loading.load(address)
@@ -114,13 +118,61 @@ def test_model_that_predicts_no_power_is_not_loaded(hours, tmp_path, answer):
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
 def test_rehearsal_leaves_nothing(tmp_path, monkeypatch):
     """What warm processes do before the first model is kept opens no run and leaves no file."""
-    import mlflow
-
-    from workshop.models import loading
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     loading.rehearse()
     assert mlflow.active_run() is None
     assert list(tmp_path.iterdir()) == []
+
+
+# -- models that derive features --------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Each kind of model that derives features, saved as it is logged; and some hours of the sample, re-dated.
+
+    They are of years, and of a capacity, that only what comes with the data knows.
+    """
+    import keras
+
+    root = tmp_path_factory.mktemp("saved")
+    fetch("sample", root / "raw")
+    hours = prepare(root / "raw")[0].iloc[4000:6000].reset_index(drop=True)
+    hours["utc_timestamp"] += pd.DateOffset(years=10)
+    hours = capacity.mark(hours, {year: YearEnd(solar_GW=80 + year / 100, wind_GW=60) for year in (2022, 2023)})
+    trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
+    regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours))
+    keras.utils.set_random_seed(0)
+    scaling = keras.layers.Normalization()
+    scaling.adapt(derive(inputs(hours)).to_numpy("float32"))
+    layers = [scaling, keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2, activation="softplus")]
+    network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]), capacity.of_frame(hours))
+    few = inputs(hours.head())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in MLflow and in Keras
+        mlflow.sklearn.save_model(regressor, root / "trees", **loading._sklearn_options(regressor, few))
+        (root / "2").mkdir()
+        mlflow.pyfunc.save_model(root / "network", **loading._network_options(network, few, root / "2"))
+    return root, hours
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # in Keras, of TensorFlow
+@pytest.mark.parametrize("kind", ["trees", "network"])
+def test_deriving_model_comes_back_as_it_was(saved, kind):
+    """Loaded safely it knows the time and its figures of capacity, and predicts finite GW."""
+    root, hours = saved
+    model = load_folder(root / kind, "test")
+    assert model.knows_time
+    assert model.year_ends == capacity.of_frame(hours) != capacity.YEAR_ENDS_GW
+    assert np.isfinite(model.predict(hours)).all(axis=None)
+    assert (model.predict_band(hours) is None) == (kind == "network")
+
+
+def test_signature_is_in_physical_units(saved):
+    """Both kinds are given the hour and the four weather features by name, and return both targets."""
+    root, _ = saved
+    for kind in ("trees", "network"):
+        signature = mlflow.models.Model.load(str(root / kind)).signature
+        names = ["utc_timestamp", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
+        assert signature.inputs.input_names() == names
+        assert signature.outputs.input_names() == ["solar_GW", "wind_GW"]

@@ -160,7 +160,7 @@ CHOICES = {"regressor__max_leaf_nodes": [2, 31], "regressor__learning_rate": [0.
 @pytest.fixture(scope="module")
 def simple_hours():
     """Half a year of hours whose generation follows wind and radiation."""
-    random, count = np.random.default_rng(0), 4000
+    random, count = np.random.default_rng(0), 1500
     stamps = pd.date_range("2014-01-01", periods=count, freq="h", tz="UTC")
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
     made = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
@@ -194,7 +194,7 @@ def test_search_on_a_cluster_finds_the_same(simple_hours):
 
 
 @pytest.mark.parametrize(("candidates", "folds"), [(0, 3), (3, 1)])
-def test_search_of_nothing_is_refused(simple_simple_hours, candidates, folds):
+def test_search_of_nothing_is_refused(simple_hours, candidates, folds):
     """No candidate, or a single fold, is told with what is allowed."""
     with pytest.raises(ParameterError, match=f"candidates {candidates}, folds {folds}"):
         search(ESTIMATOR, CHOICES, simple_hours, candidates=candidates, folds=folds, seed=0)

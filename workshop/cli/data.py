@@ -62,7 +62,7 @@ def check(folder: Path, report: Path | None, as_json: bool) -> None:
     \b
     Example:  workshop data check 4_pipeline/data/raw --report validation.html
     """
-    from workshop.data import prepare, sources, validation
+    from workshop.data import prepare, validation
     from workshop.data.files import write_whole
     from workshop.parameters import read_stage
     from workshop.settings import get_settings
@@ -70,7 +70,7 @@ def check(folder: Path, report: Path | None, as_json: bool) -> None:
     years = read_stage(get_settings().pipeline / "params.yaml", "prepare")
     _show_log()
     frame, findings = prepare.prepare(folder, years.first_year, years.last_year)
-    validated = validation.validate(frame, findings | {"changed": sources.changed(folder)})
+    validated = validation.validate(frame, findings)
     if report is not None:
         write_whole(report, validation.render(frame, validated).encode())
     if as_json:

@@ -114,8 +114,8 @@ def to_utc(stamps: Series) -> DatetimeIndex:
 
     is_time = isinstance(stamps.dtype, pd.DatetimeTZDtype) or stamps.dtype.kind == "M"
     try:
-        found = stamps if is_time else stamps.astype("str")
-        times = pd.DatetimeIndex(pd.to_datetime(found, utc=True, format=None if is_time else "ISO8601"))
+        text = stamps if is_time else stamps.astype("str")
+        times = pd.DatetimeIndex(pd.to_datetime(text, utc=True, format=None if is_time else "ISO8601"))
     except ValueError as error:
         raise _no_time(str(error).splitlines()[0]) from None
     if times.hasnans:
@@ -123,10 +123,10 @@ def to_utc(stamps: Series) -> DatetimeIndex:
     return times
 
 
-def _no_time(found: str) -> DataError:
+def _no_time(text: str) -> DataError:
     return DataError(
         "The column utc_timestamp holds what is no time.",
-        value=found,
+        value=text,
         expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
     )
 

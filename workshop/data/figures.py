@@ -60,11 +60,11 @@ def measured_and_predicted(
     title: str | None = None,
     measured_name: str = "measured",
 ) -> go.Figure:
-    """Draw measured (dotted) and predicted (solid) generation in GW over time: solar above, wind below.
+    """Draw measured (dark) and predicted (coloured) generation in GW over time: solar above, wind below.
 
     ``frame`` is a processed frame; ``predicted`` holds `solar_GW` and `wind_GW` of the same rows in the same order. An
     hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
-    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dotted line. ``band``
+    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
     are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
     ``predicted``; daily means have none, since the misses of single hours do not add up. Raises DataError: no rows, a
     column missing, not as many predictions as rows.
@@ -80,8 +80,8 @@ def measured_and_predicted(
         if ends:
             _add_band(figure, *(end[target] for end in ends), target, coverage, row)
         lines = (
-            (measured, measured_name, {"color": MEASURED, "width": 1.6, "dash": "dot"}, row == 1),
-            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 2}, True),
+            (measured, measured_name, {"color": INK, "width": 2}, row == 1),
+            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 1.6}, True),
         )
         for part, name, line, in_legend in lines:
             # No area below the line: plotly fills across a gap, as if the missing hours were known.
@@ -353,40 +353,6 @@ def responses(
         figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
     words = "GW" if point else "mean prediction, GW"
     figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
-    return figure.update_layout(template=TEMPLATE, title_text=title)
-
-
-def scores_over_time(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
-    """Draw the R2 of what came into production, move by move, beside that of what it replaced (open circles).
-
-    A row of ``table`` is a move, the first one first: `name`, `r2`, `r2_solar`, `r2_wind` and `replaced_r2`, each score
-    on the held-out hours of that move and absent where it was not recorded. Raises DataError when there is none at all.
-    """
-    shown = [column for column in SCORES if column in table and table[column].notna().any()]
-    if not shown:
-        raise DataError("There are no scores to draw.", value=f"{len(table)} moves", expected="a score for one of them")
-    figure = go.Figure()
-    for column in shown:
-        figure.add_scatter(
-            x=table["name"],
-            y=table[column],
-            name=SCORES[column],
-            mode="lines+markers",
-            line={"color": SCORE_COLOURS[column], "width": 3 if column == "r2" else 1.5},
-            marker={"size": 9 if column == "r2" else 6},
-            hovertemplate="%{y:.3f}",
-        )
-    if "replaced_r2" in table and table["replaced_r2"].notna().any():
-        figure.add_scatter(
-            x=table["name"],
-            y=table["replaced_r2"],
-            name="both, of what it replaced",
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 13, "color": MEASURED, "line": {"width": 2}},
-            hovertemplate="%{y:.3f}",
-        )
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(title_text="R² on the held-out hours")
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 

@@ -76,12 +76,12 @@ def fetch_file(
         url = f"{mirror.rstrip('/')}/{release.name}" if mirror else release.url
         origin = _download(url, release, cache, sha256, progress)
     table = _unpack(origin, release, cache) if origin.suffix == ".zip" else origin
-    if (found := checksum(table)) != sha256:
+    if (actual := checksum(table)) != sha256:
         if cache in origin.parents:
             origin.unlink()
         raise DataError(
             f"The content of {origin.name} is not the published one.",
-            value=f"sha256 {found}",
+            value=f"sha256 {actual}",
             expected=f"sha256 {sha256}",
             next_step="fetch it again, or from elsewhere (--mirror URL-OR-FOLDER); if you know this content to be"
             " right, give its checksum as fetch.sha256 in params.yaml",

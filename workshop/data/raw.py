@@ -34,13 +34,6 @@ COLUMNS = {
     },
 }
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-# How to convert a file that is not UTF-8, by its first bytes.
-REMEDIES = {
-    rb"\xff\xfe|\xfe\xff": "iconv -f UTF-16 -t UTF-8 {name} > new.csv",
-    rb"\x1f\x8b": "unpack it: gunzip < {name} > new.csv",
-    rb"(?s:.*)[\0-\x08\x0e-\x1f]": "the file is not text: unpack it, or save it as CSV UTF-8 where it comes from",
-    rb"": "iconv -f WINDOWS-1252 -t UTF-8 {name} > new.csv (from Excel: save as CSV UTF-8)",
-}
 
 
 class MissingColumns(DataError):
@@ -309,18 +302,15 @@ def _require_closed_lines(path: Path, next_step: str) -> None:
 def _require_utf8(path: Path) -> None:
     """Raise DataError for the first line that is not UTF-8, if there is one."""
     with path.open("rb") as file:
-        start = file.read(1000)
-        file.seek(0)
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                remedy = next(remedy for form, remedy in REMEDIES.items() if re.match(form, start))
                 raise DataError(
                     f"{path}, line {number}: not UTF-8.",
                     value=repr(line[max(error.start - 20, 0) : error.end + 20]),
                     expected="text in UTF-8",
-                    next_step=remedy.format(name=path.name),
+                    next_step=f"save {path.name} as CSV UTF-8 where it comes from; unpack it first if it is packed",
                 ) from None
 
 

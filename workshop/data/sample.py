@@ -155,11 +155,11 @@ def read_stations() -> dict[int, DataFrame]:
         number: read_packaged("demandlib", f"vdi/resources_weather/TRY2010_{number:02d}_Jahr.dat")
         for number in range(1, 16)
     }
-    found = hashlib.sha256(b"".join(contents.values())).hexdigest()
-    if found != STATIONS_SHA256:
+    actual = hashlib.sha256(b"".join(contents.values())).hexdigest()
+    if actual != STATIONS_SHA256:
         raise DataError(
             "The weather files of the package demandlib are not the ones the sample is made from.",
-            value=f"sha256 {found}",
+            value=f"sha256 {actual}",
             expected=f"sha256 {STATIONS_SHA256} (demandlib 0.2.2)",
             next_step=_INSTALL_AGAIN,
         )

@@ -148,17 +148,6 @@ def fetch(
     return paths
 
 
-def changed(folder: Path) -> list[str]:
-    """Return the files of a folder that its `SHA256SUMS`, if there is one, does not describe, or that file."""
-    folder = Path(folder)
-    if not (folder / SUMS_FILE).exists():
-        return []
-    text = (folder / SUMS_FILE).read_text(encoding="utf-8", errors="replace")
-    names = [name for name in (*TABLES, CARD_FILE, ORIGIN_FILE) if (folder / name).exists()]
-    wrong = [name for name in names if _sums(folder, [name]) not in text]
-    return wrong or [SUMS_FILE] * (text != _sums(folder, names))
-
-
 def _origin(source: str, options: Fetch | None) -> Origin:
     if source == "sample":
         return Origin(source=source, attribution=_SAMPLE_ATTRIBUTION, modelled=True)

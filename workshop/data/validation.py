@@ -74,12 +74,12 @@ class Check:
         return "fine" if within else "warning"
 
     @property
-    def found(self) -> str:
+    def measured(self) -> str:
         """The value with its unit."""
         return f"{number(self.value)} {self.unit}".strip()
 
     @property
-    def expected(self) -> str:
+    def limit(self) -> str:
         """The limits in words."""
         least, most = (None if limit is None else number(limit) for limit in self.limits)
         if least is None or most is None:
@@ -87,11 +87,11 @@ class Check:
         return f"{least} to {most} {self.unit}".strip()
 
     def __str__(self) -> str:
-        return f"{self.of}, {self.name}: {self.found}, limit {self.expected}" + (f"; {self.note}" if self.note else "")
+        return f"{self.of}, {self.name}: {self.measured}, limit {self.limit}" + (f"; {self.note}" if self.note else "")
 
     def as_row(self) -> dict[str, str]:
         """Return a row of a table for people."""
-        return {"where": self.of, "what": self.name, "found": self.found, "limit": self.expected, "details": self.note}
+        return {"where": self.of, "what": self.name, "found": self.measured, "limit": self.limit, "details": self.note}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the check as JSON can hold it."""
@@ -166,8 +166,6 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
 
 
 def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
-    if (changed := findings.get("changed")) is not None:
-        yield Check("not what SHA256SUMS says", "files", len(changed), (None, 0), note=_listed(changed))
     years = findings["by_year"]
     absent = {year: counts["hours_expected"] - counts["hours_kept"] for year, counts in years.items()}
     percent = {year: 100 * count / years[year]["hours_expected"] for year, count in absent.items()}
@@ -279,26 +277,26 @@ BARS = 40
 MANY_ZEROS = 0.1  # a higher share of zeros would hide all other bars; the page states it in words
 
 
-def render(frame: DataFrame, found: Validation) -> str:
+def render(frame: DataFrame, validated: Validation) -> str:
     """Return the page on a processed table and its validation, one file of HTML; equal tables give equal pages."""
     from workshop.data.figures import COLOURS, TEMPLATE, TITLES
 
-    findings = found.findings
+    findings = validated.findings
     colours = COLOURS | dict(zip(FEATURES, TEMPLATE.layout.colorway[2:], strict=True))
     return _template().render(
-        found=found,
+        validated=validated,
         findings=findings,
         origin=sources.origin_of(frame),
         left_out=prepare.left_out(findings),
         months=prepare.missing_by_month(frame, findings["first_year"], findings["last_year"]),
         columns=[
-            {"title": TITLES[name], "colour": colours[name], **_column(frame[name], found)}
+            {"title": TITLES[name], "colour": colours[name], **_column(frame[name], validated)}
             for name in (*TARGETS, *FEATURES)
         ],
     )
 
 
-def _column(values: Series, found: Validation) -> dict[str, Any]:
+def _column(values: Series, validated: Validation) -> dict[str, Any]:
     """Return what the page shows of a column: numbers, and the distribution as bars."""
     name, zeros = values.name, float((values == 0).mean())
     drawn = values[values != 0] if MANY_ZEROS < zeros < 1 else values
@@ -314,8 +312,8 @@ def _column(values: Series, found: Validation) -> dict[str, Any]:
         "zeros": zeros if zeros > MANY_ZEROS else 0,
         "range": RANGES[name],
         "usual": USUAL_MEANS[name],
-        "years": found.values[found.values["column"] == name].to_dict("records"),
-        "warnings": [check for check in found.warnings if check.of == name],
+        "years": validated.values[validated.values["column"] == name].to_dict("records"),
+        "warnings": [check for check in validated.warnings if check.of == name],
     }
 
 

@@ -10,11 +10,10 @@ from types import ModuleType
 
 from pages import comparison, hours, in_production, what_if, your_weather
 
-FRONT = "/"
 PAGES: tuple[ModuleType, ...] = (comparison, what_if, your_weather, in_production, hours)
-PATHS = (FRONT, *(page.PATH for page in PAGES))
+PATHS = ("/", *(page.PATH for page in PAGES))
 
 
 def at(path: str) -> ModuleType | None:
     """Return the page of a path, the comparison for the front page; None where there is no page."""
-    return next((page for page in PAGES if path in (page.PATH, FRONT)), None)
+    return next((page for page in PAGES if path in (page.PATH, "/")), None)

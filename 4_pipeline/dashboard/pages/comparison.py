@@ -17,7 +17,6 @@ from serving import Served, Serving
 
 from workshop.data import figures, sources, split
 from workshop.data.schema import TARGETS
-from workshop.errors import WorkshopError
 
 PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
@@ -50,7 +49,7 @@ def page(served: Served, query: dict[str, str]) -> list:
         parts.panel(
             "weeks",
             "Week by week",
-            "Means and mean absolute errors in GW; the name of a week is a link that shows it alone.",
+            f"Means and errors in GW, of the last {MOST_WEEKS} weeks at most; the link of a week shows it alone.",
             [html.Div(weeks, id="comparison-weeks")],
         ),
         parts.panel(
@@ -139,18 +138,14 @@ def _answer(served: Served, period: Period) -> Answer:
         nothing = figures.empty(_why_nothing(served))
         return nothing, [], [], nothing, nothing
     frame, predicted = served.frame.loc[rows], served.predicted.loc[rows]
-    try:
-        figure = figures.measured_and_predicted(
-            frame,
-            predicted,
-            band=served.band and tuple(end.loc[rows] for end in served.band),
-            coverage=served.model and served.model.coverage,
-            measured_name=sources.origin_of(served.frame).measured_name,
-        )
-        residuals = [figures.residuals(frame, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
-    except WorkshopError as error:
-        nothing = figures.empty(error.what)
-        return nothing, [], [], nothing, nothing
+    figure = figures.measured_and_predicted(
+        frame,
+        predicted,
+        band=served.band and tuple(end.loc[rows] for end in served.band),
+        coverage=served.model and served.model.coverage,
+        measured_name=sources.origin_of(served.frame).measured_name,
+    )
+    residuals = [figures.residuals(frame, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, period)))
     return figure, key_figures(served, rows, period), weeks(frame, predicted), *residuals
 
@@ -217,9 +212,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
         link = address.of_period(PATH, monday.date(), (monday + pd.Timedelta(days=6)).date())
         numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
         rows.append([html.A(split.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
-    table = parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")
-    more = len(means) - len(rows)
-    return [table, *([html.P(f"{more} earlier weeks are not listed.", className="hint")] if more else [])]
+    return [parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")]
 
 
 def _why_nothing(served: Served) -> str:

@@ -69,10 +69,11 @@ def _gaps(frame: pd.DataFrame) -> html.Section:
     ]
     if not rows:
         return parts.panel("gaps", "Gaps", "No hour is missing.", [])
-    hint = f"{len(gaps)} gaps, {gaps['hours'].sum():.0f} hours in all; none is filled."
-    more = [html.P(f"The {MOST_GAPS} longest are listed.", className="hint")] if len(gaps) > MOST_GAPS else []
+    hint = (
+        f"{len(gaps)} gaps, {gaps['hours'].sum():.0f} hours in all; none is filled. The longest {len(rows)} are listed."
+    )
     table = parts.table(["First missing hour", "Next hour with data", "Hours"], rows)
-    return parts.panel("gaps", "Gaps", hint, [table, *more])
+    return parts.panel("gaps", "Gaps", hint, [table])
 
 
 def _units(frame: pd.DataFrame) -> html.Section:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import parts
 from dash import Dash, Input, Output, html
 from serving import Served, Serving
 
-from workshop.data import figures
 from workshop.models.lineage import Link
 from workshop.models.registry import Move
 
@@ -48,9 +46,9 @@ def sections(served: Served) -> list:
         if name in served.record.explanations
     ]
     return [
-        html.Div([_facts(served), _score_figure(served.record.history)], className="columns"),
+        html.Div([_facts(served), *explained[:1]], className="columns"),
         _lineage(served.record.lineage),
-        *explained,
+        *explained[1:],
         _moves(served.record.history),
     ]
 
@@ -75,27 +73,6 @@ def _facts(served: Served) -> html.Section:
     link = [html.P(parts.external_link("Its run in MLflow", run, id="run-link"))] if run else []
     facts = parts.facts([(name, fact) for name, fact in known.items() if fact])
     return parts.panel("in-production", "Model in production", band, [facts, *link])
-
-
-def _score_figure(history: tuple[Move, ...]) -> html.Section:
-    moves = [move for move in history if _has(move.scores, "r2")]
-    figure = figures.empty("No scores of earlier versions have been read yet.")
-    if moves:
-        table = pd.DataFrame(
-            {
-                "name": [f"{move.number}: v{move.version}" for move in moves],
-                **{key: [move.scores.get(key) for move in moves] for key in figures.SCORES},
-                "replaced_r2": [move.replaced_scores.get("r2") for move in moves],
-            }
-        )
-        figure = figures.scores_over_time(table)
-    label = "R² of each version in production over time"
-    return parts.panel(
-        "scores",
-        "Scores of all versions",
-        "R² on the hours that were held out at the time, at each change of the version in production.",
-        [parts.graph("scores-figure", figure.update_layout(margin_t=40), label, "chart middle")],
-    )
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:

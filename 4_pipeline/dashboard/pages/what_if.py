@@ -16,7 +16,7 @@ from dash import Input as DashInput
 from serving import Served, Serving
 
 from workshop.data import capacity, figures
-from workshop.data.schema import FEATURES, TARGETS, UNITS
+from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import WorkshopError
 
 PATH, TITLE = "/what-if", "What if"
@@ -39,13 +39,11 @@ INPUTS = {
     "temperature": Input("Temperature at 2 m", "°C", -20, 40, 0.5, 12.0),
     "rad_horizontal": Input("Direct radiation", "W/m²", 0, 850, 5, 250),
     "rad_diffuse": Input("Diffuse radiation", "W/m²", 0, 520, 5, 120),
-    "hour": Input("Hour of the day, UTC", "h", 0, 23, 1, 12),
+    "hour": Input("Hour of the day, UTC", "", 0, 23, 1, 12),
     "day": Input("Day of the year", "", 1, 365, 1, 172),
 }
-# What fits below a narrow panel.
-AXES = {name: f"{figures.INPUT_NAMES[name]}, {UNITS[name]}" for name in FEATURES}
-AXES |= {"hour": "Hour, UTC", "day": "Day of the year"}
 PANELS_A_ROW = 2  # that fit a phone
+AXES = {name: ", ".join(filter(None, (input_.label, input_.unit))) for name, input_ in INPUTS.items()}
 
 
 def page(served: Served, query: dict[str, str]) -> list:
@@ -190,8 +188,8 @@ def moment_of_year(served: Served, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
     known = capacity.last_year(served.model.year_ends if served.model else capacity.YEAR_ENDS_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
-    shown = _date(day)  # the date, since the number of a day differs in leap years
-    return datetime(year, shown.month, shown.day, round(hour), tzinfo=UTC)
+    date_ = _date(day)  # the date, since the number of a day differs in leap years
+    return datetime(year, date_.month, date_.day, round(hour), tzinfo=UTC)
 
 
 def _date(day: float) -> date:

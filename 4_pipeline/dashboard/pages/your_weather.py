@@ -19,7 +19,6 @@ from workshop.errors import DataError, WorkshopError
 
 PATH, TITLE = "/your-weather", "Your weather"
 LARGEST_BYTES = weather.MOST_BYTES
-HEAD_ROWS = 12
 HIDDEN = {"display": "none"}
 MEANING = {
     "utc_timestamp": "start of the hour, with its zone",
@@ -54,21 +53,17 @@ def page(_served: Served, _query: dict[str, str]) -> list:
         html.P(example),
     ]
     rows = [[html.Code(name), MEANING[name], UNITS[name], _allowed(name)] for name in INPUTS]
-    columns = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "columns-needed")
+    table = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "columns-needed")
+    columns = [parts.scroll(table, "The columns of the file")]
     panels = [
         parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
-        parts.panel(
-            "weather-columns",
-            "Columns of the file",
-            "CSV in UTF-8, with commas.",
-            [parts.scroll(columns, "The columns of the file")],
-        ),
+        parts.panel("weather-columns", "Columns of the file", "CSV in UTF-8, with commas.", columns),
     ]
     return [
         html.Div(panels, className="columns"),
         dcc.Store(id="weather-predicted"),
         dcc.Download(id="weather-file"),
-        # Screen readers read only this line; the figure and the table below would be a flood.
+        # Screen readers read only this line, and not the figure below.
         html.P(id="weather-said", className="visually-hidden", role="status"),
         dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
         dbc.Button("Download the predictions", id="weather-download", className="download", style=HIDDEN),
@@ -94,10 +89,10 @@ def register(app: Dash, serving: Serving) -> None:
             return [], "", None, HIDDEN
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            shown, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
+            content, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
         except WorkshopError as error:
-            shown, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
-        return shown, said, predicted, {} if predicted else HIDDEN
+            content, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
+        return content, said, predicted, {} if predicted else HIDDEN
 
     app.clientside_callback(
         ClientsideFunction("address", "download"),
@@ -142,13 +137,8 @@ def answer(served: Served, rows: pd.DataFrame, name: str) -> tuple[list, str, di
     table = table.assign(model=f"{served.production.name}/{version}", version=version)
     table["utc_timestamp"] = table["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
     figure = figures.prediction(rows, predicted, band=band, coverage=served.model.coverage).update_layout(margin_t=44)
-    head = table.head(HEAD_ROWS)
-    listed = f" The first {len(head)} of {len(table):,} rows are listed." if len(table) > len(head) else ""
-    shown = [
-        parts.graph("weather-figure", figure, "Predicted generation for your weather"),
-        parts.scroll(_rows(head), "The first rows with their predictions"),
-    ]
-    panel = parts.panel("weather-predictions", "Predictions", f"{said}{listed}", shown)
+    graph = parts.graph("weather-figure", figure, "Predicted generation for your weather")
+    panel = parts.panel("weather-predictions", "Predictions", said, [graph])
     file = {"content": table.to_csv(index=False), "filename": f"predicted by version {version}.csv", "type": "text/csv"}
     return [panel], said, file
 
@@ -159,14 +149,6 @@ def fault(error: WorkshopError, name: str) -> list:
     facts = [(title, html.Span(_lines(str(text)), className="lines")) for title, text in facts if text is not None]
     alert = dbc.Alert([html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)], color="danger")
     return [html.Div(alert, id="weather-fault")]
-
-
-def _rows(table: pd.DataFrame) -> html.Table:
-    times = table["utc_timestamp"].str.replace("T", " ").str.removesuffix(":00Z")
-    numbers = table[[*INPUTS[1:], *TARGETS]].itertuples(index=False)
-    rows = [[time, *(f"{value:.2f}" for value in values)] for time, values in zip(times, numbers, strict=True)]
-    head = [*(f"{name}, {UNITS[name]}" for name in INPUTS), *TARGETS]
-    return parts.table(head, rows, "weather-rows")
 
 
 def _lines(text: str) -> list:

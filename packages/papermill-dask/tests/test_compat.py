@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import graphlib
 import inspect
 import pkgutil
 from pathlib import Path
@@ -13,6 +15,7 @@ import nbformat
 import pytest
 from papermill_dask import compat
 
+SOURCE = Path(compat.__file__).parent
 UPGRADE = "an upgrade changed it: see papermill_dask/compat.py"
 
 
@@ -134,3 +137,30 @@ def test_fork_server_can_be_forgotten():
     for module in ("forkserver:ForkServer", "resource_tracker:ResourceTracker"):
         made = pkgutil.resolve_name(f"multiprocessing.{module}")
         assert not [p for p in list(inspect.signature(made).parameters.values()) if p.default is p.empty], UPGRADE
+
+
+MODULES = {file.relative_to(SOURCE).with_suffix("").as_posix(): file for file in SOURCE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "compat"])
+def test_private_names_of_others_are_used_in_one_module(module):
+    """Outside of `compat` no attribute with a leading underscore is used, but this package's own and `os._exit`."""
+    attributes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Attribute)]
+    private = {ast.unparse(node) for node in attributes if node.attr.startswith("_") and not node.attr.endswith("__")}
+    assert not [name for name in private if not name.startswith(("self._", "cls._")) and name != "os._exit"]
+
+
+def test_imports_form_no_circle():
+    """No module imports, not even in a function, one that imports it."""
+    imports = {
+        name: {
+            f"{node.module}.{alias.name}".removeprefix("papermill_dask.").replace(".", "/")
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("papermill_dask")
+            for alias in [*node.names, ast.alias("")]
+        }
+        for name, file in MODULES.items()
+        if name != "__init__"  # which names all, and imports each only when it is asked for
+    }
+    graph = {name: {part.rstrip("/") for part in parts} & set(MODULES) for name, parts in imports.items()}
+    assert list(graphlib.TopologicalSorter(graph).static_order())

@@ -57,6 +57,7 @@ class Commands:
 
     def __init__(self, modules: Sequence[str]) -> None:
         self._modules = modules if sys.platform == "linux" else ()
+        self._is_warm = not self._modules  # forking takes no time for imports, now or any more
         multiprocessing.get_context("forkserver").set_forkserver_preload(["dvc_parallel.runner", *self._modules])
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> BaseProcess:
@@ -65,7 +66,8 @@ class Commands:
         ``warm``: a Python program starts in a fork; the first such call takes as long as the imports.
         """
         words = program_words(line, environment) if warm and self._modules else None
-        if words or not self._modules:
+        if words or self._is_warm:
+            self._is_warm = True
             with contextlib.suppress(OSError, EOFError):  # the process to fork from was killed
                 return _start("forkserver", words, line, cwd, environment, log)
         return _start("spawn", None, line, cwd, environment, log)

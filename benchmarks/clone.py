@@ -1,15 +1,12 @@
-"""Where benchmarks run: a clone of this tree in a temporary folder, with servers and a cluster of its own."""
+"""The place of the benchmarks: a clone of this tree in a temporary folder, with servers and a cluster of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from tests.workplace import Servers, new_workplace, processes_of
 
@@ -18,7 +15,7 @@ WARM_SECONDS = 120
 TAIL_CHARACTERS = 3000
 
 
-class Place(Servers):
+class Clone(Servers):
     """The clone and its servers; ``fresh_environment`` is that of a shell which knows no server yet."""
 
     def __init__(self, folder: Path) -> None:
@@ -69,25 +66,20 @@ class Place(Servers):
                     raise RuntimeError(f"Workers are not warm: {states}")
                 time.sleep(0.3)
 
-    def scheduler(self) -> psutil.Process:
-        """Return the scheduler's process."""
-        with self.client() as client:
-            return psutil.Process(client.run_on_scheduler(os.getpid))
-
     def new_folder(self, name: str) -> Path:
         """Return a new, empty folder."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
 
 @contextlib.contextmanager
-def open_place() -> Iterator[Place]:
-    """Yield a place whose servers run; leave no process and no file."""
+def running_clone() -> Iterator[Clone]:
+    """Yield a clone whose servers run; leave no process and no file."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        place = Place(Path(folder))
+        clone = Clone(Path(folder))
         try:
-            place.up()
-            yield place
+            clone.up()
+            yield clone
         finally:
-            place.down()
+            clone.down()
             if left := processes_of(Path(folder)):
                 raise RuntimeError(f"the benchmarks left processes: {left}")

@@ -1,0 +1,138 @@
+"""Small notebooks: one through the program `papermill`, and twenty that import pandas and sleep half a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+
+from benchmarks.clone import Clone
+from benchmarks.measure import Side
+from benchmarks.table import Row
+from tests.workplace import BIN
+
+TITLE = "Small notebooks"
+VALUES = range(1, 21)
+ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, nothing imported"
+IMPORTS, IMPORTS_DASK = "`papermill`, the pipeline's imports", "`papermill --engine dask`, the pipeline's imports"
+STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
+PEER = "Snakemake, two jobs"
+TENSORFLOW, TENSORFLOW_DASK = "`papermill`, TensorFlow", "`papermill --engine dask`, TensorFlow"
+OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
+ROWS = (
+    Row("one notebook, nothing imported", ONE, ONE_DASK, 1),
+    Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK, 5),
+    Row("one notebook, TensorFlow", TENSORFLOW, TENSORFLOW_DASK),
+    Row("20 tiny notebooks", STOCK, OURS, 8),
+    Row("20 tiny notebooks", STOCK_PAIR, OURS),
+    Row("20 tiny notebooks", PEER, OURS, 3),
+    Row("20 tiny notebooks, a program each", STOCK_PAIR, OURS_PAIR),
+)
+SNAKEMAKE = "snakemake==9.27.1"
+SNAKEFILE = """
+rule all:
+    input: expand("{{i}}.ipynb", i=range(1, {count} + 1))
+
+rule run:
+    input: "{notebook}"
+    output: "{{i}}.ipynb"
+    shell: "papermill {{input}} {{output}} -p i {{wildcards.i}}"
+"""
+
+
+def sides(clone: Clone) -> list[Side]:
+    """Return papermill alone, Snakemake, and ours."""
+    folder = clone.new_folder("notebooks")
+    empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
+    imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / "notebooks"), "print(1 + 1)")
+    tensorflow = write_notebook(folder / "tensorflow.ipynb", "import tensorflow", "print(1 + 1)")
+    cells = ("import time\n\nimport pandas as pd", "time.sleep(0.5)\nprint(pd.DataFrame({'i': [i]}))")
+    tiny = write_notebook(folder / "tiny.ipynb", *cells, parameters="i = 0")
+    snakemake = install_snakemake(clone)
+
+    def one(notebook: Path, *options: str) -> None:
+        papermill(clone, notebook, notebook.with_suffix(".out.ipynb"), *options)
+
+    def sweep() -> None:
+        values = f"i={','.join(map(str, VALUES))}"
+        clone.do("papermill-sweep", tiny.name, "--sweep", values, cwd=tiny.parent)
+
+    dask = ("--engine", "dask")
+    warm = clone.wait_until_warm
+    return [
+        Side(ONE, lambda: one(empty)),
+        Side(ONE_DASK, lambda: one(empty, *dask), warm),
+        Side(IMPORTS, lambda: one(imports)),
+        Side(IMPORTS_DASK, lambda: one(imports, *dask), warm),
+        Side(TENSORFLOW, lambda: one(tensorflow)),
+        Side(TENSORFLOW_DASK, lambda: one(tensorflow, *dask), warm),
+        Side(STOCK, lambda: papermill_each(clone, tiny, VALUES, 1)),
+        Side(STOCK_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2)),
+        Side(PEER, lambda: run_snakemake(clone, snakemake, tiny)),
+        Side(OURS, sweep, warm),
+        Side(OURS_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2, *dask), warm),
+    ]
+
+
+def write_notebook(file: Path, *cells: str, parameters: str | None = None) -> Path:
+    """Write a notebook of code cells, one tagged `parameters` before them if asked for; return its file."""
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    if parameters:
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    nbformat.write(notebook, file)
+    return file
+
+
+def import_lines(folder: Path) -> str:
+    """Return the imports of all notebooks in ``folder``, as the text of one cell."""
+    cells = [cell for file in sorted(folder.glob("*.ipynb")) for cell in nbformat.read(file, as_version=4).cells]
+    lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("import ", "from "))))
+
+
+def papermill(clone: Clone, notebook: Path, output: Path, *options: object) -> None:
+    """Run a notebook through the program `papermill`, with its own engine unless the options name another."""
+    clone.do("papermill", notebook, output, *map(str, options), cwd=notebook.parent)
+
+
+def papermill_each(clone: Clone, notebook: Path, values: Iterable[int], jobs: int, *options: object) -> None:
+    """Run a notebook once for each value of its parameter `i`, ``jobs`` programs at a time.
+
+    papermill's own engine loses a kernel start now and then to a port that another kernel has taken; as a person
+    would, this runs such a notebook once more.
+    """
+    outputs = clone.new_folder("outputs")
+
+    def run(i: int) -> None:
+        words = (clone, notebook, outputs / f"{i}.ipynb", "-p", "i", i, *options)
+        try:
+            papermill(*words)
+        except RuntimeError:
+            if "dask" in options:
+                raise
+            papermill(*words)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, values))
+
+
+def install_snakemake(clone: Clone) -> Path:
+    """Install Snakemake, the best peer, in an environment beside the clone; return its program."""
+    environment = clone.folder / "snakemake"
+    if not environment.exists():
+        clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
+        clone.do("uv", "pip", "install", "--quiet", "--python", environment / "bin" / "python", SNAKEMAKE)
+    return environment / "bin" / "snakemake"
+
+
+def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
+    """Run a notebook for each value of its parameter `i`, two jobs at a time, each our `papermill`."""
+    folder = clone.new_folder("snakemake-run")
+    (folder / "Snakefile").write_text(SNAKEFILE.format(count=len(VALUES), notebook=notebook))
+    clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)
+    if len(list(folder.glob("*.ipynb"))) != len(VALUES):
+        raise RuntimeError("Snakemake ran something else")

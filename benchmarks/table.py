@@ -1,0 +1,62 @@
+"""The table in README.md and its rows, made from the results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+HEADER = ("what", "plain way", "this repository", "times faster", "target", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """How many times faster the side ``ours`` is than the side ``base``, and the ``target``, if there is one."""
+
+    what: str
+    base: str
+    ours: str
+    target: float | None = None
+
+    def cells(self, figures: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
+        """Return the row's cells; ratios are taken round by round, as both sides of a round saw the same machine."""
+        ratios = [slow / fast for slow, fast in zip(figures[self.base], figures[self.ours], strict=True)]
+        median = statistics.median(ratios)
+        target = "" if self.target is None else "no slower" if self.target == 1 else f"{self.target:g} times"
+        return (
+            self.what,
+            *(f"{name}: {_seconds(figures[name])}" for name in (self.base, self.ours)),
+            f"**{median:.2g}** ({min(ratios):.2g} to {max(ratios):.2g})",
+            target,
+            "" if self.target is None else "met" if median >= self.target else "**missed**",
+        )
+
+
+def table(results: Mapping[str, dict], benchmarks: Mapping[str, ModuleType]) -> str:
+    """Return the table in Markdown, with a line on each benchmark under it."""
+    measured = {name: module for name, module in benchmarks.items() if name in results}
+    rows = [row.cells(results[name]["figures"]) for name, module in measured.items() for row in module.ROWS]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (HEADER, ["---"] * len(HEADER), *rows)] + [""]
+    for name, module in measured.items():
+        result = results[name]
+        busy = max(value for values in result["busy_percent"].values() for value in values)
+        lines.append(
+            f"- {module.TITLE} (`{name}`): {result['runs']} runs, {result['date']}, {result['machine']}; the machine "
+            f"was at most {busy:.0f} % busy when a run began."
+        )
+    return "\n".join(lines)
+
+
+def write_table(text: str) -> None:
+    """Put the table between its markers in README.md."""
+    before, rest = README.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"

@@ -1,0 +1,83 @@
+"""The pipeline of chapter 4: from nothing made, and with nothing changed. What it does is read from `dvc.yaml`."""
+
+from __future__ import annotations
+
+import shutil
+
+import yaml
+
+from benchmarks.clone import Clone
+from benchmarks.measure import Side
+from benchmarks.table import Row
+
+TITLE = "The pipeline, from nothing made and with nothing changed"
+STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
+WARM_DVC = "`dvc repro`, engine, warm"
+WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
+ROWS = (
+    Row("pipeline, warm workers", STOCK, WARM, 5),
+    Row("pipeline, cluster just started", STOCK, COLD, 3),
+    Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC, 3),
+    Row("pipeline, nothing to do", STOCK_UNCHANGED, UNCHANGED, 1),
+)
+ENGINE = " --engine dask"
+
+
+def sides(clone: Clone) -> list[Side]:
+    """Return the plain way and ours, with warm workers and with a cluster that was just started."""
+
+    def stock_ready() -> None:
+        forget(clone)
+        file = clone.pipeline / "dvc.yaml"
+        text = file.read_text()
+        if ENGINE not in text:
+            raise RuntimeError("dvc.yaml names no engine")
+        file.write_text(text.replace(ENGINE, ""))
+        clone.wait_until_warm()
+
+    def warm_ready() -> None:
+        forget(clone)
+        clone.wait_until_warm()
+
+    def cold_ready() -> None:
+        forget(clone)
+        clone.restart()
+
+    def run_unchanged(program: str) -> None:
+        lock = (clone.pipeline / "dvc.lock").read_bytes()
+        run(clone, program)
+        if (clone.pipeline / "dvc.lock").read_bytes() != lock:
+            raise RuntimeError(f"`{program} repro` found something to do")
+
+    return [
+        Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
+        Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
+        Side(COLD, lambda: run(clone, "workshop"), cold_ready, at_once=True),
+        Side(WARM, lambda: run(clone, "workshop"), warm_ready),
+        # on what the side before has made
+        Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
+        Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
+    ]
+
+
+def settle(clone: Clone) -> None:
+    """Run the pipeline once: in each measured run there is a model in production that must be beaten."""
+    run(clone, "workshop")
+
+
+def run(clone: Clone, program: str) -> None:
+    """Run the pipeline; raise RuntimeError when an output of `dvc.yaml` is not there afterwards."""
+    clone.do(program, "repro", cwd=clone.pipeline)
+    stages = yaml.safe_load((clone.pipeline / "dvc.yaml").read_text())["stages"].values()
+    outputs = [next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage["outs"]]
+    if missing := [out for out in outputs if not (clone.pipeline / out).exists()]:
+        raise RuntimeError(f"the pipeline did not make {missing}")
+
+
+def forget(clone: Clone) -> None:
+    """Remove all that the pipeline has made, and all that DVC knows of it."""
+    clone.do("git", "checkout", "--quiet", "--", "4_pipeline")
+    clone.do("git", "clean", "-dfxq", "--", "4_pipeline")
+    (clone.pipeline / "dvc.lock").unlink(missing_ok=True)
+    for kept in (clone.root / ".dvc" / "cache", clone.root / ".dvc" / "tmp", clone.folder / "dvc"):
+        shutil.rmtree(kept, ignore_errors=True)
