@@ -322,24 +322,6 @@ def test_readme_serves_the_production_model(environment, tmp_path):
     assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(shown)["predictions"][0], abs=0.06)
 
 
-def test_network_in_production_is_loaded_and_served(client, chapter, environment, tmp_path):
-    """With the alias on the network, the last notebook and the served model work without a change."""
-    [run] = scored(client, "keras")
-    model_id = run.outputs.model_outputs[0].model_id
-    version = client.create_model_version(REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, model_id=model_id)
-    before = client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version
-    client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
-    try:
-        execute(chapter, "get_prod_model", environment)
-        assert f"R2      {run.data.metrics['r2']:.3f}, measured again" in printed(chapter, "get_prod_model")
-        solar_GW, wind_GW = ask_served_model(environment, tmp_path)
-    finally:
-        client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, before)
-        client.delete_model_version(REGISTERED_MODEL, version.version)
-    assert 5 < solar_GW < 15
-    assert 8 < wind_GW < 25
-
-
 def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):
     """After `make run` the notebooks load what the pipeline promoted, and comparing leaves it in production."""
     folder = copy_chapter(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import click
@@ -15,7 +14,6 @@ def tell(line: str) -> None:
     click.echo(f"  {line}", err=True)
 
 
-@contextlib.contextmanager
 def one_line(text: str, longest: int | None = None) -> str:
     """Return a text as one line without control characters, cut to ``longest`` characters."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
