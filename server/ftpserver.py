@@ -1,4 +1,4 @@
-"""The artifact server: FTP for one user, chrooted, passive only. Start it by hand with `python server/ftpserver.py`.
+"""The artifact server: FTP for one user, chrooted, passive only. `python server/ftpserver.py` starts it by hand.
 
 It takes no options: host, ports, folder, user and password come from `workshop.settings`, so from `WORKSHOP_*`
 variables, `.env`, or what `workshop up` chose. Ctrl-C or SIGTERM ends it.
@@ -19,13 +19,13 @@ from workshop.settings import Settings, get_settings
 
 
 def make_server(settings: Settings) -> Server:
-    """Return the server, listening on its port; raise ServiceError when it cannot have the port."""
+    """Return the server, which listens on its port; raise ServiceError when the port is taken."""
     user, password = settings.credentials(create=True)
     try:
         return Server(
             settings.artifacts,
             (user, password.get_secret_value()),
-            ensure_certificate(settings.certificates, settings.host),
+            ensure_certificate(settings.certificate.parent, settings.host),
             host=settings.host,
             port=settings.ftp_port,
             passive_ports=settings.ftp_passive_ports,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from workshop.errors import ServiceError
-from workshop.settings import Settings, get_settings
+from workshop.settings import Settings
 
 MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` starts: the state folder
 
@@ -60,29 +59,6 @@ def require_own(settings: Settings, *ports: int) -> None:
             expected=f"a server of {settings.state}",
             next_step="workshop down, then workshop up: it takes a port of its own",
         )
-
-
-def use_own_servers() -> None:
-    """Make this process a client of the servers that `workshop up` started, unless the shell names others.
-
-    Raises ServiceError when another clone's server listens on the port of our scheduler.
-    """
-    settings = get_settings()
-    if not settings.is_up:
-        return
-    servers = settings.exports()
-    if settings.given_tracking_uri:
-        del servers["MLFLOW_TRACKING_URI"]
-    if settings.given_scheduler_address is None:
-        require_own(settings, settings.dask_port)
-        import dask
-
-        # Dask may have read the variable before, and our scheduler may have moved since.
-        if dask.config.get("scheduler-address", None) in (None, os.environ.get("DASK_SCHEDULER_ADDRESS")):
-            dask.config.set({"scheduler-address": servers["DASK_SCHEDULER_ADDRESS"]})
-    else:
-        del servers["DASK_SCHEDULER_ADDRESS"]
-    os.environ.update(servers)
 
 
 def marked_processes(state: Path) -> list[psutil.Process]:

@@ -184,14 +184,9 @@ class Settings(BaseSettings):
         return self.state / "artifacts"
 
     @property
-    def certificates(self) -> Path:
-        """The folder of the servers' keys and certificates."""
-        return self.state / "tls"
-
-    @property
     def certificate(self) -> Path:
         """The certificate of the FTP server, for its clients."""
-        return self.certificates / f"{self.host}.pem"
+        return self.state / "tls" / f"{self.host}.pem"
 
     @property
     def credentials_file(self) -> Path:

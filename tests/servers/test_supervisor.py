@@ -13,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import psutil
 import pytest
@@ -31,7 +32,7 @@ NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
 def status(place: Servers) -> dict[str, dict]:
     """Return the state of each service, by name."""
     with environment_of(place.environment):
-        return {row.name: row.as_dict() for row in supervisor.status()}
+        return {row.name: asdict(row) for row in supervisor.status()}
 
 
 def all_well(place: Servers) -> bool:

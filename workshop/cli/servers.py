@@ -7,13 +7,13 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from workshop.cli.printing import json_option, print_rows, tell
-from workshop.ownership import use_own_servers
 from workshop.servers import ports, supervisor
 from workshop.servers.services import program
 from workshop.settings import get_settings
@@ -69,7 +69,7 @@ def status(as_json: bool) -> None:
     \b
     Example:  workshop status --json
     """
-    services = [row.as_dict() for row in supervisor.status()]
+    services = [asdict(row) for row in supervisor.status()]
     notebooks = _running_notebooks(services)
     if as_json:
         click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
@@ -86,12 +86,17 @@ def status(as_json: bool) -> None:
 def _running_notebooks(services: list[dict]) -> list[dict]:
     """Return the notebooks on the cluster, unless the cluster is this machine's own and does not run."""
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
-    if get_settings().given_scheduler_address is None and not scheduler["healthy"]:
+    settings = get_settings()
+    if settings.given_scheduler_address is None and not scheduler["healthy"]:
         return []
-    use_own_servers()
-    from papermill_dask import EngineError, connect, running  # imports Dask
+    import dask
+    from papermill_dask import EngineError, connect, running  # imports Dask, too
 
-    with contextlib.suppress(EngineError), connect() as client:  # raised while there is no worker
+    with (
+        dask.config.set({"scheduler-address": settings.scheduler_address}),
+        contextlib.suppress(EngineError),  # while there is no worker
+        connect() as client,
+    ):
         return running(client)
     return []
 

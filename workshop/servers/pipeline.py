@@ -13,17 +13,17 @@ from workshop.settings import Settings
 
 # What the stages' programs import, those of notebooks and our own: three to four seconds of a cold start.
 PRELOAD = (
-    "workshop.cli", "workshop.parameters", "requests", "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__",
-    "distributed", "papermill_dask.engine", "papermill_dask.worker",
+    "workshop.cli.data", "workshop.cli.models", "workshop.cli.pipeline", "requests", "nbformat", "pyarrow.fs",
+    "nbclient", "papermill.__main__", "distributed", "papermill_dask.engine", "papermill_dask.worker",
 )  # fmt: skip
 
 
 def reproduce(
     settings: Settings, targets: Sequence[str] = (), *, jobs: int | None = None, shell_first: bool = False, **options
 ) -> dict[str, dvc_parallel.State]:
-    """Bring the pipeline up to date as `dvc_parallel.reproduce` does; ``options`` are its own.
+    """Bring the pipeline up to date as `dvc_parallel.reproduce` does, which gets the ``options``.
 
-    ``shell_first``: where the shell names a server or a cluster, it is that one, as for a `dvc repro` typed there.
+    ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does.
     """
     servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
@@ -37,7 +37,7 @@ def reproduce(
 
 
 def notebooks_at_once(settings: Settings) -> int:
-    """Return how many notebooks the cluster runs at once; another cluster than our own has to be asked."""
+    """Return how many notebooks the cluster runs at once; a cluster that is not our own is asked."""
     own = settings.model_copy(update={"dask_scheduler_address": None}).scheduler_address
     if settings.given_scheduler_address in (None, own):
         return settings.dask_workers

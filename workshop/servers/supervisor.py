@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import contextlib
 import hashlib
-import logging
 import os
 import resource
 import shlex
@@ -16,7 +15,7 @@ import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ from workshop.servers import ports
 from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
 from workshop.servers.tracking_server import ensure_database
 from workshop.settings import Settings, get_settings
-
-logger = logging.getLogger(__name__)
 
 START_SECONDS = 300  # of a machine under load
 STOP_SECONDS = 30
@@ -58,10 +55,6 @@ class Status:
     by_hand: bool = False
     reason: str | None = None
 
-    def as_dict(self) -> dict:
-        """Return the fields as JSON-able values."""
-        return asdict(self)
-
 
 def status(settings: Settings | None = None) -> list[Status]:
     """Return the state of every service, after asking each for its health."""
@@ -83,7 +76,7 @@ def status(settings: Settings | None = None) -> list[Status]:
     return rows
 
 
-def up(tell: Tell = logger.info) -> Settings:
+def up(tell: Tell) -> Settings:
     """Start the services that do not run, wait until every one answers, return the settings with the ports taken.
 
     Servers that a person started by hand are left as they are. Raises ServiceError with the name of a service that
@@ -110,7 +103,7 @@ def up(tell: Tell = logger.info) -> Settings:
     return settings
 
 
-def down(tell: Tell = logger.info) -> int:
+def down(tell: Tell) -> int:
     """Stop every service that `up` started, and their child processes; return how many processes ended."""
     settings = get_settings()
     if not settings.state.exists():
@@ -133,7 +126,7 @@ def down(tell: Tell = logger.info) -> int:
     return len(running)
 
 
-def stop(names: Sequence[str], tell: Tell = logger.info) -> int:
+def stop(names: Sequence[str], tell: Tell) -> int:
     """Stop the named services alone, until the next `up`; return how many processes ended.
 
     Raises ParameterError for a name that no service has.

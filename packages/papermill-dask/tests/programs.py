@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 BIN = Path(sys.executable).parent
@@ -55,15 +54,3 @@ def environment_of(variables: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes whose command line or folder lies in ``folder``."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and (
-                str(folder) in " ".join(process.cmdline()) or process.cwd().startswith(str(folder))
-            ):
-                found.append(process)
-    return found
