@@ -1,4 +1,4 @@
-"""The exercises: none passes its check before it is solved, each does with its solution, and odd answers are told."""
+"""The exercises: none passes its check before it is solved, each does with its solution, and odd answers are explained."""
 
 from __future__ import annotations
 
@@ -104,17 +104,17 @@ def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
     for number in exercises.titles(chapter_of(path)):
         for answer in odd:
             exercises.check(number, answer)
-            told = capsys.readouterr().out
-            assert re.match(rf"Exercise {number}, not yet: .{{10,}}", told), (answer, told)
+            output = capsys.readouterr().out
+            assert re.match(rf"Exercise {number}, not yet: .{{10,}}", output), (answer, output)
     assert not solved_file.exists()
 
 
 def test_unknown_exercise_is_told_with_the_known_ones():
     """A number that was changed by mistake is named, with those that there are."""
     for number in ("3.9", "9.1", "three", ""):
-        with pytest.raises(WorkshopError, match="no such exercise") as told:
+        with pytest.raises(WorkshopError, match="no such exercise") as raised:
             exercises.check(number, 1)
-        assert ", ".join(exercises.EXERCISES) in str(told.value)
+        assert ", ".join(exercises.EXERCISES) in str(raised.value)
 
 
 def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
@@ -122,7 +122,7 @@ def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("WORKSHOP_STATE", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     exercises.check("3.1", "0" * 32)
-    told = capsys.readouterr().out
-    assert "not yet" in told
-    assert "workshop up" in told
+    output = capsys.readouterr().out
+    assert "not yet" in output
+    assert "workshop up" in output
     assert exercises.solved(get_settings()) == {}

@@ -47,16 +47,16 @@ def walked(servers):
         done = servers.run(BIN / "workshop", "promote", "--force", "--why", "as after the first run")
         assert done.returncode == 0, done.stderr
     person = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    walk, told = Walk(servers.pipeline, servers.environment | person), {}
+    walk, outputs = Walk(servers.pipeline, servers.environment | person), {}
     try:
         for block in STEPS:
             came = walk.follow(block, exit_code=3 if block.text.strip() == GATE else 0)
-            told[block.step] = told.get(block.step, "") + came
+            outputs[block.step] = outputs.get(block.step, "") + came
             if "--force" in block.text:
-                told["forced"] = _served(servers, "to see it live")
-        told["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
-        told["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
-        yield told
+                outputs["forced"] = _served(servers, "to see it live")
+        outputs["tracked"] = git(servers.root, "ls-files", ".dvc") == tracked and not git(servers.root, "diff", ".dvc")
+        outputs["commit"] = git(servers.root, "rev-parse", "HEAD").strip()
+        yield outputs
     finally:
         git(servers.root, "reset", "--quiet", begun)  # the lock stays: it is what lies there
         git(servers.root, "checkout", "--", "4_pipeline/params.yaml", "4_pipeline/notebooks")

@@ -38,12 +38,12 @@ pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 READ_RUNS = """
 import json, mlflow, pandas, sys
 frame = pandas.read_csv(sys.argv[1], nrows=24)[["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]]
-told = []
+found = []
 for run_id in sys.argv[2:]:
     run = mlflow.get_run(run_id)
     model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
     loaded = mlflow.pyfunc.load_model(model.model_uri)
-    told.append({
+    found.append({
         "experiment": mlflow.get_experiment(run.info.experiment_id).name,
         "status": run.info.status,
         "parameters": run.data.params,
@@ -53,7 +53,7 @@ for run_id in sys.argv[2:]:
         "signed": loaded.metadata.signature is not None,
         "predicted": pandas.DataFrame(loaded.predict(frame)).values.tolist(),
     })
-print(json.dumps(told))
+print(json.dumps(found))
 """
 
 
@@ -99,12 +99,12 @@ def run_id_of(result: subprocess.CompletedProcess) -> str:
 
 def read_runs(run_ids: list[str], servers) -> list[dict]:
     """Return what the tracking server knows of these runs, and their models' predictions."""
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", READ_RUNS, servers.root / "3_projects" / "germany.csv", *run_ids],
         env=servers.environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-4000:]
-    return json.loads(told.stdout.splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow: a test of its own
@@ -186,8 +186,8 @@ def test_bare_run_of_the_front_page_goes_to_the_experiment(servers, environments
 
 def test_run_from_a_git_address_names_commit_and_address(typed, servers):
     """The README's last two commands: the tags tell the commit and where the code came from."""
-    told = typed_run(typed, "mlflow runs describe .*")
-    tags = json.loads(told.stdout)["data"]["tags"]
+    described = typed_run(typed, "mlflow runs describe .*")
+    tags = json.loads(described.stdout)["data"]["tags"]
     assert tags["mlflow.source.type"] == "PROJECT"
     assert tags["mlflow.source.name"] == f"file://{servers.root}/3_projects/published#3_projects/lr"
     assert tags["mlflow.source.git.repoURL"] == f"file://{servers.root}/3_projects/published"
@@ -255,9 +255,9 @@ def hostile(folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"), [("untrusted type", "getcwd"), ("pickle", "neither"), ("broken file", "not a zip file")]
+    ("kind", "words"), [("untrusted type", "getcwd"), ("pickle", "neither"), ("broken file", "not a zip file")]
 )
-def test_validation_loads_nothing_it_does_not_trust(kind, told, tmp_path, monkeypatch, capsys):
+def test_validation_loads_nothing_it_does_not_trust(kind, words, tmp_path, monkeypatch, capsys):
     """A model with types that `validate.py` does not name, a pickle or a broken file ends it in words."""
     hostile(tmp_path, kind)
     monkeypatch.syspath_prepend(ROOT / "3_projects")
@@ -265,11 +265,11 @@ def test_validation_loads_nothing_it_does_not_trust(kind, told, tmp_path, monkey
     with pytest.raises(SystemExit) as ended:
         program.predict(tmp_path, None)
     assert ended.value.code == 1
-    assert told in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
-    """An answer to an exercise that is nearly right is told what is not, and is not kept."""
+    """An answer to an exercise that is nearly right gets a hint, and is not kept."""
     lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
     answers = [
         ("3.1", lr, "test_fraction 0.2"),
@@ -280,11 +280,11 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
         ("3.3", lr, "entry point `validate`"),
     ]
     before = exercises.solved(in_workplace.settings)
-    for number, answer, told in answers:
+    for number, answer, words in answers:
         exercises.check(number, answer)
         printed = capsys.readouterr().out
         assert printed.startswith(f"Exercise {number}, not yet")
-        assert told in printed
+        assert words in printed
     assert exercises.solved(in_workplace.settings) == before
 
 

@@ -48,16 +48,16 @@ def environment(tracking_uri, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def told_early(environment, tmp_path_factory) -> str:
+def early_message(environment, tmp_path_factory) -> str:
     """What the last notebook says on the fresh store, before anything is in production."""
     folder = copy_chapter(tmp_path_factory.mktemp("early"))
-    with pytest.raises(CellExecutionError) as told:
+    with pytest.raises(CellExecutionError) as raised:
         execute(folder, "get_prod_model", environment)
-    return str(told.value)
+    return str(raised.value)
 
 
 @pytest.fixture(scope="module")
-def chapter(environment, tmp_path_factory, told_early) -> Path:  # told_early must come first
+def chapter(environment, tmp_path_factory, early_message) -> Path:  # early_message must come first
     """A copy of the chapter with all six notebooks executed on the fresh store, as an attendee leaves it."""
     folder = copy_chapter(tmp_path_factory.mktemp("chapter"))
     for name in NOTEBOOKS:
@@ -286,15 +286,15 @@ def test_version_set_by_hand_is_rolled_back(client, environment):
     version = client.create_model_version(REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, model_id=model_id)
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
     lines = re.findall(r"^ *workshop ((?:history|rollback).*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
-    told = []
+    tables = []
     for line in lines:
         done = subprocess.run(
             [BIN / "workshop", *shlex.split(line)], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        told.append(done.stdout)
+        tables.append(done.stdout)
     assert client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version == "1"
-    before, rolled_back, after = told
+    before, rolled_back, after = tables
     assert before.count("by hand") == 2
     assert "version 1 is in production again" in rolled_back
     assert "rolled back" in after.splitlines()[-1]
@@ -309,10 +309,10 @@ def test_comparing_again_changes_nothing(client, chapter, environment):
     assert len(client.search_model_versions(f"name = '{REGISTERED_MODEL}'")) == 1
 
 
-def test_empty_registry_is_told_in_words(told_early):
+def test_empty_registry_is_reported_in_words(early_message):
     """With nothing in production the notebook ends with what to do."""
-    assert "Nothing is in production yet" in told_early
-    assert "run compare_runs" in told_early
+    assert "Nothing is in production yet" in early_message
+    assert "run compare_runs" in early_message
 
 
 @pytest.mark.usefixtures("chapter")

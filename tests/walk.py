@@ -48,12 +48,12 @@ class Walk:
             stdin=subprocess.DEVNULL, capture_output=True, timeout=self.seconds, check=False,
         )  # fmt: skip
         self.typed.append((block.text, done))
-        told = done.stdout + done.stderr
-        assert done.returncode == exit_code, f"{block.text}\n{told}"
+        output = done.stdout + done.stderr
+        assert done.returncode == exit_code, f"{block.text}\n{output}"
         if not exit_code:
             self.here = Path(note.read_text().strip())
             note.unlink()
-        return told
+        return output
 
 
 def merge(file: Path, changes: dict) -> None:

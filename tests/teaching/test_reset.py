@@ -235,7 +235,7 @@ def test_chapter_that_is_a_link_is_refused(root, tmp_path):
 
 
 def test_kept_folder_that_cannot_be_made_stops_before_anything_changes(root):
-    """A file in the way: told in words, and the attendee's file is as it was."""
+    """A file in the way is reported, and the attendee's file is as it was."""
     state = root / "server" / "state"
     state.mkdir(parents=True)
     (state / "kept").write_text("in the way")
