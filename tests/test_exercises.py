@@ -1,4 +1,4 @@
-"""The exercises: none passes its check before it is solved, each does with its solution, and odd answers are explained."""
+"""The exercises: no check passes before it is solved, each does with its solution, and odd answers get a hint."""
 
 from __future__ import annotations
 
