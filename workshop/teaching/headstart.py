@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
+
 from workshop.data.prepare import load_or_make
 from workshop.errors import EngineError
 from workshop.settings import EXPERIMENT, Settings, get_settings
@@ -67,6 +69,6 @@ def _run(command: list[str], folder: Path) -> None:
     if done.returncode:
         raise EngineError(
             f"`{' '.join(command)}` failed.",
-            value=(done.stderr.strip().splitlines() or ["no output"])[-1],
+            value=(click.unstyle(done.stderr).strip().splitlines() or ["no output"])[-1],
             next_step="workshop doctor; then the same command again, which continues where this one stopped",
         )
