@@ -56,7 +56,7 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
     ],
 )
 def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
-    """Rows that cannot be used are named with what was allowed; a body of another form is answered with the right one."""
+    """Rows that cannot be used are named with what was allowed; a body of another form with the form that is needed."""
     answer = made()[1].post("/predict", **sent)
     assert answer.status_code == status
     text = " ".join(answer.get_json().values())
