@@ -11,14 +11,12 @@ import time
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 import yaml
 from workplace import BIN, Servers, new_workplace, processes_of
 
 from workshop.data import schema
 from workshop.models import registry
-from workshop.models.tracking import file_hash
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -152,13 +150,6 @@ def test_runs_carry_their_lineage(in_workplace):
         assert executed["metadata"]["papermill"]["exception"] is None
 
 
-def test_hash_of_a_file_is_dvcs(servers):
-    """What a run says of its data can be looked up in `dvc.lock` and in DVC's cache."""
-    lock = yaml.safe_load((servers.pipeline / "dvc.lock").read_text())["stages"]
-    (parquet,) = [out for out in lock["prepare"]["outs"] if out["path"] == "data/germany.parquet"]
-    assert file_hash(servers.pipeline / "data" / "germany.parquet") == parquet["md5"]
-
-
 def test_production_model_has_a_record(in_workplace):
     """The version in production says when, who, why, its score, the rules, and what it replaced."""
     import mlflow
@@ -170,26 +161,6 @@ def test_production_model_has_a_record(in_workplace):
     assert all(rule["passed"] for rule in move.rules)
     candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
     assert version.run_id == candidate["run_id"]
-
-
-def test_artifacts_pass_through_the_tracking_server(in_workplace):
-    """Clients hold no FTP address and no password: artifact locations are the server's own."""
-    import mlflow
-
-    client = mlflow.MlflowClient(in_workplace.tracking_uri)
-    summary = json.loads((in_workplace.pipeline / "results" / "train_rf.json").read_text())
-    assert client.get_run(summary["run_id"]).info.artifact_uri.startswith("mlflow-artifacts:")
-    files = [file for file in (in_workplace.settings.artifacts / "mlflow").rglob("*") if file.is_file()]
-    assert any(file.name == "train_rf.ipynb" for file in files)
-
-
-def test_findings_count_what_was_left_out(servers):
-    """Doubled and missing hours are counted, and the table holds the rest."""
-    findings = json.loads((servers.pipeline / "results" / "findings.json").read_text())
-    germany = schema.read(servers.pipeline / "data" / "germany.parquet")
-    assert findings["hours_kept"] == len(germany)
-    assert findings["hours_expected"] - findings["hours_left_out"] == len(germany)
-    assert findings["doubled"]["power"] == 4
 
 
 def test_validation_is_a_page_and_a_run(in_workplace):
@@ -371,24 +342,6 @@ def test_prepare_of_broken_data_stops_before_any_training(restored):
         file.write_bytes(good)
 
 
-def test_negative_radiation_stops_the_next_stage(restored):
-    """A processed table that breaks the schema: row, column, value and rule; nothing is trained."""
-    file = restored.pipeline / "data" / "germany.parquet"
-    good = file.read_bytes()
-    frame = pd.read_parquet(file)
-    frame.loc[7, "rad_diffuse"] = -3.0
-    file.unlink()
-    frame.to_parquet(file, index=False)
-    try:
-        done = dvc(restored, "repro", "--single-item", "--force", "split")
-        assert done.returncode != 0
-        for word in ("rad_diffuse", "-3", "2013-01-01T07:00:00Z"):
-            assert word in done.stderr, done.stderr
-    finally:
-        file.unlink()
-        file.write_bytes(good)
-
-
 @pytest.mark.parametrize("stage", ["train_keras", pytest.param("train_gradient_boosting", marks=pytest.mark.walk)])
 def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
     """Whatever the held-out hours say, the same model comes out: not fitted, tuned, stopped or scaled on them.
@@ -414,20 +367,6 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
     assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
     after = loading.load(summary["model_uri"])
     assert after.predict(test).equals(before.predict(test))
-
-
-def test_keras_logs_each_pass_as_it_ends(in_workplace):
-    """The run has the error after each pass, on the hours learned from and on those watched, a step a pass."""
-    import mlflow
-
-    client = mlflow.MlflowClient(in_workplace.tracking_uri)
-    run_id = json.loads((in_workplace.pipeline / "results" / "train_keras.json").read_text())["run_id"]
-    for metric in ("loss", "val_loss"):
-        history = client.get_metric_history(run_id, metric)
-        assert [entry.step for entry in history] == list(range(len(history)))
-        assert 6 < len(history) <= 30
-        assert history[-1].timestamp > history[0].timestamp
-    assert "learning_curve.html" in [file.path for file in client.list_artifacts(run_id)]
 
 
 def test_gradient_boosting_wins_and_explains_itself(in_workplace):

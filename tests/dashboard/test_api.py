@@ -43,7 +43,7 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [
-        ({"json": {"rows": [ROW | {"temperature": 290.1}]}}, 422, ["row 1, temperature: 290.1", "in K"]),
+        ({"json": {"rows": [ROW | {"temperature": 290.1}]}}, 422, ["row 1, temperature: 290.1", "from -40 to 50"]),
         ({"json": {"rows": [ROW | {"wind": 3}]}}, 422, ["row 1, wind: unknown"]),
         ({"json": {"rows": []}}, 422, ["no rows"]),
         ({"json": {"rows": [ROW | {"utc_timestamp": "2040-06-01T12:00:00Z"}]}}, 422, ["installed capacity"]),
@@ -56,7 +56,7 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
     ],
 )
 def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
-    """Rows that cannot be used are named with what was allowed; a body of another form is body what it should be."""
+    """Rows that cannot be used are named with what was allowed; a body of another form with the form that is needed."""
     answer = made()[1].post("/predict", **sent)
     assert answer.status_code == status
     text = " ".join(answer.get_json().values())

@@ -6,9 +6,7 @@ import contextlib
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -67,20 +65,6 @@ def test_fifty_megabytes_are_refused_unread(process, address):
                 sender.sendall(b" " * 1_000_000)
     assert memory().rss - before < 10e6
     assert _healthy(address)
-
-
-def test_two_hundred_connections_are_answered(address):
-    """Of 200 readers at once, all of whom stay connected, each gets the page."""
-    answered = threading.Barrier(200)
-
-    def read(_number: int) -> int:
-        with requests.Session() as session:
-            status = session.get("http://{}:{}/_dash-layout".format(*address), timeout=60).status_code
-            answered.wait(60)
-        return status
-
-    with ThreadPoolExecutor(200) as readers:
-        assert set(readers.map(read, range(200))) == {200}
 
 
 def test_nothing_to_serve_is_said_to_programs(address):

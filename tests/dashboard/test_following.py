@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import math
 import os
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from dashboard.bodies import URL, body_of, output_with
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
 from workplace import free_port
@@ -248,28 +246,3 @@ def test_data_that_goes_and_comes_back_is_told(served, data_file, tmp_path):
     (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
     followed.look()
     assert followed.now.troubles == {}
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_memory_does_not_grow(versions, followed):
-    """10,000 requests and 100 moves of the alias leave the process as large as it was after the first few."""
-    import app
-
-    made = app.make_app(followed)
-    client, output = made.server.test_client(), output_with(made, "comparison-figure.figure")
-
-    def use(moves: int, requests: int) -> int:
-        for turn in range(moves):
-            versions.move(versions.numbers[turn % 2])
-            followed.look()
-            for number in range(requests // moves):
-                row = ROW | {"windspeed": (turn * 100 + number) % 1000 / 100}
-                assert client.post("/predict", json={"rows": [row]}).status_code == 200
-                day = f"2016-12-{number % 28 + 1:02}"
-                assert client.post(URL, json=body_of(made, output, first_day=day)).status_code == 200
-        gc.collect()
-        return psutil.Process().memory_info().rss
-
-    first = use(20, 1000)
-    assert use(100, 10_000) - first < 40e6

@@ -117,3 +117,11 @@ def test_hour_has_a_known_capacity(what_if, last):
     """Data that goes on beyond the figures of installed capacity asks about the last year that has one."""
     moment = what_if.moment_of_year(_served(what_if, last), 172, 12)
     assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1e308, 16), (-1, 0), (None, 5), ("warm", 5), ([1], 5), (float("nan"), 5), ("7", 7)]
+)
+def test_slider_values_are_brought_into_range(what_if, value, expected):
+    """Values beyond the range of the wind's slider become its ends; anything that is not a number its first value."""
+    assert what_if.number(value, "windspeed") == expected

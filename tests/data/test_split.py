@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workshop.data.split import monday, mondays, name_of, select_week, split_at_random, split_by_time, week_names
+from workshop.data.split import monday, mondays, name_of, select_week, split_at_random, split_by_time
 from workshop.errors import DataError, ParameterError
 
 
@@ -118,8 +118,7 @@ def test_any_text_is_a_week_or_told_to_be_none(text):
 
 
 def test_weeks_of_a_frame_are_named_in_order(hours):
-    """Each week that has an hour, once; each hour belongs to the Monday before it."""
-    assert week_names(hours) == ["2016-W39", "2016-W40", "2016-W41"]
+    """Each hour belongs to the Monday before it."""
     starts = mondays(hours.utc_timestamp)
     assert (starts <= hours.utc_timestamp).all()
     assert ((hours.utc_timestamp - starts) < pd.Timedelta(weeks=1)).all()

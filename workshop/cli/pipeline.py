@@ -46,7 +46,7 @@ def run_and_show(settings: Settings) -> None:
 
 @click.command()
 @click.argument("targets", nargs=-1)
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default as many as notebooks.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default one a Dask worker.")
 @click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
 def repro(targets: tuple[str, ...], **options) -> None:

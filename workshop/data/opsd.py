@@ -86,7 +86,10 @@ def fetch_file(
             next_step="fetch it again, or from elsewhere (--mirror URL-OR-FOLDER); if you know this content to be"
             " right, give its checksum as fetch.sha256 in params.yaml",
         )
-    return copy_whole(table, path)
+    copy_whole(table, path)
+    if table != origin:
+        table.unlink()  # the archive stays in the cache, and is enough
+    return path
 
 
 def _is_address(mirror: str) -> bool:

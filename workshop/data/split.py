@@ -115,8 +115,3 @@ def week_means(values: Series, stamps: Series) -> Series:
     """
     by_week = values.groupby(mondays(stamps))
     return by_week.mean()[by_week.size() >= WHOLE_ENOUGH * WEEK_HOURS]
-
-
-def week_names(frame: DataFrame) -> list[str]:
-    """Return the names of all weeks that a processed table has hours of, the first one first."""
-    return [name_of(start) for start in mondays(frame["utc_timestamp"]).drop_duplicates()]

@@ -25,8 +25,10 @@ STAGE = ["changed", "commit", "dump", "remove_outs", "reproduce", "save", "save_
 @pytest.mark.parametrize("name", EXPECTED)
 def test_function_takes_what_we_give(name):
     """A function of DVC's has the parameters that are passed to it."""
-    found = list(inspect.signature(getattr(compat, name)).parameters)
-    assert found == EXPECTED[name], f"dvc: {name}{found} was {EXPECTED[name]}; see where compat.{name} is used"
+    parameters = list(inspect.signature(getattr(compat, name)).parameters)
+    assert parameters == EXPECTED[name], (
+        f"dvc: {name}{parameters} was {EXPECTED[name]}; see where compat.{name} is used"
+    )
 
 
 def test_stage_and_repository_have_what_we_call():

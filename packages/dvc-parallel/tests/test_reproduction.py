@@ -63,7 +63,7 @@ stages:
     deps: [one.txt]
     outs: [icy.txt]
 """
-# Counts its runs, and ends when told to.
+# Counts its runs, and ends when the file `go` is there.
 COUNTED = {
     "one": {
         "cmd": "echo run >> ../count; while [ ! -e ../go ]; do sleep 0.1; done; echo x > x",

@@ -377,7 +377,7 @@ def test_frozen_server_is_an_error_in_time(server, file, monkeypatch):
 
 
 def test_wrong_password_is_an_error_without_it(server, monkeypatch):
-    """A refused login is told with the server's name, and without the password."""
+    """The error of a refused login names the server, and not the password."""
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", "not the one")
     with pytest.raises(ArtifactError, match="refused the login") as caught:
         server.repository().list_artifacts()
@@ -450,7 +450,7 @@ def test_server_on_ipv6(tmp_path, file, monkeypatch):
 def test_errors_survive_pickling():
     """An error that crosses a process border keeps its kind, its text and its status."""
     for kind in (ArtifactError, StoreUnavailable, ArtifactMissing):
-        error = kind("It failed.", found=1, expected="2", next_step="try")
+        error = kind("It failed.", value=1, expected="2", next_step="try")
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), copy.error_code) == (kind, str(error), error.error_code)
 

@@ -75,7 +75,7 @@ def reproduce(
         except (compat.DvcException, OSError) as error:
             next_step = "correct the file that DVC names, then run again"
             raise ReproError(
-                f"The pipeline cannot be run.\n  found:    {_explain(error)}\n  next:     {next_step}"
+                f"The pipeline cannot be run.\n  value:    {_explain(error)}\n  next:     {next_step}"
             ) from None
 
 
@@ -260,7 +260,7 @@ class _Reproduction:
         texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
         if skipped:
             texts[0] += f" Not run, because they need stages that failed: {', '.join(skipped)}."
-        texts += [f"  found:    {stage}: {text}" for stage, text in self._errors.items()]
+        texts += [f"  value:    {stage}: {text}" for stage, text in self._errors.items()]
         return StagesFailed(
             "\n".join([*texts, "  next:     mend the cause, then run again: the other stages are kept"])
         )

@@ -26,9 +26,9 @@ class ArtifactError(MlflowException):
     code = RESOURCE_CONFLICT  # status 409: MLflow's clients repeat what gets a 500, for minutes
 
     def __init__(
-        self, what: str, *, found: object = None, expected: str | None = None, next_step: str | None = None
+        self, what: str, *, value: object = None, expected: str | None = None, next_step: str | None = None
     ) -> None:
-        details = {"found:   ": found, "expected:": expected, "next:    ": next_step}
+        details = {"value:   ": value, "expected:": expected, "next:    ": next_step}
         lines = [f"  {title} {detail}" for title, detail in details.items() if detail is not None]
         super().__init__("\n".join([what, *lines]), error_code=self.code)
 
@@ -83,4 +83,4 @@ def explain(error: BaseException, server: str) -> ArtifactError:
         kind = StoreSilent
     elif isinstance(error, ftplib.error_temp):
         what = "cannot do this now."
-    return kind(f"{server} {what}", found=f"{type(error).__name__}: {error}", next_step=next_step)
+    return kind(f"{server} {what}", value=f"{type(error).__name__}: {error}", next_step=next_step)

@@ -1,4 +1,4 @@
-"""The names of the store's own among artifacts: parts of uploads, and marks, which hold the hash of what is whole."""
+"""Names that the store uses for itself: parts of uploads, and marks, which hold the hash of a whole artifact."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def mark_of(name: str, sha256: str) -> str:
 
 
 def mark_prefix(name: str) -> str:
-    """Return how all marks of an artifact begin; of its name there is a hash, which is short and has no odd letters."""
+    """Return the beginning of all marks of an artifact: a hash of its name, which is short and has no odd letters."""
     return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
 
 
 def prefix_of(name: str) -> str | None:
-    """Return the beginning that all marks of one artifact share, or None for a name that is no mark's."""
+    """Return the beginning of a mark, which all marks of its artifact share; None for other names."""
     return mark[1] if (mark := MARK.fullmatch(name)) else None
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a name is that of a file that still arrives."""
+    """Return whether a name is that of a part of an upload."""
     return bool(TEMPORARY.fullmatch(name))
 
 
 def is_own(name: str) -> bool:
-    """Tell whether a name is the store's own, and no artifact's."""
+    """Return whether the store uses a name for itself."""
     return is_temporary(name) or prefix_of(name) is not None
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove what uploads have left below a local folder; return how many files. Nobody may be uploading."""
+    """Remove parts of uploads below a local folder; return how many files. No client may be uploading."""
     left = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
     for file in left:
         file.unlink(missing_ok=True)

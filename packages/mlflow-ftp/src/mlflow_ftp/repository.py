@@ -150,11 +150,11 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
         except ftplib.error_perm as error:
             if str(error)[:3] != "550":
                 raise
-            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", found=error) from None
+            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", value=error) from None
         if not _is_marked(connection, remote, content.hexdigest()):
             raise ArtifactDamaged(
                 f"The artifact {path!r} is not what was stored.",
-                found=f"{file.tell()} bytes, sha256 {content.hexdigest()[:16]}...",
+                value=f"{file.tell()} bytes, sha256 {content.hexdigest()[:16]}...",
                 expected="what was stored under this name",
                 next_step="fetch it again; if that does not help, the server's disk has changed it: store it again",
             )
@@ -189,7 +189,7 @@ def _normalize(path: str | None) -> str:
     ):
         raise ArtifactNameRefused(
             "The artifact's name cannot be used.",
-            found=ascii(path),
+            value=ascii(path),
             expected="a relative path in UTF-8, without '..', line breaks and the store's own temporary names",
         )
     return "" if normal == "." else normal
@@ -207,7 +207,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str)
     size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
     _raise_errors(size, is_marked)
     if size.split()[-1] != str(file.tell()):
-        raise StoreRefused(f"The artifact {name!r} was not stored whole.", found=size, expected=f"{file.tell()} bytes")
+        raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
     _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 
 
