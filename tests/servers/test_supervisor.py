@@ -192,7 +192,7 @@ def test_up_after_down_moves_from_a_busy_port(place):
         moved = status(place)["dashboard"]["address"]
         assert not moved.endswith(f":{wanted}")
         assert moved in place.run(BIN / "workshop", "config", "--export").stdout
-        assert place.run(BIN / "workshop", "history", env=environment).returncode == 0
+        wait_for(lambda: place.run(BIN / "workshop", "history", env=environment).returncode == 0)
 
 
 @contextlib.contextmanager
