@@ -85,6 +85,7 @@ def up(tell: Tell) -> Settings:
     settings = get_settings()
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     with _only_one(settings):
+        settings = get_settings()  # another `up` may have taken other ports meanwhile
         is_supervised = answers(settings)
         if not is_supervised:
             _end_leftovers(settings, tell)
