@@ -241,7 +241,7 @@ def python_that_says(folder, body):
             ["1.0 GB", "6 GB are needed"],
         ),
         ("import sys; sys.modules['ensurepip'] = None", ["cannot create environments", "apt install"]),
-        ("import shutil; shutil.which = lambda _: None", ["git is not installed"]),
+        ("import os; os.environ['PATH'] = '/nowhere'", ["git is not installed"]),
     ],
 )  # fmt: skip
 def test_make_run_names_what_the_machine_lacks(tmp_path, body, words):
