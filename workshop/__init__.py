@@ -1,3 +1,3 @@
 """From a messy notebook to a governed pipeline: the code that the four chapters share."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
