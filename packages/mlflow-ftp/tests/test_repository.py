@@ -572,6 +572,7 @@ def test_gc_frees_the_disk(server, tracking_uri, mlflow_folder, tmp_path, monkey
     assert done.returncode == 0, done.stderr
     assert sum(path.stat().st_size for path in server.artifacts.rglob("*") if path.is_file()) == 1_000_000
     assert len(client.list_artifacts(kept, "inner")) == 10
+    assert [folder.name for folder in (server.artifacts / "mlflow" / experiment).iterdir()] == [kept]
     assert find_marks(server.artifacts / "mlflow" / experiment / kept)
     assert len(find_marks(server.artifacts)) == 10
 

@@ -6,6 +6,7 @@ import ftplib
 import inspect
 import io
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -21,7 +22,7 @@ import pytest
 from mlflow_ftp.errors import ArtifactError
 from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftps.ssl import SSLConnectionMixin
-from servers import PASSWORD, USER, Server, required, started_server
+from servers import PASSWORD, USER, Server, required, started_server, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,61 @@ def test_server_that_requires_tls_takes_no_password_without(tmp_path):
             connection.prot_p()
             connection.storbinary("STOR /file", io.BytesIO(b"content"))
             assert connection.nlst("/") == ["file"]
+
+
+# -- whole or not at all, for clients other than the store ---------------------------------------------------------
+def curl(server: Server, *options: str) -> list[str]:
+    """Return a curl command that logs in at the top of the server, with `options` before the address's last part."""
+    *options, path = options
+    address = f"ftp://127.0.0.1:{server.port}/{path}"
+    return ["curl", "-sS", "-k", "-u", f"{USER}:{PASSWORD}", *options, address]
+
+
+def lftp(server: Server, commands: str) -> list[str]:
+    """Return an lftp command that logs in and does `commands`."""
+    settings = "set net:max-retries 1; set ssl:verify-certificate no; set ftp:ssl-protect-data yes"
+    login = f"open -u {USER},'{PASSWORD}' ftp://127.0.0.1:{server.port}"
+    return ["lftp", "-c", f"{settings}; {login}; {commands}"]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A local file that takes a while to send."""
+    path = tmp_path_factory.mktemp("large") / "large"
+    path.write_bytes(os.urandom(20_000_000))
+    return path
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("client", ["curl", "lftp"])
+def test_killed_upload_leaves_the_old_file(server, large, client, is_secure):
+    """A client that is killed amid an upload leaves the old file whole, or none."""
+    required(client, shutil.which(client))
+    (server.artifacts / "old").write_bytes(b"old and good")
+    limit = "2000000"  # bytes a second
+    force = f"set ftp:ssl-{'force' if is_secure else 'allow'} {str(is_secure).lower()}; set net:limit-rate {limit}"
+    commands = {
+        "curl": lambda name: curl(server, "--limit-rate", limit, "-T", str(large), *["--ssl-reqd"] * is_secure, name),
+        "lftp": lambda name: lftp(server, f"{force}; put {large} -o {name}"),
+    }
+    for name in ("old", "new"):
+        with subprocess.Popen(commands[client](name), stderr=subprocess.DEVNULL) as process:
+            wait_for(lambda: any(part.stat().st_size > 1_000_000 for part in server.artifacts.glob(".~*.part")))
+            process.kill()
+        wait_for(lambda: not list(server.artifacts.glob(".~*.part")))
+        assert {path.name: path.read_bytes() for path in server.artifacts.iterdir()} == {"old": b"old and good"}
+    (server.artifacts / "old").unlink()
+
+
+@pytest.mark.parametrize("client", ["curl", "lftp"])
+def test_whole_upload_replaces_the_old_file(server, large, client):
+    """Appending is refused; lftp's `put -c` and a plain upload send the file whole."""
+    required(client, shutil.which(client))
+    stored = server.artifacts / "part"
+    stored.write_bytes(large.read_bytes()[:1_000_000])
+    with server.connect() as connection, pytest.raises(ftplib.error_perm, match="550 A file is stored whole"):
+        connection.storbinary("APPE part", io.BytesIO(b"more"))
+    command = {"curl": curl(server, "-T", str(large), "part"), "lftp": lftp(server, f"put -c {large} -o part")}[client]
+    subprocess.run(command, check=True, timeout=60)
+    assert stored.read_bytes() == large.read_bytes()
+    stored.unlink()

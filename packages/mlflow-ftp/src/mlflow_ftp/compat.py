@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import select
+import socket
 import sys
 
+from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
+from pyftpdlib.log import logger
+
+from mlflow_ftp.uploads import Upload
+
+END_SECONDS = 0.05  # the two connections of a killed client end one after the other; the server waits meanwhile
 
 
 class TransferHandler(TLS_DTPHandler):
-    """A data connection whose client hears why the disk refused a file, as "No space left on device".
+    """A data connection that keeps whole files only, and whose client hears why the disk refused one.
 
-    pyftpdlib wraps the error of the disk in one that is empty, and answers `426 None`; with TLS it does not answer.
+    pyftpdlib takes the end of the data for the end of the file, also when the client was killed. It wraps the error of
+    the disk in one that is empty, and answers `426 None`; with TLS it does not answer.
     """
 
     timeout = 60  # seconds in which nothing moves
+
+    def close(self) -> None:
+        """Give a whole upload its name before the client hears of its end."""
+        if self.receive and self.transfer_finished and isinstance(self.file_obj, Upload) and not self.file_obj.closed:
+            try:
+                self.file_obj.sync()
+                if self._is_cut():
+                    raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
+                self.file_obj.keep()
+            except OSError as error:
+                self.transfer_finished = False
+                self._resp = f"426 {error.strerror}; the file was not stored.", logger.warning
+        super().close()
+
+    def _is_cut(self) -> bool:
+        """Return whether the client is gone: TLS has no farewell, or the control connection ends as well."""
+        if not isinstance(sys.exception(), SSL.ZeroReturnError | None):
+            return True
+        with socket.socket(fileno=os.dup(self.cmd_channel.socket.fileno())) as control:
+            if not select.select([control], [], [], END_SECONDS)[0]:
+                return False
+            try:
+                waiting = control.recv(100, socket.MSG_PEEK)
+            except OSError:
+                return True
+        return not waiting or b"ABOR" in waiting
 
     def handle_error(self) -> None:
         """End the transfer with an answer."""

@@ -17,6 +17,7 @@ from pyftpdlib.servers import FTPServer
 from mlflow_ftp.certificate import LOOPBACK, ensure_certificate
 from mlflow_ftp.compat import TransferHandler
 from mlflow_ftp.names import remove_temporaries
+from mlflow_ftp.uploads import WholeFiles
 
 __all__ = ["Server", "ensure_certificate", "main", "serve"]
 
@@ -29,6 +30,11 @@ class Handler(TLS_FTPHandler):
     banner = "Ready."
     timeout = 60  # seconds without a command, so that strangers take no place for long; the store connects again
     dtp_handler = TransferHandler
+    abstracted_fs = WholeFiles
+    # Active mode could reach any address; a file of STOU has its name before it is whole.
+    proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
+        name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "STOU"}
+    }
 
 
 class Server(FTPServer):
