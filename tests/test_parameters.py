@@ -72,6 +72,7 @@ def test_parameter_of_another_stage_does_not_matter(changed):
         ("split: [1", r"is not YAML(?s:.)*params\.yaml\", line 1"),
         ("split: " + "[" * 5000 + "]" * 5000, "is not YAML(?s:.)*nested too deeply"),
         ("split: {test_fraction: " + "9" * 5000 + "}", "is not YAML(?s:.)*digits"),
+        ("split: {test_fraction: 0.2, test_fraction: 0.3}", "is not YAML(?s:.)*duplicate key"),
         ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
         ("split: {test_fraction: 0.2}".encode("utf-16"), "is not YAML in UTF-8(?s:.)*decode"),
         ("split: {test_fraction: 0.2}".encode("utf-16-le"), "is not YAML in UTF-8"),

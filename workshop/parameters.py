@@ -6,8 +6,8 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
 
 from workshop.errors import ParameterError
 
@@ -221,10 +221,10 @@ def allowed(model: type[Section], key: str) -> str:
 def _load(file: Path) -> dict[str, Any]:
     try:
         with file.open(encoding="utf-8-sig") as text:
-            content = yaml.safe_load(text)
+            content = YAML(typ="safe").load(text)  # DVC's reader: a key that stands twice is an error
     except OSError as error:
         raise ParameterError(f"{file} cannot be read.", value=error.strerror) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         value = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ParameterError(f"{file} is not YAML in UTF-8.", value=value, next_step="correct that place") from None
     if not isinstance(content, dict):
