@@ -36,12 +36,12 @@ def test_parameters_as_committed_are_allowed():
 @pytest.mark.parametrize(
     ("stage", "key", "value", "words"),
     [
-        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "a valid integer"]),
-        ("train_rf", "n_estimators", 0, ["train_rf.n_estimators", "0", "greater than or equal to 1"]),
-        ("train_rf", "n_estimators", 2.5, ["train_rf.n_estimators", "2.5", "a valid integer"]),
+        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "integer, from 1, to 2000"]),
+        ("train_rf", "n_estimators", 0, ["train_rf.n_estimators", "0", "integer, from 1, to 2000"]),
+        ("train_rf", "n_estimators", 2.5, ["train_rf.n_estimators", "2.5", "integer, from 1, to 2000"]),
         ("train_rf", "n_estimators", True, ["train_rf.n_estimators", "True"]),
         ("train_rf", "n_estimatorz", 5, ["train_rf.n_estimatorz is unknown", "Did you mean `n_estimators`?"]),
-        ("split", "test_fraction", 2, ["split.test_fraction", "2", "less than or equal to 0.5"]),
+        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05, to 0.5"]),
         ("fetch", "source", "moon", ["fetch.source", "'moon'", "'sample'"]),
         ("prepare", "countries", "de", ["prepare.countries", "'de'", "all", "'DE,AT'"]),
         ("prepare", "countries", False, ["prepare.countries", "False", "quotes"]),  # what YAML makes of Norway: NO

@@ -278,8 +278,8 @@ def test_longer_search_goes_through_the_gate(run_again, in_workplace):
 @pytest.mark.parametrize(
     ("stage", "key", "value", "words"),
     [
-        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "a whole number from 1 to 2000"]),
-        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05 to 0.5"]),
+        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "integer, from 1, to 2000"]),
+        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05, to 0.5"]),
         ("train_keras", "epoch", 5, ["train_keras.epoch is unknown", "epochs"]),
     ],
 )

@@ -186,7 +186,7 @@ def read_stage(file: Path, stage: str) -> Section:
 
 
 def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Section:
-    """Return the parameters of a stage as its model; raise ParameterError in pydantic's words."""
+    """Return the parameters of a stage as its model; raise ParameterError."""
     model = STAGES[stage]
     try:
         return model.model_validate(values)
@@ -199,11 +199,10 @@ def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Secti
         keys = [key for part in (schema, *schema.get("$defs", {}).values()) for key in part["properties"]]
         raise _unknown(name, list(model.model_fields) if len(place) == 1 else keys, file)
     missing = first["type"] == "missing"
-    meaning = model.model_fields[place[0]].description if len(place) == 1 else None
     raise ParameterError(
         f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
         value=None if missing else repr(first["input"]),
-        expected=first["msg"] + (f" ({meaning})" if meaning else ""),
+        expected=allowed(model, place[0]) if len(place) == 1 else first["msg"],
         next_step=f"edit {file}; `workshop params {stage}` shows what is allowed",
     )
 
