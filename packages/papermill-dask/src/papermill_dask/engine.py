@@ -102,7 +102,9 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
                 if options.retries:
                     _record(executed, lost=lost)
                 executed.cut_short()  # and saved so, before the tracking server is asked
-                tracking.end_open_runs(attempt.key)
+                runs = tracking.NotebookRuns.of(attempt.key, os.environ)
+                runs.find()
+                runs.end("FAILED")
                 left = options.retries - len(lost)
                 if left < 0 or client.status != "running":
                     raise
