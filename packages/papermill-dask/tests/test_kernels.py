@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -150,8 +151,7 @@ def worker_script(cell, modules=()):
 def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, last):
     """Of a worker killed with -9 nothing is left 5 s later: children, daemons, a kernel that holds the GIL in C."""
     script = worker_script(textwrap.dedent(FAMILY) + last, modules)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp())  # not below `tmp_path`: the path of a socket has at most 108 characters
     environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
     worker = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
     try:
@@ -165,6 +165,7 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive
     assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)
+    temporary.rmdir()
 
 
 def test_kernel_that_ends_by_itself_leaves_nobody(tmp_path, either):

@@ -107,7 +107,7 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
                 folders.remove_folder(connection, remote)
             else:
                 folders.remove_file(connection, remote)
-            if remote == self.root and posixpath.basename(remote) == "artifacts":
+            if posixpath.basename(remote) == "artifacts":
                 connection.burst(f"RMD {posixpath.dirname(remote)}")  # the folder of the run, if nothing else is in it
 
         self._again(delete, StoreRefused)
