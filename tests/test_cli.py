@@ -201,7 +201,13 @@ def test_repro_names_the_cluster_that_the_shell_gives(tmp_path):
     """DASK_SCHEDULER_ADDRESS, set by hand, wins over this clone's scheduler, and the command says so."""
     environment = clean_environment() | {"DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9", "WORKSHOP_STATE": str(tmp_path)}
     done = subprocess.run(
-        [BIN / "workshop", "repro", "nothing"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [BIN / "workshop", "repro", "nothing"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1
     assert "cluster for notebooks: tcp://127.0.0.1:9, as DASK_SCHEDULER_ADDRESS says" in done.stderr

@@ -17,12 +17,12 @@ import click
 
 from workshop.data.prepare import load_or_make
 from workshop.errors import EngineError
-from workshop.settings import EXPERIMENT, Settings, get_settings
+from workshop.settings import Settings, get_settings
 from workshop.teaching import checkpoints, reset
 from workshop.teaching.checkpoints import CHAPTERS, STEPS
 
 CELL_SECONDS = 300
-PROJECT_COMMAND = ["mlflow", "run", "lr", "--env-manager", "local", "--experiment-name", EXPERIMENT]
+PROJECT_COMMAND = ["mlflow", "run", "lr", "--env-manager", "local"]
 
 
 def bring(settings: Settings, number: int, tell: Callable[[str], None]) -> None:
@@ -63,6 +63,7 @@ def _run(command: list[str], folder: Path) -> None:
     """Run a program of this environment; raise EngineError when it fails."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # MLflow sets the variable in this process; the name is exported
     done = subprocess.run(
         [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
