@@ -6,9 +6,9 @@ import contextlib
 import functools
 import http.server
 import json
+import multiprocessing
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,17 +40,25 @@ class Echo(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+def serve_echo(state: Path, ports: multiprocessing.SimpleQueue) -> None:
+    """Answer with what was asked, with the database of a state folder open, until ended."""
+    with (state / "mlflow.db").open("a"), http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        ports.put(server.server_address[1])
+        server.serve_forever()
+
+
 @contextlib.contextmanager
 def echo(state: Path) -> Iterator[int]:
-    """Run a server that answers with what it was sent, and has the database of a state folder open; give its port."""
-    with (state / "mlflow.db").open("a"), http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+    """Run such a server in a process of its own (files that other tests left open would name other owners)."""
+    spawn = multiprocessing.get_context("spawn")
+    ports = spawn.SimpleQueue()
+    process = spawn.Process(target=serve_echo, args=(state, ports))
+    process.start()
+    try:
+        yield ports.get()
+    finally:
+        process.terminate()
+        process.join()
 
 
 class Jupyter:
