@@ -12,15 +12,15 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 import pytest
 from hosts import Cluster, new_cluster, small_disk, wait_for
 from papermill_dask import EngineError
-from papermill_dask.files import Replacement, fetch, remove, send
+from papermill_dask.files import STAGING, fetch, remove, send
 from papermill_dask.stage import Declaration
-from papermill_dask.store import Entry, Store, entries, serve
+from papermill_dask.store import entries
 
 MB = 10**6
 
@@ -165,7 +165,7 @@ def test_transfer_of_1_GB_passes_in_chunks(cluster, folder):
     before = kept.stat().st_ino
     scratch = cluster.send(folder, "large")
     assert kept.stat().st_ino == before
-    assert not list(Path(scratch).parent.glob("incoming/*"))
+    assert not Path(scratch).parent.joinpath("incoming").exists()
     cluster.remove(scratch)
     kept.unlink()
 
@@ -269,17 +269,6 @@ def test_fetch_writes_through_no_link(cluster, folder, sent):
     assert tree(outside) == {"kept": (b"content", 0o644)}
 
 
-def test_store_serves_its_own_scratch_folders_only(cluster, tmp_path):
-    """A path that is no scratch folder of the store is neither read nor removed."""
-    write(tmp_path / "files" / "x")
-    for operation, *arguments in [("read", [("x", 0, 1)]), ("list_outs", ["x"]), ("remove",)]:
-        (answer,) = cluster.client.run(
-            serve, operation, str(tmp_path / "files"), *arguments, workers=[cluster.worker]
-        ).values()
-        assert isinstance(answer, EngineError)
-    assert (tmp_path / "files" / "x").exists()
-
-
 def test_send_names_missing_dependencies(cluster, folder):
     """A dep that is not there is an error before anything is sent."""
     write(folder / "a")
@@ -360,18 +349,6 @@ def test_send_does_not_trust_a_damaged_file(cluster, folder):
     cluster.remove(scratch)
 
 
-def test_store_notices_a_file_that_changed_meanwhile(tmp_path):
-    """A content that is not what its hash says is neither used nor kept."""
-    store = Store(tmp_path)
-    wanted = [Entry("dep", "0" * 32, 3, 0o644)]
-    scratch, missing = store.open(wanted)
-    store.receive(scratch, [(missing[0], 0, b"new")])
-    with pytest.raises(EngineError, match="changed while it was sent"):
-        store.fill(scratch, wanted)
-    assert not list((tmp_path / "files").iterdir())
-    store.remove(scratch)
-
-
 @pytest.mark.parametrize("victim", ["worker", "scheduler"])
 @pytest.mark.soak
 def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
@@ -381,7 +358,7 @@ def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
         died = []
 
         def strike():
-            wait_for(lambda: list(cluster.root.glob("scratch/*/incoming/*")))
+            wait_for(lambda: list(cluster.root.glob("scratch/*/incoming")))
             os.kill(cluster.pid(victim), signal.SIGKILL)
             died.append(time.monotonic())
 
@@ -409,64 +386,40 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
         # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as sender:
-        wait_for(lambda: list(cluster.root.glob("scratch/*/incoming/*")))
+        wait_for(lambda: list(cluster.root.glob("scratch/*/incoming")))
         sender.send_signal(signal.SIGINT)
         assert b"KeyboardInterrupt" in sender.communicate(timeout=30)[1]
     assert sender.returncode != 0
     wait_for(lambda: not cluster.scratch_folders(), 20)
 
 
-def fill(store: Store, folder: Path, *paths: str, **options) -> str:
-    """Bring files into a store as the client does, without a cluster; return the scratch folder."""
-    wanted = entries(folder, paths)
-    scratch, missing = store.open(wanted, **options)
-    for entry in wanted:
-        if entry.md5 in missing:
-            store.receive(scratch, [(entry.md5, 0, (folder / entry.path).read_bytes())])
-    store.fill(scratch, wanted)
-    return scratch
+def test_send_notices_a_file_that_changed_meanwhile(cluster, folder, monkeypatch):
+    """A content that is not what its hash says is neither used nor kept."""
+    write(folder / "dep", b"as announced")
+    announced = entries(folder, ["dep"])
+    write(folder / "dep", b"and changed!")
+    monkeypatch.setattr("papermill_dask.files.entries", lambda *_, **__: announced)
+    with pytest.raises(EngineError, match="changed while it was sent"):
+        cluster.send(folder, "dep")
+    assert not list((cluster.root / "files").glob(f"{announced[0].md5}*"))
 
 
-def test_store_keeps_the_most_recently_used(tmp_path, folder):
-    """Above its limit the store lets the least recently used content go, but none that a notebook waits for."""
-    store = Store(tmp_path / "store")
-    for name in "abc":
-        write(folder / name, name.encode() * 100)
-        store.remove(fill(store, folder, name))
-    store.remove(fill(store, folder, "a"))
-    kept = {file.read_bytes()[:1] for file in (tmp_path / "store" / "files").iterdir()}
-    assert kept == {b"a", b"b", b"c"}
-    write(folder / "d", b"d" * 100)
-    waiting, missing = store.open(entries(folder, ["c"]))
-    assert missing == []
-    store.remove(fill(store, folder, "d", limit=300))
-    kept = {file.read_bytes()[:1] for file in (tmp_path / "store" / "files").iterdir()}
-    assert kept == {b"a", b"c", b"d"}
-    store.remove(fill(store, folder, "d", limit=0))
-    kept = {file.read_bytes()[:1] for file in (tmp_path / "store" / "files").iterdir()}
-    assert kept == {b"d"}
-    store.fill(waiting, entries(folder, ["c"]))
-    assert Path(waiting, "c").read_bytes() == b"c" * 100
-    store.remove(waiting)
+def test_open_makes_room_on_the_disk(tmp_path, folder):
+    """On a full disk, contents that no notebook asks for now make way for those that one asks for."""
+    write(folder / "old", b"o" * MB)
+    write(folder / "new", b"n" * MB)
+    with small_disk(tmp_path / "disk", "4m") as disk, new_transfer(tmp_path / "cluster", disk) as cluster:
+        cluster.remove(cluster.send(folder, "old"))
+        write(disk / "other", b"x" * int(1.5 * MB))
+        cluster.remove(cluster.send(folder, "new"))
+        assert [file.read_bytes()[:1] for file in (cluster.root / "files").iterdir()] == [b"n"]
 
 
-def test_replacement_mends_what_a_killed_client_left(folder):
-    """A client killed between two renames: the next one puts the old out back and leaves nothing hidden."""
-    write(folder / "out", b"old")
-    program = (
-        "import time; from pathlib import Path, PurePosixPath; from papermill_dask.files import Replacement\n"
-        f"folder = Path({str(folder)!r})\n"
-        "replacement = Replacement(folder, [PurePosixPath('out')]); replacement.prepare([])\n"
-        "(folder / 'out').rename(replacement.staged('out').parents[1] / 'old' / 'out')\n"
-        "print('half done', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as client:
-        assert client.stdout.readline() == "half done\n"
-        (left,) = folder.iterdir()
-        with Replacement(folder, [PurePosixPath("other")]) as replacement:
-            replacement.prepare([])
-            assert left.exists(), "the other client is still at it"
-        client.kill()
-    with Replacement(folder, [PurePosixPath("other")]) as replacement:
-        replacement.prepare([])
-    assert tree(folder) == {"out": (b"old", 0o644)}
+def test_fetch_mends_what_a_killed_client_left(cluster, folder, sent):
+    """A client killed between two renames: the next one puts the old out back; a living one's folder stays."""
+    for pid in (os.getpid(), 2**22 + 1):
+        write(folder / f"{STAGING}{pid}-x" / "old" / f"out{pid}", b"old")
+    write(sent / "made")
+    cluster.fetch(str(sent), folder, "made")
+    assert tree(folder).keys() >= {"made", f"out{2**22 + 1}", f"{STAGING}{os.getpid()}-x"}
+    assert len(list(folder.iterdir())) == 3

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import tarfile
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
@@ -18,34 +19,28 @@ from papermill_dask.stage import Declaration
 from papermill_dask.store import (
     DISK_FULL,
     HOST,
-    LIMIT_BYTES,
+    PIECE_BYTES,
     Entry,
-    digest,
     entries,
     inside,
     no_space,
-    read_piece,
+    outermost,
     refused,
     serve,
-    write_piece,
+    unpack,
 )
 
-# What is under way at a time bounds the memory on all three sides.
-PIECE_BYTES = 8 * 2**20
-PIECES_IN_A_MESSAGE = 500
 WATCH_SECONDS = 1
 ANSWER_SECONDS = 10
 STAGING = f".papermill-dask-{HOST}-"  # and a process id: hidden folders beside outs
 
-Piece = tuple[str, int, int]  # a path or a hash, then offset and length in bytes
 
-
-def send(client, worker: str, folder: Path, declaration: Declaration, *, limit: int = LIMIT_BYTES) -> str:
+def send(client, worker: str, folder: Path, declaration: Declaration) -> str:
     """Bring the deps in ``folder`` to ``worker`` and return the path there of a scratch folder with them.
 
-    What the worker holds already, by its hash, is not sent; it keeps up to ``limit`` bytes. The caller removes the
-    folder with `remove`. Raises EngineError for a dep that is missing or leaves ``folder``, for a full disk, and when
-    the worker or the scheduler is lost; then no folder is left.
+    What the worker holds already, by its hash, is not sent. The caller removes the folder with `remove`. Raises
+    EngineError for a dep that is missing or leaves ``folder``, for a full disk, and when the worker or the scheduler is
+    lost; then no folder is left.
     """
     for path in declaration.outs:
         inside(folder, path, follow=False)
@@ -57,15 +52,13 @@ def send(client, worker: str, folder: Path, declaration: Declaration, *, limit: 
             next_step="make them first (`dvc repro` makes what other stages write), or mend the list",
         )
     wanted = entries(folder, declaration.deps, links_to=declaration.links_to)
-    parents = {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}
-    folders = sorted(parent for parent in parents if (folder / parent).is_dir())
-    scratch, lacking = _ask(client, worker, "open", wanted, limit)
+    for parent in {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}:
+        if (folder / parent).is_dir():  # the notebook finds it there, too
+            wanted.append(Entry(parent, "", 0, 0o755))
+    scratch, lacking = _ask(client, worker, "open", wanted)
     try:
-        by_hash = {entry.md5: entry for entry in wanted}
-        for message in _messages((md5, by_hash[md5].size) for md5 in lacking):
-            contents = [(md5, offset, read_piece(folder / by_hash[md5].path, offset, n)) for md5, offset, n in message]
-            _ask(client, worker, "receive", scratch, contents)
-        _ask(client, worker, "fill", scratch, wanted, folders)
+        _send_contents(_Pieces(client, worker, scratch), folder, wanted, lacking)
+        _ask(client, worker, "fill", scratch, wanted)
     except BaseException as error:
         with contextlib.suppress(EngineError):
             remove(client, worker, scratch)
@@ -81,34 +74,21 @@ def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declarat
     Raises EngineError for an out that the notebook did not write, for one that leaves its folder, for a full disk, and
     when the worker is lost.
     """
-    outs = list(dict.fromkeys(map(PurePosixPath, declaration.outs)))
-    outs = [out for out in outs if not any(parent in outs for parent in out.parents)]
-    for path in outs:
-        inside(folder, path, follow=False)
-    wanted = _ask(client, worker, "list_outs", scratch, list(map(str, outs)), declaration.partial)
-    for entry in wanted:
-        inside(folder, entry.path, declaration.links_to, follow=False)
-        if not any(PurePosixPath(entry.path).is_relative_to(out) for out in outs):
-            raise refused(folder, entry.path, "the worker was not asked for it")
-    arriving = [out for out in outs if any(PurePosixPath(entry.path).is_relative_to(out) for entry in wanted)]
+    outs = outermost(declaration.outs)
+    for out in outs:
+        inside(folder, out, follow=False)
+    size = _ask(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
     try:
-        with Replacement(folder, arriving) as replacement:
-            replacement.prepare(wanted)
-            for message in _messages((entry.path, entry.size) for entry in wanted if entry.md5):
-                contents = _ask(client, worker, "read", scratch, message)
-                for (path, offset, _), data in zip(message, contents, strict=True):
-                    write_piece(replacement.staged(path), offset, data)
-            replacement.finish(wanted)
+        return _replace(_Pieces(client, worker, scratch), folder, outs)
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise no_space(folder, sum(entry.size for entry in wanted), shutil.disk_usage(folder).free) from None
+            raise no_space(folder, size) from None
         raise EngineError(
             "What the notebook made cannot be put in place.",
             value=str(error),
             expected=f"outs that can be written, or replaced, in {folder}",
             next_step="see to that file; nothing was changed here",
         ) from None
-    return list(map(str, arriving))
 
 
 def remove(client, worker: str, scratch: str) -> None:
@@ -149,94 +129,74 @@ async def _call(client, worker: str, operation: str, *arguments) -> Any:
     return answer
 
 
-def _messages(sizes: Iterable[tuple[str, int]]) -> Iterator[list[Piece]]:
-    """Cut contents into pieces and gather them into messages of at most `PIECE_BYTES`."""
-    message: list[Piece] = []
-    space = PIECE_BYTES
-    for name, size in sizes:
-        # An empty file has a piece, too.
-        for offset in range(0, size or 1, PIECE_BYTES):
-            length = min(PIECE_BYTES, size - offset)
-            if message and (length > space or len(message) == PIECES_IN_A_MESSAGE):
-                yield message
-                message, space = [], PIECE_BYTES
-            message.append((name, offset, length))
-            space -= length
-    if message:
-        yield message
+class _Pieces:
+    """A file for `tarfile` that is written to a scratch folder's `receive`, or read from its `read`."""
+
+    def __init__(self, client, worker: str, scratch: str) -> None:
+        self._to, self._scratch, self._offset = (client, worker), scratch, 0
+
+    def write(self, piece: bytes) -> None:
+        _ask(*self._to, "receive", self._scratch, piece)
+
+    def read(self, length: int) -> bytes:
+        piece = _ask(*self._to, "read", self._scratch, self._offset, length)
+        self._offset += len(piece)
+        return piece
+
+
+def _send_contents(pieces: _Pieces, folder: Path, wanted: list[Entry], lacking: list[str]) -> None:
+    by_hash = {entry.md5: entry for entry in wanted}
+    if not lacking:
+        return
+    with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:
+        for md5 in lacking:
+            member = tarfile.TarInfo(md5)
+            member.size = by_hash[md5].size
+            with (folder / by_hash[md5].path).open("rb") as content:
+                tar.addfile(member, content)
 
 
 # -- putting it in place -------------------------------------------------------------------------------------------
-class Replacement:
-    """New contents for ``outs`` in ``folder``: staged in hidden folders beside them, then put in place by renaming.
+def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[str]:
+    """Unpack ``outs`` beside their places in ``folder``, then rename them into place; return those that came.
 
-    Beside them, because a rename works within a file system only, and outs may lie on several. A context: what has not
-    been put in place when it ends is gone, and what was there before is there still. The folders bear the name of this
-    process; what a killed one left is cleared by the next.
+    Beside them, in hidden folders, because a rename works within a file system only, and outs may lie on several. The
+    folders bear the name of this process; what a killed one left is cleared by the next.
     """
+    hidden = f"{STAGING}{os.getpid()}-{secrets.token_hex(4)}"
 
-    def __init__(self, folder: Path, outs: Iterable[PurePosixPath]) -> None:
-        self._folder, self._outs = folder, list(outs)
-        self._undo = contextlib.ExitStack()
-        self._places: set[Path] = set()
+    def staged(out: PurePosixPath, kind: str) -> Path:
+        return folder / out.parent / hidden / kind / out.name
 
-    def __enter__(self) -> Self:
-        return self
+    with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as undo:
+        for parent in dict.fromkeys(folder / out.parent for out in outs):
+            for made in reversed([place for place in (parent, *parent.parents) if not place.exists()]):
+                made.mkdir()
+                cleanup.callback(_remove_empty, made)
+            _clear(parent)
+            cleanup.callback(shutil.rmtree, parent / hidden, ignore_errors=True)
+            for place in (parent / hidden, parent / hidden / "new", parent / hidden / "old"):
+                place.mkdir(mode=0o700)
+        with tarfile.open(fileobj=pieces, mode="r|", bufsize=PIECE_BYTES) as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                out = next((out for out in outs if path.is_relative_to(out) and ".." not in path.parts), None)
+                if out is None:
+                    raise refused(folder, path, "the worker was not asked for it")
+                unpack(tar, member, staged(out, "new") / path.relative_to(out))
+        arrived = [out for out in outs if staged(out, "new").exists()]
+        for out in arrived:
+            if os.path.lexists(folder / out):
+                _move(folder / out, staged(out, "old"), undo)
+            _move(staged(out, "new"), folder / out, undo)
+        undo.pop_all()
+    return list(map(str, arrived))
 
-    def __exit__(self, *_) -> None:
-        self._undo.close()
-        for place in self._places:
-            shutil.rmtree(place, ignore_errors=True)
 
-    def prepare(self, entries: Iterable[Entry]) -> None:
-        """Make the folders that are needed."""
-        for place in dict.fromkeys(map(self._place, self._outs)):
-            for folder in reversed([folder for folder in place.parents if not folder.exists()]):
-                folder.mkdir()
-                self._undo.callback(_remove_empty, folder)
-            _clear(place.parent)
-            self._places.add(place)
-            self._undo.callback(shutil.rmtree, place, ignore_errors=True)
-            for inner in (place, place / "new", place / "old"):
-                inner.mkdir(mode=0o700)
-        for entry in entries:
-            staged = self.staged(entry.path)
-            (staged.parent if entry.md5 else staged).mkdir(parents=True, exist_ok=True)
-
-    def staged(self, path: str) -> Path:
-        """Return where the content for ``path`` is to be written."""
-        out = next(out for out in self._outs if PurePosixPath(path).is_relative_to(out))
-        return self._place(out) / "new" / out.name / PurePosixPath(path).relative_to(out)
-
-    def finish(self, entries: Iterable[Entry]) -> None:
-        """Check the contents and put all outs in place; on any failure put back what was there.
-
-        Raises EngineError when a content is not what was announced, OSError when an out cannot be replaced.
-        """
-        for entry in entries:
-            staged = self.staged(entry.path)
-            if entry.md5 and digest(staged) != entry.md5:
-                raise EngineError(
-                    "A file changed while it was fetched from the worker.",
-                    value=entry.path,
-                    expected=f"the MD5 {entry.md5}",
-                    next_step="see that nothing the notebook started still writes to it, then run again",
-                )
-            staged.chmod(entry.mode)
-        for out in self._outs:
-            target, place = self._folder / out, self._place(out)
-            if os.path.lexists(target):
-                self._move(target, place / "old" / out.name)
-            self._move(place / "new" / out.name, target)
-        self._undo.pop_all()
-
-    def _move(self, source: Path, target: Path) -> None:
-        # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
-        self._undo.callback(_move_back, source, target)
-        source.rename(target)
-
-    def _place(self, out: PurePosixPath) -> Path:
-        return self._folder / out.parent / f"{STAGING}{os.getpid()}-{id(self)}"
+def _move(source: Path, target: Path, undo: contextlib.ExitStack) -> None:
+    # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
+    undo.callback(_move_back, source, target)
+    source.rename(target)
 
 
 def _move_back(source: Path, target: Path) -> None:

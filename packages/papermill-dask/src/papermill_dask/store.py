@@ -9,11 +9,11 @@ import asyncio
 import errno
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import socket
 import stat
+import tarfile
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,9 +22,8 @@ from pathlib import Path, PurePosixPath
 from papermill_dask.errors import EngineError
 
 PERMISSIONS = 0o777
-LIMIT_BYTES = 20 * 2**30
+PIECE_BYTES = 2**20  # under way at a time: this bounds the memory on all three sides
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-MD5 = re.compile(r"[0-9a-f]{32}")
 HOST = socket.gethostname()
 
 
@@ -69,20 +68,29 @@ def refused(folder: Path, path: object, why: str = "it leaves the folder") -> En
 
 
 def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()) -> list[Entry]:
-    """Return what lies at ``paths``, folders with all that is in them; links give what they lead to.
+    """Return what lies at ``paths``, folders with all that is in them; raises what `members` raises."""
+    result = []
+    for file in members(folder, paths, tuple(links_to)):
+        status, name = file.stat(), file.relative_to(folder).as_posix()
+        is_folder, mode = stat.S_ISDIR(status.st_mode), status.st_mode & PERMISSIONS
+        result.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
+    return result
+
+
+def outermost(paths: Iterable[str]) -> list[PurePosixPath]:
+    """Return those of ``paths`` that lie in no other."""
+    pure = dict.fromkeys(map(PurePosixPath, paths))
+    return [path for path in pure if not any(parent in pure for parent in path.parents)]
+
+
+def members(folder: Path, paths: Iterable[str], links_to: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files and empty folders at ``paths`` and in them; links give what they lead to.
 
     Raises EngineError for a path that leaves ``folder``, for a link that leads nowhere or in a circle, and for what is
     neither file nor folder.
     """
-    pure = dict.fromkeys(map(PurePosixPath, paths))
-    outermost = [str(path) for path in pure if not any(parent in pure for parent in path.parents)]
-    result = []
-    for file in (file for path in outermost for file in _files(folder, path, tuple(links_to), ())):
-        status = file.stat()
-        name, mode = file.relative_to(folder).as_posix(), status.st_mode & PERMISSIONS
-        is_folder = stat.S_ISDIR(status.st_mode)
-        result.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
-    return result
+    for path in outermost(paths):
+        yield from _files(folder, str(path), links_to, ())
 
 
 def _files(folder: Path, path: str, links_to: tuple[Path, ...], above: tuple[Path, ...]) -> Iterator[Path]:
@@ -109,12 +117,24 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def no_space(folder: Path, needed: int | None, free: int | None = None) -> EngineError:
-    """Return the error for a disk that is full, or would be; sizes in bytes."""
-    place = f"{HOST}:{folder}"
+def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Write a file or a folder from a tar file to ``target``; raise EngineError for what is neither."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.isdir():
+        target.mkdir()
+    elif member.isfile():
+        with tar.extractfile(member) as content, target.open("xb") as file:
+            shutil.copyfileobj(content, file, PIECE_BYTES)
+    else:
+        raise refused(target.parent, member.name, "it is neither a file nor a folder")
+    target.chmod(member.mode & PERMISSIONS)
+
+
+def no_space(folder: Path, needed: int | None = None) -> EngineError:
+    """Return the error for a disk that is full, or would be with ``needed`` bytes."""
     return EngineError(
         "There is not enough space on the disk for the notebook's files.",
-        value=place if free is None else f"{place} has {free:,} bytes free",
+        value=f"{HOST}:{folder} has {shutil.disk_usage(folder).free:,} bytes free",
         expected=None if needed is None else f"{needed:,} bytes free",
         next_step="make room there; nothing half-written was left",
     )
@@ -122,7 +142,7 @@ def no_space(folder: Path, needed: int | None, free: int | None = None) -> Engin
 
 # -- the worker's store --------------------------------------------------------------------------------------------
 async def serve(operation: str, *arguments, dask_worker):
-    """Do what the client asks for through `Client.run`; return what it gives, or the EngineError that it raised.
+    """Call a method of the worker's `Store` for the client; return what it gives, or the EngineError that it raised.
 
     In a thread, so that the worker's event loop stays free; an error is returned, as Dask would log one that is raised
     with all its arguments, and those are the user's files.
@@ -134,7 +154,7 @@ async def serve(operation: str, *arguments, dask_worker):
         return error
     except OSError as error:
         if error.errno in DISK_FULL:
-            return no_space(store.root, None, shutil.disk_usage(store.root).free)
+            return no_space(store.root)
         return EngineError(
             "The worker could not handle the notebook's files.",
             value=f"{HOST}: {error}",
@@ -146,8 +166,8 @@ async def serve(operation: str, *arguments, dask_worker):
 class Store:
     """The folder ``root``: `files` holds contents by their MD5, `scratch` the notebooks' folders.
 
-    A notebook's folder is made with `open`, filled with `receive` and `fill`, looked at with `list_outs` and `read`,
-    and gone after `remove`.
+    A notebook's folder is made with `open`, filled with `receive` and `fill`; `pack` and `read` give what it holds in
+    the end; it is gone after `remove`.
     """
 
     _lock = threading.Lock()  # of what several notebooks of this process must not do at once
@@ -163,62 +183,49 @@ class Store:
         """Return the store in a worker's own folder, which Dask removes with the worker, also after a kill."""
         return cls(Path(worker.local_directory) / "papermill-dask")
 
-    def open(self, wanted: list[Entry], limit: int = LIMIT_BYTES) -> tuple[str, list[str]]:
+    def open(self, wanted: list[Entry]) -> tuple[str, list[str]]:
         """Make a scratch folder with those of ``wanted`` whose contents are here; return it and the others' hashes.
 
-        They are copies: a notebook that changes its inputs changes only those. The store keeps at most ``limit``
-        bytes, the least recently used going first. Raises EngineError when the disk is too full.
+        They are copies: a notebook that changes its inputs changes only those. On a disk that is too full, contents
+        that are not wanted now go; raises EngineError when that does not help.
         """
-        if bad := [entry.md5 for entry in wanted if entry.md5 and not MD5.fullmatch(entry.md5)]:
-            raise EngineError("This is not the MD5 of a file.", value=bad[0], expected="32 hexadecimal digits")
-        place = self._scratch / secrets.token_hex(8)
-        for name in ("files", "incoming"):
-            (place / name).mkdir(parents=True, mode=0o700)
         with self._lock:
-            missing = {entry.md5: entry.size for entry in wanted if entry.md5 and not self._file(entry.md5).exists()}
+            missing = {entry.md5: entry.size for entry in wanted if entry.md5 and not (self._kept / entry.md5).exists()}
             needed = sum(missing.values()) + sum(entry.size for entry in wanted)
-            self._trim(limit - sum(missing.values()), needed, keep={entry.md5 for entry in wanted})
-            if (free := shutil.disk_usage(self.root).free) < needed:
-                self.remove(str(place / "files"))
-                raise no_space(self.root, needed, free)
-            lacking = dict.fromkeys(entry.md5 for entry in wanted if not self._put(place / "files", entry))
-        return str(place / "files"), list(lacking)
+            if shutil.disk_usage(self.root).free < needed:
+                for file in {*self._kept.iterdir()} - {self._kept / entry.md5 for entry in wanted}:
+                    file.unlink()
+            if shutil.disk_usage(self.root).free < needed:
+                raise no_space(self.root, needed)
+            files = self._scratch / secrets.token_hex(8) / "files"
+            files.mkdir(parents=True, mode=0o700)
+            lacking = dict.fromkeys(entry.md5 for entry in wanted if not self._put(files, entry))
+        return str(files), list(lacking)
 
-    def receive(self, scratch: str, pieces: list[tuple[str, int, bytes]]) -> None:
-        """Take pieces of missing contents: hash, offset in bytes, data."""
-        place = self._place(scratch)
-        for md5, offset, data in pieces:
-            if not MD5.fullmatch(md5):
-                raise EngineError("This is not the MD5 of a file.", value=md5)
-            write_piece(place / "incoming" / md5, offset, data)
+    def receive(self, scratch: str, piece: bytes) -> None:
+        """Take the next piece of a tar file with missing contents, each named by its MD5."""
+        with (Path(scratch).parent / "incoming").open("ab") as incoming:
+            incoming.write(piece)
 
-    def fill(self, scratch: str, wanted: list[Entry], folders: Iterable[str] = ()) -> None:
-        """Put those of ``wanted`` in place that have come since `open`; make ``folders``, too, though empty.
-
-        Raises EngineError when what was received is not what was announced.
-        """
-        place = self._place(scratch)
-        for received in (place / "incoming").iterdir():
-            if digest(received) != received.name:
-                raise EngineError(
-                    "A file changed while it was sent to the worker.",
-                    value=f"its MD5 is no longer {received.name}",
-                    next_step="run again when nothing writes to the notebook's dependencies",
-                )
-            received.replace(self._file(received.name))
-        for name in folders:
-            inside(place / "files", name).mkdir(parents=True, exist_ok=True)
+    def fill(self, scratch: str, wanted: list[Entry]) -> None:
+        """Put those of ``wanted`` in place that have come since `open`; raise EngineError for one that has changed."""
+        files, incoming = Path(scratch), Path(scratch).parent / "incoming"
         with self._lock:
+            if incoming.exists():
+                with tarfile.open(incoming, "r:") as tar:
+                    for member in tar:
+                        self._keep(tar, member)
+                incoming.unlink()
             for entry in wanted:
-                if not (place / "files" / entry.path).exists() and not self._put(place / "files", entry):
+                if not (files / entry.path).exists() and not self._put(files, entry):
                     raise EngineError("A file has gone from the worker's store.", value=entry.path)
 
-    def list_outs(self, scratch: str, outs: list[str], partial: bool = False) -> list[Entry]:
-        """Return what the notebook left at ``outs``; raise EngineError naming those that are not there.
+    def pack(self, scratch: str, outs: list[str], partial: bool = False) -> int:
+        """Gather what the notebook left at ``outs`` in a tar file, for `read`; return its size in bytes.
 
-        With ``partial`` these are passed over.
+        Raises EngineError naming those that are not there; with ``partial`` they are passed over.
         """
-        files = self._place(scratch) / "files"
+        files = Path(scratch)
         missing = [path for path in outs if not inside(files, path).exists()]
         if missing and not partial:
             raise EngineError(
@@ -227,50 +234,45 @@ class Store:
                 expected=", ".join(outs),
                 next_step="write them in the notebook, or take them out of the `outs`",
             )
-        return entries(files, [path for path in outs if path not in missing])
+        found = list(members(files, [path for path in outs if path not in missing]))
+        with tarfile.open(files.parent / "outgoing", "w", dereference=True) as tar:
+            for file in found:
+                tar.add(file, file.relative_to(files).as_posix(), recursive=False)
+        return sum(file.stat().st_size for file in found if file.is_file())
 
-    def read(self, scratch: str, pieces: list[tuple[str, int, int]]) -> list[bytes]:
-        """Return pieces of files in the scratch folder: path, offset and length in bytes."""
-        files = self._place(scratch) / "files"
-        return [read_piece(inside(files, path), offset, length) for path, offset, length in pieces]
+    def read(self, scratch: str, offset: int, length: int) -> bytes:
+        """Return a piece of the tar file that `pack` made."""
+        with (Path(scratch).parent / "outgoing").open("rb") as outgoing:
+            outgoing.seek(offset)
+            return outgoing.read(length)
 
     def remove(self, scratch: str) -> None:
         """Remove a scratch folder; one that is gone already is no error."""
-        place = self._place(scratch, exists=False)
-        for folder, names, _ in os.walk(place):  # a notebook may have taken the permissions of its own folders away
-            for inner in (Path(folder, name) for name in names):
-                if not inner.is_symlink():
-                    inner.chmod(0o700)
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(Path(scratch).parent, ignore_errors=True)
 
-    def _place(self, scratch: str, *, exists: bool = True) -> Path:
-        """Return the folder around a scratch folder's files; refuse one that this store did not make."""
-        place = Path(scratch).parent
-        if Path(scratch) != self._scratch / place.name / "files" or (exists and not place.is_dir()):
+    def _keep(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        """Keep a received content, unless it is not what its hash says."""
+        kept = self._kept / member.name
+        unpack(tar, member, arriving := kept.with_suffix(".arriving"))
+        if digest(arriving) != kept.name:
+            arriving.unlink()
             raise EngineError(
-                "The worker has no such folder.",
-                value=scratch,
-                expected=f"one in {self._scratch}",
-                next_step="run the notebook again: the worker was restarted, or the folder removed",
+                "A file changed while it was sent to the worker.",
+                value=f"its MD5 is no longer {kept.name}",
+                next_step="run again when nothing writes to the notebook's dependencies",
             )
-        return place
-
-    # -- contents --------------------------------------------------------------------------------------------
-    def _file(self, md5: str) -> Path:
-        return self._kept / md5
+        arriving.replace(kept)
 
     def _put(self, files: Path, entry: Entry) -> bool:
         """Put a copy of a content in its place; tell whether it is here, and what its hash says."""
-        target = inside(files, entry.path)
+        target, kept = inside(files, entry.path), self._kept / entry.md5
         target.parent.mkdir(parents=True, exist_ok=True)
         if not entry.md5:
             target.mkdir(exist_ok=True)
+        elif not kept.exists():
+            return False
         else:
-            kept = self._file(entry.md5)
-            if not kept.exists():
-                return False
             shutil.copyfile(kept, target)
-            os.utime(kept)
             if digest(target) != entry.md5:  # something has written to it
                 kept.unlink()
                 target.unlink()
@@ -278,29 +280,3 @@ class Store:
         # Whatever the mode was at home, the notebook's user writes here.
         target.chmod(entry.mode | 0o600)
         return True
-
-    def _trim(self, limit: int, free: int, keep: set[str]) -> None:
-        """Remove contents, least recently used first, until at most ``limit`` bytes are kept and ``free`` are free."""
-        kept = [(file.stat().st_mtime_ns, file.stat().st_size, file) for file in self._kept.iterdir()]
-        total = sum(size for _, size, _ in kept)
-        for _, size, file in sorted(kept):
-            if total <= limit and shutil.disk_usage(self.root).free >= free:
-                return
-            if file.name not in keep:
-                file.unlink()
-                total -= size
-
-
-def read_piece(file: Path, offset: int, length: int) -> bytes:
-    """Return a piece of a file."""
-    with file.open("rb") as content:
-        content.seek(offset)
-        return content.read(length)
-
-
-def write_piece(file: Path, offset: int, data: bytes) -> None:
-    """Write a piece of a file that others may be writing, too."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "wb") as content:
-        content.seek(offset)
-        content.write(data)
