@@ -64,7 +64,7 @@ def test_dask_forgets_a_topic(client):
 
 
 def test_dask_knows_the_tasks_that_run(client):
-    """A worker's scheduler answers `get_task_status`, None for what is forgotten; a semaphore has its timer."""
+    """A worker's scheduler answers `get_task_status`, None for what is forgotten."""
 
     def ask(key: str) -> tuple:
         worker = distributed.get_worker()
@@ -75,10 +75,6 @@ def test_dask_knows_the_tasks_that_run(client):
     assert name, UPGRADE
     assert (status, state, logs) == ("running", None, True), UPGRADE
     assert client.submit(ask, task.key, pure=False).result()[2] == "memory", UPGRADE
-    with client.as_current():
-        leases = compat.new_leases("a", 1)
-        assert leases.refresh_callback.callback == leases._refresh_leases, UPGRADE
-        leases.stop_refreshing()
 
 
 def test_papermill_has_what_is_used_of_it(tmp_path):

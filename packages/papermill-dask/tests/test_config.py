@@ -13,21 +13,22 @@ from programs import clean_environment
 
 def test_options_are_those_of_the_first_that_says_so():
     """A keyword wins over Dask's configuration, that over the notebook's metadata, and that over the default."""
-    metadata = {"memory": "2 GiB", "retries": 1, "worker": "alpha"}
-    with dask.config.set({"papermill-dask.retries": 2, "papermill-dask.worker": "beta"}):
-        options = NotebookOptions.of(metadata, {"worker": "gamma"})
-    assert (options.memory, options.retries, options.worker) == (2 * 2**30, 2, "gamma")
-    assert (options.deps, options.resources, options.max_output) == (None, {}, None)
+    metadata = {"outs": "x", "retries": 1, "deps": "alpha"}
+    with dask.config.set({"papermill-dask.retries": 2, "papermill-dask.deps": "beta"}):
+        options = NotebookOptions.of(metadata, {"deps": "gamma"})
+    assert (options.outs, options.retries, options.deps) == (["x"], 2, ["gamma"])
+    assert (options.environment, options.resources) == ([], {})
 
 
 def test_options_are_read_from_text():
-    """Lists by commas, resources as NAME=AMOUNT, sizes with units: as in variables of the environment."""
-    options = NotebookOptions.of({}, {"deps": "a, b/c", "resources": "GPU=1,TPU=0.5", "max_output": "5 MB"})
-    assert (options.deps, options.resources) == (["a", "b/c"], {"GPU": 1.0, "TPU": 0.5})
-    assert options.max_output == 5_000_000
+    """Lists by commas, as in variables of the environment."""
+    options = NotebookOptions.of({}, {"deps": "a, b/c", "retries": "3"})
+    assert (options.deps, options.retries) == (["a", "b/c"], 3)
 
 
-@pytest.mark.parametrize(("option", "value"), [("retries", -1), ("memory", "much"), ("resources", "GPU"), ("dep", "a")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("retries", -1), ("retries", "many"), ("resources", "GPU"), ("dep", "a")]
+)
 def test_options_that_make_no_sense_are_refused(option, value):
     """An option that is unknown or cannot be read is named, with its value."""
     with pytest.raises(EngineError, match=f"option `{option}` cannot be used") as caught:
@@ -37,11 +38,11 @@ def test_options_that_make_no_sense_are_refused(option, value):
 
 def test_options_come_from_the_environment_as_dasks_own_do():
     """`DASK_PAPERMILL_DASK__<OPTION>` is read by Dask itself."""
-    program = "import papermill_dask as p; o = p.NotebookOptions.of({}, {}); print(o.max_output, o.deps, o.retries)"
-    variables = {"MAX_OUTPUT": "5 MB", "DEPS": "['a']", "RETRIES": "3"}
+    program = "import papermill_dask as p; o = p.NotebookOptions.of({}, {}); print(o.resources, o.deps, o.retries)"
+    variables = {"RESOURCES": "{'GPU': 1}", "DEPS": "['a']", "RETRIES": "3"}
     environment = clean_environment() | {f"DASK_PAPERMILL_DASK__{name}": value for name, value in variables.items()}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "5000000 ['a'] 3\n"
+    assert done.stdout == "{'GPU': 1.0} ['a'] 3\n"
 
 
 def test_public_names_are_there_and_load_nothing_before_they_are_used():

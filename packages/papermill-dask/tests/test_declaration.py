@@ -186,21 +186,6 @@ stages:
     assert dvc(tmp_path, folder, "repro")["run"]["outs"] == ["result"]
 
 
-def test_declared_outs_may_be_made_by_other_commands(repository):
-    """A command after the notebook may make outs, too: then the notebook need not make all."""
-    stages = {
-        "one": (["papermill a b"], False),
-        "last": (["prepare x", "papermill a b"], False),
-        "several": (["papermill a b", "papermill c d"], True),
-        "first": (["papermill a b", "python plot.py"], True),
-        "folded": ("papermill a b\npapermill c d", True),
-    }
-    written = {name: {"cmd": commands, "outs": [name]} for name, (commands, _) in stages.items()}
-    folder = repository(dvc_yaml=json.dumps({"stages": written}))
-    found = {name: declared(folder, name).partial for name in stages}
-    assert found == {name: partial for name, (_, partial) in stages.items()}
-
-
 def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
     """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
     from papermill_dask.store import entries

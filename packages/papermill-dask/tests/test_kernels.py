@@ -448,18 +448,6 @@ def test_variable_that_imports_read_makes_a_new_warm_process():
         assert warm_state()["pid"] == before
 
 
-def test_variable_that_imports_set_makes_no_new_warm_process(tmp_path, monkeypatch):
-    """What scikit-learn leaves in its worker when a task imports it keeps no later kernel from being forked."""
-    (tmp_path / "setting.py").write_text("import os\nos.environ['KMP_INIT_AT_FORK'] = 'FALSE'")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with warming("colorsys", "setting"):
-        before = warm_state()["pid"]
-        assert is_forked(environment={"KMP_INIT_AT_FORK": "FALSE"})
-        assert is_forked()
-        assert warm_state()["pid"] == before
-        assert not is_forked(environment={"KMP_INIT_AT_FORK": "TRUE"})
-
-
 def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypatch, caplog):
     """Where a fork would not be safe the ordinary kernel starts, and a log line names the thread."""
     (tmp_path / "threaded.py").write_text(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jupyter_client.jsonutil import json_default
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
@@ -22,7 +20,7 @@ INTERRUPT_SECONDS = 0.5
 # From the end of a cell to its last output. nbclient's 4 s are for messages that get lost, which a Unix socket's do
 # not, and too few where ten thousand of them are on their way.
 OUTPUT_SECONDS = 120
-OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error"}
+OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error", "clear_output"}
 
 
 class CellEvents:
@@ -64,24 +62,19 @@ class CellEvents:
 class KernelClient(PapermillNotebookClient):
     """papermill's notebook client, with a kernel that is never left behind, and whose messages reach the client.
 
-    ``max_output`` is the most bytes of output to keep, ``before_end`` is called while the kernel still stands.
+    ``before_end`` is called while the kernel still stands.
     """
 
-    def __init__(
-        self, manager: CellEvents, run, *, max_output: int | None, before_end: Callable[[], None], **options: Any
-    ) -> None:
+    def __init__(self, manager: CellEvents, run, *, before_end: Callable[[], None], **options: Any) -> None:
         options = {"iopub_timeout": OUTPUT_SECONDS} | options
         super().__init__(manager, kernel_manager_class=KernelManager, log=run.logger(), **options)
-        self._run, self._max_output, self._before_end = run, max_output, before_end
-        self._output = 0
+        self._run, self._before_end = run, before_end
         self._exit_code: int | None = None
 
     def process_message(self, msg, cell, cell_index):
         """Tell the client of a message, unless a widget takes it; then process it as papermill does."""
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
-        if kind in OUTPUT_MESSAGES and (msg := self._within_limit(msg)) is None:
-            return None
-        captured = kind in OUTPUT_MESSAGES | {"clear_output"} and compat.is_captured(self, parent)
+        captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):
             self._run.tell(
                 "message",
@@ -95,27 +88,6 @@ class KernelClient(PapermillNotebookClient):
                 },
             )
         return super().process_message(msg, cell, cell_index)
-
-    def _within_limit(self, msg: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the message while there is room for it, once what there is room for and a note, then nothing.
-
-        Errors pass.
-        """
-        if self._max_output is None or msg["msg_type"] == "error":
-            return msg
-        room = self._max_output - self._output
-        content = json.dumps(msg["content"], default=json_default, ensure_ascii=False)
-        self._output += len(content.encode(errors="replace"))
-        if self._output <= self._max_output:
-            return msg
-        if room < 0:
-            return None
-        note = f"\n[The rest of the output was cut: the option max_output allows {self._max_output:,} bytes.]\n"
-        content = {"name": "stderr", "text": note}
-        if msg["msg_type"] == "stream":
-            text = msg["content"]["text"].encode(errors="replace")[:room].decode(errors="ignore")
-            content = msg["content"] | {"text": text + note}
-        return msg | {"msg_type": "stream", "header": msg["header"] | {"msg_type": "stream"}, "content": content}
 
     @contextlib.contextmanager
     def setup_kernel(self, **options: Any) -> Iterator[None]:

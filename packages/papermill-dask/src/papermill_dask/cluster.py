@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask.config
-from dask.tokenize import tokenize
 from jupyter_client.kernelspec import NoSuchKernel
 
 from papermill_dask import compat
@@ -25,13 +24,12 @@ from papermill_dask.errors import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, listens, process_facts
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Semaphore
 
 logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
 NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs at once
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
-WAITING_SECONDS = 2.0
 RETRY_SECONDS = 0.1
 NO_WORKER_SECONDS = 0.5
 LEASE_SECONDS = 6
@@ -51,7 +49,6 @@ class Worker:
 
     address: str
     name: str
-    memory: int
     resources: dict[str, float]
     notebooks: int
     id: str | None = None
@@ -62,7 +59,7 @@ class Worker:
 
     def __str__(self) -> str:
         resources = ", ".join(f"{name}={amount:g}" for name, amount in sorted(self.resources.items())) or "none"
-        return f"{self.name} ({self.address}): memory {self.memory / 2**30:.1f} GiB, resources {resources}"
+        return f"{self.name} ({self.address}): resources {resources}"
 
 
 @contextlib.contextmanager
@@ -76,7 +73,11 @@ def connect() -> Iterator[Client]:
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    for name in ("distributed.client", "distributed.semaphore"):  # tracebacks of what we tell in words
+    for name in (
+        "distributed.client",
+        "distributed.semaphore",
+        "tornado.application",
+    ):  # tracebacks of what we tell in words
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
     with contextlib.ExitStack() as stack:
@@ -136,7 +137,6 @@ def survey(client: Client, kernel_name: str | None = None, folder: Path | None =
             Worker(
                 address=address,
                 name=str(info["name"]),
-                memory=info["memory_limit"] or 0,
                 resources=resources,
                 notebooks=seats,
                 id=facts.get("id"),
@@ -212,17 +212,12 @@ def select(workers: list[Worker], options: NotebookOptions, kernel_name: str | N
     chosen = [
         worker
         for worker in fit
-        if options.worker in (None, worker.name, worker.address)
-        and (not worker.memory or worker.memory >= options.memory)
-        and all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
+        if all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
     ]
     if not chosen:
-        wishes = [f"worker {options.worker}"] if options.worker else []
-        wishes += [f"memory {options.memory / 2**30:.1f} GiB"] if options.memory else []
-        wishes += [f"resource {name}={amount:g}" for name, amount in options.resources.items()]
         raise EngineError(
             "No worker has what the notebook asks for.",
-            value=", ".join(wishes),
+            value=", ".join(f"resource {name}={amount:g}" for name, amount in options.resources.items()),
             expected="something that one of these workers has:\n" + "\n".join(f"    {worker}" for worker in fit),
             next_step="start a worker that has it (`dask worker --resources`), or ask for less",
         )
@@ -235,24 +230,23 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
     """Wait until one of ``workers`` has room for a notebook; yield it, and keep the room until the block ends.
 
     Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
-    there is room: a lease of its worker, of as many as the worker runs notebooks. Before that it waits for one of all
-    the leases of the workers that suit it. Raises WorkerLost when none of them is left.
+    there is room: a lease of its worker, of as many as the worker runs notebooks. Raises WorkerLost when none of them
+    is left.
     """
     with client.as_current(), contextlib.ExitStack() as stack:
-        most = sum(worker.notebooks for worker in workers)
-        together = f"{NOTEBOOK}s-{tokenize(sorted(worker.address for worker in workers))}"
         is_waiting = False
         try:
-            while not _lease(client, stack, together, most, WAITING_SECONDS):
+            leases = {worker.address: _new_leases(worker, stack) for worker in workers}
+            while True:
+                for worker in _least_busy(client, workers):
+                    if (lease := leases[worker.address]).acquire(timeout=0):
+                        # A scheduler that is gone has no leases to give back.
+                        stack.callback(lambda: client.status == "running" and lease.release())
+                        yield worker
+                        return
                 if not is_waiting:
                     logger.info("Waiting for a free worker: all that suit this notebook are busy.")
                     is_waiting = True
-                _least_busy(client, workers)
-            while True:
-                for worker in _least_busy(client, workers):
-                    if _lease(client, stack, f"{NOTEBOOK}s-{worker.address}", worker.notebooks, 0):
-                        yield worker
-                        return
                 time.sleep(RETRY_SECONDS)
         except OSError as error:
             if client.status == "running":
@@ -260,20 +254,16 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
             raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
 
 
-def _lease(client: Client, stack: contextlib.ExitStack, name: str, most: int, seconds: float) -> bool:
-    """Take a lease within ``seconds``, which is given back when the stack is closed; tell whether there was one."""
+def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
+    """Return the semaphore of a worker's notebooks; a lease is refreshed until the stack is closed."""
+    from distributed import Semaphore
+
     # Dask's own time, 30 s, is long to wait for the room that a killed client had.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
-        leases = compat.new_leases(name, most)
+        leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")
         leases.register()
-    with contextlib.ExitStack() as unused:
-        unused.callback(leases.stop_refreshing)
-        if leases.acquire(timeout=seconds):
-            # A scheduler that is gone has no leases to give back.
-            unused.callback(lambda: client.status == "running" and leases.release())
-            stack.push(unused.pop_all())
-            return True
-    return False
+    stack.callback(leases.refresh_callback.stop)
+    return leases
 
 
 def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:

@@ -66,24 +66,6 @@ def forget(client, topic: str) -> None:
         client.loop.add_callback(ask)  # not waited for: this may be the client's own event loop
 
 
-def new_leases(name: str, most: int):
-    """Return a semaphore whose leases are refreshed until its `stop_refreshing`, not as long as the client lives.
-
-    The loss of a scheduler is reported elsewhere; here it would be logged as an error in refreshing.
-    """
-    from distributed import Semaphore
-
-    class Leases(Semaphore):
-        async def _refresh_leases(self) -> None:
-            with contextlib.suppress(Exception):
-                await super()._refresh_leases()
-
-        def stop_refreshing(self) -> None:
-            self.refresh_callback.stop()
-
-    return Leases(max_leases=most, name=name)
-
-
 # -- papermill and nbclient ----------------------------------------------------------------------------------------
 def folder_of_papermills_files() -> str | None:
     """Return the folder in which papermill writes files with a relative path, when it was given one (`--cwd`)."""

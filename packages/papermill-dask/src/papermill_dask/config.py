@@ -9,7 +9,6 @@ from typing import Any
 
 import dask.config
 import yaml
-from dask.utils import parse_bytes
 
 from papermill_dask.errors import EngineError
 
@@ -24,19 +23,14 @@ def _words(value: object) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value)
 
 
-def _amounts(value: object) -> dict[str, float]:
-    pairs = dict(word.partition("=")[::2] for word in _words(value)) if isinstance(value, str) else value
-    return {name: float(amount) for name, amount in pairs.items()}
+def _amounts(value: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(amount) for name, amount in value.items()}
 
 
 def _count(value: object) -> int:
     if (count := int(value)) < 0:
         raise ValueError("it is negative")
     return count
-
-
-def _size(value: object) -> int:
-    return _count(parse_bytes(value))
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,8 @@ class NotebookOptions:
     deps: list[str] | None = field(default=None, metadata={"read": _words})
     outs: list[str] | None = field(default=None, metadata={"read": _words})
     resources: dict[str, float] = field(default_factory=dict, metadata={"read": _amounts})
-    memory: int = field(default=0, metadata={"read": _size})  # bytes
-    worker: str | None = field(default=None, metadata={"read": str})
     retries: int = field(default=0, metadata={"read": _count})
     environment: list[str] = field(default_factory=list, metadata={"read": _words})
-    max_output: int | None = field(default=None, metadata={"read": _size})  # bytes
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], keywords: Mapping[str, Any]) -> NotebookOptions:

@@ -208,7 +208,6 @@ class Attempt:
             umask=_umask(),
             output=cluster.this_output(executed.output_path),
             is_remote=not worker.is_local,
-            max_output=options.max_output,
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended

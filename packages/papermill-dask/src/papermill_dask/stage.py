@@ -27,8 +27,8 @@ logger = logging.getLogger("papermill")
 class Declaration:
     """Paths relative to the working folder: ``deps`` travel to the worker, ``outs`` come back.
 
-    ``partial`` allows outs to be missing, as when other commands of the same stage make them. Symbolic links may lead
-    to ``links_to`` besides the folder itself.
+    ``partial`` allows outs to be missing: other commands of a stage may make them, and DVC itself names what nobody
+    made. Symbolic links may lead to ``links_to`` besides the folder itself.
     """
 
     deps: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
     return Declaration(
         deps=tuple(dict.fromkeys(_relative(folder, path) for path in deps)),
         outs=tuple(_relative(folder, path) for path in outs),
-        partial=_has_other_commands(stage.cmd),
+        partial=True,
         links_to=tuple(Path(cache.path) for cache in (repo.cache.local, repo.cache.legacy) if cache is not None),
     )
 
@@ -177,10 +177,3 @@ def _within(folder: Path, entry) -> str:
 
 def _relative(folder: Path, path: str) -> str:
     return Path(path).relative_to(folder).as_posix()
-
-
-def _has_other_commands(commands: str | list[str] | None) -> bool:
-    """Tell whether a command after papermill, or a second papermill, may make outs that this notebook does not."""
-    lines = commands.splitlines() if isinstance(commands, str) else commands or []
-    runs = [line for line in lines if "papermill" in line]
-    return len(runs) > 1 or (bool(runs) and lines[-1] != runs[-1])

@@ -21,7 +21,6 @@ from papermill_dask.config import METADATA
 from papermill_dask.errors import EngineError
 from papermill_dask.signals import handled
 
-MOST_METRICS = 6  # columns of the table
 TICK_SECONDS = 0.2
 
 
@@ -35,7 +34,6 @@ class NotebookRun:
     seconds: float | None = None
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)  # of its MLflow runs
-    run_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -46,22 +44,16 @@ class Sweep:
     signal: int | None = None
 
     @property
-    def failed(self) -> list[NotebookRun]:
-        """The runs that failed."""
-        return [run for run in self.runs if run.status == "failed"]
-
-    @property
     def exit_code(self) -> int:
         """0 when all ran well, 1 when any failed, 128 and the signal's number when it was stopped."""
-        return 128 + self.signal if self.signal else int(bool(self.failed))
+        return 128 + self.signal if self.signal else int(any(run.status == "failed" for run in self.runs))
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each run: its parameters, status, seconds, and the metrics that differ between the runs."""
-        names = list(dict.fromkeys(name for run in self.runs for name in run.metrics))
-        differ = [name for name in names if len({run.metrics.get(name) for run in self.runs if run.metrics}) > 1]
+        """Return a row for each run: its parameters, status, seconds and metrics."""
+        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         return [
             {**run.parameters, "status": run.status, "seconds": run.seconds and round(run.seconds, 1)}
-            | {name: run.metrics.get(name) for name in (differ or names)[:MOST_METRICS]}
+            | {name: run.metrics.get(name) for name in names}
             for run in self.runs
         ]
 
@@ -94,13 +86,14 @@ def run_many(
 
     One that fails stops no other; Ctrl-C, or SIGTERM, stops all, and what was finished is kept. The executed notebooks
     lie in ``output_folder`` (``executed/<name>``), numbered in this order. ``tell`` gets lines on the progress.
-    Raises EngineError before anything runs when the notebook cannot be read or has no such parameter.
     """
     from papermill.iorw import local_file_io_cwd
 
     from papermill_dask import cluster, stage
 
-    runs = _plan(notebook, list(map(dict, every)), output_folder or Path("executed") / notebook.stem)
+    folder = output_folder or Path("executed") / notebook.stem
+    runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
+    folder.mkdir(parents=True, exist_ok=True)
     signals: list[int] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(stage.ends_with_dvc())
@@ -127,22 +120,6 @@ def run_many(
     return Sweep(runs, signals[0] if signals else None)
 
 
-def _plan(notebook: Path, every: list[dict[str, Any]], folder: Path) -> list[NotebookRun]:
-    from papermill import inspect_notebook
-
-    try:
-        known = inspect_notebook(_literal(notebook))
-    except Exception as error:  # noqa: BLE001 - papermill's errors are of many kinds
-        raise EngineError("The notebook cannot be read.", value=f"{notebook}: {error}") from None
-    unknown = {name for parameters in every for name in parameters} - known.keys()
-    if known and unknown:  # papermill itself only warns
-        listed = ", ".join(sorted(unknown))
-        raise EngineError(f"{notebook} has no such parameter.", value=listed, expected=f"one of {', '.join(known)}")
-    runs = [NotebookRun(row, folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
-    folder.mkdir(parents=True, exist_ok=True)
-    return runs
-
-
 def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -> None:
     """Make one run, in a thread of its own; write into ``run`` how it ended."""
     import papermill
@@ -150,9 +127,12 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -
     if signals:
         return
     run.output.unlink(missing_ok=True)  # of an earlier time
-    arguments = _literal(notebook), _literal(run.output), run.parameters
+    # papermill fills in parameters between braces, of which paths have none.
+    source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, run.output))
     try:
-        papermill.execute_notebook(*arguments, engine_name="dask", client=client, progress_bar=False)
+        papermill.execute_notebook(
+            source, output, run.parameters, engine_name="dask", client=client, progress_bar=False
+        )
         run.status = "done"
     except papermill.PapermillExecutionError as error:
         run.status, run.error = "failed", f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -168,13 +148,7 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -
             return
         run.seconds = document["metadata"]["papermill"]["duration"]
         for logged in document["metadata"].get(METADATA, {}).get("runs", []):
-            run.run_ids.append(logged["run_id"])
             run.metrics = logged["metrics"] | run.metrics
-
-
-def _literal(path: Path) -> str:
-    """Return a path as papermill takes it literally: it fills in parameters between braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @click.command()

@@ -49,7 +49,6 @@ class Task:
     output: str | None = None
     is_scratch: bool = False
     is_remote: bool = False
-    max_output: int | None = None
 
 
 @dataclass
@@ -178,9 +177,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
     try:
         if task.is_remote:
             runs.check_reachable()
-        run.kernel = KernelClient(
-            manager, run, max_output=task.max_output, before_end=runs.find, kernel_name=task.kernel_name, **task.options
-        )
+        run.kernel = KernelClient(manager, run, before_end=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stopped:
             run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key}, umask=task.umask)
     except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole

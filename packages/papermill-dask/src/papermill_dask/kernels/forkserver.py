@@ -109,7 +109,7 @@ def _fork(target: Callable[[Connection], None], connection: Connection) -> None:
 
 
 def _tell(connection: Connection) -> None:
-    connection.send((imports.seconds, imports.reason, imports.environment))
+    connection.send((imports.seconds, imports.reason))
 
 
 def _serve(connection: Connection) -> NoReturn:

@@ -30,9 +30,9 @@ START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.k
 SIGNIFICANT_VARIABLES = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),  # interpreter, loader, C library
     *("HOME", "XDG_", "IPYTHON", "JUPYTER_"),  # where configuration is looked for
-    *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # sizes of native pools
+    *("OMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # sizes of native pools
     *("NPY_", "NUMPY_", "SCIPY_", "PANDAS_", "PANDERA_", "ARROW_", "SKLEARN_", "JOBLIB_", "LOKY_", "PVLIB_"),
-    *("TF_", "TF2_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "TPU_", "ONEDNN_", "DNNL_", "HDF5_"),
+    *("TF_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "ONEDNN_", "DNNL_"),
     *("MPL", "MATPLOTLIBRC", "PLOTLY_", "PILLOW_"),
     *("DASK_", "OTEL_", "PROTOCOL_BUFFERS_", "PYDANTIC_", "WRAPT_", "SSL_CERT_"),
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_DISABLE_", "DO_NOT_TRACK"),
@@ -54,7 +54,6 @@ class WarmProcess:
         self.seconds: float | None = None
         self.reason: str | None = None
         self._python, self._environment = python, _significant(environment)
-        self._set_by_imports: dict[str, str] = {}
         self._control, theirs = socket.socketpair()
         with theirs:
             command = START.format("forkserver", "serve_forks")
@@ -85,16 +84,8 @@ class WarmProcess:
         return self.seconds is not None and self.reason is not None
 
     def suits(self, python: tuple[str, ...], environment: Mapping[str, str]) -> bool:
-        """Tell whether the imports of kernels with this interpreter and these variables would be the same.
-
-        What imports set themselves makes no difference: a task that imports scikit-learn leaves `KMP_INIT_AT_FORK` in
-        its worker, and all later kernels inherit that.
-        """
-        wanted = _significant(environment)
-        known = self._environment | self._set_by_imports
-        return python == self._python and all(
-            wanted.get(name) in (self._environment.get(name), known.get(name)) for name in wanted | self._environment
-        )
+        """Tell whether the imports of kernels with this interpreter and these variables would be the same."""
+        return (python, _significant(environment)) == (self._python, self._environment)
 
     def connect(self) -> Connection:
         """Return the connection to a kernel's supervisor, which is closed soon if the server has ended."""
@@ -129,7 +120,7 @@ class WarmProcess:
         """Wait for the imports, then for the end of the process."""
         with self._fork(TELL) as connection:
             try:
-                seconds, reason, self._set_by_imports = connection.recv()
+                seconds, reason = connection.recv()
             except (EOFError, OSError):
                 seconds, reason = None, "the warm process ended while it imported"
         if reason and self.reason is None:
