@@ -336,19 +336,6 @@ def test_send_to_a_full_disk_is_told(tmp_path, folder, files, size):
         cluster.remove(cluster.send(folder, "small"))
 
 
-def test_send_does_not_trust_a_damaged_file(cluster, folder):
-    """A kept file that something has written to is sent again."""
-    write(folder / "dep", b"to be damaged")
-    cluster.remove(cluster.send(folder, "dep"))
-    md5 = entries(folder, ["dep"])[0].md5
-    kept = cluster.root / "files" / md5
-    kept.chmod(0o600)
-    kept.write_bytes(b"TO BE DAMAGED")
-    scratch = cluster.send(folder, "dep")
-    assert Path(scratch, "dep").read_bytes() == kept.read_bytes() == b"to be damaged"
-    cluster.remove(scratch)
-
-
 @pytest.mark.parametrize("victim", ["worker", "scheduler"])
 @pytest.mark.soak
 def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):

@@ -184,22 +184,21 @@ class Store:
         return cls(Path(worker.local_directory) / "papermill-dask")
 
     def open(self, wanted: list[Entry]) -> tuple[str, list[str]]:
-        """Make a scratch folder with those of ``wanted`` whose contents are here; return it and the others' hashes.
+        """Make a scratch folder; return it and the hashes of those of ``wanted`` whose contents are not here.
 
-        They are copies: a notebook that changes its inputs changes only those. On a disk that is too full, contents
-        that are not wanted now go; raises EngineError when that does not help.
+        On a disk that is too full, contents that are not wanted now go; raises EngineError when that does not help.
         """
         with self._lock:
-            missing = {entry.md5: entry.size for entry in wanted if entry.md5 and not (self._kept / entry.md5).exists()}
-            needed = sum(missing.values()) + sum(entry.size for entry in wanted)
+            kept = {file.name: file for file in self._kept.iterdir()}
+            lacking = {entry.md5: entry.size for entry in wanted if entry.md5 and entry.md5 not in kept}
+            needed = sum(lacking.values()) + sum(entry.size for entry in wanted)
             if shutil.disk_usage(self.root).free < needed:
-                for file in {*self._kept.iterdir()} - {self._kept / entry.md5 for entry in wanted}:
-                    file.unlink()
+                for md5 in kept.keys() - {entry.md5 for entry in wanted}:
+                    kept[md5].unlink()
             if shutil.disk_usage(self.root).free < needed:
                 raise no_space(self.root, needed)
             files = self._scratch / secrets.token_hex(8) / "files"
             files.mkdir(parents=True, mode=0o700)
-            lacking = dict.fromkeys(entry.md5 for entry in wanted if not self._put(files, entry))
         return str(files), list(lacking)
 
     def receive(self, scratch: str, piece: bytes) -> None:
@@ -208,17 +207,33 @@ class Store:
             incoming.write(piece)
 
     def fill(self, scratch: str, wanted: list[Entry]) -> None:
-        """Put those of ``wanted`` in place that have come since `open`; raise EngineError for one that has changed."""
+        """Keep what was received, and put copies of all that is ``wanted`` in place: a notebook may change its inputs.
+
+        Raises EngineError for a content that is not what was announced.
+        """
         files, incoming = Path(scratch), Path(scratch).parent / "incoming"
         with self._lock:
             if incoming.exists():
                 with tarfile.open(incoming, "r:") as tar:
                     for member in tar:
-                        self._keep(tar, member)
+                        unpack(tar, member, content := files.parent / member.name)
+                        if digest(content) != member.name:
+                            raise EngineError(
+                                "A file changed while it was sent to the worker.",
+                                value=f"its MD5 is no longer {member.name}",
+                                next_step="run again when nothing writes to the notebook's dependencies",
+                            )
+                        content.replace(self._kept / member.name)
                 incoming.unlink()
             for entry in wanted:
-                if not (files / entry.path).exists() and not self._put(files, entry):
-                    raise EngineError("A file has gone from the worker's store.", value=entry.path)
+                target = inside(files, entry.path)
+                if entry.md5:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self._kept / entry.md5, target)
+                else:
+                    target.mkdir(parents=True, exist_ok=True)
+                # Whatever the mode was at home, the notebook's user writes here.
+                target.chmod(entry.mode | 0o600)
 
     def pack(self, scratch: str, outs: list[str], partial: bool = False) -> int:
         """Gather what the notebook left at ``outs`` in a tar file, for `read`; return its size in bytes.
@@ -249,34 +264,3 @@ class Store:
     def remove(self, scratch: str) -> None:
         """Remove a scratch folder; one that is gone already is no error."""
         shutil.rmtree(Path(scratch).parent, ignore_errors=True)
-
-    def _keep(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Keep a received content, unless it is not what its hash says."""
-        kept = self._kept / member.name
-        unpack(tar, member, arriving := kept.with_suffix(".arriving"))
-        if digest(arriving) != kept.name:
-            arriving.unlink()
-            raise EngineError(
-                "A file changed while it was sent to the worker.",
-                value=f"its MD5 is no longer {kept.name}",
-                next_step="run again when nothing writes to the notebook's dependencies",
-            )
-        arriving.replace(kept)
-
-    def _put(self, files: Path, entry: Entry) -> bool:
-        """Put a copy of a content in its place; tell whether it is here, and what its hash says."""
-        target, kept = inside(files, entry.path), self._kept / entry.md5
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not entry.md5:
-            target.mkdir(exist_ok=True)
-        elif not kept.exists():
-            return False
-        else:
-            shutil.copyfile(kept, target)
-            if digest(target) != entry.md5:  # something has written to it
-                kept.unlink()
-                target.unlink()
-                return False
-        # Whatever the mode was at home, the notebook's user writes here.
-        target.chmod(entry.mode | 0o600)
-        return True

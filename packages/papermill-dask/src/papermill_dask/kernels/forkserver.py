@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from papermill_dask import compat
-from papermill_dask.kernels.supervisor import Request, end_with, enter, supervise
+from papermill_dask.kernels.supervisor import Request, end_with, supervise
 from papermill_dask.kernels.warm import LAUNCHER, TELL
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
@@ -113,7 +114,7 @@ def _tell(connection: Connection) -> None:
 
 
 def _serve(connection: Connection) -> NoReturn:
-    supervise(connection, imports.fork_kernel(connection), imports.changed_file)
+    supervise(connection, lambda request: imports.fork_kernel(request, connection), imports.changed_file)
 
 
 class Imports:
@@ -169,28 +170,20 @@ class Imports:
         """Return an imported file that is not what it was when it was imported, if there is one."""
         return next((file for file, state in self._files.items() if _state(file) != state), None)
 
-    def fork_kernel(self, connection: Connection) -> Callable[[Request], int]:
-        """Fork a process; return what makes it the kernel of a request and gives its process id."""
+    def fork_kernel(self, request: Request, connection: Connection) -> int:
+        """Fork the kernel of a request, without the supervisor's connection; return its process id."""
         supervisor = os.getpid()
-        ours, theirs = multiprocessing.Pipe()
         with warnings.catch_warnings():
             # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
             warnings.simplefilter("ignore", DeprecationWarning)
             kernel = os.fork()
         if kernel:
-            theirs.close()
-            return lambda request: ours.send(request) or kernel
+            return kernel
         try:
             os.setsid()
             end_with(supervisor)
             connection.close()
-            ours.close()
-            # A shell made for nothing: the pages of memory that the kernel's own will change are copied by then.
-            with warnings.catch_warnings(), _shell():
-                pass
-            request = theirs.recv()
-            theirs.close()
-            enter(request)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(self.environment | request["env"])
             compat.leave_fork_server()

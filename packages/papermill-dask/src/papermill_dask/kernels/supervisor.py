@@ -53,8 +53,6 @@ def supervise(
     try:
         enter(request)
         kernel = start(request)
-    except BrokenPipeError:  # it was forked ahead, and killed since
-        os._exit(1)
     except OSError as error:
         _send(connection, error)
         os._exit(1)

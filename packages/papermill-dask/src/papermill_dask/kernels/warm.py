@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,7 +19,6 @@ logger = logging.getLogger(__name__)
 LAUNCHER = "ipykernel_launcher"
 MOST_PROCESSES = 2
 TELL, SERVE = b"t", b"s"  # what is wanted of a process forked from a warm one: to report its state, to be a supervisor
-QUIET_SECONDS = 0.2  # after which the next kernel is forked, so that it takes no time from the one that starts
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{0} import {1}; {1}()"
 
@@ -65,7 +63,6 @@ class WarmProcess:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._ahead: list[Connection] = []  # to a process that waits to become the next kernel
         threading.Thread(target=self._attend, name="warm-process", daemon=True).start()
 
     @property
@@ -89,11 +86,7 @@ class WarmProcess:
 
     def connect(self) -> Connection:
         """Return the connection to a kernel's supervisor, which is closed soon if the server has ended."""
-        threading.Thread(target=self._fork_ahead, name="fork-ahead", daemon=True).start()
-        try:
-            return self._ahead.pop()
-        except IndexError:
-            return self._fork(SERVE)
+        return self._fork(SERVE)
 
     def _fork(self, wish: bytes) -> Connection:
         ours, theirs = socket.socketpair()
@@ -101,18 +94,9 @@ class WarmProcess:
             socket.send_fds(self._control, [wish], [theirs.fileno()])
         return Connection(ours.detach())
 
-    def _fork_ahead(self) -> None:
-        time.sleep(QUIET_SECONDS)
-        if self.is_ready and not self._ahead:
-            self._ahead.append(self._fork(SERVE))
-        if not self.is_ready:
-            self.close()
-
     def close(self) -> None:
         """End the process; kernels that were forked from it live on."""
         self.reason = self.reason or "it was replaced"
-        while self._ahead:
-            self._ahead.pop().close()
         with contextlib.suppress(OSError):  # it has ended
             self._control.shutdown(socket.SHUT_RDWR)
 
@@ -126,7 +110,8 @@ class WarmProcess:
         if reason and self.reason is None:
             logger.warning("Kernels start cold: %s.", reason)
         self.reason, self.seconds = self.reason or reason, None if reason else seconds
-        self._fork_ahead()
+        if self.reason:
+            self.close()
         self.process.wait()
         self.reason = self.reason or "it ended"
         self._control.close()
