@@ -73,11 +73,7 @@ def connect() -> Iterator[Client]:
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    for name in (
-        "distributed.client",
-        "distributed.semaphore",
-        "tornado.application",
-    ):  # tracebacks of what we tell in words
+    for name in ("distributed.client", "distributed.semaphore"):  # tracebacks of what we tell in words
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
     with contextlib.ExitStack() as stack:
@@ -262,7 +258,15 @@ def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
         leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")
         leases.register()
-    stack.callback(leases.refresh_callback.stop)
+    timer = leases.refresh_callback
+    refresh = timer.callback
+
+    async def refresh_quietly() -> None:
+        with contextlib.suppress(Exception):  # the loss of the scheduler is told elsewhere
+            await refresh()
+
+    timer.callback = refresh_quietly
+    stack.callback(timer.stop)
     return leases
 
 
