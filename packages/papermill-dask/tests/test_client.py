@@ -39,9 +39,10 @@ def test_without_a_scheduler_one_is_started_for_the_call(tmp_path):
 
 def test_local_cluster_listens_on_loopback_alone():
     """The cluster started for a call, its page included, cannot be reached from another machine."""
+    this = psutil.Process()
+    others = set(this.children(recursive=True))  # of another test's cluster
     with environment_of(clean_environment()), dask.config.set({"scheduler-address": None}), connect():
-        this = psutil.Process()
-        pids = {this.pid, *(child.pid for child in this.children(recursive=True))}
+        pids = {this.pid, *(child.pid for child in set(this.children(recursive=True)) - others)}
         listening = {
             connection.laddr.ip
             for connection in psutil.net_connections("inet")

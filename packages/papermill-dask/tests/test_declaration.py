@@ -188,7 +188,7 @@ stages:
 
 def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
     """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
-    from papermill_dask.store import entries
+    from papermill_dask.transfer import entries
 
     folder = repository(
         dvc_yaml=f"""

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -50,7 +49,7 @@ def notebook(*sources):
     return document
 
 
-def run(*sources, folder=None, environment=None, manager=KernelManager, umask=None, **options):
+def run(*sources, folder=None, environment=None, manager=KernelManager, **options):
     """Run cells in a kernel of their own; return what they printed, joined, and the kernel's manager."""
     document = notebook(*sources)
     managers = []
@@ -62,8 +61,7 @@ def run(*sources, folder=None, environment=None, manager=KernelManager, umask=No
 
     client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
     try:
-        given = {} if umask is None else {"umask": umask}
-        client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}), **given)
+        client.execute(cwd=str(folder or Path.cwd()), env=os.environ | (environment or {}))
     finally:
         run.manager = managers[0]
     return "".join(output.text for cell in document.cells for output in cell.outputs if "text" in output)
@@ -251,15 +249,6 @@ def test_kernel_listens_on_no_port(either):
         """,
     )
     assert text.splitlines() == ["from a child", "0", "0o700"]
-
-
-def test_kernel_has_the_umask_that_it_is_given(tmp_path, either):
-    """A kernel's files have the mode that was asked for, and without one that of the process that starts it."""
-    run("open('usual', 'w').close()", folder=tmp_path)
-    run("open('shared', 'w').close()", folder=tmp_path, umask=0o002)
-    (tmp_path / "own").touch()
-    assert (tmp_path / "usual").stat().st_mode == (tmp_path / "own").stat().st_mode
-    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o664
 
 
 # -- a forked kernel is a kernel like any other --------------------------------------------------------------------

@@ -18,9 +18,8 @@ import psutil
 import pytest
 from hosts import Cluster, new_cluster, small_disk, wait_for
 from papermill_dask import EngineError
-from papermill_dask.files import STAGING, fetch, remove, send
 from papermill_dask.stage import Declaration
-from papermill_dask.store import entries
+from papermill_dask.transfer import STAGING, entries, fetch, remove, send
 
 MB = 10**6
 
@@ -362,7 +361,7 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
     """Ctrl-C while files are on their way: the client ends at once, and its scratch folder is gone."""
     write_large(folder / "large", 600 * MB)
     program = (
-        "from pathlib import Path; from distributed import Client; from papermill_dask.files import send\n"
+        "from pathlib import Path; from distributed import Client; from papermill_dask.transfer import send\n"
         "from papermill_dask.stage import Declaration\n"
         f"client = Client({cluster.client.scheduler.address!r}, set_as_default=False)\n"
         f"send(client, {cluster.worker!r}, Path({str(folder)!r}), Declaration(('large',)))"
@@ -385,7 +384,7 @@ def test_send_notices_a_file_that_changed_meanwhile(cluster, folder, monkeypatch
     write(folder / "dep", b"as announced")
     announced = entries(folder, ["dep"])
     write(folder / "dep", b"and changed!")
-    monkeypatch.setattr("papermill_dask.files.entries", lambda *_, **__: announced)
+    monkeypatch.setattr("papermill_dask.transfer.entries", lambda *_, **__: announced)
     with pytest.raises(EngineError, match="changed while it was sent"):
         cluster.send(folder, "dep")
     assert not list((cluster.root / "files").glob(f"{announced[0].md5}*"))

@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from papermill_dask.cluster import connect, running, survey
-    from papermill_dask.compat import read_parameter
-    from papermill_dask.config import NotebookOptions
-    from papermill_dask.engine import execute_notebook
-    from papermill_dask.errors import EngineError, WorkerLost
-    from papermill_dask.kernels.warm import warm_state
-    from papermill_dask.sweep import Sweep, combinations, run_many
-    from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, git_state
 
 _MODULES = {
-    "cluster": ("connect", "running", "survey"),
-    "compat": ("read_parameter",),
-    "config": ("NotebookOptions",),
-    "engine": ("execute_notebook",),
-    "errors": ("EngineError", "WorkerLost"),
-    "kernels.warm": ("warm_state",),
-    "sweep": ("Sweep", "combinations", "run_many"),
-    "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "git_state"),
+    "COMMIT_TAG": "tracking",
+    "EngineError": "failures",
+    "NOTEBOOK_TAG": "tracking",
+    "NotebookOptions": "config",
+    "Sweep": "sweep",
+    "WorkerLost": "failures",
+    "combinations": "sweep",
+    "connect": "cluster",
+    "execute_notebook": "engine",
+    "git_state": "tracking",
+    "run_many": "sweep",
+    "running": "cluster",
+    "warm_state": "kernels.warm",
 }
-__all__ = [
-    "COMMIT_TAG",
-    "NOTEBOOK_TAG",
-    "EngineError",
-    "NotebookOptions",
-    "Sweep",
-    "WorkerLost",
-    "combinations",
-    "connect",
-    "execute_notebook",
-    "git_state",
-    "read_parameter",
-    "run_many",
-    "running",
-    "survey",
-    "warm_state",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
     """Import the module of a public name; `import papermill_dask` alone stays light, as `import papermill` does it."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"papermill_dask.{module}"), name)
-    raise AttributeError(name)
+    if name not in _MODULES:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"papermill_dask.{_MODULES[name]}"), name)

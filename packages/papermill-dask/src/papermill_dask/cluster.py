@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 from jupyter_client.kernelspec import NoSuchKernel
 
-from papermill_dask import compat
+from papermill_dask import private
 from papermill_dask.config import NotebookOptions
-from papermill_dask.errors import LOST, EngineError, WorkerLost
+from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, listens, process_facts
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def connect() -> Iterator[Client]:
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    for name in ("distributed.client", "distributed.semaphore"):  # tracebacks of what we tell in words
+    # Tracebacks of what we tell in words; a lease that cannot be refreshed is a failed callback of tornado's.
+    for name in ("distributed.client", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
     with contextlib.ExitStack() as stack:
@@ -150,7 +151,7 @@ async def _ask_all(client: Client, workers: Iterable[str], function: Callable, *
 
     async def ask(worker: str) -> Any:
         try:  # each for itself: one that hangs must not keep the others waiting for long
-            return await asyncio.wait_for(compat.ask_worker(client, worker, function, *arguments), ANSWER_SECONDS)
+            return await asyncio.wait_for(private.ask_worker(client, worker, function, *arguments), ANSWER_SECONDS)
         except Exception as error:  # noqa: BLE001 - whatever kept it from answering is what is wrong with it
             return error
 
@@ -258,15 +259,7 @@ def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
         leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")
         leases.register()
-    timer = leases.refresh_callback
-    refresh = timer.callback
-
-    async def refresh_quietly() -> None:
-        with contextlib.suppress(Exception):  # the loss of the scheduler is told elsewhere
-            await refresh()
-
-    timer.callback = refresh_quietly
-    stack.callback(timer.stop)
+    stack.callback(leases.refresh_callback.stop)
     return leases
 
 
@@ -306,7 +299,7 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
         return None
 
     try:
-        return compat.ask_scheduler(client, probe, seconds + 1)
+        return private.ask_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):
         return None if listens(client.scheduler.address, seconds) else "The network to the Dask scheduler is cut."
 

@@ -10,7 +10,7 @@ from typing import Any
 import dask.config
 import yaml
 
-from papermill_dask.errors import EngineError
+from papermill_dask.failures import EngineError
 
 SECTION = "papermill-dask"  # of Dask's configuration
 METADATA = "papermill_dask"  # of a notebook's metadata
@@ -67,6 +67,4 @@ class NotebookOptions:
         return cls(**options)
 
 
-def option_names() -> list[str]:
-    """Return the names of all options."""
-    return [option.name for option in fields(NotebookOptions)]
+OPTIONS = tuple(option.name for option in fields(NotebookOptions))

@@ -11,8 +11,10 @@ import os
 import pickle
 import queue
 import signal
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,14 @@ import nbformat
 from jupyter_client.jsonutil import parse_date
 from nbclient.exceptions import CellExecutionComplete
 from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NotebookExecutionManager
+from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
-from papermill_dask import cluster, compat, stage, tracking
-from papermill_dask.config import METADATA, RESULTS, NotebookOptions, option_names
-from papermill_dask.errors import LOST, EngineError, WorkerLost
-from papermill_dask.executed import ExecutedNotebook
-from papermill_dask.signals import handled
+from papermill_dask import cluster, private, stage, tracking
+from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions
+from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import Task, run_notebook
 
 FORWARDED = ("DVC_*", "MLFLOW_*")
@@ -38,6 +40,8 @@ PROBE_SECONDS = 1.5
 RESTART_SECONDS = 30  # for a nanny that starts the next worker
 ATTACH_SECONDS = 120
 EARLIER_SECONDS = 0.2
+SAVE_SECONDS = 1.0
+SAVE_SHARE = 0.05  # of the time may go into saving
 # Dask's modules are many objects, and the interpreter would look through them once more, 0.2 s long, before it ends.
 atexit.register(gc.freeze)
 
@@ -60,7 +64,7 @@ def execute_notebook(
     papermill to raise), EngineError when no worker suits, and WorkerLost.
     """
     keywords |= {"log_output": log_output}
-    given = {name: keywords.pop(name) for name in option_names() if name in keywords}
+    given = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
     asked = nb.metadata.get(METADATA, {})
     for result in RESULTS:
         asked.pop(result, None)  # of an earlier execution
@@ -137,6 +141,22 @@ def _record(executed, **results: Any) -> None:
     metadata[METADATA] = {**metadata.get(METADATA, {}), **results}
 
 
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Have ``handler`` called with each of these signals while the block runs; then those from before are back.
+
+    In another than the main thread, where Python lets nobody set handlers, nothing changes.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 def _leave(number: int, _frame) -> None:
     """End the notebook at SIGTERM or SIGHUP as Ctrl-C does: the kernel stopped, what there is saved."""
     raise SystemExit(128 + number)
@@ -157,6 +177,74 @@ def _attach(client, attempt: Attempt, notebook, input_path: object) -> None:
         ).result(ATTACH_SECONDS)  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
         logger.warning("The executed notebook was not logged to its run: %s", error)
+
+
+class ExecutedNotebook(NotebookExecutionManager):
+    """The executed notebook on the client's disk: saved whole, soon after something came, and truthful about failures.
+
+    papermill marks cells that never ran as completed when a kernel dies or a cell times out.
+    """
+
+    has_changed = False
+    _save_seconds = 0.0
+
+    def save(self, **_) -> None:
+        """Write the notebook beside its place and rename it there; raise EngineError when the disk is full."""
+        began = time.monotonic()
+        file = _local_file(self.output_path)
+        target = self.output_path
+        try:
+            if file is not None:
+                self.output_path = str(file.with_name(f".{os.getpid()}.{file.name}"))
+            super().save()
+            if file is not None:
+                Path(self.output_path).replace(file)
+        except OSError as error:
+            if file is not None:
+                Path(self.output_path).unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                raise  # no such folder: papermill's own words for it are good
+            raise EngineError(
+                "The executed notebook cannot be saved; what was saved before is whole.",
+                value=f"{target}: {error}",
+                next_step="free space, or write elsewhere, then run the notebook again",
+            ) from None
+        finally:
+            self.output_path = target
+        self.has_changed = False
+        self._save_seconds = time.monotonic() - began
+
+    def autosave_cell(self) -> None:
+        """Save what came since the last save when that is due: soon, unless saving takes long or is turned off."""
+        waited = (self.now() - self.last_save_time).total_seconds()
+        due = min(self.autosave_cell_every, max(SAVE_SECONDS, self._save_seconds / SAVE_SHARE))
+        if self.autosave_cell_every and self.has_changed and waited >= due:
+            self.save()
+
+    def cut_short(self) -> None:
+        """Mark the cell that ran as failed and leave those after it pending: something ended the notebook."""
+        self.nb.metadata.papermill["exception"] = True
+        for index, cell in enumerate(self.nb.cells):
+            if cell.metadata.papermill["status"] == self.RUNNING:
+                self.cell_exception(cell, cell_index=index)
+                self.cell_complete(cell, cell_index=index)
+
+    def notebook_complete(self, **_) -> None:
+        """Finish as papermill does, but leave cells pending that never ran in a notebook that was cut short."""
+        pending = [cell for cell in self.nb.cells if cell.metadata.papermill["status"] == self.PENDING]
+        super().notebook_complete()
+        if self.nb.metadata.papermill["exception"] and pending:
+            for cell in pending:
+                cell.metadata.papermill["status"] = self.PENDING
+            self.save()
+
+
+def _local_file(path: str | None) -> Path | None:
+    """Return the file that papermill would write ``path`` to; None when it is no plain file of this machine."""
+    if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
+        return None
+    file = Path(private.folder_of_papermills_files() or os.curdir, path).absolute()
+    return file if not file.exists() or (file.is_file() and not file.is_symlink()) else None
 
 
 class Attempt:
@@ -205,7 +293,6 @@ class Attempt:
             worker=worker.id,
             folder=str(Path.cwd()),
             environment=_forwarded_environment(options),
-            umask=_umask(),
             output=cluster.this_output(executed.output_path),
             is_remote=not worker.is_local,
         )
@@ -233,7 +320,7 @@ class Attempt:
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             ending = self._follow(future)
             if declaration and not ending["failed"]:  # what a notebook that failed has made is not what was declared
-                from papermill_dask.files import fetch
+                from papermill_dask.transfer import fetch
 
                 fetch(client, address, task.folder, Path.cwd(), declaration)
         except WorkerLost:
@@ -244,7 +331,7 @@ class Attempt:
                 if future is not None:
                     future.cancel()  # does nothing to what is done; what still runs is ended by its worker
                 self._remove_files()
-                compat.forget(client, task.topic)
+                private.forget(client, task.topic)
         metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
         self.runs = ending["runs"]
@@ -300,7 +387,7 @@ class Attempt:
         if self._log.record_timing:
             cell.metadata.setdefault("execution", {})
         message["header"]["date"] = parse_date(message["header"]["date"])
-        self._executed.output_came()
+        self._executed.has_changed = True
         with contextlib.suppress(CellExecutionComplete):
             self._log.process_message(message, cell, index)
 
@@ -317,7 +404,7 @@ class Attempt:
 
     def _send_files(self) -> stage.Declaration:
         """Bring what is declared to a worker without shared disk; return the declaration."""
-        from papermill_dask.files import send
+        from papermill_dask.transfer import send
 
         declared = stage.declaration(self._options, self._executed.output_path)
         if not declared.deps and not declared.outs:
@@ -331,17 +418,10 @@ class Attempt:
 
     def _remove_files(self) -> None:
         if self._task.is_scratch:
-            from papermill_dask.files import remove
+            from papermill_dask.transfer import remove
 
             with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
                 remove(self._client, self.worker.address, self._task.folder)
-
-
-def _umask() -> int:
-    """Return the umask of this process, which a program can only read by setting another for a moment."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:

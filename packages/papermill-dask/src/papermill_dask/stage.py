@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from papermill_dask.config import NotebookOptions
-from papermill_dask.errors import EngineError
+from papermill_dask.failures import EngineError
 
 STAGE = "DVC_STAGE"  # set by DVC for what it runs
 WATCH_SECONDS = 0.5

@@ -16,10 +16,9 @@ from typing import Any
 
 import click
 
-from papermill_dask.compat import read_parameter
 from papermill_dask.config import METADATA
-from papermill_dask.errors import EngineError
-from papermill_dask.signals import handled
+from papermill_dask.failures import EngineError
+from papermill_dask.private import read_parameter
 
 TICK_SECONDS = 0.2
 
@@ -89,7 +88,7 @@ def run_many(
     """
     from papermill.iorw import local_file_io_cwd
 
-    from papermill_dask import cluster, stage
+    from papermill_dask import cluster, engine, stage
 
     folder = output_folder or Path("executed") / notebook.stem
     runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
@@ -102,7 +101,7 @@ def run_many(
         client = stack.enter_context(cluster.connect())
         # Collected, instead of an exception wherever they happen to arrive.
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        stack.enter_context(handled(stops, lambda number, _: signals.append(number)))
+        stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
         at_once = sum(worker.notebooks for worker in cluster.survey(client))
         tell(f"{len(runs)} x {notebook.name}, {at_once} at once, on {client.scheduler.address}")
         # More threads: loading and saving of some overlaps with the cluster's work on others.
@@ -134,21 +133,19 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -
             source, output, run.parameters, engine_name="dask", client=client, progress_bar=False
         )
         run.status = "done"
-    except papermill.PapermillExecutionError as error:
-        run.status, run.error = "failed", f"{error.ename}: {error.evalue}".splitlines()[0]
     except Exception as error:  # noqa: BLE001 - whatever it is, the other notebooks go on
         run.status = "stopped" if signals else "failed"
-        run.error = None if signals else f"{type(error).__name__}: {getattr(error, 'what', error)}".splitlines()[0]
+        name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
+        run.error = f"{name}: {text}".splitlines()[0]
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(run.output.read_bytes())
-        statuses = {cell["metadata"].get("papermill", {}).get("status") for cell in document["cells"]}
-        if run.status == "stopped" and statuses <= {"pending"}:
-            run.status = "not run"
-            run.output.unlink()
-            return
         run.seconds = document["metadata"]["papermill"]["duration"]
         for logged in document["metadata"].get(METADATA, {}).get("runs", []):
             run.metrics = logged["metrics"] | run.metrics
+        statuses = {cell["metadata"].get("papermill", {}).get("status") for cell in document["cells"]}
+        if run.status == "stopped" and statuses <= {"pending"}:  # it waited for a worker
+            run.status, run.seconds = "not run", None
+            run.output.unlink()
 
 
 @click.command()

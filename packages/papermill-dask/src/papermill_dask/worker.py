@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from papermill_dask import compat, tracking
-from papermill_dask.errors import LOST, EngineError, WorkerLost
+from papermill_dask import private, tracking
+from papermill_dask.failures import LOST, EngineError, WorkerLost
 
 PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
 WATCH_SECONDS = 0.2
@@ -32,8 +32,8 @@ class Task:
     """What a worker needs to run a notebook: plain data.
 
     ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
-    event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``, with
-    the client's ``umask``, and sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled
+    event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``
+    and sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled
     for this notebook. ``is_remote``: the worker is another machine than the client's. ``output`` names the output.
     """
 
@@ -45,7 +45,6 @@ class Task:
     worker: str
     folder: str
     environment: dict[str, str]
-    umask: int
     output: str | None = None
     is_scratch: bool = False
     is_remote: bool = False
@@ -159,7 +158,7 @@ def run_notebook(task: Task) -> dict[str, Any]:
         watch.join()
         del RUNS[key]
         if run.stopped and task.is_scratch:  # nobody may be left to ask for it
-            from papermill_dask.store import Store
+            from papermill_dask.transfer import Store
 
             Store.of(worker).remove(task.folder)
 
@@ -179,7 +178,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
             runs.check_reachable()
         run.kernel = KernelClient(manager, run, before_end=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stopped:
-            run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key}, umask=task.umask)
+            run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
     except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
         error = run.kernel.explain(problem, run.cell) if run.kernel else problem
     error = run.stopped or error
@@ -234,7 +233,7 @@ def _watch(run: Run, over: threading.Event) -> None:
 def _is_wanted(run: Run) -> bool | None:
     """Ask the scheduler whether it knows the task; None without an answer."""
     with contextlib.suppress(OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
-        return compat.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
+        return private.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
     return None
 
 

@@ -31,8 +31,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from papermill_dask import compat
-from papermill_dask.kernels.supervisor import Request, end_with, supervise
+from papermill_dask import private
+from papermill_dask.kernels.parent import Request, end_with, supervise
 from papermill_dask.kernels.warm import LAUNCHER, TELL
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
@@ -42,7 +42,6 @@ KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
 )
-FLUSH_SECONDS = 0.02  # a reader of live output would have to wait for ipykernel's own 0.2 s
 LAST_REPLY_SECONDS = 1.0
 
 
@@ -58,26 +57,23 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
 
     options = argv[argv.index(LAUNCHER) + 1 :]
     sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
-    code: Any = 0
+    code = 0
     try:
-        compat.prepare_ipykernel(Path(options[1]).parent, FLUSH_SECONDS)
+        private.prepare_ipykernel(Path(options[1]).parent)
         # In a fork ipykernel's own default is of the time when it was imported.
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(options)
-        compat.prepare_kernel(app)
+        private.prepare_kernel(app)
         prepare(app.shell)
         app.start()
-        compat.finish_reply(app, LAST_REPLY_SECONDS)
+        private.finish_reply(app, LAST_REPLY_SECONDS)
     except SystemExit as end:
-        code = end.code
+        code = end.code if end.code is None or isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 - what Python's own top level catches, too
         sys.excepthook(*sys.exc_info())
         code = 1
-    if code is not None and not isinstance(code, int):
-        print(code, file=sys.__stderr__)
-        code = 1
     # What Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second.
-    compat.run_last_handlers()
+    private.run_last_handlers()
     gc.collect()  # closes, and so writes out, the files that nobody closed
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -92,7 +88,7 @@ def serve_forks() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
-    compat.start_fork_server(__name__)
+    private.start_fork_server(__name__)
     while True:
         wish, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not wish:
@@ -100,7 +96,7 @@ def serve_forks() -> NoReturn:
         # `start` waits for the imports; this thread waits for the worker's end.
         arguments = (_tell if wish == TELL else _serve, Connection(descriptors[0]))
         threading.Thread(target=_fork, args=arguments, daemon=True).start()
-    shutil.rmtree(compat.folder_of_fork_server(), ignore_errors=True)
+    shutil.rmtree(private.folder_of_fork_server(), ignore_errors=True)
     os._exit(0)  # kernels may live on
 
 
@@ -186,7 +182,7 @@ class Imports:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(self.environment | request["env"])
-            compat.leave_fork_server()
+            private.leave_fork_server()
             self._restore()
             run_kernel(request["argv"], self._apply)
         finally:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import weakref
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
@@ -24,11 +25,11 @@ from typing import Any
 
 import zmq.asyncio
 from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from papermill_dask import compat
-from papermill_dask.kernels.supervisor import Request
+from papermill_dask.kernels.parent import Request
 from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class SupervisedProvisioner(LocalProvisioner):
     """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
 
     kernel: Kernel | None = None
+    _was_asked = False
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
@@ -132,7 +134,6 @@ class SupervisedProvisioner(LocalProvisioner):
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
             "env": dict(kwargs["env"]),
             "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
-            "umask": kwargs.get("umask"),
             "folder": self.parent.private_folder,
         }
         self.process = self.kernel = await self._fork(request) or await self._start_cold(request)
@@ -164,12 +165,31 @@ class SupervisedProvisioner(LocalProvisioner):
     async def _start_cold(self, request: Request) -> Kernel:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", START.format("supervisor", "main"), str(theirs.fileno())]
+            command = [sys.executable, "-c", START.format("parent", "main"), str(theirs.fileno())]
             supervisor = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
         request = request | {"argv": cold_command(request["argv"])}
         return await _started(Kernel(Connection(ours.detach()), request, supervisor))
+
+    async def send_signal(self, signum: int) -> None:
+        """Send a signal, but no interrupt before the kernel is asked to end, as jupyter_client does.
+
+        An interrupt that comes while ipykernel is between two messages ends its loop but not its threads, and it hangs
+        until it is killed, 2.5 s later. Only a kernel that does not end when it is asked to is interrupted, by `poll`.
+        """
+        if signum != signal.SIGINT or not self.parent.shutting_down:
+            await super().send_signal(signum)
+
+    async def poll(self) -> int | None:
+        """Return the exit code once the kernel has ended; wait a moment for the end of one that was asked to end."""
+        if self.parent.shutting_down and not self._was_asked and self.kernel is not None:
+            self._was_asked = True
+            try:
+                await _until(self.kernel.ended, GRACE_SECONDS)
+            except TimeoutError:
+                await super().send_signal(signal.SIGINT)
+        return await super().poll()
 
     async def cleanup(self, restart: bool = False) -> None:
         """Wait until no descendant of the kernel is left, and remove the folder of its sockets."""
@@ -205,7 +225,7 @@ class PromptKernelClient(AsyncKernelClient):
         while True:
             request = self.kernel_info()
             try:
-                reply = await self.get_shell_msg(timeout=READY_SECONDS)
+                await self.get_shell_msg(timeout=READY_SECONDS)
                 while not _is_idle(await self.get_iopub_msg(timeout=READY_SECONDS), request):
                     pass
             except Empty:
@@ -214,7 +234,6 @@ class PromptKernelClient(AsyncKernelClient):
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"Kernel didn't respond in {timeout:g} seconds") from None
             else:
-                compat.take_kernel_info(self, reply)
                 return
 
 
@@ -223,7 +242,7 @@ def _is_idle(message: dict[str, Any], request: str) -> bool:
     return is_idle and message["parent_header"].get("msg_id") == request
 
 
-class KernelManager(compat.HookedKernelManager):
+class KernelManager(AsyncKernelManager):
     """A kernel manager for nbclient whose kernels are supervised, and talk over Unix sockets in a private folder."""
 
     client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=PromptKernelClient)
@@ -259,14 +278,11 @@ class KernelManager(compat.HookedKernelManager):
         if self.kernel is not None:
             self.kernel.kill()
 
-    def new_provisioner(self) -> SupervisedProvisioner:
-        """Return what starts the kernel where its specification names nothing else."""
-        return SupervisedProvisioner(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
-
-    async def ends_by_itself(self) -> bool:
-        """Wait a moment for the end of a kernel that was asked to end; tell whether it has."""
-        if self.kernel is not None:
-            with contextlib.suppress(TimeoutError):
-                await _until(self.kernel.ended, GRACE_SECONDS)
-                return True
-        return False
+    async def start_kernel(self, **options: Any) -> None:
+        """Start the kernel, supervised where its specification names no other way."""
+        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
+            self.kernel_id = self.kernel_id or str(uuid.uuid4())
+            self.provisioner = SupervisedProvisioner(
+                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
+            )
+        await super().start_kernel(**options)

@@ -1,6 +1,6 @@
 """The supervisor of one kernel: its parent, which ends all that the kernel started once it, or the worker, is gone.
 
-It receives, over a connection to the worker, a request (``argv``, ``env``, ``cwd``, ``umask``, ``folder``), then the
+It receives, over a connection to the worker, a request (``argv``, ``env``, ``cwd``, ``folder``), then the
 numbers of signals. It sends the kernel's process id and the imported file that has changed (None as a rule), or the
 OSError that kept the kernel from starting; then the exit code, which is negative for a signal, as in `subprocess`. The
 connection closes when no descendant of the kernel is left.
@@ -51,7 +51,7 @@ def supervise(
         os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
-        enter(request)
+        os.chdir(request["cwd"])
         kernel = start(request)
     except OSError as error:
         _send(connection, error)
@@ -63,13 +63,6 @@ def supervise(
         shutil.rmtree(request["folder"], ignore_errors=True)
     connection.close()  # at once: the memory of a forked process takes a while to give back
     os._exit(0)
-
-
-def enter(request: Request) -> None:
-    """Go to the folder of the request, and take its umask; raise OSError when there is no such folder."""
-    os.chdir(request["cwd"])
-    if request["umask"] is not None:
-        os.umask(request["umask"])
 
 
 def end_with(parent: int) -> None:

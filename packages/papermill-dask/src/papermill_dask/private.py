@@ -1,4 +1,4 @@
-"""What is used of other libraries that is not public, each with the reason; `test_compat.py` notices a change."""
+"""What is used of other libraries that is not public, each with the reason; `test_private.py` notices a change."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import inspect
 import multiprocessing
 import os
 import threading
-import uuid
 from collections.abc import Callable, Coroutine
 from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
 from typing import Any
-
-from jupyter_client.manager import AsyncKernelManager
 
 CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 MAIN_PROCESS = process.current_process()
@@ -86,45 +83,15 @@ def is_captured(client, message_id: str | None) -> bool:
     return bool(client.output_hook_stack[message_id])
 
 
-# -- jupyter_client ------------------------------------------------------------------------------------------------
-class HookedKernelManager(AsyncKernelManager):
-    """jupyter_client's kernel manager with two hooks that it lacks, `new_provisioner` and `ends_by_itself`.
-
-    It interrupts each kernel before it asks the kernel to end. An interrupt that comes while ipykernel is between two
-    messages ends its loop but not its threads, and it hangs until it is killed, 2.5 s later. So here only a kernel that
-    does not end when it is asked to is interrupted.
-    """
-
-    async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
-        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
-            self.kernel_id = self.kernel_id or options.pop("kernel_id", str(uuid.uuid4()))
-            self.provisioner = self.new_provisioner()
-        return await super()._async_pre_start_kernel(**options)
-
-    async def _async_interrupt_kernel(self) -> None:
-        if not self.shutting_down:
-            await super()._async_interrupt_kernel()
-
-    async def _async_finish_shutdown(self, *arguments: Any, **options: Any) -> None:
-        if not await self.ends_by_itself():
-            await super()._async_interrupt_kernel()
-        await super()._async_finish_shutdown(*arguments, **options)
-
-
-def take_kernel_info(client, reply: dict[str, Any]) -> None:
-    """Let a client adapt to the protocol version of a kernel, as its own `wait_for_ready` does."""
-    client._handle_kernel_info_reply(reply)
-
-
 # -- ipykernel -----------------------------------------------------------------------------------------------------
-def prepare_ipykernel(folder: Path, flush_seconds: float) -> None:
-    """Change what has no option in ipykernel: flush soon, drop no output, and listen on no TCP port.
+def prepare_ipykernel(folder: Path) -> None:
+    """Change what has no option in ipykernel: drop no output, and listen on no TCP port.
 
     ipykernel listens on a port for what forked children print; here a Unix socket in ``folder`` serves. ZeroMQ drops
     outputs for which a reader is 1,000 messages behind; here they queue as long as they must.
     """
     import zmq
-    from ipykernel.iostream import IOPubThread, OutStream
+    from ipykernel.iostream import IOPubThread
     from ipykernel.kernelapp import IPKernelApp
     from zmq.eventloop.zmqstream import ZMQStream
 
@@ -146,7 +113,6 @@ def prepare_ipykernel(folder: Path, flush_seconds: float) -> None:
         sending.connect(address)
         return context, sending
 
-    OutStream.flush_interval = flush_seconds
     IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect
 

@@ -13,10 +13,10 @@ import distributed
 import nbclient
 import nbformat
 import pytest
-from papermill_dask import compat
+from papermill_dask import private
 
-SOURCE = Path(compat.__file__).parent
-UPGRADE = "an upgrade changed it: see papermill_dask/compat.py"
+SOURCE = Path(private.__file__).parent
+UPGRADE = "an upgrade changed it: see papermill_dask/private.py"
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,19 @@ def test_dask_answers_within_a_time(client):
 
         await asyncio.sleep(60)
 
-    assert compat.ask_scheduler(client, name, 10) == "Scheduler", UPGRADE
+    assert private.ask_scheduler(client, name, 10) == "Scheduler", UPGRADE
     with pytest.raises((OSError, TimeoutError)):
-        compat.ask_scheduler(client, sleep, 0.2)
+        private.ask_scheduler(client, sleep, 0.2)
     (worker,) = client.scheduler_info()["workers"]
-    assert client.sync(compat.ask_worker, client, worker, int, "3") == 3, UPGRADE
-    assert isinstance(client.sync(compat.ask_worker, client, worker, int, "x"), ValueError), UPGRADE
+    assert client.sync(private.ask_worker, client, worker, int, "3") == 3, UPGRADE
+    assert isinstance(client.sync(private.ask_worker, client, worker, int, "x"), ValueError), UPGRADE
 
 
 def test_dask_forgets_a_topic(client):
     """The scheduler's broker has `_topics`, from which a topic goes for good."""
     client.subscribe_topic("a topic", print)
     client.log_event("a topic", "an event")
-    compat.forget(client, "a topic")
+    private.forget(client, "a topic")
     assert "a topic" not in client._event_handlers, UPGRADE
 
     async def topics(dask_scheduler) -> list[str]:
@@ -60,7 +60,7 @@ def test_dask_forgets_a_topic(client):
         await asyncio.sleep(0.5)
         return list(dask_scheduler._broker._topics)
 
-    assert "a topic" not in compat.ask_scheduler(client, topics, 10), UPGRADE
+    assert "a topic" not in private.ask_scheduler(client, topics, 10), UPGRADE
 
 
 def test_dask_knows_the_tasks_that_run(client):
@@ -68,7 +68,7 @@ def test_dask_knows_the_tasks_that_run(client):
 
     def ask(key: str) -> tuple:
         worker = distributed.get_worker()
-        return worker.id, worker.status.name, compat.ask_for_task(worker, key, 5), callable(worker.log_event)
+        return worker.id, worker.status.name, private.ask_for_task(worker, key, 5), callable(worker.log_event)
 
     task = client.submit(ask, "unknown")
     name, status, state, logs = task.result()
@@ -82,13 +82,13 @@ def test_papermill_has_what_is_used_of_it(tmp_path):
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.iorw import papermill_io
 
-    before = compat.folder_of_papermills_files()
+    before = private.folder_of_papermills_files()
     papermill_io.get_handler("a file").cwd(str(tmp_path))
     try:
-        assert Path(compat.folder_of_papermills_files()) == tmp_path, UPGRADE
+        assert Path(private.folder_of_papermills_files()) == tmp_path, UPGRADE
     finally:
         papermill_io.get_handler("a file").cwd(before)
-    assert [compat.read_parameter(text) for text in ("1", "1.5", "True", "None", "a")] == [1, 1.5, True, None, "a"]
+    assert [private.read_parameter(text) for text in ("1", "1.5", "True", "None", "a")] == [1, 1.5, True, None, "a"]
     assert "with self.setup_kernel(" in inspect.getsource(PapermillNotebookClient.execute), UPGRADE
     assert not asyncio.iscoroutinefunction(PapermillNotebookClient.process_message), UPGRADE
 
@@ -96,18 +96,13 @@ def test_papermill_has_what_is_used_of_it(tmp_path):
 def test_nbclient_says_which_widget_takes_outputs():
     """A client has a list of hooks for each message; an Output widget adds one."""
     client = nbclient.NotebookClient(nbformat.v4.new_notebook())
-    assert not compat.is_captured(client, "a message"), UPGRADE
+    assert not private.is_captured(client, "a message"), UPGRADE
     client.register_output_hook("a message", object())
-    assert compat.is_captured(client, "a message"), UPGRADE
+    assert private.is_captured(client, "a message"), UPGRADE
 
 
 USED = {
-    "jupyter_client.manager:AsyncKernelManager": [
-        "_async_pre_start_kernel", "_async_interrupt_kernel", "_async_finish_shutdown", "shutting_down",
-    ],
-    "jupyter_client.asynchronous:AsyncKernelClient": ["_handle_kernel_info_reply"],
     "ipykernel.iostream:IOPubThread": ["_setup_pipe_in", "_setup_pipe_out", "_handle_pipe_msg"],
-    "ipykernel.iostream:OutStream": ["flush_interval"],
     "ipykernel.kernelapp:IPKernelApp": ["init_iopub", "control_thread"],
     "ipykernel.ipkernel:IPythonKernel": ["_process_children", "_shutdown_message"],
     "IPython.core.compilerop:CachingCompiler": ["cache"],
@@ -138,9 +133,9 @@ def test_fork_server_can_be_forgotten():
 MODULES = {file.relative_to(SOURCE).with_suffix("").as_posix(): file for file in SOURCE.rglob("*.py")}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "compat"])
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "private"])
 def test_private_names_of_others_are_used_in_one_module(module):
-    """Outside of `compat` no attribute with a leading underscore is used, but this package's own and `os._exit`."""
+    """Outside of `private` no attribute with a leading underscore is used, but this package's own and `os._exit`."""
     attributes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Attribute)]
     private = {ast.unparse(node) for node in attributes if node.attr.startswith("_") and not node.attr.endswith("__")}
     assert not [name for name in private if not name.startswith(("self._", "cls._")) and name != "os._exit"]

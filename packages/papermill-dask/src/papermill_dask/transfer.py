@@ -1,0 +1,447 @@
+"""Carries a notebook's files to a worker that shares no disk with the client, and back, through the scheduler alone.
+
+The worker keeps contents by their hash, and has a scratch folder for each notebook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tarfile
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import psutil
+
+from papermill_dask import private
+from papermill_dask.failures import EngineError
+from papermill_dask.stage import Declaration
+
+PERMISSIONS = 0o777
+PIECE_BYTES = 2**20  # under way at a time: this bounds the memory on all three sides
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+HOST = socket.gethostname()
+WATCH_SECONDS = 1
+ANSWER_SECONDS = 10
+STAGING = f".papermill-dask-{HOST}-"  # and a process id: hidden folders beside outs
+
+
+# -- the client ----------------------------------------------------------------------------------------------------
+def send(client, worker: str, folder: Path, declaration: Declaration) -> str:
+    """Bring the deps in ``folder`` to ``worker`` and return the path there of a scratch folder with them.
+
+    What the worker holds already, by its hash, is not sent. The caller removes the folder with `remove`. Raises
+    EngineError for a dep that is missing or leaves ``folder``, for a full disk, and when the worker or the scheduler is
+    lost; then no folder is left.
+    """
+    for path in declaration.outs:
+        inside(folder, path, follow=False)
+    deps = {path: inside(folder, path, declaration.links_to) for path in declaration.deps}
+    if missing := [path for path, file in deps.items() if not os.path.lexists(file)]:
+        raise EngineError(
+            "The notebook's dependencies are not all there.",
+            value=f"missing in {folder}: {', '.join(missing)}",
+            next_step="make them first (`dvc repro` makes what other stages write), or mend the list",
+        )
+    wanted = entries(folder, declaration.deps, links_to=declaration.links_to)
+    for parent in {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}:
+        if (folder / parent).is_dir():  # the notebook finds it there, too
+            wanted.append(Entry(parent, "", 0, 0o755))
+    scratch, lacking = _ask(client, worker, "open", wanted)
+    pieces, by_hash = _Pieces(client, worker, scratch), {entry.md5: entry for entry in wanted}
+    try:
+        if lacking:
+            with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:
+                for md5 in lacking:
+                    member = tarfile.TarInfo(md5)
+                    member.size = by_hash[md5].size
+                    with (folder / by_hash[md5].path).open("rb") as content:
+                        tar.addfile(member, content)
+        _ask(client, worker, "fill", scratch, wanted)
+    except BaseException as error:
+        with contextlib.suppress(EngineError):
+            remove(client, worker, scratch)
+        if isinstance(error, OSError):
+            raise EngineError("A dependency of the notebook cannot be read.", value=str(error)) from None
+        raise
+    return scratch
+
+
+def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> list[str]:
+    """Bring the outs from a scratch folder into ``folder``: all of them or none; return the outs that came.
+
+    Raises EngineError for an out that the notebook did not write, for one that leaves its folder, for a full disk, and
+    when the worker is lost.
+    """
+    outs = outermost(declaration.outs)
+    for out in outs:
+        inside(folder, out, follow=False)
+    size = _ask(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
+    try:
+        return _replace(_Pieces(client, worker, scratch), folder, outs)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise no_space(folder, size) from None
+        raise EngineError(
+            "What the notebook made cannot be put in place.",
+            value=str(error),
+            expected=f"outs that can be written, or replaced, in {folder}",
+            next_step="see to that file; nothing was changed here",
+        ) from None
+
+
+def remove(client, worker: str, scratch: str) -> None:
+    """Remove a scratch folder on ``worker``; raise EngineError when the worker is lost."""
+    _ask(client, worker, "remove", scratch)
+
+
+# -- asking the worker ---------------------------------------------------------------------------------------------
+def _ask(client, worker: str, operation: str, *arguments) -> Any:
+    return client.sync(_call, client, worker, operation, *arguments)
+
+
+async def _call(client, worker: str, operation: str, *arguments) -> Any:
+    """Have the worker do something for its `Store`: relayed by the scheduler, with no need for a free thread.
+
+    Raises EngineError when the worker or the scheduler goes meanwhile: Dask itself would wait longer.
+    """
+    asked = asyncio.ensure_future(private.ask_worker(client, worker, serve, operation, *arguments))
+    try:
+        while not (await asyncio.wait({asked}, timeout=WATCH_SECONDS))[0]:
+            known = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ANSWER_SECONDS)
+            if worker not in known["workers"]:
+                raise OSError("it has left the cluster")
+        answer = asked.result()
+        if isinstance(answer, OSError):
+            raise answer
+    except (OSError, KeyError) as error:
+        raise EngineError(
+            "The worker was lost while files were on their way.",
+            value=f"{worker} ({error!r})",
+            expected="a scheduler and a worker that live until the notebook's files are carried",
+            next_step="see the worker's log, then run again; nothing half-carried was put in place",
+        ) from None
+    finally:
+        asked.cancel()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+class _Pieces:
+    """A file for `tarfile` that is written to a scratch folder's `receive`, or read from its `read`."""
+
+    def __init__(self, client, worker: str, scratch: str) -> None:
+        self._to, self._scratch, self._offset = (client, worker), scratch, 0
+
+    def write(self, piece: bytes) -> None:
+        _ask(*self._to, "receive", self._scratch, piece)
+
+    def read(self, length: int) -> bytes:
+        piece = _ask(*self._to, "read", self._scratch, self._offset, length)
+        self._offset += len(piece)
+        return piece
+
+
+# -- putting it in place -------------------------------------------------------------------------------------------
+def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[str]:
+    """Unpack ``outs`` beside their places in ``folder``, then rename them into place; return those that came.
+
+    Beside them, in hidden folders, because a rename works within a file system only, and outs may lie on several. The
+    folders bear the name of this process; what a killed one left is cleared by the next.
+    """
+    hidden = f"{STAGING}{os.getpid()}-{secrets.token_hex(4)}"
+
+    def staged(out: PurePosixPath, kind: str) -> Path:
+        return folder / out.parent / hidden / kind / out.name
+
+    with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as undo:
+        for parent in dict.fromkeys(folder / out.parent for out in outs):
+            for made in reversed([place for place in (parent, *parent.parents) if not place.exists()]):
+                made.mkdir()
+                cleanup.callback(_remove_empty, made)
+            _clear(parent)
+            cleanup.callback(shutil.rmtree, parent / hidden, ignore_errors=True)
+            for place in (parent / hidden, parent / hidden / "new", parent / hidden / "old"):
+                place.mkdir(mode=0o700)
+        with tarfile.open(fileobj=pieces, mode="r|", bufsize=PIECE_BYTES) as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                out = next((out for out in outs if path.is_relative_to(out) and ".." not in path.parts), None)
+                if out is None:
+                    raise refused(folder, path, "the worker was not asked for it")
+                unpack(tar, member, staged(out, "new") / path.relative_to(out))
+        arrived = [out for out in outs if staged(out, "new").exists()]
+        for out in arrived:
+            if os.path.lexists(folder / out):
+                _move(folder / out, staged(out, "old"), undo)
+            _move(staged(out, "new"), folder / out, undo)
+        undo.pop_all()
+    return list(map(str, arrived))
+
+
+def _move(source: Path, target: Path, undo: contextlib.ExitStack) -> None:
+    # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
+    undo.callback(_move_back, source, target)
+    source.rename(target)
+
+
+def _move_back(source: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(source)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _clear(parent: Path) -> None:
+    """Remove what killed clients left in ``parent``, after putting back what they had only half replaced."""
+    for place in parent.glob(f"{STAGING}*"):
+        if psutil.pid_exists(int(place.name.removeprefix(STAGING).partition("-")[0])):
+            continue
+        with contextlib.suppress(OSError):
+            for old in (place / "old").iterdir():
+                if not os.path.lexists(parent / old.name):
+                    old.rename(parent / old.name)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+# -- files on either side ------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file, or an empty folder (then ``md5`` is empty), at a path relative to the working folder."""
+
+    path: str
+    md5: str
+    size: int  # bytes
+    mode: int
+
+
+def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
+    """Return the absolute path of ``path``, which must be relative to ``folder`` and stay in it.
+
+    Symbolic links on the way may lead to places in ``folder`` or in one of ``links_to`` (such as DVC's cache). Without
+    ``follow`` the last part may itself be a link: it will be replaced, not followed. Raises EngineError.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
+        raise refused(folder, path)
+    file = folder / path
+    try:
+        real = file.resolve() if follow else file.parent.resolve()
+    except (OSError, RuntimeError):  # what a circle of links raises, before and from Python 3.13
+        raise refused(folder, path, "it is a link to itself") from None
+    if not any(real.is_relative_to(place.resolve()) for place in (folder, *links_to)):
+        raise refused(folder, path, f"it leads to {real}")
+    return file
+
+
+def refused(folder: Path, path: object, why: str = "it leaves the folder") -> EngineError:
+    """Return the error for a path that may not travel."""
+    return EngineError(
+        "A path cannot travel between this machine and the worker.",
+        value=f"{path} ({why})",
+        expected=f"a relative path, without `..` and without links that lead out of {folder}",
+        next_step="bring the file into the folder, or run on workers that share the disk",
+    )
+
+
+def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()) -> list[Entry]:
+    """Return what lies at ``paths``, folders with all that is in them; raises what `members` raises."""
+    result = []
+    for file in (file for path in outermost(paths) for file in members(folder, str(path), links_to)):
+        status, name = file.stat(), file.relative_to(folder).as_posix()
+        is_folder, mode = stat.S_ISDIR(status.st_mode), status.st_mode & PERMISSIONS
+        result.append(Entry(name, "" if is_folder else digest(file), 0 if is_folder else status.st_size, mode))
+    return result
+
+
+def outermost(paths: Iterable[str]) -> list[PurePosixPath]:
+    """Return those of ``paths`` that lie in no other."""
+    pure = dict.fromkeys(map(PurePosixPath, paths))
+    return [path for path in pure if not any(parent in pure for parent in path.parents)]
+
+
+def members(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files and empty folders at ``path`` and in it; links give what they lead to.
+
+    Raises EngineError for a path that leaves ``folder``, for a link that leads nowhere or to one of the folders
+    ``above``, and for what is neither file nor folder.
+    """
+    file = inside(folder, path, links_to)
+    if file.is_file():
+        yield file
+    elif file.is_dir():
+        real = file.resolve()
+        if real in above:
+            raise refused(folder, path, "it is a link to a folder around it")
+        if not (names := sorted(os.listdir(file))):  # noqa: PTH208 - the names alone
+            yield file
+        for name in names:
+            yield from members(folder, f"{path}/{name}", links_to, (*above, real))
+    else:
+        why = "it is neither a file nor a folder" if file.exists() else "it is a link to nothing"
+        raise refused(folder, path, why)
+
+
+def digest(file: Path) -> str:
+    """Return a file's MD5."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """Write a file or a folder from a tar file to ``target``; raise EngineError for what is neither."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.isdir():
+        target.mkdir()
+    elif member.isfile():
+        with tar.extractfile(member) as content, target.open("xb") as file:
+            shutil.copyfileobj(content, file, PIECE_BYTES)
+    else:
+        raise refused(target.parent, member.name, "it is neither a file nor a folder")
+    target.chmod(member.mode & PERMISSIONS)
+
+
+def no_space(folder: Path, needed: int | None = None) -> EngineError:
+    """Return the error for a disk that is full, or would be with ``needed`` bytes."""
+    return EngineError(
+        "There is not enough space on the disk for the notebook's files.",
+        value=f"{HOST}:{folder} has {shutil.disk_usage(folder).free:,} bytes free",
+        expected=None if needed is None else f"{needed:,} bytes free",
+        next_step="make room there; nothing half-written was left",
+    )
+
+
+# -- the worker's store --------------------------------------------------------------------------------------------
+async def serve(operation: str, *arguments, dask_worker):
+    """Call a method of the worker's `Store` for the client; return what it gives, or the EngineError that it raised.
+
+    In a thread, so that the worker's event loop stays free; an error is returned, as Dask would log one that is raised
+    with all its arguments, and those are the user's files.
+    """
+    store = Store.of(dask_worker)
+    try:
+        return await asyncio.to_thread(getattr(store, operation), *arguments)
+    except EngineError as error:
+        return error
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return no_space(store.root)
+        return EngineError(
+            "The worker could not handle the notebook's files.",
+            value=f"{HOST}: {error}",
+            expected=f"a folder {store.root} that the worker can write to",
+            next_step="see to the worker's disk, or give the worker another folder with `--local-directory`",
+        )
+
+
+class Store:
+    """The folder ``root``: `files` holds contents by their MD5, `scratch` the notebooks' folders.
+
+    A notebook's folder is made with `open`, filled with `receive` and `fill`; `pack` and `read` give what it holds in
+    the end; it is gone after `remove`.
+    """
+
+    _lock = threading.Lock()  # of what several notebooks of this process must not do at once
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._kept, self._scratch = root / "files", root / "scratch"
+        for folder in (self._kept, self._scratch):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @classmethod
+    def of(cls, worker) -> Store:
+        """Return the store in a worker's own folder, which Dask removes with the worker, also after a kill."""
+        return cls(Path(worker.local_directory) / "papermill-dask")
+
+    def open(self, wanted: list[Entry]) -> tuple[str, list[str]]:
+        """Make a scratch folder; return it and the hashes of those of ``wanted`` whose contents are not here.
+
+        On a disk that may be too full, contents that are not wanted now go.
+        """
+        with self._lock:
+            kept, hashes = {file.name for file in self._kept.iterdir()}, {entry.md5 for entry in wanted if entry.md5}
+            if shutil.disk_usage(self.root).free < 2 * sum(entry.size for entry in wanted):
+                for md5 in kept - hashes:
+                    (self._kept / md5).unlink()
+            files = self._scratch / secrets.token_hex(8) / "files"
+            files.mkdir(parents=True, mode=0o700)
+        return str(files), list(hashes - kept)
+
+    def receive(self, scratch: str, piece: bytes) -> None:
+        """Take the next piece of a tar file with missing contents, each named by its MD5."""
+        with (Path(scratch).parent / "incoming").open("ab") as incoming:
+            incoming.write(piece)
+
+    def fill(self, scratch: str, wanted: list[Entry]) -> None:
+        """Keep what was received, and put copies of all that is ``wanted`` in place: a notebook may change its inputs.
+
+        Raises EngineError for a content that is not what was announced.
+        """
+        files, incoming = Path(scratch), Path(scratch).parent / "incoming"
+        with self._lock:
+            if incoming.exists():
+                with tarfile.open(incoming, "r:") as tar:
+                    for member in tar:
+                        unpack(tar, member, content := files.parent / member.name)
+                        if digest(content) != member.name:
+                            raise EngineError(
+                                "A file changed while it was sent to the worker.",
+                                value=f"its MD5 is no longer {member.name}",
+                                next_step="run again when nothing writes to the notebook's dependencies",
+                            )
+                        content.replace(self._kept / member.name)
+                incoming.unlink()
+            for entry in wanted:
+                target = inside(files, entry.path)
+                if entry.md5:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self._kept / entry.md5, target)
+                else:
+                    target.mkdir(parents=True, exist_ok=True)
+                # Whatever the mode was at home, the notebook's user writes here.
+                target.chmod(entry.mode | 0o600)
+
+    def pack(self, scratch: str, outs: list[str], partial: bool = False) -> int:
+        """Gather what the notebook left at ``outs`` in a tar file, for `read`; return its size in bytes.
+
+        Raises EngineError naming those that are not there; with ``partial`` they are passed over.
+        """
+        files = Path(scratch)
+        missing = [path for path in outs if not inside(files, path).exists()]
+        if missing and not partial:
+            raise EngineError(
+                "The notebook ended well, but did not write all that is declared.",
+                value=f"missing: {', '.join(missing)}",
+                expected=", ".join(outs),
+                next_step="write them in the notebook, or take them out of the `outs`",
+            )
+        found = [file for path in outs if path not in missing for file in members(files, path)]
+        with tarfile.open(files.parent / "outgoing", "w", dereference=True) as tar:
+            for file in found:
+                tar.add(file, file.relative_to(files).as_posix(), recursive=False)
+        return sum(file.stat().st_size for file in found if file.is_file())
+
+    def read(self, scratch: str, offset: int, length: int) -> bytes:
+        """Return a piece of the tar file that `pack` made."""
+        with (Path(scratch).parent / "outgoing").open("rb") as outgoing:
+            outgoing.seek(offset)
+            return outgoing.read(length)
+
+    def remove(self, scratch: str) -> None:
+        """Remove a scratch folder; one that is gone already is no error."""
+        shutil.rmtree(Path(scratch).parent, ignore_errors=True)
