@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -119,9 +120,10 @@ def test_run_many_takes_braces_literally_and_leaves_papermill_as_it_was(at):
     before = papermill_io.get_handler("local")._cwd
     folder = at / "{depth}"
     folder.mkdir()
-    sweep = run_many(write(folder, SCORES), [{"depth": 1}, {"depth": 2}], folder / "out")
+    with contextlib.chdir(folder):
+        sweep = run_many(write(folder, SCORES), [{"depth": 1}, {"depth": 2}])
     assert sweep.exit_code == 0
-    assert {file.name for file in (folder / "out").iterdir()} == {"score-1.ipynb", "score-2.ipynb"}
+    assert {file.name for file in (folder / "executed" / "score").iterdir()} == {"score-1.ipynb", "score-2.ipynb"}
     assert papermill_io.get_handler("local")._cwd == before != str(at)
 
 

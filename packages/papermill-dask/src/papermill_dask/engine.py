@@ -63,7 +63,6 @@ def execute_notebook(
     connecting for the call. Raises what papermill's own engine raises (a cell's error is left in the notebook for
     papermill to raise), EngineError when no worker suits, and WorkerLost.
     """
-    keywords |= {"log_output": log_output}
     given = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
     asked = nb.metadata.get(METADATA, {})
     for result in RESULTS:
@@ -80,7 +79,7 @@ def execute_notebook(
         executed.notebook_start()
         attempt = None
         try:
-            attempt = _run(executed, kernel_name, client, options, keywords)
+            attempt = _run(executed, kernel_name, client, options, keywords | {"log_output": log_output})
         finally:
             if attempt is None:
                 executed.cut_short()
@@ -258,23 +257,16 @@ class Attempt:
         worker: cluster.Worker,
         options: NotebookOptions,
         *,
-        log_output=False,
-        stdout_file=None,
-        stderr_file=None,
+        input_path=None,
         start_timeout=60,
         execution_timeout=None,
-        input_path=None,
         **keywords: Any,
     ) -> None:
         self._executed, self._client, self.worker, self._options = executed, client, worker, options
         # Never starts a kernel: it does with the kernel's messages what it would do if it had one.
+        outputs = {option: keywords.pop(option, None) for option in ("log_output", "stdout_file", "stderr_file")}
         self._log = PapermillNotebookClient(
-            executed,
-            log=logger,
-            log_output=log_output,
-            stdout_file=stdout_file,
-            stderr_file=stderr_file,
-            record_timing=keywords.get("record_timing", True),
+            executed, log=logger, record_timing=keywords.get("record_timing", True), **outputs
         )
         # papermill also takes a notebook itself as input.
         name = Path(input_path).stem if isinstance(input_path, str) else "notebook"

@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,25 +74,19 @@ def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
-def run_many(
-    notebook: Path,
-    every: Iterable[Mapping[str, Any]],
-    output_folder: Path | None = None,
-    *,
-    tell: Callable[[str], object] = lambda _: None,
-) -> Sweep:
+def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], tell: Callable[[str], object] = print) -> Sweep:
     """Run a notebook once for each set of parameters in ``every``, side by side on the cluster; return all runs.
 
     One that fails stops no other; Ctrl-C, or SIGTERM, stops all, and what was finished is kept. The executed notebooks
-    lie in ``output_folder`` (``executed/<name>``), numbered in this order. ``tell`` gets lines on the progress.
+    lie in ``executed/<name>``, numbered in this order. ``tell`` gets lines on the progress.
     """
     from papermill.iorw import local_file_io_cwd
 
     from papermill_dask import cluster, engine, stage
 
-    folder = output_folder or Path("executed") / notebook.stem
-    runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
+    folder = Path("executed", notebook.stem)
     folder.mkdir(parents=True, exist_ok=True)
+    runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
     signals: list[int] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(stage.ends_with_dvc())
@@ -106,20 +100,17 @@ def run_many(
         tell(f"{len(runs)} x {notebook.name}, {at_once} at once, on {client.scheduler.address}")
         # More threads: loading and saving of some overlaps with the cluster's work on others.
         pool = stack.enter_context(ThreadPoolExecutor(min(2 * at_once, len(runs)), "notebook"))
-        pending = {pool.submit(_execute, run, notebook, client, signals): run for run in runs}
-        while pending and not signals:
-            for future in wait(pending, TICK_SECONDS, FIRST_COMPLETED).done:
-                run = pending.pop(future)
-                why = f": {run.error}" if run.error else ""
-                tell(f"[{len(runs) - len(pending)}/{len(runs)}] {run.output.stem}: {run.status}{why}")
-        if pending:
+        ends = [pool.submit(_execute, run, notebook, client, signals, tell) for run in runs]
+        while not signals and wait(ends, TICK_SECONDS).not_done:
+            pass
+        if signals:
             tell(f"{signal.Signals(signals[0]).name}: stopping; what was finished is kept")
             pool.shutdown(wait=False, cancel_futures=True)
             client.close()  # its notebooks are saved as they are, and the workers end their kernels
     return Sweep(runs, signals[0] if signals else None)
 
 
-def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -> None:
+def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int], tell: Callable) -> None:
     """Make one run, in a thread of its own; write into ``run`` how it ended."""
     import papermill
 
@@ -146,6 +137,7 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -
         if run.status == "stopped" and statuses <= {"pending"}:  # it waited for a worker
             run.status, run.seconds = "not run", None
             run.output.unlink()
+    tell(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
 
 
 @click.command()
@@ -153,20 +145,15 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int]) -
 @click.option("-p", "fixed", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all runs.")
 @click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
 @click.option("--csv", "file", type=click.File(), help="A run for each row of this file.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder of the executed notebooks.")
-def main(notebook: Path, fixed, sweeps, file, output: Path | None) -> None:
+def main(notebook: Path, fixed, sweeps, file) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     rows = list(csv.DictReader(file, restkey="", restval=None)) if file else [{}]
     if not rows or any("" in row or None in row.values() for row in rows):
         raise EngineError("The file of parameters cannot be read.", value=file.name, expected="a value in each column")
     texts = [dict(fixed) | row for row in rows]
     every = [{name: read_parameter(text) for name, text in row.items()} for row in texts]
-    sweep = run_many(
-        notebook,
-        [parameters | chosen for parameters in every for chosen in combinations(sweeps)],
-        output,
-        tell=lambda line: click.echo(line, err=True),
-    )
+    every = [parameters | chosen for parameters in every for chosen in combinations(sweeps)]
+    sweep = run_many(notebook, every, tell=lambda line: click.echo(line, err=True))
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, table[0])
     writer.writeheader()
