@@ -171,7 +171,8 @@ def test_fault_client_killed_ends_the_notebook(cluster, tracking_server, tmp_pat
 def worker_of(kernel: psutil.Process) -> psutil.Process:
     """Return the worker's process in which a kernel's notebook runs."""
     for parent in kernel.parents():
-        if "supervisor" not in " ".join(parent.cmdline()) and "forkserver" not in " ".join(parent.cmdline()):
+        words = " ".join(parent.cmdline())
+        if "papermill_dask.kernels" not in words and "forkserver" not in words:
             return parent
     raise AssertionError(f"no worker among {kernel.parents()}")
 
