@@ -47,6 +47,10 @@ class Transfer:
         """The scratch folders on the worker now."""
         return list((self.root / "scratch").iterdir())
 
+    def incoming(self) -> list[Path]:
+        """What the worker has of files that are on their way."""
+        return list(self.disk.glob("dask-scratch-space/worker-*/papermill-dask/scratch/*/incoming"))
+
     def send(self, folder, *deps, outs=(), **options) -> str:
         """Send files to the worker."""
         return send(self.client, self.worker, folder, Declaration(deps, tuple(outs)), **options)
@@ -344,7 +348,7 @@ def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
         died = []
 
         def strike():
-            wait_for(lambda: list(cluster.root.glob("scratch/*/incoming")))
+            wait_for(cluster.incoming)
             os.kill(cluster.pid(victim), signal.SIGKILL)
             died.append(time.monotonic())
 
@@ -372,7 +376,7 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
         # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as sender:
-        wait_for(lambda: list(cluster.root.glob("scratch/*/incoming")))
+        wait_for(cluster.incoming)
         sender.send_signal(signal.SIGINT)
         assert b"KeyboardInterrupt" in sender.communicate(timeout=30)[1]
     assert sender.returncode != 0
