@@ -125,4 +125,4 @@ def test_stopped_server_is_told_in_words(monkeypatch, capsys, tmp_path):
     output = capsys.readouterr().out
     assert "not yet" in output
     assert "workshop up" in output
-    assert exercises.solved(get_settings()) == {}
+    assert exercises.solved(get_settings()) == []

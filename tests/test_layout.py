@@ -19,7 +19,6 @@ LAYERS = ["cli", "teaching", "servers", "models", "data", "parameters", "ownersh
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
 LIGHT_MODULES = [
     "workshop/cli/__init__.py",
-    "workshop/cli/printing.py",
     "workshop/cli/servers.py",
     "workshop/settings.py",
     "workshop/errors.py",

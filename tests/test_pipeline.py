@@ -302,7 +302,7 @@ def test_repro_without_servers_stops_at_tracking_store(lonely):
     assert "workshop up" in done.stderr
     assert "Traceback" not in done.stderr
     began = time.monotonic()
-    assert lonely.run(BIN / "workshop", "tracking-store", "store.json").returncode == 1
+    assert lonely.run(BIN / "workshop", "config", "--tracking-store", "store.json").returncode == 1
     assert time.monotonic() - began < 10  # 5 s on a quiet machine
 
 

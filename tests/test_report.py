@@ -1,4 +1,4 @@
-"""The weekly report: what its page says, how it looks, and the command that makes it."""
+"""The weekly report: what its page says, how it looks, and the notebook that makes it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import sys
 
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from sklearn.ensemble import HistGradientBoostingRegressor
-from workplace import ROOT, free_port
+from workplace import ROOT
 
-from workshop.cli import main
 from workshop.data import schema, split
 from workshop.data.features import inputs, targets
 from workshop.data.prepare import prepare
@@ -26,7 +24,6 @@ from workshop.models.loading import LoadedModel
 from workshop.models.registry import Production
 from workshop.models.regressor import CapacityFactorRegressor
 from workshop.models.report import Evidence, Miss, render
-from workshop.settings import Settings
 
 TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
 MOST_BYTES = 2_000_000
@@ -45,12 +42,6 @@ def evidence(tmp_path_factory) -> Evidence:
     facts = ("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", "train_gradient_boosting", 0.95, None, "a test", "")
     until = train["utc_timestamp"].max()
     return Evidence(frame, *model.predict_with_band(frame), model.coverage, Production(*facts), until)
-
-
-@pytest.fixture
-def call(in_workplace, tmp_path):
-    """Return a function that calls `workshop report` in the clone; its file goes to a folder of the test."""
-    return lambda *words: CliRunner().invoke(main, ["report", "--to", str(tmp_path / "reports"), *words])
 
 
 def changed(evidence: Evidence, **columns: pd.Series) -> Evidence:
@@ -237,8 +228,8 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
-def test_notebook_makes_the_page_that_the_command_makes(promoted, call, tmp_path):
-    """To the byte: both call the same code."""
+def test_notebook_makes_the_page_of_any_week(promoted, tmp_path):
+    """The week is a parameter of the notebook; the model in production had not seen this one."""
     folder = tmp_path / "pipeline"
     shutil.copytree(promoted.pipeline / "notebooks", folder / "notebooks")
     shutil.copy(promoted.pipeline / "dvc.yaml", folder)
@@ -246,43 +237,6 @@ def test_notebook_makes_the_page_that_the_command_makes(promoted, call, tmp_path
     command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "-p", "week", WEEK]
     done = promoted.run(sys.executable, "-m", *command, cwd=folder)
     assert done.returncode == 0, done.stderr
-    done = call("--week", WEEK)
-    assert done.exit_code == 0, done.output
-    page = tmp_path / "reports" / f"{WEEK}.html"
-    assert done.stdout.splitlines() == [str(page)]
-    assert (folder / "results" / "report.html").read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
-    assert "had never seen this week" in words(page.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    ("week", "told"),
-    [
-        ("2016-W60", ["There is no such week", "2016-W60", "`latest`"]),
-        ("40", ["There is no such week", "40", "2016-W40"]),
-        ("1999-W01", ["no hours in the week 1999-W01", "2013-W01 to 2016-W52", "name a week within"]),
-    ],
-)
-def test_command_refuses_a_week_without_hours(call, week, told):
-    """Exit 1 with the value, what is allowed and the next step."""
-    done = call("--week", week)
-    assert done.exit_code == 1
-    assert all(word in done.stderr for word in told), done.stderr
-
-
-def test_command_without_data_says_how_to_make_it(call, monkeypatch, tmp_path):
-    """An empty repository: exit 1, and what to type."""
-    (tmp_path / "4_pipeline").mkdir()
-    monkeypatch.setenv("WORKSHOP_ROOT", str(tmp_path))
-    done = call("--week", WEEK)
-    assert done.exit_code == 1
-    assert "There is nothing to report on" in done.stderr
-    assert "workshop up --repro" in done.stderr
-
-
-def test_command_names_the_server_that_does_not_answer(call, monkeypatch):
-    """The tracking server's address stands in the error."""
-    dead = free_port()
-    monkeypatch.setattr(Settings, "tracking_uri", f"http://127.0.0.1:{dead}")
-    done = call("--week", WEEK)
-    assert done.exit_code == 1
-    assert f"http://127.0.0.1:{dead} does not answer" in done.stderr
+    page = (folder / "results" / "report.html").read_text(encoding="utf-8")
+    assert f'content="{WEEK}"' in page
+    assert "had never seen this week" in words(page)

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from workshop.servers.ports import PORTS_TRIED
+from workshop.servers.services import PORTS_TRIED
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 INDENT = " " * 12  # of the lines below `found:`, `expected:` and `next:`
@@ -41,17 +43,14 @@ class WorkshopError(click.ClickException):
 
     def __reduce__(self):
         # Exception's own reduce drops keyword arguments, and errors cross process borders on a Dask cluster.
-        return _rebuild, (type(self), self.what, self.value, self.expected, self.next_step)
+        parts = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
+        return partial(type(self), self.what, **parts), ()
 
 
 def _indented(part: object) -> str:
     """Return a text with the lines after its first indented; a list has one item on each line."""
     text = "\n".join(map(str, part)) if isinstance(part, (list, tuple)) else str(part)
     return f"\n{INDENT}".join(line.removeprefix(INDENT) for line in text.splitlines())
-
-
-def _rebuild(kind: type[WorkshopError], what, value, expected, next_step) -> WorkshopError:
-    return kind(what, value=value, expected=expected, next_step=next_step)
 
 
 class SettingsError(WorkshopError):

@@ -256,13 +256,15 @@ class Settings(BaseSettings):
         """
         here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         chosen = here if self.is_up else self
-        own = ["-" if chosen.given_tracking_uri else here.tracking_uri]
-        own.append("-" if chosen.given_scheduler_address else here.scheduler_address)
+        addresses = [
+            "-" if chosen.given_tracking_uri else here.tracking_uri,
+            "-" if chosen.given_scheduler_address else here.scheduler_address,
+        ]
         return (
             self._package_source()
             | loopback_without_proxy()
             | {
-                "WORKSHOP_EXPORTED": " ".join([*own, str(self.state)]),
+                "WORKSHOP_EXPORTED": " ".join([*addresses, str(self.state)]),
                 "MLFLOW_TRACKING_URI": chosen.tracking_uri,
                 "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,

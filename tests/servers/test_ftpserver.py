@@ -8,21 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-import requests
+from attendee import answers
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow_ftp.repository import ProxiedArtifactRepository
-from workplace import clean_environment, environment_of, free_passive_range, free_port
+from workplace import ROOT, clean_environment, environment_of, free_passive_range, free_port, wait_for
 
 from workshop.settings import get_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "server" / "ftpserver.py"
 
 
@@ -63,7 +61,7 @@ def test_server_takes_the_settings_and_ends_cleanly(tmp_path, environment, cwd, 
         with socket.create_connection(("127.0.0.1", int(environment["WORKSHOP_FTP_PORT"])), timeout=10) as client:
             assert client.recv(100) == b"220 Ready.\r\n"
         process.send_signal(number)
-        assert process.wait(timeout=5) == 0
+        assert process.wait(timeout=60) == 0
     state = tmp_path / "state"
     assert (state / "credentials.json").stat().st_mode & 0o777 == 0o600
     assert {path.name for path in state.iterdir()} == {"artifacts", "credentials.json", "logs", "tls"}
@@ -79,7 +77,7 @@ def test_busy_port_is_named_with_its_holder(tmp_path, environment):
         second = subprocess.run(
             [sys.executable, SCRIPT],
             env=environment | {"WORKSHOP_STATE": str(tmp_path / "second")},
-            cwd=ROOT, capture_output=True, text=True, timeout=20, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert second.returncode == 1
     assert second.stdout == ""
@@ -111,14 +109,8 @@ def tracking_uri(environment) -> Iterator[str]:
         ):
             tree = psutil.Process(server.pid)
             try:
-                deadline = time.monotonic() + 120
-                while True:
-                    with suppress(requests.RequestException):
-                        if requests.get(f"{uri}/health", timeout=1).ok:
-                            break
-                    assert server.poll() is None, log.read_text()
-                    assert time.monotonic() < deadline, log.read_text()
-                    time.sleep(0.1)
+                wait_for(lambda: server.poll() is not None or answers(f"{uri}/health"))
+                assert server.poll() is None, log.read_text()
                 with environment_of(environment):
                     yield uri
             finally:

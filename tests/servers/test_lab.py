@@ -8,16 +8,14 @@ import http.server
 import json
 import multiprocessing
 import re
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
+from attendee import running
 from workplace import BIN, ROOT, clean_environment, free_port
 
-START_SECONDS = 120
 TOKEN = "of-this-test"
 MLFLOW_LINK = "http://127.0.0.1:{}/#/experiments/1"
 
@@ -92,20 +90,8 @@ def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
     }
     url = f"http://127.0.0.1:{port}/user/x"
     command = [BIN / "jupyter-server", "--no-browser", f"--port={port}", "--ServerApp.base_url=/user/x/"]
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, cwd=root, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"{url}/api", timeout=5)
-                break
-            time.sleep(0.2)
-        assert process.poll() is None, (home / "log").read_text()
+    with running([str(word) for word in command], environment, f"{url}/api", root):
         yield Jupyter(url, root)
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def test_tiles_name_the_servers_and_the_report(jupyter):

@@ -40,14 +40,14 @@ def all_well(place: Servers) -> bool:
     return all(row["healthy"] and row["pid"] for row in status(place).values())
 
 
-def addresses(place: Servers) -> dict[str, str]:
+def addresses(rows: dict[str, dict]) -> dict[str, str]:
     """Return the address of each service."""
-    return {name: row["address"] for name, row in status(place).items()}
+    return {name: row["address"] for name, row in rows.items()}
 
 
-def up(place: Servers) -> subprocess.CompletedProcess:
-    """Type `workshop up`, which succeeds."""
-    done = place.run(BIN / "workshop", "up")
+def workshop(place: Servers, *words: str) -> subprocess.CompletedProcess:
+    """Type `workshop ...`, which succeeds."""
+    done = place.run(BIN / "workshop", *words)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -56,7 +56,7 @@ def up(place: Servers) -> subprocess.CompletedProcess:
 def place(tmp_path_factory) -> Iterator[Servers]:
     """A clone of its own, whose servers these tests start, kill and stop."""
     root, environment = new_workplace(tmp_path_factory.mktemp("place"))
-    place = Servers(root, environment, "", 0.0)
+    place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1"}, "", 0.0)
     yield place
     place.run(BIN / "workshop", "down")
     assert not processes_of(root)
@@ -66,7 +66,7 @@ def place(tmp_path_factory) -> Iterator[Servers]:
 def running(place) -> Servers:
     """The same with its servers up."""
     if not all_well(place):
-        up(place)
+        workshop(place, "up")
     return place
 
 
@@ -76,32 +76,25 @@ def served(place: Servers) -> list[psutil.Process]:
     return [process for process in marked if "supervisord" not in " ".join(process.cmdline())]
 
 
-def test_status_names_every_service(running):
-    """A list of objects with name, address, pid and health; all well."""
-    rows = json.loads(running.run(BIN / "workshop", "status", "--json").stdout)["services"]
+def test_status_names_every_service_and_a_second_up_changes_nothing(running):
+    """A list of objects with name, address, pid and health; all well, and the same after `up`."""
+    rows = json.loads(workshop(running, "status", "--json").stdout)["services"]
     assert {row["name"] for row in rows} == NAMES
     assert all(set(row) == {"name", "address", "pid", "healthy", "by_hand", "reason"} for row in rows)
     assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows)
-
-
-def test_up_twice_changes_nothing(running):
-    """The second `up` keeps every process."""
-    before = status(running)
-    up(running)
-    assert status(running) == before
-
-
-def test_database_lets_readers_and_a_writer_work_at_once(running):
-    """The database is in WAL mode."""
-    with contextlib.closing(sqlite3.connect(running.settings.database)) as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    workshop(running, "up")
+    assert list(status(running).values()) == rows
 
 
 def test_servers_listen_on_loopback_alone(running):
-    """No socket of the servers is open to another machine."""
+    """No socket is open to another machine, MLflow has no job workers, and its database is in WAL mode."""
     pids = {process.pid for process in processes_of(running.root)}
     listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in pids}
     assert listening == {"127.0.0.1"}
+    with contextlib.closing(sqlite3.connect(running.settings.database)) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    tracking_server = psutil.Process(status(running)["mlflow"]["pid"])
+    assert len(tracking_server.children(recursive=True)) <= 2
 
 
 def test_password_is_nowhere_but_in_its_file(running):
@@ -116,83 +109,31 @@ def test_password_is_nowhere_but_in_its_file(running):
             assert password not in str(process.environ())
     for log in settings.logs.iterdir():
         assert password not in log.read_text(errors="replace")
-    assert password not in running.run(BIN / "workshop", "config", "--export").stdout
+    assert password not in str(settings.exports())
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_whatever_is_killed_is_back_soon(running, rounds):
     """The FTP server and another process of the tree: all answer again, one listener a port, and no orphan."""
     dice = random.Random(rounds)
-    settings, before = running.settings, addresses(running)
+    settings, before = running.settings, addresses(status(running))
     ports = {getattr(settings, name) for service in SERVICES for name in service.ports}
     for _ in range(rounds):
         victims = [psutil.Process(status(running)["ftp"]["pid"]), dice.choice(served(running))]
         for victim in victims:
             victim.kill()
-        psutil.wait_procs(victims, timeout=1)
-        wait_for(lambda: all_well(running), 90)
-        assert addresses(running) == before
+        psutil.wait_procs(victims, timeout=60)
+        wait_for(lambda: all_well(running))
+        rows = status(running)
+        assert addresses(rows) == before
         listeners = [
             c.laddr.port for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port in ports
         ]
         assert sorted(listeners) == sorted(ports)
-        supervised = {row["pid"] for row in status(running).values()}
+        supervised = {row["pid"] for row in rows.values()}
         for process in served(running):
             line = [process.pid, *(parent.pid for parent in process.parents())]
             assert supervised & set(line), f"an orphan: {process.cmdline()}"
-
-
-def kill_supervisor(place: Servers, instead: int) -> None:
-    """Kill the supervisor, and leave the number of another process in its file, as after a restart of the machine."""
-    file = place.settings.state / "supervisord.pid"
-    process = psutil.Process(int(file.read_text()))
-    process.kill()
-    process.wait(5)
-    file.write_text(f"{instead}\n")
-
-
-def test_processes_that_a_killed_supervisor_left_are_ended(running):
-    """`up` replaces all of them at the same addresses, `down` ends them, and no other process is touched."""
-    before = status(running)
-    with subprocess.Popen(["sleep", "600"]) as innocent:
-        kill_supervisor(running, innocent.pid)
-        assert "left behind" in up(running).stderr
-        assert addresses(running) == {name: row["address"] for name, row in before.items()}
-        assert not any(psutil.pid_exists(row["pid"]) for row in before.values())
-        kill_supervisor(running, innocent.pid)
-        assert served(running)
-        done = running.run(BIN / "workshop", "down")
-        assert done.returncode == 0, done.stderr
-        assert not processes_of(running.root)
-        assert not running.settings.ports_file.exists()
-        assert innocent.poll() is None
-        innocent.kill()
-
-
-def test_up_after_down_moves_from_a_busy_port(place):
-    """Typed in two shells at once, behind a proxy, with few open files: one set of servers, on a free port."""
-    place.run(BIN / "workshop", "down")
-    assert not processes_of(place.root)
-    wanted = place.settings.dashboard_port
-    environment = place.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
-    command = ["bash", "-c", f"ulimit -n 256 && exec {BIN}/workshop up"]
-    with socket.socket() as stranger:
-        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        stranger.bind(("127.0.0.1", wanted))
-        stranger.listen()
-        shells = [
-            subprocess.Popen(command, cwd=place.root, env=environment, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        stderr = "".join(shell.communicate(timeout=400)[1] for shell in shells)
-        assert [shell.returncode for shell in shells] == [0, 0], stderr
-        assert stderr.count(f"port {wanted} is busy") == 1
-        supervisors = [p for p in processes_of(place.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
-        assert len(supervisors) == 1
-        moved = status(place)["dashboard"]["address"]
-        assert not moved.endswith(f":{wanted}")
-        assert moved in place.run(BIN / "workshop", "config", "--export").stdout
-        wait_for(lambda: place.run(BIN / "workshop", "history", env=environment).returncode == 0)
 
 
 @contextlib.contextmanager
@@ -206,8 +147,8 @@ def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
     finally:
         family = [server, *server.children(recursive=True)]
         server.terminate()
-        server.wait(20)
-        _, alive = psutil.wait_procs(family, timeout=20)
+        server.wait(60)
+        _, alive = psutil.wait_procs(family, timeout=60)
         for process in alive:
             process.kill()
 
@@ -223,8 +164,7 @@ def mlflow_command(place: Servers) -> list[object]:
 def test_servers_started_by_hand_are_left_alone(running):
     """FTP and MLflow as chapter 2 starts them: `up` and `down` leave both, and `up` takes over when they have ended."""
     before, names = status(running), ("ftp", "mlflow")
-    done = running.run(BIN / "workshop", "down", *names)
-    assert done.returncode == 0, done.stderr
+    done = workshop(running, "down", *names)
     assert f"FTP artifact store: stopped; it was at {before['ftp']['address']}" in done.stderr
     stopped = status(running)
     assert not any(stopped[name]["healthy"] or psutil.pid_exists(before[name]["pid"]) for name in names)
@@ -235,15 +175,15 @@ def test_servers_started_by_hand_are_left_alone(running):
     ):
         wait_for(lambda: all(status(running)[name]["healthy"] for name in names))
         rows = status(running)
-        assert up(running).stderr.count("started by hand and left as it is") == 2
-        done = running.run(BIN / "workshop", "down", "mlflow")
-        assert done.returncode == 0, done.stderr
+        assert workshop(running, "up").stderr.count("started by hand and left as it is") == 2
+        done = workshop(running, "down", "mlflow")
         assert f"{before['mlflow']['address']} was started by hand and still runs" in done.stderr
         assert status(running) == rows
         assert {name for name, row in rows.items() if row["by_hand"]} == set(names)
-    up(running)
-    assert not any(row["by_hand"] for row in status(running).values())
-    assert addresses(running) == {name: row["address"] for name, row in before.items()}
+    workshop(running, "up")
+    rows = status(running)
+    assert not any(row["by_hand"] for row in rows.values())
+    assert addresses(rows) == addresses(before)
 
 
 def test_service_that_is_unknown_is_reported_with_those_that_are_known(running):
@@ -262,16 +202,67 @@ def test_up_says_which_service_does_not_answer(running):
     content = app.read_text()
     app.write_text("raise SystemExit('the dashboard has a reason')\n")
     try:
-        running.run(BIN / "workshop", "down", "dashboard")
+        workshop(running, "down", "dashboard")
         done = running.run(BIN / "workshop", "up")
         assert done.returncode == 1
         assert "Dashboard does not answer" in done.stderr
         assert "the dashboard has a reason" in done.stderr
         assert "Traceback" not in done.stderr
-        assert "the dashboard has a reason" in running.run(BIN / "workshop", "status").stdout
+        assert "the dashboard has a reason" in status(running)["dashboard"]["reason"]
     finally:
         app.write_text(content)
-    up(running)  # mended, it is given another chance
+    workshop(running, "up")  # mended, it is given another chance
+
+
+def kill_supervisor(place: Servers, instead: int) -> None:
+    """Kill the supervisor, and leave the number of another process in its file, as after a restart of the machine."""
+    file = place.settings.state / "supervisord.pid"
+    process = psutil.Process(int(file.read_text()))
+    process.kill()
+    process.wait(60)
+    file.write_text(f"{instead}\n")
+
+
+def test_killed_supervisor_is_replaced_by_one_other(running):
+    """`up`, typed in two shells at once, behind a proxy, with few open files, ends the servers that a killed
+    supervisor left: one new set of servers, at the old addresses, or beside a port that is busy now.
+    """
+    workshop(running, "down", "dashboard")
+    before, wanted = status(running), running.settings.dashboard_port
+    environment = running.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    command = ["bash", "-c", f"ulimit -n 256 && exec {BIN}/workshop up"]
+    with socket.create_server(("127.0.0.1", wanted)), subprocess.Popen(["sleep", "600"]) as innocent:
+        kill_supervisor(running, innocent.pid)
+        shells = [
+            subprocess.Popen(command, cwd=running.root, env=environment, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        stderr = "".join(shell.communicate(timeout=400)[1] for shell in shells)
+        assert [shell.returncode for shell in shells] == [0, 0], stderr
+        assert stderr.count("left behind") == stderr.count(f"port {wanted} is busy") == 1
+        supervisors = [p for p in processes_of(running.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
+        assert len(supervisors) == 1
+        rows = status(running)
+        moved = rows["dashboard"]["address"]
+        assert not moved.endswith(f":{wanted}")
+        assert addresses(rows) == addresses(before) | {"dashboard": moved}
+        assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
+        assert moved in running.run(BIN / "workshop", "config", "--export").stdout
+        assert running.run(BIN / "workshop", "history", env=environment).returncode == 0
+        assert innocent.poll() is None
+        innocent.kill()
+
+
+def test_down_ends_what_a_killed_supervisor_left(running):
+    """No process of the clone is left, and no other process is touched."""
+    with subprocess.Popen(["sleep", "600"]) as innocent:
+        kill_supervisor(running, innocent.pid)
+        assert served(running)
+        workshop(running, "down")
+        assert not processes_of(running.root)
+        assert not running.settings.ports_file.exists()
+        assert innocent.poll() is None
+        innocent.kill()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "workshop.example"])

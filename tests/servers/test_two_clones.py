@@ -22,7 +22,17 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from workplace import BIN, PORTS, ROOT, Servers, clean_environment, environment_of, free_passive_range, free_port
+from workplace import (
+    BIN,
+    PORTS,
+    ROOT,
+    Servers,
+    clean_environment,
+    environment_of,
+    free_passive_range,
+    free_port,
+    wait_for,
+)
 
 from workshop import ownership
 from workshop.errors import ServiceError
@@ -41,14 +51,14 @@ import dataclasses, os, sys
 os.environ.clear(), os.environ.update(environment)
 sys.stdout = sys.stderr = open(said, "w")
 from workshop.cli import main
-from workshop.servers import ports, services, supervisor
+from workshop.servers import services, supervisor
 service = services.SERVICES[1]
 if stand_in:
     run = lambda settings: [sys.executable, stand_in, str(settings.mlflow_port), str(settings.database)]
     service = dataclasses.replace(service, command=run)
-for module in (ports, services, supervisor):
+for module in (services, supervisor):
     module.SERVICES = (service,)
-ports.TURN = ("127.0.0.1", turn)  # other tests' clones need not wait for these
+services.TURN = ("127.0.0.1", turn)  # other tests' clones need not wait for these
 main(words)
 """
 # What MLflow does with its port, its file and its time, in a fiftieth of the time.
@@ -101,8 +111,8 @@ class Clone(Servers):
 
     def workshop(self, *words: str, **variables: str) -> subprocess.CompletedProcess:
         """Type `workshop ...`."""
-        if words == ("up",):
-            (process := self.type("up")).join()
+        if words[0] in ("up", "down"):
+            (process := self.type(*words)).join()
             return subprocess.CompletedProcess(words, process.exitcode, "", self.said.read_text())
         return self.run(BIN / "workshop", *words, env=self.environment | variables)
 
@@ -264,18 +274,17 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert second.workshop("up").returncode == 0
     assert second.port == first.port
     second.record()
-    (there,) = ownership.find_holders(second.settings, second.port).values()
-    for variables in ({}, shell):
-        for words in (
-            ("history",),
-            ("rollback", "--why", "mistake"),
-            ("tracking-store", str(first.settings.state / "x")),
-        ):
-            done = first.workshop(*words, **variables)
-            assert done.returncode == 1, done.stdout
-            assert f"is held by another clone: {second.settings.state}, " in done.stderr
-            assert f"process {there.process.pid}" in done.stderr
-            assert "Traceback" not in done.stderr
+    (holder,) = ownership.find_holders(second.settings, second.port).values()
+    for words, variables in (
+        (("history",), shell),
+        (("rollback", "--why", "mistake"), {}),
+        (("config", "--tracking-store", str(first.settings.state / "x")), {}),
+    ):
+        done = first.workshop(*words, **variables)
+        assert done.returncode == 1, done.stdout
+        assert f"is held by another clone: {second.settings.state}, " in done.stderr
+        assert f"process {holder.process.pid}" in done.stderr
+        assert "Traceback" not in done.stderr
     rows = first.status()
     assert not any(row["healthy"] for row in rows.values())
     assert str(second.settings.state) in rows["mlflow"]["reason"]
@@ -284,8 +293,6 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     first.settings.kept_ports_file.write_bytes(kept)  # the export took ports of its own
     with pytest.raises(ServiceError, match="held by another clone"):
         first.record()
-    for clone in clones:
-        clone.check_store()
     given = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
     assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in given.stderr
     assert len(json.loads(given.stdout)) == 1
@@ -293,16 +300,11 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert moved.returncode == 0, moved.stderr
     assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in moved.stderr
     assert str(second.settings.state) in moved.stderr
+    with environment_of(first.environment | shell):  # the old terminal finds where it is now
+        assert tracking.own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
         clone.record()
         clone.check_store()
-    assert first.workshop("history", **shell).returncode == 0  # the old terminal finds where it is now
-    assert second.workshop("down").returncode == 0
-    assert first.workshop("down").returncode == 0
-    kept = first.port
-    assert kept != second.port
-    assert first.workshop("up").returncode == 0
-    assert first.port == kept
 
 
 @pytest.mark.parametrize("clones", ["one user, stand-in"], indirect=True)
@@ -313,18 +315,19 @@ def test_ports_stay_their_clones(clones):
     wanted = first.port
     done = second.workshop("up")
     assert done.returncode == 0, done.stderr
-    moved = f"port {wanted} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state})"
-    assert moved in done.stderr
+    busy = f"port {wanted} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state})"
+    assert busy in done.stderr
     assert first.port == wanted != second.port
     assert first.workshop("up").returncode == 0
     shell = first.settings.exports()
     assert first.workshop("down").returncode == 0
     first.start_by_hand()  # it will listen in a few seconds
+    moved = second.port
     assert second.workshop("down").returncode == 0
     assert second.workshop("up").returncode == 0
-    assert second.port != wanted
-    _wait_until(lambda: first.status()["mlflow"]["healthy"])
-    assert first.status()["mlflow"]["by_hand"]
+    assert second.port == moved
+    wait_for(lambda: _mlflow(first).healthy)
+    assert _mlflow(first).by_hand
     first.log(shell["MLFLOW_TRACKING_URI"])
     for clone in clones:
         clone.record()
@@ -344,7 +347,7 @@ def test_clones_that_start_at_once_take_different_ports(clones):
         clone.record()
         clone.check_store()
     assert first.workshop("down").returncode == 0
-    assert second.status()["mlflow"]["healthy"]
+    assert _mlflow(second).healthy
 
 
 @pytest.mark.parametrize("clones", ["one user, stand-in"], indirect=True)
@@ -354,15 +357,15 @@ def test_up_names_the_stranger_that_has_its_port(clones):
     assert first.workshop("up").returncode == 0
     assert first.workshop("down", "mlflow").returncode == 0
     with subprocess.Popen([sys.executable, "-c", ANSWERS_HEALTH, str(first.port)]) as stranger:
-        _wait_until(lambda: ownership.find_holders(first.settings, first.port))
+        wait_for(lambda: ownership.find_holders(first.settings, first.port))
         done = first.workshop("up")
         assert done.returncode == 1
         assert f"The port {first.port} of this clone is held by" in done.stderr
         assert f"process {stranger.pid}" in done.stderr
-        row = first.status()["mlflow"]
-        assert not row["healthy"]
-        assert f"process {stranger.pid}" in row["reason"]
-        _wait_until(lambda: _supervised(first)["statename"] == "FATAL", 180)
+        row = _mlflow(first)
+        assert not row.healthy
+        assert f"process {stranger.pid}" in row.reason
+        wait_for(lambda: supervisor.processes(first.settings)["mlflow"]["statename"] == "FATAL", 180)
         assert first.workshop("down").returncode == 0
         moved = first.workshop("up")
         assert moved.returncode == 0, moved.stderr
@@ -372,15 +375,9 @@ def test_up_names_the_stranger_that_has_its_port(clones):
         stranger.kill()
 
 
-def _wait_until(happened: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
-def _supervised(clone: Clone) -> dict:
-    return supervisor.processes(clone.settings)["mlflow"]
+def _mlflow(clone: Clone) -> supervisor.Status:
+    """Return the state of a clone's tracking server."""
+    return next(row for row in supervisor.status(clone.settings) if row.name == "mlflow")
 
 
 # -- at random ---------------------------------------------------------------------------------------------------------
@@ -459,7 +456,7 @@ def test_two_clones_stay_apart_whatever_happens(clones, rounds, capsys):
                 if process.exitcode:
                     assert re.search("held by|database open|no answer within", said), f"{words}: {said}"
                 elif "up" in process.name:
-                    _wait_until(lambda clone=clone: _records(clone))
+                    wait_for(lambda clone=clone: _records(clone))
         for clone in clones:
             try:
                 clone.check_store()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from attendee import git
@@ -16,41 +16,47 @@ from workplace import BIN, ROOT, clean_environment
 
 from workshop.cli import main
 from workshop.data.schema import FEATURES, TARGETS
+from workshop.errors import ServiceError, WorkshopError
 from workshop.models.registry import FORCED, PROMOTED, Move
+from workshop.models.tracking import STAGE_TAG
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
 from workshop.teaching import checkpoints
-from workshop.teaching.checkpoints import Evidence, Progress, Tracked, gather, has_run, look
+from workshop.teaching.checkpoints import (
+    CHAPTERS,
+    Checkpoint,
+    State,
+    examine,
+    has_executed,
+    next_step,
+    start_page,
+    state_of,
+)
 
 TABLE = "1_starting_point/germany.csv"
 SCORED = {"r2": 0.7}
 
 
-def test_nothing_ticks_nothing(tmp_path):
+def test_nothing_ticks_nothing(attendee):
     """An attendee who has done nothing sees no tick, and at every step what to do."""
-    found = list(look(Evidence(tmp_path, frozenset(), Tracked())))
-    assert len(found) == 23 + 12
-    assert all(each.done is False and each.reason for each in found)
+    steps = attendee.steps().values()
+    assert len(steps) == 23 + 12
+    assert all(step.done is False and step.reason for step in steps)
 
 
-def test_runs_of_the_pipeline_tick_chapter_4_only(in_workplace):
-    """After `make run` nothing of the chapters that are done by hand is ticked, the pipeline's first step is."""
-    evidence = gather(in_workplace.settings)
-    pipeline = {run.info.run_id for run in evidence.tracked.stage_runs}
-    assert pipeline
-    # Other tests may have worked in this store by hand.
-    versions = [version for version in evidence.tracked.versions if version.run_id in pipeline]
-    alone = replace(evidence.tracked, chapter_runs=[], project_runs=[], versions=versions)
-    found = {each.title: each for each in look(replace(evidence, server=alone, solved=frozenset()))}
-    assert [each.title for each in found.values() if each.chapter in (2, 3) and each.done] == []
-    assert found["The pipeline ran here"].done
+def test_runs_of_the_pipeline_tick_chapter_4_only(in_workplace, tmp_path):
+    """After `make run` the pipeline's first step is ticked, and no run of a stage counts for chapters 2 and 3.
 
-
-def test_outputs_of_the_pipeline_that_are_gone_are_missing(in_workplace, tmp_path):
-    """The record alone, without the files that it names, ticks nothing; nor do the files of another store."""
-    evidence = gather(in_workplace.settings)
+    The record alone, without the files that it names, ticks nothing.
+    """
+    state = state_of(in_workplace.settings)
+    assert checkpoints.has_run_pipeline(state)
+    stages = {run.info.run_id for run in state.runs(f"tags.`{STAGE_TAG}` LIKE 'train%'")}
+    by_hand = [*state.runs("tags.chapter = '2'"), *state.runs("tags.`mlflow.source.type` = 'PROJECT'")]
+    assert stages
+    assert not stages & {run.info.run_id for run in by_hand}
     shutil.copytree(in_workplace.pipeline, tmp_path / "4_pipeline", ignore=shutil.ignore_patterns("results"))
-    assert not checkpoints.has_run_pipeline(replace(evidence, root=tmp_path))
-    assert not checkpoints.has_run_pipeline(replace(evidence, server=Tracked(store_id="another")))
+    state.root = tmp_path
+    assert not checkpoints.has_run_pipeline(state)
 
 
 def log_run(name: str, *, model=None, metrics=None, params=None, parent=None, status="FINISHED", **tags) -> str:
@@ -194,22 +200,26 @@ def test_dvc_itself_ticks_its_steps(attendee):
         )
         assert done.returncode == 0, done.stderr
 
-    dvc("init", "--quiet", "--subdir")
-    shutil.move(folder / ".dvc", attendee.root / ".dvc")
+    (attendee.root / ".dvc").mkdir()
+    (attendee.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    (attendee.root / ".dvc" / ".gitignore").write_text("/tmp\n/cache\n/config.local\n")
+    remote = "[core]\n    remote = aside\n['remote \"aside\"']\n    url = {}\n"
     (folder / "data").mkdir()
     with attendee.ticks("The pipeline ran here"):
         dvc("repro", "--quiet")
+        (folder / "data" / "tracking_store.json").write_text(json.dumps({"store_id": "another"}))
+        assert not checkpoints.has_run_pipeline(state_of(attendee.settings))
         (folder / "data" / "tracking_store.json").write_text(json.dumps({"store_id": store_id()}))
     git(attendee.root, "add", "--all")
     git(attendee.root, "commit", "--quiet", "--message", "A pipeline")
     with attendee.ticks("An experiment with dvc exp run"):
         dvc("exp", "run", "--quiet", "--set-param", "x=2")
     with attendee.ticks():
-        dvc("remote", "add", "--quiet", "--local", "--default", "aside", str(attendee.root / "aside"))
+        (attendee.root / ".dvc" / "config.local").write_text(remote.format(attendee.root / "aside"))
     with attendee.ticks("Data pushed to a remote"):
         dvc("push", "--quiet")
     with attendee.ticks():
-        dvc("remote", "add", "--quiet", "--local", "--force", "--default", "aside", "ssh://files.example.org/aside")
+        (attendee.root / ".dvc" / "config.local").write_text(remote.format("ssh://files.example.org/aside"))
     assert attendee.steps()["Data pushed to a remote"].done is None
 
 
@@ -222,20 +232,20 @@ def test_notebook_counts_once_it_ran_to_its_end_and_was_saved(tmp_path):
         if error:
             cells[-1].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
         nbformat.write(nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_code_cell("")]), tmp_path / "n.ipynb")
-        return has_run("n.ipynb", Evidence(tmp_path, frozenset(), Tracked()))
+        return has_executed("n.ipynb", State(tmp_path, [], ServiceError("No server.")))
 
     assert not saved(None, None)
     assert not saved(1, None)
     assert not saved(1, 2, error=True)
     assert saved(1, 2)
-    assert not has_run("model_linreg.ipynb", Evidence(ROOT / "1_starting_point", frozenset(), Tracked()))
+    assert not has_executed("model_linreg.ipynb", State(ROOT / "1_starting_point", [], ServiceError("No server.")))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": "x"}', "\x00", "[" * 100_000])
 def test_damaged_notebook_counts_as_not_run(tmp_path, text):
     """Whatever the file contains, there is no traceback."""
     (tmp_path / "model.ipynb").write_text(text)
-    assert not has_run("model.ipynb", Evidence(tmp_path, frozenset(), Tracked()))
+    assert not has_executed("model.ipynb", State(tmp_path, [], ServiceError("No server.")))
 
 
 @pytest.mark.parametrize("listens", [True, False])
@@ -249,7 +259,7 @@ def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, lis
             server.listen()
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        found = list(look(gather(Settings(root=tmp_path, state=tmp_path / "state"))))
+        found = examine(state_of(Settings(root=tmp_path, state=tmp_path / "state")))
     assert [each.title for each in found if each.done] == ["Weather and power in one table"]
     for each in found:
         if each.chapter in (2, 3) and "Exercise" not in each.title:
@@ -264,7 +274,7 @@ def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
     done = CliRunner().invoke(main, ["check"])
     assert done.exit_code == 0, done.output
     assert "✔ Weather and power in one table" in done.output
-    assert "✔ done · ○ to do\n" in done.output
+    assert "✔ done · ○ to do" in done.output
     assert "Next: A linear regression (1_starting_point/model_linreg.ipynb, chapter 1)" in done.output
     assert "Next: A linear regression" in (attendee.root / "START.md").read_text()
     done = CliRunner().invoke(main, ["check", "3"])
@@ -277,10 +287,67 @@ def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
 def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
     """The next step is in the chapter at which they began; the skipped steps come last."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
+    assert checkpoints.first_chapter(settings) == 1
     checkpoints.begin_at(settings, 3)
-    found = tuple(look(Evidence(tmp_path, frozenset(), Tracked())))
-    assert Progress(found).next_of().chapter == 1
-    assert Progress(found, first_chapter=3).next_of().chapter == 3
-    rest = tuple(replace(each, done=each.chapter >= 3) for each in found)
-    assert Progress(rest, first_chapter=3).next_of().title == "Weather and power in one table"
-    assert Path(tmp_path, "state", "first_chapter").read_text() == "3\n"
+    assert checkpoints.first_chapter(settings) == 3
+    assert next_step(STEPS).chapter == 1
+    assert next_step(STEPS, 3).chapter == 3
+    assert next_step([replace(each, done=each.chapter >= 3) for each in STEPS], 3) == STEPS[0]
+
+
+# -- the start page ---------------------------------------------------------------------------------------------------
+STEPS = examine(State(ROOT / "nowhere", [], ServiceError("No server.", next_step="workshop up")))
+
+
+def all_in(done: bool | None) -> list[Checkpoint]:
+    """Return the steps of an attendee, all in one state."""
+    return [replace(each, done=done) for each in STEPS]
+
+
+def test_links_lead_to_pages_and_headings_that_exist():
+    """Each link of the page resolves from the repository's top; a step's heading is one of its page."""
+    targets = re.findall(r"\]\(([^)]+)\)", start_page(all_in(False), STEPS[0]))
+    assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
+    assert len(targets) == len(CHAPTERS) + len(STEPS) + 2  # the next step and its chapter once more
+    for step in STEPS:
+        page, mark, heading = step.where.partition("#")
+        assert not mark or f"# {heading}\n" in (ROOT / page).read_text(), step.title
+        assert step.link == f"{page}{mark}{heading.replace(' ', '-')}"
+
+
+def test_minutes_are_those_of_the_chapters_readmes():
+    """The first number under a README's heading Time is what the start page adds up."""
+    for chapter in CHAPTERS:
+        time = (ROOT / chapter.folder / "README.md").read_text().split("\n## Time\n")[1]
+        assert int(re.search(r"\d+", time)[0]) == chapter.minutes, chapter.title
+
+
+@pytest.mark.parametrize("done", [True, False, None])
+def test_sign_of_each_state_is_shown_and_explained(done):
+    """Each step has the sign of its state, and the page explains the sign."""
+    text = start_page(all_in(done), None)
+    assert re.findall(r"^(.) \[.+\]\(\S+\)\\?$", text, flags=re.MULTILINE) == [checkpoints.SIGNS[done]] * len(STEPS)
+    assert checkpoints.SIGNS[done] in text.split("\n---\n")[1]
+
+
+def test_next_step_comes_first_with_what_to_do():
+    """Above the outline: the next step, its place, and what to do."""
+    head = start_page(all_in(False), STEPS[0]).split("\n## ")[0]
+    assert f"**Next: {STEPS[0].title}**, [chapter 1](1_starting_point/README.md)" in head
+    assert f"({STEPS[0].link})" in head
+    assert STEPS[0].reason in head
+
+
+def test_page_is_written_whole_and_again(tmp_path):
+    """It replaces the page before it; what cannot be written is reported, and nothing is left beside it."""
+    settings = Settings(root=tmp_path, state=tmp_path / "state")
+    checkpoints.write_start_page(settings, all_in(False))
+    checkpoints.write_start_page(settings, all_in(True))
+    text = (tmp_path / "START.md").read_text()
+    assert "All of it is done" in text
+    assert "**Next:" not in text
+    (tmp_path / "START.md").unlink()
+    (tmp_path / "START.md").mkdir()
+    with pytest.raises(WorkshopError, match="could not be written"):
+        checkpoints.write_start_page(settings, all_in(False))
+    assert [path.name for path in tmp_path.iterdir()] == ["START.md"]

@@ -71,11 +71,9 @@ def assert_found(check: str, verdict: str, *words: str) -> None:
 
 # -- all of it ---------------------------------------------------------------------------------------------------------
 def test_fresh_clone_is_well(settings):
-    """In a fresh clone nothing is wrong; only the package is another clone's, as it is in these tests."""
+    """In a fresh clone nothing is wrong, and nothing needs a look."""
     findings = doctor.examine(settings)
-    assert [finding for finding in findings if finding.verdict == WRONG] == []
-    assert [finding.check for finding in findings if finding.verdict == LOOK] == ["package"]
-    assert all(bool(finding.next_step) == (finding.verdict != OK) for finding in findings)
+    assert [finding for finding in findings if finding.verdict != OK or finding.next_step] == []
 
 
 def test_command_exits_1_only_when_something_will_fail(settings, monkeypatch):
@@ -108,28 +106,21 @@ def test_prerequisites_run_on_any_python():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_unfit_python_is_found(monkeypatch):
-    """Too old, too new, without venv (which Debian splits off): each with the next step."""
+def test_unfit_machine_is_found(monkeypatch, tmp_path):
+    """A Python too old, too new, or without venv (which Debian splits off); no git, or a broken one; Windows."""
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "ensurepip", None)
         assert f"apt install python3.{sys.version_info.minor}-venv" in problems()
     for version in ((3, 10, 14), (3, 14, 0)):
-        monkeypatch.setattr(sys, "version_info", version)
-        assert f"Python {version[0]}.{version[1]} is out of range" in problems()
-        assert "make run PYTHON=" in problems()
-
-
-def test_missing_git_is_found(monkeypatch, tmp_path):
-    """No git on PATH, and one that does not run."""
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "version_info", version)
+            assert f"Python {version[0]}.{version[1]} is out of range" in problems()
+            assert "make run PYTHON=" in problems()
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "git is not installed" in problems()
     (tmp_path / "git").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "git").chmod(0o755)
     assert "git is not installed, or does not run" in problems()
-
-
-def test_windows_itself_is_found(monkeypatch):
-    """The next step there is WSL."""
     monkeypatch.setattr(sys, "platform", "win32")
     assert "wsl --install" in problems()
 
@@ -225,18 +216,6 @@ def test_disk_of_another_machine_is_found():
 
 
 # -- the shell ---------------------------------------------------------------------------------------------------------
-@pytest.mark.usefixtures("settings")
-def test_proxy_that_catches_loopback_is_found(monkeypatch):
-    """http_proxy without NO_PROXY is wrong, and the line that mends it mends it."""
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)  # an earlier test may have connected
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    found = doctor._proxy(Settings())
-    assert (found.verdict, found.next_step.split("=")[0]) == (WRONG, "export NO_PROXY")
-    monkeypatch.setenv("NO_PROXY", found.next_step.split("=")[1])
-    assert_found("proxy", OK)
-
-
 def test_tracking_address_of_another_server_is_found(settings, monkeypatch):
     """Another address is wrong while the servers run here, else worth a look, as is none."""
     assert_found("tracking address", OK)

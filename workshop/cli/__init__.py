@@ -1,13 +1,12 @@
-"""The command line: arguments and printing only."""
+"""The command line: arguments and printing only. Progress goes to standard error, results to standard output."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 
 import click
-
-from workshop.cli.printing import tell
 
 # The module of each command and its line in `workshop --help`, which imports no command and so answers at once.
 COMMANDS = {
@@ -19,18 +18,16 @@ COMMANDS = {
     "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
     "repro": ("pipeline", "Run what changed of the pipeline."),
     "params": ("pipeline", "Check params.yaml, and show its values and limits."),
-    "tracking-store": ("pipeline", "Write the tracking store's identity to FILE."),
     "data": ("data", "Get and check the data, raw or processed."),
     "promote": ("models", "Put a candidate before the gate; promote it when it passes."),
     "rollback": ("models", "Bring back the version that was in production before."),
     "history": ("models", "Show what was in production, since when, by whom and why."),
     "lineage": ("models", "Show where a model comes from, from its data to production."),
-    "report": ("models", "Write the report on a week as HTML, and as PDF."),
     "doctor": ("teaching", "Examine this machine and say what to type."),
     "check": ("teaching", "Show which steps are done and which one is next."),
     "reset": ("teaching", "Put the files of CHAPTER back to their start."),
 }
-TRACKED = ("promote", "rollback", "history", "lineage", "report", "repro", "check")  # use the tracking server
+TRACKED = ("promote", "rollback", "history", "lineage", "repro", "check")  # use the tracking server
 ON_CLUSTER = ("up", "repro")  # lead to notebooks on the cluster
 
 
@@ -45,7 +42,7 @@ class LazyGroup(click.Group):
         """Return a command."""
         if name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"workshop.cli.{COMMANDS[name][0]}"), name.replace("-", "_"))
+        return getattr(importlib.import_module(f"workshop.cli.{COMMANDS[name][0]}"), name)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, each with its line."""
@@ -65,3 +62,29 @@ def main(context: click.Context) -> None:
         tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
     if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().given_scheduler_address):
         tell(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
+
+
+# -- printing ---------------------------------------------------------------------------------------------------------
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+def tell(line: str) -> None:
+    """Report progress on standard error."""
+    click.echo(f"  {line}", err=True)
+
+
+def one_line(text: str, longest: int | None = None) -> str:
+    """Return a text as one line without control characters, cut to ``longest`` characters."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
+
+
+def print_rows(rows: list[dict], as_json: bool, widest: int | list[int | None] | None = None) -> None:
+    """Print rows of the same columns; wrap texts of more than ``widest`` characters (a list: by column)."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from tabulate import tabulate
+
+    shown = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
+    click.echo(tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=widest))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from workshop.cli.printing import json_option, print_rows
+from workshop.cli import json_option, print_rows
 
 
 @click.group()

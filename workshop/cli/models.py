@@ -1,4 +1,4 @@
-"""Models: what is in production, how it gets there, where it comes from, and the report on a week."""
+"""Models: what is in production, how it gets there, and where it comes from."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import IO
 
 import click
 
-from workshop.cli.printing import json_option, one_line, print_rows
+from workshop.cli import json_option, one_line, print_rows
 
 PIPELINE_ATTEMPTS = 5
 
@@ -18,13 +19,13 @@ PIPELINE_ATTEMPTS = 5
 @click.argument("candidate", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option(
     "--decision",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.File("w", lazy=False),  # opened at once: after the promotion would be too late to find it cannot be
     help="Write the decision to this file, and exit 0 even when it is a refusal.",
 )
 @click.option("--why", help="The reason, for the record.")
 @click.option("--dry-run", is_flag=True, help="Show the decision, and change nothing.")
 @click.option("--force", is_flag=True, help="Promote even when the gate refuses; needs --why, and is recorded.")
-def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_run: bool, force: bool) -> None:
+def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, dry_run: bool, force: bool) -> None:
     """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
 
     CANDIDATE is the file that the stage `compare` writes; by default the pipeline's own.
@@ -45,8 +46,6 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
 
     if force and not why:
         raise ParameterError("A forced promotion needs a reason.", expected="--force --why REASON")
-    if decision:
-        _check_writable(decision)
     pipeline = get_settings().pipeline
     policy = read_stage(pipeline / "params.yaml", "promote")
     run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
@@ -69,7 +68,7 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
     verdict, now = again(put_before_the_gate)()
     if decision:
         facts = {"candidate_run": run_id, "production": now.as_dict() if now else None, "dry_run": dry_run}
-        decision.write_text(json.dumps(verdict.as_dict() | facts, indent=1) + "\n")
+        decision.write(json.dumps(verdict.as_dict() | facts, indent=1) + "\n")
     marks = {True: "passed", False: "failed"}
     rules = [
         {"rule": rule.name, "found": rule.shown, "allowed": rule.limit, "verdict": marks[rule.passed]}
@@ -80,23 +79,6 @@ def promote(candidate: Path | None, decision: Path | None, why: str | None, dry_
     click.echo(("dry run, nothing is changed; " if dry_run else "") + verdict.reason)
     if not verdict.promoted and not decision:
         raise SystemExit(PromotionRefused.exit_code)
-
-
-def _check_writable(file: Path) -> None:
-    """Raise ParameterError when a decision cannot be written there: after the promotion would be too late."""
-    from workshop.errors import ParameterError
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a"):
-            pass
-    except OSError as error:
-        raise ParameterError(
-            "The decision cannot be written.",
-            value=f"{file}: {error.strerror}",
-            expected="a file that can be written",
-            next_step="name another with --decision; nothing has been promoted",
-        ) from None
 
 
 def _read_candidate(file: Path) -> tuple[str, str]:
@@ -220,31 +202,3 @@ def _print_link(link, *, verified: bool) -> None:
         click.echo(f"            {name}: {one_line(value)}")
     if link.url:
         click.echo(f"            {link.url}")
-
-
-@click.command()
-@click.option("--week", metavar="NAME", help="`latest`, or one like 2016-W40; by default the one in params.yaml.")
-@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), help="By default results/reports.")
-def report(week: str | None, folder: Path | None) -> None:
-    """Write the report on a week as one HTML file, which any browser prints.
-
-    \b
-    Example:  workshop report --week 2016-W40
-    """
-    from workshop.data import schema
-    from workshop.data.files import write_whole
-    from workshop.data.split import select_week
-    from workshop.errors import DataError
-    from workshop.models import registry
-    from workshop.models import report as page
-    from workshop.parameters import read_stage
-    from workshop.settings import get_settings
-
-    pipeline = get_settings().pipeline
-    table, template = pipeline / "data" / "germany.parquet", pipeline / "notebooks" / "report.html.jinja"
-    if missing := next((file for file in (table, template) if not file.exists()), None):
-        raise DataError("There is nothing to report on.", value=f"no file {missing}", next_step="workshop up --repro")
-    frame = schema.read(table)
-    name, _ = select_week(frame, week or read_stage(pipeline / "params.yaml", "report").week)
-    html = page.render(page.gather(frame, registry.production()), name, template.read_text(encoding="utf-8"))
-    click.echo(write_whole((folder or pipeline / "results" / "reports") / f"{name}.html", html.encode()))

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import dvc_parallel
 import yaml
 
-from workshop.cli.printing import json_option, print_rows, tell
+from workshop.cli import json_option, print_rows, tell
 from workshop.parameters import STAGES, allowed, read, read_stage
-from workshop.servers.pipeline import reproduce
 from workshop.settings import Settings, get_settings
+
+# Modules that the programs of the stages import, in three to four seconds of a cold start.
+PRELOAD = (
+    "workshop.cli.data", "workshop.cli.models", "workshop.cli.pipeline", "workshop.cli.servers", "requests", "nbformat",
+    "pyarrow.fs", "nbclient", "papermill.__main__", "distributed", "papermill_dask.engine", "papermill_dask.worker",
+)  # fmt: skip
+
+
+def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options) -> None:
+    """Bring the pipeline up to date on the servers, by default as many stages at once as there are Dask workers.
+
+    ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does. The
+    ``options`` are those of `dvc_parallel.reproduce`.
+    """
+    servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
+    path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
+    options["jobs"] = options.get("jobs") or settings.dask_workers
+    dvc_parallel.reproduce(
+        targets,
+        preload=PRELOAD,
+        environment=servers | {"PATH": path, "PYTHONUNBUFFERED": "1"},
+        progress=dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True)),
+        notice=tell,
+        **options,
+    )
 
 
 def run_and_show(settings: Settings) -> None:
@@ -22,8 +48,7 @@ def run_and_show(settings: Settings) -> None:
     from workshop.models.registry import production  # imports MLflow
 
     click.echo("Pipeline", err=True)
-    progress = dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True))
-    reproduce(settings, folder=settings.pipeline, progress=progress, notice=tell)
+    reproduce(settings, folder=settings.pipeline)
     load_or_make(settings.root / "3_projects" / "germany.csv")
     serving = production()
     if serving is None:
@@ -60,8 +85,7 @@ def repro(targets: tuple[str, ...], **options) -> None:
     """
     settings = get_settings()
     folder = Path.cwd() if Path("dvc.yaml").exists() or targets or options["all_pipelines"] else settings.pipeline
-    progress = dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True))
-    reproduce(settings, targets, shell_first=True, folder=folder, progress=progress, notice=tell, **options)
+    reproduce(settings, targets, shell_first=True, folder=folder, **options)
 
 
 @click.command()
@@ -93,18 +117,3 @@ def params(stage: str | None, target: Path | None, as_json: bool) -> None:
     names, values = (max(len(str(row[column])) for row in rows) for column in ("parameter", "value"))
     room = max(shutil.get_terminal_size().columns - names - 4, 20)
     print_rows(rows, as_json, [None, min(values, room // 2), room - min(max(values, 5), room // 2)])
-
-
-@click.command("tracking-store")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-def tracking_store(file: Path) -> None:
-    """Write the tracking store's identity to FILE, so that DVC notices a store that was wiped.
-
-    \b
-    Example:  workshop tracking-store data/tracking_store.json
-    """
-    from workshop.models.tracking import store_id  # imports MLflow
-
-    read(get_settings().pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"store_id": store_id()}, indent=1) + "\n")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from workshop.cli.printing import json_option, print_rows, tell
-from workshop.servers import ports, supervisor
-from workshop.servers.services import program
+from workshop.cli import json_option, print_rows, tell
+from workshop.servers import supervisor
+from workshop.servers.services import first_free, hand_out, is_free, program
 from workshop.settings import get_settings
 
 
@@ -40,10 +40,10 @@ def up(chapter: int | None, repro: bool) -> None:
 
         run_and_show(settings)
     if chapter:
-        from workshop.teaching import headstart, startpage  # imports pandas
+        from workshop.teaching import chapters, checkpoints  # imports pandas
 
-        headstart.bring(settings, chapter, tell)
-        tell(f"next: {startpage.write(settings)} shows the next step")
+        chapters.bring(settings, chapter, tell)
+        tell(f"next: {checkpoints.write_start_page(settings)} shows the next step")
 
 
 @click.command()
@@ -57,7 +57,7 @@ def down(services: tuple[str, ...]) -> None:
     Example:  workshop down
               workshop down ftp mlflow
     """
-    ended = supervisor.stop(services, tell) if services else supervisor.down(tell)
+    ended = supervisor.down(tell, services)
     tell(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
 
 
@@ -103,16 +103,28 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
 
 @click.command()
 @click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
+@click.option("--tracking-store", type=click.Path(dir_okay=False, path_type=Path), help="Write its identity there.")
 @json_option
-def config(export: bool, as_json: bool) -> None:
+def config(export: bool, tracking_store: Path | None, as_json: bool) -> None:
     """Show addresses and folders; with --export, for the shell to read.
+
+    With --tracking-store the identity of the tracking store is written to a file, so that DVC notices a store that was
+    wiped.
 
     \b
     Example:  eval "$(workshop config --export)"
     """
     settings = get_settings()
+    if tracking_store:
+        from workshop.models.tracking import store_id  # imports MLflow
+        from workshop.parameters import read
+
+        read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
+        tracking_store.parent.mkdir(parents=True, exist_ok=True)
+        tracking_store.write_text(json.dumps({"store_id": store_id()}, indent=1) + "\n")
+        return
     if export:
-        for name, value in ports.hand_out(settings, tell).exports().items():
+        for name, value in hand_out(settings, tell).exports().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
         return
@@ -129,12 +141,12 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     \b
     Example:  workshop lab --no-browser
     """
-    from workshop.teaching import startpage  # imports MLflow
+    from workshop.teaching.checkpoints import write_start_page
 
     settings = supervisor.up(tell)
-    startpage.write(settings)
+    write_start_page(settings)
     tell("JupyterLab starts; Ctrl-C ends it alone, and the servers go on until `workshop down`")
-    port = ports.first_free(port, lambda port: ports.is_free("127.0.0.1", port), "name another with --port")
+    port = first_free(port, lambda port: is_free("127.0.0.1", port), "name another with --port")
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     arguments = [
         "jupyter-lab",

@@ -6,10 +6,9 @@ from dataclasses import asdict
 
 import click
 
-from workshop.cli.printing import json_option, one_line, print_rows, tell
+from workshop.cli import json_option, one_line, print_rows, tell
 from workshop.settings import get_settings
-from workshop.teaching import checkpoints, startpage
-from workshop.teaching import reset as resetting
+from workshop.teaching import chapters, checkpoints
 from workshop.teaching.doctor import examine
 
 DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
@@ -27,29 +26,30 @@ def check(chapter: int | None, as_json: bool) -> None:
     Example:  workshop check 2
     """
     settings = get_settings()
-    progress = checkpoints.examine(settings)
-    startpage.write(settings, progress)
-    chapters = [each for each in checkpoints.CHAPTERS if chapter in (None, each.number)]
-    shown = [step for each in chapters for step in progress.of(each.number)]
+    steps = checkpoints.examine(checkpoints.state_of(settings))
+    checkpoints.write_start_page(settings, steps)
+    shown = [step for step in steps if chapter in (None, step.chapter)]
+    is_complete = all(step.done for step in shown)
     if as_json:
         print_rows([asdict(step) for step in shown], as_json)
     else:
-        following = progress.next_of(*(each.number for each in chapters))
-        for each in chapters:
-            steps = progress.of(each.number)
-            click.secho(
-                f"{each.number}  {each.title}, {sum(bool(step.done) for step in steps)} of {len(steps)}", bold=True
-            )
-            for step in steps:
-                click.echo(f"   {startpage.SIGNS[step.done]} {step.title}")
+        following = checkpoints.next_step(steps if is_complete else shown, checkpoints.first_chapter(settings))
+        for each in checkpoints.CHAPTERS:
+            of_chapter = [step for step in shown if step.chapter == each.number]
+            if not of_chapter:
+                continue
+            done = sum(bool(step.done) for step in of_chapter)
+            click.secho(f"{each.number}  {each.title}, {done} of {len(of_chapter)}", bold=True)
+            for step in of_chapter:
+                click.echo(f"   {checkpoints.SIGNS[step.done]} {step.title}")
                 if step.reason and (chapter or step == following):  # of a single chapter all, else the next one
                     click.echo(f"       {step.place}\n       {step.reason}")
             click.echo()
-        click.echo(startpage.legend(shown))
+        click.echo(checkpoints.LEGEND)
         where = f" ({following.place}, chapter {following.chapter})" if following else ""
         click.echo(f"Next: {following.title}{where}" if following else "All of it is done.")
-        click.echo(f"The start page, {startpage.NAME}, shows the same. If it is open: {startpage.RELOAD}")
-    if chapter and not all(step.done for step in shown):
+        click.echo(f"The start page, {checkpoints.START_PAGE}, shows the same. If it is open: {checkpoints.RELOAD}")
+    if chapter and not is_complete:
         raise SystemExit(1)
 
 
@@ -86,7 +86,7 @@ def reset(chapter: int, yes: bool) -> None:
     Example:  workshop reset 2
     """
     settings = get_settings()
-    plan = resetting.plan(settings, chapter)
+    plan = chapters.plan(settings, chapter)
     if plan.is_empty:
         tell(f"{plan.chapter.folder} is at its start already (commit {plan.start[:7]})")
         return
@@ -97,8 +97,8 @@ def reset(chapter: int, yes: bool) -> None:
             tell(f"  {title}: {one_line(str(name))}")
     if not yes:
         click.confirm(f"  Your copies go to {plan.kept}. Continue?", abort=True, err=True)
-    resetting.carry_out(settings, plan)
+    chapters.put_back(settings, plan)
     if plan.changed or plan.added:
         tell(f"your copies are in {plan.kept}")
     tell("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
-    startpage.write(settings)
+    checkpoints.write_start_page(settings)

@@ -18,7 +18,7 @@ from tornado import web
 from tornado.httputil import HTTPHeaders
 
 from workshop import ownership
-from workshop.servers import ports
+from workshop.servers.services import hand_out
 from workshop.settings import get_settings
 
 LOOK_SECONDS = 2.0
@@ -156,7 +156,7 @@ def through_jupyterlab(page: bytes, base_url: str) -> bytes:
 
 def exports() -> dict[str, str]:
     """Return the addresses for kernels, on ports that are this clone's own, also before the servers have started."""
-    return ports.hand_out(get_settings(), lambda _: None).exports()
+    return hand_out(get_settings(), lambda _: None).exports()
 
 
 class Tile(ServerProcess):

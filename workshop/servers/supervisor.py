@@ -26,8 +26,16 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from workshop import ownership
 from workshop.errors import ParameterError, ServiceError
-from workshop.servers import ports
-from workshop.servers.services import SERVICES, Service, is_healthy, refuse_beyond_loopback
+from workshop.servers.services import (
+    SERVICES,
+    Service,
+    holders_of,
+    is_free,
+    is_healthy,
+    only_one_chooses,
+    refuse_beyond_loopback,
+    take,
+)
 from workshop.servers.tracking_server import ensure_database
 from workshop.settings import Settings, get_settings
 
@@ -59,20 +67,18 @@ class Status:
 def status(settings: Settings | None = None) -> list[Status]:
     """Return the state of every service, after asking each for its health."""
     settings = settings or get_settings()
-    supervised, left = processes(settings), _started_by_hand(settings)
+    supervised, by_hand = processes(settings), _started_by_hand(settings)
     rows = []
     for service in SERVICES:
         process, reason = supervised.get(service.name, {}), None
         if stranger := ownership.find_stranger(settings, *service.ports_of(settings)):
             reason = f"its port {stranger.port} is held by {stranger}"
         elif process.get("statename") == "FATAL":
-            lines = [line.strip() for line in _log_lines(service, settings) if line.strip()]
-            log = _log_file(service, settings)
-            reason = f"it ended again and again: {lines[-1] if lines else 'without a word'} (all of it: {log})"
-        by_hand = service.name in left
-        pid = left[service.name].pid if by_hand else process.get("pid") or None
-        healthy = by_hand or is_healthy(service, settings)
-        rows.append(Status(service.name, service.address(settings), pid, healthy, by_hand, reason))
+            last = next(iter(_log_lines(service, settings)[-1:]), "without a word")
+            reason = f"it ended again and again: {last.strip()} (all of it: {_log_file(service, settings)})"
+        pid = by_hand.get(service.name) or process.get("pid") or None
+        healthy = is_healthy(service, settings)
+        rows.append(Status(service.name, service.address(settings), pid, healthy, service.name in by_hand, reason))
     return rows
 
 
@@ -86,51 +92,23 @@ def up(tell: Tell) -> Settings:
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
     with _only_one(settings):
         settings = get_settings()  # another `up` may have taken other ports meanwhile
-        is_supervised = answers(settings)
-        if not is_supervised:
-            _end_leftovers(settings, tell)
-            _remove_stale_files(settings)
-            settings.credentials(create=True)
-            ensure_database(settings)
-        left = _started_by_hand(settings)
-        with contextlib.nullcontext() if is_supervised else ports.only_one_chooses(tell):
-            if not is_supervised:
-                settings = ports.take(settings, tell)
-                _start_supervisor(settings, left)
-            for service in SERVICES:
-                if service.name in left:
-                    tell(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
-            _bring_up(settings, [service for service in SERVICES if service.name not in left], tell)
+        if processes(settings):
+            _bring_up(settings, tell)
+            return settings
+        _end_leftovers(settings, tell)
+        settings.credentials(create=True)
+        ensure_database(settings)
+        with only_one_chooses(tell):
+            settings = take(settings, tell)
+            _start_supervisor(settings)
+            _bring_up(settings, tell)
     return settings
 
 
-def down(tell: Tell) -> int:
-    """Stop every service that `up` started, and their child processes; return how many processes ended."""
-    settings = get_settings()
-    if not settings.state.exists():
-        return 0
-    with _only_one(settings):
-        running = ownership.marked_processes(settings.state)
-        if answers(settings):
-            tell("stopping the servers")
-            with contextlib.suppress(*UNANSWERED):
-                _ask(settings, "shutdown")
-            psutil.wait_procs(running, timeout=STOP_SECONDS)
-        _end_leftovers(settings, tell)
-        left = _started_by_hand(settings)
-        for service in SERVICES:
-            if service.name in left:
-                _tell_by_hand(service, settings, tell)
-        if settings.is_up and not left:
-            settings.ports_file.replace(settings.kept_ports_file)
-        _remove_stale_files(settings)
-    return len(running)
+def down(tell: Tell, names: Sequence[str] = ()) -> int:
+    """Stop every service that `up` started, or the named ones until the next `up`; return how many processes ended.
 
-
-def stop(names: Sequence[str], tell: Tell) -> int:
-    """Stop the named services alone, until the next `up`; return how many processes ended.
-
-    Raises ParameterError for a name that no service has.
+    Servers that a person started by hand keep running. Raises ParameterError for a name that no service has.
     """
     known = [service.name for service in SERVICES]
     if unknown := [name for name in names if name not in known]:
@@ -140,25 +118,39 @@ def stop(names: Sequence[str], tell: Tell) -> int:
             expected=f"one or more of {', '.join(known)}",
             next_step="workshop status",
         )
-    settings, ended = get_settings(), 0
+    settings = get_settings()
     if not settings.state.exists():
         return 0
     with _only_one(settings):
-        supervised, left = processes(settings), _started_by_hand(settings)
-        for service in reversed(SERVICES):  # a client before its server
-            if service.name not in names:
-                continue
-            if pid := supervised.get(service.name, {}).get("pid"):
-                family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-                _ask(settings, "stopProcess", service.name)
-                psutil.wait_procs(family, timeout=STOP_SECONDS)
-                tell(f"{service.title}: stopped; it was at {service.address(settings)}")
-                ended += len(family)
-            elif service.name in left:
-                _tell_by_hand(service, settings, tell)
-            else:
-                tell(f"{service.title}: does not run")
-    return ended
+        running = ownership.marked_processes(settings.state)
+        if names:
+            _stop(settings, names, tell)
+        elif processes(settings):
+            tell("stopping the servers")
+            with contextlib.suppress(*UNANSWERED):
+                _ask(settings, "shutdown")
+            psutil.wait_procs(running, timeout=STOP_SECONDS)
+        if not names:
+            _end_leftovers(settings, tell)
+        by_hand = _started_by_hand(settings)
+        for service in SERVICES:
+            if service.name in by_hand and service.name in (names or known):
+                where = f"{service.title}: {service.address(settings)}"
+                tell(f"{where} was started by hand and still runs; end it there with Ctrl-C")
+        if settings.is_up and not by_hand and not names:
+            settings.ports_file.replace(settings.kept_ports_file)
+        return sum(not process.is_running() for process in running)
+
+
+def _stop(settings: Settings, names: Sequence[str], tell: Tell) -> None:
+    """Have supervisor stop some services, a client before its server, and wait for their child processes."""
+    supervised = processes(settings)
+    for service in reversed(SERVICES):
+        if service.name in names and (pid := supervised.get(service.name, {}).get("pid")):
+            family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+            _ask(settings, "stopProcess", service.name)
+            psutil.wait_procs(family, timeout=STOP_SECONDS)
+            tell(f"{service.title}: stopped; it was at {service.address(settings)}")
 
 
 @contextlib.contextmanager
@@ -175,14 +167,6 @@ def stopped(settings: Settings) -> Iterator[None]:
 
 
 # -- supervisor --------------------------------------------------------------------------------------------------------
-def answers(settings: Settings) -> bool:
-    """Return whether the supervisor of this state folder runs."""
-    try:
-        return _ask(settings, "getState")["statename"] == "RUNNING"
-    except UNANSWERED:
-        return False
-
-
 def processes(settings: Settings) -> dict[str, dict]:
     """Return supervisor's information about each service, by name; nothing when supervisor does not run."""
     try:
@@ -207,11 +191,11 @@ def _socket_file(settings: Settings) -> Path:
     return Path(tempfile.gettempdir()) / f"workshop-{os.getuid()}-{digest}.sock"
 
 
-def _start_supervisor(settings: Settings, left: dict[str, psutil.Process]) -> None:
-    """Start supervisor, and with it all services but those that are ``left`` to the person who started them."""
+def _start_supervisor(settings: Settings) -> None:
+    """Start supervisor, which starts no service before it is asked to."""
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
-        _configuration(settings, left).write(output)
+        _configuration(settings).write(output)
     variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, ownership.MARK: settings.state}
     done = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
@@ -229,7 +213,7 @@ def _start_supervisor(settings: Settings, left: dict[str, psutil.Process]) -> No
         )
 
 
-def _configuration(settings: Settings, left: dict[str, psutil.Process]) -> configparser.RawConfigParser:
+def _configuration(settings: Settings) -> configparser.RawConfigParser:
     def literal(value: object) -> str:
         return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
 
@@ -253,10 +237,10 @@ def _configuration(settings: Settings, left: dict[str, psutil.Process]) -> confi
             "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
             "stdout_logfile": literal(_log_file(service, settings)),
             "redirect_stderr": "true",
-            "autostart": str(service.name not in left).lower(),
+            "autostart": "false",
             "autorestart": "true",
-            "startsecs": "30",  # MLflow finds out after 20 seconds that it cannot have its port
-            "startretries": "5",
+            # A service that ends within so many seconds of its start, `startretries` (3) times more, is given up.
+            "startsecs": "30",
             "stopwaitsecs": "10",
             "stopasgroup": "true",
             "killasgroup": "true",
@@ -265,13 +249,19 @@ def _configuration(settings: Settings, left: dict[str, psutil.Process]) -> confi
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
-def _bring_up(settings: Settings, services: list[Service], tell: Tell) -> None:
-    """Start the services that were stopped or given up, and wait until all answer."""
-    states = processes(settings)
-    for service in services:
+def _bring_up(settings: Settings, tell: Tell) -> None:
+    """Start the services that are not running and that nobody started by hand, and wait until all answer."""
+    states, by_hand = processes(settings), _started_by_hand(settings)
+    waiting = []
+    for service in SERVICES:
+        if service.name in by_hand:
+            tell(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
+            continue
+        waiting.append(service)
         if states[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
-            _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
-    deadline, waiting = time.monotonic() + START_SECONDS, list(services)
+            with contextlib.suppress(xmlrpc.client.Fault):  # a program that cannot start is reported below
+                _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
+    deadline = time.monotonic() + START_SECONDS
     while True:
         for service in list(waiting):
             if is_healthy(service, settings):
@@ -281,7 +271,7 @@ def _bring_up(settings: Settings, services: list[Service], tell: Tell) -> None:
             return
         wanted = [port for service in waiting for port in service.ports_of(settings)]
         # Ports that are taken already: of one that is opened meanwhile the system may not tell the process.
-        ownership.require_own(settings, *[port for port in wanted if not ports.is_free(settings.host, port)])
+        ownership.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
         states = processes(settings)
         for service in waiting:
             if states.get(service.name, {}).get("statename") == "FATAL":
@@ -306,26 +296,21 @@ def _log_file(service: Service, settings: Settings) -> Path:
 
 
 def _log_lines(service: Service, settings: Settings) -> list[str]:
-    """Return the log of a service; nothing when it has none."""
+    """Return the log of a service without empty lines; nothing when it has none."""
     try:
-        return _log_file(service, settings).read_text(errors="replace").splitlines()
+        return list(filter(str.strip, _log_file(service, settings).read_text(errors="replace").splitlines()))
     except OSError:
         return []
 
 
-def _started_by_hand(settings: Settings) -> dict[str, psutil.Process]:
-    """Return, by a service's name, the process that a person started for it on this state folder and that answers."""
-    holders = ownership.find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
-    left = {}
+def _started_by_hand(settings: Settings) -> dict[str, int]:
+    """Return, by a service's name, the pid of the server that a person started on this state folder, if it answers."""
+    holders, pids = holders_of(settings), {}
     for service in SERVICES:
         holder = holders.get(next(iter(service.ports_of(settings)), 0))
         if holder and holder.by_hand and holder.state == settings.state and is_healthy(service, settings):
-            left[service.name] = holder.process
-    return left
-
-
-def _tell_by_hand(service: Service, settings: Settings, tell: Tell) -> None:
-    tell(f"{service.title}: {service.address(settings)} was started by hand and still runs; end it there with Ctrl-C")
+            pids[service.name] = holder.process.pid
+    return pids
 
 
 # -- the state folder --------------------------------------------------------------------------------------------------
@@ -357,20 +342,14 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 
 def _end_leftovers(settings: Settings, tell: Tell) -> None:
-    """End the processes that an earlier supervisor left behind."""
-    leftovers = ownership.marked_processes(settings.state)
-    if not leftovers:
-        return
-    tell(f"ending {len(leftovers)} processes that an earlier start left behind")
+    """End the processes that an earlier supervisor left behind, and remove its files."""
+    if leftovers := ownership.marked_processes(settings.state):
+        tell(f"ending {len(leftovers)} processes that an earlier start left behind")
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in leftovers:
             with contextlib.suppress(psutil.Error):
                 end(process)
         _, leftovers = psutil.wait_procs(leftovers, timeout=5)
-
-
-def _remove_stale_files(settings: Settings) -> None:
-    """Remove the files of an earlier supervisor."""
     for file in (_socket_file(settings), settings.state / "supervisord.pid"):
         file.unlink(missing_ok=True)
     shutil.rmtree(settings.state / "dask", ignore_errors=True)

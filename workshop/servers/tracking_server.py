@@ -17,8 +17,7 @@ from typing import NoReturn
 
 from workshop.errors import ServiceError, WorkshopError
 from workshop.ownership import find_holders
-from workshop.servers import ports
-from workshop.servers.services import program
+from workshop.servers.services import is_free, program
 from workshop.settings import Settings, get_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -92,7 +91,7 @@ def main() -> NoReturn:
     """Become `mlflow server`; exit with 1 when its port is taken, which MLflow notices late and reports with 0."""
     try:
         settings = get_settings()
-        if not ports.is_free(settings.host, settings.mlflow_port):
+        if not is_free(settings.host, settings.mlflow_port):
             holders = find_holders(settings, settings.mlflow_port)
             raise ServiceError(
                 f"The tracking server cannot listen on {settings.host}:{settings.mlflow_port}.",

@@ -1,3 +1,3 @@
 """What attendees and instructors use: the steps of the chapters, exercises, a doctor, a head start, a reset."""
 
-__all__ = ["checkpoints", "doctor", "exercises", "headstart", "reset", "startpage"]
+__all__ = ["chapters", "checkpoints", "doctor", "exercises"]

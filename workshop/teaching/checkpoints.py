@@ -1,29 +1,36 @@
-"""The chapters and their steps: a step is done when the file, run, model version or commit that it makes exists."""
+"""The chapters, their steps, and the start page `START.md`, which shows the steps that are done and the next one.
+
+A step is done when the file, run, model version or commit that it makes exists: files are looked at, and the tracking
+server is asked.
+"""
 
 from __future__ import annotations
 
 import configparser
 import json
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlparse
 
 import yaml
 
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
+from workshop.models import registry
 from workshop.models.registry import FORCED, PROMOTED, ROLLED_BACK, Move
 from workshop.models.tracking import STAGE_TAG, STORE_ID_TAG, connect, own_or_given_uri
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
 from workshop.teaching import exercises
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
 PIPELINE_WHY = "pipeline"  # the reason that dvc.yaml gives for a promotion; a person gives another
 PARENT_TAG = "mlflow.parentRunId"
@@ -31,8 +38,7 @@ MOST_RUNS = 2000  # of each kind; the latest ones
 GIT_SECONDS = 10
 
 
-@dataclass(frozen=True)
-class Chapter:
+class Chapter(NamedTuple):
     """One chapter: its number, folder, title, and how many minutes it takes."""
 
     number: int
@@ -49,81 +55,59 @@ CHAPTERS = (
 )
 
 
-# -- evidence --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Tracked:
-    """What the tracking server holds: the store's identity, finished runs of the experiment, versions, and moves."""
+class State:
+    """What an attendee has: files below ``root``, solved exercises, and a tracking server, or the reason for none."""
 
-    store_id: str | None = None
-    chapter_runs: list[Run] = field(default_factory=list)
-    project_runs: list[Run] = field(default_factory=list)
-    stage_runs: list[Run] = field(default_factory=list)
-    versions: list[ModelVersion] = field(default_factory=list)
-    moves: list[Move] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What exists: files below ``root``, solved exercises, and what the server holds, or why it cannot be asked."""
-
-    root: Path
-    solved: frozenset[str]
-    server: Tracked | ServiceError
+    def __init__(self, root: Path, solved: Iterable[str], server: MlflowClient | ServiceError) -> None:
+        self.root, self.solved, self._server = root, solved, server
 
     @property
-    def tracked(self) -> Tracked:
-        """What the tracking server holds; raises ServiceError when it does not answer."""
-        if isinstance(self.server, ServiceError):
-            raise self.server
-        return self.server
+    def client(self) -> MlflowClient:
+        """The client of the tracking server; raises ServiceError when the server does not answer."""
+        if isinstance(self._server, ServiceError):
+            raise self._server
+        return self._server
+
+    def runs(self, query: str) -> list[Run]:
+        """Return the finished runs of the workshop's experiment that a query of MLflow finds."""
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        ids = [experiment.experiment_id] if experiment else []
+        return self.client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MOST_RUNS)
+
+    @cached_property
+    def moves(self) -> list[Move]:
+        """The moves of the alias, the first one first."""
+        return registry.history(self.client)
+
+    @cached_property
+    def chapter_versions(self) -> set[str]:
+        """The registered versions that come from runs of chapter 2."""
+        runs = self.runs("tags.chapter = '2'")
+        ids, sources = {run.info.run_id for run in runs}, models_of(runs)
+        versions = self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+        return {str(each.version) for each in versions if each.run_id in ids or each.source in sources}
 
 
-def gather(settings: Settings) -> Evidence:
-    """Ask the tracking server once; takes some seconds."""
+def state_of(settings: Settings) -> State:
+    """Return the state of this clone; asks once whether the tracking server answers."""
     try:
-        server = _ask_server(settings)
+        server = connect(own_or_given_uri(settings))
     except ServiceError as error:
         server = error
-    return Evidence(settings.root, frozenset(exercises.solved(settings)), server)
-
-
-def _ask_server(settings: Settings) -> Tracked:
-    client = connect(own_or_given_uri(settings))
-    from mlflow.exceptions import MlflowException
-
-    from workshop.models import registry
-
-    def search(query: str) -> list[Run]:
-        ids = [experiment.experiment_id] if experiment else []
-        return client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MOST_RUNS)
-
-    try:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        return Tracked(
-            store_id=experiment.tags.get(STORE_ID_TAG) if experiment else None,
-            chapter_runs=search("tags.chapter = '2'"),
-            project_runs=search("tags.`mlflow.source.type` = 'PROJECT'"),
-            stage_runs=search(f"tags.`{STAGE_TAG}` LIKE 'train%'"),
-            versions=client.search_model_versions(f"name = '{REGISTERED_MODEL}'"),
-            moves=registry.history(client),
-        )
-    except MlflowException as error:
-        raise ServiceError(
-            f"The tracking server did not answer a question: {error.message}", next_step="workshop status"
-        ) from None
+    return State(settings.root, exercises.solved(settings), server)
 
 
 # -- chapter 1 -------------------------------------------------------------------------------------------------------
-def has_file(path: str, evidence: Evidence) -> bool:
+def has_file(path: str, state: State) -> bool:
     """Tell whether a file exists and is not empty."""
-    file = evidence.root / path
+    file = state.root / path
     return file.is_file() and file.stat().st_size > 0
 
 
-def has_run(path: str, evidence: Evidence) -> bool:
+def has_executed(path: str, state: State) -> bool:
     """Tell whether a notebook was saved with all its cells executed, none of them with an error."""
     try:
-        cells = json.loads((evidence.root / path).read_bytes())["cells"]
+        cells = json.loads((state.root / path).read_bytes())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
         errors = [out for cell in code for out in cell["outputs"] if out["output_type"] == "error"]
         return bool(code) and not errors and all(cell["execution_count"] is not None for cell in code)
@@ -132,161 +116,123 @@ def has_run(path: str, evidence: Evidence) -> bool:
 
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
-def chapter_runs(evidence: Evidence, *logged: str, **tags: str) -> list[Run]:
-    """Return the runs of chapter 2 that have these tags, and logged these parameters and metrics."""
-    return [
-        run
-        for run in evidence.tracked.chapter_runs
-        if run.data.tags.items() >= tags.items() and {*run.data.params, *run.data.metrics}.issuperset(logged)
-    ]
+def tracked_runs(query: str, state: State) -> list[Run]:
+    """Return the runs of chapter 2's notebooks that a query finds."""
+    return state.runs(f"tags.chapter = '2' AND {query}")
 
 
-def models_of(runs: list[Run]) -> list[str]:
+def tracked_models(query: str, state: State) -> list[str]:
+    """Return the addresses of the models that such runs logged."""
+    return models_of(tracked_runs(query, state))
+
+
+def models_of(runs: Iterable[Run]) -> list[str]:
     """Return the addresses of the models that runs logged."""
     return [f"models:/{model.model_id}" for run in runs if run.outputs for model in run.outputs.model_outputs]
 
 
-def has_flattered_run(evidence: Evidence) -> bool:
-    """Tell whether a run has the score of the linear regression on a random split."""
-    return bool(chapter_runs(evidence, "r2_random_split", model="linreg"))
-
-
-def has_tracked_run(evidence: Evidence) -> bool:
-    """Tell whether a run has the honest score of the linear regression, and its model."""
-    return bool(models_of(chapter_runs(evidence, "r2", model="linreg")))
-
-
-def has_autolog_run(evidence: Evidence) -> bool:
-    """Tell whether a run of the network has a score, and a parameter that autolog writes."""
-    return bool(chapter_runs(evidence, "r2", "epochs", model="keras"))
-
-
-def has_capacity_factor_run(evidence: Evidence) -> bool:
-    """Tell whether a run has a model of capacity factors, and its score."""
-    return bool(models_of(chapter_runs(evidence, "r2", target="capacity_factor")))
-
-
-def has_forest_runs(evidence: Evidence) -> bool:
+def has_forest_runs(state: State) -> bool:
     """Tell whether a run of the forest has at least two runs below it."""
-    parents = [run.data.tags.get(PARENT_TAG) for run in chapter_runs(evidence, model="rf")]
-    return any(parents.count(parent) >= 2 for parent in parents if parent)
+    parents = Counter(run.data.tags.get(PARENT_TAG) for run in tracked_runs("tags.model = 'rf'", state))
+    return any(count >= 2 for parent, count in parents.items() if parent)
 
 
-def chapter_versions(evidence: Evidence) -> set[str]:
-    """Return the registered versions that come from runs of chapter 2."""
-    runs = chapter_runs(evidence)
-    ids, sources = {run.info.run_id for run in runs}, models_of(runs)
-    return {str(each.version) for each in evidence.tracked.versions if each.run_id in ids or each.source in sources}
-
-
-def was_in_production(evidence: Evidence) -> bool:
+def was_in_production(state: State) -> bool:
     """Tell whether a version of chapter 2 is or was in production."""
-    served = {version for move in evidence.tracked.moves for version in (move.version, move.replaced)}
-    return bool(served & chapter_versions(evidence))
+    return any({move.version, move.replaced} & state.chapter_versions for move in state.moves)
 
 
-def was_rolled_back(evidence: Evidence) -> bool:
+def was_rolled_back(state: State) -> bool:
     """Tell whether a rollback replaced a version of chapter 2."""
-    versions = chapter_versions(evidence)
-    return any(move.action == ROLLED_BACK and move.replaced in versions for move in evidence.tracked.moves)
+    return any(move.action == ROLLED_BACK and move.replaced in state.chapter_versions for move in state.moves)
 
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
-def runs_of_lr(entry_point: str, evidence: Evidence) -> list[Run]:
+def runs_of_lr(entry_point: str, state: State) -> list[Run]:
     """Return the runs of an entry point of chapter 3's project `lr`."""
-    return [
-        run for run in evidence.tracked.project_runs
-        if run.data.tags.get("mlflow.source.name", "").rstrip("/").endswith("3_projects/lr")
-        and run.data.tags.get("mlflow.project.entryPoint") == entry_point
-    ]  # fmt: skip
+    runs = state.runs(f"tags.`mlflow.project.entryPoint` = '{entry_point}'")
+    return [run for run in runs if run.data.tags.get("mlflow.source.name", "").rstrip("/").endswith("3_projects/lr")]
 
 
-def has_changed_run(evidence: Evidence) -> bool:
+def has_changed_run(state: State) -> bool:
     """Tell whether two runs of `lr` differ in a parameter other than the place of the data."""
-    runs = [run.data.params.items() - {("data", run.data.params.get("data"))} for run in runs_of_lr("main", evidence)]
+    runs = [{**run.data.params, "data": None} for run in runs_of_lr("main", state)]
     return any(params != runs[0] for params in runs)
 
 
-def has_run_from_git(evidence: Evidence) -> bool:
+def has_run_from_git(state: State) -> bool:
     """Tell whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
-    sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", evidence)]
-    return any(mark and Path(urlparse(at).path).resolve() != evidence.root.resolve() for at, mark, _ in sources)
+    sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", state)]
+    return any(mark and Path(urlparse(at).path).resolve() != state.root.resolve() for at, mark, _ in sources)
 
 
 # -- chapter 4 -------------------------------------------------------------------------------------------------------
-def has_run_pipeline(evidence: Evidence) -> bool:
+def has_run_pipeline(state: State) -> bool:
     """Tell whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
-    folder = evidence.root / "4_pipeline"
-    outs = _outputs(folder)
+    folder = state.root / "4_pipeline"
+    outputs = _outputs(folder)
     try:
         store_id = json.loads((folder / "data" / "tracking_store.json").read_text())["store_id"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(outs) and all((folder / out["path"]).exists() for out in outs) and store_id == evidence.tracked.store_id
+    experiment = state.client.get_experiment_by_name(EXPERIMENT)
+    is_this_store = experiment is not None and experiment.tags.get(STORE_ID_TAG) == store_id
+    return is_this_store and bool(outputs) and all((folder / output["path"]).exists() for output in outputs)
 
 
-def _outputs(folder: Path) -> list[dict[str, Any]]:
+def _outputs(folder: Path) -> list[dict[str, str]]:
     try:
         stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
-        return [out for stage in stages for out in stage.get("outs", [])]
+        return [output for stage in stages for output in stage.get("outs", [])]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return []
 
 
-def has_changed_stage(evidence: Evidence) -> bool:
+def has_changed_stage(state: State) -> bool:
     """Tell whether two runs of one stage differ in a parameter; runs of a search below another run do not count."""
     first: dict[str, dict[str, str]] = {}
-    runs = [run.data for run in evidence.tracked.stage_runs if PARENT_TAG not in run.data.tags]
+    runs = [run.data for run in state.runs(f"tags.`{STAGE_TAG}` LIKE 'train%'") if PARENT_TAG not in run.data.tags]
     return any(run.params != first.setdefault(run.tags[STAGE_TAG], run.params) for run in runs)
 
 
-def promoted_by_person(evidence: Evidence) -> list[Move]:
+def promoted_by_person(state: State) -> list[Move]:
     """Return the promotions that a person typed."""
-    return [
-        move
-        for move in evidence.tracked.moves
-        if move.action == FORCED or (move.action == PROMOTED and move.why != PIPELINE_WHY)
-    ]
+    by_pipeline = (PROMOTED, PIPELINE_WHY)
+    return [m for m in state.moves if m.action in (PROMOTED, FORCED) and (m.action, m.why) != by_pipeline]
 
 
-def was_promoted_and_rolled_back(evidence: Evidence) -> bool:
+def was_promoted_and_rolled_back(state: State) -> bool:
     """Tell whether a rollback followed a promotion by a person."""
-    first = min((move.number for move in promoted_by_person(evidence)), default=None)
-    back = [move.number for move in evidence.tracked.moves if move.action == ROLLED_BACK]
-    return first is not None and any(number > first for number in back)
+    promotions = promoted_by_person(state)
+    return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
 
 
-def has_pushed(evidence: Evidence) -> bool | None:
-    """Tell whether DVC's remote holds an output of the pipeline; None when the remote is not a local folder."""
-    dvc = evidence.root / ".dvc"
+def has_pushed(state: State) -> bool | None:
+    """Tell whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
     config = configparser.ConfigParser(interpolation=None, strict=False)
     try:
-        config.read([dvc / "config", dvc / "config.local"])
+        config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
     except (configparser.Error, ValueError):
         return False
-    named = {section.strip("'"): config[section].get("url", "") for section in config.sections()}
-    remotes = {name[len('remote "') : -1]: url for name, url in named.items() if name.startswith('remote "') and url}
-    url = urlparse(remotes.get(config.get("core", "remote", fallback=next(iter(remotes), "")), ""))
-    if url.scheme not in ("", "file"):
-        return None
-    hashes = [out.get("md5", "") for out in _outputs(evidence.root / "4_pipeline")]
-    stored = dvc / url.path / "files" / "md5"
-    return bool(url.path) and any((stored / each[:2] / each[2:]).exists() for each in hashes if each)
+    urls = [urlparse(config[name]["url"]) for name in config.sections() if "url" in config[name]]
+    folders = [state.root / ".dvc" / url.path for url in urls if url.scheme in ("", "file")]
+    hashes = [output.get("md5", "") for output in _outputs(state.root / "4_pipeline")]
+    stored = any((at / "files" / "md5" / each[:2] / each[2:]).is_file() for at in folders for each in hashes)
+    return stored or (False if len(folders) == len(urls) else None)
 
 
-def has_experiment(evidence: Evidence) -> bool:
+def has_experiment(state: State) -> bool:
     """Tell whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
     command = ["git", "for-each-ref", "refs/exps/??/*/*"]
     try:
-        done = subprocess.run(command, cwd=evidence.root, capture_output=True, check=False, timeout=GIT_SECONDS)
+        done = subprocess.run(command, cwd=state.root, capture_output=True, check=False, timeout=GIT_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return False
     return bool(done.stdout.strip()) and not done.returncode
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One thing to do: its title, its place (a page, or `page#heading`), the test that it is done, and what to do.
 
     ``is_done`` returns what proves it, or None when nobody can tell; it raises ServiceError when the tracking server
@@ -295,33 +241,19 @@ class Step:
 
     title: str
     where: str
-    is_done: Callable[[Evidence], object]
+    is_done: Callable[[State], object]
     not_yet: str
 
 
-RUN_AND_SAVE = (
-    "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may end with an error."
-)
+SAVE = "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may end with an error."
 RUN = (
     f"The experiment {EXPERIMENT} has no such finished run. Run the notebook from its first cell to its last. "
     "If you did: `workshop doctor` finds runs that went elsewhere."
 )
 TYPE = f"The experiment {EXPERIMENT} has no such finished run. Type in 3_projects: "
-ROLL_BACK = (
-    "Type `workshop rollback` while a version of this chapter is in production that replaced another one. "
-    "A move of the alias in the UI leaves no record."
-)
-REPRODUCE = "An output is missing, or the runs went to another tracking store. Type `dvc repro` in 4_pipeline."
-CHANGE = (
-    "Change a parameter of a training stage in 4_pipeline/params.yaml, save the file, and type `dvc repro`. "
-    "DVC does not run a stage again with values that it has seen before: choose others."
-)
-PUSH = (
-    "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
-    "Only a remote in a local folder is looked at; for others there is `dvc status --cloud`."
-)
 GATE = "4_pipeline/README.md#5. Watch the gate"
 TABLE, REPORT = "1_starting_point/germany.csv", "1_starting_point/report/report.html"
+LINREG, COMPARE = "2_tracking/model_linreg.ipynb", "2_tracking/compare_runs.ipynb"
 STEPS = {
     1: (
         Step(
@@ -329,11 +261,10 @@ STEPS = {
             "Run the notebook. Its last cell writes germany.csv.",
         ),
         *(
-            Step(title, path, partial(has_run, path), RUN_AND_SAVE)
-            for title, path in (
-                ("A linear regression", "1_starting_point/model_linreg.ipynb"),
-                ("A random forest", "1_starting_point/model_rf.ipynb"),
-                ("A neural network", "1_starting_point/model_keras.ipynb"),
+            Step(title, f"1_starting_point/{name}.ipynb", partial(has_executed, f"1_starting_point/{name}.ipynb"), SAVE)
+            for title, name in (
+                ("A linear regression", "model_linreg"), ("A random forest", "model_rf"),
+                ("A neural network", "model_keras"),
             )
         ),
         Step(
@@ -342,20 +273,36 @@ STEPS = {
         ),
     ),
     2: (
-        Step("The score that flatters", "2_tracking/model_linreg.ipynb", has_flattered_run, RUN),
-        Step("A run tracked by hand, with its model", "2_tracking/model_linreg.ipynb", has_tracked_run, RUN),
-        Step("Several runs in one execution", "2_tracking/model_rf.ipynb", has_forest_runs, RUN),
-        Step("A run filled by autolog", "2_tracking/model_keras.ipynb", has_autolog_run, RUN),
-        Step("The capacity factor in place of GW", "2_tracking/capacity_factor.ipynb", has_capacity_factor_run, RUN),
         Step(
-            "A registered version", "2_tracking/compare_runs.ipynb", chapter_versions,
+            "The score that flatters", LINREG,
+            partial(tracked_runs, "tags.model = 'linreg' AND metrics.r2_random_split <= 1"), RUN,
+        ),
+        Step(
+            "A run tracked by hand, with its model", LINREG,
+            partial(tracked_models, "tags.model = 'linreg' AND metrics.r2 <= 1"), RUN,
+        ),
+        Step("Several runs in one execution", "2_tracking/model_rf.ipynb", has_forest_runs, RUN),
+        Step(
+            "A run filled by autolog", "2_tracking/model_keras.ipynb",
+            partial(tracked_runs, "tags.model = 'keras' AND metrics.r2 <= 1 AND params.epochs != ''"), RUN,
+        ),
+        Step(
+            "The capacity factor in place of GW", "2_tracking/capacity_factor.ipynb",
+            partial(tracked_models, "tags.target = 'capacity_factor' AND metrics.r2 <= 1"), RUN,
+        ),
+        Step(
+            "A registered version", COMPARE, lambda state: state.chapter_versions,
             f"Register the model of a run of this chapter under the name {REGISTERED_MODEL}.",
         ),
         Step(
-            "In production, by its alias", "2_tracking/compare_runs.ipynb", was_in_production,
+            "In production, by its alias", COMPARE, was_in_production,
             f"Set the alias {PRODUCTION} of {REGISTERED_MODEL} to a version that comes from a run of this chapter.",
         ),
-        Step("Rolled back", "2_tracking/README.md#6. Take a mistake back", was_rolled_back, ROLL_BACK),
+        Step(
+            "Rolled back", "2_tracking/README.md#6. Take a mistake back", was_rolled_back,
+            "Type `workshop rollback` while a version of this chapter is in production that replaced another one. "
+            "A move of the alias in the UI leaves no record.",
+        ),
     ),
     3: (
         Step(
@@ -376,10 +323,15 @@ STEPS = {
         ),
     ),
     4: (
-        Step("The pipeline ran here", "4_pipeline/README.md#Before you start", has_run_pipeline, REPRODUCE),
+        Step(
+            "The pipeline ran here", "4_pipeline/README.md#Before you start", has_run_pipeline,
+            "An output is missing, or the runs went to another tracking store. Type `dvc repro` in 4_pipeline.",
+        ),
         Step(
             "A stage ran again with a changed parameter", "4_pipeline/README.md#4. Change one parameter",
-            has_changed_stage, CHANGE,
+            has_changed_stage,
+            "Change a parameter of a training stage in 4_pipeline/params.yaml, save the file, and type `dvc repro`. "
+            "DVC does not run a stage again with values that it has seen before: choose others.",
         ),
         Step(
             "A model promoted by you", GATE, promoted_by_person,
@@ -390,7 +342,9 @@ STEPS = {
             "Promote a model yourself, then type `workshop rollback`.",
         ),
         Step(
-            "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed, PUSH
+            "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
+            "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
+            "Only a remote in a local folder is looked at; for others there is `dvc status --cloud`.",
         ),
         Step(
             "An experiment with dvc exp run", "4_pipeline/README.md#9. Try values as experiments", has_experiment,
@@ -400,16 +354,13 @@ STEPS = {
 }  # fmt: skip
 
 
-def exercise_steps(chapter: int) -> list[Step]:
-    """Return the exercises of a chapter as steps."""
-    return [
-        Step(
-            f"Exercise {number}: {title}", f"{CHAPTERS[chapter - 1].folder}/exercises.ipynb",
-            lambda evidence, number=number: number in evidence.solved,
-            f'Run its cells. The cell `check("{number}", answer)` has to print "solved".',
-        )
-        for number, title in exercises.titles(chapter).items()
-    ]  # fmt: skip
+def steps_of(chapter: Chapter) -> Iterator[Step]:
+    """Yield the steps of a chapter, and then its exercises."""
+    yield from STEPS[chapter.number]
+    for number, title in exercises.titles(chapter.number).items():
+        reason = f'Run its cells. The cell `check("{number}", answer)` has to print "solved".'
+        is_solved = partial(lambda number, state: number in state.solved, number)
+        yield Step(f"Exercise {number}: {title}", f"{chapter.folder}/exercises.ipynb", is_solved, reason)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------
@@ -434,49 +385,99 @@ class Checkpoint:
         return self.where.replace("#", ", ")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """All steps as they were found, and the chapter at which the attendee began (`workshop up --chapter`)."""
-
-    checkpoints: tuple[Checkpoint, ...]
-    first_chapter: int = 1
-
-    def of(self, chapter: int) -> list[Checkpoint]:
-        """Return the steps of a chapter in order."""
-        return [checkpoint for checkpoint in self.checkpoints if checkpoint.chapter == chapter]
-
-    def next_of(self, *chapters: int) -> Checkpoint | None:
-        """Return the first open step of some chapters, or of all where these are done; skipped chapters come last."""
-        open_ones = [checkpoint for checkpoint in self.checkpoints if not checkpoint.done]
-        within = [checkpoint for checkpoint in open_ones if checkpoint.chapter in chapters]
-        return min(within or open_ones, key=lambda each: each.chapter < self.first_chapter, default=None)
-
-
-def examine(settings: Settings) -> Progress:
+def examine(state: State) -> list[Checkpoint]:
     """Look at every step; takes some seconds."""
-    try:
-        first_chapter = int(_first_chapter_file(settings).read_text())
-    except (OSError, ValueError):
-        first_chapter = 1
-    return Progress(tuple(look(gather(settings))), first_chapter)
+    from mlflow.exceptions import MlflowException
 
-
-def look(evidence: Evidence) -> Iterator[Checkpoint]:
-    """Yield each step with what the evidence says of it."""
-    for chapter, steps in STEPS.items():
-        for step in (*steps, *exercise_steps(chapter)):
+    checkpoints = []
+    for chapter in CHAPTERS:
+        for step in steps_of(chapter):
             try:
-                proof, reason = step.is_done(evidence), step.not_yet
+                proof, reason = step.is_done(state), step.not_yet
                 done = None if proof is None else bool(proof)
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
-            yield Checkpoint(chapter, step.title, step.where, done, "" if done else reason)
+            except MlflowException as error:
+                done, reason = None, f"The tracking server did not answer: {error.message} Next: workshop status"
+            checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, "" if done else reason))
+    return checkpoints
+
+
+def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Checkpoint | None:
+    """Return the first open step; those of chapters before the first one, which an attendee skipped, come last."""
+    open_steps = [checkpoint for checkpoint in checkpoints if not checkpoint.done]
+    return min(open_steps, key=lambda each: each.chapter < first_chapter, default=None)
 
 
 def begin_at(settings: Settings, chapter: int) -> None:
-    """Remember that the attendee began at a chapter: its steps are shown as next before those of earlier ones."""
-    write_whole(_first_chapter_file(settings), f"{chapter}\n".encode())
+    """Remember that the attendee began at a chapter (`workshop up --chapter`)."""
+    write_whole(settings.state / "first_chapter", f"{chapter}\n".encode())
 
 
-def _first_chapter_file(settings: Settings) -> Path:
-    return settings.state / "first_chapter"
+def first_chapter(settings: Settings) -> int:
+    """Return the chapter at which the attendee began."""
+    try:
+        return int((settings.state / "first_chapter").read_text())
+    except (OSError, ValueError):
+        return 1
+
+
+# -- the start page --------------------------------------------------------------------------------------------------
+START_PAGE = "START.md"
+RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
+SIGNS = {True: "✔", False: "○", None: "?"}
+LEGEND = "✔ done · ○ to do · ? could not be looked at"
+PAGE = """\
+# From a messy notebook to a governed pipeline
+
+Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
+and each chapter cures what hurt in the one before.
+
+{following}
+
+{chapters}
+
+---
+
+{legend}
+
+As of {now:%d %B %Y, %H:%M}. To look again, type `workshop check` in a terminal (File > New > Terminal), then choose
+{reload} here. The tiles of the launcher (File > New Launcher) open the MLflow UI, the
+Dask dashboard, the dashboard and the report.
+"""
+
+
+def write_start_page(settings: Settings, checkpoints: list[Checkpoint] | None = None) -> Path:
+    """Write the start page and return its path; raise DataError when it cannot be written."""
+    checkpoints = examine(state_of(settings)) if checkpoints is None else checkpoints
+    text = start_page(checkpoints, next_step(checkpoints, first_chapter(settings)))
+    return write_whole(settings.root / START_PAGE, text.encode())
+
+
+def start_page(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
+    """Return the start page as Markdown; links are relative to the repository's top."""
+    if following is None:
+        line = "**All of it is done.** Next: [your own data](4_pipeline/own/README.md)."
+    else:
+        page = f"[chapter {following.chapter}]({CHAPTERS[following.chapter - 1].folder}/README.md)"
+        where = f"{page}. Open [{following.place}]({following.link})."
+        line = f"> **Next: {following.title}**, {where}\n>\n> {following.reason}"
+    return PAGE.format(
+        minutes=sum(each.minutes for each in CHAPTERS),
+        following=line,
+        chapters="\n\n".join(
+            _chapter(each, [step for step in checkpoints if step.chapter == each.number]) for each in CHAPTERS
+        ),
+        legend=LEGEND,
+        now=datetime.now().astimezone(),
+        reload=RELOAD,
+    )
+
+
+def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
+    done = sum(bool(checkpoint.done) for checkpoint in checkpoints)
+    lines = [f"{SIGNS[each.done]} [{each.title}]({each.link})" for each in checkpoints]
+    return (
+        f"## {chapter.number}. [{chapter.title}]({chapter.folder}/README.md)\n\n"
+        f"{chapter.minutes} minutes, {done} of {len(checkpoints)} steps\n\n" + "\\\n".join(lines)
+    )

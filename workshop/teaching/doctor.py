@@ -10,15 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.request import getproxies, proxy_bypass
 
 import psutil
 
-import workshop
 from workshop.errors import DataError, WorkshopError
 from workshop.ownership import find_stranger
 from workshop.servers.services import SERVICES, Service, is_healthy
-from workshop.settings import EXPORT, LOOPBACK, Settings
+from workshop.settings import EXPORT, Settings
 from workshop.teaching import prerequisites
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
@@ -59,11 +57,9 @@ def examine(settings: Settings) -> list[Finding]:
         _memory(settings),
         *_folders(settings),
         find_network_disk(settings.state, prerequisites.read("/proc/mounts")),
-        _proxy(settings),
         _tracking_address(settings),
         _stray_runs(settings),
         _programs(),
-        _package(settings),
         _kernel(),
     ]
     servers = [_server(service, settings) for service in SERVICES]
@@ -100,19 +96,18 @@ def _folders(settings: Settings) -> Iterator[Finding]:
         ("state folder", settings.state, "WORKSHOP_STATE"),
     )
     for name, folder, variable in folders:
-        elsewhere = f"set {variable} to a folder of yours on a disk with room"
         try:
             nearest = next(path for path in (folder, *folder.parents) if path.exists())
             with tempfile.TemporaryFile(dir=nearest):
                 free_GB = shutil.disk_usage(nearest).free / 1e9
+            problem = f"has {free_GB:.1f} GB free, {DISK_GB:g} GB are needed" if free_GB < DISK_GB else ""
         except OSError as error:
-            yield Finding(name, WRONG, f"{folder} cannot be written to: {error.strerror}", elsewhere)
-            continue
-        found = f"{folder} has {free_GB:.1f} GB free"
-        if free_GB >= DISK_GB:
-            yield Finding(name, OK, found)
+            problem = f"cannot be written to: {error.strerror}"
+        if problem:
+            elsewhere = f"set {variable} to a folder of yours on a disk with room"
+            yield Finding(name, WRONG, f"{folder} {problem}", elsewhere)
         else:
-            yield Finding(name, WRONG, f"{found}, {DISK_GB:g} GB are needed", elsewhere)
+            yield Finding(name, OK, f"{folder} has {free_GB:.1f} GB free")
 
 
 def find_network_disk(folder: Path, mounts: str) -> Finding:
@@ -123,21 +118,12 @@ def find_network_disk(folder: Path, mounts: str) -> Finding:
     kind = prerequisites.find_filesystem(str(folder), mounts)
     if kind in NETWORK_DISKS:
         found = f"{folder} is on a disk of another machine ({kind}): slow, and the tracking database may be locked"
-        next_step = (
-            "write WORKSHOP_STATE=/a/folder/of/yours on a disk of this machine into .env, then workshop down, up"
-        )
+        next_step = "write WORKSHOP_STATE=/a/folder/on/a/disk/of/this/machine into .env, then workshop down and up"
         return Finding("disk", LOOK, found, next_step)
     return Finding("disk", OK, f"{folder} is on a disk of this machine")
 
 
 # -- the shell -------------------------------------------------------------------------------------------------------
-def _proxy(settings: Settings) -> Finding:
-    if getproxies().get("http") and not proxy_bypass(settings.host):
-        found = f"requests to {settings.host} go through a proxy, which cannot reach the servers of this machine"
-        return Finding("proxy", WRONG, found, f"export NO_PROXY={','.join(sorted({*LOOPBACK, settings.host}))}")
-    return Finding("proxy", OK, f"requests to {settings.host} do not go through a proxy")
-
-
 def _tracking_address(settings: Settings) -> Finding:
     here = settings.model_copy(update={"mlflow_tracking_uri": None}).tracking_uri
     address = os.environ.get("MLFLOW_TRACKING_URI")
@@ -173,14 +159,6 @@ def _programs() -> Finding:
     if None in programs:
         return Finding("programs", LOOK, f"the programs of {folder} are not on PATH", EXPORT)
     return Finding("programs", OK, f"the programs of {folder} come first on PATH")
-
-
-def _package(settings: Settings) -> Finding:
-    folder = Path(workshop.__file__).resolve().parent.parent
-    if folder == settings.root:
-        return Finding("package", OK, f"the code is that of {folder}")
-    found = f"the code of {folder} acts on this clone, {settings.root}"
-    return Finding("package", LOOK, found, "`make run` here, once, gives this clone an environment of its own")
 
 
 def _kernel() -> Finding:

@@ -14,8 +14,8 @@ from workplace import clean_environment, environment_of
 
 from workshop.cli import main
 from workshop.settings import Settings
-from workshop.teaching import reset
-from workshop.teaching.reset import ResetError
+from workshop.teaching import chapters
+from workshop.teaching.chapters import ResetError
 
 CHAPTER_1 = ["1_starting_point/README.md", "1_starting_point/model_rf.ipynb", "1_starting_point/report/make_report.py"]
 CHAPTER_2 = ["2_tracking/README.md", "2_tracking/model_rf.ipynb"]
@@ -39,8 +39,8 @@ def root(tmp_path):
 def put_back(number: int = 1) -> Path:
     """Reset a chapter, and return where the copies are."""
     settings = Settings()
-    plan = reset.plan(settings, number)
-    reset.carry_out(settings, plan)
+    plan = chapters.plan(settings, number)
+    chapters.put_back(settings, plan)
     return plan.kept
 
 
@@ -80,7 +80,7 @@ def test_changed_deleted_renamed_and_own_files(root):
     after = {name: content for name, content in everything(root).items() if not name.startswith("server/state/kept")}
     assert after == before | {"2_tracking/README.md": b"changed, too\n"}
     assert not (folder / "raw_data").exists()
-    assert reset.plan(Settings(), 1).is_empty
+    assert chapters.plan(Settings(), 1).is_empty
 
 
 def test_links_are_moved_and_never_followed(root, tmp_path):
@@ -107,10 +107,10 @@ def test_links_are_moved_and_never_followed(root, tmp_path):
 def test_virtual_environment_stays(root):
     """An environment that an attendee made is large and nobody's work: it is not moved, and no reason for a reset."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "1_starting_point/.environment"], check=True)
-    assert reset.plan(Settings(), 1).is_empty
+    assert chapters.plan(Settings(), 1).is_empty
     Path(root, "1_starting_point/own").mkdir()
     Path(root, "1_starting_point/own/notes.txt").write_text("mine")
-    assert [str(path) for path in reset.plan(Settings(), 1).added] == ["own"]
+    assert [str(path) for path in chapters.plan(Settings(), 1).added] == ["own"]
     put_back()
     assert Path(root, "1_starting_point/.environment/pyvenv.cfg").is_file()
 
@@ -153,7 +153,7 @@ def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
     git(mine, "switch", "--quiet", "--create", "trial")
     (mine / "1_starting_point" / "README.md").write_text("committed\n")
     git(mine, "commit", "--quiet", "--all", "--message", "Mine")
-    assert reset.find_start(mine) == git(root, "rev-parse", "HEAD").strip()
+    assert chapters.find_start(mine) == git(root, "rev-parse", "HEAD").strip()
 
 
 def test_what_the_pipeline_made_stays(root):
@@ -185,7 +185,7 @@ def test_outputs_of_the_pipeline_lie_where_a_reset_leaves_them():
     stages = yaml.safe_load((ROOT / "4_pipeline" / "dvc.yaml").read_text())["stages"]
     declared = [stage[kind] for stage in stages.values() for kind in ("outs", "metrics", "plots") if kind in stage]
     paths = [next(iter(out)) if isinstance(out, dict) else out for outs in declared for out in outs]
-    assert {path.split("/")[0] for path in paths} <= set(reset.PIPELINE_MADE)
+    assert {path.split("/")[0] for path in paths} <= set(chapters.PIPELINE_MADE)
 
 
 def test_exercises_of_the_chapter_count_as_unsolved(root):
@@ -222,7 +222,7 @@ def test_folder_without_git_is_refused_in_words(tmp_path, monkeypatch):
     settings = Settings(root=folder.parent, state=tmp_path / "state")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     with pytest.raises(ResetError, match="git does not know these files"):
-        reset.plan(settings, 1)
+        chapters.plan(settings, 1)
     assert (folder / "README.md").read_text() == "mine\n"
 
 
@@ -231,7 +231,7 @@ def test_chapter_that_is_a_link_is_refused(root, tmp_path):
     (root / "1_starting_point").rename(tmp_path / "elsewhere")
     (root / "1_starting_point").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ResetError, match="is a link or a file"):
-        reset.plan(Settings(), 1)
+        chapters.plan(Settings(), 1)
 
 
 def test_kept_folder_that_cannot_be_made_stops_before_anything_changes(root):

@@ -10,14 +10,14 @@ import threading
 import pytest
 from workplace import ROOT, required
 
-from workshop.servers import ports
+from workshop.servers import services
 
 HOLD = """
 import os, sys
-from workshop.servers import ports
+from workshop.servers import services
 if len(sys.argv) > 1:
     os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
-with ports.only_one_chooses(lambda line: print(line, flush=True)):
+with services.only_one_chooses(lambda line: print(line, flush=True)):
     print("chooses", flush=True)
     sys.stdin.readline()
 """
@@ -36,8 +36,8 @@ def test_clones_choose_one_after_the_other(user):
         lines = iter(other.stdout.readline, "chooses\n")
         assert set(lines) <= {"waiting for another clone, which is choosing its ports\n"}  # a test beside this one
         threading.Timer(1, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
-        with ports.only_one_chooses(told.append):
-            assert other.wait(timeout=10) == 0
+        with services.only_one_chooses(told.append):
+            assert other.wait(timeout=60) == 0
     assert told == ["waiting for another clone, which is choosing its ports"]
 
 
@@ -49,13 +49,13 @@ def test_clone_that_dies_gives_up_its_turn():
     ) as other:  # fmt: skip
         list(iter(other.stdout.readline, "chooses\n"))
         other.kill()
-    with ports.only_one_chooses(lambda _: None):
+    with services.only_one_chooses(lambda _: None):
         pass
 
 
 def test_clone_that_hangs_is_passed_by(monkeypatch):
     """After a while nobody waits any longer."""
-    monkeypatch.setattr(ports, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(services, "WAIT_SECONDS", 0.5)
     told = []
-    with ports.only_one_chooses(lambda _: None), ports.only_one_chooses(told.append):
+    with services.only_one_chooses(lambda _: None), services.only_one_chooses(told.append):
         assert len(told) == 1

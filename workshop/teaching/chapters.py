@@ -1,0 +1,197 @@
+"""A chapter's files and runs: put the files back to their start, or make the state that earlier chapters leave.
+
+The start is the last commit that this branch shares with the branch that it follows, so that an attendee's commits do
+not count; without such a branch it is the latest commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from workshop.data.prepare import load_or_make
+from workshop.errors import EngineError, WorkshopError
+from workshop.settings import Settings, get_settings
+from workshop.teaching import exercises
+from workshop.teaching.checkpoints import CHAPTERS, STEPS, Chapter, begin_at, runs_of_lr, state_of
+
+GIT_SECONDS = 60
+CELL_SECONDS = 300
+# DVC manages what the pipeline made; the next `dvc repro` mends what no longer fits.
+PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
+SCRAPS = (".ipynb_checkpoints", "__pycache__")
+PROJECT_COMMAND = ["mlflow", "run", "lr", "--env-manager", "local"]
+
+
+class ResetError(WorkshopError):
+    """A chapter cannot be put back."""
+
+
+# -- put back ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Plan:
+    """What a reset will do; paths are relative to the chapter's folder.
+
+    ``changed`` and ``added`` files are moved to the folder ``kept``; ``changed`` and ``deleted`` ones come back from
+    the commit ``start``; the exercises ``solved`` will be forgotten.
+    """
+
+    chapter: Chapter
+    start: str
+    kept: Path
+    changed: list[Path]
+    deleted: list[Path]
+    added: list[Path]
+    solved: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is at its start already."""
+        return not (self.changed or self.deleted or self.added or self.solved)
+
+
+def plan(settings: Settings, number: int) -> Plan:
+    """Let git compare a chapter with its start, and change nothing; raise ResetError where git does not know it."""
+    chapter, start = CHAPTERS[number - 1], find_start(settings.root)
+    folder = settings.root / chapter.folder
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ResetError(f"{folder} is a link or a file.", expected="a folder", next_step=f"mv {folder} ~")
+    comparison = ("diff", "--name-status", "--no-renames", "--relative", "-z", start, "--", chapter.folder)
+    words = iter(_names(settings.root, *comparison))
+    kinds = {Path(path).relative_to(chapter.folder): kind for kind, path in zip(words, words, strict=True)}
+    # `killed`: what lies where a folder of git has a file, or the reverse.
+    untracked = ("ls-files", "--others", "--killed", "--directory", "--no-empty-directory", "-z", chapter.folder)
+    for path in {Path(name) for name in _names(settings.root, *untracked)}:
+        # Virtual environments stay where they are: they are large, and a command makes them again.
+        if path.name not in SCRAPS and not (settings.root / path / "pyvenv.cfg").is_file():
+            path = path.relative_to(chapter.folder)
+            kinds[path] = "M" if path in kinds else "A"
+    stays = PIPELINE_MADE if number == 4 else ()
+    moved = {path: kind for path, kind in kinds.items() if kind != "D" and path.parts[0] not in stays}
+    return Plan(
+        chapter=chapter,
+        start=start,
+        kept=settings.state / "kept" / f"chapter-{number}-{datetime.now().astimezone():%Y%m%dT%H%M%S}",
+        changed=sorted(path for path, kind in moved.items() if kind != "A"),
+        deleted=sorted(path for path, kind in kinds.items() if kind == "D"),
+        added=sorted(path for path, kind in moved.items() if kind == "A"),
+        solved=[each for each in exercises.solved(settings) if each.startswith(f"{number}.")],
+    )
+
+
+def put_back(settings: Settings, planned: Plan) -> None:
+    """Move the attendee's files away, then put the chapter's files back.
+
+    Only the working tree changes: no commit, no branch, and nothing that was staged. Raises ResetError when a file
+    cannot be moved or written.
+    """
+    folder = settings.root / planned.chapter.folder
+    try:
+        for path in (*planned.changed, *planned.added):
+            (planned.kept / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(folder / path, planned.kept / path)
+    except OSError as error:
+        raise ResetError(
+            f"{planned.chapter.folder} could not be put back.",
+            value=str(error),
+            next_step=f"mend the cause, then `workshop reset` again; moved files are in {planned.kept}",
+        ) from None
+    if restored := [str(folder / path) for path in (*planned.changed, *planned.deleted)]:
+        _git(settings.root, "restore", f"--source={planned.start}", "--worktree", "--", *restored)
+    exercises.forget(planned.solved, settings)
+
+
+def find_start(root: Path) -> str:
+    """Return the commit that this branch shares with the one that it follows, or with its origin; else the latest."""
+    for followed in ("@{upstream}", "origin/HEAD"):
+        with contextlib.suppress(ResetError):
+            return _git(root, "merge-base", "HEAD", followed).decode().strip()
+    return _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
+
+
+def _names(root: Path, *arguments: str) -> list[str]:
+    """Return what git prints between zero bytes."""
+    return os.fsdecode(_git(root, *arguments)).split("\0")[:-1]
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    """Return what git prints; raise ResetError when it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True, timeout=GIT_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        raise ResetError(
+            "git does not know these files, so their start is unknown.",
+            value=f"{root}: {reason.decode(errors='replace').strip()}",
+            expected="a clone made by `git clone`, with at least one commit",
+            next_step="clone the repository again, into another folder",
+        ) from None
+    return done.stdout
+
+
+# -- head start --------------------------------------------------------------------------------------------------------
+def bring(settings: Settings, number: int, tell: Callable[[str], None]) -> None:
+    """Make what the chapters before ``number`` leave: tables, tracked runs, a registered version, a project's run.
+
+    What exists is not made again, and no file of the attendee changes: the notebooks are run as they were given, in a
+    temporary folder. The servers have to run. ``tell`` gets a line for each thing that is made. Raises EngineError when
+    a notebook or a project fails, ServiceError when the tracking server does not answer.
+    """
+    os.environ.update(settings.exports())  # the servers that were just started, whatever address the shell holds
+    settings = get_settings()
+    begin_at(settings, number)
+    for chapter in CHAPTERS[: number - 1]:
+        table = settings.root / chapter.folder / "germany.csv"
+        if not table.exists():
+            load_or_make(table)
+            tell(f"{chapter.folder}/{table.name}: made")
+    if number > 2:
+        _bring_runs(settings, tell)
+    if number > 3 and not runs_of_lr("main", state_of(settings)):
+        _run(PROJECT_COMMAND, settings.root / "3_projects")
+        tell("3_projects/lr: ran, and its run is tracked")
+
+
+def _bring_runs(settings: Settings, tell: Callable[[str], None]) -> None:
+    """Run the notebooks of chapter 2 whose steps are open, in order; the last of them registers the best model."""
+    state = state_of(settings)
+    absent = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
+    if state.moves:  # a model is in production, and the notebook would leave it there
+        absent.pop("2_tracking/compare_runs.ipynb", None)
+    packed = _git(settings.root, "archive", "--format=tar", find_start(settings.root), "--", CHAPTERS[1].folder)
+    with tempfile.TemporaryDirectory(prefix="workshop-") as temporary:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(temporary, filter="data")
+        folder = Path(temporary, CHAPTERS[1].folder)
+        shutil.copyfile(settings.root / "2_tracking" / "germany.csv", folder / "germany.csv")
+        for notebook in absent:
+            tell(f"{notebook}: running")
+            _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
+    """Run a program of this environment; raise EngineError when it fails."""
+    programs = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment.pop("MLFLOW_EXPERIMENT_ID", None)  # MLflow sets the variable in this process; the name is exported
+    done = subprocess.run(
+        [programs / command[0], *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise EngineError(
+            f"`{' '.join(command)}` failed.",
+            value=(click.unstyle(done.stderr).strip().splitlines() or ["no output"])[-1],
+            next_step="workshop doctor; then the same command again, which continues where this one stopped",
+        )
