@@ -250,6 +250,19 @@ def test_cluster_says_at_once_what_it_lacks(dask_client):
         assert word in str(caught.value)
 
 
+def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
+    """The client's own refresh of what it knows asks for no worker; a survey at that moment lists both."""
+    from papermill_dask.cluster import survey
+    from tornado.ioloop import PeriodicCallback
+
+    refresh = PeriodicCallback(dask_client._update_scheduler_info, 1)
+    dask_client.loop.add_callback(refresh.start)
+    try:
+        assert {len(survey(dask_client)) for _ in range(100)} == {2}
+    finally:
+        dask_client.loop.add_callback(refresh.stop)
+
+
 def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(own, tmp_path):
     """By a resource the notebook lands on the one worker that suits."""
     own.start_worker("plain")

@@ -113,7 +113,11 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 # -- what the workers are ------------------------------------------------------------------------------------------
 def survey(client: Client, kernel_name: str | None = None, folder: Path | None = None) -> list[Worker]:
     """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment."""
-    known = client.scheduler_info(n_workers=-1)["workers"]
+    try:
+        # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
+        known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    except OSError as error:
+        raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
     declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
     with _sign_in(folder) as sign:
         answers = client.sync(_ask_all, client, list(known), describe, sign)
