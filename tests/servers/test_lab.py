@@ -141,8 +141,8 @@ def test_tile_refuses_what_another_site_sends(jupyter):
     """
     with echo(jupyter.state) as port:
         jupyter.take_ports(mlflow_port=port)
-        own = jupyter.post("mlflow/ajax-api/2.0/mlflow/runs/search", Origin=jupyter.get.args[1][: -len("/user/x")])
-        assert own.json()["Origin"] == f"http://127.0.0.1:{port}"
+        answer = jupyter.post("mlflow/ajax-api/2.0/mlflow/runs/search", Origin=jupyter.get.args[1][: -len("/user/x")])
+        assert answer.json()["Origin"] == f"http://127.0.0.1:{port}"
         assert jupyter.post("mlflow/", Origin="http://evil.example", Authorization="").status_code == 403
         assert jupyter.get("mlflow/", Authorization="").status_code == 302  # to the page that asks for the token
 

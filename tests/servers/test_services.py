@@ -1,4 +1,4 @@
-"""The choice of ports: one clone at a time, whoever's it is."""
+"""The choice of ports: one clone of the machine at a time, of this user or another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_clones_choose_one_after_the_other(user):
     """While another clone looks for ports, of this user or of another, this one waits; then it is its turn."""
     if user:
         required("root, to be another user", os.geteuid() == 0 and sys.platform == "linux")
-    told = []
+    reported = []
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, *filter(None, [user])],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -36,9 +36,9 @@ def test_clones_choose_one_after_the_other(user):
         lines = iter(other.stdout.readline, "chooses\n")
         assert set(lines) <= {"waiting for another clone, which is choosing its ports\n"}  # a test beside this one
         threading.Timer(1, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
-        with services.only_one_chooses(told.append):
+        with services.only_one_chooses(reported.append):
             assert other.wait(timeout=60) == 0
-    assert told == ["waiting for another clone, which is choosing its ports"]
+    assert reported == ["waiting for another clone, which is choosing its ports"]
 
 
 def test_clone_that_dies_gives_up_its_turn():
@@ -54,8 +54,8 @@ def test_clone_that_dies_gives_up_its_turn():
 
 
 def test_clone_that_hangs_is_passed_by(monkeypatch):
-    """After a while nobody waits any longer."""
+    """After a while the other clones wait no longer."""
     monkeypatch.setattr(services, "WAIT_SECONDS", 0.5)
-    told = []
-    with services.only_one_chooses(lambda _: None), services.only_one_chooses(told.append):
-        assert len(told) == 1
+    reported = []
+    with services.only_one_chooses(lambda _: None), services.only_one_chooses(reported.append):
+        assert len(reported) == 1

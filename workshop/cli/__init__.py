@@ -86,5 +86,5 @@ def print_rows(rows: list[dict], as_json: bool, widest: int | list[int | None] |
         return
     from tabulate import tabulate
 
-    shown = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
-    click.echo(tabulate(shown, headers="keys", tablefmt="simple", maxcolwidths=widest))
+    cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
+    click.echo(tabulate(cells, headers="keys", tablefmt="simple", maxcolwidths=widest))

@@ -90,14 +90,14 @@ def _read_candidate(file: Path) -> tuple[str, str]:
         run_id, model_uri = named["run_id"], named["model_uri"]
         logged = re.fullmatch("[0-9a-f]{32}", run_id) and re.fullmatch("models:/m-[0-9a-f]{32}", model_uri)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        found = repr(error)
+        content = repr(error)
     else:
         if logged:
             return run_id, model_uri
-        found = f"run_id {run_id!r}, model_uri {model_uri!r}"
+        content = f"run_id {run_id!r}, model_uri {model_uri!r}"
     raise ModelError(
         f"{file} names no candidate.",
-        value=found,
+        value=content,
         expected="JSON with run_id and model_uri (models:/m-...), as the stage `compare` writes it",
         next_step="cd 4_pipeline && dvc repro",
     )

@@ -28,14 +28,14 @@ def check(chapter: int | None, as_json: bool) -> None:
     settings = get_settings()
     steps = checkpoints.examine(checkpoints.state_of(settings))
     checkpoints.write_start_page(settings, steps)
-    shown = [step for step in steps if chapter in (None, step.chapter)]
-    is_complete = all(step.done for step in shown)
+    chosen = [step for step in steps if chapter in (None, step.chapter)]
+    is_complete = all(step.done for step in chosen)
     if as_json:
-        print_rows([asdict(step) for step in shown], as_json)
+        print_rows([asdict(step) for step in chosen], as_json)
     else:
-        following = checkpoints.next_step(steps if is_complete else shown, checkpoints.first_chapter(settings))
+        following = checkpoints.next_step(steps if is_complete else chosen, checkpoints.first_chapter(settings))
         for each in checkpoints.CHAPTERS:
-            of_chapter = [step for step in shown if step.chapter == each.number]
+            of_chapter = [step for step in chosen if step.chapter == each.number]
             if not of_chapter:
                 continue
             done = sum(bool(step.done) for step in of_chapter)

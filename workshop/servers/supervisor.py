@@ -250,7 +250,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
 
 # -- health ------------------------------------------------------------------------------------------------------------
 def _bring_up(settings: Settings, tell: Tell) -> None:
-    """Start the services that are not running and that nobody started by hand, and wait until all answer."""
+    """Start the services that do not run, wait until all answer, and leave those that a person started by hand."""
     states, by_hand = processes(settings), _started_by_hand(settings)
     waiting = []
     for service in SERVICES:

@@ -235,8 +235,8 @@ def has_experiment(state: State) -> bool:
 class Step(NamedTuple):
     """One thing to do: its title, its place (a page, or `page#heading`), the test that it is done, and what to do.
 
-    ``is_done`` returns what proves it, or None when nobody can tell; it raises ServiceError when the tracking server
-    does not answer.
+    ``is_done`` returns what proves it, or None when that cannot be known; it raises ServiceError when the tracking
+    server does not answer.
     """
 
     title: str
@@ -366,7 +366,7 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step that was looked at; ``done`` is None when nobody can tell. ``reason`` is empty when it is done."""
+    """A step that was looked at; ``done`` is None when that cannot be known. ``reason`` is empty when it is done."""
 
     chapter: int
     title: str

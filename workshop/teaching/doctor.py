@@ -80,11 +80,11 @@ def _memory(settings: Settings) -> Finding:
 
     available_GB = min(psutil.virtual_memory().available, memory_limit()) / 1e9
     needed_GB = MEMORY_UP_GB if settings.is_up else MEMORY_GB
-    found = f"{available_GB:.1f} GB available, {needed_GB:g} GB are needed"
+    text = f"{available_GB:.1f} GB available, {needed_GB:g} GB are needed"
     if available_GB >= needed_GB:
-        return Finding("memory", OK, found)
+        return Finding("memory", OK, text)
     next_step = "close programs; or write WORKSHOP_DASK_WORKERS=1 into .env, then workshop down and up"
-    return Finding("memory", LOOK if available_GB >= needed_GB / 2 else WRONG, found, next_step)
+    return Finding("memory", LOOK if available_GB >= needed_GB / 2 else WRONG, text, next_step)
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
@@ -117,9 +117,9 @@ def find_network_disk(folder: Path, mounts: str) -> Finding:
     """
     kind = prerequisites.find_filesystem(str(folder), mounts)
     if kind in NETWORK_DISKS:
-        found = f"{folder} is on a disk of another machine ({kind}): slow, and the tracking database may be locked"
+        text = f"{folder} is on a disk of another machine ({kind}): slow, and the tracking database may be locked"
         next_step = "write WORKSHOP_STATE=/a/folder/on/a/disk/of/this/machine into .env, then workshop down and up"
-        return Finding("disk", LOOK, found, next_step)
+        return Finding("disk", LOOK, text, next_step)
     return Finding("disk", OK, f"{folder} is on a disk of this machine")
 
 
@@ -128,13 +128,13 @@ def _tracking_address(settings: Settings) -> Finding:
     here = settings.model_copy(update={"mlflow_tracking_uri": None}).tracking_uri
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if address is None:
-        found = f"MLFLOW_TRACKING_URI is not set in this shell: plain `mlflow` and `python` would not find {here}"
-        return Finding("tracking address", LOOK, found, EXPORT)
-    found = f"MLFLOW_TRACKING_URI is {address}; the server here {'is' if settings.is_up else 'will be'} at {here}"
+        text = f"MLFLOW_TRACKING_URI is not set in this shell: plain `mlflow` and `python` would not find {here}"
+        return Finding("tracking address", LOOK, text, EXPORT)
+    text = f"MLFLOW_TRACKING_URI is {address}; the server here {'is' if settings.is_up else 'will be'} at {here}"
     if address == here:
-        return Finding("tracking address", OK, found)
+        return Finding("tracking address", OK, text)
     # While nothing runs here, the shell may well mean another server.
-    return Finding("tracking address", WRONG if settings.is_up else LOOK, found, EXPORT)
+    return Finding("tracking address", WRONG if settings.is_up else LOOK, text, EXPORT)
 
 
 def _stray_runs(settings: Settings) -> Finding:
@@ -154,8 +154,8 @@ def _programs() -> Finding:
     folder = Path(sys.executable).parent
     programs = [shutil.which(name) for name in ("mlflow", "dvc", "jupyter")]
     if foreign := [path for path in programs if path and Path(path).parent != folder]:
-        found = f"typed here, {', '.join(foreign)} would run, and not the programs of {folder}"
-        return Finding("programs", WRONG, found, f"{EXPORT}; or leave the other environment: deactivate")
+        text = f"typed here, {', '.join(foreign)} would run, and not the programs of {folder}"
+        return Finding("programs", WRONG, text, f"{EXPORT}; or leave the other environment: deactivate")
     if None in programs:
         return Finding("programs", LOOK, f"the programs of {folder} are not on PATH", EXPORT)
     return Finding("programs", OK, f"the programs of {folder} come first on PATH")
@@ -170,8 +170,8 @@ def _kernel() -> Finding:
         return Finding("kernel", WRONG, f"there is no kernel `{KERNEL}`", "make run")
     program = Path(spec["spec"]["argv"][0])  # a bare `python` is replaced by that of JupyterLab
     if program.is_absolute() and (program.parent != Path(sys.executable).parent or not program.exists()):
-        found = f"notebooks would run on {program}, which {spec['resource_dir']} names"
-        return Finding("kernel", WRONG, found, f"jupyter kernelspec remove {KERNEL}")
+        text = f"notebooks would run on {program}, which {spec['resource_dir']} names"
+        return Finding("kernel", WRONG, text, f"jupyter kernelspec remove {KERNEL}")
     return Finding("kernel", OK, f"notebooks run on {sys.executable}")
 
 
@@ -182,8 +182,8 @@ def _server(service: Service, settings: Settings) -> Finding:
         next_step = f"workshop down, then workshop up, which takes other ports; then {EXPORT}"
         return Finding(name, WRONG, f"port {stranger.port} is held by {stranger}", next_step)
     if stranger:
-        found = f"not started; port {stranger.port} is held by {stranger}, `workshop up` takes another"
-        return Finding(name, OK, found)
+        text = f"not started; port {stranger.port} is held by {stranger}, `workshop up` takes another"
+        return Finding(name, OK, text)
     if is_healthy(service, settings):
         return Finding(name, OK, f"answers at {service.address(settings)}")
     if settings.is_up:
@@ -207,5 +207,5 @@ def _production(settings: Settings) -> Finding:
     except (WorkshopError, MlflowException, OSError) as error:
         next_step = "workshop rollback, to the version before it (workshop history); or restore a backup"
         return Finding("production", WRONG, str(error).splitlines()[0], next_step)
-    found = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
-    return Finding("production", OK, found)
+    text = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
+    return Finding("production", OK, text)
