@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import requests
-from workplace import ROOT, clean_environment, free_port
+from workplace import ROOT, answer_of, clean_environment, free_port, git, running
 
 from workshop.settings import Settings
 from workshop.teaching.checkpoints import Checkpoint, examine, state_of
-
-SERVER_SECONDS = 120
-
-
-def git(folder: Path, *words: str) -> str:
-    """Run git in a folder as somebody, and return what it prints."""
-    who = {f"GIT_{role}_{name}": "test@localhost" for role in ("AUTHOR", "COMMITTER") for name in ("NAME", "EMAIL")}
-    done = subprocess.run(
-        ["git", *words], cwd=folder, env=os.environ | who, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def new_repository(root: Path, *names: str) -> Path:
@@ -42,32 +26,6 @@ def new_repository(root: Path, *names: str) -> Path:
 
 
 @contextlib.contextmanager
-def running(command: list[str], environment: dict[str, str], url: str, folder: Path) -> Iterator[None]:
-    """Run a server until the block ends; wait for ``url`` to answer first."""
-    log = folder / "server.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-    try:
-        until = time.monotonic() + SERVER_SECONDS
-        while not answers(url):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.5)
-        yield
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def answers(url: str) -> bool:
-    """Tell whether a server answers at ``url``."""
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.RequestException:
-        return False
-
-
-@contextlib.contextmanager
 def tracking_server(folder: Path) -> Iterator[str]:
     """Run a tracking server in which nothing happened yet, and yield its address."""
     port = free_port()
@@ -75,7 +33,7 @@ def tracking_server(folder: Path) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with running(command, environment, f"http://127.0.0.1:{port}/health", folder):
+    with running(command, environment, folder, lambda _: answer_of(f"http://127.0.0.1:{port}/health")):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -9,23 +9,20 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-import pytest
 import requests
-from workplace import ROOT, free_port
+from workplace import ROOT, answer_of, free_port, running
 
 DASHBOARD = ROOT / "4_pipeline" / "dashboard" / "app.py"
 PAGES = {
     "/": "Predicted and measured", "/what-if": "What if", "/your-weather": "Your weather", "/model": "Model",
     "/data": "Data",
 }  # fmt: skip
-ALIAS_SECONDS = 5.0  # from the alias's move to every open page
+ALIAS_SECONDS = 20.0  # from the alias's move to every open page; 5 s on a quiet machine
 FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says
-START_SECONDS = 90.0  # of a dashboard's process, model loaded, on a busy machine
 # Notes how far things jump without a reader's doing, and when the first view and the first figure are there.
 WATCH = """
 window.shifted = 0
@@ -81,42 +78,23 @@ def opened(browser, url: str, width: int = 1280, height: int = 900, **options):
 
 
 @contextlib.contextmanager
-def dashboard(environment: dict[str, str], root: Path, tracking_uri: str) -> Iterator[str]:
-    """Run a second dashboard on a free port, of the repository ``root``; give its address, end it afterwards."""
-    port = free_port()
+def dashboard(environment: dict[str, str], root: Path, tracking_uri: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Run a dashboard of the repository ``root`` on a free port until the block ends; yield address and process."""
+    url = f"http://127.0.0.1:{free_port()}"
     places = {
         "WORKSHOP_ROOT": str(root),
         "WORKSHOP_STATE": str(root / "state"),
-        "WORKSHOP_DASHBOARD_PORT": str(port),
+        "WORKSHOP_DASHBOARD_PORT": url.rpartition(":")[2],
         "MLFLOW_TRACKING_URI": tracking_uri,
     }
-    log = root / "dashboard.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(DASHBOARD)], env=environment | places, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}", lambda health: health["status"] == "ok")
-        yield f"http://127.0.0.1:{port}"
-    except BaseException:
-        sys.stderr.write(log.read_text())
-        raise
-    finally:
-        process.terminate()
-        process.wait(30)
+    with running([sys.executable, DASHBOARD], environment | places, root, lambda _: health_of(url)) as program:
+        yield url, program.process
 
 
-def wait_for(url: str, wanted: Callable[[dict], object]) -> None:
-    """Wait until what the dashboard's health says is as wanted."""
-    deadline = time.monotonic() + START_SECONDS
-    health = None
-    while time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            health = requests.get(f"{url}/health", timeout=5).json()
-            if wanted(health):
-                return
-        time.sleep(0.2)
-    pytest.fail(f"{url}/health says {health} after {START_SECONDS:g} s")
+def health_of(url: str) -> dict | None:
+    """Return what a dashboard says of itself, once it answers."""
+    answer = answer_of(f"{url}/health")
+    return answer and answer.json()
 
 
 class Forwarder:

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from workplace import BIN, ROOT, RUN_SECONDS, Servers, environment_of, new_workplace, processes_of, required
+from filelock import FileLock
+from workplace import BIN, Servers, copy_tree, environment_for, environment_of, processes_of, required
 
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
+# The order in which files are begun, the longest first: no process is to work alone at the end.
+LONGEST = [
+    "tests/servers/test_supervisor.py", "tests/test_tracking_chapter.py", "tests/servers/test_two_clones.py",
+    "second servers", "tests/servers/test_backup.py", "tests/servers/test_tracking_server.py",
+    "tests/dashboard/test_fuzz.py",
+]  # fmt: skip
+SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
+
+
+def group_of(item) -> str:
+    """Return a test's group, which runs in one process: its file, or those tests that share a set of servers."""
+    file = item.nodeid.split("::")[0]
+    if "servers" not in item.fixturenames:
+        return file
+    return "second servers" if file.startswith(SECOND_SERVERS) else "servers"
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the group from the mark
+def pytest_collection_modifyitems(items):
+    """Order the tests by their groups, and mark those that share servers."""
+    order = {name: number for number, name in enumerate(["servers", *LONGEST])}
+    items.sort(key=lambda item: order.get(group_of(item), len(order)))
+    for item in items:
+        if "servers" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
 
 def pytest_xdist_make_scheduler(config, log):
-    """Run a file's tests in one process, but all tests that need the one set of servers in the same one."""
+    """Run each group in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneSetOfServers(LoadScopeScheduling):
+    class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file, test, *_ = nodeid.split("[")[0].split("::")
-            return "servers" if needs_servers(test, arguments_of(file)) else file
+            marked = nodeid.endswith(("@servers", "@second servers"))
+            return nodeid.rpartition("@")[2] if marked else nodeid.split("::")[0]
 
-    return OneSetOfServers(config, log)
-
-
-@functools.cache
-def arguments_of(file: str) -> dict[str, list[str]]:
-    """Return the arguments of each test and fixture of a file, and of the fixtures beside it."""
-    files = [path for path in ((ROOT / file).with_name("conftest.py"), ROOT / file) if path.exists()]
-    text = "\n".join(path.read_text() for path in files)
-    found = re.findall(r"^def (\w+)\(([^)]*)\)", text, flags=re.MULTILINE)
-    return {name: re.findall(r"\w+", arguments) for name, arguments in found}
-
-
-def needs_servers(name: str, arguments: dict[str, list[str]]) -> bool:
-    """Tell whether a test or fixture asks for the fixture `servers`, by itself or through others."""
-    asked = arguments.get(name, [])
-    return bool({"servers", "promoted", "in_workplace"} & set(asked)) or any(
-        needs_servers(fixture, arguments) for fixture in asked if fixture in arguments
-    )
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,32 +64,38 @@ def state_home(tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory) -> Iterator[Servers]:
-    """A clone in which `make run` was typed: servers up, pipeline run, a model in production."""
-    root, environment = new_workplace(tmp_path_factory.mktemp("clone"))
-    del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as they are for users
-    began = time.monotonic()
+    """A clone in which `make run` was typed: servers up, pipeline run, a model in production.
+
+    The first process that asks types it; a further one starts from a copy of the clone and a backup of its servers.
+    """
+    root = tmp_path_factory.mktemp("clone")
+    clone = Servers(root, environment_for(root))
+    del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as they are for users
+    kept = tmp_path_factory.getbasetemp().parent / "after_make_run"  # the parent is that of all processes
     try:
-        # The environment is this one; `-o` says that it need not be installed again.
-        done = subprocess.run(
-            ["make", "-o", ".venv/installed", f"BIN={BIN}", "run"],
-            cwd=root, env=environment, capture_output=True, text=True, timeout=RUN_SECONDS, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        there = Servers(root, environment, done.stdout, time.monotonic() - began)
-        there.environment |= there.settings.exports()
-        yield there
+        with FileLock(f"{kept}.lock"):
+            if kept.exists():
+                shutil.copytree(kept / "clone", root, symlinks=True, dirs_exist_ok=True)
+                succeed(clone.run(BIN / "workshop", "backup", "--restore", kept / "backup.tar"))
+                succeed(clone.run(BIN / "workshop", "up"))
+            else:
+                copy_tree(root)
+                # The environment is this one; `-o` says that it need not be installed again.
+                clone.output = succeed(clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")).stdout
+                if "PYTEST_XDIST_WORKER" in os.environ:
+                    shutil.copytree(root, kept / "clone", symlinks=True, ignore=shutil.ignore_patterns("state"))
+                    succeed(clone.run(BIN / "workshop", "backup", kept / "backup.tar"))
+        clone.environment |= clone.settings.exports()
+        yield clone
     finally:
-        stopped = subprocess.run(
-            [BIN / "workshop", "down"], cwd=root, env=environment, capture_output=True, text=True, check=False
-        )
-        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        succeed(clone.run(BIN / "workshop", "down"))
         assert not processes_of(root), "`workshop down` left processes"
 
 
-@pytest.fixture(scope="session")
-def promoted(servers) -> Servers:
-    """The same; the name says that a model in production is what the test is about."""
-    return servers
+def succeed(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """Check that a program ended well."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 @pytest.fixture

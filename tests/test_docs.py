@@ -9,15 +9,11 @@ import subprocess
 
 import click
 import pytest
-from workplace import BIN, ROOT, is_moved_to
+from workplace import BIN, ROOT, files_of_tree, is_moved_to
 
 from workshop.cli import main
 
-LISTED = subprocess.run(
-    ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-    cwd=ROOT, capture_output=True, text=True, check=True,
-).stdout.split()  # fmt: skip
-PAGES = [ROOT / name for name in LISTED if (ROOT / name).exists()]
+PAGES = [ROOT / name for name in files_of_tree("*.md")]
 CHAPTERS = ["1_starting_point", "2_tracking", "3_projects", "4_pipeline"]
 HEADINGS = ["What you will learn", "Before you start", "Time", "Steps", "Take-away"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

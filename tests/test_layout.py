@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 
 import pytest
-from workplace import ROOT
+from workplace import ROOT, files_of_tree
 
 TOP = {
     "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
@@ -26,26 +25,15 @@ LIGHT_MODULES = [
 ]
 
 
-def tracked():
-    """Every file that git would commit."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    return [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).exists()]
-
-
 def test_top_level_holds_what_the_design_names():
     """Nothing else appears at the top."""
-    assert {name.split("/")[0] for name in tracked()} <= TOP
+    assert {name.split("/")[0] for name in files_of_tree()} <= TOP
 
 
 def test_no_file_exists_twice():
     """Two files with the same content are one too many."""
     contents = {}
-    for name in tracked():
+    for name in files_of_tree():
         content = (ROOT / name).read_bytes()
         # A folder that must exist is kept by a .gitignore; MLflow wants an environment file in each project.
         if content.strip() and not name.endswith((".gitignore", "python_env.yaml")):
@@ -57,7 +45,7 @@ def test_modules_stay_readable():
     """At most 500 lines a module: beyond that it is split by subject."""
     long = {
         name: lines
-        for name in tracked()
+        for name in files_of_tree()
         if name.endswith(".py") and "tests/" not in name
         and (lines := len((ROOT / name).read_text().splitlines())) > 500
     }  # fmt: skip

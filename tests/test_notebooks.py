@@ -116,12 +116,3 @@ def test_pipeline_notebook_is_a_dependency_run_by_papermill(path):
     stage = STAGES[path.stem]
     assert f"notebooks/{path.name}" in stage["deps"]
     assert f"papermill notebooks/{path.name} executed/{path.name} --engine dask" in " ".join(stage["cmd"])
-
-
-@pytest.mark.parametrize("path", PIPELINE, ids=name)
-@pytest.mark.parametrize("hours", [300, 7000])
-def test_notebook_draws_weeks_of_short_data_too(path, hours):
-    """What a cell calls weeks holds at least some days, however few hours were held out."""
-    for cell in cells(path, "code"):
-        for line in re.findall(r"^weeks = (slice\(.+\))$", cell["source"], re.MULTILINE):
-            assert len(range(hours)[eval(line, {"test": range(hours)})]) >= 24 * 7

@@ -6,14 +6,13 @@ import filecmp
 import json
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
-from workplace import BIN, Servers, new_workplace, processes_of
+from workplace import BIN, Servers, new_workplace
 
 from workshop.data import schema
 from workshop.models import registry
@@ -59,47 +58,30 @@ def restored(servers, tmp_path_factory):
 
 
 @pytest.fixture
-def run_again(servers):
-    """The clone, whose parameters are put back, and whose pipeline is brought up to date, afterwards."""
-    yield servers
-    subprocess.run(["git", "checkout", "--quiet", "--", "4_pipeline"], cwd=servers.root, check=True)
-    assert dvc(servers, "repro").returncode == 0
-
-
-@pytest.fixture(scope="module")
-def lonely(tmp_path_factory):
+def lonely(tmp_path):
     """A clone without servers."""
-    root, environment = new_workplace(tmp_path_factory.mktemp("lonely"))
-    yield Servers(root, environment, "", 0.0)
-    assert not processes_of(root)
+    return Servers(*new_workplace(tmp_path / "lonely"))
 
 
 # -- what `make run` leaves ----------------------------------------------------------------------------------------
 def test_run_tells_of_every_step_and_ends_with_a_table(servers):
     """Addresses, the production model with version and R2, and what to type next."""
     settings = servers.settings
-    for address in (
-        settings.dashboard_url,
-        settings.tracking_uri,
-        settings.dask_dashboard_url,
-        f"ftp://127.0.0.1:{settings.ftp_port}",
-    ):
+    urls = (settings.dashboard_url, settings.tracking_uri, settings.dask_dashboard_url)
+    for address in (*urls, f"ftp://127.0.0.1:{settings.ftp_port}"):
         assert address in servers.output
     assert re.search(r"wind_solar version 1 \(train_\w+\), held-out R2 0\.9\d\d", servers.output)
     assert "Next:" in servers.output
 
 
-def test_run_again_keeps_everything(servers):
-    """Nothing changed: the same table within 15 s, nothing retrained, the same server processes."""
+def test_restored_keeps_everything(servers):
+    """Nothing changed: the same table, nothing retrained, the same server processes."""
     before = servers.run(BIN / "workshop", "status", "--json").stdout
-    began = time.monotonic()
     again = servers.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
-    seconds = time.monotonic() - began
     assert again.returncode == 0, again.stderr
     assert again.stdout.split("Dashboard")[1] == servers.output.split("Dashboard")[1]
     assert all(f"{stage}: unchanged" in again.stderr for stage in STAGES[1:])
     assert servers.run(BIN / "workshop", "status", "--json").stdout == before
-    assert seconds < 60  # 15 s on a quiet machine; here it only must not train
 
 
 def test_run_changes_no_file_but_the_lock(servers):
@@ -198,13 +180,6 @@ def test_report_is_one_file_that_names_its_model(servers):
 
 
 # -- what runs again, and what does not ----------------------------------------------------------------------------
-def test_repro_without_a_change_runs_tracking_store_alone(servers):
-    """Every other stage is skipped."""
-    done = dvc(servers, "repro")
-    assert done.returncode == 0, done.stderr
-    assert ran(done) == ["tracking_store"]
-
-
 def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
     """The experiment with its runs is gone: DVC would prepare and train again, and would not fetch."""
     import mlflow
@@ -224,17 +199,17 @@ def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
         client.rename_experiment(experiment.experiment_id, "predicting_wind_solar")
 
 
-def test_repro_after_one_parameter_runs_what_depends_on_it(run_again):
+def test_repro_after_one_parameter_runs_what_depends_on_it(restored):
     """Another linear regression is trained and compared; the candidate stays, so the gate has nothing to decide."""
-    change(run_again, "train_linreg", "fit_intercept", False)
-    done = dvc(run_again, "repro")
+    change(restored, "train_linreg", "fit_intercept", False)
+    done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["tracking_store", "train_linreg", "compare"]
-    assert "fit_intercept" in dvc(run_again, "params", "diff").stdout
+    assert "fit_intercept" in dvc(restored, "params", "diff").stdout
 
 
 @pytest.mark.walk
-def test_longer_search_goes_through_the_gate(run_again, in_workplace):
+def test_longer_search_goes_through_the_gate(restored, in_workplace):
     """The gate takes the gain of a longer search for chance, promotes it by scores alone, and keeps the better one."""
     import mlflow
 
@@ -244,18 +219,18 @@ def test_longer_search_goes_through_the_gate(run_again, in_workplace):
         return client.get_model_version_by_alias("wind_solar", "production")
 
     def decision():
-        return json.loads((run_again.pipeline / "results" / "decision.json").read_text())
+        return json.loads((restored.pipeline / "results" / "decision.json").read_text())
 
     before = in_production().version
-    change(run_again, "train_gradient_boosting", "candidates", 12)
-    done = dvc(run_again, "repro")
+    change(restored, "train_gradient_boosting", "candidates", 12)
+    done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["tracking_store", "train_gradient_boosting", "compare", "promote", "report"]
     assert decision()["candidate"]["r2"] > decision()["champion"]["r2"]
     assert [rule["name"] for rule in decision()["rules"] if not rule["passed"]] == ["paired_test"]
     assert in_production().version == before
-    change(run_again, "promote", "near_tie", 0.0)
-    done = dvc(run_again, "repro")
+    change(restored, "promote", "near_tie", 0.0)
+    done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["tracking_store", "promote", "report"]
     assert decision()["promoted"], decision()["reason"]
@@ -263,47 +238,36 @@ def test_longer_search_goes_through_the_gate(run_again, in_workplace):
     assert int(after.version) > int(before)
     assert registry.history()[-1].replaced == str(before)
     # Back to the old parameter: its run is remembered, but the gate judges it again, and refuses it.
-    change(run_again, "train_gradient_boosting", "candidates", 6)
-    done = dvc(run_again, "repro")
+    change(restored, "train_gradient_boosting", "candidates", 6)
+    done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert "train_gradient_boosting" not in ran(done)
     assert {"promote", "report"} <= set(ran(done))
     assert not decision()["promoted"]
     assert "beats_champion" in decision()["reason"]
     assert in_production().version == after.version
-    assert f"version {after.version}" in (run_again.pipeline / "results" / "report.html").read_text(encoding="utf-8")
+    assert f"version {after.version}" in (restored.pipeline / "results" / "report.html").read_text(encoding="utf-8")
 
 
 # -- bad input and faults ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("stage", "key", "value", "words"),
-    [
-        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "integer, from 1, to 2000"]),
-        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05, to 0.5"]),
-        ("train_keras", "epoch", 5, ["train_keras.epoch is unknown", "epochs"]),
-    ],
-)
-def test_repro_with_a_bad_parameter_stops_at_once(restored, stage, key, value, words):
+def test_repro_with_a_bad_parameter_stops_at_once(restored):
     """Key, value and what is allowed, before the notebook has run."""
-    change(restored, stage, key, value)
-    done = dvc(restored, "repro", "--single-item", stage)
+    change(restored, "split", "test_fraction", 2)
+    done = dvc(restored, "repro", "--single-item", "split")
     assert done.returncode != 0
-    assert all(word in done.stderr for word in words), done.stderr
+    assert all(word in done.stderr for word in ("split.test_fraction", "2", "from 0.05, to 0.5")), done.stderr
     assert "Traceback" not in done.stderr
     assert "papermill" not in done.stdout
 
 
 def test_repro_without_servers_stops_at_tracking_store(lonely):
-    """Within seconds, before any training: which address did not answer, and `workshop up`."""
+    """Before any training: which address did not answer, and `workshop up`."""
     done = dvc(lonely, "repro")
     assert done.returncode != 0
     assert ran(done) == ["tracking_store"]
     assert lonely.settings.tracking_uri in done.stderr
     assert "workshop up" in done.stderr
     assert "Traceback" not in done.stderr
-    began = time.monotonic()
-    assert lonely.run(BIN / "workshop", "config", "--tracking-store", "store.json").returncode == 1
-    assert time.monotonic() - began < 10  # 5 s on a quiet machine
 
 
 def test_repro_after_a_failing_cell_goes_on_from_there(restored):
@@ -325,21 +289,6 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert "prepare" not in ran(done)
-
-
-def test_prepare_of_broken_data_stops_before_any_training(restored):
-    """Text in place of a number in a raw file: file, line and value, and nothing is trained."""
-    file = restored.pipeline / "data" / "raw" / "weather_data.csv"
-    good = file.read_bytes()
-    file.unlink()  # DVC may have linked it to its cache
-    file.write_text(re.sub(r"^(2013-01-01T08:00:00Z),[^,]*", r"\1,much", good.decode(), flags=re.MULTILINE))
-    done = dvc(restored, "repro", "--single-item", "--force", "prepare")
-    try:
-        assert done.returncode != 0
-        assert all(word in done.stderr for word in ("weather_data.csv", "line 10", "much")), done.stderr
-    finally:
-        file.unlink()
-        file.write_bytes(good)
 
 
 @pytest.mark.parametrize("stage", ["train_keras", pytest.param("train_gradient_boosting", marks=pytest.mark.walk)])

@@ -18,13 +18,12 @@ import pandas as pd
 import pytest
 import yaml
 from nbclient import NotebookClient
+from workplace import BIN, ROOT
 
 from workshop.data.split import split_by_time
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 
-ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
 README = (ROOT / "3_projects" / "README.md").read_text()
 SET_UP = 'eval "$(.venv/bin/workshop config --export)"'
 NAMES = ("lr", "rf", "keras")
@@ -139,6 +138,7 @@ def typed_run(typed, pattern: str) -> subprocess.CompletedProcess:
 def test_readme_commands_do_what_it_says(typed):
     """Every command of the README works as typed; the two that are meant to fail do, in words."""
     assert len(typed) >= 10
+    assert "`mlflow run lr`" in (ROOT / "README.md").read_text()  # which needs no option
     for line, result in typed.items():
         meant = "n_estimators=0" in line or "floor=0.9" in line
         assert result.returncode == (1 if meant else 0), line + result.stdout[-2000:] + result.stderr[-4000:]
@@ -171,17 +171,6 @@ def test_runs_are_whole(typed, servers):
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
     assert min(map(min, keras["predicted"])) >= 0
-
-
-@pytest.mark.usefixtures("typed")
-def test_bare_run_of_the_front_page_goes_to_the_experiment(servers, environments):
-    """`mlflow run lr` needs no option; an experiment that is named is the one that is taken."""
-    assert "`mlflow run lr`" in (ROOT / "README.md").read_text()
-    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
-    lines = ("mlflow run lr", "mlflow run lr --experiment-name other")
-    results = [type_line(line, servers.root / "3_projects", **environment) for line in lines]
-    runs = read_runs([run_id_of(result) for result in results], servers)
-    assert [run["experiment"] for run in runs] == ["predicting_wind_solar", "other"]
 
 
 def test_run_from_a_git_address_names_commit_and_address(typed, servers):
@@ -224,15 +213,13 @@ def test_validation_scores_what_training_scored(typed, servers, environments):
         assert validated.params["run_id"] == trained.info.run_id
 
 
-@pytest.mark.parametrize("stage", [None, "prepare"])
-def test_validation_refuses_a_run_without_model(stage, servers):
-    """A run that is not there, or that trained nothing, is named, with exit code 1."""
+def test_validation_refuses_a_run_without_model(servers):
+    """A run that trained nothing is named, with exit code 1."""
     import mlflow
 
     client = mlflow.MlflowClient(servers.tracking_uri)
     experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
-    found = client.search_runs([experiment], f"tags.`workshop.stage` = '{stage}'") if stage else []
-    run_id = found[0].info.run_id if stage else "nonsense"
+    run_id = client.search_runs([experiment], "tags.`workshop.stage` = 'prepare'")[0].info.run_id
     result = type_line(
         f"python validate.py --run_id {run_id} --data germany.csv", servers.root / "3_projects", **servers.environment
     )
@@ -241,25 +228,14 @@ def test_validation_refuses_a_run_without_model(stage, servers):
     assert "Traceback" not in result.stderr
 
 
-def hostile(folder: Path, kind: str) -> None:
-    """Put a model into ``folder`` that must not be loaded."""
+@pytest.mark.parametrize(("file", "words"), [("model.skops", "getcwd"), ("model.pkl", "neither")])
+def test_validation_loads_nothing_it_does_not_trust(file, words, tmp_path, monkeypatch, capsys):
+    """A model with types that `validate.py` does not name, or a pickle, ends it in words."""
     import skops.io
     from sklearn.preprocessing import FunctionTransformer
 
-    if kind == "untrusted type":
-        skops.io.dump(FunctionTransformer(os.getcwd), folder / "model.skops")
-    elif kind == "pickle":
-        (folder / "model.pkl").write_bytes(pickle.dumps(FunctionTransformer(os.getcwd)))
-    else:
-        (folder / "model.skops").write_bytes(b"junk")
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"), [("untrusted type", "getcwd"), ("pickle", "neither"), ("broken file", "not a zip file")]
-)
-def test_validation_loads_nothing_it_does_not_trust(kind, words, tmp_path, monkeypatch, capsys):
-    """A model with types that `validate.py` does not name, a pickle or a broken file ends it in words."""
-    hostile(tmp_path, kind)
+    dumps = skops.io.dumps if file.endswith("skops") else pickle.dumps
+    (tmp_path / file).write_bytes(dumps(FunctionTransformer(os.getcwd)))
     monkeypatch.syspath_prepend(ROOT / "3_projects")
     program = load_program(ROOT / "3_projects" / "validate.py")
     with pytest.raises(SystemExit) as ended:
@@ -335,15 +311,6 @@ def test_reproduced_project_makes_its_environment(servers, tmp_path):
     run_id_of(run_project("reproduced", projects=servers.root / "3_projects", **environment))
 
 
-def test_project_refuses_a_missing_tracking_address(projects, monkeypatch):
-    """Without an address MLflow would write to a file of the folder: refused, naming the command that sets it."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    result = run_project("lr", "--env-manager", "local", projects=projects)
-    assert result.returncode == 1
-    assert SET_UP in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects, tmp_path):
     """No environment is made before the refusal, which names the line to type."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
@@ -356,19 +323,11 @@ def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects,
 
 def train(name: str, *arguments: str, folder: Path, address: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess:
     """Run a project's `train.py` by itself, in ``folder``."""
-    return subprocess.run(
-        [sys.executable, ROOT / "3_projects" / name / "train.py", *arguments],
-        cwd=folder,
-        env={**os.environ, "MLFLOW_TRACKING_URI": address},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [sys.executable, str(ROOT / "3_projects" / name / "train.py"), *arguments]
+    return type_line(shlex.join(command), folder, **os.environ | {"MLFLOW_TRACKING_URI": address})
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("address", ["", "sqlite:///mlflow.db"])
+@pytest.mark.parametrize(("name", "address"), [("lr", ""), ("rf", "sqlite:///mlflow.db"), ("keras", "mlruns")])
 def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
     """Only an http address will do; else exit code 2 before anything is read or written."""
     result = train(name, folder=tmp_path, address=address)
@@ -381,15 +340,7 @@ def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [
-        ("lr", ["--test_fraction", "nan"]),
-        ("lr", ["--fit_intercept", "perhaps"]),
-        ("lr", ["--nonsense", "1"]),
-        ("rf", ["--n_estimators", "0"]),
-        ("rf", ["--seed", "-1"]),
-        ("keras", ["--epochs", "none"]),
-        ("keras", ["--hidden_units", "0"]),
-    ],
+    [("lr", ["--test_fraction", "nan"]), ("rf", ["--n_estimators", "0"]), ("keras", ["--epochs", "none"])],
 )
 def test_training_refuses_a_parameter_out_of_range(name, arguments, tmp_path):
     """A value that cannot be is named, with exit code 2."""
@@ -403,9 +354,7 @@ def test_training_refuses_a_parameter_out_of_range(name, arguments, tmp_path):
     ("text", "named"),
     [
         (None, "no data file"),
-        ("", "No columns"),
         (HEADER.replace("wind_GW", "wind") + ROW, "wind_GW"),
-        (HEADER + ROW.replace(",4,", ",mild,"), "mild"),
         (HEADER + ROW.replace(",4,", ",,"), "empty cells"),
         ("\0\xff" * 9, "cannot be used"),
     ],
@@ -423,16 +372,8 @@ def test_training_refuses_data_it_cannot_use(text, named, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_training_refuses_too_few_hours(tmp_path):
-    """A split that leaves a part empty ends with exit code 2, in words."""
-    (tmp_path / "germany.csv").write_text(HEADER + ROW * 3)
-    result = train("lr", "--data", "germany.csv", folder=tmp_path)
-    assert result.returncode == 2
-    assert "too few" in result.stderr
-
-
-@pytest.mark.parametrize("rows", [20, 35_016, 35_017, 35_018, 35_019, 35_064])
-@pytest.mark.parametrize("test_fraction", [0.1, 0.15, 0.2, 0.3])
+@pytest.mark.parametrize("rows", [20, 35_016, 35_017])
+@pytest.mark.parametrize("test_fraction", [0.15, 0.2])
 def test_hours_are_cut_where_the_pipeline_cuts_them(rows, test_fraction, monkeypatch):
     """Chapters 3 and 4 train on the same number of hours: of the sample's 35,016 on 28,012."""
     monkeypatch.syspath_prepend(ROOT / "3_projects")

@@ -228,14 +228,14 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
-def test_notebook_makes_the_page_of_any_week(promoted, tmp_path):
+def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     """The week is a parameter of the notebook; the model in production had not seen this one."""
     folder = tmp_path / "pipeline"
-    shutil.copytree(promoted.pipeline / "notebooks", folder / "notebooks")
-    shutil.copy(promoted.pipeline / "dvc.yaml", folder)
-    (folder / "data").symlink_to(promoted.pipeline / "data")
+    shutil.copytree(servers.pipeline / "notebooks", folder / "notebooks")
+    shutil.copy(servers.pipeline / "dvc.yaml", folder)
+    (folder / "data").symlink_to(servers.pipeline / "data")
     command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "-p", "week", WEEK]
-    done = promoted.run(sys.executable, "-m", *command, cwd=folder)
+    done = servers.run(sys.executable, "-m", *command, cwd=folder)
     assert done.returncode == 0, done.stderr
     page = (folder / "results" / "report.html").read_text(encoding="utf-8")
     assert f'content="{WEEK}"' in page

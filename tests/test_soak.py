@@ -22,7 +22,7 @@ import pytest
 import requests
 import yaml
 from mlflow.exceptions import MlflowException
-from workplace import BIN, Servers, environment_of, new_workplace, processes_of, what_if
+from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
 from workshop import ownership
 from workshop.errors import WorkshopError
@@ -53,7 +53,7 @@ class Acknowledged:
 def place(tmp_path) -> Iterator[Servers]:
     """A clone with servers up and a model in production."""
     root, environment = new_workplace(tmp_path / "clone")
-    place = Servers(root, environment, "", 0.0)
+    place = Servers(root, environment)
     done = place.run(BIN / "workshop", "up", "--repro")
     try:
         assert done.returncode == 0, done.stderr
@@ -146,13 +146,15 @@ def promote(done: Acknowledged) -> None:
 
 def read_dashboard(place: Servers) -> Callable[[Acknowledged], None]:
     """Ask the dashboard what a model says; it answers all along, with the model that it has."""
-    url = place.settings.dashboard_url
+    url = f"{place.settings.dashboard_url}/predict"
+    hour = {"windspeed": 5, "temperature": 12, "rad_horizontal": 250, "rad_diffuse": 120}
 
     def ask(done: Acknowledged) -> None:
-        answer = requests.post(f"{url}/_dash-update-component", json=what_if([5, 12, 250, 120, 12, 172]), timeout=10)
+        rows = [hour | {"utc_timestamp": "2016-06-21T12:00:00Z"}]
+        answer = requests.post(url, json={"rows": rows}, timeout=10)
         # No error of a server that is down: those are expected, and would hide this one.
         assert answer.status_code == 200, answer.text
-        assert "GW" in answer.text
+        assert answer.json()["rows"][0]["wind_GW"] > 0
         done.answers.append(answer.status_code)
         time.sleep(0.3)
 
@@ -178,10 +180,7 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
 
 def check(place: Servers, done: Acknowledged) -> None:
     """After the last kill all comes back by itself; the next pipeline is right; all that was told done is there."""
-    deadline = time.monotonic() + RECOVERY_SECONDS
-    while not all(row.healthy for row in supervisor.status(place.settings)):
-        assert time.monotonic() < deadline, supervisor.status(place.settings)
-        time.sleep(0.5)
+    wait_for(lambda: all(row.healthy for row in supervisor.status(place.settings)), RECOVERY_SECONDS)
     repro = place.run(BIN / "workshop", "repro", cwd=place.pipeline)
     assert repro.returncode == 0, repro.stderr
     status = place.run(BIN / "dvc", "status", cwd=place.pipeline)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import nbformat
@@ -18,39 +17,13 @@ import pytest
 import requests
 from nbclient import NotebookClient
 from numbers_of_texts import unfounded
-from workplace import is_moved_to
+from workplace import is_moved_to, running
 
 from workshop.data.prepare import prepare
 
 CHAPTER = Path(__file__).parents[1] / "1_starting_point"
 NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]
 ROOT = CHAPTER.parent
-# What can be recognised of the README's smells, and the only other places that may have them, each with its reason.
-SMELLS = {
-    "a random split": (
-        r"\b(train_test_split|split_at_random)\(",
-        # The one place that draws at random, with a seed; chapter 2 shows what it hides, and why.
-        {
-            "workshop/data/split.py",
-            *(f"2_tracking/{name}.ipynb" for name in ("model_linreg", "model_rf", "model_keras", "capacity_factor")),
-        },
-    ),
-    "a model or split without a seed": (
-        r"(RandomForestRegressor|GradientBoostingRegressor|train_test_split)\((?![^()]*random_state)[^()]+\)",
-        set(),
-    ),
-    "a path that holds in one folder only": (
-        r"""["']\.\./""",
-        {"3_projects/hourly.py"},  # the default of a parameter, which any caller sets
-    ),
-    "a result kept in a comment": (r"# .*: 0\.\d\d", set()),
-    "rows cleaned by a limit of one's own": (r"""\[["']windspeed\\?["']\] ?<""", set()),
-    "settings tried by hand": (r"# was \d", set()),
-}
-# Tests and benchmarks cause what they look for, and the answers of exercises repeat what these ask for.
-ELSEWHERE = [
-    f":!{folder}" for folder in ("tests", "packages/*/tests/*", "benchmarks", "workshop/teaching/exercises.py")
-]
 COLUMNS = ["utc_timestamp", "solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
 # Cells call `workshop`, which lies beside the interpreter.
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -127,30 +100,24 @@ def test_report_is_one_file_with_its_figures(chapter):
     assert "://" not in page
 
 
-@contextmanager
-def running(chapter: Path) -> Iterator[str]:
-    """Start the dashboard, yield the address that it prints, and end it."""
-    command = [sys.executable, "app.py"]
-    options = {"cwd": chapter / "dashboard", "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, **options) as process:
-        try:
-            yield next(found[0] for line in process.stdout if (found := re.search(r"http://[\d.:]+", line)))
-        finally:
-            process.terminate()
+def started(chapter: Path):
+    """Start the dashboard; what is ready is the address that it prints."""
+    command = [sys.executable, "-u", "app.py"]
+    return running(command, ENVIRONMENT, chapter / "dashboard", lambda said: re.search(r"http://[\d.:]+", said))
 
 
 @pytest.fixture(scope="module")
 def dashboard(chapter) -> Iterator[str]:
     """The dashboard's address; the dashboard trains its model first, and ends with the tests."""
-    with running(chapter) as address:
-        yield address
+    with started(chapter) as program:
+        yield program.ready[0]
 
 
 @pytest.mark.walk
 def test_dashboards_announce_themselves_when_they_listen(chapter):
     """Two dashboards at once print different addresses, outside of what `up` uses, and answer there at once."""
     with ExitStack() as both:
-        addresses = [both.enter_context(running(chapter)) for _ in range(2)]
+        addresses = [both.enter_context(started(chapter)).ready[0] for _ in range(2)]
         assert all("Solar and wind power" in requests.get(address, timeout=30).text for address in addresses)
     assert len(set(addresses)) == 2
     assert not any(is_moved_to(int(address.split(":")[-1])) for address in addresses)
@@ -214,30 +181,6 @@ def test_dashboard_and_notebooks_leave_nothing_to_commit(chapter, tmp_path):
     names = [str(Path("chapter") / path.relative_to(chapter)) for path in made] + ["chapter/report/report.html"]
     ignored = subprocess.run(["git", "check-ignore", *names], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert ignored.stdout.splitlines() == names
-
-
-def code_of(path: Path) -> str:
-    """Return a program's text, or that of a notebook's code cells."""
-    if path.suffix == ".py":
-        return path.read_text(encoding="utf-8")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    # Exercises ask for what is smelly, so that it can be measured.
-    taught = [cell for cell in cells if cell["cell_type"] == "code" and path.name != "exercises.ipynb"]
-    return "\n".join("".join(cell["source"]) for cell in taught)
-
-
-@pytest.mark.parametrize("smell", SMELLS)
-def test_smell_is_in_this_chapter_and_nowhere_else(smell):
-    """Each smell that can be recognised in code is found in chapter 1, and in no other program or notebook."""
-    pattern, allowed = SMELLS[smell]
-    listed = subprocess.run(
-        ["git", "ls-files", "*.py", "*.ipynb", *ELSEWHERE], cwd=ROOT, capture_output=True, check=True
-    )
-    names = [name for name in listed.stdout.decode().splitlines() if (ROOT / name).exists()]
-    smelly = {name for name in names if re.search(pattern, code_of(ROOT / name))}
-    here = {name for name in smelly if name.startswith(f"{CHAPTER.name}/")}
-    assert here
-    assert smelly - here <= allowed
 
 
 def test_readme_names_each_smell_with_its_cure():

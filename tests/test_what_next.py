@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from walk import merge
-from workplace import BIN, ROOT, Servers, clean_environment, copy_tree
+from workplace import BIN, PERSON, ROOT, Servers, clean_environment, copy_tree
 
 from workshop.data import capacity, schema, sources
 
@@ -74,7 +74,7 @@ def team(servers, tmp_path_factory):
     (root / ".env").write_text(  # line 7
         f"MLFLOW_TRACKING_URI={servers.tracking_uri}\nDASK_SCHEDULER_ADDRESS={servers.settings.scheduler_address}\n"
     )
-    place = Servers(root, clean_environment() | {"WORKSHOP_ROOT": str(root)}, "", 0.0)
+    place = Servers(root, clean_environment() | PERSON | {"WORKSHOP_ROOT": str(root)})
     hours = plants(place.pipeline / CHANGES["fetch"]["csv"]["file"])  # lines 1 to 6
     merge(place.pipeline / "params.yaml", CHANGES)
     remote = tmp_path_factory.mktemp("remote")
@@ -84,14 +84,10 @@ def team(servers, tmp_path_factory):
         ["git", "commit", "--message", "Our plants", "params.yaml", "dvc.lock", "../.dvc/config"],
         ["dvc", "push"],
     ]
-    person = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    place.environment |= person
     try:
-        place.output = ""
         for program, *words in commands:
             done = place.run(program if program == "git" else BIN / program, *words, cwd=place.pipeline)
             assert done.returncode == 0, done.stdout + done.stderr
-            place.output += done.stdout
         yield place, hours
     finally:
         history = json.loads(servers.run(BIN / "workshop", "history", "--json").stdout)
@@ -166,7 +162,7 @@ def test_others_can_fetch_it(team, tmp_path):
     place, _ = team
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", place.root, clone], check=True)
-    there = Servers(clone, place.environment | {"WORKSHOP_ROOT": str(clone)}, "", 0.0)
+    there = Servers(clone, place.environment | {"WORKSHOP_ROOT": str(clone)})
     done = there.run(BIN / "dvc", "pull", "data/germany.parquet", cwd=there.pipeline)
     assert done.returncode == 0, done.stderr
     assert len(schema.read(there.pipeline / "data" / "germany.parquet")) == team[1]

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 
 from workshop.servers.services import PORTS_TRIED
 from workshop.settings import Settings
@@ -25,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
+PERSON = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 RUN_SECONDS = 600
+START_SECONDS = 180  # of a program that starts on a busy machine
 
 
 def required(what: str, found: object) -> None:
@@ -75,36 +79,45 @@ def clean_environment() -> dict[str, str]:
     return environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "120"}
 
 
+def files_of_tree(*patterns: str) -> list[str]:
+    """Return the files of this tree that git would commit, or those that match a pattern."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [name for name in names if name and (ROOT / name).exists()]
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder as a person, and return what it prints."""
+    done = subprocess.run(
+        ["git", *words], cwd=folder, env=os.environ | PERSON, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def copy_tree(folder: Path) -> Path:
     """Copy what git would commit of this tree into ``folder`` as a repository of its own."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        source = ROOT / name
-        if source.exists():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    author = {"GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@localhost"}
-    committer = {"GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@localhost"}
-    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "A clone"]):
-        subprocess.run(["git", *command], cwd=folder, env=os.environ | author | committer, check=True)
+    for name in files_of_tree():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "A clone"]):
+        git(folder, *words)
     return folder
 
 
 def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
     """Return a clone in ``folder`` and the environment in which its servers take free ports."""
-    root = copy_tree(folder)
+    return copy_tree(folder), environment_for(folder)
+
+
+def environment_for(root: Path) -> dict[str, str]:
+    """Return the environment in which the servers of a clone take free ports."""
     environment = clean_environment() | {"WORKSHOP_ROOT": str(root)}
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
     environment["WORKSHOP_DASK_WORKERS"] = "2"
     environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
-    return root, environment
+    return environment
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -114,6 +127,46 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
         assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {condition}"
         time.sleep(0.2)
     return result
+
+
+def answer_of(url: str) -> requests.Response | None:
+    """Return the answer of a server, or None where no server answers, or not well."""
+    try:
+        answer = requests.get(url, timeout=20)
+    except requests.RequestException:
+        return None
+    return answer if answer.ok else None
+
+
+@dataclass
+class Program:
+    """A running program: its process, the file of its output, and what ``ready`` of `running` returned."""
+
+    process: subprocess.Popen
+    log: Path
+    ready: Any
+
+
+@contextlib.contextmanager
+def running(command: list, environment: dict[str, str], folder: Path, ready: Callable[[str], Any]) -> Iterator[Program]:
+    """Run a program in ``folder`` until the block ends; wait first until ``ready``, given its output, is true."""
+    log = Path(tempfile.mkdtemp()) / "output.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=output, stderr=output)
+
+    def ended_or_ready() -> Any:
+        assert process.poll() is None, "the program ended"
+        return ready(log.read_text())
+
+    try:
+        yield Program(process, log, wait_for(ended_or_ready, START_SECONDS))
+    except BaseException:
+        sys.stderr.write(log.read_text())
+        raise
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(log.parent)
 
 
 @contextlib.contextmanager
@@ -147,8 +200,7 @@ class Servers:
 
     root: Path
     environment: dict[str, str]
-    output: str
-    seconds: float
+    output: str = ""
 
     @property
     def settings(self) -> Settings:
@@ -168,28 +220,5 @@ class Servers:
 
     def run(self, *command: str | Path, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
         """Run a program of this Python's environment in the clone; return it with its output as text."""
-        options = {"timeout": RUN_SECONDS, "env": self.environment} | options
-        return subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd or self.root,
-            capture_output=True,
-            text=True,
-            check=False,
-            **options,
-        )
-
-
-def what_if(values: list) -> dict:
-    """Return the body of a what-if request to the dashboard with these slider values."""
-    sliders = ["windspeed", "temperature", "rad-horizontal", "rad-diffuse", "hour", "day"]
-    names = [f"what-if-{slider}" for slider in sliders]
-    outputs = [("what-if-answers", "children"), *((f"{name}-value", "children") for name in names)]
-    given = zip(names, values, strict=True)
-    inputs = [{"id": name, "property": "value", "value": value} for name, value in given]
-    return {
-        "output": f"..{'...'.join('.'.join(each) for each in outputs)}..",
-        "outputs": [{"id": name, "property": part} for name, part in outputs],
-        "inputs": [*inputs, {"id": "revision", "property": "data", "value": "any"}],
-        "changedPropIds": ["what-if-windspeed.value"],
-        "state": [],
-    }
+        options = {"timeout": RUN_SECONDS, "env": self.environment, "cwd": cwd or self.root} | options
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)

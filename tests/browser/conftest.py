@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from browsing import Registry, opened, wait_for
+from browsing import Registry, health_of, opened
+from workplace import wait_for
 
 # Half of what the data says: whatever is in production, this version predicts something else.
 ANOTHER = """
@@ -36,28 +37,30 @@ def patience() -> None:
 
 
 @pytest.fixture
-def registry(promoted) -> Iterator[Registry]:
+def registry(servers) -> Iterator[Registry]:
     """Return the registry; when the test ends the alias points where it did before, and the dashboard knows."""
-    registry = Registry(promoted.tracking_uri)
+    registry = Registry(servers.tracking_uri)
     before = registry.version()
     yield registry
     registry.move(before)
-    wait_for(promoted.settings.dashboard_url, lambda health: health["version"] == before and not health["troubles"])
+    dashboard_url = servers.settings.dashboard_url
+    wait_for(lambda: (health := health_of(dashboard_url)) and health["version"] == before and not health["troubles"])
 
 
 @pytest.fixture(scope="session")
-def another_version(promoted) -> str:
+def another_version(servers) -> str:
     """Return a version that is registered but not in production, and predicts something else."""
-    done = promoted.run(sys.executable, "-c", ANOTHER)
+    done = servers.run(sys.executable, "-c", ANOTHER)
     assert done.returncode == 0, done.stderr
     return re.search(r"^version (\d+)$", done.stdout, re.MULTILINE).group(1)
 
 
 @pytest.fixture
-def url(promoted) -> str:
+def url(servers) -> str:
     """Return the address of the dashboard of the running servers, its model loaded."""
-    wait_for(promoted.settings.dashboard_url, lambda health: health["version"])
-    return promoted.settings.dashboard_url
+    url = servers.settings.dashboard_url
+    wait_for(lambda: (health := health_of(url)) and health["version"])
+    return url
 
 
 @pytest.fixture

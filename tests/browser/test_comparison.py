@@ -12,9 +12,9 @@ expect = pytest.importorskip("playwright.sync_api").expect
 CAPTION = ".tiles + .hint"
 
 
-def test_comparison_shows_the_model_and_a_prediction(page, promoted):
+def test_comparison_shows_the_model_and_a_prediction(page, servers):
     """The first view names version, score and time of the model in production, and draws it with its band."""
-    version = Registry(promoted.tracking_uri).version()
+    version = Registry(servers.tracking_uri).version()
     expect(page.locator("#model-version")).to_have_text(f"wind_solar version {version}")
     assert re.fullmatch(r"-?[01]\.\d{3}", page.locator("#model-r2").inner_text())
     expect(page.locator("#model-since")).to_have_text(re.compile(r"\d{2} \w{3} \d{4}, \d{2}:\d{2} UTC"))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,12 +15,11 @@ import pytest
 from mlflow import MlflowClient
 from nbformat import v4
 from playwright.sync_api import Frame, Page, expect
-from workplace import BIN, Servers, free_port
+from workplace import BIN, Program, Servers, free_port, running, wait_for
 
 from workshop.settings import EXPERIMENT, REGISTERED_MODEL
 
-START_SECONDS = 180.0
-NOTEBOOK_SECONDS = 90.0  # what one notebook may take at most
+pytestmark = pytest.mark.usefixtures("servers")  # all of them, in the process that has the servers
 NOTEBOOKS = [
     "1_starting_point/make_processed_data.ipynb",
     "2_tracking/get_prod_model.ipynb",
@@ -50,50 +46,37 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@contextlib.contextmanager
-def running(command: list, servers: Servers, home: Path, **variables: str) -> Iterator[tuple[str, Path]]:
-    """Run JupyterLab; give the address that it prints, and its output."""
-    log = home / f"{Path(command[0]).name}.log"
-    variables |= {"HOME": str(home), "PYTHONUNBUFFERED": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(word) for word in (*command, "--no-browser", "--port", free_port())],
-            env=servers.environment | variables, cwd=servers.root, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not (found := re.search(r"http://127\.0\.0\.1:\S+token=\w+", log.read_text())):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield found[0], log
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+def jupyter(command: list, servers: Servers, home: Path, **variables: str):
+    """Run JupyterLab until the block ends; what is ready is the address that it prints."""
+    environment = servers.environment | {"HOME": str(home), "PYTHONUNBUFFERED": "1"} | variables
+    command += ["--no-browser", "--port", free_port()]
+    return running(
+        command, environment, servers.root, lambda said: re.search(r"http://127\.0\.0\.1:\S+token=\w+", said)
+    )
 
 
 @pytest.fixture(scope="module")
-def lab(promoted, home) -> Iterator[tuple[str, Path]]:
+def lab(servers, home) -> Iterator[Program]:
     """`workshop lab`, as an attendee types it."""
-    with running([BIN / "workshop", "lab"], promoted, home) as started:
-        yield started
+    with jupyter([BIN / "workshop", "lab"], servers, home) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")
 def page(lab, browser) -> Iterator[Page]:
     """A browser's page with JupyterLab of `workshop lab` in it."""
-    with opened(browser, lab[0]) as page:
+    with opened(browser, lab.ready[0]) as page:
         yield page
 
 
 @pytest.fixture(scope="module")
-def on_a_hub(promoted, home, browser) -> Iterator[Page]:
+def on_a_hub(servers, home, browser) -> Iterator[Page]:
     """The same behind a prefix, where somebody else starts JupyterLab and knows of the configuration alone."""
     command = [BIN / "jupyter-lab", "--ServerApp.base_url=/user/x/"]
-    folder = str(promoted.root / "server" / "jupyter")
-    with running(command, promoted, home, JUPYTER_CONFIG_PATH=folder) as (url, _):
-        assert urlsplit(url).path == "/user/x/lab/tree/START.md"
-        with opened(browser, url) as page:
+    folder = str(servers.root / "server" / "jupyter")
+    with jupyter(command, servers, home, JUPYTER_CONFIG_PATH=folder) as lab:
+        assert urlsplit(lab.ready[0]).path == "/user/x/lab/tree/START.md"
+        with opened(browser, lab.ready[0]) as page:
             yield page
 
 
@@ -132,7 +115,7 @@ def test_lab_opens_at_the_start_page(lab, page):
     expect(page.locator(".jp-RenderedMarkdown h1")).to_have_text(re.compile("From a messy notebook"))
     for chapter in ("The starting point", "Tracking", "Projects", "pipeline"):
         expect(page.locator(".jp-RenderedMarkdown h2", has_text=chapter).first).to_be_visible()
-    assert "the servers go on until `workshop down`" in lab[1].read_text()
+    assert "the servers go on until `workshop down`" in lab.log.read_text()
     expect(page.get_by_text("Build Recommended")).to_have_count(0)
     expect(page.get_by_text("Would you like to get notified")).to_have_count(0)
 
@@ -180,16 +163,16 @@ def test_applications_can_be_used_within_jupyterlab(where, request):
     run.value.close()
 
 
-def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, promoted):
+def test_clicks_that_chapter_2_names_register_a_model_and_set_an_alias(page, servers):
     """In the tile, as compare_runs and the README say: what is in italics there is here, and does what they promise."""
-    notebook = nbformat.read(promoted.root / "2_tracking" / "compare_runs.ipynb", as_version=4)
+    notebook = nbformat.read(servers.root / "2_tracking" / "compare_runs.ipynb", as_version=4)
     text = {cell.id: cell.source for cell in notebook.cells}
     tile, models, _, _, assistant = names = in_italics(text["register-text"])
     names += in_italics(text["clicks"])
     _, register, create, confirm, registry, version, closing, aliases, add, save = in_italics(text["clicks"])
-    step = (promoted.root / "2_tracking" / "README.md").read_text().partition("### 6. ")[2].partition("###")[0]
+    step = (servers.root / "2_tracking" / "README.md").read_text().partition("### 6. ")[2].partition("###")[0]
     assert set(in_italics(step)) <= set(names)
-    client = MlflowClient(promoted.tracking_uri)
+    client = MlflowClient(servers.tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     finished = client.search_runs([experiment], "attributes.status = 'FINISHED'")
     run = next(run for run in finished if run.outputs.model_outputs and "mlflow.parentRunId" not in run.data.tags)
@@ -243,14 +226,14 @@ def test_panel_of_dask_is_connected_to_the_running_cluster(where, request):
     expect(plot.element_handle().content_frame().get_by_text("Total (2)").first).to_be_visible(timeout=30_000)
 
 
-def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted, tmp_path):
+def test_terminal_and_kernel_see_the_servers_and_this_environment(page, servers, tmp_path):
     """The tracking address and this Python, whatever the home folder holds; what a kernel says is encrypted."""
-    uri = promoted.settings.exports()["MLFLOW_TRACKING_URI"]
+    uri = servers.settings.exports()["MLFLOW_TRACKING_URI"]
     answer = tmp_path / "answer"
     launch(page, "Terminal")
     page.locator(".xterm-screen:visible").click()
     page.keyboard.type(f'echo "$(command -v python) $MLFLOW_TRACKING_URI" > {answer}\n')
-    wait_until(lambda: answer.exists() and answer.read_text().strip(), 30)
+    wait_for(lambda: answer.exists() and answer.read_text().strip())
     assert answer.read_text().split() == [str(BIN / "python"), uri]
     code = (
         "import os, sys\nfrom ipykernel import get_connection_info\n"
@@ -258,18 +241,19 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, promoted
     )
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = v4.new_notebook(cells=[v4.new_code_cell(code)], metadata=kernel)
-    with copied(promoted.root, "environment.ipynb", notebook) as name:
-        (cell,) = run_all(page, promoted.root / name).cells
+    with copied(servers.root, "environment.ipynb", notebook) as name:
+        (cell,) = run_all(page, servers.root / name).cells
     assert cell.outputs[0].text.split() == [sys.executable, uri, "True"]
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_notebook_of_each_chapter_runs_through_run_all(page, promoted, notebook):
+def test_notebook_of_each_chapter_runs_through_run_all(page, servers, notebook):
     """`Run All Cells` of JupyterLab's menu reaches the last cell, and no cell fails."""
-    source = promoted.root / notebook
+    source = servers.root / notebook
     folder, name = os.path.split(notebook)
-    with copied(promoted.root, f"{folder}/run_{name}", nbformat.read(source, as_version=4)) as copy:
-        done = run_all(page, promoted.root / copy)
+    with copied(servers.root, f"{folder}/run_{name}", nbformat.read(source, as_version=4)) as copy:
+        done = run_all(page, servers.root / copy)
     errors = [output for cell in code_cells(done) for output in cell.outputs if output.output_type == "error"]
     assert errors == []
 
@@ -302,7 +286,7 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
         page.wait_for_timeout(1000)
         return all(cell.execution_count for cell in code_cells(nbformat.read(file, as_version=4)))
 
-    wait_until(saved, NOTEBOOK_SECONDS)
+    wait_for(saved)
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_role("menuitem", name="Shut Down Kernel", exact=True).click()
     page.close()
@@ -312,11 +296,3 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """Return the code cells that have anything to run."""
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-
-
-def wait_until(happened, seconds: float) -> None:
-    """Wait until something happened; fail when it does not."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.2)

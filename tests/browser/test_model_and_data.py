@@ -25,7 +25,7 @@ def model(browser, url):
         yield page
 
 
-def test_model_page_says_which_model_is_in_production_and_why(model, promoted):
+def test_model_page_says_which_model_is_in_production_and_why(model, servers):
     """The page names version, kind, time, reason and scores, its inputs' importance, and its predecessors."""
     facts = model.locator("#in-production")
     for words in ("wind_solar version", "UTC", "Held-out R²", "Why", "80% of the hours"):
@@ -36,7 +36,7 @@ def test_model_page_says_which_model_is_in_production_and_why(model, promoted):
     expect(moves.filter(has_text="promoted")).not_to_have_count(0)
 
 
-def test_model_page_draws_where_the_model_comes_from(model, promoted):
+def test_model_page_draws_where_the_model_comes_from(model, servers):
     """The chain leads from the data to production, in order, and its boxes name what the run recorded."""
     kinds = [text.casefold() for text in model.locator(".chain .eyebrow").all_inner_texts()]
     assert kinds == ["data", "commit", "stage", "notebook", "run in mlflow", "model", "decision", "production"]
@@ -45,7 +45,7 @@ def test_model_page_draws_where_the_model_comes_from(model, promoted):
     for kind in ("Data", "Commit", "Run in MLflow", "Decision", "Production"):
         expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
     commit = chain.locator("li").nth(1).locator(".name").inner_text()
-    assert promoted.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
+    assert servers.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
 
 
 def test_model_page_links_to_the_run_in_mlflow(model):
@@ -60,9 +60,9 @@ def test_model_page_links_to_the_run_in_mlflow(model):
         popup.value.close()
 
 
-def test_data_page_counts_what_is_there_and_what_is_not(browser, url, promoted):
+def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
     """Missing hours by month add up to what the table lacks; gaps, units, source and licence stand there."""
-    frame = schema.read(promoted.settings.pipeline / "data" / "germany.parquet")
+    frame = schema.read(servers.settings.pipeline / "data" / "germany.parquet")
     whole = pd.date_range(frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1], freq="h")
     missing = len(whole) - len(frame)
     with opened(browser, f"{url}/data") as page:
@@ -81,9 +81,9 @@ def test_data_page_counts_what_is_there_and_what_is_not(browser, url, promoted):
         expect(page.locator("#source")).to_contain_text("licence")
 
 
-def test_model_page_fetches_nothing_from_elsewhere(browser, url, promoted, registry, another_version):
+def test_model_page_fetches_nothing_from_elsewhere(browser, url, servers, registry, another_version):
     """A figure in the artifact store names a picture on another server: the browser refuses to ask there."""
-    client = MlflowClient(promoted.tracking_uri)
+    client = MlflowClient(servers.tracking_uri)
     run_id = client.get_model_version("wind_solar", another_version).run_id
     with socket.create_server(("127.0.0.1", 0)) as elsewhere, contextlib.closing(browser.new_context()) as context:
         picture = {"source": f"//127.0.0.1:{elsewhere.getsockname()[1]}/image.png", "sizex": 1, "sizey": 1}

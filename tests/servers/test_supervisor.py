@@ -56,7 +56,7 @@ def workshop(place: Servers, *words: str) -> subprocess.CompletedProcess:
 def place(tmp_path_factory) -> Iterator[Servers]:
     """A clone of its own, whose servers these tests start, kill and stop."""
     root, environment = new_workplace(tmp_path_factory.mktemp("place"))
-    place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1"}, "", 0.0)
+    place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1"})
     yield place
     place.run(BIN / "workshop", "down")
     assert not processes_of(root)
