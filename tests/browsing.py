@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
-import requests
+from mlflow import MlflowClient
 from workplace import ROOT, answer_of, free_port, running
+
+from workshop.settings import PRODUCTION, REGISTERED_MODEL
 
 DASHBOARD = ROOT / "4_pipeline" / "dashboard" / "app.py"
 PAGES = {
@@ -36,26 +34,22 @@ new MutationObserver(() => {
 
 
 class Registry:
-    """The alias `production`, read and moved through MLflow's REST interface as any client would."""
+    """The alias `production`, which a test reads and moves."""
 
     def __init__(self, tracking_uri: str) -> None:
-        self._url = f"{tracking_uri}/api/2.0/mlflow/registered-models/alias"
+        self._client = MlflowClient(tracking_uri)
 
     def version(self) -> str:
         """Return the version that the alias points at."""
-        answer = requests.get(self._url, params={"name": "wind_solar", "alias": "production"}, timeout=30)
-        answer.raise_for_status()
-        return answer.json()["model_version"]["version"]
+        return str(self._client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version)
 
     def move(self, version: str) -> None:
         """Point the alias at a version."""
-        body = {"name": "wind_solar", "alias": "production", "version": version}
-        requests.post(self._url, json=body, timeout=30).raise_for_status()
+        self._client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version)
 
     def remove(self) -> None:
         """Take the alias away."""
-        body = {"name": "wind_solar", "alias": "production"}
-        requests.delete(self._url, json=body, timeout=30).raise_for_status()
+        self._client.delete_registered_model_alias(REGISTERED_MODEL, PRODUCTION)
 
 
 @contextlib.contextmanager
@@ -95,50 +89,3 @@ def health_of(url: str) -> dict | None:
     """Return what a dashboard says of itself, once it answers."""
     answer = answer_of(f"{url}/health")
     return answer and answer.json()
-
-
-class Forwarder:
-    """A port that leads to another; ``cut`` closes each connection at once, as a dead server would."""
-
-    def __init__(self, target_port: int) -> None:
-        self.cut = False
-        outer = self
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                if outer.cut:
-                    return
-                with socket.create_connection(("127.0.0.1", target_port)) as target:
-                    back = threading.Thread(target=outer._copy, args=(target, self.request), daemon=True)
-                    back.start()
-                    outer._copy(self.request, target)
-                    back.join()
-
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
-        source.settimeout(0.2)
-        while not self.cut:
-            try:
-                data = source.recv(65536)
-            except TimeoutError:
-                continue
-            except OSError:
-                break
-            if not data:
-                break
-            with contextlib.suppress(OSError):
-                sink.sendall(data)
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.cut = True
-        self._server.shutdown()
-        self._server.server_close()

@@ -17,11 +17,12 @@ from workplace import BIN, Servers, copy_tree, environment_for, environment_of, 
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
-# The order in which files are begun, the longest first: no process is to work alone at the end.
-LONGEST = [
-    "tests/servers/test_supervisor.py", "tests/test_tracking_chapter.py", "tests/servers/test_two_clones.py",
-    "second servers", "tests/servers/test_backup.py", "tests/servers/test_tracking_server.py",
-    "tests/dashboard/test_fuzz.py",
+# The order in which files are begun: the longest first, so that no process works alone at the end, and the second
+# servers when the first ones are likely to be up, since they start from a copy.
+ORDER = [
+    "servers", "tests/servers/test_supervisor.py", "tests/servers/test_two_clones.py",
+    "tests/test_tracking_chapter.py", "tests/teaching/test_headstart.py", "tests/servers/test_backup.py",
+    "second servers", "tests/servers/test_tracking_server.py", "tests/dashboard/test_fuzz.py",
 ]  # fmt: skip
 SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
 
@@ -37,7 +38,7 @@ def group_of(item) -> str:
 @pytest.hookimpl(tryfirst=True)  # xdist reads the group from the mark
 def pytest_collection_modifyitems(items):
     """Order the tests by their groups, and mark those that share servers."""
-    order = {name: number for number, name in enumerate(["servers", *LONGEST])}
+    order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(group_of(item), len(order)))
     for item in items:
         if "servers" in item.fixturenames:

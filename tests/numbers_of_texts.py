@@ -22,12 +22,12 @@ def unfounded(notebook: NotebookNode) -> list[str]:
     shown = [cell.source + _text(cell.outputs) for cell in cells]
     shown += [code for cell in notebook.cells for code in re.findall(r"```python.*?```", cell.source, re.DOTALL)]
     printed = [_number(text) for text in NUMBER.findall("\n".join(shown))]
-    found = []
+    unproven = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = NO_RESULT.sub(" ", cell.source)
-            found += [f"{cell.id}: {match[0]}" for match in NUMBER.finditer(text) if not _holds(match, printed)]
-    return found
+            unproven += [f"{cell.id}: {match[0]}" for match in NUMBER.finditer(text) if not _holds(match, printed)]
+    return unproven
 
 
 def _holds(match: re.Match, printed: list[float]) -> bool:

@@ -72,8 +72,8 @@ def test_binder_starts_what_it_is_asked_to_start(installed):
     """Its command is found, the workshop's programs come first, one worker is all, and the pages' settings are ours."""
     environment = empty_environment(installed, PYTHON) | {"WORKSHOP_ROOT": str(installed), "PYTHONPATH": str(ROOT)}
     script = "command -v jupyter-lab; echo $WORKSHOP_DASK_WORKERS $MLFLOW_TRACKING_URI $JUPYTER_CONFIG_PATH"
-    said = run(installed / ".binder" / "start", "bash", "-c", script, cwd=Path("/"), environment=environment)
-    program, line = said.splitlines()
+    output = run(installed / ".binder" / "start", "bash", "-c", script, cwd=Path("/"), environment=environment)
+    program, line = output.splitlines()
     assert Path(program).resolve() == (BIN / "jupyter-lab").resolve()
     assert line == f"1 http://127.0.0.1:5000 {installed / 'server' / 'jupyter'}"
 

@@ -32,11 +32,11 @@ IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
 
 def pins():
     """Each pinned name with its versions: more than one where Pythons need different ones."""
-    found = {}
+    versions = {}
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;]+)", line):
-            found.setdefault(canonicalize_name(match[1]), []).append(match[2])
-    return found
+            versions.setdefault(canonicalize_name(match[1]), []).append(match[2])
+    return versions
 
 
 @pytest.mark.parametrize("requirement", RANGES, ids=lambda requirement: requirement.name)
@@ -51,8 +51,8 @@ def test_lock_holds_pins_and_this_repository_alone():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pinned = [line for line in lines if line.strip() and not line.startswith("-e ")]
     assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in pinned)
-    own = {"."} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
-    assert {line.split()[1] for line in lines if line.startswith("-e ")} == own
+    folders = {"."} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
+    assert {line.split()[1] for line in lines if line.startswith("-e ")} == folders
     assert "://" not in "".join(lines)
 
 

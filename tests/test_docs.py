@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 
 import click
 import pytest
-from workplace import BIN, ROOT, files_of_tree, is_moved_to
+from workplace import ROOT, files_of_tree, is_moved_to
 
 from workshop.cli import main
 
@@ -110,20 +109,3 @@ def test_readme_tree_names_what_is_there():
     tree = re.search(r"```text\n(1_starting_point/.*?)```", text, flags=re.DOTALL)[1]
     for entry in re.findall(r"^([\w.]\S*)", tree, flags=re.MULTILINE):
         assert (ROOT / entry.rstrip("/")).exists(), entry
-
-
-def test_readme_names_the_two_commands():
-    """The front page's commands are those that CI runs."""
-    text = (ROOT / "README.md").read_text()
-    script = (ROOT / ".ci" / "run").read_text()
-    assert "make run" in text
-    assert "make test" in text
-    assert "make test" in script
-    assert "make walk" in script
-    assert "make lint" in script
-
-
-def test_words_are_spelled():
-    """The spelling checker that lint runs finds nothing in the pages."""
-    done = subprocess.run([BIN / "codespell", *map(str, PAGES)], capture_output=True, text=True, check=False)
-    assert done.stdout == ""

@@ -59,8 +59,8 @@ def test_imports_point_down(path):
     def layer(module):
         return next((n for n, names in enumerate(LAYERS) if module in names.split()), None)
 
-    own = path.relative_to(ROOT / "workshop").parts[0].removesuffix(".py")
-    if own == "__init__":
+    room = path.relative_to(ROOT / "workshop").parts[0].removesuffix(".py")
+    if room == "__init__":
         return
     for node in ast.walk(ast.parse(path.read_text())):
         modules = [node.module] if isinstance(node, ast.ImportFrom) else []
@@ -68,7 +68,7 @@ def test_imports_point_down(path):
         for module in filter(None, modules):
             if module.startswith("workshop."):
                 other = module.split(".")[1]
-                assert other == own or layer(other) > layer(own), f"{own} imports {other}"
+                assert other == room or layer(other) > layer(room), f"{room} imports {other}"
 
 
 @pytest.mark.parametrize("name", LIGHT_MODULES)

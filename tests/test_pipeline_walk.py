@@ -95,9 +95,9 @@ def test_one_parameter_touches_what_depends_on_it(walked):
 def test_plot_shows_both_states(walked, servers):
     """What JupyterLab is to draw: every model's score at the last commit and now, on an axis from 0 to 1."""
     plot = json.loads((servers.pipeline / "results" / "scores.vl.json").read_text())
-    shown = {(row["model"], row["rev"]) for row in plot["data"]["values"]}
+    bars = {(row["model"], row["rev"]) for row in plot["data"]["values"]}
     models = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting"}
-    assert shown == {(model, rev) for model in models for rev in ("HEAD", "workspace")}
+    assert bars == {(model, rev) for model in models for rev in ("HEAD", "workspace")}
     assert plot["encoding"]["x"]["scale"]["domain"] == [0, 1]
     assert "rev" in [layer["encoding"].get("text", {}).get("field") for layer in plot["layer"]]  # without colour, too
     graph = (servers.pipeline / "results" / "dag.md").read_text()

@@ -37,12 +37,12 @@ pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 READ_RUNS = """
 import json, mlflow, pandas, sys
 frame = pandas.read_csv(sys.argv[1], nrows=24)[["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]]
-found = []
+runs = []
 for run_id in sys.argv[2:]:
     run = mlflow.get_run(run_id)
     model = mlflow.get_logged_model(run.outputs.model_outputs[0].model_id)
     loaded = mlflow.pyfunc.load_model(model.model_uri)
-    found.append({
+    runs.append({
         "experiment": mlflow.get_experiment(run.info.experiment_id).name,
         "status": run.info.status,
         "parameters": run.data.params,
@@ -52,7 +52,7 @@ for run_id in sys.argv[2:]:
         "signed": loaded.metadata.signature is not None,
         "predicted": pandas.DataFrame(loaded.predict(frame)).values.tolist(),
     })
-print(json.dumps(found))
+print(json.dumps(runs))
 """
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,18 +14,16 @@ import nbformat
 import pandas as pd
 import pytest
 import requests
-from nbclient import NotebookClient
 from numbers_of_texts import unfounded
-from workplace import is_moved_to, running
+from walk import execute
+from workplace import ROOT, clean_environment, is_moved_to, running
 
 from workshop.data.prepare import prepare
 
-CHAPTER = Path(__file__).parents[1] / "1_starting_point"
+CHAPTER = ROOT / "1_starting_point"
 NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]
-ROOT = CHAPTER.parent
 COLUMNS = ["utc_timestamp", "solar_GW", "wind_GW", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
-# Cells call `workshop`, which lies beside the interpreter.
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+ENVIRONMENT = clean_environment()
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +32,7 @@ def chapter(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chapter") / CHAPTER.name
     shutil.copytree(CHAPTER, folder, ignore=shutil.ignore_patterns("raw_data", "germany.csv", "report.html", ".ipynb*"))
     for name in NOTEBOOKS:
-        path = folder / f"{name}.ipynb"
-        notebook = nbformat.read(path, as_version=4)
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
-        client.execute(env=ENVIRONMENT)
-        nbformat.write(notebook, path)
+        execute(folder, name, ENVIRONMENT)
     return folder
 
 
@@ -169,18 +162,6 @@ def test_dashboard_draws_the_chosen_days(dashboard):
         f"{kind}, {what}" for kind in ("solar", "wind") for what in ("measured", "predicted")
     ]
     assert len(figure["data"][0]["x"]) == 7 * 24
-
-
-@pytest.mark.walk
-def test_dashboard_and_notebooks_leave_nothing_to_commit(chapter, tmp_path):
-    """Everything that the chapter makes is ignored by git."""
-    made = [chapter / "germany.csv", *(chapter / "raw_data").iterdir()]
-    assert made
-    shutil.copytree(chapter, tmp_path / "chapter")
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    names = [str(Path("chapter") / path.relative_to(chapter)) for path in made] + ["chapter/report/report.html"]
-    ignored = subprocess.run(["git", "check-ignore", *names], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert ignored.stdout.splitlines() == names
 
 
 def test_readme_names_each_smell_with_its_cure():

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 import requests
 from attendee import tracking_server
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
+from walk import execute
 from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
 
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL
@@ -76,17 +76,6 @@ def client(chapter, tracking_uri):
 def copy_chapter(folder: Path) -> Path:
     """Return a copy of the chapter's committed files in ``folder``."""
     return shutil.copytree(CHAPTER, folder / CHAPTER.name, ignore=shutil.ignore_patterns("germany.csv", ".ipynb*"))
-
-
-def execute(folder: Path, name: str, environment: dict[str, str]) -> None:
-    """Run a notebook from top to bottom in a fresh kernel, and write it back with its outputs."""
-    path = folder / f"{name}.ipynb"
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
-    try:
-        client.execute(env=environment)
-    finally:
-        nbformat.write(notebook, path)
 
 
 def printed(folder: Path, name: str, stream: str = "stdout") -> str:

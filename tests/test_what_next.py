@@ -54,17 +54,17 @@ def plants(file):
     frame = load_or_make(file.with_name("sample.csv"))
     file.with_name("sample.csv").unlink()
     stamps = frame["utc_timestamp"] + pd.DateOffset(years=8)  # 2014 and 2015 become 2022 and 2023
-    mine = frame[(stamps >= FIRST) & (stamps < LAST)].assign(utc_timestamp=stamps)
-    local = mine["utc_timestamp"].dt.tz_convert("Europe/Berlin")
+    plants = frame[(stamps >= FIRST) & (stamps < LAST)].assign(utc_timestamp=stamps)
+    local = plants["utc_timestamp"].dt.tz_convert("Europe/Berlin")
     table = pd.DataFrame(
         {
-            "Zeit": local.dt.strftime("%d.%m.%Y %H:%M"), "PV": mine["solar_GW"] * 1000 / 20,
-            "Wind": mine["wind_GW"] * 1000 / 20, "v10": mine["windspeed"] * 3.6, "T": mine["temperature"],
-            "direkt": mine["rad_horizontal"], "diffus": mine["rad_diffuse"],
+            "Zeit": local.dt.strftime("%d.%m.%Y %H:%M"), "PV": plants["solar_GW"] * 1000 / 20,
+            "Wind": plants["wind_GW"] * 1000 / 20, "v10": plants["windspeed"] * 3.6, "T": plants["temperature"],
+            "direkt": plants["rad_horizontal"], "diffus": plants["rad_diffuse"],
         }
     )  # fmt: skip
     table.to_csv(file, sep=";", decimal=",", index=False)
-    return len(mine)
+    return len(plants)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def test_checklist_is_short_and_names_what_there_is():
     parameters = yaml.safe_load((ROOT / "4_pipeline" / "params.yaml").read_text())
     for stage, values in CHANGES.items():
         assert set(values) - {"csv"} <= set(parameters[stage])
-    said = " ".join(text for _, text in LINES)
-    for name in re.findall(r"`(\w+)`", said):
+    text = " ".join(text for _, text in LINES)
+    for name in re.findall(r"`(\w+)`", text):
         known = {key for values in parameters.values() for key in values} | set(parameters)
         assert name in known or name in ("MLFLOW_TRACKING_URI", "DASK_SCHEDULER_ADDRESS"), name
 
@@ -138,15 +138,15 @@ def test_dashboard_speaks_of_the_other_years(team):
     place, _ = team
     done = place.run(BIN / "python", "-W", "ignore", "-c", ASK, cwd=place.pipeline)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    assert said["troubles"] == {}
-    [row] = said["predicted"]["rows"]
+    answers = json.loads(done.stdout.strip().splitlines()[-1])
+    assert answers["troubles"] == {}
+    [row] = answers["predicted"]["rows"]
     assert 0.1 < row["solar_GW"] < 1.9
     assert 0.1 < row["wind_GW"] < 2.25
-    assert said["asked"].startswith("2023-06-21T12:00")
-    assert "n/a" not in said["answers"]
-    assert "no figure of installed capacity" in json.dumps(said["refused"])
-    assert said["attribution"] == CHANGES["fetch"]["csv"]["attribution"]
+    assert answers["asked"].startswith("2023-06-21T12:00")
+    assert "n/a" not in answers["answers"]
+    assert "no figure of installed capacity" in json.dumps(answers["refused"])
+    assert answers["attribution"] == CHANGES["fetch"]["csv"]["attribution"]
 
 
 def test_report_is_on_the_other_years(team):
@@ -162,7 +162,7 @@ def test_others_can_fetch_it(team, tmp_path):
     place, _ = team
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", place.root, clone], check=True)
-    there = Servers(clone, place.environment | {"WORKSHOP_ROOT": str(clone)})
-    done = there.run(BIN / "dvc", "pull", "data/germany.parquet", cwd=there.pipeline)
+    copy = Servers(clone, place.environment | {"WORKSHOP_ROOT": str(clone)})
+    done = copy.run(BIN / "dvc", "pull", "data/germany.parquet", cwd=copy.pipeline)
     assert done.returncode == 0, done.stderr
-    assert len(schema.read(there.pipeline / "data" / "germany.parquet")) == team[1]
+    assert len(schema.read(copy.pipeline / "data" / "germany.parquet")) == team[1]

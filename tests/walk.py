@@ -1,4 +1,4 @@
-"""A chapter's text as what an attendee types: its commands, block by block, in the folder where they stand."""
+"""A chapter as an attendee works through it: the commands of its text, block by block, and its notebooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import yaml
+from nbclient import NotebookClient
 
 
 class Block(NamedTuple):
@@ -20,21 +22,20 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """Return what is typed in the numbered steps (`### 1. ...`) of a chapter's page: commands, and parameters."""
-    found = []
+    blocks_of_page = []
     steps = re.findall(r"^### (\d+)\. (.*?)(?=^###? |\Z)", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for number, text in steps:
         fences = re.findall(r"^ *```(bash|yaml)\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
-        found += [Block(int(number), language, block) for language, block in fences]
-    return found
+        blocks_of_page += [Block(int(number), language, block) for language, block in fences]
+    return blocks_of_page
 
 
 class Walk:
-    """A shell that remembers where it is; ``typed`` holds what was typed, with what came back."""
+    """A shell that remembers where it is."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], seconds: float = 600):
-        self.folder, self.environment, self.seconds = folder, environment, seconds
-        self.here = folder
-        self.typed: list[tuple[str, subprocess.CompletedProcess]] = []
+    def __init__(self, folder: Path, environment: dict[str, str]):
+        self.folder = self.here = folder
+        self.environment = environment
 
     def follow(self, block: Block, *, exit_code: int = 0) -> str:
         """Type a block, or write its parameters into `params.yaml`; return what came back, both streams."""
@@ -45,9 +46,8 @@ class Walk:
         note = self.folder.parent / ".walk"
         done = subprocess.run(
             ["bash", "-c", script], cwd=self.here, env=self.environment | {"WALK_HERE": str(note)}, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=self.seconds, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False,
         )  # fmt: skip
-        self.typed.append((block.text, done))
         output = done.stdout + done.stderr
         assert done.returncode == exit_code, f"{block.text}\n{output}"
         if not exit_code:
@@ -62,3 +62,14 @@ def merge(file: Path, changes: dict) -> None:
     for stage, values in changes.items():
         content[stage] |= values
     file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def execute(folder: Path, name: str, environment: dict[str, str]) -> None:
+    """Run a notebook from top to bottom in a fresh kernel, and write it back with its outputs."""
+    path = folder / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
+    try:
+        client.execute(env=environment)
+    finally:
+        nbformat.write(notebook, path)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -167,6 +168,20 @@ def running(command: list, environment: dict[str, str], folder: Path, ready: Cal
         process.terminate()
         process.wait(60)
         shutil.rmtree(log.parent)
+
+
+@contextlib.contextmanager
+def frozen(port: int) -> Iterator[None]:
+    """Stop the process that listens on a port, as a machine that swaps or a debugger does; let it go on at the end."""
+    (pid,) = {
+        each.pid for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
+    }  # fmt: skip
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

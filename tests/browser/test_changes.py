@@ -6,8 +6,8 @@ import contextlib
 import shutil
 
 import pytest
-from browsing import ALIAS_SECONDS, PAGES, Forwarder, dashboard, health_of, opened
-from workplace import wait_for
+from browsing import ALIAS_SECONDS, PAGES, dashboard, health_of, opened
+from workplace import frozen, wait_for
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -55,60 +55,56 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
     data.mkdir(parents=True)
     version = registry.version()
     registry.remove()
-    with Forwarder(servers.settings.mlflow_port) as forwarder:
-        forwarder.cut = True
-        address = f"http://127.0.0.1:{forwarder.port}"
-        with dashboard(servers.environment, tmp_path, address) as (url, _), opened(browser, f"{url}/model") as page:
+    with contextlib.ExitStack() as stack:
+        with frozen(servers.settings.mlflow_port):
+            url, _ = stack.enter_context(dashboard(servers.environment, tmp_path, servers.tracking_uri))
+            page = stack.enter_context(opened(browser, f"{url}/model"))
             message = page.locator("#message")
             expect(message).to_contain_text("does not answer", timeout=60_000)
             expect(message).to_contain_text("workshop up")
 
-            forwarder.cut = False
-            for title in PAGES.values():
-                page.get_by_role("link", name=title, exact=True).click()
-                expect(page).to_have_title(f"{title} · Solar and wind power")
-                for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
-                    expect(message).to_contain_text(words)
-            page.goto(f"{url}/what-if")
-            expect(page.locator("#what-if-wind")).to_have_text("n/a")
-            page.goto(f"{url}/your-weather")
-            page.wait_for_selector("#weather-upload input", state="attached")
-            file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
-            page.set_input_files("#weather-upload input", file)
-            expect(page.locator("#weather-answer")).to_contain_text("No model is in production yet")
+        expect(message).to_contain_text("No model is in production yet.", timeout=60_000)
+        for title in PAGES.values():
+            page.get_by_role("link", name=title, exact=True).click()
+            expect(page).to_have_title(f"{title} · Solar and wind power")
+            for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
+                expect(message).to_contain_text(words)
+        page.goto(f"{url}/what-if")
+        expect(page.locator("#what-if-wind")).to_have_text("n/a")
+        page.goto(f"{url}/your-weather")
+        page.wait_for_selector("#weather-upload input", state="attached")
+        file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
+        page.set_input_files("#weather-upload input", file)
+        expect(page.locator("#weather-answer")).to_contain_text("No model is in production yet")
 
-            shutil.copy(servers.settings.pipeline / "data" / "germany.parquet", data)
-            registry.move(version)
-            wait_for(lambda: (health := health_of(url)) and health["version"] and health["data"])
-            page.goto(f"{url}/what-if")
-            forwarder.cut = True
-            expect(message).to_contain_text("does not answer", timeout=20_000)
+        shutil.copy(servers.settings.pipeline / "data" / "germany.parquet", data)
+        registry.move(version)
+        wait_for(lambda: (health := health_of(url)) and health["version"] and health["data"])
+        page.goto(f"{url}/what-if")
+        wind = page.locator("#what-if-wind")
+        with frozen(servers.settings.mlflow_port):
+            expect(message).to_contain_text("does not answer", timeout=60_000)
             expect(message).to_contain_text(f"Version {version} still answers")
-            wind = page.locator("#what-if-wind")
             before = wind.inner_text()
             page.get_by_label("Wind speed at 10 m").fill("9")
             expect(wind).not_to_have_text(before)
             page.get_by_role("link", name="Predicted and measured").click()
             expect(page.locator("#key-figures .tile")).to_have_count(4)
-            forwarder.cut = False
-            expect(message).to_be_empty(timeout=20_000)
+        expect(message).to_be_empty(timeout=60_000)
 
 
 def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
     """Requests are not answered any more: an open page says since when, until they are; no reload is needed."""
-    with Forwarder(int(url.rsplit(":", 1)[1])) as forwarder:
-        page = browser.new_page()
-        try:
-            page.goto(f"http://127.0.0.1:{forwarder.port}/what-if")
-            expect(page.locator("#model-version")).to_be_visible()
-            expect(page.locator("#connection")).to_be_hidden()
-            forwarder.cut = True
-            expect(page.locator("#connection")).to_contain_text("The dashboard has not answered since")
-            forwarder.cut = False
-            expect(page.locator("#connection")).to_be_hidden()
-            wind = page.locator("#what-if-wind")
-            before = wind.inner_text()
-            page.get_by_label("Wind speed at 10 m").fill("9")
-            expect(wind).not_to_have_text(before)
-        finally:
-            page.close()
+    with contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(f"{url}/what-if")
+        expect(page.locator("#model-version")).to_be_visible()
+        expect(page.locator("#connection")).to_be_hidden()
+        context.set_offline(True)
+        expect(page.locator("#connection")).to_contain_text("The dashboard has not answered since")
+        context.set_offline(False)
+        expect(page.locator("#connection")).to_be_hidden()
+        wind = page.locator("#what-if-wind")
+        before = wind.inner_text()
+        page.get_by_label("Wind speed at 10 m").fill("9")
+        expect(wind).not_to_have_text(before)

@@ -48,10 +48,10 @@ def test_comparison_shows_the_period_that_is_asked_for(page, url):
     first.fill("2016-10-03")
     expect(caption).to_contain_text("03 Oct 2016 to 31 Dec 2016")
     page.wait_for_url(f"{url}/?from=2016-10-03&to=2016-12-31")
-    for day, shown in (("2013-01-01", "01 Jan 2013"), ("2016-12-04", "04 Dec 2016"), ("2016-12-18", "18 Dec 2016")):
+    for day, text in (("2013-01-01", "01 Jan 2013"), ("2016-12-04", "04 Dec 2016"), ("2016-12-18", "18 Dec 2016")):
         page.go_back()
         expect(page.locator("#first-day")).to_have_value(day)
-        expect(caption).to_contain_text(shown)
+        expect(caption).to_contain_text(text)
     assert page.url == f"{url}/"
     page.go_forward()
     expect(caption).to_contain_text("04 Dec 2016")
@@ -74,14 +74,6 @@ def test_comparison_opens_at_the_period_of_its_address(browser, url):
             assert f"{predicted} GW" in tile
             assert f"measured {measured} GW, mean absolute error {error} GW" in tile
         assert page.evaluate("window.stillTheSamePage")
-
-
-@pytest.mark.parametrize("query", ["from=junk&to=2016", "from=9999-99-99&to=-1&x=<b>"])
-def test_comparison_ignores_junk_in_its_address(browser, url, query):
-    """What is no period shows the latest two weeks, and leaves nothing to go back to."""
-    with opened(browser, f"{url}/comparison?{query}") as page:
-        expect(page.locator(CAPTION)).to_contain_text("18 Dec 2016 to 31 Dec 2016")
-        page.wait_for_url(f"{url}/comparison")
 
 
 def test_comparison_brings_days_into_the_data(browser, url):

@@ -37,8 +37,8 @@ def test_what_if_opens_at_the_hour_of_its_address(browser, url):
     """A link with values shows them, brings them into range, and ignores what is no value."""
     query = "windspeed=7.5&temperature=-99&rad_horizontal=much&hour=nan&day=1&__class__=x"
     with opened(browser, f"{url}/what-if?{query}") as page:
-        shown = {name: page.locator(f"#what-if-{name}-value").inner_text() for name in ("windspeed", "temperature")}
-        assert shown == {"windspeed": "7.5 m/s", "temperature": "-20.0 °C"}
+        values = {name: page.locator(f"#what-if-{name}-value").inner_text() for name in ("windspeed", "temperature")}
+        assert values == {"windspeed": "7.5 m/s", "temperature": "-20.0 °C"}
         expect(page.locator("#what-if-rad-horizontal-value")).to_have_text("250 W/m²")
         expect(page.locator("#what-if-hour-value")).to_have_text("12:00")
         expect(page.locator("#what-if-day-value")).to_have_text("01 January")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 
-import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
-from workplace import wait_for
+from workplace import frozen, wait_for
 
 from workshop.data.features import features, targets
 from workshop.models import lineage, registry
@@ -74,20 +71,6 @@ def followed(versions, data_file):
     assert followed.now.troubles == {}
     assert followed.now.production.version == versions.numbers[0]
     return followed
-
-
-@contextlib.contextmanager
-def frozen(port: int) -> Iterator[None]:
-    """Stop the process that listens on a port, as a machine that swaps or a debugger does; let it go on at the end."""
-    (pid,) = {
-        each.pid for each in psutil.net_connections("tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port
-    }  # fmt: skip
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def _look_until(wanted: Callable[[], object], seconds: float, followed) -> None:
@@ -174,10 +157,10 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     versions.move(bad)
     followed.look()
     assert followed.now.production.version == versions.numbers[0]
-    said = str(layout.message(followed.now))
+    message = str(layout.message(followed.now))
     for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
-        assert words in said
-    assert f"Version {versions.numbers[0]} still answers" in said
+        assert words in message
+    assert f"Version {versions.numbers[0]} still answers" in message
     finding = doctor._production(in_workplace.settings)
     assert (finding.ok, "not plausible" in finding.found) == (False, True)
     assert registry.rollback().version == versions.numbers[0]

@@ -46,12 +46,12 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
         "model": {"production": None, "model": None, "predicted": None, "band": None},
     }
     changes = without["frame"] | without["model"] if missing in ("both", "all") else without[missing]
-    said = str(made(path, looked=missing != "all", **changes))
-    assert ("Looking for the data" in said) == (missing == "all")
+    page = str(made(path, looked=missing != "all", **changes))
+    assert ("Looking for the data" in page) == (missing == "all")
     if missing in ("frame", "both"):
-        assert "There is no data yet." in said
+        assert "There is no data yet." in page
     if missing in ("model", "both"):
-        assert "No model is in production yet." in said
+        assert "No model is in production yet." in page
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_links_of_a_lineage_lead_to_pages_only(made):
     from workshop.models.lineage import Link
 
     links = (Link("data", "harmless", url="javascript:alert(1)"), Link("run", "fit", url="http://127.0.0.1/run"))
-    said = str(made("/model", record=Record(lineage=links)))
-    assert "javascript" not in said
-    assert "http://127.0.0.1/run" in said
+    page = str(made("/model", record=Record(lineage=links)))
+    assert "javascript" not in page
+    assert "http://127.0.0.1/run" in page
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""Of a run's explanations only figures are shown; answers are made once."""
+"""Of a run's explanations only figures are shown."""
 
 from __future__ import annotations
 
 import json
-import threading
 
 import plotly.graph_objects as go
 import pytest
@@ -44,29 +43,3 @@ def test_other_content_is_refused(content):
 
     with pytest.raises(ModelError, match="not a figure"):
         record.figure(content, "explanations/importance.json")
-
-
-def test_answer_is_made_once_for_all_who_ask():
-    """Twenty who ask at once get the one answer that was made; an answer that failed is made again for the next."""
-    from serving import new_cache
-
-    cached, made, ready, answers = new_cache(), [], threading.Barrier(20), []
-
-    def make() -> object:
-        made.append(1)
-        return object()
-
-    def ask() -> None:
-        ready.wait(10)
-        answers.append(cached("key", make))
-
-    threads = [threading.Thread(target=ask) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert len(made) == 1
-    assert len(set(map(id, answers))) == 1
-    with pytest.raises(ZeroDivisionError):
-        cached("other", lambda: 1 // 0)
-    assert cached("other", lambda: None) is None
