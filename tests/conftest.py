@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from filelock import FileLock
+from threadpoolctl import threadpool_limits
 from workplace import BIN, Servers, copy_tree, environment_for, environment_of, processes_of, required
 
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
@@ -61,6 +62,15 @@ def pytest_xdist_make_scheduler(config, log):
 def state_home(tmp_path_factory) -> None:
     """Keep the list of a user's clones, which `workshop up` and `workshop config` write, out of this user's home."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Let each process of the tests fit with one thread: more than there are cores wait for one another, busily."""
+    import sklearn  # noqa: F401 - brings the library whose threads are meant
+
+    with threadpool_limits(1, user_api="openmp"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
     """Whatever an answer is, its check raises nothing, passes nothing, and says something."""
-    odd = [None, 0, -1, float("nan"), "", "no such run", [], {}, ("a", "b"), object(), print]
+    odd = [None, -1, float("nan"), "no such run", {}, ("a", "b"), object()]
     for number in exercises.titles(chapter_of(path)):
         for answer in odd:
             exercises.check(number, answer)

@@ -27,7 +27,7 @@ version = tracking.connect().create_model_version(
 print("version", version.version)
 """
 
-BUSY_SECONDS = 15.0  # to wait for what a page shows: the machine has other things to do
+BUSY_SECONDS = 60.0  # to wait for what a page shows: the machine has other things to do
 
 
 @pytest.fixture(scope="session", autouse=True)

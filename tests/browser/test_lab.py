@@ -87,7 +87,7 @@ def opened(browser, url: str) -> Iterator[Page]:
     try:
         page = context.new_page()
         page.goto(url)
-        expect(page.locator(".jp-RenderedMarkdown:visible, .jp-Launcher:visible").first).to_be_visible(timeout=60_000)
+        expect(page.locator(".jp-RenderedMarkdown:visible, .jp-Launcher:visible").first).to_be_visible()
         yield page
     finally:
         context.close()
@@ -143,7 +143,7 @@ def test_link_leads_to_a_heading_where_text_is_clear_of_code(where, request):
 def test_tile_shows_its_application(where, title, request):
     """Each tile opens its application in a tab of JupyterLab, also behind a prefix; all ports are moved ones."""
     frame = open_tile(request.getfixturevalue(where), title)
-    expect(frame.get_by_text(TILES[title][1]).first).to_be_visible(timeout=30_000)
+    expect(frame.get_by_text(TILES[title][1]).first).to_be_visible()
 
 
 @pytest.mark.parametrize("where", ["page", "on_a_hub"])
@@ -152,14 +152,14 @@ def test_applications_can_be_used_within_jupyterlab(where, request):
     page = request.getfixturevalue(where)
     frame = open_tile(page, "Dashboard")
     frame.get_by_role("link", name="What if").click()
-    expect(frame.locator("#what-if-answers")).to_contain_text("GW", timeout=30_000)
+    expect(frame.locator("#what-if-answers")).to_contain_text("GW")
     frame.get_by_role("link", name="Model", exact=True).click()
     frame.locator("#run-link").wait_for()
     with page.context.expect_page() as run:
         frame.locator("#run-link").click()
     expect(run.value).to_have_url(re.compile(r"/mlflow/#/experiments/\d+/runs/"))
     assert urlsplit(run.value.url).netloc == urlsplit(page.url).netloc
-    expect(run.value.get_by_text("Registered models").first).to_be_visible(timeout=30_000)
+    expect(run.value.get_by_text("Registered models").first).to_be_visible()
     run.value.close()
 
 
@@ -219,11 +219,11 @@ def test_panel_of_dask_is_connected_to_the_running_cluster(where, request):
     page = request.getfixturevalue(where)
     page.locator(".jp-SideBar .lm-TabBar-tab[data-id='dask-dashboard-launcher']").click()
     button = page.locator("button[value='Workers']")
-    expect(button).to_be_enabled(timeout=30_000)
+    expect(button).to_be_enabled()
     button.click()
     plot = page.locator("iframe:visible")
     expect(plot).to_have_attribute("src", re.compile("individual-workers"))
-    expect(plot.element_handle().content_frame().get_by_text("Total (2)").first).to_be_visible(timeout=30_000)
+    expect(plot.element_handle().content_frame().get_by_text("Total (2)").first).to_be_visible()
 
 
 def test_terminal_and_kernel_see_the_servers_and_this_environment(page, servers, tmp_path):
@@ -274,10 +274,8 @@ def run_all(page: Page, file: Path) -> nbformat.NotebookNode:
     relative = file.relative_to(next(folder for folder in file.parents if (folder / "pyproject.toml").exists()))
     page, base = page.context.new_page(), page.url.partition("/lab")[0]
     page.goto(f"{base}/lab/tree/{relative}?reset")  # without the tabs of other tests
-    expect(page.locator(".jp-Notebook:visible .jp-CodeCell").first).to_be_visible(timeout=60_000)
-    expect(page.get_by_text("Python 3 (ipykernel) | Idle").first).to_be_visible(
-        timeout=60_000
-    )  # else cells are dropped
+    expect(page.locator(".jp-Notebook:visible .jp-CodeCell").first).to_be_visible()
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle").first).to_be_visible()  # else cells are dropped
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 

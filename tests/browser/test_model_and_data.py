@@ -17,7 +17,7 @@ expect = pytest.importorskip("playwright.sync_api").expect
 def model(browser, url):
     """Return the page on the model, once its record has been read."""
     with opened(browser, f"{url}/model") as page:
-        expect(page.locator(".chain li")).to_have_count(8, timeout=40_000)
+        expect(page.locator(".chain li")).to_have_count(8)
         yield page
 
 
@@ -51,7 +51,7 @@ def test_model_page_links_to_the_run_in_mlflow(model):
     with model.expect_popup() as popup:
         link.click()
     try:
-        expect(popup.value.get_by_text(run_id).first).to_be_visible(timeout=60_000)
+        expect(popup.value.get_by_text(run_id).first).to_be_visible()
     finally:
         popup.value.close()
 

@@ -61,7 +61,7 @@ def test_your_weather_takes_a_year_of_hours(weather):
     hours = pd.date_range("2016-01-01", "2017-01-01", freq="h", inclusive="left").strftime("%Y-%m-%dT%H:00:00Z")
     weather.evaluate(NOTE_SPINNERS)
     hand_in(weather, (HEADER + "".join(f"{hour},5.0,12.0,100.0,50.0\n" for hour in hours)).encode())
-    expect(weather.locator("#weather-predictions-hint")).to_contain_text("8,784 hours", timeout=20_000)
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("8,784 hours")
     expect(weather.locator("#weather-figure")).to_contain_text("daily means")
     assert weather.evaluate("window.waited")
 

@@ -18,16 +18,6 @@ def modules():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Let scikit-learn compute with one thread, as the dashboard's service does."""
-    import sklearn.ensemble  # noqa: F401 - loads the library whose threads are meant
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "openmp"):
-        yield
-
-
 @pytest.fixture(scope="session")
 def data_file(germany_csv, tmp_path_factory):
     """The last hours of the sample as the pipeline leaves them."""

@@ -26,16 +26,6 @@ def test_prefix_stands_before_every_address_of_the_page(made):
             assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/comparison", "/your-weather", "/no-such-page"])
-def test_prefix_stands_before_every_link_of_the_layout(made, path):
-    """All links of the layout lead to where the reader is."""
-    _, client = made()
-    layout = client.get("/_dash-layout", headers=PROXIED | {"Referer": f"http://hub.example{PREFIX}{path}"})
-    links = addresses(layout.text)
-    assert {f"{PREFIX}/{name}" for name in ("comparison", "what-if", "your-weather", "model", "data")} <= set(links)
-    assert all(link.startswith(f"{PREFIX}/") for link in links)
-
-
 def test_prefix_of_one_reader_is_not_shown_to_another(made):
     """What is kept for readers behind the proxy is not what others get, whoever asks first."""
     _, client = made()

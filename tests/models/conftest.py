@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,50 +9,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import requests
+from attendee import tracking_server
 from sklearn.linear_model import LinearRegression, Ridge
-from threadpoolctl import threadpool_limits
-from workplace import BIN, clean_environment, environment_of, free_port, wait_for
+from workplace import clean_environment, environment_of
 
 from workshop.data.features import features, targets
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.data.sources import Origin
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Let each process of the tests fit with one thread: more than there are cores wait for one another, busily."""
-    import sklearn  # noqa: F401 - brings the library whose threads are meant
-
-    with threadpool_limits(1, user_api="openmp"):
-        yield
-
-
 @pytest.fixture(scope="session")
 def small_server(tmp_path_factory) -> Iterator[dict[str, str]]:
     """The environment in which an empty tracking server answers; its artifacts lie in the folder `SMALL_ARTIFACTS`."""
     folder = tmp_path_factory.mktemp("tracking")
-    uri = f"http://127.0.0.1:{free_port()}"
-    command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", folder / "artifacts"]
-    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        wait_for(lambda: server.poll() is not None or _answers(uri))
-        state = {"WORKSHOP_STATE": str(folder / "state"), "SMALL_ARTIFACTS": str(folder / "artifacts")}
-        yield environment | {"MLFLOW_TRACKING_URI": uri} | state
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def _answers(uri: str) -> bool:
-    try:
-        return requests.get(f"{uri}/health", timeout=5).ok
-    except requests.RequestException:
-        return False
+    state = {"WORKSHOP_STATE": str(folder / "state"), "SMALL_ARTIFACTS": str(folder / "artifacts")}
+    with tracking_server(folder) as uri:
+        yield clean_environment() | {"MLFLOW_TRACKING_URI": uri} | state
 
 
 @pytest.fixture(scope="session")

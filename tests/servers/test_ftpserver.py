@@ -9,15 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from attendee import answers
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow_ftp.repository import ProxiedArtifactRepository
-from workplace import ROOT, clean_environment, environment_of, free_passive_range, free_port, wait_for
+from workplace import ROOT, answer_of, clean_environment, environment_of, free_passive_range, free_port, running
 
 from workshop.settings import get_settings
 
@@ -100,23 +99,13 @@ def tracking_uri(environment) -> Iterator[str]:
     """Both servers, started by hand, with TLS between them; the address of the tracking server."""
     environment = environment | {"WORKSHOP_FTP_TLS": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     uri = f"http://127.0.0.1:{environment['WORKSHOP_MLFLOW_PORT']}"
-    with started(environment):
-        command = [sys.executable, "-m", "workshop.servers.tracking_server"]
-        log = Path(environment["WORKSHOP_STATE"]).with_name("mlflow.log")
-        with (
-            log.open("w") as out,
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as server,
-        ):
-            tree = psutil.Process(server.pid)
-            try:
-                wait_for(lambda: server.poll() is not None or answers(f"{uri}/health"))
-                assert server.poll() is None, log.read_text()
-                with environment_of(environment):
-                    yield uri
-            finally:
-                for process in [*tree.children(recursive=True), tree]:
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
+    command = [sys.executable, "-m", "workshop.servers.tracking_server"]
+    with (
+        started(environment),
+        running(command, environment, ROOT, lambda _: answer_of(f"{uri}/health")),
+        environment_of(environment),
+    ):
+        yield uri
 
 
 def test_folder_goes_through_the_proxy_as_it_is(tracking_uri, tmp_path):

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from attendee import running
-from workplace import BIN, ROOT, clean_environment, free_port
+from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
 
 TOKEN = "of-this-test"
 MLFLOW_LINK = "http://127.0.0.1:{}/#/experiments/1"
@@ -90,7 +89,7 @@ def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
     }
     url = f"http://127.0.0.1:{port}/user/x"
     command = [BIN / "jupyter-server", "--no-browser", f"--port={port}", "--ServerApp.base_url=/user/x/"]
-    with running([str(word) for word in command], environment, f"{url}/api", root):
+    with running(command, environment, root, lambda _: answer_of(f"{url}/api")):
         yield Jupyter(url, root)
 
 
