@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ ORDER = [
     "tests/test_tracking_chapter.py", "tests/teaching/test_headstart.py", "tests/servers/test_backup.py",
     "second servers", "tests/servers/test_tracking_server.py", "tests/dashboard/test_fuzz.py",
 ]  # fmt: skip
+GROUPS = Path(os.environ.setdefault("TEST_GROUPS", tempfile.mktemp(prefix="groups-")))  # of all processes
 SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
 
 
@@ -36,14 +40,15 @@ def group_of(item) -> str:
     return "second servers" if file.startswith(SECOND_SERVERS) else "servers"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the group from the mark
-def pytest_collection_modifyitems(items):
-    """Order the tests by their groups, and mark those that share servers."""
+def pytest_collection_modifyitems(config, items):
+    """Order the tests by their groups; a process of pytest-xdist leaves these to the one that hands out the tests."""
+    groups = {item.nodeid: group_of(item) for item in items}
     order = {name: number for number, name in enumerate(ORDER)}
-    items.sort(key=lambda item: order.get(group_of(item), len(order)))
-    for item in items:
-        if "servers" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: order.get(groups[item.nodeid], len(order)))
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        file = GROUPS.with_suffix(f".{worker}")
+        file.write_text(json.dumps(groups))
+        file.replace(GROUPS)
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -51,9 +56,14 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class ByGroup(LoadScopeScheduling):
+        @functools.cached_property
+        def _groups(self) -> dict[str, str]:
+            groups = json.loads(GROUPS.read_text())
+            GROUPS.unlink()
+            return groups
+
         def _split_scope(self, nodeid):
-            marked = nodeid.endswith(("@servers", "@second servers"))
-            return nodeid.rpartition("@")[2] if marked else nodeid.split("::")[0]
+            return self._groups[nodeid]
 
     return ByGroup(config, log)
 
