@@ -249,7 +249,7 @@ def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
         environment = clean_environment() | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
-        both.append((QuickClone if "stand-in" in how else Clone)(ROOT, environment, "", 0.0))
+        both.append((QuickClone if "stand-in" in how else Clone)(ROOT, environment))
         both[-1].turn = wanted["ftp_port"]
         if "stand-in" in how:
             both[-1].stand_in = tmp_path / "mlflow.py"
