@@ -74,7 +74,7 @@ def test_run_tells_of_every_step_and_ends_with_a_table(servers):
     assert "Next:" in servers.output
 
 
-def test_restored_keeps_everything(servers):
+def test_run_again_keeps_everything(servers):
     """Nothing changed: the same table, nothing retrained, the same server processes."""
     before = servers.run(BIN / "workshop", "status", "--json").stdout
     again = servers.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
