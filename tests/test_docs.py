@@ -74,6 +74,8 @@ def typed(path):
 @pytest.mark.parametrize("path", [*PAGES, *NOTEBOOKS, ROOT / "1_starting_point" / "dashboard" / "app.py"], ids=name)
 def test_texts_type_no_port_that_servers_move_to(path):
     """Commands and links use exported addresses, or ports that `up` never takes: a usual one may be another clone's."""
+    if path == ROOT / "examples" / "posts_over_ssh" / "README.md":  # on the laptop it says which ports SSH forwards
+        return
     ports = re.findall(r"(?:127\.0\.0\.1|localhost|--port|PORT=)[ :=]?(\d{4,5})", typed(path))
     assert [port for port in ports if is_moved_to(int(port))] == []
 

@@ -1,0 +1,41 @@
+"""MLflow: one run for each state of the pipeline, with a nested run for each stage."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import mlflow
+import yaml
+from mlflow.tracking.context.registry import resolve_tags
+
+EXPERIMENT = "posts_over_ssh"
+
+
+def start(stage: str) -> None:
+    """Start the run of a stage, within that of the pipeline: the run with these parameters at this commit."""
+    mlflow.set_experiment(EXPERIMENT)
+    tags = resolve_tags()  # the commit, and the task on the cluster: if that is killed, these runs are ended
+    text = Path("params.yaml").read_text()
+    state = hashlib.md5(f"{tags.get('mlflow.source.git.commit')} {text}".encode()).hexdigest()  # noqa: S324
+    found = mlflow.search_runs(filter_string=f"tags.posts_state = '{state}'", output_format="list", max_results=1)
+    if found:
+        mlflow.start_run(found[0].info.run_id, tags=tags)
+    else:
+        mlflow.start_run(run_name="pipeline", tags=tags | {"posts_state": state})
+        mlflow.log_params(_flat(yaml.safe_load(text)))
+    mlflow.start_run(run_name=stage, nested=True)
+
+
+def end(**metrics: float) -> None:
+    """Log metrics to both runs, and end them."""
+    while mlflow.active_run():
+        mlflow.log_metrics(metrics)
+        mlflow.end_run()
+
+
+def _flat(params: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in params.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,92 @@
+"""Receipts: small JSON files, for DVC and git, of large files that stay in a folder on the server."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import mkstemp
+
+UNFINISHED = ".unfinished-"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ReceiptError(Exception):
+    """A kept file is gone or damaged, or there is no folder to keep files in; the text ends with the next step."""
+
+
+@contextlib.contextmanager
+def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
+    """Yield a new file in the folder ``store``; once it is written, put it under its md5 and write its receipt.
+
+    Members of the folder's group can add files, and nobody writes to a kept one. When the block raises, no file and no
+    receipt is left. The file of a process that was killed is removed by the next call.
+    """
+    store = Path(store)
+    if not store.is_dir():
+        raise ReceiptError(f"There is no folder {store} on this machine.\n  next: see the README, or change `store`")
+    descriptor, file = _new_file(store)
+    try:
+        yield file
+        content = _read(file)
+        kept = store / content["md5"][:2] / content["md5"][2:]
+        if not kept.parent.exists():
+            kept.parent.mkdir(exist_ok=True)
+            kept.parent.chmod(0o2775)
+        file.chmod(0o444)
+        file.replace(kept)  # also where a damaged file is, and at once for those who read
+        write(receipt, kept, stage)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise ReceiptError(f"The disk of {store} is full.\n  next: make room there, then dvc repro") from error
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def write(receipt: str | Path, file: str | Path, stage: str) -> None:
+    """Write the receipt of a file that stays where it is."""
+    content = {"path": str(file), **_read(Path(file)), "stage": stage}
+    Path(receipt).parent.mkdir(exist_ok=True)
+    Path(receipt).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def locate(receipt: str | Path) -> Path:
+    """Return the file of a receipt; raise ReceiptError with the stage to run again if it is gone or damaged."""
+    content = json.loads(Path(receipt).read_text())
+    file, stage = Path(content["path"]), content["stage"]
+    try:
+        problem = None if _read(file).items() <= content.items() else "is damaged"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    if problem:
+        raise ReceiptError(f"{file}, which the stage {stage} made, {problem}.\n  next: dvc repro --force -s {stage}")
+    return file
+
+
+def _read(file: Path) -> dict[str, str | int]:
+    with file.open("rb") as content:
+        return {"md5": hashlib.file_digest(content, "md5").hexdigest(), "size": os.fstat(content.fileno()).st_size}
+
+
+def _new_file(store: Path) -> tuple[int, Path]:
+    """Remove the files of processes that were killed; return a new one, locked as long as this process lives."""
+    folder = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # no other process makes or removes a file meanwhile
+        for leftover in store.glob(f"{UNFINISHED}*"):
+            with contextlib.suppress(OSError), leftover.open("rb") as content:
+                fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+        descriptor, name = mkstemp(prefix=UNFINISHED, dir=store)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.fchmod(descriptor, 0o660)  # so that another member of the group can remove it
+    finally:
+        os.close(folder)
+    return descriptor, Path(name)

@@ -1,0 +1,84 @@
+"""A server with SSH and two accounts, two laptops, and the README typed on one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from machines import connect, machine
+from people import FOLDER, Person, blocks, new_account, start_ssh
+from workplace import copy_tree, required
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory) -> Iterator[tuple[Person, Person]]:
+    """Alice and Bob, each with a laptop that has SSH and git; the server knows their passwords."""
+    required("root, for namespaces", os.geteuid() == 0 and sys.platform == "linux")
+    for program in ("ip", "unshare", "setpriv", "ssh", "/usr/sbin/sshd"):
+        required(program, shutil.which(program))
+    folder = tmp_path_factory.mktemp("machines")
+    with (
+        machine("server", folder / "server") as server,
+        machine("laptop1", folder / "laptop1") as first,
+        machine("laptop2", folder / "laptop2") as second,
+    ):
+        connect(server, [first, second])
+        start_ssh(server)
+        people = Person("alice", first, server), Person("bob", second, server)
+        for person in people:
+            new_account(person)
+        work = copy_tree(folder / "work")
+        subprocess.run(["git", "clone", "--quiet", "--bare", work, folder / "workshop.git"], check=True)
+        shutil.copytree(folder / "workshop.git", server.path("/srv/workshop.git"))
+        address = "url./srv/workshop.git.insteadOf https://example.org/workshop.git"
+        server.run(
+            f"chmod -R a+rwX /srv/workshop.git; git config --system safe.directory '*'; git config --system {address}"
+        )
+        # A small disk for the large files.
+        server.run("mount -t tmpfs -o size=200m tmpfs /scratch")
+        yield people
+
+
+MLFLOW_RUNS = """python - <<'END'
+import mlflow
+runs = mlflow.search_runs(experiment_names=["posts_over_ssh"], output_format="list", order_by=["start_time"])
+for parent in runs:
+    if "mlflow.parentRunId" not in parent.data.tags:
+        nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        print(parent.data.params["train_model.model"], parent.info.status, "roc_auc" in parent.data.metrics,
+              *[run.info.run_name for run in nested])
+END"""
+
+
+@dataclass
+class Typed:
+    """What the README's commands printed, and what went over the link meanwhile."""
+
+    alice: Person
+    printed: dict[str, str]
+    bytes_on_link: int
+
+    def receipt(self, name: str) -> dict:
+        """Return a receipt on Alice's laptop."""
+        return json.loads(self.alice.laptop.path(f"/home/alice/{FOLDER}/receipts/{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def typed(people) -> Typed:
+    """Alice types the README from the top, up to the linear model, and pushes."""
+    alice, _ = people
+    printed = {"install": alice.installs()}
+    before = alice.laptop.bytes_on_link()
+    printed["run"] = alice.types(blocks("Run it")[0])
+    sent = alice.laptop.bytes_on_link() - before
+    printed["commit"] = alice.types(blocks("Run it")[1])
+    printed["look"] = "".join(map(alice.types, blocks("Look at it")))
+    printed["mlflow"] = alice.types(MLFLOW_RUNS)
+    alice.types(blocks("Two people on one server")[0])
+    return Typed(alice, printed, sent)

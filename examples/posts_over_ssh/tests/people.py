@@ -1,0 +1,110 @@
+"""People with a laptop and an account on the server, who type what the README says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from machines import PIPES, Machine
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+CONFIG = re.search(r"```text\n(Host posts\n.*?)```", README, flags=re.DOTALL)[1]
+INSTALL = "python3 -m venv .venv\n.venv/bin/pip install --requirement requirements.txt"
+SSHD = r"""HostKey /etc/ssh/ssh_host_ed25519_key
+UsePAM no
+SetEnv WORKSHOP_DASK_WORKERS=1 "DASK_PAPERMILL_DASK__KERNEL_IMPORTS=[\"mlflow\",\"pandas\",\"sklearn.ensemble\"]"
+"""
+# Answers what SSH asks: with the fingerprint that the administrator told, or the password of the account.
+ANSWERS = '#!/bin/sh\ncase "$1" in *fingerprint*) cat ~/fingerprint ;; *passphrase*) echo ;; *) echo secret ;; esac\n'
+STORE = "/scratch/dvc_data_cache"
+FOLDER = "workshop/examples/posts_over_ssh"
+MOST_SECONDS = 400  # for one block, on a busy machine
+KEY = "/etc/ssh/ssh_host_ed25519_key"
+
+
+def blocks(heading: str) -> list[str]:
+    """Return the commands of a section of the README, block by block."""
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)[1]
+    return re.findall(r"^```bash\n(.*?)^```", section, flags=re.DOTALL | re.MULTILINE)
+
+
+@dataclass
+class Person:
+    """Somebody with an account on the server and a laptop."""
+
+    name: str
+    laptop: Machine
+    server: Machine
+    ports: dict[str, str] = field(default_factory=dict)
+
+    def starts(self, text: str) -> subprocess.Popen:
+        """Start commands in this person's one terminal, and on the server what stands after `ssh posts`."""
+        text = self.adapted(text).replace(INSTALL, f"ln -s {shlex.quote(sys.prefix)} .venv")
+        text = re.sub(
+            r"^ssh posts\n(.*?)^exit$", r"ssh posts <<'END'\nset -e\n\1END", text, flags=re.DOTALL | re.MULTILINE
+        )
+        state = '{ export -p; printf "cd %q\\n" "$PWD"; } > ~/.terminal'
+        words = self.laptop.command("bash", "-c", f"cd; . ~/.terminal; set -e; {text}\n{state}", user=self.name)
+        return subprocess.Popen(words, **PIPES)
+
+    def types(self, text: str, *, fails: bool = False) -> str:
+        """Type commands and wait for their end; return what they print."""
+        process = self.starts(text)
+        try:
+            printed, _ = process.communicate(timeout=MOST_SECONDS)
+        finally:
+            process.kill()
+        assert bool(process.returncode) == fails, f"{self.name}: {text}\n{printed}"
+        return printed
+
+    def adapted(self, text: str) -> str:
+        """Return a text of the README with this person's name and ports."""
+        text = re.sub(r"\b(8786|8787|5000)\b", lambda port: self.ports.get(port[0], port[0]), text)
+        return text.replace("alice", self.name)
+
+    def installs(self) -> str:
+        """Follow the README's first section on laptop and server; return what it printed."""
+        self.learns_fingerprint()
+        printed = ""
+        for block in blocks("What you need on the server"):
+            if block.startswith("sudo"):  # the administrator; there is one group
+                lines = block.replace("sudo ", "").replace("alice", self.name).replace("groupadd", "groupadd --force")
+                self.server.run(lines)
+            else:
+                printed += self.types(block)
+            for port, server in {"8786": "Dask scheduler", "8787": "Dask workers", "5000": "MLflow tracking"}.items():
+                if found := re.search(rf"{server}: .*127\.0\.0\.1:(\d+)", printed):
+                    self.ports[port] = found[1]
+            if (folder := self.laptop.path(f"/home/{self.name}/.ssh")).exists():
+                (folder / "config").write_text(self.adapted(CONFIG))
+        return printed
+
+    def learns_fingerprint(self) -> None:
+        """Be told the fingerprint of the server's key."""
+        fingerprint = self.server.run(f"ssh-keygen -lf {KEY}.pub").split()[1]
+        self.laptop.path(f"/home/{self.name}/fingerprint").write_text(fingerprint)
+
+
+def start_ssh(server: Machine) -> None:
+    """Start the SSH server with a new host key."""
+    server.path("/etc/ssh/sshd_config").write_text(SSHD)
+    server.run(f"rm -f {KEY}*; ssh-keygen -q -t ed25519 -N '' -f {KEY}; pkill -F /run/sshd.pid || true")
+    server.run("until /usr/sbin/sshd; do sleep 0.2; done", timeout=60)  # once the one before has left the port
+
+
+def new_account(person: Person) -> None:
+    """Make a person's accounts on server and laptop; on the laptop all that SSH asks is answered."""
+    add = f"useradd --create-home --shell /bin/bash {person.name}"
+    person.server.run(f"{add} --password $(openssl passwd -6 secret)")
+    person.laptop.run(add)
+    home = person.laptop.path(f"/home/{person.name}")
+    (home / "answers").write_text(ANSWERS)
+    (home / "answers").chmod(0o755)
+    (home / ".terminal").write_text("export SSH_ASKPASS=~/answers SSH_ASKPASS_REQUIRE=force PAGER=cat\n")
+    name = f"git config --global user.name {person.name}; git config --global user.email {person.name}@example.org"
+    address = "git config --global url.posts:/srv/workshop.git.insteadOf https://example.org/workshop.git"
+    person.laptop.run(f"export HOME=~{person.name}; {name}; {address}; chown -R {person.name}: ~{person.name}")
