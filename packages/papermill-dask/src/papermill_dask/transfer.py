@@ -118,6 +118,8 @@ async def _call(client, worker: str, operation: str, *arguments) -> Any:
     asked = asyncio.ensure_future(private.ask_worker(client, worker, serve, operation, *arguments))
     try:
         while not (await asyncio.wait({asked}, timeout=WATCH_SECONDS))[0]:
+            if client.status != "running":
+                raise OSError("the scheduler is gone")
             known = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ANSWER_SECONDS)
             if worker not in known["workers"]:
                 raise OSError("it has left the cluster")
