@@ -12,7 +12,7 @@ import yaml
 from walk import merge
 from workplace import BIN, PERSON, ROOT, Servers, clean_environment, copy_tree
 
-from workshop.data import capacity, schema, sources
+from workshop.data import features, schema, sources
 
 PAGE = (ROOT / "4_pipeline" / "what_next.md").read_text()
 LINES = re.findall(r"^\d+\. \*\*(.+?)\*\*(.+(?:\n   .+)*)$", PAGE, flags=re.MULTILINE)
@@ -126,7 +126,7 @@ def test_own_capacity_travels_to_the_training(team):
     place, _ = team
     test = schema.read(place.pipeline / "data" / "test.parquet")
     given = CHANGES["fetch"]["csv"]
-    assert capacity.of_frame(test)["wind_GW"] == {
+    assert features.year_ends_of(test)["wind_GW"] == {
         str(year): ends["wind_GW"] for year, ends in given["capacity"].items()
     }
     assert sources.origin_of(test).attribution == given["attribution"]

@@ -19,7 +19,6 @@ class Section(BaseModel):
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
-Year = Annotated[int, Field(ge=1900, le=2100)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 R2 = Annotated[float, Field(ge=-1, le=1, description="held out")]
 Unit = TypeVar("Unit")
@@ -66,7 +65,7 @@ class OwnFile(Section):
     temperature: Temperature = Temperature(column="temperature", unit="C")
     rad_horizontal: Radiation = Radiation(column="rad_horizontal", unit="W/m2")
     rad_diffuse: Radiation = Radiation(column="rad_diffuse", unit="W/m2")
-    capacity: dict[Year, YearEnd] | None = Field(
+    capacity: dict[Annotated[int, Field(ge=1900, le=2100)], YearEnd] | None = Field(
         None,
         min_length=2,
         description="{2018: {solar_GW: 1.2, wind_GW: 3.4}, ...} for the end of each year, from the year before the data"
@@ -186,19 +185,18 @@ def read_stage(file: Path, stage: str) -> Section:
 
 
 def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Section:
-    """Return the parameters of a stage as its model; raise ParameterError."""
+    """Return the parameters of a stage as its model; raise ParameterError in pydantic's words."""
     model = STAGES[stage]
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    place = tuple(word for word in first["loc"] if word != "[key]")
-    name = ".".join([stage, *map(str, place)])
+    place = [str(word) for word in first["loc"] if word != "[key]"]
+    name, missing = ".".join([stage, *place]), first["type"] == "missing"
     if first["type"] == "extra_forbidden":
         schema = model.model_json_schema()
         keys = [key for part in (schema, *schema.get("$defs", {}).values()) for key in part["properties"]]
         raise _unknown(name, list(model.model_fields) if len(place) == 1 else keys, file)
-    missing = first["type"] == "missing"
     raise ParameterError(
         f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
         value=None if missing else repr(first["input"]),
@@ -217,6 +215,12 @@ def allowed(model: type[Section], key: str) -> str:
     return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
 
 
+def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+    what = f"{file.name}: {name} is unknown." + (f" Did you mean `{near[0]}`?" if near else "")
+    return ParameterError(what, expected=", ".join(known), next_step=f"edit {file}")
+
+
 def _load(file: Path) -> dict[str, Any]:
     try:
         with file.open(encoding="utf-8-sig") as text:
@@ -229,12 +233,3 @@ def _load(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ParameterError(f"{file} holds no stages.", value=repr(content), expected="keys: " + ", ".join(STAGES))
     return content
-
-
-def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
-    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
-    return ParameterError(
-        f"{file.name}: {name} is unknown." + (f" Did you mean `{near[0]}`?" if near else ""),
-        expected=", ".join(known),
-        next_step=f"edit {file}",
-    )

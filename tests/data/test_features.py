@@ -1,4 +1,4 @@
-"""Features and targets: columns, order, types."""
+"""Features and targets: columns, order, types; installed capacity: published year-ends, and a line between them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import pytest
 
 from workshop.data.features import (
     DERIVED,
-    DERIVED_UNITS,
+    YEAR_ENDS_GW,
     capacity_factors,
     derive,
     features,
     inputs,
     installed,
+    last_year,
+    mark_capacity,
     targets,
+    year_ends_of,
 )
+from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
+from workshop.parameters import YearEnd
 
 
 def test_features_and_targets_are_float_columns_in_order(frame):
@@ -30,7 +35,7 @@ def test_features_and_targets_are_float_columns_in_order(frame):
 
 
 def test_features_name_a_missing_column(frame):
-    """A missing column is told with the nearest name."""
+    """A error about a missing column has the nearest name."""
     with pytest.raises(DataError, match=r"windspeed \(nearest: windspeed_10m\)"):
         features(frame.rename(columns={"windspeed": "windspeed_10m"}))
 
@@ -60,13 +65,12 @@ def test_sun_stands_where_it_should():
     assert derived["hub_windspeed"].to_numpy() == pytest.approx(15.105, abs=0.001)
 
 
-def test_derived_features_have_units_and_stand_for_themselves(frame):
-    """The columns are those that are named, each has a unit, and a row does not depend on the others."""
+def test_derived_features_stand_for_themselves(frame):
+    """The columns are those that are named, and a row does not depend on the others."""
     derived = derive(frame)
-    assert list(derived.columns) == DERIVED == list(DERIVED_UNITS)
+    assert list(derived.columns) == DERIVED
     assert derived.notna().all(axis=None)
-    alone = derive(frame.iloc[[1234]])
-    pd.testing.assert_frame_equal(alone, derived.iloc[[1234]])
+    pd.testing.assert_frame_equal(derive(frame.iloc[[1234]]), derived.iloc[[1234]])
 
 
 @pytest.mark.parametrize("form", ["text", "no zone", "Berlin", "nanoseconds"])
@@ -82,6 +86,19 @@ def test_derived_features_are_the_same_for_each_way_to_write_an_hour(frame, form
     pd.testing.assert_frame_equal(derive(hours.assign(utc_timestamp=written)), derive(hours))
 
 
+@pytest.mark.parametrize("wrong", ["noon", None, 7.5])
+def test_derive_tells_what_is_no_time(frame, wrong):
+    """A value that is not a time is an error with an example of a time."""
+    hours = frame.head(3).assign(utc_timestamp=pd.Series([wrong] * 3, dtype="object"))
+    with pytest.raises(DataError, match="2016-06-01T12:00:00Z"):
+        derive(hours)
+
+
+# -- installed capacity ------------------------------------------------------------------------------------------------
+def _hours(*stamps: str) -> pd.DataFrame:
+    return pd.DataFrame({"utc_timestamp": pd.to_datetime(stamps)})
+
+
 def test_capacity_factor_times_capacity_is_generation(frame):
     """The factor lies between nought and one, and what was installed grows."""
     factors, capacity = capacity_factors(frame), installed(frame)
@@ -91,9 +108,30 @@ def test_capacity_factor_times_capacity_is_generation(frame):
     assert (capacity.diff().dropna() >= 0).all(axis=None)
 
 
-@pytest.mark.parametrize("wrong", ["noon", None, 7.5])
-def test_derive_tells_what_is_no_time(frame, wrong):
-    """What is no time is told as such, with a time that would be one."""
-    hours = frame.head(3).assign(utc_timestamp=pd.Series([wrong] * 3, dtype="object"))
-    with pytest.raises(DataError, match="2016-06-01T12:00:00Z"):
-        derive(hours)
+def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
+    """1 January 2014 has 2013's year-end; half-way through the year it is half-way to the next."""
+    capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"))
+    assert capacity["wind_GW"].round(2).tolist() == [34.2, 36.7, 50.0]
+
+
+def test_capacity_is_not_invented_for_other_years():
+    """An hour outside the table is an error with the first such hour, the range, and where to give the figures."""
+    with pytest.raises(DataError, match="1 of 2 hours") as caught:
+        installed(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z"))
+    assert "2020-01-01" in caught.value.value
+    assert caught.value.expected == "2013-01-01 to 2017-01-01"
+    assert "2019 and 2020: fetch.csv.capacity" in caught.value.next_step
+
+
+def test_own_capacity_goes_with_the_frame(tmp_path):
+    """Marked, written, read and cut, the frame is divided by its own figures, and by no others."""
+    frame = _hours("2020-01-01T00:00Z", "2020-07-01T12:00Z").assign(**dict.fromkeys([*FEATURES, *TARGETS], 1.0))
+    assert year_ends_of(frame) == YEAR_ENDS_GW
+    figures = {2020: YearEnd(solar_GW=2.0, wind_GW=5.0), 2019: YearEnd(solar_GW=1.0, wind_GW=5.0)}
+    mark_capacity(frame, figures).to_parquet(tmp_path / "own.parquet")
+    read = pd.read_parquet(tmp_path / "own.parquet")
+    assert year_ends_of(inputs(read.head(1))) == year_ends_of(read) != YEAR_ENDS_GW
+    assert last_year(year_ends_of(read)) == 2020
+    assert installed(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
+    with pytest.raises(DataError, match="no figure"):
+        installed(frame)

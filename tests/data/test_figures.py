@@ -71,15 +71,6 @@ def test_measured_and_predicted_fills_a_band_but_no_gap(frame, predicted):
     assert (high - low[::-1]).tolist() == pytest.approx([4] * 100)
 
 
-def test_measured_and_predicted_draws_no_band_of_daily_means():
-    """The misses of single hours do not add up to those of days."""
-    hours = pd.date_range("2016-01-01", periods=3000, freq="h", tz="UTC")
-    frame = pd.DataFrame({"utc_timestamp": hours, "solar_GW": 1.0, "wind_GW": 2.0})
-    predicted = frame[["solar_GW", "wind_GW"]]
-    figure = figures.measured_and_predicted(frame, predicted, band=(predicted, predicted))
-    assert all(trace.fill is None for trace in figure.data)
-
-
 def test_importance_names_inputs_and_draws_their_spread():
     """A bar an input and target, with the standard deviation as its error bar."""
     table = pd.DataFrame({"solar_GW": [0.7, 0.1], "wind_GW": [0.0, 1.5]}, index=["utc_timestamp", "windspeed"])
@@ -121,13 +112,6 @@ def test_scores_draws_a_bar_for_each_model_and_score():
     assert "R2" in figure.layout.xaxis.title.text
 
 
-def test_scores_of_nothing_is_an_error_that_names_the_columns():
-    """A table without any score raises DataError that says which columns are drawn."""
-    with pytest.raises(DataError, match="no scores") as caught:
-        figures.scores(pd.DataFrame({"mae_GW": [1.0]}))
-    assert "r2_solar" in str(caught.value)
-
-
 def test_predicted_against_measured_counts_every_hour_once(frame, predicted):
     """The squares of each panel hold all hours, on equal axes in GW."""
     figure = figures.predicted_against_measured(frame, predicted)
@@ -144,14 +128,6 @@ def test_generation_shades_what_is_held_out(frame):
     assert [trace.name for trace in figure.data] == ["solar", "wind"]
     assert {pd.Timestamp(shape.x0) for shape in figure.layout.shapes} == {frame["utc_timestamp"].iloc[192]}
     assert figure.layout.annotations[0].text == "held out"
-
-
-def test_learning_curve_counts_passes_from_one():
-    """The loss of each pass over the data is drawn, with its unit."""
-    figure = figures.learning_curve([3.0, 2.0, 1.5])
-    assert list(figure.data[0].x) == [1, 2, 3]
-    assert list(figure.data[0].y) == [3.0, 2.0, 1.5]
-    assert "GW²" in figure.layout.yaxis.title.text
 
 
 @pytest.mark.parametrize(
@@ -211,16 +187,6 @@ def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     assert np.allclose(solar.error_y.array, 0)
     if by == "month":
         assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
-
-
-def test_missing_draws_the_count_of_each_month():
-    """Each square says how many hours are missing; what is missing is darker, also a single hour of many."""
-    table = pd.DataFrame([[0, 1, 400]], index=[2016], columns=[1, 2, 3])
-    (heatmap,) = figures.missing(table).data
-    assert np.asarray(heatmap.text).tolist() == [[0, 1, 400]]
-    assert np.asarray(heatmap.z).tolist() == [[0, 1, 20]]
-    assert (heatmap.zmin, heatmap.zmax) == (0, 20)
-    assert list(heatmap.x) == ["Jan", "Feb", "Mar"]
 
 
 def test_responses_around_a_point_mark_it():

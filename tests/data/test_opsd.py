@@ -12,13 +12,13 @@ import pytest
 import yaml
 from workplace import BIN
 
-from workshop.data import opsd, sources
+from workshop.data import sources
 from workshop.data.prepare import prepare
 from workshop.errors import DataError
 from workshop.parameters import Fetch
 
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
-ARCHIVE, MEMBER = opsd.RELEASES[WEATHER].name, opsd.RELEASES[WEATHER].member
+ARCHIVE, MEMBER = sources.RELEASES[WEATHER].name, sources.RELEASES[WEATHER].member
 
 
 def _sha256(content):
@@ -65,12 +65,16 @@ def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path
     assert [path.read_bytes() for path in paths[:2]] == tables
     assert sorted(tmp_path.joinpath("raw").iterdir()) == sorted(paths)
     card = paths[2].read_text(encoding="utf-8")
-    assert opsd.ATTRIBUTION in card
+    assert sources.ATTRIBUTIONS["opsd"] in card
     assert _sha256(tables[0]) in card
     frame, findings = prepare(tmp_path / "raw", 2013, 2013)
     assert findings["source"] == "opsd"
     origin = sources.origin_of(frame)
-    assert (origin.attribution, origin.modelled, origin.measured_name) == (opsd.ATTRIBUTION, False, "measured")
+    assert (origin.attribution, origin.modelled, origin.measured_name) == (
+        sources.ATTRIBUTIONS["opsd"],
+        False,
+        "measured",
+    )
 
 
 def test_fetch_leaves_a_complete_folder_alone_and_needs_no_network_after(get, web, tmp_path):
@@ -94,7 +98,7 @@ def test_cut_download_starts_again(get, web, tables):
 
 def test_download_that_never_comes_is_an_error_without_the_password(get, options, web, tmp_path, monkeypatch):
     """Every try fails: the address, its status, and another way; the password in the address is not shown."""
-    monkeypatch.setattr(opsd, "RETRIES", 1)
+    monkeypatch.setattr(sources, "RETRIES", 1)
     web.files.clear()
     mirror = web.url.replace("http://", "http://me:secret@")
     with pytest.raises(DataError, match="could not be fetched") as caught:
@@ -141,7 +145,7 @@ def test_fetch_names_what_a_local_folder_lacks(get, options, tmp_path):
 
 def test_fetch_never_mixes_two_sources(get, web, raw_copy, tmp_path, monkeypatch):
     """A folder of the sample, and a fetch that fails half-way: nothing of the sample is left to be mistaken."""
-    monkeypatch.setattr(opsd, "RETRIES", 0)
+    monkeypatch.setattr(sources, "RETRIES", 0)
     web.files.pop(f"/{ARCHIVE}")
     with pytest.raises(DataError, match="could not be fetched"):
         get()
@@ -174,20 +178,12 @@ def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_p
 
 def test_download_of_other_content_is_thrown_away(get, web, tmp_path, monkeypatch):
     """A file with another checksum never reaches cache or folder; the error says which checksum was expected."""
-    monkeypatch.setattr(opsd, "RETRIES", 0)
+    monkeypatch.setattr(sources, "RETRIES", 0)
     web.files[f"/{POWER}"] = b"<html>log in</html>"
     with pytest.raises(DataError, match="not the published file") as caught:
         get()
     assert "sha256" in caught.value.expected
     assert not list(tmp_path.rglob(f"{POWER}*"))
-
-
-def test_published_addresses_are_those_of_the_two_releases():
-    """The committed addresses are the publisher's, and the attribution names both releases."""
-    assert opsd.RELEASES[POWER].url.endswith(f"/time_series/2019-06-05/{POWER}")
-    assert MEMBER == "opsd-weather_data-2019-04-09/weather_data.csv"
-    for doi in ("10.25832/time_series/2019-06-05", "10.25832/weather_data/2019-04-09"):
-        assert f"https://doi.org/{doi}." in opsd.ATTRIBUTION
 
 
 def test_command_fetches_what_params_say(options, tmp_path):
@@ -201,7 +197,7 @@ def test_command_fetches_what_params_say(options, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 5
-    assert opsd.ATTRIBUTION in done.stderr
+    assert sources.ATTRIBUTIONS["opsd"] in done.stderr
     (tmp_path / "raw" / POWER).unlink()
     done = subprocess.run([*command, "--mirror", "none"], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)

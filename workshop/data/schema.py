@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from workshop.data.raw import latest_allowed, read_columns, require_columns
+import pandas as pd
+import pyarrow as pa
+from pandas import DataFrame, Series
+from pyarrow import parquet
+
+from workshop.data.raw import convert_text, read_text, require_columns
 from workshop.errors import DataError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 FEATURES = ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
 TARGETS = ["solar_GW", "wind_GW"]
@@ -64,21 +66,20 @@ CONVERSIONS: dict[str, dict[str, tuple[float, float, float]]] = {
     "rad_horizontal": _RADIATION,
     "rad_diffuse": _RADIATION,
 }
-FEW = 0.05  # a share of values out of range that are slips, and not another unit
+A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
 _MAKE_AGAIN = "make the file again (workshop data, or the notebook make_processed_data)"
 
 
-def check(frame: DataFrame, name: str = "frame", *, first_line: int | None = None) -> DataFrame:
+def check(frame: DataFrame, name: str = "frame") -> DataFrame:
     """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
 
     `utc_timestamp` is in UTC, each hour once and increasing; the other columns are float64 within range; no cell is
     missing; there is at least one row. Raises DataError that counts the failures and names, of the first five, row (or
-    line, if ``first_line`` says which line of a file the first row is), time, column, value and rule.
+    line, if the index has that name), time, column, value and rule.
     """
-    import pandas as pd
-    import pandera.pandas as pa
+    from pandera.pandas import Check
 
     require_columns(frame.columns, COLUMNS, name)
     stamps = frame["utc_timestamp"]
@@ -92,69 +93,64 @@ def check(frame: DataFrame, name: str = "frame", *, first_line: int | None = Non
             next_step='frame["utc_timestamp"] = pandas.to_datetime(frame["utc_timestamp"], utc=True)',
         )
     rules = [
-        pa.Check(lambda stamps: stamps.diff() != timedelta(0), error="each hour once"),
-        pa.Check(lambda stamps: ~(stamps.diff() < timedelta(0)), error="increasing"),
-        pa.Check(lambda stamps: ~(stamps > latest_allowed()), error="not in the future"),
+        Check(lambda stamps: stamps.diff() != timedelta(0), error="each hour once"),
+        Check(lambda stamps: ~(stamps.diff() < timedelta(0)), error="increasing"),
+        Check(lambda stamps: ~(stamps > datetime.now(UTC) + A_DAY), error="not in the future"),
     ]
-    first = first_line or 0
-    numbered = frame[COLUMNS].set_axis(range(first, first + len(frame)))
-    place = "row" if first_line is None else "line"
-    _validate(numbered, {"utc_timestamp": pa.Column(checks=rules)}, name, place, _MAKE_AGAIN)
+    numbered = frame[COLUMNS] if frame.index.name == "line" else frame[COLUMNS].reset_index(drop=True)
+    check_cells(numbered, name, _MAKE_AGAIN, times=rules)
     return frame
 
 
-def check_ranges(frame: DataFrame, path: Path, names: Mapping[str, str]) -> None:
-    """Raise DataError for values of a raw file that are out of range; empty cells are allowed.
-
-    The index of ``frame`` is the line in the file ``path``; ``names`` are the file's names of our columns.
-    """
-    next_step = f"correct or leave out these lines of {path.name}"
-    _validate(frame, {}, str(path), "line", next_step, names=names, nullable=True)
-
-
-def _validate(
+def check_cells(
     frame: DataFrame,
-    columns: dict,
     name: str,
-    place: str,
     next_step: str,
     *,
-    names: Mapping[str, str] | None = None,
+    times: list[Any] | None = None,
+    theirs: Mapping[str, str] | None = None,
     nullable: bool = False,
 ) -> None:
-    """Hold a frame against ``columns`` and `RANGES`; raise DataError on what pandera reports."""
-    import pandera.pandas as pa
-    from pandera.errors import SchemaErrors
+    """Raise DataError for what pandera reports of a frame: numbers out of `RANGES`, empty cells unless ``nullable``.
 
+    The index is the row, or what its name says. ``times`` are pandera's checks of `utc_timestamp`, ``theirs`` a file's
+    own names of our columns.
+    """
+    from pandera.errors import SchemaErrors
+    from pandera.pandas import Check, Column, DataFrameSchema
+
+    columns = {"utc_timestamp": Column(checks=times)} if times else {}
     for column in frame.columns.intersection(list(RANGES)):
         least, most = RANGES[column]
-        rule = pa.Check.in_range(least, most, error=f"between {least} and {most} {UNITS[column]}")
-        columns[column] = pa.Column("float64", rule, nullable=nullable)
+        rule = Check.in_range(least, most, error=f"between {least} and {most} {UNITS[column]}")
+        columns[column] = Column("float64", rule, nullable=nullable)
     try:
-        pa.DataFrameSchema(columns).validate(frame, lazy=True)
+        DataFrameSchema(columns).validate(frame, lazy=True)
     except SchemaErrors as errors:
         cases = errors.failure_cases.sort_values(["index", "column"], kind="stable", na_position="first")
     else:
         return
     # Of a column of text the dtype is reported cell by cell; that its range cannot be checked says nothing more.
-    cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")]
-    stamps, faults = frame["utc_timestamp"], []
+    cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
+    cases = cases.where(cases.notna(), None)
+    faults = []
     for case in cases.head(SHOWN).itertuples(index=False):
-        line = int(case.index) if case.index == case.index and case.index is not None else None
-        where = "all rows" if line is None else f"{place} {line}"
-        where += "" if line is None or stamps[line] != stamps[line] else f" ({stamps[line]:{STAMP}})"
-        theirs = f"column {names[case.column]}: " if names else ""
-        value = "nothing" if case.failure_case is None or case.failure_case != case.failure_case else case.failure_case
+        where = "all rows"
+        if case.index is not None:
+            stamp = frame["utc_timestamp"][case.index]
+            where = f"{frame.index.name or 'row'} {case.index}" + (f" ({stamp:{STAMP}})" if stamp == stamp else "")
+        column = f"column {theirs[case.column]}: {case.column}" if theirs else case.column
         rule = "no cell missing" if case.check == "not_nullable" else case.check
-        faults.append(f"{where}, {theirs}{case.column} = {value}, rule: {rule}")
+        faults.append(
+            f"{where}, {column} = {'nothing' if case.failure_case is None else case.failure_case}, rule: {rule}"
+        )
     if len(cases) > SHOWN:
         faults.append(f"... and {len(cases) - SHOWN} more")
-    units = suspected_units(frame)
     raise DataError(
         f"{name} breaks the schema: {len(cases)} failure{'' if len(cases) == 1 else 's'}.",
-        value="\n            ".join(faults),
-        expected="each hour once and increasing, no cell missing, values within their ranges",
-        next_step=f"look at the unit: {units} (for an own file: `unit` in params.yaml)" if units else next_step,
+        value="\n".join(faults),
+        expected="each hour once, no cell missing, values within their ranges",
+        next_step=f"{next_step}; if a whole column is out of range, look at its unit",
     )
 
 
@@ -164,39 +160,15 @@ def convert(values: Series, column: str, unit: str) -> Series:
     return values * factor / divisor + offset
 
 
-def suspected_units(frame: DataFrame) -> str:
-    """Say which columns seem to be in another unit, and in which; return no text when none does.
-
-    Another unit is suspected when more than a few values that are not zero are out of range, and nearly all of them
-    are within it when they are taken for values of that unit.
-    """
-    words = []
-    for column in frame.columns.intersection(list(RANGES)):
-        values = frame[column][frame[column].notna() & (frame[column] != 0)]
-        if values.dtype != "float64" or not len(values) or values.between(*RANGES[column]).mean() >= 1 - FEW:
-            continue
-        for unit, (factor, divisor, offset) in CONVERSIONS[column].items():
-            if convert(values, column, unit).between(*RANGES[column]).mean() >= 1 - FEW:
-                times = f" times {factor / divisor:g}" if not offset else ""
-                hint = " (kW given for MW, or MW for GW?)" if unit == "MW" else f" (in {unit}?)"
-                words.append(f"the values of {column} would be in range{times}{hint}")
-                break
-    return "; ".join(words)
-
-
 def read(path: Path) -> DataFrame:
     """Read a processed table from ``path``, a .csv or .parquet file, and check it; columns as `COLUMNS`.
 
-    Raises DataError: missing, damaged or other files, and whatever `raw.read_columns` and `check` refuse.
+    Raises DataError: missing, damaged or other files, and whatever `raw.read_text` and `check` refuse.
     """
-    import pandas as pd
-    import pyarrow as pa
-    from pyarrow import parquet
-
     path = Path(path)
     if path.suffix == ".csv":
-        frame = read_columns(path, COLUMNS, next_step=_MAKE_AGAIN)
-        return check(frame.reset_index(drop=True), str(path), first_line=2)
+        text = read_text(path, COLUMNS, next_step=_MAKE_AGAIN)
+        return check(convert_text(text, str(path)), str(path)).reset_index(drop=True)
     if path.suffix != ".parquet":
         raise DataError(
             f"The file {path} is of a kind that is not read.",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import zipfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workshop.data import capacity, opsd
-from workshop.data.files import checksum, copy_whole, write_whole
-from workshop.data.raw import POWER_FILE, WEATHER_FILE
+from workshop.data.features import mark_capacity
+from workshop.data.stages import checksum, copy_whole, write_whole
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile
 from workshop.settings import get_settings
@@ -21,16 +22,49 @@ if TYPE_CHECKING:
     import jinja2
     from pandas import DataFrame
 
-SOURCES = ("sample", "opsd", "csv")
+POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "source.json", "SHA256SUMS"
-_SAMPLE_ATTRIBUTION = (
-    "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher Wetterdienst"
-    " (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined, rescaled and"
-    " re-dated; generation simulated, with turbine power curves from windpowerlib (MIT; OEP data)."
-    " Not Open Power System Data; the labels 2013-2016 do not denote historic weather."
-)
-TABLES = (POWER_FILE, WEATHER_FILE, OWN_FILE)
+ATTRIBUTIONS = {
+    "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
+    " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
+    " rescaled and re-dated; generation simulated, with turbine power curves from windpowerlib (MIT; OEP data)."
+    " Not Open Power System Data; the labels 2013-2016 do not denote historic weather.",
+    "opsd": "Open Power System Data. 2019. Data Package Time series. Version 2019-06-05."
+    " https://doi.org/10.25832/time_series/2019-06-05. (Primary data from various sources, for a complete list see"
+    " URL). Open Power System Data. 2019. Data Package Weather Data. Version 2019-04-09."
+    " https://doi.org/10.25832/weather_data/2019-04-09. (Primary data from various sources, for a complete list see"
+    " URL).",
+}
+RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
+SILENCE_SECONDS = 60
 _KEY = "origin"
+
+
+class Release(NamedTuple):
+    """A file of Open Power System Data: its address, its table's sha256, and the table's path in it if it is a zip."""
+
+    url: str
+    sha256: str
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name at its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+# Only these two releases together hold wind speed, temperature and both radiations: later ones drop the wind.
+RELEASES = {
+    POWER_FILE: Release(
+        "https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",
+        "659fe789af2672aabe989aebc8c5c21052a1a96e4da70b0fc941910a1cd4de9d",
+    ),
+    WEATHER_FILE: Release(
+        "https://data.open-power-system-data.org/weather_data/opsd-weather_data-2019-04-09.zip",
+        "b06e72cb32f06f6f57da7ab891c6be70fb201777617433c12c08fbd2ac64062b",
+        "opsd-weather_data-2019-04-09/weather_data.csv",
+    ),
+}
 
 
 class Origin(BaseModel):
@@ -63,10 +97,10 @@ class Origin(BaseModel):
     def mark(self, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`).
 
-        The installed capacity that an own file was given is added, see `capacity.of_frame`.
+        The installed capacity that an own file was given is added, see `features.year_ends_of`.
         """
         year_ends = self.csv and self.csv.capacity
-        marked = capacity.mark(frame, year_ends) if year_ends else frame.copy(deep=False)
+        marked = mark_capacity(frame, year_ends) if year_ends else frame.copy(deep=False)
         marked.attrs = {**marked.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked
 
@@ -103,76 +137,67 @@ def fetch(
 
     Each file appears whole or not at all, the checksums last. A folder that holds them already, unchanged, is left as
     it is; files of another source are removed first. Raises DataError: unknown source, disk full, folder not writable,
-    source package damaged, and what `opsd.fetch_file` raises; ParameterError: source `csv` without a file.
+    source package damaged, no connection, other content than the published; ParameterError: source `csv` without a
+    file.
     """
+    folder, base, options = Path(folder), Path(base or ""), options or Fetch.model_construct(source=source)
     origin = _origin(source, options)
-    folder, base, options = Path(folder), Path(base or ""), options or Fetch(source=source)
-    accepted: dict[str, str] = {}
+    known: dict[str, str] = {}  # checksums that the tables must have
     if source == "opsd":
-        accepted = opsd.accepted(options.sha256)
+        known = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
     elif source == "csv":
-        file = base / _own_file(options).file
-        accepted = {OWN_FILE: _checksum_of_own(file)}
-    tables = list(accepted) or [POWER_FILE, WEATHER_FILE]
-    card = _template().render(source=source, attribution=origin.attribution, accepted=accepted).strip() + "\n"
-    names = [*tables, CARD_FILE, ORIGIN_FILE]
+        own_file = base / origin.csv.file
+        known = {OWN_FILE: _checksum_of_own(own_file)}
+    card = _template().render(source=source, attribution=origin.attribution, accepted=known).strip() + "\n"
+    names = [*(known or (POWER_FILE, WEATHER_FILE)), CARD_FILE, ORIGIN_FILE]
     paths = [folder / name for name in (*names, SUMS_FILE)]
     with contextlib.suppress(OSError):
         complete = (
             (folder / CARD_FILE).read_text(encoding="utf-8") == card
             and (folder / ORIGIN_FILE).read_text(encoding="utf-8") == origin.to_json()
             and (folder / SUMS_FILE).read_text(encoding="utf-8") == _sums(folder, names)
-            and all(checksum(folder / name) == sha256 for name, sha256 in accepted.items())
+            and all(checksum(folder / name) == sha256 for name, sha256 in known.items())
         )
         if complete:
             return paths
     # A fetch that is cut short must not leave a folder with files of two sources.
-    for name in (*TABLES, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
+    for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
     if source == "sample":
         _write_sample(folder)
     elif source == "csv":
-        copy_whole(file, folder / OWN_FILE)
+        copy_whole(own_file, folder / OWN_FILE)
     else:
         mirror = options.mirror
-        if mirror is not None and "://" not in mirror:
+        if mirror is not None and not _is_address(mirror):
             mirror = str(base / mirror)
-        for name, sha256 in accepted.items():
-            opsd.fetch_file(
-                name, folder / name, get_settings().downloads, sha256=sha256, mirror=mirror, progress=progress
-            )
+        for name, sha256 in known.items():
+            _fetch_release(name, folder / name, sha256, mirror, progress)
     write_whole(folder / CARD_FILE, card.encode())
     write_whole(folder / ORIGIN_FILE, origin.to_json().encode())
     write_whole(folder / SUMS_FILE, _sums(folder, names).encode())
     return paths
 
 
-def _origin(source: str, options: Fetch | None) -> Origin:
-    if source == "sample":
-        return Origin(source=source, attribution=_SAMPLE_ATTRIBUTION, modelled=True)
-    if source == "opsd":
-        return Origin(source=source, attribution=opsd.ATTRIBUTION)
-    if source == "csv":
-        own = _own_file(options)
-        return Origin(source=source, csv=own, attribution=own.attribution)
-    raise DataError(
-        "There is no such data source.",
-        value=repr(source),
-        expected=", ".join(SOURCES),
-        next_step="set the source to one of these (in chapter 4: `source` in params.yaml)",
-    )
-
-
-def _own_file(options: Fetch | None) -> OwnFile:
-    if options is None or options.csv is None:
+def _origin(source: str, options: Fetch) -> Origin:
+    if source in ATTRIBUTIONS:
+        return Origin(source=source, attribution=ATTRIBUTIONS[source], modelled=source == "sample")
+    if source != "csv":
+        raise DataError(
+            "There is no such data source.",
+            value=repr(source),
+            expected=", ".join([*ATTRIBUTIONS, "csv"]),
+            next_step="set the source to one of these (in chapter 4: `source` in params.yaml)",
+        )
+    if options.csv is None:
         raise ParameterError(
             "The source `csv` needs a file, and what its columns are.",
             value="no section fetch.csv",
             expected="fetch.csv.file, and its columns and units unless it is a processed table",
             next_step="see 4_pipeline/own/README.md, then edit params.yaml",
         )
-    return options.csv
+    return Origin(source=source, csv=options.csv, attribution=options.csv.attribution)
 
 
 def _checksum_of_own(file: Path) -> str:
@@ -204,3 +229,118 @@ def _template() -> jinja2.Template:
 
     text = files("workshop.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)  # noqa: S701 - Markdown
+
+
+# -- Open Power System Data --------------------------------------------------------------------------------------------
+def _fetch_release(name: str, path: Path, sha256: str, mirror: str | None, progress: bool) -> None:
+    """Put the table ``name`` of a release at ``path``, if its content has the checksum ``sha256``.
+
+    ``mirror`` is a folder, or an address, with copies of the releases' files, asked instead of the publisher; a folder
+    may also hold the unpacked file. Downloads stay in the cache. A download that is cut starts again, a few times. The
+    errors never show a password that an address holds.
+    """
+    release, cache = RELEASES[name], get_settings().downloads
+    if mirror is not None and not _is_address(mirror):
+        origin = _in_folder(Path(mirror), name, release)
+    else:
+        url = f"{mirror.rstrip('/')}/{release.name}" if mirror else release.url
+        origin = _download(url, release, cache, sha256, progress)
+    table = _unpack(origin, release, cache) if origin.suffix == ".zip" else origin
+    if (actual := checksum(table)) != sha256:
+        if cache in origin.parents:
+            origin.unlink()
+        raise DataError(
+            f"The content of {origin.name} is not the published one.",
+            value=f"sha256 {actual}",
+            expected=f"sha256 {sha256}",
+            next_step="fetch it again, or from elsewhere (--mirror URL-OR-FOLDER); if you know this content to be"
+            " right, give its checksum as fetch.sha256 in params.yaml",
+        )
+    copy_whole(table, path)
+    if table != origin:
+        table.unlink()  # the archive stays in the cache, and is enough
+
+
+def _is_address(mirror: str) -> bool:
+    return mirror.startswith(("http://", "https://"))
+
+
+def _in_folder(folder: Path, name: str, release: Release) -> Path:
+    """Return the copy of a release's file in a local folder, in its archive or unpacked."""
+    for candidate in (release.name, name):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise DataError(
+        f"The folder {folder} does not hold the file." if folder.is_dir() else "There is no such folder of copies.",
+        value=", ".join(sorted(entry.name for entry in folder.glob("*"))[:12]) or str(folder),
+        expected=f"{release.name} or {name}; or an address that starts with http:// or https://",
+        next_step=f"download {release.url} into the folder, or correct --mirror (`fetch.mirror` in params.yaml)",
+    )
+
+
+def _download(url: str, release: Release, cache: Path, sha256: str, progress: bool) -> Path:
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("WARNING")
+    # The published checksum is the table's: an archive is verified once its table is unpacked.
+    known = None if release.member else sha256
+    store = pooch.create(cache, "", registry={release.name: known}, urls={release.name: url}, retry_if_failed=RETRIES)
+    responses = []  # pooch leaves those of failed downloads open
+    hooks = {"response": lambda response, **_: responses.append(response)}
+    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
+    try:
+        return Path(store.fetch(release.name, downloader=downloader))
+    except requests.RequestException as error:
+        response = error.response
+        raise DataError(
+            f"{_without_password(url)} could not be fetched.",
+            value=type(error).__name__ if response is None else f"HTTP {response.status_code} {response.reason}",
+            expected="200 OK",
+            next_step="check the network and the proxy (https_proxy), and open the address in a browser; or give a"
+            " copy: --mirror URL-OR-FOLDER",
+        ) from None
+    except ValueError as error:  # pooch: the checksum is another
+        raise DataError(
+            f"What {_without_password(url)} sends is not the published file; it was thrown away.",
+            value=str(error).replace(url, _without_password(url)),
+            expected=f"sha256 {sha256}",
+            next_step="open the address in a browser: is it a login or error page? Or fetch from elsewhere: --mirror"
+            " URL-OR-FOLDER; if you know that file to be right, give its checksum as fetch.sha256 in params.yaml",
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{_without_password(url)} could not be stored in the cache {cache}.",
+            value=error.strerror or error,
+            expected="a writable folder with enough space",
+            next_step="free some space, or set another folder: WORKSHOP_DOWNLOADS",
+        ) from None
+    finally:
+        for response in responses:
+            response.close()
+
+
+def _without_password(url: str) -> str:
+    """Return an address without its user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
+
+
+def _unpack(archive: Path, release: Release, cache: Path) -> Path:
+    """Return the table of an archive, unpacked into the cache."""
+    import pooch
+
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        unzip = pooch.Unzip(members=[release.member], extract_dir=str(cache.resolve() / f"{release.name}.unzip"))
+        (table,) = unzip(str(archive), "update", None)
+    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        if cache in archive.parents:
+            archive.unlink()
+        raise DataError(
+            f"The archive {archive} cannot be unpacked.",
+            value=error,
+            expected=f"a zip archive that holds {release.member}",
+            next_step="fetch it again, or from elsewhere: --mirror URL-OR-FOLDER",
+        ) from None
+    return Path(table)

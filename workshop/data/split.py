@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from pandas import DataFrame, Series
 
 from workshop.errors import DataError, ParameterError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 WEEK_HOURS = 168
 WHOLE_ENOUGH = 0.9  # a week with fewer of its hours is no basis for a report
@@ -103,8 +102,6 @@ def name_of(moment: datetime) -> str:
 
 def mondays(stamps: Series) -> Series:
     """Return, for each of a column of UTC times, the time at which its week starts."""
-    import pandas as pd
-
     return stamps.dt.normalize() - pd.to_timedelta(stamps.dt.day_of_week, unit="D")
 
 

@@ -1,15 +1,20 @@
-"""A pipeline stage as `dvc.yaml` and `params.yaml` declare it: its parameters, inputs and outputs."""
+"""The files of the pipeline: the ones that a stage declares, and how a file is written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from workshop.errors import EngineError
+from workshop.errors import DataError, EngineError
 from workshop.parameters import STAGES, check
 from workshop.settings import get_settings
 
@@ -70,3 +75,47 @@ class Stage:
                 next_step=f"add it to {self.folder / 'dvc.yaml'}",
             )
         return declared[name]
+
+
+# -- any file ----------------------------------------------------------------------------------------------------------
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write ``content`` to ``path`` and return the path; raise DataError (disk full, folder not writable)."""
+    with _whole(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def copy_whole(source: Path, path: Path) -> Path:
+    """Copy a file of any size to ``path`` and return the path; raise DataError as `write_whole`."""
+    with _whole(path) as temporary:
+        shutil.copyfile(source, temporary)
+    return Path(path)
+
+
+def checksum(path: Path) -> str:
+    """Return the sha256 of a file of any size."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; give the file there its name when the block ends without an error."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"The file {path} could not be written.",
+            value=error.strerror or error,
+            expected="a writable folder with enough space",
+            next_step=f"free some space or change the rights of {path.parent}, then run the same again",
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

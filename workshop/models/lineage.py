@@ -136,10 +136,10 @@ def of_version(version: str, client: MlflowClient | None = None) -> list[Link]:
         what = f"There is no version {version} of {REGISTERED_MODEL}, or it was deleted."
         raise ModelError(what, next_step="workshop history") from None
     moves, current = registry.history(client), registry.version_in_production(client)
-    tags, run = registry.tags_of(client, registered), find_run(client, registered.run_id)
+    run = find_run(client, registered.run_id)
     is_current = current is not None and current.version == registered.version
     links = [_model(registered), _decision(version, moves), _production(version, moves, is_current=is_current)]
-    return [*_origin(run, tags), *links]
+    return [*_origin(run, registry.tags_of(registered, run)), *links]
 
 
 def of_run(run_id: str, client: MlflowClient) -> list[Link]:

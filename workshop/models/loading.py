@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workshop.data.capacity import YEAR_ENDS_GW, YearEnds, last_year
-from workshop.data.features import features, inputs
+from workshop.data.features import YEAR_ENDS_GW, YearEnds, features, inputs, last_year
 from workshop.data.schema import FEATURES, TARGETS, USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
@@ -37,8 +36,7 @@ TRUSTED_LAYERS = {
 }
 KERAS_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 # Where MLflow keeps a model of each kind; the network that is given raw weather has its figures of capacity beside it.
-SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "artifacts/network.keras"
-SERVED_NETWORK = Path(__file__).with_name("served_network.py")
+SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "data/capacity_factors/network.keras"
 
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
@@ -157,14 +155,24 @@ def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
 
 
 def _network_options(model: CapacityFactorNetwork, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    """Save a network to ``folder`` and return what MLflow keeps of it: its files, and the module that serves it."""
-    model.network.save(folder / "network.keras")
-    (folder / "capacity.json").write_text(json.dumps(model.year_ends_))
+    """Save a network to ``folder`` and return what MLflow keeps of it: its files, and the module that opens them."""
+    files = folder / Path(NETWORK_FILE).parent.name
+    files.mkdir()
+    model.network.save(files / "network.keras")
+    (files / "capacity.json").write_text(json.dumps(model.year_ends_))
     return _interface(model, weather) | {
-        "python_model": str(SERVED_NETWORK),
-        "artifacts": {"network": str(folder / "network.keras"), "capacity": str(folder / "capacity.json")},
+        "loader_module": __name__,
+        "data_path": str(files),
         "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS),
     }
+
+
+def _load_pyfunc(path: str) -> LoadedModel:
+    """Open a network for `mlflow models serve`, which calls the function of this name.
+
+    https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#filesystem-format
+    """
+    return LoadedModel.of(_read_network(Path(path, "network.keras")))
 
 
 def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models.promotion import Decision, decide
@@ -35,8 +36,8 @@ from workshop.settings import PRODUCTION, REGISTERED_MODEL, get_settings
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
-    from pydantic import TypeAdapter
 
     from workshop.models.evaluation import Scores
     from workshop.parameters import Promote
@@ -104,6 +105,9 @@ class Production:
         return asdict(self)
 
 
+_MOVES = TypeAdapter(Move)
+
+
 # -- what is in production ---------------------------------------------------------------------------------------------
 def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
     """Return the model in production, or None when there is none.
@@ -119,8 +123,8 @@ def production(known: Production | None = None, client: MlflowClient | None = No
     number, moves = str(version.version), len(_records_of([version]))
     if known is not None and (known.version, known.run_id, known.moves) == (number, version.run_id, moves):
         return known
-    last = _complete(client, moves_of(_versions(client), number)[-1])
-    tags, run = tags_of(client, version), find_run(client, version.run_id)
+    run = find_run(client, version.run_id)
+    last, tags = _complete(moves_of(_versions(client), number)[-1], run), tags_of(version, run)
     return Production(
         name=REGISTERED_MODEL,
         version=number,
@@ -155,10 +159,9 @@ def uri_of(version: str) -> str:
     return f"models:/{REGISTERED_MODEL}/{version}"
 
 
-def tags_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
+def tags_of(version: ModelVersion, run: Run | None) -> dict[str, str]:
     """Return the tags of a version's run, and those that the record kept in case the run was purged."""
     kept = [move.run for _, move, _ in _records_of([version])]
-    run = find_run(client, version.run_id)
     return (kept[-1] if kept else {}) | (run.data.tags if run else {})
 
 
@@ -166,7 +169,10 @@ def tags_of(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
 def history(client: MlflowClient | None = None) -> list[Move]:
     """Return all moves of the alias, the first one first; empty when nothing was ever in production."""
     client = client or connect()
-    return [_complete(client, move) for move in _moves(client)]
+    versions = _versions(client)
+    runs = {str(version.version): version.run_id for version in versions}
+    moves = moves_of(versions, _current(client))
+    return [move if move.scores else _complete(move, find_run(client, runs[move.version])) for move in moves]
 
 
 def moves_of(versions: Iterable[ModelVersion], current: str | None) -> list[Move]:
@@ -202,29 +208,28 @@ def move_alias(client: MlflowClient, move: Move) -> None:
     _write(client, number, move, done=True)
 
 
-def _moves(client: MlflowClient) -> list[Move]:
-    versions, current = _versions(client), version_in_production(client)
-    return moves_of(versions, str(current.version) if current else None)
+def _current(client: MlflowClient) -> str | None:
+    version = version_in_production(client)
+    return str(version.version) if version else None
 
 
 def _versions(client: MlflowClient) -> list[ModelVersion]:
     return client.search_model_versions(f"name='{REGISTERED_MODEL}'")
 
 
-def _complete(client: MlflowClient, move: Move) -> Move:
+def _complete(move: Move, run: Run | None) -> Move:
     """Return a move with scores: a move by hand has only those that the version's run logged."""
-    from workshop.models.evaluation import METRICS
+    from workshop.models.evaluation import METRICS  # imports scikit-learn
 
     if move.scores:
         return move
-    run = find_run(client, client.get_model_version(REGISTERED_MODEL, move.version).run_id)
     logged = run.data.metrics if run else {}
     scores = {name: round(logged[name], 6) for name in METRICS if math.isfinite(logged.get(name, math.nan))}
     return replace(move, scores=scores)
 
 
 def _note(client: MlflowClient) -> Move | None:
-    last = next(reversed(_moves(client)), None)
+    last = next(reversed(moves_of(_versions(client), _current(client))), None)
     if last is None or last.recorded:
         return None
     _write(client, _next_number(client), last, done=True)
@@ -241,15 +246,8 @@ def _records_of(versions: Iterable[ModelVersion]) -> list[tuple[int, Move, bool]
                 content = json.loads(text) if _number(name) else {}
                 done = content.pop("done") is True
                 identity = {"number": _number(name), "version": str(version.version)}
-                records.append((_number(name), _reader().validate_python(content | identity), done))
+                records.append((_number(name), _MOVES.validate_python(content | identity), done))
     return sorted(records, key=lambda record: record[0])
-
-
-@cache
-def _reader() -> TypeAdapter[Move]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Move)
 
 
 def _number(tag: str) -> int:
@@ -292,7 +290,8 @@ def judge(
         decision = decide(candidate, None, policy)
         reason = "kept: it is in production already"
         return replace(decision, promoted=False, reason=reason, champion=candidate.scores), champion
-    tags = tags_of(client, client.get_model_version(REGISTERED_MODEL, champion.version))
+    version = client.get_model_version(REGISTERED_MODEL, champion.version)
+    tags = tags_of(version, find_run(client, version.run_id))
     return decide(candidate, evaluate(champion.model_uri, tags, held_out, client), policy), champion
 
 
@@ -314,7 +313,7 @@ def apply(
     client = client or connect()
     from mlflow.exceptions import MlflowException
 
-    signed = _signed(why)
+    signed, run = _signed(why), find_run(client, run_id)
     with _lock():
         _check_unchanged(client, replaced)
         with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
@@ -337,7 +336,7 @@ def apply(
             scores=_figures(decision.candidate),
             replaced_scores=_figures(decision.champion),
             rules=decision.as_dict()["rules"],
-            run={name: value for name, value in tags_of(client, version).items() if _is_lineage(name)},
+            run={name: value for name, value in (run.data.tags if run else {}).items() if _is_lineage(name)},
         )
         move_alias(client, move)
         return production(client=client)
@@ -353,8 +352,7 @@ def rollback(to: str | None = None, why: str = "", client: MlflowClient | None =
 
     client, signed = client or connect(), _signed(why)
     with _lock():
-        moves, version = history(client), version_in_production(client)
-        current = str(version.version) if version else None
+        moves, current = history(client), _current(client)
         target = _target(to, moves, current)
         loading.load(uri_of(target), client)
         last = {move.version: move for move in moves}  # the last move that brought each version

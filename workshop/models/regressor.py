@@ -11,8 +11,17 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 
-from workshop.data import capacity
-from workshop.data.features import INPUTS, derive, inputs, installed, targets, to_utc
+from workshop.data.features import (
+    INPUTS,
+    YEAR_ENDS_GW,
+    YearEnds,
+    derive,
+    inputs,
+    installed,
+    targets,
+    to_utc,
+    year_ends_of,
+)
 from workshop.data.raw import require_columns
 from workshop.errors import DataError, ParameterError
 
@@ -28,9 +37,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     """Predicts solar and wind power in GW from an hour and its weather (columns `features.INPUTS`).
 
     Installed capacity grows from year to year, and a model of GW that has seen the small years stays too low. So each
-    target is divided by the capacity that was installed at the time (`capacity.installed`), a regressor learns that
+    target is divided by the capacity that was installed at the time (`features.installed`), a regressor learns that
     capacity factor from `features.derive`, and its prediction is multiplied again. Predictions are never below zero.
-    The figures of capacity come with the frame that the model is fitted on (`capacity.of_frame`), and stay with it.
+    The figures of capacity come with the frame that the model is fitted on (`features.year_ends_of`), and stay with it.
 
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which needs
     a histogram gradient boosting, the last share of the hours is first kept aside, and trees are grown until ten more
@@ -43,7 +52,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     solar power only hours with the sun up count.
     """
 
-    year_ends_ = capacity.YEAR_ENDS_GW  # of models that were logged before figures came with the data
+    year_ends_ = YEAR_ENDS_GW  # of models that were logged before figures came with the data
 
     def __init__(self, regressor=None, *, watched_share=0.0, band=None, coverage=0.8, folds=5):
         self.regressor = regressor
@@ -59,7 +68,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         ParameterError: a share or coverage that cannot be, no regressor.
         """
         self._check(X)
-        self.year_ends_ = capacity.of_frame(X)
+        self.year_ends_ = year_ends_of(X)
         factors = (targets(y).to_numpy() / installed(X, self.year_ends_).to_numpy()).T
         derived = derive(X)
         counted = [np.flatnonzero(_sun_is_up(derived)), np.arange(len(X))]
@@ -163,10 +172,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 class CapacityFactorNetwork:
     """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather and returns GW.
 
-    ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`capacity.of_frame`).
+    ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`features.year_ends_of`).
     """
 
-    def __init__(self, network, year_ends: capacity.YearEnds):
+    def __init__(self, network, year_ends: YearEnds):
         self.network = network
         self.year_ends_ = year_ends
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from workshop.data.files import write_whole
+from workshop.data.stages import write_whole
 from workshop.errors import WorkshopError
 from workshop.models.registry import version_in_production
 from workshop.models.tracking import COMMIT_TAG, connect

@@ -15,7 +15,7 @@ from dash import ClientsideFunction, Dash, Output, State, dcc, html
 from dash import Input as DashInput
 from serving import Served, Serving
 
-from workshop.data import capacity, figures
+from workshop.data import features, figures
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import WorkshopError
 
@@ -186,7 +186,7 @@ def hint(served: Served) -> str:
 
 def moment_of_year(served: Served, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = capacity.last_year(served.model.year_ends if served.model else capacity.YEAR_ENDS_GW)
+    known = features.last_year(served.model.year_ends if served.model else features.YEAR_ENDS_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
     date_ = _date(day)  # the date, since the number of a day differs in leap years
     return datetime(year, date_.month, date_.day, round(hour), tzinfo=UTC)
