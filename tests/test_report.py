@@ -37,8 +37,8 @@ def evidence(tmp_path_factory) -> Evidence:
     fetch("sample", folder / "raw")
     frame = prepare(folder / "raw")[0]
     train, _ = split_by_time(frame, 0.2)
-    trees = HistGradientBoostingRegressor(max_iter=40, random_state=0)
-    model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(train), targets(train)))
+    trees, hours = HistGradientBoostingRegressor(max_iter=20, random_state=0), train.tail(9000)
+    model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours)))
     facts = ("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", "train_gradient_boosting", 0.95, None, "a test", "")
     until = train["utc_timestamp"].max()
     return Evidence(frame, *model.predict_with_band(frame), model.coverage, Production(*facts), until)
@@ -124,7 +124,7 @@ def test_page_counts_missing_hours_and_names_the_gaps(evidence):
     assert "are missing" not in words(render(evidence, WEEK, TEMPLATE))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 30])
+@pytest.mark.parametrize("rows", [1, 30])
 def test_page_of_hardly_any_data(evidence, rows):
     """One hour makes a page."""
     few = evidence.frame.index < len(evidence.frame) - rows
@@ -159,25 +159,25 @@ def test_page_shows_lineage_as_it_was_recorded(evidence):
 # -- the worst hours ---------------------------------------------------------------------------------------------------
 def test_worst_hours_are_the_largest_misses_apart_from_each_other(evidence):
     """The first is the largest of the week; of each source three, more than six hours apart, by size."""
-    week, found = evidence.of_week(WEEK), worst(evidence)
+    week, misses = evidence.of_week(WEEK), worst(evidence)
     errors = week.predicted[schema.TARGETS] - week.hours[schema.TARGETS]
-    assert abs(found[0].error) == pytest.approx(errors.abs().max().max())
-    assert [miss.number for miss in found] == list(range(1, len(found) + 1))
-    assert [abs(miss.error) for miss in found] == sorted((abs(miss.error) for miss in found), reverse=True)
+    assert abs(misses[0].error) == pytest.approx(errors.abs().max().max())
+    assert [miss.number for miss in misses] == list(range(1, len(misses) + 1))
+    assert [abs(miss.error) for miss in misses] == sorted((abs(miss.error) for miss in misses), reverse=True)
     for target in schema.TARGETS:
-        times = sorted(miss.at for miss in found if miss.target == target)
+        times = sorted(miss.at for miss in misses if miss.target == target)
         assert len(times) == 3
         assert all(later - earlier > pd.Timedelta("6h") for earlier, later in itertools.pairwise(times))
-    assert all(miss.reason for miss in found)
+    assert all(miss.reason for miss in misses)
 
 
 def planted(evidence: Evidence, at: str, **factors: float) -> Miss:
     """Return the worst miss after values of one hour were multiplied."""
     here = evidence.frame.utc_timestamp == pd.Timestamp(at, tz="UTC")
     columns = {name: evidence.frame[name].where(~here, evidence.frame[name] * by) for name, by in factors.items()}
-    found = next(miss for miss in worst(changed(evidence, **columns)) if miss.at == pd.Timestamp(at, tz="UTC"))
-    assert found.number == 1
-    return found
+    miss = next(miss for miss in worst(changed(evidence, **columns)) if miss.at == pd.Timestamp(at, tz="UTC"))
+    assert miss.number == 1
+    return miss
 
 
 def test_reason_is_what_was_unusual_about_the_hour(evidence):

@@ -71,10 +71,10 @@ def test_your_weather_takes_a_year_of_hours(weather):
     [
         (
             HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n2016-06-01T13:00:00Z,x,285,100,50\n",
-            ["line 3, windspeed", "'x'"],
+            ["line 3, column windspeed", "'x'"],
         ),
         (HEADER + "2036-06-01T12:00:00Z,3,12,100,50\n", ["installed capacity", "2036-06-01"]),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", ["not text in UTF-8"]),
+        (b"\x89PNG\r\n\x1a\n\x00\xff", ["not UTF-8"]),
     ],
     ids=["text", "future", "binary"],
 )

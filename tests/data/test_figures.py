@@ -103,11 +103,11 @@ def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
 
 
 def test_scores_draws_a_bar_for_each_model_and_score():
-    """Each score column that is there gives one bar a model, in the order of the table."""
-    table = pd.DataFrame({"r2": [0.7, 0.8], "r2_wind": [0.5, 0.6], "mae_GW": [2, 1]}, index=["linreg", "rf"])
-    figure = figures.scores(table)
-    assert [trace.name for trace in figure.data] == ["both", "wind"]
-    assert [list(trace.y) for trace in figure.data] == [["linreg", "rf"]] * 2
+    """Each score gives one bar a model, in the order of the table."""
+    table = pd.DataFrame({"r2": [0.7, 0.8], "r2_solar": [0.9, 1.0], "r2_wind": [0.5, 0.6]}, index=["linreg", "rf"])
+    figure = figures.scores(table.assign(mae_GW=1))
+    assert [trace.name for trace in figure.data] == ["both", "solar", "wind"]
+    assert [list(trace.y) for trace in figure.data] == [["linreg", "rf"]] * 3
     assert list(figure.data[0].x) == [0.7, 0.8]
     assert "R2" in figure.layout.xaxis.title.text
 

@@ -1,1 +1,23 @@
-"""Hourly frames: where they come from, what they must hold, how they are prepared, split and drawn."""
+"""Hourly frames of weather and generation, from raw files to figures.
+
+- `sources` puts the raw files of the sample, of Open Power System Data or of an own file into a folder; `sample` makes
+  the sample.
+- `raw` reads CSV files strictly; `prepare` turns raw files into the processed table; `schema` says what that table
+  holds; `validation` says what is unusual in it.
+- `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
+- `weather` reads the weather that a visitor hands in; `figures` draws frames; `stages` finds and writes files.
+"""
+
+__all__ = [
+    "features",
+    "figures",
+    "prepare",
+    "raw",
+    "sample",
+    "schema",
+    "sources",
+    "split",
+    "stages",
+    "validation",
+    "weather",
+]

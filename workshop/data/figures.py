@@ -105,22 +105,14 @@ def measured_and_predicted(
 def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out period") -> go.Figure:
     """Draw bars that compare models: one group a row of ``table``, in its order from top to bottom.
 
-    The index holds the models' names; of the columns `r2` (mean of both targets), `r2_solar` and `r2_wind`, all without
-    a unit, those that are there are drawn. Raises DataError when there is none of them, or no row.
+    The index holds the models' names, the columns `r2` (mean of both targets), `r2_solar` and `r2_wind`.
     """
-    columns = [column for column in SCORES if column in table.columns]
-    if not columns or table.empty:
-        raise DataError(
-            "There are no scores to draw.",
-            value=f"{len(table)} rows, columns {', '.join(map(str, table.columns)) or 'none'}",
-            expected=f"at least one row, and one of the columns {', '.join(SCORES)}",
-        )
     figure = go.Figure()
-    for column in columns:
+    for column, name in SCORES.items():
         figure.add_bar(
-            y=[str(name) for name in table.index],
+            y=[str(model) for model in table.index],
             x=table[column].to_numpy(),
-            name=SCORES[column],
+            name=name,
             orientation="h",
             marker_color=SCORE_COLOURS[column],
             texttemplate="%{x:.3f}",

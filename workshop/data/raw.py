@@ -147,7 +147,8 @@ def _require_header(header: list[str], columns: list[str], separator: str, name:
                 f"{name}, line 1: the columns are not separated by {SEPARATORS[separator]}.",
                 value=f"{header[0][:80]} (separated by {words}, it seems)",
                 expected=f"{len(columns)} or more columns",
-                next_step=f"for an own file: separator {other!r} in params.yaml (fetch.csv); else {next_step}",
+                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
+                f" separator {other!r} in params.yaml (fetch.csv)",
             )
     require_columns(header, columns, name, next_step)
     doubled = [column for column, times in Counter(header).items() if times > 1 and column in columns]

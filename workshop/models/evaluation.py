@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+from sklearn.metrics import mean_absolute_error, r2_score
+from threadpoolctl import threadpool_limits
+
 from workshop.data import split
 from workshop.data.features import INPUTS, derive, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
@@ -21,7 +26,6 @@ from workshop.models.loading import LoadedModel
 from workshop.models.tracking import DATA_TAG, LEARNED_TAG, connect
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
 
 # Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
@@ -86,10 +90,6 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
 
     R2 is the mean of the two targets' coefficients of determination (scikit-learn's `r2_score`).
     """
-    import numpy as np
-    import pandas as pd
-    from sklearn.metrics import mean_absolute_error, r2_score
-
     measured, values = held_out[TARGETS].to_numpy(float), predicted[TARGETS].to_numpy(float)
     stamps = to_utc(held_out["utc_timestamp"])
     period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
@@ -177,8 +177,6 @@ def learned_from(tags: Mapping[str, str]) -> str | None:
 
 def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:
     """Return the time of a prediction for one hour: the least of some, as other work only adds to it."""
-    from threadpoolctl import threadpool_limits
-
     seconds = []
     with threadpool_limits(1):  # threads that wait for a busy core take longer than one alone
         for _ in range(LATENCY_TIMES):
@@ -218,10 +216,6 @@ def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.
     (2001), https://doi.org/10.1023/A:1010933404324. Inputs that go together (direct and diffuse radiation) share
     theirs: each can stand in for the other.
     """
-    import numpy as np
-    import pandas as pd
-    from sklearn.metrics import r2_score
-
     hours, random = _thin(frame), np.random.default_rng(seed)
     measured = hours[TARGETS].to_numpy()
 
@@ -245,9 +239,6 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
     target. Partial dependence after Friedman (2001), https://doi.org/10.1214/aos/1013203451. Where inputs go together,
     some of these hours are ones that never were.
     """
-    import numpy as np
-    import pandas as pd
-
     hours = _thin(frame, IMPORTANCE_HOURS // 4)
     rows = []
     for feature in FEATURES:
@@ -273,6 +264,4 @@ def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict
 
 def _thin(frame: pd.DataFrame, most: int = IMPORTANCE_HOURS) -> pd.DataFrame:
     """Return at most so many rows, spread evenly over the frame."""
-    import numpy as np
-
     return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, most).round().astype(int))].reset_index(drop=True)

@@ -179,16 +179,7 @@ def _commit(tags: dict[str, str]) -> Link:
         return Link("commit", "not recorded", known=False)
     words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
     changes = words.get(tags.get(DIRTY_TAG), "not recorded")
-    return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changes}, url=_commit_url(commit))
-
-
-def _commit_url(commit: str) -> str | None:
-    """Return the page of a commit where the repository has a remote with pages; None otherwise."""
-    done = _run_program("git", "remote", "get-url", "origin")
-    remote = done.stdout.strip() if done and done.returncode == 0 else ""
-    # https://user@host/owner/name.git and git@host:owner/name.git; a user, or a token, is left out.
-    named = re.fullmatch(r"(?:https?://(?:[^@/]+@)?|(?:ssh://)?git@)([\w.-]+)[:/]([\w./~-]+?)(?:\.git)?/?", remote)
-    return f"https://{named[1]}/{named[2]}/commit/{commit}" if named else None
+    return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changes})
 
 
 def _run_program(*command: str) -> subprocess.CompletedProcess | None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from workshop.data.features import YEAR_ENDS_GW, YearEnds, features, inputs, last_year
 from workshop.data.schema import FEATURES, TARGETS, USUAL_MEANS
 from workshop.errors import ModelError
@@ -17,7 +20,6 @@ from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegre
 from workshop.models.tracking import connect
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
 
 # What a scikit-learn model may hold beyond skops' own list. The list stands here and never in a model: a file that says
@@ -100,8 +102,6 @@ class LoadedModel:
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
         """Return predictions as a frame; raise ModelError for NaN, infinity and power that no country has."""
-        import numpy as np
-        import pandas as pd
 
         predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
         numbers = predicted.to_numpy(float)
@@ -177,26 +177,9 @@ def _load_pyfunc(path: str) -> LoadedModel:
 
 def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
     import mlflow
-    import pandas as pd
 
     outputs = pd.DataFrame(model.predict(weather), index=weather.index, columns=TARGETS)
     return {"signature": mlflow.models.infer_signature(weather, outputs), "input_example": weather}
-
-
-def rehearse() -> None:
-    """Save and load a throw-away model: the first one takes MLflow and skops half a second longer than the next.
-
-    The warm processes of workers do so once for all kernels.
-    """
-    import mlflow
-    import pandas as pd
-    from sklearn.tree import DecisionTreeRegressor
-
-    weather = pd.DataFrame([[0.0] * len(FEATURES), [1.0] * len(FEATURES)], columns=FEATURES)
-    model = DecisionTreeRegressor().fit(weather, [[0.0] * len(TARGETS), [1.0] * len(TARGETS)])
-    with tempfile.TemporaryDirectory() as folder:
-        mlflow.sklearn.save_model(model, f"{folder}/model", **_sklearn_options(model, weather))
-        load_folder(Path(folder, "model"), "rehearsal")
 
 
 # -- loading -----------------------------------------------------------------------------------------------------------
@@ -284,8 +267,6 @@ def _read_network(file: Path) -> CapacityFactorNetwork:
 
 def _try_out(model: LoadedModel) -> None:
     """Let a model predict an hour of much light and one of none, in a year that it knows."""
-    import pandas as pd
-
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
     weather = {feature: USUAL_MEANS[feature] for feature in FEATURES}
     model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))

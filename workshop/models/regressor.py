@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
@@ -26,7 +27,6 @@ from workshop.data.raw import require_columns
 from workshop.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from distributed import Client
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
@@ -92,10 +92,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
         The prediction lies within; for solar power with the sun down both ends are the prediction.
         """
-        derived, capacities = (
-            derive(X),
-            installed(X, self.year_ends_),
-        )  # once: most of the time of an hour
+        derived, capacities = derive(X), installed(X, self.year_ends_)  # once: most of the time of an hour
         predicted, ends = self._in_GW(self._predict_factors(derived), capacities), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(derived) for pair in self.bands_]
@@ -228,7 +225,6 @@ def search(
     fewer than one candidate or two folds.
     """
     import joblib
-    import pandas as pd
     from tqdm.auto import tqdm
 
     if candidates < 1 or folds < 2:

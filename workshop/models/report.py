@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+from pandas import DataFrame, Series, Timestamp
+
 from workshop.data import features, sources, split
 from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from workshop.data.schema import FEATURES, TARGETS
@@ -21,7 +24,6 @@ from workshop.models.registry import Production
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame, Series, Timestamp
 
 # Of the worst hours of a source: how many, how far apart, and from which miss on.
 MOST_HOURS, APART_HOURS, LEAST_MISS_GW = 3, 6, 0.05
@@ -76,7 +78,6 @@ class Week:
     @cached_property
     def monday(self) -> Timestamp:
         """The moment at which the week begins."""
-        import pandas as pd
 
         return pd.Timestamp(split.monday(self.name))
 
@@ -111,8 +112,6 @@ class Miss:
 
 def gather(frame: DataFrame, production: Production | None) -> Evidence:
     """Return the evidence for a processed frame; raise ModelError when the model cannot be loaded or used."""
-    import pandas as pd
-
     if production is None:
         return Evidence(frame)
     model = load(production.model_uri)
@@ -158,8 +157,6 @@ def _surroundings(evidence: Evidence) -> DataFrame:
 
     Where the installed capacity is not known for all hours, it is 1 GW throughout.
     """
-    import pandas as pd
-
     frame = evidence.frame
     try:
         capacity = features.installed(frame)
@@ -174,8 +171,6 @@ def _surroundings(evidence: Evidence) -> DataFrame:
 
 def _reasons(hours: DataFrame, miss: Miss) -> Iterator[str]:
     """Yield what was unusual about the hour of a miss, in sentences, the most telling first; at least one."""
-    import pandas as pd
-
     near, at, is_wind = pd.Timedelta(hours=NEAR_HOURS), miss.at, miss.target == "wind_GW"
     season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
     same_time = (hours.index.hour == at.hour) & (season <= SAME_SEASON_DAYS)
@@ -273,8 +268,6 @@ def quality(evidence: Evidence, week: Week) -> dict[str, Any] | None:
 
 def gaps(week: Week) -> list[dict[str, Any]]:
     """Return the gaps of a week: the `first` and the `last` absent hour, and how many `hours`."""
-    import pandas as pd
-
     grid = pd.date_range(week.monday, periods=split.WEEK_HOURS, freq="h")
     absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = absent.groupby((absent.diff() != pd.Timedelta(hours=1)).cumsum())
@@ -358,8 +351,6 @@ def _mark(axes: Axes, hour: float, miss: Miss) -> None:
 
 def _name_days(axes: Axes, week: Week) -> None:
     """Draw a line at each midnight, and the name of the day between two."""
-    import pandas as pd
-
     axes.set_xlim(0, split.WEEK_HOURS)
     axes.set_xticks(range(0, split.WEEK_HOURS + 1, 24), [""] * 8)
     days = pd.date_range(week.monday, periods=7)
