@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
-import textwrap
 
 import pytest
-from workplace import ROOT
 
 from workshop.data import schema, sources
 from workshop.data.prepare import prepare, write
@@ -81,30 +77,3 @@ def test_origin_that_is_damaged_says_how_to_make_it_again(raw_copy, content):
     with pytest.raises(DataError, match=r"source\.json is damaged") as caught:
         sources.origin_in(raw_copy)
     assert "workshop data fetch --to" in caught.value.next_step
-
-
-def test_dashboard_shows_what_the_table_says(frame, tmp_path):
-    """Footer, hint and legend follow the data that is served; before there is data they claim nothing."""
-    origin = sources.Origin(source="sample", attribution="Modelled by us.", modelled=True)
-    parquet, _ = write(origin.mark(frame.tail(48)), tmp_path)
-    # The dashboard is an application with modules of its own: asked in a process of its own.
-    script = textwrap.dedent(f"""
-        import sys
-        from pathlib import Path
-        sys.path.insert(0, {str(ROOT / "4_pipeline" / "dashboard")!r})
-        import layout, periods
-        from pages import comparison
-        from serving import Served
-        from workshop.data import schema
-        assert (layout.attribution(Served()), comparison.modelled(Served())) == ("", "")
-        frame = schema.read(Path({str(parquet)!r}))
-        served = Served(looked=True, frame=frame, predicted=frame)
-        figure, *_ = comparison.answer(served, periods.chosen(served, None, None))
-        print(layout.attribution(served), comparison.modelled(served), figure.data[0].name, sep="|")
-    """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    shown, beside, name = done.stdout.strip().split("|")
-    assert shown == origin.attribution
-    assert "simulates" in beside
-    assert "modelled sample" in name

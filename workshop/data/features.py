@@ -72,7 +72,7 @@ def derive(frame: DataFrame) -> DataFrame:
     - `hub_windspeed` (m/s): the wind at 105 m, from that at 10 m by the logarithmic profile ln(z/z0) with z0 = 0.1 m
       (Hau, Wind Turbines, 3rd edition, chapter 13);
     - `temperature` (°C, at 2 m), `rad_horizontal` and `rad_diffuse` (W/m²): as they are;
-    - `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north): where the sun stands over
+    - `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north): where the sun is over
       the middle of Germany half an hour after the stamp, by NREL's solar position algorithm (pvlib's `spa_python`).
       They say hour and season at once, in the terms that matter.
 

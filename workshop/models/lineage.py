@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import subprocess
 import tempfile
@@ -105,13 +104,9 @@ def version_in(file: Path) -> str:
             text = content.read(LARGEST_FILE_BYTES).decode(errors="replace")
     except OSError as error:
         raise ModelError(f"{file} cannot be read.", value=error.strerror) from None
-    try:
-        content = json.loads(text)
-        models = [content.get(key) for key in ("model", "production")] if isinstance(content, dict) else []
-        named = {str(model["version"]) for model in models if model and model.get("name") == REGISTERED_MODEL}
-        versions = {version for version in named if re.fullmatch(r"\d{1,9}", version)}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        versions = set(re.findall(rf"\b{REGISTERED_MODEL}/(\d{{1,9}})\b", text))
+    # In JSON the version comes after the name, in the same object.
+    written = rf'\b{REGISTERED_MODEL}/(\d{{1,9}})\b|"name":\s*"{REGISTERED_MODEL}"[^{{}}]*"version":\s*"(\d{{1,9}})"'
+    versions = {one or other for one, other in re.findall(written, text)}
     if len(versions) == 1:
         return versions.pop()
     raise ModelError(

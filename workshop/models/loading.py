@@ -22,7 +22,7 @@ from workshop.models.tracking import connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# What a scikit-learn model may hold beyond skops' own list. The list stands here and never in a model: a file that says
+# What a scikit-learn model may hold beyond skops' own list. The list is here and never in a model: a file that says
 # which types to trust could say anything.
 TRUSTED_TYPES = [
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
