@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models.promotion import Decision, decide
 from workshop.models.tracking import (
     COMMIT_TAG,
     DATA_TAG,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from workshop.models.evaluation import Scores
+    from workshop.models.promotion import Decision
     from workshop.parameters import Promote
 
 MOVE_TAG = "workshop.move."
@@ -278,6 +278,7 @@ def judge(
     run: the tags of its own run say what the model learned from.
     """
     from workshop.models.evaluation import evaluate
+    from workshop.models.promotion import decide
 
     client = client or connect()
     _check_made_by(client, run_id, model_uri)
