@@ -33,14 +33,6 @@ def test_fetch_mends_a_folder_with_a_damaged_file(raw, raw_copy, name):
     assert (raw_copy / name).read_bytes() == (raw / name).read_bytes()
 
 
-def test_fetch_refuses_an_unknown_source(tmp_path):
-    """The error names the source asked for and the ones there are; no file is written."""
-    with pytest.raises(DataError) as caught:
-        sources.fetch("weather.com", tmp_path)
-    assert (caught.value.value, caught.value.expected) == ("'weather.com'", "sample, opsd, csv")
-    assert not list(tmp_path.iterdir())
-
-
 def test_source_card_says_modelled_and_gives_the_attribution(raw):
     """The card is headed by the word modelled, names the sources and says what the data does not match."""
     card = (raw / "SOURCE.md").read_text(encoding="utf-8")

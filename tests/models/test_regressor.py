@@ -13,7 +13,7 @@ from workshop.data import schema
 from workshop.data.features import features, inputs, installed, targets
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.data.split import split_by_time
-from workshop.errors import DataError, ParameterError
+from workshop.errors import DataError
 from workshop.models.evaluation import coverage
 from workshop.models.regressor import CapacityFactorRegressor, search
 
@@ -132,14 +132,6 @@ def test_hours_that_cannot_be_learned_from_are_errors(parts, change, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("settings", [{"coverage": 1.0}, {"watched_share": 1.0}, {"folds": 1}, {"regressor": None}])
-def test_settings_that_are_not_allowed_are_errors(parts, settings):
-    """A share of everything, a single fold, or no regressor, is refused with what is allowed."""
-    train, _ = parts
-    with pytest.raises(ParameterError, match=str(next(iter(settings)))):
-        CapacityFactorRegressor(**{"regressor": LinearRegression()} | settings).fit(inputs(train), targets(train))
-
-
 # -- the search --------------------------------------------------------------------------------------------------------
 ESTIMATOR = CapacityFactorRegressor(HistGradientBoostingRegressor(max_iter=10, random_state=0))
 CHOICES = {"regressor__max_leaf_nodes": [2, 31], "regressor__learning_rate": [0.01, 0.3]}
@@ -171,10 +163,3 @@ def test_search_finds_the_better_choice_here_and_on_a_cluster(simple_hours, capf
     ):
         elsewhere = search(ESTIMATOR, CHOICES, simple_hours, client=client, progress=False, **options)
     pd.testing.assert_frame_equal(elsewhere.table, result.table)
-
-
-@pytest.mark.parametrize(("candidates", "folds"), [(0, 3), (3, 1)])
-def test_search_of_nothing_is_refused(simple_hours, candidates, folds):
-    """No candidate, or a single fold, is told with what is allowed."""
-    with pytest.raises(ParameterError, match=f"candidates {candidates}, folds {folds}"):
-        search(ESTIMATOR, CHOICES, simple_hours, candidates=candidates, folds=folds, seed=0)

@@ -21,7 +21,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--source", default=None, help="sample, opsd or csv; by default the one in params.yaml.")
+@click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
 @click.option("--mirror", default=None, help="For opsd: a folder, or an address, that holds copies of its files.")
 def fetch(source: str | None, folder: Path, mirror: str | None) -> None:

@@ -169,13 +169,6 @@ def read(path: Path) -> DataFrame:
     if path.suffix == ".csv":
         text = read_text(path, COLUMNS, next_step=_MAKE_AGAIN)
         return check(convert_text(text, str(path)), str(path)).reset_index(drop=True)
-    if path.suffix != ".parquet":
-        raise DataError(
-            f"The file {path} is of a kind that is not read.",
-            value=path.suffix or "no suffix",
-            expected=".csv or .parquet",
-            next_step="give germany.csv or germany.parquet",
-        )
     try:
         require_columns(parquet.read_schema(path).names, COLUMNS, str(path), _MAKE_AGAIN)
         return check(pd.read_parquet(path, columns=COLUMNS), str(path))

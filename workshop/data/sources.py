@@ -130,15 +130,14 @@ def origin_of(frame: DataFrame | None) -> Origin:
 def fetch(
     source: str, folder: Path, options: Fetch | None = None, *, base: Path | None = None, progress: bool = False
 ) -> list[Path]:
-    """Put the raw files of ``source`` into ``folder`` and return their paths: tables, card, origin, checksums.
+    """Put the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
 
-    ``options`` are the section `fetch` of params.yaml; relative paths in it start at ``base``, by default the current
-    folder. Downloads stay in `Settings.downloads`.
+    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the section `fetch` of params.yaml. Relative paths in it
+    start at ``base``, by default the current folder. Downloads stay in `Settings.downloads`.
 
     Each file appears whole or not at all, the checksums last. A folder that holds them already, unchanged, is left as
-    it is; files of another source are removed first. Raises DataError: unknown source, disk full, folder not writable,
-    source package damaged, no connection, other content than the published; ParameterError: source `csv` without a
-    file.
+    it is; files of another source are removed first. Raises DataError: disk full, folder not writable, source package
+    damaged, no connection, other content than the published; ParameterError: source `csv` without a file.
     """
     folder, base, options = Path(folder), Path(base or ""), options or Fetch.model_construct(source=source)
     origin = _origin(source, options)
@@ -181,15 +180,8 @@ def fetch(
 
 
 def _origin(source: str, options: Fetch) -> Origin:
-    if source in ATTRIBUTIONS:
-        return Origin(source=source, attribution=ATTRIBUTIONS[source], modelled=source == "sample")
     if source != "csv":
-        raise DataError(
-            "There is no such data source.",
-            value=repr(source),
-            expected=", ".join([*ATTRIBUTIONS, "csv"]),
-            next_step="set the source to one of these (in chapter 4: `source` in params.yaml)",
-        )
+        return Origin(source=source, attribution=ATTRIBUTIONS[source], modelled=source == "sample")
     if options.csv is None:
         raise ParameterError(
             "The source `csv` needs a file, and what its columns are.",

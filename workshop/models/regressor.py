@@ -24,7 +24,7 @@ from workshop.data.features import (
     year_ends_of,
 )
 from workshop.data.raw import require_columns
-from workshop.errors import DataError, ParameterError
+from workshop.errors import DataError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -64,8 +64,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def fit(self, X: pd.DataFrame, y: pd.DataFrame) -> CapacityFactorRegressor:
         """Learn from ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS` in GW); return itself.
 
-        Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity;
-        ParameterError: a share or coverage that cannot be, no regressor.
+        Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity.
         """
         self._check(X)
         self.year_ends_ = year_ends_of(X)
@@ -112,19 +111,6 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return np.clip(np.column_stack(factors), 0, None) * capacities.to_numpy()
 
     def _check(self, X: pd.DataFrame) -> None:
-        if not 0 <= self.watched_share < 1 or not 0 < self.coverage < 1 or self.folds < 2:
-            raise ParameterError(
-                "The regressor's settings cannot be used.",
-                value=f"watched_share {self.watched_share}, coverage {self.coverage}, folds {self.folds}",
-                expected="shares between 0 and 1, and at least 2 folds",
-            )
-        if self.regressor is None:
-            raise ParameterError(
-                "There is nothing to fit.",
-                value="regressor None",
-                expected="a scikit-learn regressor",
-                next_step="CapacityFactorRegressor(HistGradientBoostingRegressor())",
-            )
         require_columns(X.columns, INPUTS, "The frame")
         if not to_utc(X["utc_timestamp"]).is_monotonic_increasing:
             raise DataError(
@@ -221,18 +207,11 @@ def search(
 
     Each is fitted ``folds`` times on the hours up to a moment and scored on those after it (`TimeSeriesSplit`), by R2,
     the mean of both targets. The fits are independent: they run on the workers of ``client``, or without one on the
-    cores of this machine, with the same result. ``train`` is a processed frame in order of time. Raises ParameterError:
-    fewer than one candidate or two folds.
+    cores of this machine, with the same result. ``train`` is a processed frame in order of time.
     """
     import joblib
     from tqdm.auto import tqdm
 
-    if candidates < 1 or folds < 2:
-        raise ParameterError(
-            "Nothing can be searched.",
-            value=f"candidates {candidates}, folds {folds}",
-            expected="at least 1 candidate and 2 folds",
-        )
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
     X, y = inputs(train), targets(train)
     tasks = [
