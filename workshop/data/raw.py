@@ -215,7 +215,7 @@ def utc_times(text: Series, name: str) -> Series:
 
 def has_zone(text: Series) -> Series:
     """Return for each time in ISO 8601 whether it has an offset from UTC."""
-    return text.str.contains(r":\d{2}\S*?\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$", na=False)
+    return text.str.contains(r"[:T]\d{2}\S*?\s?(?:Z|UTC|[+-]\d{2}(?::?\d{2})?)$", na=False)
 
 
 def require(good: Series, text: Series, name: str, expected: str, next_step: str | None = None) -> None:
