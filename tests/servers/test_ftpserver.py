@@ -102,9 +102,10 @@ def tracking_uri(environment) -> Iterator[str]:
     command = [sys.executable, "-m", "workshop.servers.tracking_server"]
     with (
         started(environment),
-        running(command, environment, ROOT, lambda _: answer_of(f"{uri}/health")),
+        running(command, environment, ROOT, lambda _: answer_of(f"{uri}/health")) as server,
         environment_of(environment),
     ):
+        Path(environment["WORKSHOP_STATE"]).with_name("mlflow.log").symlink_to(server.log)
         yield uri
 
 
