@@ -167,7 +167,7 @@ def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
         )
         for target in TARGETS
     ]
-    off, off_before = (errors.loc[part].to_numpy().mean() for part in (rows, before.union(rows[:0])))
+    off, off_before = (errors.loc[part].mean().mean() for part in (rows, before.union(rows[:0])))
     against = f"{off_before:.2f} GW in the {length.days} days before" if len(before) else "no data before the period"
     tiles.append(parts.tile("Mean absolute error", f"{off:.2f}", "GW", against))
     if served.band and served.model and served.model.coverage:
