@@ -38,6 +38,13 @@ def test_notebook_runs_on_a_worker(servers, papermill):
     assert psutil.Process().pid not in pids
 
 
+def test_notebook_writes_files_for_others_to_read(papermill, tmp_path):
+    """The servers' own files are private; what a notebook writes beside itself has the mode of any program's file."""
+    papermill("print(open('by_notebook', 'w').close())")
+    (tmp_path / "by_test").touch()
+    assert (tmp_path / "by_notebook").stat().st_mode == (tmp_path / "by_test").stat().st_mode
+
+
 def test_notebook_uses_the_cluster_itself(papermill):
     """A notebook on a worker can send work to the cluster that it runs on, without a deadlock."""
     client = "from distributed import Client\nwith Client() as client:\n"

@@ -43,6 +43,7 @@ class Service:
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
     asks_for_password: bool = False
+    private: bool = True  # nobody else may read the files that it writes
 
     def ports_of(self, settings: Settings) -> list[int]:
         """Return the numbers of its ports."""
@@ -139,6 +140,7 @@ SERVICES = (
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
         {"DASK_CONFIG": str(Path(__file__).with_name("dask.yaml"))},
+        private=False,  # notebooks write files as everywhere
     ),
     Service(
         "dashboard",

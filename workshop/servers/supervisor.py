@@ -237,6 +237,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
             "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
             "stdout_logfile": literal(_log_file(service, settings)),
             "redirect_stderr": "true",
+            "umask": "077" if service.private else f"{_umask():03o}",
             "autostart": "false",
             "autorestart": "true",
             # A service that ends within so many seconds of its start, `startretries` (3) times more, is given up.
@@ -246,6 +247,13 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
             "killasgroup": "true",
         }
     return configuration
+
+
+def _umask() -> int:
+    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
