@@ -71,6 +71,23 @@ def test_old_commit_is_back_with_stock_dvc(typed):
     assert "roc_auc" in alice.types("dvc metrics show; git checkout --quiet -")
 
 
+def test_second_person_makes_nothing_again(typed, people):
+    """Bob pulls, and nothing runs; with another parameter two stages run, with the files that Alice's stages made."""
+    _, bob = people
+    bob.installs()
+    bob.types(blocks("Run it")[0].replace("dvc repro", "true"))
+    before = stored(bob)
+    assert "up to date" in bob.types(blocks("Two people on one server")[1])
+    assert stored(bob) == before
+    set_parameter(bob, "model", "forest")
+    set_parameter(bob, "n_estimators", 10)
+    printed = bob.types("dvc repro")
+    assert "Running stage 'train_model'" in printed
+    assert "Running stage 'featurization'" not in printed
+    new = set(stored(bob)) - set(before)
+    assert [bob.server.run(f"stat -c %U:%G:%a {STORE}/{line.split()[0]}").strip() for line in new] == ["bob:posts:444"]
+
+
 def test_link_that_breaks_stops_the_notebook(typed):
     """The connection is killed in mid-stage: a clear error, nothing left on the server; `dvc repro` continues."""
     alice = typed.alice

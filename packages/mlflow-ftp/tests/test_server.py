@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ftplib
 import inspect
 import io
@@ -143,16 +144,21 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.parametrize("size", [60_000_000, 1000], ids=["amid", "at the end"])
 @pytest.mark.parametrize("scheme", ["ftp", "ftps"])
-def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme):
-    """A disk that fills amid an upload is answered 426 with the reason; the store says so, and leaves nothing."""
+def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):
+    """A disk that fills amid an upload, or with its last bytes, is answered 426; nothing of the artifact is left."""
     large = tmp_path / "large"
-    large.write_bytes(os.urandom(60_000_000))
+    large.write_bytes(os.urandom(size))
     state = tmp_path / "state"
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_FTP_SERVER_CERT_PATH", str(state / "127.0.0.1.pem"))
     with small_disk(state, 48), started_server(state) as server:
+        if size < 48_000_000:  # less than a buffer: it is written when the upload ends
+            with contextlib.suppress(OSError), (state / "ballast").open("wb", buffering=0) as ballast:
+                while ballast.write(bytes(4096)):
+                    pass
         store = server.repository(scheme=scheme)
         began = time.monotonic()
         with pytest.raises(ArtifactError, match=r"no room left[^\0]*426 No space left on device"):

@@ -12,7 +12,7 @@ from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
 from pyftpdlib.log import logger
 
-from mlflow_ftp.uploads import Upload
+from mlflow_ftp.uploads import Incoming, Upload
 
 END_SECONDS = 0.05  # the two connections of a killed client end one after the other; the server waits meanwhile
 
@@ -28,10 +28,11 @@ class TransferHandler(TLS_DTPHandler):
 
     def close(self) -> None:
         """Give a whole upload its name before the client hears of its end."""
-        if self.receive and self.transfer_finished and isinstance(self.file_obj, Upload) and not self.file_obj.closed:
+        is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
+        if self.receive and self.transfer_finished and is_open:
             try:
                 self.file_obj.sync()
-                if self._is_cut():
+                if isinstance(self.file_obj, Upload) and self._is_cut():
                     raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
                 self.file_obj.keep()
             except OSError as error:

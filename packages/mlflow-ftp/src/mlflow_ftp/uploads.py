@@ -12,18 +12,37 @@ from pyftpdlib.filesystems import AbstractedFS, FilesystemError
 from mlflow_ftp.names import is_temporary, new_temporary
 
 
-class Upload(io.BufferedWriter):
+class Incoming(io.BufferedWriter):
+    """A file that is written; a full disk is noticed by `sync`, and `close` does not report it a second time."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        raw = io.FileIO(path, "w")
+        raw.name = name  # the name in the log
+        super().__init__(raw)
+
+    def sync(self) -> None:
+        """Write what is buffered."""
+        self.flush()
+
+    def keep(self) -> None:
+        """Keep the file; it has its name already."""
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            super().close()
+
+
+class Upload(Incoming):
     """A file that is written under a temporary name; `close` removes it unless `keep` gave it its own name before."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))
-        raw = io.FileIO(self._hidden, "w")
-        raw.name = str(path)  # the name in the log
-        super().__init__(raw)
+        super().__init__(self._hidden, str(path))
 
     def sync(self) -> None:
         """Write the content to the disk."""
-        self.flush()
+        super().sync()
         os.fsync(self.fileno())
 
     def keep(self) -> None:
@@ -32,8 +51,7 @@ class Upload(io.BufferedWriter):
 
     def close(self) -> None:
         """Close the file and remove what is not whole."""
-        with suppress(OSError):  # a full disk refuses the rest of the buffer again
-            super().close()
+        super().close()
         self._hidden.unlink(missing_ok=True)
 
 
@@ -42,8 +60,9 @@ class WholeFiles(AbstractedFS):
 
     def open(self, filename: str, mode: str):
         """Open a file; raise FilesystemError for an upload that would change a file in place (APPE, REST)."""
-        if mode == "rb" or is_temporary(Path(filename).name):
-            return super().open(filename, mode)
-        if mode != "wb":
+        is_part = is_temporary(Path(filename).name)
+        if mode == "wb":
+            return Incoming(Path(filename), filename) if is_part else Upload(Path(filename))
+        if mode != "rb" and not is_part:
             raise FilesystemError("A file is stored whole: send it from its start")
-        return Upload(Path(filename))
+        return super().open(filename, mode)
