@@ -31,10 +31,12 @@ class TransferHandler(TLS_DTPHandler):
         is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
         if self.receive and self.transfer_finished and is_open:
             try:
-                self.file_obj.sync()
-                if isinstance(self.file_obj, Upload) and self._is_cut():
-                    raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
-                self.file_obj.keep()
+                self.file_obj.flush()
+                if isinstance(self.file_obj, Upload):
+                    self.file_obj.sync()
+                    if self._is_cut():
+                        raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
+                    self.file_obj.keep()
             except OSError as error:
                 self.transfer_finished = False
                 self._resp = f"426 {error.strerror}; the file was not stored.", logger.warning

@@ -13,19 +13,12 @@ from mlflow_ftp.names import is_temporary, new_temporary
 
 
 class Incoming(io.BufferedWriter):
-    """A file that is written; a full disk is noticed by `sync`, and `close` does not report it a second time."""
+    """A file that is written; a full disk is noticed by `flush`, and `close` does not report it a second time."""
 
     def __init__(self, path: Path, name: str) -> None:
         raw = io.FileIO(path, "w")
         raw.name = name  # the name in the log
         super().__init__(raw)
-
-    def sync(self) -> None:
-        """Write what is buffered."""
-        self.flush()
-
-    def keep(self) -> None:
-        """Keep the file; it has its name already."""
 
     def close(self) -> None:
         """Close the file."""
@@ -42,7 +35,7 @@ class Upload(Incoming):
 
     def sync(self) -> None:
         """Write the content to the disk."""
-        super().sync()
+        self.flush()
         os.fsync(self.fileno())
 
     def keep(self) -> None:
