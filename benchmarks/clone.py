@@ -25,7 +25,7 @@ class Clone(Servers):
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each start compiles all its imports anew, on both sides
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
-        super().__init__(root, dict(environment), "", 0.0)
+        super().__init__(root, dict(environment))
 
     def do(self, *command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
         """Run a program to its end and return what it printed; raise RuntimeError when it fails."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a tim
 PEER = "Snakemake, two jobs"
 TENSORFLOW, TENSORFLOW_DASK = "`papermill`, TensorFlow", "`papermill --engine dask`, TensorFlow"
 OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
+STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
     Row("one notebook, nothing imported", ONE, ONE_DASK, 1),
     Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK, 5),
@@ -29,7 +31,16 @@ ROWS = (
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks", PEER, OURS, 3),
     Row("20 tiny notebooks, a program each", STOCK_PAIR, OURS_PAIR),
+    Row("20 tiny notebooks, stages of DVC", STOCK_STAGES, OURS_STAGES, 8),
 )
+STAGES = """
+stages:
+  tiny:
+    foreach: [{values}]
+    do:
+      cmd: papermill {notebook} ${{item}}.ipynb -p i ${{item}} {options}
+      outs: ["${{item}}.ipynb"]
+"""
 SNAKEMAKE = "snakemake==9.27.1"
 SNAKEFILE = """
 rule all:
@@ -73,6 +84,8 @@ def sides(clone: Clone) -> list[Side]:
         Side(PEER, lambda: run_snakemake(clone, snakemake, tiny)),
         Side(OURS, sweep, warm),
         Side(OURS_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2, *dask), warm),
+        Side(STOCK_STAGES, lambda: run_stages(clone, "dvc", tiny)),
+        Side(OURS_STAGES, lambda: run_stages(clone, "dvc-parallel", tiny, *dask), warm),
     ]
 
 
@@ -136,3 +149,17 @@ def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
     clone.do(snakemake, "--cores", "2", "--retries", "1", "--quiet", "all", cwd=folder)
     if len(list(folder.glob("*.ipynb"))) != len(VALUES):
         raise RuntimeError("Snakemake ran something else")
+
+
+def run_stages(clone: Clone, program: str, notebook: Path, *options: str) -> float:
+    """Run a notebook for each value of its parameter `i` as a stage of a new DVC pipeline; return the seconds."""
+    folder = clone.new_folder("stages")
+    values = ", ".join(map(str, VALUES))
+    (folder / "dvc.yaml").write_text(STAGES.format(values=values, notebook=notebook, options=" ".join(options)))
+    clone.do("dvc", "init", "--quiet", "--no-scm", cwd=folder)
+    began = time.perf_counter()
+    clone.do(program, "repro", cwd=folder)
+    seconds = time.perf_counter() - began
+    if len(list(folder.glob("*.ipynb"))) != len(VALUES):
+        raise RuntimeError(f"`{program} repro` ran something else")
+    return seconds
