@@ -41,6 +41,11 @@ stages:
       cmd: papermill {notebook} ${{item}}.ipynb -p i ${{item}} {options}
       outs: ["${{item}}.ipynb"]
 """
+# One more at once than there are workers: the next notebook's client has connected when a worker becomes free.
+STAGES_SIDE_BY_SIDE = (
+    *("dvc-parallel", "repro", "--jobs", "3"),
+    *("--preload", "papermill.__main__", "--preload", "papermill_dask.engine"),
+)
 SNAKEMAKE = "snakemake==9.27.1"
 SNAKEFILE = """
 rule all:
@@ -84,8 +89,8 @@ def sides(clone: Clone) -> list[Side]:
         Side(PEER, lambda: run_snakemake(clone, snakemake, tiny)),
         Side(OURS, sweep, warm),
         Side(OURS_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2, *dask), warm),
-        Side(STOCK_STAGES, lambda: run_stages(clone, "dvc", tiny)),
-        Side(OURS_STAGES, lambda: run_stages(clone, "dvc-parallel", tiny, *dask), warm),
+        Side(STOCK_STAGES, lambda: run_stages(clone, ("dvc", "repro"), tiny)),
+        Side(OURS_STAGES, lambda: run_stages(clone, STAGES_SIDE_BY_SIDE, tiny, *dask), warm),
     ]
 
 
@@ -151,15 +156,15 @@ def run_snakemake(clone: Clone, snakemake: Path, notebook: Path) -> None:
         raise RuntimeError("Snakemake ran something else")
 
 
-def run_stages(clone: Clone, program: str, notebook: Path, *options: str) -> float:
+def run_stages(clone: Clone, program: tuple[str, ...], notebook: Path, *options: str) -> float:
     """Run a notebook for each value of its parameter `i` as a stage of a new DVC pipeline; return the seconds."""
     folder = clone.new_folder("stages")
     values = ", ".join(map(str, VALUES))
     (folder / "dvc.yaml").write_text(STAGES.format(values=values, notebook=notebook, options=" ".join(options)))
     clone.do("dvc", "init", "--quiet", "--no-scm", cwd=folder)
     began = time.perf_counter()
-    clone.do(program, "repro", cwd=folder)
+    clone.do(*program, cwd=folder)
     seconds = time.perf_counter() - began
     if len(list(folder.glob("*.ipynb"))) != len(VALUES):
-        raise RuntimeError(f"`{program} repro` ran something else")
+        raise RuntimeError(f"`{' '.join(program)}` ran something else")
     return seconds

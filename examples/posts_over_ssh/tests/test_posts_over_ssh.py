@@ -151,14 +151,3 @@ def test_full_disk_keeps_nothing_half(typed):
         assert stored(alice) == before
         alice.types("dvc repro --force -s featurization && dvc repro")
         assert stored(alice) == before
-
-
-def test_lost_file_names_the_stage_to_force(typed):
-    """A kept file that is damaged or gone stops the stage that reads it; forcing the named stage brings it back."""
-    alice, model = typed.alice, typed.receipt("model")["path"]
-    with unchanged(alice):
-        for damage in (f"chmod +w {model}; echo >> {model}", f"rm {model}"):
-            alice.server.run(damage)
-            assert "next: dvc repro --force -s train_model" in alice.types("dvc repro --force -s evaluate", fails=True)
-        alice.types("dvc repro --force -s train_model")
-        alice.types("dvc repro --force -s evaluate")
