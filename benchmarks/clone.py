@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
+
 from tests.workplace import Servers, new_workplace, processes_of
 
 TIMEOUT_SECONDS = 900
 WARM_SECONDS = 120
+LAST_IMPORT = "workshop.models.tracking"  # of the modules that the workers import once
 TAIL_CHARACTERS = 3000
 
 
@@ -56,15 +59,20 @@ class Clone(Servers):
         return Client(self.environment["DASK_SCHEDULER_ADDRESS"], set_as_default=False)
 
     def wait_until_warm(self) -> None:
-        """Wait until each worker's warm process has its imports done; raise RuntimeError when one never has."""
-        from papermill_dask import warm_state
-
-        deadline = time.monotonic() + WARM_SECONDS
+        """Run a notebook on each worker until their kernels are forked with the imports done; raise RuntimeError."""
+        folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
+        cell = nbformat.v4.new_code_cell(f"import sys\nassert {LAST_IMPORT!r} in sys.modules")
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "warm.ipynb")
         with self.client() as client:
-            while states := [state for state in client.run(warm_state).values() if not state["ready"]]:
+            numbers = ",".join(map(str, range(len(client.scheduler_info(n_workers=-1)["workers"]))))
+        while True:
+            try:
+                self.do("papermill-sweep", "warm.ipynb", "--sweep", f"worker={numbers}", cwd=folder)
+            except RuntimeError:
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"Workers are not warm: {states}")
-                time.sleep(0.3)
+                    raise
+            else:
+                return
 
     def new_folder(self, name: str) -> Path:
         """Return a new, empty folder."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from papermill_dask import EngineError
 from papermill_dask.stage import declared
+from papermill_dask.transfer import entries, inside
 from programs import BIN, clean_environment
 
 # A stage's command: makes its outs and writes down what is declared for it, as the engine would find it.
@@ -188,8 +189,6 @@ stages:
 
 def test_declared_links_into_dvcs_cache_may_travel(repository, tmp_path):
     """With `cache.type symlink` DVC's files are links into its cache: that is where links may lead."""
-    from papermill_dask.transfer import entries
-
     folder = repository(
         dvc_yaml=f"""
 stages:
@@ -211,10 +210,9 @@ def test_declared_refuses_files_outside_the_folder(repository):
     stages = {kind: {"cmd": "true", kind: [f"../shared/{kind}"]} for kind in ("deps", "outs")}
     folder = repository(dvc_yaml=json.dumps({"stages": stages}))
     for kind in stages:
-        with pytest.raises(EngineError, match="outside the stage's folder") as caught:
-            declared(folder, kind)
-        assert caught.value.value == f"../shared/{kind}"
-        assert "share the disk" in caught.value.next_step
+        (path,) = set(getattr(declared(folder, kind), kind)) - {"dvc.yaml"}
+        with pytest.raises(EngineError, match=f"cannot travel(?s:.)*../shared/{kind}(?s:.)*share the disk"):
+            inside(folder, path)
 
 
 def test_declared_leaves_addresses_and_far_parameters_where_they_are(repository):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from papermill_dask.kernels import manager as kernel_manager
 from papermill_dask.kernels.manager import KernelManager
-from papermill_dask.kernels.warm import WARM, warm_state
+from papermill_dask.kernels.warm import WARM
 
 GONE_SECONDS = 5
 READY_SECONDS = 120  # on a machine that has other things to do
+kernel_manager.FORK_SECONDS = READY_SECONDS
 FAMILY = """
     import ctypes, os, pathlib, subprocess, sys, time
     child = subprocess.Popen(["sleep", "600"])
@@ -79,10 +81,9 @@ def wait_until(condition, seconds=READY_SECONDS):
 
 @contextlib.contextmanager
 def warming(*modules):
-    """Have a warm process with these modules, ready or given up."""
+    """Have a warm process with these modules; the first kernel waits for the imports."""
     WARM.start(modules, os.environ)
     try:
-        assert wait_until(lambda: warm_state()["ready"] or warm_state()["reason"])
         yield
     finally:
         WARM.close()
@@ -122,11 +123,10 @@ def nothing_left():
 
 def warm_processes():
     """Return the process that the worker started to fork kernels, its resource tracker, and its fork server."""
-    pid = warm_state()["pid"]
-    if not pid or not psutil.pid_exists(pid):
-        return []
-    server = psutil.Process(pid)
-    return [server, *server.children()]
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        server = psutil.Process(WARM.processes[-1].process.pid)
+        return [server, *server.children()]
+    return []
 
 
 def worker_script(cell, modules=()):
@@ -134,9 +134,8 @@ def worker_script(cell, modules=()):
     return textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_kernels import os, run, warm_state, wait_until, WARM
+        from test_kernels import os, run, WARM
         WARM.start({list(modules)!r}, os.environ)
-        assert not {list(modules)!r} or wait_until(lambda: warm_state()["ready"])
         run({cell!r})
     """)
 
@@ -413,12 +412,9 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     asked = "import changing_module, sys\nprint(changing_module.value, 'colorsys' in sys.modules)"
     with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
         assert run(asked) == "1 True\n"
-        before = warm_state()["pid"]
         module.write_text("value = 1000")
         assert run(asked) == "1000 False\n"
         assert "changing_module.py has changed" in caplog.text
-        assert wait_until(lambda: warm_state()["ready"])
-        assert warm_state()["pid"] != before
         assert run(asked) == "1000 True\n"
 
 
@@ -426,13 +422,9 @@ def test_variable_that_imports_read_makes_a_new_warm_process():
     """A kernel for which OMP_NUM_THREADS differs is not forked from a process that has read it; one of DVC's may."""
     with warming("colorsys"):
         assert is_forked(environment={"DVC_STAGE": "another"})
-        before = warm_state()["pid"]
         assert not is_forked(environment={"OMP_NUM_THREADS": "1"})
-        assert warm_state()["pid"] != before
-        assert wait_until(lambda: warm_state()["ready"])
         assert is_forked(environment={"OMP_NUM_THREADS": "1"})
         assert is_forked()
-        assert warm_state()["pid"] == before
 
 
 def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypatch, caplog):
@@ -442,7 +434,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with caplog.at_level(logging.INFO, "papermill_dask.kernels"), warming("colorsys", "threaded"):
-        assert "a module started threads: busy" in warm_state()["reason"]
+        assert not is_forked()
         assert not is_forked()
         assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
 
@@ -452,23 +444,25 @@ def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
     (tmp_path / "failing.py").write_text("raise ValueError('not today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with warming("colorsys", "failing"):
-        assert warm_state()["reason"] == "ValueError: not today"
         assert not is_forked()
+        assert WARM.processes[-1].reason == "ValueError: not today"
     with warming("colorsys", "no_such_module", "json.no_such_module"):
-        assert warm_state()["ready"]
         assert is_forked()
 
 
 def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch):
-    """Imports that are nearly done are waited for."""
-    monkeypatch.setattr(kernel_manager, "IMPORT_SECONDS", READY_SECONDS)
-    (tmp_path / "slow.py").write_text("import time\ntime.sleep(2)")
+    """Imports that are nearly done are waited for; for those that take longer no kernel waits."""
+    go = tmp_path / "go"
+    (tmp_path / "slow.py").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.1)"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    WARM.start(["colorsys", "slow"], os.environ)
-    try:
+    with warming("colorsys", "slow"):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel_manager, "FORK_SECONDS", 0.1)
+            assert not is_forked()
+        threading.Timer(1, go.touch).start()
         assert is_forked()
-    finally:
-        WARM.close()
 
 
 def test_warm_process_ends_with_its_worker(tmp_path):

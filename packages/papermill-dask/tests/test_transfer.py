@@ -19,7 +19,7 @@ import pytest
 from hosts import Cluster, new_cluster, small_disk, wait_for
 from papermill_dask import EngineError
 from papermill_dask.stage import Declaration
-from papermill_dask.transfer import STAGING, entries, fetch, remove, send
+from papermill_dask.transfer import entries, fetch, remove, send
 
 MB = 10**6
 
@@ -233,7 +233,7 @@ LEAVING = ["../outside/secret", "a/../../outside/secret", "/etc/hostname", ".", 
 TRAPS = [*LEAVING, "members", "hanging", "circle", "special"]
 
 
-@pytest.mark.parametrize("path", TRAPS)
+@pytest.mark.parametrize("path", [*TRAPS, "missing"])
 def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
     """Paths and links out of the folder, in the middle too, circles and pipes: refused by name, nothing is sent."""
     trap(folder)
@@ -272,14 +272,6 @@ def test_fetch_writes_through_no_link(cluster, folder, sent):
     assert tree(outside) == {"kept": (b"content", 0o644)}
 
 
-def test_send_names_missing_dependencies(cluster, folder):
-    """A dep that is not there is an error before anything is sent."""
-    write(folder / "a")
-    with pytest.raises(EngineError, match="not all there") as caught:
-        cluster.send(folder, "a", "b", "c/d")
-    assert "b, c/d" in caught.value.value
-
-
 def test_fetch_names_missing_outs_and_brings_none(cluster, folder, sent):
     """A declared out that the notebook did not write is named, and no other lands; unless some may be missing."""
     write(sent / "made")
@@ -310,31 +302,29 @@ def test_fetch_lands_all_or_none(cluster, folder, sent):
     assert {content for content, _ in filter(None, tree(folder).values())} == {b"new"}
 
 
-@pytest.mark.parametrize(("files", "size"), [(1, 3 * MB), (600, 1)], ids=["foreseen", "surprising"])
+@pytest.mark.parametrize(("files", "size"), [(1, 3 * MB), (600, 1)], ids=["bytes", "files"])
 def test_fetch_to_a_full_disk_is_told(cluster, folder, sent, files, size):
-    """Too little space here, known before or met on the way: words with the folder; nothing half-written stays."""
+    """Too little space here, for bytes or for files: words with the folder; nothing half-written stays."""
     for number in range(files):
         write(sent / "out" / str(number), b"x" * size)
     with small_disk(folder, "1m"):
         write(folder / "out" / "old")
-        with pytest.raises(EngineError, match="not enough space") as caught:
+        with pytest.raises(EngineError, match="No space left on device") as caught:
             cluster.fetch(str(sent), folder, "out")
-        assert str(folder) in caught.value.value
-        assert f"{files * size:,} bytes" in caught.value.expected
+        assert str(folder) in caught.value.expected
         assert tree(folder) == {"out": None, "out/old": (b"content", 0o644)}
 
 
-@pytest.mark.parametrize(("files", "size"), [(1, 4 * MB), (1200, 1)], ids=["foreseen", "surprising"])
+@pytest.mark.parametrize(("files", "size"), [(1, 4 * MB), (1200, 1)], ids=["bytes", "files"])
 def test_send_to_a_full_disk_is_told(tmp_path, folder, files, size):
-    """Too little space on the worker: words with host, folder and bytes; its scratch folder goes, it serves on."""
+    """Too little space on the worker: words with the folder; its scratch folder goes, it serves on."""
     for number in range(files):
         write(folder / "dep" / str(number), f"{number:04}".encode() + b"x" * size)
     write(folder / "small")
     with small_disk(tmp_path / "disk", "4m") as disk, new_transfer(tmp_path / "cluster", disk) as cluster:
-        with pytest.raises(EngineError, match="not enough space") as caught:
+        with pytest.raises(EngineError, match="No space left on device") as caught:
             cluster.send(folder, "dep")
-        assert str(cluster.root) in caught.value.value
-        assert "bytes free" in caught.value.value
+        assert str(cluster.root) in caught.value.expected
         assert cluster.scratch_folders() == []
         cluster.remove(cluster.send(folder, "small"))
 
@@ -403,13 +393,3 @@ def test_open_makes_room_on_the_disk(tmp_path, folder):
         write(disk / "other", b"x" * int(1.5 * MB))
         cluster.remove(cluster.send(folder, "new"))
         assert [file.read_bytes()[:1] for file in (cluster.root / "files").iterdir()] == [b"n"]
-
-
-def test_fetch_mends_what_a_killed_client_left(cluster, folder, sent):
-    """A client killed between two renames: the next one puts the old out back; a living one's folder stays."""
-    for pid in (os.getpid(), 2**22 + 1):
-        write(folder / f"{STAGING}{pid}-x" / "old" / f"out{pid}", b"old")
-    write(sent / "made")
-    cluster.fetch(str(sent), folder, "made")
-    assert tree(folder).keys() >= {"made", f"out{2**22 + 1}", f"{STAGING}{os.getpid()}-x"}
-    assert len(list(folder.iterdir())) == 3

@@ -17,7 +17,6 @@ _MODULES = {
     "git_state": "tracking",
     "run_many": "sweep",
     "running": "cluster",
-    "warm_state": "kernels.warm",
 }
 __all__ = list(_MODULES)
 

@@ -302,6 +302,8 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
             pass
         return None
 
+    if client.status != "running":
+        return "The Dask scheduler was lost."
     try:
         return private.ask_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import click
 
 LOST = {
@@ -36,11 +38,8 @@ class EngineError(click.ClickException):
 
     def __reduce__(self):
         # Exception's own reduce drops keyword arguments, and errors come from workers.
-        return _rebuild, (type(self), self.what, self.value, self.expected, self.next_step)
-
-
-def _rebuild(kind: type[EngineError], what, value, expected, next_step) -> EngineError:
-    return kind(what, value=value, expected=expected, next_step=next_step)
+        details = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
+        return functools.partial(type(self), **details), (self.what,)
 
 
 class WorkerLost(EngineError):

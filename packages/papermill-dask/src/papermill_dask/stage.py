@@ -56,9 +56,10 @@ def ends_with_dvc() -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        while _lives(owner):
-            if over.wait(WATCH_SECONDS):
-                return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
+                if over.wait(WATCH_SECONDS):
+                    return
         os.kill(os.getpid(), signal.SIGTERM)
 
     if owner is not None and threading.current_thread() is threading.main_thread():
@@ -84,12 +85,6 @@ def _is_in_stage(process: psutil.Process) -> bool:
     return False
 
 
-def _lives(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
 # -- what the stage declares ---------------------------------------------------------------------------------------
 def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> Declaration:
     """Return what the `dvc.yaml` that DVC runs in ``folder`` declares for ``stage``, the value of `DVC_STAGE`.
@@ -97,8 +92,7 @@ def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> 
     Read with DVC itself, so templates, `foreach`, `matrix`, `wdir` and `vars` mean what they mean there; its lock is
     not taken. `dvc.yaml` and the stage's parameter files count as deps, so do outs that are there already: under DVC
     those are the ones that persist, or that an earlier command of the stage has made. ``written_here`` are outs that
-    the client writes itself, such as the executed notebook. Raises EngineError when there is no such stage, or when
-    one of its paths lies outside ``folder``.
+    the client writes itself, such as the executed notebook. Raises EngineError when there is no such stage.
     """
     try:
         from dvc.exceptions import DvcException
@@ -130,16 +124,12 @@ def _find(repo, folder: Path, stage: str):
 
     Its `dvc.yaml` lies there, unless it has a `wdir`. DVC_STAGE names the file only as seen from where DVC was called.
     """
-    from dvc.exceptions import DvcException
     from dvc.utils import parse_target
 
     _, name = parse_target(stage)
-    with contextlib.suppress(DvcException):
-        for candidate in repo.index.stages:
-            if getattr(candidate, "name", None) == name and Path(candidate.wdir) == folder:
-                return candidate
-    # Where another dvc.yaml is broken; and for DVC's words when there is no such stage.
-    return repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
+    here = (each for each in repo.index.stages if getattr(each, "name", None) == name and Path(each.wdir) == folder)
+    # DVC has words for a stage that is not there.
+    return next(here, None) or repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
 
 
 def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
@@ -148,32 +138,17 @@ def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
     def local(entries) -> list:  # an address (s3://...) is opened by the notebook itself, wherever it runs
         return [entry for entry in entries if entry.protocol == "local"]
 
-    deps = [_within(folder, dep) for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
+    deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
     for file in {str(stage.path), *(dep.fs_path for dep in local(stage.params))}:
         if Path(file).is_relative_to(folder):
             deps.append(file)
         else:
             logger.info("The worker does not get %s, which lies outside the stage's folder.", file)
-    outs = [_within(folder, out) for out in local(stage.outs) if Path(out.fs_path) not in written_here]
+    outs = [out.fs_path for out in local(stage.outs) if Path(out.fs_path) not in written_here]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(
-        deps=tuple(dict.fromkeys(_relative(folder, path) for path in deps)),
-        outs=tuple(_relative(folder, path) for path in outs),
+        deps=tuple(dict.fromkeys(os.path.relpath(path, folder) for path in deps)),
+        outs=tuple(os.path.relpath(path, folder) for path in outs),
         partial=True,
         links_to=tuple(Path(cache.path) for cache in (repo.cache.local, repo.cache.legacy) if cache is not None),
     )
-
-
-def _within(folder: Path, entry) -> str:
-    if not Path(entry.fs_path).is_relative_to(folder):
-        raise EngineError(
-            "A file of the stage lies outside the stage's folder, so it cannot travel to the worker.",
-            value=entry.def_path,
-            expected=f"a path in {folder}",
-            next_step="bring it into the folder (a stage can copy it), or run on workers that share the disk",
-        )
-    return entry.fs_path
-
-
-def _relative(folder: Path, path: str) -> str:
-    return Path(path).relative_to(folder).as_posix()

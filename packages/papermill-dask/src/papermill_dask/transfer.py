@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -17,23 +16,19 @@ import stat
 import tarfile
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import psutil
-
-from papermill_dask import private
-from papermill_dask.failures import EngineError
+from papermill_dask import cluster, private
+from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.stage import Declaration
 
 PERMISSIONS = 0o777
 PIECE_BYTES = 2**20  # under way at a time: this bounds the memory on all three sides
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-HOST = socket.gethostname()
-WATCH_SECONDS = 1
-ANSWER_SECONDS = 10
-STAGING = f".papermill-dask-{HOST}-"  # and a process id: hidden folders beside outs
+WATCH_SECONDS = 1.0
+ANSWER_SECONDS = 3.0
 
 
 # -- the client ----------------------------------------------------------------------------------------------------
@@ -46,13 +41,6 @@ def send(client, worker: str, folder: Path, declaration: Declaration) -> str:
     """
     for path in declaration.outs:
         inside(folder, path, follow=False)
-    deps = {path: inside(folder, path, declaration.links_to) for path in declaration.deps}
-    if missing := [path for path, file in deps.items() if not os.path.lexists(file)]:
-        raise EngineError(
-            "The notebook's dependencies are not all there.",
-            value=f"missing in {folder}: {', '.join(missing)}",
-            next_step="make them first (`dvc repro` makes what other stages write), or mend the list",
-        )
     wanted = entries(folder, declaration.deps, links_to=declaration.links_to)
     for parent in {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}:
         if (folder / parent).is_dir():  # the notebook finds it there, too
@@ -86,17 +74,15 @@ def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declarat
     outs = outermost(declaration.outs)
     for out in outs:
         inside(folder, out, follow=False)
-    size = _ask(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
+    _ask(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
     try:
         return _replace(_Pieces(client, worker, scratch), folder, outs)
     except OSError as error:
-        if error.errno in DISK_FULL:
-            raise no_space(folder, size) from None
         raise EngineError(
             "What the notebook made cannot be put in place.",
             value=str(error),
-            expected=f"outs that can be written, or replaced, in {folder}",
-            next_step="see to that file; nothing was changed here",
+            expected=f"outs that can be written, or replaced, in {folder}, and room for them",
+            next_step="see to that file, or make room; nothing was changed here",
         ) from None
 
 
@@ -107,32 +93,21 @@ def remove(client, worker: str, scratch: str) -> None:
 
 # -- asking the worker ---------------------------------------------------------------------------------------------
 def _ask(client, worker: str, operation: str, *arguments) -> Any:
-    return client.sync(_call, client, worker, operation, *arguments)
-
-
-async def _call(client, worker: str, operation: str, *arguments) -> Any:
     """Have the worker do something for its `Store`: relayed by the scheduler, with no need for a free thread.
 
-    Raises EngineError when the worker or the scheduler goes meanwhile: Dask itself would wait longer.
+    Raises WorkerLost when the worker or the scheduler goes meanwhile: Dask itself would wait longer.
     """
-    asked = asyncio.ensure_future(private.ask_worker(client, worker, serve, operation, *arguments))
+    question = private.ask_worker(client, worker, serve, operation, *arguments)
+    asked = asyncio.run_coroutine_threadsafe(question, client.loop.asyncio_loop)
     try:
-        while not (await asyncio.wait({asked}, timeout=WATCH_SECONDS))[0]:
-            if client.status != "running":
-                raise OSError("the scheduler is gone")
-            known = await asyncio.wait_for(client.scheduler.identity(n_workers=-1), ANSWER_SECONDS)
-            if worker not in known["workers"]:
-                raise OSError("it has left the cluster")
-        answer = asked.result()
-        if isinstance(answer, OSError):
+        while not wait([asked], WATCH_SECONDS).done:
+            if reason := cluster.lost_contact(client, worker, ANSWER_SECONDS):
+                raise OSError(reason)
+        if isinstance(answer := asked.result(), OSError):
             raise answer
     except (OSError, KeyError) as error:
-        raise EngineError(
-            "The worker was lost while files were on their way.",
-            value=f"{worker} ({error!r})",
-            expected="a scheduler and a worker that live until the notebook's files are carried",
-            next_step="see the worker's log, then run again; nothing half-carried was put in place",
-        ) from None
+        what = "The worker was lost while files were on their way."
+        raise WorkerLost(what, value=f"{worker} ({error})", **LOST) from None
     finally:
         asked.cancel()
     if isinstance(answer, Exception):
@@ -159,10 +134,9 @@ class _Pieces:
 def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[str]:
     """Unpack ``outs`` beside their places in ``folder``, then rename them into place; return those that came.
 
-    Beside them, in hidden folders, because a rename works within a file system only, and outs may lie on several. The
-    folders bear the name of this process; what a killed one left is cleared by the next.
+    Beside them, in hidden folders, because a rename works within a file system only, and outs may lie on several.
     """
-    hidden = f"{STAGING}{os.getpid()}-{secrets.token_hex(4)}"
+    hidden = f".papermill-dask-{secrets.token_hex(8)}"
 
     def staged(out: PurePosixPath, kind: str) -> Path:
         return folder / out.parent / hidden / kind / out.name
@@ -172,7 +146,6 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[s
             for made in reversed([place for place in (parent, *parent.parents) if not place.exists()]):
                 made.mkdir()
                 cleanup.callback(_remove_empty, made)
-            _clear(parent)
             cleanup.callback(shutil.rmtree, parent / hidden, ignore_errors=True)
             for place in (parent / hidden, parent / hidden / "new", parent / hidden / "old"):
                 place.mkdir(mode=0o700)
@@ -206,18 +179,6 @@ def _move_back(source: Path, target: Path) -> None:
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _clear(parent: Path) -> None:
-    """Remove what killed clients left in ``parent``, after putting back what they had only half replaced."""
-    for place in parent.glob(f"{STAGING}*"):
-        if psutil.pid_exists(int(place.name.removeprefix(STAGING).partition("-")[0])):
-            continue
-        with contextlib.suppress(OSError):
-            for old in (place / "old").iterdir():
-                if not os.path.lexists(parent / old.name):
-                    old.rename(parent / old.name)
-            shutil.rmtree(place, ignore_errors=True)
 
 
 # -- files on either side ------------------------------------------------------------------------------------------
@@ -294,7 +255,7 @@ def members(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple
         for name in names:
             yield from members(folder, f"{path}/{name}", links_to, (*above, real))
     else:
-        why = "it is neither a file nor a folder" if file.exists() else "it is a link to nothing"
+        why = "it is neither a file nor a folder" if file.exists() else "there is nothing"
         raise refused(folder, path, why)
 
 
@@ -317,16 +278,6 @@ def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     target.chmod(member.mode & PERMISSIONS)
 
 
-def no_space(folder: Path, needed: int | None = None) -> EngineError:
-    """Return the error for a disk that is full, or would be with ``needed`` bytes."""
-    return EngineError(
-        "There is not enough space on the disk for the notebook's files.",
-        value=f"{HOST}:{folder} has {shutil.disk_usage(folder).free:,} bytes free",
-        expected=None if needed is None else f"{needed:,} bytes free",
-        next_step="make room there; nothing half-written was left",
-    )
-
-
 # -- the worker's store --------------------------------------------------------------------------------------------
 async def serve(operation: str, *arguments, dask_worker):
     """Call a method of the worker's `Store` for the client; return what it gives, or the EngineError that it raised.
@@ -340,12 +291,10 @@ async def serve(operation: str, *arguments, dask_worker):
     except EngineError as error:
         return error
     except OSError as error:
-        if error.errno in DISK_FULL:
-            return no_space(store.root)
         return EngineError(
             "The worker could not handle the notebook's files.",
-            value=f"{HOST}: {error}",
-            expected=f"a folder {store.root} that the worker can write to",
+            value=f"{socket.gethostname()}: {error}",
+            expected=f"a folder {store.root} that the worker can write to, with room for them",
             next_step="see to the worker's disk, or give the worker another folder with `--local-directory`",
         )
 
@@ -418,8 +367,8 @@ class Store:
                 # Whatever the mode was at home, the notebook's user writes here.
                 target.chmod(entry.mode | 0o600)
 
-    def pack(self, scratch: str, outs: list[str], partial: bool = False) -> int:
-        """Gather what the notebook left at ``outs`` in a tar file, for `read`; return its size in bytes.
+    def pack(self, scratch: str, outs: list[str], partial: bool = False) -> None:
+        """Gather what the notebook left at ``outs`` in a tar file, for `read`.
 
         Raises EngineError naming those that are not there; with ``partial`` they are passed over.
         """
@@ -432,11 +381,9 @@ class Store:
                 expected=", ".join(outs),
                 next_step="write them in the notebook, or take them out of the `outs`",
             )
-        found = [file for path in outs if path not in missing for file in members(files, path)]
         with tarfile.open(files.parent / "outgoing", "w", dereference=True) as tar:
-            for file in found:
+            for file in (file for path in outs if path not in missing for file in members(files, path)):
                 tar.add(file, file.relative_to(files).as_posix(), recursive=False)
-        return sum(file.stat().st_size for file in found if file.is_file())
 
     def read(self, scratch: str, offset: int, length: int) -> bytes:
         """Return a piece of the tar file that `pack` made."""

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import socket
 import sys
 import threading
@@ -158,9 +159,7 @@ def run_notebook(task: Task) -> dict[str, Any]:
         watch.join()
         del RUNS[key]
         if run.stopped and task.is_scratch:  # nobody may be left to ask for it
-            from papermill_dask.transfer import Store
-
-            Store.of(worker).remove(task.folder)
+            shutil.rmtree(Path(task.folder).parent, ignore_errors=True)
 
 
 def _run_cells(run: Run) -> dict[str, Any]:

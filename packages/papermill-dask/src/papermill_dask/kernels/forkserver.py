@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from papermill_dask import private
-from papermill_dask.kernels.parent import Request, end_with, supervise
-from papermill_dask.kernels.warm import LAUNCHER, TELL
+from papermill_dask.kernels.parent import Request, Stale, Unsafe, end_with, supervise
+from papermill_dask.kernels.warm import LAUNCHER
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
@@ -90,34 +90,28 @@ def serve_forks() -> NoReturn:
     os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
     private.start_fork_server(__name__)
     while True:
-        wish, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not wish:
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
             break
         # `start` waits for the imports; this thread waits for the worker's end.
-        arguments = (_tell if wish == TELL else _serve, Connection(descriptors[0]))
-        threading.Thread(target=_fork, args=arguments, daemon=True).start()
+        threading.Thread(target=_fork, args=(Connection(descriptors[0]),), daemon=True).start()
     shutil.rmtree(private.folder_of_fork_server(), ignore_errors=True)
     os._exit(0)  # kernels may live on
 
 
-def _fork(target: Callable[[Connection], None], connection: Connection) -> None:
+def _fork(connection: Connection) -> None:
     with connection, contextlib.suppress(EOFError, OSError):  # the server died; the worker notices
-        multiprocessing.get_context("forkserver").Process(target=target, args=(connection,)).start()
-
-
-def _tell(connection: Connection) -> None:
-    connection.send((imports.seconds, imports.reason))
+        multiprocessing.get_context("forkserver").Process(target=_serve, args=(connection,)).start()
 
 
 def _serve(connection: Connection) -> NoReturn:
-    supervise(connection, lambda request: imports.fork_kernel(request, connection), imports.changed_file)
+    supervise(connection, lambda request: imports.fork_kernel(request, connection), imports.check_files)
 
 
 class Imports:
     """The imports of this process: what they changed, and what it was before; a forked kernel needs both.
 
-    ``seconds`` says how long they took, ``environment`` which variables they set, and ``reason`` why kernels must not
-    be forked from here, if so.
+    ``environment`` says which variables they set, and ``reason`` why kernels must not be forked from here, if so.
     """
 
     def __init__(self, parent: int, modules: Sequence[str]) -> None:
@@ -138,7 +132,6 @@ class Imports:
         inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
-        self.seconds = time.time() - began
 
     def _import_all(self, modules: Sequence[str]) -> None:
         import ipykernel.kernelapp  # noqa: F401 - before all others, as in a kernel
@@ -162,12 +155,15 @@ class Imports:
         written = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
         self._handlers = [(handler, stream) for handler, stream in written if stream]
 
-    def changed_file(self) -> str | None:
-        """Return an imported file that is not what it was when it was imported, if there is one."""
-        return next((file for file, state in self._files.items() if _state(file) != state), None)
+    def check_files(self) -> None:
+        """Raise Stale naming an imported file that is not what it was when it was imported, if there is one."""
+        if file := next((file for file, state in self._files.items() if _state(file) != state), None):
+            raise Stale(f"{file} has changed")
 
     def fork_kernel(self, request: Request, connection: Connection) -> int:
-        """Fork the kernel of a request, without the supervisor's connection; return its process id."""
+        """Fork the kernel of a request, without the supervisor's connection; return its process id, or raise Unsafe."""
+        if self.reason:
+            raise Unsafe(self.reason)
         supervisor = os.getpid()
         with warnings.catch_warnings():
             # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.

@@ -29,23 +29,18 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from papermill_dask.kernels.parent import Request
+from papermill_dask.kernels.parent import Request, Stale, Unsafe
 from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 5.0  # from a warm process that is busy forking for others
 END_SECONDS = 10.0
-IMPORT_SECONDS = 15.0  # what a notebook waits, at most, for a warm process; then its kernel starts cold
-ROUND_SECONDS = 0.02
+FORK_SECONDS = 15.0  # what a notebook waits, at most, for a warm process that imports; then its kernel starts cold
+ROUND_SECONDS = 0.005
 RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
 LONGEST_FOLDER = 60  # bytes; a Unix socket's path has room for 104 to 108
 READY_SECONDS = 0.2
 GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
-
-
-class Stale(Exception):
-    """What a warm process has imported is not what a kernel would import now; or it is gone."""
 
 
 class Kernel:
@@ -90,10 +85,8 @@ class Kernel:
         """Receive the supervisor's messages until it is gone."""
         with contextlib.suppress(EOFError, OSError):
             match self._connection.recv():
-                case pid, None:
+                case int(pid):
                     self.started.set_result(pid)
-                case _, file:
-                    self.started.set_exception(Stale(f"{file} has changed"))
                 case error:
                     self.started.set_exception(error)
             self.ended.set_result(self._connection.recv())
@@ -111,15 +104,6 @@ class Kernel:
 
 async def _until(event: Future, seconds: float | None = None) -> None:
     await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(event)), seconds)
-
-
-async def _started(kernel: Kernel, seconds: float | None = None) -> Kernel:
-    try:
-        await _until(kernel.started, seconds)
-    except BaseException:
-        kernel.kill()
-        raise
-    return kernel
 
 
 class SupervisedProvisioner(LocalProvisioner):
@@ -146,20 +130,26 @@ class SupervisedProvisioner(LocalProvisioner):
         """Return a forked kernel that has started; None where there is nothing to fork from."""
         wanted = python_of(request["argv"]), request["env"]
         warm = WARM.find(*wanted)
-        # A cold kernel would import the same beside the warm process, and take longer.
-        deadline = time.monotonic() + IMPORT_SECONDS
-        while warm and warm.is_importing and time.monotonic() < deadline and not self.parent.unwanted:
-            await asyncio.sleep(ROUND_SECONDS)
-        if not warm or not warm.is_ready:
+        if not warm or warm.reason:
             return None
+        kernel, deadline = Kernel(warm.connect(), request), time.monotonic() + FORK_SECONDS
         try:
-            return await _started(Kernel(warm.connect(), request), ANSWER_SECONDS)
+            while not kernel.started.done() and not self.parent.unwanted and time.monotonic() < deadline:
+                await asyncio.sleep(ROUND_SECONDS)
+            if kernel.started.done():
+                kernel.started.result()
+                return kernel
+            logger.info("A kernel starts cold: the modules are not imported yet.")
         except Stale as reason:
             logger.info("The modules are imported again: %s.", reason)
-            warm.close()
+            WARM.remove(warm)
             WARM.find(*wanted)
-        except TimeoutError:
-            logger.warning("A kernel starts cold: the warm process did not answer within %g s.", ANSWER_SECONDS)
+        except Unsafe as reason:
+            logger.warning("Kernels start cold: %s.", reason)
+            warm.close(str(reason))
+        finally:
+            if not kernel.started.done():
+                kernel.kill()
         return None
 
     async def _start_cold(self, request: Request) -> Kernel:
@@ -169,8 +159,13 @@ class SupervisedProvisioner(LocalProvisioner):
             supervisor = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
-        request = request | {"argv": cold_command(request["argv"])}
-        return await _started(Kernel(Connection(ours.detach()), request, supervisor))
+        kernel = Kernel(Connection(ours.detach()), request | {"argv": cold_command(request["argv"])}, supervisor)
+        try:
+            await _until(kernel.started)
+        except BaseException:
+            kernel.kill()
+            raise
+        return kernel
 
     async def send_signal(self, signum: int) -> None:
         """Send a signal, but no interrupt before the kernel is asked to end, as jupyter_client does.

@@ -1,9 +1,8 @@
 """The supervisor of one kernel: its parent, which ends all that the kernel started once it, or the worker, is gone.
 
 It receives, over a connection to the worker, a request (``argv``, ``env``, ``cwd``, ``folder``), then the
-numbers of signals. It sends the kernel's process id and the imported file that has changed (None as a rule), or the
-OSError that kept the kernel from starting; then the exit code, which is negative for a signal, as in `subprocess`. The
-connection closes when no descendant of the kernel is left.
+numbers of signals. It sends the kernel's process id, or the error that kept the kernel from starting; then the exit
+code, which is negative for a signal, as in `subprocess`. The connection closes when the kernel has no descendant left.
 """
 
 from __future__ import annotations
@@ -29,6 +28,14 @@ ROUND_SECONDS = 0.005
 PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of another user, or deep in a broken disk
 
 
+class Stale(Exception):
+    """What a warm process has imported is not what a kernel would import now; or it is gone."""
+
+
+class Unsafe(Exception):
+    """No kernel may be forked from a warm process."""
+
+
 def main() -> NoReturn:
     """Run the command of a request, which may be any language's kernel; the command line names the connection."""
     descriptor = int(sys.argv[1])
@@ -38,9 +45,12 @@ def main() -> NoReturn:
 
 
 def supervise(
-    connection: Connection, start: Callable[[Request], int], changed: Callable[[], str | None] = lambda: None
+    connection: Connection, start: Callable[[Request], int], check: Callable[[], None] = lambda: None
 ) -> NoReturn:
-    """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left."""
+    """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left.
+
+    ``check`` may raise Stale while the kernel starts.
+    """
     with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
         os.setsid()
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
@@ -49,14 +59,18 @@ def supervise(
         request = connection.recv()
     except (EOFError, OSError):
         os._exit(0)
+    if connection.poll():  # killed, or its worker gone, while this process waited for the imports
+        os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
         os.chdir(request["cwd"])
         kernel = start(request)
-    except OSError as error:
+        check()
+    except (OSError, Stale, Unsafe) as error:
+        _end_descendants()
         _send(connection, error)
         os._exit(1)
-    code = _watch(connection, kernel) if _send(connection, (kernel, changed())) else None
+    code = _watch(connection, kernel) if _send(connection, kernel) else None
     is_told = code is not None and _send(connection, code)
     _end_descendants()
     if not is_told and request["folder"]:

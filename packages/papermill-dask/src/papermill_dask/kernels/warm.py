@@ -12,13 +12,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
 LAUNCHER = "ipykernel_launcher"
 MOST_PROCESSES = 2
-TELL, SERVE = b"t", b"s"  # what is wanted of a process forked from a warm one: to report its state, to be a supervisor
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{0} import {1}; {1}()"
 
@@ -44,12 +42,10 @@ def _significant(environment: Mapping[str, str]) -> dict[str, str]:
 class WarmProcess:
     """A fork server as the worker sees it.
 
-    ``seconds`` says how long the imports took, ``reason`` why no kernel can be forked from it; each is None until that
-    is known. Kernels are forked from it for ``python`` and an ``environment`` that `suits`.
+    Kernels are forked from it for ``python`` and an ``environment`` that `suits`; ``reason`` says why none can be.
     """
 
     def __init__(self, python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.seconds: float | None = None
         self.reason: str | None = None
         self._python, self._environment = python, _significant(environment)
         self._control, theirs = socket.socketpair()
@@ -63,58 +59,25 @@ class WarmProcess:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        threading.Thread(target=self._attend, name="warm-process", daemon=True).start()
-
-    @property
-    def is_importing(self) -> bool:
-        """Whether it is not known yet if kernels can be forked from it."""
-        return self.seconds is None and self.reason is None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether its imports are done and kernels can be forked."""
-        return self.seconds is not None and self.reason is None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether kernels were forked from it once, and cannot be any more."""
-        return self.seconds is not None and self.reason is not None
 
     def suits(self, python: tuple[str, ...], environment: Mapping[str, str]) -> bool:
         """Tell whether the imports of kernels with this interpreter and these variables would be the same."""
         return (python, _significant(environment)) == (self._python, self._environment)
 
     def connect(self) -> Connection:
-        """Return the connection to a kernel's supervisor, which is closed soon if the server has ended."""
-        return self._fork(SERVE)
-
-    def _fork(self, wish: bytes) -> Connection:
+        """Return the connection to a kernel's supervisor, which answers after the imports; closed if none can be."""
         ours, theirs = socket.socketpair()
         with theirs, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [wish], [theirs.fileno()])
+            socket.send_fds(self._control, [b"."], [theirs.fileno()])
         return Connection(ours.detach())
 
-    def close(self) -> None:
+    def close(self, reason: str | None = None) -> None:
         """End the process; kernels that were forked from it live on."""
-        self.reason = self.reason or "it was replaced"
+        self.reason = reason
         with contextlib.suppress(OSError):  # it has ended
             self._control.shutdown(socket.SHUT_RDWR)
-
-    def _attend(self) -> None:
-        """Wait for the imports, then for the end of the process."""
-        with self._fork(TELL) as connection:
-            try:
-                seconds, reason = connection.recv()
-            except (EOFError, OSError):
-                seconds, reason = None, "the warm process ended while it imported"
-        if reason and self.reason is None:
-            logger.warning("Kernels start cold: %s.", reason)
-        self.reason, self.seconds = self.reason or reason, None if reason else seconds
-        if self.reason:
-            self.close()
-        self.process.wait()
-        self.reason = self.reason or "it ended"
         self._control.close()
+        self.process.wait()
 
 
 class WarmProcesses:
@@ -140,7 +103,6 @@ class WarmProcesses:
             logger.info("Kernels start cold: forking a process with libraries is not safe on %s.", sys.platform)
             return None
         with self._lock:
-            self.processes = [process for process in self.processes if not process.has_ended]
             match = next((process for process in self.processes if process.suits(python, environment)), None)
             if match:
                 self.processes.remove(match)
@@ -148,6 +110,13 @@ class WarmProcesses:
             while len(self.processes) > MOST_PROCESSES:
                 self.processes.pop(0).close()
         return match
+
+    def remove(self, process: WarmProcess) -> None:
+        """End a process whose imports are out of date, or that has ended."""
+        with self._lock:
+            if process in self.processes:
+                self.processes.remove(process)
+                process.close()
 
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
@@ -179,16 +148,3 @@ def cold_command(argv: Sequence[str]) -> list[str]:
 
 
 WARM = WarmProcesses()
-
-
-def warm_state() -> dict[str, Any]:
-    """Return how far this worker's warm process is: whether it is ``ready``, and its ``pid``.
-
-    ``seconds`` says how long the imports took, ``reason`` why kernels start cold for good.
-    """
-    if not WARM.processes:
-        return {"ready": False, "pid": None, "seconds": None, "reason": "none was asked for"}
-    process = WARM.processes[-1]
-    return {
-        "ready": process.is_ready, "pid": process.process.pid, "seconds": process.seconds, "reason": process.reason
-    }  # fmt: skip
