@@ -26,8 +26,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow_ftp import connections
+from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, ArtifactMissing, StoreUnavailable
 from mlflow_ftp.certificate import ensure_certificate
-from mlflow_ftp.errors import ArtifactDamaged, ArtifactError, ArtifactMissing, StoreUnavailable
 from mlflow_ftp.repository import FTPArtifactRepository, ProxiedArtifactRepository
 from relay import ADDRESS, relaying
 from servers import PASSWORD, USER, Server, free_port, started_server, store_file

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mlflow_ftp.errors import ArtifactError
+from mlflow_ftp.artifact_errors import ArtifactError
 from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftps.ssl import SSLConnectionMixin
 from servers import PASSWORD, USER, Server, required, started_server, wait_for
@@ -125,11 +125,11 @@ def test_password_is_neither_logged_nor_shown(server):
 
 
 def test_private_names_of_pyftpdlib_exist():
-    """The names in `compat.py` beyond pyftpdlib's documentation are still in use."""
+    """The names in `pyftpdlib_internals.py` beyond pyftpdlib's documentation are still in use."""
     lost = [name for name in ("_error",) if f"self.{name}" not in inspect.getsource(SSLConnectionMixin)]
-    assert not lost, f"pyftpdlib's SSLConnectionMixin has lost {lost}: see mlflow_ftp.compat"
+    assert not lost, f"pyftpdlib's SSLConnectionMixin has lost {lost}: see mlflow_ftp.pyftpdlib_internals"
     wraps = "raise _FileReadWriteError(err) from err" in inspect.getsource(DTPHandler.handle_read)
-    assert wraps, "pyftpdlib wraps errors of the disk in another way: see mlflow_ftp.compat"
+    assert wraps, "pyftpdlib wraps errors of the disk in another way: see mlflow_ftp.pyftpdlib_internals"
 
 
 @contextmanager

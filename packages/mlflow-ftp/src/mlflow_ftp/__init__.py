@@ -1,6 +1,6 @@
 """Keep MLflow's artifacts on an FTP server, whole or not at all, and checked on read.
 
-Public are also `mlflow_ftp.repository` (the stores), `mlflow_ftp.errors` and `mlflow_ftp.server`.
+Public are also `mlflow_ftp.repository` (the stores), `mlflow_ftp.artifact_errors` and `mlflow_ftp.server`.
 """
 
 from __future__ import annotations

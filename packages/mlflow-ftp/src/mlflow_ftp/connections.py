@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from mlflow_ftp.errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
+from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
 
 TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
 END_SECONDS = 2  # for the other side's word that a TLS stream has ended; some never say it

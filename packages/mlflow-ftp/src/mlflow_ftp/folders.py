@@ -21,23 +21,10 @@ class Entry(NamedTuple):
 
 def is_folder(connection: Connection, path: str) -> bool:
     """Tell whether there is a folder; a file, or nothing, is none."""
-    return _ask(connection, f"CWD {path}") is not None
-
-
-def find_size(connection: Connection, path: str) -> int | None:
-    """Return a file's size in bytes, or None when there is no such file."""
-    reply = _ask(connection, f"SIZE {path}")
-    return None if reply is None else int(reply.split()[-1])
-
-
-def _ask(connection: Connection, command: str) -> str | None:
-    """Return a reply, or None when there is no such file or folder."""
-    (reply,) = connection.burst(command)
-    if isinstance(reply, str):
-        return reply
-    if str(reply)[:3] != "550":
+    (reply,) = connection.burst(f"CWD {path}")
+    if isinstance(reply, ftplib.Error) and str(reply)[:3] != "550":
         raise reply
-    return None
+    return isinstance(reply, str)
 
 
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
@@ -114,10 +101,11 @@ def remove_file(connection: Connection, path: str) -> None:
 
 
 def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
-    paths = {posixpath.join(folder, entry.name): entry.is_folder for entry in entries}
-    commands = [f"{'RMD' if is_dir else 'DELE'} {path}" for path, is_dir in paths.items()]
-    for (path, is_dir), reply in zip(paths.items(), connection.burst(*commands), strict=True):
-        if isinstance(reply, ftplib.Error):
-            is_there = is_folder(connection, path) if is_dir else find_size(connection, path) is not None
-            if is_there:
-                raise reply
+    commands = {
+        entry.name: f"{'RMD' if entry.is_folder else 'DELE'} {posixpath.join(folder, entry.name)}" for entry in entries
+    }
+    replies = dict(zip(commands, connection.burst(*commands.values()), strict=True))
+    if refused := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
+        for entry in list_folder(connection, folder):
+            if entry.name in refused:
+                raise refused[entry.name]

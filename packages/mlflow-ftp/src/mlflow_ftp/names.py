@@ -9,7 +9,7 @@ from pathlib import Path
 
 LONGEST_NAME = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
 TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
-MARK = re.compile(r"(\.~[0-9a-f]{16}\.)[0-9a-f]{64}\.sha256")
+MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
 def new_temporary(name: str) -> str:
@@ -27,11 +27,6 @@ def mark_prefix(name: str) -> str:
     return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
 
 
-def prefix_of(name: str) -> str | None:
-    """Return the beginning of a mark, which all marks of its artifact share; None for other names."""
-    return mark[1] if (mark := MARK.fullmatch(name)) else None
-
-
 def is_temporary(name: str) -> bool:
     """Return whether a name is that of a part of an upload."""
     return bool(TEMPORARY.fullmatch(name))
@@ -39,7 +34,7 @@ def is_temporary(name: str) -> bool:
 
 def is_own(name: str) -> bool:
     """Return whether the store uses a name for itself."""
-    return is_temporary(name) or prefix_of(name) is not None
+    return is_temporary(name) or bool(MARK.fullmatch(name))
 
 
 def remove_temporaries(folder: Path) -> int:

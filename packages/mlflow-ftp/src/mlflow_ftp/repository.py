@@ -29,8 +29,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 from mlflow_ftp import folders, names
-from mlflow_ftp.connections import BLOCK_BYTES, Connection, lend, parse
-from mlflow_ftp.errors import (
+from mlflow_ftp.artifact_errors import (
     ArtifactDamaged,
     ArtifactError,
     ArtifactMissing,
@@ -39,6 +38,7 @@ from mlflow_ftp.errors import (
     StoreSilent,
     StoreUnavailable,
 )
+from mlflow_ftp.connections import BLOCK_BYTES, Connection, lend, parse
 
 AT_ONCE = 8
 PAUSES_SECONDS = (0.25, 0.5, 1.0)

@@ -10,7 +10,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,8 @@ import dask.config
 from jupyter_client.kernelspec import NoSuchKernel
 
 from papermill_dask import private
-from papermill_dask.config import NotebookOptions
 from papermill_dask.failures import LOST, EngineError, WorkerLost
-from papermill_dask.worker import describe, listens, process_facts
+from papermill_dask.worker import describe, installed_versions, listens
 
 if TYPE_CHECKING:
     from distributed import Client, Semaphore
@@ -49,17 +48,14 @@ class Worker:
 
     address: str
     name: str
-    resources: dict[str, float]
     notebooks: int
     id: str | None = None
     sees_folder: bool = False
-    is_local: bool = False
     running: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        resources = ", ".join(f"{name}={amount:g}" for name, amount in sorted(self.resources.items())) or "none"
-        return f"{self.name} ({self.address}): resources {resources}"
+        return f"{self.name} ({self.address}): {'; '.join(self.problems)}"
 
 
 @contextlib.contextmanager
@@ -111,8 +107,13 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 
 
 # -- what the workers are ------------------------------------------------------------------------------------------
-def survey(client: Client, kernel_name: str | None = None, folder: Path | None = None) -> list[Worker]:
-    """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment."""
+def survey(
+    client: Client, kernel_name: str | None = None, folder: Path | None = None, asked: dict[str, float] | None = None
+) -> list[Worker]:
+    """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment.
+
+    ``asked`` are the resources that it must have.
+    """
     try:
         # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
         known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
@@ -120,29 +121,27 @@ def survey(client: Client, kernel_name: str | None = None, folder: Path | None =
         raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
     declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
     with _sign_in(folder) as sign:
-        answers = client.sync(_ask_all, client, list(known), describe, sign)
-    here = process_facts()
+        answers = client.sync(_describe_all, client, known, sign)
     workers = []
     for address, answer in answers.items():
         info = known[address]
         resources = info.get("resources", {})
         facts, problems = {}, [f"does not answer: {answer!r}"]
-        if isinstance(answer, ImportError):
-            problems = [f"papermill-dask is not installed there ({answer})"]
-        elif isinstance(answer, dict):
-            facts, problems = answer, _differences(answer, here, kernel_name)
+        if isinstance(answer, dict):
+            facts, problems = answer, _differences(answer, kernel_name)
         seats = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
         if not seats:
             problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
+        for name, amount in (asked or {}).items():
+            if resources.get(name, 0) < amount:
+                problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
         workers.append(
             Worker(
                 address=address,
                 name=str(info["name"]),
-                resources=resources,
                 notebooks=seats,
                 id=facts.get("id"),
                 sees_folder=facts.get("sees", False),
-                is_local=facts.get("machine") == here["machine"],
                 running=facts.get("running", []),
                 problems=problems,
             )
@@ -150,12 +149,12 @@ def survey(client: Client, kernel_name: str | None = None, folder: Path | None =
     return workers
 
 
-async def _ask_all(client: Client, workers: Iterable[str], function: Callable, *arguments: Any) -> dict[str, Any]:
-    """Call a function on workers; give what each returns, or the error that kept it from that."""
+async def _describe_all(client: Client, workers: Iterable[str], sign: str | None) -> dict[str, Any]:
+    """Have each worker `describe` itself; give what each returns, or the error that kept it from that."""
 
     async def ask(worker: str) -> Any:
         try:  # each for itself: one that hangs must not keep the others waiting for long
-            return await asyncio.wait_for(private.ask_worker(client, worker, function, *arguments), ANSWER_SECONDS)
+            return await asyncio.wait_for(private.ask_worker(client, worker, describe, sign), ANSWER_SECONDS)
         except Exception as error:  # noqa: BLE001 - whatever kept it from answering is what is wrong with it
             return error
 
@@ -172,14 +171,14 @@ def _sign_in(folder: Path | None) -> Iterator[str | None]:
         yield sign.name
 
 
-def _differences(answer: dict, here: dict, kernel_name: str | None) -> list[str]:
+def _differences(answer: dict, kernel_name: str | None) -> list[str]:
     differences = [
         f"{package} {answer['versions'].get(package, 'not installed')} instead of {version}"
-        for package, version in here["versions"].items()
+        for package, version in installed_versions().items()
         if answer["versions"].get(package) != version
     ]
     if kernel_name and kernel_name not in answer["kernels"]:
-        differences.append(f"no kernel `{kernel_name}` (it has: {', '.join(answer['kernels']) or 'none'})")
+        differences.append(f"No such kernel named {kernel_name} (it has: {', '.join(answer['kernels']) or 'none'})")
     return differences
 
 
@@ -189,40 +188,24 @@ def running(client: Client) -> list[dict[str, Any]]:
     return [{**row, "worker": worker.address} for worker in workers for row in worker.running]
 
 
-# -- which of them suit --------------------------------------------------------------------------------------------
-def select(workers: list[Worker], options: NotebookOptions, kernel_name: str | None = None) -> list[Worker]:
-    """Return the workers on which a notebook with these options can run.
+def suiting(workers: list[Worker]) -> list[Worker]:
+    """Return the workers on which a notebook can run.
 
-    Raises EngineError at once, with what there is, when no worker has what is asked for, or all differ from this
-    environment; KernelMissing when the kernel is all that they lack.
+    Raises EngineError at once, with what there is, when there is none; KernelMissing when the kernel is all that they
+    lack.
     """
-    fit = [worker for worker in workers if not worker.problems]
-    if not fit:
-        listed = "\n".join(f"    {worker.name} ({worker.address}): {'; '.join(worker.problems)}" for worker in workers)
-        only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("no kernel") for w in workers)
-        what = "No worker of the cluster can run this notebook as it would run here."
-        raise (KernelMissing if only_kernel else EngineError)(
-            f"No such kernel named {kernel_name}. {what}" if only_kernel else what,
-            value=f"what differs:\n{listed}",
-            expected=f"workers with the kernel `{kernel_name}` and this environment's versions",
-            next_step="install the same versions and the kernel where the workers run, then restart them",
-        )
-    for worker in workers:
-        if worker.problems:
-            logger.warning("The worker %s is left out: %s", worker.name, "; ".join(worker.problems))
-    chosen = [
-        worker
-        for worker in fit
-        if all(worker.resources.get(name, 0) >= amount for name, amount in options.resources.items())
-    ]
-    if not chosen:
-        raise EngineError(
-            "No worker has what the notebook asks for.",
-            value=", ".join(f"resource {name}={amount:g}" for name, amount in options.resources.items()),
-            expected="something that one of these workers has:\n" + "\n".join(f"    {worker}" for worker in fit),
-            next_step="start a worker that has it (`dask worker --resources`), or ask for less",
-        )
-    return chosen
+    if chosen := [worker for worker in workers if not worker.problems]:
+        if len(chosen) < len(workers):
+            left_out = " | ".join(str(worker) for worker in workers if worker.problems)
+            logger.warning("Workers that do not suit this notebook: %s", left_out)
+        return chosen
+    only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("No such kernel") for w in workers)
+    raise (KernelMissing if only_kernel else EngineError)(
+        "No worker of the cluster can run this notebook as it asks, and as it would run here.",
+        value="what differs:\n" + "\n".join(f"    {worker}" for worker in workers),
+        expected="workers with this environment's versions, the notebook's kernel, and the resources that it asks for",
+        next_step="install the same where the workers run, or start one with the resources (`dask worker --resources`)",
+    )
 
 
 # -- room on one of them -------------------------------------------------------------------------------------------

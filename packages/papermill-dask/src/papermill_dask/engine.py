@@ -94,7 +94,7 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
     """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
     lost: list[dict[str, Any]] = []
     while True:
-        workers = cluster.select(_survey(executed, kernel_name, client), options, kernel_name)
+        workers = cluster.suiting(_survey(executed, kernel_name, client, options))
         with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.room(client, workers) as worker:
             attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
             began = time.time()
@@ -120,11 +120,11 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
         executed.notebook_start()
 
 
-def _survey(executed, kernel_name: str, client) -> list[cluster.Worker]:
+def _survey(executed, kernel_name: str, client, options: NotebookOptions) -> list[cluster.Worker]:
     """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
     output, is_waiting = cluster.this_output(executed.output_path), False
     while True:
-        workers = cluster.survey(client, kernel_name, Path.cwd())
+        workers = cluster.survey(client, kernel_name, Path.cwd(), options.resources)
         busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
         if not busy:
             return workers
@@ -286,7 +286,6 @@ class Attempt:
             folder=str(Path.cwd()),
             environment=_forwarded_environment(options),
             output=cluster.this_output(executed.output_path),
-            is_remote=not worker.is_local,
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended

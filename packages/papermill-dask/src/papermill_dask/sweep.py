@@ -25,7 +25,7 @@ TICK_SECONDS = 0.2
 
 @dataclass
 class NotebookRun:
-    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` or `not run`."""
+    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` (or waited for a worker), or `not run`."""
 
     parameters: dict[str, Any]
     output: Path
@@ -49,10 +49,8 @@ class Sweep:
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for each run: its parameters, status, seconds and metrics."""
-        names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         return [
-            {**run.parameters, "status": run.status, "seconds": run.seconds and round(run.seconds, 1)}
-            | {name: run.metrics.get(name) for name in names}
+            {**run.parameters, "status": run.status, "seconds": run.seconds and round(run.seconds, 1)} | run.metrics
             for run in self.runs
         ]
 
@@ -117,12 +115,9 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int], t
     if signals:
         return
     run.output.unlink(missing_ok=True)  # of an earlier time
-    # papermill fills in parameters between braces, of which paths have none.
-    source, output = (str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, run.output))
+    options = {"engine_name": "dask", "client": client, "progress_bar": False}
     try:
-        papermill.execute_notebook(
-            source, output, run.parameters, engine_name="dask", client=client, progress_bar=False
-        )
+        papermill.execute_notebook(str(notebook), str(run.output), run.parameters, **options)
         run.status = "done"
     except Exception as error:  # noqa: BLE001 - whatever it is, the other notebooks go on
         run.status = "stopped" if signals else "failed"
@@ -133,29 +128,23 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int], t
         run.seconds = document["metadata"]["papermill"]["duration"]
         for logged in document["metadata"].get(METADATA, {}).get("runs", []):
             run.metrics = logged["metrics"] | run.metrics
-        statuses = {cell["metadata"].get("papermill", {}).get("status") for cell in document["cells"]}
-        if run.status == "stopped" and statuses <= {"pending"}:  # it waited for a worker
-            run.status, run.seconds = "not run", None
-            run.output.unlink()
     tell(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
 
 
 @click.command()
 @click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("-p", "fixed", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all runs.")
 @click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
 @click.option("--csv", "file", type=click.File(), help="A run for each row of this file.")
-def main(notebook: Path, fixed, sweeps, file) -> None:
+def main(notebook: Path, sweeps, file) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     rows = list(csv.DictReader(file, restkey="", restval=None)) if file else [{}]
     if not rows or any("" in row or None in row.values() for row in rows):
         raise EngineError("The file of parameters cannot be read.", value=file.name, expected="a value in each column")
-    texts = [dict(fixed) | row for row in rows]
-    every = [{name: read_parameter(text) for name, text in row.items()} for row in texts]
+    every = [{name: read_parameter(text) for name, text in row.items()} for row in rows]
     every = [parameters | chosen for parameters in every for chosen in combinations(sweeps)]
     sweep = run_many(notebook, every, tell=lambda line: click.echo(line, err=True))
     table = sweep.table()
-    writer = csv.DictWriter(sys.stdout, table[0])
+    writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))
     writer.writeheader()
     writer.writerows(table)
     sys.exit(sweep.exit_code)

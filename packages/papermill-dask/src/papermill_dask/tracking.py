@@ -29,7 +29,6 @@ CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the tracked files that differ
 TASK_TAG = "papermill_dask.task"
 NOTEBOOK_TAG = "papermill_dask.notebook."  # and an executed notebook's name: its sha256
 COMMIT_TAG = "mlflow.source.git.commit"
-DIRTY_TAG = "mlflow.source.git.dirty"
 MOST_CHANGES = 100
 CONNECT_SECONDS = 2.0
 
@@ -52,9 +51,8 @@ class TaskContext:
 
     def tags(self) -> dict[str, str]:
         """Return the tags."""
-        commit, changes = os.environ.get(COMMIT_VARIABLE), os.environ.get(CHANGES_VARIABLE, "")
-        git = {COMMIT_TAG: commit, DIRTY_TAG: str(bool(changes)).lower()} if commit else {}
-        return {TASK_TAG: os.environ[TASK_VARIABLE]} | git
+        variables = {TASK_TAG: TASK_VARIABLE, COMMIT_TAG: COMMIT_VARIABLE}
+        return {tag: os.environ[name] for tag, name in variables.items() if name in os.environ}
 
 
 @dataclass
@@ -71,12 +69,12 @@ class NotebookRuns:
         return cls(task, environment.get(URI_VARIABLE) if is_installed() else None)
 
     def check_reachable(self) -> None:
-        """Raise EngineError when the tracking server has a loopback address that means another machine than this."""
+        """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
         if urlsplit(self.uri or "").hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
             raise EngineError(
                 f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
-                value=f"{URI_VARIABLE}={self.uri}: loopback, which is another machine there than here",
-                expected="an address that the workers reach, too",
+                value=f"{URI_VARIABLE}={self.uri}: loopback, where each machine means itself",
+                expected="a server that runs, at an address that the workers reach, too",
                 next_step=f"set {URI_VARIABLE} to one; unset it for a notebook that tracks nothing",
             )
 

@@ -143,9 +143,7 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[s
 
     with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as undo:
         for parent in dict.fromkeys(folder / out.parent for out in outs):
-            for made in reversed([place for place in (parent, *parent.parents) if not place.exists()]):
-                made.mkdir()
-                cleanup.callback(_remove_empty, made)
+            parent.mkdir(parents=True, exist_ok=True)
             cleanup.callback(shutil.rmtree, parent / hidden, ignore_errors=True)
             for place in (parent / hidden, parent / hidden / "new", parent / hidden / "old"):
                 place.mkdir(mode=0o700)
@@ -174,11 +172,6 @@ def _move(source: Path, target: Path, undo: contextlib.ExitStack) -> None:
 def _move_back(source: Path, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         target.rename(source)
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 # -- files on either side ------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Task:
     ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
     event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``
     and sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled
-    for this notebook. ``is_remote``: the worker is another machine than the client's. ``output`` names the output.
+    for this notebook. ``output`` names the output.
     """
 
     notebook: dict[str, Any]
@@ -48,7 +48,6 @@ class Task:
     environment: dict[str, str]
     output: str | None = None
     is_scratch: bool = False
-    is_remote: bool = False
 
 
 @dataclass
@@ -87,17 +86,13 @@ class Run:
 
 
 # -- what a client asks --------------------------------------------------------------------------------------------
-def process_facts() -> dict[str, Any]:
-    """Return by what two processes differ: Python, the packages' versions, the machine."""
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that must be the same on client and worker."""
     versions = {"Python": "{}.{}".format(*sys.version_info)}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    machine = socket.gethostname()
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot} {Path('/proc/self/ns/net').readlink()}"
-    return {"versions": versions, "machine": machine}
+    return versions
 
 
 def describe(sign: str | None, dask_worker) -> dict[str, Any]:
@@ -109,7 +104,8 @@ def describe(sign: str | None, dask_worker) -> dict[str, Any]:
          "since": run.since, "output": run.task.output}
         for run in list(RUNS.values())
     ]  # fmt: skip
-    return process_facts() | {
+    return {
+        "versions": installed_versions(),
         "id": dask_worker.id,
         "kernels": sorted(find_kernel_specs()),
         "sees": sign is not None and Path(sign).exists(),
@@ -173,8 +169,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
     manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
     try:
-        if task.is_remote:
-            runs.check_reachable()
+        runs.check_reachable()
         run.kernel = KernelClient(manager, run, before_end=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stopped:
             run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
