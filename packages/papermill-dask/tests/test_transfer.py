@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -19,7 +19,7 @@ import pytest
 from hosts import Cluster, new_cluster, small_disk, wait_for
 from papermill_dask import EngineError
 from papermill_dask.stage import Declaration
-from papermill_dask.transfer import entries, fetch, remove, send
+from papermill_dask.transfer import entries, fetch, scratch_folder
 
 MB = 10**6
 
@@ -32,6 +32,7 @@ class Transfer:
     client: object
     worker: str
     disk: Path
+    carried: dict[str, contextlib.ExitStack] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -51,9 +52,13 @@ class Transfer:
         """What the worker has of files that are on their way."""
         return list(self.disk.glob("dask-scratch-space/worker-*/papermill-dask/scratch/*/incoming"))
 
-    def send(self, folder, *deps, outs=(), **options) -> str:
-        """Send files to the worker."""
-        return send(self.client, self.worker, folder, Declaration(deps, tuple(outs)), **options)
+    def send(self, folder, *deps, outs=(), links_to=()) -> str:
+        """Send files to the worker; return the scratch folder, which stays until it is removed."""
+        stack = contextlib.ExitStack()
+        declaration = Declaration(deps, tuple(outs), links_to=links_to)
+        scratch = stack.enter_context(scratch_folder(self.client, self.worker, folder, declaration))
+        self.carried[scratch] = stack
+        return scratch
 
     def fetch(self, scratch, folder, *outs, **options) -> list[str]:
         """Fetch files from the worker."""
@@ -61,7 +66,7 @@ class Transfer:
 
     def remove(self, scratch) -> None:
         """Remove a scratch folder on the worker."""
-        remove(self.client, self.worker, scratch)
+        self.carried.pop(scratch).close()
 
 
 @contextlib.contextmanager
@@ -206,8 +211,7 @@ def test_send_follows_links_inside_the_folder(cluster, folder):
     (folder / "data").mkdir()
     (folder / "data" / "near").symlink_to("../real")
     (folder / "far").symlink_to(cache)
-    allowed = Declaration(("data", "far"), links_to=(cache.parent,))
-    scratch = send(cluster.client, cluster.worker, folder, allowed)
+    scratch = cluster.send(folder, "data", "far", links_to=(cache.parent,))
     assert tree(Path(scratch)) == {"data": None, "data/near": (b"content", 0o644), "far": (b"content", 0o644)}
     assert not Path(scratch, "far").is_symlink()
     cluster.remove(scratch)
@@ -355,10 +359,10 @@ def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
     """Ctrl-C while files are on their way: the client ends at once, and its scratch folder is gone."""
     write_large(folder / "large", 600 * MB)
     program = (
-        "from pathlib import Path; from distributed import Client; from papermill_dask.transfer import send\n"
+        "from pathlib import Path; from distributed import Client; from papermill_dask.transfer import scratch_folder\n"
         "from papermill_dask.stage import Declaration\n"
         f"client = Client({cluster.client.scheduler.address!r}, set_as_default=False)\n"
-        f"send(client, {cluster.worker!r}, Path({str(folder)!r}), Declaration(('large',)))"
+        f"with scratch_folder(client, {cluster.worker!r}, Path({str(folder)!r}), Declaration(('large',))): pass"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program],

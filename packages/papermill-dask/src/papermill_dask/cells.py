@@ -76,17 +76,8 @@ class KernelClient(PapermillNotebookClient):
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
         captured = kind in OUTPUT_MESSAGES and private.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):
-            self._run.tell(
-                "message",
-                index=cell_index,
-                message={
-                    "msg_type": msg["msg_type"],
-                    "header": {"date": msg["header"].get("date"), "msg_type": msg["msg_type"]},
-                    "parent_header": {"msg_id": parent},
-                    "metadata": msg.get("metadata", {}),
-                    "content": msg["content"],
-                },
-            )
+            parts = {name: msg[name] for name in ("msg_type", "header", "metadata", "content")}
+            self._run.tell("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
         return super().process_message(msg, cell, cell_index)
 
     @contextlib.contextmanager

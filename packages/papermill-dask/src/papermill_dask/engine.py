@@ -276,7 +276,6 @@ class Attempt:
             notebook=json.loads(json.dumps(executed.nb)),  # plain dicts, which unpickle without nbformat
             name=name,
             kernel_name=kernel_name,
-            topic=f"{name}-{uuid.uuid4().hex}",
             options=merge_kwargs(
                 remove_args(["timeout", "startup_timeout"], **keywords),
                 timeout=execution_timeout or keywords.get("timeout"),
@@ -293,11 +292,16 @@ class Attempt:
     def run(self) -> None:
         """Submit the task, follow it to its end, and leave nothing of it; raises what ended it early."""
         client, task, address = self._client, self._task, self.worker.address
-        future = declaration = None
-        try:
+        with contextlib.ExitStack() as stack:
+            declaration = None
             if not self.worker.sees_folder:
-                declaration = self._send_files()
-            client.subscribe_topic(task.topic, lambda event: self._events.put(json.loads(event[1])))
+                from papermill_dask import transfer
+
+                declaration = self._declaration()
+                task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
+                task.is_scratch = True
+            client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
+            stack.callback(private.forget, client, self.key)
             future = client.submit(
                 run_notebook,
                 task,
@@ -308,21 +312,12 @@ class Attempt:
                 workers=[address],
                 allow_other_workers=False,
             )
+            # Does nothing to what is done; what still runs is ended by its worker.
+            stack.callback(lambda: client.status == "running" and future.cancel())
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             ending = self._follow(future)
             if declaration and not ending["failed"]:  # what a notebook that failed has made is not what was declared
-                from papermill_dask.transfer import fetch
-
-                fetch(client, address, task.folder, Path.cwd(), declaration)
-        except WorkerLost:
-            task.is_scratch = False  # out of reach: the worker, or the next one there, removes it
-            raise
-        finally:
-            if client.status == "running":
-                if future is not None:
-                    future.cancel()  # does nothing to what is done; what still runs is ended by its worker
-                self._remove_files()
-                private.forget(client, task.topic)
+                transfer.fetch(client, address, task.folder, Path.cwd(), declaration)
         metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
         self.runs = ending["runs"]
@@ -393,26 +388,15 @@ class Attempt:
             self._executed.cell_exception(cell, cell_index=event["index"])
         self._executed.cell_complete(cell, cell_index=event["index"])
 
-    def _send_files(self) -> stage.Declaration:
-        """Bring what is declared to a worker without shared disk; return the declaration."""
-        from papermill_dask.transfer import send
-
-        declared = stage.declaration(self._options, self._executed.output_path)
-        if not declared.deps and not declared.outs:
+    def _declaration(self) -> stage.Declaration:
+        """Return what travels to a worker without shared disk, and back."""
+        declaration = stage.declaration(self._options, self._executed.output_path)
+        if not declaration.deps and not declaration.outs:
             logger.warning(
                 "The worker %s does not see this folder, and nothing is declared to travel: the notebook runs in an "
                 "empty folder (options deps and outs, or the stage in dvc.yaml).", self.worker.address
             )  # fmt: skip
-        self._task.folder = send(self._client, self.worker.address, Path.cwd(), declared)
-        self._task.is_scratch = True
-        return declared
-
-    def _remove_files(self) -> None:
-        if self._task.is_scratch:
-            from papermill_dask.transfer import remove
-
-            with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
-                remove(self._client, self.worker.address, self._task.folder)
+        return declaration
 
 
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:

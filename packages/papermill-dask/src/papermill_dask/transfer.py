@@ -28,16 +28,16 @@ from papermill_dask.stage import Declaration
 PERMISSIONS = 0o777
 PIECE_BYTES = 2**20  # under way at a time: this bounds the memory on all three sides
 WATCH_SECONDS = 1.0
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 1.5
 
 
 # -- the client ----------------------------------------------------------------------------------------------------
-def send(client, worker: str, folder: Path, declaration: Declaration) -> str:
-    """Bring the deps in ``folder`` to ``worker`` and return the path there of a scratch folder with them.
+@contextlib.contextmanager
+def scratch_folder(client, worker: str, folder: Path, declaration: Declaration) -> Iterator[str]:
+    """Bring the deps in ``folder`` to a scratch folder on ``worker``; yield its path there, and remove it after.
 
-    What the worker holds already, by its hash, is not sent. The caller removes the folder with `remove`. Raises
-    EngineError for a dep that is missing or leaves ``folder``, for a full disk, and when the worker or the scheduler is
-    lost; then no folder is left.
+    What the worker holds already, by its hash, is not sent. Raises EngineError for a dep that is missing or leaves
+    ``folder``, for a full disk, and when the worker or the scheduler is lost.
     """
     for path in declaration.outs:
         inside(folder, path, follow=False)
@@ -46,23 +46,30 @@ def send(client, worker: str, folder: Path, declaration: Declaration) -> str:
         if (folder / parent).is_dir():  # the notebook finds it there, too
             wanted.append(Entry(parent, "", 0, 0o755))
     scratch, lacking = _ask(client, worker, "open", wanted)
-    pieces, by_hash = _Pieces(client, worker, scratch), {entry.md5: entry for entry in wanted}
     try:
         if lacking:
-            with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:
-                for md5 in lacking:
-                    member = tarfile.TarInfo(md5)
-                    member.size = by_hash[md5].size
-                    with (folder / by_hash[md5].path).open("rb") as content:
-                        tar.addfile(member, content)
+            _send(
+                _Pieces(client, worker, scratch), folder, {entry.md5: entry for entry in wanted if entry.md5 in lacking}
+            )
         _ask(client, worker, "fill", scratch, wanted)
-    except BaseException as error:
-        with contextlib.suppress(EngineError):
-            remove(client, worker, scratch)
-        if isinstance(error, OSError):
-            raise EngineError("A dependency of the notebook cannot be read.", value=str(error)) from None
-        raise
-    return scratch
+        yield scratch
+    finally:
+        if client.status == "running":
+            with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
+                _ask(client, worker, "remove", scratch)
+
+
+def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
+    """Send contents by their hash in one tar file."""
+    try:
+        with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:
+            for md5, entry in contents.items():
+                member = tarfile.TarInfo(md5)
+                member.size = entry.size
+                with (folder / entry.path).open("rb") as content:
+                    tar.addfile(member, content)
+    except OSError as error:
+        raise EngineError("A dependency of the notebook cannot be read.", value=str(error)) from None
 
 
 def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> list[str]:
@@ -84,11 +91,6 @@ def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declarat
             expected=f"outs that can be written, or replaced, in {folder}, and room for them",
             next_step="see to that file, or make room; nothing was changed here",
         ) from None
-
-
-def remove(client, worker: str, scratch: str) -> None:
-    """Remove a scratch folder on ``worker``; raise EngineError when the worker is lost."""
-    _ask(client, worker, "remove", scratch)
 
 
 # -- asking the worker ---------------------------------------------------------------------------------------------

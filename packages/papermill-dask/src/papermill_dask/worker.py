@@ -21,8 +21,7 @@ from papermill_dask import private, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 
 PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
-WATCH_SECONDS = 0.2
-ASK_SECONDS = 1.0  # between two questions to the scheduler
+WATCH_SECONDS = 0.4
 ANSWER_SECONDS = 2.0
 SILENCE_SECONDS = 4.0  # without an answer before the scheduler's address is tried
 RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
@@ -32,16 +31,14 @@ RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by t
 class Task:
     """What a worker needs to run a notebook: plain data.
 
-    ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``topic`` the Dask
-    event topic for what happens, ``worker`` the id of the worker that it is for. The kernel runs in ``folder``
-    and sees ``environment`` on top of the worker's own. ``is_scratch``: the folder was filled
-    for this notebook. ``output`` names the output.
+    ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``worker`` the id
+    of the worker that it is for. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
+    ``is_scratch``: the folder was filled for this notebook. ``output`` names the output.
     """
 
     notebook: dict[str, Any]
     name: str
     kernel_name: str
-    topic: str
     options: dict[str, Any]
     worker: str
     folder: str
@@ -52,7 +49,10 @@ class Task:
 
 @dataclass
 class Run:
-    """A notebook on this worker, from the moment that Dask starts its task until nothing of it is left."""
+    """A notebook on this worker, from the moment that Dask starts its task until nothing of it is left.
+
+    ``stopped`` says why it must end: not wanted any more, or its worker is going.
+    """
 
     key: str
     task: Task
@@ -67,19 +67,18 @@ class Run:
         from jupyter_client.jsonutil import json_default
 
         with contextlib.suppress(RuntimeError):  # an event loop that is closed: the worker is going
-            self.worker.log_event(self.task.topic, json.dumps({"kind": kind, **event}, default=json_default))
+            self.worker.log_event(self.key, json.dumps({"kind": kind, **event}, default=json_default))
 
     def logger(self) -> logging.Logger:
         """Return a logger whose records are events: the client logs them where papermill's own engine would have."""
-        logger = logging.Logger(self.task.topic, logging.INFO)  # noqa: LOG001 - one a notebook, not one for ever
+        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - one a notebook, not one for ever
         handler = logging.Handler()
         handler.emit = lambda record: self.tell("log", level=record.levelno, text=record.getMessage())
         logger.addHandler(handler)
         return logger
 
-    def stop(self, error: EngineError) -> None:
-        """End the notebook with all its processes; the error says why: not wanted any more, or its worker is going."""
-        self.stopped = error
+    def kill(self) -> None:
+        """End the notebook with all its processes."""
         manager = getattr(self.kernel, "km", None)
         if manager is not None:
             manager.kill()
@@ -128,7 +127,7 @@ def listens(address: str, seconds: float) -> bool:
 
 # -- the task ------------------------------------------------------------------------------------------------------
 def run_notebook(task: Task) -> dict[str, Any]:
-    """Run a notebook in a kernel of this worker's; what happens goes to the client as events, while it happens.
+    """Run a notebook in a kernel of this worker's; what happens goes to the client as events of the task's key.
 
     Their kinds: ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``. Returns the notebook's
     ``metadata``, whether it ``failed``, a pickled ``error`` that is no cell's, and its MLflow ``runs``.
@@ -203,33 +202,21 @@ def _watch(run: Run, over: threading.Event) -> None:
     Dask cannot interrupt a task that runs, and does not tell a task whose client has gone; a worker cut off from the
     network would go on for minutes.
     """
-    asked = answered = time.monotonic()
+    answered = time.monotonic()
     while not over.wait(WATCH_SECONDS):
-        now = time.monotonic()
-        if run.stopped is None and run.worker.status.name not in ("running", "paused"):
-            run.stopped = WorkerLost(
-                "The Dask worker that ran the notebook was shut down.", value=run.worker.address, **LOST
-            )
-        elif run.stopped is None and now - asked > ASK_SECONDS:
-            asked = now
-            is_wanted = _is_wanted(run)
-            if is_wanted is not None:
-                answered = time.monotonic()
-            if is_wanted is False:
-                run.stopped = _unwanted("the client cancelled it, or went away")
-            # No answer alone is no proof: this worker's own event loop may be held up by another task.
-            elif now - answered > SILENCE_SECONDS and not listens(run.worker.scheduler.address, ANSWER_SECONDS):
-                run.stopped = _unwanted("the scheduler is out of reach")
         if run.stopped:
-            run.stop(run.stopped)  # again and again: its kernel may be just about to start
-
-
-def _is_wanted(run: Run) -> bool | None:
-    """Ask the scheduler whether it knows the task; None without an answer."""
-    with contextlib.suppress(OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
-        return private.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
-    return None
-
-
-def _unwanted(reason: str) -> EngineError:
-    return EngineError("The notebook was stopped on its worker.", value=reason)
+            run.kill()  # again and again: its kernel may be just about to start
+        elif run.worker.status.name not in ("running", "paused"):
+            what = "The Dask worker that ran the notebook was shut down."
+            run.stopped = WorkerLost(what, value=run.worker.address, **LOST)
+        else:
+            try:
+                is_wanted = private.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
+                answered, reason = time.monotonic(), None if is_wanted else "the client cancelled it, or went away"
+            except (OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
+                # No answer alone is no proof: this worker's own event loop may be held up by another task.
+                is_silent = time.monotonic() - answered > SILENCE_SECONDS
+                is_away = is_silent and not listens(run.worker.scheduler.address, ANSWER_SECONDS)
+                reason = "the scheduler is out of reach" if is_away else None
+            if reason:
+                run.stopped = EngineError("The notebook was stopped on its worker.", value=reason)
