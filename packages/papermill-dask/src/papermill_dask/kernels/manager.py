@@ -40,7 +40,7 @@ ROUND_SECONDS = 0.005
 RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
 LONGEST_FOLDER = 60  # bytes; a Unix socket's path has room for 104 to 108
 READY_SECONDS = 0.2
-GRACE_SECONDS = 0.1  # between two looks whether a kernel that was asked to end has done so
+GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
 
 
 class Kernel:
@@ -110,6 +110,7 @@ class SupervisedProvisioner(LocalProvisioner):
     """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
 
     kernel: Kernel | None = None
+    _was_asked = False
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
@@ -170,16 +171,19 @@ class SupervisedProvisioner(LocalProvisioner):
         """Send a signal, but no interrupt before the kernel is asked to end, as jupyter_client does.
 
         An interrupt that comes while ipykernel is between two messages ends its loop but not its threads, and it hangs
-        until it is killed, 2.5 s later.
+        until it is killed, 2.5 s later. Only a kernel that does not end when it is asked to is interrupted, by `poll`.
         """
         if signum != signal.SIGINT or not self.parent.shutting_down:
             await super().send_signal(signum)
 
     async def poll(self) -> int | None:
         """Return the exit code once the kernel has ended; wait a moment for the end of one that was asked to end."""
-        if self.parent.shutting_down and self.kernel is not None:
-            with contextlib.suppress(TimeoutError):
+        if self.parent.shutting_down and not self._was_asked and self.kernel is not None:
+            self._was_asked = True
+            try:
                 await _until(self.kernel.ended, GRACE_SECONDS)
+            except TimeoutError:
+                await super().send_signal(signal.SIGINT)
         return await super().poll()
 
     async def cleanup(self, restart: bool = False) -> None:
