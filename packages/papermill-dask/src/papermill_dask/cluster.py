@@ -277,8 +277,7 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
         if worker not in dask_scheduler.workers:
             return "The Dask worker that ran the notebook was lost."
         try:
-            connection = await asyncio.to_thread(socket.create_connection, get_address_host_port(worker), seconds)
-            connection.close()
+            (await asyncio.to_thread(socket.create_connection, get_address_host_port(worker), seconds)).close()
         except OSError:
             return "The network to the Dask worker is cut."
         except ValueError:  # no address of a host: a worker in the scheduler's own process

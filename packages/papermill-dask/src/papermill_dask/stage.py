@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -19,8 +18,6 @@ from papermill_dask.failures import EngineError
 
 STAGE = "DVC_STAGE"  # set by DVC for what it runs
 WATCH_SECONDS = 0.5
-
-logger = logging.getLogger("papermill")
 
 
 @dataclass(frozen=True)
@@ -94,27 +91,18 @@ def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> 
     those are the ones that persist, or that an earlier command of the stage has made. ``written_here`` are outs that
     the client writes itself, such as the executed notebook. Raises EngineError when there is no such stage.
     """
-    try:
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-    except ImportError as error:
-        raise EngineError(
-            f"The notebook runs in the DVC stage `{stage}`, and DVC cannot be imported here.",
-            value=str(error),
-            expected="DVC beside papermill, to know what travels to a worker without shared disk",
-            next_step="pip install 'papermill-dask[dvc]', or name the files by the options deps and outs",
-        ) from None
-
     folder = folder.resolve()
     try:
+        from dvc.repo import Repo
+
         # `exp run --temp` names its parent repository in DVC_ROOT; the working folder knows better.
         with contextlib.closing(Repo(str(folder))) as repo:
             return _read(repo, _find(repo, folder, stage), folder, {Path(path).resolve() for path in written_here})
-    except DvcException as error:
+    except Exception as error:  # noqa: BLE001 - no DVC, or no such stage, or any reason of DVC's
         raise EngineError(
-            f"DVC cannot read the stage `{stage}`.",
-            value=str(error),
-            expected=f"a dvc.yaml in {folder} that declares it",
+            f"DVC cannot read the stage `{stage}`, so it is not known what travels to a worker without shared disk.",
+            value=f"{type(error).__name__}: {error}",
+            expected=f"DVC beside papermill ('papermill-dask[dvc]'), and a dvc.yaml in {folder} that declares it",
             next_step="`dvc stage list` says what is wrong; outside of a stage, unset DVC_STAGE",
         ) from None
 
@@ -139,11 +127,8 @@ def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
         return [entry for entry in entries if entry.protocol == "local"]
 
     deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]
-    for file in {str(stage.path), *(dep.fs_path for dep in local(stage.params))}:
-        if Path(file).is_relative_to(folder):
-            deps.append(file)
-        else:
-            logger.info("The worker does not get %s, which lies outside the stage's folder.", file)
+    settings = {str(stage.path), *(dep.fs_path for dep in local(stage.params))}
+    deps += [file for file in settings if Path(file).is_relative_to(folder)]  # papermill has read the others
     outs = [out.fs_path for out in local(stage.outs) if Path(out.fs_path) not in written_here]
     deps += [out for out in outs if Path(out).exists()]
     return Declaration(

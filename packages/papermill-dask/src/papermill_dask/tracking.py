@@ -57,11 +57,11 @@ class TaskContext:
 
 @dataclass
 class NotebookRuns:
-    """The MLflow runs of a notebook; ``found`` are their ids, statuses and metrics, the first run first."""
+    """The MLflow runs of a notebook; ``runs`` are their ids, statuses and metrics, the first run first."""
 
     task: str
     uri: str | None
-    found: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, task: str, environment: Mapping[str, str]) -> NotebookRuns:
@@ -87,7 +87,7 @@ class NotebookRuns:
                 client = MlflowClient(self.uri)
                 experiments = [experiment.experiment_id for experiment in client.search_experiments()]
                 these = f"tags.`{TASK_TAG}` = '{self.task}'"
-                self.found = [
+                self.runs = [
                     {"run_id": run.info.run_id, "status": run.info.status, "metrics": dict(run.data.metrics)}
                     for run in client.search_runs(experiments, these, order_by=["attributes.start_time"])
                 ]
@@ -96,7 +96,7 @@ class NotebookRuns:
         """End those that the notebook left open as ``KILLED`` or ``FAILED``."""
         # MLflow prints a link; the output may be a notebook's.
         with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
-            for run in self.found:
+            for run in self.runs:
                 if run["status"] == "RUNNING":
                     from mlflow import MlflowClient
 

@@ -143,7 +143,7 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[s
     def staged(out: PurePosixPath, kind: str) -> Path:
         return folder / out.parent / hidden / kind / out.name
 
-    with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as cleanup:
         for parent in dict.fromkeys(folder / out.parent for out in outs):
             parent.mkdir(parents=True, exist_ok=True)
             cleanup.callback(shutil.rmtree, parent / hidden, ignore_errors=True)
@@ -157,23 +157,19 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[s
                     raise refused(folder, path, "the worker was not asked for it")
                 unpack(tar, member, staged(out, "new") / path.relative_to(out))
         arrived = [out for out in outs if staged(out, "new").exists()]
-        for out in arrived:
-            if os.path.lexists(folder / out):
-                _move(folder / out, staged(out, "old"), undo)
-            _move(staged(out, "new"), folder / out, undo)
-        undo.pop_all()
+        moves = [(folder / out, staged(out, "old")) for out in arrived if os.path.lexists(folder / out)]
+        moves += [(staged(out, "new"), folder / out) for out in arrived]
+        begun: list[tuple[Path, Path]] = []
+        try:
+            for source, target in moves:
+                begun.append((source, target))  # first: Ctrl-C could lose a move that is noted after it
+                source.rename(target)
+        except BaseException:
+            for source, target in reversed(begun):
+                with contextlib.suppress(FileNotFoundError):  # it was not made
+                    target.rename(source)
+            raise
     return list(map(str, arrived))
-
-
-def _move(source: Path, target: Path, undo: contextlib.ExitStack) -> None:
-    # Noted first: undoing a move that was not made does no harm, but Ctrl-C could lose one that is noted after it.
-    undo.callback(_move_back, source, target)
-    source.rename(target)
-
-
-def _move_back(source: Path, target: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        target.rename(source)
 
 
 # -- files on either side ------------------------------------------------------------------------------------------

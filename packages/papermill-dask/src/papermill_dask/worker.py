@@ -182,7 +182,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
         "metadata": manager.nb.metadata,
         "error": error and _pickled(error),
         "failed": failed,
-        "runs": [{"run_id": logged["run_id"], "metrics": logged["metrics"]} for logged in runs.found],
+        "runs": [{"run_id": logged["run_id"], "metrics": logged["metrics"]} for logged in runs.runs],
     }
 
 

@@ -235,20 +235,13 @@ def _callbacks(shell: Any) -> list[tuple[str, list[Callable]]]:
 
 
 def _import(name: str) -> None:
-    """Import a module, and call ``function`` if the name is ``module:function``, which is for what is slow only once.
-
-    A module that is not installed is passed over; what else goes wrong is raised.
-    """
-    module, _, function = name.partition(":")
+    """Import a module; one that is not installed is passed over, what else goes wrong is raised."""
     try:
-        imported = importlib.import_module(module)
+        importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if not error.name or not f"{module}.".startswith(f"{error.name}."):
+        if not error.name or not f"{name}.".startswith(f"{error.name}."):
             raise
-        logging.getLogger(__name__).warning("Not imported into warm kernels, because not installed: %s.", module)
-    else:
-        if function:
-            getattr(imported, function)()
+        logging.getLogger(__name__).warning("Not imported into warm kernels, because not installed: %s.", name)
 
 
 def _files_since(began: float) -> dict[str, tuple[int, int] | None]:

@@ -71,9 +71,9 @@ def supervise(
         _send(connection, error)
         os._exit(1)
     code = _watch(connection, kernel) if _send(connection, kernel) else None
-    is_told = code is not None and _send(connection, code)
+    is_reported = code is not None and _send(connection, code)
     _end_descendants()
-    if not is_told and request["folder"]:
+    if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
     connection.close()  # at once: the memory of a forked process takes a while to give back
     os._exit(0)

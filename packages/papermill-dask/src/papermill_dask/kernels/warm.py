@@ -90,9 +90,7 @@ class WarmProcesses:
 
     def start(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels."""
-        if tuple(modules) != self._modules:
-            self.close()
-            self._modules = tuple(modules)
+        self._modules = tuple(modules)
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
