@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 END_SECONDS = 10.0
 FORK_SECONDS = 15.0  # what a notebook waits, at most, for a warm process that imports; then its kernel starts cold
-ROUND_SECONDS = 0.005
+ROUND_SECONDS = 0.1
 RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
 LONGEST_FOLDER = 60  # bytes; a Unix socket's path has room for 104 to 108
 READY_SECONDS = 0.2
@@ -134,11 +134,10 @@ class SupervisedProvisioner(LocalProvisioner):
             return None
         kernel, deadline = Kernel(warm.connect(), request), time.monotonic() + FORK_SECONDS
         try:
-            while not kernel.started.done() and not self.parent.unwanted and time.monotonic() < deadline:
-                await asyncio.sleep(ROUND_SECONDS)
-            if kernel.started.done():
-                kernel.started.result()
-                return kernel
+            while not self.parent.unwanted and time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    await _until(kernel.started, ROUND_SECONDS)
+                    return kernel
             logger.info("A kernel starts cold: the modules are not imported yet.")
         except Stale as reason:
             logger.info("The modules are imported again: %s.", reason)
