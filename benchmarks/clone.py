@@ -62,7 +62,9 @@ class Clone(Servers):
         """Run a notebook on each worker until their kernels are forked with the imports done; raise RuntimeError."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
         cell = nbformat.v4.new_code_cell(f"import sys\nassert {LAST_IMPORT!r} in sys.modules")
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "warm.ipynb")
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+        nbformat.write(notebook, folder / "warm.ipynb")
         with self.client() as client:
             numbers = ",".join(map(str, range(len(client.scheduler_info(n_workers=-1)["workers"]))))
         while True:
