@@ -23,7 +23,7 @@ help:
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages, each in its folder"
-	@echo "make examples   the tests of the examples, each in its folder"
+	@echo "make examples   the tests of the examples, each in its folder; installs what only they need"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
 	@echo "make soak    tests that take long: gigabytes, many repetitions"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
@@ -57,7 +57,7 @@ test-packages: .venv/installed
 	@status=0; for package in packages/*/; do \
 		if [ -d "$$package/tests" ]; then (cd "$$package" && $(BIN)/python -m pytest) || status=1; fi; done; exit $$status
 
-examples: .venv/installed
+examples: .venv/examples
 	@status=0; for example in examples/*/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status
 
 walk: .venv/installed
@@ -89,4 +89,8 @@ lock: .venv/installed
 	@echo "  uv is there; installing the pinned packages" >&2
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps -r requirements.txt
 	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)
+	@touch $@
+
+.venv/examples: .venv/installed
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --editable '.[examples]'
 	@touch $@

@@ -1,0 +1,47 @@
+"""Judge the model on the test images: metrics, the confusion of classes, and a picture of the worst mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+WORST = 12
+
+arrays = np.load("arrays.npz")
+images, classes, names = arrays["test_images"], arrays["test_classes"], arrays["names"]
+model = keras.saving.load_model("model.keras")  # in safe mode: no code of the file runs
+probabilities = model.predict(images, batch_size=256)
+predicted = probabilities.argmax(axis=1)
+of_truth = probabilities[np.arange(len(classes)), classes]
+
+metrics = {
+    "accuracy": float((predicted == classes).mean()),
+    "loss": float(-np.log(np.maximum(of_truth, 1e-7)).mean()),
+    "mistakes": int((predicted != classes).sum()),
+}
+Path("metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+pd.DataFrame({"actual": names[classes], "predicted": names[predicted]}).to_csv("predictions.csv", index=False)
+
+figure = Figure(figsize=(6, 5.4), layout="constrained")
+axes = figure.subplots(3, WORST // 3)
+wrong = np.flatnonzero(predicted != classes)
+for axis, index in zip(axes.flat, wrong[np.argsort(-probabilities.max(axis=1)[wrong])], strict=False):
+    axis.imshow(images[index])
+    certainty = f"predicted {names[predicted[index]]} ({probabilities[index].max():.0%})"
+    axis.set_title(f"{names[classes[index]]}, {certainty}", size=8)
+for axis in axes.flat:
+    axis.axis("off")
+figure.suptitle(f"The worst of {len(wrong)} mistakes in {len(classes)} test images")
+figure.savefig("mistakes.png", dpi=100)
+
+with mlflow.start_run(run_id=Path("mlflow_run").read_text()):
+    mlflow.log_metrics(metrics)
+    mlflow.log_artifact("mistakes.png")
+    mlflow.log_artifact("predictions.csv")
+print(f"Accuracy on {len(classes)} test images: {metrics['accuracy']:.3f} ({metrics['mistakes']} mistakes)")

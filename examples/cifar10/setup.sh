@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Points a fork at its own backup, fetches the images, and makes the first commit. Run twice, it changes nothing.
+#   ./setup.sh BUCKET [DATA_FOLDER]
+# BUCKET       s3://name/folder, or a folder of a shared disk; credentials come from the environment or ~/.aws
+# DATA_FOLDER  where this machine keeps images and weights (DVC's cache), instead of in the repository
+set -euo pipefail
+cd "$(dirname "$0")"
+[ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+if [ -n "$(git status --porcelain)" ]; then
+  git status --short >&2
+  echo "These files have changed. Commit them, or put them aside (git stash), then run this again." >&2
+  exit 1
+fi
+
+case $1 in *://*) bucket=$1 ;; *) bucket=$(realpath -m "$1") ;; esac
+dvc remote add --quiet --default --force backup "$bucket"
+if [ $# -eq 2 ]; then
+  dvc cache dir --quiet --local "$(realpath -m "$2")"
+  dvc config --quiet --local cache.type reflink,symlink
+fi
+
+images=data/$(python -c 'import yaml; print(yaml.safe_load(open("params.yaml"))["prepare"]["source"])')
+if [ -e "$images.dvc" ]; then
+  dvc pull "$images.dvc"
+else
+  python images.py "${images#data/}" "$images"
+  dvc add "$images"
+fi
+git add .dvc/config data
+git diff --cached --quiet || git commit --quiet --message "Keep ${images#data/} in $bucket"
+dvc push "$images.dvc" || {
+  echo "The commit is made, but $bucket could not be written. Set the credentials, then type: dvc push" >&2
+  exit 1
+}
+echo "Ready: dvc repro"
