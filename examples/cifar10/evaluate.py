@@ -1,4 +1,4 @@
-"""Judge the model on the test images: metrics, the confusion of classes, and a picture of the worst mistakes."""
+"""Judge the model on the test images: metrics, the confusion of classes, and a picture of the hardest images."""
 
 from __future__ import annotations
 
@@ -29,19 +29,22 @@ Path("metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 pd.DataFrame({"actual": names[classes], "predicted": names[predicted]}).to_csv("predictions.csv", index=False)
 
 figure = Figure(figsize=(6, 5.4), layout="constrained")
-axes = figure.subplots(3, WORST // 3)
-wrong = np.flatnonzero(predicted != classes)
-for axis, index in zip(axes.flat, wrong[np.argsort(-probabilities.max(axis=1)[wrong])], strict=False):
+for axis, index in zip(figure.subplots(3, WORST // 3).flat, of_truth.argsort()[:WORST], strict=True):
     axis.imshow(images[index])
+    is_wrong = predicted[index] != classes[index]
     certainty = f"predicted {names[predicted[index]]} ({probabilities[index].max():.0%})"
-    axis.set_title(f"{names[classes[index]]}, {certainty}", size=8)
-for axis in axes.flat:
+    axis.set_title(f"{names[classes[index]]}, {certainty}", size=8, color="red" if is_wrong else "black")
     axis.axis("off")
-figure.suptitle(f"The worst of {len(wrong)} mistakes in {len(classes)} test images")
+figure.suptitle(f"The {WORST} hardest of {len(classes)} test images; {metrics['mistakes']} mistakes, in red")
 figure.savefig("mistakes.png", dpi=100)
 
-with mlflow.start_run(run_id=Path("mlflow_run").read_text()):
+mlflow.set_experiment("cifar10")
+try:
+    run = mlflow.start_run(run_id=Path("mlflow_run").read_text())
+except mlflow.MlflowException:  # the training's run is on another tracking server
+    run = mlflow.start_run()
+with run:
     mlflow.log_metrics(metrics)
-    mlflow.log_artifact("mistakes.png")
-    mlflow.log_artifact("predictions.csv")
+    for file in ("mistakes.png", "predictions.csv"):
+        mlflow.log_artifact(file)
 print(f"Accuracy on {len(classes)} test images: {metrics['accuracy']:.3f} ({metrics['mistakes']} mistakes)")

@@ -14,6 +14,9 @@ fi
 
 case $1 in *://*) bucket=$1 ;; *) bucket=$(realpath -m "$1") ;; esac
 dvc remote add --quiet --default --force backup "$bucket"
+case $1 in s3://*)
+  [ -z "${AWS_ENDPOINT_URL:-}" ] || dvc remote modify --quiet backup endpointurl "$AWS_ENDPOINT_URL" ;;
+esac
 if [ $# -eq 2 ]; then
   dvc cache dir --quiet --local "$(realpath -m "$2")"
   dvc config --quiet --local cache.type reflink,symlink
