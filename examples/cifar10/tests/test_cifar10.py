@@ -85,6 +85,7 @@ def trained(tmp_path_factory, bucket):
     folder = tmp_path_factory.mktemp("clone")
     kept = {name: value for name, value in clean_environment().items() if not name.startswith(("AWS_", "CI", "GIT"))}
     environment = kept | bucket | PERSON | {"HOME": str(folder), "AWS_DEFAULT_REGION": "us-east-1"}
+    environment["NPM_CONFIG_USERCONFIG"] = str(Path.home() / ".npmrc")  # where this machine's registry may be named
     clone = Clone(copy_tree(folder / "workshop"), environment)
     clone.change(max_epochs=3)
     clone.type("git branch -m main && git commit -qam 'Train for three epochs only'")
