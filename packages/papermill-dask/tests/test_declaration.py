@@ -151,7 +151,7 @@ stages:
     assert str(folder.parent / ".dvc" / "cache" / "files" / "md5") in found["links"]
 
 
-@pytest.mark.parametrize("call", ["repro", "repro stages/dvc.yaml", "repro stages/dvc.yaml:work"])
+@pytest.mark.parametrize("call", ["repro", "repro stages/dvc.yaml:work"])
 def test_declared_where_the_stage_runs_elsewhere(repository, tmp_path, call):
     """DVC called above the folder, and a stage with a `wdir`: found by the folder in which the command runs."""
     folder = repository(
