@@ -78,7 +78,6 @@ class Fetch(Section):
     """Where the raw files come from."""
 
     source: Literal["sample", "opsd", "csv"] = Field(description="modelled sample; Open Power System Data; own file")
-    mirror: str | None = Field(None, description="for `opsd`: a folder, or an address, with copies of its files")
     sha256: dict[str, str] | None = Field(None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published")
     csv: OwnFile | None = Field(None, description="for `csv`: the file, its columns and units")
 

@@ -23,16 +23,15 @@ def data() -> None:
 @data.command()
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
-@click.option("--mirror", default=None, help="For opsd: a folder, or an address, that holds copies of its files.")
-def fetch(source: str | None, folder: Path, mirror: str | None) -> None:
+def fetch(source: str | None, folder: Path) -> None:
     """Put the raw files of a source into a folder, checksummed, with their attribution.
 
-    The section `fetch` of params.yaml (mirror, a file of your own) counts for --source too. Downloads are kept: the
-    second time needs no network.
+    A file of your own is read as the section `fetch` of params.yaml says. Downloads are kept: the second time needs no
+    network.
 
     \b
     Example:  workshop data fetch --to raw_data
-              workshop data fetch --source opsd --mirror /media/stick --to raw_data
+              workshop data fetch --source opsd --to raw_data
     """
     from workshop.data import sources
     from workshop.parameters import read_stage
@@ -40,9 +39,6 @@ def fetch(source: str | None, folder: Path, mirror: str | None) -> None:
 
     base = get_settings().pipeline
     options = None if source == "sample" else read_stage(base / "params.yaml", "fetch")
-    if mirror is not None and options is not None:
-        absolute = mirror if "://" in mirror else str(Path(mirror).resolve())
-        options = options.model_copy(update={"mirror": absolute})
     files = sources.fetch(source or options.source, folder, options, base=base, progress=sys.stderr.isatty())
     for file in files:
         click.echo(file)

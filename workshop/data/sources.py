@@ -8,7 +8,6 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,6 +37,7 @@ ATTRIBUTIONS = {
 RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
 SILENCE_SECONDS = 60
 _KEY = "origin"
+_BY_HAND = "or put a copy from another place into {}; if you know the file to be right, set fetch.sha256 in params.yaml"
 
 
 class Release(NamedTuple):
@@ -168,11 +168,8 @@ def fetch(
     elif source == "csv":
         copy_whole(own_file, folder / OWN_FILE)
     else:
-        mirror = options.mirror
-        if mirror is not None and not _is_address(mirror):
-            mirror = str(base / mirror)
         for name, sha256 in known.items():
-            _fetch_release(name, folder / name, sha256, mirror, progress)
+            _fetch_release(RELEASES[name]._replace(sha256=sha256), folder / name, progress)
     write_whole(folder / CARD_FILE, card.encode())
     write_whole(folder / ORIGIN_FILE, origin.to_json().encode())
     write_whole(folder / SUMS_FILE, _sums(folder, names).encode())
@@ -224,60 +221,38 @@ def _template() -> jinja2.Template:
 
 
 # -- Open Power System Data --------------------------------------------------------------------------------------------
-def _fetch_release(name: str, path: Path, sha256: str, mirror: str | None, progress: bool) -> None:
-    """Put the table ``name`` of a release at ``path``, if its content has the checksum ``sha256``.
+def _fetch_release(release: Release, path: Path, progress: bool) -> None:
+    """Put the table of a release at ``path``, if it is the published one.
 
-    ``mirror`` is a folder, or an address, with copies of the releases' files, asked instead of the publisher; a folder
-    may also hold the unpacked file. Downloads stay in the cache. A download that is cut starts again, a few times. The
-    errors never show a password that an address holds.
+    Downloads stay in the cache, which takes copies from elsewhere, too. A download that is cut starts again, a few
+    times.
     """
-    release, cache = RELEASES[name], get_settings().downloads
-    if mirror is not None and not _is_address(mirror):
-        origin = _in_folder(Path(mirror), name, release)
-    else:
-        url = f"{mirror.rstrip('/')}/{release.name}" if mirror else release.url
-        origin = _download(url, release, cache, sha256, progress)
-    table = _unpack(origin, release, cache) if origin.suffix == ".zip" else origin
-    if (actual := checksum(table)) != sha256:
-        if cache in origin.parents:
-            origin.unlink()
+    cache = get_settings().downloads
+    download = _download(release, cache, progress)
+    table = _unpack(download, release, cache) if release.member else download
+    if (actual := checksum(table)) != release.sha256:
+        download.unlink()
         raise DataError(
-            f"The content of {origin.name} is not the published one.",
+            f"The content of {download.name} is not the published one.",
             value=f"sha256 {actual}",
-            expected=f"sha256 {sha256}",
-            next_step="fetch it again, or from elsewhere (--mirror URL-OR-FOLDER); if you know this content to be"
-            " right, give its checksum as fetch.sha256 in params.yaml",
+            expected=f"sha256 {release.sha256}",
+            next_step=f"fetch it again, {_BY_HAND.format(cache)}",
         )
     copy_whole(table, path)
-    if table != origin:
+    if table != download:
         table.unlink()  # the archive stays in the cache, and is enough
 
 
-def _is_address(mirror: str) -> bool:
-    return mirror.startswith(("http://", "https://"))
-
-
-def _in_folder(folder: Path, name: str, release: Release) -> Path:
-    """Return the copy of a release's file in a local folder, in its archive or unpacked."""
-    for candidate in (release.name, name):
-        if (folder / candidate).is_file():
-            return folder / candidate
-    raise DataError(
-        f"The folder {folder} does not hold the file." if folder.is_dir() else "There is no such folder of copies.",
-        value=", ".join(sorted(entry.name for entry in folder.glob("*"))[:12]) or str(folder),
-        expected=f"{release.name} or {name}; or an address that starts with http:// or https://",
-        next_step=f"download {release.url} into the folder, or correct --mirror (`fetch.mirror` in params.yaml)",
-    )
-
-
-def _download(url: str, release: Release, cache: Path, sha256: str, progress: bool) -> Path:
+def _download(release: Release, cache: Path, progress: bool) -> Path:
     import pooch
     import requests
 
     pooch.get_logger().setLevel("WARNING")
     # The published checksum is the table's: an archive is verified once its table is unpacked.
-    known = None if release.member else sha256
-    store = pooch.create(cache, "", registry={release.name: known}, urls={release.name: url}, retry_if_failed=RETRIES)
+    known = None if release.member else release.sha256
+    store = pooch.create(
+        cache, "", registry={release.name: known}, urls={release.name: release.url}, retry_if_failed=RETRIES
+    )
     responses = []  # pooch leaves those of failed downloads open
     hooks = {"response": lambda response, **_: responses.append(response)}
     downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
@@ -286,23 +261,22 @@ def _download(url: str, release: Release, cache: Path, sha256: str, progress: bo
     except requests.RequestException as error:
         response = error.response
         raise DataError(
-            f"{_without_password(url)} could not be fetched.",
+            f"{release.url} could not be fetched.",
             value=type(error).__name__ if response is None else f"HTTP {response.status_code} {response.reason}",
             expected="200 OK",
-            next_step="check the network and the proxy (https_proxy), and open the address in a browser; or give a"
-            " copy: --mirror URL-OR-FOLDER",
+            next_step=f"check the network and the proxy (https_proxy), {_BY_HAND.format(cache)}",
         ) from None
     except ValueError as error:  # pooch: the checksum is another
         raise DataError(
-            f"What {_without_password(url)} sends is not the published file; it was thrown away.",
-            value=str(error).replace(url, _without_password(url)),
-            expected=f"sha256 {sha256}",
-            next_step="open the address in a browser: is it a login or error page? Or fetch from elsewhere: --mirror"
-            " URL-OR-FOLDER; if you know that file to be right, give its checksum as fetch.sha256 in params.yaml",
+            f"The file at {release.url} is not the published one; it was thrown away.",
+            value=str(error),
+            expected=f"sha256 {release.sha256}",
+            next_step=f"open the address in a browser: is it a login or error page? Fetch it again, "
+            f"{_BY_HAND.format(cache)}",
         ) from None
     except OSError as error:
         raise DataError(
-            f"{_without_password(url)} could not be stored in the cache {cache}.",
+            f"{release.url} could not be stored in the cache {cache}.",
             value=error.strerror or error,
             expected="a writable folder with enough space",
             next_step="free some space, or set another folder: WORKSHOP_DOWNLOADS",
@@ -310,12 +284,6 @@ def _download(url: str, release: Release, cache: Path, sha256: str, progress: bo
     finally:
         for response in responses:
             response.close()
-
-
-def _without_password(url: str) -> str:
-    """Return an address without its user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
 
 
 def _unpack(archive: Path, release: Release, cache: Path) -> Path:
@@ -327,12 +295,11 @@ def _unpack(archive: Path, release: Release, cache: Path) -> Path:
         unzip = pooch.Unzip(members=[release.member], extract_dir=str(cache.resolve() / f"{release.name}.unzip"))
         (table,) = unzip(str(archive), "update", None)
     except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
-        if cache in archive.parents:
-            archive.unlink()
+        archive.unlink()
         raise DataError(
             f"The archive {archive} cannot be unpacked.",
             value=error,
             expected=f"a zip archive that holds {release.member}",
-            next_step="fetch it again, or from elsewhere: --mirror URL-OR-FOLDER",
+            next_step=f"fetch it again, {_BY_HAND.format(cache)}",
         ) from None
     return Path(table)
