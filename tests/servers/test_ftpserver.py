@@ -18,6 +18,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow_ftp.repository import ProxiedArtifactRepository
 from workplace import ROOT, answer_of, clean_environment, environment_of, free_passive_range, free_port, running
 
+from workshop.servers.services import SERVICES
 from workshop.settings import get_settings
 
 SCRIPT = ROOT / "server" / "ftpserver.py"
@@ -99,10 +100,12 @@ def tracking_uri(environment) -> Iterator[str]:
     """Both servers, started by hand, with TLS between them; the address of the tracking server."""
     environment = environment | {"WORKSHOP_FTP_TLS": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     uri = f"http://127.0.0.1:{environment['WORKSHOP_MLFLOW_PORT']}"
-    command = [sys.executable, "-m", "workshop.servers.tracking_server"]
+    with environment_of(environment):
+        settings = get_settings()
+        (service,) = (service for service in SERVICES if service.name == "mlflow")
     with (
         started(environment),
-        running(command, environment, ROOT, lambda _: answer_of(f"{uri}/health")) as server,
+        running(service.command(settings), environment, ROOT, lambda _: answer_of(f"{uri}/health")) as server,
         environment_of(environment),
     ):
         Path(environment["WORKSHOP_STATE"]).with_name("mlflow.log").symlink_to(server.log)

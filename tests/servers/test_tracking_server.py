@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
 import subprocess
 import threading
@@ -143,20 +142,6 @@ def test_killed_server_has_all_that_it_acknowledged(server, monkeypatch, kills):
     with closing(sqlite3.connect(server.settings.database)) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert_whole(MlflowClient(server.uri), acknowledged)
-
-
-def test_busy_port_is_named_with_its_holder(tmp_path):
-    """`mlflow server` itself would notice after twenty seconds, and end with 0."""
-    server = Server(tmp_path / "state")
-    with socket.create_server(("127.0.0.1", server.settings.mlflow_port)):
-        done = subprocess.run(
-            server.service.command(server.settings),
-            env=server.environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-    assert done.returncode == 1
-    assert server.uri.removeprefix("http://") in done.stderr
-    assert f"process {os.getpid()}" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_server_whose_parent_dies_while_it_starts_ends(tmp_path):

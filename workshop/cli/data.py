@@ -8,8 +8,6 @@ from pathlib import Path
 
 import click
 
-from workshop.cli import json_option, print_rows
-
 
 @click.group()
 def data() -> None:
@@ -43,37 +41,6 @@ def fetch(source: str | None, folder: Path) -> None:
     for file in files:
         click.echo(file)
     click.echo(sources.origin_in(folder).attribution, err=True)
-
-
-@data.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), default=None, help="Write a page (HTML).")
-@json_option
-def check(folder: Path, report: Path | None, as_json: bool) -> None:
-    """Check the raw files in FOLDER: what would be left out and why, and what is unusual.
-
-    Prints the warnings (with --json all checks, with their limits), of the years in params.yaml. Data that is broken is
-    an error; data that is only unusual is not.
-
-    \b
-    Example:  workshop data check 4_pipeline/data/raw --report validation.html
-    """
-    from workshop.data import prepare, validation
-    from workshop.data.stages import write_whole
-    from workshop.parameters import read_stage
-    from workshop.settings import get_settings
-
-    years = read_stage(get_settings().pipeline / "params.yaml", "prepare")
-    _show_log()
-    frame, findings = prepare.prepare(folder, years.first_year, years.last_year)
-    validated = validation.validate(frame, findings)
-    if report is not None:
-        write_whole(report, validation.render(frame, validated).encode())
-    if as_json:
-        print_rows([check.as_dict() for check in validated.checks], as_json)
-        return
-    print_rows([check.as_row() for check in validated.warnings], as_json)
-    click.echo(f"{len(validated.warnings)} of {len(validated.checks)} checks warn", err=True)
 
 
 @data.command("csv")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from workshop.cli import json_option, one_line, print_rows, tell
+from workshop.cli import json_option, print_rows, tell
 from workshop.settings import get_settings
 from workshop.teaching import chapters, checkpoints
 from workshop.teaching.doctor import examine
@@ -79,26 +79,17 @@ def doctor(as_json: bool) -> None:
 def reset(chapter: int, yes: bool) -> None:
     """Put the files of CHAPTER back to their start; your own copies are kept.
 
-    The start is what you cloned: your commits stay in git and do not count. Runs in the tracking store, outputs of the
-    pipeline, virtual environments and the other chapters stay as they are.
+    The start is the state that you cloned: your commits stay in git and do not count. Runs in the tracking store,
+    outputs of the pipeline and the other chapters stay as they are.
 
     \b
     Example:  workshop reset 2
     """
     settings = get_settings()
-    plan = chapters.plan(settings, chapter)
-    if plan.is_empty:
-        tell(f"{plan.chapter.folder} is at its start already (commit {plan.start[:7]})")
-        return
-    tell(f"{plan.chapter.folder} is put back to its start, commit {plan.start[:7]}:")
-    titles = ("changed, put back", "deleted, put back", "added, moved away", "exercise, not solved any more")
-    for title, names in zip(titles, (plan.changed, plan.deleted, plan.added, plan.solved), strict=True):
-        for name in names:
-            tell(f"  {title}: {one_line(str(name))}")
+    start, folder = chapters.find_start(settings.root), checkpoints.CHAPTERS[chapter - 1].folder
+    tell(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
     if not yes:
-        click.confirm(f"  Your copies go to {plan.kept}. Continue?", abort=True, err=True)
-    chapters.put_back(settings, plan)
-    if plan.changed or plan.added:
-        tell(f"your copies are in {plan.kept}")
+        click.confirm("  Continue?", abort=True, err=True)
+    tell(f"your files are in {chapters.put_back(settings, chapter, start)}")
     tell("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     checkpoints.write_start_page(settings)

@@ -89,10 +89,6 @@ class Check:
     def __str__(self) -> str:
         return f"{self.of}, {self.name}: {self.measured}, limit {self.limit}" + (f"; {self.note}" if self.note else "")
 
-    def as_row(self) -> dict[str, str]:
-        """Return a row of a table for people."""
-        return {"where": self.of, "what": self.name, "found": self.measured, "limit": self.limit, "details": self.note}
-
     def as_dict(self) -> dict[str, Any]:
         """Return the check as JSON can hold it."""
         fields = {name: getattr(self, name) for name in ("name", "of", "unit", "verdict", "note")}

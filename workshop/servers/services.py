@@ -71,6 +71,23 @@ def _workers_answer(settings: Settings) -> bool:
     return counts["workers"] >= settings.dask_workers and not ownership.find_stranger(settings, *ports)
 
 
+def _tracking_command(settings: Settings) -> list[str]:
+    # Names of this machine on any port, since a tunnel may have another. Patterns, in which [ is special. A page of
+    # another site whose name was made to resolve to this machine (DNS rebinding) gets no answer.
+    hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
+    return [
+        program("mlflow"),
+        "server",
+        *("--host", settings.host, "--port", str(settings.mlflow_port)),
+        *("--backend-store-uri", f"sqlite:///{settings.database}"),
+        *("--artifacts-destination", settings.artifacts_uri),
+        # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
+        *("--workers", "1"),
+        *("--app-name", "workshop"),
+        *("--allowed-hosts", ",".join(f"{host},{host}:*" for host in hosts)),
+    ]
+
+
 def _scheduler_command(settings: Settings) -> list[str]:
     return [
         program("dask"),
@@ -109,7 +126,7 @@ SERVICES = (
         "mlflow",
         "MLflow tracking",
         ("mlflow_port",),
-        lambda _: [sys.executable, "-m", "workshop.servers.tracking_server"],
+        _tracking_command,
         lambda settings: f"http://{settings.host}:{settings.mlflow_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.mlflow_port}/health").ok,
         {

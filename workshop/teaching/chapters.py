@@ -15,7 +15,6 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -25,13 +24,12 @@ from workshop.data.prepare import load_or_make
 from workshop.errors import EngineError, WorkshopError
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
-from workshop.teaching.checkpoints import CHAPTERS, STEPS, Chapter, begin_at, runs_of_lr, state_of
+from workshop.teaching.checkpoints import CHAPTERS, STEPS, begin_at, runs_of_lr, state_of
 
 GIT_SECONDS = 60
 CELL_SECONDS = 300
 # DVC manages what the pipeline made; the next `dvc repro` mends what no longer fits.
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
-SCRAPS = (".ipynb_checkpoints", "__pycache__")
 PROJECT_COMMAND = ["mlflow", "run", "lr", "--env-manager", "local"]
 
 
@@ -40,77 +38,32 @@ class ResetError(WorkshopError):
 
 
 # -- put back ----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Plan:
-    """What a reset will do; paths are relative to the chapter's folder.
+def put_back(settings: Settings, number: int, start: str) -> Path:
+    """Move the files of a chapter away, write those of the commit ``start``, and return the folder of the moved ones.
 
-    ``changed`` and ``added`` files are moved to the folder ``kept``; ``changed`` and ``deleted`` ones come back from
-    the commit ``start``; the exercises ``solved`` will be forgotten.
+    In chapter 4 the outputs of the pipeline stay. Only the working tree changes: no commit, no branch, and nothing that
+    was staged. Raises ResetError when a file cannot be moved or written.
     """
-
-    chapter: Chapter
-    start: str
-    kept: Path
-    changed: list[Path]
-    deleted: list[Path]
-    added: list[Path]
-    solved: list[str]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether everything is at its start already."""
-        return not (self.changed or self.deleted or self.added or self.solved)
-
-
-def plan(settings: Settings, number: int) -> Plan:
-    """Let git compare a chapter with its start, and change nothing; raise ResetError where git does not know it."""
-    chapter, start = CHAPTERS[number - 1], find_start(settings.root)
-    folder = settings.root / chapter.folder
+    chapter = CHAPTERS[number - 1]
+    folder, stays = settings.root / chapter.folder, PIPELINE_MADE if number == 4 else ()
+    kept = settings.state / "kept" / f"chapter-{number}-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ResetError(f"{folder} is a link or a file.", expected="a folder", next_step=f"mv {folder} ~")
-    comparison = ("diff", "--name-status", "--no-renames", "--relative", "-z", start, "--", chapter.folder)
-    words = iter(_names(settings.root, *comparison))
-    kinds = {Path(path).relative_to(chapter.folder): kind for kind, path in zip(words, words, strict=True)}
-    # `killed`: what lies where a folder of git has a file, or the reverse.
-    untracked = ("ls-files", "--others", "--killed", "--directory", "--no-empty-directory", "-z", chapter.folder)
-    for path in {Path(name) for name in _names(settings.root, *untracked)}:
-        # Virtual environments stay where they are: they are large, and a command makes them again.
-        if path.name not in SCRAPS and not (settings.root / path / "pyvenv.cfg").is_file():
-            path = path.relative_to(chapter.folder)
-            kinds[path] = "M" if path in kinds else "A"
-    stays = PIPELINE_MADE if number == 4 else ()
-    moved = {path: kind for path, kind in kinds.items() if kind != "D" and path.parts[0] not in stays}
-    return Plan(
-        chapter=chapter,
-        start=start,
-        kept=settings.state / "kept" / f"chapter-{number}-{datetime.now().astimezone():%Y%m%dT%H%M%S}",
-        changed=sorted(path for path, kind in moved.items() if kind != "A"),
-        deleted=sorted(path for path, kind in kinds.items() if kind == "D"),
-        added=sorted(path for path, kind in moved.items() if kind == "A"),
-        solved=[each for each in exercises.solved(settings) if each.startswith(f"{number}.")],
-    )
-
-
-def put_back(settings: Settings, planned: Plan) -> None:
-    """Move the attendee's files away, then put the chapter's files back.
-
-    Only the working tree changes: no commit, no branch, and nothing that was staged. Raises ResetError when a file
-    cannot be moved or written.
-    """
-    folder = settings.root / planned.chapter.folder
     try:
-        for path in (*planned.changed, *planned.added):
-            (planned.kept / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(folder / path, planned.kept / path)
+        kept.mkdir(parents=True)
+        for path in sorted(folder.glob("*")):
+            if path.name not in stays:
+                shutil.move(path, kept / path.name)
     except OSError as error:
         raise ResetError(
-            f"{planned.chapter.folder} could not be put back.",
+            f"{chapter.folder} could not be put back.",
             value=str(error),
-            next_step=f"mend the cause, then `workshop reset` again; moved files are in {planned.kept}",
+            next_step=f"mend the cause, then `workshop reset` again; moved files are in {kept}",
         ) from None
-    if restored := [str(folder / path) for path in (*planned.changed, *planned.deleted)]:
-        _git(settings.root, "restore", f"--source={planned.start}", "--worktree", "--", *restored)
-    exercises.forget(planned.solved, settings)
+    lock = f":(exclude){chapter.folder}/dvc.lock"  # the only output that git tracks
+    _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, lock)
+    exercises.forget(exercises.titles(number), settings)
+    return kept
 
 
 def find_start(root: Path) -> str:
@@ -119,11 +72,6 @@ def find_start(root: Path) -> str:
         with contextlib.suppress(ResetError):
             return _git(root, "merge-base", "HEAD", followed).decode().strip()
     return _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
-
-
-def _names(root: Path, *arguments: str) -> list[str]:
-    """Return what git prints between zero bytes."""
-    return os.fsdecode(_git(root, *arguments)).split("\0")[:-1]
 
 
 def _git(root: Path, *arguments: str) -> bytes:
