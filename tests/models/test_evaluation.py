@@ -15,7 +15,7 @@ from workshop.models import evaluation, loading
 from workshop.models.evaluation import coverage, importance, is_night, responses, score
 from workshop.models.loading import LoadedModel
 from workshop.models.promotion import SIGNATURES
-from workshop.models.tracking import LEARNED_TAG
+from workshop.models.tracking import LEARNED_TAG, learned
 
 FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"
 
@@ -37,7 +37,7 @@ def test_learned_is_known_only_in_the_form_that_sorts(first, last, known):
     """Tags that somebody else wrote may say anything: other forms of times are compared with none."""
     given = {LEARNED_TAG + "first": first, LEARNED_TAG + "last": last}
     tags = {name: value for name, value in given.items() if value is not None}
-    assert evaluation.learned(tags) == ((first, last) if known else None)
+    assert learned(tags) == ((first, last) if known else None)
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # MLflow's own

@@ -148,7 +148,7 @@ def test_deriving_model_comes_back_as_it_was(saved, kind):
     assert model.knows_time
     assert model.year_ends == year_ends_of(hours) != YEAR_ENDS_GW
     assert np.isfinite(model.predict(hours)).all(axis=None)
-    assert (model.predict_band(hours) is None) == (kind == "network")
+    assert (model.predict_with_band(hours)[1] is None) == (kind == "network")
     if kind == "network":
         served = mlflow.pyfunc.load_model(str(root / kind)).predict(inputs(hours))
         pd.testing.assert_frame_equal(served, model.predict(hours))

@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow_ftp import names
 from workplace import BIN, clean_environment
 
-from workshop.data.stages import checksum
+from workshop.data.files import checksum
 from workshop.errors import ServiceError
 from workshop.ownership import MARK
 from workshop.servers import backup

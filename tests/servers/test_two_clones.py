@@ -39,7 +39,7 @@ from workshop.errors import ServiceError
 from workshop.models import registry, tracking
 from workshop.models.registry import PROMOTED, ROLLED_BACK, Move
 from workshop.servers import supervisor
-from workshop.settings import REGISTERED_MODEL
+from workshop.settings import EXPERIMENT, REGISTERED_MODEL
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
 ROUNDS = int(os.environ.get("WORKSHOP_SOAK_ROUNDS", "200"))
@@ -163,7 +163,9 @@ class Clone(Servers):
         """Log a run, register a version, promote it, and every third time go back, if there is a server."""
         with environment_of(self.environment):
             client = tracking.connect()
-            run = client.create_run(tracking._experiment(client).experiment_id, tags={"owner": self.name})
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            run = client.create_run(experiment_id, tags={"owner": self.name})
             self.runs.append(run.info.run_id)
             client = tracking.connect()
             with contextlib.suppress(MlflowException):  # it exists already

@@ -75,7 +75,7 @@ def test_changed_deleted_renamed_and_own_files(root):
         "germany.csv": b"table\n",
         "raw_data/weather.csv": b"raw\n",
     }
-    after = {name: content for name, content in everything(root).items() if not name.startswith("server/state/kept")}
+    after = {name: content for name, content in everything(root).items() if not name.startswith("server/state/")}
     assert after == before | {"2_tracking/README.md": b"changed, too\n"}
     assert not (folder / "raw_data").exists()
 

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import click
 
+from workshop.data import sources
+from workshop.data.prepare import load_or_make
+from workshop.parameters import read_stage
+from workshop.settings import get_settings
+
 
 @click.group()
 def data() -> None:
@@ -31,10 +36,6 @@ def fetch(source: str | None, folder: Path) -> None:
     Example:  workshop data fetch --to raw_data
               workshop data fetch --source opsd --to raw_data
     """
-    from workshop.data import sources
-    from workshop.parameters import read_stage
-    from workshop.settings import get_settings
-
     base = get_settings().pipeline
     options = None if source == "sample" else read_stage(base / "params.yaml", "fetch")
     files = sources.fetch(source or options.source, folder, options, base=base, progress=sys.stderr.isatty())
@@ -51,8 +52,6 @@ def make_csv(file: Path) -> None:
     \b
     Example:  workshop data csv 3_projects/germany.csv
     """
-    from workshop.data.prepare import load_or_make
-
     _show_log()
     click.echo(f"{file}: {len(load_or_make(file))} hours")
 

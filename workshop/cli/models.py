@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import IO
 
 import click
+import tenacity
 
 from workshop.cli import json_option, one_line, print_rows
+from workshop.data import schema
+from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
+from workshop.models import promotion, registry
+from workshop.models.tracking import connect
+from workshop.parameters import read_stage
+from workshop.settings import get_settings
 
 PIPELINE_ATTEMPTS = 5
 
@@ -34,16 +41,6 @@ def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, d
     Example:  workshop promote --why "better in winter"
               workshop promote --dry-run
     """
-    import tenacity
-
-    from workshop.data import schema
-    from workshop.errors import ParameterError, PromotionConflict, PromotionRefused
-    from workshop.models import registry
-    from workshop.models.promotion import force as overrule
-    from workshop.models.tracking import connect
-    from workshop.parameters import read_stage
-    from workshop.settings import get_settings
-
     if force and not why:
         raise ParameterError("A forced promotion needs a reason.", expected="--force --why REASON")
     pipeline = get_settings().pipeline
@@ -54,7 +51,7 @@ def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, d
 
     def put_before_the_gate():
         verdict, champion = registry.judge(run_id, model_uri, held_out, policy, client)
-        verdict = overrule(verdict) if force else verdict
+        verdict = promotion.force(verdict) if force else verdict
         if not verdict.promoted or dry_run:
             return verdict, champion
         return verdict, registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
@@ -83,8 +80,6 @@ def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, d
 
 def _read_candidate(file: Path) -> tuple[str, str]:
     """Return the id of the run and the address of the model that a file names."""
-    from workshop.errors import ModelError
-
     try:
         named = json.loads(file.read_text())
         run_id, model_uri = named["run_id"], named["model_uri"]
@@ -115,8 +110,6 @@ def rollback(to: str | None, why: str) -> None:
     Example:  workshop rollback --why "too low at noon"
               workshop rollback --to 3
     """
-    from workshop.models import registry
-
     now = registry.rollback(to, why)
     click.echo(f"{now.name} version {now.version} is in production again ({now.stage or 'registered by hand'})")
 
@@ -132,9 +125,6 @@ def history(as_json: bool) -> None:
     \b
     Example:  workshop history
     """
-    from workshop.models import registry
-    from workshop.models.tracking import connect
-
     client = connect()
     registry.note(client)
     moves = registry.history(client)
@@ -176,8 +166,7 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
     Example:  workshop lineage --verify
               workshop lineage 4_pipeline/results/report.html
     """
-    from workshop.models import lineage as chain
-    from workshop.models.tracking import connect
+    from workshop.models import lineage as chain  # imports scikit-learn
 
     client = connect()
     links = chain.trace(subject, client)

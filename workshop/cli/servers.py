@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from workshop.cli import json_option, print_rows, tell
+from workshop.parameters import read
 from workshop.servers import supervisor
 from workshop.servers.services import first_free, hand_out, is_free, program
 from workshop.settings import get_settings
@@ -36,7 +37,7 @@ def up(chapter: int | None, repro: bool) -> None:
         click.echo("Servers", err=True)
     settings = supervisor.up(tell)
     if repro:
-        from workshop.cli.pipeline import run_and_show  # imports pandas and DVC
+        from workshop.cli.repro import run_and_show  # imports pandas and DVC
 
         run_and_show(settings)
     if chapter:
@@ -117,7 +118,6 @@ def config(export: bool, tracking_store: Path | None, as_json: bool) -> None:
     settings = get_settings()
     if tracking_store:
         from workshop.models.tracking import store_id  # imports MLflow
-        from workshop.parameters import read
 
         read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
         tracking_store.parent.mkdir(parents=True, exist_ok=True)

@@ -5,19 +5,18 @@
 - `raw` reads CSV files strictly; `prepare` turns raw files into the processed table; `schema` says what that table
   holds; `validation` says what is unusual in it.
 - `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
-- `weather` reads the weather that a visitor hands in; `figures` draws frames; `stages` finds and writes files.
+- `weather` reads the weather that a visitor hands in; `figures` draws frames; `files` finds and writes files.
 """
 
 __all__ = [
     "features",
     "figures",
+    "files",
     "prepare",
     "raw",
-    "sample",
     "schema",
     "sources",
     "split",
-    "stages",
     "validation",
     "weather",
 ]

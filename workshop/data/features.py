@@ -6,7 +6,6 @@ The one place for each of these: notebooks, pipeline and dashboard call it, and 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,9 +14,7 @@ from pandas import DataFrame, DatetimeIndex, Series
 from workshop.data.raw import require_columns
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
-
-if TYPE_CHECKING:
-    from workshop.parameters import YearEnd
+from workshop.parameters import YearEnd
 
 INPUTS = ["utc_timestamp", *FEATURES]
 # `derive` says what they are.

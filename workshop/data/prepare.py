@@ -17,8 +17,8 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from workshop.data import raw, schema, sources
+from workshop.data.files import write_whole
 from workshop.data.schema import RANGES, STAMP
-from workshop.data.stages import write_whole
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import OwnFile, TimeColumn
 
@@ -272,7 +272,7 @@ def write_countries(results: Mapping[str, tuple[DataFrame, dict] | DataError], f
     prepared = {country: result for country, result in results.items() if country not in left_out}
     for country, (frame, _) in prepared.items():
         for year, part in frame.groupby(frame["utc_timestamp"].dt.year):
-            _write_parquet(part, Path(folder) / f"country={country}" / f"year={year}" / "hours.parquet")
+            write_parquet(part, Path(folder) / f"country={country}" / f"year={year}" / "hours.parquet")
     return prepared[GERMANY][1] | {
         "countries": {country: findings["hours_kept"] for country, (_, findings) in prepared.items()},
         "countries_left_out": {country: error.what for country, error in left_out.items()},
@@ -291,7 +291,9 @@ def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
 
 def write_parquet(frame: DataFrame, path: Path) -> Path:
     """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
-    return _write_parquet(schema.check(frame, Path(path).name), path)
+    buffer = io.BytesIO()
+    schema.check(frame, Path(path).name).to_parquet(buffer, index=False)
+    return write_whole(path, buffer.getvalue())
 
 
 def load_or_make(csv: Path) -> DataFrame:
@@ -304,12 +306,6 @@ def load_or_make(csv: Path) -> DataFrame:
             sources.fetch("sample", Path(folder))
             _write_csv(prepare(Path(folder))[0], Path(csv))
     return schema.read(csv)
-
-
-def _write_parquet(frame: DataFrame, path: Path) -> Path:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    return write_whole(path, buffer.getvalue())
 
 
 def _write_csv(frame: DataFrame, path: Path) -> Path:

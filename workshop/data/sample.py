@@ -15,14 +15,12 @@ import io
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from pandas import DataFrame, DatetimeIndex
 
 from workshop.errors import DataError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, DatetimeIndex
 
 STATIONS_SHA256 = "be2119ad7432ef6c2778f3570638ed021ea3a7d81467b0e32febeb7796806f68"
 FIRST_YEAR, LAST_YEAR = 2013, 2016
@@ -98,8 +96,6 @@ def make_sample(seed: int = SEED) -> tuple[DataFrame, DataFrame]:
 
     Raises DataError when the packages' files are absent or not the ones the recipe was measured with.
     """
-    import pandas as pd
-
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
@@ -149,8 +145,6 @@ def read_stations() -> dict[int, DataFrame]:
     files' own headers describe the format (latin-1; the line before `***` names the columns). Raises DataError when
     a file is missing or the fifteen together have another sha256 than `STATIONS_SHA256`.
     """
-    import pandas as pd
-
     contents = {
         number: read_packaged("demandlib", f"vdi/resources_weather/TRY2010_{number:02d}_Jahr.dat")
         for number in range(1, 16)
@@ -200,8 +194,6 @@ def clean_windspeed(station: DataFrame) -> np.ndarray:
 
 def smooth(places: np.ndarray) -> np.ndarray:
     """Return the centred mean over seven hours: it stands for the average over an area."""
-    import pandas as pd
-
     return pd.DataFrame(places).rolling(7, center=True, min_periods=1).mean().to_numpy()
 
 
@@ -226,7 +218,6 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     Direct radiation is a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) * cos(zenith). The exponent 0.55 on that
     share is calibrated: it lifts a station's level to the national one without passing the clear sky.
     """
-    import pandas as pd
     from pvlib import atmosphere, irradiance
 
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
@@ -272,8 +263,6 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
     Wind speed at the hub by the logarithmic profile v * ln(h / z0) / ln(10 / z0); power curves of windpowerlib's table
     (Open Energy Platform), by their nominal power. Read as a file: windpowerlib's own reader warns under pandas 3.
     """
-    import pandas as pd
-
     curves = pd.read_csv(io.BytesIO(read_packaged("windpowerlib", "oedb/power_curves.csv")), index_col="turbine_type")
     speed = places.windspeed * MEAN_WINDSPEED * np.log(HUB_HEIGHT_M / ROUGHNESS_M) / np.log(10 / ROUGHNESS_M)
     factor = np.zeros_like(speed)
@@ -294,7 +283,6 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     isotropic sky (Liu and Jordan), above ground of albedo 0.2; cells warmer than the air by 28 K at 800 W/m2 and losing
     0.4 % a kelvin; performance ratio 0.84; 60 % on days below -1 degree Celsius (snow).
     """
-    import pandas as pd
     from pvlib import irradiance, solarposition
 
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
@@ -334,8 +322,6 @@ def damage(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[
     Whole hours are absent (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour that the
     clock change of autumn repeats stands twice in the power frame, the second time with readings 1 % lower.
     """
-    import pandas as pd
-
     local = pd.Series(hours.tz_convert("Europe/Berlin").tz_localize(None))
     repeated = np.flatnonzero(local.duplicated())
     quiet = np.setdiff1d(np.arange(len(hours) // 24), repeated // 24)

@@ -7,19 +7,20 @@ import zipfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import jinja2
+import pooch
+import requests
+from pandas import DataFrame
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workshop.data.features import mark_capacity
-from workshop.data.stages import checksum, copy_whole, write_whole
+from workshop.data.files import checksum, copy_whole, write_whole
+from workshop.data.sample import make_sample
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile
 from workshop.settings import get_settings
-
-if TYPE_CHECKING:
-    import jinja2
-    from pandas import DataFrame
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "source.json", "SHA256SUMS"
@@ -202,8 +203,6 @@ def _checksum_of_own(file: Path) -> str:
 
 
 def _write_sample(folder: Path) -> None:
-    from workshop.data.sample import make_sample
-
     for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
         write_whole(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
 
@@ -214,8 +213,6 @@ def _sums(folder: Path, names: list[str]) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    import jinja2
-
     text = files("workshop.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)  # noqa: S701 - Markdown
 
@@ -244,9 +241,6 @@ def _fetch_release(release: Release, path: Path, progress: bool) -> None:
 
 
 def _download(release: Release, cache: Path, progress: bool) -> Path:
-    import pooch
-    import requests
-
     pooch.get_logger().setLevel("WARNING")
     # The published checksum is the table's: an archive is verified once its table is unpacked.
     known = None if release.member else release.sha256
@@ -288,8 +282,6 @@ def _download(release: Release, cache: Path, progress: bool) -> Path:
 
 def _unpack(archive: Path, release: Release, cache: Path) -> Path:
     """Return the table of an archive, unpacked into the cache."""
-    import pooch
-
     try:
         cache.mkdir(parents=True, exist_ok=True)
         unzip = pooch.Unzip(members=[release.member], extract_dir=str(cache.resolve() / f"{release.name}.unzip"))

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jinja2
 import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
 
 from workshop.data import prepare, sources
 from workshop.data.schema import CONVERSIONS, FEATURES, MONTH_HOURS, RANGES, TARGETS, UNITS, USUAL_MEANS, convert
-
-if TYPE_CHECKING:
-    import jinja2
-    from pandas import DataFrame, Series
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +139,6 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
 
     What is impossible has raised a DataError before. Means, changes and outliers need 28 days.
     """
-    import pandas as pd
-
     hourly = frame.set_index("utc_timestamp")[[*TARGETS, *FEATURES]].asfreq("h")
     enough = len(frame) >= MONTH_HOURS
     checks, values, year = [*_check_hours(findings)], {}, hourly.index.year.rename("year")
@@ -275,7 +272,7 @@ MANY_ZEROS = 0.1  # a higher share of zeros would hide all other bars; the page 
 
 def render(frame: DataFrame, validated: Validation) -> str:
     """Return the page on a processed table and its validation, one file of HTML; equal tables give equal pages."""
-    from workshop.data.figures import COLOURS, TEMPLATE, TITLES
+    from workshop.data.figures import COLOURS, TEMPLATE, TITLES  # imports plotly
 
     findings = validated.findings
     colours = COLOURS | dict(zip(FEATURES, TEMPLATE.layout.colorway[2:], strict=True))
@@ -315,8 +312,6 @@ def _column(values: Series, validated: Validation) -> dict[str, Any]:
 
 @cache
 def _template() -> jinja2.Template:
-    import jinja2
-
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     environment.filters["stamp"] = lambda text: text.replace("T", " ").removesuffix(":00Z")

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +18,10 @@ from threadpoolctl import threadpool_limits
 from workshop.data import split
 from workshop.data.features import INPUTS, derive, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
-from workshop.data.sources import Origin
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import loading
 from workshop.models.loading import LoadedModel
-from workshop.models.tracking import DATA_TAG, LEARNED_TAG, connect
+from workshop.models.tracking import METRICS, connect, learned, learned_from, learned_hash
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 # Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
 # longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
-METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")  # the scores that a run logs
 LATENCY_TIMES = 11
 MOST_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 IMPORTANCE_HOURS = 2000  # spread evenly over the frame
@@ -151,28 +148,6 @@ def evaluate(
         return Evaluation(**facts, trouble=f"it fails to predict: {type(error).__name__}")
     size = model.size_bytes / 1e6
     return Evaluation(score(held_out, predicted), **facts, signature=signature, latency_ms=latency, size_MB=size)
-
-
-def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the first and the last hour that a run's model learned from, if its tags say so in the form `STAMP`."""
-    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
-    try:
-        # Parsed and formatted again: strptime takes other forms, too, and those would not sort as text.
-        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
-    except ValueError:
-        return None
-    return (first, last) if known and first <= last else None
-
-
-def learned_hash(tags: Mapping[str, str]) -> str | None:
-    """Return the hash of the table that a run's model learned from, if its tags say so."""
-    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
-
-
-def learned_from(tags: Mapping[str, str]) -> str | None:
-    """Return the name of the source of a run's data, if its tags say so: `modelled sample`, `opsd`, `csv`."""
-    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
-    return Origin(source=source, modelled=modelled == "true").label if source else None
 
 
 def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:

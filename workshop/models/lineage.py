@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import tempfile
@@ -77,7 +78,7 @@ def trace(subject: str | None = None, client: MlflowClient | None = None) -> lis
         return of_version(named[1], client)
     if re.fullmatch(r"[0-9a-f]{32}", subject):
         return of_run(subject, client)
-    if _is_file(subject):
+    if os.path.isfile(subject):  # noqa: PTH113 - unlike Path, no error for a text that cannot be a name
         return of_version(version_in(Path(subject)), client)
     raise ParameterError(
         "This names neither a model, nor a run, nor a prediction.",
@@ -85,13 +86,6 @@ def trace(subject: str | None = None, client: MlflowClient | None = None) -> lis
         expected="a version such as 3, a run's id of 32 characters, or a file with predictions",
         next_step="workshop history",
     )
-
-
-def _is_file(subject: str) -> bool:
-    try:
-        return Path(subject).is_file()
-    except OSError:  # too long for a name, or in a folder that cannot be read
-        return False
 
 
 def version_in(file: Path) -> str:

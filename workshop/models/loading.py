@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +89,8 @@ class LoadedModel:
         """Return ``solar_GW`` and ``wind_GW`` for each row (`features.INPUTS`), as a frame with the same index."""
         return self._frame(self._predict(self.given(frame)), frame)
 
-    def predict_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame] | None:
-        """Return the lower and the upper end of the error band, each as `predict` does; None for a model without."""
-        return self.predict_with_band(frame)[1]
-
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
-        """Return what `predict` and `predict_band` return, computed once."""
+        """Return the prediction, and the lower and the upper end of its error band; None for a model without a band."""
         if self._predict_with_band is None:
             return self.predict(frame), None
         predicted, low, high = self._predict_with_band(self.given(frame))
@@ -102,7 +99,6 @@ class LoadedModel:
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
         """Return predictions as a frame; raise ModelError for NaN, infinity and power that no country has."""
-
         predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
         numbers = predicted.to_numpy(float)
         plausible = np.abs(numbers) <= MOST_PREDICTED_GW  # false for NaN
@@ -140,8 +136,6 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
 
 def requirements(names: tuple[str, ...]) -> list[str]:
     """Return exact pins of the installed versions, as MLflow's ``pip_requirements`` (inferring them takes 7 s)."""
-    from importlib.metadata import version
-
     return [f"{name}=={version(name)}" for name in names]
 
 

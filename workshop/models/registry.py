@@ -17,17 +17,22 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
+from workshop.models.promotion import Decision, decide
 from workshop.models.tracking import (
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
+    METRICS,
     STAGE_TAG,
     connect,
     find_run,
+    learned,
+    learned_from,
     run_url,
 )
 from workshop.settings import PRODUCTION, REGISTERED_MODEL, get_settings
@@ -39,7 +44,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from workshop.models.evaluation import Scores
-    from workshop.models.promotion import Decision
     from workshop.parameters import Promote
 
 MOVE_TAG = "workshop.move."
@@ -114,8 +118,6 @@ def production(known: Production | None = None, client: MlflowClient | None = No
 
     A caller that asks again and again gives what is ``known``: it is returned, after one request, if nothing has moved.
     """
-    from workshop.models.evaluation import learned, learned_from
-
     client = client or connect()
     version = version_in_production(client)
     if version is None:
@@ -219,8 +221,6 @@ def _versions(client: MlflowClient) -> list[ModelVersion]:
 
 def _complete(move: Move, run: Run | None) -> Move:
     """Return a move with scores: a move by hand has only those that the version's run logged."""
-    from workshop.models.evaluation import METRICS  # imports scikit-learn
-
     if move.scores:
         return move
     logged = run.data.metrics if run else {}
@@ -277,8 +277,7 @@ def judge(
     A candidate that is in production already is refused as such. Raises ModelError when the model was logged by another
     run: the tags of its own run say what the model learned from.
     """
-    from workshop.models.evaluation import evaluate
-    from workshop.models.promotion import decide
+    from workshop.models.evaluation import evaluate  # imports scikit-learn
 
     client = client or connect()
     _check_made_by(client, run_id, model_uri)
@@ -349,7 +348,7 @@ def rollback(to: str | None = None, why: str = "", client: MlflowClient | None =
     Each rollback goes one step further back (`line_of`). Raises ModelError when there is no such version, it never was
     in production, or it cannot be loaded.
     """
-    from workshop.models import loading
+    from workshop.models import loading  # imports scikit-learn
 
     client, signed = client or connect(), _signed(why)
     with _lock():
@@ -436,8 +435,6 @@ def _check_unchanged(client: MlflowClient, expected: Production | None) -> None:
 @contextlib.contextmanager
 def _lock() -> Iterator[None]:
     """Let one process of this machine move the alias at a time."""
-    from filelock import FileLock, Timeout
-
     state = get_settings().state
     state.mkdir(parents=True, exist_ok=True)
     try:

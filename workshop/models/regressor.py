@@ -6,11 +6,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
+from tqdm.auto import tqdm
 
 from workshop.data.features import (
     INPUTS,
@@ -209,9 +211,6 @@ def search(
     the mean of both targets. The fits are independent: they run on the workers of ``client``, or without one on the
     cores of this machine, with the same result. ``train`` is a processed frame in order of time.
     """
-    import joblib
-    from tqdm.auto import tqdm
-
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
     X, y = inputs(train), targets(train)
     tasks = [

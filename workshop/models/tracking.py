@@ -6,12 +6,17 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+import requests
 from papermill_dask import COMMIT_TAG, git_state
 
+from workshop.data.schema import STAMP
+from workshop.data.sources import Origin, origin_of
 from workshop.errors import ServiceError
 from workshop.ownership import require_own
 from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
@@ -26,6 +31,8 @@ STAGE_TAG = "workshop.stage"
 DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"
+# The scores that a run logs.
+METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 
@@ -57,8 +64,8 @@ def own_or_given_uri(settings: Settings | None = None) -> str:
     return settings.tracking_uri
 
 
-def check_address(uri: str) -> None:
-    """Raise ServiceError unless ``uri`` can be the address of a tracking server."""
+def _check_server(uri: str) -> None:
+    """Raise ServiceError when no server answers at ``uri``."""
     if not uri.startswith(("http://", "https://")):
         raise ServiceError(
             "The tracking address does not name a server.",
@@ -66,13 +73,6 @@ def check_address(uri: str) -> None:
             expected="http://HOST:PORT",
             next_step=EXPORT,
         )
-
-
-def _check_server(uri: str) -> None:
-    """Raise ServiceError when no server answers at ``uri``."""
-    import requests
-
-    check_address(uri)
     try:
         healthy = requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).ok
     except requests.RequestException:
@@ -99,8 +99,6 @@ def _known_store_id() -> str | None:
 
     https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
     """
-    import requests
-
     uri = own_or_given_uri().rstrip("/")
     _check_server(uri)
     answer = requests.get(
@@ -114,17 +112,12 @@ def _known_store_id() -> str | None:
 
 def _new_store_id() -> str:
     client = connect()
-    experiment = _experiment(client)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
     if STORE_ID_TAG not in experiment.tags:
         client.set_experiment_tag(experiment.experiment_id, STORE_ID_TAG, uuid.uuid4().hex)
         experiment = client.get_experiment(experiment.experiment_id)
     return experiment.tags[STORE_ID_TAG]
-
-
-def _experiment(client: mlflow.MlflowClient) -> mlflow.entities.Experiment:
-    """Return the experiment; create it when there is none yet."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    return experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
 
 
 @contextlib.contextmanager
@@ -154,21 +147,39 @@ def start_run(
 
 def learned_tags(file: Path) -> dict[str, str]:
     """Return the tags of a run whose model learns from the processed table ``file``."""
-    import pandas as pd
-
-    from workshop.data import schema, sources
-
     table = pd.read_parquet(file, columns=["utc_timestamp"])
-    stamps, source = table["utc_timestamp"], sources.origin_of(table)
+    stamps, source = table["utc_timestamp"], origin_of(table)
     facts = {
         "table": Path(file).name,
-        "first": f"{stamps.min():{schema.STAMP}}",
-        "last": f"{stamps.max():{schema.STAMP}}",
+        "first": f"{stamps.min():{STAMP}}",
+        "last": f"{stamps.max():{STAMP}}",
         "hours": len(table),
         "source": source.source,
         "modelled": str(source.modelled).lower(),
     }
     return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
+
+
+def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the first and the last hour that a run's model learned from, if its tags say so in the form `STAMP`."""
+    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
+    try:
+        # Parsed and formatted again: strptime takes other forms, too, and those would not sort as text.
+        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
+    except ValueError:
+        return None
+    return (first, last) if known and first <= last else None
+
+
+def learned_hash(tags: Mapping[str, str]) -> str | None:
+    """Return the hash of the table that a run's model learned from, if its tags say so."""
+    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
+
+
+def learned_from(tags: Mapping[str, str]) -> str | None:
+    """Return the name of the source of a run's data, if its tags say so: `modelled sample`, `opsd`, `csv`."""
+    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
+    return Origin(source=source, modelled=modelled == "true").label if source else None
 
 
 def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:

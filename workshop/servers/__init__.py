@@ -1,3 +1,8 @@
-"""Servers: what `workshop up` starts and watches, `workshop backup` keeps, and JupyterLab shows."""
+"""The servers that `workshop up` starts and watches.
+
+- `services` is the table of the servers: command, address, ports, health; `supervisor` starts, watches and stops them.
+- `tracking_server` has MLflow's application and database; `backup` saves and restores what the servers keep.
+- `lab` has the tiles of JupyterLab.
+"""
 
 __all__ = ["backup", "lab", "services", "supervisor"]

@@ -21,7 +21,7 @@ import requests
 from platformdirs import user_state_path
 
 from workshop import ownership
-from workshop.data.stages import write_whole
+from workshop.data.files import write_whole
 from workshop.errors import ServiceError
 from workshop.settings import Settings, is_loopback
 

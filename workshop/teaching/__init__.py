@@ -1,3 +1,8 @@
-"""What attendees and instructors use: the steps of the chapters, exercises, a doctor, a head start, a reset."""
+"""Help for attendees and instructors.
+
+- `checkpoints` has the steps of the chapters and the start page; `exercises` checks answers.
+- `chapters` puts the files of a chapter back, or prepares the state that the earlier chapters would have left.
+- `doctor` examines a machine, `prerequisites` a new one; `pyenv` stands in for the program of this name.
+"""
 
 __all__ = ["chapters", "checkpoints", "doctor", "exercises"]

@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from workshop.data.stages import write_whole
+from workshop.data.files import write_whole
 from workshop.errors import ServiceError
 from workshop.models import registry
 from workshop.models.registry import FORCED, PROMOTED, ROLLED_BACK, Move

@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from jupyter_client.kernelspec import KernelSpecManager
 
+from workshop.data import schema
 from workshop.errors import DataError, WorkshopError
+from workshop.models import registry
 from workshop.ownership import find_stranger
 from workshop.servers.services import SERVICES, Service, is_healthy
 from workshop.settings import EXPORT, Settings
@@ -163,8 +166,6 @@ def _programs() -> Finding:
 
 def _kernel() -> Finding:
     """Check that notebooks would run on this Python, and not on that of another environment."""
-    from jupyter_client.kernelspec import KernelSpecManager
-
     spec = KernelSpecManager().get_all_specs().get(KERNEL)
     if spec is None:
         return Finding("kernel", WRONG, f"there is no kernel `{KERNEL}`", "make run")
@@ -195,8 +196,7 @@ def _production(settings: Settings) -> Finding:
     """Load the model in production and predict with it, as the dashboard does."""
     from mlflow.exceptions import MlflowException
 
-    from workshop.data import schema
-    from workshop.models import loading, registry
+    from workshop.models import loading  # imports scikit-learn
 
     try:
         serving = registry.production()

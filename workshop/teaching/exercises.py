@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from workshop.data.stages import write_whole
+from workshop.data import schema
+from workshop.data.files import write_whole
 from workshop.errors import WorkshopError
-from workshop.models.registry import version_in_production
+from workshop.models import registry
 from workshop.models.tracking import COMMIT_TAG, connect
+from workshop.parameters import read_stage
 from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings, get_settings
 
 if TYPE_CHECKING:
@@ -257,7 +259,7 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
     """Compare (run id, artifact path) with the run of the version in production, and its artifacts."""
     run_id, path = answer
     client = connect()
-    version = version_in_production(client)
+    version = registry.version_in_production(client)
     expect(version, "nothing is in production yet: run `dvc repro` in 4_pipeline.")
     notebooks = [file.path for file in client.list_artifacts(version.run_id, "notebook")]
     expect(notebooks, "the run in production did not come from the pipeline: `workshop rollback`.")
@@ -269,10 +271,6 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
 @exercise("4.3", "the rules by which the gate refuses the linear regression")
 def failed_rules(answer: set[str]) -> None:
     """Ask the gate about the linear regression, as `workshop promote --dry-run` does, and compare what fails."""
-    from workshop.data import schema
-    from workshop.models import registry
-    from workshop.parameters import read_stage
-
     pipeline = get_settings().pipeline
     file = pipeline / "results" / "train_linreg.json"
     expect(file.exists(), f"results/{file.name} does not exist: run `dvc repro` in 4_pipeline.")

@@ -27,7 +27,11 @@ def main() -> int:
         print(make_root(Path(sys.prefix, "share", "workshop-pyenv"), real))
         return 0
     if arguments == ["install", "--skip-existing", VERSION]:
-        return 0
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            return 0
+        from workshop.settings import EXPORT
+
+        sys.exit(f"No tracking server is set in this terminal. Type at the top of the repository: {EXPORT}")
     if real is None:
         sys.exit(f"This stand-in for pyenv has Python {VERSION} only. Get pyenv: https://github.com/pyenv/pyenv")
     return os.execv(real, [real, *arguments])  # noqa: S606 -- becoming the real one is the purpose

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from workshop.data.stages import Stage, write_whole
+from workshop.data.files import Stage, write_whole
 from workshop.errors import DataError, EngineError, ParameterError
 
 DECLARED = """
@@ -99,7 +99,7 @@ def test_write_whole_keeps_the_old_file_when_the_disk_is_full(tmp_path):
     script = textwrap.dedent(f"""
         import resource
         from pathlib import Path
-        from workshop.data.stages import write_whole
+        from workshop.data.files import write_whole
         from workshop.errors import DataError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:

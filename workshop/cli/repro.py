@@ -18,7 +18,7 @@ from workshop.settings import Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (
-    "workshop.cli.data", "workshop.cli.models", "workshop.cli.pipeline", "workshop.cli.servers", "requests", "nbformat",
+    "workshop.cli.data", "workshop.cli.models", "workshop.cli.repro", "workshop.cli.servers", "requests", "nbformat",
     "pyarrow.fs", "nbclient", "papermill.__main__", "distributed", "papermill_dask.engine", "papermill_dask.worker",
 )  # fmt: skip
 
@@ -44,8 +44,8 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
-    from workshop.data.prepare import load_or_make  # imports pandas
-    from workshop.models.registry import production  # imports MLflow
+    from workshop.data.prepare import load_or_make  # imports pandas, which `workshop params` does not need
+    from workshop.models.registry import production
 
     click.echo("Pipeline", err=True)
     reproduce(settings, folder=settings.pipeline)
