@@ -1,4 +1,4 @@
-"""Whose server listens on a port: this state folder's, another clone's, or another program's."""
+"""Find the owner of the server on a port: this state folder, another clone, or another program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` s
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that listens on a port; None when it is another user's, of whose processes the system says nothing.
+    """The process that listens on a port; None for a process of another user, which the system hides.
 
     ``state`` is the state folder of the clone that it serves, if any; ``by_hand``: a person started it, not `up`.
     """

@@ -135,7 +135,7 @@ class Compare(Section):
 
 
 class Promote(Section):
-    """What the gate asks of a candidate."""
+    """The limits of the gate's rules."""
 
     least_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
@@ -177,7 +177,7 @@ def read(file: Path) -> dict[str, Section]:
 
 
 def read_stage(file: Path, stage: str) -> Section:
-    """Return the checked parameters of one stage, whatever the other sections hold."""
+    """Return the checked parameters of one stage, without a check of the other sections."""
     if stage not in STAGES:
         raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))
     return check(stage, _load(file).get(stage), file)
@@ -223,7 +223,7 @@ def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
 def _load(file: Path) -> dict[str, Any]:
     try:
         with file.open(encoding="utf-8-sig") as text:
-            content = YAML(typ="safe").load(text)  # DVC's reader: a key that stands twice is an error
+            content = YAML(typ="safe").load(text)  # DVC's reader: a doubled key is an error
     except OSError as error:
         raise ParameterError(f"{file} cannot be read.", value=error.strerror) from None
     except (YAMLError, ValueError, RecursionError) as error:

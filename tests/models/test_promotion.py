@@ -75,7 +75,7 @@ def test_decide_refuses_what_breaks_a_rule(candidate, rule):
     assert not decision.promoted
     assert failed(decision) == [rule]
     (broken,) = (each for each in decision.rules if not each.passed)
-    assert f"{rule} is {broken.shown}, not {broken.limit}" in decision.reason
+    assert f"{rule} is {broken.text}, not {broken.limit}" in decision.reason
 
 
 def test_decide_knows_a_model_of_weather_alone_and_one_that_learned_from_later_hours():

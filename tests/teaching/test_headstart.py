@@ -10,7 +10,7 @@ from attendee import git
 from workplace import BIN, ROOT
 
 from workshop.errors import EngineError
-from workshop.teaching.chapters import bring
+from workshop.teaching.chapters import prepare_for
 from workshop.teaching.checkpoints import examine, first_chapter, next_step, state_of
 
 PROJECT = ["3_projects/hourly.py", *(f"3_projects/lr/{name}" for name in ("MLproject", "python_env.yaml", "train.py"))]
@@ -40,7 +40,7 @@ def test_attendee_can_begin_at_chapter_4(chapters):
     notebook = chapters.root / "2_tracking" / "model_linreg.ipynb"
     notebook.write_text("the attendee's, half done")
     lines = []
-    bring(chapters.settings, 4, lines.append)
+    prepare_for(chapters.settings, 4, lines.append)
     assert notebook.read_text() == "the attendee's, half done"
     names = ("model_linreg", "model_rf", "model_keras", "capacity_factor", "compare_runs")
     assert [line.split(":")[0] for line in lines] == [
@@ -53,7 +53,7 @@ def test_attendee_can_begin_at_chapter_4(chapters):
     assert steps["A project, run by one command"].done
     assert next_step(examine(state_of(chapters.settings)), first_chapter(chapters.settings)).chapter == 4
     lines.clear()
-    bring(chapters.settings, 4, lines.append)
+    prepare_for(chapters.settings, 4, lines.append)
     assert lines == []
 
 
@@ -66,7 +66,7 @@ def test_failing_notebook_is_named_with_its_error(chapters):
     git(chapters.root, "add", "--all")
     git(chapters.root, "commit", "--quiet", "--message", "A broken notebook")
     with pytest.raises(EngineError, match=r"model_linreg.ipynb` failed(.|\n)*ValueError: no sun"):
-        bring(chapters.settings, 3, [].append)
+        prepare_for(chapters.settings, 3, [].append)
 
 
 def test_up_makes_the_table_of_chapter_1_and_writes_the_start_page(servers):

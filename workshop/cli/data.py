@@ -1,4 +1,4 @@
-"""The data: raw, or processed."""
+"""Commands for data: raw files, or the processed table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models: what is in production, how it gets there, and where it comes from."""
+"""Commands for models: promotion, rollback, history and lineage."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, d
             return verdict, champion
         return verdict, registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
 
-    # When the model in production changes meanwhile, a person is told so; a pipeline starts over.
+    # When the model in production changes meanwhile, a person gets an error; a pipeline tries again.
     again = tenacity.retry(
         retry=tenacity.retry_if_exception_type(PromotionConflict),
         stop=tenacity.stop_after_attempt(PIPELINE_ATTEMPTS if decision else 1),
@@ -68,7 +68,7 @@ def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, d
         decision.write(json.dumps(verdict.as_dict() | facts, indent=1) + "\n")
     marks = {True: "passed", False: "failed"}
     rules = [
-        {"rule": rule.name, "found": rule.shown, "allowed": rule.limit, "verdict": marks[rule.passed]}
+        {"rule": rule.name, "found": rule.text, "allowed": rule.limit, "verdict": marks[rule.passed]}
         for rule in verdict.rules
     ]
     # The terminal's width, less names and verdicts, for the two other columns.

@@ -1,4 +1,4 @@
-"""The pipeline: run it, and check its parameters."""
+"""Commands for the pipeline: run it, and check its parameters."""
 
 from __future__ import annotations
 

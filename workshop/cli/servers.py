@@ -1,4 +1,4 @@
-"""The servers: start, stop, look, and JupyterLab on top of them."""
+"""Commands for the servers: start, stop, show, back up, and start JupyterLab."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def up(chapter: int | None, repro: bool) -> None:
     if chapter:
         from workshop.teaching import chapters, checkpoints  # imports pandas
 
-        chapters.bring(settings, chapter, tell)
+        chapters.prepare_for(settings, chapter, tell)
         tell(f"next: {checkpoints.write_start_page(settings)} shows the next step")
 
 
@@ -145,7 +145,7 @@ def lab(port: int, options: tuple[str, ...]) -> None:
 
     settings = supervisor.up(tell)
     write_start_page(settings)
-    tell("JupyterLab starts; Ctrl-C ends it alone, and the servers go on until `workshop down`")
+    tell("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
     port = first_free(port, lambda port: is_free("127.0.0.1", port), "name another with --port")
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     arguments = [

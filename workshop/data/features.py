@@ -1,6 +1,6 @@
-"""What a model is given, what it must predict, and what can be derived from what it is given.
+"""The inputs of the models, their targets, and the quantities that are derived from the inputs.
 
-The one place for each of these: notebooks, pipeline and dashboard call it, and it travels in the logged models.
+Notebooks, pipeline, dashboard and models all use these definitions.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def targets(frame: DataFrame) -> DataFrame:
 def inputs(frame: DataFrame) -> DataFrame:
     """Return the hour (its start, UTC, datetime64[us] without a zone) and the four weather features.
 
-    It is how a model that knows the time is given raw weather. The zone is left out because a model's signature has
+    They are the inputs of a model that knows the time. The zone is left out because a model's signature has
     no type for it; the frame's attributes stay, for a model that learns. Raises DataError: a column missing, no time.
     """
     weather = features(frame)
@@ -64,7 +64,7 @@ def inputs(frame: DataFrame) -> DataFrame:
 
 
 def derive(frame: DataFrame) -> DataFrame:
-    """Return what a model learns from, an hour a row, from that hour's start (UTC) and weather: columns `DERIVED`.
+    """Return the columns `DERIVED`, from which models learn, for each hour: its start (UTC) and its weather.
 
     - `hub_windspeed` (m/s): the wind at 105 m, from that at 10 m by the logarithmic profile ln(z/z0) with z0 = 0.1 m
       (Hau, Wind Turbines, 3rd edition, chapter 13);
@@ -73,7 +73,7 @@ def derive(frame: DataFrame) -> DataFrame:
       the middle of Germany half an hour after the stamp, by NREL's solar position algorithm (pvlib's `spa_python`).
       They say hour and season at once, in the terms that matter.
 
-    Each row is derived from itself alone, so that one hour is answered as well as a year. Raises DataError: a column
+    Each row is derived from itself alone, so that a model can predict a single hour. Raises DataError: a column
     missing, no time.
     """
     weather = features(frame)
@@ -120,7 +120,7 @@ def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
 
 # -- installed capacity ------------------------------------------------------------------------------------------------
 def capacity_factors(frame: DataFrame) -> DataFrame:
-    """Return generation by what was installed at the time (`installed`), without a unit, columns `TARGETS`.
+    """Return generation divided by the capacity at the time (`installed`), without a unit, columns `TARGETS`.
 
     Raises DataError: a column missing, hours outside the years whose capacity is known.
     """
@@ -130,7 +130,7 @@ def capacity_factors(frame: DataFrame) -> DataFrame:
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     """Return the installed capacity in GW at each hour, columns `TARGETS`, between year-ends along a line.
 
-    Without ``year_ends`` it goes by the figures that the frame carries (`year_ends_of`). Raises DataError for hours
+    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`). Raises DataError for hours
     outside the years of these figures.
     """
     year_ends = year_ends or year_ends_of(frame)

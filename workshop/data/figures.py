@@ -399,7 +399,7 @@ def _daily_means(hourly: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_broken_into_points(values: pd.Series) -> bool:
-    """Tell whether a value stands between two gaps: a line has no length there, and shows nothing."""
+    """Tell whether a value lies between two gaps, where a line would have no length."""
     known = values.notna()
     return bool((known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)).any())
 

@@ -1,4 +1,4 @@
-"""From raw files to the processed table, by one rule that leaves out and never invents; and the counts of it."""
+"""Turn raw files into the processed table; count the hours that are left out, and invent nothing."""
 
 from __future__ import annotations
 

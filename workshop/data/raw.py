@@ -1,4 +1,4 @@
-"""The one reader of CSV files, strict: nothing is guessed or skipped; an error names file, line, column and value."""
+"""Read CSV files strictly: no guesses, no skipped lines; an error names file, line, column and value."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def read_header(path: Path, *, next_step: str) -> list[str]:
 
 @contextlib.contextmanager
 def _opened(source: Path | bytes, name: str, next_step: str) -> Iterator[BinaryIO]:
-    """Open a file, or the content of one; raise DataError when it is not there, or cannot be read as CSV."""
+    """Open a file, or the content of one; raise DataError when it is missing or cannot be read as CSV."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             yield file
@@ -114,7 +114,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
             f"{name}, line {number}: not UTF-8.",
             value=repr(line[max(error.start - 20, 0) : error.end + 20]),
             expected="text in UTF-8",
-            next_step="save the file as CSV UTF-8 where it comes from; unpack it first if it is packed",
+            next_step="export the file again as CSV in UTF-8; unpack it first if it is packed",
         ) from None
 
 
@@ -224,7 +224,7 @@ def require(good: Series, text: Series, name: str, expected: str, next_step: str
         return
     line, place = (~good).idxmax(), text.index.name
     raise DataError(
-        f"{name}, {place} {line}, column {text.name}: not what belongs there ({_count((~good).sum(), 'such cell')}).",
+        f"{name}, {place} {line}, column {text.name}: wrong content ({_count((~good).sum(), 'such cell')}).",
         value="an empty cell" if pd.isna(text[line]) else repr(text[line])[:200],
         expected=expected,
         next_step=next_step or f"correct that {place}, or make the file again",

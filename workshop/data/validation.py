@@ -1,4 +1,4 @@
-"""Checks of what is possible but unusual in a processed table; and the page for people on what was checked."""
+"""Check a processed table for unusual values, and show the checks on a page."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ SHOWN = 4  # places that a check names; the rest are counted
 
 @dataclass(frozen=True)
 class Check:
-    """A check ``name`` of a column or file ``of``: its value, the limits of what is usual, and a note on the place.
+    """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the place.
 
-    Both limits are usual themselves; None is no limit.
+    Both limits count as usual; None is no limit.
     """
 
     name: str
@@ -135,9 +135,9 @@ def number(value: float) -> str:
 
 
 def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
-    """Check a processed table and its findings (`prepare.prepare`) for what is unusual.
+    """Check a processed table and its findings (`prepare.prepare`) for unusual values.
 
-    What is impossible has raised a DataError before. Means, changes and outliers need 28 days.
+    Impossible values have raised a DataError before. Means, changes and outliers need 28 days.
     """
     hourly = frame.set_index("utc_timestamp")[[*TARGETS, *FEATURES]].asfreq("h")
     enough = len(frame) >= MONTH_HOURS

@@ -1,4 +1,4 @@
-"""Weather that a visitor hands in for a prediction: rows as CSV or JSON in, a checked frame out."""
+"""Read the weather that a visitor sends for a prediction: rows as CSV or JSON in, a checked frame out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workshop.errors import DataError
 MOST_ROWS = 9000  # a year of hours
 MOST_BYTES = 2_000_000  # several times what so many rows take
 YEARS = (1900, 2100)
-_CORRECT = "correct these places, and hand the weather in again"
+_CORRECT = "correct these places, and send the weather again"
 
 
 def from_csv(content: bytes) -> pd.DataFrame:
@@ -72,8 +72,8 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _too_many(amount: str) -> DataError:
     return DataError(
-        "That is too much at once.",
+        "The weather is too long for one request.",
         value=amount,
         expected=f"at most {MOST_ROWS:,} rows, which is a year of hours, and {MOST_BYTES:,} bytes",
-        next_step="hand it in year by year",
+        next_step="send it year by year",
     )

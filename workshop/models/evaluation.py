@@ -1,4 +1,4 @@
-"""How good a model is on the held-out hours, what it makes of its inputs, and all that the gate asks about it."""
+"""Measure a model: its scores on the held-out hours, the effect of its inputs, and the facts that the gate needs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def is_night(utc_timestamp: pd.Series):
     return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
 
 
-# -- what the gate asks ------------------------------------------------------------------------------------------------
+# -- the facts that the gate needs -------------------------------------------------------------------------------------
 def evaluate(
     model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame, client: MlflowClient | None = None
 ) -> Evaluation:
@@ -182,7 +182,7 @@ def _columns(schema: list[dict], names: list[str]) -> list[str]:
     return [column.get("name", "?") for column in schema]
 
 
-# -- what a model makes of its inputs ----------------------------------------------------------------------------------
+# -- the effect of the inputs ------------------------------------------------------------------------------------------
 def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Return by how much R2 falls when the values of one input are shuffled among the hours of a processed frame.
 

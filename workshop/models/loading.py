@@ -1,4 +1,4 @@
-"""Models are logged here, and loaded without running code of theirs: skops with a list of types, Keras in safe mode."""
+"""Log models, and load them without running their code: skops with a list of types, Keras in safe mode."""
 
 from __future__ import annotations
 

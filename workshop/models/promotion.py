@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
-LEAST_WEEKS = 6  # with fewer no difference could be told from chance
+LEAST_WEEKS = 6  # with fewer weeks any difference may be chance
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Rule:
     passed: bool
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.shown}, not {self.limit}"
+        return f"{self.name} is {self.text}, not {self.limit}"
 
     @property
-    def shown(self) -> str:
-        """The value, as people read it."""
+    def text(self) -> str:
+        """The value as text."""
         return f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
 
 
@@ -94,7 +94,7 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) 
         tested = next((rule for rule in rules if rule.name == "paired_test"), None)
         verb = "is in a near-tie with" if tested else "beats"
         reason = f"promoted: R2 {scores.r2:.4f} {verb} the champion's {champion.scores.r2:.4f}"
-        reason += f", and its weekly errors are smaller (p {tested.shown})" if tested else ""
+        reason += f", and its weekly errors are smaller (p {tested.text})" if tested else ""
     beaten = champion.scores if champion else None
     learned_from = candidate.learned_from
     return Decision(not failed, reason, tuple(rules), scores, beaten, disqualified, learned_from=learned_from)

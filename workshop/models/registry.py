@@ -116,7 +116,7 @@ _MOVES = TypeAdapter(Move)
 def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
     """Return the model in production, or None when there is none.
 
-    A caller that asks again and again gives what is ``known``: it is returned, after one request, if nothing has moved.
+    ``known`` is the last answer that the caller got: it is returned, after one request, if the alias has not moved.
     """
     client = client or connect()
     version = version_in_production(client)
@@ -192,9 +192,9 @@ def moves_of(versions: Iterable[ModelVersion], current: str | None) -> list[Move
 
 
 def note(client: MlflowClient | None = None) -> Move | None:
-    """Write down that the alias was moved by hand, in the MLflow UI say, so that a rollback can go back to it.
+    """Record a move of the alias by hand, for example in the MLflow UI, so that a rollback can return to it.
 
-    Return that move; None when there is none, or it was written down before.
+    Return that move; None when there is none, or when it is recorded already.
     """
     client = client or connect()
     with _lock():

@@ -78,7 +78,7 @@ class Week:
 
     @cached_property
     def monday(self) -> Timestamp:
-        """The moment at which the week begins."""
+        """The start of the week."""
 
         return pd.Timestamp(split.monday(self.name))
 

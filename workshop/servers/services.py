@@ -1,6 +1,6 @@
-"""What each server is: its command, its address, its ports, and how to tell that it answers.
+"""The table of the servers: command, address, ports and health check of each.
 
-Ports are free ones, and after that this clone's own until the machine restarts.
+A clone takes free ports, and keeps them until the machine restarts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Service:
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
     asks_for_password: bool = False
-    private: bool = True  # nobody else may read the files that it writes
+    private: bool = True  # only the owner may read the files that it writes
 
     def ports_of(self, settings: Settings) -> list[int]:
         """Return the numbers of its ports."""

@@ -1,4 +1,4 @@
-"""Starts, watches and stops the services through supervisor (http://supervisord.org), one for each state folder."""
+"""Start, watch and stop the services through supervisor (http://supervisord.org), one for each state folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from workshop.settings import Settings, get_settings
 START_SECONDS = 300  # of a machine under load
 STOP_SECONDS = 30
 LOG_LINES = 15
-OPEN_FILES = 1024  # what supervisor asks for by itself; it does not start where `ulimit -Hn` is less
+OPEN_FILES = 1024  # supervisor's own default, with which it does not start where `ulimit -Hn` is less
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
 
@@ -74,7 +74,7 @@ def status(settings: Settings | None = None) -> list[Status]:
         if stranger := ownership.find_stranger(settings, *service.ports_of(settings)):
             reason = f"its port {stranger.port} is held by {stranger}"
         elif process.get("statename") == "FATAL":
-            last = next(iter(_log_lines(service, settings)[-1:]), "without a word")
+            last = next(iter(_log_lines(service, settings)[-1:]), "no output")
             reason = f"it ended again and again: {last.strip()} (all of it: {_log_file(service, settings)})"
         pid = by_hand.get(service.name) or process.get("pid") or None
         healthy = is_healthy(service, settings)

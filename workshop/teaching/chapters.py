@@ -90,8 +90,8 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 # -- head start --------------------------------------------------------------------------------------------------------
-def bring(settings: Settings, number: int, tell: Callable[[str], None]) -> None:
-    """Make what the chapters before ``number`` leave: tables, tracked runs, a registered version, a project's run.
+def prepare_for(settings: Settings, number: int, tell: Callable[[str], None]) -> None:
+    """Prepare the state that the chapters before ``number`` leave: tables, runs, a registered version, a project's run.
 
     What exists is not made again, and no file of the attendee changes: the notebooks are run as they were given, in a
     temporary folder. The servers have to run. ``tell`` gets a line for each thing that is made. Raises EngineError when
@@ -106,13 +106,13 @@ def bring(settings: Settings, number: int, tell: Callable[[str], None]) -> None:
             load_or_make(table)
             tell(f"{chapter.folder}/{table.name}: made")
     if number > 2:
-        _bring_runs(settings, tell)
+        _prepare_runs(settings, tell)
     if number > 3 and not runs_of_lr("main", state_of(settings)):
         _run(PROJECT_COMMAND, settings.root / "3_projects")
         tell("3_projects/lr: ran, and its run is tracked")
 
 
-def _bring_runs(settings: Settings, tell: Callable[[str], None]) -> None:
+def _prepare_runs(settings: Settings, tell: Callable[[str], None]) -> None:
     """Run the notebooks of chapter 2 whose steps are open, in order; the last of them registers the best model."""
     state = state_of(settings)
     absent = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
