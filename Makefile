@@ -13,7 +13,7 @@ UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(BIN):$(PATH)
-# Where a shell forbids bytecode, each of the many programs that start here would compile all its imports anew.
+# Where a shell forbids bytecode, each of the many programs that start here would compile all its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
 help:
@@ -76,7 +76,7 @@ lock: .venv/installed
 	@echo '-e .[dev]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
 
-# Written last: an installation that was interrupted is begun anew.
+# Written last: an installation that was interrupted starts again.
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: requirements.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
