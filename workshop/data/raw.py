@@ -114,7 +114,7 @@ def _decoded(line: bytes, number: int, name: str) -> str:
             f"{name}, line {number}: not UTF-8.",
             value=repr(line[max(error.start - 20, 0) : error.end + 20]),
             expected="text in UTF-8",
-            next_step="export the file again as CSV in UTF-8; unpack it first if it is packed",
+            next_step="export the file again as CSV UTF-8; unpack it first if it is packed",
         ) from None
 
 

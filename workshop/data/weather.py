@@ -72,7 +72,7 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def _too_many(amount: str) -> DataError:
     return DataError(
-        "The weather is too long for one request.",
+        "This is too much weather for one request.",
         value=amount,
         expected=f"at most {MOST_ROWS:,} rows, which is a year of hours, and {MOST_BYTES:,} bytes",
         next_step="send it year by year",
