@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +27,10 @@ def new_repository(root: Path, *names: str) -> Path:
 
 
 @contextlib.contextmanager
-def tracking_server(folder: Path) -> Iterator[str]:
-    """Run a tracking server in which nothing happened yet, and yield its address."""
+def tracking_server(folder: Path, database: Path) -> Iterator[str]:
+    """Run a tracking server on a copy of a database in a folder, and yield its address."""
     port = free_port()
+    shutil.copy(database, folder / "mlflow.db")
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "artifacts")]

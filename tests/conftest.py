@@ -17,6 +17,9 @@ from filelock import FileLock
 from threadpoolctl import threadpool_limits
 from workplace import BIN, Servers, copy_tree, environment_for, environment_of, processes_of, required
 
+from workshop.servers.tracking_server import ensure_database
+from workshop.settings import get_settings
+
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -81,6 +84,19 @@ def one_thread():
 
     with threadpool_limits(1, user_api="openmp"):
         yield
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory) -> Path:
+    """A tracking database in which nothing happened yet, to copy: MLflow takes five seconds to make one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of all processes
+    settings = get_settings().model_copy(update={"state": folder / "new"})
+    settings.state.mkdir(exist_ok=True)
+    with FileLock(folder / "new.lock"):
+        ensure_database(settings)
+    return settings.database
 
 
 @pytest.fixture(scope="session")

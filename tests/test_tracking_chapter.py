@@ -34,9 +34,9 @@ pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory) -> Iterator[str]:
+def tracking_uri(tmp_path_factory, new_database) -> Iterator[str]:
     """A tracking server in which nothing happened yet; the session's own has a model in production."""
-    with tracking_server(tmp_path_factory.mktemp("store")) as uri:
+    with tracking_server(tmp_path_factory.mktemp("store"), new_database) as uri:
         yield uri
 
 

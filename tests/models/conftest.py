@@ -19,11 +19,11 @@ from workshop.data.sources import Origin
 
 
 @pytest.fixture(scope="session")
-def small_server(tmp_path_factory) -> Iterator[dict[str, str]]:
+def small_server(tmp_path_factory, new_database) -> Iterator[dict[str, str]]:
     """The environment in which an empty tracking server answers; its artifacts lie in the folder `SMALL_ARTIFACTS`."""
     folder = tmp_path_factory.mktemp("tracking")
     state = {"WORKSHOP_STATE": str(folder / "state"), "SMALL_ARTIFACTS": str(folder / "artifacts")}
-    with tracking_server(folder) as uri:
+    with tracking_server(folder, new_database) as uri:
         yield clean_environment() | {"MLFLOW_TRACKING_URI": uri} | state
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,13 +97,15 @@ def test_server_beyond_loopback_demands_tls(monkeypatch):
 
 
 @pytest.fixture
-def tracking_uri(environment) -> Iterator[str]:
+def tracking_uri(environment, new_database) -> Iterator[str]:
     """Both servers, started by hand, with TLS between them; the address of the tracking server."""
     environment = environment | {"WORKSHOP_FTP_TLS": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     uri = f"http://127.0.0.1:{environment['WORKSHOP_MLFLOW_PORT']}"
     with environment_of(environment):
         settings = get_settings()
         (service,) = (service for service in SERVICES if service.name == "mlflow")
+    settings.state.mkdir()
+    shutil.copy(new_database, settings.database)
     with (
         started(environment),
         running(service.command(settings), environment, ROOT, lambda _: answer_of(f"{uri}/health")) as server,

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -53,10 +54,12 @@ def workshop(place: Servers, *words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[Servers]:
+def place(tmp_path_factory, new_database) -> Iterator[Servers]:
     """A clone of its own, whose servers these tests start, kill and stop."""
     root, environment = new_workplace(tmp_path_factory.mktemp("place"))
     place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1"})
+    place.settings.state.mkdir(parents=True)
+    shutil.copy(new_database, place.settings.database)
     yield place
     place.run(BIN / "workshop", "down")
     assert not processes_of(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -20,7 +21,6 @@ from mlflow.exceptions import MlflowException
 from workplace import environment_of, free_port, wait_for
 
 from workshop.servers.services import SERVICES, is_healthy
-from workshop.servers.tracking_server import ensure_database
 from workshop.settings import get_settings
 
 API = "api/2.0/mlflow"
@@ -63,10 +63,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
+def server(tmp_path_factory, new_database) -> Iterator[Server]:
     """A tracking server that runs."""
     server = Server(tmp_path_factory.mktemp("tracking") / "state")
-    ensure_database(server.settings)
+    shutil.copy(new_database, server.settings.database)
     server.start()
     yield server
     server.kill()

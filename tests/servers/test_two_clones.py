@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -240,7 +241,7 @@ class QuickClone(Clone):
 
 
 @pytest.fixture
-def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
+def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
     """Two clones, nothing running, that want the same ports; of two users, who cannot know of one another's."""
     wanted = {f"{name.lower()}_port": free_port() for name in PORTS}
     how, both = request.param, []
@@ -258,6 +259,8 @@ def clones(request, tmp_path) -> Iterator[tuple[Clone, Clone]]:
             both[-1].stand_in.write_text(STAND_IN)
             with contextlib.closing(sqlite3.connect(both[-1].settings.database)) as database:
                 database.execute("CREATE TABLE records (path)")
+        else:
+            shutil.copy(new_database, both[-1].settings.database)
     yield tuple(both)
     for clone in both:
         clone.end_by_hand()

@@ -20,9 +20,9 @@ def store(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fresh_server(store) -> Iterator[str]:
+def fresh_server(store, new_database) -> Iterator[str]:
     """The address of a tracking server in which nothing happened yet; the session's own has a model in production."""
-    with tracking_server(store) as uri:
+    with tracking_server(store, new_database) as uri:
         yield uri
 
 
