@@ -32,8 +32,9 @@ from workshop.servers import supervisor
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
 SEED = int(os.environ.get("WORKSHOP_SOAK_SEED", "1"))
 BETWEEN_KILLS = (3.0, 9.0)  # a tracking server takes six seconds to start
+SPARED_SECONDS = 35  # what ends again and again within 30 s of its start is given up, as `workshop status` says
 PIPELINE_SECONDS = 300
-RECOVERY_SECONDS = 60
+RECOVERY_SECONDS = 120
 FAULTS = (MlflowException, WorkshopError, requests.RequestException, OSError)
 
 
@@ -162,7 +163,7 @@ def read_dashboard(place: Servers) -> Callable[[Acknowledged], None]:
 
 
 def kill(place: Servers) -> Callable[[Acknowledged], None]:
-    """Kill any one process of the servers, but the dashboard and the supervisor."""
+    """Kill any one process of the servers, but the dashboard, the supervisor and what has just been started."""
     dice, settings = random.Random(SEED), place.settings
 
     def strike(done: Acknowledged) -> None:
@@ -171,7 +172,8 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
         with contextlib.suppress(psutil.Error):
             victim = victims[dice.choice(sorted(victims))]
             words = " ".join(victim.cmdline())
-            if "supervisord" not in words and "dashboard" not in words:
+            is_new = time.time() - victim.create_time() < SPARED_SECONDS
+            if not is_new and "supervisord" not in words and "dashboard" not in words:
                 victim.kill()
                 done.kills.append(words[-60:])
 
