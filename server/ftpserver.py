@@ -14,7 +14,7 @@ from logging.handlers import RotatingFileHandler
 from mlflow_ftp.server import Server, ensure_certificate, serve
 
 from workshop.errors import ServiceError, WorkshopError
-from workshop.ownership import find_holders
+from workshop.port_holders import find_holders
 from workshop.settings import Settings, get_settings
 
 

@@ -55,33 +55,11 @@ def test_help_answers_at_once_with_a_line_for_each_command():
         assert re.search(rf"^  {name} +{command.help.split()[0]} ", text, re.MULTILINE), name
 
 
-def test_misuse_exits_2_and_says_why():
-    """An unknown command or option is misuse."""
-    for words in (["fly"], ["status", "--xml"], ["data", "fetch"]):
-        done = workshop(*words)
-        assert done.returncode == 2
-        assert "Error:" in done.stderr
-
-
 def test_config_export_is_for_the_shell(servers):
     """Evaluated by a shell it sets the addresses and finds the programs, and it holds no secret."""
     line = 'eval "$(workshop config --export)" && echo $MLFLOW_TRACKING_URI && command -v mlflow'
     done = servers.run("sh", "-c", line)
     assert done.stdout.splitlines() == [servers.tracking_uri, str(BIN / "mlflow")]
-
-
-def test_doctor_finds_a_wrong_tracking_address_and_no_proxy(servers):
-    """A shell that points elsewhere: exit 1, and what to type. A proxy is in no command's way."""
-    environment = servers.environment | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    done = servers.run(BIN / "workshop", "doctor", "--json", env=environment)
-    assert done.returncode == 1
-    (found,) = [row for row in json.loads(done.stdout) if not row["ok"]]
-    assert found["check"] == "tracking address"
-    assert "http://127.0.0.1:9" in found["found"]
-    assert "workshop config --export" in found["next_step"]
-    environment = servers.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
-    done = servers.run(BIN / "workshop", "doctor", "--json", env=environment)
-    assert done.returncode == 0, done.stdout
 
 
 def test_data_commands_name_what_is_wrong(tmp_path):

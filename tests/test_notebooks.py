@@ -96,11 +96,6 @@ def test_pipeline_parameters_agree(path):
     assert {line.split(":")[0] for line in lines} == expected
 
 
-def test_params_name_the_stages():
-    """Each section is a stage, and each stage but the first has one."""
-    assert list(PARAMETERS) == [stage for stage in STAGES if stage != "tracking_store"]
-
-
 @pytest.mark.parametrize("path", PIPELINE, ids=name)
 def test_pipeline_notebook_names_no_path_and_no_address(path):
     """Where things are is said in dvc.yaml and the settings, nowhere else."""
@@ -108,14 +103,6 @@ def test_pipeline_notebook_names_no_path_and_no_address(path):
         assert not re.search(
             r"https?://|ftp://|tcp://|localhost|127\.0\.0\.1|password|['\"][^'\"\s]*/[^'\"\s]*['\"]", cell["source"]
         )
-
-
-@pytest.mark.parametrize("path", PIPELINE, ids=name)
-def test_pipeline_notebook_is_a_dependency_run_by_papermill(path):
-    """The source notebook is what DVC watches; its executed copy goes elsewhere."""
-    stage = STAGES[path.stem]
-    assert f"notebooks/{path.name}" in stage["deps"]
-    assert f"papermill notebooks/{path.name} executed/{path.name} --engine dask" in " ".join(stage["cmd"])
 
 
 SHARED = [

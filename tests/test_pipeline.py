@@ -22,7 +22,6 @@ STAGES = [
     "compare", "promote", "report",
 ]  # fmt: skip
 TRAINING = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting"}
-NOTEBOOK_STAGES = [stage for stage in STAGES if stage not in ("tracking_store", "fetch", "promote")]
 
 
 def dvc(place: Servers, *words: str, **options):
@@ -97,15 +96,6 @@ def test_sample_is_made_the_same_everywhere(servers):
     assert committed["fetch"]["outs"] == here["fetch"]["outs"]
 
 
-def test_notebooks_ran_on_the_cluster_and_are_whole(servers):
-    """Every stage's executed copy: no exception, no pending cell, a figure or table among its outputs."""
-    for stage in NOTEBOOK_STAGES:
-        executed = nbformat.read(servers.pipeline / "executed" / f"{stage}.ipynb", as_version=4)
-        assert executed.metadata.papermill.exception is None
-        assert all(cell.metadata.papermill.status == "completed" for cell in executed.cells)
-        assert sum(len(cell.get("outputs", [])) for cell in executed.cells) >= 2
-
-
 def test_runs_carry_their_lineage(in_workplace):
     """Each training run: commit, hash of its data as DVC has it, stage, parameters, executed notebook, model."""
     import mlflow
@@ -130,19 +120,6 @@ def test_runs_carry_their_lineage(in_workplace):
         executed = json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/notebook/{stage}.ipynb"))
         assert [each["run_id"] for each in executed["metadata"]["papermill_dask"]["runs"]] == [run.info.run_id]
         assert executed["metadata"]["papermill"]["exception"] is None
-
-
-def test_production_model_has_a_record(in_workplace):
-    """The version in production says when, who, why, its score, the rules, and what it replaced."""
-    import mlflow
-
-    version = mlflow.MlflowClient(in_workplace.tracking_uri).get_model_version_by_alias("wind_solar", "production")
-    move = registry.history()[-1]
-    assert move.version == str(version.version)
-    assert all((move.when, move.who, move.why, move.reason, move.scores["r2"]))
-    assert all(rule["passed"] for rule in move.rules)
-    candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
-    assert version.run_id == candidate["run_id"]
 
 
 def test_validation_is_a_page_and_a_run(in_workplace):

@@ -339,18 +339,6 @@ def test_training_refuses_an_address_that_is_no_server(name, address, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("lr", ["--test_fraction", "nan"]), ("rf", ["--n_estimators", "0"]), ("keras", ["--epochs", "none"])],
-)
-def test_training_refuses_a_parameter_out_of_range(name, arguments, tmp_path):
-    """A value that cannot be is named, with exit code 2."""
-    result = train(name, *arguments, folder=tmp_path)
-    assert result.returncode == 2
-    assert arguments[0] in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(
     ("text", "named"),
     [
         (None, "no data file"),
@@ -418,10 +406,3 @@ def test_project_file_agrees_with_its_program(name, entry_point, monkeypatch):
     monkeypatch.setattr(sys, "argv", [file, *" ".join(arguments).format(**defaults).split()])
     assert program.read_parameters() == expected
     assert defaults.keys() == expected.keys()
-
-
-def test_programs_import_nothing_else_of_the_repository():
-    """A project's own environment holds what its `python_env.yaml` names: this package is not in it."""
-    for file in [*(ROOT / "3_projects").glob("*.py"), *(ROOT / "3_projects").glob("*/*.py")]:
-        assert "import workshop" not in file.read_text()
-        assert "from workshop" not in file.read_text()

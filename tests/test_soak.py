@@ -24,7 +24,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
-from workshop import ownership
+from workshop import port_holders
 from workshop.errors import WorkshopError
 from workshop.models import evaluation, loading, promotion, registry, tracking
 from workshop.servers import supervisor
@@ -168,7 +168,7 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
 
     def strike(done: Acknowledged) -> None:
         time.sleep(dice.uniform(*BETWEEN_KILLS))
-        victims = {process.pid: process for process in ownership.marked_processes(settings.state)}
+        victims = {process.pid: process for process in port_holders.marked_processes(settings.state)}
         with contextlib.suppress(psutil.Error):
             victim = victims[dice.choice(sorted(victims))]
             words = " ".join(victim.cmdline())

@@ -184,7 +184,7 @@ def read_stage(file: Path, stage: str) -> Section:
 
 
 def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Section:
-    """Return the parameters of a stage as its model; raise ParameterError in pydantic's words."""
+    """Return the parameters of a stage as its model; raise ParameterError naming key, value and what is allowed."""
     model = STAGES[stage]
     try:
         return model.model_validate(values)

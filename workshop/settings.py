@@ -69,7 +69,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, **_):
-        """Put the ports of running servers first, since they are facts, and those of stopped ones last."""
+        """Put the ports of running servers first, since they are really in use, and those of stopped ones last."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
         state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")

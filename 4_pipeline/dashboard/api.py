@@ -11,7 +11,7 @@ from flask import Flask, Response, jsonify, request
 from layout import WHAT_TO_RUN
 from serving import Served, Serving
 
-from workshop.data import weather
+from workshop.data import visitor_weather
 from workshop.data.schema import TARGETS
 from workshop.errors import DataError, ModelError
 
@@ -43,7 +43,7 @@ def register(server: Flask, serving: Serving) -> None:
             reason = "The body is not a JSON object with the key `rows` alone."
             return _refusal(HTTPStatus.BAD_REQUEST, reason, expected=EXAMPLE)
         try:
-            rows = weather.from_records(body["rows"])
+            rows = visitor_weather.from_records(body["rows"])
             if served.model is None:
                 return _no_model(served)
             return jsonify(_answer(served, rows)), HTTPStatus.OK

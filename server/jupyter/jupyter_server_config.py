@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from workshop.servers import lab
+from workshop.servers import lab_tiles
 from workshop.settings import get_settings
 
 c = get_config()  # noqa: F821 - Jupyter gives it
@@ -15,7 +15,7 @@ settings = get_settings()
 folder = settings.jupyter
 
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
-os.environ.update(lab.exports())
+os.environ.update(lab_tiles.exports())
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Not a kernel `python3` that another installation left in the home folder.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -29,7 +29,7 @@ c.KernelManager.transport_encryption = "auto"
 c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}
 os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # macOS recommends another shell at each start
 
-c.ServerProxy.servers = lab.tiles()
+c.ServerProxy.servers = lab_tiles.tiles()
 
 c.LabApp.default_url = "/lab/tree/START.md"
 c.LabApp.app_settings_dir = str(folder / "settings")

@@ -13,7 +13,7 @@ import pytest
 from dashboard.bodies import URL, body_of, output_with
 
 from workshop.data.schema import TARGETS
-from workshop.data.weather import MOST_ROWS
+from workshop.data.visitor_weather import MOST_ROWS
 from workshop.models.loading import LoadedModel
 
 ROW = {

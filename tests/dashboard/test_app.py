@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import browsing
 import psutil
 import pytest
-import requests
 from dashboard.bodies import URL
-from workplace import answer_of, clean_environment, free_port, wait_for
+from workplace import answer_of, clean_environment, free_port
 
 Address = tuple[str, int]
 
@@ -45,17 +44,6 @@ def test_fifty_megabytes_are_refused_unread(dashboard, address):
                 sender.sendall(b" " * 1_000_000)
     assert memory().rss - before < 10e6
     assert answer_of(f"{dashboard[0]}/health")
-
-
-def test_nothing_to_serve_is_said_to_programs(dashboard):
-    """Without data, model and servers the process lives, and `/predict` says what to run."""
-    url, _ = dashboard
-    wait_for(lambda: browsing.health_of(url)["troubles"] == ["registry"])
-    row = dict.fromkeys(("windspeed", "temperature", "rad_horizontal", "rad_diffuse"), 1)
-    rows = [row | {"utc_timestamp": "2016-06-01T12:00:00Z"}]
-    answer = requests.post(f"{url}/predict", json={"rows": rows}, timeout=20)
-    assert answer.status_code == 503
-    assert "dvc repro" in answer.json()["next"]
 
 
 @pytest.mark.parametrize(

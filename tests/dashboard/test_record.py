@@ -14,14 +14,6 @@ def _json(**changes) -> str:
     return json.dumps(json.loads(go.Figure(go.Bar(x=["wind"], y=[1.0])).to_json()) | changes)
 
 
-def test_figures_of_the_pipeline_are_read():
-    """What `log_explanations` writes is read as it was."""
-    import record
-
-    figure = go.Figure([go.Bar(x=["wind"], y=[1.0]), go.Scatter(x=[1, 2], y=[3, 4])], {"title": {"text": "R² < 1"}})
-    assert go.Figure(record.figure(figure.to_json(), "importance")) == figure
-
-
 @pytest.mark.parametrize(
     "content",
     [

@@ -213,12 +213,6 @@ def test_text_in_numbers(reader, text):
     reader.refuses(f"line 25, column {reader.column}", re.escape(repr(text)), "a number, or nothing")
 
 
-def test_impossible_unit(reader):
-    """A whole column out of its range: line, value and rule, and the advice to look at the unit."""
-    reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), "15000000")))
-    assert "look at its unit" in reader.refuses("line 2 ", "rule: between", "and 43 more").next_step
-
-
 def test_naive_timestamps(reader):
     """A time without a zone is not guessed; for a file of one's own the mapping may say it."""
     stamps = {line: reader.lines[line - 1].split(",")[0].removesuffix("Z") for line in range(2, ROWS + 2)}
@@ -280,29 +274,6 @@ def test_all_gaps(reader):
     with pytest.raises(DataError, match="no complete hour") as caught:
         reader.read()
     assert "no value at all of wind" in caught.value.value
-
-
-PARQUET = {
-    "no rows": (lambda frame: frame.head(0), "has no rows"),
-    "text": (lambda frame: frame.astype({"wind_GW": str}), r"wind_GW = str, rule: dtype\('float64'\)"),
-    "naive": (lambda frame: frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_localize(None)), "UTC times"),
-    "hour twice": (lambda frame: pd.concat([frame, frame.tail(1)]), "rule: each hour once"),
-    "unsorted": (lambda frame: frame.iloc[::-1], "rule: increasing"),
-    "future": (lambda frame: frame.assign(utc_timestamp=frame["utc_timestamp"] + pd.Timedelta(days=365_000)), "future"),
-    "all gaps": (lambda frame: frame.assign(wind_GW=float("nan")), "rule: no cell missing"),
-    "missing column": (lambda frame: frame.rename(columns={"wind_GW": "wind_MW"}), r"nearest: wind_MW"),
-}
-
-
-@pytest.mark.parametrize("fault", PARQUET)
-def test_parquet_with_a_fault(frame, tmp_path, fault):
-    """The processed table as Parquet: the same faults, with row and rule."""
-    spoil, words = PARQUET[fault]
-    spoil(frame.head(ROWS)).to_parquet(tmp_path / "germany.parquet", index=False)
-    with pytest.raises(DataError, match=words) as caught:
-        schema.read(tmp_path / "germany.parquet")
-    assert "germany.parquet" in str(caught.value)
-    assert caught.value.next_step
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"utc_timestamp,solar_GW\n"])

@@ -7,48 +7,17 @@ import pandas as pd
 import pytest
 
 from workshop.data.features import (
-    DERIVED,
     YEAR_ENDS_GW,
-    capacity_factors,
     derive,
-    features,
     inputs,
     installed,
     last_year,
     mark_capacity,
-    targets,
     year_ends_of,
 )
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
 from workshop.parameters import YearEnd
-
-
-def test_features_and_targets_are_float_columns_in_order(frame):
-    """Columns come in the fixed order as float64, whatever the frame's order, and the frame is not changed."""
-    before = frame.copy()
-    mixed = frame[frame.columns[::-1]].astype({"temperature": "float32"})
-    assert list(features(mixed).columns) == ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
-    assert list(targets(mixed).columns) == ["solar_GW", "wind_GW"]
-    assert (features(mixed).dtypes == "float64").all()
-    pd.testing.assert_frame_equal(frame, before)
-
-
-def test_features_name_a_missing_column(frame):
-    """A error about a missing column has the nearest name."""
-    with pytest.raises(DataError, match=r"windspeed \(nearest: windspeed_10m\)"):
-        features(frame.rename(columns={"windspeed": "windspeed_10m"}))
-
-
-def test_inputs_are_the_hour_and_the_weather(frame):
-    """The hour comes without a zone, as a signature of MLflow's can say it; the frame is not changed."""
-    before = frame.copy()
-    given = inputs(frame)
-    assert list(given.columns) == ["utc_timestamp", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
-    assert str(given["utc_timestamp"].dtype) == "datetime64[us]"
-    assert (given["utc_timestamp"].dt.tz_localize("UTC") == frame["utc_timestamp"]).all()
-    assert given.index.equals(frame.index)
-    pd.testing.assert_frame_equal(frame, before)
 
 
 def test_sun_stands_where_it_should():
@@ -63,14 +32,6 @@ def test_sun_stands_where_it_should():
     assert np.abs(np.sin(np.radians(derived["sun_azimuth"]))).max() < 0.02
     # ln(105 / 0.1) / ln(10 / 0.1)
     assert derived["hub_windspeed"].to_numpy() == pytest.approx(15.105, abs=0.001)
-
-
-def test_derived_features_stand_for_themselves(frame):
-    """The columns are those that are named, and a row does not depend on the others."""
-    derived = derive(frame)
-    assert list(derived.columns) == DERIVED
-    assert derived.notna().all(axis=None)
-    pd.testing.assert_frame_equal(derive(frame.iloc[[1234]]), derived.iloc[[1234]])
 
 
 @pytest.mark.parametrize("form", ["text", "no zone", "Berlin", "nanoseconds"])
@@ -97,15 +58,6 @@ def test_derive_tells_what_is_no_time(frame, wrong):
 # -- installed capacity ------------------------------------------------------------------------------------------------
 def _hours(*stamps: str) -> pd.DataFrame:
     return pd.DataFrame({"utc_timestamp": pd.to_datetime(stamps)})
-
-
-def test_capacity_factor_times_capacity_is_generation(frame):
-    """The factor lies between nought and one, and what was installed grows."""
-    factors, capacity = capacity_factors(frame), installed(frame)
-    np.testing.assert_allclose(factors * capacity, targets(frame))
-    assert factors.min().min() >= 0
-    assert factors.max().max() <= 1
-    assert (capacity.diff().dropna() >= 0).all(axis=None)
 
 
 def test_capacity_is_the_published_figure_at_the_turn_of_the_year():

@@ -71,24 +71,6 @@ def test_measured_and_predicted_fills_a_band_but_no_gap(frame, predicted):
     assert (high - low[::-1]).tolist() == pytest.approx([4] * 100)
 
 
-def test_importance_names_inputs_and_draws_their_spread():
-    """A bar an input and target, with the standard deviation as its error bar."""
-    table = pd.DataFrame({"solar_GW": [0.7, 0.1], "wind_GW": [0.0, 1.5]}, index=["utc_timestamp", "windspeed"])
-    figure = figures.importance(table.assign(solar_GW_spread=0.01, wind_GW_spread=0.02))
-    assert [list(trace.y) for trace in figure.data] == [["Hour and season", "Wind speed"]] * 2
-    assert list(figure.data[1].x) == [0.0, 1.5]
-    assert list(figure.data[1].error_x.array) == [0.02, 0.02]
-
-
-def test_responses_draw_a_panel_a_feature():
-    """Each feature has a panel with its name and unit, and a line for each target."""
-    rows = {"feature": ["windspeed"] * 2 + ["temperature"] * 2, "value": [1.0, 2.0, -5.0, 5.0]}
-    figure = figures.responses(pd.DataFrame(rows | {"solar_GW": 1.0, "wind_GW": [3.0, 4.0, 5.0, 6.0]}))
-    assert figure.layout.xaxis.title.text == "Wind speed, m/s"
-    assert figure.layout.xaxis2.title.text == "Temperature, °C"
-    assert [list(trace.y) for trace in figure.data if trace.name == "Wind"] == [[3.0, 4.0], [5.0, 6.0]]
-
-
 def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
     """More than 100 days become daily means, and a day that lacks an hour becomes a gap."""
     hours = pd.date_range("2015-01-01", periods=24 * 120, freq="h", tz="UTC")
@@ -100,34 +82,6 @@ def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
     assert len(solar) == 120
     assert solar.isna().to_numpy().nonzero()[0].tolist() == [50]
     assert solar.dropna().unique().tolist() == [11.5]
-
-
-def test_scores_draws_a_bar_for_each_model_and_score():
-    """Each score gives one bar a model, in the order of the table."""
-    table = pd.DataFrame({"r2": [0.7, 0.8], "r2_solar": [0.9, 1.0], "r2_wind": [0.5, 0.6]}, index=["linreg", "rf"])
-    figure = figures.scores(table.assign(mae_GW=1))
-    assert [trace.name for trace in figure.data] == ["both", "solar", "wind"]
-    assert [list(trace.y) for trace in figure.data] == [["linreg", "rf"]] * 3
-    assert list(figure.data[0].x) == [0.7, 0.8]
-    assert "R2" in figure.layout.xaxis.title.text
-
-
-def test_predicted_against_measured_counts_every_hour_once(frame, predicted):
-    """The squares of each panel hold all hours, on equal axes in GW."""
-    figure = figures.predicted_against_measured(frame, predicted)
-    heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
-    assert [np.asarray(trace.customdata).sum() for trace in heatmaps] == [len(frame)] * 2
-    assert figure.layout.xaxis.range == figure.layout.yaxis.range
-    assert figure.layout.xaxis.title.text == "measured, GW"
-    assert figure.layout.yaxis2.title.text == "predicted, GW"
-
-
-def test_generation_shades_what_is_held_out(frame):
-    """Both targets are drawn, without a second line, and the held-out end of time is marked as such."""
-    figure = figures.generation(frame, held_out_from=frame["utc_timestamp"].iloc[192])
-    assert [trace.name for trace in figure.data] == ["solar", "wind"]
-    assert {pd.Timestamp(shape.x0) for shape in figure.layout.shapes} == {frame["utc_timestamp"].iloc[192]}
-    assert figure.layout.annotations[0].text == "held out"
 
 
 @pytest.mark.parametrize(
@@ -187,25 +141,3 @@ def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     assert np.allclose(solar.error_y.array, 0)
     if by == "month":
         assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
-
-
-def test_responses_around_a_point_mark_it():
-    """Both targets over each input's values, and a line where the point is."""
-    table = pd.DataFrame(
-        {
-            "feature": ["windspeed"] * 2 + ["hour"] * 3,
-            "value": [0.0, 16.0, 0, 1, 2],
-            "solar_GW": [1.0, 1.0, 0.0, 2.0, 3.0],
-            "wind_GW": [0.0, 20.0, 5.0, 5.0, 5.0],
-        }
-    )
-    figure = figures.responses(
-        table, point={"windspeed": 7.5, "hour": 1}, names={"windspeed": "Wind, m/s", "hour": "Hour"}, columns=2
-    )
-    solar, wind, _, by_hour = figure.data
-    assert wind.x.tolist() == [0.0, 16.0]
-    assert wind.y.tolist() == [0.0, 20.0]
-    assert solar.y.tolist() == [1.0, 1.0]
-    assert by_hour.xaxis == "x2"
-    assert [shape.x0 for shape in figure.layout.shapes] == [7.5, 1]
-    assert figure.layout.xaxis.title.text == "Wind, m/s"

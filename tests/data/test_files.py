@@ -31,20 +31,6 @@ def stage(tmp_path, monkeypatch):
     return Stage("train")
 
 
-def test_stage_finds_inputs_and_outputs_by_name(stage, tmp_path):
-    """Paths stand in dvc.yaml alone; flags of an output do not matter."""
-    assert stage.input("train.parquet") == tmp_path / "data" / "train.parquet"
-    assert stage.output("report.html") == tmp_path / "results" / "report.html"
-    assert stage.output("metrics.json").parent.is_dir()
-
-
-def test_stage_json_survives_the_way(stage, tmp_path):
-    """What one stage writes another reads."""
-    stage.write_json("train.json", {"r2": 0.7})
-    (tmp_path / "dvc.yaml").write_text("stages: {next: {cmd: x, deps: [results/train.json]}}")
-    assert Stage("next").read_json("train.json") == {"r2": 0.7}
-
-
 def test_stage_file_that_is_not_declared_names_those_that_are(stage):
     """The error says what the stage declares and where to add to it."""
     with pytest.raises(EngineError) as caught:

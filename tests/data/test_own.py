@@ -10,7 +10,6 @@ import yaml
 from workshop.data import schema, sources
 from workshop.data.features import year_ends_of
 from workshop.data.prepare import prepare, read_own
-from workshop.data.validation import validate
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
 
@@ -207,16 +206,6 @@ def test_zone_that_does_not_exist_is_named(put, zone):
     with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
         read_own(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
     assert "Europe/Berlin" in caught.value.expected
-
-
-def test_unit_that_could_be_is_pointed_out(prepared, tmp_path):
-    """Wind in km/h taken for m/s stays in its range: the mean is unusual, and the unit is named."""
-    frame = prepared[0].assign(windspeed=prepared[0]["windspeed"] * 3.6)
-    frame[frame["windspeed"] < 60].to_csv(tmp_path / "a.csv", index=False)
-    validated = validate(*_prepare(tmp_path, OwnFile(file="a.csv")))
-    (mean,) = [check for check in validated.warnings if check.name == "mean of a year"]
-    assert mean.of == "windspeed"
-    assert "km/h" in mean.note
 
 
 def test_units_of_the_mapping_are_those_that_can_be_converted():

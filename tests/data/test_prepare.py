@@ -132,15 +132,6 @@ def test_prepare_refuses_years_without_data(raw):
         prepare(raw, 2016, 2013)
 
 
-def test_prepare_names_a_missing_file(few):
-    """A raw file that is not there is named, with what to do."""
-    folder, _ = few
-    (folder / WEATHER).unlink()
-    with pytest.raises(DataError, match=WEATHER) as caught:
-        prepare(folder)
-    assert "workshop data" in caught.value.next_step
-
-
 def test_prepare_refuses_quarter_hours(few):
     """A timestamp off the hour is an error: another file of the same publisher has quarter-hours."""
     folder, put = few

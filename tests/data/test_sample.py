@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +10,6 @@ from sklearn.metrics import r2_score
 
 from workshop.data import sample
 from workshop.data.features import features, targets
-from workshop.data.prepare import write
 from workshop.data.split import split_at_random, split_by_time
 from workshop.errors import DataError
 
@@ -40,23 +35,6 @@ def _score(train, test):
     return r2_score(targets(test), model.predict(features(test)), multioutput="raw_values")
 
 
-def test_sample_is_the_same_to_the_byte_in_two_processes(raw, prepared, tmp_path):
-    """A process with another hash seed and number of threads writes the same bytes, raw and processed."""
-    script = (
-        "import sys; from pathlib import Path; from workshop.data import prepare, sources;"
-        "folder = Path(sys.argv[1]); sources.fetch('sample', folder); prepare.write(prepare.prepare(folder)[0], folder)"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": "2", "OMP_NUM_THREADS": "2"}
-    subprocess.run([sys.executable, "-c", script, tmp_path / "two"], env=environment, timeout=120, check=True)
-    write(prepared[0], tmp_path / "one")
-    one, two = (
-        {path.name: path.read_bytes() for folder in folders for path in folder.iterdir()}
-        for folders in ([raw, tmp_path / "one"], [tmp_path / "two"])
-    )
-    assert len(one) == 7
-    assert one == two
-
-
 def test_sample_has_the_layout_of_the_real_files(raw_frames):
     """The frames carry the columns, units and timestamp texts of Open Power System Data, other countries too."""
     power, weather = raw_frames
@@ -74,23 +52,6 @@ def test_sample_has_the_layout_of_the_real_files(raw_frames):
     assert power["utc_timestamp"].str.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:00:00Z").all()
     assert power["cet_cest_timestamp"].iloc[0] == "2013-01-01T01:00:00+0100"
     assert power["cet_cest_timestamp"].iloc[-1] == "2017-01-01T00:00:00+0100"
-
-
-def test_sample_carries_the_faults_of_real_files(raw_frames):
-    """Absent hours, empty cells, and the four hours of autumn doubled, with other readings the second time."""
-    power, weather = raw_frames
-    doubled = power[power["utc_timestamp"].duplicated(keep=False)]
-    assert list(doubled["utc_timestamp"].unique()) == [
-        "2013-10-27T01:00:00Z",
-        "2014-10-26T01:00:00Z",
-        "2015-10-25T01:00:00Z",
-        "2016-10-30T01:00:00Z",
-    ]
-    assert doubled.groupby("utc_timestamp")["DE_wind_generation_actual"].nunique().eq(2).all()
-    assert 35_064 - power["utc_timestamp"].nunique() == sum(sample.GAPS_POWER)
-    assert 35_064 - weather["utc_timestamp"].nunique() == sum(sample.GAPS_WEATHER)
-    for column, count in sample.MISSING_CELLS.items():
-        assert (power if column in power else weather)[column].isna().sum() == count
 
 
 @pytest.mark.parametrize("column", MEASURED)
@@ -119,12 +80,6 @@ def test_sample_years_are_no_copies_of_each_other(prepared):
     years = [year.set_axis(year.index.strftime("%m-%dT%H")) for _, year in frame.groupby(frame.index.year)]
     together = pd.concat(years, axis=1).corr().to_numpy()
     assert np.abs(together[np.triu_indices(4, 1)]).max() < 0.35
-
-
-def test_stations_of_the_years_are_disjoint():
-    """No station is used twice, the leap day's included: else one year would copy another."""
-    used = [station for group in sample.STATIONS.values() for station in group] + [*sample.LEAP_DAY_STATIONS]
-    assert len(used) == len(set(used)) == 15
 
 
 def test_stations_other_than_the_measured_ones_are_refused(monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
-
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -88,14 +86,6 @@ def test_week_without_hours_names_the_weeks_there_are(hours):
     """A week outside the data: the range is said."""
     with pytest.raises(ParameterError, match="2016-W39 to 2016-W41"):
         select_week(hours, "2014-W01")
-
-
-@given(st.dates(min_value=date(1, 1, 1), max_value=date(9999, 12, 25)))
-def test_every_day_lies_in_the_week_that_its_name_begins(day):
-    """From a day to the name of its week and back to its Monday, for all years of the calendar."""
-    start = monday(name_of(day))
-    assert start.date() <= day < start.date() + timedelta(weeks=1)
-    assert start.date().isoweekday() == 1
 
 
 @given(st.text() | st.from_regex(r"\d{4}-W\d{2}", fullmatch=True))

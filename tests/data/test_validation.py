@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from functools import partial
@@ -11,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop.data.prepare import missing_by_month, prepare, runs
+from workshop.data.prepare import prepare
 from workshop.data.sources import POWER_FILE, WEATHER_FILE
 from workshop.data.validation import render, validate
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
-DIFFUSE = "DE_radiation_diffuse_horizontal"
 # What the sample deserves: doubled hours with two readings, and the jump that the real wind series has.
 OF_SAMPLE = {("power", "hours that stand twice"), ("wind_GW", "change of the mean from year to year")}
 
@@ -70,19 +68,6 @@ def test_sample_gives_the_warnings_it_deserves(prepared):
     assert "+42.2 % to 2015" in jump.note
     assert all(np.isfinite(check.value) for check in validated.checks)
     assert validated.values["outliers"].sum() == 0
-
-
-def test_validation_does_not_change_its_arguments(prepared):
-    """Frame and findings are as they were; the findings with checks can be written as JSON."""
-    frame, findings = prepared
-    before, text = frame.copy(), json.dumps(findings)
-    validated = validate(frame, findings)
-    render(frame, validated)
-    pd.testing.assert_frame_equal(frame, before)
-    assert json.dumps(findings) == text
-    written = validated.as_findings()
-    assert json.loads(json.dumps(written, allow_nan=False)) == written
-    assert sum(check["verdict"] == "warning" for check in written["checks"]) == 2
 
 
 def test_gap_is_named_with_its_length_and_its_begin(damaged):
@@ -275,16 +260,6 @@ def test_page_escapes_what_a_file_says_of_itself(prepared):
     assert "<script>" not in render(frame, validate(frame, findings))
 
 
-def test_metrics_are_finite_numbers_by_reason(prepared):
-    """What a run logs: hours, gaps, what was left out by reason, warnings."""
-    metrics = validate(*prepared).metrics()
-    assert metrics.items() >= {
-        "hours_kept": 35_016.0, "hours_left_out": 48.0, "gaps": 17.0, "longest_gap_hours": 15.0, "doubled_power": 4.0,
-        "absent_power": 28.0, "absent_weather": 8.0, "incomplete_wind_GW": 5.0, "outliers": 0.0, "warnings": 2.0,
-    }.items()  # fmt: skip
-    assert all(isinstance(value, float) for value in metrics.values())
-
-
 def test_warnings_and_what_was_left_out_go_to_the_log(raw, caplog):
     """A line of what was left out and why, and a line a warning."""
     with caplog.at_level(logging.INFO, logger="workshop.data"):
@@ -293,22 +268,3 @@ def test_warnings_and_what_was_left_out_go_to_the_log(raw, caplog):
     assert lines[0].startswith("sample, DE: 35,016 of 35,064 hours kept; left out: absent from power 28,")
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
     assert lines[1].startswith("power, hours that stand twice: 4 rows, limit at most 0 rows;")
-
-
-def test_years_add_up_to_all(prepared):
-    """What is counted by year is what is counted in all."""
-    _, findings = prepared
-    years = findings["by_year"].values()
-    for reason in ("doubled", "absent", "incomplete"):
-        for of, count in findings[reason].items():
-            assert sum(year[reason][of] for year in years) == count
-    for name in ("hours_expected", "hours_kept"):
-        assert sum(year[name] for year in years) == findings[name]
-    assert missing_by_month(prepared[0], 2013, 2016).to_numpy().sum() == findings["hours_left_out"]
-
-
-def test_runs_end_where_a_value_is_missing():
-    """Equal values on both sides of a gap are two runs; missing values are none."""
-    values = pd.Series([1.0, 1.0, np.nan, 1.0, 2.0, np.nan, np.nan])
-    assert runs(values)["hours"].tolist() == [2, 1, 1]
-    assert runs(values)["first"].tolist() == [0, 3, 4]

@@ -48,14 +48,6 @@ def test_gain_over_four_features(parts, fitted):
     assert fitted.score(inputs(test), targets(test)) > best + 0.1
 
 
-def test_shuffled_targets_score_below_zero(parts):
-    """A model that learns from targets of other hours is worse than the mean of the held-out hours."""
-    train, test = parts
-    wrong = train.assign(**{target: train[target].sample(frac=1, random_state=1).to_numpy() for target in TARGETS})
-    model = _fit(CapacityFactorRegressor(TREES, watched_share=0.15), wrong)
-    assert model.score(inputs(test), targets(test)) < 0
-
-
 def test_band_holds_as_many_hours_as_it_says(parts, fitted):
     """On the last fifth, a band made for 80 % of the hours holds 75 to 85 % of them, of solar those of daylight."""
     _, test = parts

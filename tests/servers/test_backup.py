@@ -22,7 +22,7 @@ from workplace import BIN, clean_environment
 
 from workshop.data.files import checksum
 from workshop.errors import ServiceError
-from workshop.ownership import MARK
+from workshop.port_holders import MARK
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore
 from workshop.settings import PRODUCTION, REGISTERED_MODEL, Settings

@@ -41,18 +41,6 @@ def test_clones_choose_one_after_the_other(user):
     assert reported == ["waiting for another clone, which is choosing its ports"]
 
 
-def test_clone_that_dies_gives_up_its_turn():
-    """Killed while it chooses: the next one need not wait."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD], env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    ) as other:  # fmt: skip
-        list(iter(other.stdout.readline, "chooses\n"))
-        other.kill()
-    with services.only_one_chooses(lambda _: None):
-        pass
-
-
 def test_clone_that_hangs_is_passed_by(monkeypatch):
     """After a while the other clones wait no longer."""
     monkeypatch.setattr(services, "WAIT_SECONDS", 0.5)

@@ -20,11 +20,9 @@ import psutil
 import pytest
 from workplace import BIN, ROOT, Servers, environment_of, free_port, new_workplace, processes_of, wait_for
 
-from workshop import ownership
-from workshop.errors import ServiceError
+from workshop import port_holders
 from workshop.servers import supervisor
-from workshop.servers.services import SERVICES, refuse_beyond_loopback
-from workshop.settings import Settings
+from workshop.servers.services import SERVICES
 
 README = ROOT / "2_tracking" / "README.md"
 NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
@@ -75,7 +73,7 @@ def running(place) -> Servers:
 
 def served(place: Servers) -> list[psutil.Process]:
     """Return the processes that `up` started, without the supervisor itself."""
-    marked = ownership.marked_processes(place.settings.state)
+    marked = port_holders.marked_processes(place.settings.state)
     return [process for process in marked if "supervisord" not in " ".join(process.cmdline())]
 
 
@@ -266,16 +264,6 @@ def test_down_ends_what_a_killed_supervisor_left(running):
         assert not running.settings.ports_file.exists()
         assert innocent.poll() is None
         innocent.kill()
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "workshop.example"])
-def test_services_without_a_password_are_refused_beyond_loopback(host):
-    """The error names each of them, and what to set."""
-    settings = Settings(host=host)
-    with pytest.raises(ServiceError, match=re.escape(f"WORKSHOP_HOST={host}")) as caught:
-        refuse_beyond_loopback(settings, *NAMES)
-    assert str(caught.value).startswith("MLflow tracking, Dask scheduler, Dask workers, Dashboard: not started")
-    refuse_beyond_loopback(settings, "ftp")
 
 
 def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):

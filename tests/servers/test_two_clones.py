@@ -35,7 +35,7 @@ from workplace import (
     wait_for,
 )
 
-from workshop import ownership
+from workshop import port_holders
 from workshop.errors import ServiceError
 from workshop.models import registry, tracking
 from workshop.models.registry import PROMOTED, ROLLED_BACK, Move
@@ -265,7 +265,7 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
     for clone in both:
         clone.end_by_hand()
         assert clone.workshop("down").returncode == 0
-        assert not ownership.marked_processes(clone.settings.state)
+        assert not port_holders.marked_processes(clone.settings.state)
 
 
 @pytest.mark.parametrize("clones", ["two users"], indirect=True)
@@ -279,7 +279,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert second.workshop("up").returncode == 0
     assert second.port == first.port
     second.record()
-    (holder,) = ownership.find_holders(second.settings, second.port).values()
+    (holder,) = port_holders.find_holders(second.settings, second.port).values()
     for words, variables in (
         (("history",), shell),
         (("rollback", "--why", "mistake"), {}),
@@ -362,7 +362,7 @@ def test_up_names_the_stranger_that_has_its_port(clones):
     assert first.workshop("up").returncode == 0
     assert first.workshop("down", "mlflow").returncode == 0
     with subprocess.Popen([sys.executable, "-c", ANSWERS_HEALTH, str(first.port)]) as stranger:
-        wait_for(lambda: ownership.find_holders(first.settings, first.port))
+        wait_for(lambda: port_holders.find_holders(first.settings, first.port))
         done = first.workshop("up")
         assert done.returncode == 1
         assert f"The port {first.port} of this clone is held by" in done.stderr
@@ -401,7 +401,7 @@ def _kill(*words: str) -> Callable[[Clone], None]:
     """Return what kills the processes of a clone in whose command line all of the words are."""
 
     def kill(clone: Clone) -> None:
-        for process in ownership.marked_processes(clone.settings.state):
+        for process in port_holders.marked_processes(clone.settings.state):
             with contextlib.suppress(psutil.Error):
                 if all(word in " ".join(process.cmdline()) for word in words):
                     process.kill()

@@ -330,14 +330,6 @@ def test_sign_of_each_state_is_shown_and_explained(done):
     assert checkpoints.SIGNS[done] in text.split("\n---\n")[1]
 
 
-def test_next_step_comes_first_with_what_to_do():
-    """Above the outline: the next step, its place, and what to do."""
-    head = start_page(all_in(False), STEPS[0]).split("\n## ")[0]
-    assert f"**Next: {STEPS[0].title}**, [chapter 1](1_starting_point/README.md)" in head
-    assert f"({STEPS[0].link})" in head
-    assert STEPS[0].reason in head
-
-
 def test_page_is_written_whole_and_again(tmp_path):
     """It replaces the page before it; what cannot be written is reported, and nothing is left beside it."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")

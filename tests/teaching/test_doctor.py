@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from workplace import BIN, ROOT, clean_environment, environment_of, new_workplace, required, wait_for
 
 from workshop.cli import main
-from workshop.ownership import MARK, find_holders
+from workshop.port_holders import MARK, find_holders
 from workshop.servers.services import SERVICES
 from workshop.settings import Settings
 from workshop.teaching import doctor, prerequisites

@@ -10,7 +10,7 @@ from attendee import git
 from workplace import BIN, ROOT
 
 from workshop.errors import EngineError
-from workshop.teaching.chapters import prepare_for
+from workshop.teaching.chapter_files import prepare_for
 from workshop.teaching.checkpoints import examine, first_chapter, next_step, state_of
 
 PROJECT = ["3_projects/hourly.py", *(f"3_projects/lr/{name}" for name in ("MLproject", "python_env.yaml", "train.py"))]

@@ -18,7 +18,7 @@ COMMANDS = {
     "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
     "repro": ("repro", "Run what changed of the pipeline."),
     "params": ("repro", "Check params.yaml, and show its values and limits."),
-    "data": ("data", "Get and check the data, raw or processed."),
+    "data": ("data", "Get the data: raw files, or the processed table."),
     "promote": ("models", "Put a candidate before the gate; promote it when it passes."),
     "rollback": ("models", "Bring back the version that was in production before."),
     "history": ("models", "Show what was in production, since when, by whom and why."),

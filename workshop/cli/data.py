@@ -57,7 +57,7 @@ def make_csv(file: Path) -> None:
 
 
 def _show_log() -> None:
-    """Print the log of the data room, which says what was left out and why, on standard error."""
+    """Print the log of `workshop.data`, which says what was left out and why, on standard error."""
     logger = logging.getLogger("workshop.data")
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)

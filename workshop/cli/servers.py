@@ -41,9 +41,9 @@ def up(chapter: int | None, repro: bool) -> None:
 
         run_and_show(settings)
     if chapter:
-        from workshop.teaching import chapters, checkpoints  # imports pandas
+        from workshop.teaching import chapter_files, checkpoints  # imports pandas
 
-        chapters.prepare_for(settings, chapter, tell)
+        chapter_files.prepare_for(settings, chapter, tell)
         tell(f"next: {checkpoints.write_start_page(settings)} shows the next step")
 
 

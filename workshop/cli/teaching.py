@@ -8,7 +8,7 @@ import click
 
 from workshop.cli import json_option, print_rows, tell
 from workshop.settings import get_settings
-from workshop.teaching import chapters, checkpoints
+from workshop.teaching import chapter_files, checkpoints
 from workshop.teaching.doctor import examine
 
 DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
@@ -86,10 +86,10 @@ def reset(chapter: int, yes: bool) -> None:
     Example:  workshop reset 2
     """
     settings = get_settings()
-    start, folder = chapters.find_start(settings.root), checkpoints.CHAPTERS[chapter - 1].folder
+    start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[chapter - 1].folder
     tell(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
-    tell(f"your files are in {chapters.put_back(settings, chapter, start)}")
+    tell(f"your files are in {chapter_files.put_back(settings, chapter, start)}")
     tell("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     checkpoints.write_start_page(settings)

@@ -5,7 +5,7 @@
 - `raw` reads CSV files strictly; `prepare` turns raw files into the processed table; `schema` says what that table
   holds; `validation` says what is unusual in it.
 - `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
-- `weather` reads the weather that a visitor hands in; `figures` draws frames; `files` finds and writes files.
+- `visitor_weather` reads the weather that a visitor hands in; `figures` draws frames; `files` finds and writes files.
 """
 
 __all__ = [
@@ -14,9 +14,10 @@ __all__ = [
     "files",
     "prepare",
     "raw",
+    "sample",
     "schema",
     "sources",
     "split",
     "validation",
-    "weather",
+    "visitor_weather",
 ]

@@ -120,7 +120,7 @@ def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
 
 # -- installed capacity ------------------------------------------------------------------------------------------------
 def capacity_factors(frame: DataFrame) -> DataFrame:
-    """Return generation divided by the capacity at the time (`installed`), without a unit, columns `TARGETS`.
+    """Return generation as a share of the capacity installed at the time (`installed`), columns `TARGETS`.
 
     Raises DataError: a column missing, hours outside the years whose capacity is known.
     """

@@ -206,7 +206,7 @@ def prediction(
 def residuals(
     frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour", title: str | None = None
 ) -> go.Figure:
-    """Draw what the model says too much (above zero) or too little, in GW, over the hours of the day or the months.
+    """Draw by how many GW the model over- or underestimates, over the hours of the day or the months.
 
     Points are medians of predicted minus measured, their bars hold the middle half of the hours. Arguments and errors
     as `measured_and_predicted`.
@@ -235,7 +235,7 @@ def residuals(
 
 
 def missing(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
-    """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `coverage.missing_by_month` makes it.
+    """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `prepare.missing_by_month` makes it.
 
     The darker the square, the more hours are missing, on a square-root scale: one hour of seven hundred is seen, too.
     """

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 HOUR = pd.Timedelta(hours=1)
 GERMANY, ALL = "DE", "all"
 MW_PER_GW = 1000
-# In the layout of Open Power System Data: a country's columns, without its code in front, and our names of them.
+# In the layout of Open Power System Data: a country's columns, without its code in front, and our names of them. A new
+# one also needs its unit and range in `schema`; `sample` writes these columns.
 LAYOUT = {
     sources.POWER_FILE: {"solar_generation_actual": "solar_GW", "wind_generation_actual": "wind_GW"},
     sources.WEATHER_FILE: {
@@ -54,7 +55,7 @@ class Table(NamedTuple):
 def prepare(
     raw_folder: Path, first_year: int = 2013, last_year: int = 2016, country: str = GERMANY
 ) -> tuple[DataFrame, dict]:
-    """Return the processed table of a country's raw files in ``raw_folder``, and the findings on the way.
+    """Return the processed table of a country's raw files in ``raw_folder``, and what was found while preparing it.
 
     The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
 
@@ -138,7 +139,7 @@ def countries_in(folder: Path) -> list[str]:
 
 
 def _get_again(path: Path) -> str:
-    return f"workshop data, or run the notebook that makes {path.name}, to put the raw files there"
+    return f"workshop data fetch --to {path.parent} puts the raw files there"
 
 
 def read_own(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, int]]:

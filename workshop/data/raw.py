@@ -179,7 +179,7 @@ def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, ne
 
 # -- text to numbers and times -----------------------------------------------------------------------------------------
 def convert_text(text: DataFrame, name: str) -> DataFrame:
-    """Return columns of text as `utc_timestamp` (datetime64[us, UTC]) and float64; errors as `utc_times`, `numbers`."""
+    """Return columns of text as `utc_timestamp` (datetime64[us, UTC]) and float64; raises what they raise."""
     converters = {"utc_timestamp": utc_times}
     return DataFrame({column: converters.get(column, numbers)(text[column], name) for column in text})
 

@@ -56,7 +56,7 @@ TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050"
 HUB_HEIGHT_M, ROUGHNESS_M = 105.0, 0.10
 PANELS = ((0.45, 30, 180), (0.15, 25, 90), (0.15, 25, 270), (0.25, 10, 180))  # share, tilt, azimuth in degrees
 
-# Neighbours in the raw files: Germany's series by a plain factor, wind some hours earlier or later. Placeholders.
+# Neighbours in the raw files: Germany's series scaled by a constant, wind some hours earlier or later. Placeholders.
 NEIGHBOURS = {
     "AT": {"wind": 0.06, "solar": 0.025, "windspeed": 0.8, "radiation": 1.1, "warmer": -1.5, "later": 5},
     "DK": {"wind": 0.12, "solar": 0.015, "windspeed": 1.4, "radiation": 0.9, "warmer": -0.5, "later": -3},

@@ -69,7 +69,7 @@ CONVERSIONS: dict[str, dict[str, tuple[float, float, float]]] = {
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
-_MAKE_AGAIN = "make the file again (workshop data, or the notebook make_processed_data)"
+_MAKE_AGAIN = "make the file again (workshop data csv FILE, or the notebook make_processed_data)"
 
 
 def check(frame: DataFrame, name: str = "frame") -> DataFrame:

@@ -42,8 +42,8 @@ MOST_DARK_HOURS = 24 * 14
 # with the median of the others, since plants may be far from where the weather is measured.
 LEAST_CORRELATION = 0.3
 MOST_BELOW_OTHERS = 0.3
-# The sun is down when there is no radiation, nor in the hours beside. More solar power than this share of the highest
-# means that the power's clock is not the weather's.
+# The sun is down when there is no radiation in an hour and its two neighbours. More solar power than this share of the
+# highest means that the power's clock is not the weather's.
 DARK_W_M2 = 1.0
 MOST_NIGHT_PERCENT = 1.0
 
@@ -148,7 +148,7 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
             checks += _check_means(hourly[column], findings)
             note = _hours_of(hourly[column], spikes, MOST_SPIKE)
             checks.append(
-                Check("distance from both hours beside", column, spikes.max(), (None, MOST_SPIKE), "times p99", note)
+                Check("distance from neighbouring hours", column, spikes.max(), (None, MOST_SPIKE), "times p99", note)
             )
         checks += _check_same(hourly[column])
         checks += _check_correlation(hourly, column) if column in TARGETS else []
@@ -204,7 +204,7 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
 
 
 def _spikes(values: Series) -> Series:
-    """Return the distance of each value from the median of itself and both neighbours, by what 99 % keep."""
+    """Return the distance of each value from the median of itself and both neighbours, as a multiple of p99."""
     apart = (values - values.rolling(3, center=True).median()).abs()
     usual = apart.quantile(0.99)
     return (apart / (usual if usual > 0 else np.inf)).fillna(0)
@@ -241,7 +241,7 @@ def _check_correlation(hourly: DataFrame, target: str) -> Iterator[Check]:
 
 
 def _check_night(hourly: DataFrame) -> Check:
-    """Check solar generation while the sun is down, also in the hours beside, by the weather's own radiation."""
+    """Check solar generation while the sun is down, also in the neighbouring hours, by the weather's own radiation."""
     radiation = hourly["rad_horizontal"] + hourly["rad_diffuse"]
     dark = radiation.rolling(3, center=True).max() < DARK_W_M2
     solar = hourly["solar_GW"]

@@ -169,7 +169,7 @@ def tags_of(version: ModelVersion, run: Run | None) -> dict[str, str]:
 
 # -- the record --------------------------------------------------------------------------------------------------------
 def history(client: MlflowClient | None = None) -> list[Move]:
-    """Return all moves of the alias, the first one first; empty when nothing was ever in production."""
+    """Return all moves of the alias, oldest first; empty when nothing was ever in production."""
     client = client or connect()
     versions = _versions(client)
     runs = {str(version.version): version.run_id for version in versions}

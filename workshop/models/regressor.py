@@ -44,8 +44,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     The figures of capacity come with the frame that the model is fitted on (`features.year_ends_of`), and stay with it.
 
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which needs
-    a histogram gradient boosting, the last share of the hours is first kept aside, and trees are grown until ten more
-    make the error on it no smaller; then as many trees are grown on all hours.
+    a histogram gradient boosting, the last share of the hours is first kept aside for early stopping: trees are grown
+    until ten more make the error on it no smaller; then as many are grown on all hours.
 
     ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
     hours. Learned quantiles are too narrow for years that the model has not seen. So they are widened (or narrowed) by
@@ -89,7 +89,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return self._in_GW(self._predict_factors(derive(X)), installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what `predict` returns, and the lower and the upper end of its band in GW, shaped alike.
+        """Return what `predict` returns, and the lower and the upper end of its band in GW, in the same shape.
 
         The prediction lies within; for solar power with the sun down both ends are the prediction.
         """

@@ -26,9 +26,9 @@ from workshop.models.registry import Production
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of the worst hours of a source: how many, how far apart, and from which miss on.
+# Of the worst hours of a source: how many, how far apart, and the smallest miss that counts.
 MOST_HOURS, APART_HOURS, LEAST_MISS_GW = 3, 6, 0.05
-# What is unusual: more than 95 of 100 hours, or outside of what eight of ten hours alike bring.
+# What is unusual: more than 95 of 100 hours, or outside the range of eight in ten similar hours.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
 NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
 ALIKE_WIND, ALIKE_LIGHT, ALIKE_LIGHT_SHARE = 0.25, 20.0, 0.15  # m/s; W/m², or this share of the light

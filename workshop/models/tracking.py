@@ -18,7 +18,7 @@ from papermill_dask import COMMIT_TAG, git_state
 from workshop.data.schema import STAMP
 from workshop.data.sources import Origin, origin_of
 from workshop.errors import ServiceError
-from workshop.ownership import require_own
+from workshop.port_holders import require_own
 from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
 
 if TYPE_CHECKING:

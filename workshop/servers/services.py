@@ -20,7 +20,7 @@ import psutil
 import requests
 from platformdirs import user_state_path
 
-from workshop import ownership
+from workshop import port_holders
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
 from workshop.settings import Settings, is_loopback
@@ -68,7 +68,7 @@ def _get(url: str) -> requests.Response:
 def _workers_answer(settings: Settings) -> bool:
     counts = _get(f"http://{settings.host}:{settings.dask_dashboard_port}/json/counts.json").json()
     ports = settings.dask_port, settings.dask_dashboard_port
-    return counts["workers"] >= settings.dask_workers and not ownership.find_stranger(settings, *ports)
+    return counts["workers"] >= settings.dask_workers and not port_holders.find_stranger(settings, *ports)
 
 
 def _tracking_command(settings: Settings) -> list[str]:
@@ -190,7 +190,7 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
 def is_healthy(service: Service, settings: Settings) -> bool:
     """Return whether a service answers; another clone's, or another program's, answer counts as none."""
     try:
-        return service.healthy(settings) and not ownership.find_stranger(settings, *service.ports_of(settings))
+        return service.healthy(settings) and not port_holders.find_stranger(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
         return False
 
@@ -258,9 +258,9 @@ def choose(settings: Settings, tell: Callable[[str], None]) -> Settings:
     return settings.model_copy(update=taken)
 
 
-def holders_of(settings: Settings) -> dict[int, ownership.Holder]:
+def holders_of(settings: Settings) -> dict[int, port_holders.Holder]:
     """Return the holder of each port of the services on which a process listens."""
-    return ownership.find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
+    return port_holders.find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
 def take(settings: Settings, tell: Callable[[str], None], file: Path | None = None) -> Settings:

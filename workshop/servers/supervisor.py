@@ -24,7 +24,7 @@ import filelock
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
-from workshop import ownership
+from workshop import port_holders
 from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
@@ -71,7 +71,7 @@ def status(settings: Settings | None = None) -> list[Status]:
     rows = []
     for service in SERVICES:
         process, reason = supervised.get(service.name, {}), None
-        if stranger := ownership.find_stranger(settings, *service.ports_of(settings)):
+        if stranger := port_holders.find_stranger(settings, *service.ports_of(settings)):
             reason = f"its port {stranger.port} is held by {stranger}"
         elif process.get("statename") == "FATAL":
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
@@ -122,7 +122,7 @@ def down(tell: Tell, names: Sequence[str] = ()) -> int:
     if not settings.state.exists():
         return 0
     with _only_one(settings):
-        running = ownership.marked_processes(settings.state)
+        running = port_holders.marked_processes(settings.state)
         if names:
             _stop(settings, names, tell)
         elif processes(settings):
@@ -157,7 +157,7 @@ def _stop(settings: Settings, names: Sequence[str], tell: Tell) -> None:
 def stopped(settings: Settings) -> Iterator[None]:
     """Keep servers from being started on this state folder; raise ServiceError when some run."""
     with _only_one(settings):
-        if running := ownership.marked_processes(settings.state):
+        if running := port_holders.marked_processes(settings.state):
             raise ServiceError(
                 "The servers of this state folder run.",
                 value=f"{len(running)} processes on {settings.state}",
@@ -196,7 +196,7 @@ def _start_supervisor(settings: Settings) -> None:
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
         _configuration(settings).write(output)
-    variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, ownership.MARK: settings.state}
+    variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, port_holders.MARK: settings.state}
     done = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
         env=os.environ | settings.exports() | {name: str(path) for name, path in variables.items()},
@@ -279,7 +279,7 @@ def _bring_up(settings: Settings, tell: Tell) -> None:
             return
         wanted = [port for service in waiting for port in service.ports_of(settings)]
         # Ports that are taken already: of one that is opened meanwhile the system may not tell the process.
-        ownership.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
+        port_holders.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
         states = processes(settings)
         for service in waiting:
             if states.get(service.name, {}).get("statename") == "FATAL":
@@ -351,7 +351,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 def _end_leftovers(settings: Settings, tell: Tell) -> None:
     """End the processes that an earlier supervisor left behind, and remove its files."""
-    if leftovers := ownership.marked_processes(settings.state):
+    if leftovers := port_holders.marked_processes(settings.state):
         tell(f"ending {len(leftovers)} processes that an earlier start left behind")
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in leftovers:

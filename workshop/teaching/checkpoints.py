@@ -1,7 +1,8 @@
 """The chapters, their steps, and the start page `START.md`, which shows the steps that are done and the next one.
 
-A step is done when the file, run, model version or commit that it makes exists: files are looked at, and the tracking
-server is asked.
+A step is done when the file, run, model version or commit that it makes exists: this module looks at the files and asks
+the tracking server. A step's `where` is a heading of a README; those of chapter 2 also say which notebooks
+`workshop up --chapter 3` runs (`chapter_files`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class State:
 
     @cached_property
     def moves(self) -> list[Move]:
-        """The moves of the alias, the first one first."""
+        """The moves of the alias, oldest first."""
         return registry.history(self.client)
 
     @cached_property

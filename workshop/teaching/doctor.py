@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from workshop.data import schema
 from workshop.errors import DataError, WorkshopError
 from workshop.models import registry
-from workshop.ownership import find_stranger
+from workshop.port_holders import find_stranger
 from workshop.servers.services import SERVICES, Service, is_healthy
 from workshop.settings import EXPORT, Settings
 from workshop.teaching import prerequisites

@@ -100,7 +100,7 @@ def solved(settings: Settings) -> list[str]:
 
 
 def forget(numbers: Iterable[str], settings: Settings) -> None:
-    """Let these exercises count as not solved."""
+    """Mark these exercises as unsolved."""
     if gone := set(numbers):
         _write(set(solved(settings)) - gone, settings)
 

@@ -12,13 +12,13 @@ import parts
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from serving import Served, Serving
 
-from workshop.data import figures, weather
+from workshop.data import figures, visitor_weather
 from workshop.data.features import INPUTS
 from workshop.data.schema import RANGES, TARGETS, UNITS
 from workshop.errors import DataError, WorkshopError
 
 PATH, TITLE = "/your-weather", "Your weather"
-LARGEST_BYTES = weather.MOST_BYTES
+LARGEST_BYTES = visitor_weather.MOST_BYTES
 HIDDEN = {"display": "none"}
 MEANING = {
     "utc_timestamp": "start of the hour, with its zone",
@@ -42,7 +42,7 @@ def page(_served: Served, _query: dict[str, str]) -> list:
     )
     example = html.A("Download an example file", href=address.link("/assets/example.csv"), download="weather.csv")
     limits = (
-        f"At most {weather.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
+        f"At most {visitor_weather.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
         "The file is read, answered and forgotten: the server keeps nothing of it."
     )
     too_large = {"data-most": str(LARGEST_BYTES)}
@@ -89,7 +89,7 @@ def register(app: Dash, serving: Serving) -> None:
             return [], "", None, HIDDEN
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            content, said, predicted = answer(serving.now, weather.from_csv(decoded(contents)), name)
+            content, said, predicted = answer(serving.now, visitor_weather.from_csv(decoded(contents)), name)
         except WorkshopError as error:
             content, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
         return content, said, predicted, {} if predicted else HIDDEN

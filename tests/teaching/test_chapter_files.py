@@ -13,8 +13,8 @@ from workplace import clean_environment, environment_of
 
 from workshop.cli import main
 from workshop.settings import Settings
-from workshop.teaching import chapters
-from workshop.teaching.chapters import ResetError
+from workshop.teaching import chapter_files
+from workshop.teaching.chapter_files import ResetError
 
 CHAPTER_1 = ["1_starting_point/README.md", "1_starting_point/model_rf.ipynb", "1_starting_point/report/make_report.py"]
 CHAPTER_2 = ["2_tracking/README.md", "2_tracking/model_rf.ipynb"]
@@ -38,7 +38,7 @@ def root(tmp_path):
 def put_back(number: int = 1) -> Path:
     """Reset a chapter, and return where the copies are."""
     settings = Settings()
-    return chapters.put_back(settings, number, chapters.find_start(settings.root))
+    return chapter_files.put_back(settings, number, chapter_files.find_start(settings.root))
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -139,7 +139,7 @@ def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
     git(mine, "switch", "--quiet", "--create", "trial")
     (mine / "1_starting_point" / "README.md").write_text("committed\n")
     git(mine, "commit", "--quiet", "--all", "--message", "Mine")
-    assert chapters.find_start(mine) == git(root, "rev-parse", "HEAD").strip()
+    assert chapter_files.find_start(mine) == git(root, "rev-parse", "HEAD").strip()
 
 
 def test_what_the_pipeline_made_stays(root):
@@ -171,7 +171,7 @@ def test_outputs_of_the_pipeline_lie_where_a_reset_leaves_them():
     stages = yaml.safe_load((ROOT / "4_pipeline" / "dvc.yaml").read_text())["stages"]
     declared = [stage[kind] for stage in stages.values() for kind in ("outs", "metrics", "plots") if kind in stage]
     paths = [next(iter(out)) if isinstance(out, dict) else out for outs in declared for out in outs]
-    assert {path.split("/")[0] for path in paths} <= set(chapters.PIPELINE_MADE)
+    assert {path.split("/")[0] for path in paths} <= set(chapter_files.PIPELINE_MADE)
 
 
 def test_exercises_of_the_chapter_count_as_unsolved(root):
@@ -206,7 +206,7 @@ def test_folder_without_git_is_refused_in_words(tmp_path, monkeypatch):
     settings = Settings(root=folder.parent, state=tmp_path / "state")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     with pytest.raises(ResetError, match="git does not know these files"):
-        chapters.find_start(settings.root)
+        chapter_files.find_start(settings.root)
     assert (folder / "README.md").read_text() == "mine\n"
 
 

@@ -88,7 +88,7 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
 def _identify(port: int, pid: int | None, settings: Settings) -> Holder:
     """Return the holder of a port, which `up` has marked, or which holds a file of a state folder open.
 
-    So no password is sent to find out.
+    This way no password is sent to identify the server.
     """
     process = psutil.Process(pid) if pid else None
     if process is None:

@@ -17,7 +17,7 @@ from jupyter_server_proxy.handlers import NamedLocalProxyHandler, RewritableResp
 from tornado import web
 from tornado.httputil import HTTPHeaders
 
-from workshop import ownership
+from workshop import port_holders
 from workshop.servers.services import hand_out
 from workshop.settings import get_settings
 
@@ -79,7 +79,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
     async def proxy(self, port: int, path: str) -> None:
         """Pass a request on; answer with a page when the server does not run or is not ours."""
         if time.monotonic() > self.looked.get(port, 0) + LOOK_SECONDS:
-            if stranger := ownership.find_stranger(get_settings(), port):
+            if stranger := port_holders.find_stranger(get_settings(), port):
                 show_absent(self, self.title, f"The port {port} is held by {stranger}.", "workshop up")
                 return
             self.looked[port] = time.monotonic()

@@ -1,7 +1,7 @@
 """A chapter's files and runs: put the files back to their start, or make the state that earlier chapters leave.
 
-The start is the last commit that this branch shares with the branch that it follows, so that an attendee's commits do
-not count; without such a branch it is the latest commit.
+The start is the last commit that this branch shares with its upstream, so that an attendee's commits do not count;
+without an upstream it is the latest commit.
 """
 
 from __future__ import annotations

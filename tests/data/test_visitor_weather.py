@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workshop.data import weather
+from workshop.data import visitor_weather
 from workshop.data.features import INPUTS
-from workshop.data.schema import RANGES
 from workshop.errors import DataError
 
 HEADER = ",".join(INPUTS)
@@ -29,14 +25,14 @@ def _month(**values) -> str:
 
 def test_csv_and_records_are_the_same_weather():
     """Columns in any order, further ones, a byte order mark, Windows line ends and other zones make no difference."""
-    plain = weather.from_csv(f"{HEADER}\n{ROW}\n".encode())
+    plain = visitor_weather.from_csv(f"{HEADER}\n{ROW}\n".encode())
     assert plain.columns.tolist() == INPUTS
     assert str(plain["utc_timestamp"].dtype) == "datetime64[us, UTC]"
     assert plain.iloc[0, 1:].tolist() == [5.2, 18.5, 410.0, 120.0]
     turned = ",".join(reversed(INPUTS)) + ",GW\r\n120,410,18.5,5.2,2016-06-01T14:00+02:00,7\r\n\r\n"
-    pd.testing.assert_frame_equal(weather.from_csv(turned.encode("utf-8-sig")), plain)
-    pd.testing.assert_frame_equal(weather.from_records([dict(reversed(RECORD.items())) | {"GW": 7}]), plain)
-    assert len(weather.from_csv(_month().encode())) == 720
+    pd.testing.assert_frame_equal(visitor_weather.from_csv(turned.encode("utf-8-sig")), plain)
+    pd.testing.assert_frame_equal(visitor_weather.from_records([dict(reversed(RECORD.items())) | {"GW": 7}]), plain)
+    assert len(visitor_weather.from_csv(_month().encode())) == 720
 
 
 @pytest.mark.parametrize(
@@ -71,7 +67,7 @@ def test_csv_and_records_are_the_same_weather():
 def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
     """Every fault names the lines and columns, the value there, and what was allowed."""
     with pytest.raises(DataError) as caught:
-        weather.from_csv(content if isinstance(content, bytes) else content.encode())
+        visitor_weather.from_csv(content if isinstance(content, bytes) else content.encode())
     text = str(caught.value)
     assert [word for word in words if word not in text] == [], text
     assert len(text) < 1500
@@ -97,7 +93,7 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
 def test_records_are_refused_with_place_and_what_was_allowed(rows, words):
     """JSON is held against the same rules."""
     with pytest.raises(DataError) as caught:
-        weather.from_records(rows)
+        visitor_weather.from_records(rows)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
@@ -109,13 +105,6 @@ ALMOST = st.builds(
     st.lists(st.lists(CELLS, min_size=5, max_size=5), max_size=4),
     st.sampled_from(["\n", "\r\n", "\r"]),
 )
-JSONABLE = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=10)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.one_of(st.sampled_from(INPUTS), st.text()), inner, max_size=5)
-    ),
-    max_leaves=12,
-)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -123,31 +112,7 @@ JSONABLE = st.recursive(
 def test_any_bytes_are_a_frame_or_an_error_in_words(content):
     """No content of a file ends in another exception, or in a frame that breaks the rules."""
     try:
-        frame = weather.from_csv(content)
+        frame = visitor_weather.from_csv(content)
     except DataError:
         return
     assert np.isfinite(frame[INPUTS[1:]]).all(axis=None)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.one_of(JSONABLE, st.lists(st.fixed_dictionaries(dict.fromkeys(INPUTS, JSONABLE)), max_size=2)))
-def test_any_json_is_a_frame_or_an_error_in_words(rows):
-    """Nor does anything that JSON can say."""
-    json.dumps(rows)
-    with contextlib.suppress(DataError):
-        assert len(weather.from_records(rows)) == len(rows)
-
-
-ROWS = st.tuples(st.integers(0, 200 * 365 * 24), *(st.floats(*RANGES[name]) for name in INPUTS[1:]))
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(ROWS, min_size=1, max_size=30, unique_by=lambda row: row[0]))
-def test_frame_comes_back_from_csv_as_it_was(rows):
-    """Whatever weather can be: written to CSV by pandas and read again it is the same to the last digit."""
-    frame = pd.DataFrame(rows, columns=INPUTS)
-    frame["utc_timestamp"] = (
-        pd.Timestamp(1900, 1, 1, tz="UTC") + pd.to_timedelta(frame["utc_timestamp"], "h")
-    ).dt.as_unit("us")
-    frame[INPUTS[1:]] += 0.0  # of both zeros the one without a sign
-    pd.testing.assert_frame_equal(weather.from_csv(frame.to_csv(index=False).encode()), frame, check_exact=True)
