@@ -8,35 +8,38 @@ import sys
 import threading
 
 import pytest
-from workplace import ROOT, required
+from workplace import ROOT, free_port, required
 
 from workshop.servers import services
+from workshop.settings import get_settings
 
 HOLD = """
 import os, sys
 from workshop.servers import services
+from workshop.settings import get_settings
+settings = get_settings()
 if len(sys.argv) > 1:
     os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
-with services.only_one_chooses(lambda line: print(line, flush=True)):
+with services.only_one_chooses(settings, lambda line: print(line, flush=True)):
     print("chooses", flush=True)
     sys.stdin.readline()
 """
 
 
 @pytest.mark.parametrize("user", ["", "65534"], ids=["own", "other"])
-def test_clones_choose_one_after_the_other(user):
+def test_clones_choose_one_after_the_other(user, monkeypatch):
     """While another clone looks for ports, of this user or of another, this one waits; then it is its turn."""
     if user:
         required("root, to be another user", os.geteuid() == 0 and sys.platform == "linux")
-    reported = []
+    monkeypatch.setenv("WORKSHOP_TURN_PORT", str(free_port()))  # tests beside this one have their own turn
+    settings, reported = get_settings(), []
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, *filter(None, [user])],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as other:  # fmt: skip
-        lines = iter(other.stdout.readline, "chooses\n")
-        assert set(lines) <= {"waiting for another clone, which is choosing its ports\n"}  # a test beside this one
+        assert other.stdout.readline() == "chooses\n"
         threading.Timer(1, lambda: (other.stdin.write("\n"), other.stdin.flush())).start()
-        with services.only_one_chooses(reported.append):
+        with services.only_one_chooses(settings, reported.append):
             assert other.wait(timeout=60) == 0
     assert reported == ["waiting for another clone, which is choosing its ports"]
 
@@ -44,6 +47,7 @@ def test_clones_choose_one_after_the_other(user):
 def test_clone_that_hangs_is_passed_by(monkeypatch):
     """After a while the other clones wait no longer."""
     monkeypatch.setattr(services, "WAIT_SECONDS", 0.5)
-    reported = []
-    with services.only_one_chooses(lambda _: None), services.only_one_chooses(reported.append):
+    monkeypatch.setenv("WORKSHOP_TURN_PORT", str(free_port()))
+    settings, reported = get_settings(), []
+    with services.only_one_chooses(settings, lambda _: None), services.only_one_chooses(settings, reported.append):
         assert len(reported) == 1

@@ -59,7 +59,6 @@ if stand_in:
     service = dataclasses.replace(service, command=run)
 for module in (services, supervisor):
     module.SERVICES = (service,)
-services.TURN = ("127.0.0.1", turn)  # other tests' clones need not wait for these
 main(words)
 """
 # What MLflow does with its port, its file and its time, in a fiftieth of the time.
@@ -98,7 +97,6 @@ class Clone(Servers):
     hand: psutil.Popen | None = None
     shell: dict[str, str] = field(default_factory=dict)
     stand_in: Path | None = None
-    turn: int = 0
 
     @property
     def name(self) -> str:
@@ -119,7 +117,7 @@ class Clone(Servers):
 
     def type(self, *words: str) -> multiprocessing.Process:
         """Type `workshop ...` and do not wait for its end."""
-        given = {"words": words, "environment": self.environment, "said": self.said, "turn": self.turn}
+        given = {"words": words, "environment": self.environment, "said": self.said}
         given["stand_in"] = self.stand_in and str(self.stand_in)
         process = multiprocessing.get_context("forkserver").Process(name=words[0], target=exec, args=(TYPE, given))
         process.start()
@@ -251,9 +249,9 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
         (tmp_path / name / "kept_ports.json").write_text(json.dumps(wanted))
         environment = clean_environment() | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
+        environment["WORKSHOP_TURN_PORT"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
         both.append((QuickClone if "stand-in" in how else Clone)(ROOT, environment))
-        both[-1].turn = wanted["ftp_port"]
         if "stand-in" in how:
             both[-1].stand_in = tmp_path / "mlflow.py"
             both[-1].stand_in.write_text(STAND_IN)

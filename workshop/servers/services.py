@@ -27,7 +27,6 @@ from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
 PORTS_TRIED = 200
-TURN = ("127.0.0.1", 28785)  # a UDP port, held by the clone that is choosing
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
 
 
@@ -197,7 +196,7 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 
 # -- ports -------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
+def only_one_chooses(settings: Settings, tell: Callable[[str], None]) -> Iterator[None]:
     """Let one clone of the machine at a time look for free ports, until its servers listen on them.
 
     Two would choose the same. A clone that hangs is not waited for any longer than WAIT_SECONDS.
@@ -206,7 +205,7 @@ def only_one_chooses(tell: Callable[[str], None]) -> Iterator[None]:
         deadline, is_waiting = time.monotonic() + WAIT_SECONDS, False
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                turn.bind(TURN)
+                turn.bind(("127.0.0.1", settings.turn_port))
                 break
             if not is_waiting:
                 tell("waiting for another clone, which is choosing its ports")

@@ -98,7 +98,7 @@ def up(tell: Tell) -> Settings:
         _end_leftovers(settings, tell)
         settings.credentials(create=True)
         ensure_database(settings)
-        with only_one_chooses(tell):
+        with only_one_chooses(settings, tell):
             settings = take(settings, tell)
             _start_supervisor(settings)
             _bring_up(settings, tell)
