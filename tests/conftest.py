@@ -107,7 +107,6 @@ def servers(tmp_path_factory) -> Iterator[Servers]:
     """
     root = tmp_path_factory.mktemp("clone")
     clone = Servers(root, environment_for(root))
-    del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as they are for users
     kept = tmp_path_factory.getbasetemp().parent / "after_make_run"  # the parent is that of all processes
     try:
         with FileLock(f"{kept}.lock"):
@@ -117,6 +116,7 @@ def servers(tmp_path_factory) -> Iterator[Servers]:
                 succeed(clone.run(BIN / "workshop", "up"))
             else:
                 copy_tree(root)
+                del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as for users
                 # The environment is this one; `-o` says that it need not be installed again.
                 clone.output = succeed(clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")).stdout
                 if "PYTEST_XDIST_WORKER" in os.environ:
