@@ -45,7 +45,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which needs
     a histogram gradient boosting, the last share of the hours is first kept aside for early stopping: trees are grown
-    until ten more make the error on it no smaller; then as many are grown on all hours.
+    until ten more make the error on it no smaller; then, with ``refit``, as many are grown on all hours.
 
     ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
     hours. Learned quantiles are too narrow for years that the model has not seen. So they are widened (or narrowed) by
@@ -56,9 +56,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     year_ends_ = YEAR_ENDS_GW  # of models that were logged before figures came with the data
 
-    def __init__(self, regressor=None, *, watched_share=0.0, band=None, coverage=0.8, folds=5):
+    def __init__(self, regressor=None, *, watched_share=0.0, refit=True, band=None, coverage=0.8, folds=3):
         self.regressor = regressor
         self.watched_share = watched_share
+        self.refit = refit
         self.band = band
         self.coverage = coverage
         self.folds = folds
@@ -131,6 +132,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             cut = round(len(derived) * (1 - self.watched_share))
             regressor.set_params(early_stopping=True, n_iter_no_change=PATIENCE_TREES)
             regressor.fit(derived[:cut], factor[:cut], X_val=derived[cut:], y_val=factor[cut:])
+            if not self.refit:
+                return regressor
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
         return _slim(regressor.fit(derived, factor))
 
@@ -195,7 +198,7 @@ class Search:
 
 
 def search(
-    estimator: BaseEstimator,
+    estimator: CapacityFactorRegressor,
     distributions: dict[str, Any],
     train: pd.DataFrame,
     *,
@@ -214,7 +217,7 @@ def search(
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
     X, y = inputs(train), targets(train)
     tasks = [
-        joblib.delayed(_score_fold)(clone(estimator).set_params(**parameters), X, y, fold, number)
+        joblib.delayed(_score_fold)(clone(estimator).set_params(refit=False, **parameters), X, y, fold, number)
         for fold in reversed(list(TimeSeriesSplit(folds).split(X)))  # the longest first
         for number, parameters in enumerate(tried)
     ]
@@ -239,7 +242,7 @@ def search(
 
 
 def _score_fold(
-    estimator: BaseEstimator, X: pd.DataFrame, y: pd.DataFrame, fold: tuple, number: int
+    estimator: CapacityFactorRegressor, X: pd.DataFrame, y: pd.DataFrame, fold: tuple, number: int
 ) -> tuple[int, float]:
     before, after = fold
     return number, estimator.fit(X.iloc[before], y.iloc[before]).score(X.iloc[after], y.iloc[after])
