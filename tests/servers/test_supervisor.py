@@ -81,7 +81,8 @@ def test_status_names_every_service_and_a_second_up_changes_nothing(running):
     """A list of objects with name, address, pid and health; all well, and the same after `up`."""
     rows = json.loads(workshop(running, "status", "--json").stdout)["services"]
     assert {row["name"] for row in rows} == NAMES
-    assert all(set(row) == {"name", "address", "pid", "healthy", "by_hand", "reason"} for row in rows)
+    assert all(set(row) == {"name", "address", "pid", "state", "healthy", "by_hand", "reason"} for row in rows)
+    assert {row["state"] for row in rows} == {"running"}
     assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows)
     workshop(running, "up")
     assert list(status(running).values()) == rows

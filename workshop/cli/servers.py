@@ -75,7 +75,7 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
         return
-    print_rows([{name: row[name] for name in row if name != "reason"} for row in services], as_json)
+    print_rows([{name: row[name] for name in ("name", "address", "pid", "state")} for row in services], as_json)
     click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
     if notebooks:
         click.echo()

@@ -53,12 +53,14 @@ Tell = Callable[[str], None]  # gets lines about the progress
 class Status:
     """One service as it is now.
 
+    ``state`` says it in words: running, started by hand, does not answer, given up, held by another, stopped.
     ``by_hand``: a person started it, not `up`. ``reason``: who holds its port, or why supervisor gave it up.
     """
 
     name: str
     address: str
     pid: int | None
+    state: str
     healthy: bool
     by_hand: bool = False
     reason: str | None = None
@@ -71,14 +73,19 @@ def status(settings: Settings | None = None) -> list[Status]:
     rows = []
     for service in SERVICES:
         process, reason = supervised.get(service.name, {}), None
-        if stranger := port_holders.find_stranger(settings, *service.ports_of(settings)):
-            reason = f"its port {stranger.port} is held by {stranger}"
-        elif process.get("statename") == "FATAL":
-            last = next(iter(_log_lines(service, settings)[-1:]), "no output")
-            reason = f"it ended again and again: {last.strip()} (all of it: {_log_file(service, settings)})"
         pid = by_hand.get(service.name) or process.get("pid") or None
         healthy = is_healthy(service, settings)
-        rows.append(Status(service.name, service.address(settings), pid, healthy, service.name in by_hand, reason))
+        state = "running" if healthy else "does not answer" if pid else "stopped"
+        if service.name in by_hand:
+            state = "started by hand"
+        elif stranger := port_holders.find_stranger(settings, *service.ports_of(settings)):
+            state, reason = "held by another", f"its port {stranger.port} is held by {stranger}"
+        elif process.get("statename") == "FATAL":
+            last = next(iter(_log_lines(service, settings)[-1:]), "no output")
+            state = "given up"
+            reason = f"it ended again and again: {last.strip()} (all of it: {_log_file(service, settings)})"
+        address, is_by_hand = service.address(settings), service.name in by_hand
+        rows.append(Status(service.name, address, pid, state, healthy, is_by_hand, reason))
     return rows
 
 
