@@ -81,7 +81,7 @@ def test_status_names_every_service_and_a_second_up_changes_nothing(running):
     """A list of objects with name, address, pid and health; all well, and the same after `up`."""
     rows = json.loads(workshop(running, "status", "--json").stdout)["services"]
     assert {row["name"] for row in rows} == NAMES
-    assert all(set(row) == {"name", "address", "pid", "state", "healthy", "by_hand", "reason"} for row in rows)
+    assert all(set(row) == {"name", "address", "pid", "state", "healthy", "reason"} for row in rows)
     assert {row["state"] for row in rows} == {"running"}
     assert all(row["healthy"] and psutil.pid_exists(row["pid"]) for row in rows)
     workshop(running, "up")
@@ -181,10 +181,10 @@ def test_servers_started_by_hand_are_left_alone(running):
         done = workshop(running, "down", "mlflow")
         assert f"{before['mlflow']['address']} was started by hand and still runs" in done.stderr
         assert status(running) == rows
-        assert {name for name, row in rows.items() if row["by_hand"]} == set(names)
+        assert {name for name, row in rows.items() if row["state"] == "started by hand"} == set(names)
     workshop(running, "up")
     rows = status(running)
-    assert not any(row["by_hand"] for row in rows.values())
+    assert {row["state"] for row in rows.values()} == {"running"}
     assert addresses(rows) == addresses(before)
 
 

@@ -53,8 +53,8 @@ Tell = Callable[[str], None]  # gets lines about the progress
 class Status:
     """One service as it is now.
 
-    ``state`` says it in words: running, started by hand, does not answer, given up, held by another, stopped.
-    ``by_hand``: a person started it, not `up`. ``reason``: who holds its port, or why supervisor gave it up.
+    ``state``: running, started by hand (not by `up`), does not answer, given up, held by another, or stopped.
+    ``reason``: who holds its port, or why supervisor gave it up.
     """
 
     name: str
@@ -62,7 +62,6 @@ class Status:
     pid: int | None
     state: str
     healthy: bool
-    by_hand: bool = False
     reason: str | None = None
 
 
@@ -84,8 +83,7 @@ def status(settings: Settings | None = None) -> list[Status]:
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
             state = "given up"
             reason = f"it ended again and again: {last.strip()} (all of it: {_log_file(service, settings)})"
-        address, is_by_hand = service.address(settings), service.name in by_hand
-        rows.append(Status(service.name, address, pid, state, healthy, is_by_hand, reason))
+        rows.append(Status(service.name, service.address(settings), pid, state, healthy, reason))
     return rows
 
 
