@@ -154,17 +154,10 @@ class Report(Section):
 
 
 STAGES: dict[str, type[Section]] = {
-    "fetch": Fetch,
-    "prepare": Prepare,
-    "split": Split,
-    "train_linreg": TrainLinreg,
-    "train_rf": TrainRf,
-    "train_keras": TrainKeras,
-    "train_gradient_boosting": TrainGradientBoosting,
-    "compare": Compare,
-    "promote": Promote,
-    "report": Report,
-}
+    "fetch": Fetch, "prepare": Prepare, "split": Split, "train_linreg": TrainLinreg, "train_rf": TrainRf,
+    "train_keras": TrainKeras, "train_gradient_boosting": TrainGradientBoosting, "compare": Compare,
+    "promote": Promote, "report": Report,
+}  # fmt: skip
 
 
 def read(file: Path) -> dict[str, Section]:
