@@ -1,0 +1,123 @@
+"""Search a support vector machine for handwritten digits: in one process, on this machine's cores, or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import joblib
+import matplotlib.pyplot as plt
+import mlflow
+import numpy as np
+import pandas as pd
+from distributed import Client, LocalCluster
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.svm import SVC
+
+SOURCE = Path(__file__).with_name("src")
+sys.path.insert(0, str(SOURCE))
+
+from strokes import deskew  # noqa: E402
+
+WEIGHTS = [None, "balanced"]
+SPACES = {
+    "small": {"svc__C": [1e-4, 1, 1e4], "svc__gamma": [1e-3, 1, 1e3], "svc__class_weight": WEIGHTS},
+    "large": {
+        "deskew__kw_args": [{"strength": strength} for strength in (0, 0.5, 1)],
+        "svc__C": np.logspace(-2, 4, 7).tolist(),
+        "svc__gamma": np.logspace(-5, 1, 7).tolist(),
+        "svc__class_weight": WEIGHTS,
+    },
+}
+
+
+@contextlib.contextmanager
+def workers(cluster: str) -> Iterator[None]:
+    """Let joblib work in this process (`none`), on this machine's cores (`local`) or on the Dask cluster at an address.
+
+    Warns when the cluster has other versions of the libraries; raises OSError or ValueError when there is none.
+    """
+    if cluster == "none":
+        with joblib.parallel_config("sequential", verbose=1):
+            yield
+        return
+    with contextlib.ExitStack() as stack:
+        if cluster == "local":
+            cluster = stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0"))
+        client = stack.enter_context(Client(cluster, timeout=10))
+        client.get_versions(check=True, packages=["sklearn", "joblib", "scipy"])
+        for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
+            client.upload_file(str(file))
+        print(f"{client}\nDask's page: {client.dashboard_link}")
+        stack.enter_context(joblib.parallel_config("dask", verbose=1))
+        yield
+
+
+def new_model() -> Pipeline:
+    """Return the model that is searched: our own step, then the support vector machine."""
+    return Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
+
+
+def search(space: str) -> tuple[GridSearchCV, float]:
+    """Return the search, done on 70 % of the digits, and the accuracy of its best model on the other 30 %."""
+    images, digits = load_digits(return_X_y=True)
+    split = train_test_split(images, digits, test_size=0.3, random_state=0, stratify=digits)
+    train_images, test_images, train_digits, test_digits = split
+    found = GridSearchCV(new_model(), SPACES[space], cv=3).fit(train_images, train_digits)
+    return found, found.score(test_images, test_digits)
+
+
+def table(found: GridSearchCV) -> pd.DataFrame:
+    """Return a row for each combination, the best first: its parameters, mean and spread of the accuracy, seconds."""
+    results = pd.DataFrame(found.cv_results_).sort_values("rank_test_score", kind="stable")
+    columns = [name for name in results if name.startswith("param_")]
+    return results[[*columns, "mean_test_score", "std_test_score", "mean_fit_time"]]
+
+
+def heatmap(results: pd.DataFrame) -> plt.Figure:
+    """Draw the best accuracy for each C and gamma."""
+    best = results.groupby(["param_svc__C", "param_svc__gamma"])["mean_test_score"].max().unstack()
+    figure, axes = plt.subplots(figsize=(1.2 + 0.9 * best.shape[1], 1.2 + 0.6 * best.shape[0]), layout="constrained")
+    axes.imshow(best, vmin=0, vmax=1, aspect="auto")
+    for (row, column), accuracy in np.ndenumerate(best):
+        color = "black" if accuracy > 0.6 else "white"
+        axes.text(column, row, f"{accuracy:.3f}", ha="center", va="center", color=color)
+    axes.set_xticks(range(best.shape[1]), [f"{gamma:g}" for gamma in best.columns])
+    axes.set_yticks(range(best.shape[0]), [f"{c:g}" for c in best.index])
+    axes.set(xlabel="gamma", ylabel="C", title="Accuracy, mean of 3 folds")
+    return figure
+
+
+def log(found: GridSearchCV, accuracy: float, **parameters: str) -> None:
+    """Log a search as one MLflow run."""
+    mlflow.set_experiment("digits_search")
+    with mlflow.start_run(run_name="{cluster}, {space}".format(**parameters)):
+        mlflow.log_params(parameters | found.best_params_)
+        mlflow.log_metrics({"cross_validated_accuracy": found.best_score_, "held_out_accuracy": accuracy})
+        mlflow.log_text(table(found).to_csv(index=False), "cv_results.csv")
+        mlflow.log_figure(heatmap(table(found)), "heatmap.png")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--cluster", default="none", help="none, local, or the address of a Dask scheduler.", show_default=True)
+@click.option("--space", type=click.Choice(list(SPACES)), default="small", show_default=True)
+def main(cluster: str, space: str) -> None:
+    """Search, print the best combinations, and log one run to MLflow."""
+    try:
+        with workers(cluster):
+            found, accuracy = search(space)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"The cluster {cluster} cannot be used.\n{error}") from None
+    print(table(found).head(10).to_string(index=False))
+    print(f"best: {found.best_params_}\nheld-out accuracy: {accuracy:.4f}")
+    log(found, accuracy, cluster=cluster, space=space)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Start a Dask cluster on the machines of hosts.txt by SSH, the scheduler on the first; Ctrl-C ends it."""
+
+from pathlib import Path
+
+from distributed import Client, SSHCluster
+
+PYTHON = "digits_search/.venv/bin/python"  # on each machine, below the user's home
+hosts = Path(__file__).with_name("hosts.txt").read_text().split()
+options = {"scheduler_options": {"port": 8786}, "worker_options": {"nthreads": 1}}
+with SSHCluster(hosts, remote_python=PYTHON, **options) as cluster:
+    print(f"python search.py --cluster {cluster.scheduler_address}", flush=True)
+    client = Client(cluster)
+    try:
+        input("Enter ends the cluster.\n")
+    finally:
+        client.shutdown()  # also the processes on the machines, and before the connections are closed
