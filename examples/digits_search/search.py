@@ -25,57 +25,60 @@ sys.path.insert(0, str(SOURCE))
 
 from strokes import deskew  # noqa: E402
 
-WEIGHTS = [None, "balanced"]
 SPACES = {
-    "small": {"svc__C": [1e-4, 1, 1e4], "svc__gamma": [1e-3, 1, 1e3], "svc__class_weight": WEIGHTS},
+    "small": {"svc__C": [1e-4, 1, 1e4], "svc__gamma": [1e-3, 1, 1e3]},
     "large": {
         "deskew__kw_args": [{"strength": strength} for strength in (0, 0.5, 1)],
         "svc__C": np.logspace(-2, 4, 7).tolist(),
         "svc__gamma": np.logspace(-5, 1, 7).tolist(),
-        "svc__class_weight": WEIGHTS,
     },
 }
+NO_CLUSTER = """There is no Dask cluster at {!r}: {}
+Give --cluster none, local, or a scheduler's address as in tcp://127.0.0.1:8786."""
 
 
 @contextlib.contextmanager
 def workers(cluster: str) -> Iterator[None]:
     """Let joblib work in this process (`none`), on this machine's cores (`local`) or on the Dask cluster at an address.
 
-    Warns when the cluster has other versions of the libraries; raises OSError or ValueError when there is none.
+    Warn when the cluster has other versions of the libraries.
     """
-    if cluster == "none":
-        with joblib.parallel_config("sequential", verbose=1):
-            yield
-        return
     with contextlib.ExitStack() as stack:
+        if cluster == "none":
+            stack.enter_context(joblib.parallel_config("sequential", verbose=1))
+            yield
+            return
         if cluster == "local":
             cluster = stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0"))
-        client = stack.enter_context(Client(cluster, timeout=10))
+        try:
+            client = stack.enter_context(Client(cluster, timeout=10))
+        except (OSError, ValueError) as error:
+            raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
         client.get_versions(check=True, packages=["sklearn", "joblib", "scipy"])
         for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
             client.upload_file(str(file))
-        print(f"{client}\nDask's page: {client.dashboard_link}")
+        print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
         stack.enter_context(joblib.parallel_config("dask", verbose=1))
         yield
 
 
-def new_model() -> Pipeline:
-    """Return the model that is searched: our own step, then the support vector machine."""
-    return Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
+def new_search(space: str) -> GridSearchCV:
+    """Return the search over a space: the model is our own step, then the support vector machine."""
+    model = Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
+    grid = SPACES[space] | {"svc__class_weight": [None, "balanced"]}
+    # With all trainings queued at once, workers that join later find work.
+    return GridSearchCV(model, grid, cv=3, pre_dispatch="all")
 
 
-def search(space: str) -> tuple[GridSearchCV, float]:
-    """Return the search, done on 70 % of the digits, and the accuracy of its best model on the other 30 %."""
+def split_digits() -> list[np.ndarray]:
+    """Return 70 % of the images, the 30 % that are held out, and the digits of both."""
     images, digits = load_digits(return_X_y=True)
-    split = train_test_split(images, digits, test_size=0.3, random_state=0, stratify=digits)
-    train_images, test_images, train_digits, test_digits = split
-    found = GridSearchCV(new_model(), SPACES[space], cv=3).fit(train_images, train_digits)
-    return found, found.score(test_images, test_digits)
+    return train_test_split(images, digits, test_size=0.3, random_state=0, stratify=digits)
 
 
-def table(found: GridSearchCV) -> pd.DataFrame:
+def table(search: GridSearchCV) -> pd.DataFrame:
     """Return a row for each combination, the best first: its parameters, mean and spread of the accuracy, seconds."""
-    results = pd.DataFrame(found.cv_results_).sort_values("rank_test_score", kind="stable")
+    results = pd.DataFrame(search.cv_results_).sort_values("rank_test_score", kind="stable")
     columns = [name for name in results if name.startswith("param_")]
     return results[[*columns, "mean_test_score", "std_test_score", "mean_fit_time"]]
 
@@ -94,29 +97,24 @@ def heatmap(results: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def log(found: GridSearchCV, accuracy: float, **parameters: str) -> None:
-    """Log a search as one MLflow run."""
-    mlflow.set_experiment("digits_search")
-    with mlflow.start_run(run_name="{cluster}, {space}".format(**parameters)):
-        mlflow.log_params(parameters | found.best_params_)
-        mlflow.log_metrics({"cross_validated_accuracy": found.best_score_, "held_out_accuracy": accuracy})
-        mlflow.log_text(table(found).to_csv(index=False), "cv_results.csv")
-        mlflow.log_figure(heatmap(table(found)), "heatmap.png")
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--cluster", default="none", help="none, local, or the address of a Dask scheduler.", show_default=True)
 @click.option("--space", type=click.Choice(list(SPACES)), default="small", show_default=True)
 def main(cluster: str, space: str) -> None:
     """Search, print the best combinations, and log one run to MLflow."""
-    try:
-        with workers(cluster):
-            found, accuracy = search(space)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"The cluster {cluster} cannot be used.\n{error}") from None
-    print(table(found).head(10).to_string(index=False))
-    print(f"best: {found.best_params_}\nheld-out accuracy: {accuracy:.4f}")
-    log(found, accuracy, cluster=cluster, space=space)
+    images, test_images, digits, test_digits = split_digits()
+    with workers(cluster):
+        search = new_search(space).fit(images, digits)
+    accuracy = search.score(test_images, test_digits)
+    results = table(search)
+    print(results.head(10).to_string(index=False))
+    print(f"best: {search.best_params_}\nheld-out accuracy: {accuracy:.4f}")
+    mlflow.set_experiment("digits_search")
+    with mlflow.start_run(run_name=f"{cluster}, {space}"):
+        mlflow.log_params({"cluster": cluster, "space": space} | search.best_params_)
+        mlflow.log_metrics({"cross_validated_accuracy": search.best_score_, "held_out_accuracy": accuracy})
+        mlflow.log_text(results.to_csv(index=False), "cv_results.csv")
+        mlflow.log_figure(heatmap(results), "heatmap.png")
 
 
 if __name__ == "__main__":

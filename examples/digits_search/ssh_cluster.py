@@ -1,4 +1,4 @@
-"""Start a Dask cluster on the machines of hosts.txt by SSH, the scheduler on the first; Ctrl-C ends it."""
+"""Start a Dask cluster on the machines of hosts.txt by SSH, the scheduler on the first; Enter ends it."""
 
 from pathlib import Path
 
@@ -7,9 +7,8 @@ from distributed import Client, SSHCluster
 PYTHON = "digits_search/.venv/bin/python"  # on each machine, below the user's home
 hosts = Path(__file__).with_name("hosts.txt").read_text().split()
 options = {"scheduler_options": {"port": 8786}, "worker_options": {"nthreads": 1}}
-with SSHCluster(hosts, remote_python=PYTHON, **options) as cluster:
+with SSHCluster(hosts, remote_python=PYTHON, **options) as cluster, Client(cluster) as client:
     print(f"python search.py --cluster {cluster.scheduler_address}", flush=True)
-    client = Client(cluster)
     try:
         input("Enter ends the cluster.\n")
     finally:
