@@ -20,15 +20,15 @@ DOCKER = "docker run --detach --restart always --network host"
 PODMAN = "podman run --detach --network ec2 --cgroup-parent {parent} --ip {instance.private_ip} --name {instance.id}"
 
 
-def update_group(cls, group, new_resource_name, cloudformation_json, account_id, region_name):
+def update_group(cls, original_resource, cloudformation_json, **_):
     """Give a group another size, and keep the instances that run; moto replaces all of them."""
-    group.set_desired_capacity(int(cloudformation_json["Properties"]["DesiredCapacity"]))
-    return group
+    original_resource.set_desired_capacity(int(cloudformation_json["Properties"]["DesiredCapacity"]))
+    return original_resource
 
 
-def update_instance(cls, instance, new_resource_name, cloudformation_json, account_id, region_name):
+def update_instance(cls, original_resource, **_):
     """Leave an instance alone; moto has no update of instances."""
-    return instance
+    return original_resource
 
 
 def follow(folder: Path) -> None:
@@ -38,7 +38,8 @@ def follow(folder: Path) -> None:
         for instance in list(ec2_backends[DEFAULT_ACCOUNT_ID]["eu-central-1"].all_instances()):
             if instance.state == "running" and instance.id not in started:
                 started.add(instance.id)
-                script = base64.b64decode(instance.user_data).decode()
+                data = instance.user_data  # text for an instance of the template, an object for one of the group
+                script = base64.b64decode(data if isinstance(data, str) else data.as_bytes()).decode()
                 script = script.replace(DOCKER, PODMAN.format(instance=instance, parent=folder.name))
                 subprocess.run(["sh", "-ec", script], check=True)
             if instance.state == "terminated" and instance.id in started:

@@ -15,12 +15,11 @@ import nbformat
 import pandas as pd
 import pytest
 from distributed import Client
+from ssh_nodes import EXAMPLE, NOT_COPIED
 from workplace import BIN, ROOT, clean_environment, running
 
-EXAMPLE = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", (EXAMPLE / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
 BEST = "best: {'svc__C': 1, 'svc__class_weight': None, 'svc__gamma': 0.001}\nheld-out accuracy: 0.9926\n"
-NOT_COPIED = shutil.ignore_patterns("tests", "__pycache__", "mlflow.db", "mlruns")
 WORKERS = 2
 IMAGES_BYTES = 1257 * 64 * 8
 MOST_SECONDS = 300  # for one command, on a busy machine

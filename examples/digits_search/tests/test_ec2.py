@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from test_digits_search import BLOCKS, EXAMPLE, MOST_SECONDS, NOT_COPIED
+from ssh_nodes import EXAMPLE, NOT_COPIED
+from test_digits_search import BLOCKS, MOST_SECONDS
 from workplace import BIN, clean_environment, required, running, wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -97,10 +98,10 @@ class Cloud:
         show = "aws ec2 describe-instance-attribute --attribute userData --query UserData.Value --output text"
         return {name: self.types(f"{show} --instance-id {name} | base64 --decode") for name in ids}
 
-    def workers(self) -> set[str]:
-        """Return the addresses of the workers, as the scheduler knows them."""
+    def hosts(self) -> set[str]:
+        """Return the addresses of the machines that have workers, as the scheduler knows them."""
         code = "import sys, distributed; print(*distributed.Client(sys.argv[1]).scheduler_info(-1)['workers'])"
-        return set(self.types(f'python -c "{code}" $SCHEDULER').split())
+        return {name.rsplit(":", 1)[0] for name in self.types(f'python -c "{code}" $SCHEDULER').split()}
 
 
 @pytest.fixture
@@ -163,20 +164,20 @@ def test_stack_from_creation_to_deletion(cloud):
     cloud.types("podman rmi --all --force")  # what runs was pulled from the registry
     assert "tcp://10.97.0." in cloud.types(create)
     cloud.types(search.split("python")[0])
-    (worker,) = wait_for(cloud.workers)
+    (first,) = wait_for(cloud.hosts)
     with contextlib.ExitStack() as stack:
         typed = cloud.command("bash", "-c", f". {cloud.folder}/terminal; cd {cloud.folder}/example; {search}")
         running_search = stack.enter_context(
             running(typed, cloud.environment, cloud.folder, lambda log: re.search(r"Done +\d+ tasks", log))
         )
         cloud.types(update)
-        wait_for(lambda: len(cloud.workers()) == 3)
-        assert worker in cloud.workers()
+        wait_for(lambda: len(cloud.hosts()) == 3)
+        assert first in cloud.hosts()
         before = cloud.instances()
         lost = next(name for name, data in reversed(before.items()) if "dask worker" in data)
         cloud.types(f"aws ec2 terminate-instances --instance-ids {lost}")
         wait_for(lambda: len(cloud.instances()) == 4)
-        wait_for(lambda: len(cloud.workers()) == 3)
+        wait_for(lambda: len(cloud.hosts()) == 3)
         assert lost not in cloud.instances()
         running_search.process.wait(2 * MOST_SECONDS)
         printed = running_search.log.read_text()
