@@ -20,7 +20,7 @@ TITLE = "A grid search"
 LOKY, LOCAL, SSH = "joblib's own two processes", "two local Dask workers", "two Dask workers by SSH"
 # A third of the larger space, after a small search: the workers have imported what they need by then.
 CODE = """
-import contextlib, sys, time
+import sys, time
 import joblib, search
 images, _, digits, _ = search.split_digits()
 loky = joblib.parallel_config("loky", n_jobs=2)

@@ -45,7 +45,7 @@ def workers(cluster: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if cluster == "none":
-            stack.enter_context(joblib.parallel_config("sequential", verbose=1))
+            stack.enter_context(joblib.parallel_config("sequential", verbose=5))
             yield
             return
         if cluster == "local":
@@ -58,7 +58,7 @@ def workers(cluster: str) -> Iterator[None]:
         for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
             client.upload_file(str(file))
         print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
-        stack.enter_context(joblib.parallel_config("dask", verbose=1))
+        stack.enter_context(joblib.parallel_config("dask", verbose=10))
         yield
 
 

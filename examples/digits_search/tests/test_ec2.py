@@ -168,7 +168,7 @@ def test_stack_from_creation_to_deletion(cloud):
     with contextlib.ExitStack() as stack:
         typed = cloud.command("bash", "-c", f". {cloud.folder}/terminal; cd {cloud.folder}/example; {search}")
         running_search = stack.enter_context(
-            running(typed, cloud.environment, cloud.folder, lambda log: re.search(r"Done +\d+ tasks", log))
+            running(typed, cloud.environment, cloud.folder, lambda log: re.search(r"Done +\d+ out of 882", log))
         )
         cloud.types(update)
         wait_for(lambda: len(cloud.hosts()) == 3)
