@@ -23,7 +23,7 @@ BEST = "best: {'svc__C': 1, 'svc__class_weight': None, 'svc__gamma': 0.001}\nhel
 WORKERS = 2
 IMAGES_BYTES = 1257 * 64 * 8
 MOST_SECONDS = 300  # for one command, on a busy machine
-# Instead of making digits upright: each call is noted, and the thirtieth one kills its worker.
+# Instead of making digits upright: each call is noted, and one of them kills its worker.
 FATAL_STEP = """
 import os, signal, time
 from pathlib import Path
@@ -31,7 +31,11 @@ from pathlib import Path
 def deskew(images):
     with Path({calls!r}).open("a") as file:
         file.write("call\\n")
-    if Path({calls!r}).stat().st_size == 30 * 5:
+    if Path({calls!r}).stat().st_size >= 30 * 5:
+        try:
+            Path({calls!r} + ".killed").touch(exist_ok=False)
+        except FileExistsError:
+            return images
         time.sleep(3)  # the others' results are with the client by then
         os.kill(os.getpid(), signal.SIGKILL)
     return images
