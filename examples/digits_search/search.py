@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client, LocalCluster
 from sklearn.datasets import load_digits
-from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
@@ -38,9 +39,10 @@ Give --cluster none, local, or a scheduler's address as in tcp://127.0.0.1:8786.
 
 
 @contextlib.contextmanager
-def workers(cluster: str) -> Iterator[None]:
+def workers(cluster: str, data: list[np.ndarray] | None = None) -> Iterator[None]:
     """Let joblib work in this process (`none`), on this machine's cores (`local`) or on the Dask cluster at an address.
 
+    Each of a cluster's workers gets the ``data`` at once, so that no array is lost with the worker that has it.
     Warn when the cluster has other versions of the libraries.
     """
     with contextlib.ExitStack() as stack:
@@ -58,16 +60,16 @@ def workers(cluster: str) -> Iterator[None]:
         for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
             client.upload_file(str(file))
         print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
-        stack.enter_context(joblib.parallel_config("dask", verbose=10))
+        stack.enter_context(joblib.parallel_config("dask", verbose=10, scatter=data))
         yield
 
 
-def new_search(space: str) -> GridSearchCV:
+def new_search(space: str, folds: int | list = 3) -> GridSearchCV:
     """Return the search over a space: the model is our own step, then the support vector machine."""
     model = Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
     grid = SPACES[space] | {"svc__class_weight": [None, "balanced"]}
     # With all trainings queued at once, workers that join later find work.
-    return GridSearchCV(model, grid, cv=3, pre_dispatch="all")
+    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")
 
 
 def split_digits() -> list[np.ndarray]:
@@ -103,8 +105,9 @@ def heatmap(results: pd.DataFrame) -> plt.Figure:
 def main(cluster: str, space: str) -> None:
     """Search, print the best combinations, and log one run to MLflow."""
     images, test_images, digits, test_digits = split_digits()
-    with workers(cluster):
-        search = new_search(space).fit(images, digits)
+    folds = list(StratifiedKFold(3).split(images, digits))
+    with workers(cluster, [images, digits, *itertools.chain(*folds)]):
+        search = new_search(space, folds).fit(images, digits)
     accuracy = search.score(test_images, test_digits)
     results = table(search)
     print(results.head(10).to_string(index=False))
