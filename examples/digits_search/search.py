@@ -42,7 +42,7 @@ Give --cluster none, local, or a scheduler's address as in tcp://127.0.0.1:8786.
 def workers(cluster: str, data: list[np.ndarray] | None = None) -> Iterator[None]:
     """Let joblib work in this process (`none`), on this machine's cores (`local`) or on the Dask cluster at an address.
 
-    Each of a cluster's workers gets the ``data`` at once, so that no array is lost with the worker that has it.
+    Each of a cluster's workers gets the ``data`` once, and keeps it: no array is lost with a worker that dies.
     Warn when the cluster has other versions of the libraries.
     """
     with contextlib.ExitStack() as stack:
@@ -60,6 +60,9 @@ def workers(cluster: str, data: list[np.ndarray] | None = None) -> Iterator[None
         for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
             client.upload_file(str(file))
         print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
+        if client.amm.running():  # Dask would leave one copy of what several workers have
+            client.amm.stop()
+            stack.callback(client.amm.start)
         stack.enter_context(joblib.parallel_config("dask", verbose=10, scatter=data))
         yield
 
