@@ -67,12 +67,11 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "
 
 
 @contextlib.contextmanager
-def machine(name: str, folder: Path) -> Iterator[Machine]:
-    """Start a machine; at the end all its processes end, and its files and its network are gone."""
+def machine(name: str, folder: Path, *shared: Path) -> Iterator[Machine]:
+    """Start a machine that sees the ``shared`` folders; at its end its processes, files and network are gone."""
     folder.mkdir()
-    software = " ".join(
-        shlex.quote(path) for path in dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix]) if path != "/usr"
-    )
+    folders = dict.fromkeys(map(str, [ROOT, sys.prefix, sys.base_prefix, *shared]))
+    software = " ".join(shlex.quote(path) for path in folders if path != "/usr")
     environment = os.environ | {"ROOT_FOLDER": str(folder), "NAME": name, "SOFTWARE": software}
     kinds = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
     # The kernel ends the machine when the tests are killed.

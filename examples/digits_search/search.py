@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import joblib
 import matplotlib.pyplot as plt
-import mlflow
 import numpy as np
 import pandas as pd
 from distributed import Client, LocalCluster
@@ -26,6 +26,10 @@ sys.path.insert(0, str(SOURCE))
 
 from strokes import deskew  # noqa: E402
 
+# scikit-learn sends this process's warning filters to the workers. MLflow's name classes of packages that they lack.
+with warnings.catch_warnings():
+    import mlflow
+
 SPACES = {
     "small": {"svc__C": [1e-4, 1, 1e4], "svc__gamma": [1e-3, 1, 1e3]},
     "large": {
@@ -34,51 +38,39 @@ SPACES = {
         "svc__gamma": np.logspace(-5, 1, 7).tolist(),
     },
 }
-NO_CLUSTER = """There is no Dask cluster at {!r}: {}
-Give --cluster none, local, or a scheduler's address as in tcp://127.0.0.1:8786."""
+NO_CLUSTER = "There is no Dask cluster at {!r}: {}\nGive --cluster none, local, or an address: tcp://HOST:8786."
 
 
 @contextlib.contextmanager
-def workers(cluster: str, data: list[np.ndarray] | None = None) -> Iterator[None]:
+def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
     """Let joblib work in this process (`none`), on this machine's cores (`local`) or on the Dask cluster at an address.
 
     Each of a cluster's workers gets the ``data`` once, and keeps it: no array is lost with a worker that dies.
-    Warn when the cluster has other versions of the libraries.
     """
     with contextlib.ExitStack() as stack:
-        if cluster == "none":
-            stack.enter_context(joblib.parallel_config("sequential", verbose=5))
-            yield
-            return
         if cluster == "local":
             cluster = stack.enter_context(LocalCluster(threads_per_worker=1, dashboard_address="127.0.0.1:0"))
-        try:
-            client = stack.enter_context(Client(cluster, timeout=10))
-        except (OSError, ValueError) as error:
-            raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
-        client.get_versions(check=True, packages=["sklearn", "joblib", "scipy"])
-        for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
-            client.upload_file(str(file))
-        print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
-        if client.amm.running():  # Dask would leave one copy of what several workers have
-            client.amm.stop()
+        if cluster == "none":
+            stack.enter_context(joblib.parallel_config("sequential", verbose=5))
+        else:
+            try:
+                client = stack.enter_context(Client(cluster, timeout=10))
+            except (OSError, ValueError) as error:
+                raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
+            print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
+            for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
+                client.upload_file(str(file))
+            client.amm.stop()  # would leave one copy of what several workers have
             stack.callback(client.amm.start)
-        stack.enter_context(joblib.parallel_config("dask", verbose=10, scatter=data))
+            stack.enter_context(joblib.parallel_config("dask", verbose=10, scatter=data))
         yield
 
 
-def new_search(space: str, folds: int | list = 3) -> GridSearchCV:
+def new_search(space: str, folds: list) -> GridSearchCV:
     """Return the search over a space: the model is our own step, then the support vector machine."""
     model = Pipeline([("deskew", FunctionTransformer(deskew)), ("svc", SVC(kernel="rbf"))])
     grid = SPACES[space] | {"svc__class_weight": [None, "balanced"]}
-    # With all trainings queued at once, workers that join later find work.
-    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")
-
-
-def split_digits() -> list[np.ndarray]:
-    """Return 70 % of the images, the 30 % that are held out, and the digits of both."""
-    images, digits = load_digits(return_X_y=True)
-    return train_test_split(images, digits, test_size=0.3, random_state=0, stratify=digits)
+    return GridSearchCV(model, grid, cv=folds, pre_dispatch="all")  # workers that join later find work
 
 
 def table(search: GridSearchCV) -> pd.DataFrame:
@@ -90,14 +82,14 @@ def table(search: GridSearchCV) -> pd.DataFrame:
 
 def heatmap(results: pd.DataFrame) -> plt.Figure:
     """Draw the best accuracy for each C and gamma."""
-    best = results.groupby(["param_svc__C", "param_svc__gamma"])["mean_test_score"].max().unstack()
+    best = results.pivot_table("mean_test_score", "param_svc__C", "param_svc__gamma", aggfunc="max")
     figure, axes = plt.subplots(figsize=(1.2 + 0.9 * best.shape[1], 1.2 + 0.6 * best.shape[0]), layout="constrained")
     axes.imshow(best, vmin=0, vmax=1, aspect="auto")
     for (row, column), accuracy in np.ndenumerate(best):
         color = "black" if accuracy > 0.6 else "white"
         axes.text(column, row, f"{accuracy:.3f}", ha="center", va="center", color=color)
-    axes.set_xticks(range(best.shape[1]), [f"{gamma:g}" for gamma in best.columns])
-    axes.set_yticks(range(best.shape[0]), [f"{c:g}" for c in best.index])
+    axes.set_xticks(range(best.shape[1]), best.columns.map("{:g}".format))
+    axes.set_yticks(range(best.shape[0]), best.index.map("{:g}".format))
     axes.set(xlabel="gamma", ylabel="C", title="Accuracy, mean of 3 folds")
     return figure
 
@@ -107,7 +99,10 @@ def heatmap(results: pd.DataFrame) -> plt.Figure:
 @click.option("--space", type=click.Choice(list(SPACES)), default="small", show_default=True)
 def main(cluster: str, space: str) -> None:
     """Search, print the best combinations, and log one run to MLflow."""
-    images, test_images, digits, test_digits = split_digits()
+    images, digits = load_digits(return_X_y=True)
+    images, test_images, digits, test_digits = train_test_split(
+        images, digits, test_size=0.3, random_state=0, stratify=digits
+    )
     folds = list(StratifiedKFold(3).split(images, digits))
     with workers(cluster, [images, digits, *itertools.chain(*folds)]):
         search = new_search(space, folds).fit(images, digits)

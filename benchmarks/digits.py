@@ -1,0 +1,61 @@
+"""The search of examples/digits_search: joblib's own processes, two local Dask workers, and two machines by SSH."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.clone import Clone
+from benchmarks.measure import Side
+from benchmarks.table import Row
+from tests.workplace import BIN, ROOT
+
+sys.path += [str(ROOT / "tests"), str(ROOT / "examples" / "digits_search" / "tests")]
+
+from laptops import ssh_cluster, two_nodes
+
+TITLE = "A grid search"
+LOKY, LOCAL, SSH = "joblib's own two processes", "two local Dask workers", "two Dask workers by SSH"
+# A third of the larger space, after a small search: the workers have imported what they need by then.
+CODE = """
+import itertools, sys, time
+import joblib, search
+images, digits = (values[:1257] for values in search.load_digits(return_X_y=True))
+folds = list(search.StratifiedKFold(3).split(images, digits))
+data = [images, digits, *itertools.chain(*folds)]
+loky = joblib.parallel_config("loky", n_jobs=2)
+with loky if sys.argv[1] == "loky" else search.workers(sys.argv[1], data):
+    search.new_search("small", folds).fit(images, digits)
+    del search.SPACES["large"]["deskew__kw_args"]
+    began = time.perf_counter()
+    search.new_search("large", folds).fit(images, digits)
+    print("seconds", time.perf_counter() - began)
+"""
+ROWS = tuple(Row("a search of 98 combinations, 294 trainings", LOKY, ours, 0.9) for ours in (LOCAL, SSH))
+
+
+def sides(clone: Clone) -> list[Side]:
+    """Return the three ways, each with two processes on the same cores; only the search itself is timed."""
+    folder = clone.root / "examples" / "digits_search"
+    return [
+        Side(LOKY, lambda: seconds(clone.do(BIN / "python", "-c", CODE, "loky", cwd=folder))),
+        Side(LOCAL, lambda: seconds(clone.do(BIN / "python", "-c", CODE, "local", cwd=folder))),
+        Side(SSH, search_by_ssh),
+    ]
+
+
+def search_by_ssh() -> float:
+    """Search on two machines, which share this one's cores; return the seconds."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        two_nodes(Path(folder)) as (laptop, _),
+        ssh_cluster(laptop) as command,
+    ):
+        laptop.machine.path("/root/digits_search/measured.py").write_text(CODE)
+        return seconds(laptop.types(f"python measured.py {command.split()[-1]}"))
+
+
+def seconds(printed: str) -> float:
+    """Return the seconds that the code printed."""
+    return float(printed.rsplit("seconds", 1)[1])

@@ -1,0 +1,54 @@
+"""moto's server, whose instances are containers: each does what its user data says, at its private address.
+
+Typed as `python simulated_ec2.py PORT CGROUP`; two things that moto does otherwise than Amazon are mended.
+"""
+
+import base64
+import subprocess
+import sys
+import threading
+import time
+
+from moto.autoscaling.models import FakeAutoScalingGroup
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.ec2.models import ec2_backends
+from moto.ec2.models.instances import Instance
+from moto.server import main
+
+PORT, CGROUP = sys.argv[1:]
+DOCKER = "docker run --detach --restart always --network host"
+PODMAN = "podman run --detach --network ec2 --cgroup-parent {cgroup} --ip {instance.private_ip} --name {instance.id}"
+
+
+def update_group(cls, original_resource, cloudformation_json, **_):
+    """Give a group another size, and keep the instances that run; moto replaces all of them."""
+    original_resource.set_desired_capacity(int(cloudformation_json["Properties"]["DesiredCapacity"]))
+    return original_resource
+
+
+def update_instance(cls, original_resource, **_):
+    """Leave an instance alone; moto has no update of instances."""
+    return original_resource
+
+
+def follow() -> None:
+    """Start a container for each instance, with its user data, and remove it when the instance ends."""
+    started = set()
+    while True:
+        for instance in list(ec2_backends[DEFAULT_ACCOUNT_ID]["eu-central-1"].all_instances()):
+            if instance.state == "running" and instance.id not in started:
+                started.add(instance.id)
+                data = instance.user_data  # text for an instance of the template, an object for one of the group
+                script = base64.b64decode(data if isinstance(data, str) else data.as_bytes()).decode()
+                script = script.replace(DOCKER, PODMAN.format(instance=instance, cgroup=CGROUP))
+                subprocess.run(["sh", "-ec", script], check=True)
+            if instance.state == "terminated" and instance.id in started:
+                started.remove(instance.id)
+                subprocess.run(["podman", "rm", "--force", "--time=0", instance.id], check=True)
+        time.sleep(0.5)
+
+
+FakeAutoScalingGroup.update_from_cloudformation_json = classmethod(update_group)
+Instance.update_from_cloudformation_json = classmethod(update_instance)
+threading.Thread(target=follow, daemon=True).start()
+main(["--port", PORT])

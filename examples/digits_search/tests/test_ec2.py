@@ -1,0 +1,133 @@
+"""The README's commands for EC2, typed from top to bottom against a simulation whose instances are containers.
+
+It takes some minutes, and needs root, podman and PyPI: `python -m pytest -m soak` starts it; no other command does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from laptops import EXAMPLE, MOST_SECONDS, Laptop, new_laptop
+from test_digits_search import BLOCKS
+from workplace import BIN, required, running, wait_for
+
+PROGRAMS = ("podman", "buildah", "runc", "mmdebstrap", "docker-registry")
+PREPARE = """
+python -m pip download --quiet --only-binary :all: --dest wheels --requirement {example}/requirements.txt
+mmdebstrap --quiet --variant=minbase --include=python3-venv --customize-hook='copy-in wheels /' bookworm base.tar
+uv venv --quiet --python {bin}/python aws
+uv pip install --quiet --python aws/bin/python 'moto[server]==5.2.5' awscli==1.46.3
+"""
+FILES = {
+    "/etc/containers/containers.conf": """[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=9000:9000"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+""",
+    "/etc/containers/registries.conf": '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n',
+    "/root/registry.yml": """version: 0.1
+storage: {filesystem: {rootdirectory: /root/registry}}
+http: {addr: "127.0.0.1:5000"}
+""",
+}
+# What exists before the README's commands; the image has the packages, since a laptop here has no network.
+SETUP = """
+mount -t tmpfs tmpfs /dev/shm
+PATH=$PATH:{shared}/aws/bin AWS_ENDPOINT_URL=http://127.0.0.1:5001 AWS_DEFAULT_REGION=eu-central-1
+AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE AWS_SECRET_ACCESS_KEY=a-secret AWS_MAX_ATTEMPTS=1 BUILDAH_ISOLATION=chroot
+podman import --change ENV=PIP_NO_INDEX=1 --change ENV=PIP_FIND_LINKS=/wheels {shared}/base.tar \\
+  docker.io/library/python:3.11-slim
+podman network create --subnet 10.97.0.0/24 ec2
+VPC=$(aws ec2 create-vpc --cidr-block 10.97.0.0/16 --query Vpc.VpcId --output text)
+SUBNET=$(aws ec2 create-subnet --vpc-id $VPC --cidr-block 10.97.0.0/24 --query Subnet.SubnetId --output text)
+aws ec2 modify-subnet-attribute --subnet-id $SUBNET --map-public-ip-on-launch
+SECURITY_GROUP=$(aws ec2 create-security-group --group-name dask --description dask --vpc-id $VPC \\
+  --query GroupId --output text)
+aws ec2 create-key-pair --key-name me
+aws iam create-instance-profile --instance-profile-name reader
+REGISTRY=127.0.0.1:5000 KEY_NAME=me INSTANCE_PROFILE=reader
+"""
+INSTANCES = """for id in $(aws ec2 describe-instances --output text \\
+  --query "Reservations[].Instances[?State.Name=='running'].InstanceId"); do
+  echo $id $(aws ec2 describe-instance-attribute --attribute userData --instance-id $id \\
+    --query UserData.Value --output text | base64 --decode)
+done"""
+HOSTS = """python -c 'import os, distributed
+print(*distributed.Client(os.environ["SCHEDULER"]).scheduler_info(-1)["workers"])'"""
+
+
+@pytest.fixture
+def laptop(tmp_path) -> Iterator[Laptop]:
+    """A laptop with podman, a registry and a simulated EC2; afterwards no container, process or file is left."""
+    for program in PROGRAMS:
+        required(program, shutil.which(program))
+    required("Python 3.11, as in Debian 12", sys.version_info[:2] == (3, 11))
+    shared = tmp_path / f"digits-{os.getpid()}"
+    shared.mkdir()
+    prepare = f"PATH={BIN}:$PATH; {PREPARE.format(example=EXAMPLE, bin=BIN)}"
+    subprocess.run(["bash", "-euc", prepare], cwd=shared, check=True, timeout=MOST_SECONDS)
+    try:
+        with new_laptop(tmp_path, shared) as laptop:
+            for path, text in FILES.items():
+                laptop.machine.path(path).write_text(text)
+            registry = laptop.command("exec docker-registry serve ~/registry.yml")
+            ec2 = laptop.command(f"exec {shared}/aws/bin/python {EXAMPLE}/tests/simulated_ec2.py 5001 {shared.name}")
+            with (
+                running(registry, dict(os.environ), tmp_path, lambda log: "listening on" in log),
+                running(ec2, dict(os.environ), tmp_path, lambda log: "Running on" in log),
+            ):
+                laptop.types(SETUP.format(shared=shared))
+                yield laptop
+    finally:
+        shutil.rmtree(shared)
+        for group in sorted(Path("/sys/fs/cgroup").glob(f"*/{shared.name}/**/"), reverse=True):
+            wait_for(lambda group=group: subprocess.run(["rmdir", group], check=False).returncode == 0)
+
+
+def hosts(laptop: Laptop) -> set[str]:
+    """Return the addresses of the instances that have workers."""
+    return set(re.findall(r"tcp://([\d.]+):", laptop.types(HOSTS)))
+
+
+def instances(laptop: Laptop) -> dict[str, str]:
+    """Return the user data of each instance that runs, by its identifier."""
+    return dict(line.split(maxsplit=1) for line in laptop.types(INSTANCES).splitlines())
+
+
+@pytest.mark.soak
+def test_stack_from_creation_to_deletion(laptop):
+    """Build, push, create, search, scale, lose an instance, delete: as the README says, and nothing is left."""
+    build, create, search, update, delete = BLOCKS[-5:]
+    laptop.types(build)
+    laptop.types("podman rmi --all --force")  # what runs was pulled from the registry
+    assert re.search(r"tcp://10\.97\.0\.\d+:8786", laptop.types(create))
+    laptop.types(search.split("python")[0])
+    (first,) = wait_for(lambda: hosts(laptop))
+    started = re.compile(r"Done +\d+ out of 882").search
+    with running(laptop.command(search), dict(os.environ), EXAMPLE, started) as program:
+        laptop.types(update)
+        wait_for(lambda: len(hosts(laptop)) == 3)
+        assert first in hosts(laptop)
+        before = instances(laptop)
+        lost = next(name for name, data in reversed(before.items()) if "dask worker" in data)
+        laptop.types(f"aws ec2 terminate-instances --instance-ids {lost}")
+        wait_for(lambda: len(instances(laptop)) == 4)
+        wait_for(lambda: len(hosts(laptop)) == 3)
+        assert lost not in instances(laptop)
+        program.process.wait(2 * MOST_SECONDS)
+        printed = program.log.read_text()
+    assert "Done 882 out of 882" in printed
+    assert "'svc__C': 1.0, 'svc__class_weight': None, 'svc__gamma': 0.001" in printed
+    assert not re.search("secret|AKIA", str(instances(laptop)))
+    laptop.types(delete)
+    assert instances(laptop) == {}
+    wait_for(lambda: laptop.types("podman ps --all --quiet") == "")
