@@ -62,7 +62,7 @@ def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
                 client.upload_file(str(file))
             client.amm.stop()  # would leave one copy of what several workers have
             stack.callback(client.amm.start)
-            stack.enter_context(joblib.parallel_config("dask", verbose=10, scatter=data))
+            stack.enter_context(joblib.parallel_config("dask", verbose=20, scatter=data))
         yield
 
 

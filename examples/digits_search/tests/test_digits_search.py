@@ -29,6 +29,7 @@ for run in mlflow.search_runs(experiment_names=["digits_search"], output_format=
     print(run.data.params["cluster"], run.info.status, run.data.params["svc__C"], run.data.params["svc__gamma"],
           round(run.data.metrics["held_out_accuracy"], 4), len((files / "cv_results.csv").read_text().splitlines()),
           (files / "heatmap.png").read_bytes()[:4])'"""
+PROCESSES = "pgrep --full '[d]istributed' || true"
 # Instead of making digits upright: each call is noted, and the tenth on one machine kills its worker.
 FATAL_STEP = """
 import os, signal, socket
@@ -49,9 +50,10 @@ def machines(tmp_path_factory) -> Iterator[tuple[Laptop, list[Machine]]]:
     with two_nodes(tmp_path_factory.mktemp("machines")) as (laptop, nodes):
         with ssh_cluster(laptop) as command:
             laptop.types(f"DASK_SCHEDULER_ADDRESS={command.split()[-1]}")
+            assert all(node.run(PROCESSES) for node in nodes)
             yield laptop, nodes
         for node in nodes:
-            wait_for(lambda node=node: node.run("pgrep --full distributed || true") == "")
+            wait_for(lambda node=node: node.run(PROCESSES) == "")
 
 
 def test_search_finds_the_same_everywhere(machines):

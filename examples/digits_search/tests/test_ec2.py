@@ -49,7 +49,6 @@ podman import --change ENV=PIP_NO_INDEX=1 --change ENV=PIP_FIND_LINKS=/wheels {s
 podman network create --subnet 10.97.0.0/24 ec2
 VPC=$(aws ec2 create-vpc --cidr-block 10.97.0.0/16 --query Vpc.VpcId --output text)
 SUBNET=$(aws ec2 create-subnet --vpc-id $VPC --cidr-block 10.97.0.0/24 --query Subnet.SubnetId --output text)
-aws ec2 modify-subnet-attribute --subnet-id $SUBNET --map-public-ip-on-launch
 SECURITY_GROUP=$(aws ec2 create-security-group --group-name dask --description dask --vpc-id $VPC \\
   --query GroupId --output text)
 aws ec2 create-key-pair --key-name me
@@ -112,16 +111,16 @@ def test_stack_from_creation_to_deletion(laptop):
     assert re.search(r"tcp://10\.97\.0\.\d+:8786", laptop.types(create))
     laptop.types(search.split("python")[0])
     (first,) = wait_for(lambda: hosts(laptop))
-    started = re.compile(r"Done +\d+ out of 882").search
-    with running(laptop.command(search), dict(os.environ), EXAMPLE, started) as program:
+    with running(laptop.command(search), dict(os.environ), EXAMPLE, lambda log: "Using backend" in log) as program:
+        wait_for(lambda: re.search(r"Done +\d+ out of 882", program.log.read_text()), MOST_SECONDS)
         laptop.types(update)
-        wait_for(lambda: len(hosts(laptop)) == 3)
+        wait_for(lambda: len(hosts(laptop)) == 3, MOST_SECONDS)
         assert first in hosts(laptop)
         before = instances(laptop)
         lost = next(name for name, data in reversed(before.items()) if "dask worker" in data)
         laptop.types(f"aws ec2 terminate-instances --instance-ids {lost}")
         wait_for(lambda: len(instances(laptop)) == 4)
-        wait_for(lambda: len(hosts(laptop)) == 3)
+        wait_for(lambda: len(hosts(laptop)) == 3, MOST_SECONDS)
         assert lost not in instances(laptop)
         program.process.wait(2 * MOST_SECONDS)
         printed = program.log.read_text()
