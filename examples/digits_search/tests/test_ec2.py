@@ -61,7 +61,7 @@ INSTANCES = """for id in $(aws ec2 describe-instances --output text \\
     --query UserData.Value --output text | base64 --decode)
 done"""
 HOSTS = """python -c 'import os, distributed
-print(*distributed.Client(os.environ["SCHEDULER"]).scheduler_info(-1)["workers"])'"""
+print(*distributed.Client(os.environ["SCHEDULER"], timeout=300).scheduler_info(-1)["workers"])'"""
 
 
 @pytest.fixture
