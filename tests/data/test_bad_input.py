@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import re
 import shutil
-import zipfile
 
 import pandas as pd
 import pytest
@@ -133,18 +132,9 @@ def test_other_encoding(reader):
     reader.refuses("line 30: not UTF-8", "CSV UTF-8")
 
 
-@pytest.mark.parametrize("packed", ["gzip", "zip", "parquet"])
-def test_packed_file(reader, packed, tmp_path):
+def test_packed_file(reader):
     """A file that is no text is to be unpacked, or saved as text: no encoding is guessed."""
-    content = reader.path.read_bytes()
-    if packed == "gzip":
-        reader.path.write_bytes(gzip.compress(content))
-    elif packed == "zip":
-        with zipfile.ZipFile(reader.path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("data.csv", content)
-    else:
-        pd.DataFrame({"wind_GW": range(5000)}).to_parquet(tmp_path / "a.parquet")
-        reader.path.write_bytes((tmp_path / "a.parquet").read_bytes())
+    reader.path.write_bytes(gzip.compress(reader.path.read_bytes()))
     reader.refuses("not UTF-8", "unpack it first")
 
 
@@ -220,6 +210,15 @@ def test_naive_timestamps(reader):
     reader.refuses("line 2, column utc_timestamp", r"fetch\.csv\.time\.zone", f"{ROWS} such cells")
 
 
+def test_impossible_cells(reader):
+    """A time off the hour in raw files (the publisher has quarter-hours, too), and less than nothing: line and rule."""
+    if reader.kind != "processed":
+        reader.put(reader.with_cells({40: "2013-01-02T14:15:00Z"}, "utc_timestamp"))
+        reader.refuses("line 40, column utc_timestamp: not a full hour", "2013-01-02T14:15:00Z")
+    reader.put(reader.with_cells({40: "-4"}))
+    reader.refuses(r"line 40 \(2013-01-02T14:00:00Z\)", reader.column, "rule: between 0 and")
+
+
 def test_hour_twice(reader):
     """Of an hour that comes twice raw files keep the first row and count the second; a processed table is refused."""
     reader.put([*reader.lines[:10], reader.lines[9], *reader.lines[10:]])
@@ -274,12 +273,3 @@ def test_all_gaps(reader):
     with pytest.raises(DataError, match="no complete hour") as caught:
         reader.read()
     assert "no value at all of wind" in caught.value.value
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"utc_timestamp,solar_GW\n"])
-def test_parquet_that_is_none(tmp_path, content):
-    """Empty, cut or another format: the file is named, with what to do."""
-    (tmp_path / "germany.parquet").write_bytes(content)
-    with pytest.raises(DataError, match="damaged or not Parquet") as caught:
-        schema.read(tmp_path / "germany.parquet")
-    assert "make the file again" in caught.value.next_step

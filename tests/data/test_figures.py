@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from workshop.data import figures
-from workshop.errors import DataError
 
 
 @pytest.fixture
@@ -84,26 +83,6 @@ def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
     assert solar.dropna().unique().tolist() == [11.5]
 
 
-@pytest.mark.parametrize(
-    ("rows", "predictions", "words"),
-    [(240, 239, "do not belong"), (0, 0, "nothing to draw")],
-)
-def test_figures_refuse_predictions_that_do_not_fit(frame, predicted, rows, predictions, words):
-    """Too few predictions, or no rows at all, raise DataError that tells both numbers."""
-    with pytest.raises(DataError, match=words) as caught:
-        figures.measured_and_predicted(frame.head(rows), predicted.head(predictions))
-    assert f"{rows} rows in the frame, {predictions} predictions" in str(caught.value)
-
-
-def test_figures_never_change_their_arguments(frame, predicted):
-    """Every function leaves the frames that it is given as they were."""
-    before = frame.copy(deep=True), predicted.copy(deep=True)
-    for draw in (figures.measured_and_predicted, figures.predicted_against_measured):
-        draw(frame, predicted)
-    pd.testing.assert_frame_equal(frame, before[0])
-    pd.testing.assert_frame_equal(predicted, before[1])
-
-
 def test_prediction_draws_what_was_predicted_and_nothing_measured(frame, predicted):
     """Hours of weather alone get both predictions with their bands; a single hour is a point that can be seen."""
     weather, band = frame[["utc_timestamp"]], (predicted - 1, predicted + 1)
@@ -116,19 +95,6 @@ def test_prediction_draws_what_was_predicted_and_nothing_measured(frame, predict
     ]
     alone = figures.prediction(weather.head(1), predicted.head(1))
     assert {trace.mode for trace in alone.data} == {"lines+markers"}
-
-
-@pytest.mark.parametrize(("apart", "count"), [("1h", 16), ("5h", 1752)], ids=["two stretches", "every fifth hour"])
-def test_prediction_shows_sparse_hours_of_a_long_time(apart, count):
-    """Hours in different years, and hours of which no day is whole, are drawn one by one, as points."""
-    half = count // 2
-    starts = [pd.date_range(start, periods=half, freq=apart, tz="UTC") for start in ("2013-06-01", "2016-06-01")]
-    weather = pd.DataFrame({"utc_timestamp": starts[0].append(starts[1])})
-    predicted = pd.DataFrame({"solar_GW": 1.0, "wind_GW": np.arange(count, dtype=float)})
-    figure = figures.prediction(weather, predicted)
-    assert drawn(figure, "wind predicted")[0].dropna().tolist() == predicted["wind_GW"].tolist()
-    assert {trace.mode for trace in figure.data} == {"lines+markers"}
-    assert "daily" not in figure.layout.xaxis2.title.text
 
 
 @pytest.mark.parametrize(("by", "groups"), [("hour", 24), ("month", 1)])

@@ -32,15 +32,11 @@ def stage(tmp_path, monkeypatch):
 
 
 def test_stage_file_that_is_not_declared_names_those_that_are(stage):
-    """The error says what the stage declares and where to add to it."""
+    """The error says what the stage declares and where to add to it; for an unknown stage, which stages there are."""
     with pytest.raises(EngineError) as caught:
         stage.input("test.parquet")
     for word in ("train", "test.parquet", "train.parquet", "dvc.yaml"):
         assert word in str(caught.value)
-
-
-def test_stage_that_is_unknown_names_the_stages(stage):
-    """A typing error shows the names there are."""
     with pytest.raises(EngineError, match="train"):
         Stage("trains")
 

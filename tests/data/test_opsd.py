@@ -102,20 +102,6 @@ def test_download_that_never_comes_is_an_error(get, web, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob("*.csv"))
 
 
-def test_fetch_takes_copies_of_the_downloads(get, web, tables, tmp_path):
-    """Copies in the cache need no network; a copy of other content is refused."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / POWER).write_bytes(tables[0])
-    (tmp_path / "cache" / ARCHIVE).write_bytes(web.files[f"/{ARCHIVE}"])
-    assert [path.read_bytes() for path in get()[:2]] == tables
-    assert web.requests == []
-    (tmp_path / "raw" / WEATHER).unlink()
-    (tmp_path / "cache" / ARCHIVE).write_bytes(_zip({MEMBER: b"other"}))
-    with pytest.raises(DataError, match="not the published one"):
-        get()
-    assert not (tmp_path / "raw" / WEATHER).exists()
-
-
 def test_fetch_never_mixes_two_sources(get, web, raw_copy, tmp_path, monkeypatch):
     """A folder of the sample, and a fetch that fails half-way: nothing of the sample is left to be mistaken."""
     monkeypatch.setattr(sources, "RETRIES", 0)
@@ -147,16 +133,6 @@ def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_p
     assert not list(tmp_path.rglob("evil"))
     web.files[f"/{ARCHIVE}"] = good
     assert get()[1].read_bytes() == tables[1]
-
-
-def test_download_of_other_content_is_thrown_away(get, web, tmp_path, monkeypatch):
-    """A file with another checksum never reaches cache or folder; the error says which checksum was expected."""
-    monkeypatch.setattr(sources, "RETRIES", 0)
-    web.files[f"/{POWER}"] = b"<html>log in</html>"
-    with pytest.raises(DataError, match="not the published one") as caught:
-        get()
-    assert "sha256" in caught.value.expected
-    assert not list(tmp_path.rglob(f"{POWER}*"))
 
 
 def test_command_fetches_what_params_say(web, tmp_path, monkeypatch):

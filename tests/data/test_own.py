@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from workshop.data import schema, sources
-from workshop.data.features import year_ends_of
 from workshop.data.prepare import prepare, read_own
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
@@ -48,16 +46,6 @@ def _own(**changed):
 def _prepare(tmp_path, options, *years):
     sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=options), base=tmp_path)
     return prepare(tmp_path / "raw", *years)
-
-
-def test_own_capacity_goes_into_the_table(put, tmp_path):
-    """What params.yaml says of the ends of the years is read again from beside the raw file, and marks the frame."""
-    put(["01.07.2023 02:00", "01.07.2023 03:00"])
-    figures = {year: {"solar_GW": 90, "wind_GW": year - 1960.5} for year in (2022, 2023)}
-    frame, _ = _prepare(tmp_path, _own(capacity=figures), 2023, 2023)
-    assert year_ends_of(frame) == {
-        "solar_GW": {"2022": 90.0, "2023": 90.0}, "wind_GW": {"2022": 61.5, "2023": 62.5}
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -148,14 +136,6 @@ def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, t
     assert findings["clock_changes"] == {"ambiguous": 1, "skipped": 0}
 
 
-def test_hour_that_comes_three_times_is_a_double(put, tmp_path):
-    """The third row of an hour that comes twice is counted as doubled, not lost."""
-    put([*AUTUMN[:3], AUTUMN[2], AUTUMN[3]])
-    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
-    assert len(frame) == 4
-    assert findings["doubled"] == {"own": 1}
-
-
 def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
     """02:00 in spring: an empty row is filler; values in it mean that the zone is wrong, and which one to try."""
     spring = ["29.03.2015 01:00", "29.03.2015 02:00", "29.03.2015 03:00"]
@@ -206,15 +186,6 @@ def test_zone_that_does_not_exist_is_named(put, zone):
     with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
         read_own(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
     assert "Europe/Berlin" in caught.value.expected
-
-
-def test_units_of_the_mapping_are_those_that_can_be_converted():
-    """What params.yaml may say and what is known agree, and our own unit changes nothing."""
-    for column, known in schema.CONVERSIONS.items():
-        annotation = OwnFile.model_fields[column].annotation.model_fields["unit"].annotation
-        assert set(annotation.__args__) == set(known)
-        values = pd.Series([0.1, 12.345, np.nan])
-        pd.testing.assert_series_equal(schema.convert(values, column, next(iter(known))), values)
 
 
 @pytest.mark.parametrize(

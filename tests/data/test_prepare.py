@@ -24,33 +24,6 @@ from workshop.parameters import Fetch, OwnFile
 POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
 
 
-@pytest.fixture
-def few(raw, tmp_path):
-    """A folder with the first four days of the raw files, and a function that puts a line in another's place."""
-    folder = tmp_path / "few"
-    folder.mkdir()
-    for name in (POWER, WEATHER):
-        with (raw / name).open() as file:
-            (folder / name).write_text("".join(next(file) for _ in range(97)))
-
-    def put(name: str, line: int, *new: str):
-        text = (folder / name).read_text().splitlines()
-        text[line - 1 : line] = new
-        (folder / name).write_text("\n".join(text) + "\n")
-
-    return folder, put
-
-
-def _line(folder, name, line):
-    return (folder / name).read_text().splitlines()[line - 1]
-
-
-def _with(folder, name, line, column, value):
-    header, fields = _line(folder, name, 1).split(","), _line(folder, name, line).split(",")
-    fields[header.index(column)] = value
-    return ",".join(fields)
-
-
 def test_prepare_counts_the_faults_of_the_sample(prepared):
     """The findings tell hours expected, kept, doubled, absent and incomplete, and can be written as JSON."""
     frame, findings = prepared
@@ -98,60 +71,12 @@ def test_prepare_invents_no_row_and_no_value(raw, prepared):
     assert table.set_index("utc_timestamp").equals(expected.set_index("utc_timestamp"))
 
 
-def test_prepare_keeps_the_first_of_doubled_hours(few):
-    """Of an hour that stands there twice the first row counts, even when the second has other readings."""
-    folder, put = few
-    before, _ = prepare(folder, 2013, 2013)
-    put(POWER, 13, _line(folder, POWER, 13), _with(folder, POWER, 13, "DE_wind_generation_actual", "1.0"))
-    put(WEATHER, 20, _line(folder, WEATHER, 20), _with(folder, WEATHER, 20, "DE_temperature", "49.0"))
-    after, findings = prepare(folder, 2013, 2013)
-    pd.testing.assert_frame_equal(after, before)
-    assert findings["doubled"] == {"power": 1, "weather": 1}
-
-
-def test_prepare_leaves_out_absent_and_incomplete_hours(few):
-    """Hours absent from either file, or with an empty cell, are left out and counted; the others stay."""
-    folder, put = few
-    before, _ = prepare(folder, 2013, 2013)
-    put(POWER, 13, _with(folder, POWER, 13, "DE_solar_generation_actual", ""))
-    put(WEATHER, 15)
-    put(POWER, 17)
-    after, findings = prepare(folder, 2013, 2013)
-    pd.testing.assert_frame_equal(after, before.drop(index=[11, 13, 15]).reset_index(drop=True))
-    assert findings["incomplete"]["solar_GW"] == 1
-    assert findings["hours_kept"] == 93
-    assert findings["absent"] == {"power": 8760 - 95, "weather": 8760 - 95}
-    assert findings["hours_left_out"] == 8760 - 93
-
-
 def test_prepare_refuses_years_without_data(raw):
     """Years that the files do not hold give a DataError; years in the wrong order a ParameterError."""
     with pytest.raises(DataError, match="no complete hour in common from 1999 to 2000"):
         prepare(raw, 1999, 2000)
     with pytest.raises(ParameterError, match="last year is before the first"):
         prepare(raw, 2016, 2013)
-
-
-def test_prepare_refuses_quarter_hours(few):
-    """A timestamp off the hour is an error: another file of the same publisher has quarter-hours."""
-    folder, put = few
-    put(POWER, 40, _with(folder, POWER, 40, "utc_timestamp", "2013-01-02T14:15:00Z"))
-    with pytest.raises(DataError, match="line 40, column utc_timestamp: not a full hour") as caught:
-        prepare(folder)
-    assert caught.value.value == "2013-01-02T14:15:00Z"
-
-
-def test_prepare_stops_at_negative_radiation(few):
-    """A value that cannot be stops the preparation, with file, line, time, column, value and rule."""
-    folder, put = few
-    put(WEATHER, 40, _with(folder, WEATHER, 40, "DE_radiation_diffuse_horizontal", "-4"))
-    with pytest.raises(DataError) as caught:
-        prepare(folder, 2013, 2013)
-    assert WEATHER in caught.value.what
-    assert caught.value.value == (
-        "line 40 (2013-01-02T14:00:00Z), column DE_radiation_diffuse_horizontal: rad_diffuse = -4.0,"
-        " rule: between 0 and 1400 W/m²"
-    )
 
 
 def test_write_gives_the_same_bytes_twice(frame, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
@@ -11,7 +9,6 @@ from sklearn.metrics import r2_score
 from workshop.data import sample
 from workshop.data.features import features, targets
 from workshop.data.split import split_at_random, split_by_time
-from workshop.errors import DataError
 
 # Measured when the recipe was worked out: mean, maximum, yearly means of 2013 to 2016.
 MEASURED = {
@@ -71,29 +68,3 @@ def test_sample_scores_as_measured_and_a_random_split_flatters(prepared):
     assert by_time == pytest.approx((0.876, 0.567), abs=0.01)
     assert at_random == pytest.approx((0.893, 0.706), abs=0.02)
     assert 0.05 < at_random.mean() - by_time.mean() < 0.10
-
-
-def test_sample_years_are_no_copies_of_each_other(prepared):
-    """Wind speeds of the same hour in two years hardly correlate, beyond season and time of day."""
-    frame = prepared[0].set_index("utc_timestamp")["windspeed"]
-    frame = frame - frame.rolling("61D").mean()
-    years = [year.set_axis(year.index.strftime("%m-%dT%H")) for _, year in frame.groupby(frame.index.year)]
-    together = pd.concat(years, axis=1).corr().to_numpy()
-    assert np.abs(together[np.triu_indices(4, 1)]).max() < 0.35
-
-
-def test_stations_other_than_the_measured_ones_are_refused(monkeypatch):
-    """Other weather files than the recipe's give a DataError with both checksums."""
-    monkeypatch.setattr(sample, "STATIONS_SHA256", "0" * 64)
-    with pytest.raises(DataError, match="not the ones the sample is made from") as caught:
-        sample.read_stations()
-    assert "be2119ad7432" in caught.value.value
-    assert "0" * 64 in caught.value.expected
-
-
-def test_packaged_files_that_are_absent_are_named():
-    """A package or a file in it that is absent gives a DataError naming both."""
-    for package, path in (("demandlib", "no/such.dat"), ("no_such_package", "such.dat")):
-        with pytest.raises(DataError, match=package) as caught:
-            sample.read_packaged(package, path)
-        assert path in caught.value.expected

@@ -67,15 +67,6 @@ def test_check_wants_times_in_UTC(small):
         assert "to_datetime" in caught.value.next_step
 
 
-def test_check_names_text_in_a_column_of_numbers(small):
-    """A word among numbers is named with its row and column."""
-    small = small.astype({"windspeed": object})
-    small.loc[1004, "windspeed"] = "calm"
-    with pytest.raises(DataError, match=r"row 4 \(2013-01-01T04:00:00Z\), windspeed = calm") as caught:
-        schema.check(small)
-    assert "float64" in caught.value.value
-
-
 def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
     """Both files hold exactly the frame that was written."""
     for path in write(frame, tmp_path):

@@ -73,15 +73,6 @@ def test_latest_week_is_one_with_most_of_its_hours(hours):
     assert (name, len(rows)) == ("2016-W40", 158)
 
 
-@pytest.mark.parametrize("week", ["2016-W60", "2016-40", "last", "2015-W53x"])
-def test_week_that_is_none_says_what_a_name_looks_like(hours, week):
-    """The error holds the value and what is allowed."""
-    with pytest.raises(ParameterError) as caught:
-        select_week(hours, week)
-    assert week in str(caught.value)
-    assert "W" in str(caught.value.expected)
-
-
 def test_week_without_hours_names_the_weeks_there_are(hours):
     """A week outside the data: the range is said."""
     with pytest.raises(ParameterError, match="2016-W39 to 2016-W41"):

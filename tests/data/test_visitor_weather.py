@@ -41,23 +41,11 @@ def test_csv_and_records_are_the_same_weather():
         (b"", ["empty", "0 bytes"]),
         (HEADER, ["no row after it"]),
         (f"{HEADER}\n{ROW}\n{ROW}", ["2 failures", "line 2 (2016-06-01T12:00:00Z)", "line 3 ", "each hour once"]),
-        (f"{HEADER};\n{ROW}".replace(",", ";"), ["line 1", "separated by a semicolon"]),
-        (f"{HEADER}\n{ROW}\n2016-06-01T13:00Z,1,2,3", ["line 3: the line is cut short or too long", "4 fields"]),
-        (f"{HEADER}\n{ROW},0,7", ["line 2: the line is cut short or too long", "7 fields"]),
         (f"{HEADER}\n{ROW}".replace("windspeed", "Wind_speed"), ["lacks 1 column: windspeed (nearest: Wind_speed)"]),
-        (f"{HEADER},windspeed\n{ROW},3", ["more than once: windspeed"]),
-        (f"{HEADER}\n{ROW}".replace("5.2", "fast"), ["line 2, column windspeed", "'fast'", "a number"]),
         (f"{HEADER}\n{ROW}".replace("5.2", ""), ["line 2 ", "windspeed = nothing", "no cell missing"]),
-        (f"{HEADER}\n{ROW}".replace("5.2", "NaN"), ["line 2 ", "windspeed = nothing"]),
         (f"{HEADER}\n{ROW}".replace("5.2", "-inf"), ["line 2 ", "windspeed = -inf", "between 0 and 60 m/s"]),
-        (f"{HEADER}\n{ROW}".replace("18.5", "291.6"), ["line 2 ", "temperature = 291.6", "between -40 and 50 °C"]),
-        (f"{HEADER}\n{ROW}".replace("Z", ""), ["line 2, column utc_timestamp", "with its zone"]),
         (f"{HEADER}\n{ROW}".replace("12:00", "12:30"), ["line 2 ", "utc_timestamp = ", "the start of an hour"]),
-        (f"{HEADER}\n{ROW}".replace("2016-06-01T12:00:00Z", "now"), ["line 2, column utc_timestamp", "'now'"]),
         (f"{HEADER}\n{ROW}".replace("2016", "1016"), ["of the years 1900 to 2100"]),
-        (f"{HEADER}\n{ROW}\n2016-06-01T13:00Z,\xe4,1,1,1".encode("latin-1"), ["line 3: not UTF-8"]),
-        (f'{HEADER}\n"{ROW}', ["line 2: a quote is not closed"]),
-        (b"\0" * 4000, ["lacks 5 columns"]),
         (f"{HEADER}\n" + f"{ROW}\n" * 9001, ["too much", "9001 rows"]),
         (b" x" * 1_000_001, ["too much", "2,000,002 bytes"]),
         (_month(windspeed=18.0), ["mean of windspeed", "18", "at most 10 m/s", "km/h"]),
@@ -65,7 +53,7 @@ def test_csv_and_records_are_the_same_weather():
     ],
 )
 def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
-    """Every fault names the lines and columns, the value there, and what was allowed."""
+    """What a visitor may send, beyond what every reader of a table refuses: lines, values, what was allowed."""
     with pytest.raises(DataError) as caught:
         visitor_weather.from_csv(content if isinstance(content, bytes) else content.encode())
     text = str(caught.value)
@@ -77,13 +65,10 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
     ("rows", "words"),
     [
         (None, ["not a list"]),
-        ({"rows": []}, ["not a list"]),
         ([], ["no rows"]),
         ([RECORD, 7], ["Row 2", "7"]),
         ([{}], ["Row 1 lacks 5 columns"]),
-        ([RECORD | {"windspeed": None}], ["row 1, column windspeed", "None"]),
         ([RECORD | {"windspeed": True}], ["row 1, column windspeed", "True"]),
-        ([RECORD | {"windspeed": [5.2]}], ["row 1, column windspeed", "[5.2]"]),
         ([RECORD | {"windspeed": float("nan")}], ["row 1, column windspeed", "nan"]),
         ([RECORD, RECORD | {"windspeed": 10**400}], ["row 2"]),
         ([RECORD | {"utc_timestamp": 1464782400}], ["row 1, column utc_timestamp"]),
