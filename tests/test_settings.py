@@ -6,7 +6,6 @@ import json
 import pickle
 
 import pytest
-import requests
 from workplace import ROOT, clean_environment, environment_of
 
 from workshop import errors
@@ -27,14 +26,6 @@ def test_root_is_the_clone_one_stands_in(root):
     """Commands typed in a clone act on that clone, whichever the package was installed from."""
     assert find_root(root / "4_pipeline") == root
     assert find_root(root.parent) == ROOT
-
-
-def test_settings_without_anything_are_the_defaults(root):
-    """Nothing set: loopback and the well-known ports, state below the root."""
-    settings = get_settings()
-    assert settings.tracking_uri == "http://127.0.0.1:5000"
-    assert settings.scheduler_address == "tcp://127.0.0.1:8786"
-    assert settings.state == root / "server" / "state"
 
 
 def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatch):
@@ -89,16 +80,6 @@ def test_credentials_that_others_can_read_or_that_are_damaged_are_refused(root):
         settings.credentials()
 
 
-def test_exports_mend_a_stale_shell(root, monkeypatch):
-    """With servers running here their address wins over an old one in the shell."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5999")
-    settings = get_settings()
-    assert settings.tracking_uri == "http://127.0.0.1:5999"
-    settings.state.mkdir(parents=True)
-    settings.ports_file.write_text(json.dumps({"mlflow_port": 5104}))
-    assert get_settings().exports()["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5104"
-
-
 def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
     """A shell that was pointed here follows when the port moves; another clone's address, and one set by hand, stay."""
     settings = get_settings()
@@ -122,31 +103,6 @@ def test_address_set_by_hand_stays_so_when_it_is_exported(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with environment_of(clean_environment() | get_settings().exports()):
         assert get_settings().tracking_uri == get_settings().given_tracking_uri == "http://mlflow:5000"
-
-
-def test_ports_of_stopped_servers_give_way_to_a_wish(root, monkeypatch):
-    """They are kept for the next start, unless the environment names others."""
-    settings = get_settings()
-    settings.state.mkdir(parents=True)
-    settings.kept_ports_file.write_text(json.dumps({"mlflow_port": 5106}))
-    assert get_settings().mlflow_port == 5106
-    assert not get_settings().is_up
-    monkeypatch.setenv("WORKSHOP_MLFLOW_PORT", "5107")
-    assert get_settings().mlflow_port == 5107
-
-
-@pytest.mark.parametrize(("given", "exported"), [
-    ("", "127.0.0.1,localhost,::1"), ("example.org,localhost", "example.org,localhost,127.0.0.1,::1"), ("*", "*"),
-])  # fmt: skip
-def test_requests_to_this_machine_pass_by_a_proxy(root, monkeypatch, given, exported):
-    """What the shell excepts from the proxy is kept, and the servers here are added."""
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)  # an earlier test may have connected
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setenv("NO_PROXY", given)
-    assert {get_settings().exports()[name] for name in ("no_proxy", "NO_PROXY")} == {exported}
-    with environment_of(clean_environment() | get_settings().exports()):
-        assert not requests.utils.get_environ_proxies("http://127.0.0.1:5000/health")
 
 
 def test_errors_pickle_with_everything_they_say():

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.models import ModelSignature, infer_signature
 from sklearn.linear_model import LinearRegression
 
 from workshop.data.features import features, targets
 from workshop.data.schema import FEATURES, TARGETS
-from workshop.models import evaluation, loading
 from workshop.models.evaluation import coverage, importance, is_night, responses, score
 from workshop.models.loading import LoadedModel
-from workshop.models.promotion import SIGNATURES
 from workshop.models.tracking import LEARNED_TAG, learned
 
 FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"
@@ -38,25 +34,6 @@ def test_learned_is_known_only_in_the_form_that_sorts(first, last, known):
     given = {LEARNED_TAG + "first": first, LEARNED_TAG + "last": last}
     tags = {name: value for name, value in given.items() if value is not None}
     assert learned(tags) == ((first, last) if known else None)
-
-
-@pytest.mark.filterwarnings("ignore:Operation with range")  # MLflow's own
-def test_signature_without_outputs_is_none(tmp_path):
-    """Logged by hand with the inputs alone: there is no signature that could be held against ours."""
-    weather = pd.DataFrame([[0.0] * len(FEATURES), [1.0] * len(FEATURES)], columns=FEATURES)
-    power = pd.DataFrame([[0.0] * len(TARGETS), [1.0] * len(TARGETS)], columns=TARGETS)
-    whole = infer_signature(weather, power)
-    options = {
-        "serialization_format": "skops", "skops_trusted_types": loading.TRUSTED_TYPES,
-        "pip_requirements": loading.requirements(loading.SKLEARN_REQUIREMENTS),
-    }  # fmt: skip
-    for name, signature, expected in (
-        ("whole", whole, SIGNATURES[0]),
-        ("half", ModelSignature(inputs=whole.inputs), None),
-    ):
-        folder = tmp_path / name
-        mlflow.sklearn.save_model(LinearRegression().fit(weather, power), folder, signature=signature, **options)
-        assert evaluation._signature(str(folder)) == expected
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
