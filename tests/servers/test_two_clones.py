@@ -5,23 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import os
-import random
-import re
 import shutil
 import sqlite3
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from workplace import (
     BIN,
@@ -38,13 +31,11 @@ from workplace import (
 from workshop import port_holders
 from workshop.errors import ServiceError
 from workshop.models import registry, tracking
-from workshop.models.registry import PROMOTED, ROLLED_BACK, Move
+from workshop.models.registry import PROMOTED, Move
 from workshop.servers import supervisor
-from workshop.settings import EXPERIMENT, REGISTERED_MODEL
+from workshop.settings import REGISTERED_MODEL
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
-ROUNDS = int(os.environ.get("WORKSHOP_SOAK_ROUNDS", "200"))
-SEED = int(os.environ.get("WORKSHOP_SOAK_SEED", "1"))
 # What is typed, in a process that is forked with everything imported. The tracking server is the only service: the
 # others take time and processors.
 TYPE = """
@@ -77,13 +68,6 @@ class Answer(http.server.BaseHTTPRequestHandler):
         pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
-ANSWERS_HEALTH = """
-import http.server, sys
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200), self.end_headers()
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
-"""
 
 
 @dataclass
@@ -91,11 +75,6 @@ class Clone(Servers):
     """A state folder with servers, and what was acknowledged to whom works with it."""
 
     runs: list[str] = field(default_factory=list)
-    aliases: set[str] = field(default_factory=set)
-    before: str = ""
-    failed: int = 0
-    hand: psutil.Popen | None = None
-    shell: dict[str, str] = field(default_factory=dict)
     stand_in: Path | None = None
 
     @property
@@ -132,110 +111,36 @@ class Clone(Servers):
         """What `workshop status` says, by name."""
         return {row["name"]: row for row in json.loads(self.workshop("status", "--json").stdout)["services"]}
 
-    def server(self) -> list:
-        """Return the command by which chapter 2 starts the tracking server."""
-        settings = self.settings
-        return [
-            *(BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", settings.mlflow_port, "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{settings.database}"),
-            *("--artifacts-destination", settings.artifacts_uri),
-        ]
-
-    def start_by_hand(self) -> None:
-        """Start the tracking server as chapter 2 does; it listens after a while."""
-        with (self.settings.state / "by_hand.log").open("a") as log:
-            environment = self.environment | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            self.hand = psutil.Popen([str(word) for word in self.server()], env=environment, stdout=log, stderr=log)
-
-    def end_by_hand(self) -> None:
-        """Press Ctrl-C there."""
-        if self.hand is not None:
-            family = [self.hand, *self.hand.children(recursive=True)] if self.hand.is_running() else []
-            for process in family:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-            self.hand.wait()
-            psutil.wait_procs(family[1:], timeout=10)
-            self.hand = None
-
     def record(self) -> None:
-        """Log a run, register a version, promote it, and every third time go back, if there is a server."""
+        """Log a run, register a version and promote it, on the server at the address that all commands use."""
         with environment_of(self.environment):
+            if self.stand_in:
+                self.log(tracking.own_or_given_uri())
+                return
             client = tracking.connect()
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-            run = client.create_run(experiment_id, tags={"owner": self.name})
+            run = client.create_run("0", tags={"owner": self.name})
             self.runs.append(run.info.run_id)
-            client = tracking.connect()
             with contextlib.suppress(MlflowException):  # it exists already
                 client.create_registered_model(REGISTERED_MODEL)
-            version = client.create_model_version(
-                REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id, tags={"owner": self.name}
-            ).version
-            self._move(Move(0, PROMOTED, str(version)))
-            if len(self.runs) % 3 == 0:
-                self._move(Move(0, ROLLED_BACK, self.before))
-
-    def log_in_an_old_shell(self) -> None:
-        """Log a run as `mlflow run` and notebooks do, at the address that was exported once."""
-        if not self.shell:
-            assert self.workshop("config", "--export").returncode == 0
-            self.shell = self.settings.exports()
-        with environment_of(self.environment | {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}):
-            self.log(self.shell["MLFLOW_TRACKING_URI"])
+            version = client.create_model_version(REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id).version
+            registry.move_alias(client, Move(0, PROMOTED, str(version)))
 
     def log(self, uri: str) -> None:
-        """Log a run to the server at an address."""
-        MlflowClient(uri).create_run("0", tags={"owner": self.name})
-
-    def _move(self, move: Move) -> None:
-        client = tracking.connect()
-        self.aliases.add(move.version)  # from now on it may be either, if the server is killed
-        registry.move_alias(client, move)
-        self.before, self.aliases = move.replaced or move.version, {move.version}
-
-    def check_store(self) -> None:
-        """Compare what lies in its database with what was acknowledged."""
-        if not self.settings.database.exists():
-            assert not self.runs
-            return
-        with contextlib.closing(sqlite3.connect(self.settings.database)) as database:
-
-            def ask(query: str) -> list:
-                return [row[0] for row in database.execute(query)]
-
-            assert set(ask("SELECT value FROM tags WHERE key = 'owner'")) <= {self.name}
-            assert set(ask("SELECT value FROM model_version_tags WHERE key = 'owner'")) <= {self.name}
-            assert set(self.runs) <= set(ask("SELECT run_uuid FROM runs"))
-            assert ask("SELECT count(*) FROM model_versions") >= [len(self.runs) - self.failed]
-            aliases = ask("SELECT version FROM registered_model_aliases WHERE alias = 'production'")
-            assert {str(version) for version in aliases} <= self.aliases
-
-
-class QuickClone(Clone):
-    """The same with the stand-in for MLflow, which records what it is sent."""
-
-    def server(self) -> list:
-        """Return the command by which a person starts it."""
-        return [sys.executable, self.stand_in, self.port, self.settings.database]
-
-    def record(self) -> None:
-        """Have something recorded by the server at the address that all commands use, if there is one."""
-        with environment_of(self.environment):
-            self.log(tracking.own_or_given_uri())
-
-    def log(self, uri: str) -> None:
-        """Have something recorded by the server at an address."""
+        """Have the stand-in at an address record a line."""
         path = f"/{self.name}/{len(self.runs)}"
         requests.post(uri + path, timeout=10).raise_for_status()
         self.runs.append(path)
 
     def check_store(self) -> None:
-        """Compare what lies in its database with what was acknowledged."""
+        """Check that its database holds what was acknowledged, and nothing of the other clone."""
         with contextlib.closing(sqlite3.connect(self.settings.database)) as database:
-            recorded = {path for (path,) in database.execute("SELECT path FROM records")}
-        assert set(self.runs) <= recorded
-        assert all(path.startswith(f"/{self.name}/") for path in recorded)
+            if self.stand_in:
+                recorded = {path: path.split("/")[1] for (path,) in database.execute("SELECT path FROM records")}
+            else:
+                recorded = dict(database.execute("SELECT run_uuid, value FROM tags WHERE key = 'owner'"))
+                assert database.execute("SELECT count(*) FROM model_versions").fetchone() == (len(self.runs),)
+        assert set(recorded) == set(self.runs)
+        assert set(recorded.values()) <= {self.name}
 
 
 @pytest.fixture
@@ -251,7 +156,7 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
         environment["WORKSHOP_TURN_PORT"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
-        both.append((QuickClone if "stand-in" in how else Clone)(ROOT, environment))
+        both.append(Clone(ROOT, environment))
         if "stand-in" in how:
             both[-1].stand_in = tmp_path / "mlflow.py"
             both[-1].stand_in.write_text(STAND_IN)
@@ -261,7 +166,6 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
             shutil.copy(new_database, both[-1].settings.database)
     yield tuple(both)
     for clone in both:
-        clone.end_by_hand()
         assert clone.workshop("down").returncode == 0
         assert not port_holders.marked_processes(clone.settings.state)
 
@@ -312,7 +216,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
 
 @pytest.mark.parametrize("clones", ["one user, stand-in"], indirect=True)
 def test_ports_stay_their_clones(clones):
-    """A clone's `up` takes no port of another's, whose servers are stopped, or just being started by hand."""
+    """A clone's `up` takes no port of another's, whose servers are stopped."""
     first, second = clones
     assert first.workshop("config", "--export").returncode == 0  # JupyterLab gives it to kernels, too
     wanted = first.port
@@ -324,13 +228,12 @@ def test_ports_stay_their_clones(clones):
     assert first.workshop("up").returncode == 0
     shell = first.settings.exports()
     assert first.workshop("down").returncode == 0
-    first.start_by_hand()  # it will listen in a few seconds
     moved = second.port
     assert second.workshop("down").returncode == 0
     assert second.workshop("up").returncode == 0
     assert second.port == moved
-    wait_for(lambda: _mlflow(first).healthy)
-    assert _mlflow(first).state == "started by hand"
+    assert first.workshop("up").returncode == 0
+    assert first.port == wanted
     first.log(shell["MLFLOW_TRACKING_URI"])
     for clone in clones:
         clone.record()
@@ -359,7 +262,9 @@ def test_up_names_the_stranger_that_has_its_port(clones):
     first, _ = clones
     assert first.workshop("up").returncode == 0
     assert first.workshop("down", "mlflow").returncode == 0
-    with subprocess.Popen([sys.executable, "-c", ANSWERS_HEALTH, str(first.port)]) as stranger:
+    with subprocess.Popen(
+        [sys.executable, first.stand_in, str(first.port), first.settings.state / "stranger.db"]
+    ) as stranger:
         wait_for(lambda: port_holders.find_holders(first.settings, first.port))
         done = first.workshop("up")
         assert done.returncode == 1
@@ -381,98 +286,3 @@ def test_up_names_the_stranger_that_has_its_port(clones):
 def _mlflow(clone: Clone) -> supervisor.Status:
     """Return the state of a clone's tracking server."""
     return next(row for row in supervisor.status(clone.settings) if row.name == "mlflow")
-
-
-# -- at random ---------------------------------------------------------------------------------------------------------
-def _type(*words: str) -> Callable[[Clone], multiprocessing.Process]:
-    return lambda clone: clone.type(*words)
-
-
-def _by_hand(clone: Clone) -> None:
-    clone.end_by_hand()
-    if clone.settings.database.exists():
-        clone.type("down", "mlflow").join()
-        clone.start_by_hand()
-
-
-def _kill(*words: str) -> Callable[[Clone], None]:
-    """Return what kills the processes of a clone in whose command line all of the words are."""
-
-    def kill(clone: Clone) -> None:
-        for process in port_holders.marked_processes(clone.settings.state):
-            with contextlib.suppress(psutil.Error):
-                if all(word in " ".join(process.cmdline()) for word in words):
-                    process.kill()
-
-    return kill
-
-
-HAPPENINGS = {
-    "up": _type("up"),
-    "up again": _type("up"),
-    "down": _type("down"),
-    "down mlflow": _type("down", "mlflow"),
-    "by hand": _by_hand,
-    "by hand no more": Clone.end_by_hand,
-    "kill -9 of the tracking server": _kill("mlflow"),
-    "kill -9 of the supervisor": _kill("supervisord"),
-    "kill -9 of all": _kill(),
-    "nothing": lambda _: None,
-}
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize(
-    ("clones", "rounds"),
-    [
-        *(("one user, stand-in", ROUNDS), ("two users, stand-in", ROUNDS)),
-        *(("one user", ROUNDS // 10), ("two users", ROUNDS // 10)),  # MLflow itself
-    ],
-    indirect=["clones"],
-)
-@pytest.mark.timeout(ROUNDS * 120)
-def test_two_clones_stay_apart_whatever_happens(clones, rounds, capsys):
-    """Servers of both are started, stopped and killed at random and at once; each one's record stays in its store."""
-    dice = random.Random(SEED)
-    kept, refused = Counter(), Counter()
-    for number in range(rounds):
-        chosen = [(clone, dice.choice(list(HAPPENINGS))) for clone in clones]
-        words = f"round {number} of seed {SEED}: {[f'{clone.name}: {name}' for clone, name in chosen]}"
-        running = [(clone, HAPPENINGS[name](clone)) for clone, name in chosen]
-        while True:
-            over = not any(process and process.is_alive() for _, process in running)
-            for clone in clones:
-                try:
-                    if clone.environment["XDG_STATE_HOME"].endswith("/user"):
-                        clone.log_in_an_old_shell()
-                    clone.record()
-                    kept[clone.name] += 1
-                except (ServiceError, MlflowException, requests.RequestException) as error:
-                    clone.failed += 1
-                    refused[str(error).splitlines()[0][:40]] += 1
-            if over:
-                break
-            time.sleep(0.2)
-        for clone, process in running:
-            if process is not None:
-                said = clone.said.read_text()
-                if process.exitcode:
-                    assert re.search("held by|database open|no answer within", said), f"{words}: {said}"
-                elif "up" in process.name:
-                    wait_for(lambda clone=clone: _records(clone))
-        for clone in clones:
-            try:
-                clone.check_store()
-            except AssertionError as error:
-                raise AssertionError(f"{words}: {error}") from None
-        with capsys.disabled():
-            print(f"{words}; kept {dict(kept)}, refused {dict(refused)}", flush=True)
-
-
-def _records(clone: Clone) -> bool:
-    try:
-        clone.record()
-    except (ServiceError, MlflowException, requests.RequestException):
-        clone.failed += 1
-        return False
-    return True
