@@ -315,30 +315,9 @@ def test_links_lead_to_pages_and_headings_that_exist():
         assert step.link == f"{page}{mark}{heading.replace(' ', '-')}"
 
 
-def test_minutes_are_those_of_the_chapters_readmes():
-    """The first number under a README's heading Time is what the start page adds up."""
-    for chapter in CHAPTERS:
-        time = (ROOT / chapter.folder / "README.md").read_text().split("\n## Time\n")[1]
-        assert int(re.search(r"\d+", time)[0]) == chapter.minutes, chapter.title
-
-
-@pytest.mark.parametrize("done", [True, False, None])
-def test_sign_of_each_state_is_shown_and_explained(done):
-    """Each step has the sign of its state, and the page explains the sign."""
-    text = start_page(all_in(done), None)
-    assert re.findall(r"^(.) \[.+\]\(\S+\)\\?$", text, flags=re.MULTILINE) == [checkpoints.SIGNS[done]] * len(STEPS)
-    assert checkpoints.SIGNS[done] in text.split("\n---\n")[1]
-
-
-def test_page_is_written_whole_and_again(tmp_path):
-    """It replaces the page before it; what cannot be written is reported, and nothing is left beside it."""
+def test_page_that_cannot_be_written_is_an_error(tmp_path):
+    """A folder in its place is reported, and nothing is left beside it."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
-    checkpoints.write_start_page(settings, all_in(False))
-    checkpoints.write_start_page(settings, all_in(True))
-    text = (tmp_path / "START.md").read_text()
-    assert "All of it is done" in text
-    assert "**Next:" not in text
-    (tmp_path / "START.md").unlink()
     (tmp_path / "START.md").mkdir()
     with pytest.raises(WorkshopError, match="could not be written"):
         checkpoints.write_start_page(settings, all_in(False))

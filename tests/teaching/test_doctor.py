@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from workplace import BIN, ROOT, clean_environment, environment_of, new_workplace, required, wait_for
+from workplace import BIN, ROOT, environment_of, new_workplace
 
 from workshop.cli import main
-from workshop.port_holders import MARK, find_holders
 from workshop.servers.services import SERVICES
 from workshop.settings import Settings
 from workshop.teaching import doctor, prerequisites
@@ -106,21 +105,8 @@ def test_prerequisites_run_on_any_python():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_unfit_machine_is_found(monkeypatch, tmp_path):
-    """A Python too old, too new, or without venv (which Debian splits off); no git, or a broken one; Windows."""
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "ensurepip", None)
-        assert f"apt install python3.{sys.version_info.minor}-venv" in problems()
-    for version in ((3, 10, 14), (3, 14, 0)):
-        with monkeypatch.context() as patched:
-            patched.setattr(sys, "version_info", version)
-            assert f"Python {version[0]}.{version[1]} is out of range" in problems()
-            assert "make run PYTHON=" in problems()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "git is not installed" in problems()
-    (tmp_path / "git").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "git").chmod(0o755)
-    assert "git is not installed, or does not run" in problems()
+def test_windows_itself_is_no_machine_for_it(monkeypatch):
+    """The way to Linux beside Windows is said; what else a machine may lack is tested with `make run`."""
     monkeypatch.setattr(sys, "platform", "win32")
     assert "wsl --install" in problems()
 
@@ -172,27 +158,6 @@ def test_little_memory_is_found(settings):
     assert "WORKSHOP_DASK_WORKERS=1" in three
     assert "ok 2.0 GB available" in two
     assert "wrong 1.0 GB available" in one
-
-
-def test_full_disk_is_found():
-    """A disk of 20 MB is reported before the installation, and for the folder of temporary files."""
-    required("root, to mount a small disk", os.geteuid() == 0)
-    code = """
-        import os, subprocess, tempfile
-        from workshop.settings import Settings
-        from workshop.teaching import doctor, prerequisites
-        folder = tempfile.mkdtemp()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], check=True)
-        tempfile.tempdir = folder
-        print(prerequisites.find_problems(folder))
-        print([found for found in doctor.examine(Settings()) if found.check == "temporary folder"])
-        subprocess.run(["umount", folder], check=True)
-        os.rmdir(folder)
-    """
-    before, after = in_python(code, "unshare", "--mount").splitlines()
-    assert "only 0.0 GB of disk are free" in before
-    assert "has 0.0 GB free" in after
-    assert "TMPDIR" in after
 
 
 @pytest.mark.parametrize(
@@ -266,29 +231,12 @@ def test_stale_kernel_is_found(program, monkeypatch, tmp_path):
 
 
 # -- the servers -------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def other_clone(settings, tmp_path) -> Iterator[Path]:
-    """A process that another clone's `up` started, on the port that this one wants for MLflow: its state folder."""
-    environment = clean_environment() | {MARK: str(tmp_path / "state")}
-    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(settings.mlflow_port)]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, **silent) as process:
-        wait_for(lambda: find_holders(settings, settings.mlflow_port), 20)
-        yield tmp_path / "state"
-        process.kill()
 
 
 def test_port_that_is_held_is_reported_with_its_holder(settings):
     """Nothing is wrong with that, `up` takes another; but the holder is named."""
     with socket.create_server(("127.0.0.1", settings.dashboard_port)):
         assert_found("dashboard", OK, f"port {settings.dashboard_port} is held by", f"process {os.getpid()}")
-
-
-def test_server_of_another_clone_is_found(settings, other_clone):
-    """Before `up` its port is just taken; once ours should listen there, everything would go to the other clone."""
-    assert_found("mlflow", OK, f"is held by another clone: {other_clone}, ")
-    settings.ports_file.write_text("{}")
-    assert_found("mlflow", WRONG, str(other_clone), "workshop down, then workshop up")
 
 
 def test_servers_that_do_not_answer_are_found(settings):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 from attendee import git
 from workplace import BIN, ROOT
 
-from workshop.errors import EngineError
 from workshop.teaching.chapter_files import prepare_for
 from workshop.teaching.checkpoints import examine, first_chapter, next_step, state_of
 
@@ -55,18 +53,6 @@ def test_attendee_can_begin_at_chapter_4(chapters):
     lines.clear()
     prepare_for(chapters.settings, 4, lines.append)
     assert lines == []
-
-
-def test_failing_notebook_is_named_with_its_error(chapters):
-    """The error names the notebook and the exception, and what to type next."""
-    notebook = chapters.root / "2_tracking" / "model_linreg.ipynb"
-    document = json.loads(notebook.read_text())
-    next(cell for cell in document["cells"] if cell["cell_type"] == "code")["source"] = "raise ValueError('no sun')"
-    notebook.write_text(json.dumps(document))
-    git(chapters.root, "add", "--all")
-    git(chapters.root, "commit", "--quiet", "--message", "A broken notebook")
-    with pytest.raises(EngineError, match=r"model_linreg.ipynb` failed(.|\n)*ValueError: no sun"):
-        prepare_for(chapters.settings, 3, [].append)
 
 
 def test_up_makes_the_table_of_chapter_1_and_writes_the_start_page(servers):

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import pytest
-from workplace import BIN, copy_tree, required
+from workplace import BIN, copy_tree, git, required
 
 PYTHON = (BIN / "python").resolve()  # the Python that this environment was made with
 # What the package imports for its settings, what builds it, and a package that the index has as a source only.
@@ -25,8 +25,7 @@ def test_machine_without_a_network_installs_from_the_folder(tmp_path):
     lines = (root / "requirements.txt").read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.split("==")[0].strip() in (*NEEDED, "-e .")]
     (root / "requirements.txt").write_text("".join(kept))
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    subprocess.run(["git", *identity, "commit", "--quiet", "--all", "--message", "Need little"], cwd=root, check=True)
+    git(root, "commit", "--quiet", "--all", "--message", "Need little")
     command = ["make", "-o", ".venv/installed", f"BIN={BIN}", "offline", f"FOLDER={folder}"]
     subprocess.run(command, cwd=root, check=True)
     script = f"""

@@ -83,11 +83,3 @@ def test_root_has_this_version_beside_those_of_the_real_pyenv(bare, real):
         assert (versions / "3.0.1" / "bin").is_dir()
     finally:
         (versions / "3.0.1").unlink()
-
-
-def test_install_is_refused_where_no_tracking_server_is_set(bare, real):
-    """In a terminal that is not set up, the line to type is named before any environment is made."""
-    for path in (bare, [real, *bare]):
-        done = ask(*INSTALL, path=path, MLFLOW_TRACKING_URI="")
-        assert (done.stdout, done.returncode) == ("", 1)
-        assert 'eval "$(.venv/bin/workshop config --export)"' in done.stderr
