@@ -21,15 +21,12 @@ PAGES = {
 }  # fmt: skip
 ALIAS_SECONDS = 20.0  # from the alias's move to every open page; 5 s on a quiet machine
 FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says
-# Notes how far things jump without a reader's doing, and when the first view and the first figure are there.
+# Notes how far things jump without a reader's doing.
 WATCH = """
 window.shifted = 0
 new PerformanceObserver(list => {
   for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value
 }).observe({type: 'layout-shift', buffered: true})
-new MutationObserver(() => {
-  if (!window.firstView && document.querySelector('#page section')) window.firstView = performance.now()
-}).observe(document, {childList: true, subtree: true})
 """
 
 

@@ -7,12 +7,10 @@ import contextlib
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import PAGES, opened
-from workplace import wait_for
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
 MOST_SHIFT = 0.1  # https://web.dev/articles/cls
-FIRST_VIEW_SECONDS = 1.0
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -33,18 +31,6 @@ def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode,
             findings = [finding for finding in findings if finding["impact"] in ("serious", "critical")]
             grave |= {(path, finding["id"]): [node["html"] for node in finding["nodes"]] for finding in findings}
     assert grave == {}
-
-
-def test_first_view_is_there_within_a_second(browser, url):
-    """From the request to a page that is filled, once of several times: the machine has other things to do."""
-    with opened(browser, url) as page:
-
-        def seconds() -> float:
-            page.goto(url)
-            expect(page.locator("#key-figures .tile")).to_have_count(4)
-            return page.evaluate("window.firstView") / 1000
-
-        wait_for(lambda: seconds() < FIRST_VIEW_SECONDS)
 
 
 def test_theme_follows_the_system_until_it_is_chosen_and_is_remembered(browser, url):
@@ -88,25 +74,3 @@ def test_pages_are_reached_by_links_keyboard_and_history(browser, url):
         page.go_forward()
         expect(page).to_have_title("Data · Solar and wind power")
         assert page.evaluate("window.stillTheSamePage")
-
-
-def test_unknown_address_says_so_and_leads_on(browser, url):
-    """An address without a page names itself, as text, and links to all pages."""
-    with opened(browser, f"{url}/<b>no</b>/such?x=1") as page:
-        expect(page.locator("#unknown")).to_contain_text("There is no such page")
-        expect(page.locator("#unknown code")).to_contain_text("no")
-        expect(page.locator("#unknown b")).to_have_count(0)
-        page.locator("#unknown").get_by_role("link", name="Data").click()
-        expect(page).to_have_title("Data · Solar and wind power")
-
-
-def test_pages_ask_no_other_host(browser, servers, url):
-    """Everything that the pages need comes from the dashboard's own address."""
-    hosts = set()
-    with opened(browser, url) as page:
-        page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if "://" in request.url else None)
-        for title in PAGES.values():
-            page.get_by_role("link", name=title, exact=True).click()
-            expect(page).to_have_title(f"{title} · Solar and wind power")
-        page.reload(wait_until="networkidle")
-    assert hosts == {f"{servers.settings.host}:{servers.settings.dashboard_port}"}

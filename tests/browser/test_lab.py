@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -20,12 +19,6 @@ from workplace import BIN, Program, Servers, free_port, running, wait_for
 from workshop.settings import EXPERIMENT, REGISTERED_MODEL
 
 pytestmark = pytest.mark.usefixtures("servers")  # all of them, in the process that has the servers
-NOTEBOOKS = [
-    "1_starting_point/make_processed_data.ipynb",
-    "2_tracking/get_prod_model.ipynb",
-    "3_projects/exercises.ipynb",
-    "4_pipeline/notebooks/compare.ipynb",
-]
 # Each tile, and what its application says that only the running one can say.
 TILES = {
     "MLflow": ("/mlflow/", "predicting_wind_solar"),
@@ -120,16 +113,8 @@ def test_lab_opens_at_the_start_page(lab, page):
     expect(page.get_by_text("Would you like to get notified")).to_have_count(0)
 
 
-def test_links_of_the_start_page_open_readmes_as_pages(page):
-    """A chapter's README opens rendered, in JupyterLab."""
-    page.locator(".jp-RenderedMarkdown h2 a", has_text="The starting point").click()
-    expect(page.locator(".jp-RenderedMarkdown:visible h2", has_text="What you will learn")).to_be_visible()
-
-
-@pytest.mark.parametrize("where", ["page", "on_a_hub"])
-def test_link_leads_to_a_heading_where_text_is_clear_of_code(where, request):
+def test_link_leads_to_a_heading_where_text_is_clear_of_code(page):
     """A step's link scrolls its README to the heading; below a block of code in a list there is room."""
-    page = request.getfixturevalue(where)
     page.locator(".lm-TabBar-tabLabel", has_text="START.md").click()
     page.locator(".jp-RenderedMarkdown:visible a", has_text="Data pushed to a remote").click()
     text = page.locator(".jp-RenderedMarkdown:visible", has_text="Keep data where others can fetch it")
@@ -146,10 +131,9 @@ def test_tile_shows_its_application(where, title, request):
     expect(frame.get_by_text(TILES[title][1]).first).to_be_visible()
 
 
-@pytest.mark.parametrize("where", ["page", "on_a_hub"])
-def test_applications_can_be_used_within_jupyterlab(where, request):
+def test_applications_can_be_used_within_jupyterlab(on_a_hub):
     """The dashboard follows links and computes, and its link to a run leads to MLflow's page within JupyterLab."""
-    page = request.getfixturevalue(where)
+    page = on_a_hub
     frame = open_tile(page, "Dashboard")
     frame.get_by_role("link", name="What if").click()
     expect(frame.locator("#what-if-answers")).to_contain_text("GW")
@@ -213,10 +197,9 @@ def in_italics(text: str) -> list[str]:
     return re.findall(r"\*([^*]+)\*", text)
 
 
-@pytest.mark.parametrize("where", ["page", "on_a_hub"])
-def test_panel_of_dask_is_connected_to_the_running_cluster(where, request):
+def test_panel_of_dask_is_connected_to_the_running_cluster(on_a_hub):
     """Nothing is typed: the panel's buttons work, and a plot shows both workers, live."""
-    page = request.getfixturevalue(where)
+    page = on_a_hub
     page.locator(".jp-SideBar .lm-TabBar-tab[data-id='dask-dashboard-launcher']").click()
     button = page.locator("button[value='Workers']")
     expect(button).to_be_enabled()
@@ -244,18 +227,6 @@ def test_terminal_and_kernel_see_the_servers_and_this_environment(page, servers,
     with copied(servers.root, "environment.ipynb", notebook) as name:
         (cell,) = run_all(page, servers.root / name).cells
     assert cell.outputs[0].text.split() == [sys.executable, uri, "True"]
-
-
-@pytest.mark.walk
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_notebook_of_each_chapter_runs_through_run_all(page, servers, notebook):
-    """`Run All Cells` of JupyterLab's menu reaches the last cell, and no cell fails."""
-    source = servers.root / notebook
-    folder, name = os.path.split(notebook)
-    with copied(servers.root, f"{folder}/run_{name}", nbformat.read(source, as_version=4)) as copy:
-        done = run_all(page, servers.root / copy)
-    errors = [output for cell in code_cells(done) for output in cell.outputs if output.output_type == "error"]
-    assert errors == []
 
 
 @contextlib.contextmanager

