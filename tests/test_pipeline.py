@@ -15,7 +15,6 @@ import yaml
 from workplace import BIN, Servers, new_workplace
 
 from workshop.data import schema
-from workshop.models import registry
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -146,16 +145,6 @@ def test_validation_is_a_page_and_a_run(in_workplace):
     assert "hours that stand twice" in output_text
 
 
-def test_report_is_one_file_that_names_its_model(servers):
-    """Self-contained: no address is fetched; the model's version, the week and the word modelled are in it."""
-    page = (servers.pipeline / "results" / "report.html").read_text(encoding="utf-8")
-    assert "wind_solar version 1" in page
-    assert re.search(r"week 2016-W5\d", page)
-    assert "modelled" in page
-    outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?!data:)[^"]+"', page)
-    assert outside == []
-
-
 # -- what runs again, and what does not ----------------------------------------------------------------------------
 def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
     """The experiment with its runs is gone: DVC would prepare and train again, and would not fetch."""
@@ -174,56 +163,6 @@ def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
         new = client.get_experiment_by_name("predicting_wind_solar")
         client.rename_experiment(new.experiment_id, f"empty_{time.time():.0f}")
         client.rename_experiment(experiment.experiment_id, "predicting_wind_solar")
-
-
-def test_repro_after_one_parameter_runs_what_depends_on_it(restored):
-    """Another linear regression is trained and compared; the candidate stays, so the gate has nothing to decide."""
-    change(restored, "train_linreg", "fit_intercept", False)
-    done = dvc(restored, "repro")
-    assert done.returncode == 0, done.stderr
-    assert ran(done) == ["tracking_store", "train_linreg", "compare"]
-    assert "fit_intercept" in dvc(restored, "params", "diff").stdout
-
-
-@pytest.mark.walk
-def test_longer_search_goes_through_the_gate(restored, in_workplace):
-    """The gate takes the gain of a longer search for chance, promotes it by scores alone, and keeps the better one."""
-    import mlflow
-
-    client = mlflow.MlflowClient(in_workplace.tracking_uri)
-
-    def in_production():
-        return client.get_model_version_by_alias("wind_solar", "production")
-
-    def decision():
-        return json.loads((restored.pipeline / "results" / "decision.json").read_text())
-
-    before = in_production().version
-    change(restored, "train_gradient_boosting", "candidates", 12)
-    done = dvc(restored, "repro")
-    assert done.returncode == 0, done.stderr
-    assert ran(done) == ["tracking_store", "train_gradient_boosting", "compare", "promote", "report"]
-    assert decision()["candidate"]["r2"] > decision()["champion"]["r2"]
-    assert [rule["name"] for rule in decision()["rules"] if not rule["passed"]] == ["paired_test"]
-    assert in_production().version == before
-    change(restored, "promote", "near_tie", 0.0)
-    done = dvc(restored, "repro")
-    assert done.returncode == 0, done.stderr
-    assert ran(done) == ["tracking_store", "promote", "report"]
-    assert decision()["promoted"], decision()["reason"]
-    after = in_production()
-    assert int(after.version) > int(before)
-    assert registry.history()[-1].replaced == str(before)
-    # Back to the old parameter: its run is remembered, but the gate judges it again, and refuses it.
-    change(restored, "train_gradient_boosting", "candidates", 6)
-    done = dvc(restored, "repro")
-    assert done.returncode == 0, done.stderr
-    assert "train_gradient_boosting" not in ran(done)
-    assert {"promote", "report"} <= set(ran(done))
-    assert not decision()["promoted"]
-    assert "beats_champion" in decision()["reason"]
-    assert in_production().version == after.version
-    assert f"version {after.version}" in (restored.pipeline / "results" / "report.html").read_text(encoding="utf-8")
 
 
 # -- bad input and faults ------------------------------------------------------------------------------------------

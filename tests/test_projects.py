@@ -213,21 +213,6 @@ def test_validation_scores_what_training_scored(typed, servers, environments):
         assert validated.params["run_id"] == trained.info.run_id
 
 
-def test_validation_refuses_a_run_without_model(servers):
-    """A run that trained nothing is named, with exit code 1."""
-    import mlflow
-
-    client = mlflow.MlflowClient(servers.tracking_uri)
-    experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
-    run_id = client.search_runs([experiment], "tags.`workshop.stage` = 'prepare'")[0].info.run_id
-    result = type_line(
-        f"python validate.py --run_id {run_id} --data germany.csv", servers.root / "3_projects", **servers.environment
-    )
-    assert result.returncode == 1
-    assert run_id in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 @pytest.mark.parametrize(("file", "words"), [("model.skops", "getcwd"), ("model.pkl", "neither")])
 def test_validation_loads_nothing_it_does_not_trust(file, words, tmp_path, monkeypatch, capsys):
     """A model with types that `validate.py` does not name, or a pickle, ends it in words."""
@@ -301,14 +286,6 @@ def test_reproduced_run_is_equal_to_the_digit(reproduced):
     """With the missing package added, all four metrics are those of the colleague's run."""
     assert "run " in reproduced["second-attempt"]
     assert reproduced["compared"].strip() == f"True {len(METRICS)}"
-
-
-@pytest.mark.soak
-@pytest.mark.usefixtures("reproduced")
-def test_reproduced_project_makes_its_environment(servers, tmp_path):
-    """The environment that the notebook wrote down is complete: the plain `mlflow run` trains in it."""
-    environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(tmp_path), "PATH": path_without_pyenv()}
-    run_id_of(run_project("reproduced", projects=servers.root / "3_projects", **environment))
 
 
 def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects, tmp_path):

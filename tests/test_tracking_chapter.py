@@ -92,23 +92,12 @@ def command_of_readme(start: str, port: int) -> list[str]:
     return shlex.split(line.replace("5301", str(port)))
 
 
-def ask_served_model(
-    environment: dict[str, str], folder: Path, model_uri: str | None = None, *, hour: bool = False
-) -> list[float]:
-    """Serve and ask as the README says, ``model_uri`` in place of the production model; return the predictions.
-
-    With ``hour`` as the README says of models that ask for it.
-    """
+def ask_served_model(environment: dict[str, str], folder: Path) -> list[float]:
+    """Serve the production model and ask it as the README says; return the predictions."""
     port = free_port()
     serve = command_of_readme("mlflow models serve", port)
-    if model_uri:
-        serve[serve.index("-m") + 1] = model_uri
     curl, url, _, header, _, body = command_of_readme("curl", port)
     assert curl == "curl"
-    if hour:
-        asked = json.loads(body)["dataframe_split"]
-        asked = {"columns": ["utc_timestamp", *asked["columns"]], "data": [["2016-06-01T12:00:00", *asked["data"][0]]]}
-        body = json.dumps({"dataframe_split": asked})
     with running(serve, environment, folder, lambda _: answer_of(f"http://127.0.0.1:{port}/ping")):
         answer = requests.post(url, body, headers=dict([header.split(": ")]), timeout=60)
     assert answer.ok, answer.text
@@ -309,20 +298,3 @@ def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):
     assert "is in production already, and stays" in printed(folder, "compare_runs")
     assert "measured again" in printed(folder, "get_prod_model")
     assert (client.get_registered_model(REGISTERED_MODEL).aliases, client.search_model_versions()) == before
-
-
-def test_models_of_the_pipeline_are_served(servers, tmp_path):
-    """The pipeline's network answers the README's request with the hour in front, as its production model does."""
-    import mlflow
-
-    client = mlflow.MlflowClient(servers.tracking_uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    [run, *_] = client.search_runs(
-        [experiment.experiment_id], "tags.`workshop.stage` = 'train_keras'", order_by=["attributes.start_time"]
-    )
-    network = f"models:/{run.outputs.model_outputs[0].model_id}"
-    for model_uri in (None, network):
-        answer = ask_served_model(servers.environment, tmp_path, model_uri, hour=True)
-        solar_GW, wind_GW = answer.values() if isinstance(answer, dict) else answer
-        assert 0 <= solar_GW < 20
-        assert 0 < wind_GW < 30

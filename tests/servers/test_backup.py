@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -166,16 +165,6 @@ def test_small_state_comes_back_as_it_was(small, tar, empty):
     assert set(files) == {"mlflow.db", "artifacts/mlflow/a folder/model", "artifacts/mlflow/a folder/foreign"}
 
 
-def test_artifact_that_is_replaced_meanwhile_is_whole(small, tmp_path, empty, monkeypatch):
-    """Its mark is missing for a moment: it is read again, and the backup has the new content."""
-    file = small.artifacts / "mlflow" / "a folder" / "model"
-    file.write_bytes(b"new weights")
-    monkeypatch.setattr(backup.time, "sleep", lambda _: store(file, b"new weights"))
-    back_up(tmp_path / "new.tar", small)
-    restore(tmp_path / "new.tar", empty)
-    assert (empty.artifacts / "mlflow" / "a folder" / "model").read_bytes() == b"new weights"
-
-
 def test_what_the_disk_has_changed_is_not_backed_up(small, tmp_path, monkeypatch):
     """A byte of an artifact is another, or a page of the database makes no sense: an error that names it, no file."""
     monkeypatch.setattr(backup, "PAUSE_SECONDS", 0)
@@ -200,20 +189,6 @@ def test_no_file_is_overwritten_and_nothing_is_no_backup(small, tar, empty, tmp_
     assert tar.read_bytes() == content
     with pytest.raises(ServiceError, match=f"no database in {empty.state}"):
         back_up(tmp_path / "new.tar", empty)
-
-
-def test_full_disk_leaves_no_half_backup(small, tmp_path):
-    """Exit 1, words, no file and no part of one."""
-    environment = clean_environment() | {"WORKSHOP_STATE": str(small.state)}
-    (tmp_path / "to").mkdir()
-    done = workshop(
-        "backup", tmp_path / "to" / "new.tar", env=environment,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "The backup could not be made" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "to").iterdir())
 
 
 # -- backups that are refused --------------------------------------------------------------------------------------

@@ -93,15 +93,6 @@ def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
         yield Jupyter(url, root)
 
 
-def test_tiles_name_the_servers_and_the_report(jupyter):
-    """The launcher is told four tiles, each with an icon, that open in JupyterLab itself."""
-    tiles = jupyter.get("server-proxy/servers-info").json()["server_processes"]
-    assert [tile["launcher_entry"]["title"] for tile in tiles] == ["MLflow", "Dask", "Dashboard", "Report"]
-    for tile in tiles:
-        assert tile["new_browser_tab"] is False
-        assert (ROOT / "server" / "jupyter" / "icons" / f"{tile['name']}.svg").exists()
-
-
 def test_tile_says_what_to_type_when_its_server_is_down_and_follows_its_port(jupyter):
     """A page with the command and no error; as soon as a server runs, on whatever port, the tile shows it."""
     jupyter.take_ports(mlflow_port=free_port())
@@ -123,15 +114,6 @@ def test_tile_shows_no_server_of_another_clone(jupyter, tmp_path):
         answer = jupyter.get("mlflow/")
     assert answer.status_code == 503
     assert f"held by another clone: {tmp_path}" in answer.text
-
-
-def test_tile_tells_its_server_where_readers_see_it(jupyter):
-    """The server learns the prefix, and is addressed by its own name whatever the hub's is."""
-    with echo(jupyter.state) as port:
-        jupyter.take_ports(dashboard_port=port)
-        sent = jupyter.get("dashboard/").json()
-    assert sent["X-Forwarded-Prefix"] == "/user/x/dashboard"
-    assert sent["Host"] == f"127.0.0.1:{port}"
 
 
 def test_tile_refuses_what_another_site_sends(jupyter):

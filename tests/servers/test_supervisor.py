@@ -188,16 +188,6 @@ def test_servers_started_by_hand_are_left_alone(running):
     assert addresses(rows) == addresses(before)
 
 
-def test_service_that_is_unknown_is_reported_with_those_that_are_known(running):
-    """A misspelt name stops nothing, not even the services that were right."""
-    before = status(running)
-    done = running.run(BIN / "workshop", "down", "mlfow", "ftp")
-    assert done.returncode == 1
-    for words in ("mlfow", ", ".join(service.name for service in SERVICES), "workshop status"):
-        assert words in done.stderr
-    assert status(running) == before
-
-
 def test_up_says_which_service_does_not_answer(running):
     """A service that cannot start: its name, the end of its log, exit code 1 and no traceback."""
     app = running.root / "4_pipeline" / "dashboard" / "app.py"
@@ -279,6 +269,7 @@ def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.walk
 def test_database_is_made_whole_or_not_at_all(tmp_path):
     """Killed while it makes the tables: no half-made database stays, and the next time one is made."""
     environment = os.environ | {"WORKSHOP_STATE": str(tmp_path), "WORKSHOP_MLFLOW_PORT": str(free_port())}

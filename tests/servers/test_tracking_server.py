@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -104,15 +103,6 @@ def assert_whole(client: MlflowClient, runs: list[str]) -> None:
         assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
 
 
-def test_many_writers_lose_nothing(server):
-    """Sixteen writers at once: each has its run with all that it logged."""
-    client = MlflowClient(server.uri)
-    experiment = client.create_experiment("writers")
-    with ThreadPoolExecutor(16) as pool:
-        runs = list(pool.map(lambda _: write_run(client, experiment), range(32)))
-    assert_whole(client, runs)
-
-
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_killed_server_has_all_that_it_acknowledged(server, monkeypatch, kills):
     """Killed while it is written to, again and again: each run that its writer saw ended is there, whole."""
@@ -144,6 +134,7 @@ def test_killed_server_has_all_that_it_acknowledged(server, monkeypatch, kills):
     assert_whole(MlflowClient(server.uri), acknowledged)
 
 
+@pytest.mark.walk
 def test_server_whose_parent_dies_while_it_starts_ends(tmp_path):
     """`mlflow server` is killed when its child still imports: the child does not live on to hold the port."""
     server = Server(tmp_path / "state")
