@@ -25,32 +25,25 @@ mmdebstrap --quiet --variant=minbase --include=python3-venv --customize-hook='co
 uv venv --quiet --python {bin}/python aws
 uv pip install --quiet --python aws/bin/python 'moto[server]==5.2.5' awscli==1.46.3
 """
-FILES = {
-    "/etc/containers/containers.conf": """[containers]
+CONTAINERS = """[containers]
 default_ulimits = ["nofile=20000:20000", "nproc=9000:9000"]
 [engine]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
-""",
-    "/etc/containers/registries.conf": '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n',
-    "/root/registry.yml": """version: 0.1
-storage: {filesystem: {rootdirectory: /root/registry}}
-http: {addr: "127.0.0.1:5000"}
-""",
-}
+"""
+REGISTRY = "exec docker-registry serve <(sed '/^auth:/,/path:/d' /etc/docker/registry/config.yml)"
 # What exists before the README's commands; the image has the packages, since a laptop here has no network.
-SETUP = """
+SETUP = r"""
+printf '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n' > /etc/containers/registries.conf
 mount -t tmpfs tmpfs /dev/shm
 PATH=$PATH:{shared}/aws/bin AWS_ENDPOINT_URL=http://127.0.0.1:5001 AWS_DEFAULT_REGION=eu-central-1
 AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE AWS_SECRET_ACCESS_KEY=a-secret AWS_MAX_ATTEMPTS=1 BUILDAH_ISOLATION=chroot
-podman import --change ENV=PIP_NO_INDEX=1 --change ENV=PIP_FIND_LINKS=/wheels {shared}/base.tar \\
+podman import --change ENV=PIP_NO_INDEX=1 --change ENV=PIP_FIND_LINKS=/wheels {shared}/base.tar \
   docker.io/library/python:3.11-slim
-podman network create --subnet 10.97.0.0/24 ec2
-VPC=$(aws ec2 create-vpc --cidr-block 10.97.0.0/16 --query Vpc.VpcId --output text)
-SUBNET=$(aws ec2 create-subnet --vpc-id $VPC --cidr-block 10.97.0.0/24 --query Subnet.SubnetId --output text)
-SECURITY_GROUP=$(aws ec2 create-security-group --group-name dask --description dask --vpc-id $VPC \\
-  --query GroupId --output text)
+podman network create --subnet 172.31.0.0/20 ec2
+SUBNET=$(aws ec2 describe-subnets --query Subnets[0].SubnetId --output text)
+SECURITY_GROUP=$(aws ec2 describe-security-groups --query SecurityGroups[0].GroupId --output text)
 aws ec2 create-key-pair --key-name me
 aws iam create-instance-profile --instance-profile-name reader
 REGISTRY=127.0.0.1:5000 KEY_NAME=me INSTANCE_PROFILE=reader
@@ -76,9 +69,8 @@ def laptop(tmp_path) -> Iterator[Laptop]:
     subprocess.run(["bash", "-euc", prepare], cwd=shared, check=True, timeout=MOST_SECONDS)
     try:
         with new_laptop(tmp_path, shared) as laptop:
-            for path, text in FILES.items():
-                laptop.machine.path(path).write_text(text)
-            registry = laptop.command("exec docker-registry serve ~/registry.yml")
+            laptop.machine.path("/etc/containers/containers.conf").write_text(CONTAINERS)
+            registry = laptop.command(REGISTRY)
             ec2 = laptop.command(f"exec {shared}/aws/bin/python {EXAMPLE}/tests/simulated_ec2.py 5001 {shared.name}")
             with (
                 running(registry, dict(os.environ), tmp_path, lambda log: "listening on" in log),
@@ -108,7 +100,7 @@ def test_stack_from_creation_to_deletion(laptop):
     build, create, search, update, delete = BLOCKS[-5:]
     laptop.types(build)
     laptop.types("podman rmi --all --force")  # what runs was pulled from the registry
-    assert re.search(r"tcp://10\.97\.0\.\d+:8786", laptop.types(create))
+    assert re.search(r"tcp://172\.31\.\d+\.\d+:8786", laptop.types(create))
     laptop.types(search.split("python")[0])
     (first,) = wait_for(lambda: hosts(laptop))
     with running(laptop.command(search), dict(os.environ), EXAMPLE, lambda log: "Using backend" in log) as program:
