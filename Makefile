@@ -23,7 +23,7 @@ help:
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages, each in its folder"
-	@echo "make examples   the tests of the examples, each in its folder; installs what only they need"
+	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
 	@echo "make soak    tests that take long: gigabytes, many repetitions"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
@@ -58,7 +58,7 @@ test-packages: .venv/installed
 		if [ -d "$$package/tests" ]; then (cd "$$package" && $(BIN)/python -m pytest) || status=1; fi; done; exit $$status
 
 examples: .venv/examples
-	@status=0; for example in examples/*/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status
+	@status=0; for example in examples/*/ server/team/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status
 
 walk: .venv/installed
 	@$(BIN)/python -m pytest -m "walk and not soak"
@@ -75,6 +75,8 @@ lint: .venv/installed
 lock: .venv/installed
 	@echo '-e .[dev]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
+	@grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+		--custom-compile-command "make lock" --constraint - --group team --output-file server/team/requirements.txt
 
 # Written last: an installation that was interrupted starts again.
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
@@ -92,5 +94,6 @@ lock: .venv/installed
 	@touch $@
 
 .venv/examples: .venv/installed
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --editable '.[examples]'
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt \
+		--requirement server/team/requirements.txt --editable '.[examples]'
 	@touch $@

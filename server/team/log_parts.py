@@ -1,0 +1,54 @@
+"""The parts of `logging.yaml` that are code: the origin of each record, and the optional handlers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+
+
+class Context(logging.Filter):
+    """Give each record its service, MLflow run, DVC stage and host."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the fields; keep every record."""
+        mlflow = sys.modules.get("mlflow")
+        run = mlflow.active_run() if hasattr(mlflow, "active_run") else None
+        # A server has no active run: it names one in what it logs.
+        named = RUN_ID.search(record.getMessage())
+        record.run_id = run.info.run_id if run else os.environ.get("MLFLOW_RUN_ID") or (named[0] if named else "")
+        record.stage = os.environ.get("DVC_STAGE", "")
+        record.service = os.environ.get("LOG_SERVICE") or Path(sys.argv[0]).stem
+        record.host = socket.gethostname()
+        return True
+
+
+def make_file_handler(megabytes: int, files: int) -> logging.Handler:
+    """Return a handler that writes LOG_FOLDER/LOG_SERVICE.jsonl; the processes of a service share and rotate it."""
+    if not (folder := os.environ.get("LOG_FOLDER")):
+        return logging.NullHandler()
+    from concurrent_log_handler import ConcurrentRotatingFileHandler
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = Path(folder) / f"{os.environ.get('LOG_SERVICE') or Path(sys.argv[0]).stem}.jsonl"
+    return ConcurrentRotatingFileHandler(file, maxBytes=megabytes * 1_000_000, backupCount=files, encoding="utf-8")
+
+
+def make_forward_handler() -> logging.Handler:
+    """Return a handler that sends records to LOG_FORWARD in the background, and keeps them while nobody listens."""
+    if not (address := os.environ.get("LOG_FORWARD")):
+        return logging.NullHandler()
+    from fluent.asynchandler import FluentHandler
+    from fluent.handler import FluentRecordFormatter
+
+    host, port = address.rsplit(":", 1)
+    handler = FluentHandler("team", host=host, port=int(port), nanosecond_precision=True)
+    fields = {name: f"%({name})s" for name in ("service", "run_id", "stage", "host")}
+    fields |= {"level": "%(levelname)s", "logger": "%(name)s"}
+    handler.setFormatter(FluentRecordFormatter(fields, format_json=False))  # the message holds the traceback
+    return handler

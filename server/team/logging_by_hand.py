@@ -1,0 +1,13 @@
+"""Step 2: logging configured by hand. Each program needs these lines again, and a change of each program."""
+
+import logging
+
+handler = logging.FileHandler("experiment.log")
+for each in (handler, logging.StreamHandler()):
+    each.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(each)
+logging.getLogger().setLevel(logging.INFO)
+
+logger = logging.getLogger("experiment")
+logger.info("training starts")
+logger.warning("the loss does not fall")

@@ -1,0 +1,193 @@
+"""The collector, the three small scripts, `logging.yaml` and the checks of files; no container is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import collector
+import sqlite_utils
+import yaml
+from workplace import BIN, clean_environment, free_port, required, running, wait_for
+
+TEAM = Path(__file__).parents[1]
+RECEIVER = """
+const { FluentServer } = require("@fluent-org/logger");
+const server = new FluentServer({ listenOptions: { port: +process.argv[2], host: "127.0.0.1" } });
+server.on("entry", (tag, time, record) => console.log(JSON.stringify([tag, record])));
+server.listen().then(() => console.log("listening"));
+"""
+
+
+def run(*words: str | Path, code: int = 0, cwd: Path = TEAM, **variables: str) -> str:
+    """Run a Python script of the team's folder; return what it prints on both streams."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=cwd, env=clean_environment() | {"PYTHONPATH": str(TEAM)} | variables,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def collect(folder: Path, days: float = 30, megabytes: float = 1000) -> list[dict]:
+    """Collect all that is there; return the lines of the database in order."""
+    database = collector.open_database(folder / "logs.db")
+    while collector.collect(folder / "logs", database, days, megabytes):
+        pass
+    return list(database.query("SELECT * FROM lines ORDER BY time, rowid"))
+
+
+def write(file: Path, first: int, count: int) -> None:
+    """Append JSON lines with consecutive numbers."""
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as output:
+        for number in range(first, first + count):
+            moment = f"2099-01-01T00:00:{number // 1000:02}.{number % 1000:03}+00:00"
+            output.write(json.dumps({"time": moment, "level": "INFO", "service": "a", "message": f"n{number}"}) + "\n")
+
+
+# -- scripts -----------------------------------------------------------------------------------------------------------
+def test_scripts_from_plain_to_configured(tmp_path):
+    """Plain logging drops the information; by hand it is in a file; from the file also as JSON with the origin."""
+    assert run(TEAM / "logging_plain.py", cwd=tmp_path) == "the loss does not fall\n"
+    assert "INFO    experiment: training starts" in run(TEAM / "logging_by_hand.py", cwd=tmp_path)
+    assert (tmp_path / "experiment.log").read_text().count("\n") == 2
+    variables = {"LOG_FOLDER": str(tmp_path / "logs"), "LOG_SERVICE": "me", "DVC_STAGE": "train", "MLFLOW_RUN_ID": "7"}
+    assert "INFO    me experiment: training starts" in run(TEAM / "logging_from_file.py", cwd=tmp_path, **variables)
+    first, _ = map(json.loads, (tmp_path / "logs" / "me.jsonl").read_text().splitlines())
+    assert {"service": "me", "stage": "train", "run_id": "7", "level": "INFO"}.items() <= first.items()
+    assert first["host"]
+
+
+def test_missing_configuration_is_named(tmp_path):
+    """One line with the file, and no traceback."""
+    printed = run(TEAM / "logging_from_file.py", "nowhere.yaml", code=1, cwd=tmp_path)
+    assert printed.startswith("There is no file nowhere.yaml")
+    assert printed.count("\n") == 1
+
+
+def test_records_arrive_by_the_forward_protocol(tmp_path):
+    """An independent receiver gets each record with its fields, also those sent before it listened."""
+    required("npm", shutil.which("npm"))
+    subprocess.run(["npm", "install", "--silent", "--no-save", "@fluent-org/logger@1.0.10"], cwd=tmp_path, check=True)
+    (tmp_path / "receiver.js").write_text(RECEIVER)
+    port = free_port()
+    code = "\n".join([
+        "import logging, logging.config, sys, time, yaml",
+        f"logging.config.dictConfig(yaml.safe_load(open({str(TEAM / 'logging.yaml')!r})))",
+        "logging.getLogger('a').info('first')",
+        "time.sleep(6)",
+        "try: 1 / 0",
+        "except ZeroDivisionError: logging.getLogger('a').exception('Grüße')",
+        "logging.shutdown()",
+    ])  # fmt: skip
+    variables = {"LOG_FORWARD": f"127.0.0.1:{port}", "LOG_SERVICE": "sender", "PYTHONPATH": str(TEAM)}
+    sender = subprocess.Popen([sys.executable, "-c", code], env=clean_environment() | variables)
+    time.sleep(2)
+    with running(["node", "receiver.js", port], clean_environment(), tmp_path, lambda log: "listening" in log) as node:
+        assert sender.wait(60) == 0
+        wait_for(lambda: node.log.read_text().count("\n") >= 3)
+        entries = [json.loads(line) for line in node.log.read_text().splitlines()[1:]]
+    assert [record["message"].splitlines()[0] for _, record in entries] == ["first", "Grüße"]
+    assert {tag for tag, _ in entries} == {"team"}
+    assert entries[1][1]["service"] == "sender"
+    assert entries[1][1]["level"] == "ERROR"
+    assert "ZeroDivisionError" in entries[1][1]["message"]
+
+
+# -- collector ---------------------------------------------------------------------------------------------------------
+def test_line_lands_once_through_rotation_and_loss_of_the_position(tmp_path):
+    """Read again, renamed, rotated, with the collector's positions lost: every line is there once."""
+    file = tmp_path / "logs" / "a.jsonl"
+    write(file, 0, 100)
+    assert len(collect(tmp_path)) == 100
+    file.rename(tmp_path / "logs" / "a.jsonl.1")
+    write(tmp_path / "logs" / "a.jsonl.1", 100, 50)
+    write(file, 150, 50)
+    assert len(collect(tmp_path)) == 200
+    sqlite_utils.Database(tmp_path / "logs.db")["files"].delete_where()
+    assert [row["message"] for row in collect(tmp_path)] == [f"n{number}" for number in range(200)]
+    found = sqlite_utils.Database(tmp_path / "logs.db")["lines"].search("n17")
+    assert [row["message"] for row in found] == ["n17"]
+
+
+def test_killed_collector_loses_and_doubles_nothing(tmp_path):
+    """Killed in the middle again and again while lines are written: in the end each is there once."""
+    write(tmp_path / "logs" / "a.jsonl", 0, 20_000)
+    command = [sys.executable, TEAM / "collector.py", tmp_path / "logs", tmp_path / "logs.db"]
+    for kill in range(3):
+        program = subprocess.Popen(command, env=clean_environment(), stderr=subprocess.DEVNULL)
+        write(tmp_path / "logs" / "b.jsonl", 20_000 + kill * 2000, 2000)
+        wait_for((tmp_path / "alive").exists if kill == 2 else (tmp_path / "logs.db").exists)
+        time.sleep(0.5 * kill)
+        program.kill()
+        program.wait()
+    messages = [row["message"] for row in collect(tmp_path)]
+    assert sorted(messages) == sorted(f"n{number}" for number in range(26_000))
+
+
+def test_lines_of_other_programs(tmp_path):
+    """PostgreSQL's JSON, plain text, half a line, broken bytes: fields under our names, or the whole text."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    record = {"timestamp": "2026-11-22 08:06:00.334 UTC", "error_severity": "LOG", "message": "ready", "pid": 1}
+    (folder / "postgres-7.json").write_text(json.dumps(record) + "\n")
+    (folder / "adminer.log").write_bytes(b"[200]: GET /\n\xff[1]\n[1, 2]\nhalf a li")
+    rows = collect(tmp_path)
+    assert {(row["service"], row["level"], row["message"]) for row in rows} == {
+        ("postgres", "LOG", "ready"), ("adminer", "INFO", "[200]: GET /"), ("adminer", "INFO", "\ufffd[1]"),
+        ("adminer", "INFO", "[1, 2]"),
+    }  # fmt: skip
+    assert rows[0]["time"] == "2026-11-22T08:06:00.334+00:00"
+
+
+def test_old_lines_go_by_age_and_by_size(tmp_path):
+    """Lines older than the limit are deleted, and the oldest of a database that is too large; none comes back."""
+    file = tmp_path / "logs" / "a.jsonl"
+    write(file, 0, 3000)
+    with file.open("a") as output:
+        output.write('{"time": "2001-01-01T00:00:00+00:00", "message": "old"}\n')
+    rows = collect(tmp_path, megabytes=0.3)
+    assert "old" not in {row["message"] for row in rows}
+    assert 0 < len(rows) < 3000
+    assert rows[-1]["message"] == "n2999"
+    assert len(collect(tmp_path)) == len(rows)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+def test_files_are_valid():
+    """The compose files pass the schema, the Containerfile its linter, the scripts the shell's parser."""
+    files = [TEAM / "compose.yaml", TEAM / "compose.fluentd.yaml"]
+    subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files], check=True)
+    subprocess.run([BIN / "hadolint", TEAM / "Containerfile"], check=True)
+    for script in TEAM.glob("*.sh"):
+        subprocess.run(["bash", "-n", script], check=True)
+        assert os.access(script, os.X_OK)
+
+
+def test_front_ports_are_on_loopback_and_services_restart():
+    """No port is open to other machines; each service has a limit, a health check and a restart policy."""
+    services = yaml.safe_load((TEAM / "compose.yaml").read_text())["services"]
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert {"restart", "mem_limit", "healthcheck", "security_opt"} <= service.keys(), name
+
+
+def test_passwords_are_for_their_owner_alone(tmp_path):
+    """Mode 0600, random, and kept when the script runs again."""
+    shutil.copy(TEAM / "secrets.sh", tmp_path)
+    for _ in range(2):
+        printed = subprocess.run([tmp_path / "secrets.sh"], check=True, capture_output=True, text=True).stdout
+        (file,) = (tmp_path / "secrets").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+        password = file.read_text()
+        assert re.fullmatch(r"[0-9a-f]{48}", password)
+        assert password not in printed
+    assert file.read_text() == password

@@ -1,0 +1,114 @@
+"""Podman in namespaces of its own, with a base image made here: no registry, and nothing left at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from workplace import BIN, clean_environment, required, wait_for
+
+PROGRAMS = ["podman", "buildah", "runc", "mmdebstrap", "unshare", "nsenter", "setpriv"]
+BASE_IMAGE = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3-venv,ca-certificates", "bookworm"]
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+MOST_SECONDS = 900  # for one command, on a busy machine
+# Mounts, network and processes of their own: nothing of this is left once the first process is killed.
+SETUP = """
+mount --bind /proc proc
+mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /dev/shm; mount -t proc proc /proc
+ip link set lo up
+exec sleep infinity
+"""
+FILES = {
+    "containers.conf": """[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=9000:9000"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_config_dir = "{folder}/networks"
+""",
+    "storage.conf": '[storage]\ndriver = "overlay"\ngraphroot = "{folder}/images"\nrunroot = "/run/images"\n',
+    # `podman build` on this machine's network, where the packages are, and from the base that was made here.
+    "bin/podman": f"""#!/bin/sh
+[ "$1" = build ] || exec {shutil.which("podman")} "$@"
+shift
+exec nsenter --net={{folder}}/proc/{os.getpid()}/ns/net buildah build --network host --isolation chroot \\
+  --volume {CERTIFICATES}:{CERTIFICATES}:ro --build-arg BASE=localhost/debian:12 "$@"
+""",
+}
+
+
+@dataclass
+class Machine:
+    """A machine that has podman: its first process, a folder, and the environment of its terminal."""
+
+    folder: Path
+    pid: int
+    environment: dict[str, str]
+
+    def command(self, *words: str | Path) -> list[str]:
+        """Return the command that runs words there, in this folder of the repository."""
+        enter = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", f"--wd={self.folder}/server/team"]
+        return [*enter, *map(str, words)]
+
+    def types(self, text: str, *, code: int = 0, **variables: str) -> str:
+        """Type commands in a terminal; return what they print."""
+        done = subprocess.run(
+            self.command("bash", "-euo", "pipefail", "-c", text), env=self.environment | variables,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=MOST_SECONDS, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, f"{text}\n{done.stdout}"
+        return done.stdout
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """Let this thread, and the programs that it starts, use the machine's network."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.pid}/ns/net") as inside:  # noqa: PTH123
+            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0
+
+
+@contextlib.contextmanager
+def machine(folder: Path) -> Iterator[Machine]:
+    """Start a machine with podman in ``folder``; at the end its containers, images, networks and processes are gone."""
+    required("root on Linux", hasattr(os, "geteuid") and os.geteuid() == 0)
+    for program in PROGRAMS:
+        required(program, shutil.which(program))
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(text.format(folder=folder))
+        (folder / name).chmod(0o755)
+    (folder / "proc").mkdir()
+    environment = clean_environment() | {
+        "CONTAINERS_CONF": f"{folder}/containers.conf", "CONTAINERS_STORAGE_CONF": f"{folder}/storage.conf",
+        "PATH": f"{folder}/bin:{BIN}:{os.environ['PATH']}",
+    }  # fmt: skip
+    unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-ec", SETUP]
+    outer = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *unshare], cwd=folder, env=environment)
+    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+    try:
+        pid = int(wait_for(lambda: children.read_text().strip()))
+        wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"))
+        here = Machine(folder, pid, environment)
+        here.types(f"cd {folder} && {' '.join(BASE_IMAGE)} base.tar && podman import base.tar localhost/debian:12")
+        yield here
+        here.types("podman rm --all --force --time 0")
+    finally:
+        outer.kill()
+        outer.wait()
+        for each in sorted(Path("/sys/fs/cgroup").glob(f"**/{folder.name}"), reverse=True):
+            for group in sorted(each.glob("**/"), reverse=True):
+                group.rmdir()
+        shutil.rmtree(folder)
