@@ -15,6 +15,7 @@ from mlflow_ftp.server import Server, ensure_certificate, serve
 
 from workshop.errors import ServiceError, WorkshopError
 from workshop.port_holders import find_holders
+from workshop.servers.services import configure_logging
 from workshop.settings import Settings, get_settings
 
 
@@ -46,9 +47,9 @@ def main() -> int:
         settings = get_settings()
         settings.logs.mkdir(parents=True, exist_ok=True)
         file = RotatingFileHandler(settings.transfers_log, maxBytes=5_000_000, backupCount=3)
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(message)s", handlers=[file, logging.StreamHandler()]
-        )
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        configure_logging(settings, format="%(asctime)s %(message)s")
+        logging.getLogger().addHandler(file)
         serve(make_server(settings))
     except WorkshopError as error:
         sys.stderr.write(f"{error}\n")

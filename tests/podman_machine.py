@@ -40,7 +40,7 @@ network_config_dir = "{folder}/networks"
     "bin/podman": f"""#!/bin/sh
 [ "$1" = build ] || exec {shutil.which("podman")} "$@"
 shift
-exec nsenter --net={{folder}}/proc/{os.getpid()}/ns/net buildah build --network host --isolation chroot \\
+exec nsenter --net={{folder}}/proc/{os.getpid()}/ns/net buildah build --layers --network host --isolation chroot \\
   --volume {CERTIFICATES}:{CERTIFICATES}:ro --build-arg BASE=localhost/debian:12 "$@"
 """,
 }
@@ -48,16 +48,15 @@ exec nsenter --net={{folder}}/proc/{os.getpid()}/ns/net buildah build --network 
 
 @dataclass
 class Machine:
-    """A machine that has podman: its first process, a folder, and the environment of its terminal."""
+    """A machine that has podman: its first process, the folder of its terminal, and the terminal's environment."""
 
-    folder: Path
+    work: Path
     pid: int
     environment: dict[str, str]
 
     def command(self, *words: str | Path) -> list[str]:
-        """Return the command that runs words there, in this folder of the repository."""
-        enter = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", f"--wd={self.folder}/server/team"]
-        return [*enter, *map(str, words)]
+        """Return the command that runs words there."""
+        return ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", f"--wd={self.work}", *map(str, words)]
 
     def types(self, text: str, *, code: int = 0, **variables: str) -> str:
         """Type commands in a terminal; return what they print."""
@@ -81,7 +80,7 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine(folder: Path) -> Iterator[Machine]:
+def machine(folder: Path, work: Path) -> Iterator[Machine]:
     """Start a machine with podman in ``folder``; at the end its containers, images, networks and processes are gone."""
     required("root on Linux", hasattr(os, "geteuid") and os.geteuid() == 0)
     for program in PROGRAMS:
@@ -101,14 +100,14 @@ def machine(folder: Path) -> Iterator[Machine]:
     try:
         pid = int(wait_for(lambda: children.read_text().strip()))
         wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"))
-        here = Machine(folder, pid, environment)
+        here = Machine(work, pid, environment)
         here.types(f"cd {folder} && {' '.join(BASE_IMAGE)} base.tar && podman import base.tar localhost/debian:12")
         yield here
         here.types("podman rm --all --force --time 0")
     finally:
         outer.kill()
         outer.wait()
-        for each in sorted(Path("/sys/fs/cgroup").glob(f"**/{folder.name}"), reverse=True):
-            for group in sorted(each.glob("**/"), reverse=True):
+        for group in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
+            with contextlib.suppress(OSError):  # another machine uses it
                 group.rmdir()
         shutil.rmtree(folder)

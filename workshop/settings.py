@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     state: Path = Path("server/state")
     downloads: Path = Field(default_factory=lambda: user_cache_path("workshop"))
     offline: Path | None = None
+    logging: Path | None = None
     host: str = "127.0.0.1"
     ftp_port: int = Field(2121, ge=1, le=65535)
     ftp_passive_first: int = Field(60100, ge=1024, le=65535)
@@ -168,6 +169,11 @@ class Settings(BaseSettings):
     def logs(self) -> Path:
         """The folder of the servers' logs."""
         return self.state / "logs"
+
+    @property
+    def logging_file(self) -> Path | None:
+        """The file by which all servers log, such as `server/team/logging.yaml`, if one is set."""
+        return self.logging and (self.root / self.logging).resolve()
 
     @property
     def transfers_log(self) -> Path:

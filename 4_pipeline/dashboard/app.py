@@ -19,7 +19,7 @@ from dash import Dash
 from serving import Serving
 
 from workshop.errors import ServiceError, WorkshopError
-from workshop.servers.services import refuse_beyond_loopback
+from workshop.servers.services import configure_logging, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
 THREADS = 16
@@ -86,12 +86,13 @@ def serve(settings: Settings) -> None:
 
 def main() -> None:
     """Serve as the settings say; print a foreseeable failure and exit with 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each reader who waits a moment
     # A frozen server is noticed within seconds; the dashboard tries again by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
-        serve(get_settings())
+        settings = get_settings()
+        configure_logging(settings, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        serve(settings)
     except WorkshopError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -20,7 +20,7 @@ import sqlite_utils
 import yaml
 
 BATCH_BYTES = 4_000_000
-FIELDS = ("time", "level", "service", "run_id", "stage", "host", "logger", "message", "traceback")
+FIELDS = ("time", "level", "service", "message", "traceback", "run_id", "stage", "logger", "host")
 POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "logger"}  # its names for ours
 USED = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
 
@@ -37,6 +37,8 @@ def open_database(path: Path) -> sqlite_utils.Database:
         lines.create_index([name], if_not_exists=True)
     if not lines.detect_fts():
         lines.enable_fts(["message", "traceback"], create_triggers=True)
+    # For readers; the full-text index names rows of `lines`.
+    database.create_view("log", f"SELECT {', '.join(FIELDS)}, rowid FROM lines", replace=True)  # noqa: S608
     database["files"].create({"file": str, "name": str, "position": int}, pk="file", if_not_exists=True)
     return database
 

@@ -10,16 +10,16 @@ STEPS = 20
 
 
 def main() -> None:
-    """Log a parameter, a metric in steps and an artifact as one run; print where to look."""
-    address = os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5500")
-    mlflow.set_tracking_uri(address)
-    experiment = mlflow.set_experiment("hello_team")
-    with mlflow.start_run() as run:
+    """Log a parameter, a metric in steps and an artifact as one run; MLflow prints its address."""
+    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5500"))
+    mlflow.set_experiment("hello_team")
+    # MLflow's page shows parameters and curves, not traces of language models.
+    mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")
+    with mlflow.start_run():
         mlflow.log_param("learning_rate", 0.1)
         for step in range(STEPS):
             mlflow.log_metric("loss", 0.9**step + random.uniform(0, 0.02), step=step)  # noqa: S311
         mlflow.log_text(json.dumps({"steps": STEPS}), "summary.json")
-    print(f"{address}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
+import logging.config
 import os
 import socket
 import sys
@@ -15,9 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
+import yaml
 from platformdirs import user_state_path
 
 from workshop import port_holders
@@ -84,6 +88,7 @@ def _tracking_command(settings: Settings) -> list[str]:
         *("--workers", "1"),
         *("--app-name", "workshop"),
         *("--allowed-hosts", ",".join(f"{host},{host}:*" for host in hosts)),
+        *(("--uvicorn-opts", f"--log-config {settings.logging_file}") if settings.logging_file else ()),
     ]
 
 
@@ -169,6 +174,27 @@ SERVICES = (
         {"OMP_NUM_THREADS": "1"},
     ),
 )
+
+
+def environment_of(service: Service, settings: Settings) -> dict[str, str]:
+    """Return the variables of a service; among them those by which it logs as `settings.logging_file` says."""
+    if not (file := settings.logging_file):
+        return service.environment
+    return service.environment | {
+        "LOG_SERVICE": service.name,
+        "LOG_FOLDER": str(settings.logs / "json"),
+        "PYTHONPATH": str(file.parent),
+        "DASK_ROOT_CONFIG": str(file),
+        "MLFLOW_CONFIGURE_LOGGING": "false",
+    }
+
+
+def configure_logging(settings: Settings, **basic: Any) -> None:
+    """Log as `settings.logging_file` says, or as ``basic`` does."""
+    if settings.logging_file:
+        logging.config.dictConfig(yaml.safe_load(settings.logging_file.read_text(encoding="utf-8")))
+    else:
+        logging.basicConfig(level=logging.INFO, **basic)
 
 
 def refuse_beyond_loopback(settings: Settings, *names: str) -> None:

@@ -29,6 +29,7 @@ from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
     Service,
+    environment_of,
     holders_of,
     is_free,
     is_healthy,
@@ -237,9 +238,10 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         "minfds": str(min(OPEN_FILES, most if most != resource.RLIM_INFINITY else OPEN_FILES)),
     }
     for service in SERVICES:
+        variables = environment_of(service, settings)
         configuration[f"program:{service.name}"] = {
             "command": literal(shlex.join(service.command(settings))),
-            "environment": literal(",".join(f'{name}="{value}"' for name, value in service.environment.items())),
+            "environment": literal(",".join(f'{name}="{value}"' for name, value in variables.items())),
             "stdout_logfile": literal(_log_file(service, settings)),
             "redirect_stderr": "true",
             "umask": "077" if service.private else f"{_umask():03o}",

@@ -14,7 +14,8 @@ from pathlib import Path
 import collector
 import sqlite_utils
 import yaml
-from workplace import BIN, clean_environment, free_port, required, running, wait_for
+from mlflow import MlflowClient
+from workplace import BIN, Servers, clean_environment, free_port, new_workplace, required, running, wait_for
 
 TEAM = Path(__file__).parents[1]
 RECEIVER = """
@@ -99,6 +100,30 @@ def test_records_arrive_by_the_forward_protocol(tmp_path):
     assert entries[1][1]["service"] == "sender"
     assert entries[1][1]["level"] == "ERROR"
     assert "ZeroDivisionError" in entries[1][1]["message"]
+
+
+def test_servers_of_the_workshop_log_by_the_same_file(tmp_path):
+    """With WORKSHOP_LOGGING each server of `workshop up` writes JSON lines, and no password is in any log."""
+    root, environment = new_workplace(tmp_path / "workshop")
+    servers = Servers(root, environment | {"WORKSHOP_LOGGING": "server/team/logging.yaml"})
+    try:
+        done = servers.run(BIN / "workshop", "up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        client = MlflowClient(servers.tracking_uri)
+        run = client.create_run("0")
+        client.log_text(run.info.run_id, "text", "a.txt")
+        password = servers.settings.credentials()[1].get_secret_value()
+    finally:
+        servers.run(BIN / "workshop", "down")
+    logs = servers.settings.logs
+    services = {}
+    for file in (logs / "json").glob("*.jsonl"):
+        records = list(map(json.loads, file.read_text().splitlines()))
+        assert {"time", "level", "service", "run_id", "stage", "host", "message"} <= records[0].keys()
+        services[file.stem] = "".join(record["run_id"] for record in records)
+    assert services.keys() == {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
+    assert run.info.run_id in services["mlflow"]
+    assert not [file for file in logs.rglob("*") if file.is_file() and password in file.read_text(errors="replace")]
 
 
 # -- collector ---------------------------------------------------------------------------------------------------------
