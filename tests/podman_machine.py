@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,17 @@ class Machine:
 
     def types(self, text: str, *, code: int = 0, **variables: str) -> str:
         """Type commands in a terminal; return what they print."""
-        done = subprocess.run(
-            self.command("bash", "-euo", "pipefail", "-c", text), env=self.environment | variables,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=MOST_SECONDS, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, f"{text}\n{done.stdout}"
-        return done.stdout
+        # A file, for no process reads a pipe afterwards: without systemd podman complains into it about health checks
+        # when a container dies, and would itself die of that instead of starting the container again.
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                self.command("bash", "-euo", "pipefail", "-c", text), env=self.environment | variables,
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, timeout=MOST_SECONDS, check=False,
+            )  # fmt: skip
+            output.seek(0)
+            printed = output.read()
+        assert done.returncode == code, f"{text}\n{printed}"
+        return printed
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
