@@ -13,8 +13,6 @@ def main() -> None:
     """Log a parameter, a metric in steps and an artifact as one run; MLflow prints its address."""
     mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5500"))
     mlflow.set_experiment("hello_team")
-    # MLflow's page shows parameters and curves, not traces of language models.
-    mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")
     with mlflow.start_run():
         mlflow.log_param("learning_rate", 0.1)
         for step in range(STEPS):
