@@ -1,9 +1,11 @@
-"""The README typed from top to bottom, in containers; it takes minutes, needs root and podman; CI does not run it."""
+"""The README typed from top to bottom, in containers.
+
+It takes minutes, and needs root, podman and PyPI: `python -m pytest -m soak` starts it; no other command does.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,9 +18,7 @@ from mlflow import MlflowClient
 from podman_machine import Machine, machine
 from workplace import answer_of, copy_tree, wait_for
 
-pytestmark = pytest.mark.skipif(
-    "WORKSHOP_REQUIRE_ALL" in os.environ or "CI" in os.environ, reason="containers: never in CI"
-)
+pytestmark = pytest.mark.soak
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 MLFLOW, ADMINER, LOGS = (f"http://127.0.0.1:{port}" for port in (5500, 5501, 5502))
