@@ -34,7 +34,7 @@ def _holds(match: re.Match, printed: list[float]) -> bool:
     value, digits = _number(match[0]), len(match[0].partition(".")[2])
     if not digits and value < 10:
         return True
-    about = match.string[: match.start()].rstrip().endswith(("about", "near"))
+    about = match.string[: match.start()].rstrip().lower().endswith(("about", "near"))
     allowed = (2.5 if about else 0.5) * 10.0**-digits + 1e-9
     if match.string[match.end() :].lstrip().startswith("%"):
         printed = [*printed, *(100 * each for each in printed)]
