@@ -41,7 +41,7 @@ network_config_dir = "{folder}/networks"
     "bin/podman": f"""#!/bin/sh
 [ "$1" = build ] || exec {shutil.which("podman")} "$@"
 shift
-exec nsenter --net={{folder}}/proc/{os.getpid()}/ns/net buildah build --layers --network host --isolation chroot \\
+exec nsenter --net={{folder}}/proc/{os.getppid()}/ns/net buildah build --layers --network host --isolation chroot \\
   --volume {CERTIFICATES}:{CERTIFICATES}:ro --build-arg BASE=localhost/debian:12 "$@"
 """,
 }
@@ -107,7 +107,8 @@ def machine(folder: Path, work: Path) -> Iterator[Machine]:
         pid = int(wait_for(lambda: children.read_text().strip()))
         wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"))
         here = Machine(work, pid, environment)
-        here.types(f"cd {folder} && {' '.join(BASE_IMAGE)} base.tar && podman import base.tar localhost/debian:12")
+        subprocess.run([*BASE_IMAGE, folder / "base.tar"], check=True)  # where Debian's packages can be reached
+        here.types(f"podman import {folder}/base.tar localhost/debian:12")
         yield here
         here.types("podman rm --all --force --time 0")
     finally:
