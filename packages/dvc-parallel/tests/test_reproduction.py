@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from dvc_parallel import ReproError, State, lines, reproduce
-from repositories import Ended, dvc, new_repository, program, read, repro, stamped, start, wait_until
+from repositories import ENVIRONMENT, Ended, dvc, new_repository, program, read, repro, stamped, start, wait_until
 
 EVERYTHING = """
 vars: [{names: [one, two]}]
@@ -304,6 +304,17 @@ def test_broken_pipeline_is_an_error_in_words(tmp_path, stages, lock, target, wo
         reproduce([target] if target else [], folder=place)
     assert words in str(caught.value)
     assert "next:" in str(caught.value)
+
+
+def test_imports_before_the_fork_see_the_environment_of_the_run(tmp_path):
+    """A module that is imported once, for all programs, reads the variables that `reproduce` was given."""
+    place = new_repository(tmp_path / "place", {"show": {"cmd": "python show.py", "outs": ["seen.txt"]}})
+    (place / "early.py").write_text("import os\nSIZE, PROCESS = os.environ['SIZE'], os.getpid()\n")
+    show = "import early, os\nopen('seen.txt', 'w').write(f'{early.SIZE} {early.PROCESS != os.getpid()}')\n"
+    (place / "show.py").write_text(show)
+    code = "from dvc_parallel import reproduce; reproduce(preload=['early'], environment={'SIZE': '3'})"
+    subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)
+    assert read(place / "seen.txt") == "3 True"
 
 
 def test_repro_outside_a_repository_says_so(tmp_path):

@@ -47,19 +47,20 @@ def reproduce(
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run at once, by default one a processor.
-    ``environment`` is added to the environment of this process. Python programs are forked from a process that has
-    imported the modules ``preload``, by default those of the console scripts that the stages call; with none, they
-    start as other programs. The output of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`. ``progress`` is
-    called with a stage and its new state, and ``notice`` with a text when the run waits for another process.
+    ``environment`` is added to the environment of this process meanwhile. Python programs are forked from a process
+    that has imported the modules ``preload``, by default those of the console scripts that the stages call; with none,
+    they start as other programs. The output of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`.
+    ``progress`` is called with a stage and its new state, and ``notice`` with a text when the run waits for another
+    process.
 
     Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
     143 when interrupted or terminated. All stages that had run to their end are recorded then.
     """
     stop = _Stop()
-    variables = dict(environment or {})
     # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
+        stack.enter_context(_environment(environment or {}))
         stack.enter_context(stop.listening())
         stack.enter_context(_quiet())
         try:
@@ -67,8 +68,8 @@ def reproduce(
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 if preload is None:
                     lines = [line for stage in pipeline.steps for line in _lines(stage)]
-                    preload = imported_modules(lines, os.environ | variables)
-                run = _Reproduction(pipeline, Commands(preload), stop, progress, variables, force, run_cache)
+                    preload = imported_modules(lines, os.environ)
+                run = _Reproduction(pipeline, Commands(preload), stop, progress, force, run_cache)
                 return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
@@ -91,6 +92,18 @@ def _explain(error: BaseException | None) -> str:
 def _lines(stage: Stage) -> list[str]:
     """Return the commands of a stage as DVC splits them; a `.dvc` file has none."""
     return compat.split_commands(stage.cmd) if stage.cmd else []
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Add variables to the environment: what programs are forked from may read them while it imports."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -158,9 +171,8 @@ class _Running:
 class _Reproduction:
     """One run of the stages of a pipeline."""
 
-    def __init__(self, pipeline, commands, stop, progress, environment, force, run_cache) -> None:
-        self._pipeline, self._commands, self._stop = pipeline, commands, stop
-        self._progress, self._environment = progress, environment
+    def __init__(self, pipeline, commands, stop, progress, force, run_cache) -> None:
+        self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
         self._options = {"force": force, "run_cache": run_cache}
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: pipeline.needs(stage) for stage in pipeline.steps}
@@ -207,7 +219,7 @@ class _Reproduction:
         log = self._pipeline.log_of(stage)
         with log.open("a") as file:
             file.write(f"> {lines[0]}\n")
-        options = compat.prepare_kwargs(stage, run_env=self._environment)
+        options = compat.prepare_kwargs(stage)
         # A stage that always runs mostly finds nothing to do: a run without changes imports nothing.
         warm = not stage.always_changed
         process = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
