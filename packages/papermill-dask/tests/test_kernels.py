@@ -465,6 +465,20 @@ def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch):
         assert is_forked()
 
 
+def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
+    """Nobody asks for a kernel for a while: the memory is given back; the next kernel is cold, a later one warm."""
+    try:
+        WARM.start(["colorsys"], os.environ, idle_seconds=5)
+        assert wait_until(is_forked)
+        family = warm_processes()
+        assert wait_until(lambda: not WARM.processes)
+        assert not psutil.wait_procs(family, timeout=GONE_SECONDS)[1]
+        assert not is_forked()
+        assert wait_until(is_forked)
+    finally:
+        WARM.close()
+
+
 def test_warm_process_ends_with_its_worker(tmp_path):
     """A worker that is killed while its warm process still imports takes that with it."""
     importing = str(tmp_path / "importing")

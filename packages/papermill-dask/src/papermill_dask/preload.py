@@ -6,6 +6,7 @@ import os
 import threading
 
 import dask.config
+from dask.utils import parse_timedelta
 
 from papermill_dask import config, tracking
 
@@ -29,6 +30,7 @@ def _ready() -> None:
     from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs
     from papermill_dask.kernels.warm import WARM
 
-    WARM.start(dask.config.get(f"{config.SECTION}.kernel-imports"), os.environ)
+    modules, idle = (dask.config.get(f"{config.SECTION}.{option}") for option in ("kernel-imports", "kernel-idle"))
+    WARM.start(modules, os.environ, parse_timedelta(idle) if idle else None)
     if tracking.is_installed() and tracking.URI_VARIABLE in os.environ:
         import mlflow  # noqa: F401 - for the runs of the notebooks

@@ -86,11 +86,16 @@ class WarmProcesses:
     def __init__(self) -> None:
         self.processes: list[WarmProcess] = []
         self._modules: tuple[str, ...] = ()
+        self._idle_seconds: float | None = None
+        self._end: threading.Timer | None = None
         self._lock = threading.Lock()
 
-    def start(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels."""
-        self._modules = tuple(modules)
+    def start(self, modules: Sequence[str], environment: Mapping[str, str], idle_seconds: float | None = None) -> None:
+        """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels.
+
+        The processes end when no kernel was asked for in ``idle_seconds``, and the next kernel has them started again.
+        """
+        self._modules, self._idle_seconds = tuple(modules), idle_seconds
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
@@ -105,9 +110,22 @@ class WarmProcesses:
             if match:
                 self.processes.remove(match)
             self.processes.append(match or WarmProcess(python, self._modules, environment))
-            while len(self.processes) > MOST_PROCESSES:
-                self.processes.pop(0).close()
+            self._leave(MOST_PROCESSES)
+            if self._end:
+                self._end.cancel()
+            if self._idle_seconds:
+                self._end = threading.Timer(self._idle_seconds, self._end_idle)
+                self._end.daemon = True
+                self._end.start()
         return match
+
+    def _leave(self, most: int) -> None:
+        while len(self.processes) > most:
+            self.processes.pop(0).close()
+
+    def _end_idle(self) -> None:
+        with self._lock:
+            self._leave(0)
 
     def remove(self, process: WarmProcess) -> None:
         """End a process whose imports are out of date, or that has ended."""
@@ -119,9 +137,8 @@ class WarmProcesses:
     def close(self) -> None:
         """End all warm processes, and start none until asked again."""
         with self._lock:
-            for process in self.processes:
-                process.close()
-            self.processes, self._modules = [], ()
+            self._leave(0)
+            self._modules = ()
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
