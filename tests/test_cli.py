@@ -111,14 +111,6 @@ def test_promote_wants_a_logged_model(tmp_path, text):
         _read_candidate(file)
 
 
-def test_promote_opens_the_file_of_the_decision_first(tmp_path):
-    """A file that cannot be written is misuse, which ends the command before the alias moves."""
-    (tmp_path / "file").write_text("")
-    done = CliRunner().invoke(main, ["promote", "--decision", str(tmp_path / "file" / "decision.json")])
-    assert done.exit_code == 2
-    assert "Invalid value for '--decision'" in done.output
-
-
 def test_one_line_is_one_whatever_was_written():
     """Line ends and escape sequences stay out of tables, and a long text is cut."""
     assert one_line("worse\n\tat \x1b[31mnoon\x00") == "worse at [31mnoon"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 import yaml
 from workplace import BIN, Servers, new_workplace
@@ -80,6 +81,19 @@ def test_run_again_keeps_everything(servers):
     assert again.stdout.split("Dashboard")[1] == servers.output.split("Dashboard")[1]
     assert all(f"{stage}: unchanged" in again.stderr for stage in STAGES[1:])
     assert servers.run(BIN / "workshop", "status", "--json").stdout == before
+
+
+def test_notebooks_run_on_the_cluster_of_the_clone(servers):
+    """No stage of `make run` starts a cluster of its own, and its kernels are forked, not started cold."""
+    logs = [file.read_text() for file in (servers.root / ".dvc/tmp/dvc-parallel").glob("*.log")]
+    notebooks = [log for log in logs if "--engine dask" in log]
+    assert len(notebooks) == len(list((servers.pipeline / "executed").glob("*.ipynb")))
+    assert not [log for log in notebooks if "local Dask cluster" in log]
+    rows = json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)["services"]
+    [workers] = [row["pid"] for row in rows if row["name"] == "dask-workers"]
+    family = psutil.Process(workers).children(recursive=True)
+    warm = [process for process in family if "serve_forks" in " ".join(process.cmdline())]
+    assert len(warm) == servers.settings.dask_workers
 
 
 def test_run_changes_no_file_but_the_lock(servers):

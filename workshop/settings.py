@@ -19,6 +19,7 @@ from workshop.errors import SettingsError
 EXPERIMENT = "predicting_wind_solar"
 REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
+STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
 EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
 # After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
 MLFLOW_RETRIES = "4"

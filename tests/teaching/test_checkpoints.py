@@ -18,8 +18,7 @@ from workshop.cli import main
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ServiceError, WorkshopError
 from workshop.models.registry import FORCED, PROMOTED, Move
-from workshop.models.tracking import STAGE_TAG
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
+from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, STAGE_TAG, Settings
 from workshop.teaching import checkpoints
 from workshop.teaching.checkpoints import (
     CHAPTERS,

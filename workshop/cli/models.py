@@ -6,33 +6,24 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import IO
 
 import click
-import tenacity
 
-from workshop.cli import json_option, one_line, print_rows
+from workshop.cli import json_option, one_line, print_rows, tell
 from workshop.data import schema
-from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
+from workshop.errors import ModelError, ParameterError, PromotionRefused
 from workshop.models import promotion, registry
 from workshop.models.tracking import connect
 from workshop.parameters import read_stage
 from workshop.settings import get_settings
 
-PIPELINE_ATTEMPTS = 5
-
 
 @click.command()
 @click.argument("candidate", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.option(
-    "--decision",
-    type=click.File("w", lazy=False),  # opened at once: after the promotion would be too late to find it cannot be
-    help="Write the decision to this file, and exit 0 even when it is a refusal.",
-)
 @click.option("--why", help="The reason, for the record.")
 @click.option("--dry-run", is_flag=True, help="Show the decision, and change nothing.")
 @click.option("--force", is_flag=True, help="Promote even when the gate refuses; needs --why, and is recorded.")
-def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, dry_run: bool, force: bool) -> None:
+def promote(candidate: Path | None, why: str | None, dry_run: bool, force: bool) -> None:
     """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
 
     CANDIDATE is the file that the stage `compare` writes; by default the pipeline's own.
@@ -48,33 +39,15 @@ def promote(candidate: Path | None, decision: IO[str] | None, why: str | None, d
     run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
     held_out = schema.read(pipeline / "data" / "test.parquet")
     client = connect()
-
-    def put_before_the_gate():
-        verdict, champion = registry.judge(run_id, model_uri, held_out, policy, client)
-        verdict = promotion.force(verdict) if force else verdict
-        if not verdict.promoted or dry_run:
-            return verdict, champion
-        return verdict, registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
-
-    # When the model in production changes meanwhile, a person gets an error; a pipeline tries again.
-    again = tenacity.retry(
-        retry=tenacity.retry_if_exception_type(PromotionConflict),
-        stop=tenacity.stop_after_attempt(PIPELINE_ATTEMPTS if decision else 1),
-        reraise=True,
-    )
-    verdict, now = again(put_before_the_gate)()
-    if decision:
-        facts = {"candidate_run": run_id, "production": now.as_dict() if now else None, "dry_run": dry_run}
-        decision.write(json.dumps(verdict.as_dict() | facts, indent=1) + "\n")
-    marks = {True: "passed", False: "failed"}
-    rules = [
-        {"rule": rule.name, "found": rule.text, "allowed": rule.limit, "verdict": marks[rule.passed]}
-        for rule in verdict.rules
-    ]
+    tell("the gate scores the candidate and the model in production")
+    verdict, champion = registry.judge(run_id, model_uri, held_out, policy, client)
+    verdict = promotion.force(verdict) if force else verdict
+    if verdict.promoted and not dry_run:
+        registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
     # The terminal's width, less names and verdicts, for the two other columns.
-    print_rows(rules, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 30) // 2))
+    print_rows(verdict.table, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 30) // 2))
     click.echo(("dry run, nothing is changed; " if dry_run else "") + verdict.reason)
-    if not verdict.promoted and not decision:
+    if not verdict.promoted:
         raise SystemExit(PromotionRefused.exit_code)
 
 

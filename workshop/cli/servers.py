@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -156,6 +157,8 @@ def lab(port: int, options: tuple[str, ...]) -> None:
         *options,
     ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
+    # A job in the background of a script ignores Ctrl-C, and so would every program in JupyterLab's terminals.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
 
 

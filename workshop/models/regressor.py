@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
+HOURS_AT_ONCE = 4096  # Keras's own 32 take several times as long
 LEAST_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
 
 
@@ -74,11 +75,12 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         factors = (targets(y).to_numpy() / installed(X, self.year_ends_).to_numpy()).T
         derived = derive(X)
         counted = [np.flatnonzero(_sun_is_up(derived)), np.arange(len(X))]
-        self.regressors_ = [self._fit_one(derived, factor) for factor in factors]
+        values = derived.to_numpy()  # without names, which would be compared again for each prediction
+        self.regressors_ = [self._fit_one(values, factor) for factor in factors]
         self.bands_, self.margins_ = [], []
         if self.band is not None:
-            for regressor, factor, hours in zip(self.regressors_, factors, counted, strict=True):
-                pair, margin = self._fit_band(derived, factor, hours, getattr(regressor, "n_iter_", None))
+            for factor, hours in zip(factors, counted, strict=True):
+                pair, margin = self._fit_band(values[hours], factor[hours])
                 self.bands_.append(pair)
                 self.margins_.append(margin)
         self.feature_names_in_ = np.array(INPUTS, dtype=object)
@@ -87,7 +89,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        return self._in_GW(self._predict_factors(derive(X)), installed(X, self.year_ends_))
+        return self._in_GW(self._predict_factors(derive(X).to_numpy()), installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return what `predict` returns, and the lower and the upper end of its band in GW, in the same shape.
@@ -95,9 +97,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         The prediction lies within; for solar power with the sun down both ends are the prediction.
         """
         derived, capacities = derive(X), installed(X, self.year_ends_)  # once: most of the time of an hour
-        predicted, ends = self._in_GW(self._predict_factors(derived), capacities), []
+        values = derived.to_numpy()
+        predicted, ends = self._in_GW(self._predict_factors(values), capacities), []
         for side, sign in enumerate((-1, 1)):
-            learned = [pair[side].predict(derived) for pair in self.bands_]
+            learned = [pair[side].predict(values) for pair in self.bands_]
             moved = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
             ends.append(self._in_GW(moved, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
@@ -106,8 +109,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         low[night, 0] = high[night, 0] = predicted[night, 0]
         return predicted, low, high
 
-    def _predict_factors(self, derived: pd.DataFrame) -> list[np.ndarray]:
-        return [regressor.predict(derived) for regressor in self.regressors_]
+    def _predict_factors(self, values: np.ndarray) -> list[np.ndarray]:
+        return [regressor.predict(values) for regressor in self.regressors_]
 
     @staticmethod
     def _in_GW(factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
@@ -126,7 +129,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
                 "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {LEAST_HOURS}"
             )
 
-    def _fit_one(self, derived: pd.DataFrame, factor: np.ndarray):
+    def _fit_one(self, derived: np.ndarray, factor: np.ndarray):
         regressor = clone(self.regressor)
         if self.watched_share:
             cut = round(len(derived) * (1 - self.watched_share))
@@ -137,21 +140,19 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
         return _slim(regressor.fit(derived, factor))
 
-    def _fit_band(self, derived: pd.DataFrame, factor: np.ndarray, counted: np.ndarray, trees: int | None):
+    def _fit_band(self, derived: np.ndarray, factor: np.ndarray):
         """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
 
-        They learn from the hours ``counted`` alone: with the nights a low quantile of solar power would start at zero,
-        and no tree would lead away from there.
+        For solar power the hours are those of daylight: with the nights a low quantile would start at zero, and no tree
+        would lead away from there.
         """
-        derived, factor = derived.iloc[counted], factor[counted]
         outside = (1 - self.coverage) / 2
-        ends = [clone(self.band).set_params(loss="quantile", quantile=q) for q in (outside, 1 - outside)]
-        for end in ends:
-            end.set_params(early_stopping=False, **({"max_iter": trees} if trees else {}))
+        learner = clone(self.band).set_params(loss="quantile", early_stopping=False)
+        ends = [clone(learner).set_params(quantile=quantile) for quantile in (outside, 1 - outside)]
         missed = []
         for before, after in TimeSeriesSplit(self.folds).split(derived):
-            fitted = [clone(end).fit(derived.iloc[before], factor[before]) for end in ends]
-            low, high = (end.predict(derived.iloc[after]) for end in fitted)
+            fitted = [clone(end).fit(derived[before], factor[before]) for end in ends]
+            low, high = (end.predict(derived[after]) for end in fitted)
             missed.append(np.maximum(low - factor[after], factor[after] - high))
         margin = float(np.quantile(np.concatenate(missed), self.coverage))
         return [_slim(end.fit(derived, factor)) for end in ends], margin
@@ -169,7 +170,7 @@ class CapacityFactorNetwork:
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        factors = self.network.predict(derive(X).to_numpy("float32"), verbose=0)
+        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=HOURS_AT_ONCE, verbose=0)
         return np.clip(factors, 0, None) * installed(X, self.year_ends_).to_numpy()
 
 

@@ -19,7 +19,15 @@ from workshop.data.schema import STAMP
 from workshop.data.sources import Origin, origin_of
 from workshop.errors import ServiceError
 from workshop.port_holders import require_own
-from workshop.settings import EXPERIMENT, EXPORT, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
+from workshop.settings import (
+    EXPERIMENT,
+    EXPORT,
+    MLFLOW_RETRIES,
+    STAGE_TAG,
+    Settings,
+    get_settings,
+    loopback_without_proxy,
+)
 
 if TYPE_CHECKING:
     import mlflow
@@ -27,7 +35,6 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 3.0
 STORE_ID_TAG = "workshop.store_id"
-STAGE_TAG = "workshop.stage"
 DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"

@@ -24,16 +24,15 @@ import yaml
 from workshop.data.files import write_whole
 from workshop.errors import ServiceError
 from workshop.models import registry
-from workshop.models.registry import FORCED, PROMOTED, ROLLED_BACK, Move
-from workshop.models.tracking import STAGE_TAG, STORE_ID_TAG, connect, own_or_given_uri
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings
+from workshop.models.registry import FORCED, PIPELINE_WHY, PROMOTED, ROLLED_BACK, Move
+from workshop.models.tracking import STORE_ID_TAG, connect, own_or_given_uri
+from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, STAGE_TAG, Settings
 from workshop.teaching import exercises
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PIPELINE_WHY = "pipeline"  # the reason that dvc.yaml gives for a promotion; a person gives another
 PARENT_TAG = "mlflow.parentRunId"
 MOST_RUNS = 2000  # of each kind; the latest ones
 GIT_SECONDS = 10
@@ -432,7 +431,8 @@ PAGE = """\
 # From a messy notebook to a governed pipeline
 
 Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
-and each chapter cures what hurt in the one before.
+and each chapter cures what hurt in the one before. The short way to a model of your own that is tracked: the first two
+notebooks of chapter 1, then the first of chapter 2, in 15 minutes.
 
 {following}
 
