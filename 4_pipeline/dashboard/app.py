@@ -22,7 +22,7 @@ from workshop.errors import ServiceError, WorkshopError
 from workshop.servers.services import configure_logging, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
-THREADS = 16
+THREADS = 64
 MOST_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
 FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
 

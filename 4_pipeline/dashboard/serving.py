@@ -17,6 +17,7 @@ import pandas as pd
 import record
 from cachetools import LRUCache, cached
 from record import Record
+from turns import Turns
 
 from workshop.data import schema
 from workshop.errors import WorkshopError
@@ -71,7 +72,7 @@ class Served:
     record: Record = field(default_factory=Record)
     troubles: dict[str, Trouble] = field(default_factory=dict)
     cached: Callable[[Hashable, Callable[[], Any]], Any] = field(default_factory=new_cache, compare=False)
-    predicting: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    turns: Turns = field(default_factory=Turns, compare=False)
 
     @functools.cached_property
     def revision(self) -> str:
@@ -81,8 +82,7 @@ class Served:
 
     def predict_with_band(self, weather: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
         """Return `solar_GW` and `wind_GW` for rows of hours and weather, and both ends of the error band if any."""
-        with self.predicting:  # one at a time: Keras models are not safe to share
-            return self.model.predict_with_band(weather)
+        return self.turns.predict_with_band(self.model, weather)
 
 
 class Serving:

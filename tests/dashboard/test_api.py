@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dashboard.bodies import URL, body_of, output_with
+from workplace import wait_for
 
 from workshop.data.schema import TARGETS
 from workshop.data.visitor_weather import MOST_ROWS
@@ -70,6 +73,37 @@ def test_predict_takes_a_year_of_hours(made):
     answer = client.post("/predict", data=json.dumps({"rows": rows}, indent=4), content_type="application/json")
     assert answer.status_code == 200, answer.get_json()
     assert len(answer.get_json()["rows"]) == MOST_ROWS
+
+
+def test_predict_asks_the_model_for_many_readers_at_once(made, served):
+    """Who waits while the model is busy is answered with the next turn, each with the own rows or the own fault."""
+    import turns
+
+    may_answer, calls = threading.Event(), []
+
+    def slow(rows):
+        calls.append(len(rows))
+        may_answer.wait(30)
+        return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
+
+    state = replace(served, model=LoadedModel("sklearn", slow), turns=turns.Turns())
+    server = made(state)[0].server
+
+    def ask(speed):
+        rows = [ROW | {"windspeed": 55 if speed == 5 else speed}]
+        return server.test_client().post("/predict", json={"rows": rows})
+
+    with ThreadPoolExecutor(13) as pool:
+        asked = [pool.submit(ask, 1)]
+        wait_for(lambda: calls)
+        asked += [pool.submit(ask, speed) for speed in range(2, 14)]
+        wait_for(lambda: len(state.turns._waiting) == 12)
+        may_answer.set()
+        answers = [future.result() for future in asked]
+    assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 8
+    for speed, answer in enumerate(answers, 1):
+        assert answer.status_code == 500 or answer.get_json()["rows"][0]["solar_GW"] == speed
+    assert calls == [1, 12, *[1] * 12]  # together; one by one, since that failed
 
 
 @pytest.mark.parametrize("answered", [math.nan, -math.inf, -1e6])

@@ -32,6 +32,8 @@ def test_csv_and_records_are_the_same_weather():
     turned = ",".join(reversed(INPUTS)) + ",GW\r\n120,410,18.5,5.2,2016-06-01T14:00+02:00,7\r\n\r\n"
     pd.testing.assert_frame_equal(visitor_weather.from_csv(turned.encode("utf-8-sig")), plain)
     pd.testing.assert_frame_equal(visitor_weather.from_records([dict(reversed(RECORD.items())) | {"GW": 7}]), plain)
+    other = RECORD | {"utc_timestamp": "2016-06-01 14:00+02:00"}  # not plain: it goes another way than RECORD
+    pd.testing.assert_frame_equal(visitor_weather.from_records([other]), plain)
     assert len(visitor_weather.from_csv(_month().encode())) == 720
 
 
@@ -71,6 +73,8 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
         ([RECORD | {"windspeed": True}], ["row 1, column windspeed", "True"]),
         ([RECORD | {"windspeed": float("nan")}], ["row 1, column windspeed", "nan"]),
         ([RECORD, RECORD | {"windspeed": 10**400}], ["row 2"]),
+        ([RECORD, RECORD], ["2 failures", "each hour once"]),
+        ([RECORD | {"utc_timestamp": "2015-02-29T12:00:00Z"}], ["row 1, column utc_timestamp", "02-29"]),
         ([RECORD | {"utc_timestamp": 1464782400}], ["row 1, column utc_timestamp"]),
         ([RECORD] * 9001, ["9001 rows"]),
     ],

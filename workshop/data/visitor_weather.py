@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pandas as pd
 
 from workshop.data.features import INPUTS
 from workshop.data.raw import convert_text, read_text, require_columns
-from workshop.data.schema import MONTH_HOURS, UNITS, USUAL_MEANS, check_cells
+from workshop.data.schema import MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
 from workshop.errors import DataError
 
 MOST_ROWS = 9000  # a year of hours
 MOST_BYTES = 2_000_000  # several times what so many rows take
 YEARS = (1900, 2100)
+HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
 _CORRECT = "correct these places, and send the weather again"
 
 
@@ -36,9 +40,32 @@ def from_records(rows: object) -> pd.DataFrame:
         if not isinstance(row, dict):
             raise DataError(f"Row {number} is not an object.", value=f"{row!r:.40}", expected=", ".join(INPUTS))
         require_columns(row, INPUTS, f"Row {number}", _CORRECT)
+    if 0 < len(rows) < MONTH_HOURS and (frame := _plain(rows)) is not None:
+        return frame
     text = pd.DataFrame([[str(row[name]) for name in INPUTS] for row in rows], columns=INPUTS, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
     return _check(text, "the weather")
+
+
+def _plain(rows: list[dict]) -> pd.DataFrame | None:
+    """Return rows of which none breaks a rule as a frame, and None where there is a doubt: `_check` takes 8 ms a call.
+
+    Plain is a time as the example has it, and numbers within `RANGES`; there is no mean of a month.
+    """
+    times = [row["utc_timestamp"] for row in rows]
+    if not all(isinstance(time, str) and HOUR.fullmatch(time) for time in times) or len(set(times)) < len(times):
+        return None
+    weather = {name: [row[name] for row in rows] for name in INPUTS[1:]}
+    for name, numbers in weather.items():
+        least, most = RANGES[name]
+        if not all(type(number) in (int, float) and least <= number <= most for number in numbers):
+            return None
+    try:
+        stamps = np.array([time[:-1] for time in times], "datetime64[us]")
+    except ValueError:  # 30 February
+        return None
+    stamps = pd.DatetimeIndex(stamps, tz="UTC")
+    return pd.DataFrame({"utc_timestamp": stamps} | {name: np.array(weather[name], float) + 0.0 for name in weather})
 
 
 def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
