@@ -12,12 +12,14 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, digits, small_notebooks, whole_pipeline
+from benchmarks import artifacts, digits, serving, small_notebooks, whole_pipeline
 from benchmarks.clone import Clone, running_clone
 from benchmarks.measure import measure, run_once
 from benchmarks.table import table, write_table
 
-BENCHMARKS = {"pipeline": whole_pipeline, "notebooks": small_notebooks, "artifacts": artifacts, "digits": digits}
+BENCHMARKS = {
+    "pipeline": whole_pipeline, "notebooks": small_notebooks, "artifacts": artifacts, "serving": serving, "digits": digits,
+}  # fmt: skip
 RESULTS = Path(__file__).with_name("results.json")
 
 
