@@ -18,8 +18,12 @@ from benchmarks.measure import measure, run_once
 from benchmarks.table import table, write_table
 
 BENCHMARKS = {
-    "pipeline": whole_pipeline, "notebooks": small_notebooks, "artifacts": artifacts, "serving": serving, "digits": digits,
-}  # fmt: skip
+    "pipeline": whole_pipeline,
+    "notebooks": small_notebooks,
+    "artifacts": artifacts,
+    "serving": serving,
+    "digits": digits,
+}
 RESULTS = Path(__file__).with_name("results.json")
 
 

@@ -28,7 +28,8 @@ class Turns:
         with self._turn:
             if not asked[1].done():
                 taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
-                for each in {id(one): one for one, _ in taken}.values():  # two while another version comes into production
+                # two models, while another version comes into production
+                for each in {id(one): one for one, _ in taken}.values():
                     _predict(each, [asked for one, asked in taken if one is each])
         return asked[1].result()
 

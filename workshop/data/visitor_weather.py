@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 
 import numpy as np
@@ -23,13 +24,17 @@ def from_csv(content: bytes) -> pd.DataFrame:
     """Return the rows of a CSV file with `features.INPUTS` as columns, in the file's order.
 
     ``content`` is UTF-8, separated by commas, with a header, a row an hour, nothing missing, at most `MOST_ROWS` rows;
-    other columns are left out. `utc_timestamp` is ISO 8601 with a zone and comes back as datetime64[us, UTC]; the
-    weather (units: `schema.UNITS`) as float64. Raises DataError, which names lines and columns and what is allowed.
+    other columns are left out, and named by the attribute `unused`. `utc_timestamp` is ISO 8601 with a zone and comes
+    back as datetime64[us, UTC]; the weather (units: `schema.UNITS`) as float64. Raises DataError, which names lines and
+    columns and what is allowed.
     """
     if len(content) > MOST_BYTES:
         raise _too_many(f"{len(content):,} bytes")
     content = content.rstrip(b"\r\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
-    return _check(read_text(content, INPUTS, next_step=_CORRECT, name="the file"), "the file")
+    frame = _check(read_text(content, INPUTS, next_step=_CORRECT, name="the file"), "the file")
+    header = next(csv.reader([content.decode("utf-8-sig").splitlines()[0]]))
+    frame.attrs["unused"] = [name for name in header if name not in INPUTS]
+    return frame
 
 
 def from_records(rows: object) -> pd.DataFrame:
