@@ -1,4 +1,4 @@
-"""The dashboard for programs: `POST /predict` and `GET /health`."""
+"""The dashboard beside its pages: `POST /predict` and `GET /health` for programs, and what the pipeline wrote."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import functools
 from http import HTTPStatus
 from typing import Any
 
+import address
 import pandas as pd
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, abort, jsonify, request
 from layout import WHAT_TO_RUN
 from serving import Served, Serving
 
@@ -16,6 +17,7 @@ from workshop.data.schema import TARGETS
 from workshop.errors import DataError, ModelError
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+WRITTEN = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 EXAMPLE = '{"rows": [{"utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, ...}]}'
 
 
@@ -34,6 +36,16 @@ def register(server: Flask, serving: Serving) -> None:
             data=served.frame is not None,
             troubles=sorted(served.troubles),
         )
+
+    @server.get("/results/<any(report, validation):name>.html")
+    def results(name: str) -> Response:
+        """Show a page that the pipeline has written, with a link back."""
+        try:
+            text = (serving.data_file.parents[1] / "results" / f"{name}.html").read_text()
+        except FileNotFoundError:
+            abort(HTTPStatus.NOT_FOUND, f"the pipeline has not written {name}.html yet; run {WHAT_TO_RUN}")
+        back = f'<body><nav><a href="{address.link("/")}">← Dashboard</a></nav>'
+        return Response(text.replace("<body>", back, 1), headers={"Content-Security-Policy": WRITTEN})
 
     @server.post("/predict")
     def predict() -> tuple[Response, int]:

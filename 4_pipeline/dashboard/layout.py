@@ -11,6 +11,7 @@ from dash import dcc, html
 from serving import Served
 
 from workshop.data import sources
+from workshop.models.registry import FORCED
 
 CLOCK_MILLISECONDS = 2000
 TITLE = "Solar and wind power"
@@ -94,8 +95,12 @@ def model(served: Served) -> list:
     if production is None:
         return [html.Span("no model yet" if served.looked else "one moment …", id="model-version")]
     score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
+    stale = " ".join(subject for subject in ("registry", "model") if subject in served.troubles)
+    moves = [move for move in served.record.history if move.version == production.version]
+    forced = [html.Span("forced past the gate", className="badge text-bg-warning")]
     return [
-        html.Span(f"{production.name} version {production.version}", id="model-version"),
+        html.Span(f"{production.name} version {production.version}", id="model-version", className=stale),
+        *(forced if moves and moves[-1].action == FORCED else []),
         html.Span(parts.kind(production.stage, served.model.kind), id="model-kind"),
         html.Span(["held-out R² ", html.Span(score, id="model-r2")]),
         html.Span(["since ", html.Span(parts.moment(production.since), id="model-since")]),

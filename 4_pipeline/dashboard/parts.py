@@ -6,9 +6,12 @@ import re
 from datetime import UTC, datetime
 
 import dash_bootstrap_components as dbc
+import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from dash.development.base_component import Component
+
+from workshop.data.schema import STAMP, TARGETS
 
 KINDS = {
     "train_linreg": "linear regression",
@@ -75,6 +78,34 @@ def external_link(text: object, href: str, **options) -> html.A:
 def kind(stage: str | None, otherwise: str) -> str:
     """Return the kind of model that a stage of the pipeline trains, in words."""
     return KINDS.get(stage or "", stage or otherwise)
+
+
+def copied(text: str) -> object:
+    """Return a text; of a hash only its first letters, with a button that copies all of it."""
+    if not re.fullmatch("[0-9a-f]{32,64}", text):
+        return moments(text)
+    copy = dcc.Clipboard(content=text, title="Copy", className="copy")
+    return html.Span([html.Code(text[:8], title=text), copy], className="copy-whole")
+
+
+def predictions(rows: pd.DataFrame, predicted: pd.DataFrame, band: tuple | None, model: str) -> str:
+    """Return hours and their predictions as CSV, with the ends of the band if there is one, and the model's name."""
+    table = rows.assign(**predicted[TARGETS].round(4))
+    for end, values in zip(("low", "high"), band or (), strict=False):
+        table = table.assign(**{f"{target}_{end}": values[target].round(4) for target in TARGETS})
+    table["utc_timestamp"] = table["utc_timestamp"].dt.strftime(STAMP)
+    return table.assign(model=model).to_csv(index=False)
+
+
+def button(label: str, id_: str, title: str | None = None, **options: object) -> dbc.Button:
+    """Return a small button."""
+    return dbc.Button(label, id=id_, size="sm", color="light", n_clicks=0, title=title, **options)
+
+
+def groups(named: dict[str, list]) -> html.Div:
+    """Return controls in groups, each with its name above."""
+    sets = [html.Fieldset([html.Legend(name), html.Div(group, className="group")]) for name, group in named.items()]
+    return html.Div(sets, className="controls")
 
 
 def moments(text: str) -> str:

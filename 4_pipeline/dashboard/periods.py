@@ -9,6 +9,7 @@ from serving import Served
 
 Period = tuple[date, date] | tuple[None, None]  # the first and the last day; None twice as long as there is no data
 DEFAULT_DAYS = 14
+DAY = "%d %b %Y"
 
 
 def whole(served: Served) -> Period:
@@ -33,6 +34,20 @@ def chosen(served: Served, start: object, end: object) -> Period:
         return latest(served)
     start, end = sorted(min(max(one, first), last) for one in given)
     return start, end
+
+
+def remark(served: Served, start: object, end: object) -> str:
+    """Return what of a wish for a period was changed, and why; empty when it was shown as asked for."""
+    first, last = whole(served)
+    given = day(start), day(end)
+    if first is None or not (start or end):
+        return ""
+    if None in given:
+        return f"“{str(end if given[0] else start)[:40]}” is not a date, so the latest days are shown."
+    said = ["The last day was before the first; they were swapped."] if given[0] > given[1] else []
+    if not all(first <= one <= last for one in given):
+        said.append(f"The data go from {first:{DAY}} to {last:{DAY}}; days outside are left out.")
+    return " ".join(said)
 
 
 def moved(served: Served, start: object, end: object, *, later: bool) -> Period:

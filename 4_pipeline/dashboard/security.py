@@ -24,8 +24,8 @@ ANY_PATH = "/<path:path>"  # Dash shows the page at every path
 # What a page may load, and who may frame it: JupyterLab, which shows it under its own address. Dash and plotly style
 # what they draw, and Bootstrap's pictures are within its styles. https://developer.mozilla.org/docs/Web/HTTP/Guides/CSP
 POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
-    " form-action 'none'; frame-ancestors 'self'"
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; object-src 'none';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
 
     @server.after_request
     def add_headers(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = policy
+        response.headers.setdefault("Content-Security-Policy", policy)
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "same-origin"  # the layout is made for the page that asks for it
         if request.endpoint == ANY_PATH and request.path not in paths and response.status_code == HTTPStatus.OK:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 from browsing import Registry, opened
 
@@ -51,6 +52,55 @@ def test_comparison_shows_the_period_that_is_asked_for(page, url):
     assert page.url == f"{url}/"
     page.go_forward()
     expect(caption).to_contain_text("04 Dec 2016")
+
+
+def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
+    """A stretch drawn across the figure or the strip becomes the period; picture and table are downloads."""
+    last = page.locator("#last-day")
+    expect(page.get_by_role("button", name="2 weeks")).to_have_class(re.compile("active"))
+    expect(page.get_by_role("button", name="Later")).to_be_disabled()
+    draw(page, "#comparison-figure", 0.3, 0.6)
+    expect(last).not_to_have_value("2016-12-31")
+    draw(page, "#overview", 0.4, 0.42)
+    expect(last).to_have_value(re.compile("2014-0[6-9]"))
+    expect(page.locator("#comparison-figure .x2tick").first).to_contain_text("2014")
+    expect(page.get_by_role("button", name="2 weeks")).not_to_have_class(re.compile("active"))
+    page.get_by_label("Times of the figure").select_option("German time")
+    expect(page.locator("#comparison-figure")).to_contain_text("Europe/Berlin")
+    page.wait_for_url(re.compile("from=2014"))
+    with page.expect_download() as table:
+        page.get_by_role("button", name="Table").click()
+    hours = pd.read_csv(table.value.path(), parse_dates=["utc_timestamp"])
+    assert str(hours["utc_timestamp"].iloc[-1].date()) == last.input_value()
+    assert (hours["wind_GW_low"] <= hours["wind_GW_high"]).all()
+    assert hours["wind_GW_measured"].notna().all()
+    with page.expect_download() as picture:
+        page.get_by_role("button", name="Picture").click()
+    assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("from=2016-02-01&to=2016-01-01", "they were swapped"),
+        ("from=2000-01-01&to=2013-01-07", "The data go from 01 Jan 2013 to 31 Dec 2016"),
+        ("from=yesterday&to=2016-01-01", "“yesterday” is not a date"),
+    ],
+)
+def test_comparison_says_what_it_changed_of_a_period(browser, url, query, words):
+    """Whatever of an address cannot be shown is told beside what is shown."""
+    with opened(browser, f"{url}/comparison?{query}") as page:
+        expect(page.locator("#comparison-remark")).to_contain_text(words)
+
+
+def draw(page, figure, start, end):
+    """Drag the mouse across a part of a figure's width."""
+    place = page.locator(f"{figure} .nsewdrag").first.bounding_box()
+    height = place["y"] + place["height"] / 2
+    page.mouse.move(place["x"] + start * place["width"], height)
+    page.mouse.down()
+    page.mouse.move(place["x"] + end * place["width"], height, steps=5)
+    page.mouse.up()
 
 
 def test_comparison_opens_at_the_period_of_its_address(browser, url):

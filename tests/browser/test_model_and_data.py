@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 import pytest
 from browsing import opened
@@ -22,10 +20,13 @@ def model(browser, url):
 
 
 def test_model_page_says_which_model_is_in_production_and_why(model, servers):
-    """The page names version, kind, time, reason and scores, its inputs' importance, and its predecessors."""
+    """The page names reason, scores and the gate's rules, its inputs' importance, and its predecessors."""
     facts = model.locator("#in-production")
-    for words in ("wind_solar version", "UTC", "Held-out R²", "Why", "80% of the hours"):
+    for words in ("Why", "R² solar", "80% of the hours"):
         expect(facts).to_contain_text(words)
+    rules = model.locator("#gate tbody tr")
+    expect(rules.filter(has_text="latency")).to_contain_text("ms for an hour✓ passed")
+    expect(rules.filter(has_text="✗")).to_have_count(0)
     expect(model.locator("#importance")).to_contain_text("Wind speed")
     expect(model.locator("#responses")).to_contain_text("mean prediction, GW")
     moves = model.locator(".moves tbody tr")
@@ -45,7 +46,7 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
 
 
 def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
-    """Missing hours by month add up to what the table lacks; gaps, units, source and licence stand there."""
+    """Missing hours by month add up to what the table lacks; source, licence and all checks stand there."""
     frame = schema.read(servers.settings.pipeline / "data" / "germany.parquet")
     whole = pd.date_range(frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1], freq="h")
     missing = len(whole) - len(frame)
@@ -55,11 +56,12 @@ def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
         expect(squares).to_have_count(48)
         counts = squares.all_text_contents()
         assert sum(map(int, counts)) == missing
-        expect(page.locator("#gaps-hint")).to_contain_text(f"{missing} hours in all; none is filled")
-        longest = page.locator("#gaps tbody tr").first
-        expect(longest).to_contain_text(re.compile(r"\d{2} \w{3} \d{4}, \d{2}:\d{2}"))
-        expect(page.locator("#units tbody tr")).to_have_count(6)
-        expect(page.locator("#units")).to_contain_text("W/m²")
         expect(page.locator("#source")).to_contain_text("modelled")
         expect(page.locator("#source")).to_contain_text("Deutscher Wetterdienst")
         expect(page.locator("#source")).to_contain_text("licence")
+        with page.expect_popup() as opened_page:
+            page.get_by_role("link", name="every check of the data").click()
+        checks = opened_page.value
+        expect(checks.get_by_role("heading", level=1)).to_contain_text("Validation of the data")
+        checks.get_by_role("link", name="Dashboard").click()
+        expect(checks.locator("#comparison-figure")).to_be_visible()

@@ -41,11 +41,11 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
     assert weather.locator("#weather-answer").evaluate("part => part.closest('[aria-live], [role=status]')") is None
     with weather.expect_download() as predicted:
         weather.get_by_role("button", name="Download the predictions").click()
-    table = pd.read_csv(predicted.value.path(), dtype={"version": str})
+    table = pd.read_csv(predicted.value.path())
     rows = list(csv.DictReader(io.StringIO(content.decode())))
     numbers = [{key: value if key == "utc_timestamp" else float(value) for key, value in row.items()} for row in rows]
     answer = requests.post(f"{url}/predict", json={"rows": numbers}, timeout=30).json()
-    assert set(table["version"]) == {answer["model"]["version"]}
+    assert set(table["model"]) == {f"wind_solar/{answer['model']['version']}"}
     assert table["wind_GW"].tolist() == pytest.approx([row["wind_GW"] for row in answer["rows"]], abs=1e-3)
     assert table["utc_timestamp"].tolist() == [row["utc_timestamp"] for row in rows]
 
@@ -57,7 +57,8 @@ def test_your_weather_names_what_is_wrong_with_a_file(weather):
     expect(fault).to_contain_text("broken.csv was not predicted.")
     expect(fault).to_contain_text("line 2, column windspeed")
     expect(weather.get_by_role("button", name="Download the predictions")).to_be_hidden()
-    hand_in(weather, (HEADER + "2016-06-01T12:00:00Z,3,12,100,50\n").encode())
+    more = HEADER.replace("\n", ",station\n") + "2016-06-01T12:00:00Z,3,12,100,50,7\n"
+    hand_in(weather, more.encode())
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("mine.csv: 1 hour,")
     expect(fault).to_have_count(0)
 

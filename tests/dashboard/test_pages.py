@@ -82,6 +82,20 @@ def test_links_of_a_lineage_lead_to_pages_only(made):
     assert "http://127.0.0.1/run" in page
 
 
+def test_header_says_that_a_model_was_forced_and_that_mlflow_is_away(made, served):
+    """A version that a person put there against the gate has a badge, and a registry that is away a mark."""
+    from record import Record
+    from serving import Trouble
+
+    from workshop.models.registry import Move
+
+    assert "forced past" not in str(made("/model"))
+    moves = (Move(1, "promoted", "6"), Move(2, "forced", served.production.version))
+    assert "forced past the gate" in str(made("/model", record=Record(history=moves)))
+    away = {"registry": Trouble(datetime.now(UTC), "It does not answer.")}
+    assert "className='registry'" in str(made("/model", troubles=away))
+
+
 @pytest.fixture
 def what_if():
     """The module of the page."""
@@ -100,4 +114,4 @@ def test_hour_has_a_known_capacity(what_if, last):
     """Data that goes on beyond the figures of installed capacity asks about the last year that has one."""
     moment = what_if.moment_of_year(_served(what_if, last), 172, 12)
     assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)
-    assert what_if.reading("day", 172) == "21 June"
+    assert what_if.reading("day", 172) == "21 Jun"

@@ -31,8 +31,14 @@ SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS[
 HOURS_A_DAY = 24
 DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
 BINS = 60
+KEY_HOURS = [0, 24, 168, 672]  # none, a day, a week, a month
 FEW_HOURS = 48
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
+TIME_FORMATS = [
+    {"dtickrange": [None, 86_399_999], "value": "%H:%M\n%-d %b %Y"},
+    {"dtickrange": [86_400_000, "M1"], "value": "%-d %b\n%Y"},
+    {"dtickrange": ["M1", None], "value": "%b\n%Y"},
+]
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -66,8 +72,8 @@ def measured_and_predicted(
     hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
     sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
     are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
-    ``predicted``; daily means have none, since the misses of single hours do not add up. Raises DataError: no rows, a
-    column missing, not as many predictions as rows.
+    ``predicted``; daily means have none, since the misses of single hours do not add up. Times are those of the zone
+    of ``frame``. Raises DataError: no rows, a column missing, not as many predictions as rows.
     """
     measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
     means = [_daily_means(part) for part in (measured, modelled)]
@@ -79,11 +85,13 @@ def measured_and_predicted(
     for row, target in enumerate(TARGETS, start=1):
         if ends:
             _add_band(figure, *(end[target] for end in ends), target, coverage, row)
+        bounds = np.column_stack([end[target] for end in ends]) if ends else None
+        words = "%{y:.2f} GW" + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
         lines = (
-            (measured, measured_name, {"color": INK, "width": 2}, row == 1),
-            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 1.6}, True),
+            (measured, measured_name, {"color": INK, "width": 2}, row == 1, NAMES[target].lower() + " %{y:.2f} GW"),
+            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 1.6}, True, words),
         )
-        for part, name, line, in_legend in lines:
+        for part, name, line, in_legend, hover in lines:
             # No area below the line: plotly fills across a gap, as if the missing hours were known.
             figure.add_scatter(
                 x=part.index,
@@ -93,12 +101,18 @@ def measured_and_predicted(
                 mode="lines",
                 connectgaps=False,
                 line=line,
-                hovertemplate="%{y:.2f} GW",
+                customdata=bounds,
+                hovertemplate=hover,
                 row=row,
                 col=1,
             )
-        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", row=row, col=1)
-    figure.update_xaxes(title_text="UTC, daily means" if daily else "UTC", row=2, col=1)
+        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", fixedrange=True, anchor="x2", row=row, col=1)
+    # Both panels on one axis: its line and its label are those of both.
+    figure.update_traces(xaxis="x2").update_layout(xaxis=None, hoversubplots="axis")
+    name = f"{measured.index.tz or 'UTC'}{', daily means' if daily else ''}"
+    spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
+    hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
+    figure.update_layout(xaxis2={"title_text": name, "tickformatstops": TIME_FORMATS, "hoverformat": hover, **spike})
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
@@ -176,9 +190,10 @@ def generation(
         trace.name = NAMES[target].lower()
     if held_out_from is not None:
         end = frame["utc_timestamp"].max()
-        figure.add_vrect(x0=held_out_from, x1=end, fillcolor=INK, opacity=0.08, line_width=0, row="all", col=1)
+        along = {"type": "rect", "xref": "x2", "x0": held_out_from, "x1": end}
+        figure.add_shape(yref="paper", y0=0, y1=1, fillcolor=INK, opacity=0.08, line_width=0, **along)
         note = {"text": "held out", "showarrow": False, "yref": "y domain", "y": 1, "yanchor": "top"}
-        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, row=1, col=1, **note)
+        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, xref="x2", **note)
     return figure
 
 
@@ -249,7 +264,12 @@ def missing(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         zmin=0,
         zmax=float(np.sqrt(max(HOURS_A_DAY, table.to_numpy().max()))),
         colorscale=[(0, "#b7dbc8"), (0.35, "#f0d58a"), (1, "#d55e00")],
-        showscale=False,
+        colorbar={
+            "title": {"text": "hours", "font": {"size": 13}},
+            "tickvals": np.sqrt(KEY_HOURS),
+            "ticktext": KEY_HOURS,
+            "thickness": 12,
+        },
         xgap=3,
         ygap=3,
         hovertemplate="%{x} %{y}: %{text} hours missing<extra></extra>",
@@ -283,7 +303,7 @@ def _add_band(
         )
 
 
-def importance(table: pd.DataFrame, *, title: str | None = "What the model goes by") -> go.Figure:
+def importance(table: pd.DataFrame, *, title: str | None = "Which inputs matter") -> go.Figure:
     """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
 
     The index names the inputs; columns are `solar_GW` and `wind_GW` and, as `<target>_spread`, their standard
@@ -311,7 +331,7 @@ def responses(
     point: Mapping[str, float] | None = None,
     names: Mapping[str, str] | None = None,
     columns: int | None = None,
-    title: str | None = "How the answer follows each input",
+    title: str | None = "How predictions respond to each input",
 ) -> go.Figure:
     """Draw the prediction in GW over the values of each feature, one panel a feature, ``columns`` of them in a row.
 

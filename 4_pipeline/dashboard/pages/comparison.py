@@ -20,8 +20,11 @@ from workshop.data.schema import TARGETS
 
 PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
+MEASURED = {target: f"{target}_measured" for target in TARGETS}
 MOST_WEEKS = 53
 WEEKS_HEAD = ["Week", "Hours", "Solar", "predicted", "error", "Wind", "predicted", "error"]
+
+ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 
 Answer = tuple[go.Figure, list, list, go.Figure, go.Figure]  # figure, key figures, weeks, and residuals
 
@@ -30,6 +33,8 @@ def page(served: Served, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
     period = periods.chosen(served, query.get("from"), query.get("to"))
     figure, key_figures, weeks, by_hour, by_month = answer(served, period)
+    remark = periods.remark(served, query.get("from"), query.get("to"))
+    report = address.link("/results/report.html")
     residuals = [
         parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
         parts.graph("residuals-by-month", by_month, "Errors by month", "chart low"),
@@ -43,14 +48,21 @@ def page(served: Served, query: dict[str, str]) -> list:
             [
                 html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
                 _controls(served, period),
+                html.P(remark, id="comparison-remark", role="status"),
                 parts.graph("comparison-figure", figure, "Measured and predicted power over time, with error band"),
+                parts.graph(
+                    "overview", overview(served, period), "All of the data; draw across it for a period", "strip"
+                ),
             ],
         ),
         parts.panel(
             "weeks",
             "Week by week",
             f"Means and errors in GW, of the last {MOST_WEEKS} weeks at most; the link of a week shows it alone.",
-            [html.Div(weeks, id="comparison-weeks")],
+            [
+                html.Div(weeks, id="comparison-weeks"),
+                html.P(parts.external_link("The report of the latest week", report)),
+            ],
         ),
         parts.panel(
             "residuals",
@@ -70,15 +82,43 @@ def register(app: Dash, serving: Serving) -> None:
         Output("comparison-weeks", "children"),
         Output("residuals-by-hour", "figure"),
         Output("residuals-by-month", "figure"),
+        Output("comparison-remark", "children"),
+        Output("overview", "figure"),
+        *(Output(f"preset-{name}", "active") for name in PRESETS),
+        Output("earlier", "disabled"),
+        Output("later", "disabled"),
         Input("first-day", "value"),
         Input("last-day", "value"),
+        Input("zone", "value"),
         Input("revision", "data"),
         prevent_initial_call=True,
     )
-    def show_period(start, end, _revision):
+    def show_period(start, end, zone, _revision):
         """Draw the chosen period."""
         served = serving.now
-        return answer(served, periods.chosen(served, start, end))
+        period = periods.chosen(served, start, end)
+        about = periods.remark(served, start, end), overview(served, period), *states(served, period)
+        return *answer(served, period, zone if zone in tuple(ZONES) else "UTC"), *about
+
+    @app.callback(
+        Output("comparison-file", "data"),
+        Input("comparison-csv", "n_clicks"),
+        State("first-day", "value"),
+        State("last-day", "value"),
+        prevent_initial_call=True,
+    )
+    def download(_clicks, start, end):
+        """Return the period's hours, measured and predicted, as CSV."""
+        served = serving.now
+        period = periods.chosen(served, start, end)
+        rows = periods.rows_within(served, period)
+        if rows.empty:
+            raise PreventUpdate
+        measured = served.frame.loc[rows, ["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
+        band = served.band and tuple(part.loc[rows] for part in served.band)
+        production = served.production
+        text = parts.predictions(measured, served.predicted.loc[rows], band, f"{production.name}/{production.version}")
+        return dcc.send_string(text, f"power {period[0]} to {period[1]}.csv")
 
     @app.callback(
         Output("comparison-hint", "children"),
@@ -120,6 +160,17 @@ def register(app: Dash, serving: Serving) -> None:
         return periods.moved(served, *values[-2:], later=name == "later")
 
     app.clientside_callback(
+        ClientsideFunction("figures", "choose_range"),
+        Output("first-day", "value", allow_duplicate=True),
+        Output("last-day", "value", allow_duplicate=True),
+        Input("comparison-figure", "relayoutData"),
+        Input("overview", "selectedData"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
+    )
+    app.clientside_callback(
         ClientsideFunction("address", "keep_period"),
         Input("first-day", "value"),
         Input("last-day", "value"),
@@ -127,27 +178,48 @@ def register(app: Dash, serving: Serving) -> None:
     )
 
 
-def answer(served: Served, period: Period) -> Answer:
-    """Return all that follows the period; made once for all readers."""
-    return served.cached((address.prefix(), PATH, *period), lambda: _answer(served, period))
+def answer(served: Served, period: Period, zone: str = "UTC") -> Answer:
+    """Return all that follows the period, its days in UTC and times in a zone; made once for all readers."""
+    return served.cached((address.prefix(), PATH, *period, zone), lambda: _answer(served, period, zone))
 
 
-def _answer(served: Served, period: Period) -> Answer:
+def _answer(served: Served, period: Period, zone: str) -> Answer:
     rows = periods.rows_within(served, period)
     if rows.empty:
         nothing = figures.empty(_why_nothing(served))
         return nothing, [], [], nothing, nothing
     frame, predicted = served.frame.loc[rows], served.predicted.loc[rows]
+    shown = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     figure = figures.measured_and_predicted(
-        frame,
+        shown,
         predicted,
         band=served.band and tuple(end.loc[rows] for end in served.band),
         coverage=served.model and served.model.coverage,
         measured_name=sources.origin_of(served.frame).measured_name,
     )
-    residuals = [figures.residuals(frame, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
-    figure.update_layout(margin_t=44, uirevision=" ".join(map(str, period)))
+    residuals = [figures.residuals(shown, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
+    figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
     return figure, key_figures(served, rows, period), weeks(frame, predicted), *residuals
+
+
+def overview(served: Served, period: Period) -> go.Figure:
+    """Return a strip of all data, as daily means of both powers together, with the period marked."""
+    if served.frame is None:
+        return figures.empty("")
+    days = served.cached(
+        ("days",), lambda: served.frame.set_index("utc_timestamp")[TARGETS].sum(axis=1).resample("D").mean()
+    )
+    figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))
+    figure.add_vrect(x0=str(period[0]), x1=str(period[1] + timedelta(days=1)), opacity=0.3, line_width=1)
+    figure.update_layout(template=figures.TEMPLATE, dragmode="select", selectdirection="h", margin={"t": 2, "b": 20})
+    return figure.update_yaxes(visible=False, fixedrange=True).update_xaxes(fixedrange=True)
+
+
+def states(served: Served, period: Period) -> list[bool]:
+    """Tell of each preset whether it is chosen, and of both moves whether there is nothing further."""
+    whole = periods.whole(served)
+    presets = [period == (whole if name == "all" else periods.latest(served, int(name))) for name in PRESETS]
+    return [*presets, period[0] == whole[0], period[1] == whole[1]]
 
 
 def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
@@ -234,14 +306,19 @@ def _controls(served: Served, period: Period) -> html.Div:
             # The browser's own calendar: known to keyboards, screen readers and thumbs.
             dbc.Input(id=f"{end}-day", type="date", value=day, min=least, max=most, debounce=400, size="sm"),
         ]
-    presets = [_button(label, f"preset-{name}", f"The latest: {label}") for name, label in PRESETS.items()]
-    moves = [_button("← Earlier", "earlier"), _button("Later →", "later")]
-    groups = (("Period", days, "days"), ("Latest", presets, "presets"), ("Move", moves, "presets"))
-    return html.Div(
-        [html.Fieldset([html.Legend(name), html.Div(group, className=kind)]) for name, group, kind in groups],
-        className="controls",
-    )
-
-
-def _button(label: str, id_: str, title: str | None = None) -> dbc.Button:
-    return dbc.Button(label, id=id_, size="sm", color="light", n_clicks=0, title=title)
+    *are_chosen, is_first, is_last = states(served, period)
+    presets = [
+        parts.button(label, f"preset-{name}", f"The latest: {label}", active=is_chosen)
+        for (name, label), is_chosen in zip(PRESETS.items(), are_chosen, strict=True)
+    ]
+    moves = [
+        parts.button("← Earlier", "earlier", disabled=is_first),
+        parts.button("Later →", "later", disabled=is_last),
+    ]
+    zones = [
+        html.Label("Times of the figure", htmlFor="zone", className="visually-hidden"),
+        dbc.Select(id="zone", options=ZONES, value="UTC", size="sm"),
+    ]
+    saved = [parts.button("Picture", "comparison-png"), parts.button("Table", "comparison-csv", "CSV")]
+    saved.append(dcc.Download(id="comparison-file"))
+    return parts.groups({"Period": days, "Latest": presets, "Move": moves, "Times": zones, "Download": saved})

@@ -1,4 +1,4 @@
-"""Model: the model in production, why it is there, where it comes from, which inputs it uses, and its predecessors."""
+"""Model: why the one in production is there, where it comes from, which inputs it uses, and its predecessors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dash import Dash, Input, Output, html
 from serving import Served, Serving
 
 from workshop.models.lineage import Link
+from workshop.models.promotion import Rule
 from workshop.models.registry import Move
 
 PATH, TITLE = "/model", "Model"
@@ -17,7 +18,8 @@ EXPLANATIONS = {
         "The mean prediction over the values of each input, all others unchanged.",
     ),
 }
-SCORES = {"r2_solar": "R² solar", "r2_wind": "R² wind", "mae_GW": "Mean absolute error, GW"}
+SCORES = {"r2_solar": ("R² solar", 3, ""), "r2_wind": ("R² wind", 3, ""), "mae_GW": ("Mean absolute error", 2, " GW")}
+RULES_HEAD, VERDICTS = ["Rule of the gate", "Found", "Allowed", ""], {True: "✓ passed", False: "✗ failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
 
 
@@ -45,34 +47,42 @@ def sections(served: Served) -> list:
         for name, (title, hint) in EXPLANATIONS.items()
         if name in served.record.explanations
     ]
+    moves = [move for move in served.record.history if move.version == served.production.version]
+    move = moves[-1] if moves else None
     return [
-        html.Div([_facts(served), *explained[:1]], className="columns"),
+        html.Div([_facts(served, move), *explained[:1]], className="columns"),
+        _gate(move.rules if move else []),
         _lineage(served.record.lineage),
         *explained[1:],
         _moves(served.record.history),
     ]
 
 
-def _facts(served: Served) -> html.Section:
+def _facts(served: Served, move: Move | None) -> html.Section:
     production, model = served.production, served.model
-    moves = [move for move in served.record.history if move.version == production.version]
-    move = moves[-1] if moves else None
     scores = move.scores if move else {}
     known = {
-        "Version": f"{production.name} version {production.version}",
-        "Kind": parts.kind(production.stage, model.kind),
-        "In production since": parts.moment((move and move.when) or production.since),
-        "Held-out R²": "not recorded" if production.r2 is None else f"{production.r2:.3f}",
-        **{name: f"{scores[key]:.3f}" for key, name in SCORES.items() if _has(scores, key)},
         "Why": (move and (move.why or move.reason)) or production.why or "not recorded",
         "Who": move and move.who,
         "Replaced": move and move.replaced and f"version {move.replaced}",
+        **{
+            name: f"{scores[key]:.{digits}f}{unit}" for key, (name, digits, unit) in SCORES.items() if _has(scores, key)
+        },
     }
     band = f"The error band is made to hold {model.coverage:.0%} of the hours." if model.coverage else "No error band."
     run = production.run_url
     link = [html.P(parts.external_link("Its run in MLflow", run, id="run-link"))] if run else []
     facts = parts.facts([(name, fact) for name, fact in known.items() if fact])
-    return parts.panel("in-production", "Model in production", band, [facts, *link])
+    return parts.panel("in-production", "Why this model is in production", band, [facts, *link])
+
+
+def _gate(rules: list[dict]) -> html.Section:
+    rows = [
+        [rule.name.replace("_", " "), parts.copied(rule.text), rule.limit, VERDICTS[rule.passed]]
+        for rule in (Rule(**rule) for rule in rules)
+    ]
+    table = parts.scroll(parts.table(RULES_HEAD, rows, "words"), "The rules of the gate")
+    return parts.panel("gate", "What the gate found", "The rules, when this version came.", [table] if rows else [])
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:
@@ -84,12 +94,12 @@ def _lineage(links: tuple[Link, ...]) -> html.Section:
 
 
 def _box(link: Link) -> list:
-    name = parts.moments(link.name)
+    name = parts.copied(link.name)
     # A recorded address could be anything, a script among others.
     if link.url and link.url.startswith(("http://", "https://")):
-        name = parts.external_link(name, link.url)
+        name = parts.external_link(parts.moments(link.name), link.url)
     facts = [
-        html.Div([html.Dt(parts.moments(key)), html.Dd(parts.moments(str(fact)))]) for key, fact in link.facts.items()
+        html.Div([html.Dt(parts.moments(key)), html.Dd(parts.copied(str(fact)))]) for key, fact in link.facts.items()
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import parts
 import plotly.graph_objects as go
-from dash import ClientsideFunction, Dash, Output, State, dcc, html
+from dash import ClientsideFunction, Dash, Output, State, ctx, dcc, html
 from dash import Input as DashInput
 from serving import Served, Serving
 
@@ -42,7 +43,16 @@ INPUTS = {
     "hour": Input("Hour of the day, UTC", "", 0, 23, 1, 12),
     "day": Input("Day of the year", "", 1, 365, 1, 172),
 }
+PRESETS = {
+    "Reset": {},
+    "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},
+    "Winter storm": {
+        "windspeed": 13, "temperature": 6, "rad_horizontal": 5, "rad_diffuse": 40, "hour": 12, "day": 15
+    },
+    "Still night": {"windspeed": 1.5, "temperature": 8, "rad_horizontal": 0, "rad_diffuse": 0, "hour": 0, "day": 290},
+}  # fmt: skip
 PANELS_A_ROW = 2  # that fit a phone
+TIME = ("hour", "day")  # not every model knows them
 AXES = {name: ", ".join(filter(None, (input_.label, input_.unit))) for name, input_ in INPUTS.items()}
 
 
@@ -50,9 +60,11 @@ def page(served: Served, query: dict[str, str]) -> list:
     """Return sliders, prediction and curves for the values of the query, each by its input's name (`INPUTS`)."""
     values = {feature: number(query.get(feature), feature) for feature in INPUTS}
     live = {"aria-live": "polite"}
+    presets = [parts.button(name, preset_id(name)) for name in PRESETS]
     sliders = [
         html.Div(answers(served, values), id="what-if-answers", className="tiles", **live),
-        html.Div([_slider(feature, value) for feature, value in values.items()], className="sliders"),
+        html.Div(presets, className="group"),
+        html.Div([_slider(feature, value, served) for feature, value in values.items()], className="sliders"),
     ]
     figure = parts.graph("what-if-curves", curves(served, values), "Predictions around this hour", "chart tall")
     about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
@@ -73,7 +85,7 @@ def register(app: Dash, serving: Serving) -> None:
 
     @app.callback(
         Output("what-if-answers", "children"),
-        *(Output(f"{slider_id(feature)}-value", "children") for feature in INPUTS),
+        *(Output(f"{slider_id(feature)}-value", "value" if feature in FEATURES else "children") for feature in INPUTS),
         *sliders,
         DashInput("revision", "data"),
         prevent_initial_call=True,
@@ -81,11 +93,22 @@ def register(app: Dash, serving: Serving) -> None:
     def answer(*values):
         """Predict for the sliders' hour and weather."""
         weather = within_range(values[:-1])
-        return answers(serving.now, weather), *(reading(*item) for item in weather.items())
+        return answers(serving.now, weather), *itertools.starmap(reading, weather.items())
+
+    @app.callback(
+        *(Output(slider_id(feature), "value") for feature in INPUTS),
+        *(DashInput(preset_id(name), "n_clicks") for name in PRESETS),
+        prevent_initial_call=True,
+    )
+    def choose_preset(*_clicks):
+        """Set all sliders at once."""
+        chosen = next(values for name, values in PRESETS.items() if preset_id(name) == ctx.triggered_id)
+        return [chosen.get(feature, input_.first) for feature, input_ in INPUTS.items()]
 
     @app.callback(
         Output("what-if-curves", "figure"),
         Output("what-if-hint", "children"),
+        *(Output(slider_id(feature), "disabled") for feature in TIME),
         DashInput("what-if-rest", "data"),
         DashInput("revision", "data"),
         *(State(slider_id(feature), "value") for feature in INPUTS),
@@ -94,8 +117,16 @@ def register(app: Dash, serving: Serving) -> None:
     def draw_curves(_rest, _revision, *values):
         """Draw how the prediction changes around the sliders' hour."""
         served = serving.now
-        return curves(served, within_range(values)), hint(served)
+        return curves(served, within_range(values)), hint(served), *[is_unused(served)] * len(TIME)
 
+    for feature in FEATURES:
+        app.clientside_callback(
+            ClientsideFunction("figures", "take_typed"),
+            Output(slider_id(feature), "value", allow_duplicate=True),
+            DashInput(f"{slider_id(feature)}-value", "value"),
+            State(slider_id(feature), "value"),
+            prevent_initial_call=True,
+        )
     app.clientside_callback(ClientsideFunction("address", "keep_sliders"), *sliders, State("what-if-first", "data"))
 
 
@@ -114,14 +145,14 @@ def number(value: object, feature: str) -> float:
     return float(allowed.first if math.isnan(given) else min(max(given, allowed.least), allowed.most))
 
 
-def reading(feature: str, value: float) -> str:
-    """Return a slider's value with its unit; a day of the year as a date, an hour as the clock shows it."""
-    input_ = INPUTS[feature]
-    if feature == "day":
-        return f"{_date(value):%d %B}"
-    if feature == "hour":
-        return f"{value:02.0f}:00"
-    return f"{value:.{0 if input_.step >= 1 else 1}f} {input_.unit}"
+def reading(feature: str, value: float) -> str | float:
+    """Return a slider's value as its field shows it: a day of the year as a date, an hour as on a clock."""
+    return {"day": f"{_date(value):%d %b}", "hour": f"{value:02.0f}:00"}.get(feature, value)
+
+
+def preset_id(name: str) -> str:
+    """Return the id of the button of a preset."""
+    return f"what-if-{name.lower().replace(' ', '-')}"
 
 
 def slider_id(feature: str) -> str:
@@ -179,9 +210,12 @@ def curves(served: Served, weather: dict[str, float]) -> go.Figure:
 def hint(served: Served) -> str:
     """Return what the sliders set, and whether the model uses all of it."""
     text = "Set the weather of an hour; the prediction follows."
-    if served.model is not None and not served.model.knows_time:
-        return text + " The model in production does not use hour and day."
-    return text
+    return text + " The model in production does not use hour and day." * is_unused(served)
+
+
+def is_unused(served: Served) -> bool:
+    """Tell whether hour and day make no difference to the model in production."""
+    return served.model is not None and not served.model.knows_time
 
 
 def moment_of_year(served: Served, day: float, hour: float) -> datetime:
@@ -197,16 +231,22 @@ def _date(day: float) -> date:
     return date(2015, 1, 1) + timedelta(days=round(day) - 1)
 
 
-def _slider(feature: str, value: float) -> html.Div:
+def _slider(feature: str, value: float, served: Served) -> html.Div:
     input_, id_ = INPUTS[feature], slider_id(feature)
-    name = [html.Span(input_.label), html.Span(reading(feature, value), id=f"{id_}-value")]
     ends = [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")]
     limits = {"min": input_.least, "max": input_.most, "step": input_.step}
+    if feature in FEATURES:
+        typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", **limits)
+        label = html.Label(f"{input_.label}, {input_.unit}", htmlFor=f"{id_}-value", className="visually-hidden")
+        shown = html.Span([label, typed, f" {input_.unit}"])
+    else:
+        shown = html.Span(reading(feature, value), id=f"{id_}-value")
+    unused = feature in TIME and is_unused(served)
     return html.Div(
         [
-            html.Label(name, htmlFor=id_),
+            html.Div([html.Label(input_.label, htmlFor=id_), shown], className="name"),
             # The browser's own slider: known to keyboards, screen readers and thumbs.
-            dbc.Input(id=id_, type="range", value=value, className="form-range", **limits),
+            dbc.Input(id=id_, type="range", value=value, className="form-range", disabled=unused, **limits),
             html.Div(ends, className="ends", **{"aria-hidden": "true"}),
         ],
         className="slider",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from pathlib import Path
 
 import address
 import dash_bootstrap_components as dbc
@@ -14,12 +15,13 @@ from serving import Served, Serving
 
 from workshop.data import figures, visitor_weather
 from workshop.data.features import INPUTS
-from workshop.data.schema import RANGES, TARGETS, UNITS
+from workshop.data.schema import RANGES, UNITS
 from workshop.errors import DataError, WorkshopError
 
 PATH, TITLE = "/your-weather", "Your weather"
 LARGEST_BYTES = visitor_weather.MOST_BYTES
 HIDDEN = {"display": "none"}
+EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "example.csv"
 MEANING = {
     "utc_timestamp": "start of the hour, with its zone",
     "windspeed": "wind speed at 10 m",
@@ -50,10 +52,10 @@ def page(_served: Served, _query: dict[str, str]) -> list:
         html.Div(upload, className="place"),  # Dash loads the upload after the page
         html.P(id="weather-refused", className="refused", role="alert", **too_large),
         html.P(limits, className="hint"),
-        html.P(example),
+        html.P([parts.button("Try the example", "weather-example"), " ", example]),
     ]
     rows = [[html.Code(name), MEANING[name], UNITS[name], _allowed(name)] for name in INPUTS]
-    table = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "columns-needed")
+    table = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "words")
     columns = [parts.scroll(table, "The columns of the file")]
     panels = [
         parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
@@ -94,6 +96,16 @@ def register(app: Dash, serving: Serving) -> None:
             content, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
         return content, said, predicted, {} if predicted else HIDDEN
 
+    @app.callback(
+        Output("weather-upload", "contents"),
+        Output("weather-upload", "filename"),
+        Input("weather-example", "n_clicks"),
+        prevent_initial_call=True,
+    )
+    def try_example(_clicks):
+        """Take the example in place of a file of the reader's."""
+        return f"data:text/csv;base64,{base64.b64encode(EXAMPLE.read_bytes()).decode()}", "The example"
+
     app.clientside_callback(
         ClientsideFunction("address", "download"),
         Output("weather-file", "data"),
@@ -131,15 +143,13 @@ def answer(served: Served, rows: pd.DataFrame, name: str) -> tuple[list, str, di
         raise DataError(error.what, value=error.value, expected=error.expected, next_step="upload such hours") from None
     version = served.production.version
     said = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {served.production.name} version {version}."
-    table = rows.assign(**predicted.round(4))
-    for end, values in zip(("low", "high"), band or (), strict=False):
-        table = table.assign(**{f"{target}_{end}": values[target].round(4) for target in TARGETS})
-    table = table.assign(model=f"{served.production.name}/{version}", version=version)
-    table["utc_timestamp"] = table["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if unused := rows.attrs.get("unused"):
+        said += f" Not used: {', '.join(unused)[:200]}."
+    table = parts.predictions(rows, predicted, band, f"{served.production.name}/{version}")
     figure = figures.prediction(rows, predicted, band=band, coverage=served.model.coverage).update_layout(margin_t=44)
     graph = parts.graph("weather-figure", figure, "Predicted generation for your weather")
     panel = parts.panel("weather-predictions", "Predictions", said, [graph])
-    file = {"content": table.to_csv(index=False), "filename": f"predicted by version {version}.csv", "type": "text/csv"}
+    file = {"content": table, "filename": f"predicted by version {version}.csv", "type": "text/csv"}
     return [panel], said, file
 
 
