@@ -1,25 +1,57 @@
-"""Takes the README's picture of the running dashboard: `python tests/screenshot.py`, after `make run`."""
+"""Takes the texts' pictures: `python tests/screenshot.py`, after `make run` and the notebooks of chapter 2."""
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
-from workshop.settings import get_settings
+from workshop.models.tracking import connect
+from workshop.settings import EXPERIMENT, get_settings
 
-PICTURE = Path(__file__).resolve().parent.parent / "4_pipeline" / "dashboard" / "screenshot.png"
+ROOT = Path(__file__).resolve().parent.parent
+DASHBOARD, MODEL = ROOT / "4_pipeline" / "dashboard" / "screenshot.png", ROOT / "2_tracking" / "register.png"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+RED_BOX = """([{x, y, width, height}, number]) => document.body.insertAdjacentHTML("beforeend", `<b style="position: fixed;
+    left: ${x}px; top: ${y}px; width: ${width}px; height: ${height}px; outline: 3px solid #d00000; z-index: 9999">
+    <b style="position: absolute; right: -14px; top: -14px; width: 24px; font: bold 16px/24px sans-serif;
+    text-align: center; color: white; background: #d00000">${number}</b></b>`)"""
+
+
+def take_dashboard(browser: Browser) -> None:
+    """Take the README's picture of the dashboard."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1060})
+    page.goto(get_settings().dashboard_url)
+    page.wait_for_selector("#comparison-figure .main-svg")
+    page.wait_for_timeout(1500)  # the figure's first drawing
+    page.screenshot(path=DASHBOARD)
+
+
+def take_model_page(browser: Browser) -> None:
+    """Take MLflow's page of chapter 2's best model of GW, with numbers where one clicks to register it."""
+    client = connect()
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    query = "tags.chapter = '2' and tags.target = 'GW' and metrics.r2 > 0"
+    [run] = client.search_runs([experiment], query, order_by=["metrics.r2 DESC"], max_results=1)
+    address = f"{client.tracking_uri}/#/experiments/{experiment}/models/{run.outputs.model_outputs[0].model_id}"
+    page = browser.new_page(viewport={"width": 980, "height": 560})
+    page.goto(address)
+    page.get_by_text("Model training", exact=True).click()
+    page.goto(address)
+    page.get_by_role("button", name="Close").last.click()  # the assistant
+    places = [page.get_by_role("button", name="Register model"), page.get_by_role("link", name="Model registry")]
+    for number, place in enumerate(places, start=1):
+        page.evaluate(RED_BOX, [place.bounding_box(), number])
+    Image.open(io.BytesIO(page.screenshot())).quantize(64).save(MODEL, optimize=True)
+
 
 if __name__ == "__main__":
     with sync_playwright() as playwright:
         program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
         browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1060})
-        page.goto(get_settings().dashboard_url)
-        page.wait_for_selector("#comparison-figure .main-svg")
-        page.wait_for_timeout(1500)  # the figure's first drawing
-        page.screenshot(path=PICTURE)
+        for take in (take_dashboard, take_model_page):
+            take(browser)
         browser.close()
-    print(PICTURE)
