@@ -93,7 +93,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
     numbers = list(exercises.titles(chapter_of(path)))
     for number, before, after in zip(numbers, unsolved, checks, strict=True):
         assert printed(before).startswith(f"Exercise {number}, not yet: ")
-        assert printed(after) == f"Exercise {number}, solved: {exercises.EXERCISES[number].lesson}.\n"
+        assert printed(after) == f"Exercise {number}, solved: {exercises.LESSONS[number]}.\n"
     assert list(json.loads(solved_file.read_text())) == numbers
 
 

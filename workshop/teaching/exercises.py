@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from workshop.data import schema
 from workshop.data.files import write_whole
@@ -35,27 +35,37 @@ BELOW_SPLIT = {
 HELD_OUT = 0.1  # the fraction that exercise 3.1 asks for
 CHALLENGER = "challenger"
 
+# What a right answer means.
+LESSONS = {
+    "1.1": f"{R2_BY_SPLIT['weeks']:.2f} with whole weeks as with random hours: neighbours tell this model nothing; "
+    f"{R2_BY_SPLIT['end']:.2f} at the end: added plants bring it down",
+    "1.2": "the fewer windy hours, the better the number, with one and the same model: compare scores of the same rows",
+    "1.3": f"{R2_FLATTERED:.2f} of that R2 is memory of the learned hours, and no new hour profits from it",
+    "2.1": "wind speed alone explains wind power better than all four inputs of `linreg` do: not every input is a gain",
+    "2.2": f"{WEEKS_WON[12]} of 42 weeks at depth 12 is hardly luck, though the lead is small; "
+    f"{WEEKS_WON[6]} at depth 6 is what a coin can do",
+    "2.3": "programs that load `wind_solar@challenger` get this version; those that load `@production` notice nothing",
+    "3.1": "the run keeps the fraction, so nobody compares its R2 with one of other held-out hours by mistake",
+    "3.2": "the commit leads to the code: with its parameters and the same data, anyone can repeat the run",
+    "3.3": "with a higher floor the command would have failed: so a script can stop before it uses a weak model",
+    "4.1": "`split` and all stages below it run again; DVC keeps the results of those above, `fetch` and `prepare`",
+    "4.2": "from a prediction you can go back to the notebook that trained its model, with each figure and number",
+    "4.3": "a refusal names its rules, so you know what to improve, and a dry run changes nothing",
+}
+
 
 class NotYetError(Exception):
     """An answer is not right; the text says what to look at."""
 
 
-class Exercise(NamedTuple):
-    """What is asked, what the right answer means, and the test of an answer, which raises NotYetError."""
-
-    title: str
-    lesson: str
-    test: Callable[[Any], None]
+EXERCISES: dict[str, tuple[str, Callable[[Any], None]]] = {}  # by their numbers: what is asked, and the test
 
 
-EXERCISES: dict[str, Exercise] = {}  # by their numbers
-
-
-def exercise(number: str, title: str, lesson: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Make a function of an answer the test of the exercise ``number``."""
+def exercise(number: str, title: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Make a function of an answer the test of the exercise ``number``; it raises NotYetError."""
 
     def register(test: Callable[[Any], None]) -> Callable[[Any], None]:
-        EXERCISES[number] = Exercise(title, lesson, test)
+        EXERCISES[number] = title, test
         return test
 
     return register
@@ -80,7 +90,7 @@ def check(number: str, answer: Any = ...) -> None:
             expected=f"one of {', '.join(EXERCISES)}",
             next_step="put the number of the exercise back into the cell of the check",
         )
-    _, lesson, test = EXERCISES[number]
+    _, test = EXERCISES[number]
     try:
         expect(answer is not ..., "put your answer where the cell above says `# Your code here`.")
         test(answer)
@@ -92,12 +102,12 @@ def check(number: str, answer: Any = ...) -> None:
     else:
         settings = get_settings()
         _write({*solved(settings), number}, settings)
-        print(f"Exercise {number}, solved: {lesson}.")
+        print(f"Exercise {number}, solved: {LESSONS[number]}.")
 
 
 def titles(chapter: int) -> dict[str, str]:
     """Return the titles of a chapter's exercises by their numbers."""
-    return {number: each.title for number, each in EXERCISES.items() if number.startswith(f"{chapter}.")}
+    return {number: title for number, (title, _) in EXERCISES.items() if number.startswith(f"{chapter}.")}
 
 
 def solved(settings: Settings) -> list[str]:
@@ -119,12 +129,7 @@ def _write(numbers: Iterable[str], settings: Settings) -> None:
 
 
 # -- chapter 1 -------------------------------------------------------------------------------------------------------
-@exercise(
-    "1.1",
-    "what neighbouring hours and added plants do to a score",
-    f"{R2_BY_SPLIT['weeks']:.2f} with whole weeks, as with random hours: the neighbours reveal nothing to this model. "
-    f"{R2_BY_SPLIT['end']:.2f} at the end: the added plants bring the score down",
-)
+@exercise("1.1", "what neighbouring hours and added plants do to a score")
 def splits(answer: dict[str, float]) -> None:
     """Compare the R2 of linear regression on random hours, on whole weeks and on the end of time."""
     hints = {
@@ -136,11 +141,7 @@ def splits(answer: dict[str, float]) -> None:
         expect(_is(answer[name], r2), f"the R2 for `{name}` differs: {hints[name]}")
 
 
-@exercise(
-    "1.2",
-    "what the four wind limits do to the score of one model",
-    "the fewer windy hours are kept, the better the number, with the same model: compare scores of the same rows only",
-)
+@exercise("1.2", "what the four wind limits do to the score of one model")
 def cleanings(answer: dict[int, float]) -> None:
     """Compare the R2 of linear regression after each cleaning."""
     for limit, r2 in R2_BY_LIMIT.items():
@@ -148,11 +149,7 @@ def cleanings(answer: dict[int, float]) -> None:
         expect(_is(answer[limit], r2), hint)
 
 
-@exercise(
-    "1.3",
-    "how much a score on learned hours flatters",
-    f"{R2_FLATTERED:.2f} of that R2 is memory of the learned hours, and no new hour profits from it",
-)
+@exercise("1.3", "how much a score on learned hours flatters")
 def learned_hours(answer: float) -> None:
     """Compare the difference of the two scores of the forest."""
     expect(_is(answer, R2_FLATTERED), "it is not the R2 on `train` minus the R2 on `test` of the forest of the task.")
@@ -163,11 +160,7 @@ def _is(answer: float, truth: float) -> bool:
 
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
-@exercise(
-    "2.1",
-    "a run of your own, with parameter, metric and tag",
-    "wind speed alone explains wind power better than all four inputs of `linreg` do: not every input is a gain",
-)
+@exercise("2.1", "a run of your own, with parameter, metric and tag")
 def own_run(answer: str) -> None:
     """Look at what a finished run holds."""
     run = _finished_run(answer)
@@ -187,12 +180,7 @@ def own_run(answer: str) -> None:
     )
 
 
-@exercise(
-    "2.2",
-    "a small lead: luck or not",
-    f"{WEEKS_WON[12]} of 42 weeks at depth 12 is hardly luck, though the lead is small; "
-    f"{WEEKS_WON[6]} at depth 6 is what a coin can do",
-)
+@exercise("2.2", "a small lead: luck or not")
 def small_leads(answer: dict[int, int]) -> None:
     """Compare the numbers of weeks that 50 trees win against 10; another processor may round one week otherwise."""
     for depth, weeks in WEEKS_WON.items():
@@ -200,11 +188,7 @@ def small_leads(answer: dict[int, int]) -> None:
         expect(abs(answer[depth] - weeks) <= 1, hint)
 
 
-@exercise(
-    "2.3",
-    "an alias for the latest version",
-    "programs that load `wind_solar@challenger` get this version, and those that load `@production` notice nothing",
-)
+@exercise("2.3", "an alias for the latest version")
 def challenger(answer: str) -> None:
     """Compare the version that the alias points at with the latest one."""
     client = connect()
@@ -229,11 +213,7 @@ def _finished_run(run_id: object) -> Run:
 
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
-@exercise(
-    "3.1",
-    "`lr` run with a tenth of the hours held out",
-    "the run keeps the fraction, so nobody compares its R2 with one of other held-out hours by mistake",
-)
+@exercise("3.1", "`lr` run with a tenth of the hours held out")
 def another_fraction(answer: str) -> None:
     """Find a finished run of the project's entry point `main` with this id."""
     params = _project_run(answer).data.params
@@ -245,11 +225,7 @@ def another_fraction(answer: str) -> None:
     expect(float(fraction) == HELD_OUT, f"this run has the test_fraction {fraction}; look at `parameters=`.")
 
 
-@exercise(
-    "3.2",
-    "the commit of a run found in its tags",
-    "the commit leads to the code and the parameters to the settings: with the same data, anyone can repeat the run",
-)
+@exercise("3.2", "the commit of a run found in its tags")
 def commit_of_run(answer: tuple[str, str]) -> None:
     """Compare the second of (run id, commit) with the run's tag."""
     run_id, commit = answer
@@ -259,11 +235,7 @@ def commit_of_run(answer: tuple[str, str]) -> None:
     )
 
 
-@exercise(
-    "3.3",
-    "the highest floor that a run's R2 reaches",
-    "with a higher floor the command would have failed: so a script can stop before it uses a weak model",
-)
+@exercise("3.3", "the highest floor that a run's R2 reaches")
 def highest_floor(answer: str) -> None:
     """Compare the floor of a finished run of `validate` with the R2 that it measured."""
     validated = _project_run(answer, "validate").data
@@ -286,11 +258,7 @@ def _project_run(run_id: object, entry_point: str = "main") -> Run:
 
 
 # -- chapter 4 -------------------------------------------------------------------------------------------------------
-@exercise(
-    "4.1",
-    "the stages that a change can touch",
-    "`split` and all stages below it run again; DVC keeps the results of the stages above, `fetch` and `prepare`",
-)
+@exercise("4.1", "the stages that a change can touch")
 def touched_stages(answer: set[str]) -> None:
     """Compare with the stage `split` and all that read, directly or not, what it writes."""
     expect(set(answer) <= BELOW_SPLIT, "one of these is no stage that the change can reach: follow the arrows.")
@@ -300,11 +268,7 @@ def touched_stages(answer: set[str]) -> None:
     )
 
 
-@exercise(
-    "4.2",
-    "the executed notebook behind the model in production",
-    "from a prediction you can go back to the notebook that trained its model, with each figure and number",
-)
+@exercise("4.2", "the executed notebook behind the model in production")
 def notebook_of_production(answer: tuple[str, str]) -> None:
     """Compare (run id, artifact path) with the run of the version in production, and its artifacts."""
     run_id, path = answer
@@ -318,11 +282,7 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
     expect(path in notebooks, "the run has no such artifact: list its folder `notebook`, and take the whole path.")
 
 
-@exercise(
-    "4.3",
-    "the rules by which the gate refuses the linear regression",
-    "a refusal names its rules, so you know what to improve, and a dry run changes nothing",
-)
+@exercise("4.3", "the rules by which the gate refuses the linear regression")
 def failed_rules(answer: set[str]) -> None:
     """Ask the gate about the linear regression, as `workshop promote --dry-run` does, and compare what fails."""
     pipeline = get_settings().pipeline
