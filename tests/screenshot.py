@@ -15,8 +15,9 @@ from workshop.settings import EXPERIMENT, get_settings
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD, MODEL = ROOT / "4_pipeline" / "dashboard" / "screenshot.png", ROOT / "2_tracking" / "register.png"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-RED_BOX = """([{x, y, width, height}, number]) => document.body.insertAdjacentHTML("beforeend", `<b style="position: fixed;
-    left: ${x}px; top: ${y}px; width: ${width}px; height: ${height}px; outline: 3px solid #d00000; z-index: 9999">
+RED_BOX = """([{x, y, width, height}, number]) => document.body.insertAdjacentHTML("beforeend", `<b style="
+    position: fixed; left: ${x}px; top: ${y}px; width: ${width}px; height: ${height}px; outline: 3px solid #d00000;
+    z-index: 9999">
     <b style="position: absolute; right: -14px; top: -14px; width: 24px; font: bold 16px/24px sans-serif;
     text-align: center; color: white; background: #d00000">${number}</b></b>`)"""
 
