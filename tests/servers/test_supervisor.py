@@ -182,7 +182,7 @@ def test_servers_started_by_hand_are_left_alone(running):
         assert f"{before['mlflow']['address']} was started by hand and still runs" in done.stderr
         assert status(running) == rows
         assert {name for name, row in rows.items() if row["state"] == "started by hand"} == set(names)
-    workshop(running, "up")
+    assert "waiting for FTP artifact store" in workshop(running, "up").stderr
     rows = status(running)
     assert {row["state"] for row in rows.values()} == {"running"}
     assert addresses(rows) == addresses(before)

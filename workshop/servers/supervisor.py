@@ -276,6 +276,8 @@ def _bring_up(settings: Settings, tell: Tell) -> None:
         if states[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
             with contextlib.suppress(xmlrpc.client.Fault):  # a program that cannot start is reported below
                 _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
+    if absent := [service.title for service in waiting if not is_healthy(service, settings)]:
+        tell(f"waiting for {', '.join(absent)}")
     deadline = time.monotonic() + START_SECONDS
     while True:
         for service in list(waiting):
