@@ -431,8 +431,8 @@ PAGE = """\
 # From a messy notebook to a governed pipeline
 
 Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
-and each chapter cures what hurt in the one before. The short way to a model of your own that is tracked: the first two
-notebooks of chapter 1, then the first of chapter 2, in 15 minutes.
+and each chapter cures what hurt in the one before. In 15 minutes, the first two notebooks of chapter 1 and the first of
+chapter 2 lead to a tracked model of your own.
 
 {following}
 
