@@ -149,14 +149,16 @@ def test_readme_commands_do_what_it_says(typed):
 
 def test_plain_run_makes_its_environment_once(typed, environments):
     """The plain `mlflow run` works where there is no pyenv; a project that needs the same shares the environment."""
-    assert "Creating a new environment" in typed_run(typed, "mlflow run lr").stderr
-    assert str(environments) in typed_run(typed, "mlflow run lr").stderr
+    first = typed_run(typed, "mlflow run lr --run-name lr").stderr
+    assert "Creating a new environment" in first
+    assert str(environments) in first
     assert "already exists" in typed_run(typed, "mlflow run rf").stderr
 
 
 def test_runs_are_whole(typed, servers):
-    """Each run, the bare `mlflow run lr` too, is in the experiment: parameters, metrics, a model that predicts."""
-    patterns = ["mlflow run lr", "mlflow run lr .*false", "mlflow run rf .*max_depth=8", "mlflow run keras .*epochs=10"]
+    """Each run, the bare `mlflow run rf` too, is in the experiment: parameters, metrics, a model that predicts."""
+    patterns = ["lr --run-name lr", "lr .*false", "rf .*max_depth=8", "keras .*epochs=10", "rf"]
+    patterns = [f"mlflow run {pattern}" for pattern in patterns]
     runs = read_runs([run_id_of(typed_run(typed, pattern)) for pattern in patterns], servers)
     for run in runs:
         assert (run["experiment"], run["status"]) == ("predicting_wind_solar", "FINISHED")
@@ -167,7 +169,8 @@ def test_runs_are_whole(typed, servers):
         assert "input_example.json" in run["files"]
         assert [len(row) for row in run["predicted"]] == [2] * 24
         assert run["tags"]["mlflow.project.entryPoint"] == "main"
-    _, lr, rf, keras = runs
+    assert [run["tags"]["mlflow.runName"] for run in runs[:2]] == ["lr", "lr-no-intercept"]
+    _, lr, rf, keras, _ = runs
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
     assert min(map(min, keras["predicted"])) >= 0
