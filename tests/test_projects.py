@@ -170,7 +170,10 @@ def test_runs_are_whole(typed, servers):
         assert [len(row) for row in run["predicted"]] == [2] * 24
         assert run["tags"]["mlflow.project.entryPoint"] == "main"
     assert [run["tags"]["mlflow.runName"] for run in runs[:2]] == ["lr", "lr-no-intercept"]
-    _, lr, rf, keras, _ = runs
+    first, lr, rf, keras, _ = runs
+    before, after = (run["metrics"]["r2_wind"] for run in (first, lr))
+    assert f"`r2_wind` falls from {before:.2f} to {after:.2f}" in README
+    assert first["metrics"]["r2_solar"] == pytest.approx(lr["metrics"]["r2_solar"], abs=0.005)
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
     assert min(map(min, keras["predicted"])) >= 0
