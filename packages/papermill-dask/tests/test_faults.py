@@ -40,10 +40,11 @@ def cluster(tmp_path_factory, tracking_server):
 
 
 @pytest.fixture
-def own(tmp_path, tracking_server):
+def own(request, tmp_path, tracking_server):
     """A cluster of the test's own, with a scheduler and no worker yet."""
+    allowed = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": getattr(request, "param", "3")}
     with new_cluster(tmp_path / "cluster", MLFLOW_TRACKING_URI=tracking_server) as cluster:
-        cluster.start_scheduler()
+        cluster.start_scheduler(**allowed)
         yield cluster
 
 
@@ -231,8 +232,9 @@ def test_fault_scheduler_killed_is_an_error(own, tracking_server, tmp_path):
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
+@pytest.mark.parametrize("own", ["3", "0"], indirect=True)
 def test_fault_worker_lost_with_retries_runs_again(own, tmp_path):
-    """With `retries` the notebook runs again, on what worker there is, and its metadata record the lost attempt."""
+    """With `retries` the notebook runs again, and its metadata record the lost attempt, whatever failures Dask allows."""
     own.start_worker("single", nanny=True)  # which starts the worker again, with another address
     count = tmp_path / "count"
     source = notebook(

@@ -358,10 +358,12 @@ class Attempt:
         self._require_scheduler()
         if future.cancelled():
             raise EngineError("The notebook was stopped on its worker.", value="its task was cancelled")
+        from distributed import KilledWorker
+
         try:
             return future.result()
-        except OSError as error:
-            what = f"The Dask worker that ran the notebook was lost ({error!r})."
+        except (OSError, KilledWorker):  # the second where the scheduler allows no failures
+            what = "The Dask worker that ran the notebook was lost."
             raise WorkerLost(what, value=self.worker.address, **LOST) from None
 
     def _require_scheduler(self) -> None:
