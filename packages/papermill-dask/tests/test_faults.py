@@ -234,7 +234,7 @@ def test_fault_scheduler_killed_is_an_error(own, tracking_server, tmp_path):
 
 @pytest.mark.parametrize("own", ["3", "0"], indirect=True)
 def test_fault_worker_lost_with_retries_runs_again(own, tmp_path):
-    """With `retries` the notebook runs again, and its metadata record the lost attempt, whatever failures Dask allows."""
+    """With `retries` the notebook runs again, and its metadata record the lost attempt, whatever Dask itself allows."""
     own.start_worker("single", nanny=True)  # which starts the worker again, with another address
     count = tmp_path / "count"
     source = notebook(
