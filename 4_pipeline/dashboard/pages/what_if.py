@@ -102,7 +102,7 @@ def register(app: Dash, serving: Serving) -> None:
     )
     def choose_preset(*_clicks):
         """Set all sliders at once."""
-        chosen = next(values for name, values in PRESETS.items() if preset_id(name) == ctx.triggered_id)
+        chosen = next((values for name, values in PRESETS.items() if preset_id(name) == ctx.triggered_id), {})
         return [chosen.get(feature, input_.first) for feature, input_ in INPUTS.items()]
 
     @app.callback(
