@@ -60,7 +60,10 @@ def test_your_weather_names_what_is_wrong_with_a_file(weather):
     more = HEADER.replace("\n", ",station\n") + "2016-06-01T12:00:00Z,3,12,100,50,7\n"
     hand_in(weather, more.encode())
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("mine.csv: 1 hour,")
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("Not used: station.")
     expect(fault).to_have_count(0)
+    weather.get_by_role("button", name="Try the example").click()
+    expect(weather.locator("#weather-predictions-hint")).to_contain_text("The example: 72 hours,")
 
 
 def test_your_weather_does_not_send_what_is_too_large(weather, tmp_path):

@@ -140,3 +140,16 @@ def test_predict_without_a_model_says_what_to_run(made):
     health = client.get("/health").get_json()
     assert (health["version"], health["learned_from"]) == (None, None)
     assert made()[1].get("/health").get_json()["learned_from"] == "modelled sample"
+
+
+def test_pages_of_the_pipeline_are_shown_once_they_are_written(made, data_file):
+    """The report with a link back and without scripts; before it is written, 404 and what to run; no other file."""
+    client = made()[1]
+    assert "make run" in client.get("/results/report.html").get_json()["error"]
+    file = data_file.parents[1] / "results" / "report.html"
+    file.parent.mkdir()
+    file.write_text("<html><body><script>alert(1)</script></body></html>")
+    shown = client.get("/results/report.html")
+    assert shown.text.index("Dashboard") < shown.text.index("alert")
+    assert "script" not in shown.headers["Content-Security-Policy"]
+    assert b"alert" not in client.get("/results/other.html").data
