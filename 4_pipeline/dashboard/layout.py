@@ -11,10 +11,11 @@ from dash import dcc, html
 from serving import Served
 
 from workshop.data import sources
-from workshop.models.registry import FORCED
+from workshop.models.registry import BY_HAND, FORCED
 
 CLOCK_MILLISECONDS = 2000
 TITLE = "Solar and wind power"
+BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
 # Light or dark is settled before anything is drawn.
 INDEX = """<!DOCTYPE html>
@@ -54,7 +55,9 @@ def whole_page(served: Served, asked: str) -> html.Div:
             html.Footer(
                 [
                     html.P(attribution(served), id="attribution"),
-                    html.P("All times are UTC; a value is the mean of the hour that begins then."),
+                    html.P(
+                        "Times are UTC except where a figure says so; a value is the mean of the hour that begins then."
+                    ),
                 ]
             ),
             html.Div(id="notice", role="status", **{"aria-live": "polite"}),
@@ -97,10 +100,10 @@ def model(served: Served) -> list:
     score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
     stale = " ".join(subject for subject in ("registry", "model") if subject in served.troubles)
     moves = [move for move in served.record.history if move.version == production.version]
-    forced = [html.Span("forced past the gate", className="badge text-bg-warning")]
+    badge = BADGES.get(moves[-1].action if moves else "")
     return [
         html.Span(f"{production.name} version {production.version}", id="model-version", className=stale),
-        *(forced if moves and moves[-1].action == FORCED else []),
+        *([html.Span(badge, className="badge text-bg-warning")] if badge else []),
         html.Span(parts.kind(production.stage, served.model.kind), id="model-kind"),
         html.Span(["held-out R² ", html.Span(score, id="model-r2")]),
         html.Span(["since ", html.Span(parts.moment(production.since), id="model-since")]),

@@ -30,7 +30,11 @@ def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
 
 def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "chart") -> html.Div:
     """Return a figure that keeps its height from the start, with a label that says in words what it shows."""
-    drawn = dcc.Graph(id=id_, figure=figure, config={"displayModeBar": False, "responsive": True})
+    drawn = dcc.Graph(
+        id=id_,
+        figure=figure,
+        config={"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": False},
+    )
     return html.Div(drawn, className=class_name, role="figure", **{"aria-label": label})
 
 

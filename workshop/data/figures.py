@@ -242,7 +242,7 @@ def residuals(
             hovertemplate="%{y:+.2f} GW",
         )
     if by == "hour":
-        figure.update_xaxes(title_text="hour of the day, UTC", range=[-0.5, 23.5], dtick=3)
+        figure.update_xaxes(title_text=f"hour of the day, {misses.index.tz or 'UTC'}", range=[-0.5, 23.5], dtick=3)
     else:
         figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
     figure.update_yaxes(title_text="residual, GW", zeroline=True)

@@ -97,7 +97,7 @@ def _read_header(file: BinaryIO, separator: str, name: str, next_step: str) -> l
     header = next(csv.reader([_decoded(line, 1, name)], delimiter=separator), None) if line else None
     if not header:
         raise DataError(
-            f"{name}, line 1: the line is empty." if line else f"The file {name} is empty.",
+            f"{name}, line 1: the line is empty." if line else f"{name} is empty.",
             value="no header" if line else "0 bytes",
             expected="a header, and a row an hour",
             next_step=next_step,

@@ -17,12 +17,13 @@ from serving import Served, Serving
 
 from workshop.data import figures, sources, split
 from workshop.data.schema import TARGETS
+from workshop.models.evaluation import coverage
 
 PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
 MOST_WEEKS = 53
-WEEKS_HEAD = ["Week", "Hours", "Solar", "predicted", "error", "Wind", "predicted", "error"]
+WEEKS_HEAD = ["Week", "Hours", "Solar measured", "predicted", "error", "Wind measured", "predicted", "error"]
 
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 
@@ -239,17 +240,22 @@ def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
         )
         for target in TARGETS
     ]
-    off, off_before = (errors.loc[part].mean().mean() for part in (rows, before.union(rows[:0])))
-    against = f"{off_before:.2f} GW in the {length.days} days before" if len(before) else "no data before the period"
-    tiles.append(parts.tile("Mean absolute error", f"{off:.2f}", "GW", against))
+    stamps, learned_until = served.frame["utc_timestamp"], served.production and served.production.learned_until
+    # Errors on learned hours are smaller: they say nothing about those on new ones.
+    is_fair = len(before) and (not learned_until or len(set(stamps[before.union(rows)] <= learned_until)) == 1)
+    against = "mean of solar and wind"
+    if is_fair:
+        against += f"; {errors.loc[before].mean().mean():.2f} GW in as many days before"
+    tiles.append(parts.tile("Mean absolute error", f"{errors.loc[rows].mean().mean():.2f}", "GW", against))
     if served.band and served.model and served.model.coverage:
-        low, high = (end.loc[rows, TARGETS] for end in served.band)
-        share = ((frame >= low) & (frame <= high)).to_numpy().mean()
+        shares = coverage(served.frame.loc[rows], *(end.loc[rows] for end in served.band))
+        by_day = f"of wind; of solar by day {100 * shares['coverage_solar']:.0f} %; "
+        expected = f"expected {100 * served.model.coverage:.0f} %"
         tiles.append(
-            parts.tile("Hours within the band", f"{100 * share:.0f}", "%", f"expected {served.model.coverage:.0%}")
+            parts.tile("Hours within the band", f"{100 * shares['coverage_wind']:.0f}", "%", by_day + expected)
         )
     said = f"{len(rows):,} of {24 * length.days:,} hours, {start:%d %b %Y} to {end:%d %b %Y}. "
-    said += novelty(served.frame.loc[rows], served.production and served.production.learned_until)
+    said += novelty(served.frame.loc[rows], learned_until)
     return [html.Div(tiles, className="tiles"), html.P(said, className="hint")]
 
 

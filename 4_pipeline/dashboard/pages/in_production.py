@@ -8,7 +8,7 @@ from serving import Served, Serving
 
 from workshop.models.lineage import Link
 from workshop.models.promotion import Rule
-from workshop.models.registry import Move
+from workshop.models.registry import PIPELINE_WHY, Move
 
 PATH, TITLE = "/model", "Model"
 EXPLANATIONS = {
@@ -51,7 +51,7 @@ def sections(served: Served) -> list:
     move = moves[-1] if moves else None
     return [
         html.Div([_facts(served, move), *explained[:1]], className="columns"),
-        _gate(move.rules if move else []),
+        *([_gate(move.rules)] if move and move.rules else []),
         _lineage(served.record.lineage),
         *explained[1:],
         _moves(served.record.history),
@@ -61,8 +61,9 @@ def sections(served: Served) -> list:
 def _facts(served: Served, move: Move | None) -> html.Section:
     production, model = served.production, served.model
     scores = move.scores if move else {}
+    said = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
     known = {
-        "Why": (move and (move.why or move.reason)) or production.why or "not recorded",
+        "Why": ", ".join(filter(None, said)) or production.why or "not recorded",
         "Who": move and move.who,
         "Replaced": move and move.replaced and f"version {move.replaced}",
         **{
@@ -82,7 +83,7 @@ def _gate(rules: list[dict]) -> html.Section:
         for rule in (Rule(**rule) for rule in rules)
     ]
     table = parts.scroll(parts.table(RULES_HEAD, rows, "words"), "The rules of the gate")
-    return parts.panel("gate", "What the gate found", "The rules, when this version came.", [table] if rows else [])
+    return parts.panel("gate", "What the gate found", "The rules, when this version came.", [table])
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:

@@ -236,7 +236,7 @@ def _slider(feature: str, value: float, served: Served) -> html.Div:
     ends = [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")]
     limits = {"min": input_.least, "max": input_.most, "step": input_.step}
     if feature in FEATURES:
-        typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", **limits)
+        typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
         label = html.Label(f"{input_.label}, {input_.unit}", htmlFor=f"{id_}-value", className="visually-hidden")
         shown = html.Span([label, typed, f" {input_.unit}"])
     else:

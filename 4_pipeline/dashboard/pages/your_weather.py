@@ -36,7 +36,6 @@ def page(_served: Served, _query: dict[str, str]) -> list:
     upload = dcc.Upload(
         [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")],
         id="weather-upload",
-        accept=".csv,text/csv",
         max_size=LARGEST_BYTES,
         className="upload",
         className_active="upload over",
