@@ -431,8 +431,8 @@ PAGE = """\
 # From a messy notebook to a governed pipeline
 
 Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
-and each chapter cures what hurt in the one before. If you are in a hurry, run the first two notebooks of chapter 1 and the
-first of chapter 2 (their pages can wait): in some 15 minutes you have a tracked model of your own.
+and each chapter cures what hurt in the one before. If you are in a hurry, run the first two notebooks of
+chapter 1 and the first of chapter 2 (their pages can wait): in some 15 minutes you have a tracked model of your own.
 
 {following}
 
