@@ -13,10 +13,9 @@ from layout import WHAT_TO_RUN
 from serving import Served, Serving
 
 from workshop.data import visitor_weather
-from workshop.data.schema import TARGETS
+from workshop.data.schema import STAMP, TARGETS
 from workshop.errors import DataError, ModelError
 
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 WRITTEN = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 EXAMPLE = '{"rows": [{"utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, ...}]}'
 
@@ -68,7 +67,7 @@ def register(server: Flask, serving: Serving) -> None:
 
 def _answer(served: Served, rows: pd.DataFrame) -> dict[str, Any]:
     predicted, band = served.predict_with_band(rows)
-    columns = {"utc_timestamp": [f"{stamp:{TIME_FORMAT}}" for stamp in rows["utc_timestamp"]]}
+    columns = {"utc_timestamp": [f"{stamp:{STAMP}}" for stamp in rows["utc_timestamp"]]}
     columns |= {target: predicted[target].tolist() for target in TARGETS}
     for end, values in zip(("low", "high"), band or (), strict=False):
         columns |= {f"{target}_{end}": values[target].tolist() for target in TARGETS}

@@ -56,7 +56,7 @@ def whole_page(served: Served, asked: str) -> html.Div:
                 [
                     html.P(attribution(served), id="attribution"),
                     html.P(
-                        "Times are UTC except where a figure says so; a value is the mean of the hour that begins then."
+                        "Times are UTC unless a figure names a zone; a value is the mean of the hour that begins then."
                     ),
                 ]
             ),
@@ -99,8 +99,7 @@ def model(served: Served) -> list:
         return [html.Span("no model yet" if served.looked else "one moment …", id="model-version")]
     score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
     stale = " ".join(subject for subject in ("registry", "model") if subject in served.troubles)
-    moves = [move for move in served.record.history if move.version == production.version]
-    badge = BADGES.get(moves[-1].action if moves else "")
+    badge = BADGES.get(served.move.action) if served.move else None
     return [
         html.Span(f"{production.name} version {production.version}", id="model-version", className=stale),
         *([html.Span(badge, className="badge text-bg-warning")] if badge else []),

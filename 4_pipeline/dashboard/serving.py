@@ -23,7 +23,7 @@ from workshop.data import schema
 from workshop.errors import WorkshopError
 from workshop.models import loading, registry
 from workshop.models.loading import LoadedModel
-from workshop.models.registry import Production
+from workshop.models.registry import Move, Production
 
 LOOK_SECONDS = 1.0
 RETRY_SECONDS = 15.0  # before a version that did not load is tried again
@@ -79,6 +79,12 @@ class Served:
         """A name that changes exactly when there is something new to show."""
         state = (self.looked, self.production, self.data_stamp, self.record, sorted(self.troubles.items()))
         return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+
+    @property
+    def move(self) -> Move | None:
+        """The record of how the version in production came there, once it has been read."""
+        moves = [move for move in self.record.history if self.production and move.version == self.production.version]
+        return moves[-1] if moves else None
 
     def predict_with_band(self, weather: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
         """Return `solar_GW` and `wind_GW` for rows of hours and weather, and both ends of the error band if any."""

@@ -74,10 +74,11 @@ def read_text(
     return text
 
 
-def read_header(path: Path, *, next_step: str) -> list[str]:
-    """Return the column names of a CSV file; raise DataError: no file, an empty file, not UTF-8."""
-    with _opened(path, str(path), next_step) as file:
-        return _read_header(file, ",", str(path), next_step)
+def read_header(source: Path | bytes, *, next_step: str, name: str | None = None) -> list[str]:
+    """Return the column names of a CSV file, given as `read_text` is; DataError: no file, an empty file, not UTF-8."""
+    name = name or str(source)
+    with _opened(source, name, next_step) as file:
+        return _read_header(file, ",", name, next_step)
 
 
 @contextlib.contextmanager

@@ -267,7 +267,7 @@ def _umask() -> int:
 def _bring_up(settings: Settings, tell: Tell) -> None:
     """Start the services that do not run, wait until all answer, and leave those that a person started by hand."""
     states, by_hand = processes(settings), _started_by_hand(settings)
-    waiting = []
+    waiting, begun = [], []
     for service in SERVICES:
         if service.name in by_hand:
             tell(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
@@ -276,8 +276,9 @@ def _bring_up(settings: Settings, tell: Tell) -> None:
         if states[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
             with contextlib.suppress(xmlrpc.client.Fault):  # a program that cannot start is reported below
                 _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
-    if absent := [service.title for service in waiting if not is_healthy(service, settings)]:
-        tell(f"waiting for {', '.join(absent)}")
+            begun.append(service.title)
+    if begun:
+        tell(f"waiting for {', '.join(begun)}")
     deadline = time.monotonic() + START_SECONDS
     while True:
         for service in list(waiting):

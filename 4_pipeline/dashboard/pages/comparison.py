@@ -242,7 +242,7 @@ def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
     ]
     stamps, learned_until = served.frame["utc_timestamp"], served.production and served.production.learned_until
     # Errors on learned hours are smaller: they say nothing about those on new ones.
-    is_fair = len(before) and (not learned_until or len(set(stamps[before.union(rows)] <= learned_until)) == 1)
+    is_fair = len(before) and (not learned_until or (stamps[before.union(rows)] <= learned_until).nunique() == 1)
     against = "mean of solar and wind"
     if is_fair:
         against += f"; {errors.loc[before].mean().mean():.2f} GW in as many days before"
@@ -254,7 +254,7 @@ def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
         tiles.append(
             parts.tile("Hours within the band", f"{100 * shares['coverage_wind']:.0f}", "%", by_day + expected)
         )
-    said = f"{len(rows):,} of {24 * length.days:,} hours, {start:%d %b %Y} to {end:%d %b %Y}. "
+    said = f"{len(rows):,} of {24 * length.days:,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
     said += novelty(served.frame.loc[rows], learned_until)
     return [html.Div(tiles, className="tiles"), html.P(said, className="hint")]
 
@@ -264,13 +264,12 @@ def novelty(frame: pd.DataFrame, learned_until: str | None) -> str:
     if learned_until is None:
         return ""
     last = pd.Timestamp(learned_until)
+    until = f"{last:{periods.DAY}}"
     known = frame["utc_timestamp"] <= last
     if not known.any():
-        return f"The model was trained on hours up to {last:%d %b %Y}: all of these are new to it."
+        return f"The model was trained on hours up to {until}: all of these are new to it."
     share = "all" if known.all() else f"{known.sum():,}"
-    return (
-        f"The model was trained on {share} of these hours (up to {last:%d %b %Y}): its errors on new ones are larger."
-    )
+    return f"The model was trained on {share} of these hours (up to {until}): its errors on new ones are larger."
 
 
 def modelled(served: Served) -> str:

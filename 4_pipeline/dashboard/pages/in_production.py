@@ -47,8 +47,7 @@ def sections(served: Served) -> list:
         for name, (title, hint) in EXPLANATIONS.items()
         if name in served.record.explanations
     ]
-    moves = [move for move in served.record.history if move.version == served.production.version]
-    move = moves[-1] if moves else None
+    move = served.move
     return [
         html.Div([_facts(served, move), *explained[:1]], className="columns"),
         *([_gate(move.rules)] if move and move.rules else []),
