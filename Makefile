@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline test test-packages examples walk soak bench lint lock
+.PHONY: help run stop status lab offline test test-packages test-privileged examples walk soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -23,6 +23,7 @@ help:
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages, each in its folder"
+	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
 	@echo "make soak    tests that take long: gigabytes, many repetitions"
@@ -59,6 +60,10 @@ test-packages: .venv/installed
 
 examples: .venv/examples
 	@status=0; for example in examples/*/ server/team/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status
+
+test-privileged: .venv/examples
+	@status=0; for folder in . packages/*/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \
+		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak") || status=1; done; exit $$status
 
 walk: .venv/installed
 	@$(BIN)/python -m pytest -m "walk and not soak"

@@ -15,7 +15,16 @@ import hypothesis
 import pytest
 from filelock import FileLock
 from threadpoolctl import threadpool_limits
-from workplace import BIN, Servers, copy_tree, environment_for, environment_of, processes_of, required
+from workplace import (
+    BIN,
+    Servers,
+    copy_tree,
+    environment_for,
+    environment_of,
+    processes_of,
+    pytest_runtest_setup,  # noqa: F401 - a hook
+    required,
+)
 
 from workshop.servers.tracking_server import ensure_database
 from workshop.settings import get_settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -39,6 +40,21 @@ def required(what: str, found: object) -> None:
         if os.environ.get("WORKSHOP_REQUIRE_ALL"):
             pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
         pytest.skip(f"{what} is not on this machine")
+
+
+@functools.cache
+def missing_powers() -> str:
+    """Return why mounts and network namespaces are not possible here, or nothing where they are."""
+    tried = "unshare --mount --net sh -ec 'mount -t tmpfs tmpfs /tmp; ip link add type veth'"
+    done = subprocess.run(tried, shell=True, capture_output=True, text=True, check=False)
+    return f"needs root that may mount and make networks: {tried}: {done.stderr}" if done.returncode else ""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip a privileged test where the powers are missing; fail it where CI promised that they are there."""
+    if item.get_closest_marker("privileged") and (reason := missing_powers()):
+        (pytest.fail if os.environ.get("WORKSHOP_REQUIRE_PRIVILEGED") else pytest.skip)(reason)
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from workplace import ROOT, free_port, required
+from workplace import ROOT, free_port
 
 from workshop.servers import services
 from workshop.settings import get_settings
@@ -26,11 +26,9 @@ with services.only_one_chooses(settings, lambda line: print(line, flush=True)):
 """
 
 
-@pytest.mark.parametrize("user", ["", "65534"], ids=["own", "other"])
+@pytest.mark.parametrize("user", ["", pytest.param("65534", marks=pytest.mark.privileged)], ids=["own", "other"])
 def test_clones_choose_one_after_the_other(user, monkeypatch):
     """While another clone looks for ports, of this user or of another, this one waits; then it is its turn."""
-    if user:
-        required("root, to be another user", os.geteuid() == 0 and sys.platform == "linux")
     monkeypatch.setenv("WORKSHOP_TURN_PORT", str(free_port()))  # tests beside this one have their own turn
     settings, reported = get_settings(), []
     with subprocess.Popen(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 
 import pytest
-from workplace import BIN, copy_tree, git, required
+from workplace import BIN, copy_tree, git
 
 PYTHON = (BIN / "python").resolve()  # the Python that this environment was made with
 # What the package imports for its settings, what builds it, and a package that the index has as a source only.
@@ -18,9 +16,9 @@ NEEDED = (
 
 
 @pytest.mark.walk
+@pytest.mark.privileged
 def test_machine_without_a_network_installs_from_the_folder(tmp_path):
     """Clone from the folder, `make` with OFFLINE; the blank in the path is that of many a USB stick."""
-    required("root, for a network namespace", os.geteuid() == 0 and shutil.which("unshare"))
     root, folder, clone = copy_tree(tmp_path / "clone"), tmp_path / "USB stick", tmp_path / "workshop"
     lines = (root / "requirements.txt").read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.split("==")[0].strip() in (*NEEDED, "-e .")]

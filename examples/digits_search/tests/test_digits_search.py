@@ -56,6 +56,7 @@ def machines(tmp_path_factory) -> Iterator[tuple[Laptop, list[Machine]]]:
             wait_for(lambda node=node: node.run(PROCESSES) == "")
 
 
+@pytest.mark.privileged
 def test_search_finds_the_same_everywhere(machines):
     """In one process, on the laptop's cores, on machines by SSH: the same best parameters, and a run with its files.
 
@@ -76,6 +77,7 @@ def test_search_finds_the_same_everywhere(machines):
     assert all(run[2:] == ["1", "0.001", "0.9926", "19", r"b'\x89PNG'"] for run in runs)
 
 
+@pytest.mark.privileged
 def test_changed_step_and_killed_worker(machines):
     """The step is used as it is now, and a worker that dies in mid-search costs the training that it was at."""
     laptop, nodes = machines

@@ -95,6 +95,7 @@ def instances(laptop: Laptop) -> dict[str, str]:
 
 
 @pytest.mark.soak
+@pytest.mark.privileged
 def test_stack_from_creation_to_deletion(laptop):
     """Build, push, create, search, scale, lose an instance, delete: as the README says, and nothing is left."""
     build, create, search, update, delete = BLOCKS[-5:]

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 from machines import connect, machine
 from people import FOLDER, Person, blocks, new_account, start_ssh
-from workplace import copy_tree, required
+from workplace import copy_tree, pytest_runtest_setup, required  # noqa: F401 - the second is a hook
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory) -> Iterator[tuple[Person, Person]]:
     """Alice and Bob, each with a laptop that has SSH and git; the server knows their passwords."""
-    required("root, for namespaces", os.geteuid() == 0 and sys.platform == "linux")
     for program in ("ip", "unshare", "setpriv", "ssh", "/usr/sbin/sshd"):
         required(program, shutil.which(program))
     folder = tmp_path_factory.mktemp("machines")

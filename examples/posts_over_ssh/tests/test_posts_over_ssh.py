@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from people import FOLDER, STORE, Person, blocks, start_ssh
 from workplace import wait_for
 
+pytestmark = pytest.mark.privileged
 HOME = f"/home/alice/{FOLDER}"
 
 

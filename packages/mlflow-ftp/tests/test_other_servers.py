@@ -92,13 +92,13 @@ def pyftpdlib_command(folder: Path, files: Path, port: int) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", "pyftpdlib", *options]
 
 
-@pytest.fixture(params=["vsftpd", "proftpd", "pyftpdlib"])
+PRIVILEGED = [pytest.param(name, marks=pytest.mark.privileged) for name in ("vsftpd", "proftpd")]
+
+
+@pytest.fixture(params=[*PRIVILEGED, "pyftpdlib"])
 def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
     """The folder and the address of a server that runs."""
-    if request.param != "pyftpdlib" and (
-        not {"vsftpd": VSFTPD, "proftpd": PROFTPD}[request.param] or os.geteuid() != 0
-    ):
-        required(f"{request.param}, and root to start it", False)
+    required(request.param, {"vsftpd": VSFTPD, "proftpd": PROFTPD, "pyftpdlib": True}[request.param])
     # Not below pytest's own folders, which nobody else may enter.
     folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{request.param}"
     files, port = folder / "files", free_port()

@@ -135,7 +135,6 @@ def test_private_names_of_pyftpdlib_exist():
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
     """Give a folder a file system of its own."""
-    required("root, for a file system of its own,", os.geteuid() == 0 and sys.platform == "linux")
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder], check=True)
     try:
@@ -144,6 +143,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize("size", [60_000_000, 1000], ids=["amid", "at the end"])
 @pytest.mark.parametrize("scheme", ["ftp", "ftps"])
 def test_full_disk_is_told_at_once(tmp_path, monkeypatch, scheme, size):

@@ -442,6 +442,7 @@ def apart(tmp_path_factory):
         assert there.scratch_folders() == []
 
 
+@pytest.mark.privileged
 def test_cluster_stage_on_another_machine_gets_its_deps_and_gives_its_outs(apart):
     """`dvc repro` on a worker without shared disk: deps travel, outs come back; then only what changed travels."""
     before = apart.bytes_to_worker()
@@ -466,6 +467,7 @@ def test_cluster_stage_on_another_machine_gets_its_deps_and_gives_its_outs(apart
     assert apart.scratch_folders() == []
 
 
+@pytest.mark.privileged
 def test_cluster_stage_that_fails_on_another_machine_leaves_the_outs_alone(apart):
     """An error in the notebook: `dvc repro` fails, and no out is half there; the executed notebook is."""
     source = notebook(apart.repository / "fails.ipynb", "open('out.txt', 'w').write('half')", "1 / 0")
@@ -476,6 +478,7 @@ def test_cluster_stage_that_fails_on_another_machine_leaves_the_outs_alone(apart
     assert apart.scratch_folders() == []
 
 
+@pytest.mark.privileged
 def test_cluster_loopback_tracking_uri_is_noticed_on_another_machine(apart, tmp_path):
     """A tracking address that means another machine there: an error that names the setting, before any cell runs."""
     source = notebook(tmp_path / "tracks.ipynb", "print('ran')")
@@ -487,6 +490,7 @@ def test_cluster_loopback_tracking_uri_is_noticed_on_another_machine(apart, tmp_
     assert client.text() == ""
 
 
+@pytest.mark.privileged
 def test_cluster_network_cut_ends_the_notebook_on_both_sides(tmp_path):
     """The worker's link goes down while a cell runs: within 10 s an error here and no kernel there."""
     with new_hosts(tmp_path) as hosts, new_cluster(tmp_path / "cluster", hosts.client) as cluster:

@@ -293,6 +293,7 @@ def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
 
 
 # -- full disks --------------------------------------------------------------------------------------------------
+@pytest.mark.privileged
 def test_fault_client_disk_full_keeps_what_was_saved(cluster, tmp_path):
     """The client's disk fills up: words and exit code 1, the kernel gone, and the notebook saved before is whole."""
     with small_disk(tmp_path / "small", "1m") as folder:

@@ -289,6 +289,7 @@ def test_fetch_names_missing_outs_and_brings_none(cluster, folder, sent):
     assert list(tree(folder)) == ["made"]
 
 
+@pytest.mark.privileged
 def test_fetch_lands_all_or_none(cluster, folder, sent):
     """An out that cannot be replaced (a mount point) leaves those before it as they were, too."""
     write(folder / "a", b"old")
@@ -306,6 +307,7 @@ def test_fetch_lands_all_or_none(cluster, folder, sent):
     assert {content for content, _ in filter(None, tree(folder).values())} == {b"new"}
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize(("files", "size"), [(1, 3 * MB), (600, 1)], ids=["bytes", "files"])
 def test_fetch_to_a_full_disk_is_told(cluster, folder, sent, files, size):
     """Too little space here, for bytes or for files: words with the folder; nothing half-written stays."""
@@ -319,6 +321,7 @@ def test_fetch_to_a_full_disk_is_told(cluster, folder, sent, files, size):
         assert tree(folder) == {"out": None, "out/old": (b"content", 0o644)}
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize(("files", "size"), [(1, 4 * MB), (1200, 1)], ids=["bytes", "files"])
 def test_send_to_a_full_disk_is_told(tmp_path, folder, files, size):
     """Too little space on the worker: words with the folder; its scratch folder goes, it serves on."""
@@ -388,6 +391,7 @@ def test_send_notices_a_file_that_changed_meanwhile(cluster, folder, monkeypatch
     assert not list((cluster.root / "files").glob(f"{announced[0].md5}*"))
 
 
+@pytest.mark.privileged
 def test_open_makes_room_on_the_disk(tmp_path, folder):
     """On a full disk, contents that no notebook asks for now make way for those that one asks for."""
     write(folder / "old", b"o" * MB)

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from podman_machine import Machine, machine
 from workplace import answer_of, copy_tree, wait_for
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.privileged]
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 MLFLOW, ADMINER, LOGS = (f"http://127.0.0.1:{port}" for port in (5500, 5501, 5502))
