@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,10 @@ ORDER = [
     "tests/test_tracking_chapter.py", "tests/teaching/test_headstart.py", "tests/servers/test_backup.py",
     "second servers", "tests/servers/test_tracking_server.py", "tests/dashboard/test_fuzz.py",
 ]  # fmt: skip
-GROUPS = Path(os.environ.setdefault("TEST_GROUPS", tempfile.mktemp(prefix="groups-")))  # of all processes
+# In the environment of all that a session starts: the mark by which these processes are found, and a file's name.
+IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ
+SESSION = os.environ.setdefault("TEST_SESSION", tempfile.mktemp(prefix="test-session-"))
+GROUPS = Path(f"{SESSION}.groups")
 SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
 
 
@@ -50,6 +54,15 @@ def group_of(item) -> str:
     if "servers" not in item.fixturenames:
         return file
     return "second servers" if file.startswith(SECOND_SERVERS) else "servers"
+
+
+def pytest_configure(config):
+    """Start the process that ends what is left when the session is over, or was interrupted or killed."""
+    if IS_FIRST_PROCESS:
+        command = [sys.executable, Path(__file__).with_name("leftovers.py"), SESSION]
+        # In a session of its own, Ctrl-C does not reach it.
+        watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        config.add_cleanup(watcher.communicate)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
-from workplace import ROOT, missing_powers
+from workplace import ROOT, START_SECONDS, missing_powers, processes_of, wait_for
 
 # From each place that has privileged tests a file with some.
 PRIVILEGED = {
@@ -18,6 +20,17 @@ PRIVILEGED = {
     "examples/digits_search": "tests/test_digits_search.py",
     "examples/posts_over_ssh": "tests/test_posts_over_ssh.py",
 }
+
+# Two groups of tests, each with a server that outlives the process that started it.
+SERVER = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+def test_server():
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path(os.environ["STARTED"] + os.environ["PYTEST_XDIST_WORKER"]).touch()
+    time.sleep(600)
+"""
 
 
 def session_environment(**variables: str) -> dict[str, str]:
@@ -44,3 +57,24 @@ def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
         result = done.stdout.splitlines()[-1]
         assert outcome in result
         assert "passed" not in result
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_an_interrupted_session(tmp_path, number):
+    """A signal to pytest alone ends its workers, and the servers that tests started."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("conftest.py", "leftovers.py", "workplace.py"):
+        (tmp_path / "tests").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
+    for name in ("first", "second"):
+        (tmp_path / "tests" / f"test_{name}.py").write_text(SERVER)
+    environment = session_environment(STARTED=str(tmp_path / "started"), PYTHONPATH=str(ROOT))
+    with subprocess.Popen([sys.executable, "-m", "pytest", "-n2"], cwd=tmp_path, env=environment) as controller:
+        try:
+            wait_for(lambda: len(list(tmp_path.glob("started*"))) == 2, START_SECONDS)
+            assert len(processes_of(tmp_path)) >= 5  # this one, two processes of pytest-xdist, two servers
+            controller.send_signal(number)
+            controller.wait(60)
+        finally:
+            controller.kill()
+    wait_for(lambda: not processes_of(tmp_path), 60)

@@ -1,0 +1,28 @@
+"""Wait for the end of a session of pytest, however it ends; then end what is left of all that the session started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import psutil
+
+
+def leftovers(mark: str) -> Iterator[psutil.Process]:
+    """Yield the processes that have the session's ``mark`` in the environment that they were started with."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark:
+                yield process
+
+
+if __name__ == "__main__":
+    sys.stdin.read()  # the session never writes: this returns when it has ended
+    while processes := list(leftovers(sys.argv[1])):
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                print("the tests left, and this ends:", process.pid, *process.cmdline(), file=sys.stderr)
+                process.kill()
+        psutil.wait_procs(processes, 5)
