@@ -26,7 +26,7 @@ help:
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
-	@echo "make soak    tests that take long: gigabytes, many repetitions"
+	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
 	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
 	@echo "make lock    compile requirements.txt from pyproject.toml"
@@ -68,8 +68,11 @@ test-privileged: .venv/examples
 walk: .venv/installed
 	@$(BIN)/python -m pytest -m "walk and not soak"
 
+# `-p randomly --randomly-seed=N` repeats an order.
 soak: .venv/installed
 	@$(BIN)/python -m pytest -m soak
+	@status=0; for folder in . packages/*/; do \
+		(cd "$$folder" && $(BIN)/python -m pytest -p randomly) || status=1; done; exit $$status
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.run
