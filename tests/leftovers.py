@@ -23,6 +23,6 @@ if __name__ == "__main__":
     while processes := list(leftovers(sys.argv[1])):
         for process in processes:
             with contextlib.suppress(psutil.Error):
-                print("the tests left, and this ends:", process.pid, *process.cmdline(), file=sys.stderr)
+                print("the tests left, and this ends:", " ".join(process.cmdline())[:100], file=sys.stderr)
                 process.kill()
         psutil.wait_procs(processes, 5)

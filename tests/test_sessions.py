@@ -69,7 +69,11 @@ def test_processes_end_with_an_interrupted_session(tmp_path, number):
     for name in ("first", "second"):
         (tmp_path / "tests" / f"test_{name}.py").write_text(SERVER)
     environment = session_environment(STARTED=str(tmp_path / "started"), PYTHONPATH=str(ROOT))
-    with subprocess.Popen([sys.executable, "-m", "pytest", "-n2"], cwd=tmp_path, env=environment) as controller:
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-n2"], cwd=tmp_path, env=environment,
+        # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as controller:  # fmt: skip
         try:
             wait_for(lambda: len(list(tmp_path.glob("started*"))) == 2, START_SECONDS)
             assert len(processes_of(tmp_path)) >= 5  # this one, two processes of pytest-xdist, two servers
