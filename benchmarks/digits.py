@@ -32,7 +32,7 @@ with loky if sys.argv[1] == "loky" else search.workers(sys.argv[1], data):
     search.new_search("large", folds).fit(images, digits)
     print("seconds", time.perf_counter() - began)
 """
-ROWS = tuple(Row("a search of 98 combinations, 294 trainings", LOKY, ours, 0.9) for ours in (LOCAL, SSH))
+ROWS = tuple(Row("a search of 98 combinations, 294 trainings", LOKY, ours) for ours in (LOCAL, SSH))
 
 
 def sides(clone: Clone) -> list[Side]:

@@ -22,7 +22,7 @@ TITLE = "A prediction over HTTP, the 95th percentile of 50 connections"
 READERS, TIMES = 50, 20
 WEATHER = {"windspeed": 5.2, "temperature": 15.0, "rad_horizontal": 300.0, "rad_diffuse": 200.0}
 STOCK, OURS = "`mlflow models serve`, without an error band", "`POST /predict` of the dashboard"
-ROWS = (Row("a prediction, 50 connections, 95th percentile", STOCK, OURS, 3),)
+ROWS = (Row("a prediction, 50 connections, 95th percentile", STOCK, OURS),)
 
 
 def sides(clone: Clone) -> list[Side]:

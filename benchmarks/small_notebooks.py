@@ -24,14 +24,14 @@ TENSORFLOW, TENSORFLOW_DASK = "`papermill`, TensorFlow", "`papermill --engine da
 OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
 STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
-    Row("one notebook, nothing imported", ONE, ONE_DASK, 1),
-    Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK, 5),
+    Row("one notebook, nothing imported", ONE, ONE_DASK),
+    Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK),
     Row("one notebook, TensorFlow", TENSORFLOW, TENSORFLOW_DASK),
-    Row("20 tiny notebooks", STOCK, OURS, 8),
+    Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
-    Row("20 tiny notebooks", PEER, OURS, 3),
+    Row("20 tiny notebooks", PEER, OURS),
     Row("20 tiny notebooks, a program each", STOCK_PAIR, OURS_PAIR),
-    Row("20 tiny notebooks, stages of DVC", STOCK_STAGES, OURS_STAGES, 8),
+    Row("20 tiny notebooks, stages of DVC", STOCK_STAGES, OURS_STAGES),
 )
 STAGES = """
 stages:
