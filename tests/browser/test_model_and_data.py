@@ -25,7 +25,7 @@ def test_model_page_says_which_model_is_in_production_and_why(model, servers):
     for words in ("Why", "R² solar", "80% of the hours"):
         expect(facts).to_contain_text(words)
     rules = model.locator("#gate tbody tr")
-    expect(rules.filter(has_text="latency")).to_contain_text("ms for an hour✓ passed")
+    expect(rules.filter(has_text="time to predict one hour (ms)")).to_contain_text("<= 500✓ passed")
     expect(rules.filter(has_text="✗")).to_have_count(0)
     expect(model.locator("#importance")).to_contain_text("Wind speed")
     expect(model.locator("#responses")).to_contain_text("mean prediction, GW")

@@ -213,14 +213,14 @@ def test_history_knows_moves_by_hand(registered_model, candidates):
 
 def test_forced_promotion_is_recorded_as_such(registered_model, candidates):
     """A refused candidate needs force, and history and version tell what the gate had said."""
-    rule = promotion.Rule("least_r2_wind", 0.1, ">= 0.5", passed=False)
+    rule = promotion.Rule("R2 of wind power", 0.1, ">= 0.5", passed=False)
     refused = promotion.Decision(False, f"refused: {rule}", (rule,), SCORES, None)
     with pytest.raises(PromotionRefused):
         promote(candidates[0], decision=refused)
     promote(candidates[0], "the client wants it", promotion.force(refused))
     (move,) = registry.history()
     assert (move.action, move.why) == ("forced", "the client wants it")
-    assert "least_r2_wind is 0.1" in move.reason
+    assert "R2 of wind power: 0.1" in move.reason
     assert [rule["passed"] for rule in move.rules] == [False]
 
 

@@ -44,8 +44,8 @@ def promote(candidate: Path | None, why: str | None, dry_run: bool, force: bool)
     verdict = promotion.force(verdict) if force else verdict
     if verdict.promoted and not dry_run:
         registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
-    # The terminal's width, less names and verdicts, for the two other columns.
-    print_rows(verdict.table, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 30) // 2))
+    # The terminal's width, less the verdicts, for the three other columns.
+    print_rows(verdict.table, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 13) // 3))
     click.echo(("dry run, nothing is changed; " if dry_run else "") + verdict.reason)
     if not verdict.promoted:
         raise SystemExit(PromotionRefused.exit_code)

@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 LEAST_WEEKS = 6  # with fewer weeks any difference may be chance
+PAIRED_TEST = "paired test of the weekly errors (probability)"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule: the value of the candidate, the limit, and whether it passed."""
+    """One rule: its name for a person, with the unit; the value of the candidate, the limit, and whether it passed."""
 
     name: str
-    value: float | bool | str | None
+    value: float | str | None
     limit: str
     passed: bool
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.text}, not {self.limit}"
+        return f"{self.name}: {self.text} (allowed: {self.limit})"
 
     @property
     def text(self) -> str:
@@ -84,7 +85,8 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) 
     """
     scores = candidate.scores
     disqualified = None if champion is None else _disqualification(champion)
-    rules = [Rule("loads", candidate.trouble or True, "it loads and predicts", scores is not None)]
+    loads = "it loads and predicts"
+    rules = [Rule("loading", candidate.trouble or loads, loads, scores is not None)]
     if scores is not None:
         rules += _rules(candidate, scores, policy)
         if champion is not None and disqualified is None:
@@ -99,7 +101,7 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) 
     elif disqualified:
         reason = f"promoted: every rule passed and the champion is disqualified: {disqualified}"
     else:
-        tested = next((rule for rule in rules if rule.name == "paired_test"), None)
+        tested = next((rule for rule in rules if rule.name == PAIRED_TEST), None)
         verb = "is in a near-tie with" if tested else "beats"
         reason = f"promoted: R2 {scores.r2:.4f} {verb} the champion's {champion.scores.r2:.4f}"
         reason += f", and its weekly errors are smaller (p {tested.text})" if tested else ""
@@ -110,24 +112,25 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) 
 
 def _rules(candidate: Evaluation, scores: Scores, policy: Promote) -> Iterator[Rule]:
     """Yield the rules that do not depend on a champion."""
-    yield Rule("finite", scores.finite, "every prediction is a number", scores.finite)
-    for name, value, least, unit in (
-        ("non_negative", scores.lowest_GW, 0.0, " GW"),
-        ("least_r2_solar", scores.r2_solar, policy.least_r2_solar, ""),
-        ("least_r2_wind", scores.r2_wind, policy.least_r2_wind, ""),
+    numbers = "all are numbers"
+    yield Rule("predictions", numbers if scores.finite else f"not {numbers}", numbers, scores.finite)
+    for name, value, least in (
+        ("lowest predicted power (GW)", scores.lowest_GW, 0.0),
+        ("R2 of solar power", scores.r2_solar, policy.least_r2_solar),
+        ("R2 of wind power", scores.r2_wind, policy.least_r2_wind),
     ):
-        yield Rule(name, value, f">= {least:g}{unit}", value >= least)
-    for name, value, most, unit in (
-        ("night_solar", scores.night_solar_GW, policy.most_night_solar_GW, " GW while the sun is down"),
-        ("latency", candidate.latency_ms, policy.most_latency_ms, " ms for an hour"),
-        ("size", candidate.size_MB, policy.most_size_MB, " MB"),
+        yield Rule(name, value, f">= {least:g}", value >= least)
+    for name, value, most in (
+        ("mean solar power predicted at night (GW)", scores.night_solar_GW, policy.most_night_solar_GW),
+        ("time to predict one hour (ms)", candidate.latency_ms, policy.most_latency_ms),
+        ("size of the model's files (MB)", candidate.size_MB, policy.most_size_MB),
     ):
-        yield Rule(name, value, f"<= {most:g}{unit}", value <= most)
+        yield Rule(name, value, f"<= {most:g}", value <= most)
     fits = candidate.signature in SIGNATURES
-    yield Rule("signature", candidate.signature, "weather, or hour and weather, to GW of solar and wind", fits)
-    yield Rule("data_known", candidate.data, "the hash of the table it learned from", bool(candidate.data))
-    unseen = _overlap(candidate.learned, scores.period)
-    yield Rule("unseen", unseen or "held-out hours are new to it", "learned from other hours than these", not unseen)
+    yield Rule("inputs and outputs", candidate.signature, "weather, or hour and weather, to GW of solar and wind", fits)
+    yield Rule("hash of the table it learned from", candidate.data, "known", bool(candidate.data))
+    overlap = _overlap(candidate.learned, scores.period)
+    yield Rule("held-out hours", overlap or "new to it", "new to it", not overlap)
 
 
 def _contest(scores: Scores, champion: Scores, policy: Promote) -> Iterator[Rule]:
@@ -138,15 +141,17 @@ def _contest(scores: Scores, champion: Scores, policy: Promote) -> Iterator[Rule
     """
     gain = scores.r2 - champion.r2
     near = abs(gain) <= policy.near_tie  # false for NaN
-    alone = near and policy.least_gain == 0
-    limit = f"> {policy.least_gain:g} in R2 over the champion's {champion.r2:.4f}"
-    limit += f", or within {policy.near_tie:g} of it and better by the paired test" if alone else ""
-    yield Rule("beats_champion", gain, limit, alone or gain > policy.least_gain)
+    p = chance_of_better(scores.weekly_mae_GW, champion.weekly_mae_GW) if near else 0.0
+    tie = f"within {policy.near_tie:g} of it"
+    if policy.least_gain:
+        enough = gain > policy.least_gain
+        limit = f"> {policy.least_gain:g} over {champion.r2:.4f}, and {tie} also better by the paired test"
+    else:
+        enough = near or gain > 0
+        limit = f"> {policy.near_tie:g} over {champion.r2:.4f}; or {tie}, and then better by the paired test"
+    yield Rule("R2 above that of the model in production", gain, limit, enough and p <= policy.alpha)
     if near:
-        p = chance_of_better(scores.weekly_mae_GW, champion.weekly_mae_GW)
-        yield Rule(
-            "paired_test", p, f"p <= {policy.alpha:g}: smaller weekly errors than the champion's", p <= policy.alpha
-        )
+        yield Rule(PAIRED_TEST, p, f"<= {policy.alpha:g} that smaller errors are chance", p <= policy.alpha)
 
 
 def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) -> float:

@@ -19,7 +19,7 @@ EXPLANATIONS = {
     ),
 }
 SCORES = {"r2_solar": ("R² solar", 3, ""), "r2_wind": ("R² wind", 3, ""), "mae_GW": ("Mean absolute error", 2, " GW")}
-RULES_HEAD, VERDICTS = ["Rule of the gate", "Found", "Allowed", ""], {True: "✓ passed", False: "✗ failed"}
+RULES_HEAD, VERDICTS = ["Rule of the gate", "Found", "Allowed", ""], {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
 
 
@@ -78,7 +78,7 @@ def _facts(served: Served, move: Move | None) -> html.Section:
 
 def _gate(rules: list[dict]) -> html.Section:
     rows = [
-        [rule.name.replace("_", " "), parts.copied(rule.text), rule.limit, VERDICTS[rule.passed]]
+        [rule.name, parts.copied(rule.text), rule.limit, VERDICTS[rule.passed]]
         for rule in (Rule(**rule) for rule in rules)
     ]
     table = parts.scroll(parts.table(RULES_HEAD, rows, "words"), "The rules of the gate")
