@@ -54,6 +54,11 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
         assert "No model is in production yet." in page
 
 
+def test_report_is_said_to_be_on_a_week_that_is_nearly_whole(made):
+    """The table begins with the latest week, the report is on the latest that has nine tenths of its hours."""
+    assert "(the latest with 90% of its hours, unless params.yaml names another)" in str(made("/"))
+
+
 @pytest.mark.parametrize(
     ("until", "said"),
     [

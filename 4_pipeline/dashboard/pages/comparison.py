@@ -23,6 +23,7 @@ PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
 MOST_WEEKS = 53
+REPORT_WEEK = f" (the latest with {split.WHOLE_ENOUGH:.0%} of its hours, unless params.yaml names another)"
 WEEKS_HEAD = ["Week", "Hours", "Solar measured", "predicted", "error", "Wind measured", "predicted", "error"]
 
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
@@ -62,7 +63,7 @@ def page(served: Served, query: dict[str, str]) -> list:
             f"Means and errors in GW, of the last {MOST_WEEKS} weeks at most; the link of a week shows it alone.",
             [
                 html.Div(weeks, id="comparison-weeks"),
-                html.P(parts.external_link("The report of the latest week", report)),
+                html.P([parts.external_link("The report on one week", report), REPORT_WEEK]),
             ],
         ),
         parts.panel(
