@@ -19,7 +19,8 @@ EXPLANATIONS = {
     ),
 }
 SCORES = {"r2_solar": ("R² solar", 3, ""), "r2_wind": ("R² wind", 3, ""), "mae_GW": ("Mean absolute error", 2, " GW")}
-RULES_HEAD, VERDICTS = ["Rule of the gate", "Found", "Allowed", ""], {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
+RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
+VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
 
 
