@@ -93,7 +93,7 @@ lock: .venv/installed
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
-	@echo "Installing into .venv (once; about a minute)" >&2
+	@echo "Installing into .venv (once; a minute or two)" >&2
 	@"$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) $(UV)
 	@echo "  uv is there; installing the pinned packages" >&2

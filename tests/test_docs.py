@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os.path
 import re
 import shlex
+import subprocess
 
 import click
 import pytest
 from workplace import ROOT, files_of_tree, is_moved_to
 
+from benchmarks.run import BENCHMARKS, RESULTS
+from benchmarks.table import BEGIN, END, table
 from workshop.cli import main
 
 PAGES = [ROOT / name for name in files_of_tree("*.md")]
@@ -41,6 +45,34 @@ def test_relative_links_of_notebooks_resolve(notebook):
     for target in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", notebook.read_text()):
         if not re.match(r"[a-z]+:|attachment", target) and "\\" not in target:
             assert (notebook.parent / target).exists(), f"{notebook}: {target}"
+
+
+TREE = {each for file in files_of_tree() for each in (file, *map(str, (ROOT / file).relative_to(ROOT).parents))}
+PATH = re.compile(r"(?<![\w/.:~$*{}<>@+%-])(?:\.\./)*(\w[\w.-]*(?:/[\w-][\w.-]*)+)")
+
+
+def named_paths(path):
+    """The paths in backticks and code blocks of a page, or of a notebook's text, that begin with a name that is there.
+
+    Yields each as it may be meant: from the top, and from the file's own folder.
+    """
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for code in re.findall(r"^ *```.*?^ *```|`[^`\n]+`", text, flags=re.DOTALL | re.MULTILINE):
+        for words in PATH.findall(code):
+            meant = [words, os.path.normpath(path.parent.relative_to(ROOT) / words)]
+            if any(each.removesuffix(words) + words.split("/")[0] in TREE for each in meant):
+                yield meant
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in files_of_tree("*.ipynb"))], ids=name)
+def test_paths_that_texts_name_exist(page):
+    """Each is a file or a folder of the repository, or one that git ignores, because a command makes it."""
+    for meant in named_paths(page):
+        ignored = subprocess.run(["git", "check-ignore", *meant], cwd=ROOT, capture_output=True, check=False)
+        assert TREE & set(meant) or ignored.returncode == 0, meant[0]
 
 
 def commands(page):
@@ -111,3 +143,37 @@ def test_readme_tree_names_what_is_there():
     tree = re.search(r"```text\n(1_starting_point/.*?)```", text, flags=re.DOTALL)[1]
     for entry in re.findall(r"^([\w.]\S*)", tree, flags=re.MULTILINE):
         assert (ROOT / entry.rstrip("/")).exists(), entry
+
+
+def test_table_of_benchmarks_is_that_of_the_results():
+    """The page shows what the kept results give, and each package's page leads to it."""
+    page = ROOT / "benchmarks" / "README.md"
+    assert page.read_text().split(BEGIN)[1].split(END)[0].strip() == table(json.loads(RESULTS.read_text()), BENCHMARKS)
+    assert not re.search(r"target|missed", page.read_text())
+    for package in (ROOT / "packages").glob("*/README.md"):
+        assert "](../../benchmarks/README.md)" in package.read_text(), package
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS[:2])
+def test_early_chapters_name_the_file_that_a_run_changes(chapter):
+    """A reader who types `git status` after `make run` learns from the chapter why a file has changed."""
+    assert "`4_pipeline/dvc.lock`" in (ROOT / chapter / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "4_pipeline/what_next.md"])
+def test_four_systems_are_linked(page):
+    """The front page and the last page of chapter 4 lead to each example and to the servers for a team."""
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text())
+    systems = [*(ROOT / "examples").glob("*/README.md"), ROOT / "server" / "team" / "README.md"]
+    assert len(systems) == 4
+    assert set(systems) <= {((ROOT / page).parent / link).resolve() for link in links}
+
+
+@pytest.mark.parametrize(("into", "years"), [("shorter.csv", ("2013",)), ("recent.csv", ("2015", "2016"))])
+def test_chapter_4_cuts_out_whole_years(germany_csv, into, years):
+    """Its commands keep all hours of the years that the text names, and no other."""
+    page = (ROOT / "4_pipeline" / "README.md").read_text()
+    [command] = re.findall(rf'^(?:.* ")?(\w.* germany\.csv) > {into}', page, flags=re.MULTILINE)
+    done = subprocess.run(["sh", "-c", command], cwd=germany_csv.parent, capture_output=True, text=True, check=True)
+    header, *hours = germany_csv.read_text().splitlines()
+    assert done.stdout.splitlines() == [header, *(hour for hour in hours if hour.startswith(years))]

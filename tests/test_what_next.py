@@ -157,6 +157,18 @@ def test_report_is_on_the_other_years(team):
     assert CHANGES["fetch"]["csv"]["attribution"] in page
 
 
+def test_models_are_trained_again_after_a_change_that_dvc_does_not_see(team):
+    """The page's command runs all trainings and the gate again, where plain `dvc repro` has nothing to do."""
+    place, _ = team
+    [command] = re.findall(r"^ +dvc (repro .+)$", PAGE, flags=re.MULTILINE)
+    forced, plain = (
+        place.run(BIN / "dvc", *words, "--dry", cwd=place.pipeline) for words in (command.split(), ["repro"])
+    )
+    stages = {"train_linreg", "train_rf", "train_keras", "train_gradient_boosting", "compare", "promote", "report"}
+    assert stages <= set(re.findall(r"Running stage '(\w+)'", forced.stdout)), forced.stderr
+    assert not stages & set(re.findall(r"Running stage '(\w+)'", plain.stdout))
+
+
 def test_others_can_fetch_it(team, tmp_path):
     """The commit holds the settings, and a clone of it gets the data from the remote."""
     place, _ = team
