@@ -1,17 +1,21 @@
 """Collect log files into SQLite with full-text search: `python collector.py FOLDER DATABASE`.
 
-The key of a line is its file and its offset; a file is known by the digest of its first line. So a line lands once,
-however often it is read and however its file is renamed meanwhile.
+The key of a line is its file and its offset, so a line lands once, however often it is read. A file is known by its
+inode, which stays when it is renamed, and by the bytes before the position, which change when it is truncated. A new
+file with these bytes and a name that begins with the log's is the copy that was made before the log was truncated.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
+import io
 import json
 import logging
 import logging.config
+import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,12 +23,14 @@ from pathlib import Path
 import sqlite_utils
 import yaml
 
-BATCH_BYTES = 4_000_000
+BATCH_BYTES = 4_000_000  # a longer line is cut
+TAIL_BYTES = 1000  # before a position, by which a file is known again
 FIELDS = ("time", "level", "service", "message", "traceback", "run_id", "stage", "logger", "host")
 POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "logger"}  # its names for ours
 USED = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
 
 logger = logging.getLogger("collector")
+warn_once = functools.cache(logger.warning)  # each round meets the same files
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
@@ -39,41 +45,90 @@ def open_database(path: Path) -> sqlite_utils.Database:
         lines.enable_fts(["message", "traceback"], create_triggers=True)
     # For readers; the full-text index names rows of `lines`.
     database.create_view("log", f"SELECT {', '.join(FIELDS)}, rowid FROM lines", replace=True)  # noqa: S608
-    database["files"].create({"file": str, "name": str, "position": int}, pk="file", if_not_exists=True)
+    if "tail" not in database["files"].columns_dict:  # of an older collector: read again; no line lands twice
+        database["files"].drop(ignore=True)
+    columns = {"file": str, "name": str, "position": int, "inode": str, "tail": bytes}
+    database["files"].create(columns, pk="file", if_not_exists=True)
     return database
 
 
 def parse(line: bytes, name: str) -> dict[str, str]:
-    """Return the fields of a line; one that is no JSON is a message of the service after which the file is named."""
-    fields = {"time": datetime.now(UTC).isoformat(), "level": "INFO", "service": name.split(".")[0].split("-")[0]}
+    """Return the fields of a line; the message is the text if it is no JSON, or JSON that cannot be read or stored."""
     text = line.decode(errors="replace").rstrip("\r\n")
-    try:
-        fields |= {POSTGRES.get(key, key): value for key, value in json.loads(text).items() if value is not None}
-    except (ValueError, AttributeError, RecursionError):
-        fields["message"] = text
-    with contextlib.suppress(ValueError):
-        moment = datetime.fromisoformat(str(fields["time"]).replace(" UTC", "Z"))
-        fields["time"] = moment.astimezone(UTC).isoformat(timespec="milliseconds")
-    return {key: value if isinstance(value := fields.get(key, ""), str) else json.dumps(value) for key in FIELDS}
+    service = name.split(".")[0].split("-")[0]
+    fields = {"time": str(datetime.now(UTC)), "level": "INFO", "service": service, "message": text}
+    with contextlib.suppress(ValueError, AttributeError, OverflowError, RecursionError):
+        record = {POSTGRES.get(key, key): value for key, value in json.loads(text).items() if value is not None}
+        return _make_columns(fields | record)
+    return _make_columns(fields)
+
+
+def _make_columns(fields: dict) -> dict[str, str]:
+    moment = datetime.fromisoformat(str(fields["time"]).replace(" UTC", "Z"))
+    fields["time"] = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    columns = {key: value if isinstance(value := fields.get(key, ""), str) else json.dumps(value) for key in FIELDS}
+    "".join(columns.values()).encode()  # half a surrogate pair, which SQLite refuses, is a ValueError
+    return columns
+
+
+def open_log(path: Path) -> io.FileIO:
+    """Open a plain file; a link, which may lead out of the folder, and a pipe, which may never end, raise OSError."""
+    return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
+def read_tail(log: io.FileIO, position: int) -> bytes:
+    """Return the last bytes before a position."""
+    size = min(position, TAIL_BYTES)
+    return os.pread(log.fileno(), size, position - size)
+
+
+def is_being_copied(log: io.FileIO, path: Path) -> bool:
+    """Tell whether the log after which a file is named holds the same: it does until it is truncated."""
+    size = os.fstat(log.fileno()).st_size
+    for other in path.parent.iterdir():
+        if path.name.startswith(other.name) and path != other:
+            with contextlib.suppress(OSError), open_log(other) as original:
+                if read_tail(log, size) == read_tail(original, size):
+                    return True
+    return False
+
+
+def identify(log: io.FileIO, path: Path, database: sqlite_utils.Database) -> dict | None:
+    """Return how far a file was read, under this name or an earlier one; None for a copy that is being made."""
+    files, inode = database["files"], str(os.fstat(log.fileno()).st_ino)
+    for record in files.rows_where("inode = ?", [inode], order_by="position DESC"):
+        if read_tail(log, record["position"]) == record["tail"]:
+            return record
+    if is_being_copied(log, path):
+        return None
+    name = os.fsencode(path.name).decode(errors="replace")
+    for record in files.rows_where("substr(?, 1, length(name)) = name", [name], order_by="position DESC"):
+        if read_tail(log, record["position"]) == record["tail"]:
+            files.update(record["file"], {"name": name, "inode": inode})
+            return files.get(record["file"])
+    first = os.pread(log.fileno(), BATCH_BYTES, 0)
+    key = hashlib.sha256(first[: first.find(b"\n") + 1] or first).hexdigest()[:16]
+    while files.count_where("file = ?", [key]):
+        key = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return {"file": key, "name": name, "position": 0, "inode": inode, "tail": b""}
 
 
 def read(path: Path, database: sqlite_utils.Database) -> int:
     """Add the next whole lines of a file to the database; return how many."""
-    with path.open("rb") as file:
-        first = file.readline(BATCH_BYTES)
-        if not first.endswith(b"\n"):
+    with open_log(path) as log:
+        if not (record := identify(log, path, database)):
             return 0
-        key, rows = hashlib.sha256(first).hexdigest()[:16], []
-        position = next((row["position"] for row in database["files"].rows_where("file = ?", [key])), 0)
-        file.seek(position)
-        for line in file.readlines(BATCH_BYTES):
-            if line.endswith(b"\n"):
-                rows.append({"file": key, "offset": position} | parse(line, path.name))
-                position += len(line)
+        content, rows = os.pread(log.fileno(), BATCH_BYTES, record["position"]), []
+    if len(content) < BATCH_BYTES or b"\n" in content:
+        content = content[: content.rfind(b"\n") + 1]
+    for line in io.BytesIO(content):
+        rows.append({"file": record["file"], "offset": record["position"]} | parse(line, record["name"]))
+        record["position"] += len(line)
     if rows:
+        record["tail"] = (record["tail"] + content)[-TAIL_BYTES:]
         with database.atomic():  # the lines and the position, or neither
             database["lines"].insert_all(rows, ignore=True)
-            database["files"].upsert({"file": key, "name": path.name, "position": position})
+            database["files"].upsert(record)
     return len(rows)
 
 
@@ -90,8 +145,12 @@ def collect(folder: Path, database: sqlite_utils.Database, days: float, megabyte
     """Read each file of the folder once, at most BATCH_BYTES of it; return how many lines came."""
     count = 0
     for path in sorted(folder.glob("[!.]*.*")):
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile: read in the next round
+        try:
             count += read(path, database)
+        except FileNotFoundError:  # renamed meanwhile: read in the next round
+            continue
+        except OSError as error:
+            warn_once("not collected: %r: %s", path.name, error.strerror)
     forget(database, days, megabytes)
     return count
 

@@ -8,12 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import collector
+import pytest
 import sqlite_utils
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 from workplace import BIN, Servers, clean_environment, free_port, new_workplace, required, running, wait_for
 
@@ -41,7 +46,7 @@ def collect(folder: Path, days: float = 30, megabytes: float = 1000) -> list[dic
     database = collector.open_database(folder / "logs.db")
     while collector.collect(folder / "logs", database, days, megabytes):
         pass
-    return list(database.query("SELECT * FROM lines ORDER BY time, rowid"))
+    return list(database.query("SELECT *, rowid FROM lines ORDER BY time, rowid"))
 
 
 def write(file: Path, first: int, count: int) -> None:
@@ -183,6 +188,139 @@ def test_old_lines_go_by_age_and_by_size(tmp_path):
     assert 0 < len(rows) < 3000
     assert rows[-1]["message"] == "n2999"
     assert len(collect(tmp_path)) == len(rows)
+
+
+ODD_LINES = [
+    rb'{"message": "\ud800"}', rb'{"message": {"a": ["\ud800"]}, "service": "\udcff"}',
+    b'{"time": "0001-01-01T00:00:00+23:59", "message": "early"}', b'{"time": "9999-12-31T23:59:59-23:59"}',
+    b'{"time": [1], "message": "odd"}', b'{"time": "yesterday", "message": "odd"}', b'{"time": 1e999}',
+    b'{"message": "\0", "level": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"[" * 200_000, b"\0\0", b"\xed\xa0\x80",
+    b'{"run_id": 1' + b"0" * 5000 + b"}", b'{"level": {"a": NaN}, "service": 10000000000000000000000, "stage": true}',
+    b'{"no": "message"}', b"null", b'"text"', b"1", b"", b"\r", b"\x85\xe2\x80\xa8",
+]  # fmt: skip
+
+
+def test_no_line_and_no_file_stops_the_collector(tmp_path):
+    """Of each line that cannot be read or stored the text is kept; what is no plain file of the folder is left out."""
+    folder = tmp_path / "logs"
+    (folder / "a.folder").mkdir(parents=True)
+    os.mkfifo(folder / "b.pipe")
+    (tmp_path / "secret").write_text("secret\n")
+    (folder / "c.link").symlink_to(tmp_path / "secret")
+    (folder / "d.log").write_bytes(b"\n".join([*ODD_LINES, b""]))
+    (folder / os.fsdecode(b"e\xff.log")).write_text("name\n")
+    (folder / "z.log").write_text("last\n")
+    rows = sorted(collect(tmp_path), key=lambda row: row["rowid"])
+    expected = [line.decode(errors="replace").rstrip("\r") for line in ODD_LINES]
+    assert [row["message"] for row in rows] == [*expected, "name", "last"]
+    assert {("10000000000000000000000", '{"a": NaN}', "true")} <= {(r["service"], r["level"], r["stage"]) for r in rows}
+
+
+def test_long_line_is_cut(tmp_path):
+    """Of lines larger than a batch, the first among them, each byte lands; lines after it do."""
+    (tmp_path / "logs").mkdir()
+    long = "x" * (collector.BATCH_BYTES + 10)
+    (tmp_path / "logs" / "a.log").write_text(f"{long}\nshort\n{long}\nlast\n")
+    rows = list(collect(tmp_path))
+    assert sorted(len(row["message"]) for row in rows) == [4, 5, 10, 10, collector.BATCH_BYTES, collector.BATCH_BYTES]
+
+
+class Log:
+    """A program's log, rotated by renaming and by copying and truncating; each of its files begins with one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.unwritten, self.lines = path, b"", Counter()
+        self.open()
+
+    def open(self) -> None:
+        """Begin an empty file, or the same one after it was truncated."""
+        self.file, self.is_new = self.path.open("ab", buffering=0), True
+        self.add(b"head")
+
+    def add(self, line: bytes) -> None:
+        """Let the program write a line."""
+        self.lines[line.decode(errors="replace")] += 1
+        self.unwritten += line + b"\n"
+
+    def write(self, share: float = 1) -> None:
+        """Write a share of the bytes that the program has."""
+        size = int(len(self.unwritten) * share)
+        self.file.write(self.unwritten[:size])
+        self.unwritten = self.unwritten[size:]
+
+    def shift(self) -> Path:
+        """Rename the older files; return the name that the next one gets."""
+        names = [self.path.with_name(f"{self.path.name}.{number}") for number in (1, 2, 3)]
+        for old, new in ((names[1], names[2]), (names[0], names[1])):
+            if old.exists():
+                old.replace(new)
+        return names[0]
+
+
+def steps() -> st.SearchStrategy:
+    """Return what may happen to two logs; a share says how much of it has happened when the collector looks."""
+    bodies = st.lists(st.binary(max_size=30).map(lambda body: body.replace(b"\n", b"\0")), min_size=1, max_size=8)
+    log, share = st.integers(0, 1), st.one_of(st.just(1), st.floats(0, 1))
+    return st.lists(
+        st.one_of(
+            st.tuples(st.just("write"), log, bodies, share),
+            st.tuples(st.sampled_from(["rename", "copy"]), log, st.booleans(), share),
+            st.tuples(st.sampled_from(["look", "look", "restart"])),
+        ),
+        max_size=25,
+    )
+
+
+@settings(max_examples=500, derandomize=True, database=None, deadline=None)
+@given(steps=steps())
+def test_no_line_is_lost_and_none_lands_twice(steps):
+    """Any lines, written in pieces and rotated at any time, before a collector that looks and restarts at any time."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
+        patch.setattr(collector, "BATCH_BYTES", 100)
+        (folder := Path(name) / "logs").mkdir()
+        logs = [Log(folder / "a.log"), Log(folder / "b.log")]
+        database, number = collector.open_database(Path(name) / "logs.db"), 0
+        for action, *details in steps:
+            log = logs[details[0]] if details else None
+            if action == "write":
+                for body in details[1]:
+                    log.add(body + b"#%d" % (number := number + 1))
+                log.write(details[2])
+                log.is_new = False
+            elif action == "restart":
+                database.close()
+                database = collector.open_database(Path(name) / "logs.db")
+            elif action == "look":
+                collector.collect(folder, database, 30, 1000)
+            elif not log.is_new:
+                if (folder / f"{log.path.name}.3").exists():  # which is deleted: it has been read to its end
+                    while collector.collect(folder, database, 30, 1000):
+                        pass
+                if action == "copy":
+                    log.write()
+                content, target = log.path.read_bytes(), log.shift()
+                if action == "rename":
+                    log.path.replace(target)
+                else:
+                    target.write_bytes(content[: int(len(content) * details[2])])
+                    if details[1]:
+                        collector.collect(folder, database, 30, 1000)
+                    target.write_bytes(content)
+                if details[1]:
+                    collector.collect(folder, database, 30, 1000)
+                log.write()  # a program that has the renamed file open ends its line there
+                if action == "copy":
+                    os.truncate(log.path, 0)
+                log.file.close()
+                log.open()
+        for log in logs:
+            log.write()
+            log.file.close()
+        while collector.collect(folder, database, 30, 1000):
+            pass
+        messages = Counter(row["message"] for row in database.query("SELECT message FROM lines"))
+        assert messages == logs[0].lines + logs[1].lines
+        database.close()
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
