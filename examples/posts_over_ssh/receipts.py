@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkstemp
@@ -17,7 +19,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ReceiptError(Exception):
-    """A kept file is gone or damaged, or there is no folder to keep files in; the text ends with the next step."""
+    """A receipt is none, its file is gone or damaged, or there is no store; the text ends with the next step."""
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     try:
         yield file
         content = _read(file)
-        kept = store / content["md5"][:2] / content["md5"][2:]
+        kept = _place(store, content["md5"])
         if not kept.parent.exists():
             kept.parent.mkdir(exist_ok=True)
             kept.parent.chmod(0o2775)
@@ -52,17 +54,25 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
 
 def write(receipt: str | Path, file: str | Path, stage: str) -> None:
     """Write the receipt of a file that stays where it is."""
-    content = {"path": str(file), **_read(Path(file)), "stage": stage}
+    content = {"path": str(file), **_read(Path(file).resolve()), "stage": stage}
     Path(receipt).parent.mkdir(exist_ok=True)
     Path(receipt).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def locate(receipt: str | Path) -> Path:
-    """Return the file of a receipt; raise ReceiptError with the stage to run again if it is gone or damaged."""
-    content = json.loads(Path(receipt).read_text())
-    file, stage = Path(content["path"]), content["stage"]
+def locate(receipt: str | Path, store: str | Path) -> Path:
+    """Return the file of a receipt; raise ReceiptError if it is not one of the store, or is gone or damaged."""
+    store = Path(store)
     try:
-        problem = None if _read(file).items() <= content.items() else "is damaged"
+        content = json.loads(Path(receipt).read_text())
+        stage, file = content["stage"], _place(store, content["md5"])
+        is_receipt = re.fullmatch("[0-9a-f]{32} [a-z_]+", f"{content['md5']} {stage}") and content["path"] == str(file)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        is_receipt = False
+    if not is_receipt:
+        raise ReceiptError(f"{receipt} is no receipt of a file in {store}.\n  next: rm {receipt}; dvc repro")
+    try:
+        is_inside = file.resolve() == store.resolve() / file.relative_to(store)
+        problem = (None if _read(file).items() <= content.items() else "is damaged") if is_inside else "is a link"
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     if problem:
@@ -70,8 +80,15 @@ def locate(receipt: str | Path) -> Path:
     return file
 
 
+def _place(store: Path, md5: str) -> Path:
+    return store / md5[:2] / md5[2:]
+
+
 def _read(file: Path) -> dict[str, str | int]:
-    with file.open("rb") as content:
+    """Return md5 and size of a plain file; raise OSError for a link, and for a pipe or a device, which may never end."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as content:
+        if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", file)
         return {"md5": hashlib.file_digest(content, "md5").hexdigest(), "size": os.fstat(content.fileno()).st_size}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ def kept(store: Path, text: str, name: str = "a") -> Path:
     """Keep a text, and return where it is."""
     with receipts.keep(f"receipts/{name}.json", store, "some_stage") as file:
         file.write_text(text)
-    return receipts.locate(f"receipts/{name}.json")
+    return receipts.locate(f"receipts/{name}.json", store)
 
 
 def test_same_content_is_kept_once(store):
@@ -60,5 +62,70 @@ def test_damaged_file_is_noticed_and_replaced(store):
         file.chmod(0o644)
         damage()
         with pytest.raises(receipts.ReceiptError, match="dvc repro --force -s some_stage"):
-            receipts.locate("receipts/a.json")
+            receipts.locate("receipts/a.json", store)
         kept(store, "text")
+
+
+CHANGES = {
+    "path": ["/etc/passwd", "../../etc/passwd", "", None, 1, ["a"]],
+    "md5": ["", "../" * 10 + "etc/passwd", "E1CBB0C3879AF8347246F12C559A86B5", 5, None, ["a"] * 32],
+    "stage": ["", "s; rm -r ~", None, {}],
+    "size": ["5", None, 6],
+}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"', "7", "{}", "[" * 100_000, "\xff", "gone"])
+def test_receipt_that_is_none_is_an_error(store, text):
+    """What is no receipt at all ends in a ReceiptError that names it and the next step."""
+    if text != "gone":
+        Path("receipt.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(receipts.ReceiptError, match=r"receipt\.json is no receipt of a file in .*\n  next: rm receipt"):
+        receipts.locate("receipt.json", store)
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field in CHANGES for value in CHANGES[field]])
+def test_receipt_with_another_value_is_an_error(store, field, value):
+    """A receipt leads to no other file than the one in the store that has its md5."""
+    kept(store, "text\n")
+    content = json.loads(Path("receipts/a.json").read_text())
+    for changed in (content | {field: value}, {key: content[key] for key in content if key != field}):
+        Path("receipts/a.json").write_text(json.dumps(changed))
+        with pytest.raises(receipts.ReceiptError, match=r"next: (rm receipts/a\.json|dvc repro)"):
+            receipts.locate("receipts/a.json", store)
+
+
+@pytest.mark.parametrize("place", ["store", "outside"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "store/../outside"])
+def test_receipt_of_a_file_outside_of_the_store_is_refused(store, path, place):
+    """The md5 of a file elsewhere fits, by its path or by a link in the store: it is refused all the same."""
+    (store.parent / "outside").write_text("outside\n")
+    file = store.parent / path
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
+    link = store / md5[:2] / md5[2:]
+    if place == "store":
+        link.parent.mkdir()
+        link.symlink_to(file.resolve())
+    content = {"path": str(link if place == "store" else file), "md5": md5, "size": file.stat().st_size, "stage": "s"}
+    Path("receipt.json").write_text(json.dumps(content))
+    with pytest.raises(receipts.ReceiptError):
+        receipts.locate("receipt.json", store)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_kept_file_that_is_none_is_an_error_at_once(store, kind):
+    """A pipe, a device that never ends, and a folder in place of a kept file are refused, and not read."""
+    file = kept(store, "text\n")
+    file.unlink()
+    make = {"pipe": lambda: os.mkfifo(file), "device": lambda: file.symlink_to("/dev/zero"), "folder": file.mkdir}
+    make[kind]()
+    with pytest.raises(receipts.ReceiptError, match="cannot be read|is a link"):
+        receipts.locate("receipts/a.json", store)
+
+
+def test_folder_of_the_store_that_is_a_link_is_refused(store):
+    """A folder of the store that was moved, with a link in its place, is refused: the link may lead anywhere."""
+    file = kept(store, "text\n")
+    file.parent.rename(store.parent / "moved")
+    file.parent.symlink_to(store.parent / "moved")
+    with pytest.raises(receipts.ReceiptError, match="is a link"):
+        receipts.locate("receipts/a.json", store)
