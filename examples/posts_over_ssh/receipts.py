@@ -36,7 +36,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
     try:
         yield file
         content = _read(file)
-        kept = _place(store, content["md5"])
+        kept = store / content["md5"][:2] / content["md5"][2:]
         if not kept.parent.exists():
             kept.parent.mkdir(exist_ok=True)
             kept.parent.chmod(0o2775)
@@ -64,7 +64,7 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
     store = Path(store)
     try:
         content = json.loads(Path(receipt).read_text())
-        stage, file = content["stage"], _place(store, content["md5"])
+        stage, file = content["stage"], store / content["md5"][:2] / content["md5"][2:]
         is_receipt = re.fullmatch("[0-9a-f]{32} [a-z_]+", f"{content['md5']} {stage}") and content["path"] == str(file)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         is_receipt = False
@@ -80,12 +80,8 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
     return file
 
 
-def _place(store: Path, md5: str) -> Path:
-    return store / md5[:2] / md5[2:]
-
-
 def _read(file: Path) -> dict[str, str | int]:
-    """Return md5 and size of a plain file; raise OSError for a link, and for a pipe or a device, which may never end."""
+    """Return md5 and size of a plain file; raise OSError for a link, a pipe and a device, which may never end."""
     with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as content:
         if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
             raise OSError(errno.EINVAL, "no plain file", file)

@@ -57,17 +57,14 @@ def parse(line: bytes, name: str) -> dict[str, str]:
     text = line.decode(errors="replace").rstrip("\r\n")
     service = name.split(".")[0].split("-")[0]
     fields = {"time": str(datetime.now(UTC)), "level": "INFO", "service": service, "message": text}
-    with contextlib.suppress(ValueError, AttributeError, OverflowError, RecursionError):
-        record = {POSTGRES.get(key, key): value for key, value in json.loads(text).items() if value is not None}
-        return _make_columns(fields | record)
-    return _make_columns(fields)
-
-
-def _make_columns(fields: dict) -> dict[str, str]:
-    moment = datetime.fromisoformat(str(fields["time"]).replace(" UTC", "Z"))
-    fields["time"] = moment.astimezone(UTC).isoformat(timespec="milliseconds")
-    columns = {key: value if isinstance(value := fields.get(key, ""), str) else json.dumps(value) for key in FIELDS}
-    "".join(columns.values()).encode()  # half a surrogate pair, which SQLite refuses, is a ValueError
+    try:
+        fields |= {POSTGRES.get(key, key): value for key, value in json.loads(text).items() if value is not None}
+        moment = datetime.fromisoformat(str(fields["time"]).replace(" UTC", "Z"))
+        fields["time"] = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+        columns = {key: value if isinstance(value := fields.get(key, ""), str) else json.dumps(value) for key in FIELDS}
+        "".join(columns.values()).encode()  # half a surrogate pair, which SQLite refuses, is a ValueError
+    except (ValueError, AttributeError, OverflowError, RecursionError):
+        return parse(json.dumps({"message": text}).encode(), name)
     return columns
 
 

@@ -118,7 +118,7 @@ def test_kept_file_that_is_none_is_an_error_at_once(store, kind):
     file.unlink()
     make = {"pipe": lambda: os.mkfifo(file), "device": lambda: file.symlink_to("/dev/zero"), "folder": file.mkdir}
     make[kind]()
-    with pytest.raises(receipts.ReceiptError, match="cannot be read|is a link"):
+    with pytest.raises(receipts.ReceiptError, match=r"cannot be read|is a link"):
         receipts.locate("receipts/a.json", store)
 
 

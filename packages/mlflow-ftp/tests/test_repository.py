@@ -336,6 +336,34 @@ def test_names_that_lead_out_are_refused(server, file, path):
     assert list(server.artifacts.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", ["a" * 256, "/".join(["a"] * 102), "/".join(["a" * 200] * 8), "é" * 128])
+def test_path_that_is_too_long_or_too_deep_is_refused(server, file, path):
+    """A path that a server refuses, or takes minutes for, is refused before it is sent; the error names the limits."""
+    store = server.repository()
+    for work in (store.list_artifacts, store.delete_artifacts, lambda path: store.log_artifact(str(file), path)):
+        with pytest.raises(ArtifactError, match="at most 100 folders deep"):
+            work(path)
+
+
+def test_links_are_deleted_and_not_followed(server, file):
+    """Of an artifact that is a link, in the store or out of it, the link goes, also with the folder that it is in."""
+    store = server.repository()
+    store.log_artifact(str(file), "kept")
+    kept, outside = server.artifacts / "mlflow" / "kept", server.folder / "outside"
+    outside.mkdir(exist_ok=True)
+    (outside / "file").write_text("kept")
+    for deleted in (["run/one", "run/two", "run/three", "run/four"], ["run"]):
+        (server.artifacts / "mlflow" / "run").mkdir(exist_ok=True)
+        targets = {"one": outside, "two": outside / "file", "three": kept, "four": kept / "numbers.bin"}
+        for name, target in targets.items():
+            (server.artifacts / "mlflow" / "run" / name).symlink_to(target)
+        for path in deleted:
+            store.delete_artifacts(path)
+        assert store.list_artifacts("run") == []
+        assert (kept / "numbers.bin").read_bytes() == file.read_bytes()
+        assert (outside / "file").read_text() == "kept"
+
+
 def test_connections_are_kept(server, file):
     """Thirty operations one after the other take one login; eight at once take at most eight more."""
     store = server.repository()

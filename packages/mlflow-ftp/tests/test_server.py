@@ -7,6 +7,7 @@ import ftplib
 import inspect
 import io
 import os
+import select
 import shutil
 import signal
 import socket
@@ -73,6 +74,42 @@ def test_one_user_gets_in_and_no_other(server):
         with pytest.raises(ftplib.error_perm, match="530"):
             server.connect(*pair)
     server.connect().close()
+
+
+def test_guesses_of_a_password_are_answered_slowly(tmp_path):
+    """Over 100 connections fewer than one guess a second is answered; a right password is let in meanwhile."""
+    with started_server(tmp_path / "ftp") as guessed, ExitStack() as stack:
+        began = time.monotonic()
+        guesses = [stack.enter_context(socket.create_connection(("127.0.0.1", guessed.port))) for _ in range(100)]
+        for guess in guesses:
+            guess.sendall(f"USER {USER}\r\nPASS wrong\r\n".encode())
+        answered = []
+        while len(answered) < 3:
+            readable = select.select(guesses, [], [], 20)[0]
+            answered += [time.monotonic() - began for guess in readable if b"530" in guess.recv(1000)]
+            guessed.connect().close()
+        assert answered[1] > 3
+        assert answered[2] > 7
+
+
+def test_link_out_of_the_folder_can_be_deleted(server):
+    """DELE removes the link and not what it leads to; a file behind a link to a folder outside stays, too."""
+    outside = server.artifacts.parent / "elsewhere"
+    outside.mkdir()
+    (outside / "file").write_text("kept")
+    with server.connect() as connection:
+        for name, target in {"file": outside / "file", "folder": outside, "nowhere": outside / "gone"}.items():
+            (server.artifacts / name).symlink_to(target)
+            for command in ("RETR", "CWD", "SIZE", "RNFR"):
+                with pytest.raises(ftplib.error_perm, match="550"):
+                    connection.voidcmd(f"{command} {name}")
+        for path in ("folder/file", "/", "../elsewhere/file"):
+            with pytest.raises(ftplib.error_perm, match="550"):
+                connection.delete(path)
+        for name in ("file", "folder", "nowhere"):
+            connection.delete(name)
+            assert not (server.artifacts / name).is_symlink()
+    assert (outside / "file").read_text() == "kept"
 
 
 def test_client_stays_in_its_folder(server):

@@ -80,7 +80,8 @@ def make_folder(connection: Connection, folder: str) -> None:
 
 
 def remove_folder(connection: Connection, folder: str) -> None:
-    """Remove a folder with all that is in it; what is gone already is as good as removed."""
+    """Remove a folder with all that is in it, or a link to one; what is gone already is as good as removed."""
+    connection.burst(f"DELE {folder}")  # removes a link, which would lead to artifacts elsewhere, and no folder
     entries = list_folder(connection, folder)
     for entry in entries:
         if entry.is_folder and not names.is_own(entry.name):

@@ -188,11 +188,13 @@ def _normalize(path: str | None) -> str:
         parts[0] in {"", ".."}
         or re.search("[\0\r\n\ud800-\udfff]", normal)  # ends the FTP command, or is not UTF-8
         or any(names.is_own(part) for part in parts)
+        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # a server looks at each folder on each way
     ):
         raise ArtifactNameRefused(
             "The artifact's name cannot be used.",
             value=ascii(path),
-            expected="a relative path in UTF-8, without '..', line breaks and the store's own temporary names",
+            expected="a relative path in UTF-8, without '..', line breaks and the store's own temporary names, "
+            "of less than 1500 bytes, 256 in each name, and at most 100 folders deep",
         )
     return "" if normal == "." else normal
 

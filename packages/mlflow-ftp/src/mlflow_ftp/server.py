@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -35,6 +36,18 @@ class Handler(TLS_FTPHandler):
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
         name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "STOU"}
     }
+    proto_cmds["DELE"] = proto_cmds["DELE"] | {"perm": None}  # `WholeFiles.remove` checks the path
+
+    def handle_auth_failed(self, msg: str, password: str) -> None:
+        """Answer the failed logins of an address one after the other, after 1 s and more and more, up to 5 s, each."""
+        now = time.monotonic()
+        wait = max(1, self.next_answers.get(self.remote_ip, 0) - now)
+        if wait >= self.timeout:
+            self.del_channel()  # the connection ends without an answer
+        else:
+            self.next_answers[self.remote_ip] = now + wait + min(wait + 1, 5)  # the store waits 8 s for an answer
+            self.auth_failed_timeout = wait
+            super().handle_auth_failed(msg, password)
 
 
 class Server(FTPServer):
@@ -61,6 +74,7 @@ class Server(FTPServer):
         self.artifacts = artifacts
         artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
         handler = type("Handler", (Handler,), {"certfile": str(certificate), "passive_ports": passive_ports})
+        handler.next_answers = {}  # to failed logins, by address
         handler.tls_control_required = handler.tls_data_required = tls
         handler.authorizer = DummyAuthorizer()
         handler.authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")

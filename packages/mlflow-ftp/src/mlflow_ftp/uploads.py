@@ -59,3 +59,10 @@ class WholeFiles(AbstractedFS):
         if mode != "rb" and not is_part:
             raise FilesystemError("A file is stored whole: send it from its start")
         return super().open(filename, mode)
+
+    def remove(self, path: str) -> None:
+        """Delete a file of the chrooted folder; of a link, which may lead out of it, the link."""
+        file = Path(self.ftp2fs(path))
+        if not self.validpath(str(file.parent)):
+            raise FilesystemError("Its folder is outside")
+        file.unlink()
