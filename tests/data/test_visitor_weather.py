@@ -45,6 +45,7 @@ def test_csv_and_records_are_the_same_weather():
         (f"{HEADER}\n{ROW}\n{ROW}", ["2 failures", "line 2 (2016-06-01T12:00:00Z)", "line 3 ", "each hour once"]),
         (f"{HEADER}\n{ROW}".replace("windspeed", "Wind_speed"), ["lacks 1 column: windspeed (nearest: Wind_speed)"]),
         (f"{HEADER}\n{ROW}".replace("5.2", ""), ["line 2 ", "windspeed = nothing", "no cell missing"]),
+        (f"{HEADER}\n{ROW}".replace("5.2", "n.a."), ["line 2, column windspeed", "'n.a.'", "expected: a number\n"]),
         (f"{HEADER}\n{ROW}".replace("5.2", "-inf"), ["line 2 ", "windspeed = -inf", "between 0 and 60 m/s"]),
         (f"{HEADER}\n{ROW}".replace("12:00", "12:30"), ["line 2 ", "utc_timestamp = ", "the start of an hour"]),
         (f"{HEADER}\n{ROW}".replace("2016", "1016"), ["of the years 1900 to 2100"]),

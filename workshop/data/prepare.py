@@ -121,7 +121,9 @@ def read_opsd(folder: Path, country: str = GERMANY) -> dict[str, Table]:
     for part, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
         path, names = folder / file, {ours: f"{country}_{theirs}" for theirs, ours in columns.items()}
         text = raw.read_text(path, ["utc_timestamp", *names.values()], next_step=_get_again(path))
-        frame = raw.convert_text(text, str(path)).rename(columns={theirs: ours for ours, theirs in names.items()})
+        frame = raw.convert_text(text, str(path), nullable=True).rename(
+            columns={theirs: ours for ours, theirs in names.items()}
+        )
         powers = {name: frame[name] / MW_PER_GW for name in names if name.endswith("_GW")}
         tables[part] = Table(path, frame.assign(**powers), names)
     return tables
@@ -161,7 +163,9 @@ def read_own(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, int]]:
     text = raw.read_text(path, wanted, separator=mapping.separator, next_step=_CORRECT)
     values = pd.DataFrame(
         {
-            name: schema.convert(raw.numbers(text[column.column], file, mapping.decimal), name, column.unit)
+            name: schema.convert(
+                raw.numbers(text[column.column], file, mapping.decimal, nullable=True), name, column.unit
+            )
             for name, column in columns.items()
         }
     )

@@ -8,6 +8,7 @@ import difflib
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from pyarrow import csv as arrow
 from workshop.errors import DataError
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+LEAST_MARKED = 100  # so many numbers, all of three decimals, are not by chance
 
 
 class MissingColumns(DataError):
@@ -179,27 +181,36 @@ def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, ne
 
 
 # -- text to numbers and times -----------------------------------------------------------------------------------------
-def convert_text(text: DataFrame, name: str) -> DataFrame:
+def convert_text(text: DataFrame, name: str, *, nullable: bool = False) -> DataFrame:
     """Return columns of text as `utc_timestamp` (datetime64[us, UTC]) and float64; raises what they raise."""
-    converters = {"utc_timestamp": utc_times}
-    return DataFrame({column: converters.get(column, numbers)(text[column], name) for column in text})
+    converters, number = {"utc_timestamp": utc_times}, partial(numbers, nullable=nullable)
+    return DataFrame({column: converters.get(column, number)(text[column], name) for column in text})
 
 
-def numbers(text: Series, name: str, decimal: str = ".") -> Series:
-    """Return a column of text as float64, empty cells as NaN; raise DataError that names what is not a number."""
+def numbers(text: Series, name: str, decimal: str = ".", *, nullable: bool = False) -> Series:
+    """Return a column of text as float64, empty cells as NaN; raise DataError that names what is not a number.
+
+    The error says whether an empty cell is allowed (``nullable``); `schema.check_cells` refuses one that is not.
+    """
     plain = text
     if decimal == ",":
         plain = text.str.replace(".", "no point", regex=False).str.replace(",", ".", regex=False)
     values = pd.to_numeric(plain, errors="coerce").astype("float64") + 0.0  # no -0.0, which integers do not have
     wrong = values.isna() & text.notna()
     other = {".": ",", ",": "."}[decimal]
-    expected, next_step = "a number, or nothing", None
+    mark = {".": "point", ",": "comma"}
+    kind, next_step = "a number", None
     # "12,5" and nothing but such cells: the file writes its numbers so.
     if wrong.any() and text[wrong].str.fullmatch(rf"\s*-?\d+\{other}\d+\s*").all():
-        mark = {".": "point", ",": "comma"}
-        expected = f"a number with a decimal {mark[decimal]}, or nothing"
+        kind = f"a number with a decimal {mark[decimal]}"
         next_step = f"this file writes decimal {mark[other]}s: set `decimal` in params.yaml (source csv)"
-    require(~wrong, text, name, expected, next_step)
+    require(~wrong, text, name, kind + ", or nothing" * nullable, next_step)
+    # "1.234", and no other decimals, beside whole numbers of three digits and none of four.
+    marked = text.str.contains(decimal, regex=False, na=False)
+    thousands = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
+    if marked.sum() >= LEAST_MARKED and 100 <= values[~marked].max() < 1000 and thousands.equals(marked):
+        next_step = "leave the marks out; if they are decimal marks, write whole numbers with decimals, too"
+        require(~thousands, text, name, f"a number without a {mark[decimal]} for thousands", next_step)
     return values
 
 

@@ -58,7 +58,7 @@ def page(_served: Served, _query: dict[str, str]) -> list:
     columns = [parts.scroll(table, "The columns of the file")]
     panels = [
         parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
-        parts.panel("weather-columns", "Columns of the file", "CSV in UTF-8, with commas.", columns),
+        parts.panel("weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", columns),
     ]
     return [
         html.Div(panels, className="columns"),
