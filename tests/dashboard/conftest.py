@@ -21,10 +21,10 @@ def modules():
 @pytest.fixture(scope="session")
 def data_file(germany_csv, tmp_path_factory):
     """The last hours of the sample as the pipeline leaves them."""
-    from workshop.data import schema
+    from workshop.data.prepare import load_or_make
 
     file = tmp_path_factory.mktemp("data") / "germany.parquet"
-    schema.read(germany_csv).tail(HOURS).reset_index(drop=True).to_parquet(file)
+    load_or_make(germany_csv).tail(HOURS).reset_index(drop=True).to_parquet(file)
     return file
 
 

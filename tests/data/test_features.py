@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from workplace import ROOT
 
 from workshop.data.features import (
     YEAR_ENDS_GW,
@@ -62,14 +64,14 @@ def _hours(*stamps: str) -> pd.DataFrame:
 
 def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
     """1 January 2014 has 2013's year-end; half-way through the year it is half-way to the next."""
-    capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"))
+    capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"), YEAR_ENDS_GW)
     assert capacity["wind_GW"].round(2).tolist() == [34.2, 36.7, 50.0]
 
 
 def test_capacity_is_not_invented_for_other_years():
     """An hour outside the table is an error with the first such hour, the range, and where to give the figures."""
     with pytest.raises(DataError, match="1 of 2 hours") as caught:
-        installed(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z"))
+        installed(mark_capacity(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z")))
     assert "2020-01-01" in caught.value.value
     assert caught.value.expected == "2013-01-01 to 2017-01-01"
     assert "2019 and 2020: fetch.csv.capacity" in caught.value.next_step
@@ -78,12 +80,39 @@ def test_capacity_is_not_invented_for_other_years():
 def test_own_capacity_goes_with_the_frame(tmp_path):
     """Marked, written, read and cut, the frame is divided by its own figures, and by no others."""
     frame = _hours("2020-01-01T00:00Z", "2020-07-01T12:00Z").assign(**dict.fromkeys([*FEATURES, *TARGETS], 1.0))
-    assert year_ends_of(frame) == YEAR_ENDS_GW
+    assert year_ends_of(mark_capacity(frame)) == YEAR_ENDS_GW
     figures = {2020: YearEnd(solar_GW=2.0, wind_GW=5.0), 2019: YearEnd(solar_GW=1.0, wind_GW=5.0)}
     mark_capacity(frame, figures).to_parquet(tmp_path / "own.parquet")
     read = pd.read_parquet(tmp_path / "own.parquet")
     assert year_ends_of(inputs(read.head(1))) == year_ends_of(read) != YEAR_ENDS_GW
     assert last_year(year_ends_of(read)) == 2020
     assert installed(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
-    with pytest.raises(DataError, match="no figure"):
-        installed(frame)
+    with pytest.raises(DataError, match="no figure of"):
+        installed(mark_capacity(frame))
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda table, other: table.merge(other, on="utc_timestamp"),
+        lambda table, other: pd.concat([table, other]),
+        lambda table, other: pd.concat([table.drop(columns="wind_GW"), other], axis="columns"),
+    ],
+    ids=["merge", "concat", "concat of columns"],
+)
+def test_capacity_that_pandas_lost_is_not_replaced_by_germanys(frame, lose):
+    """A table that was joined with another has no figures, and the error says how to keep them."""
+    table, other = frame.head(48), frame.head(48)[["utc_timestamp", "wind_GW"]].copy()
+    other.attrs.clear()
+    with pytest.raises(DataError, match="no figures of installed capacity") as caught:
+        installed(lose(table, other))
+    assert "result.attrs = table.attrs" in caught.value.next_step
+    assert installed(pd.concat([table, table])).notna().all(axis=None)
+
+
+def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
+    """Who copies the page's first example divides by the same capacity as the sample."""
+    page = (ROOT / "4_pipeline" / "own" / "README.md").read_text()
+    example = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["fetch"]["csv"]["capacity"]
+    copied = {target: {str(year): ends[target] for year, ends in example.items()} for target in TARGETS}
+    assert copied == YEAR_ENDS_GW

@@ -9,13 +9,15 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
-from workshop.data import schema
-from workshop.data.features import features, inputs, installed, targets
-from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.features import features, inputs, installed, mark_capacity, targets
+from workshop.data.prepare import load_or_make, prepare
+from workshop.data.schema import FEATURES, STAMP, TARGETS
+from workshop.data.sources import fetch
 from workshop.data.split import split_by_time
 from workshop.errors import DataError
 from workshop.models.evaluation import coverage
 from workshop.models.regressor import CapacityFactorRegressor, search
+from workshop.parameters import Fetch, OwnFile
 
 TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_samples_leaf=100, random_state=0)
 
@@ -23,7 +25,7 @@ TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_sampl
 @pytest.fixture(scope="module")
 def parts(germany_csv):
     """The hours of the sample to learn from, and the last fifth of time."""
-    return split_by_time(schema.read(germany_csv), 0.2)
+    return split_by_time(load_or_make(germany_csv), 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,17 @@ def test_hours_that_cannot_be_learned_from_are_errors(parts, change, words):
         assert word in str(caught.value)
 
 
+def test_own_file_without_figures_of_capacity_cannot_be_learned_from(parts, tmp_path):
+    """No figures of another country are used, in training or prediction; the error says where to give its own."""
+    parts[0].head(400).to_csv(tmp_path / "own.csv", index=False, date_format=STAMP)
+    fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=OwnFile(file=str(tmp_path / "own.csv"))))
+    hours = prepare(tmp_path / "raw")[0]
+    for use in (CapacityFactorRegressor(LinearRegression()).fit, lambda given, _: installed(given)):
+        with pytest.raises(DataError, match="no figures of installed capacity") as caught:
+            use(inputs(hours), targets(hours))
+        assert "fetch.csv.capacity" in caught.value.next_step
+
+
 # -- the search --------------------------------------------------------------------------------------------------------
 ESTIMATOR = CapacityFactorRegressor(HistGradientBoostingRegressor(max_iter=10, random_state=0))
 CHOICES = {"regressor__max_leaf_nodes": [2, 31], "regressor__learning_rate": [0.01, 0.3]}
@@ -136,7 +149,7 @@ def simple_hours():
     stamps = pd.date_range("2014-01-01", periods=count, freq="h", tz="UTC")
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
     made = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
-    return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]]
+    return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(mark_capacity)
 
 
 def test_search_finds_the_better_choice(simple_hours, capfd):

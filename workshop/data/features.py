@@ -133,8 +133,8 @@ def capacity_factors(frame: DataFrame) -> DataFrame:
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     """Return the installed capacity in GW at each hour, columns `TARGETS`, between year-ends along a line.
 
-    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`). Raises DataError for hours
-    outside the years of these figures.
+    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`). Raises DataError for a frame
+    without figures, and for hours outside their years.
     """
     year_ends = year_ends or year_ends_of(frame)
     stamps = Series(to_utc(frame["utc_timestamp"]), frame.index)
@@ -157,19 +157,30 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     return DataFrame(capacities, frame.index)
 
 
-def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd]) -> DataFrame:
-    """Return ``frame`` with figures of its own (`fetch.csv.capacity`) in its attributes, which Parquet files keep."""
-    marked = frame.copy(deep=False)
-    figures = {
-        target: {str(year): getattr(year_ends[year], target) for year in sorted(year_ends)} for target in TARGETS
-    }
+def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd] | None = None) -> DataFrame:
+    """Return ``frame`` with figures of installed capacity in its attributes, which Parquet files keep.
+
+    The figures are those of an own file (`fetch.csv.capacity`), or without ``year_ends`` those of Germany.
+    """
+    marked, figures = frame.copy(deep=False), YEAR_ENDS_GW
+    if year_ends:
+        figures = {
+            target: {str(year): getattr(year_ends[year], target) for year in sorted(year_ends)} for target in TARGETS
+        }
     marked.attrs = {**frame.attrs, _CAPACITY: figures}
     return marked
 
 
 def year_ends_of(frame: DataFrame) -> YearEnds:
-    """Return the figures of installed capacity that a frame carries; those of Germany if it carries none."""
-    return frame.attrs.get(_CAPACITY, YEAR_ENDS_GW)
+    """Return the figures of installed capacity that a frame carries; raise DataError if it carries none."""
+    if _CAPACITY in frame.attrs:
+        return frame.attrs[_CAPACITY]
+    raise DataError(
+        "The table carries no figures of installed capacity.",
+        expected="figures for the end of each year, in the table's attributes",
+        next_step="for an own file, give fetch.csv.capacity in params.yaml (see 4_pipeline/own/README.md); if pandas"
+        " lost them (merge, or concat of different tables), set result.attrs = table.attrs",
+    )
 
 
 def last_year(year_ends: YearEnds) -> int:

@@ -17,6 +17,7 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from workshop.data import raw, schema, sources
+from workshop.data.features import mark_capacity
 from workshop.data.files import write_whole
 from workshop.data.schema import RANGES, STAMP
 from workshop.errors import DataError, ParameterError
@@ -302,15 +303,15 @@ def write_parquet(frame: DataFrame, path: Path) -> Path:
 
 
 def load_or_make(csv: Path) -> DataFrame:
-    """Return the processed table in the file ``csv``; if there is no such file, make it from the embedded sample.
+    """Return the processed table of Germany in the file ``csv``; if there is no such file, make it from the sample.
 
-    Raises DataError (file damaged, disk full, folder not writable).
+    The table carries Germany's installed capacity. Raises DataError (file damaged, disk full, folder not writable).
     """
     if not Path(csv).exists():
         with tempfile.TemporaryDirectory() as folder:
             sources.fetch("sample", Path(folder))
             _write_csv(prepare(Path(folder))[0], Path(csv))
-    return schema.read(csv)
+    return mark_capacity(schema.read(csv))
 
 
 def _write_csv(frame: DataFrame, path: Path) -> Path:

@@ -98,10 +98,10 @@ class Origin(BaseModel):
     def mark(self, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`).
 
-        The installed capacity that an own file was given is added, see `features.year_ends_of`.
+        The installed capacity is added, see `features.year_ends_of`: an own file's if it was given, else Germany's.
         """
         year_ends = self.csv and self.csv.capacity
-        marked = mark_capacity(frame, year_ends) if year_ends else frame.copy(deep=False)
+        marked = frame.copy(deep=False) if self.csv and not year_ends else mark_capacity(frame, year_ends)
         marked.attrs = {**marked.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked
 
