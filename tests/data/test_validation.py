@@ -9,9 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workshop.data.features import YEAR_ENDS_GW
 from workshop.data.prepare import prepare
-from workshop.data.sources import POWER_FILE, WEATHER_FILE
+from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.sources import POWER_FILE, WEATHER_FILE, fetch
 from workshop.data.validation import render, validate
+from workshop.errors import DataError
+from workshop.parameters import Fetch, OwnFile
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
@@ -170,10 +174,150 @@ def test_other_unit_of_one_year_is_suspected(damaged):
     validated, page = damaged(WEATHER_FILE, _put(WINDSPEED, ("2014-01-01", "2014-12-31 23:00"), lambda old: old * 3.6))
     check = _warnings(validated)["windspeed", "mean of a year"]
     assert check.value == pytest.approx(3.6 * 4.1107, abs=0.01)
-    assert check.note.startswith("2014; another unit?")
+    assert check.note.startswith("2014 (14.8 m/s); another unit?")
     assert "km/h" in check.note
     assert "+260 % to 2014" in _warnings(validated)["windspeed", "change of the mean from year to year"].note
     assert "another unit?" in page
+
+
+# -- an own file that is wrong and possible ----------------------------------------------------------------------------
+FIGURES = {year: {target: YEAR_ENDS_GW[target][str(year)] for target in YEAR_ENDS_GW} for year in (2013, 2014, 2015)}
+JUMP = ("wind_GW", "change of the mean from year to year")
+SUN, SEASONS = ("solar_GW", "hours behind the sun"), ("radiation", "hours behind solar power, summer less winter")
+BEHIND_WIND, CURVE = ("wind_GW", "hours behind the wind speed"), ("windspeed", "wind speed of half the highest power")
+FACTORS = {(target, "mean capacity factor") for target in TARGETS}
+HIGHEST = {(target, "highest capacity factor") for target in TARGETS}
+BERLIN = {"column": "utc_timestamp", "zone": "Europe/Berlin"}
+
+
+@pytest.fixture
+def own(frame, tmp_path):
+    """A function that prepares two years of the sample, changed, as an own file, and returns what validation finds."""
+    two_years = frame[frame["utc_timestamp"].dt.year.isin([2014, 2015])]
+
+    def change(how, capacity=FIGURES, **options):
+        stamps = "%Y-%m-%dT%H:%M:%S" + "Z" * ("time" not in options)
+        how(two_years).to_csv(tmp_path / "own.csv", index=False, date_format=stamps)
+        csv = OwnFile.model_validate({"file": "own.csv", "capacity": capacity, **options})
+        fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=csv), base=tmp_path)
+        return validate(*prepare(tmp_path / "raw", 2014, 2015))
+
+    return change
+
+
+def _later(hours, *columns, winter_only=False):
+    """Move columns by hours, all year or outside summer time only."""
+
+    def change(table):
+        hourly = table.set_index("utc_timestamp").asfreq("h")
+        local = hourly.index.tz_convert("Europe/Berlin")
+        where = np.array([not (winter_only and hour.dst()) for hour in local])
+        hourly.loc[where, [*columns]] = hourly[[*columns]].shift(hours)[where]
+        return hourly.dropna().reset_index()
+
+    return change
+
+
+def _restamped(hours, zone=None):
+    """Stamp rows some hours later, or by the clock of a zone."""
+
+    def change(table):
+        stamps = table["utc_timestamp"] + pd.Timedelta(hours=hours)
+        return table.assign(utc_timestamp=stamps.dt.tz_convert(zone or "UTC").dt.tz_localize(None))
+
+    return change
+
+
+def _tutorial(table):
+    """The tutorial's file: its weather is right in winter and an hour late in summer; four hours stand twice."""
+    table = _later(-1, *FEATURES, winter_only=True)(table)
+    autumn = table["utc_timestamp"].isin(pd.to_datetime([f"{year}-10-20T01:00Z" for year in (2014, 2015)]))
+    return pd.concat([table, table[autumn]])
+
+
+def _without_spring(table):
+    """Winter time all year, without the hours that summer time skips: with them the file is refused."""
+    table = _restamped(1)(table)
+    stamps = table["utc_timestamp"].dt
+    return table[~((stamps.month == 3) & (stamps.day > 24) & (stamps.weekday == 6) & (stamps.hour == 2))]
+
+
+def _scaled(factor, *columns):
+    return lambda table: table.assign(**{column: table[column] * factor for column in columns})
+
+
+def _figures(factor):
+    return {year: {target: factor * value for target, value in ends.items()} for year, ends in FIGURES.items()}
+
+
+TWICE = ("own", "hours that stand twice")
+EXCHANGED = {"rad_horizontal": "rad_diffuse", "rad_diffuse": "rad_horizontal"}
+DIFFUSE = {("rad_diffuse", "diffuse share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "expected", "words"),
+    [
+        (lambda table: table, {}, set(), []),
+        (_tutorial, {}, {SEASONS, TWICE}, ["2014: 0.8 h in summer, -0.3 h in winter", "summer late"]),
+        (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1.13 h), 2015 summer", "winter time declared"]),
+        (_restamped(0, "Europe/Berlin"), {"time": BERLIN | {"zone": "UTC"}}, {SUN, TWICE}, ["local time declared"]),
+        (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (0.917 h)", "stamps at the end"]),
+        (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.86 h)"]),
+        (_later(6, "windspeed"), {}, {BEHIND_WIND}, ["2014 summer (-6.14 h)"]),
+        (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.721)", "exchanged?"]),
+        (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "knots taken for m/s"]),
+        (lambda table: table, {"windspeed": {"column": "windspeed", "unit": "kn"}}, {CURVE}, ["2014 (2.44 m/s)"]),
+        (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
+        (lambda table: table, {"capacity": _figures(1000)}, FACTORS, ["in MW"]),
+        (lambda table: table, {"capacity": _figures(0.5)}, HIGHEST, ["2014 (1.21)", "too small"]),
+        (
+            lambda table: table,
+            {"capacity": {year: ends for year, ends in FIGURES.items() if year != 2014}},
+            {("capacity", "years without a figure")},
+            ["2014; "],
+        ),
+    ],
+    ids=[
+        "nothing", "tutorial", "winter time declared Berlin", "local time declared UTC", "stamps at the end",
+        "wind power", "wind speed", "exchanged", "knots for m/s", "m/s for knots", "small country", "capacity in MW",
+        "small capacity", "gap in the figures",
+    ],
+)  # fmt: skip
+def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, expected, words):
+    """Clocks, units, columns and capacity that do not fit: the fault is named with its numbers, and nothing besides."""
+    found = _warnings(own(how, **options))
+    assert set(found) == expected | {JUMP}
+    notes = " ".join(check.note for key, check in found.items() if key != JUMP)
+    assert [word for word in words if word not in notes] == [], notes
+
+
+@pytest.mark.parametrize(
+    ("capacity", "words"),
+    [
+        (None, ["no figures of installed capacity", "fetch.csv.capacity"]),
+        ({year: ends for year, ends in FIGURES.items() if year < 2015}, ["8758 of 17504 hours", "2014 and 2015"]),
+    ],
+)
+def test_own_file_without_figures_of_its_hours_is_refused_before_any_training(own, capacity, words):
+    """The stage `prepare` stops with the hours, and with where to give their figures."""
+    with pytest.raises(DataError) as caught:
+        own(lambda table: table, capacity)
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_points_for_thousands_are_refused(own):
+    """MW as 987 and 1.234 is an error with line and column; the same numbers without points are read."""
+    wind = {"wind_GW": {"column": "wind_GW", "unit": "MW"}}
+
+    def write(form):
+        return lambda table: table.assign(wind_GW=[form(round(1000 * value)) for value in table["wind_GW"]])
+
+    with pytest.raises(DataError, match=r"own\.csv, line 2, column wind_GW") as caught:
+        own(write(lambda MW: f"{MW:,}".replace(",", ".")), **wind)
+    assert caught.value.value == "'1.678'"
+    assert "point for thousands" in caught.value.expected
+    assert set(_warnings(own(write(str), **wind))) == {JUMP}
 
 
 def test_page_needs_nothing_else_and_names_where_the_data_comes_from(prepared):
@@ -198,5 +342,5 @@ def test_page_escapes_what_a_file_says_of_itself(prepared):
     """An attribution with marks of HTML stays text."""
     frame, findings = prepared
     frame = frame.copy()
-    frame.attrs = {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
+    frame.attrs |= {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
     assert "<script>" not in render(frame, validate(frame, findings))

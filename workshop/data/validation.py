@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
-from workshop.data import prepare, sources
+from workshop.data import features, prepare, sources
 from workshop.data.schema import CONVERSIONS, FEATURES, MONTH_HOURS, RANGES, TARGETS, UNITS, USUAL_MEANS, convert
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,33 @@ MOST_BELOW_OTHERS = 0.3
 # highest means that the power's clock is not the weather's.
 DARK_W_M2 = 1.0
 MOST_NIGHT_PERCENT = 1.0
+# How a year's columns fit each other, the sun and installed capacity: usual values, unit, and what may be the cause.
+FITTING: dict[str, tuple[tuple[float, float], str, str]] = {
+    # -0.1 to 0.0 in the sample; 9 degrees of longitude make 0.6.
+    "hours behind the sun": (
+        (-0.6, 0.6),
+        "h",
+        "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?",
+    ),
+    # 0.1 in the sample, whose radiation is late in both.
+    "hours behind solar power, summer less winter": (
+        (-0.5, 0.5),
+        "h",
+        "is one file in local time, or the weather's summer late?",
+    ),
+    # -0.1 to 0.1 in the sample; a front takes hours to cross a country.
+    "hours behind the wind speed": ((-3, 3), "h", "is the time zone of one file another?"),
+    # 0.27 to 0.29 in the sample, 0.5 in its darkest month; 0.7 when they are exchanged.
+    "diffuse share of the brightest hours": ((0, 0.6), "", "are direct and diffuse radiation exchanged?"),
+    # 4.7 to 4.8 m/s in the sample; forests have less, the open sea more. Knots for m/s make it 9, the reverse 2.5.
+    "wind speed of half the highest power": ((3, 8), "m/s", "knots taken for m/s, or m/s for knots?"),
+    # Solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea.
+    "mean capacity factor": ((0.05, 0.7), "", "is the capacity of another country, or in MW?"),
+    # 0.73 in the sample; statistics that count late may lead to a little more than 1.
+    "highest capacity factor": ((0, 1.05), "", "is the capacity too small, or in another unit?"),
+}
+SUMMER = range(4, 11)  # the months of summer time
+MOST_LAG = 12  # hours
 
 HOUR = "%Y-%m-%d %H:%M"  # UTC
 SHOWN = 4  # places that a check names; the rest are counted
@@ -137,11 +164,13 @@ def number(value: float) -> str:
 def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     """Check a processed table and its findings (`prepare.prepare`) for unusual values.
 
-    Impossible values have raised a DataError before. Means, changes and outliers need 28 days.
+    Impossible values have raised a DataError before; hours without a figure of installed capacity raise it here. Means,
+    changes, outliers and all that compares columns need 28 days.
     """
     hourly = frame.set_index("utc_timestamp")[[*TARGETS, *FEATURES]].asfreq("h")
     enough = len(frame) >= MONTH_HOURS
     checks, values, year = [*_check_hours(findings)], {}, hourly.index.year.rename("year")
+    checks += _check_fitting(frame, hourly, findings)
     for column in hourly:
         spikes = _spikes(hourly[column]) if enough else 0 * hourly[column]
         if enough:
@@ -179,19 +208,14 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
 
 def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]:
     """Check the mean of each nearly whole year (another unit?), and its change from the year before."""
-    column, by_year = values.name, findings["by_year"].items()
-    whole = [int(y) for y, of in by_year if 100 * of["hours_kept"] >= WHOLE_YEAR_PERCENT * of["hours_expected"]]
-    means = values.groupby(values.index.year).mean().loc[whole]
-    if not whole:
+    column, (least, most) = values.name, USUAL_MEANS[values.name]
+    means = values.groupby(values.index.year).mean().loc[_whole_years(findings)]
+    if means.empty:
         means = values.groupby(lambda _: "all hours").mean()
-    least, most = USUAL_MEANS[column]
     beyond = means[~means.between(least, most)]
-    worst = (beyond if len(beyond) else means).sub((least + most) / 2).abs().idxmax()
-    note = _listed(str(year) for year in (beyond.index if len(beyond) else [worst]))
-    if len(beyond):
-        fitting = [u for u in CONVERSIONS[column] if convert(beyond, column, u).between(least, most).all()]
-        note += "; another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
-    yield Check("mean of a year", column, float(means[worst]), (least, most), UNITS[column], note)
+    fitting = [u for u in CONVERSIONS[column] if convert(beyond, column, u).between(least, most).all()]
+    cause = "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
+    yield from _check_each("mean of a year", column, means, (least, most), UNITS[column], cause)
     if len(means) < 2:
         return
     kelvin = column == "temperature"
@@ -201,6 +225,80 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
     note = _listed(f"{change[year]:+.3g} {unit} to {year}" for year in change.index[change.abs() > limit])
     note = f"{note}; did capacity, or what is counted, change?" if note else f"to {worst}"
     yield Check("change of the mean from year to year", column, float(change[worst]), (-limit, limit), unit, note)
+
+
+def _whole_years(findings: Mapping[str, Any]) -> list[int]:
+    years = findings["by_year"].items()
+    return [int(y) for y, of in years if 100 * of["hours_kept"] >= WHOLE_YEAR_PERCENT * of["hours_expected"]]
+
+
+def _check_each(
+    name: str, of: str, values: Series, limits: tuple[float, float], unit: str, cause: str
+) -> Iterator[Check]:
+    """Check a value of each year, or of each season: that of the worst, and which are beyond the limits."""
+    values = values.dropna()
+    if values.empty:
+        return
+    values.index = values.index.to_frame().astype(str).agg(" ".join, axis="columns")
+    beyond = values[~values.between(*limits)]
+    worst = (beyond if len(beyond) else values).sub(sum(limits) / 2).abs().idxmax()
+    places = _listed(f"{place} ({number(value)} {unit})".replace(" )", ")") for place, value in beyond.items())
+    yield Check(name, of, float(values[worst]), limits, unit, f"{places}; {cause}" if places else worst)
+
+
+def _check_fitting(frame: DataFrame, hourly: DataFrame, findings: Mapping[str, Any]) -> Iterator[Check]:
+    """Check clocks, units and installed capacity by what holds whatever the weather; see `FITTING`."""
+    ends = {int(year) for year in features.year_ends_of(frame)["wind_GW"]}
+    lacking = sorted({*range(min(ends), max(ends))} - ends)
+    note = f"{_listed(map(str, lacking))}; the capacity is a line between its neighbours" if lacking else ""
+    yield Check("years without a figure", "capacity", len(lacking), (None, 0), "", note)
+    factors, years = features.capacity_factors(frame), frame["utc_timestamp"].dt.year
+    known = years.groupby(years).transform("size") >= MONTH_HOURS
+    frame, radiation = frame[known], (frame["rad_horizontal"] + frame["rad_diffuse"])[known]
+    elevation = features.sun_position(hourly.index, minutes=30)["elevation"].clip(lower=0).set_axis(hourly.index)
+    late = _lags(hourly["rad_horizontal"] + hourly["rad_diffuse"], hourly["solar_GW"])
+    apart = late["summer"] - late["winter"]
+    apart.index = [
+        f"{year}: {summer:.1f} h in summer, {winter:.1f} h in winter" for year, summer, winter in late.itertuples()
+    ]
+    brightest = radiation >= radiation.groupby(years).transform("quantile", 0.99).clip(lower=DARK_W_M2)
+    diffuse = (frame["rad_diffuse"] / radiation).where(brightest).groupby(years).mean()
+    half = {
+        year: hours["windspeed"].quantile((hours["wind_GW"] <= hours["wind_GW"].quantile(0.99) / 2).mean())
+        for year, hours in frame.groupby(years)
+    }
+    measured = [
+        ("hours behind the sun", "solar_GW", _lags(hourly["solar_GW"], elevation).stack()),
+        ("hours behind solar power, summer less winter", "radiation", apart),
+        ("hours behind the wind speed", "wind_GW", _lags(hourly["wind_GW"], hourly["windspeed"]).stack()),
+        ("diffuse share of the brightest hours", "rad_diffuse", diffuse),
+        ("wind speed of half the highest power", "windspeed", Series(half)),
+        *(
+            ("mean capacity factor", of, part.groupby(years).mean().loc[_whole_years(findings)])
+            for of, part in factors.items()
+        ),
+        *(("highest capacity factor", of, part.groupby(years).max()) for of, part in factors.items()),
+    ]
+    for name, of, values in measured:
+        yield from _check_each(name, of, values, *FITTING[name])
+
+
+def _lags(values: Series, reference: Series) -> DataFrame:
+    """Return by how many hours ``values`` follow ``reference``: a row a year, columns `summer` and `winter`.
+
+    That is where their correlation is best, between whole hours by a parabola.
+    """
+    moved = DataFrame({hours: reference.shift(hours) for hours in range(-MOST_LAG, MOST_LAG + 1)})
+    lags = DataFrame(columns=["summer", "winter"], dtype=float)
+    seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")
+    for place, part in values.groupby([values.index.year, seasons]):
+        correlations = moved.loc[part.index].corrwith(part)
+        if part.count() >= MONTH_HOURS and correlations.notna().all():
+            best = correlations.idxmax()
+            before, top, after = correlations.reindex([best - 1, best, best + 1])
+            between = (before - after) / (before - 2 * top + after) / 2
+            lags.loc[place] = best + (0 if np.isnan(between) else between)
+    return lags
 
 
 def _spikes(values: Series) -> Series:
