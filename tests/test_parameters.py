@@ -36,8 +36,6 @@ def changed(tmp_path):
         ("train_rf", "n_estimatorz", 5, ["train_rf.n_estimatorz is unknown", "Did you mean `n_estimators`?"]),
         ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05, to 0.5"]),
         ("fetch", "source", "moon", ["fetch.source", "'moon'", "'sample'"]),
-        ("prepare", "countries", "de", ["prepare.countries", "'de'", "all", "'DE,AT'"]),
-        ("prepare", "countries", False, ["prepare.countries", "False", "quotes"]),  # what YAML makes of Norway: NO
         ("report", "week", "2016-40", ["report.week", "2016-40", "latest"]),
         ("train_keras", "learning_rate", float("nan"), ["train_keras.learning_rate", "nan"]),
     ],

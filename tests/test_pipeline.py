@@ -148,7 +148,7 @@ def test_validation_is_a_page_and_a_run(in_workplace):
     lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]["prepare"]
     assert run.info.status == "FINISHED"
     assert run.data.tags["workshop.stage"] == "prepare"
-    assert run.data.params == {"first_year": "2013", "last_year": "2016", "countries": "DE"}
+    assert run.data.params == {"first_year": "2013", "last_year": "2016"}
     assert run.data.metrics["hours_left_out"] == findings["hours_left_out"] == 48
     assert run.data.metrics["warnings"] == sum(check["verdict"] == "warning" for check in findings["checks"])
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/validation.html") == page

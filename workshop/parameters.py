@@ -83,11 +83,10 @@ class Fetch(Section):
 
 
 class Prepare(Section):
-    """Which years, both ends included, and which countries are kept."""
+    """Which years are kept, both ends included."""
 
     first_year: int = Field(ge=1980, le=2100)
     last_year: int = Field(ge=1980, le=2100)
-    countries: str = Field(pattern=r"^(all|[A-Z]{2}(,[A-Z]{2})*)$", description="`DE`, or in quotes 'DE,AT', or `all`")
 
 
 class Split(Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from datetime import datetime, tzinfo
@@ -25,24 +24,19 @@ from workshop.parameters import OwnFile, TimeColumn
 
 logger = logging.getLogger(__name__)
 HOUR = pd.Timedelta(hours=1)
-GERMANY, ALL = "DE", "all"
 MW_PER_GW = 1000
-# In the layout of Open Power System Data: a country's columns, without its code in front, and our names of them. A new
-# one also needs its unit and range in `schema`; `sample` writes these columns.
+# In the layout of Open Power System Data: Germany's columns, and our names of them. A new one also needs its unit and
+# range in `schema`; `sample` writes these columns.
 LAYOUT = {
-    sources.POWER_FILE: {"solar_generation_actual": "solar_GW", "wind_generation_actual": "wind_GW"},
+    sources.POWER_FILE: {"DE_solar_generation_actual": "solar_GW", "DE_wind_generation_actual": "wind_GW"},
     sources.WEATHER_FILE: {
-        "windspeed_10m": "windspeed",
-        "temperature": "temperature",
-        "radiation_direct_horizontal": "rad_horizontal",
-        "radiation_diffuse_horizontal": "rad_diffuse",
+        "DE_windspeed_10m": "windspeed",
+        "DE_temperature": "temperature",
+        "DE_radiation_direct_horizontal": "rad_horizontal",
+        "DE_radiation_diffuse_horizontal": "rad_diffuse",
     },
 }
 _CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
-
-
-class NothingInCommon(DataError):
-    """No hour of the years asked for is complete in all raw files."""
 
 
 class Table(NamedTuple):
@@ -53,10 +47,8 @@ class Table(NamedTuple):
     names: dict[str, str]
 
 
-def prepare(
-    raw_folder: Path, first_year: int = 2013, last_year: int = 2016, country: str = GERMANY
-) -> tuple[DataFrame, dict]:
-    """Return the processed table of a country's raw files in ``raw_folder``, and what was found while preparing it.
+def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
+    """Return the processed table of the raw files in ``raw_folder``, and what was found while preparing it.
 
     The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
 
@@ -85,14 +77,14 @@ def prepare(
         )
     origin = sources.origin_in(raw_folder)
     if origin.csv is None:
-        tables, clock_changes = read_opsd(Path(raw_folder), country), None
+        tables, clock_changes = read_opsd(Path(raw_folder)), None
     else:
         table, clock_changes = read_own(Path(raw_folder) / sources.OWN_FILE, origin.csv)
         tables = {"own": table}
     hours = _hours(first_year, last_year)
     parts = {name: _take_hours(table, hours) for name, table in tables.items()}
     frame = _join({name: part.frame for name, part in parts.items()}, hours)
-    schema.check(frame, f"The frame of {country} prepared from {raw_folder}")
+    schema.check(frame, f"The frame prepared from {raw_folder}")
     by_year = _count_by_year(parts, frame, hours)
     findings = {
         "source": origin.source,
@@ -111,38 +103,21 @@ def prepare(
     }
     if clock_changes is not None:
         findings["clock_changes"] = clock_changes
-    logger.info("%s, %s: %s", origin.source, country, in_words(findings))
+    logger.info("%s: %s", origin.source, in_words(findings))
     return origin.mark(frame), findings
 
 
 # -- raw files to rows -------------------------------------------------------------------------------------------------
-def read_opsd(folder: Path, country: str = GERMANY) -> dict[str, Table]:
-    """Return a country's raw tables, `power` and `weather`; raise MissingColumns, and DataError as `raw.read_text`."""
-    tables = {}
+def read_opsd(folder: Path) -> dict[str, Table]:
+    """Return Germany's raw tables, `power` and `weather`; errors as `raw.read_text`."""
+    tables, next_step = {}, f"workshop data fetch --to {folder} puts the raw files there"
     for part, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
-        path, names = folder / file, {ours: f"{country}_{theirs}" for theirs, ours in columns.items()}
-        text = raw.read_text(path, ["utc_timestamp", *names.values()], next_step=_get_again(path))
-        frame = raw.convert_text(text, str(path), nullable=True).rename(
-            columns={theirs: ours for ours, theirs in names.items()}
-        )
+        path, names = folder / file, {ours: theirs for theirs, ours in columns.items()}
+        text = raw.read_text(path, ["utc_timestamp", *columns], next_step=next_step)
+        frame = raw.convert_text(text, str(path), nullable=True).rename(columns=columns)
         powers = {name: frame[name] / MW_PER_GW for name in names if name.endswith("_GW")}
         tables[part] = Table(path, frame.assign(**powers), names)
     return tables
-
-
-def countries_in(folder: Path) -> list[str]:
-    """Return the codes of the countries that any raw file in ``folder`` has a needed column of."""
-    codes = set()
-    for file, columns in LAYOUT.items():
-        path = folder / file
-        for column in raw.read_header(path, next_step=_get_again(path)):
-            if match := re.fullmatch(rf"([A-Z]{{2}})_(?:{'|'.join(columns)})", column):
-                codes.add(match[1])
-    return sorted(codes)
-
-
-def _get_again(path: Path) -> str:
-    return f"workshop data fetch --to {path.parent} puts the raw files there"
 
 
 def read_own(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, int]]:
@@ -235,56 +210,6 @@ def _zone(name: str) -> tzinfo:
         ) from None
 
 
-# -- many countries ----------------------------------------------------------------------------------------------------
-def choose_countries(raw_folder: Path, countries: str) -> list[str]:
-    """Return the codes that ``countries`` names (`DE,AT`, or `all` that any raw file has a column of), Germany always.
-
-    Raises ParameterError when an own file is asked for other countries.
-    """
-    codes = {GERMANY, *countries.split(",")} - {ALL}
-    if countries != ALL and codes == {GERMANY}:
-        return [GERMANY]
-    if sources.origin_in(raw_folder).csv is not None:
-        raise ParameterError(
-            "An own file holds one country.",
-            value=f"prepare.countries {countries}",
-            expected=f"{GERMANY}, which stands for that country",
-            next_step="set prepare.countries in params.yaml",
-        )
-    return sorted(codes | set(countries_in(Path(raw_folder)))) if countries == ALL else sorted(codes)
-
-
-def prepare_country(
-    country: str, raw_folder: Path, first_year: int, last_year: int
-) -> tuple[DataFrame, dict] | DataError:
-    """Return what `prepare` returns of one country, or its error if the raw files lack a column or an hour of it."""
-    try:
-        return prepare(raw_folder, first_year, last_year, country)
-    except (raw.MissingColumns, NothingInCommon) as error:
-        return error
-
-
-def write_countries(results: Mapping[str, tuple[DataFrame, dict] | DataError], folder: Path, asked: str) -> dict:
-    """Write each country's table into ``folder`` as `country=DE/year=2013/hours.parquet`; return Germany's findings.
-
-    pandas and Dask read such a folder as one table. The findings name, in `countries`, the hours kept of each country
-    and, in `countries_left_out`, why `all` left out the others. Raises the error of a country that ``asked`` names.
-    """
-    left_out = {country: result for country, result in results.items() if isinstance(result, DataError)}
-    for country, error in left_out.items():
-        if asked != ALL or country == GERMANY:
-            raise error
-    shutil.rmtree(folder, ignore_errors=True)
-    prepared = {country: result for country, result in results.items() if country not in left_out}
-    for country, (frame, _) in prepared.items():
-        for year, part in frame.groupby(frame["utc_timestamp"].dt.year):
-            write_parquet(part, Path(folder) / f"country={country}" / f"year={year}" / "hours.parquet")
-    return prepared[GERMANY][1] | {
-        "countries": {country: findings["hours_kept"] for country, (_, findings) in prepared.items()},
-        "countries_left_out": {country: error.what for country, error in left_out.items()},
-    }
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
 def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
     """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
@@ -353,13 +278,13 @@ def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
 
 
 def _join(frames: dict[str, DataFrame], hours: DatetimeIndex) -> DataFrame:
-    """Return the hours that are complete in every frame; raise NothingInCommon if there is none."""
+    """Return the hours that are complete in every frame; raise DataError if there is none."""
     joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
     complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
     if complete.empty:
         empty = [column for frame in frames.values() if len(frame) for column in frame if frame[column].isna().all()]
         counts = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
-        raise NothingInCommon(
+        raise DataError(
             f"The raw files have no complete hour in common from {hours[0].year} to {hours[-1].year}.",
             value=counts + (f"; no value at all of {', '.join(empty)}" if empty else ""),
             expected="hours in which nothing is missing",

@@ -23,10 +23,6 @@ SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 LEAST_MARKED = 100  # so many numbers, all of three decimals, are not by chance
 
 
-class MissingColumns(DataError):
-    """A table lacks columns that are needed."""
-
-
 # -- a file to text ----------------------------------------------------------------------------------------------------
 def read_text(
     source: Path | bytes, columns: Sequence[str], *, next_step: str, separator: str = ",", name: str | None = None
@@ -74,13 +70,6 @@ def read_text(
     text = table.to_pandas()
     text.index = pd.RangeIndex(2, len(text) + 2, name="line")
     return text
-
-
-def read_header(source: Path | bytes, *, next_step: str, name: str | None = None) -> list[str]:
-    """Return the column names of a CSV file, given as `read_text` is; DataError: no file, an empty file, not UTF-8."""
-    name = name or str(source)
-    with _opened(source, name, next_step) as file:
-        return _read_header(file, ",", name, next_step)
 
 
 @contextlib.contextmanager
@@ -165,14 +154,14 @@ def _require_header(header: list[str], columns: list[str], separator: str, name:
 
 
 def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, next_step: str | None = None) -> None:
-    """Raise MissingColumns that names each ``wanted`` column that is absent, with the nearest name present."""
+    """Raise DataError that names each ``wanted`` column that is absent, with the nearest name present."""
     present = [str(column) for column in present]
     missing = [column for column in wanted if column not in present]
     if not missing:
         return
     nearest = {column: difflib.get_close_matches(column, present, n=1, cutoff=0.5) for column in missing}
     hints = [f"{column} (nearest: {near[0]})" if near else column for column, near in nearest.items()]
-    raise MissingColumns(
+    raise DataError(
         f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
         value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),
         expected=", ".join(wanted),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import re
 
 import numpy as np
 import pandas as pd
 
 from workshop.data.features import INPUTS
-from workshop.data.raw import convert_text, read_header, read_text, require_columns
+from workshop.data.raw import convert_text, read_text, require_columns
 from workshop.data.schema import MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
 from workshop.errors import DataError
 
@@ -30,9 +31,9 @@ def from_csv(content: bytes) -> pd.DataFrame:
     if len(content) > MOST_BYTES:
         raise _too_many(f"{len(content):,} bytes")
     content = content.rstrip(b"\r\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
-    given = {"next_step": _CORRECT, "name": "the file"}
-    frame = _check(read_text(content, INPUTS, **given), "the file")
-    frame.attrs["unused"] = [name for name in read_header(content, **given) if name not in INPUTS]
+    frame = _check(read_text(content, INPUTS, next_step=_CORRECT, name="the file"), "the file")
+    header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig")]))
+    frame.attrs["unused"] = [name for name in header if name not in INPUTS]
     return frame
 
 
