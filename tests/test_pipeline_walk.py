@@ -107,7 +107,7 @@ def test_plot_shows_both_states(walked, servers):
 
 def test_gate_refuses_and_a_person_overrules(walked):
     """Refused by the paired test; forced, the dashboard follows by itself; rolled back, the record has three moves."""
-    assert "refused: R2 above that of the model in production: 0.00" in walked[5]
+    assert "refused: R2 gained over the model in production: 0.00" in walked[5]
     assert "forced against the gate" in walked[5]
     assert walked["forced"]
     assert "is in production again (train_gradient_boosting)" in walked[5]

@@ -25,7 +25,7 @@ SCORES = Scores(
     weekly_mae_GW=WEEKS, period=HELD_OUT,
 )  # fmt: skip
 GOOD = Evaluation(SCORES, BEFORE, "5b15", SIGNATURES[1], latency_ms=20.0, size_MB=5.0)
-CONTEST = "R2 above that of the model in production"
+CONTEST = "R2 gained over the model in production"
 NAN = float("nan")
 NO_NUMBERS = Scores(NAN, NAN, NAN, NAN, NAN, NAN, finite=False, hours=100, period=HELD_OUT)
 

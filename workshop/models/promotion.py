@@ -145,11 +145,11 @@ def _contest(scores: Scores, champion: Scores, policy: Promote) -> Iterator[Rule
     tie = f"within {policy.near_tie:g} of it"
     if policy.least_gain:
         enough = gain > policy.least_gain
-        limit = f"> {policy.least_gain:g} over {champion.r2:.4f}, and {tie} also better by the paired test"
+        limit = f"> {policy.least_gain:g} over its {champion.r2:.4f}, and {tie} also better by the paired test"
     else:
         enough = near or gain > 0
-        limit = f"> {policy.near_tie:g} over {champion.r2:.4f}; or {tie}, and then better by the paired test"
-    yield Rule("R2 above that of the model in production", gain, limit, enough and p <= policy.alpha)
+        limit = f"> {policy.near_tie:g} over its {champion.r2:.4f}; or {tie}, and then better by the paired test"
+    yield Rule("R2 gained over the model in production", gain, limit, enough and p <= policy.alpha)
     if near:
         yield Rule(PAIRED_TEST, p, f"<= {policy.alpha:g} that smaller errors are chance", p <= policy.alpha)
 
