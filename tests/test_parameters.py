@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 from workplace import BIN, ROOT, clean_environment
 
 from workshop.errors import ParameterError
-from workshop.parameters import read, read_stage
+from workshop.parameters import check, read, read_stage
 
 COMMITTED = ROOT / "4_pipeline" / "params.yaml"
 
@@ -43,9 +45,9 @@ def changed(tmp_path):
 def test_parameter_that_is_not_allowed_is_named(changed, stage, key, value, words):
     """The error names the key, the value and what is allowed, for one stage and for the whole file."""
     file = changed(stage, key, value)
-    for check in (lambda: read(file), lambda: read_stage(file, stage)):
+    for look in (lambda: read(file), lambda: read_stage(file, stage)):
         with pytest.raises(ParameterError) as caught:
-            check()
+            look()
         for word in words:
             assert word in str(caught.value)
 
@@ -64,7 +66,9 @@ def test_parameter_of_another_stage_does_not_matter(changed):
         ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
         ("split: {test_fraction: 0.2}".encode("utf-16"), "is not YAML in UTF-8(?s:.)*decode"),
         ("moon: {a: 1}", "moon is unknown"),
-        ("fetch: 3", "fetch is not allowed(?s:.)*a valid dictionary"),
+        ("fetch: 3", "fetch is not allowed(?s:.)*keys source, sha256, csv"),
+        ("a: 1\nreport:\n  week: 2016-02-30", r"day is out of range(?s:.)*params\.yaml\", line 3"),
+        ("a: 1\nb: " + "[" * 5000 + "]" * 5000, r"depth(?s:.)*params\.yaml\", line 2"),
     ],
 )
 def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
@@ -75,6 +79,75 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
         read(file)
     with pytest.raises(ParameterError, match=r"no\.yaml"):
         read(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"solar_GW": {"column": "PV"}}, ["csv.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W']"]),
+        (
+            {"solar_GW": {"column": "PV", "unit": "MW", "units": "MW"}},
+            ["units is unknown", "Did you mean `unit`?", ": column, unit\n"],
+        ),
+        ({"solar_GW": "PV"}, ["csv.solar_GW is not allowed", "'PV'", "keys column, unit"]),
+        ({"separator": "x"}, ["csv.separator is not allowed", "one of [',', ';', '\\t', '|']"]),
+        ({"capacity": {2018: {"solar_GW": 0}}}, ["csv.capacity.2018.solar_GW", "number, above 0"]),
+        ({"capacity": {18: {"solar_GW": 1, "wind_GW": 1}}}, ["csv.capacity.18", "greater than or equal to 1900"]),
+        ({"wind_GW": {"column": "solar_GW", "unit": "GW"}}, ["column 'solar_GW' for both solar_GW and wind_GW"]),
+        ({"temperature": {"column": "utc_timestamp", "unit": "C"}}, ["'utc_timestamp' for both time and temperature"]),
+    ],
+)
+def test_description_of_an_own_file_is_refused_with_what_is_allowed_there(own, words):
+    """A missing unit, an unknown key, a wrong value: what that place may hold. A column is read for one purpose."""
+    with pytest.raises(ParameterError) as caught:
+        check("fetch", {"source": "csv", "csv": {"file": "own.csv"} | own})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A function that changes a parameter in a copy of chapter 4, which is the current folder."""
+    shutil.copytree(COMMITTED.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("data", "results"))
+    monkeypatch.chdir(tmp_path / "copy")
+
+    def change(old, new):
+        text = Path("params.yaml").read_text()
+        assert old in text
+        Path("params.yaml").write_text(text.replace(old, new))
+
+    return change
+
+
+def workshop(*words):
+    """Type a command in the current folder, from the clone's environment."""
+    environment = clean_environment()
+    return subprocess.run([BIN / "workshop", *words], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_copied_pipeline_has_its_own_parameters(copied):
+    """In a copy of the folder `4_pipeline` elsewhere, commands read the copy's params.yaml and the files beside it."""
+    copied("  source: sample", "  source: csv\n  csv: {file: own/mine.csv}")
+    assert "csv" in workshop("params", "fetch").stdout
+    done = workshop("data", "fetch", "--to", "data/raw")
+    assert done.returncode == 1
+    assert str(Path.cwd() / "own" / "mine.csv") in done.stderr
+    Path("own/mine.csv").write_text("the table of this folder")
+    assert workshop("data", "fetch", "--to", "data/raw").returncode == 0
+    assert Path("data/raw/own.csv").read_bytes() == Path("own/mine.csv").read_bytes()
+
+
+@pytest.mark.parametrize("value", ["2016-02-30", "[" * 5000 + "]" * 5000, "2016-40"])
+@pytest.mark.parametrize("command", ["repro", "params"])
+def test_repro_checks_the_parameters_first(copied, value, command):
+    """Of a value that DVC ends at with a traceback, too, it names the file, and the line or the key."""
+    copied("week: latest", f"week: {value}")
+    line = Path("params.yaml").read_text().splitlines().index(f"  week: {value}") + 1
+    done = workshop(command)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "params.yaml" in done.stderr
+    assert f"line {line}," in done.stderr or "report.week is not allowed" in done.stderr
 
 
 def test_section_is_written_for_papermill(tmp_path):

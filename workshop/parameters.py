@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.nodes import Node
 
 from workshop.errors import ParameterError
+
+MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
 
 
 class Section(BaseModel):
@@ -72,6 +77,14 @@ class OwnFile(Section):
         " to its last; by default Germany's of 2012 to 2016",
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
+
+    @model_validator(mode="after")
+    def _read_each_column_once(self) -> OwnFile:
+        names: dict[str, str] = {}
+        for name, value in self:
+            if (column := getattr(value, "column", None)) and (other := names.setdefault(column, name)) != name:
+                raise ValueError(f"the column {column!r} for both {other} and {name}")
+        return self
 
 
 class Fetch(Section):
@@ -161,7 +174,7 @@ STAGES: dict[str, type[Section]] = {
 
 def read(file: Path) -> dict[str, Section]:
     """Return the checked parameters of all stages; raise ParameterError for the first that is not allowed."""
-    content = _load(file)
+    content = load(file)
     for stage in content:
         if stage not in STAGES:
             raise _unknown(stage, list(STAGES), file)
@@ -172,7 +185,7 @@ def read_stage(file: Path, stage: str) -> Section:
     """Return the checked parameters of one stage, without a check of the other sections."""
     if stage not in STAGES:
         raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))
-    return check(stage, _load(file).get(stage), file)
+    return check(stage, load(file).get(stage), file)
 
 
 def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Section:
@@ -182,28 +195,37 @@ def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Secti
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    place = [str(word) for word in first["loc"] if word != "[key]"]
-    name, missing = ".".join([stage, *place]), first["type"] == "missing"
+    place = [word for word in first["loc"] if word != "[key]"]
+    name, missing = ".".join(map(str, [stage, *place])), first["type"] == "missing"
     if first["type"] == "extra_forbidden":
-        schema = model.model_json_schema()
-        keys = [key for part in (schema, *schema.get("$defs", {}).values()) for key in part["properties"]]
-        raise _unknown(name, list(model.model_fields) if len(place) == 1 else keys, file)
+        raise _unknown(name, list(_schema(model, place[:-1])["properties"]), file)
     raise ParameterError(
         f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
-        value=None if missing else repr(first["input"]),
-        expected=allowed(model, place[0]) if len(place) == 1 else first["msg"],
+        value=None if missing else first.get("ctx", {}).get("error") or repr(first["input"]),
+        expected=first["msg"] if "[key]" in first["loc"] else allowed(model, *place),
         next_step=f"edit {file}; `workshop params {stage}` shows what is allowed",
     )
 
 
-def allowed(model: type[Section], key: str) -> str:
-    """Describe what a parameter may be: type, limits and meaning, by the JSON schema of its model."""
-    schema = model.model_json_schema()["properties"][key]
-    schema = schema.get("anyOf", [{}])[0] | schema  # the first of "... | None"
+def allowed(model: type[Section], *place: str | int) -> str:
+    """Describe what a place of a section may hold: type or keys, limits and meaning."""
+    schema = _schema(model, place)
     limits = {"enum": "one of", "minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
-    limits |= {"exclusiveMaximum": "below", "pattern": "like"}
-    words = [schema.get("type", "keys")] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
+    limits |= {"exclusiveMaximum": "below", "pattern": "like", "minProperties": "at least"}
+    kind = "keys " + ", ".join(schema["properties"]) if "properties" in schema else schema["type"]
+    words = [kind] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
     return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:
+    """Return the JSON schema of a place, such as ("csv", "solar_GW", "unit")."""
+    schema = model.model_json_schema()
+    named = schema.get("$defs", {})
+    for word in place:
+        schema = schema["properties"][word] if "properties" in schema else schema["additionalProperties"]
+        schema = schema.get("anyOf", [{}])[0] | schema  # the first of "... | None"
+        schema = named.get(schema.get("$ref", "").removeprefix("#/$defs/"), {}) | schema
+    return schema
 
 
 def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
@@ -212,14 +234,27 @@ def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
     return ParameterError(what, expected=", ".join(known), next_step=f"edit {file}")
 
 
-def _load(file: Path) -> dict[str, Any]:
+class _Constructor(SafeConstructor):
+    """DVC's, with the line of a value that Python cannot hold, such as 30 February."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise ConstructorError(problem=str(error), problem_mark=node.start_mark) from None
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Return the content of `params.yaml`, unchecked; raise ParameterError when it is no YAML mapping."""
+    yaml = YAML(typ="safe")  # DVC's reader: a doubled key is an error
+    yaml.Constructor, yaml.max_depth = _Constructor, MAX_DEPTH
     try:
         with file.open(encoding="utf-8-sig") as text:
-            content = YAML(typ="safe").load(text)  # DVC's reader: a doubled key is an error
+            content = yaml.load(text)
     except OSError as error:
         raise ParameterError(f"{file} cannot be read.", value=error.strerror) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        value = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    except (YAMLError, ValueError) as error:
+        value = " ".join(str(error).split())
         raise ParameterError(f"{file} is not YAML in UTF-8.", value=value, next_step="correct that place") from None
     if not isinstance(content, dict):
         raise ParameterError(f"{file} holds no stages.", value=repr(content), expected="keys: " + ", ".join(STAGES))

@@ -158,8 +158,8 @@ class Settings(BaseSettings):
     # -- paths -----------------------------------------------------------------------------------------------
     @property
     def pipeline(self) -> Path:
-        """The folder of `dvc.yaml` and `params.yaml`."""
-        return self.root / "4_pipeline"
+        """The folder of `dvc.yaml` and `params.yaml`: the current one, such as a copy of chapter 4, or the clone's."""
+        return Path.cwd() if Path("dvc.yaml").exists() else self.root / "4_pipeline"
 
     @property
     def jupyter(self) -> Path:

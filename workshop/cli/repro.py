@@ -13,7 +13,7 @@ import dvc_parallel
 import yaml
 
 from workshop.cli import json_option, print_rows, tell
-from workshop.parameters import STAGES, allowed, read, read_stage
+from workshop.parameters import STAGES, allowed, load, read, read_stage
 from workshop.settings import EXPORT, PRODUCTION, REGISTERED_MODEL, STAGE_TAG, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
@@ -29,6 +29,9 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does. The
     ``options`` are those of `dvc_parallel.reproduce`.
     """
+    file = settings.pipeline / "params.yaml"
+    if file.exists() and STAGES.keys() <= load(file).keys():  # another pipeline has other sections
+        read(file)
     servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
     options["jobs"] = options.get("jobs") or settings.dask_workers
@@ -80,7 +83,7 @@ def repro(targets: tuple[str, ...], **options) -> None:
     Example:  workshop repro compare
     """
     settings = get_settings()
-    folder = Path.cwd() if Path("dvc.yaml").exists() or targets or options["all_pipelines"] else settings.pipeline
+    folder = Path.cwd() if targets or options["all_pipelines"] else settings.pipeline
     reproduce(settings, targets, shell_first=True, folder=folder, **options)
 
 

@@ -33,7 +33,7 @@ class Stage:
         if variables is not None:
             values = {key: variables[key] for key in STAGES[name].model_fields if key in variables}
             self.parameters = check(name, values).model_dump()
-        self.folder = Path.cwd() if Path("dvc.yaml").exists() else get_settings().pipeline
+        self.folder = get_settings().pipeline
         file = self.folder / "dvc.yaml"
         try:
             stages = yaml.safe_load(file.read_text())["stages"]

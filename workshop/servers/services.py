@@ -167,7 +167,7 @@ SERVICES = (
         "dashboard",
         "Dashboard",
         ("dashboard_port",),
-        lambda settings: [sys.executable, str(settings.pipeline / "dashboard" / "app.py")],
+        lambda settings: [sys.executable, str(settings.root / "4_pipeline" / "dashboard" / "app.py")],
         lambda settings: settings.dashboard_url,
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
         # scikit-learn's threads wait for one another, busily: an hour took 400 ms with two and 10 ms with one.
