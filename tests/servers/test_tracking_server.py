@@ -6,8 +6,11 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -17,9 +20,11 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine, text
 from workplace import environment_of, free_port, wait_for
 
 from workshop.servers.services import SERVICES, is_healthy
+from workshop.servers.tracking_server import queue_writers
 from workshop.settings import get_settings
 
 API = "api/2.0/mlflow"
@@ -101,6 +106,51 @@ def assert_whole(client: MlflowClient, runs: list[str]) -> None:
     """Each run has all that was logged to it."""
     for run in map(client.get_run, runs):
         assert (len(run.data.metrics), len(run.data.params), run.info.status) == (50, 50, "FINISHED")
+
+
+def test_writers_to_sqlite_take_turns(tmp_path):
+    """Eight at once, on a database for which none of them waits: every row is there, whatever a writer does first."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'some.db'}", connect_args={"timeout": 0})
+    queue_writers(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE rows (number)"))
+
+    def write(number: int) -> None:
+        with suppress(ZeroDivisionError), engine.begin() as connection:
+            connection.execute(text("SELECT * FROM rows"))
+            connection.execute(text("INSERT INTO rows VALUES (:number)"), {"number": number})
+            time.sleep(0.05)
+            1 / (number % 5)  # every fifth is rolled back
+
+    with ThreadPoolExecutor(8) as writers:
+        list(writers.map(write, range(40)))
+    with engine.connect() as connection:
+        numbers = set(connection.scalars(text("SELECT number FROM rows")))
+    engine.dispose()
+    assert numbers == {number for number in range(40) if number % 5}
+
+
+@pytest.mark.soak
+def test_writers_on_a_loaded_machine_are_all_answered(server, monkeypatch):
+    """Four busy loops beside 64 writers, whose clients repeat nothing: no answer is an error."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    over = time.monotonic() + 90
+
+    def write(_: int) -> list[str]:
+        client, runs = MlflowClient(server.uri), []
+        while time.monotonic() < over:
+            runs.append(write_run(client, "0"))
+        return runs
+
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(64) as writers:
+            runs = [run for of_writer in writers.map(write, range(64)) for run in of_writer]
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert_whole(MlflowClient(server.uri), runs)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])

@@ -12,14 +12,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import psutil
+from sqlalchemy import Connection, Engine, event
 
 from workshop.errors import ServiceError
 from workshop.servers.services import program
 from workshop.settings import Settings, get_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TURN, TURN_SECONDS = threading.Lock(), 60  # of writers to SQLite; MLflow's client waits for an answer for 120 s
 
 
 def make_app():
@@ -33,10 +36,30 @@ def make_app():
     parent = psutil.Process().parent()
     if parent is None or not any("mlflow" in word or "uvicorn" in word for word in parent.cmdline()):
         sys.exit("The `mlflow server` that started this process has ended.")
+    queue_writers(Engine)
     settings = get_settings()
     if os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR, "").startswith(f"{settings.ftp_uri}/"):
         os.environ |= settings.ftp_environment()
     return app
+
+
+def queue_writers(engine: Engine | type[Engine]) -> None:
+    """Let one transaction at a time write to SQLite, which has no queue.
+
+    There each writer tries again every 100 ms. On a loaded machine some have no luck for MLflow's 20 s, and get a 503.
+    """
+
+    def take_turn(connection: Connection, _cursor, statement: str, *_) -> None:
+        is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
+        if is_writer and not connection.info.get("has_turn"):
+            connection.info["has_turn"] = TURN.acquire(timeout=TURN_SECONDS)
+
+    def pass_turn(_connection, record) -> None:
+        if record.info.pop("has_turn", False):
+            TURN.release()
+
+    event.listen(engine, "before_cursor_execute", take_turn)
+    event.listen(engine, "checkin", pass_turn)  # of the connection to the pool, at the end of a transaction
 
 
 def ensure_database(settings: Settings) -> None:
