@@ -13,6 +13,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -255,6 +256,29 @@ def test_down_ends_what_a_killed_supervisor_left(running):
         assert not running.settings.ports_file.exists()
         assert innocent.poll() is None
         innocent.kill()
+
+
+def take_when_chosen(place: Servers, listener: socket.socket) -> None:
+    """Listen on the port that the tracking server shall get, before that server does."""
+    wait_for(lambda: place.settings.is_up)
+    listener.bind(("127.0.0.1", place.settings.mlflow_port))
+    listener.listen()
+
+
+def test_port_that_another_program_takes_first_is_replaced(place):
+    """A port that is lost between the choice and the first start: `up` takes another, and a second `up` is well."""
+    workshop(place, "down")
+    wanted = place.settings.mlflow_port
+    with socket.socket() as listener:
+        thief = threading.Thread(target=take_when_chosen, args=(place, listener))
+        thief.start()
+        done = workshop(place, "up")
+        thief.join()
+        assert f"port {wanted} is busy: MLflow tracking takes" in done.stderr
+        assert place.settings.mlflow_port != wanted
+        assert all_well(place)
+        workshop(place, "up")
+    assert all_well(place)
 
 
 def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):

@@ -105,10 +105,18 @@ def up(tell: Tell) -> Settings:
         settings.credentials(create=True)
         ensure_database(settings)
         with only_one_chooses(settings, tell):
-            settings = take(settings, tell)
-            _start_supervisor(settings)
-            _bring_up(settings, tell)
-    return settings
+            while True:
+                settings = take(settings, tell)
+                _start_supervisor(settings)
+                try:
+                    _bring_up(settings, tell)
+                except ServiceError:
+                    if all(holder.state == settings.state for holder in holders_of(settings).values()):
+                        raise
+                    # Another program took a port before our server did. Nothing uses the addresses yet: choose again.
+                    _end_leftovers(settings, tell)
+                else:
+                    return settings
 
 
 def down(tell: Tell, names: Sequence[str] = ()) -> int:
@@ -131,12 +139,7 @@ def down(tell: Tell, names: Sequence[str] = ()) -> int:
         running = port_holders.marked_processes(settings.state)
         if names:
             _stop(settings, names, tell)
-        elif processes(settings):
-            tell("stopping the servers")
-            with contextlib.suppress(*UNANSWERED):
-                _ask(settings, "shutdown")
-            psutil.wait_procs(running, timeout=STOP_SECONDS)
-        if not names:
+        else:
             _end_leftovers(settings, tell)
         by_hand = _started_by_hand(settings)
         for service in SERVICES:
@@ -360,7 +363,12 @@ def _only_one(settings: Settings) -> Iterator[None]:
 
 
 def _end_leftovers(settings: Settings, tell: Tell) -> None:
-    """End the processes that an earlier supervisor left behind, and remove its files."""
+    """Have supervisor stop the servers, end the processes that an earlier one left behind, and remove its files."""
+    if processes(settings):
+        tell("stopping the servers")
+        with contextlib.suppress(*UNANSWERED):
+            _ask(settings, "shutdown")
+        psutil.wait_procs(port_holders.marked_processes(settings.state), timeout=STOP_SECONDS)
     if leftovers := port_holders.marked_processes(settings.state):
         tell(f"ending {len(leftovers)} processes that an earlier start left behind")
     for end in (psutil.Process.terminate, psutil.Process.kill):
