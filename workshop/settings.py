@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     ftp_password: SecretStr | None = None
     ftp_tls: bool | None = None
     mlflow_port: int = Field(5000, ge=1, le=65535)
+    database_uri: SecretStr | None = None  # of PostgreSQL, in place of an SQLite file
     dask_port: int = Field(8786, ge=1, le=65535)
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)

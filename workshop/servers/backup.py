@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
 import tarfile
 import tempfile
 import time
@@ -23,9 +24,10 @@ from mlflow_ftp import names
 
 from workshop.errors import ServiceError
 from workshop.servers import supervisor
+from workshop.servers.services import database_address
 from workshop.settings import Settings
 
-MANIFEST, DATABASE, ARTIFACTS = "manifest.json", "mlflow.db", "artifacts"
+MANIFEST, DATABASE, DUMP, ARTIFACTS = "manifest.json", "mlflow.db", "mlflow.dump", "artifacts"
 ATTEMPTS, PAUSE_SECONDS = 10, 0.2
 
 Hashes = dict[str, str]  # the sha256 of each file, by its name in the tar file
@@ -37,7 +39,7 @@ def back_up(file: Path, settings: Settings) -> Hashes:
     Raises ServiceError when there is nothing to back up, when the file exists, when an artifact is not what was stored,
     or when the disk fails.
     """
-    if not settings.database.exists():
+    if not (settings.database_uri or settings.database.exists()):
         raise ServiceError(
             "There is nothing to back up.",
             value=f"no database in {settings.state}",
@@ -48,8 +50,11 @@ def back_up(file: Path, settings: Settings) -> Hashes:
     try:
         # In the same folder, so that the complete file only needs its name; readable for its owner alone.
         with tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as folder:
-            snapshot, temporary = Path(folder, DATABASE), Path(folder, "backup.tar")
-            _copy_database(settings.database, snapshot)
+            snapshot, temporary = Path(folder, _database_name(settings)), Path(folder, "backup.tar")
+            if settings.database_uri:
+                _run("pg_dump", "--format=custom", f"--file={snapshot}", settings=settings)
+            else:
+                _copy_database(settings.database, snapshot)
             temporary.touch(mode=0o600)
             with tarfile.open(temporary, "w") as tar:
                 hashes = _add_files(tar, snapshot, settings.artifacts)
@@ -78,9 +83,13 @@ def restore(file: Path, settings: Settings) -> Hashes:
         try:
             with tempfile.TemporaryDirectory(prefix="restore-", dir=settings.state) as name:
                 folder = Path(name).resolve()
-                hashes = _extract(file, folder)
+                hashes = _extract(file, folder, _database_name(settings))
+                if settings.database_uri:  # an error when the database is not empty
+                    options = "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"
+                    _run("pg_restore", *options, str(folder / DUMP), settings=settings)
                 (folder / ARTIFACTS).replace(settings.artifacts)
-                (folder / DATABASE).replace(settings.database)  # last: a folder with a database is a state
+                if not settings.database_uri:
+                    (folder / DATABASE).replace(settings.database)  # last: a folder with a database is a state
         except OSError as error:
             raise ServiceError(
                 "The backup could not be restored.",
@@ -88,6 +97,24 @@ def restore(file: Path, settings: Settings) -> Hashes:
                 next_step=f"look at the disk of {settings.state}, and who may write there",
             ) from None
     return hashes
+
+
+def _database_name(settings: Settings) -> str:
+    return DUMP if settings.database_uri else DATABASE
+
+
+def _run(program: str, *options: str, settings: Settings) -> None:
+    """Run a client program of PostgreSQL on the tracking database; raise ServiceError when it is missing or fails."""
+    address = database_address(settings).replace("+psycopg", "", 1)
+    command = ["env", "LC_ALL=C", program, *options, f"--dbname={address}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServiceError(
+            f"`{program}` failed.",
+            value=done.stderr.strip()[-1000:],
+            expected="PostgreSQL's client programs on the PATH, not older than the server; to restore, no tables",
+            next_step="mend the cause (programs: apt-get install postgresql-client), then the same again",
+        )
 
 
 def _copy_database(source: Path, target: Path) -> None:
@@ -104,9 +131,9 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _add_files(tar: tarfile.TarFile, snapshot: Path, artifacts: Path) -> Hashes:
-    tar.add(snapshot, DATABASE)
+    tar.add(snapshot, snapshot.name)
     with snapshot.open("rb") as source:
-        hashes = {DATABASE: hashlib.file_digest(source, "sha256").hexdigest()}
+        hashes = {snapshot.name: hashlib.file_digest(source, "sha256").hexdigest()}
     tar.add(artifacts, ARTIFACTS, recursive=False)
     for path in _artifacts(artifacts):
         name = f"{ARTIFACTS}/{path.relative_to(artifacts).as_posix()}"
@@ -163,7 +190,7 @@ def _refuse_full(settings: Settings) -> None:
         )
 
 
-def _extract(file: Path, folder: Path) -> Hashes:
+def _extract(file: Path, folder: Path, database: str) -> Hashes:
     """Write the files of a backup below a folder; raise ServiceError unless they are those of its manifest."""
     hashes: Hashes = {}
     try:
@@ -182,14 +209,14 @@ def _extract(file: Path, folder: Path) -> Hashes:
         expected = json.loads((folder / MANIFEST).read_text())["files"]
         if different := dict(hashes.items() ^ expected.items()):
             raise ValueError(f"{len(different)} files differ from its manifest, such as {min(different)!r}")
-        if not (folder / DATABASE).is_file() or not (folder / ARTIFACTS).is_dir():
-            raise ValueError(f"it lacks {DATABASE} or {ARTIFACTS}")
+        if not (folder / database).is_file() or not (folder / ARTIFACTS).is_dir():
+            raise ValueError(f"it lacks {database} or {ARTIFACTS}")
     except (tarfile.TarError, EOFError, ValueError, OverflowError, KeyError, TypeError, AttributeError, FileExistsError,
             NotADirectoryError) as error:  # fmt: skip
         raise ServiceError(
             f"The file {file} is no complete backup.",
             value=repr(error) if isinstance(error, KeyError) else error,
-            expected="a file as `workshop backup` made it",
+            expected="a file as `workshop backup` made it, from the same kind of database (WORKSHOP_DATABASE_URI)",
             next_step="copy it here again, or take another backup; nothing was restored",
         ) from None
     return hashes

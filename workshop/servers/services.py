@@ -11,6 +11,7 @@ import json
 import logging
 import logging.config
 import os
+import re
 import socket
 import sys
 import time
@@ -26,11 +27,12 @@ from platformdirs import user_state_path
 
 from workshop import port_holders
 from workshop.data.files import write_whole
-from workshop.errors import ServiceError
+from workshop.errors import ServiceError, SettingsError
 from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
 PORTS_TRIED = 200
+POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
 
 
@@ -74,6 +76,32 @@ def _workers_answer(settings: Settings) -> bool:
     return counts["workers"] >= settings.dask_workers and not port_holders.find_stranger(settings, *ports)
 
 
+def database_address(settings: Settings) -> str:
+    """Return the address of the tracking database, with the path of a file (0600) in place of a password.
+
+    Raises SettingsError when WORKSHOP_DATABASE_URI is no address of PostgreSQL; a password is not shown.
+    """
+    if settings.database_uri is None:
+        return f"sqlite:///{settings.database}"
+    from sqlalchemy.engine import make_url  # takes 0.2 s
+
+    # Nothing that SQLAlchemy would read in another way than meant, and a part of a password with it.
+    if not re.fullmatch(POSTGRESQL, settings.database_uri.get_secret_value()):
+        raise SettingsError(
+            "The setting WORKSHOP_DATABASE_URI cannot be used.",
+            expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; in a password %40 for @",
+            next_step="set or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
+        )
+    address = make_url(settings.database_uri.get_secret_value())
+    if address.password is None:
+        return address.render_as_string()
+    # https://www.postgresql.org/docs/current/libpq-pgpass.html
+    password = re.sub(r"([:\\])", r"\\\1", address.password)
+    file = write_whole(settings.state / "pgpass", f"*:*:*:*:{password}\n".encode())
+    file.chmod(0o600)
+    return address._replace(password=None).update_query_dict({"passfile": str(file)}).render_as_string()
+
+
 def _tracking_command(settings: Settings) -> list[str]:
     # Names of this machine on any port, since a tunnel may have another. Patterns, in which [ is special. A page of
     # another site whose name was made to resolve to this machine (DNS rebinding) gets no answer.
@@ -82,7 +110,7 @@ def _tracking_command(settings: Settings) -> list[str]:
         program("mlflow"),
         "server",
         *("--host", settings.host, "--port", str(settings.mlflow_port)),
-        *("--backend-store-uri", f"sqlite:///{settings.database}"),
+        *("--backend-store-uri", database_address(settings)),
         *("--artifacts-destination", settings.artifacts_uri),
         # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
         *("--workers", "1"),

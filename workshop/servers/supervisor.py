@@ -206,9 +206,11 @@ def _start_supervisor(settings: Settings) -> None:
     with file.open("w") as output:
         _configuration(settings).write(output)
     variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, port_holders.MARK: settings.state}
+    environment = os.environ | settings.exports() | {name: str(path) for name, path in variables.items()}
+    environment.pop("WORKSHOP_DATABASE_URI", None)  # its password is for the tracking server alone
     done = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "--configuration", str(file)],
-        env=os.environ | settings.exports() | {name: str(path) for name, path in variables.items()},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

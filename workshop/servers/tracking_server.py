@@ -15,10 +15,11 @@ import sys
 import threading
 
 import psutil
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
 
 from workshop.errors import ServiceError
-from workshop.servers.services import program
+from workshop.servers.services import database_address, program
 from workshop.settings import Settings, get_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -44,29 +45,34 @@ def make_app():
 
 
 def queue_writers(engine: Engine | type[Engine]) -> None:
-    """Let one transaction at a time write to SQLite, which has no queue.
-
-    There each writer tries again every 100 ms. On a loaded machine some have no luck for MLflow's 20 s, and get a 503.
-    """
+    """Let one transaction at a time write to SQLite, where otherwise a writer may have no luck for MLflow's 20 s."""
 
     def take_turn(connection: Connection, _cursor, statement: str, *_) -> None:
         is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
         if is_writer and not connection.info.get("has_turn"):
             connection.info["has_turn"] = TURN.acquire(timeout=TURN_SECONDS)
 
-    def pass_turn(_connection, record) -> None:
-        if record.info.pop("has_turn", False):
-            TURN.release()
-
     event.listen(engine, "before_cursor_execute", take_turn)
-    event.listen(engine, "checkin", pass_turn)  # of the connection to the pool, at the end of a transaction
+    # The connection goes back to the pool: its transaction is over.
+    event.listen(engine, "checkin", lambda _, record: record.info.pop("has_turn", False) and TURN.release())
 
 
 def ensure_database(settings: Settings) -> None:
     """Make the tracking database if there is none, complete or not at all; raise ServiceError when that fails.
 
-    A server that is killed while it makes its tables leaves a database that no server can open.
+    A server that is killed while it makes its tables leaves an SQLite file that no server can open. PostgreSQL undoes
+    what was not completed, so there MLflow's server makes them.
     """
+    if settings.database_uri:
+        try:
+            create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
+        except SQLAlchemyError as error:
+            raise ServiceError(
+                "The tracking database does not answer.",
+                value=str(error).splitlines()[0],
+                next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
+            ) from None
+        return
     if settings.database.exists():
         return
     new = settings.database.with_suffix(".new")

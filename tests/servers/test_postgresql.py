@@ -1,0 +1,161 @@
+"""`workshop up` and `workshop backup` on a PostgreSQL of Debian, by one setting; its password is nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from workplace import BIN, Servers, clean_environment, free_port, new_workplace, processes_of, required
+
+PASSWORD = r"pass:wörd@/%\ 7"
+PROGRAMS = next((file.parent for file in Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+
+
+@dataclass
+class Database:
+    """A PostgreSQL that asks for a password."""
+
+    port: int
+
+    def uri(self, name: str) -> str:
+        """Return the setting for a database."""
+        return f"postgresql+psycopg://mlflow:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{name}"
+
+    def ask(self, database: str, question: str) -> str:
+        """Return what psql answers to its superuser."""
+        command = ["psql", "--host=127.0.0.1", f"--port={self.port}", "--username=super", "-Atc", question, database]
+        done = subprocess.run(
+            command, env=os.environ | {"PGPASSWORD": PASSWORD}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Iterator[Database]:
+    """A server that listens on loopback alone, run by another user where this one is root."""
+    required("PostgreSQL's server (Debian: postgresql)", PROGRAMS)
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    (folder / "password").write_text(PASSWORD)
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+    if as_user:
+        for path in (folder, folder / "password"):
+            shutil.chown(path, "postgres", "postgres")
+
+    def run(program: str, *options: str) -> None:
+        subprocess.run(
+            [*as_user, PROGRAMS / program, "-D", folder / "data", *options], cwd=folder, check=True, capture_output=True
+        )
+
+    run("initdb", "--username=super", f"--pwfile={folder / 'password'}", "--auth=scram-sha-256", "--encoding=UTF8")
+    listen = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+    run("pg_ctl", "start", "--wait", "--timeout=300", f"--log={folder / 'log'}", f"--options={listen}")
+    try:
+        database = Database(port)
+        database.ask("postgres", f"CREATE ROLE mlflow LOGIN PASSWORD '{PASSWORD}'")
+        yield database
+    finally:
+        run("pg_ctl", "stop", "--mode=fast", "--timeout=300")
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def up(folder: Path, uri: str) -> Iterator[Servers]:
+    """Yield a clone whose servers `workshop up` has started on a database."""
+    root, environment = new_workplace(folder)
+    place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1", "WORKSHOP_DATABASE_URI": uri})
+    try:
+        type_workshop(place, "up")
+        yield place
+    finally:
+        place.run(BIN / "workshop", "down")
+        assert not processes_of(root)
+
+
+def type_workshop(place: Servers, *words: object) -> str:
+    """Type `workshop ...`, which succeeds; return what it prints."""
+    done = place.run(BIN / "workshop", *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def assert_secret(place: Servers, *texts: str) -> None:
+    """The password is in no text, file, command line or environment; but for its file, which is the owner's alone."""
+    settings = place.settings
+    assert (settings.state / "pgpass").stat().st_mode & 0o777 == 0o600
+    for word in (PASSWORD, quote(PASSWORD, safe=""), "pass:w", r"pass\:w"):
+        for file in settings.state.rglob("*"):
+            if file.is_file() and file.name != "pgpass":
+                assert word.encode() not in file.read_bytes(), file
+        for process in processes_of(place.root):
+            with contextlib.suppress(psutil.Error):
+                assert word not in " ".join(process.cmdline()) + str(process.environ())
+        assert not [text for text in texts if word in text]
+
+
+def test_postgresql_by_one_setting(database, tmp_path):
+    """Servers on PostgreSQL keep runs there, come back from a backup on an empty database, and show no password."""
+    for name in ("first", "second"):
+        database.ask("postgres", f"CREATE DATABASE {name} OWNER mlflow")
+    with up(tmp_path / "first", database.uri("first")) as place:
+        client = MlflowClient(place.settings.tracking_uri)
+        run = client.create_run("0").info.run_id
+        client.log_text(run, "content", "file.txt")
+        client.create_registered_model("kept")
+        assert database.ask("first", f"SELECT count(*) FROM runs WHERE run_uuid = '{run}'") == "1"
+        assert not place.settings.database.exists()
+        commands = ["status"], ["config"], ["backup", tmp_path / "kept.tar"]
+        assert_secret(place, *(type_workshop(place, *words) for words in commands))
+        assert PASSWORD.encode() not in (tmp_path / "kept.tar").read_bytes()
+        for changes, words in (
+            ({}, "already exists"),  # the database is not empty
+            ({"WORKSHOP_DATABASE_URI": None}, "it lacks mlflow.db"),
+        ):
+            environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "other")} | changes
+            environment = {name: value for name, value in environment.items() if value}
+            done = place.run(BIN / "workshop", "backup", "--restore", tmp_path / "kept.tar", env=environment)
+            assert done.returncode == 1
+            assert words in done.stderr
+            assert not (tmp_path / "other" / "artifacts").exists()
+
+    root, environment = new_workplace(tmp_path / "second")
+    place = Servers(root, environment | {"WORKSHOP_DATABASE_URI": database.uri("second")})
+    type_workshop(place, "backup", "--restore", tmp_path / "kept.tar")
+    assert database.ask("second", "SELECT run_uuid FROM runs") == run
+    assert database.ask("second", "SELECT name FROM registered_models") == "kept"
+    assert [file.read_text() for file in place.settings.artifacts.rglob("file.txt")] == ["content"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("7@", "8@", "password authentication failed"),
+        ("%40%2F", "@/", "in a password %40 for @"),
+        ("+psycopg", "", "postgresql+psycopg://"),
+        ("/postgres", "/none", 'database "none" does not exist'),
+    ],
+)
+def test_address_that_cannot_be_used_is_refused_in_words(database, tmp_path, old, new, words):
+    """A wrong password, one that can be read in two ways, no driver, no database: which, without the password."""
+    uri = database.uri("postgres")
+    assert old in uri
+    environment = clean_environment() | {
+        "WORKSHOP_STATE": str(tmp_path),
+        "WORKSHOP_DATABASE_URI": uri.replace(old, new),
+    }
+    command = [BIN / "workshop", "up"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "WORKSHOP_DATABASE_URI" in done.stderr
+    assert not [part for part in ("pass:w", "pass%3A", "Traceback") if part in done.stderr]
