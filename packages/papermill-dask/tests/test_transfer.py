@@ -37,8 +37,8 @@ class Transfer:
     @property
     def root(self) -> Path:
         """The worker's store."""
-        (own,) = (self.disk / "dask-scratch-space").glob("worker-*/papermill-dask")
-        return own
+        (own,) = (self.disk / "dask-scratch-space").glob("worker-*/")
+        return own / "papermill-dask"  # which the first transfer makes
 
     def pid(self, name: str) -> int:
         """The process id of the scheduler or of the worker."""
@@ -46,7 +46,7 @@ class Transfer:
 
     def scratch_folders(self) -> list[Path]:
         """The scratch folders on the worker now."""
-        return list((self.root / "scratch").iterdir())
+        return list(self.root.glob("scratch/*"))
 
     def incoming(self) -> list[Path]:
         """What the worker has of files that are on their way."""
