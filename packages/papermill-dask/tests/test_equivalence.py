@@ -421,6 +421,14 @@ def test_equivalence_of_command_line_failures(command_lines, source, options, co
         assert told in dask.stderr
 
 
+def test_equivalence_of_command_line_variables(command_lines, folders):
+    """What papermill's program sets for its kernels is there; the standard input has its name."""
+    source = "# %%\nimport os, sys\nprint(os.environ['PYDEVD_DISABLE_FILE_VALIDATION'], sys.stdin.name)"
+    own, dask = command_lines(notebook(source), "--no-progress-bar")
+    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert_same_saved(folders)
+
+
 @pytest.mark.parametrize("paths", [("-", "-"), ()], ids=["named", "implied"])
 def test_equivalence_of_command_line_pipes(command_lines, paths):
     """A notebook read from a pipe and written to one, and nothing else on either."""

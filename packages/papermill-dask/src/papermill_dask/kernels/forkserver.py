@@ -139,14 +139,15 @@ class Imports:
         variables = dict(os.environ)
         os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as the kernel does, whose figures are the notebook's
         with warnings.catch_warnings(), _shell() as shell:
-            filters, known = list(warnings.filters), {name: list(calls) for name, calls in _callbacks(shell)}
+            callbacks = shell.events.callbacks
+            filters, known = list(warnings.filters), {name: list(calls) for name, calls in callbacks.items()}
             for name in modules:
                 _import(name)
             with contextlib.redirect_stderr(None):  # where the debugger complains of frozen modules
                 for name in KERNEL_MODULES:
                     _import(name)
             self._warning_filters = [entry for entry in warnings.filters if entry not in filters]
-            self._callbacks = {name: [c for c in calls if c not in known[name]] for name, calls in _callbacks(shell)}
+            self._callbacks = {name: [c for c in calls if c not in known[name]] for name, calls in callbacks.items()}
         self.environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
         self.environment.pop("MPLBACKEND", None)
         # In a kernel these write to the notebook.
@@ -190,6 +191,7 @@ class Imports:
         os.dup2(nothing, 0)
         os.close(nothing)
         sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
+        sys.stdin.buffer.raw.name = "<stdin>"
         sys.path[:] = self._path
         importlib.invalidate_caches()
         random.seed()
@@ -228,10 +230,6 @@ def _shell() -> Iterator[Any]:
         atexit.unregister(shell.atexit_operations)
         ZMQInteractiveShell.clear_instance()
         sys.modules["__main__"] = main_module
-
-
-def _callbacks(shell: Any) -> list[tuple[str, list[Callable]]]:
-    return list(shell.events.callbacks.items())
 
 
 def _import(name: str) -> None:
