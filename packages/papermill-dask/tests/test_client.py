@@ -34,7 +34,7 @@ def test_without_a_scheduler_one_is_started_for_the_call(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "local Dask cluster" in done.stderr
     parent = int(nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0].text)
-    assert not psutil.pid_exists(parent)
+    wait_for(lambda: not psutil.pid_exists(parent), 10)
 
 
 def test_local_cluster_listens_on_loopback_alone():
@@ -62,6 +62,23 @@ def test_scheduler_that_does_not_answer_is_named(tmp_path):
     assert "tcp://127.0.0.1:9" in done.stderr
     assert "next:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_connection_survives_what_other_clients_cancel(cluster):
+    """While another client cancels tasks all the time, of which the scheduler tells all clients, each connects."""
+    program = (
+        "from distributed import Client\nclient = Client(set_as_default=False)\nprint('began', flush=True)\n"
+        "while True:\n    client.submit(int, pure=False).cancel()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], env=cluster.environment, stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"began\n"
+            with environment_of(cluster.environment):
+                for _ in range(60):
+                    with connect() as client:
+                        assert client.status == "running"
+        finally:
+            other.kill()
 
 
 def test_secrets_stay_at_home(cluster, tmp_path):

@@ -6,8 +6,10 @@ import contextlib
 import datetime
 import ipaddress
 import json
+import logging
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -273,6 +275,63 @@ def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(own, tmp_path):
     assert client.text() == "strong\n"
 
 
+def test_cluster_waits_for_a_slow_worker_unless_another_suits(own, monkeypatch, caplog):
+    """A worker that does not answer is named and waited for until it answers, another suits, or it is gone."""
+    from distributed import Client
+    from papermill_dask import execute_notebook
+
+    monkeypatch.setattr("papermill_dask.cluster.ANSWER_SECONDS", 1)
+    slow = own.start_worker("slow")
+    source = "import os\nprint(os.environ.get('WHICH'))"
+    with (
+        Client(own.address, set_as_default=False) as client,
+        ThreadPoolExecutor(1) as executor,
+        caplog.at_level(logging.INFO, "papermill"),
+    ):
+
+        def start():
+            """Begin to execute a notebook."""
+            caplog.clear()
+            return executor.submit(execute_notebook, document(source), "python3", progress_bar=False, client=client)
+
+        def is_waited_for() -> bool:
+            return "Waiting for the answer of slow workers: slow." in caplog.text
+
+        slow.send_signal(signal.SIGSTOP)
+        try:
+            waiting = start()
+            wait_for(is_waited_for)
+        finally:
+            slow.send_signal(signal.SIGCONT)
+        assert waiting.result(60).cells[0].outputs[0].text == "None\n"
+
+        own.start_worker("other", WHICH="other")
+        slow.send_signal(signal.SIGSTOP)
+        try:
+            assert start().result(60).cells[0].outputs[0].text == "other\n"
+            own.stop("other")
+            waiting = start()
+            wait_for(is_waited_for)
+        finally:
+            slow.kill()
+        with pytest.raises(EngineError, match="no worker"):
+            waiting.result(60)
+
+
+def test_cluster_tells_other_clients_nothing_of_a_notebook(cluster, dask_client, tmp_path):
+    """A notebook that ends, or is interrupted, sends no message to other people's clients; it may break a new one."""
+    reports = []
+    dask_client._stream_handlers["cancelled-keys"] = lambda **report: reports.append(report)
+    assert cluster.run(notebook(tmp_path / "ends.ipynb", "1")).process.returncode == 0
+    client = cluster.start(notebook(tmp_path / "stopped.ipynb", "import time\nprint('.', flush=True)\ntime.sleep(600)"))
+    client.wait_for_text(".")
+    client.process.send_signal(signal.SIGINT)
+    client.assert_nothing_left(10)
+    client.wait()
+    assert dask_client.submit(sum, [1, 2]).result() == 3  # what the scheduler sent before has arrived
+    assert reports == []
+
+
 # -- environments ------------------------------------------------------------------------------------------------
 def other_version(folder: Path, package: str, version: str) -> dict[str, str]:
     """Return the environment in which another version of a package seems to be installed."""
@@ -294,7 +353,7 @@ def test_cluster_worker_with_other_versions_is_named(own, tmp_path):
     own.start_worker("good")
     client = own.run(source)
     assert client.process.returncode == 0, client.words
-    assert "Workers that do not suit this notebook: old (tcp://" in client.words
+    assert "Workers that this notebook does not use: old (tcp://" in client.words
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------

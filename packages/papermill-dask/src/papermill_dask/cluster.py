@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many noteb
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15
 RETRY_SECONDS = 0.1
+SILENT = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
 LEASE_SECONDS = 6
 _registering = threading.Lock()
@@ -65,7 +68,7 @@ def connect() -> Iterator[Client]:
     That is the scheduler that Dask's configuration names (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
     Raises EngineError when the scheduler does not answer or has no worker.
     """
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -80,7 +83,7 @@ def connect() -> Iterator[Client]:
             cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
             address = stack.enter_context(cluster).scheduler_address
         try:
-            client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+            client = private.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise EngineError(
                 "The Dask scheduler does not answer.",
@@ -112,53 +115,59 @@ def survey(
 ) -> list[Worker]:
     """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment.
 
-    ``asked`` are the resources that it must have.
+    ``asked`` are the resources that it must have. With a kernel, slow workers are waited for until one worker suits.
     """
+    answers: dict[str, Future] = {}
+    say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
+    with _sign_in(folder) as sign, contextlib.ExitStack() as stack:
+        while True:
+            try:
+                # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
+                known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+            except OSError as error:
+                raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
+            if not known:
+                require_worker(client)
+                continue
+            for address in known.keys() - answers.keys():
+                asking = _describe(client, address, sign)
+                answers[address] = asyncio.run_coroutine_threadsafe(asking, client.loop.asyncio_loop)
+                stack.callback(answers[address].cancel)
+            wait([answers[address] for address in known], seconds)
+            workers = [_worker(address, known, answers[address], kernel_name, asked or {}) for address in known]
+            slow = [worker.name for worker in workers if worker.problems == [SILENT]]
+            if not kernel_name or not slow or any(not worker.problems for worker in workers):
+                return workers
+            say_once("Waiting for the answer of slow workers: %s.", ", ".join(slow))
+            seconds = RETRY_SECONDS
+
+
+async def _describe(client: Client, worker: str, sign: str | None) -> Any:
+    """Have a worker `describe` itself, however long that takes; return its answer, or the error in place of one."""
+    answer = TimeoutError()
     try:
-        # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
-        known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
-    except OSError as error:
-        raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
+        # Dask's own errors, of a connection that took too long, have no number; those of the worker's system have.
+        while isinstance(answer, OSError) and not answer.errno:
+            answer = await private.ask_worker(client, worker, describe, sign)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong with the worker
+        return error
+    return answer
+
+
+def _worker(address: str, known: dict, answer: Future, kernel_name: str | None, asked: dict[str, float]) -> Worker:
+    info, answered = known[address], answer.result() if answer.done() else None
+    facts = answered if isinstance(answered, dict) else {}
+    problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {answered!r}" if answered else SILENT]
+    resources = info.get("resources", {})
     declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
-    with _sign_in(folder) as sign:
-        answers = client.sync(_describe_all, client, known, sign)
-    workers = []
-    for address, answer in answers.items():
-        info = known[address]
-        resources = info.get("resources", {})
-        facts, problems = {}, [f"does not answer: {answer!r}"]
-        if isinstance(answer, dict):
-            facts, problems = answer, _differences(answer, kernel_name)
-        seats = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
-        if not seats:
-            problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
-        for name, amount in (asked or {}).items():
-            if resources.get(name, 0) < amount:
-                problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
-        workers.append(
-            Worker(
-                address=address,
-                name=str(info["name"]),
-                notebooks=seats,
-                id=facts.get("id"),
-                sees_folder=facts.get("sees", False),
-                running=facts.get("running", []),
-                problems=problems,
-            )
-        )
-    return workers
-
-
-async def _describe_all(client: Client, workers: Iterable[str], sign: str | None) -> dict[str, Any]:
-    """Have each worker `describe` itself; give what each returns, or the error that kept it from that."""
-
-    async def ask(worker: str) -> Any:
-        try:  # each for itself: one that hangs must not keep the others waiting for long
-            return await asyncio.wait_for(private.ask_worker(client, worker, describe, sign), ANSWER_SECONDS)
-        except Exception as error:  # noqa: BLE001 - whatever kept it from answering is what is wrong with it
-            return error
-
-    return dict(zip(workers, await asyncio.gather(*map(ask, workers)), strict=True))
+    seats = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
+    if not seats:
+        problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
+    for name, amount in asked.items():
+        if resources.get(name, 0) < amount:
+            problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
+    about = facts.get("id"), facts.get("sees", False), facts.get("running", [])
+    return Worker(address, str(info["name"]), seats, *about, problems)
 
 
 @contextlib.contextmanager
@@ -184,8 +193,7 @@ def _differences(answer: dict, kernel_name: str | None) -> list[str]:
 
 def running(client: Client) -> list[dict[str, Any]]:
     """Return the notebooks that run on the cluster now: notebook, worker, cell, cells, since (s since 1970)."""
-    workers = survey(client)
-    return [{**row, "worker": worker.address} for worker in workers for row in worker.running]
+    return [{**row, "worker": worker.address} for worker in survey(client) for row in worker.running]
 
 
 def suiting(workers: list[Worker]) -> list[Worker]:
@@ -197,7 +205,7 @@ def suiting(workers: list[Worker]) -> list[Worker]:
     if chosen := [worker for worker in workers if not worker.problems]:
         if len(chosen) < len(workers):
             left_out = " | ".join(str(worker) for worker in workers if worker.problems)
-            logger.warning("Workers that do not suit this notebook: %s", left_out)
+            logger.warning("Workers that this notebook does not use: %s", left_out)
         return chosen
     only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("No such kernel") for w in workers)
     raise (KernelMissing if only_kernel else EngineError)(
@@ -218,7 +226,7 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
     is left.
     """
     with client.as_current(), contextlib.ExitStack() as stack:
-        is_waiting = False
+        say_once = functools.cache(logger.info)
         try:
             leases = {worker.address: _new_leases(worker, stack) for worker in workers}
             while True:
@@ -228,9 +236,7 @@ def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
                         stack.callback(lambda: client.status == "running" and lease.release())
                         yield worker
                         return
-                if not is_waiting:
-                    logger.info("Waiting for a free worker: all that suit this notebook are busy.")
-                    is_waiting = True
+                say_once("Waiting for a free worker: all that suit this notebook are busy.")
                 time.sleep(RETRY_SECONDS)
         except OSError as error:
             if client.status == "running":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fnmatch
+import functools
 import gc
 import json
 import os
@@ -32,7 +33,7 @@ from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import Task, run_notebook
 
-FORWARDED = ("DVC_*", "MLFLOW_*")
+FORWARDED = ("DVC_*", "MLFLOW_*", "PYDEVD_*")  # the last as papermill's program sets it
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 3.0
@@ -122,15 +123,13 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
 
 def _survey(executed, kernel_name: str, client, options: NotebookOptions) -> list[cluster.Worker]:
     """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
-    output, is_waiting = cluster.this_output(executed.output_path), False
+    output, say_once = cluster.this_output(executed.output_path), functools.cache(logger.info)
     while True:
         workers = cluster.survey(client, kernel_name, Path.cwd(), options.resources)
         busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
         if not busy:
             return workers
-        if not is_waiting:
-            logger.info("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
-            is_waiting = True
+        say_once("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
         time.sleep(EARLIER_SECONDS)
 
 
@@ -297,7 +296,12 @@ class Attempt:
             if not self.worker.sees_folder:
                 from papermill_dask import transfer
 
-                declaration = self._declaration()
+                declaration = stage.declaration(self._options, self._executed.output_path)
+                if not declaration.deps and not declaration.outs:
+                    logger.warning(
+                        "The worker %s does not see this folder, and nothing is declared to travel: the notebook runs "
+                        "in an empty folder (options deps and outs, or the stage in dvc.yaml).", address
+                    )  # fmt: skip
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
@@ -312,8 +316,9 @@ class Attempt:
                 workers=[address],
                 allow_other_workers=False,
             )
-            # Does nothing to what is done; what still runs is ended by its worker.
-            stack.callback(lambda: client.status == "running" and future.cancel())
+            # The scheduler forgets a released task, and the worker then stops one that runs. `future.cancel()` would do
+            # the same, but it is reported to all clients, and breaks those that are connecting (`private.new_client`).
+            stack.callback(future.release)
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             ending = self._follow(future)
             if declaration and not ending["failed"]:  # what a notebook that failed has made is not what was declared
@@ -348,14 +353,14 @@ class Attempt:
                     return self._result(future)
                 case "silence":
                     self._executed.autosave_cell()
-                    self._require_scheduler()
-                    if time.monotonic() - last > SILENCE_SECONDS:
+                    if self._client.status != "running" or time.monotonic() - last > SILENCE_SECONDS:
                         if reason := cluster.lost_contact(self._client, self.worker.address, PROBE_SECONDS):
                             raise WorkerLost(reason, value=self.worker.address, **LOST)
                         last = time.monotonic()  # it is there, and busy
 
     def _result(self, future) -> dict[str, Any]:
-        self._require_scheduler()
+        if self._client.status != "running":
+            raise WorkerLost("The Dask scheduler was lost.", **LOST)
         if future.cancelled():
             raise EngineError("The notebook was stopped on its worker.", value="its task was cancelled")
         from distributed import KilledWorker
@@ -365,10 +370,6 @@ class Attempt:
         except (OSError, KilledWorker):  # the second where the scheduler allows no failures
             what = "The Dask worker that ran the notebook was lost."
             raise WorkerLost(what, value=self.worker.address, **LOST) from None
-
-    def _require_scheduler(self) -> None:
-        if self._client.status != "running":
-            raise WorkerLost("The Dask scheduler was lost.", **LOST)
 
     def _show(self, message: dict[str, Any], index: int) -> None:
         cell = self._executed.nb.cells[index]
@@ -389,16 +390,6 @@ class Attempt:
         if event["failed"]:
             self._executed.cell_exception(cell, cell_index=event["index"])
         self._executed.cell_complete(cell, cell_index=event["index"])
-
-    def _declaration(self) -> stage.Declaration:
-        """Return what travels to a worker without shared disk, and back."""
-        declaration = stage.declaration(self._options, self._executed.output_path)
-        if not declaration.deps and not declaration.outs:
-            logger.warning(
-                "The worker %s does not see this folder, and nothing is declared to travel: the notebook runs in an "
-                "empty folder (options deps and outs, or the stage in dvc.yaml).", self.worker.address
-            )  # fmt: skip
-        return declaration
 
 
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:

@@ -28,9 +28,7 @@ class EngineError(click.ClickException):
         lines = {"found:   ": self.value, "expected:": self.expected, "next:    ": self.next_step}
         return "\n".join([self.what, *(f"  {name} {line}" for name, line in lines.items() if line is not None)])
 
-    def format_message(self) -> str:
-        """Return the whole text; click prints it behind `Error: `."""
-        return str(self)
+    format_message = __str__  # what click prints behind `Error: `
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows: the words alone."""

@@ -13,17 +13,15 @@ from papermill_dask import config, tracking
 _readying = threading.Lock()
 
 
-def dask_setup(worker) -> None:
-    """Begin to get ready as soon as the worker starts; Dask calls it."""
-    start_readying(worker)
-
-
 def start_readying(worker) -> None:
     """Import in the background what the first notebook would wait for; once, however often it is called."""
     if _readying.acquire(blocking=False):
         # For notebooks that use the cluster on which they run: `Client()` finds it there, whoever started the worker.
         os.environ["DASK_SCHEDULER_ADDRESS"] = worker.scheduler.address
         threading.Thread(target=_ready, name="ready-for-notebooks", daemon=True).start()
+
+
+dask_setup = start_readying  # what Dask calls as soon as the worker starts
 
 
 def _ready() -> None:

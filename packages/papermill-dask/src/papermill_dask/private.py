@@ -14,11 +14,33 @@ from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
+CONNECT_TRIES = 20
 CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 MAIN_PROCESS = process.current_process()
 
 
 # -- Dask ----------------------------------------------------------------------------------------------------------
+def new_client(address: str, seconds: float) -> Any:
+    """Return a client of the scheduler at ``address``; raise what Dask raises when there is no connection in time.
+
+    A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
+    client comes alone, which fails when such a report comes with it. Told as a lost connection, Dask itself clears up.
+    """
+    import distributed
+
+    class Client(distributed.Client):
+        async def _ensure_connected(self, timeout: float | None = None) -> None:
+            try:
+                await super()._ensure_connected(timeout)
+            except AssertionError:
+                raise ConnectionAbortedError("another client's task was cancelled meanwhile") from None
+
+    for _ in range(CONNECT_TRIES - 1):
+        with contextlib.suppress(ConnectionAbortedError):
+            return Client(address, timeout=seconds, set_as_default=False)
+    return Client(address, timeout=seconds, set_as_default=False)
+
+
 def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) -> Any:
     """Return what a coroutine function gives on the scheduler; raise OSError when no answer comes in time.
 
@@ -54,13 +76,10 @@ def forget(client, topic: str) -> None:
     async def forget(dask_scheduler) -> None:
         dask_scheduler._broker._topics.pop(topic, None)
 
-    async def ask() -> None:
-        with contextlib.suppress(Exception):  # a scheduler that is gone, or of another version, keeps what it keeps
-            await client._run_on_scheduler(forget)
-
     client._event_handlers.pop(topic, None)
     if client.status == "running":
-        client.loop.add_callback(ask)  # not waited for: this may be the client's own event loop
+        # Not waited for: this may be the client's own event loop, and a scheduler that is gone keeps what it keeps.
+        asyncio.run_coroutine_threadsafe(client._run_on_scheduler(forget), client.loop.asyncio_loop)
 
 
 # -- papermill and nbclient ----------------------------------------------------------------------------------------

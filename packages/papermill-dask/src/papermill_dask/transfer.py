@@ -48,9 +48,8 @@ def scratch_folder(client, worker: str, folder: Path, declaration: Declaration) 
     scratch, lacking = _ask(client, worker, "open", wanted)
     try:
         if lacking:
-            _send(
-                _Pieces(client, worker, scratch), folder, {entry.md5: entry for entry in wanted if entry.md5 in lacking}
-            )
+            contents = {entry.md5: entry for entry in wanted if entry.md5 in lacking}
+            _send(_Pieces(client, worker, scratch), folder, contents)
         _ask(client, worker, "fill", scratch, wanted)
         yield scratch
     finally:
@@ -276,7 +275,8 @@ async def serve(operation: str, *arguments, dask_worker):
     In a thread, so that the worker's event loop stays free; an error is returned, as Dask would log one that is raised
     with all its arguments, and those are the user's files.
     """
-    store = Store.of(dask_worker)
+    # In the worker's own folder, which Dask removes with the worker, also after a kill.
+    store = Store(Path(dask_worker.local_directory) / "papermill-dask")
     try:
         return await asyncio.to_thread(getattr(store, operation), *arguments)
     except EngineError as error:
@@ -304,11 +304,6 @@ class Store:
         self._kept, self._scratch = root / "files", root / "scratch"
         for folder in (self._kept, self._scratch):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-    @classmethod
-    def of(cls, worker) -> Store:
-        """Return the store in a worker's own folder, which Dask removes with the worker, also after a kill."""
-        return cls(Path(worker.local_directory) / "papermill-dask")
 
     def open(self, wanted: list[Entry]) -> tuple[str, list[str]]:
         """Make a scratch folder; return it and the hashes of those of ``wanted`` whose contents are not here.

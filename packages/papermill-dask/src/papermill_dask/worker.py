@@ -188,10 +188,9 @@ def _run_cells(run: Run) -> dict[str, Any]:
 
 def _pickled(error: Exception) -> bytes:
     try:
-        content = pickle.dumps(error)
-        pickle.loads(content)  # noqa: S301 - just made here; some errors only fail on their way back
+        pickle.loads(content := pickle.dumps(error))  # noqa: S301 - just made; some errors only fail on their way back
     except Exception:  # noqa: BLE001 - an error of any library, which may pickle badly for any reason
-        content = pickle.dumps(EngineError("The notebook failed on its worker.", value=repr(error)))
+        return pickle.dumps(EngineError("The notebook failed on its worker.", value=repr(error)))
     return content
 
 
