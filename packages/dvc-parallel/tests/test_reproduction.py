@@ -70,6 +70,15 @@ COUNTED = {
         "outs": ["x"],
     }
 }
+COUNTING = """
+import cProfile, pstats, sys
+from dvc.repo import Repo
+from dvc_parallel import reproduce
+
+profile = cProfile.Profile()
+profile.runcall(reproduce if sys.argv[1] == "ours" else Repo().reproduce)
+print(pstats.Stats(profile).total_calls)
+"""
 ELSEWHERE = """
 stages:
   far:
@@ -101,6 +110,14 @@ def twins(tmp_path) -> tuple[Path, Path]:
     (ours / "icy.txt").write_text("made by hand\n")
     (ours / "params.yaml").write_text("apple: {size: 3}\n")
     return ours, shutil.copytree(ours, tmp_path / "theirs", symlinks=True)
+
+
+def copying(stages: int) -> str:
+    """Return a pipeline of stages that each copy a file."""
+    names = {
+        f"copy{i}": {"cmd": f"cp {i}.in {i}.out", "deps": [f"{i}.in"], "outs": [f"{i}.out"]} for i in range(stages)
+    }
+    return yaml.safe_dump({"stages": names})
 
 
 # -- equal to `dvc repro` ------------------------------------------------------------------------------------------
@@ -315,6 +332,23 @@ def test_imports_before_the_fork_see_the_environment_of_the_run(tmp_path):
     code = "from dvc_parallel import reproduce; reproduce(preload=['early'], environment={'SIZE': '3'})"
     subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)
     assert read(place / "seen.txt") == "3 True"
+
+
+def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):
+    """Twenty stages more add no more calls of functions than they add to `dvc repro`."""
+    repository = new_repository(tmp_path / "repository", copying(30))
+    for i in range(30):
+        for end in ("in", "out"):
+            (repository / f"{i}.{end}").write_text(str(i))
+    assert dvc(repository, "commit", "--force").returncode == 0
+    added = dict.fromkeys(("ours", "theirs"), 0)
+    for stages, sign in ((30, 1), (10, -1)):
+        (repository / "dvc.yaml").write_text(copying(stages))
+        for who in added:
+            words = [sys.executable, "-c", COUNTING, who]
+            done = subprocess.run(words, cwd=repository, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+            added[who] += sign * int(done.stdout.split()[-1])
+    assert added["ours"] <= added["theirs"]
 
 
 def test_repro_outside_a_repository_says_so(tmp_path):

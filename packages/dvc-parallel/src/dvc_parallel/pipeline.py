@@ -26,32 +26,33 @@ class Pipeline:
     """The stages of a run. Until it is closed, no other DVC process touches their files.
 
     ``stop`` is true once the user wants to stop, and ``stop.urgent`` at the second time; ``selection`` are the options
-    of `dvc repro` that say which stages are meant. Raises DVC's errors when there are no such stages.
+    of `dvc repro` that say which stages are meant. Raises DVC's errors when there are no such stages. ``graph`` leads
+    from each stage to those that it needs.
     """
 
     def __init__(self, repo, targets: Sequence[str], stop, notice: Callable[[str], object], **selection: bool) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
-        self._files_in_use = contextlib.ExitStack()
+        self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
         self._new: list[Stage] = []  # stages whose first entry in a lock file this run has written
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
+        self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
 
     def close(self) -> None:
         """Release the files of the stages."""
+        self.kept_lock.close()
         self._files_in_use.close()
-
-    def needs(self, stage: Stage) -> list[Stage]:
-        """Return the stages of this run that must be up to date before ``stage``."""
-        return [other for other in self.steps if self._graph.has_edge(stage, other)]
 
     def log_of(self, stage: Stage) -> Path:
         """Return the log of a stage, which a copy of the stage locks while it runs."""
         return self._folder / f"{quote(stage.path_in_repo, safe='')}:{quote(getattr(stage, 'name', ''), safe='')}.log"
 
     def prepare(self, stage: Stage, *, force: bool, run_cache: bool) -> State:
-        """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if there are any to run."""
-        return self._locked(lambda: self._prepare(stage, force, run_cache))
+        """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if there are any to run.
+
+        DVC's lock stays in `kept_lock`: whenever DVC takes it, DVC reads its settings and opens its databases again.
+        """
+        return self._locked(lambda: self._prepare(stage, force, run_cache), keep=True)
 
     def record(self, stage: Stage) -> None:
         """Record the outputs of a stage in cache and lock file, however long other processes hold DVC's lock."""
@@ -88,9 +89,12 @@ class Pipeline:
         except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # cut, as by a full disk
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
+        # For each stage DVC reads and writes the whole table several times: from here on one without these files.
+        self._repo.tmp_dir = str(self._folder)
+        Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # a killed run's
         return graph, steps
 
-    def _locked(self, work: Callable[[], object], *, give_up: bool = True):
+    def _locked(self, work: Callable[[], object], *, give_up: bool = True, keep: bool = False):
         """Do ``work`` under DVC's lock; try again while another DVC process holds the lock or files of the stages.
 
         Raises Stopped instead when the user wants to stop; without ``give_up`` the user has to ask twice.
@@ -98,8 +102,12 @@ class Pipeline:
         is_waiting = False
         while True:
             try:
-                with compat.lock_repo(self._repo):  # tries for three seconds
-                    return work()
+                with contextlib.ExitStack() as lock:
+                    lock.enter_context(compat.lock_repo(self._repo))  # tries for three seconds
+                    result = work()
+                    if keep:
+                        self.kept_lock.push(lock.pop_all())
+                    return result
             except compat.LockError as error:
                 holder = self._holder(str(error))
             if self._stop.urgent or (give_up and self._stop):

@@ -175,7 +175,7 @@ class _Reproduction:
         self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
         self._options = {"force": force, "run_cache": run_cache}
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
-        self._needs = {stage: pipeline.needs(stage) for stage in pipeline.steps}
+        self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
         self._running: dict[int, _Running] = {}  # by the sentinel of the process
         self._errors: dict[str, str] = {}
 
@@ -206,12 +206,14 @@ class _Reproduction:
                     self._set(stage, State.SKIPPED)
                 elif needed <= UP_TO_DATE:
                     self._start(stage)
+        self._pipeline.kept_lock.close()
 
     def _start(self, stage: Stage) -> None:
         with self._failing(stage):
             state = self._pipeline.prepare(stage, **self._options)
             self._set(stage, state)
             if state is State.RUNNING:
+                self._pipeline.kept_lock.close()  # a command may be one of DVC's
                 self._pipeline.log_of(stage).write_bytes(b"")
                 self._start_command(stage, _lines(stage))
 
