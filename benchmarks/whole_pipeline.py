@@ -14,13 +14,16 @@ TITLE = "The pipeline, from nothing made and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
 WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
+STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"
 ROWS = (
     Row("pipeline, warm workers", STOCK, WARM),
     Row("pipeline, cluster just started", STOCK, COLD),
     Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC),
     Row("pipeline, nothing to do", STOCK_UNCHANGED, UNCHANGED),
+    Row("200 stages, nothing to do", STOCK_MANY, MANY),
 )
 ENGINE = " --engine dask"
+STAGE = {"cmd": "cp given ${item}.made", "deps": ["given"], "outs": ["${item}.made"]}
 
 
 def sides(clone: Clone) -> list[Side]:
@@ -49,6 +52,11 @@ def sides(clone: Clone) -> list[Side]:
         if (clone.pipeline / "dvc.lock").read_bytes() != lock:
             raise RuntimeError(f"`{program} repro` found something to do")
 
+    many = clone.new_folder("stages")
+    (many / "given").write_text("given")
+    (many / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"many": {"foreach": list(range(200)), "do": STAGE}}}))
+    clone.do("dvc", "init", "--quiet", "--no-scm", cwd=many)
+    clone.do("dvc", "repro", cwd=many)
     return [
         Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
         Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
@@ -57,6 +65,8 @@ def sides(clone: Clone) -> list[Side]:
         # on what the side before has made
         Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
+        Side(STOCK_MANY, lambda: clone.do("dvc", "repro", cwd=many)),
+        Side(MANY, lambda: clone.do("dvc-parallel", "repro", cwd=many)),
     ]
 
 
