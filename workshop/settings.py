@@ -279,6 +279,10 @@ class Settings(BaseSettings):
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
+                # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on
+                # its way would be closed, and its worker end; that of a process that ended closes at once anyway.
+                "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
+                "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
                 "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
                 "WORKSHOP_FTP_URI": self.artifacts_uri,
             }

@@ -14,18 +14,35 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
+import dask.config
 import psutil
 import pytest
-from workplace import BIN, ROOT, Servers, environment_of, free_port, new_workplace, processes_of, wait_for
+from sklearn.ensemble import RandomForestRegressor
+from workplace import BIN, ROOT, Servers, environment_of, free_port, frozen, new_workplace, processes_of, wait_for
 
 from workshop import port_holders
+from workshop.data import schema
+from workshop.errors import ServiceError
+from workshop.models.regressor import CapacityFactorRegressor, search
 from workshop.servers import supervisor
 from workshop.servers.services import SERVICES
 
 README = ROOT / "2_tracking" / "README.md"
+SENDING = """
+import os
+from distributed import Client
+
+with Client(os.environ["DASK_SCHEDULER_ADDRESS"]) as client:
+    print("connected", flush=True)
+    input()
+    data = client.scatter(bytes(20_000_000), broadcast=True)
+    print(client.submit(len, data).result())
+"""
 NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
 
 
@@ -98,6 +115,66 @@ def test_servers_listen_on_loopback_alone(running):
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     tracking_server = psutil.Process(status(running)["mlflow"]["pid"])
     assert len(tracking_server.children(recursive=True)) <= 2
+
+
+def dask_client(place: Servers):
+    """Return a client of the place's cluster."""
+    from distributed import Client
+
+    return Client(place.settings.scheduler_address, set_as_default=False, timeout=60)
+
+
+def test_cluster_has_patience_with_a_slow_machine(running):
+    """Scheduler, worker and programs of a shell keep a connection whose other end does not read for minutes."""
+
+    def seconds() -> float:
+        import dask.config
+        from dask.utils import parse_timedelta
+
+        return min(parse_timedelta(dask.config.get(f"distributed.comm.timeouts.{name}")) for name in ("connect", "tcp"))
+
+    with dask.config.set(dask.config.collect_env(running.settings.exports())):
+        shell = seconds()
+    with dask_client(running) as client:
+        assert min(shell, client.run_on_scheduler(seconds), *client.run(seconds).values()) >= 60
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("blocked", ["scheduler", "worker"])
+def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
+    """The scheduler, or a worker, that reads nothing for 45 s gets the data of a search after that."""
+    with dask_client(running) as client:
+        (worker,) = client.scheduler_info()["workers"]
+    port = running.settings.dask_port if blocked == "scheduler" else int(worker.rpartition(":")[2])
+    words, environment = [BIN / "python", "-c", SENDING], running.environment | running.settings.exports()
+    with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:
+        assert sender.stdout.readline() == "connected\n"
+        with frozen(port):
+            sender.stdin.write("\n")
+            sender.stdin.flush()
+            time.sleep(45)
+        assert sender.stdout.read() == "20000000\n"
+
+
+@pytest.mark.parametrize("lost", ["worker", "scheduler"])
+def test_search_whose_cluster_is_lost_says_so(running, germany_csv, lost):
+    """Killed under it, a worker or the scheduler ends the search with words and a next step."""
+    train = schema.read(germany_csv)
+    forest = CapacityFactorRegressor(RandomForestRegressor(100, random_state=0))
+    with dask_client(running) as client, ThreadPoolExecutor() as pool:
+
+        def kill() -> None:
+            wait_for(lambda: any(client.processing().values()))
+            service = psutil.Process(status(running)[f"dask-{'workers' if lost == 'worker' else lost}"]["pid"])
+            for process in service.children() if lost == "worker" else [service]:
+                process.kill()
+
+        killed = pool.submit(kill)
+        choices = {"regressor__min_samples_leaf": [1, 2, 3]}
+        with pytest.raises(ServiceError, match=r"search .* was lost") as error:
+            search(forest, choices, train, candidates=3, folds=5, seed=0, client=client, progress=False)
+        killed.result()
+    assert "workshop up" in error.value.next_step
 
 
 def test_password_is_nowhere_but_in_its_file(running):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from workshop.data.features import (
     year_ends_of,
 )
 from workshop.data.raw import require_columns
-from workshop.errors import DataError
+from workshop.errors import DataError, ServiceError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -213,7 +214,8 @@ def search(
 
     Each is fitted ``folds`` times on the hours up to a moment and scored on those after it (`TimeSeriesSplit`), by R2,
     the mean of both targets. The fits are independent: they run on the workers of ``client``, or without one on the
-    cores of this machine, with the same result. ``train`` is a processed frame in order of time.
+    cores of this machine, with the same result. ``train`` is a processed frame in order of time. Raises ServiceError
+    when the workers are lost.
     """
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
     X, y = inputs(train), targets(train)
@@ -222,10 +224,7 @@ def search(
         for fold in reversed(list(TimeSeriesSplit(folds).split(X)))  # the longest first
         for number, parameters in enumerate(tried)
     ]
-    # Send the data to all workers first: a worker that had it alone would be given most of the fits.
-    cluster = {"backend": "dask", "client": client, "scatter": [X, y]}
-    where = joblib.parallel_config(**cluster) if client else contextlib.nullcontext()
-    with where:
+    with _on_workers(client, [X, y]) if client else contextlib.nullcontext():
         # One by one: joblib would put fits together, and leave a worker without any at the end.
         results = joblib.Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all", return_as="generator_unordered")(tasks)
         judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
@@ -240,6 +239,23 @@ def search(
     best = tried[scores["mean"].idxmax()]
     # Plain numbers: they go to JSON and into the model.
     return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
+
+
+@contextlib.contextmanager
+def _on_workers(client: Client, data: list[pd.DataFrame]) -> Iterator[None]:
+    """Have joblib work on the workers of ``client``; raise ServiceError when they are lost."""
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        # Send the data to all workers first: a worker that had it alone would be given most of the fits.
+        with joblib.parallel_config("dask", client=client, scatter=data):
+            yield
+    except (CancelledError, KilledWorker, OSError) as error:
+        raise ServiceError(
+            "The search for hyperparameters was lost: a Dask worker or the scheduler ended, or did not answer.",
+            value=f"{type(error).__name__}: {error}",
+            next_step="`workshop up` starts what is missing; then run the notebook or `workshop repro` again",
+        ) from None
 
 
 def _score_fold(
