@@ -13,6 +13,7 @@ import distributed
 import nbclient
 import nbformat
 import pytest
+from hosts import wait_for
 from papermill_dask import private
 
 SOURCE = Path(private.__file__).parent
@@ -49,18 +50,16 @@ def test_dask_answers_within_a_time(client):
 
 def test_dask_forgets_a_topic(client):
     """The scheduler's broker has `_topics`, from which a topic goes for good."""
-    client.subscribe_topic("a topic", print)
-    client.log_event("a topic", "an event")
-    private.forget(client, "a topic")
-    assert "a topic" not in client._event_handlers, UPGRADE
 
     async def topics(dask_scheduler) -> list[str]:
-        import asyncio
-
-        await asyncio.sleep(0.5)
         return list(dask_scheduler._broker._topics)
 
-    assert "a topic" not in private.ask_scheduler(client, topics, 10), UPGRADE
+    client.subscribe_topic("a topic", print)
+    client.log_event("a topic", "an event")
+    wait_for(lambda: "a topic" in private.ask_scheduler(client, topics, 10), 10, UPGRADE)
+    private.forget(client, "a topic")
+    assert "a topic" not in client._event_handlers, UPGRADE
+    wait_for(lambda: "a topic" not in private.ask_scheduler(client, topics, 10), 10, UPGRADE)
 
 
 def test_dask_knows_the_tasks_that_run(client):

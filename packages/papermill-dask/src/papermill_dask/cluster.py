@@ -73,7 +73,7 @@ def connect() -> Iterator[Client]:
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # Tracebacks of what we tell in words; a lease that cannot be refreshed is a failed callback of tornado's.
-    for name in ("distributed.client", "distributed.semaphore", "tornado.application"):
+    for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
     with contextlib.ExitStack() as stack:
