@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
+from distributed import Client
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
+from workplace import BIN, clean_environment, wait_for
 
 from workshop.data.features import features, inputs, installed, mark_capacity, targets
 from workshop.data.prepare import load_or_make, prepare
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.data.sources import fetch
 from workshop.data.split import split_by_time
-from workshop.errors import DataError
+from workshop.errors import DataError, ServiceError
 from workshop.models.evaluation import coverage
 from workshop.models.regressor import CapacityFactorRegressor, search
 from workshop.parameters import Fetch, OwnFile
@@ -150,6 +157,53 @@ def simple_hours():
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
     made = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
     return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(mark_capacity)
+
+
+def kill_tree(program: psutil.Popen) -> None:
+    """Kill a program and the processes that it has started, if it runs."""
+    if program.is_running():
+        for process in (program, *program.children(recursive=True)):
+            process.kill()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The processes of a Dask scheduler and of its two workers, and the scheduler's address."""
+    file, programs = tmp_path / "scheduler.json", []
+    environment = clean_environment() | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}  # as in the workshop
+
+    def start(*words: str) -> psutil.Popen:
+        command = [BIN / "dask", *words, "--scheduler-file", file, "--no-dashboard"]
+        programs.append(psutil.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL))
+        return programs[-1]
+
+    scheduler = start("scheduler", "--host", "127.0.0.1", "--port", "0")
+    workers = start("worker", "--host", "127.0.0.1", "--nworkers", "2", "--nthreads", "1")
+    address = json.loads(wait_for(lambda: file.exists() and file.read_text()))["address"]
+    yield {"scheduler": scheduler, "workers": workers}, address
+    for program in programs:
+        kill_tree(program)
+        program.wait()
+
+
+@pytest.mark.parametrize("lost", ["workers", "scheduler"])
+def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours, lost):
+    """Killed under it, its workers or the scheduler end a search with words and a next step."""
+    processes, address = cluster
+    forest = CapacityFactorRegressor(RandomForestRegressor(200, random_state=0))
+    with Client(address, set_as_default=False, timeout=60) as client, ThreadPoolExecutor() as pool:
+
+        def kill() -> None:
+            wait_for(lambda: any(client.processing().values()))
+            kill_tree(processes[lost])
+
+        client.wait_for_workers(2, timeout=300)
+        killed = pool.submit(kill)
+        choices = {"regressor__min_samples_leaf": range(1, 50)}
+        with pytest.raises(ServiceError, match=r"search .* was lost") as error:
+            search(forest, choices, simple_hours, candidates=40, folds=5, seed=0, client=client, progress=False)
+        killed.result()
+    assert "workshop up" in error.value.next_step
 
 
 def test_search_finds_the_better_choice(simple_hours, capfd):

@@ -16,19 +16,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import dask.config
 import psutil
 import pytest
-from sklearn.ensemble import RandomForestRegressor
 from workplace import BIN, ROOT, Servers, environment_of, free_port, frozen, new_workplace, processes_of, wait_for
 
 from workshop import port_holders
-from workshop.data import schema
-from workshop.errors import ServiceError
-from workshop.models.regressor import CapacityFactorRegressor, search
 from workshop.servers import supervisor
 from workshop.servers.services import SERVICES
 
@@ -154,27 +149,6 @@ def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
             sender.stdin.flush()
             time.sleep(45)
         assert sender.stdout.read() == "20000000\n"
-
-
-@pytest.mark.parametrize("lost", ["worker", "scheduler"])
-def test_search_whose_cluster_is_lost_says_so(running, germany_csv, lost):
-    """Killed under it, a worker or the scheduler ends the search with words and a next step."""
-    train = schema.read(germany_csv)
-    forest = CapacityFactorRegressor(RandomForestRegressor(100, random_state=0))
-    with dask_client(running) as client, ThreadPoolExecutor() as pool:
-
-        def kill() -> None:
-            wait_for(lambda: any(client.processing().values()))
-            service = psutil.Process(status(running)[f"dask-{'workers' if lost == 'worker' else lost}"]["pid"])
-            for process in service.children() if lost == "worker" else [service]:
-                process.kill()
-
-        killed = pool.submit(kill)
-        choices = {"regressor__min_samples_leaf": [1, 2, 3]}
-        with pytest.raises(ServiceError, match=r"search .* was lost") as error:
-            search(forest, choices, train, candidates=3, folds=5, seed=0, client=client, progress=False)
-        killed.result()
-    assert "workshop up" in error.value.next_step
 
 
 def test_password_is_nowhere_but_in_its_file(running):
