@@ -29,6 +29,7 @@ from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
     Service,
+    choose,
     environment_of,
     holders_of,
     is_free,
@@ -111,9 +112,9 @@ def up(tell: Tell) -> Settings:
                 try:
                     _bring_up(settings, tell)
                 except ServiceError:
-                    if all(holder.state == settings.state for holder in holders_of(settings).values()):
+                    if choose(settings, lambda _: None) == settings:
                         raise
-                    # Another program took a port before our server did. Nothing uses the addresses yet: choose again.
+                    # Another program took a port before our server did. Nothing uses the addresses yet.
                     _end_leftovers(settings, tell)
                 else:
                     return settings
