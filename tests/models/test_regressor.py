@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -191,18 +192,22 @@ def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours, lost):
     """Killed under it, its workers or the scheduler end a search with words and a next step."""
     processes, address = cluster
     forest = CapacityFactorRegressor(RandomForestRegressor(200, random_state=0))
-    with Client(address, set_as_default=False, timeout=60) as client, ThreadPoolExecutor() as pool:
+    client, pool = Client(address, set_as_default=False, timeout=60), ThreadPoolExecutor()
 
-        def kill() -> None:
-            wait_for(lambda: any(client.processing().values()))
-            kill_tree(processes[lost])
+    def kill() -> None:
+        wait_for(lambda: any(client.processing().values()))
+        kill_tree(processes[lost])
 
+    try:
         client.wait_for_workers(2, timeout=300)
-        killed = pool.submit(kill)
         choices = {"regressor__min_samples_leaf": range(1, 50)}
+        pool.submit(kill)
         with pytest.raises(ServiceError, match=r"search .* was lost") as error:
             search(forest, choices, simple_hours, candidates=40, folds=5, seed=0, client=client, progress=False)
-        killed.result()
+    finally:
+        with contextlib.suppress(TimeoutError):  # Dask may wait in vain for the scheduler
+            client.close(10)
+        pool.shutdown()
     assert "workshop up" in error.value.next_step
 
 
