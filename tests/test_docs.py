@@ -71,7 +71,9 @@ def named_paths(path):
 def test_paths_that_texts_name_exist(page):
     """Each is a file or a folder of the repository, or one that git ignores, because a command makes it."""
     for meant in named_paths(page):
-        ignored = subprocess.run(["git", "check-ignore", *meant], cwd=ROOT, capture_output=True, check=False)
+        ignored = subprocess.run(
+            ["git", "check-ignore", *meant, *(f"{each}/" for each in meant)], cwd=ROOT, capture_output=True, check=False
+        )
         assert TREE & set(meant) or ignored.returncode == 0, meant[0]
 
 

@@ -74,7 +74,7 @@ class OwnFile(Section):
         None,
         min_length=2,
         description="{2018: {solar_GW: 1.2, wind_GW: 3.4}, ...} for the end of each year, from the year before the data"
-        " to its last; by default Germany's of 2012 to 2016",
+        " to its last",
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
 
@@ -212,8 +212,8 @@ def allowed(model: type[Section], *place: str | int) -> str:
     schema = _schema(model, place)
     limits = {"enum": "one of", "minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
     limits |= {"exclusiveMaximum": "below", "pattern": "like", "minProperties": "at least"}
-    kind = "keys " + ", ".join(schema["properties"]) if "properties" in schema else schema["type"]
-    words = [kind] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
+    kind = schema.get("type", "object").replace("object", "keys " + ", ".join(schema.get("properties", [])))
+    words = [kind.strip()] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
     return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
 
 

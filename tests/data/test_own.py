@@ -52,11 +52,11 @@ def _prepare(tmp_path, options, *years):
     ("figures", "words"),
     [
         ({2022: {"solar_GW": 1.0}}, ["fetch.csv.capacity.2022.wind_GW is missing"]),
-        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "greater than 0"]),
+        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "above 0"]),
         ({2022: {"solar_GW": 1, "wind_GW": 1, "sun_GW": 1}}, ["fetch.csv.capacity.2022.sun_GW is unknown", "wind_GW"]),
-        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "at least 2 items"]),
+        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "keys, at least 2"]),
         ({"last": {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity.last", "a valid integer"]),
-        (80, ["fetch.csv.capacity", "80", "a valid dictionary"]),
+        (80, ["fetch.csv.capacity", "80", "keys, at least 2"]),
     ],
 )
 def test_own_capacity_that_is_not_allowed_is_named(tmp_path, figures, words):

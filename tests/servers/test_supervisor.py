@@ -311,6 +311,7 @@ def test_down_ends_what_a_killed_supervisor_left(running):
 
 def take_when_chosen(place: Servers, listener: socket.socket) -> None:
     """Listen on the port that the tracking server shall get, before that server does."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server that just ended had connections
     wait_for(lambda: place.settings.is_up)
     listener.bind(("127.0.0.1", place.settings.mlflow_port))
     listener.listen()

@@ -112,6 +112,8 @@ def test_writers_to_sqlite_take_turns(tmp_path):
     """Eight at once, on a database for which none of them waits: every row is there, whatever a writer does first."""
     engine = create_engine(f"sqlite:///{tmp_path / 'some.db'}", connect_args={"timeout": 0})
     queue_writers(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # as the workshop's, in which readers do not wait
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE rows (number)"))
 
