@@ -70,12 +70,14 @@ def installed(tmp_path) -> Path:
 
 def test_binder_starts_what_it_is_asked_to_start(installed):
     """Its command is found, the workshop's programs come first, one worker is all, and the pages' settings are ours."""
+    port = free_port()  # 5000 may be another clone's
     environment = empty_environment(installed, PYTHON) | {"WORKSHOP_ROOT": str(installed), "PYTHONPATH": str(ROOT)}
+    environment["WORKSHOP_MLFLOW_PORT"] = str(port)
     script = "command -v jupyter-lab; echo $WORKSHOP_DASK_WORKERS $MLFLOW_TRACKING_URI $JUPYTER_CONFIG_PATH"
     output = run(installed / ".binder" / "start", "bash", "-c", script, cwd=Path("/"), environment=environment)
     program, line = output.splitlines()
     assert Path(program).resolve() == (BIN / "jupyter-lab").resolve()
-    assert line == f"1 http://127.0.0.1:5000 {installed / 'server' / 'jupyter'}"
+    assert line == f"1 http://127.0.0.1:{port} {installed / 'server' / 'jupyter'}"
 
 
 @pytest.mark.soak
