@@ -212,8 +212,10 @@ def allowed(model: type[Section], *place: str | int) -> str:
     schema = _schema(model, place)
     limits = {"enum": "one of", "minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
     limits |= {"exclusiveMaximum": "below", "pattern": "like", "minProperties": "at least"}
-    kind = schema.get("type", "object").replace("object", "keys " + ", ".join(schema.get("properties", [])))
-    words = [kind.strip()] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
+    kind = schema.get("type", "object")
+    if kind == "object":
+        kind = f"keys {', '.join(schema['properties'])}" if "properties" in schema else "keys"
+    words = [kind] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
     return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
 
 
