@@ -68,7 +68,7 @@ def workshop(place: Servers, *words: str) -> subprocess.CompletedProcess:
 def place(tmp_path_factory, new_database) -> Iterator[Servers]:
     """A clone of its own, whose servers these tests start, kill and stop."""
     root, environment = new_workplace(tmp_path_factory.mktemp("place"))
-    place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1"})
+    place = Servers(root, environment)
     place.settings.state.mkdir(parents=True)
     shutil.copy(new_database, place.settings.database)
     yield place
@@ -134,12 +134,27 @@ def test_cluster_has_patience_with_a_slow_machine(running):
         assert min(shell, client.run_on_scheduler(seconds), *client.run(seconds).values()) >= 60
 
 
+def test_worker_that_loses_the_scheduler_is_replaced(running):
+    """Its nanny closes with it and starts no other, so supervisor starts them all again."""
+    process = psutil.Process(status(running)["dask-workers"]["pid"])
+    with dask_client(running) as client:
+        workers = client.scheduler_info()["workers"]
+        assert len(workers) == running.settings.dask_workers == 2
+
+        async def lose(dask_worker):
+            dask_worker.loop.call_later(0.1, dask_worker.batched_stream.comm.abort)
+
+        client.run(lose, workers=[min(workers)])
+        wait_for(lambda: all_well(running) and not workers.keys() & client.scheduler_info()["workers"].keys())
+    assert not process.is_running()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("blocked", ["scheduler", "worker"])
 def test_data_on_their_way_to_a_blocked_process_arrive(running, blocked):
     """The scheduler, or a worker, that reads nothing for 45 s gets the data of a search after that."""
     with dask_client(running) as client:
-        (worker,) = client.scheduler_info()["workers"]
+        worker = min(client.scheduler_info()["workers"])
     port = running.settings.dask_port if blocked == "scheduler" else int(worker.rpartition(":")[2])
     words, environment = [BIN / "python", "-c", SENDING], running.environment | running.settings.exports()
     with subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sender:

@@ -139,6 +139,7 @@ def _workers_command(settings: Settings) -> list[str]:
         # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
+        *("--preload-nanny", "workshop.servers.nanny_preload"),
         *("--local-directory", str(settings.state / "dask")),
         *("--dashboard-address", f"{settings.host}:0"),
     ]
