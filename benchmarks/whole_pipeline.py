@@ -52,6 +52,9 @@ def sides(clone: Clone) -> list[Side]:
         if (clone.pipeline / "dvc.lock").read_bytes() != lock:
             raise RuntimeError(f"`{program} repro` found something to do")
 
+    def run_many(program: str) -> None:
+        clone.do(program, "repro", cwd=many)
+
     many = clone.new_folder("stages")
     (many / "given").write_text("given")
     (many / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"many": {"foreach": list(range(200)), "do": STAGE}}}))
@@ -65,8 +68,8 @@ def sides(clone: Clone) -> list[Side]:
         # on what the side before has made
         Side(STOCK_UNCHANGED, lambda: run_unchanged("dvc"), lambda: run(clone, "dvc")),
         Side(UNCHANGED, lambda: run_unchanged("workshop"), lambda: run(clone, "workshop")),
-        Side(STOCK_MANY, lambda: clone.do("dvc", "repro", cwd=many)),
-        Side(MANY, lambda: clone.do("dvc-parallel", "repro", cwd=many)),
+        Side(STOCK_MANY, lambda: run_many("dvc")),
+        Side(MANY, lambda: run_many("dvc-parallel")),
     ]
 
 
