@@ -14,7 +14,10 @@ TOP = {
     ".env.example", ".pre-commit-config.yaml",
 }  # fmt: skip
 # Who may import whom: only what stands further right.
-LAYERS = ["cli", "teaching", "servers", "models", "data", "parameters", "port_holders", "settings", "errors"]
+LAYERS = [
+    "cli", "teaching", "servers", "models", "data", "pipeline", "parameters", "port_holders", "settings", "fingerprint",
+    "files", "errors",
+]  # fmt: skip
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
 LIGHT_MODULES = [
     "workshop/cli/__init__.py",

@@ -103,24 +103,3 @@ def test_pipeline_notebook_names_no_path_and_no_address(path):
         assert not re.search(
             r"https?://|ftp://|tcp://|localhost|127\.0\.0\.1|password|['\"][^'\"\s]*/[^'\"\s]*['\"]", cell["source"]
         )
-
-
-SHARED = [
-    'files = [stage.input("train.parquet"), stage.input("test.parquet")]',
-    "train, test = (schema.read(file) for file in files)",
-    "predicted = loading.LoadedModel.of(model).predict(test)",
-    "scores = evaluation.score(test, predicted)",
-    "with tracking.start_run(stage.name, data=files, learned_from=files[0], parameters=stage.parameters) as run:",
-    "    mlflow.log_metrics(scores.metrics())",
-    '    mlflow.log_figure(figure, "predicted_against_measured.html")',
-    "    model_uri = loading.log_model(model, test.head())",
-    'summary = {"run_id": run.info.run_id, "model_uri": model_uri, **scores.metrics()}',
-    'stage.write_json(f"{stage.name}.json", summary)',
-]
-
-
-@pytest.mark.parametrize("path", [path for path in PIPELINE if path.stem.startswith("train_")], ids=name)
-def test_trainings_share_the_lines_that_read_score_log_and_write(path):
-    """What differs between the four trainings is the model."""
-    lines = [line for cell in cells(path, "code") for line in cell["source"].splitlines()]
-    assert [line for line in SHARED if line not in lines] == []

@@ -82,6 +82,13 @@ def test_stages_by_hand_run_what_changed(walked):
     assert f"R2 fell from {float(first):.2f} to {float(last):.2f}." in README.read_text()
 
 
+def test_one_line_of_code_touches_what_imports_it(walked):
+    """The report alone, both when the line changes and when it goes back; its list names the module."""
+    assert re.search(r"^\w{16}  workshop\.models\.report$", walked[3], flags=re.MULTILINE)
+    ran = re.findall(r"Running stage '(\w+)'", walked[3])
+    assert ran == ["tracking_store", "tracking_store", "report", "tracking_store", "report"]
+
+
 def test_one_parameter_touches_what_depends_on_it(walked):
     """The search, the comparison, the gate and the report; the differences name it, and the plot has both states."""
     assert "train_gradient_boosting:" in walked[4].split("Running stage")[0]

@@ -129,7 +129,7 @@ def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
 
 def environment_for(root: Path) -> dict[str, str]:
     """Return the environment in which the servers of a clone take free ports."""
-    environment = clean_environment() | {"WORKSHOP_ROOT": str(root)}
+    environment = clean_environment() | {"WORKSHOP_ROOT": str(root), "PYTHONPATH": str(root)}
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
     environment["WORKSHOP_TURN_PORT"] = str(free_port())  # other tests' clones need not wait for this one

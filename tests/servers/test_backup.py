@@ -19,8 +19,8 @@ from mlflow import MlflowClient
 from mlflow_ftp import names
 from workplace import BIN, clean_environment
 
-from workshop.data.files import checksum
 from workshop.errors import ServiceError
+from workshop.files import checksum
 from workshop.port_holders import MARK
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore

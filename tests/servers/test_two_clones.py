@@ -185,7 +185,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     for words, variables in (
         (("history",), shell),
         (("rollback", "--why", "mistake"), {}),
-        (("config", "--tracking-store", str(first.settings.state / "x")), {}),
+        (("config", "--pipeline", str(first.settings.state / "x")), {}),
     ):
         done = first.workshop(*words, **variables)
         assert done.returncode == 1, done.stdout

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import click
 
+from workshop import fingerprint
 from workshop.cli import json_option, print_rows, tell
+from workshop.files import write_atomically
 from workshop.parameters import read
 from workshop.servers import supervisor
 from workshop.servers.services import first_free, hand_out, is_free, program
@@ -105,24 +107,24 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
 
 @click.command()
 @click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
-@click.option("--tracking-store", type=click.Path(dir_okay=False, path_type=Path), help="Write its identity there.")
+@click.option("--pipeline", "folder", type=click.Path(path_type=Path), help="Write there what DVC cannot see.")
 @json_option
-def config(export: bool, tracking_store: Path | None, as_json: bool) -> None:
+def config(export: bool, folder: Path | None, as_json: bool) -> None:
     """Show addresses and folders; with --export, for the shell to read.
 
-    With --tracking-store the identity of the tracking store is written to a file, so that DVC notices a store that was
-    wiped.
+    With --pipeline, what DVC cannot see is written to files in a folder, for stages to depend on: which tracking store
+    this is (`tracking_store.json`), and the code that each stage imports (`code/`).
 
     \b
     Example:  eval "$(workshop config --export)"
     """
     settings = get_settings()
-    if tracking_store:
-        from workshop.models.tracking import store_id  # imports MLflow
+    if folder:
+        from workshop.models.tracking import store_id  # imports pandas
 
         read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
-        tracking_store.parent.mkdir(parents=True, exist_ok=True)
-        tracking_store.write_text(json.dumps({"store_id": store_id()}, indent=1) + "\n")
+        fingerprint.write_code(settings.pipeline, folder / "code")
+        write_atomically(folder / "tracking_store.json", f"{json.dumps({'store_id': store_id()}, indent=1)}\n".encode())
         return
     if export:
         for name, value in hand_out(settings, tell).exports().items():

@@ -5,13 +5,12 @@
 - `raw` reads CSV files strictly; `prepare` turns raw files into the processed table; `schema` says what that table
   holds; `validation` says what is unusual in it.
 - `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
-- `visitor_weather` reads the weather that a visitor hands in; `figures` draws frames; `files` finds and writes files.
+- `visitor_weather` reads the weather that a visitor hands in; `figures` draws frames.
 """
 
 __all__ = [
     "features",
     "figures",
-    "files",
     "prepare",
     "raw",
     "sample",

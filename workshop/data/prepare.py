@@ -17,9 +17,9 @@ from pandas import DataFrame, DatetimeIndex, Series
 
 from workshop.data import raw, schema, sources
 from workshop.data.features import mark_capacity
-from workshop.data.files import write_whole
 from workshop.data.schema import RANGES, STAMP
 from workshop.errors import DataError, ParameterError
+from workshop.files import write_atomically
 from workshop.parameters import OwnFile, TimeColumn
 
 logger = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def write_parquet(frame: DataFrame, path: Path) -> Path:
     """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
     buffer = io.BytesIO()
     schema.check(frame, Path(path).name).to_parquet(buffer, index=False)
-    return write_whole(path, buffer.getvalue())
+    return write_atomically(path, buffer.getvalue())
 
 
 def load_or_make(csv: Path) -> DataFrame:
@@ -240,7 +240,7 @@ def load_or_make(csv: Path) -> DataFrame:
 
 
 def _write_csv(frame: DataFrame, path: Path) -> Path:
-    return write_whole(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
+    return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
 
 
 # -- the rule ----------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from pandas import DataFrame
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workshop.data.features import mark_capacity
-from workshop.data.files import checksum, copy_whole, write_whole
 from workshop.data.sample import make_sample
 from workshop.errors import DataError, ParameterError
+from workshop.files import checksum, copy_atomically, write_atomically
 from workshop.parameters import Fetch, OwnFile
 from workshop.settings import get_settings
 
@@ -167,13 +167,13 @@ def fetch(
     if source == "sample":
         _write_sample(folder)
     elif source == "csv":
-        copy_whole(own_file, folder / OWN_FILE)
+        copy_atomically(own_file, folder / OWN_FILE)
     else:
         for name, sha256 in known.items():
             _fetch_release(RELEASES[name]._replace(sha256=sha256), folder / name, progress)
-    write_whole(folder / CARD_FILE, card.encode())
-    write_whole(folder / ORIGIN_FILE, origin.to_json().encode())
-    write_whole(folder / SUMS_FILE, _sums(folder, names).encode())
+    write_atomically(folder / CARD_FILE, card.encode())
+    write_atomically(folder / ORIGIN_FILE, origin.to_json().encode())
+    write_atomically(folder / SUMS_FILE, _sums(folder, names).encode())
     return paths
 
 
@@ -204,7 +204,7 @@ def _checksum_of_own(file: Path) -> str:
 
 def _write_sample(folder: Path) -> None:
     for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
-        write_whole(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
+        write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
 
 
 def _sums(folder: Path, names: list[str]) -> str:
@@ -235,7 +235,7 @@ def _fetch_release(release: Release, path: Path, progress: bool) -> None:
             expected=f"sha256 {release.sha256}",
             next_step=f"fetch it again, {_BY_HAND.format(cache)}",
         )
-    copy_whole(table, path)
+    copy_atomically(table, path)
     if table != download:
         table.unlink()  # the archive stays in the cache, and is enough
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from papermill_dask import NOTEBOOK_TAG
 
+from workshop import fingerprint
 from workshop.errors import ModelError, ParameterError
 from workshop.models import loading, registry
 from workshop.models.registry import Move
 from workshop.models.tracking import (
+    CODE_TAG,
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-KINDS = ("data", "commit", "stage", "notebook", "run", "model", "decision", "production")
+KINDS = ("data", "commit", "code", "stage", "notebook", "run", "model", "decision", "production")
 HASH = "md5 of "
 LARGEST_FILE_BYTES = 20_000_000
 
@@ -144,7 +147,7 @@ def of_run(run_id: str, client: MlflowClient) -> list[Link]:
 
 
 def _origin(run: Run | None, tags: dict[str, str]) -> list[Link]:
-    return [_data(tags), _commit(tags), _stage(run, tags), _notebook(run, tags), _run(run)]
+    return [_data(tags), _commit(tags), _code(tags), _stage(run, tags), _notebook(run, tags), _run(run)]
 
 
 def _data(tags: dict[str, str]) -> Link:
@@ -168,6 +171,13 @@ def _commit(tags: dict[str, str]) -> Link:
     words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
     changes = words.get(tags.get(DIRTY_TAG), "not recorded")
     return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changes})
+
+
+def _code(tags: dict[str, str]) -> Link:
+    if CODE_TAG not in tags or STAGE_TAG not in tags:
+        return Link("code", "not recorded", known=False)
+    facts = {"stage": tags[STAGE_TAG], "commit": tags.get(COMMIT_TAG, ""), "fingerprint": tags[CODE_TAG]}
+    return Link("code", f"fingerprint {tags[CODE_TAG]}", facts)
 
 
 def _run_program(*command: str) -> subprocess.CompletedProcess | None:
@@ -279,6 +289,31 @@ def _check_commit(facts: Facts, _: MlflowClient | None) -> str | None:
     return None if done.returncode == 0 else f"this repository has no commit {commit[:10]}; fetch it"
 
 
+def _check_code(facts: Facts, _: MlflowClient | None) -> str | None:
+    code = facts["code"]
+    then = _code_at(code["commit"], code["stage"])
+    if then is None:
+        return f"the commit {code['commit'][:10]} cannot be read here, so its code was not compared"
+    return None if then == code["fingerprint"] else f"the commit's code is another: its fingerprint is {then}"
+
+
+def _code_at(commit: str, stage: str) -> str | None:
+    """Return the fingerprint of a stage's code at a commit; None when the commit has no such stage, or no package."""
+    top = _run_program("git", "rev-parse", "--show-toplevel")
+    if top is None or top.returncode:
+        return None
+    pipeline = Path(os.path.relpath(get_settings().pipeline.resolve(), top.stdout.strip()))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "code.zip")
+        places = f"--output={file}", commit, fingerprint.PACKAGE, pipeline.as_posix()
+        if _run_program("git", "-C", top.stdout.strip(), "archive", *places).returncode:
+            return None
+        zipfile.ZipFile(file).extractall(folder)
+        stages = fingerprint.stages(Path(folder, pipeline))
+        code = fingerprint.code_of(stages.get(stage, {}), Path(folder, pipeline), Path(folder))
+    return fingerprint.fingerprint(code) if code else None
+
+
 def _check_run(facts: Facts, client: MlflowClient | None) -> str | None:
     run_id = facts["run"]["id"]
     run = find_run(client or connect(), run_id)
@@ -322,6 +357,7 @@ def _check_decision(facts: Facts, client: MlflowClient | None) -> str | None:
 CHECKS: dict[str, Callable[[Facts, MlflowClient | None], str | None]] = {
     "data": _check_data,
     "commit": _check_commit,
+    "code": _check_code,
     "notebook": _check_notebook,
     "run": _check_run,
     "model": _check_model,

@@ -22,6 +22,10 @@ from workshop.models.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from plotly.graph_objects import Figure
+
+    from workshop.models.evaluation import Scores
+    from workshop.pipeline import Stage
 
 # What a scikit-learn model may hold beyond skops' own list. The list is here and never in a model: a file that says
 # which types to trust could say anything.
@@ -132,6 +136,16 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
         pins = requirements(KERAS_REQUIREMENTS)
         return mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=pins).model_uri
     return mlflow.sklearn.log_model(model, name="model", **_sklearn_options(model, weather)).model_uri
+
+
+def log_training(stage: Stage, model: Any, example: pd.DataFrame, scores: Scores, figure: Figure) -> None:
+    """Log model, scores and figure to the active run, and write the summary that `compare` reads."""
+    import mlflow
+
+    mlflow.log_metrics(scores.metrics())
+    mlflow.log_figure(figure, "predicted_against_measured.html")
+    summary = {"run_id": mlflow.active_run().info.run_id, "model_uri": log_model(model, example)}
+    stage.write_json(f"{stage.name}.json", summary | scores.metrics())
 
 
 def requirements(names: tuple[str, ...]) -> list[str]:

@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models.promotion import Decision, decide
 from workshop.models.tracking import (
+    CODE_TAG,
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
@@ -484,4 +485,4 @@ def _figures(scores: Scores | None) -> dict[str, Any]:
 
 
 def _is_lineage(tag: str) -> bool:
-    return tag.startswith((DATA_TAG, LEARNED_TAG)) or tag in (STAGE_TAG, COMMIT_TAG, DIRTY_TAG)
+    return tag.startswith((DATA_TAG, LEARNED_TAG)) or tag in (STAGE_TAG, CODE_TAG, COMMIT_TAG, DIRTY_TAG)

@@ -18,6 +18,7 @@ from papermill_dask import COMMIT_TAG, git_state
 from workshop.data.schema import STAMP
 from workshop.data.sources import Origin, origin_of
 from workshop.errors import ServiceError
+from workshop.fingerprint import fingerprint
 from workshop.port_holders import require_own
 from workshop.settings import (
     EXPERIMENT,
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
     import mlflow
     from plotly.graph_objects import Figure
 
+    from workshop.pipeline import Stage
+
 ANSWER_SECONDS = 3.0
 STORE_ID_TAG = "workshop.store_id"
 DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"
+CODE_TAG = "workshop.code"  # the fingerprint of what the stage imports of this package
 # The scores that a run logs.
 METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
@@ -130,11 +134,12 @@ def _new_store_id() -> str:
 @contextlib.contextmanager
 def start_run(
     stage: str, *, data: Iterable[Path | str] = (), learned_from: Path | None = None,
-    parameters: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None, code: str | None = None,
 ) -> Iterator[mlflow.ActiveRun]:  # fmt: skip
     """Open a run of the experiment that carries its lineage; end it with the block, as failed when the block raises.
 
-    ``data`` are the files that the run reads: their DVC hashes become the tags ``workshop.data.<name>``.
+    ``data`` are the files that the run reads: their DVC hashes become the tags ``workshop.data.<name>``. ``code`` is
+    the fingerprint of what the stage imports of this package.
     ``learned_from`` is the processed table that its model learns from: name, hours and source of the table become the
     tags ``workshop.learned.<...>``, by which the gate knows that held-out hours are new to the model. In a notebook a
     link to the run is shown, too.
@@ -145,11 +150,20 @@ def start_run(
     mlflow.set_experiment(EXPERIMENT)
     hashes = {DATA_TAG + Path(file).name: file_hash(Path(file)) for file in data}
     tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
+    tags |= {CODE_TAG: code} if code else {}
     with mlflow.start_run(run_name=stage, tags=tags) as run:
         if parameters:
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
         show_run(run.info.run_id)
         yield run
+
+
+def start_stage(
+    stage: Stage, *, data: Iterable[Path], learned_from: Path | None = None
+) -> contextlib.AbstractContextManager[mlflow.ActiveRun]:
+    """Open the run of a stage: `start_run` with its name, its parameters and its code."""
+    parameters, code = stage.parameters.model_dump(), fingerprint(stage.code)
+    return start_run(stage.name, data=data, learned_from=learned_from, parameters=parameters, code=code)
 
 
 def learned_tags(file: Path) -> dict[str, str]:

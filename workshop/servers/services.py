@@ -26,8 +26,8 @@ import yaml
 from platformdirs import user_state_path
 
 from workshop import port_holders
-from workshop.data.files import write_whole
 from workshop.errors import ServiceError, SettingsError
+from workshop.files import write_atomically
 from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
@@ -97,7 +97,7 @@ def database_address(settings: Settings) -> str:
         return address.render_as_string()
     # https://www.postgresql.org/docs/current/libpq-pgpass.html
     password = re.sub(r"([:\\])", r"\\\1", address.password)
-    file = write_whole(settings.state / "pgpass", f"*:*:*:*:{password}\n".encode())
+    file = write_atomically(settings.state / "pgpass", f"*:*:*:*:{password}\n".encode())
     file.chmod(0o600)
     return address._replace(password=None).update_query_dict({"passfile": str(file)}).render_as_string()
 
@@ -321,7 +321,7 @@ def take(settings: Settings, tell: Callable[[str], None], file: Path | None = No
     """Choose the ports, reserve them for this clone, and write them where `settings` reads them, or to ``file``."""
     settings = choose(settings, tell)
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
-    write_whole(file or settings.ports_file, json.dumps(chosen, indent=1).encode())
+    write_atomically(file or settings.ports_file, json.dumps(chosen, indent=1).encode())
     with contextlib.suppress(OSError):  # a home folder that cannot be written
         link = _clones() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
         link.parent.mkdir(parents=True, exist_ok=True)

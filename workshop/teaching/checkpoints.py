@@ -21,8 +21,8 @@ from urllib.parse import urlparse
 
 import yaml
 
-from workshop.data.files import write_whole
 from workshop.errors import ServiceError
+from workshop.files import write_atomically
 from workshop.models import registry
 from workshop.models.registry import FORCED, PIPELINE_WHY, PROMOTED, ROLLED_BACK, Move
 from workshop.models.tracking import STORE_ID_TAG, connect, own_or_given_uri
@@ -411,7 +411,7 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
 
 def begin_at(settings: Settings, chapter: int) -> None:
     """Remember that the attendee began at a chapter (`workshop up --chapter`)."""
-    write_whole(settings.state / "first_chapter", f"{chapter}\n".encode())
+    write_atomically(settings.state / "first_chapter", f"{chapter}\n".encode())
 
 
 def first_chapter(settings: Settings) -> int:
@@ -452,7 +452,7 @@ def write_start_page(settings: Settings, checkpoints: list[Checkpoint] | None = 
     """Write the start page and return its path; raise DataError when it cannot be written."""
     checkpoints = examine(state_of(settings)) if checkpoints is None else checkpoints
     text = start_page(checkpoints, next_step(checkpoints, first_chapter(settings)))
-    return write_whole(settings.root / START_PAGE, text.encode())
+    return write_atomically(settings.root / START_PAGE, text.encode())
 
 
 def start_page(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from workshop.data import schema
-from workshop.data.files import write_whole
 from workshop.errors import WorkshopError
+from workshop.files import write_atomically
 from workshop.models import registry
 from workshop.models.tracking import COMMIT_TAG, connect
 from workshop.parameters import read_stage
@@ -125,7 +125,7 @@ def forget(numbers: Iterable[str], settings: Settings) -> None:
 
 
 def _write(numbers: Iterable[str], settings: Settings) -> None:
-    write_whole(settings.state / "exercises.json", f"{json.dumps(sorted(numbers))}\n".encode())
+    write_atomically(settings.state / "exercises.json", f"{json.dumps(sorted(numbers))}\n".encode())
 
 
 # -- chapter 1 -------------------------------------------------------------------------------------------------------
