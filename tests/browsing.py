@@ -12,7 +12,8 @@ from pathlib import Path
 from mlflow import MlflowClient
 from workplace import ROOT, answer_of, free_port, running
 
-from workshop.settings import PRODUCTION, REGISTERED_MODEL
+from workshop.problem import REGISTERED_MODEL
+from workshop.settings import PRODUCTION
 
 DASHBOARD = ROOT / "4_pipeline" / "dashboard" / "app.py"
 PAGES = {

@@ -10,7 +10,8 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from workshop.models.tracking import connect
-from workshop.settings import EXPERIMENT, get_settings
+from workshop.problem import EXPERIMENT
+from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD, MODEL = ROOT / "4_pipeline" / "dashboard" / "screenshot.png", ROOT / "2_tracking" / "register.png"

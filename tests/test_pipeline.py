@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -16,6 +17,7 @@ import yaml
 from workplace import BIN, Servers, new_workplace
 
 from workshop.data import schema
+from workshop.models import lineage
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -219,6 +221,36 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert "prepare" not in ran(done)
+
+
+def test_worker_with_other_code_is_refused(restored):
+    """Before anything is computed, with both fingerprints and commits and the module; so is code changed meanwhile."""
+    module = restored.root / "workshop" / "models" / "report.py"
+    text = module.read_text()
+    module.write_text(text.replace("MISS_GW = 3,", "MISS_GW = 5,"))
+    try:
+        done = dvc(restored, "repro", "--force", "--single-item", "report")
+    finally:
+        module.write_text(text)
+    commit = restored.run("git", "rev-parse", "--short=10", "HEAD").stdout.strip()
+    assert done.returncode != 0
+    assert "has other code than the pipeline began with" in done.stderr
+    assert len(set(re.findall(rf"(\w{{16}}) \(commit {commit}\)", done.stderr))) == 2
+    assert "other: workshop.models.report\n" in done.stderr
+    cells = nbformat.read(restored.pipeline / "executed" / "report.ipynb", as_version=4).cells
+    assert sum(bool(cell.get("outputs")) for cell in cells) == 1
+
+
+def test_code_of_the_model_is_the_commits(in_workplace):
+    """Its fingerprint is computed again from the commit; another one is named."""
+    links = lineage.check(lineage.trace())
+    assert [link.trouble for link in links] == [None] * len(links)
+    code = next(link for link in links if link.kind == "code")
+    assert code.facts["fingerprint"] in code.name
+    wrong = replace(code, facts=code.facts | {"fingerprint": "0" * 16})
+    checked = lineage.check([wrong if link is code else link for link in links])
+    assert [link.kind for link in checked if link.trouble] == ["code"]
+    assert code.facts["fingerprint"] in next(link.trouble for link in checked if link.trouble)
 
 
 @pytest.mark.parametrize("stage", ["train_keras", pytest.param("train_gradient_boosting", marks=pytest.mark.walk)])

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import Node
 
+from workshop import problem
 from workshop.errors import ParameterError
 
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
@@ -36,12 +37,6 @@ class Column(Section, Generic[Unit]):
     unit: Unit
 
 
-Power = Column[Literal["GW", "MW", "kW", "W"]]
-Speed = Column[Literal["m/s", "km/h", "kn", "mph"]]
-Temperature = Column[Literal["C", "K", "F"]]
-Radiation = Column[Literal["W/m2", "kW/m2", "J/m2", "kJ/m2", "MJ/m2", "Wh/m2", "kWh/m2"]]
-
-
 class TimeColumn(Section):
     """The column of times, each the start of an hour."""
 
@@ -50,41 +45,52 @@ class TimeColumn(Section):
     format: str | None = Field(None, description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601")
 
 
-class YearEnd(Section):
-    """Installed capacity in GW on 31 December of a year."""
+YearEnd = create_model(
+    "YearEnd",
+    __base__=Section,
+    __doc__="Installed capacity in GW on 31 December of a year.",
+    **{
+        target.name: (float, Field(gt=0, description=f"of all {target.plants} that the file counts"))
+        for target in problem.TARGETS
+    },
+)
 
-    solar_GW: float = Field(gt=0, description="of all solar plants that the file counts")
-    wind_GW: float = Field(gt=0, description="of all wind turbines that the file counts")
+
+def _column(quantity: problem.Quantity) -> tuple[Any, Column]:
+    """Return the type of a column of an own file, and its default: that of a processed table."""
+    unit = Literal[tuple(quantity.units)]
+    return Column[unit], Column[unit](column=quantity.name, unit=next(iter(quantity.units)))
 
 
-class OwnFile(Section):
-    """An own file: its columns and their units. The defaults describe a processed table (germany.csv)."""
+_YEAR = str({target.name: 1.2 for target in problem.TARGETS}).replace("'", "")
+
+
+class OwnTable(Section):
+    """An own file: how it is written, and what belongs to it."""
 
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
     decimal: Literal[".", ","] = "."
     time: TimeColumn = TimeColumn(column="utc_timestamp")
-    solar_GW: Power = Power(column="solar_GW", unit="GW")
-    wind_GW: Power = Power(column="wind_GW", unit="GW")
-    windspeed: Speed = Speed(column="windspeed", unit="m/s")
-    temperature: Temperature = Temperature(column="temperature", unit="C")
-    rad_horizontal: Radiation = Radiation(column="rad_horizontal", unit="W/m2")
-    rad_diffuse: Radiation = Radiation(column="rad_diffuse", unit="W/m2")
     capacity: dict[Annotated[int, Field(ge=1900, le=2100)], YearEnd] | None = Field(
         None,
         min_length=2,
-        description="{2018: {solar_GW: 1.2, wind_GW: 3.4}, ...} for the end of each year, from the year before the data"
-        " to its last",
+        description=f"{{2018: {_YEAR}, 2019: ...}} for the end of each year, from the year before the data to its last",
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
 
     @model_validator(mode="after")
-    def _read_each_column_once(self) -> OwnFile:
+    def _read_each_column_once(self) -> OwnTable:
         names: dict[str, str] = {}
         for name, value in self:
             if (column := getattr(value, "column", None)) and (other := names.setdefault(column, name)) != name:
                 raise ValueError(f"the column {column!r} for both {other} and {name}")
         return self
+
+
+OwnFile = create_model(
+    "OwnFile", __base__=OwnTable, **{quantity.name: _column(quantity) for quantity in problem.QUANTITIES.values()}
+)
 
 
 class Fetch(Section):

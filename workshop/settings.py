@@ -15,9 +15,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
 from workshop.errors import SettingsError
+from workshop.problem import EXPERIMENT
 
-EXPERIMENT = "predicting_wind_solar"
-REGISTERED_MODEL = "wind_solar"
 PRODUCTION = "production"
 STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
 EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers

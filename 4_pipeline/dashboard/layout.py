@@ -12,9 +12,9 @@ from serving import Served
 
 from workshop.data import sources
 from workshop.models.registry import BY_HAND, FORCED
+from workshop.problem import SUBTITLE, TITLE
 
 CLOCK_MILLISECONDS = 2000
-TITLE = "Solar and wind power"
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
 # Light or dark is settled before anything is drawn.
@@ -42,7 +42,7 @@ def whole_page(served: Served, asked: str) -> html.Div:
             dcc.Store(id="shown", data=[asked, title]),  # the address that is shown, and the window's title
             html.Header(
                 [
-                    html.H1([TITLE, html.Small("Germany, hourly")]),
+                    html.H1([TITLE, html.Small(SUBTITLE)]),
                     html.Section(model(served), id="model", **{"aria-label": "Model in production"}),
                 ],
                 className="masthead",

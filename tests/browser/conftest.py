@@ -16,7 +16,8 @@ from sklearn.linear_model import LinearRegression
 from workshop.data import schema
 from workshop.data.features import features, targets
 from workshop.models import loading, tracking
-from workshop.settings import REGISTERED_MODEL, get_settings
+from workshop.problem import REGISTERED_MODEL
+from workshop.settings import get_settings
 
 frame = schema.read(get_settings().pipeline / "data" / "germany.parquet")
 with tracking.start_run("half_of_it") as run:

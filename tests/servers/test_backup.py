@@ -22,9 +22,10 @@ from workplace import BIN, clean_environment
 from workshop.errors import ServiceError
 from workshop.files import checksum
 from workshop.port_holders import MARK
+from workshop.problem import REGISTERED_MODEL
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore
-from workshop.settings import PRODUCTION, REGISTERED_MODEL, Settings
+from workshop.settings import PRODUCTION, Settings
 
 
 def state_at(folder: Path) -> Settings:

@@ -32,8 +32,8 @@ from workshop import port_holders
 from workshop.errors import ServiceError
 from workshop.models import registry, tracking
 from workshop.models.registry import PROMOTED, Move
+from workshop.problem import REGISTERED_MODEL
 from workshop.servers import supervisor
-from workshop.settings import REGISTERED_MODEL
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
 # What is typed, in a process that is forked with everything imported. The tracking server is the only service: the

@@ -18,7 +18,8 @@ from workshop.cli import main
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ServiceError, WorkshopError
 from workshop.models.registry import FORCED, PROMOTED, Move
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, STAGE_TAG, Settings
+from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from workshop.settings import PRODUCTION, STAGE_TAG, Settings
 from workshop.teaching import checkpoints
 from workshop.teaching.checkpoints import (
     CHAPTERS,

@@ -14,7 +14,8 @@ import yaml
 
 from workshop.cli import json_option, print_rows, tell
 from workshop.parameters import STAGES, allowed, load, read, read_stage
-from workshop.settings import EXPORT, PRODUCTION, REGISTERED_MODEL, STAGE_TAG, Settings, get_settings
+from workshop.problem import REGISTERED_MODEL
+from workshop.settings import EXPORT, PRODUCTION, STAGE_TAG, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (

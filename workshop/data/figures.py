@@ -10,20 +10,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workshop import problem
 from workshop.data.raw import require_columns
 from workshop.data.schema import TARGETS, UNITS
 from workshop.errors import DataError
 
-# Okabe and Ito's palette, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
-COLOURS = {"solar_GW": "#E69F00", "wind_GW": "#0072B2"}
-NAMES = {"solar_GW": "Solar", "wind_GW": "Wind"}
-INPUT_NAMES = {
-    "utc_timestamp": "Hour and season",
-    "windspeed": "Wind speed",
-    "temperature": "Temperature",
-    "rad_horizontal": "Direct radiation",
-    "rad_diffuse": "Diffuse radiation",
-}
+COLOURS = {target.name: target.colour for target in problem.TARGETS}
+NAMES = {target.name: target.title for target in problem.TARGETS}
+INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {given.name: given.title for given in problem.INPUTS}
 TITLES = {target: f"{name} generation" for target, name in NAMES.items()} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 SCORES = {"r2": "both", "r2_solar": "solar", "r2_wind": "wind"}

@@ -12,60 +12,20 @@ import pyarrow as pa
 from pandas import DataFrame, Series
 from pyarrow import parquet
 
+from workshop import problem
 from workshop.data.raw import convert_text, read_text, require_columns
 from workshop.errors import DataError
+from workshop.problem import QUANTITIES
 
-FEATURES = ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
-TARGETS = ["solar_GW", "wind_GW"]
+FEATURES = [quantity.name for quantity in problem.INPUTS]
+TARGETS = [quantity.name for quantity in problem.TARGETS]
 COLUMNS = ["utc_timestamp", *TARGETS, *FEATURES]
 STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
-# Times are the start of the hour. Wind speed is at 10 m, temperature at 2 m; radiation is on the horizontal, direct
-# (`rad_horizontal`, as the source calls it) and diffuse.
-UNITS: dict[str, str] = {
-    "utc_timestamp": "UTC",
-    "solar_GW": "GW",
-    "wind_GW": "GW",
-    "windspeed": "m/s",
-    "temperature": "°C",
-    "rad_horizontal": "W/m²",
-    "rad_diffuse": "W/m²",
-}
-# What is physically possible for a country's mean or sum; the solar constant is 1,361 W/m2. Anything else is an error.
-RANGES: dict[str, tuple[float, float]] = {
-    "solar_GW": (0, 200),
-    "wind_GW": (0, 200),
-    "windspeed": (0, 60),
-    "temperature": (-40, 50),
-    "rad_horizontal": (0, 1400),
-    "rad_diffuse": (0, 1400),
-}
-# A mean beyond these is possible, but often another unit: wind in km/h stays within its range. The limits of power are
-# wide, since countries differ: only a factor of 1,000 shows.
-USUAL_MEANS: dict[str, tuple[float, float]] = {
-    "solar_GW": (0.01, 100),
-    "wind_GW": (0.01, 100),
-    "windspeed": (1, 10),
-    "temperature": (-10, 30),
-    "rad_horizontal": (20, 300),
-    "rad_diffuse": (20, 150),
-}
+UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
+RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
+USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items()}
+CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}
 MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
-
-# Other units of a quantity, the nearest first. A value in our unit is value * first / second + third, written so that
-# whole numbers stay exact. The energy that falls in an hour is the hour's mean power times 3,600 s.
-_POWER = {"GW": (1, 1, 0), "MW": (1, 1000, 0), "kW": (1, 10**6, 0), "W": (1, 10**9, 0)}
-_RADIATION = {
-    "W/m2": (1, 1, 0), "Wh/m2": (1, 1, 0), "kJ/m2": (1, 3.6, 0), "kW/m2": (1000, 1, 0), "kWh/m2": (1000, 1, 0),
-    "MJ/m2": (10**6, 3600, 0), "J/m2": (1, 3600, 0),
-}  # fmt: skip
-CONVERSIONS: dict[str, dict[str, tuple[float, float, float]]] = {
-    "solar_GW": _POWER,
-    "wind_GW": _POWER,
-    "windspeed": {"m/s": (1, 1, 0), "kn": (1852, 3600, 0), "mph": (0.44704, 1, 0), "km/h": (1, 3.6, 0)},
-    "temperature": {"C": (1, 1, 0), "K": (1, 1, -273.15), "F": (5, 9, -160 / 9)},
-    "rad_horizontal": _RADIATION,
-    "rad_diffuse": _RADIATION,
-}
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 

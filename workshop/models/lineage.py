@@ -31,7 +31,8 @@ from workshop.models.tracking import (
     find_run,
     run_url,
 )
-from workshop.settings import REGISTERED_MODEL, STAGE_TAG, get_settings
+from workshop.problem import REGISTERED_MODEL
+from workshop.settings import STAGE_TAG, get_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -176,8 +177,7 @@ def _commit(tags: dict[str, str]) -> Link:
 def _code(tags: dict[str, str]) -> Link:
     if CODE_TAG not in tags or STAGE_TAG not in tags:
         return Link("code", "not recorded", known=False)
-    facts = {"stage": tags[STAGE_TAG], "commit": tags.get(COMMIT_TAG, ""), "fingerprint": tags[CODE_TAG]}
-    return Link("code", f"fingerprint {tags[CODE_TAG]}", facts)
+    return Link("code", f"fingerprint {tags[CODE_TAG]}", {"stage": tags[STAGE_TAG], "fingerprint": tags[CODE_TAG]})
 
 
 def _run_program(*command: str) -> subprocess.CompletedProcess | None:
@@ -290,11 +290,10 @@ def _check_commit(facts: Facts, _: MlflowClient | None) -> str | None:
 
 
 def _check_code(facts: Facts, _: MlflowClient | None) -> str | None:
-    code = facts["code"]
-    then = _code_at(code["commit"], code["stage"])
+    then = _code_at(facts["commit"].get("commit", ""), facts["code"]["stage"])
     if then is None:
-        return f"the commit {code['commit'][:10]} cannot be read here, so its code was not compared"
-    return None if then == code["fingerprint"] else f"the commit's code is another: its fingerprint is {then}"
+        return "the commit cannot be read here, so its code was not compared"
+    return None if then == facts["code"]["fingerprint"] else f"the commit's code is another: its fingerprint is {then}"
 
 
 def _code_at(commit: str, stage: str) -> str | None:

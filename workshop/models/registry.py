@@ -36,7 +36,8 @@ from workshop.models.tracking import (
     learned_from,
     run_url,
 )
-from workshop.settings import PRODUCTION, REGISTERED_MODEL, STAGE_TAG, get_settings
+from workshop.problem import REGISTERED_MODEL
+from workshop.settings import PRODUCTION, STAGE_TAG, get_settings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,7 +26,8 @@ from workshop.files import write_atomically
 from workshop.models import registry
 from workshop.models.registry import FORCED, PIPELINE_WHY, PROMOTED, ROLLED_BACK, Move
 from workshop.models.tracking import STORE_ID_TAG, connect, own_or_given_uri
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, STAGE_TAG, Settings
+from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from workshop.settings import PRODUCTION, STAGE_TAG, Settings
 from workshop.teaching import exercises
 
 if TYPE_CHECKING:

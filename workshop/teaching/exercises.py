@@ -17,7 +17,8 @@ from workshop.files import write_atomically
 from workshop.models import registry
 from workshop.models.tracking import COMMIT_TAG, connect
 from workshop.parameters import read_stage
-from workshop.settings import EXPERIMENT, PRODUCTION, REGISTERED_MODEL, Settings, get_settings
+from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from workshop.settings import PRODUCTION, Settings, get_settings
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

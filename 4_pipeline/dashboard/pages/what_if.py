@@ -16,41 +16,30 @@ from dash import ClientsideFunction, Dash, Output, State, ctx, dcc, html
 from dash import Input as DashInput
 from serving import Served, Serving
 
+from workshop import problem
 from workshop.data import features, figures
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import WorkshopError
+from workshop.problem import Slider
 
 PATH, TITLE = "/what-if", "What if"
 POINTS = 33  # values of an input that a curve is drawn through
 
 
 class Input(NamedTuple):
-    """A slider: its label, unit, range (for weather that of a country's mean), step and first value."""
+    """A slider's label and unit, and its ends, step and first value."""
 
     label: str
     unit: str
-    least: float
-    most: float
-    step: float
-    first: float
+    slider: Slider
 
 
 INPUTS = {
-    "windspeed": Input("Wind speed at 10 m", "m/s", 0, 16, 0.1, 5.0),
-    "temperature": Input("Temperature at 2 m", "°C", -20, 40, 0.5, 12.0),
-    "rad_horizontal": Input("Direct radiation", "W/m²", 0, 850, 5, 250),
-    "rad_diffuse": Input("Diffuse radiation", "W/m²", 0, 520, 5, 120),
-    "hour": Input("Hour of the day, UTC", "", 0, 23, 1, 12),
-    "day": Input("Day of the year", "", 1, 365, 1, 172),
+    **{given.name: Input(given.meaning.capitalize(), given.unit, given.slider) for given in problem.INPUTS},
+    "hour": Input("Hour of the day, UTC", "", Slider(0, 23, 1, 12)),
+    "day": Input("Day of the year", "", Slider(1, 365, 1, 172)),
 }
-PRESETS = {
-    "Reset": {},
-    "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},
-    "Winter storm": {
-        "windspeed": 13, "temperature": 6, "rad_horizontal": 5, "rad_diffuse": 40, "hour": 12, "day": 15
-    },
-    "Still night": {"windspeed": 1.5, "temperature": 8, "rad_horizontal": 0, "rad_diffuse": 0, "hour": 0, "day": 290},
-}  # fmt: skip
+PRESETS = {"Reset": {}} | problem.PRESETS
 PANELS_A_ROW = 2  # that fit a phone
 TIME = ("hour", "day")  # not every model knows them
 AXES = {name: ", ".join(filter(None, (input_.label, input_.unit))) for name, input_ in INPUTS.items()}
@@ -73,7 +62,7 @@ def page(served: Served, query: dict[str, str]) -> list:
         parts.panel("curves", "Around this hour", about, [figure]),
     ]
     return [
-        dcc.Store(id="what-if-first", data={slider_id(name): input_.first for name, input_ in INPUTS.items()}),
+        dcc.Store(id="what-if-first", data={slider_id(name): input_.slider.first for name, input_ in INPUTS.items()}),
         dcc.Store(id="what-if-rest"),  # set when the sliders come to rest: no need to draw on the way
         html.Div(panels, className="columns narrow-first"),
     ]
@@ -103,7 +92,7 @@ def register(app: Dash, serving: Serving) -> None:
     def choose_preset(*_clicks):
         """Set all sliders at once."""
         chosen = next((values for name, values in PRESETS.items() if preset_id(name) == ctx.triggered_id), {})
-        return [chosen.get(feature, input_.first) for feature, input_ in INPUTS.items()]
+        return [chosen.get(feature, input_.slider.first) for feature, input_ in INPUTS.items()]
 
     @app.callback(
         Output("what-if-curves", "figure"),
@@ -137,12 +126,12 @@ def within_range(values: tuple) -> dict[str, float]:
 
 def number(value: object, feature: str) -> float:
     """Return a slider's value within its range; its first value when it is not a number."""
-    allowed = INPUTS[feature]
+    allowed = INPUTS[feature].slider
     try:
         given = float(value)
     except (TypeError, ValueError, OverflowError):
         given = math.nan
-    return float(allowed.first if math.isnan(given) else min(max(given, allowed.least), allowed.most))
+    return float(allowed.first if math.isnan(given) else min(max(given, allowed.low), allowed.high))
 
 
 def reading(feature: str, value: float) -> str | float:
@@ -194,8 +183,8 @@ def curves(served: Served, weather: dict[str, float]) -> go.Figure:
     rows = []
     for name in INPUTS if served.model.knows_time else FEATURES:
         input_ = INPUTS[name]
-        values = np.linspace(input_.least, input_.most, POINTS)
-        values = np.unique(values.round()) if input_.step == 1 else values
+        values = np.linspace(input_.slider.low, input_.slider.high, POINTS)
+        values = np.unique(values.round()) if input_.slider.step == 1 else values
         rows += [{**weather, name: value, "feature": name, "value": value} for value in values]
     table = pd.DataFrame(rows)
     table["utc_timestamp"] = [moment_of_year(served, *when) for when in zip(table["day"], table["hour"], strict=True)]
@@ -233,8 +222,8 @@ def _date(day: float) -> date:
 
 def _slider(feature: str, value: float, served: Served) -> html.Div:
     input_, id_ = INPUTS[feature], slider_id(feature)
-    ends = [html.Span(f"{input_.least:g}"), html.Span(f"{input_.most:g}")]
-    limits = {"min": input_.least, "max": input_.most, "step": input_.step}
+    ends = [html.Span(f"{input_.slider.low:g}"), html.Span(f"{input_.slider.high:g}")]
+    limits = {"min": input_.slider.low, "max": input_.slider.high, "step": input_.slider.step}
     if feature in FEATURES:
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
         label = html.Label(f"{input_.label}, {input_.unit}", htmlFor=f"{id_}-value", className="visually-hidden")

@@ -13,6 +13,7 @@ import parts
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 from serving import Served, Serving
 
+from workshop import problem
 from workshop.data import figures, visitor_weather
 from workshop.data.features import INPUTS
 from workshop.data.schema import RANGES, UNITS
@@ -22,12 +23,8 @@ PATH, TITLE = "/your-weather", "Your weather"
 LARGEST_BYTES = visitor_weather.MOST_BYTES
 HIDDEN = {"display": "none"}
 EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "example.csv"
-MEANING = {
-    "utc_timestamp": "start of the hour, with its zone",
-    "windspeed": "wind speed at 10 m",
-    "temperature": "temperature at 2 m",
-    "rad_horizontal": "direct radiation on the horizontal",
-    "rad_diffuse": "diffuse radiation",
+MEANING = {"utc_timestamp": "start of the hour, with its zone"} | {
+    given.name: given.meaning for given in problem.INPUTS
 }
 
 
