@@ -149,20 +149,26 @@ class TrainKeras(Section):
 class Compare(Section):
     """Which held-out score ranks the models."""
 
-    rank_by: Literal["r2", "r2_solar", "r2_wind"]
+    rank_by: Literal[("r2", *problem.R2.values())]
 
 
-class Promote(Section):
+class _Promote(Section):
     """The limits of the gate's rules."""
 
-    least_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
+    min_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
     alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
-    least_r2_solar: R2
-    least_r2_wind: R2
-    most_night_solar_GW: float = Field(gt=0, le=100, description="mean predicted solar power while the sun is down")
-    most_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
-    most_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
+    max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
+    max_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
+
+
+_Night = Annotated[float, Field(gt=0, le=100, description="mean predicted power while the sun is down")]
+Promote = create_model(
+    "Promote",
+    __base__=_Promote,
+    **{f"min_{score}": R2 for score in problem.R2.values()},
+    **{f"max_{score}": _Night for score in problem.NIGHT.values()},
+)
 
 
 class Report(Section):

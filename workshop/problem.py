@@ -52,10 +52,20 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Target(Quantity):
-    """What is predicted, its colour in figures, and which plants its installed capacity counts."""
+    """What is predicted, its colour in figures, and which plants its installed capacity counts.
+
+    With ``by_day`` there is none of it while the sun is down: the gate has a rule for that, and the band counts the
+    hours of daylight alone.
+    """
 
     colour: str
     plants: str
+    by_day: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name without the unit, as in the names of scores and parameters: `solar`."""
+        return self.name.rpartition("_")[0]
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Input(Quantity):
 # countries differ: only a factor of 1,000 shows. Wind in km/h stays within what is possible, and its mean does not.
 # Colours: Okabe and Ito's, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
 TARGETS = (
-    Target("solar_GW", "Solar", "GW", POWER, (0, 200), (0.01, 100), "#E69F00", "solar plants"),
+    Target("solar_GW", "Solar", "GW", POWER, (0, 200), (0.01, 100), "#E69F00", "solar plants", by_day=True),
     Target("wind_GW", "Wind", "GW", POWER, (0, 200), (0.01, 100), "#0072B2", "wind turbines"),
 )
 INPUTS = (
@@ -92,6 +102,10 @@ INPUTS = (
     ),
 )  # fmt: skip
 QUANTITIES = {quantity.name: quantity for quantity in (*TARGETS, *INPUTS)}
+# Scores on the held-out hours: R2 of all targets (the mean) and of each, errors in GW, power while the sun is down.
+R2 = {target.name: f"r2_{target.key}" for target in TARGETS}
+NIGHT = {target.name: f"night_{target.name}" for target in TARGETS if target.by_day}
+METRICS = ("r2", *R2.values(), "mae_GW", "lowest_GW", *NIGHT.values())
 # Of the sliders; hour (UTC) and day of the year are set as well.
 PRESETS: dict[str, dict[str, float]] = {
     "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},

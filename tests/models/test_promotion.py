@@ -14,8 +14,8 @@ from workshop.models.promotion import PAIRED_TEST, SIGNATURES, decide
 from workshop.parameters import Promote
 
 POLICY = Promote(
-    least_gain=0.0, near_tie=0.002, alpha=0.05, least_r2_solar=0.5, least_r2_wind=0.5, most_night_solar_GW=1.0,
-    most_latency_ms=500.0, most_size_MB=200.0,
+    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=0.5, min_r2_wind=0.5, max_night_solar_GW=1.0,
+    max_latency_ms=500.0, max_size_MB=200.0,
 )  # fmt: skip
 HELD_OUT = ("2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z")
 BEFORE = ("2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z")
@@ -105,7 +105,7 @@ def test_decide_refuses_predictions_that_are_no_numbers():
 def test_decide_near_tie_by_the_weeks_and_else_by_the_score(gain, weekly, least, wins):
     """Within 0.002 of the champion's R2 the paired test over the weeks decides, beyond it R2 alone."""
     weeks = tuple(week * weekly for week in WEEKS)
-    decision = decide(scored(r2=0.7 + gain, weekly_mae_GW=weeks), GOOD, changed(POLICY, least_gain=least))
+    decision = decide(scored(r2=0.7 + gain, weekly_mae_GW=weeks), GOOD, changed(POLICY, min_gain=least))
     assert decision.promoted is wins
     verdicts = {rule.name: rule.passed for rule in decision.rules}
     assert verdicts[CONTEST] is wins, "the rule's text is the whole truth: the test is part of it"
@@ -159,9 +159,9 @@ evaluations = st.builds(
     st.sampled_from([None, "x -> y", *SIGNATURES]), number, number, st.none() | st.just("broken"),
 )  # fmt: skip
 policies = st.builds(
-    Promote, least_gain=st.floats(0, 0.5), near_tie=st.floats(0, 0.1), alpha=st.floats(0.001, 0.4),
-    least_r2_solar=st.floats(-1, 1), least_r2_wind=st.floats(-1, 1), most_night_solar_GW=st.floats(0.001, 2),
-    most_latency_ms=st.floats(0.001, 2), most_size_MB=st.floats(0.001, 2),
+    Promote, min_gain=st.floats(0, 0.5), near_tie=st.floats(0, 0.1), alpha=st.floats(0.001, 0.4),
+    min_r2_solar=st.floats(-1, 1), min_r2_wind=st.floats(-1, 1), max_night_solar_GW=st.floats(0.001, 2),
+    max_latency_ms=st.floats(0.001, 2), max_size_MB=st.floats(0.001, 2),
 )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_decide_always_answers_and_says_why(candidate, champion, policy):
 @given(st.floats(-1, 1), st.floats(-1, 1), weekly, weekly, policies)
 def test_decide_never_lets_two_models_beat_each_other(r2, other, weeks, others, policy):
     """With no least gain, what beats a champion is not beaten by it: the alias could go back and forth for ever."""
-    policy = changed(policy, least_gain=0.0)
+    policy = changed(policy, min_gain=0.0)
     one, two = scored(r2=r2, weekly_mae_GW=weeks), scored(r2=other, weekly_mae_GW=others)
     assert not (decide(one, two, policy).promoted and decide(two, one, policy).promoted)
 
@@ -188,7 +188,7 @@ def test_decide_never_lets_two_models_beat_each_other(r2, other, weeks, others, 
 @given(st.floats(-1, 1), st.floats(0, 1), weekly, policies)
 def test_decide_is_not_harder_on_a_better_score(r2, more, weeks, policy):
     """A candidate that is promoted would be with a higher R2 beyond doubt as well."""
-    policy = changed(POLICY, least_gain=policy.least_gain, near_tie=policy.near_tie, alpha=policy.alpha)
+    policy = changed(POLICY, min_gain=policy.min_gain, near_tie=policy.near_tie, alpha=policy.alpha)
     better = r2 + 2 * policy.near_tie + more
     if decide(scored(r2=r2, weekly_mae_GW=weeks), GOOD, policy).promoted and better > r2:
         assert decide(scored(r2=better + 1e-9, weekly_mae_GW=weeks), GOOD, policy).promoted

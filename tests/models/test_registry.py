@@ -45,8 +45,8 @@ while True:
 """
 SCORES = evaluation.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
 LENIENT = Promote(
-    least_gain=0.0, near_tie=0.002, alpha=0.05, least_r2_solar=-1.0, least_r2_wind=-1.0, most_night_solar_GW=100.0,
-    most_latency_ms=60_000.0, most_size_MB=1000.0,
+    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=-1.0, min_r2_wind=-1.0, max_night_solar_GW=100.0,
+    max_latency_ms=60_000.0, max_size_MB=1000.0,
 )  # fmt: skip
 PROMOTED = promotion.Decision(True, "promoted: it is a test", (), SCORES, None)
 

@@ -20,8 +20,8 @@ NAMES = {target.name: target.title for target in problem.TARGETS}
 INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {given.name: given.title for given in problem.INPUTS}
 TITLES = {target: f"{name} generation" for target, name in NAMES.items()} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
-SCORES = {"r2": "both", "r2_solar": "solar", "r2_wind": "wind"}
-SCORE_COLOURS = {"r2": INK, "r2_solar": COLOURS["solar_GW"], "r2_wind": COLOURS["wind_GW"]}
+SCORES = {"r2": "all"} | {score: NAMES[target].lower() for target, score in problem.R2.items()}
+SCORE_COLOURS = {"r2": INK} | {score: COLOURS[target] for target, score in problem.R2.items()}
 HOURS_A_DAY = 24
 DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
 BINS = 60
@@ -37,7 +37,7 @@ TIME_FORMATS = [
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Inter, 'Segoe UI', system-ui, sans-serif", "size": 13, "color": INK},
-        "colorway": [COLOURS["wind_GW"], COLOURS["solar_GW"], "#009E73", "#CC79A7", "#56B4E9", "#D55E00"],
+        "colorway": [*reversed(COLOURS.values()), "#009E73", "#CC79A7", "#56B4E9", "#D55E00"],
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "margin": {"l": 48, "r": 12, "t": 76, "b": 44},
@@ -75,7 +75,7 @@ def measured_and_predicted(
     if daily:
         measured, modelled = means
     ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = make_subplots(rows=len(TARGETS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, target in enumerate(TARGETS, start=1):
         if ends:
             _add_band(figure, *(end[target] for end in ends), target, coverage, row)
@@ -113,7 +113,7 @@ def measured_and_predicted(
 def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out period") -> go.Figure:
     """Draw bars that compare models: one group a row of ``table``, in its order from top to bottom.
 
-    The index holds the models' names, the columns `r2` (mean of both targets), `r2_solar` and `r2_wind`.
+    The index holds the models' names, the columns `r2` (the mean) and `r2_<target>`.
     """
     figure = go.Figure()
     for column, name in SCORES.items():
@@ -140,7 +140,7 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame, *, 
     exact. Arguments and errors as `measured_and_predicted`.
     """
     measured, modelled = _aligned(frame, predicted)
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.1, subplot_titles=[NAMES[name] for name in TARGETS])
+    figure = make_subplots(rows=1, cols=len(TARGETS), horizontal_spacing=0.1, subplot_titles=[*NAMES.values()])
     for column, target in enumerate(TARGETS, start=1):
         across, up = measured[target].to_numpy(), modelled[target].to_numpy()
         least, most = (float(pick([across, up])) for pick in (np.nanmin, np.nanmax))

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +15,15 @@ import pandas as pd
 from sklearn.metrics import mean_absolute_error, r2_score
 from threadpoolctl import threadpool_limits
 
+from workshop import problem
 from workshop.data import split
 from workshop.data.features import INPUTS, derive, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import loading
 from workshop.models.loading import LoadedModel
-from workshop.models.tracking import METRICS, connect, learned, learned_from, learned_hash
+from workshop.models.tracking import connect, learned, learned_from, learned_hash
+from workshop.problem import METRICS, NIGHT, R2
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,20 +41,17 @@ OUTER_SHARE = 0.005  # of the values at either end of an input is left out: ther
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """How a model does on the held-out period; R2 dimensionless, the rest in GW.
+_Metrics = make_dataclass("_Metrics", [(name, float) for name in METRICS], frozen=True)
 
-    ``weekly_mae_GW`` is the mean absolute error, over both targets, of each week that holds enough of its hours;
+
+@dataclass(frozen=True)
+class Scores(_Metrics):
+    """How a model does on the held-out period: a field for each of `METRICS`; R2 dimensionless, the rest in GW.
+
+    ``weekly_mae_GW`` is the mean absolute error, over all targets, of each week that holds enough of its hours;
     ``period`` the first and the last hour, as ISO 8601 in UTC.
     """
 
-    r2: float
-    r2_solar: float
-    r2_wind: float
-    mae_GW: float
-    lowest_GW: float
-    night_solar_GW: float
     finite: bool
     hours: int
     weekly_mae_GW: tuple[float, ...] = ()
@@ -83,27 +82,26 @@ class Evaluation:
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
-    """Score predictions (``solar_GW``, ``wind_GW``, one row an hour) against the processed frame of the same hours.
+    """Score predictions (columns `TARGETS`, one row an hour) against the processed frame of the same hours.
 
-    R2 is the mean of the two targets' coefficients of determination (scikit-learn's `r2_score`).
+    R2 is the mean of the targets' coefficients of determination (scikit-learn's `r2_score`).
     """
     measured, values = held_out[TARGETS].to_numpy(float), predicted[TARGETS].to_numpy(float)
     stamps = to_utc(held_out["utc_timestamp"])
     period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
     finite = bool(np.isfinite(values).all())
     if not finite:
-        nan = math.nan
-        return Scores(nan, nan, nan, nan, nan, nan, finite=False, hours=len(held_out), period=period)
+        nothing = dict.fromkeys(METRICS, math.nan)
+        return Scores(**nothing, finite=False, hours=len(held_out), period=period)
     each = r2_score(measured, values, multioutput="raw_values")
-    night = is_night(held_out["utc_timestamp"])
+    at_night = predicted[is_night(held_out["utc_timestamp"])].abs().mean().fillna(0.0)
     weekly = pd.Series(np.abs(values - measured).mean(axis=1))
     return Scores(
         r2=float(each.mean()),
-        r2_solar=float(each[0]),
-        r2_wind=float(each[1]),
+        **{R2[target]: float(value) for target, value in zip(TARGETS, each, strict=True)},
         mae_GW=float(mean_absolute_error(measured, values)),
         lowest_GW=float(values.min()),
-        night_solar_GW=float(np.abs(values[night, 0]).mean()) if night.any() else 0.0,
+        **{name: float(at_night[target]) for target, name in NIGHT.items()},
         finite=True,
         hours=len(held_out),
         weekly_mae_GW=tuple(map(float, split.week_means(weekly, pd.Series(stamps)))),
@@ -226,15 +224,17 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict[str, float]:
-    """Return the share of a processed frame's hours whose generation lies between ``low`` and ``high``, ends included.
+    """Return `coverage_<key>`: the share of hours whose value lies between ``low`` and ``high``, ends included.
 
-    `coverage_solar` counts the hours with the sun up only, NaN without any: at night every band that holds zero is
-    right.
+    Of a target that is there by day only the hours with the sun up count, NaN without any: at night every band that
+    holds zero is right.
     """
-    inside = ((frame[TARGETS] >= low[TARGETS]) & (frame[TARGETS] <= high[TARGETS])).to_numpy()
     day = derive(frame)["sun_elevation"].to_numpy() > 0
-    solar = float(inside[day, 0].mean()) if day.any() else float("nan")
-    return {"coverage_solar": solar, "coverage_wind": float(inside[:, 1].mean())}
+    shares = {}
+    for target in problem.TARGETS:
+        inside = frame[target.name].between(low[target.name], high[target.name])
+        shares[f"coverage_{target.key}"] = float((inside[day] if target.by_day else inside).mean())
+    return shares
 
 
 def _thin(frame: pd.DataFrame, most: int = IMPORTANCE_HOURS) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from workshop import problem
 from workshop.data.features import INPUTS
 from workshop.data.schema import FEATURES, TARGETS
 
@@ -114,20 +115,24 @@ def _rules(candidate: Evaluation, scores: Scores, policy: Promote) -> Iterator[R
     """Yield the rules that do not depend on a champion."""
     numbers = "all are numbers"
     yield Rule("predictions", numbers if scores.finite else f"not {numbers}", numbers, scores.finite)
-    for name, value, least in (
-        ("lowest predicted power (GW)", scores.lowest_GW, 0.0),
-        ("R2 of solar power", scores.r2_solar, policy.least_r2_solar),
-        ("R2 of wind power", scores.r2_wind, policy.least_r2_wind),
-    ):
-        yield Rule(name, value, f">= {least:g}", value >= least)
-    for name, value, most in (
-        ("mean solar power predicted at night (GW)", scores.night_solar_GW, policy.most_night_solar_GW),
-        ("time to predict one hour (ms)", candidate.latency_ms, policy.most_latency_ms),
-        ("size of the model's files (MB)", candidate.size_MB, policy.most_size_MB),
-    ):
-        yield Rule(name, value, f"<= {most:g}", value <= most)
+    lower = [("lowest predicted power (GW)", scores.lowest_GW, 0.0)]
+    upper = [
+        ("time to predict one hour (ms)", candidate.latency_ms, policy.max_latency_ms),
+        ("size of the model's files (MB)", candidate.size_MB, policy.max_size_MB),
+    ]
+    for target in problem.TARGETS:
+        score, night = problem.R2[target.name], problem.NIGHT.get(target.name)
+        lower.append((f"R2 of {target.key} power", getattr(scores, score), getattr(policy, f"min_{score}")))
+        if night:
+            name = f"mean {target.key} power predicted at night (GW)"
+            upper.append((name, getattr(scores, night), getattr(policy, f"max_{night}")))
+    for name, value, limit in lower:
+        yield Rule(name, value, f">= {limit:g}", value >= limit)
+    for name, value, limit in upper:
+        yield Rule(name, value, f"<= {limit:g}", value <= limit)
     fits = candidate.signature in SIGNATURES
-    yield Rule("inputs and outputs", candidate.signature, "weather, or hour and weather, to GW of solar and wind", fits)
+    wanted = f"weather, or hour and weather, to GW of {' and '.join(target.key for target in problem.TARGETS)}"
+    yield Rule("inputs and outputs", candidate.signature, wanted, fits)
     yield Rule("hash of the table it learned from", candidate.data, "known", bool(candidate.data))
     overlap = _overlap(candidate.learned, scores.period)
     yield Rule("held-out hours", overlap or "new to it", "new to it", not overlap)
@@ -143,9 +148,9 @@ def _contest(scores: Scores, champion: Scores, policy: Promote) -> Iterator[Rule
     near = abs(gain) <= policy.near_tie  # false for NaN
     p = chance_of_better(scores.weekly_mae_GW, champion.weekly_mae_GW) if near else 0.0
     tie = f"within {policy.near_tie:g} of it"
-    if policy.least_gain:
-        enough = gain > policy.least_gain
-        limit = f"> {policy.least_gain:g} over its {champion.r2:.4f}, and {tie} also better by the paired test"
+    if policy.min_gain:
+        enough = gain > policy.min_gain
+        limit = f"> {policy.min_gain:g} over its {champion.r2:.4f}, and {tie} also better by the paired test"
     else:
         enough = near or gain > 0
         limit = f"> {policy.near_tie:g} over its {champion.r2:.4f}; or {tie}, and then better by the paired test"

@@ -29,14 +29,13 @@ from workshop.models.tracking import (
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
-    METRICS,
     connect,
     find_run,
     learned,
     learned_from,
     run_url,
 )
-from workshop.problem import REGISTERED_MODEL
+from workshop.problem import METRICS, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, get_settings
 
 if TYPE_CHECKING:

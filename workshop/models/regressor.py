@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 from tqdm.auto import tqdm
 
+from workshop import problem
 from workshop.data.features import (
     INPUTS,
     YEAR_ENDS_GW,
@@ -75,7 +76,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         self.year_ends_ = year_ends_of(X)
         factors = (targets(y).to_numpy() / installed(X, self.year_ends_).to_numpy()).T
         derived = derive(X)
-        counted = [np.flatnonzero(_sun_is_up(derived)), np.arange(len(X))]
+        counted = [np.flatnonzero(_sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
         values = derived.to_numpy()  # without names, which would be compared again for each prediction
         self.regressors_ = [self._fit_one(values, factor) for factor in factors]
         self.bands_, self.margins_ = [], []
@@ -106,8 +107,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             ends.append(self._in_GW(moved, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
-        night = ~_sun_is_up(derived)
-        low[night, 0] = high[night, 0] = predicted[night, 0]
+        night = np.outer(~_sun_is_up(derived), [target.by_day for target in problem.TARGETS])
+        low[night] = high[night] = predicted[night]
         return predicted, low, high
 
     def _predict_factors(self, values: np.ndarray) -> list[np.ndarray]:

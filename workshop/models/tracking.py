@@ -42,8 +42,6 @@ DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"
 CODE_TAG = "workshop.code"  # the fingerprint of what the stage imports of this package
-# The scores that a run logs.
-METRICS = ("r2", "r2_solar", "r2_wind", "mae_GW", "lowest_GW", "night_solar_GW")
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 

@@ -15,6 +15,7 @@ from dash.exceptions import PreventUpdate
 from periods import Period
 from serving import Served, Serving
 
+from workshop import problem
 from workshop.data import figures, sources, split
 from workshop.data.schema import TARGETS
 from workshop.models.evaluation import coverage
@@ -24,7 +25,8 @@ PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all"
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
 MOST_WEEKS = 53
 REPORT_WEEK = f" (the latest with {split.WHOLE_ENOUGH:.0%} of its hours, unless params.yaml names another)"
-WEEKS_HEAD = ["Week", "Hours", "Solar measured", "predicted", "error", "Wind measured", "predicted", "error"]
+WEEKS_HEAD = ["Week", "Hours"]
+WEEKS_HEAD += [word for name in figures.NAMES.values() for word in (f"{name} measured", "predicted", "error")]
 
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 
@@ -244,17 +246,19 @@ def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
     stamps, learned_until = served.frame["utc_timestamp"], served.production and served.production.learned_until
     # Errors on learned hours are smaller: they say nothing about those on new ones.
     is_fair = len(before) and (not learned_until or (stamps[before.union(rows)] <= learned_until).nunique() == 1)
-    against = "mean of solar and wind"
+    against = "mean of " + " and ".join(target.key for target in problem.TARGETS)
     if is_fair:
         against += f"; {errors.loc[before].mean().mean():.2f} GW in as many days before"
     tiles.append(parts.tile("Mean absolute error", f"{errors.loc[rows].mean().mean():.2f}", "GW", against))
     if served.band and served.model and served.model.coverage:
         shares = coverage(served.frame.loc[rows], *(end.loc[rows] for end in served.band))
-        by_day = f"of wind; of solar by day {100 * shares['coverage_solar']:.0f} %; "
-        expected = f"expected {100 * served.model.coverage:.0f} %"
-        tiles.append(
-            parts.tile("Hours within the band", f"{100 * shares['coverage_wind']:.0f}", "%", by_day + expected)
-        )
+        *others, last = [
+            (f"of {target.key}{' by day' if target.by_day else ''}", f"{100 * shares[f'coverage_{target.key}']:.0f}")
+            for target in problem.TARGETS
+        ]
+        hint = "; ".join([last[0], *(f"{words} {share} %" for words, share in others)])
+        hint += f"; expected {100 * served.model.coverage:.0f} %"
+        tiles.append(parts.tile("Hours within the band", last[1], "%", hint))
     said = f"{len(rows):,} of {24 * length.days:,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
     said += novelty(served.frame.loc[rows], learned_until)
     return [html.Div(tiles, className="tiles"), html.P(said, className="hint")]

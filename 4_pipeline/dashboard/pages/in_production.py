@@ -6,6 +6,7 @@ import parts
 from dash import Dash, Input, Output, html
 from serving import Served, Serving
 
+from workshop import problem
 from workshop.models.lineage import Link
 from workshop.models.promotion import Rule
 from workshop.models.registry import PIPELINE_WHY, Move
@@ -18,7 +19,8 @@ EXPLANATIONS = {
         "The mean prediction over the values of each input, all others unchanged.",
     ),
 }
-SCORES = {"r2_solar": ("R² solar", 3, ""), "r2_wind": ("R² wind", 3, ""), "mae_GW": ("Mean absolute error", 2, " GW")}
+SCORES = {f"r2_{target.key}": (f"R² {target.key}", 3, "") for target in problem.TARGETS}
+SCORES |= {"mae_GW": ("Mean absolute error", 2, " GW")}
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
