@@ -115,13 +115,13 @@ class Split(Section):
 
 
 class TrainLinreg(Section):
-    """Parameters of the linear regression."""
+    """Linear regression."""
 
     fit_intercept: bool
 
 
 class TrainRf(Section):
-    """Parameters of the random forest."""
+    """Random forest."""
 
     n_estimators: int = Field(ge=1, le=2000, description="trees")
     max_depth: int = Field(ge=1, le=100, description="levels of a tree")
@@ -129,7 +129,7 @@ class TrainRf(Section):
 
 
 class TrainGradientBoosting(Section):
-    """Parameters of the gradient boosting and of the search for its hyperparameters."""
+    """Gradient boosting, and the search for its hyperparameters."""
 
     candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
     folds: int = Field(ge=2, le=20, description="of the training period")
@@ -138,7 +138,7 @@ class TrainGradientBoosting(Section):
 
 
 class TrainKeras(Section):
-    """Parameters of the small dense network."""
+    """Neural network, small and dense."""
 
     epochs: int = Field(ge=1, le=1000, description="passes over the data, at most")
     hidden_units: int = Field(ge=1, le=4096, description="in each of two layers")

@@ -12,13 +12,7 @@ from dash import dcc, html
 from dash.development.base_component import Component
 
 from workshop.data.schema import STAMP, TARGETS
-
-KINDS = {
-    "train_linreg": "linear regression",
-    "train_rf": "random forest",
-    "train_keras": "neural network",
-    "train_gradient_boosting": "gradient boosting",
-}
+from workshop.parameters import STAGES
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
@@ -80,8 +74,9 @@ def external_link(text: object, href: str, **options) -> html.A:
 
 
 def kind(stage: str | None, otherwise: str) -> str:
-    """Return the kind of model that a stage of the pipeline trains, in words."""
-    return KINDS.get(stage or "", stage or otherwise)
+    """Return the kind of model that a stage of the pipeline trains: the first words on its parameters."""
+    words = re.match(r"[\w ]+", STAGES[stage].__doc__ or "") if stage in STAGES else None
+    return words[0].lower() if words else stage or otherwise
 
 
 def copied(text: str) -> object:
