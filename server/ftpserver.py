@@ -14,7 +14,7 @@ from logging.handlers import RotatingFileHandler
 from mlflow_ftp.server import Server, ensure_certificate, serve
 
 from workshop.errors import ServiceError, WorkshopError
-from workshop.port_holders import find_holders
+from workshop.port_owners import find_owners
 from workshop.servers.services import configure_logging
 from workshop.settings import Settings, get_settings
 
@@ -36,7 +36,7 @@ def make_server(settings: Settings) -> Server:
         address = f"{settings.host}:{settings.ftp_port}"
         what = f"The FTP server cannot listen on {address}: {error.strerror or error}."
         if error.errno == errno.EADDRINUSE:
-            holder = find_holders(settings, settings.ftp_port).get(settings.ftp_port, "another process")
+            holder = find_owners(settings, settings.ftp_port).get(settings.ftp_port, "another process")
             what = f"The FTP port {address} is held by {holder}; end that, or set WORKSHOP_FTP_PORT to a free port."
         raise ServiceError(what) from None
 

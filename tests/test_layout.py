@@ -15,7 +15,7 @@ TOP = {
 }  # fmt: skip
 # Who may import whom: only what stands further right.
 LAYERS = [
-    "cli", "teaching", "servers", "models", "data", "pipeline", "parameters", "port_holders", "settings", "problem",
+    "cli", "teaching", "servers", "models", "data", "pipeline", "parameters", "port_owners", "settings", "problem",
     "fingerprint", "files", "errors",
 ]  # fmt: skip
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}

@@ -259,10 +259,10 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
 
     And since it is trained twice for that: the seed reproduces it, to the last digit.
     """
-    from workshop.models import loading
+    from workshop.models import storage
 
     folder = restored.pipeline
-    before = loading.load(json.loads((folder / "results" / f"{stage}.json").read_text())["model_uri"])
+    before = storage.load(json.loads((folder / "results" / f"{stage}.json").read_text())["model_uri"])
     test = schema.read(folder / "data" / "test.parquet")
     wrong = test.copy()
     for column in schema.RANGES:
@@ -276,7 +276,7 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
     assert done.returncode == 0, done.stderr
     summary = json.loads((folder / "results" / f"{stage}.json").read_text())
     assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
-    after = loading.load(summary["model_uri"])
+    after = storage.load(summary["model_uri"])
     assert after.predict(test).equals(before.predict(test))
 
 

@@ -20,10 +20,10 @@ from workshop.data.sources import fetch
 from workshop.data.split import split_by_time
 from workshop.models import report
 from workshop.models.lineage import Link
-from workshop.models.loading import LoadedModel
 from workshop.models.registry import Production
 from workshop.models.regressor import CapacityFactorRegressor
-from workshop.models.report import Evidence, Miss, render
+from workshop.models.report import ReportData, WorstHour, render
+from workshop.models.storage import LoadedModel
 
 TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
 MOST_BYTES = 2_000_000
@@ -31,7 +31,7 @@ WEEK = "2016-W40"
 
 
 @pytest.fixture(scope="module")
-def evidence(tmp_path_factory) -> Evidence:
+def evidence(tmp_path_factory) -> ReportData:
     """The sample, and a small model that learned from its first four fifths."""
     folder = tmp_path_factory.mktemp("raw")
     fetch("sample", folder / "raw")
@@ -41,17 +41,17 @@ def evidence(tmp_path_factory) -> Evidence:
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours)))
     facts = ("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", "train_gradient_boosting", 0.95, None, "a test", "")
     until = train["utc_timestamp"].max()
-    return Evidence(frame, *model.predict_with_band(frame), model.coverage, Production(*facts), until)
+    return ReportData(frame, *model.predict_with_band(frame), model.coverage, Production(*facts), until)
 
 
-def changed(evidence: Evidence, **columns: pd.Series) -> Evidence:
+def changed(evidence: ReportData, **columns: pd.Series) -> ReportData:
     """Return the evidence with other values in columns of its frame."""
     frame = evidence.frame.assign(**columns)
     frame.attrs = evidence.frame.attrs
     return dataclasses.replace(evidence, frame=frame)
 
 
-def without(evidence: Evidence, rows: pd.Series) -> Evidence:
+def without(evidence: ReportData, rows: pd.Series) -> ReportData:
     """Return the evidence without some rows of its frame."""
     parts = {"frame": evidence.frame, "predicted": evidence.predicted}
     kept = {name: part[~rows].reset_index(drop=True) for name, part in parts.items()}
@@ -59,7 +59,7 @@ def without(evidence: Evidence, rows: pd.Series) -> Evidence:
     return dataclasses.replace(evidence, **kept, band=band)
 
 
-def worst(evidence: Evidence, week: str = WEEK) -> list[Miss]:
+def worst(evidence: ReportData, week: str = WEEK) -> list[WorstHour]:
     """Return the worst misses of a week."""
     return report.worst(evidence, evidence.of_week(week))
 
@@ -128,7 +128,7 @@ def test_page_counts_missing_hours_and_names_the_gaps(evidence):
 
 def test_page_without_a_model_in_production_says_so(evidence):
     """Nothing is predicted, and nothing of a prediction is claimed; what was produced is there."""
-    html = render(Evidence(evidence.frame), WEEK, TEMPLATE)
+    html = render(ReportData(evidence.frame), WEEK, TEMPLATE)
     text = words(html)
     assert "No model is in production" in text
     assert "workshop.model" not in html
@@ -165,7 +165,7 @@ def test_worst_hours_are_the_largest_misses_apart_from_each_other(evidence):
     assert all(miss.reason for miss in misses)
 
 
-def planted(evidence: Evidence, at: str, **factors: float) -> Miss:
+def planted(evidence: ReportData, at: str, **factors: float) -> WorstHour:
     """Return the worst miss after values of one hour were multiplied."""
     here = evidence.frame.utc_timestamp == pd.Timestamp(at, tz="UTC")
     columns = {name: evidence.frame[name].where(~here, evidence.frame[name] * by) for name, by in factors.items()}

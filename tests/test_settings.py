@@ -88,21 +88,21 @@ def test_exported_address_is_not_one_that_a_person_set(root, monkeypatch):
     shell = get_settings().exports()
     settings.ports_file.write_text(json.dumps({"mlflow_port": 5105, "dask_port": 8805}))
     with environment_of(clean_environment() | shell):
-        assert get_settings().given_tracking_uri is None
+        assert get_settings().explicit_tracking_uri is None
         assert get_settings().tracking_uri == "http://127.0.0.1:5105"
         assert get_settings().scheduler_address == "tcp://127.0.0.1:8805"
         monkeypatch.setenv("WORKSHOP_STATE", str(root / "another"))
-        assert get_settings().tracking_uri == get_settings().given_tracking_uri == "http://127.0.0.1:5104"
+        assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://127.0.0.1:5104"
         monkeypatch.delenv("WORKSHOP_STATE")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5999")
-        assert get_settings().tracking_uri == get_settings().given_tracking_uri == "http://127.0.0.1:5999"
+        assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://127.0.0.1:5999"
 
 
 def test_address_set_by_hand_stays_so_when_it_is_exported(root, monkeypatch):
     """A team's server, as a container is told of it, goes into the shells there and is used by them."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with environment_of(clean_environment() | get_settings().exports()):
-        assert get_settings().tracking_uri == get_settings().given_tracking_uri == "http://mlflow:5000"
+        assert get_settings().tracking_uri == get_settings().explicit_tracking_uri == "http://mlflow:5000"
 
 
 def test_errors_pickle_with_everything_they_say():

@@ -24,9 +24,9 @@ import yaml
 from mlflow.exceptions import MlflowException
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
-from workshop import port_holders
+from workshop import port_owners
 from workshop.errors import WorkshopError
-from workshop.models import evaluation, loading, promotion, registry, tracking
+from workshop.models import evaluation, gate, registry, storage, tracking
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -139,7 +139,7 @@ def promote(done: Acknowledged) -> None:
     models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
     model = models[len(done.versions) % len(models)]
     scores = evaluation.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
-    decision = promotion.Decision(True, "promoted: it is a test", (), scores, None)
+    decision = gate.Decision(True, "promoted: it is a test", (), scores, None)
     now = registry.apply(decision, model.source_run_id, f"models:/{model.model_id}", registry.production(), "soak")
     done.versions.append(now.version)
     time.sleep(1)
@@ -168,7 +168,7 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
 
     def strike(done: Acknowledged) -> None:
         time.sleep(dice.uniform(*BETWEEN_KILLS))
-        victims = {process.pid: process for process in port_holders.marked_processes(settings.state)}
+        victims = {process.pid: process for process in port_owners.marked_processes(settings.state)}
         with contextlib.suppress(psutil.Error):
             victim = victims[dice.choice(sorted(victims))]
             words = " ".join(victim.cmdline())
@@ -196,7 +196,7 @@ def check(place: Servers, done: Acknowledged) -> None:
         assert hashlib.sha256(content).hexdigest() == sha256
     names = {version.version for version in client.search_model_versions(f"name='{registry.REGISTERED_MODEL}'")}
     assert {int(version) for version in done.versions} <= {int(name) for name in names}
-    assert loading.load(registry.production().model_uri)
+    assert storage.load(registry.production().model_uri)
     running = client.search_runs(["0"], "attributes.status = 'RUNNING'")
     assert all(run.info.run_id not in done.runs for run in running)
     subprocess.run(["git", "fsck"], cwd=place.root, check=True, capture_output=True)

@@ -28,7 +28,7 @@ import app, layout, serving
 from pages import what_if
 from workshop.settings import get_settings
 
-following = serving.Serving(get_settings().pipeline / "data" / "germany.parquet")
+following = serving.Follower(get_settings().pipeline / "data" / "germany.parquet")
 following.look()
 client = app.make_app(following).server.test_client()
 weather = {"windspeed": 8.0, "temperature": 15.0, "rad_horizontal": 500.0, "rad_diffuse": 200.0}

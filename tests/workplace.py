@@ -132,7 +132,7 @@ def environment_for(root: Path) -> dict[str, str]:
     environment = clean_environment() | {"WORKSHOP_ROOT": str(root), "PYTHONPATH": str(root)}
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
-    environment["WORKSHOP_TURN_PORT"] = str(free_port())  # other tests' clones need not wait for this one
+    environment["WORKSHOP_PORT_LOCK"] = str(free_port())  # other tests' clones need not wait for this one
     environment["WORKSHOP_DASK_WORKERS"] = "2"
     environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
     return environment

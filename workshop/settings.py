@@ -19,7 +19,7 @@ from workshop.problem import EXPERIMENT
 
 PRODUCTION = "production"
 STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
-EXPORT = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
+EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
 # After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
 MLFLOW_RETRIES = "4"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     dashboard_port: int = Field(8050, ge=1, le=65535)
-    turn_port: int = Field(28785, ge=1, le=65535)  # UDP, held by the clone that is choosing its ports
+    port_lock: int = Field(28785, ge=1, le=65535)  # UDP, held by the clone that is choosing its ports
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
     exported: str = ""  # addresses that `exports` gave and, last, the state folder
@@ -88,20 +88,20 @@ class Settings(BaseSettings):
     @property
     def tracking_uri(self) -> str:
         """The address of the MLflow tracking server: the one that the user set, else that of our own."""
-        return self.given_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
+        return self.explicit_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
 
     @property
     def scheduler_address(self) -> str:
         """The address of the Dask scheduler: the one that the user set, else that of our own."""
-        return self.given_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
+        return self.explicit_scheduler_address or f"tcp://{self.host}:{self.dask_port}"
 
     @property
-    def given_tracking_uri(self) -> str | None:
+    def explicit_tracking_uri(self) -> str | None:
         """MLFLOW_TRACKING_URI, unless `exports` gave it: our own server may have moved since."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
-    def given_scheduler_address(self) -> str | None:
+    def explicit_scheduler_address(self) -> str | None:
         """DASK_SCHEDULER_ADDRESS, likewise."""
         return None if self._is_exported(self.dask_scheduler_address) else self.dask_scheduler_address
 
@@ -265,8 +265,8 @@ class Settings(BaseSettings):
         here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         chosen = here if self.is_up else self
         addresses = [
-            "-" if chosen.given_tracking_uri else here.tracking_uri,
-            "-" if chosen.given_scheduler_address else here.scheduler_address,
+            "-" if chosen.explicit_tracking_uri else here.tracking_uri,
+            "-" if chosen.explicit_scheduler_address else here.scheduler_address,
         ]
         return (
             self._package_source()

@@ -10,9 +10,9 @@ import address
 import pandas as pd
 from flask import Flask, Response, abort, jsonify, request
 from layout import WHAT_TO_RUN
-from serving import Served, Serving
+from serving import Follower, Snapshot
 
-from workshop.data import visitor_weather
+from workshop.data import prediction_requests
 from workshop.data.schema import STAMP, TARGETS
 from workshop.errors import DataError, ModelError
 
@@ -20,7 +20,7 @@ WRITTEN = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; 
 EXAMPLE = '{"rows": [{"utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, ...}]}'
 
 
-def register(server: Flask, serving: Serving) -> None:
+def register(server: Flask, serving: Follower) -> None:
     """Add the routes; both answer from what is already loaded."""
     server.json.dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
 
@@ -54,7 +54,7 @@ def register(server: Flask, serving: Serving) -> None:
             reason = "The body is not a JSON object with the key `rows` alone."
             return _refusal(HTTPStatus.BAD_REQUEST, reason, expected=EXAMPLE)
         try:
-            rows = visitor_weather.from_records(body["rows"])
+            rows = prediction_requests.from_records(body["rows"])
             if served.model is None:
                 return _no_model(served)
             return jsonify(_answer(served, rows)), HTTPStatus.OK
@@ -65,7 +65,7 @@ def register(server: Flask, serving: Serving) -> None:
             return _refusal(status, error.what, found=value, expected=error.expected, next=error.next_step)
 
 
-def _answer(served: Served, rows: pd.DataFrame) -> dict[str, Any]:
+def _answer(served: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
     predicted, band = served.predict_with_band(rows)
     columns = {"utc_timestamp": [f"{stamp:{STAMP}}" for stamp in rows["utc_timestamp"]]}
     columns |= {target: predicted[target].tolist() for target in TARGETS}
@@ -79,7 +79,7 @@ def _answer(served: Served, rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _no_model(served: Served) -> tuple[Response, int]:
+def _no_model(served: Snapshot) -> tuple[Response, int]:
     what, next_step = "The model is being loaded.", "ask again in a few seconds"
     if "model" in served.troubles:
         what, next_step = served.troubles["model"].why, "workshop doctor"

@@ -16,7 +16,7 @@ import pages
 import security
 import waitress
 from dash import Dash
-from serving import Serving
+from serving import Follower
 
 from workshop.errors import ServiceError, WorkshopError
 from workshop.servers.services import configure_logging, refuse_beyond_loopback
@@ -35,7 +35,7 @@ class Dashboard(Dash):
         return FROM_ROOT.sub(f'"{address.link("/")}', super().interpolate_index(**parts))
 
 
-def make_app(serving: Serving) -> Dash:
+def make_app(serving: Follower) -> Dash:
     """Return the Dash application; everything that the page needs comes from this machine."""
     app = Dashboard(
         __name__,
@@ -60,7 +60,7 @@ def make_app(serving: Serving) -> Dash:
 def serve(settings: Settings) -> None:
     """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
     refuse_beyond_loopback(settings, "dashboard")
-    serving = Serving(settings.pipeline / "data" / "germany.parquet")
+    serving = Follower(settings.pipeline / "data" / "germany.parquet")
     try:
         # One process: what takes time is computed once for all readers.
         server = waitress.create_server(

@@ -7,10 +7,10 @@ import layout
 import pages
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
-from serving import Serving
+from serving import Follower
 
 
-def register(app: Dash, serving: Serving) -> None:
+def register(app: Dash, serving: Follower) -> None:
     """Connect all pages; no callback waits for anything but the model's own arithmetic."""
 
     @app.callback(

@@ -8,7 +8,7 @@ import pages
 import parts
 from address import Address
 from dash import dcc, html
-from serving import Served
+from serving import Snapshot
 
 from workshop.data import sources
 from workshop.models.registry import BY_HAND, FORCED
@@ -28,7 +28,7 @@ INDEX = """<!DOCTYPE html>
 
 
 # -- the whole page --------------------------------------------------------------------------------------------------
-def whole_page(served: Served, asked: str) -> html.Div:
+def whole_page(served: Snapshot, asked: str) -> html.Div:
     """Return the page of an address, filled: a reader sees the answer with the first view, and nothing jumps."""
     links, title, content = view(served, address.parse(asked))
     theme = html.Button(html.Span("Dark"), id="theme", **{"aria-pressed": "false", "aria-label": "Dark"})
@@ -66,7 +66,7 @@ def whole_page(served: Served, asked: str) -> html.Div:
     )
 
 
-def view(served: Served, asked: Address) -> tuple[list, str, list]:
+def view(served: Snapshot, asked: Address) -> tuple[list, str, list]:
     """Return what an address changes: the links of the navigation, the window's title, and the page."""
     page = pages.at(asked.path)
     if page is None:
@@ -92,7 +92,7 @@ def _unknown(path: str) -> list:
 
 
 # -- its parts that change --------------------------------------------------------------------------------------------
-def model(served: Served) -> list:
+def model(served: Snapshot) -> list:
     """Return a line on the model in production: version, kind, score and since when."""
     production = served.production
     if production is None:
@@ -109,12 +109,12 @@ def model(served: Served) -> list:
     ]
 
 
-def version(served: Served) -> str | None:
+def version(served: Snapshot) -> str | None:
     """Return the version in production, `none` if there is none, or None before the first look has ended."""
     return served.production.version if served.production else "none" if served.looked else None
 
 
-def notice(served: Served, before: str) -> dbc.Alert:
+def notice(served: Snapshot, before: str) -> dbc.Alert:
     """Return a notice that another version is in production than before; readers close it."""
     production = served.production
     since = f" since {parts.moment(production.since)}" if production.since else ""  # moved by hand, it has no record
@@ -123,7 +123,7 @@ def notice(served: Served, before: str) -> dbc.Alert:
     return dbc.Alert([head, rest], color="info", dismissable=True, is_open=True)
 
 
-def message(served: Served) -> list:
+def message(served: Snapshot) -> list:
     """Return banners: what is missing and what to run, or since when and why the page is not up to date."""
     alerts = []
     if not served.looked:
@@ -140,6 +140,6 @@ def message(served: Served) -> list:
     return alerts
 
 
-def attribution(served: Served) -> str:
+def attribution(served: Snapshot) -> str:
     """Return whose data is shown; nothing before there is any."""
     return "" if served.frame is None else sources.origin_of(served.frame).attribution

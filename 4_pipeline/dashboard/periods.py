@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import pandas as pd
-from serving import Served
+from serving import Snapshot
 
 Period = tuple[date, date] | tuple[None, None]  # the first and the last day; None twice as long as there is no data
 DEFAULT_DAYS = 14
 DAY = "%d %b %Y"
 
 
-def whole(served: Served) -> Period:
+def whole(served: Snapshot) -> Period:
     """Return the first and the last day of the data."""
     if served.frame is None:
         return None, None
@@ -20,13 +20,13 @@ def whole(served: Served) -> Period:
     return stamps.iloc[0].date(), stamps.iloc[-1].date()
 
 
-def latest(served: Served, length_days: int = DEFAULT_DAYS) -> Period:
+def latest(served: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
     """Return the latest days of the data."""
     first, last = whole(served)
     return (None, None) if last is None else (max(first, last - timedelta(days=length_days - 1)), last)
 
 
-def chosen(served: Served, start: object, end: object) -> Period:
+def chosen(served: Snapshot, start: object, end: object) -> Period:
     """Return both days in order and within the data; the latest two weeks when one is absent or not a date."""
     first, last = whole(served)
     given = day(start), day(end)
@@ -36,7 +36,7 @@ def chosen(served: Served, start: object, end: object) -> Period:
     return start, end
 
 
-def remark(served: Served, start: object, end: object) -> str:
+def remark(served: Snapshot, start: object, end: object) -> str:
     """Return what of a wish for a period was changed, and why; empty when it was shown as asked for."""
     first, last = whole(served)
     given = day(start), day(end)
@@ -50,7 +50,7 @@ def remark(served: Served, start: object, end: object) -> str:
     return " ".join(said)
 
 
-def moved(served: Served, start: object, end: object, *, later: bool) -> Period:
+def moved(served: Snapshot, start: object, end: object, *, later: bool) -> Period:
     """Return the period of the same length that comes after (or before) the chosen one, within the data."""
     start, end = chosen(served, start, end)
     if start is None:
@@ -73,7 +73,7 @@ def day(value: object) -> date | None:
         return None
 
 
-def rows_within(served: Served, period: Period) -> pd.Index:
+def rows_within(served: Snapshot, period: Period) -> pd.Index:
     """Return the index of the rows of the data in a period; empty when there is nothing to compare."""
     start, end = period
     if served.frame is None or served.predicted is None or start is None:

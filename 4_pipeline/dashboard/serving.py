@@ -17,13 +17,13 @@ import pandas as pd
 import record
 from cachetools import LRUCache, cached
 from record import Record
-from turns import Turns
+from turns import BatchPredictor
 
 from workshop.data import schema
 from workshop.errors import WorkshopError
-from workshop.models import loading, registry
-from workshop.models.loading import LoadedModel
+from workshop.models import registry, storage
 from workshop.models.registry import Move, Production
+from workshop.models.storage import LoadedModel
 
 LOOK_SECONDS = 1.0
 RETRY_SECONDS = 15.0  # before a version that did not load is tried again
@@ -52,7 +52,7 @@ def new_cache() -> Callable[[Hashable, Callable[[], Any]], Any]:
 
 
 @dataclass(frozen=True)
-class Served:
+class Snapshot:
     """All that a page shows, at one moment; replaced as a whole, never changed, so that no page mixes two versions.
 
     ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
@@ -72,7 +72,7 @@ class Served:
     record: Record = field(default_factory=Record)
     troubles: dict[str, Trouble] = field(default_factory=dict)
     cached: Callable[[Hashable, Callable[[], Any]], Any] = field(default_factory=new_cache, compare=False)
-    turns: Turns = field(default_factory=Turns, compare=False)
+    turns: BatchPredictor = field(default_factory=BatchPredictor, compare=False)
 
     @functools.cached_property
     def revision(self) -> str:
@@ -91,7 +91,7 @@ class Served:
         return self.turns.predict_with_band(self.model, weather)
 
 
-class Serving:
+class Follower:
     """Follows the alias `production` and the data file; ``now`` is there at once, whatever MLflow does.
 
     One thread follows, and another one reads the record of the version in production.
@@ -99,7 +99,7 @@ class Serving:
 
     def __init__(self, data_file: Path) -> None:
         self.data_file = data_file
-        self.now = Served()
+        self.now = Snapshot()
         self._failed: tuple[str, str] | None = None
         self._retry_at = 0.0
         self._changing = threading.Lock()
@@ -177,7 +177,7 @@ class Serving:
         if self.now.model is None and "model" not in self.now.troubles:  # one that failed is tried again unseen
             self._serve(looked=False)
         try:
-            model = loading.load(production.model_uri)
+            model = storage.load(production.model_uri)
             predictions = _predictions(model, frame)
         except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
             self._failed, self._retry_at = _identity(production), time.monotonic() + RETRY_SECONDS

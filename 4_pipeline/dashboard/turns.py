@@ -8,13 +8,13 @@ from concurrent.futures import Future
 
 import pandas as pd
 
-from workshop.models.loading import LoadedModel
+from workshop.models.storage import LoadedModel
 
 Prediction = tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]
 Asked = tuple[pd.DataFrame, Future[Prediction]]
 
 
-class Turns:
+class BatchPredictor:
     """Asks a model from one thread at a time: Keras models are not safe to share, and 50 rows take as long as one."""
 
     def __init__(self) -> None:

@@ -35,8 +35,8 @@ def model(data_file):
 
     from workshop.data import schema
     from workshop.data.features import inputs, targets
-    from workshop.models.loading import LoadedModel
     from workshop.models.regressor import CapacityFactorRegressor
+    from workshop.models.storage import LoadedModel
 
     frame, trees = schema.read(data_file), HistGradientBoostingRegressor(max_iter=8, random_state=0)
     return LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(frame), targets(frame)))
@@ -57,7 +57,7 @@ def served(data_file, model):
         r2=0.9, since="2026-11-20T10:00:00+00:00", why="the best", run_url="http://127.0.0.1/#/experiments/1/runs/a1",
         learned_from="modelled sample",
     )  # fmt: skip
-    return serving.Served(
+    return serving.Snapshot(
         looked=True, production=production, model=model, frame=frame, predicted=predicted, band=band, data_stamp=(1, 1)
     )
 
@@ -70,7 +70,7 @@ def made(served, data_file):
         import app
         import serving
 
-        followed = serving.Serving(data_file)
+        followed = serving.Follower(data_file)
         followed.now = replace(what, cached=serving.new_cache())  # answers of one test are unknown to the next
         made = app.make_app(followed)
         made.server.testing = False  # errors are answered, as they are in front of readers

@@ -15,9 +15,9 @@ import pytest
 from dashboard.bodies import URL, body_of, output_with
 from workplace import wait_for
 
+from workshop.data.prediction_requests import MOST_ROWS
 from workshop.data.schema import TARGETS
-from workshop.data.visitor_weather import MOST_ROWS
-from workshop.models.loading import LoadedModel
+from workshop.models.storage import LoadedModel
 
 ROW = {
     "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,
@@ -86,7 +86,7 @@ def test_predict_asks_the_model_for_many_readers_at_once(made, served):
         may_answer.wait(30)
         return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
 
-    state = replace(served, model=LoadedModel("sklearn", slow), turns=turns.Turns())
+    state = replace(served, model=LoadedModel("sklearn", slow), turns=turns.BatchPredictor())
     server = made(state)[0].server
 
     def ask(speed):
@@ -123,7 +123,7 @@ def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     for windspeed, words in ((5, "2.00"), (10, "not plausible")):
         page = client.post(URL, json=body_of(app, output, what_if_windspeed=windspeed))
         assert words in page.text
-    refused = serving.Served(looked=True, troubles={"model": Trouble(datetime.now(UTC), "It is bad.")})
+    refused = serving.Snapshot(looked=True, troubles={"model": Trouble(datetime.now(UTC), "It is bad.")})
     answer = made(refused)[1].post("/predict", json={"rows": [ROW]})
     assert (answer.status_code, answer.get_json()["error"]) == (503, "It is bad.")
 
@@ -133,7 +133,7 @@ def test_predict_without_a_model_says_what_to_run(made):
     import serving
 
     for looked, words in ((False, "ask again"), (True, "dvc repro")):
-        _, client = made(serving.Served(looked=looked))
+        _, client = made(serving.Snapshot(looked=looked))
         answer = client.post("/predict", json={"rows": [ROW]})
         assert answer.status_code == 503
         assert words in answer.get_json()["next"]

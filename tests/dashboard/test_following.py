@@ -65,7 +65,7 @@ def followed(versions, data_file):
     """What a dashboard serves that has looked once."""
     import serving
 
-    followed = serving.Serving(data_file)
+    followed = serving.Follower(data_file)
     followed.look()
     assert followed.now.troubles == {}
     assert followed.now.production.version == versions.numbers[0]
@@ -82,7 +82,7 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
     import app
     import serving
 
-    other = serving.Serving(data_file)
+    other = serving.Follower(data_file)
     other.look()
     clients = [app.make_app(each).server.test_client() for each in (followed, other)]
     before, revisions, answers, over = followed.now, followed.now.revision, [], threading.Event()
@@ -115,13 +115,13 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     """Set by hand, a model whose answers cannot be: the page says why, `doctor` calls it wrong, and rollback helps."""
     import layout
 
-    from workshop.models import loading, tracking
+    from workshop.models import storage, tracking
     from workshop.teaching import doctor
 
     frame, model = followed.now.frame, LinearRegression()
     model.fit(features(frame), targets(frame)).intercept_[:] = math.nan
     with tracking.start_run("no_power") as run:
-        bad = versions.add(loading.log_model(model, frame.head()), run.info.run_id)
+        bad = versions.add(storage.log_model(model, frame.head()), run.info.run_id)
     registry.note()
     versions.move(bad)
     followed.look()
@@ -157,7 +157,7 @@ def test_data_that_goes_and_comes_back_is_told(served, data_file, tmp_path):
     """A data file that is gone is reported while the page shows the old data, until the file is back."""
     import serving
 
-    followed = serving.Serving(tmp_path / "germany.parquet")
+    followed = serving.Follower(tmp_path / "germany.parquet")
     followed.now = served
     followed.look()
     assert "is gone" in followed.now.troubles["data"].why

@@ -92,7 +92,7 @@ def test_callbacks_never_fail(made, apps, data):
     import serving
 
     if not apps:
-        apps.update({"served": made(), "nothing": made(serving.Served(looked=True))})
+        apps.update({"served": made(), "nothing": made(serving.Snapshot(looked=True))})
     app, client = apps[data.draw(st.sampled_from(["served", "served", "served", "nothing"]))]
     output = data.draw(st.sampled_from(sorted(app.callback_map)))
     body = data.draw(_mangled(body_of(app, output)))

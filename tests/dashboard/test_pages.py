@@ -111,7 +111,7 @@ def what_if():
 
 def _served(what_if, last):
     frame = None if last is None else pd.DataFrame({"utc_timestamp": [pd.Timestamp(last)]})
-    return what_if.Served(frame=frame)
+    return what_if.Snapshot(frame=frame)
 
 
 @pytest.mark.parametrize("last", ["2017-01-01T00:00Z", "2018-06-01T00:00Z"])

@@ -41,7 +41,7 @@ def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.fixture(scope="session")
 def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
     """Two logged models, each as its run's id and its address, with a comma between."""
-    from workshop.models import evaluation, loading, tracking
+    from workshop.models import evaluation, storage, tracking
 
     train, test = small_hours
     file = tmp_path_factory.mktemp("data") / "train.parquet"
@@ -54,9 +54,9 @@ def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
         for stage, model in (("train_rf", Ridge(100.0)), ("train_linreg", LinearRegression())):
             model.fit(features(train), targets(train))
             with tracking.start_run(stage, data=[file], learned_from=file) as run:
-                scores = evaluation.score(test, loading.LoadedModel.of(model).predict(test))
+                scores = evaluation.score(test, storage.LoadedModel.of(model).predict(test))
                 mlflow.log_metrics(scores.metrics())
-                candidates.append(f"{run.info.run_id},{loading.log_model(model, test.head())}")
+                candidates.append(f"{run.info.run_id},{storage.log_model(model, test.head())}")
     return candidates
 
 

@@ -10,7 +10,7 @@ from sklearn.linear_model import LinearRegression
 from workshop.data.features import features, targets
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.models.evaluation import coverage, importance, is_night, responses, score
-from workshop.models.loading import LoadedModel
+from workshop.models.storage import LoadedModel
 from workshop.models.tracking import LEARNED_TAG, learned
 
 FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"

@@ -17,7 +17,7 @@ from sklearn.linear_model import LinearRegression
 
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
-from workshop.models.loading import TRUSTED_TYPES, load_folder
+from workshop.models.storage import TRUSTED_TYPES, load_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # in Keras, of TensorFlow
 NAME = "models:/wind_solar/7"

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from workshop.data import schema
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models import evaluation, lineage, loading, promotion, registry
+from workshop.models import evaluation, gate, lineage, registry, storage
 from workshop.parameters import Promote, read_stage
 from workshop.settings import PRODUCTION
 
@@ -28,11 +28,11 @@ from workshop.settings import PRODUCTION
 PROMOTE = """
 import os, sys
 from mlflow import MlflowClient
-from workshop.models import evaluation, promotion, registry
+from workshop.models import evaluation, gate, registry
 registry.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]
 scores = evaluation.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
-decision = promotion.Decision(True, "promoted: it is a test", (), scores, None)
+decision = gate.Decision(True, "promoted: it is a test", (), scores, None)
 registry.connect()
 while True:
     pid = os.fork()
@@ -48,7 +48,7 @@ LENIENT = Promote(
     min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=-1.0, min_r2_wind=-1.0, max_night_solar_GW=100.0,
     max_latency_ms=60_000.0, max_size_MB=1000.0,
 )  # fmt: skip
-PROMOTED = promotion.Decision(True, "promoted: it is a test", (), SCORES, None)
+PROMOTED = gate.Decision(True, "promoted: it is a test", (), SCORES, None)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
                 assert all(move.replaced == before.version for before, move in itertools.pairwise(moves))
                 assert (moves[-1].version, moves[-1].action) == (serving.version, registry.PROMOTED)
                 assert all(move.when and move.who and move.reason and move.scores and move.run for move in moves)
-                assert loading.load(serving.model_uri).kind in ("sklearn", "keras")
+                assert storage.load(serving.model_uri).kind in ("sklearn", "keras")
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(gate.pid).children():
@@ -113,7 +113,7 @@ def pipeline_model(place, stage: str = "train_rf") -> tuple[str, str]:
 
 
 # -- history and rollback ----------------------------------------------------------------------------------------------
-def promote(candidate: str, why: str = "a test", decision: promotion.Decision = PROMOTED) -> str:
+def promote(candidate: str, why: str = "a test", decision: gate.Decision = PROMOTED) -> str:
     """Promote a logged model over what is there; return its version."""
     run_id, model_uri = candidate.split(",")
     return registry.apply(decision, run_id, model_uri, registry.production(), why).version
@@ -213,11 +213,11 @@ def test_history_knows_moves_by_hand(registered_model, candidates):
 
 def test_forced_promotion_is_recorded_as_such(registered_model, candidates):
     """A refused candidate needs force, and history and version tell what the gate had said."""
-    rule = promotion.Rule("R2 of wind power", 0.1, ">= 0.5", passed=False)
-    refused = promotion.Decision(False, f"refused: {rule}", (rule,), SCORES, None)
+    rule = gate.Rule("R2 of wind power", 0.1, ">= 0.5", passed=False)
+    refused = gate.Decision(False, f"refused: {rule}", (rule,), SCORES, None)
     with pytest.raises(PromotionRefused):
         promote(candidates[0], decision=refused)
-    promote(candidates[0], "the client wants it", promotion.force(refused))
+    promote(candidates[0], "the client wants it", gate.force(refused))
     (move,) = registry.history()
     assert (move.action, move.why) == ("forced", "the client wants it")
     assert "R2 of wind power: 0.1" in move.reason
@@ -254,15 +254,15 @@ def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
 
     run_id, model_uri = pipeline_model(in_workplace)
     worse = ",".join(pipeline_model(in_workplace, "train_linreg"))
-    judge = registry.judge
+    evaluate_candidate = registry.evaluate_candidate
 
-    def judge_slowly(*arguments):
-        verdict = judge(*arguments)
+    def evaluate_slowly(*arguments):
+        verdict = evaluate_candidate(*arguments)
         if not registry.history():
             promote(worse, "in between")
         return verdict
 
-    monkeypatch.setattr(registry, "judge", judge_slowly)
+    monkeypatch.setattr(registry, "evaluate_candidate", evaluate_slowly)
     if asker == "pipeline":
         held_out = schema.read(in_workplace.pipeline / "data" / "test.parquet")
         policy = read_stage(in_workplace.pipeline / "params.yaml", "promote")
@@ -292,7 +292,7 @@ def test_judge_wants_the_run_that_logged_the_model(registered_model, candidates,
     _, held_out = small_hours
     (run_id, _), (_, model_uri) = (candidate.split(",") for candidate in candidates)
     with pytest.raises(ModelError, match="logged by another run"):
-        registry.judge(run_id, model_uri, held_out, LENIENT)
+        registry.evaluate_candidate(run_id, model_uri, held_out, LENIENT)
 
 
 # -- lineage -----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from workplace import BIN, clean_environment
 
 from workshop.errors import ServiceError
 from workshop.files import checksum
-from workshop.port_holders import MARK
+from workshop.port_owners import MARK
 from workshop.problem import REGISTERED_MODEL
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from workplace import BIN, ROOT, Servers, environment_of, free_port, frozen, new_workplace, processes_of, wait_for
 
-from workshop import port_holders
+from workshop import port_owners
 from workshop.servers import supervisor
 from workshop.servers.services import SERVICES
 
@@ -86,7 +86,7 @@ def running(place) -> Servers:
 
 def served(place: Servers) -> list[psutil.Process]:
     """Return the processes that `up` started, without the supervisor itself."""
-    marked = port_holders.marked_processes(place.settings.state)
+    marked = port_owners.marked_processes(place.settings.state)
     return [process for process in marked if "supervisord" not in " ".join(process.cmdline())]
 
 

@@ -28,7 +28,7 @@ from workplace import (
     wait_for,
 )
 
-from workshop import port_holders
+from workshop import port_owners
 from workshop.errors import ServiceError
 from workshop.models import registry, tracking
 from workshop.models.registry import PROMOTED, Move
@@ -154,7 +154,7 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
         (tmp_path / name / "kept_ports.json").write_text(json.dumps(wanted))
         environment = clean_environment() | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
-        environment["WORKSHOP_TURN_PORT"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
+        environment["WORKSHOP_PORT_LOCK"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
         both.append(Clone(ROOT, environment))
         if "stand-in" in how:
@@ -167,7 +167,7 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
     yield tuple(both)
     for clone in both:
         assert clone.workshop("down").returncode == 0
-        assert not port_holders.marked_processes(clone.settings.state)
+        assert not port_owners.marked_processes(clone.settings.state)
 
 
 @pytest.mark.parametrize("clones", ["two users"], indirect=True)
@@ -181,7 +181,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert second.workshop("up").returncode == 0
     assert second.port == first.port
     second.record()
-    (holder,) = port_holders.find_holders(second.settings, second.port).values()
+    (holder,) = port_owners.find_owners(second.settings, second.port).values()
     for words, variables in (
         (("history",), shell),
         (("rollback", "--why", "mistake"), {}),
@@ -265,7 +265,7 @@ def test_up_names_the_stranger_that_has_its_port(clones):
     with subprocess.Popen(
         [sys.executable, first.stand_in, str(first.port), first.settings.state / "stranger.db"]
     ) as stranger:
-        wait_for(lambda: port_holders.find_holders(first.settings, first.port))
+        wait_for(lambda: port_owners.find_owners(first.settings, first.port))
         done = first.workshop("up")
         assert done.returncode == 1
         assert f"The port {first.port} of this clone is held by" in done.stderr

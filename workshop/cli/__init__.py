@@ -60,17 +60,17 @@ def main(context: click.Context) -> None:
     from workshop.settings import get_settings, loopback_without_proxy  # not for --help: pydantic takes 0.2 s
 
     os.environ.update(loopback_without_proxy())
-    if context.invoked_subcommand in TRACKED and (given := get_settings().given_tracking_uri):
-        tell(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
-    if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().given_scheduler_address):
-        tell(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
+    if context.invoked_subcommand in TRACKED and (given := get_settings().explicit_tracking_uri):
+        report(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
+    if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().explicit_scheduler_address):
+        report(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     """Report progress on standard error."""
     click.echo(f"  {typeable(line)}", err=True)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from workshop.cli import json_option, one_line, print_rows, tell
+from workshop.cli import json_option, one_line, print_rows, report
 from workshop.data import schema
 from workshop.errors import ModelError, ParameterError, PromotionRefused
-from workshop.models import promotion, registry
+from workshop.models import gate, registry
 from workshop.models.tracking import connect
 from workshop.parameters import read_stage
 from workshop.settings import get_settings
@@ -34,14 +34,14 @@ def promote(candidate: Path | None, why: str | None, dry_run: bool, force: bool)
     """
     if force and not why:
         raise ParameterError("A forced promotion needs a reason.", expected="--force --why REASON")
-    tell("the gate scores the candidate and the model in production")
+    report("the gate scores the candidate and the model in production")
     pipeline = get_settings().pipeline
     policy = read_stage(pipeline / "params.yaml", "promote")
     run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
     held_out = schema.read(pipeline / "data" / "test.parquet")
     client = connect()
-    verdict, champion = registry.judge(run_id, model_uri, held_out, policy, client)
-    verdict = promotion.force(verdict) if force else verdict
+    verdict, champion = registry.evaluate_candidate(run_id, model_uri, held_out, policy, client)
+    verdict = gate.force(verdict) if force else verdict
     if verdict.promoted and not dry_run:
         registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
     # The terminal's width, less the verdicts, for the three other columns.
@@ -83,7 +83,7 @@ def rollback(to: str | None, why: str) -> None:
     Example:  workshop rollback --why "too low at noon"
               workshop rollback --to 3
     """
-    tell("the version is loaded and tried out")
+    report("the version is loaded and tried out")
     now = registry.rollback(to, why)
     click.echo(f"{now.name} version {now.version} is in production again ({now.stage or 'registered by hand'})")
 
@@ -140,7 +140,7 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
     Example:  workshop lineage --verify
               workshop lineage 4_pipeline/results/report.html
     """
-    tell("the links are read from MLflow" + (" and checked" if verify else ""))
+    report("the links are read from MLflow" + (" and checked" if verify else ""))
     from workshop.models import lineage as chain  # imports scikit-learn
 
     client = connect()

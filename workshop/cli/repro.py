@@ -12,10 +12,10 @@ import click
 import dvc_parallel
 import yaml
 
-from workshop.cli import json_option, print_rows, tell
+from workshop.cli import json_option, print_rows, report
 from workshop.parameters import STAGES, allowed, load, read, read_stage
 from workshop.problem import REGISTERED_MODEL
-from workshop.settings import EXPORT, PRODUCTION, STAGE_TAG, Settings, get_settings
+from workshop.settings import EXPORT_COMMAND, PRODUCTION, STAGE_TAG, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (
@@ -41,7 +41,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
         preload=PRELOAD,
         environment=servers | {"PATH": path, "PYTHONUNBUFFERED": "1"},
         progress=dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True)),
-        notice=tell,
+        notice=report,
         **options,
     )
 
@@ -66,7 +66,7 @@ def run_and_show(settings: Settings) -> None:
     for name, value in rows.items():
         click.echo(f"{name:<11} {value}")
     click.echo("\nNext: open the dashboard; for the workshop type `make lab`. `make stop` ends the servers.")
-    click.echo(f"In a terminal of your own first type: {EXPORT}")
+    click.echo(f"In a terminal of your own first type: {EXPORT_COMMAND}")
 
 
 @click.command()

@@ -15,11 +15,11 @@ from pathlib import Path
 import click
 
 from workshop import fingerprint
-from workshop.cli import json_option, print_rows, tell
+from workshop.cli import json_option, print_rows, report
 from workshop.files import write_atomically
 from workshop.parameters import read
 from workshop.servers import supervisor
-from workshop.servers.services import first_free, hand_out, is_free, program
+from workshop.servers.services import first_free, is_free, ports_for_shell, program
 from workshop.settings import get_settings
 
 
@@ -38,7 +38,7 @@ def up(chapter: int | None, repro: bool) -> None:
     """
     if repro:
         click.echo("Servers", err=True)
-    settings = supervisor.up(tell)
+    settings = supervisor.up(report)
     if repro:
         from workshop.cli.repro import run_and_show  # imports pandas and DVC
 
@@ -46,8 +46,8 @@ def up(chapter: int | None, repro: bool) -> None:
     if chapter:
         from workshop.teaching import chapter_files, checkpoints  # imports pandas
 
-        chapter_files.prepare_for(settings, chapter, tell)
-        tell(f"next: {checkpoints.write_start_page(settings)} shows the next step")
+        chapter_files.prepare_for(settings, chapter, report)
+        report(f"next: {checkpoints.write_start_page(settings)} shows the next step")
 
 
 @click.command()
@@ -61,8 +61,8 @@ def down(services: tuple[str, ...]) -> None:
     Example:  workshop down
               workshop down ftp mlflow
     """
-    ended = supervisor.down(tell, services)
-    tell(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
+    ended = supervisor.down(report, services)
+    report(f"stopped, {ended} processes ended" if ended else "nothing had to be stopped")
 
 
 @click.command()
@@ -91,7 +91,7 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     """Return the notebooks on the cluster, unless the cluster is this machine's own and does not run."""
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
     settings = get_settings()
-    if settings.given_scheduler_address is None and not scheduler["healthy"]:
+    if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
     import dask
     from papermill_dask import EngineError, connect, running  # imports Dask, too
@@ -127,7 +127,7 @@ def config(export: bool, folder: Path | None, as_json: bool) -> None:
         write_atomically(folder / "tracking_store.json", f"{json.dumps({'store_id': store_id()}, indent=1)}\n".encode())
         return
     if export:
-        for name, value in hand_out(settings, tell).exports().items():
+        for name, value in ports_for_shell(settings, report).exports().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
         return
@@ -146,9 +146,9 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     """
     from workshop.teaching.checkpoints import write_start_page
 
-    settings = supervisor.up(tell)
+    settings = supervisor.up(report)
     write_start_page(settings)
-    tell("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
+    report("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
     port = first_free(port, lambda port: is_free("127.0.0.1", port), "name another with --port")
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     arguments = [
@@ -183,9 +183,9 @@ def backup(file: Path | None, restore: bool) -> None:
         if file is None or not file.exists():
             raise click.BadParameter(f"a backup to restore is needed, not {file}", param_hint="FILE")
         files = backups.restore(file, settings)
-        tell(f"{len(files)} files are in {settings.state}; next: workshop up")
+        report(f"{len(files)} files are in {settings.state}; next: workshop up")
     else:
         file = file or Path(f"workshop-backup-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar")
         files = backups.back_up(file, settings)
-        tell(f"{len(files)} files")
+        report(f"{len(files)} files")
     click.echo(file)

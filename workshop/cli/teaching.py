@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from workshop.cli import json_option, print_rows, tell
+from workshop.cli import json_option, print_rows, report
 from workshop.errors import typeable
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints
@@ -88,9 +88,9 @@ def reset(chapter: int, yes: bool) -> None:
     """
     settings = get_settings()
     start, folder = chapter_files.find_start(settings.root), checkpoints.CHAPTERS[chapter - 1].folder
-    tell(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
+    report(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
-    tell(f"your files are in {chapter_files.put_back(settings, chapter, start)}")
-    tell("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
+    report(f"your files are in {chapter_files.put_back(settings, chapter, start)}")
+    report("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     checkpoints.write_start_page(settings)

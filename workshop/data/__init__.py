@@ -5,12 +5,13 @@
 - `raw` reads CSV files strictly; `prepare` turns raw files into the processed table; `schema` says what that table
   holds; `validation` says what is unusual in it.
 - `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
-- `visitor_weather` reads the weather that a visitor hands in; `figures` draws frames.
+- `prediction_requests` reads the weather that a visitor hands in; `figures` draws frames.
 """
 
 __all__ = [
     "features",
     "figures",
+    "prediction_requests",
     "prepare",
     "raw",
     "sample",
@@ -18,5 +19,4 @@ __all__ = [
     "sources",
     "split",
     "validation",
-    "visitor_weather",
 ]

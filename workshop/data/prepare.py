@@ -180,12 +180,12 @@ def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
             aware, text, file, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", next_step
         )
     zone = _zone(time.zone)
-    summer, known = _sides(parsed, zone)
+    summer, known = _is_summer(parsed, zone)
     local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
     return local.where(known).dt.tz_convert("UTC"), local.isna()
 
 
-def _sides(parsed: Series, zone: tzinfo) -> tuple[Any, Series]:
+def _is_summer(parsed: Series, zone: tzinfo) -> tuple[Any, Series]:
     """Return for each local time whether it is summer's, and whether that is known."""
     twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
     # Many portals write the newest row first; then winter's row comes first.

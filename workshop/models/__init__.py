@@ -1,9 +1,9 @@
 """The life of a model.
 
-- `tracking` opens runs that carry their lineage; `loading` logs models, and loads them without running their code.
+- `tracking` opens runs that carry their lineage; `storage` logs models, and loads them without running their code.
 - `regressor` holds the models of chapter 4 and their search; `evaluation` measures how good a model is.
-- `promotion` is the gate: its rules and its decision; `registry` moves the alias and records each move.
+- `gate` has its rules and its decision; `registry` moves the alias and records each move.
 - `lineage` follows a model back to its data; `report` is the page on a week.
 """
 
-__all__ = ["evaluation", "lineage", "loading", "promotion", "registry", "regressor", "report", "tracking"]
+__all__ = ["evaluation", "gate", "lineage", "registry", "regressor", "report", "storage", "tracking"]

@@ -20,8 +20,8 @@ from workshop.data import split
 from workshop.data.features import INPUTS, derive, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.errors import DataError, ModelError, WorkshopError
-from workshop.models import loading
-from workshop.models.loading import LoadedModel
+from workshop.models import storage
+from workshop.models.storage import LoadedModel
 from workshop.models.tracking import connect, learned, learned_from, learned_hash
 from workshop.problem import METRICS, NIGHT, R2
 
@@ -130,7 +130,7 @@ def evaluate(
     """
     facts = {"learned": learned(tags), "learned_from": learned_from(tags), "data": learned_hash(tags)}
     try:
-        model = loading.load(model_uri, client)
+        model = storage.load(model_uri, client)
         predicted = model.predict(held_out).astype(float)
         latency = _milliseconds(model, held_out.iloc[:1])
         signature = _signature(model_uri)

@@ -18,7 +18,7 @@ from papermill_dask import NOTEBOOK_TAG
 
 from workshop import fingerprint
 from workshop.errors import ModelError, ParameterError
-from workshop.models import loading, registry
+from workshop.models import registry, storage
 from workshop.models.registry import Move
 from workshop.models.tracking import (
     CODE_TAG,
@@ -338,7 +338,7 @@ def _check_notebook(facts: Facts, client: MlflowClient | None) -> str | None:
 
 def _check_model(facts: Facts, client: MlflowClient | None) -> str | None:
     try:
-        loading.load(registry.uri_of(facts["model"]["version"]), client)
+        storage.load(registry.uri_of(facts["model"]["version"]), client)
     except ModelError as error:
         return f"{error.what} {error.value}"
     return None

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models.promotion import Decision, decide
+from workshop.models.gate import Decision, decide
 from workshop.models.tracking import (
     CODE_TAG,
     COMMIT_TAG,
@@ -271,7 +271,7 @@ def _write(client: MlflowClient, number: int, move: Move, *, done: bool) -> None
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------
-def judge(
+def evaluate_candidate(
     run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Promote, client: MlflowClient | None = None
 ) -> tuple[Decision, Production | None]:
     """Score candidate and champion on the same held-out hours and decide; return the champion, too. Nothing is changed.
@@ -305,10 +305,11 @@ def promote(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Promote
 
     Returns the decision, and what is in production.
 
-    When the model in production changes meanwhile, the candidate is held against the new one. Errors as `judge`.
+    When the model in production changes meanwhile, the candidate is held against the new one. Errors as of
+    `evaluate_candidate`.
     """
     client = connect()
-    decision, champion = judge(run_id, model_uri, held_out, policy, client)
+    decision, champion = evaluate_candidate(run_id, model_uri, held_out, policy, client)
     if not decision.promoted:
         return decision, champion
     return decision, apply(decision, run_id, model_uri, champion, PIPELINE_WHY, client)
@@ -332,7 +333,7 @@ def apply(
     client = client or connect()
     from mlflow.exceptions import MlflowException
 
-    signed, run = _signed(why), find_run(client, run_id)
+    signed, run = _provenance(why), find_run(client, run_id)
     with _lock():
         _check_unchanged(client, replaced)
         with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
@@ -367,13 +368,13 @@ def rollback(to: str | None = None, why: str = "", client: MlflowClient | None =
     Each rollback goes one step further back (`line_of`). Raises ModelError when there is no such version, it never was
     in production, or it cannot be loaded.
     """
-    from workshop.models import loading  # imports scikit-learn
+    from workshop.models import storage  # imports scikit-learn
 
-    client, signed = client or connect(), _signed(why)
+    client, signed = client or connect(), _provenance(why)
     with _lock():
         moves, current = history(client), _current(client)
         target = _target(to, moves, current)
-        loading.load(uri_of(target), client)
+        storage.load(uri_of(target), client)
         last = {move.version: move for move in moves}  # the last move that brought each version
         move = Move(
             number=0,
@@ -467,7 +468,7 @@ def _lock() -> Iterator[None]:
         ) from None
 
 
-def _signed(why: str) -> dict[str, str]:
+def _provenance(why: str) -> dict[str, str]:
     """Return when, by whom and why; raise ParameterError for a reason that is too long."""
     if len(why) > REASON_CHARACTERS:
         value, expected = f"{len(why)} characters", f"at most {REASON_CHARACTERS}"

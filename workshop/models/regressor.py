@@ -140,7 +140,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             if not self.refit:
                 return regressor
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
-        return _slim(regressor.fit(derived, factor))
+        return _strip_fitting_state(regressor.fit(derived, factor))
 
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray):
         """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
@@ -157,7 +157,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             low, high = (end.predict(derived[after]) for end in fitted)
             missed.append(np.maximum(low - factor[after], factor[after] - high))
         margin = float(np.quantile(np.concatenate(missed), self.coverage))
-        return [_slim(end.fit(derived, factor)) for end in ends], margin
+        return [_strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
 
 
 class CapacityFactorNetwork:
@@ -180,7 +180,7 @@ def _sun_is_up(derived: pd.DataFrame) -> np.ndarray:
     return derived["sun_elevation"].to_numpy() > 0
 
 
-def _slim(regressor):
+def _strip_fitting_state(regressor):
     """Remove what only fitting needs, so that there are fewer types to trust when the model is loaded."""
     if isinstance(regressor, HistGradientBoostingRegressor):
         regressor._feature_subsample_rng = None

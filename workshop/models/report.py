@@ -20,8 +20,8 @@ from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
 from workshop.models import evaluation, lineage
 from workshop.models.lineage import Link
-from workshop.models.loading import load
 from workshop.models.registry import Production
+from workshop.models.storage import load
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 # -- what a report rests on --------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Evidence:
+class ReportData:
     """The whole processed frame, the predictions of the model in production for each hour, and the model's record.
 
     ``predicted`` and both ends of ``band`` hold `solar_GW` and `wind_GW` of the rows of ``frame``; None without a model
@@ -69,7 +69,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Week:
-    """One week of `Evidence`: its name, its rows of the frame, and the predictions for them."""
+    """One week of `ReportData`: its name, its rows of the frame, and the predictions for them."""
 
     name: str
     hours: DataFrame
@@ -84,7 +84,7 @@ class Week:
 
 
 @dataclass(frozen=True)
-class Miss:
+class WorstHour:
     """An hour of a source (``target``) that was predicted badly; all values in GW, ``band`` None without one."""
 
     number: int
@@ -111,10 +111,10 @@ class Miss:
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
-def gather(frame: DataFrame, production: Production | None) -> Evidence:
+def gather(frame: DataFrame, production: Production | None) -> ReportData:
     """Return the evidence for a processed frame; raise ModelError when the model cannot be loaded or used."""
     if production is None:
-        return Evidence(frame)
+        return ReportData(frame)
     model = load(production.model_uri)
     try:
         links = tuple(lineage.of_version(production.version))
@@ -122,11 +122,11 @@ def gather(frame: DataFrame, production: Production | None) -> Evidence:
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
     until = pd.Timestamp(production.learned_until) if production.learned_until else None
-    return Evidence(frame, *model.predict_with_band(frame), model.coverage, production, until, links)
+    return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until, links)
 
 
 # -- the worst hours ---------------------------------------------------------------------------------------------------
-def worst(evidence: Evidence, week: Week) -> list[Miss]:
+def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
     """Return the worst misses of a week, the worst first: at most three of each source, some hours apart."""
     if week.predicted is None:
         return []
@@ -138,7 +138,7 @@ def worst(evidence: Evidence, week: Week) -> list[Miss]:
     ]
 
 
-def _largest(week: Week, target: str) -> list[Miss]:
+def _largest(week: Week, target: str) -> list[WorstHour]:
     errors = (week.predicted[target] - week.hours[target]).abs()
     stamps, rows = week.hours["utc_timestamp"], []
     for row in errors.sort_values(ascending=False, kind="stable").index:
@@ -148,12 +148,12 @@ def _largest(week: Week, target: str) -> list[Miss]:
             rows.append(row)
     bands = [None if week.band is None else tuple(float(end[target][row]) for end in week.band) for row in rows]
     return [
-        Miss(0, stamps[row], target, float(week.hours[target][row]), float(week.predicted[target][row]), band)
+        WorstHour(0, stamps[row], target, float(week.hours[target][row]), float(week.predicted[target][row]), band)
         for row, band in zip(rows, bands, strict=True)
     ]
 
 
-def _surroundings(evidence: Evidence) -> DataFrame:
+def _surroundings(evidence: ReportData) -> DataFrame:
     """Return all hours, absent ones as NaN: weather, `light`, `TARGETS` by capacity, and `<target>_capacity` in GW.
 
     Where the installed capacity is not known for all hours, it is 1 GW throughout.
@@ -170,7 +170,7 @@ def _surroundings(evidence: Evidence) -> DataFrame:
     return hours.asfreq("h")
 
 
-def _reasons(hours: DataFrame, miss: Miss) -> Iterator[str]:
+def _reasons(hours: DataFrame, miss: WorstHour) -> Iterator[str]:
     """Yield what was unusual about the hour of a miss, in sentences, the most telling first; at least one."""
     near, at, is_wind = pd.Timedelta(hours=NEAR_HOURS), miss.at, miss.target == "wind_GW"
     season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
@@ -205,7 +205,7 @@ def _reasons(hours: DataFrame, miss: Miss) -> Iterator[str]:
     )
 
 
-def _compare(hours: DataFrame, miss: Miss, alike: Series, what: str) -> Iterator[str]:
+def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Iterator[str]:
     """Yield how the hour differs from hours of about the same weather, at the capacity of this hour."""
     other = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     brought = hours[miss.target][alike & other].dropna() * hours[f"{miss.target}_capacity"][miss.at]
@@ -221,7 +221,7 @@ def _compare(hours: DataFrame, miss: Miss, alike: Series, what: str) -> Iterator
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
-def render(evidence: Evidence, week: str, template: str) -> str:
+def render(evidence: ReportData, week: str, template: str) -> str:
     """Return the page on a week (an ISO name, or `latest`) as HTML that needs no other file.
 
     ``template`` is the text of a Jinja template. Raises ParameterError when there is no such week, or no hour in it.
@@ -244,7 +244,7 @@ def render(evidence: Evidence, week: str, template: str) -> str:
     )
 
 
-def quality(evidence: Evidence, week: Week) -> dict[str, Any] | None:
+def quality(evidence: ReportData, week: Week) -> dict[str, Any] | None:
     """Return how well a week was predicted; None without a prediction.
 
     `miss` is the mean absolute miss of an hour in GW, by target; `share` that by the mean generation; `energy` the
@@ -306,7 +306,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------
-def draw(week: Week, misses: list[Miss], measured_name: str) -> str:
+def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
     """Return the hours of a week in GW as the address of an SVG picture: measured, predicted, band, worst misses.
 
     Solar is above, wind below; absent hours break the lines.
@@ -341,7 +341,7 @@ def draw(week: Week, misses: list[Miss], measured_name: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _mark(axes: Axes, hour: float, miss: Miss) -> None:
+def _mark(axes: Axes, hour: float, miss: WorstHour) -> None:
     axes.plot([hour, hour], [miss.measured, miss.predicted], color=INK, linewidth=0.9)
     circle = {"boxstyle": "circle,pad=0.22", "edgecolor": INK, "facecolor": "white", "linewidth": 0.9}
     place = {"textcoords": "offset points", "ha": "center", "va": "center", "bbox": circle}

@@ -19,10 +19,10 @@ from workshop.data.schema import STAMP
 from workshop.data.sources import Origin, origin_of
 from workshop.errors import ServiceError
 from workshop.fingerprint import fingerprint
-from workshop.port_holders import require_own
+from workshop.port_owners import require_own
 from workshop.settings import (
     EXPERIMENT,
-    EXPORT,
+    EXPORT_COMMAND,
     MLFLOW_RETRIES,
     STAGE_TAG,
     Settings,
@@ -68,7 +68,7 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
 def own_or_given_uri(settings: Settings | None = None) -> str:
     """Return the address in the settings; raise ServiceError when a server of another clone listens there."""
     settings = settings or get_settings()
-    if settings.given_tracking_uri is None:
+    if settings.explicit_tracking_uri is None:
         require_own(settings, settings.mlflow_port)
     return settings.tracking_uri
 
@@ -80,7 +80,7 @@ def _check_server(uri: str) -> None:
             "The tracking address does not name a server.",
             value=uri,
             expected="http://HOST:PORT",
-            next_step=EXPORT,
+            next_step=EXPORT_COMMAND,
         )
     try:
         healthy = requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).ok

@@ -17,8 +17,8 @@ from jupyter_server_proxy.handlers import NamedLocalProxyHandler, RewritableResp
 from tornado import web
 from tornado.httputil import HTTPHeaders
 
-from workshop import port_holders
-from workshop.servers.services import hand_out
+from workshop import port_owners
+from workshop.servers.services import ports_for_shell
 from workshop.settings import get_settings
 
 LOOK_SECONDS = 2.0
@@ -79,7 +79,7 @@ class RunningServerHandler(NamedLocalProxyHandler):
     async def proxy(self, port: int, path: str) -> None:
         """Pass a request on; answer with a page when the server does not run or is not ours."""
         if time.monotonic() > self.looked.get(port, 0) + LOOK_SECONDS:
-            if stranger := port_holders.find_stranger(get_settings(), port):
+            if stranger := port_owners.find_foreign_owner(get_settings(), port):
                 show_absent(self, self.title, f"The port {port} is held by {stranger}.", "workshop up")
                 return
             self.looked[port] = time.monotonic()
@@ -156,7 +156,7 @@ def through_jupyterlab(page: bytes, base_url: str) -> bytes:
 
 def exports() -> dict[str, str]:
     """Return the addresses for kernels, on ports that are this clone's own, also before the servers have started."""
-    return hand_out(get_settings(), lambda _: None).exports()
+    return ports_for_shell(get_settings(), lambda _: None).exports()
 
 
 class Tile(ServerProcess):

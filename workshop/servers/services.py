@@ -25,7 +25,7 @@ import requests
 import yaml
 from platformdirs import user_state_path
 
-from workshop import port_holders
+from workshop import port_owners
 from workshop.errors import ServiceError, SettingsError
 from workshop.files import write_atomically
 from workshop.settings import Settings, is_loopback
@@ -73,7 +73,7 @@ def _get(url: str) -> requests.Response:
 def _workers_answer(settings: Settings) -> bool:
     counts = _get(f"http://{settings.host}:{settings.dask_dashboard_port}/json/counts.json").json()
     ports = settings.dask_port, settings.dask_dashboard_port
-    return counts["workers"] >= settings.dask_workers and not port_holders.find_stranger(settings, *ports)
+    return counts["workers"] >= settings.dask_workers and not port_owners.find_foreign_owner(settings, *ports)
 
 
 def database_address(settings: Settings) -> str:
@@ -244,14 +244,14 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
 def is_healthy(service: Service, settings: Settings) -> bool:
     """Return whether a service answers; another clone's, or another program's, answer counts as none."""
     try:
-        return service.healthy(settings) and not port_holders.find_stranger(settings, *service.ports_of(settings))
+        return service.healthy(settings) and not port_owners.find_foreign_owner(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
         return False
 
 
 # -- ports -------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def only_one_chooses(settings: Settings, tell: Callable[[str], None]) -> Iterator[None]:
+def choosing_ports(settings: Settings, report: Callable[[str], None]) -> Iterator[None]:
     """Let one clone of the machine at a time look for free ports, until its servers listen on them.
 
     Two would choose the same. A clone that hangs is not waited for any longer than WAIT_SECONDS.
@@ -260,10 +260,10 @@ def only_one_chooses(settings: Settings, tell: Callable[[str], None]) -> Iterato
         deadline, is_waiting = time.monotonic() + WAIT_SECONDS, False
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                turn.bind(("127.0.0.1", settings.turn_port))
+                turn.bind(("127.0.0.1", settings.port_lock))
                 break
             if not is_waiting:
-                tell("waiting for another clone, which is choosing its ports")
+                report("waiting for another clone, which is choosing its ports")
             is_waiting = True
             time.sleep(0.3)
         yield
@@ -288,13 +288,13 @@ def first_free(wanted: int, is_usable: Callable[[int], bool], next_step: str) ->
     raise ServiceError("No port is free.", value=f"{wanted} to {candidates[-1]} are all taken", next_step=next_step)
 
 
-def choose(settings: Settings, tell: Callable[[str], None]) -> Settings:
-    """Return the settings with a free port in place of each that is not ours; ``tell`` gets a line for each change.
+def choose_ports(settings: Settings, report: Callable[[str], None]) -> Settings:
+    """Return the settings with a free port in place of each that is not ours; ``report`` gets a line for each change.
 
     The ports of other clones of this user are not free, even while none of their servers runs.
     """
     taken: dict[str, int] = {}
-    holders = holders_of(settings)
+    holders = owners_of(settings)
     reserved = _ports_of_other_clones(settings)
 
     def is_usable(port: int) -> bool:
@@ -308,18 +308,18 @@ def choose(settings: Settings, tell: Callable[[str], None]) -> Settings:
             taken[name] = first_free(wanted, is_usable, next_step)
             if taken[name] != wanted:
                 holder = holders.get(wanted) or reserved.get(wanted) or "another process"
-                tell(f"port {wanted} is busy: {service.title} takes {taken[name]} ({holder})")
+                report(f"port {wanted} is busy: {service.title} takes {taken[name]} ({holder})")
     return settings.model_copy(update=taken)
 
 
-def holders_of(settings: Settings) -> dict[int, port_holders.Holder]:
+def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
     """Return the holder of each port of the services on which a process listens."""
-    return port_holders.find_holders(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
+    return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
-def take(settings: Settings, tell: Callable[[str], None], file: Path | None = None) -> Settings:
+def reserve_ports(settings: Settings, report: Callable[[str], None], file: Path | None = None) -> Settings:
     """Choose the ports, reserve them for this clone, and write them where `settings` reads them, or to ``file``."""
-    settings = choose(settings, tell)
+    settings = choose_ports(settings, report)
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
     write_atomically(file or settings.ports_file, json.dumps(chosen, indent=1).encode())
     with contextlib.suppress(OSError):  # a home folder that cannot be written
@@ -329,13 +329,13 @@ def take(settings: Settings, tell: Callable[[str], None], file: Path | None = No
     return settings
 
 
-def hand_out(settings: Settings, tell: Callable[[str], None]) -> Settings:
+def ports_for_shell(settings: Settings, report: Callable[[str], None]) -> Settings:
     """Return the settings whose addresses a shell or a kernel may keep, also before the servers have started."""
     with contextlib.suppress(OSError):  # a folder that cannot be written
         if not settings.is_up:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return take(settings, tell, settings.kept_ports_file)
-    return choose(settings, tell)
+            return reserve_ports(settings, report, settings.kept_ports_file)
+    return choose_ports(settings, report)
 
 
 def _clones() -> Path:

@@ -24,19 +24,19 @@ import filelock
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
-from workshop import port_holders
+from workshop import port_owners
 from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
     Service,
-    choose,
+    choose_ports,
+    choosing_ports,
     environment_of,
-    holders_of,
     is_free,
     is_healthy,
-    only_one_chooses,
+    owners_of,
     refuse_beyond_loopback,
-    take,
+    reserve_ports,
 )
 from workshop.servers.tracking_server import ensure_database
 from workshop.settings import Settings, get_settings
@@ -48,7 +48,7 @@ OPEN_FILES = 1024  # supervisor's own default, with which it does not start wher
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
 
-Tell = Callable[[str], None]  # gets lines about the progress
+Report = Callable[[str], None]  # gets lines about the progress
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def status(settings: Settings | None = None) -> list[Status]:
         state = "running" if healthy else "does not answer" if pid else "stopped"
         if service.name in by_hand:
             state = "started by hand"
-        elif stranger := port_holders.find_stranger(settings, *service.ports_of(settings)):
+        elif stranger := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
             state, reason = "held by another", f"its port {stranger.port} is held by {stranger}"
         elif process.get("statename") == "FATAL":
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
@@ -89,7 +89,7 @@ def status(settings: Settings | None = None) -> list[Status]:
     return rows
 
 
-def up(tell: Tell) -> Settings:
+def up(report: Report) -> Settings:
     """Start the services that do not run, wait until every one answers, return the settings with the ports taken.
 
     Servers that a person started by hand are left as they are. Raises ServiceError with the name of a service that
@@ -100,27 +100,27 @@ def up(tell: Tell) -> Settings:
     with _only_one(settings):
         settings = get_settings()  # another `up` may have taken other ports meanwhile
         if processes(settings):
-            _bring_up(settings, tell)
+            _bring_up(settings, report)
             return settings
-        _end_leftovers(settings, tell)
+        _end_leftovers(settings, report)
         settings.credentials(create=True)
         ensure_database(settings)
-        with only_one_chooses(settings, tell):
+        with choosing_ports(settings, report):
             while True:
-                settings = take(settings, tell)
+                settings = reserve_ports(settings, report)
                 _start_supervisor(settings)
                 try:
-                    _bring_up(settings, tell)
+                    _bring_up(settings, report)
                 except ServiceError:
-                    if choose(settings, lambda _: None) == settings:
+                    if choose_ports(settings, lambda _: None) == settings:
                         raise
                     # Another program took a port before our server did. Nothing uses the addresses yet.
-                    _end_leftovers(settings, tell)
+                    _end_leftovers(settings, report)
                 else:
                     return settings
 
 
-def down(tell: Tell, names: Sequence[str] = ()) -> int:
+def down(report: Report, names: Sequence[str] = ()) -> int:
     """Stop every service that `up` started, or the named ones until the next `up`; return how many processes ended.
 
     Servers that a person started by hand keep running. Raises ParameterError for a name that no service has.
@@ -137,22 +137,22 @@ def down(tell: Tell, names: Sequence[str] = ()) -> int:
     if not settings.state.exists():
         return 0
     with _only_one(settings):
-        running = port_holders.marked_processes(settings.state)
+        running = port_owners.marked_processes(settings.state)
         if names:
-            _stop(settings, names, tell)
+            _stop(settings, names, report)
         else:
-            _end_leftovers(settings, tell)
+            _end_leftovers(settings, report)
         by_hand = _started_by_hand(settings)
         for service in SERVICES:
             if service.name in by_hand and service.name in (names or known):
                 where = f"{service.title}: {service.address(settings)}"
-                tell(f"{where} was started by hand and still runs; end it there with Ctrl-C")
+                report(f"{where} was started by hand and still runs; end it there with Ctrl-C")
         if settings.is_up and not by_hand and not names:
             settings.ports_file.replace(settings.kept_ports_file)
         return sum(not process.is_running() for process in running)
 
 
-def _stop(settings: Settings, names: Sequence[str], tell: Tell) -> None:
+def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
     """Have supervisor stop some services, a client before its server, and wait for their child processes."""
     supervised = processes(settings)
     for service in reversed(SERVICES):
@@ -160,14 +160,14 @@ def _stop(settings: Settings, names: Sequence[str], tell: Tell) -> None:
             family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
             _ask(settings, "stopProcess", service.name)
             psutil.wait_procs(family, timeout=STOP_SECONDS)
-            tell(f"{service.title}: stopped; it was at {service.address(settings)}")
+            report(f"{service.title}: stopped; it was at {service.address(settings)}")
 
 
 @contextlib.contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
     """Keep servers from being started on this state folder; raise ServiceError when some run."""
     with _only_one(settings):
-        if running := port_holders.marked_processes(settings.state):
+        if running := port_owners.marked_processes(settings.state):
             raise ServiceError(
                 "The servers of this state folder run.",
                 value=f"{len(running)} processes on {settings.state}",
@@ -206,7 +206,7 @@ def _start_supervisor(settings: Settings) -> None:
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
         _configuration(settings).write(output)
-    variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, port_holders.MARK: settings.state}
+    variables = {"WORKSHOP_ROOT": settings.root, "WORKSHOP_STATE": settings.state, port_owners.MARK: settings.state}
     environment = os.environ | settings.exports() | {name: str(path) for name, path in variables.items()}
     environment.pop("WORKSHOP_DATABASE_URI", None)  # its password is for the tracking server alone
     done = subprocess.run(
@@ -270,13 +270,13 @@ def _umask() -> int:
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
-def _bring_up(settings: Settings, tell: Tell) -> None:
+def _bring_up(settings: Settings, report: Report) -> None:
     """Start the services that do not run, wait until all answer, and leave those that a person started by hand."""
     states, by_hand = processes(settings), _started_by_hand(settings)
     waiting, begun = [], []
     for service in SERVICES:
         if service.name in by_hand:
-            tell(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
+            report(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
             continue
         waiting.append(service)
         if states[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
@@ -284,18 +284,18 @@ def _bring_up(settings: Settings, tell: Tell) -> None:
                 _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
             begun.append(service.title)
     if begun:
-        tell(f"waiting for {', '.join(begun)}")
+        report(f"waiting for {', '.join(begun)}")
     deadline = time.monotonic() + START_SECONDS
     while True:
         for service in list(waiting):
             if is_healthy(service, settings):
                 waiting.remove(service)
-                tell(f"{service.title}: {service.address(settings)}")
+                report(f"{service.title}: {service.address(settings)}")
         if not waiting:
             return
         wanted = [port for service in waiting for port in service.ports_of(settings)]
-        # Ports that are taken already: of one that is opened meanwhile the system may not tell the process.
-        port_holders.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
+        # Ports that are taken already: of one that is opened meanwhile the system may not report the process.
+        port_owners.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
         states = processes(settings)
         for service in waiting:
             if states.get(service.name, {}).get("statename") == "FATAL":
@@ -329,7 +329,7 @@ def _log_lines(service: Service, settings: Settings) -> list[str]:
 
 def _started_by_hand(settings: Settings) -> dict[str, int]:
     """Return, by a service's name, the pid of the server that a person started on this state folder, if it answers."""
-    holders, pids = holders_of(settings), {}
+    holders, pids = owners_of(settings), {}
     for service in SERVICES:
         holder = holders.get(next(iter(service.ports_of(settings)), 0))
         if holder and holder.by_hand and holder.state == settings.state and is_healthy(service, settings):
@@ -365,15 +365,15 @@ def _only_one(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _end_leftovers(settings: Settings, tell: Tell) -> None:
+def _end_leftovers(settings: Settings, report: Report) -> None:
     """Have supervisor stop the servers, end the processes that an earlier one left behind, and remove its files."""
     if processes(settings):
-        tell("stopping the servers")
+        report("stopping the servers")
         with contextlib.suppress(*UNANSWERED):
             _ask(settings, "shutdown")
-        psutil.wait_procs(port_holders.marked_processes(settings.state), timeout=STOP_SECONDS)
-    if leftovers := port_holders.marked_processes(settings.state):
-        tell(f"ending {len(leftovers)} processes that an earlier start left behind")
+        psutil.wait_procs(port_owners.marked_processes(settings.state), timeout=STOP_SECONDS)
+    if leftovers := port_owners.marked_processes(settings.state):
+        report(f"ending {len(leftovers)} processes that an earlier start left behind")
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for process in leftovers:
             with contextlib.suppress(psutil.Error):

@@ -90,12 +90,12 @@ def _git(root: Path, *arguments: str) -> bytes:
 
 
 # -- head start --------------------------------------------------------------------------------------------------------
-def prepare_for(settings: Settings, number: int, tell: Callable[[str], None]) -> None:
+def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) -> None:
     """Prepare the state that the chapters before ``number`` leave: tables, runs, a registered version, a project's run.
 
     What exists is not made again, and no file of the attendee changes: the notebooks are run as they were given, in a
-    temporary folder. The servers have to run. ``tell`` gets a line for each thing that is made. Raises EngineError when
-    a notebook or a project fails, ServiceError when the tracking server does not answer.
+    temporary folder. The servers have to run. ``report`` gets a line for each thing that is made. Raises EngineError
+    when a notebook or a project fails, ServiceError when the tracking server does not answer.
     """
     os.environ.update(settings.exports())  # the servers that were just started, whatever address the shell holds
     settings = get_settings()
@@ -104,15 +104,15 @@ def prepare_for(settings: Settings, number: int, tell: Callable[[str], None]) ->
         table = settings.root / chapter.folder / "germany.csv"
         if not table.exists():
             load_or_make(table)
-            tell(f"{chapter.folder}/{table.name}: made")
+            report(f"{chapter.folder}/{table.name}: made")
     if number > 2:
-        _prepare_runs(settings, tell)
+        _prepare_runs(settings, report)
     if number > 3 and not runs_of_lr("main", state_of(settings)):
         _run(PROJECT_COMMAND, settings.root / "3_projects")
-        tell("3_projects/lr: ran, and its run is tracked")
+        report("3_projects/lr: ran, and its run is tracked")
 
 
-def _prepare_runs(settings: Settings, tell: Callable[[str], None]) -> None:
+def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
     """Run the notebooks of chapter 2 whose steps are open, in order; the last of them registers the best model."""
     state = state_of(settings)
     absent = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
@@ -125,7 +125,7 @@ def _prepare_runs(settings: Settings, tell: Callable[[str], None]) -> None:
         folder = Path(temporary, CHAPTERS[1].folder)
         shutil.copyfile(settings.root / "2_tracking" / "germany.csv", folder / "germany.csv")
         for notebook in absent:
-            tell(f"{notebook}: running")
+            report(f"{notebook}: running")
             _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)
 
 

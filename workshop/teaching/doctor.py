@@ -17,9 +17,9 @@ from jupyter_client.kernelspec import KernelSpecManager
 from workshop.data import schema
 from workshop.errors import DataError, WorkshopError
 from workshop.models import registry
-from workshop.port_holders import find_stranger
+from workshop.port_owners import find_foreign_owner
 from workshop.servers.services import SERVICES, Service, is_healthy
-from workshop.settings import EXPORT, Settings
+from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
@@ -132,12 +132,12 @@ def _tracking_address(settings: Settings) -> Finding:
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if address is None:
         text = f"MLFLOW_TRACKING_URI is not set in this shell: plain `mlflow` and `python` would not find {here}"
-        return Finding("tracking address", LOOK, text, EXPORT)
+        return Finding("tracking address", LOOK, text, EXPORT_COMMAND)
     text = f"MLFLOW_TRACKING_URI is {address}; the server here {'is' if settings.is_up else 'will be'} at {here}"
     if address == here:
         return Finding("tracking address", OK, text)
     # While nothing runs here, the shell may well mean another server.
-    return Finding("tracking address", WRONG if settings.is_up else LOOK, text, EXPORT)
+    return Finding("tracking address", WRONG if settings.is_up else LOOK, text, EXPORT_COMMAND)
 
 
 def _stray_runs(settings: Settings) -> Finding:
@@ -148,7 +148,7 @@ def _stray_runs(settings: Settings) -> Finding:
     if not strays:
         return Finding("stray runs", OK, "MLflow wrote no runs beside the server")
     paths = " ".join(map(str, strays))
-    next_step = f"{EXPORT}; run again what made them; then remove them: rm -r {paths}"
+    next_step = f"{EXPORT_COMMAND}; run again what made them; then remove them: rm -r {paths}"
     return Finding("stray runs", LOOK, f"MLflow wrote runs beside the server: {paths}", next_step)
 
 
@@ -158,9 +158,9 @@ def _programs() -> Finding:
     programs = [shutil.which(name) for name in ("mlflow", "dvc", "jupyter")]
     if foreign := [path for path in programs if path and Path(path).parent != folder]:
         text = f"typed here, {', '.join(foreign)} would run, and not the programs of {folder}"
-        return Finding("programs", WRONG, text, f"{EXPORT}; or leave the other environment: deactivate")
+        return Finding("programs", WRONG, text, f"{EXPORT_COMMAND}; or leave the other environment: deactivate")
     if None in programs:
-        return Finding("programs", LOOK, f"the programs of {folder} are not on PATH", EXPORT)
+        return Finding("programs", LOOK, f"the programs of {folder} are not on PATH", EXPORT_COMMAND)
     return Finding("programs", OK, f"the programs of {folder} come first on PATH")
 
 
@@ -178,9 +178,9 @@ def _kernel() -> Finding:
 
 # -- the servers -----------------------------------------------------------------------------------------------------
 def _server(service: Service, settings: Settings) -> Finding:
-    name, stranger = service.name, find_stranger(settings, *service.ports_of(settings))
+    name, stranger = service.name, find_foreign_owner(settings, *service.ports_of(settings))
     if stranger and settings.is_up:
-        next_step = f"workshop down, then workshop up, which takes other ports; then {EXPORT}"
+        next_step = f"workshop down, then workshop up, which takes other ports; then {EXPORT_COMMAND}"
         return Finding(name, WRONG, f"port {stranger.port} is held by {stranger}", next_step)
     if stranger:
         text = f"not started; port {stranger.port} is held by {stranger}, `workshop up` takes another"
@@ -196,12 +196,12 @@ def _production(settings: Settings) -> Finding:
     """Load the model in production and predict with it, as the dashboard does."""
     from mlflow.exceptions import MlflowException
 
-    from workshop.models import loading  # imports scikit-learn
+    from workshop.models import storage  # imports scikit-learn
 
     try:
         serving = registry.production()
         if serving is not None:
-            model = loading.load(serving.model_uri)
+            model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data
                 model.predict_with_band(schema.read(settings.pipeline / "data" / "germany.parquet"))
     except (WorkshopError, MlflowException, OSError) as error:

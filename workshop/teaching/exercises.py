@@ -292,7 +292,7 @@ def failed_rules(answer: set[str]) -> None:
     candidate = json.loads(file.read_text())
     policy = read_stage(pipeline / "params.yaml", "promote")
     held_out = schema.read(pipeline / "data" / "test.parquet")
-    rules = registry.judge(candidate["run_id"], candidate["model_uri"], held_out, policy)[0].rules
+    rules = registry.evaluate_candidate(candidate["run_id"], candidate["model_uri"], held_out, policy)[0].rules
     failed, names = {rule.name for rule in rules if not rule.passed}, ", ".join(rule.name for rule in rules)
     expect(set(answer) <= failed, f"one of these rules passed, or is no rule. The gate asked {names}.")
     expect(failed <= set(answer), "the model fails at least one more rule: look at each verdict.")

@@ -29,9 +29,9 @@ def main() -> int:
     if arguments == ["install", "--skip-existing", VERSION]:
         if os.environ.get("MLFLOW_TRACKING_URI"):
             return 0
-        from workshop.settings import EXPORT
+        from workshop.settings import EXPORT_COMMAND
 
-        sys.exit(f"No tracking server is set in this terminal. Type at the top of the repository: {EXPORT}")
+        sys.exit(f"No tracking server is set in this terminal. Type at the top of the repository: {EXPORT_COMMAND}")
     if real is None:
         sys.exit(f"This stand-in for pyenv has Python {VERSION} only. Get pyenv: https://github.com/pyenv/pyenv")
     return os.execv(real, [real, *arguments])  # noqa: S606 -- becoming the real one is the purpose

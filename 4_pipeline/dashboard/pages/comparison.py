@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from periods import Period
-from serving import Served, Serving
+from serving import Follower, Snapshot
 
 from workshop import problem
 from workshop.data import figures, sources, split
@@ -33,7 +33,7 @@ ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 Answer = tuple[go.Figure, list, list, go.Figure, go.Figure]  # figure, key figures, weeks, and residuals
 
 
-def page(served: Served, query: dict[str, str]) -> list:
+def page(served: Snapshot, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
     period = periods.chosen(served, query.get("from"), query.get("to"))
     figure, key_figures, weeks, by_hour, by_month = answer(served, period)
@@ -77,7 +77,7 @@ def page(served: Served, query: dict[str, str]) -> list:
     ]
 
 
-def register(app: Dash, serving: Serving) -> None:
+def register(app: Dash, serving: Follower) -> None:
     """Answer to the period, and follow what is served."""
 
     @app.callback(
@@ -182,12 +182,12 @@ def register(app: Dash, serving: Serving) -> None:
     )
 
 
-def answer(served: Served, period: Period, zone: str = "UTC") -> Answer:
+def answer(served: Snapshot, period: Period, zone: str = "UTC") -> Answer:
     """Return all that follows the period, its days in UTC and times in a zone; made once for all readers."""
     return served.cached((address.prefix(), PATH, *period, zone), lambda: _answer(served, period, zone))
 
 
-def _answer(served: Served, period: Period, zone: str) -> Answer:
+def _answer(served: Snapshot, period: Period, zone: str) -> Answer:
     rows = periods.rows_within(served, period)
     if rows.empty:
         nothing = figures.empty(_why_nothing(served))
@@ -206,7 +206,7 @@ def _answer(served: Served, period: Period, zone: str) -> Answer:
     return figure, key_figures(served, rows, period), weeks(frame, predicted), *residuals
 
 
-def overview(served: Served, period: Period) -> go.Figure:
+def overview(served: Snapshot, period: Period) -> go.Figure:
     """Return a strip of all data, as daily means of both powers together, with the period marked."""
     if served.frame is None:
         return figures.empty("")
@@ -219,14 +219,14 @@ def overview(served: Served, period: Period) -> go.Figure:
     return figure.update_yaxes(visible=False, fixedrange=True).update_xaxes(fixedrange=True)
 
 
-def states(served: Served, period: Period) -> list[bool]:
+def states(served: Snapshot, period: Period) -> list[bool]:
     """Tell of each preset whether it is chosen, and of both moves whether there is nothing further."""
     whole = periods.whole(served)
     presets = [period == (whole if name == "all" else periods.latest(served, int(name))) for name in PRESETS]
     return [*presets, period[0] == whole[0], period[1] == whole[1]]
 
 
-def key_figures(served: Served, rows: pd.Index, period: Period) -> list:
+def key_figures(served: Snapshot, rows: pd.Index, period: Period) -> list:
     """Return tiles with the means, errors and the share of hours within the band, and a line on the period."""
     start, end = period
     length = end - start + timedelta(days=1)
@@ -277,7 +277,7 @@ def novelty(frame: pd.DataFrame, learned_until: str | None) -> str:
     return f"The model was trained on {share} of these hours (up to {until}): its errors on new ones are larger."
 
 
-def modelled(served: Served) -> str:
+def modelled(served: Snapshot) -> str:
     """Return a remark on generation that was not measured; empty for measured data."""
     source = sources.origin_of(served.frame)
     return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
@@ -297,7 +297,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     return [parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")]
 
 
-def _why_nothing(served: Served) -> str:
+def _why_nothing(served: Snapshot) -> str:
     if not served.looked:
         return "One moment …"
     if served.frame is None:
@@ -307,7 +307,7 @@ def _why_nothing(served: Served) -> str:
     return "There is no hour of data in this period."
 
 
-def _controls(served: Served, period: Period) -> html.Div:
+def _controls(served: Snapshot, period: Period) -> html.Div:
     least, most = periods.whole(served)
     days = []
     for end, day in zip(("first", "last"), period, strict=True):

@@ -6,7 +6,7 @@ import address
 import pandas as pd
 import parts
 from dash import Dash, Input, Output, html
-from serving import Served, Serving
+from serving import Follower, Snapshot
 
 from workshop.data import figures, prepare, sources
 
@@ -17,12 +17,12 @@ LICENCES = {
 }
 
 
-def page(served: Served, _query: dict[str, str]) -> list:
+def page(served: Snapshot, _query: dict[str, str]) -> list:
     """Return the page; it has no state of its own."""
     return [html.Div(sections(served), id="data-page", className="stack")]
 
 
-def register(app: Dash, serving: Serving) -> None:
+def register(app: Dash, serving: Follower) -> None:
     """Follow what is served."""
 
     @app.callback(Output("data-page", "children"), Input("revision", "data"), prevent_initial_call=True)
@@ -31,12 +31,12 @@ def register(app: Dash, serving: Serving) -> None:
         return sections(serving.now)
 
 
-def sections(served: Served) -> list:
+def sections(served: Snapshot) -> list:
     """Return coverage and source of the data; made once for all readers."""
     return served.cached((address.prefix(), PATH), lambda: _sections(served))
 
 
-def _sections(served: Served) -> list:
+def _sections(served: Snapshot) -> list:
     if served.frame is None:
         hint = "There is no data yet." if served.looked else "One moment …"
         return [parts.panel("hours", "Coverage", hint, [])]

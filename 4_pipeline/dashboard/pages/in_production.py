@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import parts
 from dash import Dash, Input, Output, html
-from serving import Served, Serving
+from serving import Follower, Snapshot
 
 from workshop import problem
+from workshop.models.gate import Rule
 from workshop.models.lineage import Link
-from workshop.models.promotion import Rule
 from workshop.models.registry import PIPELINE_WHY, Move
 
 PATH, TITLE = "/model", "Model"
@@ -26,12 +26,12 @@ VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}fa
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
 
 
-def page(served: Served, _query: dict[str, str]) -> list:
+def page(served: Snapshot, _query: dict[str, str]) -> list:
     """Return the page; it has no state of its own."""
     return [html.Div(sections(served), id="model-page", className="stack")]
 
 
-def register(app: Dash, serving: Serving) -> None:
+def register(app: Dash, serving: Follower) -> None:
     """Follow what is served."""
 
     @app.callback(Output("model-page", "children"), Input("revision", "data"), prevent_initial_call=True)
@@ -40,7 +40,7 @@ def register(app: Dash, serving: Serving) -> None:
         return sections(serving.now)
 
 
-def sections(served: Served) -> list:
+def sections(served: Snapshot) -> list:
     """Return all that is known of the model in production."""
     if served.production is None:
         hint = "There is no model in production yet." if served.looked else "One moment …"
@@ -60,7 +60,7 @@ def sections(served: Served) -> list:
     ]
 
 
-def _facts(served: Served, move: Move | None) -> html.Section:
+def _facts(served: Snapshot, move: Move | None) -> html.Section:
     production, model = served.production, served.model
     scores = move.scores if move else {}
     said = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []

@@ -14,7 +14,7 @@ import parts
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Output, State, ctx, dcc, html
 from dash import Input as DashInput
-from serving import Served, Serving
+from serving import Follower, Snapshot
 
 from workshop import problem
 from workshop.data import features, figures
@@ -45,7 +45,7 @@ TIME = ("hour", "day")  # not every model knows them
 AXES = {name: ", ".join(filter(None, (input_.label, input_.unit))) for name, input_ in INPUTS.items()}
 
 
-def page(served: Served, query: dict[str, str]) -> list:
+def page(served: Snapshot, query: dict[str, str]) -> list:
     """Return sliders, prediction and curves for the values of the query, each by its input's name (`INPUTS`)."""
     values = {feature: number(query.get(feature), feature) for feature in INPUTS}
     live = {"aria-live": "polite"}
@@ -68,7 +68,7 @@ def page(served: Served, query: dict[str, str]) -> list:
     ]
 
 
-def register(app: Dash, serving: Serving) -> None:
+def register(app: Dash, serving: Follower) -> None:
     """Answer to the sliders, and follow what is served."""
     sliders = [DashInput(slider_id(feature), "value") for feature in INPUTS]
 
@@ -149,7 +149,7 @@ def slider_id(feature: str) -> str:
     return f"what-if-{feature.replace('_', '-')}"
 
 
-def answers(served: Served, weather: dict[str, float]) -> list:
+def answers(served: Snapshot, weather: dict[str, float]) -> list:
     """Return the predicted power for one hour of weather: two tiles, each with its share of the highest in the data.
 
     ``weather`` holds the value of each slider (`INPUTS`). Hour and day are those of the data's last year: the capacity
@@ -176,7 +176,7 @@ def answers(served: Served, weather: dict[str, float]) -> list:
     return tiles
 
 
-def curves(served: Served, weather: dict[str, float]) -> go.Figure:
+def curves(served: Snapshot, weather: dict[str, float]) -> go.Figure:
     """Return the figure of the predictions around one hour of weather (`INPUTS`); it says so if there are none."""
     if served.model is None:
         return figures.empty("There is no model in production yet." if served.looked else "One moment …")
@@ -196,18 +196,18 @@ def curves(served: Served, weather: dict[str, float]) -> go.Figure:
     return figure.update_layout(margin_t=40, uirevision="same")
 
 
-def hint(served: Served) -> str:
+def hint(served: Snapshot) -> str:
     """Return what the sliders set, and whether the model uses all of it."""
     text = "Set the weather of an hour; the prediction follows."
     return text + " The model in production does not use hour and day." * is_unused(served)
 
 
-def is_unused(served: Served) -> bool:
+def is_unused(served: Snapshot) -> bool:
     """Tell whether hour and day make no difference to the model in production."""
     return served.model is not None and not served.model.knows_time
 
 
-def moment_of_year(served: Served, day: float, hour: float) -> datetime:
+def moment_of_year(served: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
     known = features.last_year(served.model.year_ends if served.model else features.YEAR_ENDS_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
@@ -220,7 +220,7 @@ def _date(day: float) -> date:
     return date(2015, 1, 1) + timedelta(days=round(day) - 1)
 
 
-def _slider(feature: str, value: float, served: Served) -> html.Div:
+def _slider(feature: str, value: float, served: Snapshot) -> html.Div:
     input_, id_ = INPUTS[feature], slider_id(feature)
     ends = [html.Span(f"{input_.slider.low:g}"), html.Span(f"{input_.slider.high:g}")]
     limits = {"min": input_.slider.low, "max": input_.slider.high, "step": input_.slider.step}

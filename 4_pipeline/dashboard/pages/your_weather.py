@@ -11,16 +11,16 @@ import dash_bootstrap_components as dbc
 import pandas as pd
 import parts
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
-from serving import Served, Serving
+from serving import Follower, Snapshot
 
 from workshop import problem
-from workshop.data import figures, visitor_weather
+from workshop.data import figures, prediction_requests
 from workshop.data.features import INPUTS
 from workshop.data.schema import RANGES, UNITS
 from workshop.errors import DataError, WorkshopError
 
 PATH, TITLE = "/your-weather", "Your weather"
-LARGEST_BYTES = visitor_weather.MOST_BYTES
+LARGEST_BYTES = prediction_requests.MOST_BYTES
 HIDDEN = {"display": "none"}
 EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "example.csv"
 MEANING = {"utc_timestamp": "start of the hour, with its zone"} | {
@@ -28,7 +28,7 @@ MEANING = {"utc_timestamp": "start of the hour, with its zone"} | {
 }
 
 
-def page(_served: Served, _query: dict[str, str]) -> list:
+def page(_served: Snapshot, _query: dict[str, str]) -> list:
     """Return the page before a file is uploaded."""
     upload = dcc.Upload(
         [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")],
@@ -40,7 +40,7 @@ def page(_served: Served, _query: dict[str, str]) -> list:
     )
     example = html.A("Download an example file", href=address.link("/assets/example.csv"), download="weather.csv")
     limits = (
-        f"At most {visitor_weather.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
+        f"At most {prediction_requests.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
         "The file is read, answered and forgotten: the server keeps nothing of it."
     )
     too_large = {"data-most": str(LARGEST_BYTES)}
@@ -68,7 +68,7 @@ def page(_served: Served, _query: dict[str, str]) -> list:
     ]
 
 
-def register(app: Dash, serving: Serving) -> None:
+def register(app: Dash, serving: Follower) -> None:
     """Answer to a file; when the model changes, predict again from what is still in the browser."""
 
     @app.callback(
@@ -87,7 +87,7 @@ def register(app: Dash, serving: Serving) -> None:
             return [], "", None, HIDDEN
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            content, said, predicted = answer(serving.now, visitor_weather.from_csv(decoded(contents)), name)
+            content, said, predicted = answer(serving.now, prediction_requests.from_csv(decoded(contents)), name)
         except WorkshopError as error:
             content, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
         return content, said, predicted, {} if predicted else HIDDEN
@@ -124,7 +124,7 @@ def decoded(contents: object) -> bytes:
     raise DataError("The file did not arrive as a browser sends it.", next_step="choose it again")
 
 
-def answer(served: Served, rows: pd.DataFrame, name: str) -> tuple[list, str, dict | None]:
+def answer(served: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str, dict | None]:
     """Return what to show of the predictions for checked rows of weather, a line on them, and the file to download.
 
     Raises WorkshopError when the model cannot predict for these hours.

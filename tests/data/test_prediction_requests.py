@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workshop.data import visitor_weather
+from workshop.data import prediction_requests
 from workshop.data.features import INPUTS
 from workshop.errors import DataError
 
@@ -25,16 +25,16 @@ def _month(**values) -> str:
 
 def test_csv_and_records_are_the_same_weather():
     """Columns in any order, further ones, a byte order mark, Windows line ends and other zones make no difference."""
-    plain = visitor_weather.from_csv(f"{HEADER}\n{ROW}\n".encode())
+    plain = prediction_requests.from_csv(f"{HEADER}\n{ROW}\n".encode())
     assert plain.columns.tolist() == INPUTS
     assert str(plain["utc_timestamp"].dtype) == "datetime64[us, UTC]"
     assert plain.iloc[0, 1:].tolist() == [5.2, 18.5, 410.0, 120.0]
     turned = ",".join(reversed(INPUTS)) + ",GW\r\n120,410,18.5,5.2,2016-06-01T14:00+02:00,7\r\n\r\n"
-    pd.testing.assert_frame_equal(visitor_weather.from_csv(turned.encode("utf-8-sig")), plain)
-    pd.testing.assert_frame_equal(visitor_weather.from_records([dict(reversed(RECORD.items())) | {"GW": 7}]), plain)
+    pd.testing.assert_frame_equal(prediction_requests.from_csv(turned.encode("utf-8-sig")), plain)
+    pd.testing.assert_frame_equal(prediction_requests.from_records([dict(reversed(RECORD.items())) | {"GW": 7}]), plain)
     other = RECORD | {"utc_timestamp": "2016-06-01 14:00+02:00"}  # not plain: it goes another way than RECORD
-    pd.testing.assert_frame_equal(visitor_weather.from_records([other]), plain)
-    assert len(visitor_weather.from_csv(_month().encode())) == 720
+    pd.testing.assert_frame_equal(prediction_requests.from_records([other]), plain)
+    assert len(prediction_requests.from_csv(_month().encode())) == 720
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_csv_and_records_are_the_same_weather():
 def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
     """What a visitor may send, beyond what every reader of a table refuses: lines, values, what was allowed."""
     with pytest.raises(DataError) as caught:
-        visitor_weather.from_csv(content if isinstance(content, bytes) else content.encode())
+        prediction_requests.from_csv(content if isinstance(content, bytes) else content.encode())
     text = str(caught.value)
     assert [word for word in words if word not in text] == [], text
     assert len(text) < 1500
@@ -83,7 +83,7 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
 def test_records_are_refused_with_place_and_what_was_allowed(rows, words):
     """JSON is held against the same rules."""
     with pytest.raises(DataError) as caught:
-        visitor_weather.from_records(rows)
+        prediction_requests.from_records(rows)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
@@ -102,7 +102,7 @@ ALMOST = st.builds(
 def test_any_bytes_are_a_frame_or_an_error_in_words(content):
     """No content of a file ends in another exception, or in a frame that breaks the rules."""
     try:
-        frame = visitor_weather.from_csv(content)
+        frame = prediction_requests.from_csv(content)
     except DataError:
         return
     assert np.isfinite(frame[INPUTS[1:]]).all(axis=None)

@@ -225,7 +225,7 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
         for file, read in readers.items():
             if (folder / file).is_file():
                 model = LoadedModel.of(read(folder / file))
-                _try_out(model)
+                _check_prediction(model)
                 return model
         raise _refusal("The model is not of a kind that is loaded here.", f"no {', '.join(readers)}", "one of these")
     except ModelError as error:
@@ -273,7 +273,7 @@ def _read_network(file: Path) -> CapacityFactorNetwork:
     return CapacityFactorNetwork(_read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
 
 
-def _try_out(model: LoadedModel) -> None:
+def _check_prediction(model: LoadedModel) -> None:
     """Let a model predict an hour of much light and one of none, in a year that it knows."""
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
     weather = {feature: USUAL_MEANS[feature] for feature in FEATURES}
@@ -281,5 +281,5 @@ def _try_out(model: LoadedModel) -> None:
 
 
 def _refusal(what: str, value: str, expected: str | None = None) -> ModelError:
-    next_step = "log it with workshop.models.loading.log_model; if others did, find out who can write to the store"
+    next_step = "log it with workshop.models.storage.log_model; if others did, find out who can write to the store"
     return ModelError(what, value=value[:500], expected=expected, next_step=next_step)

@@ -16,7 +16,7 @@ MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` s
 
 
 @dataclass(frozen=True)
-class Holder:
+class Owner:
     """The process that listens on a port; None for a process of another user, which the system hides.
 
     ``state`` is the state folder of the clone that it serves, if any; ``by_hand``: a person started it, not `up`.
@@ -35,9 +35,9 @@ class Holder:
         return "another user's process"
 
 
-def find_holders(settings: Settings, *ports: int) -> dict[int, Holder]:
+def find_owners(settings: Settings, *ports: int) -> dict[int, Owner]:
     """Return the holder of each of the ports on which a process listens."""
-    holders: dict[int, Holder] = {}
+    holders: dict[int, Owner] = {}
     for port, pid in _listeners() if ports else ():
         if port in ports and (port not in holders or holders[port].state != settings.state):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
@@ -45,15 +45,15 @@ def find_holders(settings: Settings, *ports: int) -> dict[int, Holder]:
     return holders
 
 
-def find_stranger(settings: Settings, *ports: int) -> Holder | None:
+def find_foreign_owner(settings: Settings, *ports: int) -> Owner | None:
     """Return the holder of the first of the ports that a server of another state folder, or program, listens on."""
-    holders = find_holders(settings, *ports).values()
+    holders = find_owners(settings, *ports).values()
     return next((holder for holder in holders if holder.state != settings.state), None)
 
 
 def require_own(settings: Settings, *ports: int) -> None:
     """Raise ServiceError when another clone's server, or another program, listens on one of the ports."""
-    if stranger := find_stranger(settings, *ports):
+    if stranger := find_foreign_owner(settings, *ports):
         raise ServiceError(
             f"The port {stranger.port} of this clone is held by {stranger}.",
             expected=f"a server of {settings.state}",
@@ -85,17 +85,17 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
             yield connection.laddr.port, pid
 
 
-def _identify(port: int, pid: int | None, settings: Settings) -> Holder:
+def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
     """Return the holder of a port, which `up` has marked, or which holds a file of a state folder open.
 
     This way no password is sent to identify the server.
     """
     process = psutil.Process(pid) if pid else None
     if process is None:
-        return Holder(port)
+        return Owner(port)
     with contextlib.suppress(psutil.AccessDenied, OSError):
         if state := process.environ().get(MARK):
-            return Holder(port, process, Path(state))
+            return Owner(port, process, Path(state))
     # `mlflow server` starts other processes, and any of them may listen.
     for relative in filter(None, [process, process.parent(), *process.children(recursive=True)]):
         with contextlib.suppress(psutil.Error, OSError):
@@ -103,5 +103,5 @@ def _identify(port: int, pid: int | None, settings: Settings) -> Holder:
                 for state in (file.parent, file.parent.parent):
                     clone = settings.model_copy(update={"state": state})
                     if file in (clone.database, clone.transfers_log):
-                        return Holder(port, process, state, by_hand=True)
-    return Holder(port, process)
+                        return Owner(port, process, state, by_hand=True)
+    return Owner(port, process)

@@ -16,9 +16,9 @@ from workshop.data import schema
 from workshop.data.features import DERIVED, YEAR_ENDS_GW, derive, inputs, mark_capacity, targets, year_ends_of
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
-from workshop.models import loading
-from workshop.models.loading import TRUSTED_TYPES, LoadedModel, load_folder
+from workshop.models import storage
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
+from workshop.models.storage import TRUSTED_TYPES, LoadedModel, load_folder
 from workshop.parameters import YearEnd
 
 
@@ -79,7 +79,7 @@ def test_model_that_does_not_exist_is_an_error(candidates):
     """A name, a version and an alias that lead nowhere: the address is named, and the next step."""
     for address in ("models:/wind_solar@nobody", "models:/wind_solar/999", "models:/m-0", "wind_solar"):
         with pytest.raises(ModelError, match="cannot be fetched") as caught:
-            loading.load(address)
+            storage.load(address)
         assert address in caught.value.value
 
 
@@ -116,9 +116,9 @@ def saved(germany_csv, tmp_path_factory):
     few = inputs(hours.head())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in MLflow and in Keras
-        mlflow.sklearn.save_model(regressor, root / "trees", **loading._sklearn_options(regressor, few))
+        mlflow.sklearn.save_model(regressor, root / "trees", **storage._sklearn_options(regressor, few))
         (root / "2").mkdir()
-        mlflow.pyfunc.save_model(root / "network", **loading._network_options(network, few, root / "2"))
+        mlflow.pyfunc.save_model(root / "network", **storage._network_options(network, few, root / "2"))
     return root, hours
 
 

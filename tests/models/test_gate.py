@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workshop.models.evaluation import Evaluation, Scores
-from workshop.models.promotion import PAIRED_TEST, SIGNATURES, decide
+from workshop.models.gate import PAIRED_TEST, SIGNATURES, decide
 from workshop.parameters import Promote
 
 POLICY = Promote(
