@@ -104,6 +104,7 @@ def open_tile(page: Page, title: str) -> Frame:
 
 def test_lab_opens_at_the_start_page(lab, page):
     """The start page is there as a page, not as text, and Ctrl-C is said to leave the servers."""
+    page.goto(lab.ready[0])
     expect(page).to_have_url(re.compile(r"/lab/tree/START\.md"))
     expect(page.locator(".jp-RenderedMarkdown h1")).to_have_text(re.compile("From a messy notebook"))
     for chapter in ("The starting point", "Tracking", "Projects", "pipeline"):
