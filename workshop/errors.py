@@ -47,7 +47,7 @@ class WorkshopError(click.ClickException):
         """Give IPython the message alone: in a notebook, too, a mistake that was foreseen needs no traceback."""
         return [f"{type(self).__name__}: {self}"]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[partial[WorkshopError], tuple[()]]:
         # Exception's own reduce drops keyword arguments, and errors cross process borders on a Dask cluster.
         parts = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
         return partial(type(self), self.what, **parts), ()

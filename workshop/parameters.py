@@ -45,28 +45,35 @@ class TimeColumn(Section):
     format: str | None = Field(None, description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601")
 
 
-YearEnd = create_model(
-    "YearEnd",
-    __base__=Section,
-    __doc__="Installed capacity in GW on 31 December of a year.",
-    **{
-        target.name: (float, Field(gt=0, description=f"of all {target.plants} that the file counts"))
-        for target in problem.TARGETS
-    },
-)
+def _with_fields(base: type[Section], fields: dict[str, Any]) -> Any:
+    """Return a section with further fields, whose names and types the problem decides."""
+    return create_model(f"_{base.__name__}", __base__=base, **fields)
 
 
-def _column(quantity: problem.Quantity) -> tuple[Any, Column]:
+_capacities = {
+    t.name: (float, Field(gt=0, description=f"of all {t.plants} that the file counts")) for t in problem.TARGETS
+}
+
+
+_YearEnd: Any = _with_fields(Section, _capacities)
+
+
+class YearEnd(_YearEnd):
+    """Installed capacity in GW on 31 December of a year."""
+
+
+def _column(quantity: problem.Quantity) -> tuple[Any, Any]:
     """Return the type of a column of an own file, and its default: that of a processed table."""
-    unit = Literal[tuple(quantity.units)]
-    return Column[unit], Column[unit](column=quantity.name, unit=next(iter(quantity.units)))
+    kind: Any = Column
+    of_unit = kind[Literal.__getitem__(tuple(quantity.units))]
+    return of_unit, of_unit(column=quantity.name, unit=next(iter(quantity.units)))
 
 
 _YEAR = str({target.name: 1.2 for target in problem.TARGETS}).replace("'", "")
 
 
-class OwnTable(Section):
-    """An own file: how it is written, and what belongs to it."""
+class _OwnTable(Section):
+    """An own file without the columns that the problem decides."""
 
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
@@ -80,7 +87,7 @@ class OwnTable(Section):
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
 
     @model_validator(mode="after")
-    def _read_each_column_once(self) -> OwnTable:
+    def _read_each_column_once(self) -> _OwnTable:
         names: dict[str, str] = {}
         for name, value in self:
             if (column := getattr(value, "column", None)) and (other := names.setdefault(column, name)) != name:
@@ -88,9 +95,11 @@ class OwnTable(Section):
         return self
 
 
-OwnFile = create_model(
-    "OwnFile", __base__=OwnTable, **{quantity.name: _column(quantity) for quantity in problem.QUANTITIES.values()}
-)
+_OwnFile: Any = _with_fields(_OwnTable, {name: _column(quantity) for name, quantity in problem.QUANTITIES.items()})
+
+
+class OwnFile(_OwnFile):
+    """An own file: its columns and their units. The defaults describe a processed table (germany.csv)."""
 
 
 class Fetch(Section):
@@ -149,11 +158,11 @@ class TrainKeras(Section):
 class Compare(Section):
     """Which held-out score ranks the models."""
 
-    rank_by: Literal[("r2", *problem.R2.values())]
+    rank_by: Literal[("r2", *problem.R2.values())]  # type: ignore[valid-type] # known when the module is imported
 
 
 class _Promote(Section):
-    """The limits of the gate's rules."""
+    """The limits of the rules that hold for every problem."""
 
     min_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
@@ -163,12 +172,16 @@ class _Promote(Section):
 
 
 _Night = Annotated[float, Field(gt=0, le=100, description="mean predicted power while the sun is down")]
-Promote = create_model(
-    "Promote",
-    __base__=_Promote,
-    **{f"min_{score}": R2 for score in problem.R2.values()},
-    **{f"max_{score}": _Night for score in problem.NIGHT.values()},
-)
+_limits = {f"min_{score}": R2 for score in problem.R2.values()} | {
+    f"max_{score}": _Night for score in problem.NIGHT.values()
+}
+
+
+_PromoteAll: Any = _with_fields(_Promote, _limits)
+
+
+class Promote(_PromoteAll):
+    """The limits of the gate's rules."""
 
 
 class Report(Section):
@@ -193,7 +206,7 @@ def read(file: Path) -> dict[str, Section]:
     return {stage: check(stage, content.get(stage), file) for stage in STAGES}
 
 
-def read_stage(file: Path, stage: str) -> Section:
+def read_stage(file: Path, stage: str) -> Any:
     """Return the checked parameters of one stage, without a check of the other sections."""
     if stage not in STAGES:
         raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))

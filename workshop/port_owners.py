@@ -29,9 +29,10 @@ class Owner:
 
     def __str__(self) -> str:
         """Return a description for people."""
-        with contextlib.suppress(psutil.Error, AttributeError):
-            process = f"{self.process.name()} (process {self.process.pid})"
-            return f"another clone: {self.state}, {process}" if self.state else process
+        with contextlib.suppress(psutil.Error):
+            if self.process is not None:
+                process = f"{self.process.name()} (process {self.process.pid})"
+                return f"another clone: {self.state}, {process}" if self.state else process
         return "another user's process"
 
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError
@@ -71,7 +72,9 @@ class Settings(BaseSettings):
     exported: str = ""  # addresses that `exports` gave and, last, the state folder
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, **_):
+    def settings_customise_sources(  # type: ignore[override] # the sources that are not used have no name here
+        cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, **_: Any
+    ) -> Any:
         """Put the ports of running servers first, since they are really in use, and those of stopped ones last."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
@@ -80,7 +83,7 @@ class Settings(BaseSettings):
         kept = JsonConfigSettingsSource(settings_cls, json_file=root / state / "kept_ports.json")
         return init_settings, chosen, env_settings, dotenv, kept
 
-    def model_post_init(self, _context) -> None:
+    def model_post_init(self, _context: Any) -> None:
         """Make the state folder, which is relative to the root, absolute."""
         self.state = (self.root / self.state).resolve()
 

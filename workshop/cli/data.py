@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -37,7 +38,7 @@ def fetch(source: str | None, folder: Path) -> None:
               workshop data fetch --source opsd --to raw_data
     """
     base = get_settings().pipeline
-    options = None if source == "sample" else read_stage(base / "params.yaml", "fetch")
+    options: Any = None if source == "sample" else read_stage(base / "params.yaml", "fetch")
     files = sources.fetch(source or options.source, folder, options, base=base, progress=sys.stderr.isatty())
     for file in files:
         click.echo(file)

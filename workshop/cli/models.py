@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from workshop.models import gate, registry
 from workshop.models.tracking import connect
 from workshop.parameters import read_stage
 from workshop.settings import get_settings
+
+if TYPE_CHECKING:
+    from workshop.models.lineage import Link
 
 
 @click.command()
@@ -158,7 +162,7 @@ def lineage(subject: str | None, verify: bool, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _print_link(link, *, verified: bool) -> None:
+def _print_link(link: Link, *, verified: bool) -> None:
     mark = "" if not verified else click.style(" broken", "red") if link.trouble else " ok"
     kind = click.style(f"{link.kind:12}", bold=True)
     click.echo(f"{kind}{one_line(link.name)}{mark}")

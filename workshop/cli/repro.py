@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import dvc_parallel
@@ -24,7 +25,7 @@ PRELOAD = (
 )  # fmt: skip
 
 
-def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options) -> None:
+def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
     """Bring the pipeline up to date on the servers, by default as many stages at once as there are Dask workers.
 
     ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does. The
@@ -74,7 +75,7 @@ def run_and_show(settings: Settings) -> None:
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default one a Dask worker.")
 @click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
-def repro(targets: tuple[str, ...], **options) -> None:
+def repro(targets: tuple[str, ...], **options: Any) -> None:
     """Run what changed of the pipeline, stages that do not need one another side by side.
 
     It leaves the same files and the same dvc.lock as `dvc repro`. TARGETS are stages, as DVC names them; by default all

@@ -78,7 +78,8 @@ def measured_and_predicted(
     figure = make_subplots(rows=len(TARGETS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, target in enumerate(TARGETS, start=1):
         if ends:
-            _add_band(figure, *(end[target] for end in ends), target, coverage, row)
+            low, high = (end[target] for end in ends)
+            _add_band(figure, low, high, target, coverage, row)
         bounds = np.column_stack([end[target] for end in ends]) if ends else None
         words = "%{y:.2f} GW" + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
         lines = (

@@ -179,13 +179,13 @@ def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
         raw.require(
             aware, text, file, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", next_step
         )
-    zone = _zone(time.zone)
+    zone = _zone(time.zone or "UTC")
     summer, known = _is_summer(parsed, zone)
     local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
     return local.where(known).dt.tz_convert("UTC"), local.isna()
 
 
-def _is_summer(parsed: Series, zone: tzinfo) -> tuple[Any, Series]:
+def _is_summer(parsed: Series, zone: tzinfo | None) -> tuple[Any, Series]:
     """Return for each local time whether it is summer's, and whether that is known."""
     twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
     # Many portals write the newest row first; then winter's row comes first.
@@ -196,7 +196,7 @@ def _is_summer(parsed: Series, zone: tzinfo) -> tuple[Any, Series]:
     return (place == 0).to_numpy(), ~twice | (often > 1)
 
 
-def _zone(name: str) -> tzinfo:
+def _zone(name: str) -> tzinfo | None:
     try:
         if re.fullmatch(r"[+-]\d{2}:\d{2}", name):
             return datetime.strptime(name, "%z").tzinfo

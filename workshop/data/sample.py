@@ -199,7 +199,7 @@ def smooth(places: np.ndarray) -> np.ndarray:
 
 def blend(places: np.ndarray, weights: tuple[float, float, float]) -> np.ndarray:
     """Return the weighted sum over the three places."""
-    return sum(weight * places[:, place] for place, weight in enumerate(weights))
+    return np.asarray(sum(weight * places[:, place] for place, weight in enumerate(weights)))
 
 
 def cos_zenith(day: np.ndarray, solar_hour: np.ndarray) -> np.ndarray:

@@ -100,9 +100,9 @@ def check_cells(
             stamp = frame["utc_timestamp"][case.index]
             where = f"{frame.index.name or 'row'} {case.index}" + (f" ({stamp:{STAMP}})" if stamp == stamp else "")
         column = f"column {theirs[case.column]}: {case.column}" if theirs else case.column
-        rule = "no cell missing" if case.check == "not_nullable" else case.check
+        broken = "no cell missing" if case.check == "not_nullable" else case.check
         faults.append(
-            f"{where}, {column} = {'nothing' if case.failure_case is None else case.failure_case}, rule: {rule}"
+            f"{where}, {column} = {'nothing' if case.failure_case is None else case.failure_case}, rule: {broken}"
         )
     if len(cases) > SHOWN:
         faults.append(f"... and {len(cases) - SHOWN} more")

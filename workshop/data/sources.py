@@ -140,13 +140,14 @@ def fetch(
     it is; files of another source are removed first. Raises DataError: disk full, folder not writable, source package
     damaged, no connection, other content than the published; ParameterError: source `csv` without a file.
     """
-    folder, base, options = Path(folder), Path(base or ""), options or Fetch.model_construct(source=source)
+    folder, base = Path(folder), Path(base or "")
+    options = options or Fetch.model_construct(source=source)  # type: ignore[arg-type] # checked by `_origin`
     origin = _origin(source, options)
     known: dict[str, str] = {}  # checksums that the tables must have
     if source == "opsd":
         known = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
     elif source == "csv":
-        own_file = base / origin.csv.file
+        own_file = base / origin.csv.file  # type: ignore[union-attr] # `_origin` has refused a source without it
         known = {OWN_FILE: _checksum_of_own(own_file)}
     card = _template().render(source=source, attribution=origin.attribution, accepted=known).strip() + "\n"
     names = [*(known or (POWER_FILE, WEATHER_FILE)), CARD_FILE, ORIGIN_FILE]

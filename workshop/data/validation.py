@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
@@ -191,7 +191,7 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
     years = findings["by_year"]
     absent = {year: counts["hours_expected"] - counts["hours_kept"] for year, counts in years.items()}
     percent = {year: 100 * count / years[year]["hours_expected"] for year, count in absent.items()}
-    worst = max(percent, key=percent.get)
+    worst = max(percent, key=lambda year: percent[year])
     over = [year for year in years if percent[year] > MOST_MISSING_PERCENT] or [worst]
     note = _listed(f"{year} lacks {absent[year]:,} hours" for year in over)
     yield Check("hours missing from a year", "hours", percent[worst], (None, MOST_MISSING_PERCENT), "%", note)
@@ -357,7 +357,7 @@ def _hours_of(values: Series, distances: Series, most: float) -> str:
     return _listed(f"{hour:{HOUR}} ({number(values[hour])} {UNITS[values.name]})" for hour in far.index)
 
 
-def _listed(places) -> str:
+def _listed(places: Iterable[str]) -> str:
     places = list(places)
     more = [f"{len(places) - SHOWN} more"] if len(places) > SHOWN else []
     return ", ".join(places[:SHOWN] + more)

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ OUTER_SHARE = 0.005  # of the values at either end of an input is left out: ther
 logger = logging.getLogger(__name__)
 
 
-_Metrics = make_dataclass("_Metrics", [(name, float) for name in METRICS], frozen=True)
+_Metrics: Any = make_dataclass("_Metrics", [(name, float) for name in METRICS], frozen=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
     period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
     finite = bool(np.isfinite(values).all())
     if not finite:
-        nothing = dict.fromkeys(METRICS, math.nan)
+        nothing: dict[str, Any] = dict.fromkeys(METRICS, math.nan)
         return Scores(**nothing, finite=False, hours=len(held_out), period=period)
     each = r2_score(measured, values, multioutput="raw_values")
     at_night = predicted[is_night(held_out["utc_timestamp"])].abs().mean().fillna(0.0)
@@ -109,7 +109,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
     )
 
 
-def is_night(utc_timestamp: pd.Series):
+def is_night(utc_timestamp: pd.Series) -> np.ndarray:
     """Return for each hour (named by its start) whether the sun is down over all of Germany during the whole hour.
 
     Decided by the sun's elevation: the radiation of the hours of first and last light is zero, too.
@@ -128,7 +128,7 @@ def evaluate(
     ``tags`` are those of the model's run. A model that cannot be loaded or predict has a `trouble`; ServiceError is
     raised only when the tracking server is gone.
     """
-    facts = {"learned": learned(tags), "learned_from": learned_from(tags), "data": learned_hash(tags)}
+    facts: dict[str, Any] = {"learned": learned(tags), "learned_from": learned_from(tags), "data": learned_hash(tags)}
     try:
         model = storage.load(model_uri, client)
         predicted = model.predict(held_out).astype(float)
@@ -144,7 +144,7 @@ def evaluate(
         # A model's own code may raise anything: that is a finding on the model.
         logger.warning("%s cannot predict", model_uri, exc_info=True)
         return Evaluation(**facts, trouble=f"it fails to predict: {type(error).__name__}")
-    size = model.size_bytes / 1e6
+    size = (model.size_bytes or 0) / 1e6
     return Evaluation(score(held_out, predicted), **facts, signature=signature, latency_ms=latency, size_MB=size)
 
 
@@ -215,8 +215,8 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
     hours = _thin(frame, IMPORTANCE_HOURS // 4)
     rows = []
     for feature in FEATURES:
-        ends = frame[feature].quantile([OUTER_SHARE, 1 - OUTER_SHARE])
-        values = np.linspace(*ends, RESPONSE_VALUES)
+        low, high = frame[feature].quantile([OUTER_SHARE, 1 - OUTER_SHARE])
+        values = np.linspace(low, high, RESPONSE_VALUES)
         everywhere = pd.concat([hours.assign(**{feature: value}) for value in values], ignore_index=True)
         means = model.predict(everywhere).groupby(np.repeat(np.arange(RESPONSE_VALUES), len(hours))).mean()
         rows.append(means.assign(feature=feature, value=values))

@@ -84,29 +84,28 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) 
     disqualified when it cannot predict, predicts other than numbers, or may have learned from held-out hours. Raises
     ValueError when the two were scored on different hours.
     """
-    scores = candidate.scores
+    scores, beaten = candidate.scores, champion.scores if champion else None
     disqualified = None if champion is None else _disqualification(champion)
     loads = "it loads and predicts"
     rules = [Rule("loading", candidate.trouble or loads, loads, scores is not None)]
     if scores is not None:
         rules += _rules(candidate, scores, policy)
-        if champion is not None and disqualified is None:
-            if (scores.hours, scores.period) != (champion.scores.hours, champion.scores.period):
+        if beaten is not None and disqualified is None:
+            if (scores.hours, scores.period) != (beaten.hours, beaten.period):
                 raise ValueError("candidate and champion were scored on different hours")
-            rules += _contest(scores, champion.scores, policy)
+            rules += _contest(scores, beaten, policy)
     failed = [rule for rule in rules if not rule.passed]
-    if failed:
+    if failed or scores is None:
         reason = "refused: " + "; ".join(map(str, failed))
     elif champion is None:
         reason = "promoted: every rule passed and nothing was in production yet"
-    elif disqualified:
+    elif disqualified or beaten is None:
         reason = f"promoted: every rule passed and the champion is disqualified: {disqualified}"
     else:
         tested = next((rule for rule in rules if rule.name == PAIRED_TEST), None)
         verb = "is in a near-tie with" if tested else "beats"
-        reason = f"promoted: R2 {scores.r2:.4f} {verb} the champion's {champion.scores.r2:.4f}"
+        reason = f"promoted: R2 {scores.r2:.4f} {verb} the champion's {beaten.r2:.4f}"
         reason += f", and its weekly errors are smaller (p {tested.text})" if tested else ""
-    beaten = champion.scores if champion else None
     learned_from = candidate.learned_from
     return Decision(not failed, reason, tuple(rules), scores, beaten, disqualified, learned_from=learned_from)
 

@@ -170,7 +170,7 @@ def _commit(tags: dict[str, str]) -> Link:
     if commit is None:
         return Link("commit", "not recorded", known=False)
     words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
-    changes = words.get(tags.get(DIRTY_TAG), "not recorded")
+    changes = words.get(tags.get(DIRTY_TAG, ""), "not recorded")
     return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changes})
 
 
@@ -216,7 +216,7 @@ def _run(run: Run | None) -> Link:
 
 def _model(version: ModelVersion) -> Link:
     url = f"{get_settings().tracking_uri}/#/models/{REGISTERED_MODEL}/versions/{version.version}"
-    facts = {"version": str(version.version), "files": version.source}
+    facts = {"version": str(version.version), "files": version.source or ""}
     return Link("model", f"{REGISTERED_MODEL} version {version.version}", facts, url=url)
 
 
@@ -305,7 +305,8 @@ def _code_at(commit: str, stage: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "code.zip")
         places = f"--output={file}", commit, fingerprint.PACKAGE, pipeline.as_posix()
-        if _run_program("git", "-C", top.stdout.strip(), "archive", *places).returncode:
+        done = _run_program("git", "-C", top.stdout.strip(), "archive", *places)
+        if done is None or done.returncode:
             return None
         zipfile.ZipFile(file).extractall(folder)
         stages = fingerprint.stages(Path(folder, pipeline))

@@ -132,13 +132,13 @@ def production(known: Production | None = None, client: MlflowClient | None = No
     return Production(
         name=REGISTERED_MODEL,
         version=number,
-        run_id=version.run_id,
+        run_id=version.run_id or "",
         model_uri=uri_of(number),
         stage=tags.get(STAGE_TAG),
         r2=last.scores.get("r2"),
         since=last.when,
         why=last.why,
-        run_url=run_url(version.run_id, run.info.experiment_id) if run else "",
+        run_url=run_url(run.info.run_id, run.info.experiment_id) if run else "",
         learned_from=learned_from(tags),
         learned_until=(learned(tags) or (None, None))[1],
         moves=moves,
@@ -359,7 +359,7 @@ def apply(
             run={name: value for name, value in (run.data.tags if run else {}).items() if _is_lineage(name)},
         )
         move_alias(client, move)
-        return production(client=client)
+        return production(client=client)  # type: ignore[return-value] # the alias was just set
 
 
 def rollback(to: str | None = None, why: str = "", client: MlflowClient | None = None) -> Production:
@@ -388,7 +388,7 @@ def rollback(to: str | None = None, why: str = "", client: MlflowClient | None =
             run=last[target].run,
         )
         move_alias(client, move)
-        return production(client=client)
+        return production(client=client)  # type: ignore[return-value] # the alias was just set
 
 
 def line_of(moves: list[Move]) -> list[str]:
@@ -468,7 +468,7 @@ def _lock() -> Iterator[None]:
         ) from None
 
 
-def _provenance(why: str) -> dict[str, str]:
+def _provenance(why: str) -> dict[str, Any]:
     """Return when, by whom and why; raise ParameterError for a reason that is too long."""
     if len(why) > REASON_CHARACTERS:
         value, expected = f"{len(why)} characters", f"at most {REASON_CHARACTERS}"

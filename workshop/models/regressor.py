@@ -59,7 +59,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
     year_ends_ = YEAR_ENDS_GW  # of models that were logged before figures came with the data
 
-    def __init__(self, regressor=None, *, watched_share=0.0, refit=True, band=None, coverage=0.8, folds=3):
+    def __init__(
+        self, regressor: Any = None, *, watched_share: float = 0.0, refit: bool = True, band: Any = None,
+        coverage: float = 0.8, folds: int = 3,
+    ) -> None:  # fmt: skip
         self.regressor = regressor
         self.watched_share = watched_share
         self.refit = refit
@@ -131,7 +134,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
                 "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {LEAST_HOURS}"
             )
 
-    def _fit_one(self, derived: np.ndarray, factor: np.ndarray):
+    def _fit_one(self, derived: np.ndarray, factor: np.ndarray) -> Any:
         regressor = clone(self.regressor)
         if self.watched_share:
             cut = round(len(derived) * (1 - self.watched_share))
@@ -142,7 +145,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
         return _strip_fitting_state(regressor.fit(derived, factor))
 
-    def _fit_band(self, derived: np.ndarray, factor: np.ndarray):
+    def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
         """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
 
         For solar power the hours are those of daylight: with the nights a low quantile would start at zero, and no tree
@@ -166,7 +169,7 @@ class CapacityFactorNetwork:
     ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`features.year_ends_of`).
     """
 
-    def __init__(self, network, year_ends: YearEnds):
+    def __init__(self, network: Any, year_ends: YearEnds) -> None:
         self.network = network
         self.year_ends_ = year_ends
 
@@ -180,7 +183,7 @@ def _sun_is_up(derived: pd.DataFrame) -> np.ndarray:
     return derived["sun_elevation"].to_numpy() > 0
 
 
-def _strip_fitting_state(regressor):
+def _strip_fitting_state(regressor: Any) -> Any:
     """Remove what only fitting needs, so that there are fewer types to trust when the model is loaded."""
     if isinstance(regressor, HistGradientBoostingRegressor):
         regressor._feature_subsample_rng = None

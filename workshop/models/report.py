@@ -130,7 +130,10 @@ def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
     """Return the worst misses of a week, the worst first: at most three of each source, some hours apart."""
     if week.predicted is None:
         return []
-    misses = sorted((miss for target in TARGETS for miss in _largest(week, target)), key=lambda miss: -abs(miss.error))
+    misses = sorted(
+        (miss for target in TARGETS for miss in _largest(week, week.predicted, target)),
+        key=lambda miss: -abs(miss.error),
+    )
     surroundings = _surroundings(evidence)
     return [
         replace(miss, number=number, reason=next(_reasons(surroundings, miss)))
@@ -138,17 +141,17 @@ def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
     ]
 
 
-def _largest(week: Week, target: str) -> list[WorstHour]:
-    errors = (week.predicted[target] - week.hours[target]).abs()
-    stamps, rows = week.hours["utc_timestamp"], []
+def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
+    errors = (predicted[target] - week.hours[target]).abs()
+    stamps, rows = week.hours["utc_timestamp"], list[int]()
     for row in errors.sort_values(ascending=False, kind="stable").index:
         if len(rows) == MOST_HOURS or errors[row] < LEAST_MISS_GW:
             break
         if all(abs(stamps[row] - stamps[other]).total_seconds() > APART_HOURS * 3600 for other in rows):
             rows.append(row)
-    bands = [None if week.band is None else tuple(float(end[target][row]) for end in week.band) for row in rows]
+    bands: list[Any] = [week.band and tuple(float(end[target][row]) for end in week.band) for row in rows]
     return [
-        WorstHour(0, stamps[row], target, float(week.hours[target][row]), float(week.predicted[target][row]), band)
+        WorstHour(0, stamps[row], target, float(week.hours[target][row]), float(predicted[target][row]), band)
         for row, band in zip(rows, bands, strict=True)
     ]
 
@@ -296,12 +299,13 @@ def _compile(template: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "number": lambda value, digits=0: f"{value:,.{digits}f}",
         "signed": signed,
         "day": lambda moment: moment.strftime("%a %-d %b"),
         "hour": lambda moment: moment.strftime("%a %-d %b, %H:%M"),
     }
+    environment.filters |= filters
     return environment.from_string(template)
 
 
@@ -314,7 +318,7 @@ def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": week.name, "font.size": 8, "axes.edgecolor": GRID}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": week.name, "font.size": 8, "axes.edgecolor": GRID}
     style |= {"axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False}
     style |= dict.fromkeys(("text.color", "xtick.labelcolor", "ytick.labelcolor"), INK)
     style |= dict.fromkeys(("xtick.color", "ytick.color"), GRID) | {"xtick.minor.size": 0}
@@ -344,7 +348,7 @@ def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
 def _mark(axes: Axes, hour: float, miss: WorstHour) -> None:
     axes.plot([hour, hour], [miss.measured, miss.predicted], color=INK, linewidth=0.9)
     circle = {"boxstyle": "circle,pad=0.22", "edgecolor": INK, "facecolor": "white", "linewidth": 0.9}
-    place = {"textcoords": "offset points", "ha": "center", "va": "center", "bbox": circle}
+    place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "bbox": circle}
     axes.annotate(str(miss.number), (hour, max(miss.measured, miss.predicted)), (0, 8), **place)
 
 

@@ -76,8 +76,8 @@ class LoadedModel:
         if type(model).__module__.startswith("keras"):
             return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0))
         if isinstance(model, CapacityFactorRegressor):
-            band = (model.predict_with_band, model.coverage) if model.bands_ else ()
-            return cls("sklearn", model.predict, inputs, *band, year_ends=model.year_ends_)
+            band, coverage = (model.predict_with_band, model.coverage) if model.bands_ else (None, None)
+            return cls("sklearn", model.predict, inputs, band, coverage, year_ends=model.year_ends_)
         return cls("sklearn", model.predict)
 
     @property
@@ -144,7 +144,8 @@ def log_training(stage: Stage, model: Any, example: pd.DataFrame, scores: Scores
 
     mlflow.log_metrics(scores.metrics())
     mlflow.log_figure(figure, "predicted_against_measured.html")
-    summary = {"run_id": mlflow.active_run().info.run_id, "model_uri": log_model(model, example)}
+    run = mlflow.active_run()
+    summary = {"run_id": run.info.run_id if run else None, "model_uri": log_model(model, example)}
     stage.write_json(f"{stage.name}.json", summary | scores.metrics())
 
 

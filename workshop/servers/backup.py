@@ -200,8 +200,8 @@ def _extract(file: Path, folder: Path, database: str) -> Hashes:
                 if not (target.is_relative_to(folder) and (member.isreg() or member.isdir())):
                     raise ValueError(f"{member.name!r} has no place in a backup")
                 (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-                if member.isreg():
-                    with tar.extractfile(member) as source, target.open("x+b") as output:
+                if (content := tar.extractfile(member)) is not None:
+                    with content as source, target.open("x+b") as output:
                         shutil.copyfileobj(source, output)
                         output.seek(0)
                         hashes[member.name] = hashlib.file_digest(output, "sha256").hexdigest()

@@ -329,11 +329,13 @@ def _log_lines(service: Service, settings: Settings) -> list[str]:
 
 def _started_by_hand(settings: Settings) -> dict[str, int]:
     """Return, by a service's name, the pid of the server that a person started on this state folder, if it answers."""
-    holders, pids = owners_of(settings), {}
+    owners, pids = owners_of(settings), {}
     for service in SERVICES:
-        holder = holders.get(next(iter(service.ports_of(settings)), 0))
-        if holder and holder.by_hand and holder.state == settings.state and is_healthy(service, settings):
-            pids[service.name] = holder.process.pid
+        owner = owners.get(next(iter(service.ports_of(settings)), 0))
+        if owner is None or owner.process is None or not owner.by_hand or owner.state != settings.state:
+            continue
+        if is_healthy(service, settings):
+            pids[service.name] = owner.process.pid
     return pids
 
 

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import psutil
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -26,7 +27,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TURN, TURN_SECONDS = threading.Lock(), 60  # of writers to SQLite; MLflow's client waits for an answer for 120 s
 
 
-def make_app():
+def make_app() -> Any:
     """Return MLflow's application; its artifact store gets the password for the FTP server of the settings alone."""
     # MLflow's application reads the environment when it is imported.
     from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR
@@ -47,14 +48,14 @@ def make_app():
 def queue_writers(engine: Engine | type[Engine]) -> None:
     """Let one transaction at a time write to SQLite, where otherwise a writer may have no luck for MLflow's 20 s."""
 
-    def take_turn(connection: Connection, _cursor, statement: str, *_) -> None:
+    def take_turn(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
         if is_writer and not connection.info.get("has_turn"):
             connection.info["has_turn"] = TURN.acquire(timeout=TURN_SECONDS)
 
     event.listen(engine, "before_cursor_execute", take_turn)
     # The connection goes back to the pool: its transaction is over.
-    event.listen(engine, "checkin", lambda _, record: record.info.pop("has_turn", False) and TURN.release())
+    event.listen(engine, "checkin", lambda _, record: TURN.release() if record.info.pop("has_turn", False) else None)
 
 
 def ensure_database(settings: Settings) -> None:

@@ -91,6 +91,7 @@ class State:
 
 def state_of(settings: Settings) -> State:
     """Return the state of this clone; asks once whether the tracking server answers."""
+    server: MlflowClient | ServiceError
     try:
         server = connect(own_or_given_uri(settings))
     except ServiceError as error:

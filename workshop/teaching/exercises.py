@@ -206,7 +206,7 @@ def _finished_run(run_id: object) -> Run:
     from mlflow.exceptions import MlflowException
 
     try:
-        run = client.get_run(run_id)
+        run = client.get_run(str(run_id))
     except MlflowException:
         raise NotYetError(f"the tracking server at {client.tracking_uri} has no run {run_id!r}.") from None
     expect(run.info.status == "FINISHED", f"this run has the status {run.info.status}, not FINISHED.")
@@ -275,11 +275,12 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
     run_id, path = answer
     client = connect()
     version = registry.version_in_production(client)
-    expect(version, "nothing is in production yet: run `dvc repro` in 4_pipeline.")
-    notebooks = [file.path for file in client.list_artifacts(version.run_id, "notebook")]
+    in_production = (version.run_id if version else None) or ""
+    expect(in_production, "nothing is in production yet: run `dvc repro` in 4_pipeline.")
+    notebooks = [file.path for file in client.list_artifacts(in_production, "notebook")]
     expect(notebooks, "the run in production did not come from the pipeline: `workshop rollback`.")
     hint = f"this is not the run of the version in production: look at the alias `{PRODUCTION}`."
-    expect(run_id == version.run_id, hint)
+    expect(run_id == in_production, hint)
     expect(path in notebooks, "the run has no such artifact: list its folder `notebook`, and take the whole path.")
 
 

@@ -15,7 +15,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 DISK_GB = 6.0  # 3.2 GB for the environment, as much again while packages are unpacked, the rest for state and data
 
 
-def find_problems(folder="."):
+def find_problems(folder: str = ".") -> list:
     """Return a list of (what is wrong, what to do), empty when the machine is ready."""
     if sys.platform == "win32":
         linux = "install Linux beside it: `wsl --install` in PowerShell; then clone and work in the Linux that opens"
@@ -44,7 +44,7 @@ def find_problems(folder="."):
     return problems
 
 
-def find_place_problems(folder, version, mounts):
+def find_place_problems(folder: str, version: str, mounts: str) -> list:
     """Return what is wrong with the clone's folder, given the texts of /proc/version and /proc/mounts."""
     problems = []
     if "microsoft" in version.lower() and find_filesystem(folder, mounts) in ("9p", "drvfs", "v9fs"):
@@ -56,7 +56,7 @@ def find_place_problems(folder, version, mounts):
     return problems
 
 
-def find_filesystem(folder, mounts):
+def find_filesystem(folder: str, mounts: str) -> "str | None":
     """Return the kind of file system that ``folder`` is on, given the text of /proc/mounts, or None."""
     best, kind = "", None
     for line in mounts.splitlines():
@@ -69,7 +69,7 @@ def find_filesystem(folder, mounts):
     return kind
 
 
-def read(path):
+def read(path: str) -> str:
     """Return the text of a file; empty where it cannot be read."""
     try:
         with open(path, errors="replace") as file:  # noqa: PTH123
@@ -78,7 +78,7 @@ def read(path):
         return ""
 
 
-def main():
+def main() -> None:
     """Print what is missing and exit 1, or print nothing and exit 0."""
     problems = find_problems()
     for what, next_step in problems:

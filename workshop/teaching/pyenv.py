@@ -34,7 +34,7 @@ def main() -> int:
         sys.exit(f"No tracking server is set in this terminal. Type at the top of the repository: {EXPORT_COMMAND}")
     if real is None:
         sys.exit(f"This stand-in for pyenv has Python {VERSION} only. Get pyenv: https://github.com/pyenv/pyenv")
-    return os.execv(real, [real, *arguments])  # noqa: S606 -- becoming the real one is the purpose
+    return os.execv(real, [str(real), *arguments])  # noqa: S606 -- becoming the real one is the purpose
 
 
 def find_real(path: str) -> Path | None:
