@@ -15,7 +15,7 @@ expect = pytest.importorskip("playwright.sync_api").expect
 def model(browser, url):
     """Return the page on the model, once its record has been read."""
     with opened(browser, f"{url}/model") as page:
-        expect(page.locator(".chain li")).to_have_count(8)
+        expect(page.locator(".chain li")).to_have_count(9)
         yield page
 
 
