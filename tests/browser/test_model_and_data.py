@@ -36,10 +36,10 @@ def test_model_page_says_which_model_is_in_production_and_why(model, servers):
 def test_model_page_draws_where_the_model_comes_from(model, servers):
     """The chain leads from the data to production, in order, and its boxes name what the run recorded."""
     kinds = [text.casefold() for text in model.locator(".chain .eyebrow").all_inner_texts()]
-    assert kinds == ["data", "commit", "stage", "notebook", "run in mlflow", "model", "decision", "production"]
+    assert kinds == ["data", "commit", "code", "stage", "notebook", "run in mlflow", "model", "decision", "production"]
     chain = model.locator(".chain")
     expect(chain).to_contain_text("train_gradient_boosting")
-    for kind in ("Data", "Commit", "Run in MLflow", "Decision", "Production"):
+    for kind in ("Data", "Commit", "Code", "Run in MLflow", "Decision", "Production"):
         expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
     commit = chain.locator("li").nth(1).locator(".name").inner_text()
     assert servers.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
