@@ -1,14 +1,12 @@
 """Run independent stages of `dvc.yaml` side by side and leave what `dvc repro` leaves."""
 
-from typing import Any
-
 from dvc_parallel.cli import lines
 from dvc_parallel.states import ReproError, StagesFailed, State
 
 __all__ = ["ReproError", "StagesFailed", "State", "lines", "reproduce"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str):
     """Import `reproduce` when it is used: DVC takes a second to import."""
     if name != "reproduce":
         raise AttributeError(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import click
 
@@ -47,7 +46,7 @@ def main() -> None:
 @click.option("--run-cache/--no-run-cache", default=True, help="Whether to restore what was made before.")
 @click.option("--preload", multiple=True, metavar="MODULE", help="Import this before forking Python programs.")
 @click.option("--no-preload", is_flag=True, help="Fork no program; start each from scratch.")
-def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
+def repro(preload: tuple[str, ...], no_preload: bool, **options) -> None:
     """Run what changed, as `dvc repro` does, with stages that do not need one another side by side.
 
     TARGETS are stages, as DVC names them; by default all of the dvc.yaml here.
@@ -55,7 +54,7 @@ def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
     \b
     Example:  dvc-parallel repro -j 4 train
     """
-    from dvc_parallel.reproduction import reproduce
+    from dvc_parallel import reproduce
 
     modules = () if no_preload else preload or None
     reproduce(preload=modules, progress=lines(_write), notice=lambda text: _write(f"  {text}\n"), **options)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from dvc_parallel import runner
 from dvc_parallel.compat import get_executable, shell_words
@@ -76,7 +75,8 @@ class Commands:
 
 def _start(method: str, program: list[str] | None, line: str, cwd: str, environment: dict, log: Path) -> BaseProcess:
     shell = shell_words(get_executable(), line)
-    context: Any = multiprocessing.get_context(method)
-    process = context.Process(target=runner.run, args=(program, shell, cwd, environment, log))
+    process = multiprocessing.get_context(method).Process(
+        target=runner.run, args=(program, shell, cwd, environment, log)
+    )
     process.start()
     return process

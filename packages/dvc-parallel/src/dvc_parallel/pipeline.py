@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dvc_parallel import compat
@@ -30,9 +30,7 @@ class Pipeline:
     from each stage to those that it needs.
     """
 
-    def __init__(
-        self, repo: compat.Repo, targets: Sequence[str], stop: Any, notice: Callable[[str], object], **selection: bool
-    ) -> None:
+    def __init__(self, repo, targets: Sequence[str], stop, notice: Callable[[str], object], **selection: bool) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
         self._new: list[Stage] = []  # stages whose first entry in a lock file this run has written
@@ -72,10 +70,8 @@ class Pipeline:
 
         self._locked(work, give_up=False)
 
-    def _plan(
-        self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False,
-        all_pipelines: bool = False, recursive: bool = False, downstream: bool = False, glob: bool = False,
-    ) -> tuple:  # fmt: skip
+    def _plan(self, targets: Sequence[str], *, single_item=False, pipeline=False, all_pipelines=False,
+              recursive=False, downstream=False, glob=False) -> tuple:  # fmt: skip
         """Return the graph and the stages in DVC's order, their files entered in DVC's table of files in use."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
@@ -98,7 +94,7 @@ class Pipeline:
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # a killed run's
         return graph, steps
 
-    def _locked(self, work: Callable[[], object], *, give_up: bool = True, keep: bool = False) -> Any:
+    def _locked(self, work: Callable[[], object], *, give_up: bool = True, keep: bool = False):
         """Do ``work`` under DVC's lock; try again while another DVC process holds the lock or files of the stages.
 
         Raises Stopped instead when the user wants to stop; without ``give_up`` the user has to ask twice.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dvc_parallel import compat
 from dvc_parallel.commands import Commands, imported_modules
@@ -139,7 +139,7 @@ class _Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _receive(self, number: int, _frame: object) -> None:
+    def _receive(self, number: int, _frame) -> None:
         if not self._count:
             self.number, self._since = number, time.monotonic()
         self._count += 1
@@ -171,14 +171,12 @@ class _Running:
 class _Reproduction:
     """One run of the stages of a pipeline."""
 
-    def __init__(
-        self, pipeline: Pipeline, commands: Commands, stop: _Stop, progress: Callable, force: bool, run_cache: bool
-    ) -> None:
+    def __init__(self, pipeline, commands, stop, progress, force, run_cache) -> None:
         self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
         self._options = {"force": force, "run_cache": run_cache}
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Any, _Running] = {}  # by the sentinel of the process
+        self._running: dict[int, _Running] = {}  # by the sentinel of the process
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
@@ -285,7 +283,7 @@ class _Reproduction:
 def _kill(process: BaseProcess, number: int) -> bool:
     """Send a signal to the session of a command; return whether it exists."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid or 0, number)
+        os.killpg(process.pid, number)
         return True
     return False
 

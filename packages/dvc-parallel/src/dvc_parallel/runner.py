@@ -28,8 +28,7 @@ def run(program: list[str] | None, shell: list[str], cwd: str, environment: dict
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
         signal.signal(number, signal.SIG_IGN)
-    parent = parent_process()
-    run_ended = parent.sentinel if parent else -1
+    run_ended = parent_process().sentinel
     lock = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(lock, stream)
@@ -102,7 +101,7 @@ def _run_program(words: list[str], environment: dict[str, str]) -> int:
     except BaseException as error:  # noqa: BLE001 - shown as Python shows it
         sys.excepthook(*sys.exc_info())
         code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    threading._shutdown()  # type: ignore[attr-defined] # as at the end of the interpreter
+    threading._shutdown()
     atexit._run_exitfuncs()
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)

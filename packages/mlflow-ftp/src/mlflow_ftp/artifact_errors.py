@@ -67,8 +67,7 @@ class ArtifactNameRefused(ArtifactError):
 
 def explain(error: BaseException, server: str) -> ArtifactError:
     """Return the error that says to a user what a network error of ``server`` means."""
-    kind: type[ArtifactError] = StoreUnavailable
-    what = "does not answer."
+    kind, what = StoreUnavailable, "does not answer."
     next_step = "look whether the server runs"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         kind, what = ArtifactError, "cannot be trusted."

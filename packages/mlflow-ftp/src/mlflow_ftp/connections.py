@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
@@ -52,8 +52,6 @@ def parse(uri: str) -> tuple[Address, str]:
 
 class Connection(ftplib.FTP):
     """ftplib's connection, which can send several commands before it reads the answers: one round trip for all."""
-
-    sock: Any  # of `ssl` or of `socket`
 
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
         """Send commands, none of which opens a data connection, at once; return reply, or error, of each."""
@@ -105,7 +103,7 @@ class Connection(ftplib.FTP):
 class SecureConnection(Connection, ftplib.FTP_TLS):
     """The same with TLS on both channels, the second resuming the first's session, as good servers demand."""
 
-    def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[Any, int | None]:
+    def ntransfercmd(self, cmd: str, rest: int | str | None = None):
         """Open the data connection."""
         data, size = ftplib.FTP.ntransfercmd(self, cmd, rest)  # noqa: S321 - FTP is what this is for
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import sys
-from typing import Any
 
 from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
@@ -26,7 +25,6 @@ class TransferHandler(TLS_DTPHandler):
     """
 
     timeout = 60  # seconds in which nothing moves
-    transfer_finished: bool
 
     def close(self) -> None:
         """Give a whole upload its name before the client hears of its end."""
@@ -59,7 +57,7 @@ class TransferHandler(TLS_DTPHandler):
 
     def handle_error(self) -> None:
         """End the transfer with an answer."""
-        error: Any = sys.exception()
+        error = sys.exception()
         if isinstance(error.__cause__, OSError):
             error.errno = error.__cause__.strerror  # which pyftpdlib puts into the answer
         self._error = True  # no farewell of TLS before the answer

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -46,10 +46,8 @@ PAUSES_SECONDS = (0.25, 0.5, 1.0)
 _logger = logging.getLogger(__name__)
 
 
-class _ParallelFolder:
-    """Stores the files of a folder several at the same time."""
-
-    log_artifact: Callable[..., None]
+class _FilesAtOnce:
+    """Stores the files of a folder several at once."""
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
@@ -74,7 +72,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
+class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
     User and password come from the environment. The store repeats work after errors that may pass. All failures of the
@@ -93,7 +91,7 @@ class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return what lies directly in a folder, by name; nothing for a file or for what is not there."""
-        entries = self._retry(lambda connection: folders.list_folder(connection, self._locate(path)))
+        entries = self._again(lambda connection: folders.list_folder(connection, self._locate(path)))
         return [
             FileInfo(posixpath.join(_normalize(path), entry.name), entry.is_folder, entry.size)
             for entry in sorted(entries)
@@ -112,7 +110,7 @@ class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
             if posixpath.basename(remote) == "artifacts":
                 connection.burst(f"RMD {posixpath.dirname(remote)}")  # the folder of the run, if nothing else is in it
 
-        self._retry(delete, StoreRefused)
+        self._again(delete, StoreRefused)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         """Fetch a file under a temporary name, check its content, then give it its name."""
@@ -120,7 +118,7 @@ class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
         temporary = target.with_name(names.new_temporary(target.name))
         try:
             with temporary.open("w+b") as file:
-                self._retry(lambda connection: self._fetch(connection, remote_file_path, file), ArtifactDamaged)
+                self._again(lambda connection: self._fetch(connection, remote_file_path, file), ArtifactDamaged)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -132,7 +130,7 @@ class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
         temporary = posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
-                self._retry(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
+                self._again(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
             except StoreSilent:
                 raise
             except BaseException:
@@ -164,7 +162,7 @@ class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
             )
 
     # -- in general ------------------------------------------------------------------------------------------
-    def _retry(self, work: Callable, *errors: type[Exception]) -> Any:
+    def _again(self, work: Callable, *errors: type[Exception]):
         """Do ``work`` with a connection; again, after pauses, when it failed in a way that may pass."""
         for pause in PAUSES_SECONDS:
             with suppress(StoreUnavailable, *errors), lend(self.address) as connection:
@@ -178,7 +176,7 @@ class FTPArtifactRepository(_ParallelFolder, ArtifactRepository):
         return posixpath.join(self.root, _normalize(path)).rstrip("/") or "/"
 
 
-class ProxiedArtifactRepository(_ParallelFolder, MlflowArtifactsRepository):
+class ProxiedArtifactRepository(_FilesAtOnce, MlflowArtifactsRepository):
     """The scheme ``mlflow-artifacts``, of a tracking server; MLflow's own client sends one file after the other."""
 
 
@@ -212,7 +210,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
     size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
     _raise_errors(size, is_marked)
-    if str(size).split()[-1] != str(file.tell()):
+    if size.split()[-1] != str(file.tell()):
         raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
     _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 

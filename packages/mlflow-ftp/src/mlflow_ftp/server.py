@@ -8,9 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 from pyftpdlib.authorizers import DummyAuthorizer
@@ -75,7 +73,7 @@ class Server(FTPServer):
         os.umask(0o077)
         self.artifacts = artifacts
         artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handler: Any = type("Handler", (Handler,), {"certfile": str(certificate), "passive_ports": passive_ports})
+        handler = type("Handler", (Handler,), {"certfile": str(certificate), "passive_ports": passive_ports})
         handler.next_answers = {}  # to failed logins, by address
         handler.tls_control_required = handler.tls_data_required = tls
         handler.authorizer = DummyAuthorizer()
@@ -98,7 +96,7 @@ def serve(server: Server) -> None:
     server.serve_forever()
 
 
-def _option(name: str, default: object, words: str, **more: Any) -> Callable:
+def _option(name: str, default: object, words: str, **more: object):
     return click.option(name, default=default, help=words, show_envvar=True, **more)
 
 
