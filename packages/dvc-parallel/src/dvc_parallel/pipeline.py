@@ -9,14 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from dvc_parallel import compat
+from dvc_parallel.compat import Stage
 from dvc_parallel.states import State, Stopped
-
-if TYPE_CHECKING:
-    from dvc.stage import Stage
+from dvc_parallel.stop import StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
 BUSY_SECONDS = 0.2
@@ -30,7 +28,14 @@ class Pipeline:
     from each stage to those that it needs.
     """
 
-    def __init__(self, repo, targets: Sequence[str], stop, notice: Callable[[str], object], **selection: bool) -> None:
+    def __init__(
+        self,
+        repo: compat.Repo,
+        targets: Sequence[str],
+        stop: StopRequest,
+        notice: Callable[[str], object],
+        **selection: bool,
+    ) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
         self._new: list[Stage] = []  # stages whose first entry in a lock file this run has written
@@ -62,10 +67,10 @@ class Pipeline:
         """Put the new entries of each `dvc.lock` in the order in which `dvc repro` would have written them."""
 
         def work() -> None:
-            for path in {Path(stage.dvcfile._lockfile.path) for stage in self._new}:
+            for path in {Path(compat.lock_file(stage).path) for stage in self._new}:
                 with self._replaced(path) as copy, compat.modify_yaml(copy) as content:
                     for stage in self.steps:
-                        if stage in self._new and Path(stage.dvcfile._lockfile.path) == path:
+                        if stage in self._new and Path(compat.lock_file(stage).path) == path:
                             content["stages"].move_to_end(stage.name)
 
         self._locked(work, give_up=False)
@@ -158,7 +163,7 @@ class Pipeline:
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
-        lock_file = stage.dvcfile._lockfile
+        lock_file = compat.lock_file(stage)
         if stage.name not in stage.dvcfile.lockfile_contents.get("stages", {}) and stage not in self._new:
             self._new.append(stage)
         tracked = self._repo.scm_context.files_to_track

@@ -7,25 +7,20 @@ import logging
 import multiprocessing.connection
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dvc_parallel import compat
 from dvc_parallel.commands import Commands, imported_modules
+from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
 from dvc_parallel.states import ReproError, StagesFailed, State, Stopped
-
-if TYPE_CHECKING:
-    from dvc.stage import Stage
+from dvc_parallel.stop import StopRequest
 
 TAIL_LINES, TAIL_BYTES = 30, 1 << 16
 TICK_SECONDS = 0.2
-KILL_SECONDS = 5.0
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
 NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
 
@@ -56,7 +51,7 @@ def reproduce(
     Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
     143 when interrupted or terminated. All stages that had run to their end are recorded then.
     """
-    stop = _Stop()
+    stop = StopRequest()
     # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
@@ -118,44 +113,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in before.items():
             logger.setLevel(level)
-
-
-class _Stop:
-    """Whether the user wants to stop: SIGINT and SIGTERM are counted, and do not interrupt the work of DVC."""
-
-    number = 0
-    _count, _since = 0, 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Count signals meanwhile; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame) -> None:
-        if not self._count:
-            self.number, self._since = number, time.monotonic()
-        self._count += 1
-
-    def __bool__(self) -> bool:
-        return self._count > 0
-
-    @property
-    def urgent(self) -> bool:
-        """Whether the user asked twice."""
-        return self._count > 1
-
-    @property
-    def signal(self) -> int:
-        """The signal for commands that still run: the first one they may handle."""
-        return signal.SIGKILL if self.urgent or time.monotonic() - self._since > KILL_SECONDS else signal.SIGINT
 
 
 @dataclass

@@ -16,8 +16,8 @@ from pyftpdlib.handlers import TLS_FTPHandler
 from pyftpdlib.servers import FTPServer
 
 from mlflow_ftp.certificate import LOOPBACK, ensure_certificate
+from mlflow_ftp.compat import TransferHandler
 from mlflow_ftp.names import remove_temporaries
-from mlflow_ftp.pyftpdlib_internals import TransferHandler
 from mlflow_ftp.uploads import WholeFiles
 
 __all__ = ["Server", "ensure_certificate", "main", "serve"]

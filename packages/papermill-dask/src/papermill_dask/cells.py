@@ -13,7 +13,7 @@ from jupyter_core.utils import run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 
-from papermill_dask import private
+from papermill_dask import compat
 from papermill_dask.kernels.manager import KernelManager
 
 INTERRUPT_SECONDS = 0.5
@@ -74,7 +74,7 @@ class KernelClient(PapermillNotebookClient):
     def process_message(self, msg, cell, cell_index):
         """Tell the client of a message, unless a widget takes it; then process it as papermill does."""
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
-        captured = kind in OUTPUT_MESSAGES and private.is_captured(self, parent)
+        captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):
             parts = {name: msg[name] for name in ("msg_type", "header", "metadata", "content")}
             self._run.tell("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})

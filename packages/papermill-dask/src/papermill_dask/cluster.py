@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 from jupyter_client.kernelspec import NoSuchKernel
 
-from papermill_dask import private
+from papermill_dask import compat
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
 
@@ -83,7 +83,7 @@ def connect() -> Iterator[Client]:
             cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
             address = stack.enter_context(cluster).scheduler_address
         try:
-            client = private.new_client(address, CONNECT_SECONDS)
+            client = compat.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise EngineError(
                 "The Dask scheduler does not answer.",
@@ -148,7 +148,7 @@ async def _describe(client: Client, worker: str, sign: str | None) -> Any:
     try:
         # Dask's own errors, of a connection that took too long, have no number; those of the worker's system have.
         while isinstance(answer, OSError) and not answer.errno:
-            answer = await private.ask_worker(client, worker, describe, sign)
+            answer = await compat.ask_worker(client, worker, describe, sign)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong with the worker
         return error
     return answer
@@ -293,7 +293,7 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     if client.status != "running":
         return "The Dask scheduler was lost."
     try:
-        return private.ask_scheduler(client, probe, seconds + 1)
+        return compat.ask_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):
         return None if listens(client.scheduler.address, seconds) else "The network to the Dask scheduler is cut."
 

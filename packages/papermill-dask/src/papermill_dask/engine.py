@@ -28,7 +28,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
 from papermill.utils import merge_kwargs, remove_args
 
-from papermill_dask import cluster, private, stage, tracking
+from papermill_dask import cluster, compat, stage, tracking
 from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import Task, run_notebook
@@ -241,7 +241,7 @@ def _local_file(path: str | None) -> Path | None:
     """Return the file that papermill would write ``path`` to; None when it is no plain file of this machine."""
     if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
         return None
-    file = Path(private.folder_of_papermills_files() or os.curdir, path).absolute()
+    file = Path(compat.folder_of_papermills_files() or os.curdir, path).absolute()
     return file if not file.exists() or (file.is_file() and not file.is_symlink()) else None
 
 
@@ -305,7 +305,7 @@ class Attempt:
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
-            stack.callback(private.forget, client, self.key)
+            stack.callback(compat.forget, client, self.key)
             future = client.submit(
                 run_notebook,
                 task,
@@ -317,7 +317,7 @@ class Attempt:
                 allow_other_workers=False,
             )
             # The scheduler forgets a released task, and the worker then stops one that runs. `future.cancel()` would do
-            # the same, but it is reported to all clients, and breaks those that are connecting (`private.new_client`).
+            # the same, but it is reported to all clients, and breaks those that are connecting (`compat.new_client`).
             stack.callback(future.release)
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             ending = self._follow(future)

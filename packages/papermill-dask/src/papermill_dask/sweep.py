@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
+from papermill_dask.compat import read_parameter
 from papermill_dask.config import METADATA
 from papermill_dask.failures import EngineError
-from papermill_dask.private import read_parameter
 
 TICK_SECONDS = 0.2
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from papermill_dask import cluster, private
+from papermill_dask import cluster, compat
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.stage import Declaration
 
@@ -98,7 +98,7 @@ def _ask(client, worker: str, operation: str, *arguments) -> Any:
 
     Raises WorkerLost when the worker or the scheduler goes meanwhile: Dask itself would wait longer.
     """
-    question = private.ask_worker(client, worker, serve, operation, *arguments)
+    question = compat.ask_worker(client, worker, serve, operation, *arguments)
     asked = asyncio.run_coroutine_threadsafe(question, client.loop.asyncio_loop)
     try:
         while not wait([asked], WATCH_SECONDS).done:

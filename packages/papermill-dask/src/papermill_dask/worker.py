@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from papermill_dask import private, tracking
+from papermill_dask import compat, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 
 PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
@@ -210,7 +210,7 @@ def _watch(run: Run, over: threading.Event) -> None:
             run.stopped = WorkerLost(what, value=run.worker.address, **LOST)
         else:
             try:
-                is_wanted = private.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
+                is_wanted = compat.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
                 answered, reason = time.monotonic(), None if is_wanted else "the client cancelled it, or went away"
             except (OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
                 # No answer alone is no proof: this worker's own event loop may be held up by another task.

@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from papermill_dask import private
+from papermill_dask import compat
 from papermill_dask.kernels.parent import Request, Stale, Unsafe, end_with, supervise
 from papermill_dask.kernels.warm import LAUNCHER
 
@@ -59,21 +59,21 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
     code = 0
     try:
-        private.prepare_ipykernel(Path(options[1]).parent)
+        compat.prepare_ipykernel(Path(options[1]).parent)
         # In a fork ipykernel's own default is of the time when it was imported.
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(options)
-        private.prepare_kernel(app)
+        compat.prepare_kernel(app)
         prepare(app.shell)
         app.start()
-        private.finish_reply(app, LAST_REPLY_SECONDS)
+        compat.finish_reply(app, LAST_REPLY_SECONDS)
     except SystemExit as end:
         code = end.code if end.code is None or isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 - what Python's own top level catches, too
         sys.excepthook(*sys.exc_info())
         code = 1
     # What Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second.
-    private.run_last_handlers()
+    compat.run_last_handlers()
     gc.collect()  # closes, and so writes out, the files that nobody closed
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -88,14 +88,14 @@ def serve_forks() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
-    private.start_fork_server(__name__)
+    compat.start_fork_server(__name__)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
             break
         # `start` waits for the imports; this thread waits for the worker's end.
         threading.Thread(target=_fork, args=(Connection(descriptors[0]),), daemon=True).start()
-    shutil.rmtree(private.folder_of_fork_server(), ignore_errors=True)
+    shutil.rmtree(compat.folder_of_fork_server(), ignore_errors=True)
     os._exit(0)  # kernels may live on
 
 
@@ -179,7 +179,7 @@ class Imports:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(self.environment | request["env"])
-            private.leave_fork_server()
+            compat.leave_fork_server()
             self._restore()
             run_kernel(request["argv"], self._apply)
         finally:

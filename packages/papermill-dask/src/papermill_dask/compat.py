@@ -1,4 +1,4 @@
-"""What is used of other libraries that is not public, each with the reason; `test_private.py` notices a change."""
+"""What is used of other libraries that is not public, each with the reason; `test_compat.py` notices a change."""
 
 from __future__ import annotations
 
