@@ -5,7 +5,7 @@ order, and under the locks, that several stages at a time need.
 """
 
 # ruff: noqa: F401
-from __future__ import annotations
+from operator import attrgetter
 
 from dvc.dependency import RepoDependency
 from dvc.dependency.db import AbstractDependency
@@ -22,7 +22,4 @@ from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
 from dvc.utils.serialize import modify_yaml
 
-
-def lock_file(stage: Stage) -> Lockfile:
-    """Return the `dvc.lock` beside the `dvc.yaml` of a stage."""
-    return stage.dvcfile._lockfile
+lock_file = attrgetter("dvcfile._lockfile")  # of a stage: its Lockfile

@@ -7,17 +7,19 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from dvc_parallel import compat
-from dvc_parallel.compat import Stage
-from dvc_parallel.states import State, Stopped
-from dvc_parallel.stop import StopRequest
+from dvc_parallel.compat import Repo, Stage
+from dvc_parallel.states import State
+from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
 BUSY_SECONDS = 0.2
+T = TypeVar("T")
 
 
 class Pipeline:
@@ -29,12 +31,7 @@ class Pipeline:
     """
 
     def __init__(
-        self,
-        repo: compat.Repo,
-        targets: Sequence[str],
-        stop: StopRequest,
-        notice: Callable[[str], object],
-        **selection: bool,
+        self, repo: Repo, targets: Sequence[str], stop: StopRequest, notice: Callable[[str], object], **selection: bool
     ) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
@@ -75,8 +72,10 @@ class Pipeline:
 
         self._locked(work, give_up=False)
 
-    def _plan(self, targets: Sequence[str], *, single_item=False, pipeline=False, all_pipelines=False,
-              recursive=False, downstream=False, glob=False) -> tuple:  # fmt: skip
+    def _plan(
+        self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
+        recursive: bool = False, downstream: bool = False, glob: bool = False,
+    ) -> tuple[Mapping[Stage, Iterable[Stage]], list[Stage]]:  # fmt: skip
         """Return the graph and the stages in DVC's order, their files entered in DVC's table of files in use."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
@@ -99,7 +98,7 @@ class Pipeline:
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # a killed run's
         return graph, steps
 
-    def _locked(self, work: Callable[[], object], *, give_up: bool = True, keep: bool = False):
+    def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
         """Do ``work`` under DVC's lock; try again while another DVC process holds the lock or files of the stages.
 
         Raises Stopped instead when the user wants to stop; without ``give_up`` the user has to ask twice.

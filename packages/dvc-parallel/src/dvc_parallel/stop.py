@@ -1,4 +1,4 @@
-"""Counts the signals by which a user stops a run."""
+"""Stopping a run: the signals by which a user asks for it, and the error that ends the run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from collections.abc import Iterator
 KILL_SECONDS = 5.0
 
 
+class Stopped(Exception):
+    """The user has stopped the run."""
+
+
 class StopRequest:
     """Whether the user wants to stop: SIGINT and SIGTERM are counted, and do not interrupt the work of DVC."""
 
@@ -19,16 +23,12 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Count signals meanwhile; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+        """Count signals while the block runs, if it runs in the main thread; Python allows no other to handle them."""
+        with contextlib.ExitStack() as handlers:
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    handlers.callback(signal.signal, number, signal.signal(number, self._receive))
             yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: object) -> None:
         if not self._count:
