@@ -33,7 +33,7 @@ class CellEvents:
     def cell_start(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
         """Tell that a cell begins."""
         self._run.cell = cell_index + 1
-        self._run.tell("start", index=cell_index)
+        self._run.report("start", index=cell_index)
 
     def cell_exception(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
         """Remember that a cell failed; its end will say so."""
@@ -46,7 +46,7 @@ class CellEvents:
             self.failed.add(cell_index)
         # Outputs that nbclient changes after the kernel's last message.
         outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
-        self._run.tell(
+        self._run.report(
             "end",
             index=cell_index,
             metadata={name: value for name, value in cell.metadata.items() if name != "papermill"},
@@ -77,7 +77,7 @@ class KernelClient(PapermillNotebookClient):
         captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):
             parts = {name: msg[name] for name in ("msg_type", "header", "metadata", "content")}
-            self._run.tell("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
+            self._run.report("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
         return super().process_message(msg, cell, cell_index)
 
     @contextlib.contextmanager

@@ -53,7 +53,7 @@ def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) ->
 async def ask_worker(client, worker: str, function: Callable, *arguments: Any) -> Any:
     """Return what a function gives on a worker, or the error that it raised; raise OSError for an unknown worker.
 
-    `Client.run` asks all workers at once, and one that hangs would keep the answers of the others.
+    `Client.run` asks all workers together, and one that hangs would keep the answers of the others.
     """
     return (await client._run(function, *arguments, workers=[worker], on_error="return"))[worker]
 

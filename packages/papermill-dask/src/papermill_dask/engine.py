@@ -83,7 +83,7 @@ def execute_notebook(
             attempt = _run(executed, kernel_name, client, options, keywords | {"log_output": log_output})
         finally:
             if attempt is None:
-                executed.cut_short()
+                executed.mark_aborted()
             executed.cleanup_pbar()
             executed.notebook_complete()
         if attempt.runs:
@@ -95,8 +95,8 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
     """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
     lost: list[dict[str, Any]] = []
     while True:
-        workers = cluster.suiting(_survey(executed, kernel_name, client, options))
-        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.room(client, workers) as worker:
+        workers = cluster.eligible_workers(_query_workers(executed, kernel_name, client, options))
+        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.reserve_slot(client, workers) as worker:
             attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
             began = time.time()
             try:
@@ -105,7 +105,7 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
                 lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
                 if options.retries:
                     _record(executed, lost=lost)
-                executed.cut_short()  # and saved so, before the tracking server is asked
+                executed.mark_aborted()  # and saved so, before the tracking server is asked
                 runs = tracking.NotebookRuns.of(attempt.key, os.environ)
                 runs.find()
                 runs.end("FAILED")
@@ -121,11 +121,11 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
         executed.notebook_start()
 
 
-def _survey(executed, kernel_name: str, client, options: NotebookOptions) -> list[cluster.Worker]:
+def _query_workers(executed, kernel_name: str, client, options: NotebookOptions) -> list[cluster.Worker]:
     """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
     output, say_once = cluster.this_output(executed.output_path), functools.cache(logger.info)
     while True:
-        workers = cluster.survey(client, kernel_name, Path.cwd(), options.resources)
+        workers = cluster.query_workers(client, kernel_name, Path.cwd(), options.resources)
         busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
         if not busy:
             return workers
@@ -219,7 +219,7 @@ class ExecutedNotebook(NotebookExecutionManager):
         if self.autosave_cell_every and self.has_changed and waited >= due:
             self.save()
 
-    def cut_short(self) -> None:
+    def mark_aborted(self) -> None:
         """Mark the cell that ran as failed and leave those after it pending: something ended the notebook."""
         self.nb.metadata.papermill["exception"] = True
         for index, cell in enumerate(self.nb.cells):

@@ -297,7 +297,7 @@ class Store:
     the end; it is gone after `remove`.
     """
 
-    _lock = threading.Lock()  # of what several notebooks of this process must not do at once
+    _lock = threading.Lock()  # of what several notebooks of this process must not do simultaneously
 
     def __init__(self, root: Path) -> None:
         self.root = root

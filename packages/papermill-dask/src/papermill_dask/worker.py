@@ -62,7 +62,7 @@ class Run:
     stopped: EngineError | None = None
     kernel: Any = None
 
-    def tell(self, kind: str, **event: Any) -> None:
+    def report(self, kind: str, **event: Any) -> None:
         """Send the client an event: plain data, dates among them."""
         from jupyter_client.jsonutil import json_default
 
@@ -73,7 +73,7 @@ class Run:
         """Return a logger whose records are events: the client logs them where papermill's own engine would have."""
         logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - one a notebook, not one for ever
         handler = logging.Handler()
-        handler.emit = lambda record: self.tell("log", level=record.levelno, text=record.getMessage())
+        handler.emit = lambda record: self.report("log", level=record.levelno, text=record.getMessage())
         logger.addHandler(handler)
         return logger
 
@@ -94,8 +94,8 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def describe(sign: str | None, dask_worker) -> dict[str, Any]:
-    """Return what this worker is, which kernels it has, what it runs, and whether it sees the file ``sign``."""
+def describe(marker: str | None, dask_worker) -> dict[str, Any]:
+    """Return what this worker is, which kernels it has, what it runs, and whether it sees the file ``marker``."""
     from jupyter_client.kernelspec import find_kernel_specs
 
     running = [
@@ -107,7 +107,7 @@ def describe(sign: str | None, dask_worker) -> dict[str, Any]:
         "versions": installed_versions(),
         "id": dask_worker.id,
         "kernels": sorted(find_kernel_specs()),
-        "sees": sign is not None and Path(sign).exists(),
+        "sees": marker is not None and Path(marker).exists(),
         "running": running,
     }
 
@@ -139,7 +139,7 @@ def run_notebook(task: Task) -> dict[str, Any]:
     worker = distributed.get_worker()
     if worker.id != task.worker:  # Dask repeats the tasks of a worker that it lost; a notebook runs once
         raise WorkerLost("The Dask worker that ran the notebook was lost.", value=worker.address, **LOST)
-    preload.start_readying(worker)  # where it was started without
+    preload.warm_up(worker)  # where it was started without
     key = worker.get_current_task()
     # The kernel works, this thread only waits: free it, so that the notebook can itself send work to this worker.
     distributed.secede()

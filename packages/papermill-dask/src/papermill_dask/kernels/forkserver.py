@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from papermill_dask import compat
-from papermill_dask.kernels.parent import Request, Stale, Unsafe, end_with, supervise
+from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale, end_with, supervise
 from papermill_dask.kernels.warm import LAUNCHER
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
@@ -157,14 +157,14 @@ class Imports:
         self._handlers = [(handler, stream) for handler, stream in written if stream]
 
     def check_files(self) -> None:
-        """Raise Stale naming an imported file that is not what it was when it was imported, if there is one."""
+        """Raise WarmProcessStale, naming the file, if an imported file has changed since it was imported."""
         if file := next((file for file, state in self._files.items() if _state(file) != state), None):
-            raise Stale(f"{file} has changed")
+            raise WarmProcessStale(f"{file} has changed")
 
     def fork_kernel(self, request: Request, connection: Connection) -> int:
-        """Fork the kernel of a request, without the supervisor's connection; return its process id, or raise Unsafe."""
+        """Fork the kernel of a request, and close the supervisor's connection in it; return its process id."""
         if self.reason:
-            raise Unsafe(self.reason)
+            raise ForkUnsafe(self.reason)
         supervisor = os.getpid()
         with warnings.catch_warnings():
             # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.

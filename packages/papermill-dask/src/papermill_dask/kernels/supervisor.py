@@ -28,11 +28,11 @@ ROUND_SECONDS = 0.005
 PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of another user, or deep in a broken disk
 
 
-class Stale(Exception):
+class WarmProcessStale(Exception):
     """What a warm process has imported is not what a kernel would import now; or it is gone."""
 
 
-class Unsafe(Exception):
+class ForkUnsafe(Exception):
     """No kernel may be forked from a warm process."""
 
 
@@ -49,7 +49,7 @@ def supervise(
 ) -> NoReturn:
     """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left.
 
-    ``check`` may raise Stale while the kernel starts.
+    ``check`` may raise WarmProcessStale while the kernel starts.
     """
     with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
         os.setsid()
@@ -66,7 +66,7 @@ def supervise(
         os.chdir(request["cwd"])
         kernel = start(request)
         check()
-    except (OSError, Stale, Unsafe) as error:
+    except (OSError, WarmProcessStale, ForkUnsafe) as error:
         _end_descendants()
         _send(connection, error)
         os._exit(1)
@@ -75,7 +75,7 @@ def supervise(
     _end_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # at once: the memory of a forked process takes a while to give back
+    connection.close()  # now: the memory of a forked process takes a while to give back
     os._exit(0)
 
 
