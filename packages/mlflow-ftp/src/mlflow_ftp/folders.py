@@ -102,9 +102,7 @@ def remove_file(connection: Connection, path: str) -> None:
 
 
 def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
-    commands = {
-        entry.name: f"{'RMD' if entry.is_folder else 'DELE'} {posixpath.join(folder, entry.name)}" for entry in entries
-    }
+    commands = {e.name: f"{'RMD' if e.is_folder else 'DELE'} {posixpath.join(folder, e.name)}" for e in entries}
     replies = dict(zip(commands, connection.burst(*commands.values()), strict=True))
     if refused := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
         for entry in list_folder(connection, folder):
