@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
 NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs in parallel
 CONNECT_SECONDS = 10
-ANSWER_SECONDS = 15
+ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
 SILENT = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
@@ -103,9 +102,9 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     except TimeoutError:
         raise EngineError(
             "The Dask cluster has no worker.",
-            value=client.scheduler.address,
+            value=compat.scheduler_of(client).address,
             expected="at least one worker",
-            next_step=f"`dask worker {client.scheduler.address}` starts one",
+            next_step=f"`dask worker {compat.scheduler_of(client).address}` starts one",
         ) from None
 
 
@@ -123,15 +122,14 @@ def query_workers(
         while True:
             try:
                 # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
-                known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+                known = client.sync(compat.scheduler_of(client).identity, n_workers=-1)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
             if not known:
                 require_worker(client)
                 continue
             for address in known.keys() - answers.keys():
-                asking = _describe(client, address, marker)
-                answers[address] = asyncio.run_coroutine_threadsafe(asking, client.loop.asyncio_loop)
+                answers[address] = compat.run_in_loop(client, _describe(client, address, marker))
                 stack.callback(answers[address].cancel)
             wait([answers[address] for address in known], seconds)
             workers = [_worker(address, known, answers[address], kernel_name, asked or {}) for address in known]
@@ -272,7 +270,7 @@ def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:
 def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     """Say why a worker cannot be reached; None when it can, however busy it or the scheduler is."""
 
-    async def probe(dask_scheduler) -> str | None:
+    async def probe(dask_scheduler: Any) -> str | None:
         # This function travels by value: the scheduler need not have this package.
         import asyncio
         import socket
@@ -294,7 +292,8 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     try:
         return compat.ask_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):
-        return None if listens(client.scheduler.address, seconds) else "The network to the Dask scheduler is cut."
+        is_there = listens(compat.scheduler_of(client).address, seconds)
+        return None if is_there else "The network to the Dask scheduler is cut."
 
 
 def this_output(output_path: object) -> str | None:

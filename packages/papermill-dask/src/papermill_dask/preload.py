@@ -7,13 +7,14 @@ import threading
 
 import dask.config
 from dask.utils import parse_timedelta
+from distributed import Worker
 
 from papermill_dask import config, tracking
 
 _warm_up_lock = threading.Lock()
 
 
-def warm_up(worker) -> None:
+def warm_up(worker: Worker) -> None:
     """Import in the background what the first notebook would wait for; once, however often it is called."""
     if _warm_up_lock.acquire(blocking=False):
         # For notebooks that use the cluster on which they run: `Client()` finds it there, whoever started the worker.

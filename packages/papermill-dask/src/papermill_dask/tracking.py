@@ -70,7 +70,7 @@ class NotebookRuns:
 
     def check_reachable(self) -> None:
         """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
-        if urlsplit(self.uri or "").hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
+        if self.uri and urlsplit(self.uri).hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
             raise EngineError(
                 f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
                 value=f"{URI_VARIABLE}={self.uri}: loopback, where each machine means itself",

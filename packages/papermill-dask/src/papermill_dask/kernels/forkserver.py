@@ -23,6 +23,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -56,8 +57,8 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     from ipykernel.kernelapp import IPKernelApp
 
     options = argv[argv.index(LAUNCHER) + 1 :]
-    sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
-    code = 0
+    sys.argv, sys.orig_argv = [getattr(importlib.util.find_spec(LAUNCHER), "origin", LAUNCHER), *options], argv
+    code: int | None = 0
     try:
         compat.prepare_ipykernel(Path(options[1]).parent)
         # In a fork ipykernel's own default is of the time when it was imported.
@@ -75,7 +76,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     # What Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second.
     compat.run_last_handlers()
     gc.collect()  # closes, and so writes out, the files that nobody closed
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     ctypes.CDLL(None).fflush(None)
@@ -190,19 +191,18 @@ class Imports:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
-        sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
-        sys.stdin.buffer.raw.name = "<stdin>"
+        sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # type: ignore[misc] # noqa: SIM115
+        sys.stdin.buffer.raw.name = "<stdin>"  # type: ignore[attr-defined] # a buffer of `open` has it
         sys.path[:] = self._path
         importlib.invalidate_caches()
         random.seed()
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
-        if "tempfile" in sys.modules:
-            sys.modules["tempfile"].tempdir = None
+        tempfile.tempdir = None
 
     def _apply(self, shell: Any) -> None:
         """Bring into a started kernel what imports bring into it: filters, loggers' streams, callbacks of the shell."""
-        warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]
+        warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]  # type: ignore[index]
         with warnings.catch_warnings():
             pass  # leaving tells the interpreter that the filters have changed
         for handler, stream in self._handlers:

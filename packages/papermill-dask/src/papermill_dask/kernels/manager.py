@@ -25,6 +25,7 @@ from typing import Any
 
 import zmq.asyncio
 from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
@@ -109,10 +110,11 @@ async def _until(event: Future, seconds: float | None = None) -> None:
 class SupervisedProvisioner(LocalProvisioner):
     """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
 
+    parent: KernelManager
     kernel: Kernel | None = None
     _was_asked = False
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
         request = {
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
@@ -120,7 +122,7 @@ class SupervisedProvisioner(LocalProvisioner):
             "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
             "folder": self.parent.private_folder,
         }
-        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)
+        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)  # type: ignore[assignment] # much like a Popen
         self.pid = self.kernel.started.result()
         if self.parent.unwanted:
             self.kernel.kill()
@@ -206,6 +208,8 @@ def _context() -> zmq.asyncio.Context:
 class PromptKernelClient(AsyncKernelClient):
     """A client that notices immediately that its kernel is ready."""
 
+    parent: KernelManager
+
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
         return _context()
@@ -247,11 +251,8 @@ class KernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        folder = tempfile.gettempdir()
-        self.private_folder = tempfile.mkdtemp(
-            prefix="kernel-",
-            dir="/tmp" if len(os.fsencode(folder)) > MAX_FOLDER_BYTES else folder,  # noqa: S108 - it has a mode of its own
-        )
+        is_long = len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER_BYTES
+        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir="/tmp" if is_long else None)  # noqa: S108 - it has a mode of its own
         # Also when nobody shuts the kernel down, and at the interpreter's end.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
@@ -272,11 +273,10 @@ class KernelManager(AsyncKernelManager):
         if self.kernel is not None:
             self.kernel.kill()
 
-    async def start_kernel(self, **options: Any) -> None:
+    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override] # as in AsyncKernelManager
         """Start the kernel, supervised where its specification names no other way."""
-        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
+        spec = self.kernel_spec
+        if self.provisioner is None and spec and "kernel_provisioner" not in spec.metadata:
             self.kernel_id = self.kernel_id or str(uuid.uuid4())
-            self.provisioner = SupervisedProvisioner(
-                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
-            )
+            self.provisioner = SupervisedProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
         await super().start_kernel(**options)

@@ -40,8 +40,7 @@ def main() -> NoReturn:
     """Run the command of a request, which may be any language's kernel; the command line names the connection."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
-    connection = Connection(descriptor)
-    supervise(connection, _run_command)
+    supervise(Connection(descriptor), _run_command)
 
 
 def supervise(
@@ -115,11 +114,10 @@ def _send(connection: Connection, message: Any) -> bool:
 
 def _watch(connection: Connection, kernel: int) -> int | None:
     """Pass signals on until the kernel has ended; return its exit code, or None when the worker is gone before."""
-    watched, seconds = [connection], POLL_SECONDS
-    if hasattr(os, "pidfd_open"):
-        watched, seconds = [connection, os.pidfd_open(kernel)], REAP_SECONDS
+    descriptors = [os.pidfd_open(kernel)] if hasattr(os, "pidfd_open") else []
+    seconds = REAP_SECONDS if descriptors else POLL_SECONDS
     while True:
-        ready = wait(watched, seconds)
+        ready = wait([connection, *descriptors], seconds)
         if (code := _reap(kernel)) is not None:
             return code
         if connection in ready:

@@ -114,7 +114,7 @@ class WarmProcesses:
             if self._end:
                 self._end.cancel()
             if self._idle_seconds:
-                self._end = threading.Timer(self._idle_seconds, self._end_idle)
+                self._end = threading.Timer(self._idle_seconds, self.end_all)
                 self._end.daemon = True
                 self._end.start()
         return match
@@ -123,7 +123,8 @@ class WarmProcesses:
         while len(self.processes) > max_processes:
             self.processes.pop(0).close()
 
-    def _end_idle(self) -> None:
+    def end_all(self) -> None:
+        """End all warm processes; the next kernel has one started again."""
         with self._lock:
             self._shrink(0)
 
@@ -133,12 +134,6 @@ class WarmProcesses:
             if process in self.processes:
                 self.processes.remove(process)
                 process.close()
-
-    def close(self) -> None:
-        """End all warm processes, and start none until asked again."""
-        with self._lock:
-            self._shrink(0)
-            self._modules = ()
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
