@@ -1,4 +1,4 @@
-"""What the package uses that is not public: each is there, and does what it is used for."""
+"""Private interfaces that `compat.py` uses: each exists, and does what it is used for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All of DVC that is not its public interface, and why it is needed; `tests/test_compat.py` watches these names.
+"""Private interfaces of DVC, and why each is needed; `tests/test_compat.py` watches the names.
 
 DVC's public interface runs stages one after the other. The names here do to a stage what `dvc repro` does, but in the
 order, and under the locks, that several stages at a time need.

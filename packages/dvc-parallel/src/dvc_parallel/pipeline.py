@@ -1,4 +1,4 @@
-"""The stages as DVC knows them: what `dvc repro` does with a stage before and after its commands."""
+"""The stages of a run: the work of `dvc repro` before and after the commands of a stage."""
 
 from __future__ import annotations
 

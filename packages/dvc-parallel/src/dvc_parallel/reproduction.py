@@ -44,7 +44,7 @@ def reproduce(
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
-    ``environment`` is added to the environment of this process meanwhile. Python programs are forked from a process
+    ``environment`` is added to the environment of this process for the run. Python programs are forked from a process
     that has imported the modules ``preload``, by default those of the console scripts that the stages call; with none,
     they start as other programs. The output of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`.
     ``progress`` is called with a stage and its new state, and ``notice`` with a text when the run waits for another

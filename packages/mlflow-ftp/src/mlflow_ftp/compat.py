@@ -1,4 +1,4 @@
-"""All of pyftpdlib that is not its public interface, and why it is needed; `tests/test_compat.py` watches the names."""
+"""Private interfaces of pyftpdlib, and why each is needed; `tests/test_compat.py` watches the names."""
 
 from __future__ import annotations
 

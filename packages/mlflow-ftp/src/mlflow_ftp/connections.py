@@ -1,4 +1,4 @@
-"""Connections to FTP servers: logged in, kept, and shared by all of this process that use the same server."""
+"""A pool of connections to FTP servers, logged in, for all threads of this process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Connection(ftplib.FTP):
                 raise
 
     def receive(self, command: str, take: Callable[[bytes], object]) -> None:
-        """Receive what a command answers with on a data connection."""
+        """Receive the data that a command sends on a data connection."""
         with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
                 take(block)
@@ -96,14 +96,14 @@ class Connection(ftplib.FTP):
         self.voidresp()
 
     def lines(self, command: str) -> list[str]:
-        """Return the lines that a command answers with on a data connection."""
+        """Return the lines that a command sends on a data connection."""
         received = bytearray()
         self.receive(command, received.extend)
         return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
 
 
 class SecureConnection(Connection, ftplib.FTP_TLS):
-    """The same with TLS on both channels, the second resuming the first's session, as good servers demand."""
+    """The same with TLS on both channels; data connections resume the session of the control connection."""
 
     sock: ssl.SSLSocket
 

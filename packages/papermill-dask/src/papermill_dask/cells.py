@@ -1,4 +1,4 @@
-"""A notebook's cells on the worker: papermill's own client runs them, and each message is told to ours."""
+"""Runs a notebook's cells on the worker with papermill's own client, and reports each message to the client."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error", "clear_o
 
 
 class CellEvents:
-    """Stands in for papermill's NotebookExecutionManager on the worker: tells the client instead of saving."""
+    """Stands in for papermill's NotebookExecutionManager on the worker: reports to the client instead of saving."""
 
     def __init__(self, notebook: NotebookNode, run: Run) -> None:
         self.nb, self._run = notebook, run
         self.failed: set[int] = set()
 
     def cell_start(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
-        """Tell that a cell begins."""
+        """Report that a cell starts."""
         self._run.cell = cell_index + 1
         self._run.report("start", index=cell_index)
 
     def cell_exception(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
-        """Remember that a cell failed; its end will say so."""
+        """Remember that a cell failed; the report of its end says so."""
         self.failed.add(cell_index)
 
     def cell_complete(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:
-        """Tell that a cell ended, with what no message of the kernel's has brought."""
+        """Report that a cell ended, with the state that no message of the kernel carries."""
         # papermill calls this in a `finally`: an error on its way (dead kernel, time-out) is a failed cell, too.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
@@ -74,7 +74,7 @@ class KernelClient(PapermillNotebookClient):
         self._exit_code: int | None = None
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
-        """Tell the client of a message, unless a widget takes it; then process it as papermill does."""
+        """Report a message to the client, unless a widget takes it; then process it as papermill does."""
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
         captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):

@@ -1,4 +1,4 @@
-"""The Dask cluster to run on: connecting to it, its workers, and a slot for a notebook on one of them."""
+"""The Dask cluster: connecting to it, its workers, and a slot for a notebook on one of them."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 def query_workers(
     client: Client, kernel_name: str | None = None, folder: Path | None = None, asked: dict[str, float] | None = None
 ) -> list[Worker]:
-    """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment.
+    """Ask every worker to describe itself, and compare it with this environment, the kernel and ``folder``.
 
-    ``asked`` are the resources that it must have. With a kernel, wait for slow workers until one is eligible.
+    ``asked`` are the resources that a worker must have. With a kernel, wait for slow workers until one is eligible.
     """
     answers: dict[str, Future] = {}
     say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS

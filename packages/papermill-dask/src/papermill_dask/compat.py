@@ -1,4 +1,4 @@
-"""What is used of other libraries that is not public, each with the reason; `test_compat.py` notices a change."""
+"""Private interfaces of other libraries, and why each is needed; `tests/test_compat.py` watches the names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def new_client(address: str, seconds: float) -> Client:
     """Return a client of the scheduler at ``address``; raise what Dask raises when there is no connection in time.
 
     A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
-    client comes alone, which fails when such a report comes with it. Told as a lost connection, Dask itself clears up.
+    client comes alone, which fails when such a report comes with it. After a ConnectionAbortedError Dask clears up.
     """
     import distributed
 
@@ -59,7 +59,7 @@ def run_in_loop(node: Client | Worker, coroutine: Coroutine[Any, Any, Any]) -> F
 
 
 def ask_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, Any]], seconds: float) -> Any:
-    """Return what a coroutine function gives on the scheduler; raise OSError when no answer comes in time.
+    """Return the result of a coroutine function on the scheduler; raise OSError when no answer comes in time.
 
     `Client.run_on_scheduler` waits for ever when the network is cut. A function that is made where it is called travels
     by value, so the scheduler need not have this package.
@@ -68,7 +68,7 @@ def ask_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, An
 
 
 async def ask_worker(client: Client, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function gives on a worker, or the error that it raised; raise OSError for an unknown worker.
+    """Return the result of a function on a worker, or the error that it raised; raise OSError for an unknown worker.
 
     `Client.run` asks all workers together, and one that hangs would keep the answers of the others.
     """

@@ -1,4 +1,4 @@
-"""Readies a Dask worker for notebooks: `dask worker --preload papermill_dask.preload`."""
+"""Warms up a Dask worker for notebooks: `dask worker --preload papermill_dask.preload`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _warm_up_lock = threading.Lock()
 
 
 def warm_up(worker: Worker) -> None:
-    """Import in the background what the first notebook would wait for; once, however often it is called."""
+    """Import the modules that the first notebook needs, in the background; repeated calls do nothing."""
     if _warm_up_lock.acquire(blocking=False):
         # For notebooks that use the cluster on which they run: `Client()` finds it there, whoever started the worker.
         os.environ["DASK_SCHEDULER_ADDRESS"] = worker.scheduler.address

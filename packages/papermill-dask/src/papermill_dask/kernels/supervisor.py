@@ -29,11 +29,11 @@ PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of anoth
 
 
 class WarmProcessStale(Exception):
-    """What a warm process has imported is not what a kernel would import now; or it is gone."""
+    """A warm process has ended, or has imported files that have changed since."""
 
 
 class ForkUnsafe(Exception):
-    """No kernel may be forked from a warm process."""
+    """The imports of a warm process forbid forking: they failed, or started threads."""
 
 
 def main() -> NoReturn:
