@@ -119,7 +119,7 @@ def kill_some(dice: random.Random, process: subprocess.Popen) -> None:
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 def test_run_killed_at_any_time_is_right_the_next_time(tmp_path, rounds):
-    """Killed by chance, then run again at once: all is made, once at a time, the lock parses, nothing is left."""
+    """Killed by chance, then run again immediately: all is made, once at a time, the lock parses, nothing is left."""
     repository = Repository(tmp_path / "place")
     dice = random.Random(rounds)
     for size in range(rounds):
@@ -148,7 +148,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filled(folder: Path) -> Iterator[None]:
-    """Keep a small disk full: what others free on it is taken at once."""
+    """Keep a small disk full: what others free on it is taken immediately."""
     done = threading.Event()
 
     def fill() -> None:

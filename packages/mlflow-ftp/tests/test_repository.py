@@ -365,7 +365,7 @@ def test_links_are_deleted_and_not_followed(server, file):
 
 
 def test_connections_are_kept(server, file):
-    """Thirty operations one after the other take one login; eight at once take at most eight more."""
+    """Thirty operations one after the other take one login; eight in parallel take at most eight more."""
     store = server.repository()
     for number in range(10):
         store.log_artifact(str(file), str(number))
@@ -379,7 +379,7 @@ def test_connections_are_kept(server, file):
 
 
 def test_absent_server_is_named(server, file):
-    """Without a server each call fails at once, naming host, port and the next step, with MLflow's status 503."""
+    """Without a server each call fails immediately, naming host, port and the next step, with MLflow's status 503."""
     store = server.repository()
     server.kill()
     for call in (store.list_artifacts, store.delete_artifacts, lambda: store.log_artifact(str(file))):
@@ -435,7 +435,7 @@ def test_secure_address_is_checked_and_encrypted(server, file, monkeypatch):
     store.log_artifact(str(file), "folder")
     fetched = store.download_artifacts("folder/numbers.bin")
     assert Path(fetched).read_bytes() == file.read_bytes()
-    with connections.lend(store.address) as connection:
+    with connections.acquire(store.address) as connection:
         assert connection.sock.version().startswith("TLS")
 
 
@@ -608,7 +608,7 @@ def test_gc_frees_the_disk(server, tracking_uri, mlflow_folder, tmp_path, monkey
 
 @pytest.mark.xdist_group("mlflow")
 def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path):
-    """MLflow's client, which repeats what may pass for minutes, hears at once that and why an artifact is damaged."""
+    """MLflow's client, which repeats what may pass for minutes, is told immediately why an artifact is damaged."""
     store = get_artifact_repository("mlflow-artifacts:/damaged", tracking_uri)
     store.log_artifact(str(file))
     (server.artifacts / "mlflow" / "damaged" / "numbers.bin").write_bytes(b"\1" * 256_000)

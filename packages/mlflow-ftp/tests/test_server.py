@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ftplib
-import inspect
 import io
 import os
 import select
@@ -22,8 +21,6 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow_ftp.artifact_errors import ArtifactError
-from pyftpdlib.handlers import DTPHandler
-from pyftpdlib.handlers.ftps.ssl import SSLConnectionMixin
 from servers import PASSWORD, USER, Server, required, started_server, wait_for
 
 
@@ -159,14 +156,6 @@ def test_password_is_neither_logged_nor_shown(server):
     assert "logged in" in log
     assert PASSWORD not in log
     assert PASSWORD not in " ".join(psutil.Process(server.process.pid).cmdline())
-
-
-def test_private_names_of_pyftpdlib_exist():
-    """The names in `pyftpdlib_internals.py` beyond pyftpdlib's documentation are still in use."""
-    lost = [name for name in ("_error",) if f"self.{name}" not in inspect.getsource(SSLConnectionMixin)]
-    assert not lost, f"pyftpdlib's SSLConnectionMixin has lost {lost}: see mlflow_ftp.pyftpdlib_internals"
-    wraps = "raise _FileReadWriteError(err) from err" in inspect.getsource(DTPHandler.handle_read)
-    assert wraps, "pyftpdlib wraps errors of the disk in another way: see mlflow_ftp.pyftpdlib_internals"
 
 
 @contextmanager

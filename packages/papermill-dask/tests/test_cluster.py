@@ -97,7 +97,7 @@ def test_cluster_outputs_arrive_while_the_cell_runs(cluster, tmp_path):
 
 
 def test_cluster_loses_no_line_however_fast_they_come(cluster, tmp_path):
-    """Ten thousand lines, each sent at once: all arrive, in order."""
+    """Ten thousand lines, each sent immediately: all arrive, in order."""
     source = "for number in range(10_000):\n    print(f'{number} ' + 'x' * 60, flush=True)"
     client = cluster.run(notebook(tmp_path / "lines.ipynb", source))
     assert client.process.returncode == 0, client.words
@@ -140,8 +140,8 @@ def kernels(mark: str) -> list[psutil.Process]:
     return found
 
 
-def most_at_once(client, number: int, mark: str) -> list[psutil.Process]:
-    """Run as many notebooks at once; return the kernels of a moment when there were most."""
+def most_in_parallel(client, number: int, mark: str) -> list[psutil.Process]:
+    """Run as many notebooks in parallel; return the kernels of a moment when there were most."""
     from papermill_dask import execute_notebook
 
     most = []
@@ -164,7 +164,7 @@ def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
 
     own.start_worker("plain", resources=None, threads=2)
     with Client(own.address, set_as_default=False) as client:
-        assert len(most_at_once(client, 5, mark)) == 2
+        assert len(most_in_parallel(client, 5, mark)) == 2
 
 
 def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path):
@@ -203,7 +203,7 @@ def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path):
         try:
             long, short = start("long"), start("short")
             waited = [submit(name) for name in waiting]
-            time.sleep(3)  # long enough for one of them to run, had it room
+            time.sleep(3)  # long enough for one of them to run, had it a slot
             assert not any(running.done() for running in waited)
             release("short")
             assert {worker(running) for running in waited} == {worker(short)}
@@ -242,7 +242,7 @@ def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
 
 # -- what a notebook asks for ------------------------------------------------------------------------------------
 def test_cluster_says_at_once_what_it_lacks(dask_client):
-    """A resource that is not there: an error at once, with what there is."""
+    """A resource that is not there: an immediate error, with what there is."""
     from papermill_dask import execute_notebook
 
     with pytest.raises(EngineError) as caught:
@@ -254,13 +254,13 @@ def test_cluster_says_at_once_what_it_lacks(dask_client):
 
 def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
     """The client's own refresh of what it knows asks for no worker; a survey at that moment lists both."""
-    from papermill_dask.cluster import survey
+    from papermill_dask.cluster import query_workers
     from tornado.ioloop import PeriodicCallback
 
     refresh = PeriodicCallback(dask_client._update_scheduler_info, 1)
     dask_client.loop.add_callback(refresh.start)
     try:
-        assert {len(survey(dask_client)) for _ in range(100)} == {2}
+        assert {len(query_workers(dask_client)) for _ in range(100)} == {2}
     finally:
         dask_client.loop.add_callback(refresh.stop)
 

@@ -82,7 +82,7 @@ def interpreters(warm_cluster):
 
 @pytest.fixture
 def both(interpreters, folders):
-    """A function that executes a notebook with both engines at once and returns papermill's own outcome and ours."""
+    """A function that executes a notebook with both engines in parallel; returns papermill's own outcome and ours."""
 
     def run(document, *, output="output.ipynb", as_file=True, **options) -> list[Outcome]:
         # nbclient, under both engines, now and then misses a reply after it has answered an Output widget; with a
@@ -100,7 +100,7 @@ def both(interpreters, folders):
 
 @pytest.fixture
 def command_lines(warm_cluster, folders):
-    """A function that runs `papermill` with both engines at once; returns both processes with their output."""
+    """A function that runs `papermill` with both engines in parallel; returns both processes with their output."""
 
     def run(document, *words, paths=("input.ipynb", "output.ipynb"), piped=None):
         processes = []

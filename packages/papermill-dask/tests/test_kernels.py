@@ -86,7 +86,8 @@ def warming(*modules):
     try:
         yield
     finally:
-        WARM.close()
+        WARM.start((), {})
+        WARM.end_all()
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +479,8 @@ def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
         assert not is_forked()
         assert wait_until(is_forked)
     finally:
-        WARM.close()
+        WARM.start((), {})
+        WARM.end_all()
 
 
 def test_warm_process_ends_with_its_worker(tmp_path):

@@ -39,7 +39,7 @@ with mlflow.start_run(run_name="outer"):
     mlflow.log_metrics({"rmse": 1 / depth, "constant": 7.0})
 """
 
-# The first of them to begin ends at once, whichever it is.
+# The first of them to begin ends immediately, whichever it is.
 SLOW = """
 # %% parameters
 part = 0
@@ -100,7 +100,7 @@ def test_run_many_keeps_the_rest_when_one_fails(at):
     """The failed one is listed with its error and saved; all others run; a stray file of an earlier time is gone."""
     lines = []
     every = [{"rate": 0.5, "depth": depth} for depth in (2, 3, 4, 5)]
-    sweep = run_many(Path(write(at, SCORES).name), every, tell=lines.append)
+    sweep = run_many(Path(write(at, SCORES).name), every, report=lines.append)
     assert [run.status for run in sweep.runs] == ["done", "failed", "done", "done"]
     assert sweep.exit_code == 1
     assert [run.error for run in sweep.runs if run.error] == ["ValueError: too deep"]
@@ -183,7 +183,7 @@ def test_run_many_shows_the_metrics_of_mlflow_runs(at, tracking_server, monkeypa
         assert [file.path for file in artifacts] == ["notebook/score.ipynb"]
 
 
-# Not next to the other one: until the leases of a client that has gone expire, its room is not free.
+# Not next to the other one: until the leases of a client that has gone expire, its slot is not free.
 def test_sweep_terminated_keeps_what_was_finished(at, warm_cluster):
     """SIGTERM does the same."""
     check_interrupted(at, warm_cluster, signal.SIGTERM)

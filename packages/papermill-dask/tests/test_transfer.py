@@ -359,7 +359,7 @@ def test_transfer_to_what_dies_ends_in_words(tmp_path, folder, victim):
 
 
 def test_send_interrupted_leaves_nothing_on_the_worker(cluster, folder):
-    """Ctrl-C while files are on their way: the client ends at once, and its scratch folder is gone."""
+    """Ctrl-C while files are on their way: the client ends immediately, and its scratch folder is gone."""
     write_large(folder / "large", 600 * MB)
     program = (
         "from pathlib import Path; from distributed import Client; from papermill_dask.transfer import scratch_folder\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -35,7 +36,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("targets", nargs=-1)
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default one a processor.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages in parallel; by default one per processor.")
 @click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
 @click.option("-s", "--single-item", is_flag=True, help="Run the targets, and nothing that they need.")
 @click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
@@ -46,7 +47,7 @@ def main() -> None:
 @click.option("--run-cache/--no-run-cache", default=True, help="Whether to restore what was made before.")
 @click.option("--preload", multiple=True, metavar="MODULE", help="Import this before forking Python programs.")
 @click.option("--no-preload", is_flag=True, help="Fork no program; start each from scratch.")
-def repro(preload: tuple[str, ...], no_preload: bool, **options) -> None:
+def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
     """Run what changed, as `dvc repro` does, with stages that do not need one another side by side.
 
     TARGETS are stages, as DVC names them; by default all of the dvc.yaml here.

@@ -19,6 +19,7 @@ from dvc_parallel.compat import get_executable, shell_words
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 EXPANDED = re.compile(r"[$`\\\n]")
 SHELL_SYNTAX = re.compile(r"[*?\[\]{}~<>|&;()#!]")
+FORK_SERVER = multiprocessing.get_context("forkserver")
 IMPORTED = re.compile(r"^from (\S+) import ", re.MULTILINE)
 
 
@@ -58,7 +59,7 @@ class Commands:
     def __init__(self, modules: Sequence[str]) -> None:
         self._modules = modules if sys.platform == "linux" else ()
         self._is_warm = not self._modules  # forking takes no time for imports, now or any more
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["dvc_parallel.runner", *self._modules])
+        FORK_SERVER.set_forkserver_preload(["dvc_parallel.runner", *self._modules])
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> BaseProcess:
         """Start a command, which waits until no other process holds ``log``; all of it is a session.
@@ -66,17 +67,14 @@ class Commands:
         ``warm``: a Python program starts in a fork; the first such call takes as long as the imports.
         """
         words = program_words(line, environment) if warm and self._modules else None
+        arguments = shell_words(get_executable(), line), cwd, environment, log
         if words or self._is_warm:
             self._is_warm = True
             with contextlib.suppress(OSError, EOFError):  # the process to fork from was killed
-                return _start("forkserver", words, line, cwd, environment, log)
-        return _start("spawn", None, line, cwd, environment, log)
+                return _started(FORK_SERVER.Process(target=runner.run, args=(words, *arguments)))
+        return _started(multiprocessing.get_context("spawn").Process(target=runner.run, args=(None, *arguments)))
 
 
-def _start(method: str, program: list[str] | None, line: str, cwd: str, environment: dict, log: Path) -> BaseProcess:
-    shell = shell_words(get_executable(), line)
-    process = multiprocessing.get_context(method).Process(
-        target=runner.run, args=(program, shell, cwd, environment, log)
-    )
+def _started(process: BaseProcess) -> BaseProcess:
     process.start()
     return process

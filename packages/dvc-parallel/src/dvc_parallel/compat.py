@@ -1,10 +1,12 @@
-"""All of DVC that is not its public interface, and why it is needed; `tests/test_compat.py` watches these names.
+"""Private interfaces of DVC, and why each is needed; `tests/test_compat.py` watches the names.
 
 DVC's public interface runs stages one after the other. The names here do to a stage what `dvc repro` does, but in the
-order, and under the locks, that several stages at once need.
+order, and under the locks, that several stages at a time need.
 """
 
 # ruff: noqa: F401
+from operator import attrgetter
+
 from dvc.dependency import RepoDependency
 from dvc.dependency.db import AbstractDependency
 from dvc.dvcfile import PROJECT_FILE, Lockfile, ProjectFile  # DVC writes the lock file in place, we beside it
@@ -13,8 +15,11 @@ from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro  # which stages, and their order
 from dvc.rwlock import RWLOCK_FILE, RWLockFileCorruptedError, RWLockFileFormatError, rwlock  # the table of files in use
+from dvc.stage import Stage
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.run import _enforce_cmd_list as split_commands  # how DVC starts commands: shell, folder, environment
 from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
 from dvc.utils.serialize import modify_yaml
+
+lock_file = attrgetter("dvcfile._lockfile")  # of a stage: its Lockfile

@@ -1,4 +1,4 @@
-"""The stages as DVC knows them: what `dvc repro` does with a stage before and after its commands."""
+"""The stages of a run: the work of `dvc repro` before and after the commands of a stage."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 from urllib.parse import quote
 
 from dvc_parallel import compat
-from dvc_parallel.states import State, Stopped
-
-if TYPE_CHECKING:
-    from dvc.stage import Stage
+from dvc_parallel.compat import Repo, Stage
+from dvc_parallel.states import State
+from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
 BUSY_SECONDS = 0.2
+T = TypeVar("T")
 
 
 class Pipeline:
@@ -30,7 +30,9 @@ class Pipeline:
     from each stage to those that it needs.
     """
 
-    def __init__(self, repo, targets: Sequence[str], stop, notice: Callable[[str], object], **selection: bool) -> None:
+    def __init__(
+        self, repo: Repo, targets: Sequence[str], stop: StopRequest, notice: Callable[[str], object], **selection: bool
+    ) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
         self._new: list[Stage] = []  # stages whose first entry in a lock file this run has written
@@ -62,16 +64,18 @@ class Pipeline:
         """Put the new entries of each `dvc.lock` in the order in which `dvc repro` would have written them."""
 
         def work() -> None:
-            for path in {Path(stage.dvcfile._lockfile.path) for stage in self._new}:
+            for path in {Path(compat.lock_file(stage).path) for stage in self._new}:
                 with self._replaced(path) as copy, compat.modify_yaml(copy) as content:
                     for stage in self.steps:
-                        if stage in self._new and Path(stage.dvcfile._lockfile.path) == path:
+                        if stage in self._new and Path(compat.lock_file(stage).path) == path:
                             content["stages"].move_to_end(stage.name)
 
         self._locked(work, give_up=False)
 
-    def _plan(self, targets: Sequence[str], *, single_item=False, pipeline=False, all_pipelines=False,
-              recursive=False, downstream=False, glob=False) -> tuple:  # fmt: skip
+    def _plan(
+        self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
+        recursive: bool = False, downstream: bool = False, glob: bool = False,
+    ) -> tuple[Mapping[Stage, Iterable[Stage]], list[Stage]]:  # fmt: skip
         """Return the graph and the stages in DVC's order, their files entered in DVC's table of files in use."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
@@ -94,7 +98,7 @@ class Pipeline:
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # a killed run's
         return graph, steps
 
-    def _locked(self, work: Callable[[], object], *, give_up: bool = True, keep: bool = False):
+    def _locked(self, work: Callable[[], T], *, give_up: bool = True, keep: bool = False) -> T:
         """Do ``work`` under DVC's lock; try again while another DVC process holds the lock or files of the stages.
 
         Raises Stopped instead when the user wants to stop; without ``give_up`` the user has to ask twice.
@@ -158,7 +162,7 @@ class Pipeline:
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
-        lock_file = stage.dvcfile._lockfile
+        lock_file = compat.lock_file(stage)
         if stage.name not in stage.dvcfile.lockfile_contents.get("stages", {}) and stage not in self._new:
             self._new.append(stage)
         tracked = self._repo.scm_context.files_to_track

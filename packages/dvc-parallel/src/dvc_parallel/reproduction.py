@@ -7,25 +7,22 @@ import logging
 import multiprocessing.connection
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from dvc_parallel import compat
 from dvc_parallel.commands import Commands, imported_modules
+from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
-from dvc_parallel.states import ReproError, StagesFailed, State, Stopped
+from dvc_parallel.states import ReproError, StagesFailed, State
+from dvc_parallel.stop import Stopped, StopRequest
 
-if TYPE_CHECKING:
-    from dvc.stage import Stage
-
+Progress = Callable[[str, State], object]  # is called with a stage and its new state
 TAIL_LINES, TAIL_BYTES = 30, 1 << 16
 TICK_SECONDS = 0.2
-KILL_SECONDS = 5.0
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
 NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
 
@@ -39,15 +36,15 @@ def reproduce(
     run_cache: bool = True,
     preload: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
-    progress: Callable[[str, State], object] = lambda *_: None,
+    progress: Progress = lambda *_: None,
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
 ) -> dict[str, State]:
     """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return the state of each stage, in DVC's order.
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
-    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run at once, by default one a processor.
-    ``environment`` is added to the environment of this process meanwhile. Python programs are forked from a process
+    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
+    ``environment`` is added to the environment of this process for the run. Python programs are forked from a process
     that has imported the modules ``preload``, by default those of the console scripts that the stages call; with none,
     they start as other programs. The output of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`.
     ``progress`` is called with a stage and its new state, and ``notice`` with a text when the run waits for another
@@ -56,11 +53,14 @@ def reproduce(
     Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
     143 when interrupted or terminated. All stages that had run to their end are recorded then.
     """
-    stop = _Stop()
+    stop = StopRequest()
     # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
-        stack.enter_context(_environment(environment or {}))
+        # The process from which programs are forked may read these variables while it imports.
+        stack.callback(os.environ.update, dict(os.environ))
+        stack.callback(os.environ.clear)
+        os.environ.update(environment or {})
         stack.enter_context(stop.listening())
         stack.enter_context(_quiet())
         try:
@@ -69,24 +69,19 @@ def reproduce(
                 if preload is None:
                     lines = [line for stage in pipeline.steps for line in _lines(stage)]
                     preload = imported_modules(lines, os.environ)
-                run = _Reproduction(pipeline, Commands(preload), stop, progress, force, run_cache)
+                run = _Reproduction(pipeline, Commands(preload), stop, progress, force=force, run_cache=run_cache)
                 return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
         except (compat.DvcException, OSError) as error:
-            next_step = "correct the file that DVC names, then run again"
-            raise ReproError(
-                f"The pipeline cannot be run.\n  value:    {_explain(error)}\n  next:     {next_step}"
-            ) from None
+            text = f"The pipeline cannot be run.\n  value:    {_explain(error)}\n"
+            raise ReproError(f"{text}  next:     correct the file that DVC names, then run again") from None
 
 
-def _explain(error: BaseException | None) -> str:
+def _explain(error: BaseException) -> str:
     """Return the text of an error and its causes, as the command line of DVC prints it."""
-    texts = []
-    while error is not None:
-        texts.append(str(error) or type(error).__name__)
-        error = error.__cause__
-    return ": ".join(texts)
+    text = str(error) or type(error).__name__
+    return f"{text}: {_explain(error.__cause__)}" if error.__cause__ else text
 
 
 def _lines(stage: Stage) -> list[str]:
@@ -95,67 +90,14 @@ def _lines(stage: Stage) -> list[str]:
 
 
 @contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Add variables to the environment: what programs are forked from may read them while it imports."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep DVC's messages about each stage, and its progress bars, off the terminal."""
-    levels = {logging.getLogger("dvc"): logging.WARNING, logging.getLogger("dvc.progress"): logging.CRITICAL}
-    before = {logger: logger.level for logger in levels}
-    try:
-        for logger, level in levels.items():
+    with contextlib.ExitStack() as levels:
+        for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():
+            logger = logging.getLogger(name)
+            levels.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         yield
-    finally:
-        for logger, level in before.items():
-            logger.setLevel(level)
-
-
-class _Stop:
-    """Whether the user wants to stop: SIGINT and SIGTERM are counted, and do not interrupt the work of DVC."""
-
-    number = 0
-    _count, _since = 0, 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Count signals meanwhile; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame) -> None:
-        if not self._count:
-            self.number, self._since = number, time.monotonic()
-        self._count += 1
-
-    def __bool__(self) -> bool:
-        return self._count > 0
-
-    @property
-    def urgent(self) -> bool:
-        """Whether the user asked twice."""
-        return self._count > 1
-
-    @property
-    def signal(self) -> int:
-        """The signal for commands that still run: the first one they may handle."""
-        return signal.SIGKILL if self.urgent or time.monotonic() - self._since > KILL_SECONDS else signal.SIGINT
 
 
 @dataclass
@@ -171,16 +113,18 @@ class _Running:
 class _Reproduction:
     """One run of the stages of a pipeline."""
 
-    def __init__(self, pipeline, commands, stop, progress, force, run_cache) -> None:
+    def __init__(
+        self, pipeline: Pipeline, commands: Commands, stop: StopRequest, progress: Progress, **options: bool
+    ) -> None:
         self._pipeline, self._commands, self._stop, self._progress = pipeline, commands, stop, progress
-        self._options = {"force": force, "run_cache": run_cache}
+        self._options = options  # of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[int, _Running] = {}  # by the sentinel of the process
+        self._running: dict[Any, _Running] = {}  # by the sentinel of the process
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
-        """Run the stages, at most ``jobs`` at once; return their states, or raise as `reproduce` does."""
+        """Run the stages, at most ``jobs`` in parallel; return their states, or raise as `reproduce` does."""
         try:
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
@@ -275,13 +219,13 @@ class _Reproduction:
         if skipped:
             texts[0] += f" Not run, because they need stages that failed: {', '.join(skipped)}."
         texts += [f"  value:    {stage}: {text}" for stage, text in self._errors.items()]
-        return StagesFailed(
-            "\n".join([*texts, "  next:     mend the cause, then run again: the other stages are kept"])
-        )
+        texts.append("  next:     mend the cause, then run again: the other stages are kept")
+        return StagesFailed("\n".join(texts))
 
 
 def _kill(process: BaseProcess, number: int) -> bool:
     """Send a signal to the session of a command; return whether it exists."""
+    assert process.pid, "it was started"
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
         return True

@@ -28,7 +28,9 @@ def run(program: list[str] | None, shell: list[str], cwd: str, environment: dict
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
         signal.signal(number, signal.SIG_IGN)
-    run_ended = parent_process().sentinel
+    parent = parent_process()
+    assert parent, "multiprocessing runs this in a child"
+    run_ended = parent.sentinel
     lock = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(lock, stream)
@@ -101,7 +103,7 @@ def _run_program(words: list[str], environment: dict[str, str]) -> int:
     except BaseException as error:  # noqa: BLE001 - shown as Python shows it
         sys.excepthook(*sys.exc_info())
         code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined] # private
     atexit._run_exitfuncs()
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)

@@ -26,7 +26,3 @@ class ReproError(click.ClickException):
 
 class StagesFailed(ReproError):
     """Stages failed. The stages that need none of them have run and are recorded."""
-
-
-class Stopped(Exception):
-    """The user has stopped the run."""

@@ -5,7 +5,12 @@ Public are also `mlflow_ftp.repository` (the stores), `mlflow_ftp.artifact_error
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mlflow_ftp import names
+
+if TYPE_CHECKING:
+    from mlflow_ftp.repository import FTPArtifactRepository, ProxiedArtifactRepository
 
 __all__ = ["names", "open_proxied", "open_repository"]
 
@@ -13,14 +18,18 @@ __all__ = ["names", "open_proxied", "open_repository"]
 # imported only when the first store is opened.
 
 
-def open_repository(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None):
+def open_repository(
+    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> FTPArtifactRepository:
     """Return the store at an address of the scheme `ftp` or `ftps`; raise ArtifactError when it cannot be used."""
     from mlflow_ftp.repository import FTPArtifactRepository
 
     return FTPArtifactRepository(artifact_uri, tracking_uri, registry_uri)
 
 
-def open_proxied(artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None):
+def open_proxied(
+    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
+) -> ProxiedArtifactRepository:
     """Return the store at an address of the scheme `mlflow-artifacts`: the tracking server's, whatever it uses."""
     from mlflow_ftp.repository import ProxiedArtifactRepository
 

@@ -67,8 +67,8 @@ class ArtifactNameRefused(ArtifactError):
 
 def explain(error: BaseException, server: str) -> ArtifactError:
     """Return the error that says to a user what a network error of ``server`` means."""
-    kind, what = StoreUnavailable, "does not answer."
-    next_step = "look whether the server runs"
+    kind: type[ArtifactError] = StoreUnavailable
+    what, next_step = "does not answer.", "look whether the server runs"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         kind, what = ArtifactError, "cannot be trusted."
         next_step = "set MLFLOW_FTP_SERVER_CERT_PATH to the file of its certificate, or of its authority's"

@@ -1,4 +1,4 @@
-"""Connections to FTP servers: logged in, kept, and shared by all of this process that use the same server."""
+"""A pool of connections to FTP servers, logged in, for all threads of this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNa
 TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
 END_SECONDS = 2  # for the other side's word that a TLS stream has ended; some never say it
 BLOCK_BYTES = 256 * 1024
-MOST_IN_A_BURST = 50  # commands; more of them, unanswered, could fill the buffers of both sides
+MAX_BURST = 50  # commands; more of them, unanswered, could fill the buffers of both sides
 
 
 class Address(NamedTuple):
@@ -53,11 +53,13 @@ def parse(uri: str) -> tuple[Address, str]:
 class Connection(ftplib.FTP):
     """ftplib's connection, which can send several commands before it reads the answers: one round trip for all."""
 
+    sock: socket.socket  # as long as it is connected
+
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
-        """Send commands, none of which opens a data connection, at once; return reply, or error, of each."""
+        """Send commands, which open no data connection, before reading a reply; return each reply, or error."""
         replies: list[str | ftplib.Error] = []
-        for first in range(0, len(commands), MOST_IN_A_BURST):
-            part = commands[first : first + MOST_IN_A_BURST]
+        for first in range(0, len(commands), MAX_BURST):
+            part = commands[first : first + MAX_BURST]
             self.sock.sendall("".join(f"{command}\r\n" for command in part).encode(self.encoding))
             for _ in part:
                 try:
@@ -77,7 +79,7 @@ class Connection(ftplib.FTP):
                 raise
 
     def receive(self, command: str, take: Callable[[bytes], object]) -> None:
-        """Receive what a command answers with on a data connection."""
+        """Receive the data that a command sends on a data connection."""
         with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
                 take(block)
@@ -94,16 +96,18 @@ class Connection(ftplib.FTP):
         self.voidresp()
 
     def lines(self, command: str) -> list[str]:
-        """Return the lines that a command answers with on a data connection."""
+        """Return the lines that a command sends on a data connection."""
         received = bytearray()
         self.receive(command, received.extend)
         return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
 
 
 class SecureConnection(Connection, ftplib.FTP_TLS):
-    """The same with TLS on both channels, the second resuming the first's session, as good servers demand."""
+    """The same with TLS on both channels; data connections resume the session of the control connection."""
 
-    def ntransfercmd(self, cmd: str, rest: int | str | None = None):
+    sock: ssl.SSLSocket
+
+    def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[ssl.SSLSocket, int | None]:
         """Open the data connection."""
         data, size = ftplib.FTP.ntransfercmd(self, cmd, rest)  # noqa: S321 - FTP is what this is for
         return self.context.wrap_socket(data, server_hostname=self.host, session=self.sock.session), size
@@ -125,10 +129,10 @@ os.register_at_fork(after_in_child=close_idle)  # two processes that use one wou
 
 
 @contextmanager
-def lend(address: Address) -> Iterator[Connection]:
-    """Lend a connection that is logged in; keep it afterwards, unless something went wrong on it.
+def acquire(address: Address) -> Iterator[Connection]:
+    """Yield a connection that is logged in; keep it afterwards, unless an error was raised while it was in use.
 
-    What goes wrong on the network is raised as an ArtifactError that names the server.
+    Raises network errors as an ArtifactError that names the server.
     """
     idle = _idle.setdefault(address, deque())
     connection = _take(idle) or _connect(address)

@@ -1,4 +1,4 @@
-"""Folders and files on an FTP server: what takes several commands to say."""
+"""Operations on folders and files of an FTP server that take several commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 
 def is_folder(connection: Connection, path: str) -> bool:
-    """Tell whether there is a folder; a file, or nothing, is none."""
+    """Return whether a path is a folder."""
     (reply,) = connection.burst(f"CWD {path}")
     if isinstance(reply, ftplib.Error) and str(reply)[:3] != "550":
         raise reply
@@ -28,7 +28,7 @@ def is_folder(connection: Connection, path: str) -> bool:
 
 
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
-    """Return what lies directly in ``folder``, the store's own included; nothing when it is no folder.
+    """Return the entries of ``folder``, including the store's own; an empty list when it is no folder.
 
     By MLSD (RFC 3659) where the server knows it, else name by name.
     """
@@ -44,7 +44,7 @@ def list_folder(connection: Connection, folder: str) -> list[Entry]:
 
 
 def _read(line: str) -> Entry | None:
-    """Read a line such as ``type=file;size=3; name``; None for what is neither file nor folder."""
+    """Read a line such as ``type=file;size=3; name``; return None for other types than files and folders."""
     words, _, name = line.partition(" ")
     facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in words.split(";"))}
     kind = facts.get("type", "").lower()
@@ -54,7 +54,7 @@ def _read(line: str) -> Entry | None:
 
 
 def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
-    """Ask for names, then of each for its size: what has none is a folder."""
+    """Ask for the names, then for the size of each; an entry without a size is a folder."""
     if not is_folder(connection, folder):
         return []
     try:
@@ -102,9 +102,7 @@ def remove_file(connection: Connection, path: str) -> None:
 
 
 def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
-    commands = {
-        entry.name: f"{'RMD' if entry.is_folder else 'DELE'} {posixpath.join(folder, entry.name)}" for entry in entries
-    }
+    commands = {e.name: f"{'RMD' if e.is_folder else 'DELE'} {posixpath.join(folder, e.name)}" for e in entries}
     replies = dict(zip(commands, connection.burst(*commands.values()), strict=True))
     if refused := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
         for entry in list_folder(connection, folder):

@@ -7,14 +7,14 @@ import re
 import secrets
 from pathlib import Path
 
-LONGEST_NAME = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
+MAX_NAME_CHARACTERS = 50  # of an artifact's, in a temporary one: a file name may have 255 bytes, up to 4 a character
 TEMPORARY = re.compile(r"\.~.*\.[0-9a-f]{16}\.part")
 MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
 def new_temporary(name: str) -> str:
     """Return a name, never used before, under which an artifact arrives."""
-    return f".~{name[:LONGEST_NAME]}.{secrets.token_hex(8)}.part"
+    return f".~{name[:MAX_NAME_CHARACTERS]}.{secrets.token_hex(8)}.part"
 
 
 def mark_of(name: str, sha256: str) -> str:

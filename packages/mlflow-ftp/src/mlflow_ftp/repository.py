@@ -3,7 +3,7 @@
 MLflow opens it for the schemes `ftp` and `ftps` (explicit TLS, RFC 4217). It takes the place of MLflow's own, which
 writes straight to the final name and cannot delete.
 
-FTP can replace one name at once (RNFR, RNTO), but not two, so a checksum beside the artifact cannot change with it.
+FTP can replace one name atomically (RNFR, RNTO), but not two, so a checksum beside the artifact cannot change with it.
 Therefore the checksum stands in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`. The mark is made
 before the artifact gets its name, so an artifact that can be read always has its mark. Marks of earlier contents stay
 until the artifact is deleted: another client may be about to store that content again.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -38,20 +38,21 @@ from mlflow_ftp.artifact_errors import (
     StoreSilent,
     StoreUnavailable,
 )
-from mlflow_ftp.connections import BLOCK_BYTES, Connection, lend, parse
+from mlflow_ftp.connections import BLOCK_BYTES, Connection, acquire, parse
 
-AT_ONCE = 8
+PARALLEL_UPLOADS = 8
+T = TypeVar("T")
 PAUSES_SECONDS = (0.25, 0.5, 1.0)
 
 _logger = logging.getLogger(__name__)
 
 
-class _FilesAtOnce:
-    """Stores the files of a folder several at once."""
+class _ParallelUploads(ArtifactRepository):
+    """A store that sends the files of a folder in parallel."""
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Store all files of ``local_dir`` in the folder ``artifact_path``; raise the error of the first that fails."""
-        with ThreadPoolExecutor(AT_ONCE, "store") as pool:
+        with ThreadPoolExecutor(PARALLEL_UPLOADS, "store") as pool:
             futures = []
             for folder, _, file_names in os.walk(local_dir, onerror=_raise):
                 path = posixpath.normpath(posixpath.join(artifact_path or "", os.path.relpath(folder, local_dir)))
@@ -72,7 +73,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
+class FTPArtifactRepository(_ParallelUploads):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
     User and password come from the environment. The store repeats work after errors that may pass. All failures of the
@@ -91,7 +92,7 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         """Return what lies directly in a folder, by name; nothing for a file or for what is not there."""
-        entries = self._again(lambda connection: folders.list_folder(connection, self._locate(path)))
+        entries = self._retry(lambda connection: folders.list_folder(connection, self._locate(path)))
         return [
             FileInfo(posixpath.join(_normalize(path), entry.name), entry.is_folder, entry.size)
             for entry in sorted(entries)
@@ -110,7 +111,7 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
             if posixpath.basename(remote) == "artifacts":
                 connection.burst(f"RMD {posixpath.dirname(remote)}")  # the folder of the run, if nothing else is in it
 
-        self._again(delete, StoreRefused)
+        self._retry(delete, StoreRefused)
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         """Fetch a file under a temporary name, check its content, then give it its name."""
@@ -118,7 +119,7 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
         temporary = target.with_name(names.new_temporary(target.name))
         try:
             with temporary.open("w+b") as file:
-                self._again(lambda connection: self._fetch(connection, remote_file_path, file), ArtifactDamaged)
+                self._retry(lambda connection: self._fetch(connection, remote_file_path, file), ArtifactDamaged)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -130,11 +131,11 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
         temporary = posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
-                self._again(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
+                self._retry(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
             except StoreSilent:
                 raise
             except BaseException:
-                with suppress(ArtifactError), lend(self.address) as connection:
+                with suppress(ArtifactError), acquire(self.address) as connection:
                     connection.burst(f"DELE {temporary}")
                 raise
 
@@ -162,13 +163,13 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
             )
 
     # -- in general ------------------------------------------------------------------------------------------
-    def _again(self, work: Callable, *errors: type[Exception]):
-        """Do ``work`` with a connection; again, after pauses, when it failed in a way that may pass."""
+    def _retry(self, work: Callable[[Connection], T], *errors: type[Exception]) -> T:
+        """Do ``work`` with a connection; repeat it, after pauses, after errors that may pass."""
         for pause in PAUSES_SECONDS:
-            with suppress(StoreUnavailable, *errors), lend(self.address) as connection:
+            with suppress(StoreUnavailable, *errors), acquire(self.address) as connection:
                 return work(connection)
             time.sleep(pause)
-        with lend(self.address) as connection:
+        with acquire(self.address) as connection:
             return work(connection)
 
     def _locate(self, path: str | None) -> str:
@@ -176,7 +177,7 @@ class FTPArtifactRepository(_FilesAtOnce, ArtifactRepository):
         return posixpath.join(self.root, _normalize(path)).rstrip("/") or "/"
 
 
-class ProxiedArtifactRepository(_FilesAtOnce, MlflowArtifactsRepository):
+class ProxiedArtifactRepository(_ParallelUploads, MlflowArtifactsRepository):
     """The scheme ``mlflow-artifacts``, of a tracking server; MLflow's own client sends one file after the other."""
 
 
@@ -210,7 +211,7 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
     size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
     _raise_errors(size, is_marked)
-    if size.split()[-1] != str(file.tell()):
+    if str(size).split()[-1] != str(file.tell()):
         raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
     _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 

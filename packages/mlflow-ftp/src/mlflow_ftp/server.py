@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -16,8 +17,8 @@ from pyftpdlib.handlers import TLS_FTPHandler
 from pyftpdlib.servers import FTPServer
 
 from mlflow_ftp.certificate import LOOPBACK, ensure_certificate
+from mlflow_ftp.compat import TransferHandler
 from mlflow_ftp.names import remove_temporaries
-from mlflow_ftp.pyftpdlib_internals import TransferHandler
 from mlflow_ftp.uploads import WholeFiles
 
 __all__ = ["Server", "ensure_certificate", "main", "serve"]
@@ -73,11 +74,12 @@ class Server(FTPServer):
         os.umask(0o077)
         self.artifacts = artifacts
         artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handler = type("Handler", (Handler,), {"certfile": str(certificate), "passive_ports": passive_ports})
-        handler.next_answers = {}  # to failed logins, by address
-        handler.tls_control_required = handler.tls_data_required = tls
-        handler.authorizer = DummyAuthorizer()
-        handler.authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")
+        authorizer = DummyAuthorizer()
+        authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")
+        settings = {"certfile": str(certificate), "passive_ports": passive_ports, "authorizer": authorizer}
+        required = {"tls_control_required": tls, "tls_data_required": tls}
+        # The last are the times of the next answers to failed logins, by address.
+        handler = type("Handler", (Handler,), settings | required | {"next_answers": {}})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(socket.create_server((host, port), family=family), handler)
         self.uri = f"{'ftps' if tls else 'ftp'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -96,20 +98,15 @@ def serve(server: Server) -> None:
     server.serve_forever()
 
 
-def _option(name: str, default: object, words: str, **more: object):
-    return click.option(name, default=default, help=words, show_envvar=True, **more)
+FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
+_option = functools.partial(click.option, show_envvar=True)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True})
-@_option(
-    "--folder",
-    "mlflow-ftp",
-    "Folder of the artifacts and the generated certificate.",
-    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-)
-@_option("--host", "127.0.0.1", "Address to listen on; beyond loopback no password is taken without TLS.")
-@_option("--port", 2121, "Port for commands.")
-@_option("--passive-ports", (60100, 60139), "First and last port for data connections.", nargs=2, type=int)
+@_option("--folder", default="mlflow-ftp", help="Folder of the artifacts and the generated certificate.", type=FOLDER)
+@_option("--host", default="127.0.0.1", help="Address to listen on; beyond loopback no password is taken without TLS.")
+@_option("--port", default=2121, help="Port for commands.")
+@_option("--passive-ports", default=(60100, 60139), help="First and last port for data connections.", nargs=2, type=int)
 def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:
     """Serve a folder by FTP to one user, chrooted, passive only, with explicit TLS.
 

@@ -6,6 +6,7 @@ import io
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any
 
 from pyftpdlib.filesystems import AbstractedFS, FilesystemError
 
@@ -51,7 +52,7 @@ class Upload(Incoming):
 class WholeFiles(AbstractedFS):
     """The chrooted folder; a client that hides an upload itself, as the store does, writes it directly."""
 
-    def open(self, filename: str, mode: str):
+    def open(self, filename: str, mode: str) -> IO[Any]:
         """Open a file; raise FilesystemError for an upload that would change a file in place (APPE, REST)."""
         is_part = is_temporary(Path(filename).name)
         if mode == "wb":

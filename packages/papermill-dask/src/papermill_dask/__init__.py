@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from papermill_dask.cluster import connect, running
+    from papermill_dask.config import NotebookOptions
+    from papermill_dask.engine import execute_notebook
+    from papermill_dask.failures import EngineError, WorkerLost
+    from papermill_dask.sweep import Sweep, combinations, run_many
+    from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, git_state
+
+__all__ = [
+    "COMMIT_TAG", "NOTEBOOK_TAG", "EngineError", "NotebookOptions", "Sweep", "WorkerLost", "combinations", "connect",
+    "execute_notebook", "git_state", "run_many", "running",
+]  # fmt: skip
 _MODULES = {
-    "COMMIT_TAG": "tracking",
-    "EngineError": "failures",
-    "NOTEBOOK_TAG": "tracking",
-    "NotebookOptions": "config",
-    "Sweep": "sweep",
-    "WorkerLost": "failures",
-    "combinations": "sweep",
-    "connect": "cluster",
-    "execute_notebook": "engine",
-    "git_state": "tracking",
-    "run_many": "sweep",
-    "running": "cluster",
-}
-__all__ = list(_MODULES)
+    "cluster": ("connect", "running"), "config": ("NotebookOptions",), "engine": ("execute_notebook",),
+    "failures": ("EngineError", "WorkerLost"), "sweep": ("Sweep", "combinations", "run_many"),
+    "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "git_state"),
+}  # fmt: skip
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Import the module of a public name; `import papermill_dask` alone stays light, as `import papermill` does it."""
-    if name not in _MODULES:
-        raise AttributeError(name)
-    return getattr(importlib.import_module(f"papermill_dask.{_MODULES[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"papermill_dask.{module}"), name)
+    raise AttributeError(name)

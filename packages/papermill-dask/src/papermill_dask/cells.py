@@ -1,4 +1,4 @@
-"""A notebook's cells on the worker: papermill's own client runs them, and each message is told to ours."""
+"""Runs a notebook's cells on the worker with papermill's own client, and reports each message to the client."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 
-from papermill_dask import private
+from papermill_dask import compat
 from papermill_dask.kernels.manager import KernelManager
+from papermill_dask.task import Run
 
 INTERRUPT_SECONDS = 0.5
 # From the end of a cell to its last output. nbclient's 4 s are for messages that get lost, which a Unix socket's do
@@ -24,29 +26,29 @@ OUTPUT_MESSAGES = {"stream", "display_data", "execute_result", "error", "clear_o
 
 
 class CellEvents:
-    """Stands in for papermill's NotebookExecutionManager on the worker: tells the client instead of saving."""
+    """Stands in for papermill's NotebookExecutionManager on the worker: reports to the client instead of saving."""
 
-    def __init__(self, notebook, run) -> None:
+    def __init__(self, notebook: NotebookNode, run: Run) -> None:
         self.nb, self._run = notebook, run
         self.failed: set[int] = set()
 
-    def cell_start(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
-        """Tell that a cell begins."""
+    def cell_start(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
+        """Report that a cell starts."""
         self._run.cell = cell_index + 1
-        self._run.tell("start", index=cell_index)
+        self._run.report("start", index=cell_index)
 
-    def cell_exception(self, cell, cell_index, **_) -> None:  # noqa: ARG002 - papermill's signature
-        """Remember that a cell failed; its end will say so."""
+    def cell_exception(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:  # noqa: ARG002 - as in papermill
+        """Remember that a cell failed; the report of its end says so."""
         self.failed.add(cell_index)
 
-    def cell_complete(self, cell, cell_index, **_) -> None:
-        """Tell that a cell ended, with what no message of the kernel's has brought."""
+    def cell_complete(self, cell: NotebookNode, cell_index: int, **_: Any) -> None:
+        """Report that a cell ended, with the state that no message of the kernel carries."""
         # papermill calls this in a `finally`: an error on its way (dead kernel, time-out) is a failed cell, too.
         if sys.exc_info()[0] is not None:
             self.failed.add(cell_index)
         # Outputs that nbclient changes after the kernel's last message.
         outputs = cell.get("outputs") if self._run.task.options.get("coalesce_streams") else None
-        self._run.tell(
+        self._run.report(
             "end",
             index=cell_index,
             metadata={name: value for name, value in cell.metadata.items() if name != "papermill"},
@@ -65,19 +67,19 @@ class KernelClient(PapermillNotebookClient):
     ``before_end`` is called while the kernel still stands.
     """
 
-    def __init__(self, manager: CellEvents, run, *, before_end: Callable[[], None], **options: Any) -> None:
+    def __init__(self, manager: CellEvents, run: Run, *, before_end: Callable[[], None], **options: Any) -> None:
         options = {"iopub_timeout": OUTPUT_SECONDS} | options
         super().__init__(manager, kernel_manager_class=KernelManager, log=run.logger(), **options)
         self._run, self._before_end = run, before_end
         self._exit_code: int | None = None
 
-    def process_message(self, msg, cell, cell_index):
-        """Tell the client of a message, unless a widget takes it; then process it as papermill does."""
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        """Report a message to the client, unless a widget takes it; then process it as papermill does."""
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
-        captured = kind in OUTPUT_MESSAGES and private.is_captured(self, parent)
+        captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
         if not captured and not kind.startswith("comm"):
             parts = {name: msg[name] for name in ("msg_type", "header", "metadata", "content")}
-            self._run.tell("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
+            self._run.report("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
         return super().process_message(msg, cell, cell_index)
 
     @contextlib.contextmanager

@@ -1,8 +1,7 @@
-"""The Dask cluster to run on: connecting to it, which of its workers suit a notebook, and room on one of them."""
+"""The Dask cluster: connecting to it, its workers, and a slot for a notebook on one of them."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import dask.config
 from jupyter_client.kernelspec import NoSuchKernel
 
-from papermill_dask import private
+from papermill_dask import compat
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
 
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from distributed import Client, Semaphore
 
 logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
-NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs at once
+NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs in parallel
 CONNECT_SECONDS = 10
-ANSWER_SECONDS = 15
+ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
 SILENT = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
@@ -46,7 +45,7 @@ class KernelMissing(EngineError, NoSuchKernel):
 class Worker:
     """A worker of the cluster, as it describes itself; ``problems`` say why no notebook can run on it.
 
-    ``notebooks`` is how many it runs at once, ``id`` tells its process from a later one at the same address.
+    ``notebooks`` is how many it runs in parallel, ``id`` tells its process from a later one at the same address.
     """
 
     address: str
@@ -83,7 +82,7 @@ def connect() -> Iterator[Client]:
             cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0")
             address = stack.enter_context(cluster).scheduler_address
         try:
-            client = private.new_client(address, CONNECT_SECONDS)
+            client = compat.new_client(address, CONNECT_SECONDS)
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             raise EngineError(
                 "The Dask scheduler does not answer.",
@@ -103,35 +102,34 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
     except TimeoutError:
         raise EngineError(
             "The Dask cluster has no worker.",
-            value=client.scheduler.address,
+            value=compat.scheduler_of(client).address,
             expected="at least one worker",
-            next_step=f"`dask worker {client.scheduler.address}` starts one",
+            next_step=f"`dask worker {compat.scheduler_of(client).address}` starts one",
         ) from None
 
 
 # -- what the workers are ------------------------------------------------------------------------------------------
-def survey(
+def query_workers(
     client: Client, kernel_name: str | None = None, folder: Path | None = None, asked: dict[str, float] | None = None
 ) -> list[Worker]:
-    """Ask every worker what it is, whether it has the kernel and sees ``folder``; compare it with this environment.
+    """Ask every worker to describe itself, and compare it with this environment, the kernel and ``folder``.
 
-    ``asked`` are the resources that it must have. With a kernel, slow workers are waited for until one worker suits.
+    ``asked`` are the resources that a worker must have. With a kernel, wait for slow workers until one is eligible.
     """
     answers: dict[str, Future] = {}
     say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
-    with _sign_in(folder) as sign, contextlib.ExitStack() as stack:
+    with _marker_file(folder) as marker, contextlib.ExitStack() as stack:
         while True:
             try:
                 # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
-                known = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+                known = client.sync(compat.scheduler_of(client).identity, n_workers=-1)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
             if not known:
                 require_worker(client)
                 continue
             for address in known.keys() - answers.keys():
-                asking = _describe(client, address, sign)
-                answers[address] = asyncio.run_coroutine_threadsafe(asking, client.loop.asyncio_loop)
+                answers[address] = compat.run_in_loop(client, _describe(client, address, marker))
                 stack.callback(answers[address].cancel)
             wait([answers[address] for address in known], seconds)
             workers = [_worker(address, known, answers[address], kernel_name, asked or {}) for address in known]
@@ -142,13 +140,13 @@ def survey(
             seconds = RETRY_SECONDS
 
 
-async def _describe(client: Client, worker: str, sign: str | None) -> Any:
+async def _describe(client: Client, worker: str, marker: str | None) -> Any:
     """Have a worker `describe` itself, however long that takes; return its answer, or the error in place of one."""
     answer = TimeoutError()
     try:
         # Dask's own errors, of a connection that took too long, have no number; those of the worker's system have.
         while isinstance(answer, OSError) and not answer.errno:
-            answer = await private.ask_worker(client, worker, describe, sign)
+            answer = await compat.ask_worker(client, worker, describe, marker)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong with the worker
         return error
     return answer
@@ -160,24 +158,24 @@ def _worker(address: str, known: dict, answer: Future, kernel_name: str | None, 
     problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {answered!r}" if answered else SILENT]
     resources = info.get("resources", {})
     declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
-    seats = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
-    if not seats:
+    slots = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
+    if not slots:
         problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
     for name, amount in asked.items():
         if resources.get(name, 0) < amount:
             problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
     about = facts.get("id"), facts.get("sees", False), facts.get("running", [])
-    return Worker(address, str(info["name"]), seats, *about, problems)
+    return Worker(address, str(info["name"]), slots, *about, problems)
 
 
 @contextlib.contextmanager
-def _sign_in(folder: Path | None) -> Iterator[str | None]:
-    """Put an empty file into ``folder`` for a moment: who finds it there sees the same folder."""
+def _marker_file(folder: Path | None) -> Iterator[str | None]:
+    """Put an empty file into ``folder`` while the block runs: a worker that finds it there sees the same folder."""
     if folder is None or not os.access(folder, os.W_OK):
         yield None
         return
-    with tempfile.NamedTemporaryFile(prefix=".papermill-dask-", dir=folder) as sign:
-        yield sign.name
+    with tempfile.NamedTemporaryFile(prefix=".papermill-dask-", dir=folder) as marker:
+        yield marker.name
 
 
 def _differences(answer: dict, kernel_name: str | None) -> list[str]:
@@ -193,14 +191,14 @@ def _differences(answer: dict, kernel_name: str | None) -> list[str]:
 
 def running(client: Client) -> list[dict[str, Any]]:
     """Return the notebooks that run on the cluster now: notebook, worker, cell, cells, since (s since 1970)."""
-    return [{**row, "worker": worker.address} for worker in survey(client) for row in worker.running]
+    return [{**row, "worker": worker.address} for worker in query_workers(client) for row in worker.running]
 
 
-def suiting(workers: list[Worker]) -> list[Worker]:
+def eligible_workers(workers: list[Worker]) -> list[Worker]:
     """Return the workers on which a notebook can run.
 
-    Raises EngineError at once, with what there is, when there is none; KernelMissing when the kernel is all that they
-    lack.
+    Raises EngineError, with the problems of each worker, when there is none; KernelMissing when each lacks the kernel
+    alone.
     """
     if chosen := [worker for worker in workers if not worker.problems]:
         if len(chosen) < len(workers):
@@ -216,14 +214,13 @@ def suiting(workers: list[Worker]) -> list[Worker]:
     )
 
 
-# -- room on one of them -------------------------------------------------------------------------------------------
+# -- a slot on one of them -----------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def room(client: Client, workers: list[Worker]) -> Iterator[Worker]:
-    """Wait until one of ``workers`` has room for a notebook; yield it, and keep the room until the block ends.
+def reserve_slot(client: Client, workers: list[Worker]) -> Iterator[Worker]:
+    """Wait until one of ``workers`` has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
 
     Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
-    there is room: a lease of its worker, of as many as the worker runs notebooks. Raises WorkerLost when none of them
-    is left.
+    there is a slot: one of the leases of a worker's semaphore. Raises WorkerLost when none of the workers is left.
     """
     with client.as_current(), contextlib.ExitStack() as stack:
         say_once = functools.cache(logger.info)
@@ -248,7 +245,7 @@ def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
     """Return the semaphore of a worker's notebooks; a lease is refreshed until the stack is closed."""
     from distributed import Semaphore
 
-    # Dask's own time, 30 s, is long to wait for the room that a killed client had.
+    # Dask's own time, 30 s, is long to wait for the slot that a killed client had.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
         leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")
         leases.register()
@@ -273,7 +270,7 @@ def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:
 def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     """Say why a worker cannot be reached; None when it can, however busy it or the scheduler is."""
 
-    async def probe(dask_scheduler) -> str | None:
+    async def probe(dask_scheduler: Any) -> str | None:
         # This function travels by value: the scheduler need not have this package.
         import asyncio
         import socket
@@ -293,9 +290,10 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
     if client.status != "running":
         return "The Dask scheduler was lost."
     try:
-        return private.ask_scheduler(client, probe, seconds + 1)
+        return compat.ask_scheduler(client, probe, seconds + 1)
     except (OSError, TimeoutError):
-        return None if listens(client.scheduler.address, seconds) else "The network to the Dask scheduler is cut."
+        is_there = listens(compat.scheduler_of(client).address, seconds)
+        return None if is_there else "The network to the Dask scheduler is cut."
 
 
 def this_output(output_path: object) -> str | None:

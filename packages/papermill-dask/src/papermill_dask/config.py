@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ RESULTS = ("lost", "runs")  # what an execution writes there
 dask.config.update_defaults(yaml.safe_load(Path(__file__).with_name("papermill_dask.yaml").read_text()))
 
 
-def _words(value: object) -> list[str]:
+def _words(value: str | Iterable[str]) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value)
 
 
@@ -27,7 +27,7 @@ def _amounts(value: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(amount) for name, amount in value.items()}
 
 
-def _count(value: object) -> int:
+def _count(value: str | float) -> int:
     if (count := int(value)) < 0:
         raise ValueError("it is negative")
     return count

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from jupyter_client.jsonutil import parse_date
@@ -26,12 +26,15 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io
 from papermill.log import logger
-from papermill.utils import merge_kwargs, remove_args
 
-from papermill_dask import cluster, private, stage, tracking
+from papermill_dask import cluster, compat, stage, tracking
 from papermill_dask.config import METADATA, OPTIONS, RESULTS, NotebookOptions
 from papermill_dask.failures import LOST, EngineError, WorkerLost
-from papermill_dask.worker import Task, run_notebook
+from papermill_dask.task import Task
+from papermill_dask.worker import run_notebook
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
 
 FORWARDED = ("DVC_*", "MLFLOW_*", "PYDEVD_*")  # the last as papermill's program sets it
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
@@ -48,16 +51,16 @@ atexit.register(gc.freeze)
 
 
 def execute_notebook(
-    nb,
+    nb: nbformat.NotebookNode,
     kernel_name: str,
     *,
-    output_path=None,
-    progress_bar=True,
-    log_output=False,
-    autosave_cell_every=30,
-    client=None,
+    output_path: str | None = None,
+    progress_bar: bool = True,
+    log_output: bool = False,
+    autosave_cell_every: float = 30,
+    client: Client | None = None,
     **keywords: Any,
-):
+) -> nbformat.NotebookNode:
     """Run a notebook (an nbformat node) on the cluster and return it; arguments are those of papermill's engines.
 
     This engine's own keywords: the fields of `NotebookOptions`, and ``client``, a Dask client to use instead of
@@ -69,13 +72,7 @@ def execute_notebook(
     for result in RESULTS:
         asked.pop(result, None)  # of an earlier execution
     options = NotebookOptions.of(asked, given)
-    executed = ExecutedNotebook(
-        nb,
-        output_path=output_path,
-        progress_bar=progress_bar,
-        log_output=log_output,
-        autosave_cell_every=autosave_cell_every,
-    )
+    executed = ExecutedNotebook(nb, output_path, log_output, progress_bar, autosave_cell_every)
     with stage.ends_with_dvc(), contextlib.nullcontext(client) if client else cluster.connect() as client:
         executed.notebook_start()
         attempt = None
@@ -83,7 +80,7 @@ def execute_notebook(
             attempt = _run(executed, kernel_name, client, options, keywords | {"log_output": log_output})
         finally:
             if attempt is None:
-                executed.cut_short()
+                executed.mark_aborted()
             executed.cleanup_pbar()
             executed.notebook_complete()
         if attempt.runs:
@@ -91,12 +88,14 @@ def execute_notebook(
     return executed.nb
 
 
-def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords: dict[str, Any]) -> Attempt:
+def _run(
+    executed: ExecutedNotebook, kernel_name: str, client: Client, options: NotebookOptions, keywords: dict[str, Any]
+) -> Attempt:
     """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
     lost: list[dict[str, Any]] = []
     while True:
-        workers = cluster.suiting(_survey(executed, kernel_name, client, options))
-        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.room(client, workers) as worker:
+        workers = cluster.eligible_workers(_query_workers(executed, kernel_name, client, options))
+        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.reserve_slot(client, workers) as worker:
             attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
             began = time.time()
             try:
@@ -105,7 +104,7 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
                 lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
                 if options.retries:
                     _record(executed, lost=lost)
-                executed.cut_short()  # and saved so, before the tracking server is asked
+                executed.mark_aborted()  # and saved so, before the tracking server is asked
                 runs = tracking.NotebookRuns.of(attempt.key, os.environ)
                 runs.find()
                 runs.end("FAILED")
@@ -121,11 +120,13 @@ def _run(executed, kernel_name: str, client, options: NotebookOptions, keywords:
         executed.notebook_start()
 
 
-def _survey(executed, kernel_name: str, client, options: NotebookOptions) -> list[cluster.Worker]:
+def _query_workers(
+    executed: ExecutedNotebook, kernel_name: str, client: Client, options: NotebookOptions
+) -> list[cluster.Worker]:
     """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
     output, say_once = cluster.this_output(executed.output_path), functools.cache(logger.info)
     while True:
-        workers = cluster.survey(client, kernel_name, Path.cwd(), options.resources)
+        workers = cluster.query_workers(client, kernel_name, Path.cwd(), options.resources)
         busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
         if not busy:
             return workers
@@ -133,7 +134,7 @@ def _survey(executed, kernel_name: str, client, options: NotebookOptions) -> lis
         time.sleep(EARLIER_SECONDS)
 
 
-def _record(executed, **results: Any) -> None:
+def _record(executed: ExecutedNotebook, **results: Any) -> None:
     """Write results of the execution into the notebook's metadata."""
     metadata = executed.nb.metadata
     metadata[METADATA] = {**metadata.get(METADATA, {}), **results}
@@ -141,26 +142,23 @@ def _record(executed, **results: Any) -> None:
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Have ``handler`` called with each of these signals while the block runs; then those from before are back.
+    """Have ``handler`` called with each of these signals while the block runs; then restore the former handlers.
 
-    In another than the main thread, where Python lets nobody set handlers, nothing changes.
+    Outside the main thread Python allows no handlers: do nothing.
     """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handler) for number in numbers}
-    try:
+    with contextlib.ExitStack() as former:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                former.callback(signal.signal, number, signal.signal(number, handler))
         yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
 
 
-def _leave(number: int, _frame) -> None:
+def _leave(number: int, _frame: object) -> None:
     """End the notebook at SIGTERM or SIGHUP as Ctrl-C does: the kernel stopped, what there is saved."""
     raise SystemExit(128 + number)
 
 
-def _attach(client, attempt: Attempt, notebook, input_path: object) -> None:
+def _attach(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, input_path: object) -> None:
     """Log the executed notebook to its MLflow runs.
 
     On its worker, or another if that is gone: they keep MLflow imported from one notebook to the next, and a fresh
@@ -183,23 +181,23 @@ class ExecutedNotebook(NotebookExecutionManager):
     papermill marks cells that never ran as completed when a kernel dies or a cell times out.
     """
 
+    output_path: str | None
     has_changed = False
     _save_seconds = 0.0
 
-    def save(self, **_) -> None:
+    def save(self, **_: Any) -> None:
         """Write the notebook beside its place and rename it there; raise EngineError when the disk is full."""
-        began = time.monotonic()
-        file = _local_file(self.output_path)
-        target = self.output_path
+        began, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
+        partial = file and file.with_name(f".{os.getpid()}.{file.name}")
         try:
-            if file is not None:
-                self.output_path = str(file.with_name(f".{os.getpid()}.{file.name}"))
+            if partial:
+                self.output_path = str(partial)
             super().save()
-            if file is not None:
-                Path(self.output_path).replace(file)
+            if file and partial:
+                partial.replace(file)
         except OSError as error:
-            if file is not None:
-                Path(self.output_path).unlink(missing_ok=True)
+            if partial:
+                partial.unlink(missing_ok=True)
             if isinstance(error, FileNotFoundError):
                 raise  # no such folder: papermill's own words for it are good
             raise EngineError(
@@ -219,7 +217,7 @@ class ExecutedNotebook(NotebookExecutionManager):
         if self.autosave_cell_every and self.has_changed and waited >= due:
             self.save()
 
-    def cut_short(self) -> None:
+    def mark_aborted(self) -> None:
         """Mark the cell that ran as failed and leave those after it pending: something ended the notebook."""
         self.nb.metadata.papermill["exception"] = True
         for index, cell in enumerate(self.nb.cells):
@@ -227,7 +225,7 @@ class ExecutedNotebook(NotebookExecutionManager):
                 self.cell_exception(cell, cell_index=index)
                 self.cell_complete(cell, cell_index=index)
 
-    def notebook_complete(self, **_) -> None:
+    def notebook_complete(self, **_: Any) -> None:
         """Finish as papermill does, but leave cells pending that never ran in a notebook that was cut short."""
         pending = [cell for cell in self.nb.cells if cell.metadata.papermill["status"] == self.PENDING]
         super().notebook_complete()
@@ -241,7 +239,7 @@ def _local_file(path: str | None) -> Path | None:
     """Return the file that papermill would write ``path`` to; None when it is no plain file of this machine."""
     if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
         return None
-    file = Path(private.folder_of_papermills_files() or os.curdir, path).absolute()
+    file = Path(compat.folder_of_papermills_files() or os.curdir, path).absolute()
     return file if not file.exists() or (file.is_file() and not file.is_symlink()) else None
 
 
@@ -252,13 +250,13 @@ class Attempt:
         self,
         executed: ExecutedNotebook,
         kernel_name: str,
-        client,
+        client: Client,
         worker: cluster.Worker,
         options: NotebookOptions,
         *,
-        input_path=None,
-        start_timeout=60,
-        execution_timeout=None,
+        input_path: object = None,
+        start_timeout: int = 60,
+        execution_timeout: int | None = None,
         **keywords: Any,
     ) -> None:
         self._executed, self._client, self.worker, self._options = executed, client, worker, options
@@ -271,15 +269,12 @@ class Attempt:
         name = Path(input_path).stem if isinstance(input_path, str) else "notebook"
         # Dask's pages group tasks by what stands before the hexadecimal part: the notebook's name.
         self.key = f"{name}-{uuid.uuid4().hex[:8]}"
+        timeout = execution_timeout or keywords.get("timeout")
         self._task = Task(
             notebook=json.loads(json.dumps(executed.nb)),  # plain dicts, which unpickle without nbformat
             name=name,
             kernel_name=kernel_name,
-            options=merge_kwargs(
-                remove_args(["timeout", "startup_timeout"], **keywords),
-                timeout=execution_timeout or keywords.get("timeout"),
-                startup_timeout=start_timeout,
-            ),
+            options=keywords | {"startup_timeout": start_timeout, "timeout": timeout},
             worker=worker.id,
             folder=str(Path.cwd()),
             environment=_forwarded_environment(options),
@@ -305,19 +300,11 @@ class Attempt:
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
-            stack.callback(private.forget, client, self.key)
-            future = client.submit(
-                run_notebook,
-                task,
-                key=self.key,
-                pure=False,
-                retries=0,
-                resources=self._options.resources or None,
-                workers=[address],
-                allow_other_workers=False,
-            )
+            stack.callback(compat.forget, client, self.key)
+            resources = self._options.resources or None
+            future = client.submit(run_notebook, task, key=self.key, pure=False, resources=resources, workers=[address])
             # The scheduler forgets a released task, and the worker then stops one that runs. `future.cancel()` would do
-            # the same, but it is reported to all clients, and breaks those that are connecting (`private.new_client`).
+            # the same, but it is reported to all clients, and breaks those that are connecting (`compat.new_client`).
             stack.callback(future.release)
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             ending = self._follow(future)
@@ -329,7 +316,7 @@ class Attempt:
         if ending["error"] is not None:
             raise pickle.loads(ending["error"])  # noqa: S301 - from the cluster, which runs our code
 
-    def _follow(self, future) -> dict[str, Any]:
+    def _follow(self, future: Future) -> dict[str, Any]:
         """Show the task's events until it has ended; return what it returned."""
         last = time.monotonic()
         while True:
@@ -358,7 +345,7 @@ class Attempt:
                             raise WorkerLost(reason, value=self.worker.address, **LOST)
                         last = time.monotonic()  # it is there, and busy
 
-    def _result(self, future) -> dict[str, Any]:
+    def _result(self, future: Future) -> dict[str, Any]:
         if self._client.status != "running":
             raise WorkerLost("The Dask scheduler was lost.", **LOST)
         if future.cancelled():

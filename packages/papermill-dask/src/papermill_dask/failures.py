@@ -34,10 +34,10 @@ class EngineError(click.ClickException):
         """Return what IPython shows: the words alone."""
         return [f"{type(self).__name__}: {self}"]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         # Exception's own reduce drops keyword arguments, and errors come from workers.
-        details = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
-        return functools.partial(type(self), **details), (self.what,)
+        make = functools.partial(type(self), value=self.value, expected=self.expected, next_step=self.next_step)
+        return make, (self.what,)
 
 
 class WorkerLost(EngineError):

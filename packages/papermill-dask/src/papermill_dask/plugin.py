@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from nbformat import NotebookNode
 from papermill.engines import Engine
 
 
@@ -9,7 +12,7 @@ class DaskEngine(Engine):
     """Runs a notebook as one task on a Dask cluster; registered as the papermill engine `dask`."""
 
     @classmethod
-    def execute_notebook(cls, nb, kernel_name, **options):
+    def execute_notebook(cls, nb: NotebookNode, kernel_name: str, **options: Any) -> NotebookNode:
         """Run a notebook; arguments, result and errors are those of papermill's own engine."""
         from papermill_dask.engine import execute_notebook
 

@@ -1,4 +1,4 @@
-"""Readies a Dask worker for notebooks: `dask worker --preload papermill_dask.preload`."""
+"""Warms up a Dask worker for notebooks: `dask worker --preload papermill_dask.preload`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import threading
 
 import dask.config
 from dask.utils import parse_timedelta
+from distributed import Worker
 
 from papermill_dask import config, tracking
 
-_readying = threading.Lock()
+_warm_up_lock = threading.Lock()
 
 
-def start_readying(worker) -> None:
-    """Import in the background what the first notebook would wait for; once, however often it is called."""
-    if _readying.acquire(blocking=False):
+def warm_up(worker: Worker) -> None:
+    """Import the modules that the first notebook needs, in the background; repeated calls do nothing."""
+    if _warm_up_lock.acquire(blocking=False):
         # For notebooks that use the cluster on which they run: `Client()` finds it there, whoever started the worker.
         os.environ["DASK_SCHEDULER_ADDRESS"] = worker.scheduler.address
-        threading.Thread(target=_ready, name="ready-for-notebooks", daemon=True).start()
+        threading.Thread(target=_import_modules, name="ready-for-notebooks", daemon=True).start()
 
 
-dask_setup = start_readying  # what Dask calls as soon as the worker starts
+dask_setup = warm_up  # what Dask calls as soon as the worker starts
 
 
-def _ready() -> None:
+def _import_modules() -> None:
     from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs
     from papermill_dask.kernels.warm import WARM
 

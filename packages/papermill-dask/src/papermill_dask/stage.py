@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -52,7 +53,7 @@ def ends_with_dvc() -> Iterator[None]:
     owner = _owner() if STAGE in os.environ else None
     over = threading.Event()
 
-    def watch() -> None:
+    def watch(owner: psutil.Process) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             while owner.is_running() and owner.status() != psutil.STATUS_ZOMBIE:
                 if over.wait(WATCH_SECONDS):
@@ -60,7 +61,7 @@ def ends_with_dvc() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if owner is not None and threading.current_thread() is threading.main_thread():
-        threading.Thread(target=watch, name="watch-dvc", daemon=True).start()
+        threading.Thread(target=watch, args=(owner,), name="watch-dvc", daemon=True).start()
     try:
         yield
     finally:
@@ -107,7 +108,7 @@ def declared(folder: Path, stage: str, *, written_here: Iterable[Path] = ()) -> 
         ) from None
 
 
-def _find(repo, folder: Path, stage: str):
+def _find(repo: Any, folder: Path, stage: str) -> Any:
     """Return the stage of that name that runs in ``folder``.
 
     Its `dvc.yaml` lies there, unless it has a `wdir`. DVC_STAGE names the file only as seen from where DVC was called.
@@ -120,10 +121,10 @@ def _find(repo, folder: Path, stage: str):
     return next(here, None) or repo.stage.load_one(path=str(folder / "dvc.yaml"), name=name)
 
 
-def _read(repo, stage, folder: Path, written_here: set[Path]) -> Declaration:
+def _read(repo: Any, stage: Any, folder: Path, written_here: set[Path]) -> Declaration:
     from dvc.dependency import ParamsDependency
 
-    def local(entries) -> list:  # an address (s3://...) is opened by the notebook itself, wherever it runs
+    def local(entries: Iterable[Any]) -> list[Any]:  # a notebook opens addresses (s3://...) by itself
         return [entry for entry in entries if entry.protocol == "local"]
 
     deps = [dep.fs_path for dep in local(stage.deps) if not isinstance(dep, ParamsDependency)]

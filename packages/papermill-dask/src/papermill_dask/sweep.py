@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from papermill_dask import compat
 from papermill_dask.config import METADATA
 from papermill_dask.failures import EngineError
-from papermill_dask.private import read_parameter
 
 TICK_SECONDS = 0.2
+Report = Callable[[str], object]
 
 
 @dataclass
@@ -68,15 +69,15 @@ def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
             raise EngineError(
                 "A sweep cannot be read.", value=sweep, expected="NAME=VALUE,VALUE,... with each name and value once"
             )
-        values[name] = [read_parameter(part) for part in texts]
+        values[name] = [compat.read_parameter(part) for part in texts]
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
-def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], tell: Callable[[str], object] = print) -> Sweep:
+def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print) -> Sweep:
     """Run a notebook once for each set of parameters in ``every``, side by side on the cluster; return all runs.
 
     One that fails stops no other; Ctrl-C, or SIGTERM, stops all, and what was finished is kept. The executed notebooks
-    lie in ``executed/<name>``, numbered in this order. ``tell`` gets lines on the progress.
+    lie in ``executed/<name>``, numbered in this order. ``report`` gets lines on the progress.
     """
     from papermill.iorw import local_file_io_cwd
 
@@ -94,21 +95,21 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], tell: Callable[
         # Collected, instead of an exception wherever they happen to arrive.
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
-        at_once = sum(worker.notebooks for worker in cluster.survey(client))
-        tell(f"{len(runs)} x {notebook.name}, {at_once} at once, on {client.scheduler.address}")
+        parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
+        report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
         # More threads: loading and saving of some overlaps with the cluster's work on others.
-        pool = stack.enter_context(ThreadPoolExecutor(min(2 * at_once, len(runs)), "notebook"))
-        ends = [pool.submit(_execute, run, notebook, client, signals, tell) for run in runs]
+        pool = stack.enter_context(ThreadPoolExecutor(min(2 * parallel, len(runs)), "notebook"))
+        ends = [pool.submit(_execute, run, notebook, client, signals, report) for run in runs]
         while not signals and wait(ends, TICK_SECONDS).not_done:
             pass
         if signals:
-            tell(f"{signal.Signals(signals[0]).name}: stopping; what was finished is kept")
+            report(f"{signal.Signals(signals[0]).name}: stopping; what was finished is kept")
             pool.shutdown(wait=False, cancel_futures=True)
             client.close()  # its notebooks are saved as they are, and the workers end their kernels
     return Sweep(runs, signals[0] if signals else None)
 
 
-def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int], tell: Callable) -> None:
+def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence[int], report: Report) -> None:
     """Make one run, in a thread of its own; write into ``run`` how it ended."""
     import papermill
 
@@ -128,21 +129,21 @@ def _execute(run: NotebookRun, notebook: Path, client, signals: Sequence[int], t
         run.seconds = document["metadata"]["papermill"]["duration"]
         for logged in document["metadata"].get(METADATA, {}).get("runs", []):
             run.metrics = logged["metrics"] | run.metrics
-    tell(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
+    report(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
 
 
 @click.command()
 @click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
 @click.option("--csv", "file", type=click.File(), help="A run for each row of this file.")
-def main(notebook: Path, sweeps, file) -> None:
+def main(notebook: Path, sweeps: tuple[str, ...], file: TextIO | None) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     rows = list(csv.DictReader(file, restkey="", restval=None)) if file else [{}]
     if not rows or any("" in row or None in row.values() for row in rows):
-        raise EngineError("The file of parameters cannot be read.", value=file.name, expected="a value in each column")
-    every = [{name: read_parameter(text) for name, text in row.items()} for row in rows]
+        raise EngineError("The parameters cannot be read.", value=file and file.name, expected="a value in each column")
+    every = [{name: compat.read_parameter(text) for name, text in row.items()} for row in rows]
     every = [parameters | chosen for parameters in every for chosen in combinations(sweeps)]
-    sweep = run_many(notebook, every, tell=lambda line: click.echo(line, err=True))
+    sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True))
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))
     writer.writeheader()

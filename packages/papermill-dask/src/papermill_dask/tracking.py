@@ -29,7 +29,7 @@ CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the tracked files that differ
 TASK_TAG = "papermill_dask.task"
 NOTEBOOK_TAG = "papermill_dask.notebook."  # and an executed notebook's name: its sha256
 COMMIT_TAG = "mlflow.source.git.commit"
-MOST_CHANGES = 100
+MAX_CHANGES = 100
 CONNECT_SECONDS = 2.0
 
 
@@ -70,7 +70,7 @@ class NotebookRuns:
 
     def check_reachable(self) -> None:
         """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
-        if urlsplit(self.uri or "").hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
+        if self.uri and urlsplit(self.uri).hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
             raise EngineError(
                 f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
                 value=f"{URI_VARIABLE}={self.uri}: loopback, where each machine means itself",
@@ -130,7 +130,7 @@ def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
 
     try:
         changes = git("status", "--porcelain", "--untracked-files=no").splitlines()
-        return git("rev-parse", "HEAD").strip(), [line[3:] for line in changes[:MOST_CHANGES]]
+        return git("rev-parse", "HEAD").strip(), [line[3:] for line in changes[:MAX_CHANGES]]
     except (OSError, subprocess.SubprocessError):
         return None
 

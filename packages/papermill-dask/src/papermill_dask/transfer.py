@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -21,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from papermill_dask import cluster, private
+from distributed import Client, Worker
+
+from papermill_dask import cluster, compat
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.stage import Declaration
 
@@ -33,7 +36,7 @@ ANSWER_SECONDS = 1.5
 
 # -- the client ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def scratch_folder(client, worker: str, folder: Path, declaration: Declaration) -> Iterator[str]:
+def scratch_folder(client: Client, worker: str, folder: Path, declaration: Declaration) -> Iterator[str]:
     """Bring the deps in ``folder`` to a scratch folder on ``worker``; yield its path there, and remove it after.
 
     What the worker holds already, by its hash, is not sent. Raises EngineError for a dep that is missing or leaves
@@ -42,9 +45,8 @@ def scratch_folder(client, worker: str, folder: Path, declaration: Declaration) 
     for path in declaration.outs:
         inside(folder, path, follow=False)
     wanted = entries(folder, declaration.deps, links_to=declaration.links_to)
-    for parent in {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}:
-        if (folder / parent).is_dir():  # the notebook finds it there, too
-            wanted.append(Entry(parent, "", 0, 0o755))
+    parents = {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}
+    wanted += [Entry(parent, "", 0, 0o755) for parent in parents if (folder / parent).is_dir()]
     scratch, lacking = _ask(client, worker, "open", wanted)
     try:
         if lacking:
@@ -61,7 +63,7 @@ def scratch_folder(client, worker: str, folder: Path, declaration: Declaration) 
 def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
     """Send contents by their hash in one tar file."""
     try:
-        with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:
+        with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:  # type: ignore[call-overload] # typeshed lacks copybufsize
             for md5, entry in contents.items():
                 member = tarfile.TarInfo(md5)
                 member.size = entry.size
@@ -71,7 +73,7 @@ def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
         raise EngineError("A dependency of the notebook cannot be read.", value=str(error)) from None
 
 
-def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> list[str]:
+def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> list[str]:
     """Bring the outs from a scratch folder into ``folder``: all of them or none; return the outs that came.
 
     Raises EngineError for an out that the notebook did not write, for one that leaves its folder, for a full disk, and
@@ -93,13 +95,13 @@ def fetch(client, worker: str, scratch: str, folder: Path, declaration: Declarat
 
 
 # -- asking the worker ---------------------------------------------------------------------------------------------
-def _ask(client, worker: str, operation: str, *arguments) -> Any:
+def _ask(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
     """Have the worker do something for its `Store`: relayed by the scheduler, with no need for a free thread.
 
     Raises WorkerLost when the worker or the scheduler goes meanwhile: Dask itself would wait longer.
     """
-    question = private.ask_worker(client, worker, serve, operation, *arguments)
-    asked = asyncio.run_coroutine_threadsafe(question, client.loop.asyncio_loop)
+    question = compat.ask_worker(client, worker, serve, operation, *arguments)
+    asked = compat.run_in_loop(client, question)
     try:
         while not wait([asked], WATCH_SECONDS).done:
             if reason := cluster.lost_contact(client, worker, ANSWER_SECONDS):
@@ -116,17 +118,18 @@ def _ask(client, worker: str, operation: str, *arguments) -> Any:
     return answer
 
 
-class _Pieces:
+class _Pieces(io.RawIOBase):
     """A file for `tarfile` that is written to a scratch folder's `receive`, or read from its `read`."""
 
-    def __init__(self, client, worker: str, scratch: str) -> None:
+    def __init__(self, client: Client, worker: str, scratch: str) -> None:
         self._to, self._scratch, self._offset = (client, worker), scratch, 0
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: Any) -> int:
         _ask(*self._to, "receive", self._scratch, piece)
+        return len(piece)
 
-    def read(self, length: int) -> bytes:
-        piece = _ask(*self._to, "read", self._scratch, self._offset, length)
+    def read(self, length: int = -1) -> bytes:
+        piece: bytes = _ask(*self._to, "read", self._scratch, self._offset, length)
         self._offset += len(piece)
         return piece
 
@@ -260,8 +263,8 @@ def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if member.isdir():
         target.mkdir()
-    elif member.isfile():
-        with tar.extractfile(member) as content, target.open("xb") as file:
+    elif content := tar.extractfile(member) if member.isfile() else None:
+        with content, target.open("xb") as file:
             shutil.copyfileobj(content, file, PIECE_BYTES)
     else:
         raise refused(target.parent, member.name, "it is neither a file nor a folder")
@@ -269,7 +272,7 @@ def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
 
 
 # -- the worker's store --------------------------------------------------------------------------------------------
-async def serve(operation: str, *arguments, dask_worker):
+async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
     """Call a method of the worker's `Store` for the client; return what it gives, or the EngineError that it raised.
 
     In a thread, so that the worker's event loop stays free; an error is returned, as Dask would log one that is raised
@@ -297,7 +300,7 @@ class Store:
     the end; it is gone after `remove`.
     """
 
-    _lock = threading.Lock()  # of what several notebooks of this process must not do at once
+    _lock = threading.Lock()  # of what several notebooks of this process must not do simultaneously
 
     def __init__(self, root: Path) -> None:
         self.root = root

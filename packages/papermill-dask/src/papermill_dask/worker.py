@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
-import logging
 import os
 import pickle
 import shutil
@@ -13,75 +11,21 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from papermill_dask import private, tracking
+from papermill_dask import compat, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
+from papermill_dask.task import Run, Task
+
+if TYPE_CHECKING:
+    from distributed import Worker
 
 PACKAGES = ("papermill", "papermill-dask", "nbclient", "jupyter_client", "ipykernel")
 WATCH_SECONDS = 0.4
 ANSWER_SECONDS = 2.0
 SILENCE_SECONDS = 4.0  # without an answer before the scheduler's address is tried
 RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
-
-
-@dataclass
-class Task:
-    """What a worker needs to run a notebook: plain data.
-
-    ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``worker`` the id
-    of the worker that it is for. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
-    ``is_scratch``: the folder was filled for this notebook. ``output`` names the output.
-    """
-
-    notebook: dict[str, Any]
-    name: str
-    kernel_name: str
-    options: dict[str, Any]
-    worker: str
-    folder: str
-    environment: dict[str, str]
-    output: str | None = None
-    is_scratch: bool = False
-
-
-@dataclass
-class Run:
-    """A notebook on this worker, from the moment that Dask starts its task until nothing of it is left.
-
-    ``stopped`` says why it must end: not wanted any more, or its worker is going.
-    """
-
-    key: str
-    task: Task
-    worker: Any
-    since: float = field(default_factory=time.time)
-    cell: int | None = None
-    stopped: EngineError | None = None
-    kernel: Any = None
-
-    def tell(self, kind: str, **event: Any) -> None:
-        """Send the client an event: plain data, dates among them."""
-        from jupyter_client.jsonutil import json_default
-
-        with contextlib.suppress(RuntimeError):  # an event loop that is closed: the worker is going
-            self.worker.log_event(self.key, json.dumps({"kind": kind, **event}, default=json_default))
-
-    def logger(self) -> logging.Logger:
-        """Return a logger whose records are events: the client logs them where papermill's own engine would have."""
-        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - one a notebook, not one for ever
-        handler = logging.Handler()
-        handler.emit = lambda record: self.tell("log", level=record.levelno, text=record.getMessage())
-        logger.addHandler(handler)
-        return logger
-
-    def kill(self) -> None:
-        """End the notebook with all its processes."""
-        manager = getattr(self.kernel, "km", None)
-        if manager is not None:
-            manager.kill()
 
 
 # -- what a client asks --------------------------------------------------------------------------------------------
@@ -94,8 +38,8 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def describe(sign: str | None, dask_worker) -> dict[str, Any]:
-    """Return what this worker is, which kernels it has, what it runs, and whether it sees the file ``sign``."""
+def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
+    """Return what this worker is, which kernels it has, what it runs, and whether it sees the file ``marker``."""
     from jupyter_client.kernelspec import find_kernel_specs
 
     running = [
@@ -107,7 +51,7 @@ def describe(sign: str | None, dask_worker) -> dict[str, Any]:
         "versions": installed_versions(),
         "id": dask_worker.id,
         "kernels": sorted(find_kernel_specs()),
-        "sees": sign is not None and Path(sign).exists(),
+        "sees": marker is not None and Path(marker).exists(),
         "running": running,
     }
 
@@ -139,8 +83,8 @@ def run_notebook(task: Task) -> dict[str, Any]:
     worker = distributed.get_worker()
     if worker.id != task.worker:  # Dask repeats the tasks of a worker that it lost; a notebook runs once
         raise WorkerLost("The Dask worker that ran the notebook was lost.", value=worker.address, **LOST)
-    preload.start_readying(worker)  # where it was started without
-    key = worker.get_current_task()
+    preload.warm_up(worker)  # where it was started without
+    key = str(worker.get_current_task())
     # The kernel works, this thread only waits: free it, so that the notebook can itself send work to this worker.
     distributed.secede()
     run = RUNS[key] = Run(key, task, worker)
@@ -210,7 +154,7 @@ def _watch(run: Run, over: threading.Event) -> None:
             run.stopped = WorkerLost(what, value=run.worker.address, **LOST)
         else:
             try:
-                is_wanted = private.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
+                is_wanted = compat.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
                 answered, reason = time.monotonic(), None if is_wanted else "the client cancelled it, or went away"
             except (OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
                 # No answer alone is no proof: this worker's own event loop may be held up by another task.

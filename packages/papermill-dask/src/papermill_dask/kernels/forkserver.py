@@ -23,6 +23,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -31,8 +32,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-from papermill_dask import private
-from papermill_dask.kernels.parent import Request, Stale, Unsafe, end_with, supervise
+from papermill_dask import compat
+from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale, end_with, supervise
 from papermill_dask.kernels.warm import LAUNCHER
 
 VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
@@ -56,26 +57,26 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     from ipykernel.kernelapp import IPKernelApp
 
     options = argv[argv.index(LAUNCHER) + 1 :]
-    sys.argv, sys.orig_argv = [importlib.util.find_spec(LAUNCHER).origin, *options], argv
-    code = 0
+    sys.argv, sys.orig_argv = [getattr(importlib.util.find_spec(LAUNCHER), "origin", LAUNCHER), *options], argv
+    code: int | None = 0
     try:
-        private.prepare_ipykernel(Path(options[1]).parent)
+        compat.prepare_ipykernel(Path(options[1]).parent)
         # In a fork ipykernel's own default is of the time when it was imported.
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(options)
-        private.prepare_kernel(app)
+        compat.prepare_kernel(app)
         prepare(app.shell)
         app.start()
-        private.finish_reply(app, LAST_REPLY_SECONDS)
+        compat.finish_reply(app, LAST_REPLY_SECONDS)
     except SystemExit as end:
         code = end.code if end.code is None or isinstance(end.code, int) else 1
     except BaseException:  # noqa: BLE001 - what Python's own top level catches, too
         sys.excepthook(*sys.exc_info())
         code = 1
     # What Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second.
-    private.run_last_handlers()
+    compat.run_last_handlers()
     gc.collect()  # closes, and so writes out, the files that nobody closed
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     ctypes.CDLL(None).fflush(None)
@@ -88,14 +89,14 @@ def serve_forks() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
-    private.start_fork_server(__name__)
+    compat.start_fork_server(__name__)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
             break
         # `start` waits for the imports; this thread waits for the worker's end.
         threading.Thread(target=_fork, args=(Connection(descriptors[0]),), daemon=True).start()
-    shutil.rmtree(private.folder_of_fork_server(), ignore_errors=True)
+    shutil.rmtree(compat.folder_of_fork_server(), ignore_errors=True)
     os._exit(0)  # kernels may live on
 
 
@@ -157,14 +158,14 @@ class Imports:
         self._handlers = [(handler, stream) for handler, stream in written if stream]
 
     def check_files(self) -> None:
-        """Raise Stale naming an imported file that is not what it was when it was imported, if there is one."""
+        """Raise WarmProcessStale, naming the file, if an imported file has changed since it was imported."""
         if file := next((file for file, state in self._files.items() if _state(file) != state), None):
-            raise Stale(f"{file} has changed")
+            raise WarmProcessStale(f"{file} has changed")
 
     def fork_kernel(self, request: Request, connection: Connection) -> int:
-        """Fork the kernel of a request, without the supervisor's connection; return its process id, or raise Unsafe."""
+        """Fork the kernel of a request, and close the supervisor's connection in it; return its process id."""
         if self.reason:
-            raise Unsafe(self.reason)
+            raise ForkUnsafe(self.reason)
         supervisor = os.getpid()
         with warnings.catch_warnings():
             # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
@@ -179,7 +180,7 @@ class Imports:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(self.environment | request["env"])
-            private.leave_fork_server()
+            compat.leave_fork_server()
             self._restore()
             run_kernel(request["argv"], self._apply)
         finally:
@@ -190,19 +191,18 @@ class Imports:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
-        sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115
-        sys.stdin.buffer.raw.name = "<stdin>"
+        sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # type: ignore[misc] # noqa: SIM115
+        sys.stdin.buffer.raw.name = "<stdin>"  # type: ignore[attr-defined] # a buffer of `open` has it
         sys.path[:] = self._path
         importlib.invalidate_caches()
         random.seed()
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
-        if "tempfile" in sys.modules:
-            sys.modules["tempfile"].tempdir = None
+        tempfile.tempdir = None
 
     def _apply(self, shell: Any) -> None:
         """Bring into a started kernel what imports bring into it: filters, loggers' streams, callbacks of the shell."""
-        warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]
+        warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]  # type: ignore[index]
         with warnings.catch_warnings():
             pass  # leaving tells the interpreter that the filters have changed
         for handler, stream in self._handlers:

@@ -25,11 +25,12 @@ from typing import Any
 
 import zmq.asyncio
 from jupyter_client.asynchronous import AsyncKernelClient
+from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
-from papermill_dask.kernels.parent import Request, Stale, Unsafe
+from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale
 from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ END_SECONDS = 10.0
 FORK_SECONDS = 15.0  # what a notebook waits, at most, for a warm process that imports; then its kernel starts cold
 ROUND_SECONDS = 0.1
 RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
-LONGEST_FOLDER = 60  # bytes; a Unix socket's path has room for 104 to 108
+MAX_FOLDER_BYTES = 60  # bytes; a Unix socket's path has room for 104 to 108
 READY_SECONDS = 0.2
 GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
 
@@ -74,7 +75,7 @@ class Kernel:
         self._send(number)
 
     def kill(self) -> None:
-        """End the kernel and all that it started, at once and whatever it does."""
+        """End the kernel and all that it started, immediately and whatever it does."""
         self._send(signal.SIGKILL)
 
     def _send(self, message: int | Request) -> None:
@@ -92,7 +93,7 @@ class Kernel:
             self.ended.set_result(self._connection.recv())
             self._connection.recv()
         if not self.started.done():
-            self.started.set_exception(Stale("the process that starts it has ended"))
+            self.started.set_exception(WarmProcessStale("the process that starts it has ended"))
         if not self.ended.done():  # the supervisor itself was killed, and the kernel with it
             self.ended.set_result(-signal.SIGKILL)
         if self._supervisor is not None:
@@ -109,10 +110,11 @@ async def _until(event: Future, seconds: float | None = None) -> None:
 class SupervisedProvisioner(LocalProvisioner):
     """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
 
+    parent: KernelManager
     kernel: Kernel | None = None
     _was_asked = False
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
         request = {
             "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
@@ -120,7 +122,7 @@ class SupervisedProvisioner(LocalProvisioner):
             "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
             "folder": self.parent.private_folder,
         }
-        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)
+        self.process = self.kernel = await self._fork(request) or await self._start_cold(request)  # type: ignore[assignment] # much like a Popen
         self.pid = self.kernel.started.result()
         if self.parent.unwanted:
             self.kernel.kill()
@@ -139,11 +141,11 @@ class SupervisedProvisioner(LocalProvisioner):
                     await _until(kernel.started, ROUND_SECONDS)
                     return kernel
             logger.info("A kernel starts cold: the modules are not imported yet.")
-        except Stale as reason:
+        except WarmProcessStale as reason:
             logger.info("The modules are imported again: %s.", reason)
             WARM.remove(warm)
             WARM.find(*wanted)
-        except Unsafe as reason:
+        except ForkUnsafe as reason:
             logger.warning("Kernels start cold: %s.", reason)
             warm.close(str(reason))
         finally:
@@ -154,7 +156,7 @@ class SupervisedProvisioner(LocalProvisioner):
     async def _start_cold(self, request: Request) -> Kernel:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", START.format("parent", "main"), str(theirs.fileno())]
+            command = [sys.executable, "-c", START.format("supervisor", "main"), str(theirs.fileno())]
             supervisor = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
@@ -204,7 +206,9 @@ def _context() -> zmq.asyncio.Context:
 
 
 class PromptKernelClient(AsyncKernelClient):
-    """A client that notices at once that its kernel is ready."""
+    """A client that notices immediately that its kernel is ready."""
+
+    parent: KernelManager
 
     @default("context")
     def _context_default(self) -> zmq.asyncio.Context:
@@ -213,7 +217,7 @@ class PromptKernelClient(AsyncKernelClient):
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
 
-        jupyter_client waits another 0.2 s for silence; the kernel's own `idle` says the same at once.
+        jupyter_client waits another 0.2 s for silence; the kernel's own `idle` says the same immediately.
         """
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
@@ -247,11 +251,8 @@ class KernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        folder = tempfile.gettempdir()
-        self.private_folder = tempfile.mkdtemp(
-            prefix="kernel-",
-            dir="/tmp" if len(os.fsencode(folder)) > LONGEST_FOLDER else folder,  # noqa: S108 - it has a mode of its own
-        )
+        is_long = len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER_BYTES
+        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir="/tmp" if is_long else None)  # noqa: S108 - it has a mode of its own
         # Also when nobody shuts the kernel down, and at the interpreter's end.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
@@ -267,16 +268,15 @@ class KernelManager(AsyncKernelManager):
         return getattr(self.provisioner, "kernel", None)
 
     def kill(self) -> None:
-        """End the kernel and all that it started, at once, from any thread and even before it has started."""
+        """End the kernel and all that it started, immediately, from any thread and even before it has started."""
         self.unwanted = True
         if self.kernel is not None:
             self.kernel.kill()
 
-    async def start_kernel(self, **options: Any) -> None:
+    async def start_kernel(self, **options: Any) -> None:  # type: ignore[override] # as in AsyncKernelManager
         """Start the kernel, supervised where its specification names no other way."""
-        if self.provisioner is None and "kernel_provisioner" not in self.kernel_spec.metadata:
+        spec = self.kernel_spec
+        if self.provisioner is None and spec and "kernel_provisioner" not in spec.metadata:
             self.kernel_id = self.kernel_id or str(uuid.uuid4())
-            self.provisioner = SupervisedProvisioner(
-                kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
-            )
+            self.provisioner = SupervisedProvisioner(kernel_id=self.kernel_id, kernel_spec=spec, parent=self)
         await super().start_kernel(**options)

@@ -16,7 +16,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 LAUNCHER = "ipykernel_launcher"
-MOST_PROCESSES = 2
+MAX_PROCESSES = 2
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{0} import {1}; {1}()"
 
@@ -42,7 +42,7 @@ def _significant(environment: Mapping[str, str]) -> dict[str, str]:
 class WarmProcess:
     """A fork server as the worker sees it.
 
-    Kernels are forked from it for ``python`` and an ``environment`` that `suits`; ``reason`` says why none can be.
+    Kernels are forked from it for ``python`` and an ``environment`` that `matches`; ``reason`` says why none can be.
     """
 
     def __init__(self, python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -60,7 +60,7 @@ class WarmProcess:
                 start_new_session=True,
             )
 
-    def suits(self, python: tuple[str, ...], environment: Mapping[str, str]) -> bool:
+    def matches(self, python: tuple[str, ...], environment: Mapping[str, str]) -> bool:
         """Tell whether the imports of kernels with this interpreter and these variables would be the same."""
         return (python, _significant(environment)) == (self._python, self._environment)
 
@@ -106,26 +106,27 @@ class WarmProcesses:
             logger.info("Kernels start cold: forking a process with libraries is not safe on %s.", sys.platform)
             return None
         with self._lock:
-            match = next((process for process in self.processes if process.suits(python, environment)), None)
+            match = next((process for process in self.processes if process.matches(python, environment)), None)
             if match:
                 self.processes.remove(match)
             self.processes.append(match or WarmProcess(python, self._modules, environment))
-            self._leave(MOST_PROCESSES)
+            self._shrink(MAX_PROCESSES)
             if self._end:
                 self._end.cancel()
             if self._idle_seconds:
-                self._end = threading.Timer(self._idle_seconds, self._end_idle)
+                self._end = threading.Timer(self._idle_seconds, self.end_all)
                 self._end.daemon = True
                 self._end.start()
         return match
 
-    def _leave(self, most: int) -> None:
-        while len(self.processes) > most:
+    def _shrink(self, max_processes: int) -> None:
+        while len(self.processes) > max_processes:
             self.processes.pop(0).close()
 
-    def _end_idle(self) -> None:
+    def end_all(self) -> None:
+        """End all warm processes; the next kernel has one started again."""
         with self._lock:
-            self._leave(0)
+            self._shrink(0)
 
     def remove(self, process: WarmProcess) -> None:
         """End a process whose imports are out of date, or that has ended."""
@@ -133,12 +134,6 @@ class WarmProcesses:
             if process in self.processes:
                 self.processes.remove(process)
                 process.close()
-
-    def close(self) -> None:
-        """End all warm processes, and start none until asked again."""
-        with self._lock:
-            self._leave(0)
-            self._modules = ()
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:

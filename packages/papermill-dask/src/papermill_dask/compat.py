@@ -1,4 +1,4 @@
-"""What is used of other libraries that is not public, each with the reason; `test_private.py` notices a change."""
+"""Private interfaces of other libraries, and why each is needed; `tests/test_compat.py` watches the names."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client, Worker
+    from nbclient import NotebookClient
 
 CONNECT_TRIES = 20
 CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
 MAIN_PROCESS = process.current_process()
+folder_of_fork_server = util.get_temp_dir  # of its socket; the interpreter removes it at its end, not at `_exit`
 
 
 # -- Dask ----------------------------------------------------------------------------------------------------------
-def new_client(address: str, seconds: float) -> Any:
+def new_client(address: str, seconds: float) -> Client:
     """Return a client of the scheduler at ``address``; raise what Dask raises when there is no connection in time.
 
     A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
-    client comes alone, which fails when such a report comes with it. Told as a lost connection, Dask itself clears up.
+    client comes alone, which fails when such a report comes with it. After a ConnectionAbortedError Dask clears up.
     """
     import distributed
 
-    class Client(distributed.Client):
+    class PatientClient(distributed.Client):
         async def _ensure_connected(self, timeout: float | None = None) -> None:
             try:
                 await super()._ensure_connected(timeout)
@@ -37,12 +43,23 @@ def new_client(address: str, seconds: float) -> Any:
 
     for _ in range(CONNECT_TRIES - 1):
         with contextlib.suppress(ConnectionAbortedError):
-            return Client(address, timeout=seconds, set_as_default=False)
-    return Client(address, timeout=seconds, set_as_default=False)
+            return PatientClient(address, timeout=seconds, set_as_default=False)
+    return PatientClient(address, timeout=seconds, set_as_default=False)
 
 
-def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) -> Any:
-    """Return what a coroutine function gives on the scheduler; raise OSError when no answer comes in time.
+def scheduler_of(client: Client) -> Any:
+    """Return a client's connection to its scheduler, whose remote procedures have no types; it has an `address`."""
+    return client.scheduler
+
+
+def run_in_loop(node: Client | Worker, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    """Run a coroutine in the event loop of a client or a worker; may be called from any thread, and does not wait."""
+    loop: Any = node.loop  # tornado's, which wraps one of asyncio's
+    return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
+
+
+def ask_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, Any]], seconds: float) -> Any:
+    """Return the result of a coroutine function on the scheduler; raise OSError when no answer comes in time.
 
     `Client.run_on_scheduler` waits for ever when the network is cut. A function that is made where it is called travels
     by value, so the scheduler need not have this package.
@@ -50,36 +67,36 @@ def ask_scheduler(client, function: Callable[..., Coroutine], seconds: float) ->
     return client.sync(client._run_on_scheduler, function, callback_timeout=seconds)
 
 
-async def ask_worker(client, worker: str, function: Callable, *arguments: Any) -> Any:
-    """Return what a function gives on a worker, or the error that it raised; raise OSError for an unknown worker.
+async def ask_worker(client: Client, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the result of a function on a worker, or the error that it raised; raise OSError for an unknown worker.
 
-    `Client.run` asks all workers at once, and one that hangs would keep the answers of the others.
+    `Client.run` asks all workers together, and one that hangs would keep the answers of the others.
     """
     return (await client._run(function, *arguments, workers=[worker], on_error="return"))[worker]
 
 
-def ask_for_task(worker, key: str, seconds: float) -> str | None:
+def ask_for_task(worker: Worker, key: str, seconds: float) -> str | None:
     """Return the state of a task that runs on a worker, None if the scheduler has forgotten it; raise TimeoutError.
 
     Dask does not tell a running task that its client has gone. To be called from a thread of the worker.
     """
     ask = asyncio.wait_for(worker.scheduler.get_task_status(keys=[key]), seconds)
-    return asyncio.run_coroutine_threadsafe(ask, worker.loop.asyncio_loop).result(2 * seconds)[key]
+    return run_in_loop(worker, ask).result(2 * seconds)[key]
 
 
-def forget(client, topic: str) -> None:
+def forget(client: Client, topic: str) -> None:
     """Make the scheduler forget the events of a topic; Dask keeps the last thousand, of any size, for ever.
 
     The subscription ends, too; `Client.unsubscribe_topic` would keep the handler, and with it the notebook.
     """
 
-    async def forget(dask_scheduler) -> None:
+    async def forget(dask_scheduler: Any) -> None:
         dask_scheduler._broker._topics.pop(topic, None)
 
     client._event_handlers.pop(topic, None)
     if client.status == "running":
         # Not waited for: this may be the client's own event loop, and a scheduler that is gone keeps what it keeps.
-        asyncio.run_coroutine_threadsafe(client._run_on_scheduler(forget), client.loop.asyncio_loop)
+        run_in_loop(client, client._run_on_scheduler(forget))
 
 
 # -- papermill and nbclient ----------------------------------------------------------------------------------------
@@ -97,7 +114,7 @@ def read_parameter(text: str) -> bool | int | float | str | None:
     return _resolve_type(text)
 
 
-def is_captured(client, message_id: str | None) -> bool:
+def is_captured(client: NotebookClient, message_id: str) -> bool:
     """Tell whether an Output widget takes the outputs of this request; nbclient has no other way to ask."""
     return bool(client.output_hook_stack[message_id])
 
@@ -132,11 +149,11 @@ def prepare_ipykernel(folder: Path) -> None:
         sending.connect(address)
         return context, sending
 
-    IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))
-    IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect
+    IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))  # type: ignore[method-assign] # replaced
+    IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect  # type: ignore[method-assign] # replaced
 
 
-def prepare_kernel(app) -> None:
+def prepare_kernel(app: Any) -> None:
     """Change what has no option in an initialized kernel: a prompt end, and prompt tracebacks.
 
     A notebook seldom waits for the processes that it starts; ipykernel would, for 14 s, and be killed before its
@@ -156,7 +173,7 @@ def prepare_kernel(app) -> None:
     app.shell.compile.cache = remember
 
 
-def finish_reply(app, seconds: float) -> None:
+def finish_reply(app: Any, seconds: float) -> None:
     """Wait until a kernel that was asked to end has sent its reply.
 
     Its control thread still flushes the streams then. If the thread that writes them is stopped first, as ipykernel
@@ -169,7 +186,7 @@ def finish_reply(app, seconds: float) -> None:
 # -- Python --------------------------------------------------------------------------------------------------------
 def run_last_handlers() -> None:
     """Wait for threads and call the handlers of `atexit`, as the interpreter does at its end."""
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined] # private
     atexit._run_exitfuncs()
 
 
@@ -179,15 +196,10 @@ def start_fork_server(module: str) -> None:
     forkserver.ensure_running()
 
 
-def folder_of_fork_server() -> str:
-    """Return the folder of the fork server's socket, which is removed at an end of the interpreter, not at `_exit`."""
-    return util.get_temp_dir()
-
-
 def leave_fork_server() -> None:
     """Make a forked process a main process to `multiprocessing`, as a notebook's is, and no child of a fork server."""
     multiprocessing.set_start_method(None, force=True)
-    process._current_process, process._parent_process = MAIN_PROCESS, None
+    process._current_process, process._parent_process = MAIN_PROCESS, None  # type: ignore[attr-defined] # private
     MAIN_PROCESS.name, MAIN_PROCESS.authkey = "MainProcess", os.urandom(32)
-    forkserver._forkserver.__init__()
-    resource_tracker._resource_tracker.__init__()
+    forkserver.ForkServer.__init__(forkserver._forkserver)
+    resource_tracker.ResourceTracker.__init__(resource_tracker._resource_tracker)

@@ -1,4 +1,4 @@
-"""All of pyftpdlib that is not its public interface, and why it is needed; `tests/test_server.py` watches the names."""
+"""Private interfaces of pyftpdlib, and why each is needed; `tests/test_compat.py` watches the names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TransferHandler(TLS_DTPHandler):
                         raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
                     self.file_obj.keep()
             except OSError as error:
-                self.transfer_finished = False
+                self.transfer_finished: bool = False
                 self._resp = f"426 {error.strerror}; the file was not stored.", logger.warning
         super().close()
 
@@ -58,7 +58,7 @@ class TransferHandler(TLS_DTPHandler):
     def handle_error(self) -> None:
         """End the transfer with an answer."""
         error = sys.exception()
-        if isinstance(error.__cause__, OSError):
-            error.errno = error.__cause__.strerror  # which pyftpdlib puts into the answer
+        if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
+            error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the answer
         self._error = True  # no farewell of TLS before the answer
         DTPHandler.handle_error(self)

@@ -28,20 +28,19 @@ ROUND_SECONDS = 0.005
 PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of another user, or deep in a broken disk
 
 
-class Stale(Exception):
-    """What a warm process has imported is not what a kernel would import now; or it is gone."""
+class WarmProcessStale(Exception):
+    """A warm process has ended, or has imported files that have changed since."""
 
 
-class Unsafe(Exception):
-    """No kernel may be forked from a warm process."""
+class ForkUnsafe(Exception):
+    """The imports of a warm process forbid forking: they failed, or started threads."""
 
 
 def main() -> NoReturn:
     """Run the command of a request, which may be any language's kernel; the command line names the connection."""
     descriptor = int(sys.argv[1])
     os.set_inheritable(descriptor, False)
-    connection = Connection(descriptor)
-    supervise(connection, _run_command)
+    supervise(Connection(descriptor), _run_command)
 
 
 def supervise(
@@ -49,7 +48,7 @@ def supervise(
 ) -> NoReturn:
     """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left.
 
-    ``check`` may raise Stale while the kernel starts.
+    ``check`` may raise WarmProcessStale while the kernel starts.
     """
     with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
         os.setsid()
@@ -66,7 +65,7 @@ def supervise(
         os.chdir(request["cwd"])
         kernel = start(request)
         check()
-    except (OSError, Stale, Unsafe) as error:
+    except (OSError, WarmProcessStale, ForkUnsafe) as error:
         _end_descendants()
         _send(connection, error)
         os._exit(1)
@@ -75,7 +74,7 @@ def supervise(
     _end_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # at once: the memory of a forked process takes a while to give back
+    connection.close()  # now: the memory of a forked process takes a while to give back
     os._exit(0)
 
 
@@ -115,11 +114,10 @@ def _send(connection: Connection, message: Any) -> bool:
 
 def _watch(connection: Connection, kernel: int) -> int | None:
     """Pass signals on until the kernel has ended; return its exit code, or None when the worker is gone before."""
-    watched, seconds = [connection], POLL_SECONDS
-    if hasattr(os, "pidfd_open"):
-        watched, seconds = [connection, os.pidfd_open(kernel)], REAP_SECONDS
+    descriptors = [os.pidfd_open(kernel)] if hasattr(os, "pidfd_open") else []
+    seconds = REAP_SECONDS if descriptors else POLL_SECONDS
     while True:
-        ready = wait(watched, seconds)
+        ready = wait([connection, *descriptors], seconds)
         if (code := _reap(kernel)) is not None:
             return code
         if connection in ready:

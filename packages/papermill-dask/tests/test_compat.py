@@ -1,4 +1,4 @@
-"""What the package uses that is not public: each is there, and does what it is used for."""
+"""Private interfaces that `compat.py` uses: each exists, and does what it is used for."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import nbclient
 import nbformat
 import pytest
 from hosts import wait_for
-from papermill_dask import private
+from papermill_dask import compat
 
-SOURCE = Path(private.__file__).parent
-UPGRADE = "an upgrade changed it: see papermill_dask/private.py"
+SOURCE = Path(compat.__file__).parent
+UPGRADE = "an upgrade changed it: see papermill_dask/compat.py"
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,12 @@ def test_dask_answers_within_a_time(client):
 
         await asyncio.sleep(60)
 
-    assert private.ask_scheduler(client, name, 10) == "Scheduler", UPGRADE
+    assert compat.ask_scheduler(client, name, 10) == "Scheduler", UPGRADE
     with pytest.raises((OSError, TimeoutError)):
-        private.ask_scheduler(client, sleep, 0.2)
+        compat.ask_scheduler(client, sleep, 0.2)
     (worker,) = client.scheduler_info()["workers"]
-    assert client.sync(private.ask_worker, client, worker, int, "3") == 3, UPGRADE
-    assert isinstance(client.sync(private.ask_worker, client, worker, int, "x"), ValueError), UPGRADE
+    assert client.sync(compat.ask_worker, client, worker, int, "3") == 3, UPGRADE
+    assert isinstance(client.sync(compat.ask_worker, client, worker, int, "x"), ValueError), UPGRADE
 
 
 def test_dask_forgets_a_topic(client):
@@ -57,10 +57,10 @@ def test_dask_forgets_a_topic(client):
     events = []
     client.subscribe_topic("a topic", events.append)
     wait_for(lambda: client.log_event("a topic", "an event") or events)  # the subscription may come after an event
-    assert "a topic" in private.ask_scheduler(client, topics, 10), UPGRADE
-    private.forget(client, "a topic")
+    assert "a topic" in compat.ask_scheduler(client, topics, 10), UPGRADE
+    compat.forget(client, "a topic")
     assert "a topic" not in client._event_handlers, UPGRADE
-    wait_for(lambda: "a topic" not in private.ask_scheduler(client, topics, 10), 10, UPGRADE)
+    wait_for(lambda: "a topic" not in compat.ask_scheduler(client, topics, 10), 10, UPGRADE)
 
 
 def test_dask_knows_the_tasks_that_run(client):
@@ -68,7 +68,7 @@ def test_dask_knows_the_tasks_that_run(client):
 
     def ask(key: str) -> tuple:
         worker = distributed.get_worker()
-        return worker.id, worker.status.name, private.ask_for_task(worker, key, 5), callable(worker.log_event)
+        return worker.id, worker.status.name, compat.ask_for_task(worker, key, 5), callable(worker.log_event)
 
     task = client.submit(ask, "unknown")
     name, status, state, logs = task.result()
@@ -82,13 +82,13 @@ def test_papermill_has_what_is_used_of_it(tmp_path):
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.iorw import papermill_io
 
-    before = private.folder_of_papermills_files()
+    before = compat.folder_of_papermills_files()
     papermill_io.get_handler("a file").cwd(str(tmp_path))
     try:
-        assert Path(private.folder_of_papermills_files()) == tmp_path, UPGRADE
+        assert Path(compat.folder_of_papermills_files()) == tmp_path, UPGRADE
     finally:
         papermill_io.get_handler("a file").cwd(before)
-    assert [private.read_parameter(text) for text in ("1", "1.5", "True", "None", "a")] == [1, 1.5, True, None, "a"]
+    assert [compat.read_parameter(text) for text in ("1", "1.5", "True", "None", "a")] == [1, 1.5, True, None, "a"]
     assert "with self.setup_kernel(" in inspect.getsource(PapermillNotebookClient.execute), UPGRADE
     assert not asyncio.iscoroutinefunction(PapermillNotebookClient.process_message), UPGRADE
 
@@ -96,9 +96,9 @@ def test_papermill_has_what_is_used_of_it(tmp_path):
 def test_nbclient_says_which_widget_takes_outputs():
     """A client has a list of hooks for each message; an Output widget adds one."""
     client = nbclient.NotebookClient(nbformat.v4.new_notebook())
-    assert not private.is_captured(client, "a message"), UPGRADE
+    assert not compat.is_captured(client, "a message"), UPGRADE
     client.register_output_hook("a message", object())
-    assert private.is_captured(client, "a message"), UPGRADE
+    assert compat.is_captured(client, "a message"), UPGRADE
 
 
 USED = {
@@ -133,9 +133,9 @@ def test_fork_server_can_be_forgotten():
 MODULES = {file.relative_to(SOURCE).with_suffix("").as_posix(): file for file in SOURCE.rglob("*.py")}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "private"])
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "compat"])
 def test_private_names_of_others_are_used_in_one_module(module):
-    """Outside of `private` no attribute with a leading underscore is used, but this package's own and `os._exit`."""
+    """Outside of `compat` no attribute with a leading underscore is used, but this package's own and `os._exit`."""
     attributes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Attribute)]
     private = {ast.unparse(node) for node in attributes if node.attr.startswith("_") and not node.attr.endswith("__")}
     assert not [name for name in private if not name.startswith(("self._", "cls._")) and name != "os._exit"]
