@@ -75,15 +75,15 @@ def marked_processes(state: Path) -> list[psutil.Process]:
 def _listeners() -> Iterator[tuple[int, int | None]]:
     """Yield the ports that processes listen on, each with the number of the process if the system tells it."""
     try:
-        connections = [(each, each.pid) for each in psutil.net_connections(kind="tcp")]
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr:
+                yield connection.laddr.port, connection.pid
     except psutil.Error:  # macOS tells all connections to root alone, and those of a process to its owner
-        connections = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                connections += [(each, process.pid) for each in process.net_connections(kind="tcp")]
-    for connection, pid in connections:
-        if connection.status == psutil.CONN_LISTEN:
-            yield connection.laddr.port, pid
+                for own in process.net_connections(kind="tcp"):
+                    if own.status == psutil.CONN_LISTEN and own.laddr:
+                        yield own.laddr.port, process.pid
 
 
 def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
@@ -95,8 +95,8 @@ def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
     if process is None:
         return Owner(port)
     with contextlib.suppress(psutil.AccessDenied, OSError):
-        if state := process.environ().get(MARK):
-            return Owner(port, process, Path(state))
+        if marked := process.environ().get(MARK):
+            return Owner(port, process, Path(marked))
     # `mlflow server` starts other processes, and any of them may listen.
     for relative in filter(None, [process, process.parent(), *process.children(recursive=True)]):
         with contextlib.suppress(psutil.Error, OSError):
