@@ -16,6 +16,7 @@ TOP = {
 # Who may import whom: only what stands further right.
 LAYERS = [
     "cli", "teaching", "servers", "models", "data", "pipeline", "parameters", "port_owners", "settings", "problem",
+    "quantities",
     "fingerprint", "files", "errors",
 ]  # fmt: skip
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}

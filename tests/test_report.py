@@ -89,13 +89,13 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
     text = words(render(evidence, WEEK, TEMPLATE))
     energy, predicted = week.hours[schema.TARGETS].sum(), week.predicted.sum()
     off = (week.predicted - week.hours[schema.TARGETS]).abs().mean()
-    assert f"{energy.solar_GW:,.0f} GWh from the sun" in text
-    assert f"{predicted.wind_GW:,.0f} GWh of wind power were predicted and {energy.wind_GW:,.0f} generated" in text
+    assert f"{energy.solar_GW:,.0f} GWh of solar power" in text
+    assert f"{predicted.wind_GW:,.0f} GWh were predicted, and {energy.wind_GW:,.0f} GWh came" in text
     assert f"off by {off.wind_GW:.2f} GW" in text
     assert f"{off.mean():.2f} GW is how far a prediction was off" in text
     inside = week.hours.wind_GW.between(week.band[0].wind_GW, week.band[1].wind_GW).mean()
-    assert f"did so in {100 * inside:.0f} of 100 hours of wind power" in text
-    assert re.search(rf"{100 * inside:.0f} and \d+ % of the hours of wind and of solar power", text)
+    assert f"and {100 * inside:.0f} of 100 hours of wind power" in text
+    assert re.search(rf"\d+ and {100 * inside:.0f} % of the hours of solar power \(by day\) and of wind power", text)
     assert text.count(" m/s ") >= 7
     assert "modelled" in text
     assert "Deutscher Wetterdienst" in text
@@ -133,7 +133,7 @@ def test_page_without_a_model_in_production_says_so(evidence):
     assert "No model is in production" in text
     assert "workshop.model" not in html
     assert "predicted worst" not in text
-    assert "GWh from the wind" in text
+    assert "GWh of wind power" in text
 
 
 def test_page_shows_lineage_as_it_was_recorded(evidence):
@@ -178,7 +178,7 @@ def test_reason_is_what_was_unusual_about_the_hour(evidence):
     """Generation that the weather does not explain, a gust, a flash of light: each is told in one sentence."""
     miss = planted(evidence, "2016-10-06T12:00", wind_GW=5)
     assert miss.beyond > 3
-    assert miss.reason.startswith("More was generated than is usual with such a wind")
+    assert miss.reason.startswith("There was more wind power than is usual with about this wind speed")
     gust = planted(evidence, "2016-10-06T12:00", wind_GW=5, windspeed=2.5)
     assert gust.reason.startswith("The wind speed changed by")
     flash = planted(evidence, "2016-10-06T10:00", solar_GW=4, rad_horizontal=9)

@@ -14,6 +14,7 @@ from ruamel.yaml.nodes import Node
 
 from workshop import problem
 from workshop.errors import ParameterError
+from workshop.quantities import Quantity
 
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
 
@@ -51,7 +52,9 @@ def _with_fields(base: type[Section], fields: dict[str, Any]) -> Any:
 
 
 _capacities = {
-    t.name: (float, Field(gt=0, description=f"of all {t.plants} that the file counts")) for t in problem.TARGETS
+    target.name: (float, Field(gt=0, description=f"of all {target.plants} that the file counts"))
+    for target in problem.TARGETS
+    if target.name in problem.CAPACITY_GW
 }
 
 
@@ -62,7 +65,7 @@ class YearEnd(_YearEnd):
     """Installed capacity in GW on 31 December of a year."""
 
 
-def _column(quantity: problem.Quantity) -> tuple[Any, Any]:
+def _column(quantity: Quantity) -> tuple[Any, Any]:
     """Return the type of a column of an own file, and its default: that of a processed table."""
     kind: Any = Column
     of_unit = kind[Literal.__getitem__(tuple(quantity.units))]
@@ -95,7 +98,8 @@ class _OwnTable(Section):
         return self
 
 
-_OwnFile: Any = _with_fields(_OwnTable, {name: _column(quantity) for name, quantity in problem.QUANTITIES.items()})
+_quantities = (*problem.TARGETS, *problem.INPUTS)
+_OwnFile: Any = _with_fields(_OwnTable, {quantity.name: _column(quantity) for quantity in _quantities})
 
 
 class OwnFile(_OwnFile):
@@ -158,7 +162,7 @@ class TrainKeras(Section):
 class Compare(Section):
     """Which held-out score ranks the models."""
 
-    rank_by: Literal[("r2", *problem.R2.values())]  # type: ignore[valid-type] # known when the module is imported
+    rank_by: Literal[("r2", *(target.r2 for target in problem.TARGETS))]  # type: ignore[valid-type] # known when the module is imported
 
 
 class _Promote(Section):
@@ -172,9 +176,8 @@ class _Promote(Section):
 
 
 _Night = Annotated[float, Field(gt=0, le=100, description="mean predicted power while the sun is down")]
-_limits = {f"min_{score}": R2 for score in problem.R2.values()} | {
-    f"max_{score}": _Night for score in problem.NIGHT.values()
-}
+_limits = {f"min_{target.r2}": R2 for target in problem.TARGETS}
+_limits |= {f"max_{target.night}": _Night for target in problem.TARGETS if target.by_day}
 
 
 _PromoteAll: Any = _with_fields(_Promote, _limits)

@@ -12,7 +12,7 @@ from serving import Snapshot
 
 from workshop.data import sources
 from workshop.models.registry import BY_HAND, FORCED
-from workshop.problem import SUBTITLE, TITLE
+from workshop.problem import REGION, TITLE
 
 CLOCK_MILLISECONDS = 2000
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
@@ -42,7 +42,7 @@ def whole_page(served: Snapshot, asked: str) -> html.Div:
             dcc.Store(id="shown", data=[asked, title]),  # the address that is shown, and the window's title
             html.Header(
                 [
-                    html.H1([TITLE, html.Small(SUBTITLE)]),
+                    html.H1([TITLE, html.Small(f"{REGION}, hourly")]),
                     html.Section(model(served), id="model", **{"aria-label": "Model in production"}),
                 ],
                 className="masthead",

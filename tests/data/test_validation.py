@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop.data.features import YEAR_ENDS_GW
 from workshop.data.prepare import prepare
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.data.sources import POWER_FILE, WEATHER_FILE, fetch
 from workshop.data.validation import render, validate
 from workshop.errors import DataError
 from workshop.parameters import Fetch, OwnFile
+from workshop.problem import CAPACITY_GW
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
@@ -181,9 +181,9 @@ def test_other_unit_of_one_year_is_suspected(damaged):
 
 
 # -- an own file that is wrong and possible ----------------------------------------------------------------------------
-FIGURES = {year: {target: YEAR_ENDS_GW[target][str(year)] for target in YEAR_ENDS_GW} for year in (2013, 2014, 2015)}
+FIGURES = {year: {target: CAPACITY_GW[target][str(year)] for target in CAPACITY_GW} for year in (2013, 2014, 2015)}
 JUMP = ("wind_GW", "change of the mean from year to year")
-SUN, SEASONS = ("solar_GW", "hours behind the sun"), ("radiation", "hours behind solar power, summer less winter")
+SUN, SEASONS = ("solar_GW", "hours behind the sun"), ("light", "hours behind solar power, summer less winter")
 BEHIND_WIND, CURVE = ("wind_GW", "hours behind the wind speed"), ("windspeed", "wind speed of half the highest power")
 FACTORS = {(target, "mean capacity factor") for target in TARGETS}
 HIGHEST = {(target, "highest capacity factor") for target in TARGETS}
@@ -252,7 +252,7 @@ def _figures(factor):
 
 TWICE = ("own", "hours that stand twice")
 EXCHANGED = {"rad_horizontal": "rad_diffuse", "rad_diffuse": "rad_horizontal"}
-DIFFUSE = {("rad_diffuse", "diffuse share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
+DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ DIFFUSE = {("rad_diffuse", "diffuse share of the brightest hours"), ("rad_diffus
         (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.8"]),
         (_later(6, "windspeed"), {}, {BEHIND_WIND}, ["2014 summer (-6.1"]),
         (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.721)", "exchanged?"]),
-        (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "knots taken for m/s"]),
+        (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
         (lambda table: table, {"windspeed": {"column": "windspeed", "unit": "kn"}}, {CURVE}, ["2014 (2.44 m/s)"]),
         (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
         (lambda table: table, {"capacity": _figures(1000)}, FACTORS, ["in MW"]),

@@ -13,13 +13,14 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.tree import DecisionTreeRegressor
 
 from workshop.data import schema
-from workshop.data.features import DERIVED, YEAR_ENDS_GW, derive, inputs, mark_capacity, targets, year_ends_of
+from workshop.data.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ModelError
 from workshop.models import storage
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
 from workshop.models.storage import TRUSTED_TYPES, LoadedModel, load_folder
 from workshop.parameters import YearEnd
+from workshop.problem import CAPACITY_GW
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_deriving_model_comes_back_as_it_was(saved, kind):
     root, hours = saved
     model = load_folder(root / kind, "test")
     assert model.knows_time
-    assert model.year_ends == year_ends_of(hours) != YEAR_ENDS_GW
+    assert model.year_ends == year_ends_of(hours) != CAPACITY_GW
     assert np.isfinite(model.predict(hours)).all(axis=None)
     assert (model.predict_with_band(hours)[1] is None) == (kind == "network")
     if kind == "network":

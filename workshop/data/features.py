@@ -5,52 +5,36 @@ Notebooks, pipeline, dashboard and models all use these definitions.
 
 from __future__ import annotations
 
-import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
+from workshop import problem
 from workshop.data.raw import require_columns
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
 from workshop.parameters import YearEnd
+from workshop.problem import DERIVED
+from workshop.quantities import YearEnds
 
 INPUTS = ["utc_timestamp", *FEATURES]
-# `derive` says what they are.
-DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
-# The middle of Germany, degrees north and east.
-MIDDLE = (51.0, 10.4)
-# Where the wind is measured, about where the turbines' hubs were in those years, and the roughness length of farmland.
-MEASURED_METRES, HUB_METRES, ROUGHNESS_METRES = 10, 105, 0.1
-
-YearEnds = dict[str, dict[str, float]]  # GW by target, and by year: as text, which JSON and models keep as it is
-# Installed capacity of Germany, GW on 31 December, rounded to 0.1; other statistics differ by up to 1 GW, by what they
-# count and when it was reported.
-# wind, on land and at sea: 2012 Deutsche WindGuard, press release of 30 January 2013 ("rund 31,3 GW"); 2013 Fraunhofer
-# IWES, Windenergie Report Deutschland 2013 (33,658 + 521 MW); 2014 GWEC, as reported by Renewables Now in July 2015
-# (39.17 GW); 2015 and 2016 Deutsche WindGuard, as reported by Strom-Report (44,947 and 50,018 MW).
-# solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON: 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW);
-# 2012 and 2013 computed back from 2014 by what was added (1.89 GW in 2014, 3.3 GW in 2013).
-YEAR_ENDS_GW: YearEnds = {
-    "solar_GW": {"2012": 33.0, "2013": 36.3, "2014": 38.2, "2015": 39.7, "2016": 41.2},
-    "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
-}
 _CAPACITY = "capacity"  # the key of such figures in a frame's attributes
 
 
 def features(frame: DataFrame) -> DataFrame:
-    """Return the four weather features (units: `schema.UNITS`) as float64 columns; DataError if one is missing."""
+    """Return the weather features (units: `schema.UNITS`) as float64 columns; DataError if one is missing."""
     return _select(frame, FEATURES)
 
 
 def targets(frame: DataFrame) -> DataFrame:
-    """Return solar and wind generation in GW as float64 columns; DataError if one is missing."""
+    """Return the targets in GW as float64 columns; DataError if one is missing."""
     return _select(frame, TARGETS)
 
 
 def inputs(frame: DataFrame) -> DataFrame:
-    """Return the hour (its start, UTC, datetime64[us] without a zone) and the four weather features.
+    """Return the hour (its start, UTC, datetime64[us] without a zone) and the weather features.
 
     They are the inputs of a model that knows the time. The zone is left out because a model's signature has
     no type for it; the frame's attributes stay, for a model that learns. Raises DataError: a column missing, no time.
@@ -66,37 +50,29 @@ def inputs(frame: DataFrame) -> DataFrame:
 def derive(frame: DataFrame) -> DataFrame:
     """Return the columns `DERIVED`, from which models learn, for each hour: its start (UTC) and its weather.
 
-    - `hub_windspeed` (m/s): the wind at 105 m, from that at 10 m by the logarithmic profile ln(z/z0) with z0 = 0.1 m
-      (Hau, Wind Turbines, 3rd edition, chapter 13);
-    - `temperature` (°C, at 2 m), `rad_horizontal` and `rad_diffuse` (W/m²): as they are;
-    - `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north): where the sun is over
-      the middle of Germany half an hour after the stamp, by pvlib's `ephemeris`.
-      They say hour and season at once, in the terms that matter.
-
-    Each row is derived from itself alone, so that a model can predict a single hour. Raises DataError: a column
-    missing, no time.
+    `problem` says what they are. Each row is derived from itself alone, so that a model can predict a single
+    hour. The sun is where it is half an hour after the stamp. Raises DataError: a column missing, no time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
     sun = sun_position(to_utc(frame["utc_timestamp"]), minutes=30)
-    profile = math.log(HUB_METRES / ROUGHNESS_METRES) / math.log(MEASURED_METRES / ROUGHNESS_METRES)
-    derived = {
-        "hub_windspeed": weather["windspeed"] * profile,
-        **{name: weather[name] for name in ("temperature", "rad_horizontal", "rad_diffuse")},
-        "sun_elevation": sun["elevation"].to_numpy(),
-        "sun_azimuth": sun["azimuth"].to_numpy(),
-    }
-    return DataFrame(derived, index=frame.index)[DERIVED]
+    hours = weather.assign(**{f"sun_{name}": sun[name].to_numpy() for name in sun})
+    return hours.assign(**problem.COMPUTED)[DERIVED]
+
+
+def sun_is_up(derived: DataFrame) -> np.ndarray:
+    """Return for each row that `derive` made whether it has the sun up; never where the problem does not ask for it."""
+    return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)
 
 
 def sun_position(stamps: DatetimeIndex, *, minutes: float = 0) -> DataFrame:
-    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of Germany, so long after each stamp.
+    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, so long after each stamp.
 
     To a hundredth of a degree, in a tenth of the time that the algorithm of full precision takes.
     """
     from pvlib.solarposition import ephemeris
 
-    return ephemeris(stamps + pd.Timedelta(minutes=minutes), *MIDDLE)[["elevation", "azimuth"]]
+    return ephemeris(stamps + pd.Timedelta(minutes=minutes), *problem.MIDDLE)[["elevation", "azimuth"]]
 
 
 def to_utc(stamps: Series) -> DatetimeIndex:
@@ -133,13 +109,13 @@ def capacity_factors(frame: DataFrame) -> DataFrame:
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     """Return the installed capacity in GW at each hour, columns `TARGETS`, between year-ends along a line.
 
-    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`). Raises DataError for a frame
-    without figures, and for hours outside their years.
+    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`). A target that the problem does
+    not divide by its capacity has 1. Raises DataError for a frame without figures, and for hours outside their years.
     """
     year_ends = year_ends or year_ends_of(frame)
     stamps = Series(to_utc(frame["utc_timestamp"]), frame.index)
-    capacities = {}
-    for target in TARGETS:
+    capacities = DataFrame(1.0, frame.index, TARGETS)
+    for target in year_ends:
         ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): value for year, value in year_ends[target].items()}
         first, last = min(ends), max(ends)
         outside = stamps[(stamps < first) | (stamps > last)]
@@ -154,18 +130,18 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
             )
         seconds = [(end - first).total_seconds() for end in ends]
         capacities[target] = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
-    return DataFrame(capacities, frame.index)
+    return capacities
 
 
 def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd] | None = None) -> DataFrame:
     """Return ``frame`` with figures of installed capacity in its attributes, which Parquet files keep.
 
-    The figures are those of an own file (`fetch.csv.capacity`), or without ``year_ends`` those of Germany.
+    The figures are those of an own file (`fetch.csv.capacity`), or without ``year_ends`` those of the problem.
     """
-    marked, figures = frame.copy(deep=False), YEAR_ENDS_GW
+    marked, figures = frame.copy(deep=False), problem.CAPACITY_GW
     if year_ends:
         figures = {
-            target: {str(year): getattr(year_ends[year], target) for year in sorted(year_ends)} for target in TARGETS
+            target: {str(year): getattr(year_ends[year], target) for year in sorted(year_ends)} for target in figures
         }
     marked.attrs = {**frame.attrs, _CAPACITY: figures}
     return marked
@@ -173,8 +149,8 @@ def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd] | None = None)
 
 def year_ends_of(frame: DataFrame) -> YearEnds:
     """Return the figures of installed capacity that a frame carries; raise DataError if it carries none."""
-    if _CAPACITY in frame.attrs:
-        return frame.attrs[_CAPACITY]
+    if _CAPACITY in frame.attrs or not problem.CAPACITY_GW:
+        return frame.attrs.get(_CAPACITY, {})
     raise DataError(
         "The table carries no figures of installed capacity.",
         expected="figures for the end of each year, in the table's attributes",
@@ -184,5 +160,5 @@ def year_ends_of(frame: DataFrame) -> YearEnds:
 
 
 def last_year(year_ends: YearEnds) -> int:
-    """Return the last year whose end is known."""
-    return min(max(map(int, ends)) for ends in year_ends.values())
+    """Return the last year whose end is known; without any figures this one."""
+    return min((max(map(int, ends)) for ends in year_ends.values()), default=datetime.now(UTC).year)

@@ -18,15 +18,17 @@ from workshop.errors import DataError
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}
 INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {given.name: given.title for given in problem.INPUTS}
-TITLES = {target: f"{name} generation" for target, name in NAMES.items()} | INPUT_NAMES
+TITLES = {target.name: target.words.capitalize() for target in problem.TARGETS} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
-SCORES = {"r2": "all"} | {score: NAMES[target].lower() for target, score in problem.R2.items()}
-SCORE_COLOURS = {"r2": INK} | {score: COLOURS[target] for target, score in problem.R2.items()}
+_R2 = {target.name: target.r2 for target in problem.TARGETS}
+SCORES = {"r2": "all"} | {score: NAMES[target].lower() for target, score in _R2.items()}
+SCORE_COLOURS = {"r2": INK} | {score: COLOURS[target] for target, score in _R2.items()}
 HOURS_A_DAY = 24
 DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
 BINS = 60
 KEY_HOURS = [0, 24, 168, 672]  # none, a day, a week, a month
 FEW_HOURS = 48
+BOTTOM = "x" if len(TARGETS) == 1 else f"x{len(TARGETS)}"  # the axis of time, below the last panel
 AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
 TIME_FORMATS = [
     {"dtickrange": [None, 86_399_999], "value": "%H:%M\n%-d %b %Y"},
@@ -60,9 +62,9 @@ def measured_and_predicted(
     title: str | None = None,
     measured_name: str = "measured",
 ) -> go.Figure:
-    """Draw measured (dark) and predicted (coloured) generation in GW over time: solar above, wind below.
+    """Draw measured (dark) and predicted (coloured) generation in GW over time, a panel for each target.
 
-    ``frame`` is a processed frame; ``predicted`` holds `solar_GW` and `wind_GW` of the same rows in the same order. An
+    ``frame`` is a processed frame; ``predicted`` holds the targets of the same rows in the same order. An
     hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
     sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
     are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
@@ -101,13 +103,17 @@ def measured_and_predicted(
                 row=row,
                 col=1,
             )
-        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", fixedrange=True, anchor="x2", row=row, col=1)
-    # Both panels on one axis: its line and its label are those of both.
-    figure.update_traces(xaxis="x2").update_layout(xaxis=None, hoversubplots="axis")
+        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", fixedrange=True, anchor=BOTTOM, row=row, col=1)
+    # All panels on one axis: its line and its label, below the last, are those of all.
+    figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
+    for row in range(1, len(TARGETS)):
+        figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
     name = f"{measured.index.tz or 'UTC'}{', daily means' if daily else ''}"
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
     hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
-    figure.update_layout(xaxis2={"title_text": name, "tickformatstops": TIME_FORMATS, "hoverformat": hover, **spike})
+    figure.update_xaxes(
+        title_text=name, tickformatstops=TIME_FORMATS, hoverformat=hover, row=len(TARGETS), col=1, **spike
+    )
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
@@ -135,7 +141,7 @@ def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out perio
 
 
 def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame, *, title: str | None = None) -> go.Figure:
-    """Draw how many hours fall where predicted (up) and measured (across) meet, in GW; solar left, wind right.
+    """Draw how many hours fall where predicted (up) and measured (across) meet, in GW, a panel for each target.
 
     Hours are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
     exact. Arguments and errors as `measured_and_predicted`.
@@ -174,7 +180,7 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame, *, 
 def generation(
     frame: pd.DataFrame, *, held_out_from: pd.Timestamp | None = None, title: str | None = None
 ) -> go.Figure:
-    """Draw solar (above) and wind generation (below) of a processed frame in GW over time.
+    """Draw the targets of a processed frame in GW over time, a panel for each.
 
     More than 100 whole days are drawn as daily means. With ``held_out_from`` the time from that moment on is
     shaded. Raises DataError: no rows, a column missing.
@@ -185,10 +191,10 @@ def generation(
         trace.name = NAMES[target].lower()
     if held_out_from is not None:
         end = frame["utc_timestamp"].max()
-        along = {"type": "rect", "xref": "x2", "x0": held_out_from, "x1": end}
+        along = {"type": "rect", "xref": BOTTOM, "x0": held_out_from, "x1": end}
         figure.add_shape(yref="paper", y0=0, y1=1, fillcolor=INK, opacity=0.08, line_width=0, **along)
         note = {"text": "held out", "showarrow": False, "yref": "y domain", "y": 1, "yanchor": "top"}
-        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, xref="x2", **note)
+        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, xref=BOTTOM, **note)
     return figure
 
 
@@ -200,7 +206,7 @@ def prediction(
     coverage: float | None = None,
     title: str | None = None,
 ) -> go.Figure:
-    """Draw predicted generation in GW over time where nothing was measured: solar above, wind below.
+    """Draw predicted generation in GW over time where nothing was measured, a panel for each target.
 
     ``weather`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
     """
@@ -225,7 +231,7 @@ def residuals(
     misses = modelled - measured
     shares = misses.groupby(getattr(misses.index, by)).quantile([0.25, 0.5, 0.75]).unstack()
     figure = go.Figure()
-    for target, aside in zip(TARGETS, (-0.15, 0.15), strict=True):
+    for target, aside in zip(TARGETS, 0.3 * (np.arange(len(TARGETS)) - (len(TARGETS) - 1) / 2), strict=True):
         low, middle, high = (shares[target, share] for share in (0.25, 0.5, 0.75))
         figure.add_scatter(
             x=middle.index + aside,  # beside each other, and not one over the other
@@ -301,7 +307,7 @@ def _add_band(
 def importance(table: pd.DataFrame, *, title: str | None = "Which inputs matter") -> go.Figure:
     """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
 
-    The index names the inputs; columns are `solar_GW` and `wind_GW` and, as `<target>_spread`, their standard
+    The index names the inputs; columns are the targets and, as `<target>_spread`, their standard
     deviation. See `evaluation.importance`, which makes such a table.
     """
     figure = go.Figure()
@@ -330,7 +336,7 @@ def responses(
 ) -> go.Figure:
     """Draw the prediction in GW over the values of each feature, one panel a feature, ``columns`` of them in a row.
 
-    ``table`` has the columns `feature`, `value`, `solar_GW` and `wind_GW`. A dotted line marks each feature's value in
+    ``table`` has the columns `feature`, `value` and the targets. A dotted line marks each feature's value in
     ``point``; ``names`` are the features' names with units.
     """
     names = names or {name: f"{INPUT_NAMES[name]}, {UNITS[name]}" for name in table["feature"].unique()}
@@ -386,7 +392,7 @@ def empty(text: str) -> go.Figure:
 
 
 def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return both as frames of the two targets, indexed by the hour."""
+    """Return both as frames of the targets, indexed by the hour."""
     require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
     require_columns(predicted.columns, TARGETS, "The frame of predictions")
     if len(frame) != len(predicted) or frame.empty:

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
+from workshop import problem
 from workshop.data import raw, schema, sources
 from workshop.data.features import mark_capacity
 from workshop.data.schema import RANGES, STAMP
@@ -24,17 +25,10 @@ from workshop.parameters import OwnFile, TimeColumn
 
 logger = logging.getLogger(__name__)
 HOUR = pd.Timedelta(hours=1)
-MW_PER_GW = 1000
-# In the layout of Open Power System Data: Germany's columns, and our names of them. A new one also needs its unit and
-# range in `schema`; `sample` writes these columns.
+# The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {
-    sources.POWER_FILE: {"DE_solar_generation_actual": "solar_GW", "DE_wind_generation_actual": "wind_GW"},
-    sources.WEATHER_FILE: {
-        "DE_windspeed_10m": "windspeed",
-        "DE_temperature": "temperature",
-        "DE_radiation_direct_horizontal": "rad_horizontal",
-        "DE_radiation_diffuse_horizontal": "rad_diffuse",
-    },
+    sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
+    sources.WEATHER_FILE: {given.opsd: given.name for given in problem.INPUTS},
 }
 _CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
 
@@ -115,7 +109,7 @@ def read_opsd(folder: Path) -> dict[str, Table]:
         path, names = folder / file, {ours: theirs for theirs, ours in columns.items()}
         text = raw.read_text(path, ["utc_timestamp", *columns], next_step=next_step)
         frame = raw.convert_text(text, str(path), nullable=True).rename(columns=columns)
-        powers = {name: frame[name] / MW_PER_GW for name in names if name.endswith("_GW")}
+        powers = {name: schema.convert(frame[name], name, "MW") for name in names if name in schema.TARGETS}
         tables[part] = Table(path, frame.assign(**powers), names)
     return tables
 

@@ -15,8 +15,8 @@ from pyarrow import parquet
 from workshop import problem
 from workshop.data.raw import convert_text, read_text, require_columns
 from workshop.errors import DataError
-from workshop.problem import QUANTITIES
 
+QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 FEATURES = [quantity.name for quantity in problem.INPUTS]
 TARGETS = [quantity.name for quantity in problem.TARGETS]
 COLUMNS = ["utc_timestamp", *TARGETS, *FEATURES]

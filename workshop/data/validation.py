@@ -15,8 +15,20 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
+from workshop import problem
 from workshop.data import features, prepare, sources
-from workshop.data.schema import CONVERSIONS, FEATURES, MONTH_HOURS, RANGES, TARGETS, UNITS, USUAL_MEANS, convert
+from workshop.data.schema import (
+    CONVERSIONS,
+    FEATURES,
+    MONTH_HOURS,
+    QUANTITIES,
+    RANGES,
+    TARGETS,
+    UNITS,
+    USUAL_MEANS,
+    convert,
+)
+from workshop.quantities import Target
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +45,10 @@ WHOLE_YEAR_PERCENT = 90.0
 # Distance from the median of the hour and both its neighbours (a Hampel identifier: Davies and Gather, The
 # Identification of Multiple Outliers, 1993), by the distance that 99 % of the hours keep. The sample's highest is 8.
 MOST_SPIKE = 10.0
-# The same value hour after hour is a sensor that froze, or a gap that was filled. Direct radiation can be zero for
-# many days under clouds.
+# The same value hour after hour is a sensor that froze, or a gap that was filled.
 MOST_SAME_HOURS = 24
-MOST_DARK_HOURS = 24 * 14
-# Rank correlation (Spearman) of a year's wind power with wind speed, and of its solar power with radiation by day. In
-# the sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
+# Rank correlation (Spearman) of a year's target with its driver, of one that is there by day with that by day. In the
+# sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
 # with the median of the others, since plants may be far from where the weather is measured.
 LEAST_CORRELATION = 0.3
 MOST_BELOW_OTHERS = 0.3
@@ -46,31 +56,15 @@ MOST_BELOW_OTHERS = 0.3
 # highest means that the power's clock is not the weather's.
 DARK_W_M2 = 1.0
 MOST_NIGHT_PERCENT = 1.0
-# How a year's columns fit each other, the sun and installed capacity: usual values, unit, and what may be the cause.
-FITTING: dict[str, tuple[tuple[float, float], str, str]] = {
-    # -0.1 to 0.0 in the sample; 9 degrees of longitude make 0.6.
-    "hours behind the sun": (
-        (-0.6, 0.6),
-        "h",
-        "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?",
-    ),
-    # 0.1 in the sample, whose radiation is late in both.
-    "hours behind solar power, summer less winter": (
-        (-0.5, 0.5),
-        "h",
-        "is one file in local time, or the weather's summer late?",
-    ),
-    # -0.1 to 0.1 in the sample; a front takes hours to cross a country.
-    "hours behind the wind speed": ((-3, 3), "h", "is the time zone of one file another?"),
-    # 0.27 to 0.29 in the sample, 0.5 in its darkest month; 0.7 when they are exchanged.
-    "diffuse share of the brightest hours": ((0, 0.6), "", "are direct and diffuse radiation exchanged?"),
-    # 4.7 to 4.8 m/s in the sample; forests have less, the open sea more. Knots for m/s make it 9, the reverse 2.5.
-    "wind speed of half the highest power": ((3, 8), "m/s", "knots taken for m/s, or m/s for knots?"),
-    # Solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea.
-    "mean capacity factor": ((0.05, 0.7), "", "is the capacity of another country, or in MW?"),
-    # 0.73 in the sample; statistics that count late may lead to a little more than 1.
-    "highest capacity factor": ((0, 1.05), "", "is the capacity too small, or in another unit?"),
-}
+# How a year's columns fit the sun and installed capacity: usual values, and what may be the cause of others. What is
+# usual of a driver stands in `problem`.
+BEHIND_SUN = (-0.6, 0.6)  # hours; -0.1 to 0.0 in the sample; 9 degrees of longitude make 0.6
+SUN_CAUSE = (
+    "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?"
+)
+SUMMER_LESS_WINTER = (-0.5, 0.5)  # hours; 0.1 in the sample, whose radiation is late in both
+MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
+HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may lead to a little more than 1
 SUMMER = range(4, 11)  # the months of summer time
 MOST_LAG = 12  # hours
 
@@ -180,10 +174,12 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
                 Check("distance from neighbouring hours", column, spikes.max(), (None, MOST_SPIKE), "times p99", note)
             )
         checks += _check_same(hourly[column])
-        checks += _check_correlation(hourly, column) if column in TARGETS else []
+        checks += [
+            check for target in problem.TARGETS if target.name == column for check in _check_correlation(hourly, target)
+        ]
         by_year = hourly[column].groupby(year).agg(least="min", mean="mean", most="max")
         values[column] = by_year.assign(outliers=(spikes > MOST_SPIKE).groupby(year).sum())
-    checks.append(_check_night(hourly))
+    checks += [_check_night(hourly, target) for target in problem.TARGETS if target.by_day]
     return Validation(tuple(checks), findings, pd.concat(values, names=["column"]).dropna().reset_index())
 
 
@@ -213,18 +209,23 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
     if means.empty:
         means = values.groupby(lambda _: "all hours").mean()
     beyond = means[~means.between(least, most)]
-    fitting = [u for u in CONVERSIONS[column] if convert(beyond, column, u).between(least, most).all()]
-    cause = "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
+    cause = _another_unit(beyond, column, (least, most))
     yield from _check_each("mean of a year", column, means, (least, most), UNITS[column], cause)
     if len(means) < 2:
         return
-    kelvin = column == "temperature"
+    kelvin = UNITS[column] == "°C"
     limit, unit = (MOST_CHANGE_KELVIN, "K") if kelvin else (MOST_CHANGE, "%")
     change = (means.diff() if kelvin else 100 * means.diff() / means.shift().clip(lower=1e-9)).dropna()
     worst = change.abs().idxmax()
     note = _listed(f"{change[year]:+.3g} {unit} to {year}" for year in change.index[change.abs() > limit])
     note = f"{note}; did capacity, or what is counted, change?" if note else f"to {worst}"
     yield Check("change of the mean from year to year", column, float(change[worst]), (-limit, limit), unit, note)
+
+
+def _another_unit(beyond: Series, column: str, usual: tuple[float, float]) -> str:
+    """Return the question whether unusual values are of another unit, with the units in which they would be usual."""
+    fitting = [unit for unit in CONVERSIONS[column] if convert(beyond, column, unit).between(*usual).all()]
+    return "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
 
 
 def _whole_years(findings: Mapping[str, Any]) -> list[int]:
@@ -247,40 +248,69 @@ def _check_each(
 
 
 def _check_fitting(frame: DataFrame, hourly: DataFrame, findings: Mapping[str, Any]) -> Iterator[Check]:
-    """Check clocks, units and installed capacity by what holds whatever the weather; see `FITTING`."""
-    ends = {int(year) for year in features.year_ends_of(frame)["wind_GW"]}
-    lacking = sorted({*range(min(ends), max(ends))} - ends)
-    note = f"{_listed(map(str, lacking))}; the capacity is a line between its neighbours" if lacking else ""
-    yield Check("years without a figure", "capacity", len(lacking), (None, 0), "", note)
-    factors, years = features.capacity_factors(frame), frame["utc_timestamp"].dt.year
-    known = years.groupby(years).transform("size") >= MONTH_HOURS
-    frame, radiation = frame[known], (frame["rad_horizontal"] + frame["rad_diffuse"])[known]
-    elevation = features.sun_position(hourly.index, minutes=30)["elevation"].clip(lower=0).set_axis(hourly.index)
-    late = _lags(hourly["rad_horizontal"] + hourly["rad_diffuse"], hourly["solar_GW"])
-    apart = late["summer"] - late["winter"]
-    apart.index = [
-        f"{year}: {summer:.1f} h in summer, {winter:.1f} h in winter" for year, summer, winter in late.itertuples()
-    ]
-    brightest = radiation >= radiation.groupby(years).transform("quantile", 0.99).clip(lower=DARK_W_M2)
-    diffuse = (frame["rad_diffuse"] / radiation).where(brightest).groupby(years).mean()
-    half = {
-        year: hours["windspeed"].quantile((hours["wind_GW"] <= hours["wind_GW"].quantile(0.99) / 2).mean())
-        for year, hours in frame.groupby(years)
-    }
-    measured = [
-        ("hours behind the sun", "solar_GW", _lags(hourly["solar_GW"], elevation).stack()),
-        ("hours behind solar power, summer less winter", "radiation", apart),
-        ("hours behind the wind speed", "wind_GW", _lags(hourly["wind_GW"], hourly["windspeed"]).stack()),
-        ("diffuse share of the brightest hours", "rad_diffuse", diffuse),
-        ("wind speed of half the highest power", "windspeed", Series(half)),
-        *(
-            ("mean capacity factor", of, part.groupby(years).mean().loc[_whole_years(findings)])
-            for of, part in factors.items()
-        ),
-        *(("highest capacity factor", of, part.groupby(years).max()) for of, part in factors.items()),
-    ]
-    for name, of, values in measured:
-        yield from _check_each(name, of, values, *FITTING[name])
+    """Check clocks, units and installed capacity by what holds whatever the weather."""
+    years = frame["utc_timestamp"].dt.year
+    frame = frame[years.groupby(years).transform("size") >= MONTH_HOURS]
+    for each in problem.TARGETS:
+        yield from _check_clock(hourly, each)
+        yield from _check_driver(frame, each, years)
+    year_ends = features.year_ends_of(frame)
+    if year_ends:
+        ends = {int(year) for of_target in year_ends.values() for year in of_target}
+        lacking = sorted({*range(min(ends), max(ends))} - ends)
+        note = f"{_listed(map(str, lacking))}; the capacity is a line between its neighbours" if lacking else ""
+        yield Check("years without a figure", "capacity", len(lacking), (None, 0), "", note)
+        factors = features.capacity_factors(frame)
+    for target in year_ends:
+        by_year = factors[target].groupby(years)
+        means, cause = by_year.mean().reindex(_whole_years(findings)), "is the capacity of another country, or in MW?"
+        yield from _check_each("mean capacity factor", target, means, MEAN_FACTOR, "", cause)
+        cause = "is the capacity too small, or in another unit?"
+        yield from _check_each("highest capacity factor", target, by_year.max(), HIGHEST_FACTOR, "", cause)
+
+
+def _driver(frame: DataFrame, target: Target) -> Series:
+    return frame[list(target.driver.inputs)].sum(axis="columns", skipna=False)
+
+
+def _check_clock(hourly: DataFrame, target: Target) -> Iterator[Check]:
+    """Check that a target is in time with the sun, and its driver with it; or, by night too, it with its driver."""
+    values, driver = hourly[target.name], _driver(hourly, target)
+    if target.by_day:
+        elevation = features.sun_position(hourly.index, minutes=30)["elevation"].clip(lower=0).set_axis(hourly.index)
+        late = _lags(values, elevation).stack()
+        yield from _check_each("hours behind the sun", target.name, late, BEHIND_SUN, "h", SUN_CAUSE)
+        late = _lags(driver, values)
+        apart = late["summer"] - late["winter"]
+        apart.index = [
+            f"{year}: {summer:.1f} h in summer, {winter:.1f} h in winter" for year, summer, winter in late.itertuples()
+        ]
+        name = f"hours behind {target.words}, summer less winter"
+        cause = "is one file in local time, or the weather's summer late?"
+        yield from _check_each(name, target.driver.title, apart, SUMMER_LESS_WINTER, "h", cause)
+    if target.driver.lag_hours:
+        name, late = f"hours behind the {target.driver.title}", _lags(values, driver).stack()
+        yield from _check_each(
+            name, target.name, late, target.driver.lag_hours, "h", "is the time zone of one file another?"
+        )
+
+
+def _check_driver(frame: DataFrame, target: Target, years: Series) -> Iterator[Check]:
+    """Check the units of a target's driver, and that its two inputs are not exchanged."""
+    driver, values = target.driver, _driver(frame, target)
+    if driver.top_share:
+        brightest = values >= values.groupby(years).transform("quantile", 0.99).clip(lower=DARK_W_M2)
+        shares = (frame[driver.inputs[1]] / values).where(brightest).groupby(years).mean()
+        cause = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} exchanged?"
+        yield from _check_each("share of the brightest hours", driver.inputs[1], shares, driver.top_share, "", cause)
+    if driver.at_half:
+        half = {
+            year: values[part.index].quantile((part <= part.quantile(0.99) / 2).mean())
+            for year, part in frame[target.name].groupby(years)
+        }
+        name, of, levels = f"{driver.title} of half the highest power", driver.inputs[0], Series(half)
+        cause = _another_unit(levels[~levels.between(*driver.at_half)], of, driver.at_half)
+        yield from _check_each(name, of, levels, driver.at_half, driver.unit, cause)
 
 
 def _lags(values: Series, reference: Series) -> DataFrame:
@@ -309,9 +339,9 @@ def _spikes(values: Series) -> Series:
 
 
 def _check_same(values: Series) -> Iterator[Check]:
-    """Check for how long a value stays the same; zero apart, since direct radiation may be zero for longer."""
+    """Check for how long a value stays the same; zero apart, which some quantities are for longer."""
     column, runs = values.name, prepare.runs(values)
-    most_zero = MOST_DARK_HOURS if column == "rad_horizontal" else MOST_SAME_HOURS
+    most_zero = QUANTITIES[column].zero_hours
     zero = runs["value"] == 0
     for name, of_kind, most in (("the same value", runs[~zero], MOST_SAME_HOURS), ("zero", runs[zero], most_zero)):
         long = of_kind[of_kind["hours"] > most].sort_values("hours", ascending=False).itertuples()
@@ -321,13 +351,13 @@ def _check_same(values: Series) -> Iterator[Check]:
         yield Check(f"{name} hour after hour", column, hours, (None, most), "h", note)
 
 
-def _check_correlation(hourly: DataFrame, target: str) -> Iterator[Check]:
-    """Compare each year's rank correlation of generation and weather with that of the other years."""
-    radiation = hourly["rad_horizontal"] + hourly["rad_diffuse"]
-    weather = hourly["windspeed"] if target == "wind_GW" else radiation.where(radiation > DARK_W_M2)
-    pairs = hourly[[target]].assign(weather=weather).dropna()
+def _check_correlation(hourly: DataFrame, target: Target) -> Iterator[Check]:
+    """Compare each year's rank correlation of a target and its driver, of either sign, with that of the other years."""
+    weather = _driver(hourly, target)
+    weather = weather.where(weather > DARK_W_M2) if target.by_day else weather
+    pairs = hourly[[target.name]].assign(weather=weather).dropna()
     correlations = {
-        year: float(pair.rank().corr().iloc[0, 1])
+        year: abs(float(pair.rank().corr().iloc[0, 1]))
         for year, pair in pairs.groupby(pairs.index.year)
         if len(pair) >= MONTH_HOURS and pair.nunique().min() > 1
     }
@@ -335,20 +365,19 @@ def _check_correlation(hourly: DataFrame, target: str) -> Iterator[Check]:
         others = np.median([other for key, other in correlations.items() if key != year] or [0])
         least = max(LEAST_CORRELATION, round(float(others) - MOST_BELOW_OTHERS, 2))
         name, note = f"rank correlation with the weather of {year}", "are generation and weather of the same hours?"
-        yield Check(name, target, correlation, (least, None), "", note)
+        yield Check(name, target.name, correlation, (least, None), "", note)
 
 
-def _check_night(hourly: DataFrame) -> Check:
-    """Check solar generation while the sun is down, also in the neighbouring hours, by the weather's own radiation."""
-    radiation = hourly["rad_horizontal"] + hourly["rad_diffuse"]
-    dark = radiation.rolling(3, center=True).max() < DARK_W_M2
-    solar = hourly["solar_GW"]
-    share = (100 * solar.where(dark) / solar.max()).fillna(0)
-    places = _hours_of(solar, share, MOST_NIGHT_PERCENT)
+def _check_night(hourly: DataFrame, target: Target) -> Check:
+    """Check a target while the sun is down, also in the neighbouring hours, by the weather's own radiation."""
+    dark = _driver(hourly, target).rolling(3, center=True).max() < DARK_W_M2
+    values = hourly[target.name]
+    share = (100 * values.where(dark) / values.max()).fillna(0)
+    places = _hours_of(values, share, MOST_NIGHT_PERCENT)
     count = (share > MOST_NIGHT_PERCENT).sum()
     note = f"{count:,} h: {places}; is the time zone of one file another?" if count else ""
     name = "share of the highest while the sun is down"
-    return Check(name, "solar_GW", float(share.max()), (None, MOST_NIGHT_PERCENT), "%", note)
+    return Check(name, target.name, float(share.max()), (None, MOST_NIGHT_PERCENT), "%", note)
 
 
 def _hours_of(values: Series, distances: Series, most: float) -> str:

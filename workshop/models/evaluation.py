@@ -17,13 +17,13 @@ from threadpoolctl import threadpool_limits
 
 from workshop import problem
 from workshop.data import split
-from workshop.data.features import INPUTS, derive, sun_position, to_utc
+from workshop.data.features import INPUTS, derive, sun_is_up, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import storage
+from workshop.models.gate import METRICS, NIGHT
 from workshop.models.storage import LoadedModel
 from workshop.models.tracking import connect, learned, learned_from, learned_hash
-from workshop.problem import METRICS, NIGHT, R2
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -98,7 +98,7 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
     weekly = pd.Series(np.abs(values - measured).mean(axis=1))
     return Scores(
         r2=float(each.mean()),
-        **{R2[target]: float(value) for target, value in zip(TARGETS, each, strict=True)},
+        **{target.r2: float(value) for target, value in zip(problem.TARGETS, each, strict=True)},
         mae_GW=float(mean_absolute_error(measured, values)),
         lowest_GW=float(values.min()),
         **{name: float(at_night[target]) for target, name in NIGHT.items()},
@@ -229,7 +229,7 @@ def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict
     Of a target that is there by day only the hours with the sun up count, NaN without any: at night every band that
     holds zero is right.
     """
-    day = derive(frame)["sun_elevation"].to_numpy() > 0
+    day = sun_is_up(derive(frame))
     shares = {}
     for target in problem.TARGETS:
         inside = frame[target.name].between(low[target.name], high[target.name])

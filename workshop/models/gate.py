@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from workshop.models.evaluation import Evaluation, Scores
     from workshop.parameters import Promote
 
+# Scores on the held-out hours: R2 of all targets (the mean) and of each, errors in GW, power while the sun is down.
+NIGHT = {target.name: target.night for target in problem.TARGETS if target.by_day}
+METRICS = ("r2", *(target.r2 for target in problem.TARGETS), "mae_GW", "lowest_GW", *NIGHT.values())
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 LEAST_WEEKS = 6  # with fewer weeks any difference may be chance
@@ -120,11 +123,10 @@ def _rules(candidate: Evaluation, scores: Scores, policy: Promote) -> Iterator[R
         ("size of the model's files (MB)", candidate.size_MB, policy.max_size_MB),
     ]
     for target in problem.TARGETS:
-        score, night = problem.R2[target.name], problem.NIGHT.get(target.name)
-        lower.append((f"R2 of {target.key} power", getattr(scores, score), getattr(policy, f"min_{score}")))
-        if night:
-            name = f"mean {target.key} power predicted at night (GW)"
-            upper.append((name, getattr(scores, night), getattr(policy, f"max_{night}")))
+        lower.append((f"R2 of {target.words}", getattr(scores, target.r2), getattr(policy, f"min_{target.r2}")))
+        if target.by_day:
+            name, limit = f"mean {target.words} predicted at night (GW)", getattr(policy, f"max_{target.night}")
+            upper.append((name, getattr(scores, target.night), limit))
     for name, value, limit in lower:
         yield Rule(name, value, f">= {limit:g}", value >= limit)
     for name, value, limit in upper:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models.gate import Decision, decide
+from workshop.models.gate import METRICS, Decision, decide
 from workshop.models.tracking import (
     CODE_TAG,
     COMMIT_TAG,
@@ -35,7 +35,7 @@ from workshop.models.tracking import (
     learned_from,
     run_url,
 )
-from workshop.problem import METRICS, REGISTERED_MODEL
+from workshop.problem import REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, get_settings
 
 if TYPE_CHECKING:

@@ -18,17 +18,17 @@ from tqdm.auto import tqdm
 from workshop import problem
 from workshop.data.features import (
     INPUTS,
-    YEAR_ENDS_GW,
-    YearEnds,
     derive,
     inputs,
     installed,
+    sun_is_up,
     targets,
     to_utc,
     year_ends_of,
 )
 from workshop.data.raw import require_columns
 from workshop.errors import DataError, ServiceError
+from workshop.quantities import YearEnds
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,7 +39,7 @@ LEAST_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and 
 
 
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
-    """Predicts solar and wind power in GW from an hour and its weather (columns `features.INPUTS`).
+    """Predicts the targets in GW from an hour and its weather (columns `features.INPUTS`).
 
     Installed capacity grows from year to year, and a model of GW that has seen the small years stays too low. So each
     target is divided by the capacity that was installed at the time (`features.installed`), a regressor learns that
@@ -57,7 +57,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     solar power only hours with the sun up count.
     """
 
-    year_ends_ = YEAR_ENDS_GW  # of models that were logged before figures came with the data
+    year_ends_ = problem.CAPACITY_GW  # of models that were logged before figures came with the data
 
     def __init__(
         self, regressor: Any = None, *, watched_share: float = 0.0, refit: bool = True, band: Any = None,
@@ -79,7 +79,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         self.year_ends_ = year_ends_of(X)
         factors = (targets(y).to_numpy() / installed(X, self.year_ends_).to_numpy()).T
         derived = derive(X)
-        counted = [np.flatnonzero(_sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
+        counted = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
         values = derived.to_numpy()  # without names, which would be compared again for each prediction
         self.regressors_ = [self._fit_one(values, factor) for factor in factors]
         self.bands_, self.margins_ = [], []
@@ -110,7 +110,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             ends.append(self._in_GW(moved, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
-        night = np.outer(~_sun_is_up(derived), [target.by_day for target in problem.TARGETS])
+        night = np.outer(~sun_is_up(derived), [target.by_day for target in problem.TARGETS])
         low[night] = high[night] = predicted[night]
         return predicted, low, high
 
@@ -177,10 +177,6 @@ class CapacityFactorNetwork:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=HOURS_AT_ONCE, verbose=0)
         return np.clip(factors, 0, None) * installed(X, self.year_ends_).to_numpy()
-
-
-def _sun_is_up(derived: pd.DataFrame) -> np.ndarray:
-    return derived["sun_elevation"].to_numpy() > 0
 
 
 def _strip_fitting_state(regressor: Any) -> Any:

@@ -14,6 +14,7 @@ import jinja2
 import pandas as pd
 from pandas import DataFrame, Series, Timestamp
 
+from workshop import problem
 from workshop.data import features, sources, split
 from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from workshop.data.schema import FEATURES, TARGETS
@@ -22,16 +23,17 @@ from workshop.models import evaluation, lineage
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
 from workshop.models.storage import load
+from workshop.quantities import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of the worst hours of a source: how many, how far apart, and the smallest miss that counts.
+# Of the worst hours of a target: how many, how far apart, and the smallest miss that counts.
 MOST_HOURS, APART_HOURS, LEAST_MISS_GW = 3, 6, 0.05
 # What is unusual: more than 95 of 100 hours, or outside the range of eight in ten similar hours.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
 NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
-ALIKE_WIND, ALIKE_LIGHT, ALIKE_LIGHT_SHARE = 0.25, 20.0, 0.15  # m/s; W/m², or this share of the light
+WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 class ReportData:
     """The whole processed frame, the predictions of the model in production for each hour, and the model's record.
 
-    ``predicted`` and both ends of ``band`` hold `solar_GW` and `wind_GW` of the rows of ``frame``; None without a model
+    ``predicted`` and both ends of ``band`` hold the targets of the rows of ``frame``; None without a model
     or a band. ``learned_until`` is the start of the last hour that the model learned from; None when that is not known.
     """
 
@@ -85,7 +87,7 @@ class Week:
 
 @dataclass(frozen=True)
 class WorstHour:
-    """An hour of a source (``target``) that was predicted badly; all values in GW, ``band`` None without one."""
+    """An hour of a target that was predicted badly; all values in GW, ``band`` None without one."""
 
     number: int
     at: Timestamp
@@ -102,8 +104,13 @@ class WorstHour:
 
     @property
     def source(self) -> str:
-        """`Solar` or `Wind`."""
-        return NAMES[self.target]
+        """The title of the target."""
+        return self.quantity.title
+
+    @property
+    def quantity(self) -> Target:
+        """The target as the problem says it."""
+        return next(target for target in problem.TARGETS if target.name == self.target)
 
     @property
     def beyond(self) -> float | None:
@@ -127,7 +134,7 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
 
 # -- the worst hours ---------------------------------------------------------------------------------------------------
 def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
-    """Return the worst misses of a week, the worst first: at most three of each source, some hours apart."""
+    """Return the worst misses of a week, the worst first: at most three of each target, some hours apart."""
     if week.predicted is None:
         return []
     misses = sorted(
@@ -157,7 +164,7 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
 
 
 def _surroundings(evidence: ReportData) -> DataFrame:
-    """Return all hours, absent ones as NaN: weather, `light`, `TARGETS` by capacity, and `<target>_capacity` in GW.
+    """Return all hours, absent ones as NaN: weather, `TARGETS` by capacity, and `<target>_capacity` in GW.
 
     Where the installed capacity is not known for all hours, it is 1 GW throughout.
     """
@@ -168,40 +175,39 @@ def _surroundings(evidence: ReportData) -> DataFrame:
         logger.info("Years are compared as they are: %s", error.what)
         capacity = pd.DataFrame(1.0, frame.index, TARGETS)
     hours = (frame[TARGETS] / capacity).join(frame[FEATURES]).join(capacity.add_suffix("_capacity"))
-    hours["light"] = hours["rad_horizontal"] + hours["rad_diffuse"]
     hours.index = pd.DatetimeIndex(frame["utc_timestamp"])
     return hours.asfreq("h")
 
 
 def _reasons(hours: DataFrame, miss: WorstHour) -> Iterator[str]:
     """Yield what was unusual about the hour of a miss, in sentences, the most telling first; at least one."""
-    near, at, is_wind = pd.Timedelta(hours=NEAR_HOURS), miss.at, miss.target == "wind_GW"
-    season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
-    same_time = (hours.index.hour == at.hour) & (season <= SAME_SEASON_DAYS)
-    if hours.loc[at - near : at + near, "windspeed"].isna().any():
+    target = miss.quantity
+    driver, near, at = target.driver, pd.Timedelta(hours=NEAR_HOURS), miss.at
+    values = hours[list(driver.inputs)].sum(axis="columns", skipna=False)
+    alike = (values - values[at]).abs() <= max(driver.alike[0], driver.alike[1] * abs(values[at]))
+    what = f"about this {driver.title}"
+    if values[at - near : at + near].isna().any():
         yield "Hours beside it are missing from the data, so its own values may be incomplete."
-    if is_wind:
-        speed = hours["windspeed"]
-        spans = speed.rolling(2 * NEAR_HOURS + 1, center=True)
+    if target.by_day:
+        season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
+        same_time = (hours.index.hour == at.hour) & (season <= SAME_SEASON_DAYS)
+        alike, what = alike & same_time, f"{what} at this time of day and year"
+        changes = values.diff()
+        middle = changes[same_time].median()
+        if abs(changes[at] - middle) > (changes[same_time] - middle).abs().quantile(UNUSUAL):
+            yield (
+                f"The {driver.title} changed by {signed(changes[at])} {driver.unit} from the hour before; at this time"
+                f" of day and year it usually changes by about {signed(middle)} {driver.unit}."
+            )
+    else:
+        spans = values.rolling(2 * NEAR_HOURS + 1, center=True)
         swings = spans.max() - spans.min()
         usual = swings.quantile(UNUSUAL)
         if swings[at] > usual:
             yield (
-                f"The wind speed changed by {swings[at]:.1f} m/s within {2 * NEAR_HOURS} hours; in 95 of 100 hours it"
-                f" changes by less than {usual:.1f} m/s."
+                f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * NEAR_HOURS} hours; in 95 of"
+                f" 100 hours it changes by less than {usual:.1f} {driver.unit}."
             )
-        alike, what = (speed - speed[at]).abs() <= ALIKE_WIND, "such a wind"
-    else:
-        light = hours["light"]
-        changes = light.diff()
-        middle = changes[same_time].median()
-        if abs(changes[at] - middle) > (changes[same_time] - middle).abs().quantile(UNUSUAL):
-            yield (
-                f"The light changed by {signed(changes[at])} W/m² from the hour before; at this time of day and year it"
-                f" usually changes by about {signed(middle)} W/m²."
-            )
-        about = max(ALIKE_LIGHT, ALIKE_LIGHT_SHARE * light[at])
-        alike, what = same_time & ((light - light[at]).abs() <= about), "such light at this time of day and year"
     yield from _compare(hours, miss, alike, what)
     yield "Nothing about its weather was unusual" + (
         ", and the miss lies within the band: such misses are expected." if miss.beyond == 0 else " in the data."
@@ -218,9 +224,10 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
     low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
     usual = f"{low:.1f} to {high:.1f} GW in eight of ten hours"
     if not low <= miss.measured <= high:
-        yield f"{'More' if miss.measured > high else 'Less'} was generated than is usual with {what}: {usual}."
+        more = "more" if miss.measured > high else "less"
+        yield f"There was {more} {miss.quantity.words} than is usual with {what}: {usual}."
     elif not low <= miss.predicted <= high:
-        yield f"The generation was usual with {what}, the prediction was not: {usual}."
+        yield f"The {miss.quantity.words} was usual with {what}, the prediction was not: {usual}."
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -230,15 +237,21 @@ def render(evidence: ReportData, week: str, template: str) -> str:
     ``template`` is the text of a Jinja template. Raises ParameterError when there is no such week, or no hour in it.
     """
     part = evidence.of_week(week)
-    misses = worst(evidence, part)
+    misses, known = worst(evidence, part), quality(evidence, part)
+    inside = zip(problem.TARGETS, ((known and known["inside"]) or {}).values(), strict=False)  # NaN if never by day
     return _compile(template).render(
         week=part,
         evidence=evidence,
         origin=evidence.origin,
         production=evidence.production,
+        title=problem.TITLE,
+        region=problem.REGION,
+        targets=problem.TARGETS,
+        weather=WEATHER,
         energy=part.hours[TARGETS].sum(),
         gaps=gaps(part),
-        quality=quality(evidence, part),
+        quality=known,
+        inside=[(target, share) for target, share in inside if share >= 0],
         misses=misses,
         days=by_day(part),
         figure=draw(part, misses, evidence.origin.measured_name),
@@ -286,7 +299,7 @@ def by_day(week: Week) -> DataFrame:
         hours = hours.join(week.predicted[TARGETS].add_suffix("_predicted"))
         sums += [f"{target}_predicted" for target in TARGETS]
     added = {"hours": ("day", "size")} | {name: (name, "sum") for name in sums}
-    means = {name: (name, "mean") for name in ("windspeed", "temperature")}
+    means = {given.name: (given.name, "mean") for given in WEATHER}
     return hours.groupby("day", as_index=False).agg(**added, **means)
 
 
@@ -313,7 +326,7 @@ def _compile(template: str) -> jinja2.Template:
 def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
     """Return the hours of a week in GW as the address of an SVG picture: measured, predicted, band, worst misses.
 
-    Solar is above, wind below; absent hours break the lines.
+    Each target has a panel; absent hours break the lines.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -324,8 +337,9 @@ def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
     style |= dict.fromkeys(("xtick.color", "ytick.color"), GRID) | {"xtick.minor.size": 0}
     measured = _on_grid(week, week.hours)
     with mpl.rc_context(style):
-        figure = Figure(figsize=(7.2, 4.3), layout="constrained")
-        for axes, target in zip(figure.subplots(2, 1, sharex=True), TARGETS, strict=True):
+        figure = Figure(figsize=(7.2, 0.3 + 2.0 * len(TARGETS)), layout="constrained")
+        panels = figure.subplots(len(TARGETS), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, target in zip(panels, TARGETS, strict=True):
             if week.band is not None:
                 ends = [_on_grid(week, end)[target] for end in week.band]
                 axes.fill_between(measured.index, *ends, color=COLOURS[target], alpha=0.25, linewidth=0, label="band")

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from workshop.data.features import YEAR_ENDS_GW, YearEnds, features, inputs, last_year
+from workshop import problem
+from workshop.data.features import features, inputs, last_year
 from workshop.data.schema import FEATURES, TARGETS, USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
 from workshop.models.tracking import connect
+from workshop.quantities import YearEnds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +59,7 @@ class LoadedModel:
 
     ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
     ``size_bytes`` is that of its files; None for a model without files. ``year_ends`` are the figures of installed
-    capacity that it uses; those of Germany for a model that needs none.
+    capacity that it uses; those of the problem for a model that needs none.
     """
 
     kind: str
@@ -66,7 +68,7 @@ class LoadedModel:
     _predict_with_band: Callable[[pd.DataFrame], tuple] | None = None
     coverage: float | None = None
     size_bytes: int | None = None
-    year_ends: YearEnds = field(default_factory=YEAR_ENDS_GW.copy)
+    year_ends: YearEnds = field(default_factory=problem.CAPACITY_GW.copy)
 
     @classmethod
     def of(cls, model: Any) -> LoadedModel:
@@ -90,7 +92,7 @@ class LoadedModel:
         return self._inputs(frame)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return ``solar_GW`` and ``wind_GW`` for each row (`features.INPUTS`), as a frame with the same index."""
+        """Return the targets in GW for each row (`features.INPUTS`), as a frame with the same index."""
         return self._frame(self._predict(self.given(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
@@ -120,7 +122,7 @@ class LoadedModel:
 def log_model(model: Any, example: pd.DataFrame) -> str:
     """Log a fitted scikit-learn or Keras model to the active run; return its `models:/` address.
 
-    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, both targets in GW
+    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the targets in GW
     out) and the input example.
     """
     import mlflow

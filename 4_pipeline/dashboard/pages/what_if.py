@@ -209,7 +209,7 @@ def is_unused(served: Snapshot) -> bool:
 
 def moment_of_year(served: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = features.last_year(served.model.year_ends if served.model else features.YEAR_ENDS_GW)
+    known = features.last_year(served.model.year_ends if served.model else problem.CAPACITY_GW)
     year = known if served.frame is None else min(served.frame["utc_timestamp"].iloc[-1].year, known)
     date_ = _date(day)  # the date, since the number of a day differs in leap years
     return datetime(year, date_.month, date_.day, round(hour), tzinfo=UTC)

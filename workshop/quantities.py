@@ -1,0 +1,106 @@
+"""The terms in which `problem` says what is predicted from what: targets, inputs, the weather that drives them, units.
+
+Values are means of the hour that begins at the time stamp. A target is a power in GW, and its name ends in `_GW`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# Units of a quantity, ours first. A value in our unit is value * first / second + third, written so that whole numbers
+# stay exact. The energy that falls in an hour is the hour's mean power times 3,600 s.
+Units = dict[str, tuple[float, float, float]]
+POWER: Units = {"GW": (1, 1, 0), "MW": (1, 1000, 0), "kW": (1, 10**6, 0), "W": (1, 10**9, 0)}
+SPEED: Units = {"m/s": (1, 1, 0), "kn": (1852, 3600, 0), "mph": (0.44704, 1, 0), "km/h": (1, 3.6, 0)}
+TEMPERATURE: Units = {"C": (1, 1, 0), "K": (1, 1, -273.15), "F": (5, 9, -160 / 9)}
+RADIATION: Units = {
+    "W/m2": (1, 1, 0), "Wh/m2": (1, 1, 0), "kJ/m2": (1, 3.6, 0), "kW/m2": (1000, 1, 0), "kWh/m2": (1000, 1, 0),
+    "MJ/m2": (10**6, 3600, 0), "J/m2": (1, 3600, 0),
+}  # fmt: skip
+
+YearEnds = dict[str, dict[str, float]]  # GW by target, and by year: as text, which JSON and models keep as it is
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A slider of the dashboard, in the range of a country's mean: its ends, its step and its first value."""
+
+    low: float
+    high: float
+    step: float
+    first: float
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column of the processed table.
+
+    ``possible`` is what a country's mean or sum can be: anything else is an error. A mean beyond ``usual`` is possible,
+    but often another unit; zero for more than ``zero_hours`` in a row is unusual, too. ``units`` are those that an own
+    file may use, ``unit`` is ours as people write it. ``opsd`` is its column in the files of Open Power System Data.
+    """
+
+    name: str
+    title: str
+    unit: str
+    units: Units
+    possible: tuple[float, float]
+    usual: tuple[float, float]
+    opsd: str = ""
+    zero_hours: int = 24
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The weather that a target follows most: the sum of ``inputs``, in their ``unit``.
+
+    Two of its values are alike within ``alike``, in the unit or as a share of the value. What the checks of the data
+    expect of it, None for a check that makes no sense: its value in hours of half the target's highest power
+    (``at_half``), its ``lag_hours``, and the share of its second input in the brightest hours (``top_share``).
+    """
+
+    title: str
+    inputs: tuple[str, ...]
+    unit: str
+    alike: tuple[float, float]
+    at_half: tuple[float, float] | None = None
+    lag_hours: tuple[float, float] | None = None
+    top_share: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Target(Quantity):
+    """What is predicted: in a sentence (``words``), its colour in figures, and the weather that drives it.
+
+    ``plants`` is what its installed capacity counts, if it is divided by that. With ``by_day`` there is none of it
+    while the sun is down: the gate has a rule for that, and the band counts the hours of daylight alone.
+    """
+
+    words: str = field(kw_only=True)
+    colour: str = field(kw_only=True)
+    driver: Driver = field(kw_only=True)
+    plants: str = ""
+    by_day: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name without the unit, as in the names of scores and parameters: `solar`."""
+        return self.name.rpartition("_")[0]
+
+    @property
+    def r2(self) -> str:
+        """The name of its R2 on the held-out hours."""
+        return f"r2_{self.key}"
+
+    @property
+    def night(self) -> str:
+        """The name of the score that is its mean prediction while the sun is down."""
+        return f"night_{self.name}"
+
+
+@dataclass(frozen=True)
+class Input(Quantity):
+    """What it is predicted from, in words, and its slider."""
+
+    meaning: str = field(kw_only=True)
+    slider: Slider = field(kw_only=True)
