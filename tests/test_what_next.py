@@ -160,8 +160,8 @@ def test_report_is_on_the_other_years(team):
 def test_changed_code_is_seen(team):
     """The page's change of code makes stale what imports the file, the trainings among it; put back, it does not."""
     place, _ = team
-    file = place.root / "workshop" / "data" / "features.py"
-    [name] = re.findall(r"change `(\w+)` in `workshop/data/features\.py`", PAGE)
+    file = place.root / "workshop" / "problem.py"
+    [name] = re.findall(r"change `(\w+)` in `workshop/problem\.py`", PAGE)
     text = file.read_text()
 
     def stale() -> set[str]:
