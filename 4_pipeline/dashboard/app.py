@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-from types import ModuleType
 
 import waitress
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
@@ -93,14 +92,8 @@ def _register(app: Dash, follower: Follower) -> None:
         if hasattr(page, "register"):
             page.register(app, follower)
         else:
-            _refresh(app, follower, page)
-
-
-def _refresh(app: Dash, follower: Follower, page: ModuleType) -> None:
-    @app.callback(Output(layout.content_id(page), "children"), Input("revision", "data"))
-    def refresh(_revision):
-        """Make the page again."""
-        return page.page(follower.now, {})
+            refresh = app.callback(Output(layout.content_id(page), "children"), Input("revision", "data"))
+            refresh(lambda _revision, page=page: page.page(follower.now, {}))
 
 
 def serve(settings: Settings) -> None:

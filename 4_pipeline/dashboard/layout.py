@@ -17,7 +17,8 @@ from .follower import LOADING, Snapshot
 CLOCK_MILLISECONDS = 2000
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
-# Light or dark is settled before anything is drawn.
+ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour that begins then."
+# Light or dark is known before anything is drawn.
 INDEX = """<!DOCTYPE html>
 <html lang="en">
 <head>{%metas%}<title>{%title%}</title><link rel="icon" href="/assets/icon.svg" type="image/svg+xml">
@@ -52,14 +53,7 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
             html.Div(id="connection", className="alert alert-danger", role="alert"),
             html.Div(message(snapshot), id="message", role="status", **{"aria-live": "polite"}),
             html.Main(content, id="page", tabIndex="-1"),
-            html.Footer(
-                [
-                    html.P(attribution(snapshot), id="attribution"),
-                    html.P(
-                        "Times are UTC unless a figure names a zone; a value is the mean of the hour that begins then."
-                    ),
-                ]
-            ),
+            html.Footer([html.P(attribution(snapshot), id="attribution"), html.P(ABOUT_TIMES)]),
             html.Div(id="notice", role="status", **{"aria-live": "polite"}),
         ],
         className="frame",
@@ -83,13 +77,8 @@ def content_id(page: ModuleType) -> str:
 
 def _links(current: str | None = None) -> list:
     return [
-        html.A(
-            page.TITLE,
-            href=address.link(page.PATH),
-            className="inside",
-            **({"aria-current": "page"} if current == page.PATH else {}),
-        )
-        for page in pages.PAGES
+        html.A(page.TITLE, href=address.link(page.PATH), className="inside", **{"aria-current": state})
+        for page, state in ((page, "page" if current == page.PATH else None) for page in pages.PAGES)
     ]
 
 

@@ -38,15 +38,11 @@ def tile(name: str, number: object, unit: str, hint: str, colour: str | None = N
     return html.Div(content, **coloured)
 
 
-def table(head: list[str], rows: list[list], class_name: str = "") -> html.Table:
-    """Return a table; the first cell of each row is its heading."""
-    return html.Table(
-        [
-            html.Thead(html.Tr([html.Th(name, scope="col") if name else html.Td() for name in head])),
-            html.Tbody([html.Tr([html.Th(row[0], scope="row"), *map(html.Td, row[1:])]) for row in rows]),
-        ],
-        className=f"figures {class_name}".strip(),
-    )
+def table(label: str, head: list[str], rows: list[list], class_name: str) -> html.Div:
+    """Return a table in a frame that scrolls; the first cell of each row is its heading."""
+    top = html.Thead(html.Tr([html.Th(name, scope="col") if name else html.Td() for name in head]))
+    body = html.Tbody([html.Tr([html.Th(row[0], scope="row"), *map(html.Td, row[1:])]) for row in rows])
+    return scroll(html.Table([top, body], className=f"figures {class_name}"), label)
 
 
 def scroll(content: Component, label: str) -> html.Div:

@@ -45,10 +45,8 @@ def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
 
 
 def shifted(snapshot: Snapshot, start: object, end: object, *, later: bool) -> Period:
-    """Return the next (or the previous) period of the same length as the chosen one, within the data."""
+    """Return the next (or the previous) period of the same length as the chosen one, within existing data."""
     (start, end), _ = chosen(snapshot, start, end)
-    if start is None:
-        return None, None
     first, last = whole(snapshot)
     length = end - start + timedelta(days=1)
     shift = min(length, last - end) if later else max(-length, first - start)

@@ -64,28 +64,8 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the period, and follow the snapshot."""
-    _show_period(app, follower)
-    _choose_period(app, follower)
-    _follow_data(app, follower)
-    _download(app, follower)
-    app.clientside_callback(
-        ClientsideFunction("figures", "choose_range"),
-        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
-        Input("comparison-figure", "relayoutData"),
-        Input("overview", "selectedData"),
-    )
-    app.clientside_callback(
-        ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
-    )
-    app.clientside_callback(
-        ClientsideFunction("address", "keep_period"),
-        *(Input(day, "value") for day in DAYS),
-        State("latest-period", "data"),
-        prevent_initial_call=False,
-    )
+    _register_controls(app, follower)
 
-
-def _show_period(app: Dash, follower: Follower) -> None:
     @app.callback(
         *(Output(name, "figure") for name in FIGURES),
         *(Output(name, "children") for name in ("key-figures", "comparison-weeks", "comparison-adjustment")),
@@ -104,26 +84,6 @@ def _show_period(app: Dash, follower: Follower) -> None:
         changed = answer(snapshot, period, zone if zone in tuple(ZONES) else "UTC")
         return *changed, adjustment, overview(snapshot, period), *button_states(snapshot, period)
 
-
-def _choose_period(app: Dash, follower: Follower) -> None:
-    @app.callback(
-        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
-        *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
-        Input("earlier", "n_clicks"),
-        Input("later", "n_clicks"),
-        *(State(day, "value") for day in DAYS),
-    )
-    def choose_period(*values):
-        """Set the period to the latest days, or shift it by its own length."""
-        snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
-        if snapshot.frame is None:
-            raise PreventUpdate
-        if name in PRESETS:
-            return _preset(snapshot, name)
-        return periods.shifted(snapshot, *values[-2:], later=name == "later")
-
-
-def _follow_data(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("comparison-hint", "children"),
         Output("latest-period", "data"),
@@ -140,7 +100,23 @@ def _follow_data(app: Dash, follower: Follower) -> None:
         return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
 
 
-def _download(app: Dash, follower: Follower) -> None:
+def _register_controls(app: Dash, follower: Follower) -> None:
+    @app.callback(
+        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
+        *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
+        Input("earlier", "n_clicks"),
+        Input("later", "n_clicks"),
+        *(State(day, "value") for day in DAYS),
+    )
+    def choose_period(*values):
+        """Set the period to the latest days, or shift it by its own length."""
+        snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
+        if snapshot.frame is None:
+            raise PreventUpdate
+        if name in PRESETS:
+            return _preset(snapshot, name)
+        return periods.shifted(snapshot, *values[-2:], later=name == "later")
+
     @app.callback(
         Output("comparison-file", "data"),
         Input("comparison-csv", "n_clicks"),
@@ -158,6 +134,22 @@ def _download(app: Dash, follower: Follower) -> None:
         model = f"{snapshot.production.name}/{snapshot.production.version}"
         text = predictions.to_csv(measured, predicted, band, model)
         return dcc.send_string(text, f"predicted {period[0]} to {period[1]}.csv")
+
+    app.clientside_callback(
+        ClientsideFunction("figures", "choose_range"),
+        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
+        Input("comparison-figure", "relayoutData"),
+        Input("overview", "selectedData"),
+    )
+    app.clientside_callback(
+        ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
+    )
+    app.clientside_callback(
+        ClientsideFunction("address", "keep_period"),
+        *(Input(day, "value") for day in DAYS),
+        State("latest-period", "data"),
+        prevent_initial_call=False,
+    )
 
 
 # -- content -----------------------------------------------------------------------------------------------------------
@@ -240,12 +232,11 @@ def training_overlap(frame: pd.DataFrame, learned_until: str | None) -> str:
     if learned_until is None:
         return ""
     last = pd.Timestamp(learned_until)
-    until = f"{last:{periods.DAY}}"
     known = frame["utc_timestamp"] <= last
     if not known.any():
-        return f"The model was trained on hours up to {until}: all of these are new to it."
-    share = "all" if known.all() else f"{known.sum():,}"
-    return f"The model was trained on {share} of these hours (up to {until}): its errors on new ones are larger."
+        return f"The model was trained on hours up to {last:{periods.DAY}}: all of these are new to it."
+    share = "all" if known.all() else f"{known.sum():,} (up to {last:{periods.DAY}})"
+    return f"The model was trained on {share} of these hours: its errors on new ones are larger."
 
 
 def modelled(snapshot: Snapshot) -> str:
@@ -265,7 +256,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
         link = f"{address.link(PATH)}?from={monday.date()}&to={(monday + pd.Timedelta(days=6)).date()}"
         numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
         rows.append([html.A(split.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
-    return [parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")]
+    return [parts.table("Key figures of each week", WEEKS_HEAD, rows, "weeks")]
 
 
 def _controls(snapshot: Snapshot, period: Period) -> html.Div:

@@ -15,13 +15,10 @@ from ..follower import Snapshot
 PATH, TITLE = "/model", "Model"
 EXPLANATIONS = {
     "importance": ("Which inputs matter", "By how much R² falls when the values of one input are shuffled."),
-    "responses": (
-        "How predictions respond",
-        "The mean prediction over the values of each input, all others unchanged.",
-    ),
+    "responses": ("How predictions respond", "The mean prediction for each value of an input, the others unchanged."),
 }
-SCORES = {problem.R2[target.name]: (f"R² {target.key}", 3, "") for target in problem.TARGETS}
-SCORES |= {"mae_GW": ("Mean absolute error", 2, " GW")}
+SCORES = {f"R² {target.key}": problem.R2[target.name] for target in problem.TARGETS}
+SCORES |= {"Mean absolute error, GW": "mae_GW"}
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
@@ -50,19 +47,15 @@ def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
     production, model = snapshot.production, snapshot.model
     scores = move.scores if move else {}
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
-    known = {
+    facts = {
         "Why": ", ".join(filter(None, reasons)) or production.why or "not recorded",
-        **{
-            name: f"{scores[key]:.{digits}f}{unit}" for key, (name, digits, unit) in SCORES.items() if _has(scores, key)
-        },
+        **{name: _score(scores, key) for name, key in SCORES.items() if key in scores},
     }
-    band = (
-        f"The error band is made to contain {model.coverage:.0%} of the hours." if model.coverage else "No error band."
-    )
-    run = production.run_url
-    link = [html.P(parts.external_link("Its run in MLflow", run, id="run-link"))] if run else []
-    facts = parts.facts([(name, fact) for name, fact in known.items() if fact])
-    return parts.panel("in-production", "Why this model is in production", band, [facts, *link])
+    band = f"The error band promises {model.coverage:.0%} of the hours." if model.coverage else "No error band."
+    content = [parts.facts([*facts.items()])]
+    if production.run_url:
+        content.append(html.P(parts.external_link("Its run in MLflow", production.run_url, id="run-link")))
+    return parts.panel("in-production", "Why this model is in production", band, content)
 
 
 def _gate(rules: list[dict]) -> html.Section:
@@ -70,7 +63,7 @@ def _gate(rules: list[dict]) -> html.Section:
         [rule.name, parts.copied(rule.text), rule.limit, VERDICTS[rule.passed]]
         for rule in (Rule(**rule) for rule in rules)
     ]
-    table = parts.scroll(parts.table(RULES_HEAD, rows, "words"), "The rules of the gate")
+    table = parts.table("The rules of the gate", RULES_HEAD, rows, "words")
     return parts.panel("gate", "What the gate found", "The rules, when this version came.", [table])
 
 
@@ -111,17 +104,13 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
         ]
         for move in reversed(history)
     ]
-    table = parts.scroll(parts.table(HEAD, rows, "moves"), "All versions that were in production")
+    table = parts.table("All versions that were in production", HEAD, rows, "moves")
     nothing = html.P("The history has not been read yet.", className="hint")
     return parts.panel("moves", "Versions in production so far", "The latest first.", [table if rows else nothing])
 
 
-def _has(scores: dict, key: str) -> bool:
-    return isinstance(scores.get(key), int | float)
-
-
-def _score(scores: dict) -> str:
-    return f"{scores['r2']:.3f}" if _has(scores, "r2") else "not recorded"
+def _score(scores: dict, key: str = "r2") -> str:
+    return f"{scores[key]:.3f}" if isinstance(scores.get(key), int | float) else "not recorded"
 
 
 def _explanation(name: str, figure: dict, label: str) -> html.Div:

@@ -154,10 +154,8 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
 def _tile(snapshot: Snapshot, target: Target, predicted: pd.DataFrame | None, band: Band | None) -> html.Div:
     value = None if predicted is None else float(predicted[target.name].iloc[0])
     highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
-    share, note = 0.0, ""
-    if value is not None and highest:
-        share = min(max(value / highest, 0.0), 1.0)
-        note = f"{share:.0%} of the highest hour in the data"
+    share = min(max(value / highest, 0.0), 1.0) if value is not None and highest else 0.0
+    note = f"{share:.0%} of the highest hour in the data" if value is not None and highest else ""
     if band is not None:
         low, high = (float(end[target.name].iloc[0]) for end in band)
         note = f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours. {note}"

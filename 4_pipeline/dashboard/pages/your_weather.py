@@ -35,8 +35,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
     limits = (
-        f"At most {prediction_requests.MOST_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. "
-        "The file is read, answered and forgotten: the server keeps nothing of it."
+        f"At most {prediction_requests.MOST_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The server keeps nothing of it."
     )
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
@@ -49,8 +48,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
         for each in problem.INPUTS
     ]
-    table = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "words")
-    columns = [parts.scroll(table, "The columns of the file")]
+    columns = [parts.table("The columns of the file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")]
     panels = [
         parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
         parts.panel("weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", columns),
