@@ -36,7 +36,7 @@ snapshot = following.now
 print(json.dumps({
     "predicted": client.post("/predict", json={"rows": rows[:1]}).get_json(),
     "refused": client.post("/predict", json={"rows": rows[1:]}).get_json(),
-    "asked": what_if.moment_of_year(snapshot, 172, 12).isoformat(),
+    "asked": what_if.hour_of_year(snapshot, 172, 12).isoformat(),
     "answers": str(what_if.answers(snapshot, weather | {"hour": 12, "day": 172})),
     "attribution": layout.attribution(snapshot),
     "faults": {name: fault.why for name, fault in snapshot.faults.items()},

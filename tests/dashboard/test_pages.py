@@ -104,6 +104,6 @@ def _snapshot(last):
 @pytest.mark.parametrize("last", ["2017-01-01T00:00Z", "2018-06-01T00:00Z"])
 def test_hour_has_a_known_capacity(last):
     """Data that goes on beyond the figures of installed capacity asks about the last year that has one."""
-    moment = what_if.moment_of_year(_snapshot(last), 172, 12)
+    moment = what_if.hour_of_year(_snapshot(last), 172, 12)
     assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)
     assert what_if.reading("day", 172) == "21 Jun"

@@ -29,7 +29,7 @@ POINTS = 33  # values of an input that a curve is drawn through
 
 TIME = {"hour": "Hour of the day, UTC", "day": "Day of the year"}  # not every model knows them
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
-AXES = {each.name: f"{each.meaning.capitalize()}, {each.unit}" for each in problem.INPUTS} | TIME
+AXES = {each.name: f"{each.title}, {each.unit}" for each in problem.INPUTS} | TIME
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {"hour": Slider(0, 23, 1, 12), "day": Slider(1, 365, 1, 172)}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
@@ -143,7 +143,7 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     ``weather`` holds the value of each slider (`SLIDERS`). Hour and day are those of the data's last year: the capacity
     of that time counts.
     """
-    hour = pd.DataFrame([{**weather, "utc_timestamp": moment_of_year(snapshot, weather["day"], weather["hour"])}])
+    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather["day"], weather["hour"])}])
     try:
         predicted, band = snapshot.predict_with_band(hour) if snapshot.model else (None, None)
     except WorkshopError as error:
@@ -175,7 +175,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
         values = np.unique(values.round()) if slider.step == 1 else values
         rows += [{**weather, name: value, "feature": name, "value": value} for value in values]
     table = pd.DataFrame(rows)
-    table["utc_timestamp"] = [moment_of_year(snapshot, *when) for when in zip(table["day"], table["hour"], strict=True)]
+    table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table["day"], table["hour"], strict=True)]
     try:
         table[TARGETS] = snapshot.predict_with_band(table)[0]
     except WorkshopError as error:
@@ -195,7 +195,7 @@ def is_unused(snapshot: Snapshot) -> bool:
     return snapshot.model is not None and not snapshot.model.knows_time
 
 
-def moment_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
+def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
     known = features.last_year(snapshot.model.year_ends if snapshot.model else features.YEAR_ENDS_GW)
     year = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
@@ -213,7 +213,7 @@ def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
     limits = {"min": slider.low, "max": slider.high, "step": slider.step}
     if name in FEATURES:
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
-        hidden_label = html.Label(AXES[name], htmlFor=f"{id_}-value", className="visually-hidden")
+        hidden_label = html.Label(f"{LABELS[name]}, {UNITS[name]}", htmlFor=f"{id_}-value", className="visually-hidden")
         shown = html.Span([hidden_label, typed, f" {UNITS[name]}"])
     else:
         shown = html.Span(reading(name, value), id=f"{id_}-value")

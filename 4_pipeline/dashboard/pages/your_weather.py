@@ -34,9 +34,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         className_reject="upload over",
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
-    limits = (
-        f"At most {prediction_requests.MOST_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The server keeps nothing of it."
-    )
+    limits = f"At most {prediction_requests.MOST_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
         html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
