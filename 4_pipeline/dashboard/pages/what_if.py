@@ -25,8 +25,6 @@ from ..predictions import Band
 
 PATH, TITLE = "/what-if", "What if"
 POINTS = 33  # values of an input that a curve is drawn through
-
-
 TIME = {"hour": "Hour of the day, UTC", "day": "Day of the year"}  # not every model knows them
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
 AXES = {each.name: f"{each.title}, {each.unit}" for each in problem.INPUTS} | TIME
