@@ -15,7 +15,6 @@ from workplace import ROOT, answer_of, free_port, running
 from workshop.problem import REGISTERED_MODEL
 from workshop.settings import PRODUCTION
 
-DASHBOARD = ROOT / "4_pipeline" / "dashboard" / "app.py"
 PAGES = {
     "/": "Predicted and measured", "/what-if": "What if", "/your-weather": "Your weather", "/model": "Model",
     "/data": "Data",
@@ -79,7 +78,8 @@ def dashboard(environment: dict[str, str], root: Path, tracking_uri: str) -> Ite
         "WORKSHOP_DASHBOARD_PORT": url.rpartition(":")[2],
         "MLFLOW_TRACKING_URI": tracking_uri,
     }
-    with running([sys.executable, DASHBOARD], environment | places, root, lambda _: health_of(url)) as program:
+    command = [sys.executable, "-m", "dashboard"]
+    with running(command, environment | places, ROOT / "4_pipeline", lambda _: health_of(url)) as program:
         yield url, program.process
 
 

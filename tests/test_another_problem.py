@@ -70,7 +70,7 @@ def test_best_model_is_in_production(heat):
 
 
 def test_all_pages_speak_of_heat(heat, browser):
-    """Each page of the dashboard is there, without an error; `/predict` answers for the new inputs; so does the report."""
+    """Each page of the dashboard is there without an error, `/predict` takes the new inputs, and the report names heat."""
     url = heat.settings.dashboard_url
     for path in PAGES:
         with opened(browser, url + path) as page:

@@ -20,27 +20,26 @@ LINES = re.findall(r"^\d+\. \*\*(.+?)\*\*(.+(?:\n   .+)*)$", PAGE, flags=re.MULT
     yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 ]
 FIRST, LAST = (pd.Timestamp(f"{year}-01-01", tz="UTC") for year in (2022, 2024))
-# Asked in a process of its own: the dashboard is an application, and reads where it is from the environment.
+# Asked in a process of its own, in the folder of the pipeline: the dashboard reads its settings from the environment.
 ASK = """
-import json, sys
-sys.path.insert(0, "dashboard")
-import app, layout, serving
-from pages import what_if
+import json
+from dashboard import app, follower, layout
+from dashboard.pages import what_if
 from workshop.settings import get_settings
 
-following = serving.Follower(get_settings().pipeline / "data" / "germany.parquet")
-following.look()
+following = follower.Follower(get_settings().pipeline / "data" / "germany.parquet")
+following.poll()
 client = app.make_app(following).server.test_client()
 weather = {"windspeed": 8.0, "temperature": 15.0, "rad_horizontal": 500.0, "rad_diffuse": 200.0}
 rows = [{"utc_timestamp": f"{year}-06-01T12:00:00Z", **weather} for year in (2023, 2016)]
-served = following.now
+snapshot = following.now
 print(json.dumps({
     "predicted": client.post("/predict", json={"rows": rows[:1]}).get_json(),
     "refused": client.post("/predict", json={"rows": rows[1:]}).get_json(),
-    "asked": what_if.moment_of_year(served, 172, 12).isoformat(),
-    "answers": str(what_if.answers(served, weather | {"hour": 12, "day": 172})),
-    "attribution": layout.attribution(served),
-    "troubles": {name: trouble.why for name, trouble in served.troubles.items()},
+    "asked": what_if.hour_of_year(snapshot, 172, 12).isoformat(),
+    "answers": str(what_if.answers(snapshot, weather | {"hour": 12, "day": 172})),
+    "attribution": layout.attribution(snapshot),
+    "faults": {name: fault.why for name, fault in snapshot.faults.items()},
 }))
 """
 
@@ -139,7 +138,7 @@ def test_dashboard_speaks_of_the_other_years(team):
     done = place.run(BIN / "python", "-W", "ignore", "-c", ASK, cwd=place.pipeline)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.strip().splitlines()[-1])
-    assert answers["troubles"] == {}
+    assert answers["faults"] == {}
     [row] = answers["predicted"]["rows"]
     assert 0.1 < row["solar_GW"] < 1.9
     assert 0.1 < row["wind_GW"] < 2.25

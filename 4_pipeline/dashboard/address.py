@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import date
-from typing import NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-MOST_CHARACTERS = 2000  # no view needs more
-MOST_FIELDS = 20
+MAX_CHARACTERS = 2000  # no view needs more
+MAX_FIELDS = 20
 PREFIX = re.compile(r"(?:/[\w.~%@+-]+)+")
 
 
-class Address(NamedTuple):
-    """A page's path, and the fields of the query: the last one of each name."""
-
-    path: str = "/"
-    query: dict[str, str] = {}  # noqa: RUF012 - never changed
-
-
-def parse(url: object) -> Address:
-    """Return the address that a URL, or its path and query, names; the front page for anything else."""
-    if not isinstance(url, str) or len(url) > MOST_CHARACTERS:
-        return Address()
+def parse(url: object) -> tuple[str, dict[str, str]]:
+    """Return a page's path and the fields of the query, the last one of each name; the front page if there is none."""
+    if not isinstance(url, str) or len(url) > MAX_CHARACTERS:
+        return "/", {}
     try:
         parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query, max_num_fields=MOST_FIELDS))
+        query = dict(parse_qsl(parts.query, max_num_fields=MAX_FIELDS))
     except ValueError:
-        return Address(url.split("?")[0]) if url.startswith("/") else Address()
-    return Address(parts.path.removeprefix(prefix()) or "/", query)
+        return url.split("?")[0] if url.startswith("/") else "/", {}
+    return parts.path.removeprefix(prefix()) or "/", query
 
 
 def accept_proxy(application: Callable) -> Callable:
@@ -67,8 +58,3 @@ def of_referrer() -> str:
     url = flask.request.referrer if flask.has_request_context() else None
     _, slash, rest = (url or "").removeprefix("https://").removeprefix("http://").partition("/")
     return slash + rest.split("#")[0] or "/"
-
-
-def of_period(path: str, start: date, end: date) -> str:
-    """Return the address that shows a period."""
-    return f"{link(path)}?{urlencode({'from': start.isoformat(), 'to': end.isoformat()})}"

@@ -1,4 +1,4 @@
-"""The dashboard: `python 4_pipeline/dashboard/app.py` serves it on the address that the settings name."""
+"""The web application, its server, and its start."""
 
 from __future__ import annotations
 
@@ -6,71 +6,110 @@ import logging
 import os
 import re
 import sys
-from pathlib import Path
 
-import address
-import api
-import callbacks
-import layout
-import pages
-import security
 import waitress
-from dash import Dash
-from serving import Follower
+from dash import ClientsideFunction, Dash, Input, Output, State, no_update
+from dash.exceptions import PreventUpdate
 
 from workshop.errors import ServiceError, WorkshopError
 from workshop.servers.services import configure_logging, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
+from . import address, api, layout, pages, security
+from .follower import Follower
+
 THREADS = 64
-MOST_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
+MAX_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
 FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
 
 
 class Dashboard(Dash):
-    """A Dash application that may be seen under any prefix: each request says under which."""
+    """A Dash application behind any path prefix; each request names its own."""
 
     def interpolate_index(self, **parts: str) -> str:
         """Return the page with the addresses of its scripts, its styles and its callbacks under the prefix."""
         return FROM_ROOT.sub(f'"{address.link("/")}', super().interpolate_index(**parts))
 
 
-def make_app(serving: Follower) -> Dash:
+def make_app(follower: Follower) -> Dash:
     """Return the Dash application; everything that the page needs comes from this machine."""
     app = Dashboard(
         __name__,
-        assets_folder=str(Path(__file__).resolve().parent / "assets"),
-        serve_locally=True,
         title=layout.TITLE,
         update_title=None,
+        prevent_initial_callbacks=True,
         suppress_callback_exceptions=True,  # only one of the pages is shown
         on_error=security.report_failure,
         index_string=layout.INDEX,
         assets_ignore="theme.js",  # `layout.INDEX` loads it, before anything is drawn
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
-    app.layout = lambda: layout.whole_page(serving.now, address.of_referrer())
-    callbacks.register(app, serving)
+    app.layout = lambda: layout.whole_page(follower.now, address.of_referrer())
+    _register(app, follower)
     security.protect(app, pages.PATHS)
-    api.register(app.server, serving)
+    api.register(app.server, follower)
     app.server.wsgi_app = address.accept_proxy(app.server.wsgi_app)
     return app
+
+
+def _register(app: Dash, follower: Follower) -> None:
+    """Connect all pages; no callback waits for anything but the model's own arithmetic."""
+
+    @app.callback(
+        Output("navigation", "children"),
+        Output("shown", "data"),
+        Output("page", "children"),
+        Input("requested", "data"),
+    )
+    def show_page(requested):
+        """Show the page of another address, without a reload."""
+        links, title, content = layout.view(follower.now, *address.parse(requested))
+        return links, [requested, title], content
+
+    @app.callback(
+        Output("revision", "data"),
+        Output("version", "data"),
+        *(Output(part, "children") for part in ("model", "message", "attribution", "notice")),
+        Input("clock", "n_intervals"),
+        State("revision", "data"),
+        State("version", "data"),
+    )
+    def follow(_ticks, revision, before):
+        """Update the frame if there is a new revision, on which the callbacks of the pages depend."""
+        snapshot = follower.now
+        if snapshot.revision == revision:
+            raise PreventUpdate
+        version, notice = layout.version(snapshot), no_update
+        if snapshot.production is not None and isinstance(before, str) and before != version:
+            notice = layout.notice(snapshot, before)
+        changed = layout.model(snapshot), layout.message(snapshot), layout.attribution(snapshot), notice
+        return snapshot.revision, version or no_update, *changed
+
+    app.clientside_callback(
+        ClientsideFunction("address", "name_window"), Input("shown", "data"), prevent_initial_call=False
+    )
+    for page in pages.PAGES:
+        if hasattr(page, "register"):
+            page.register(app, follower)
+        else:
+            refresh = app.callback(Output(layout.content_id(page), "children"), Input("revision", "data"))
+            refresh(lambda _revision, page=page: page.page(follower.now, {}))
 
 
 def serve(settings: Settings) -> None:
     """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
     refuse_beyond_loopback(settings, "dashboard")
-    serving = Follower(settings.pipeline / "data" / "germany.parquet")
+    follower = Follower(settings.pipeline / "data" / "germany.parquet")
     try:
         # One process: what takes time is computed once for all readers.
         server = waitress.create_server(
-            make_app(serving).server,
+            make_app(follower).server,
             host=settings.host,
             port=settings.dashboard_port,
             threads=THREADS,
-            connection_limit=MOST_CONNECTIONS,
+            connection_limit=MAX_CONNECTIONS,
             ident=None,
-            max_request_body_size=security.LARGEST_BODY_BYTES,
+            max_request_body_size=security.MAX_BODY_BYTES,
         )
     except OSError as error:
         raise ServiceError(
@@ -79,14 +118,14 @@ def serve(settings: Settings) -> None:
             expected="a free port",
             next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
         ) from None
-    serving.start()
+    follower.start()
     logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
     server.run()
 
 
 def main() -> None:
     """Serve as the settings say; print a foreseeable failure and exit with 1."""
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it has a line for each reader who waits a moment
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
     # A frozen server is noticed within seconds; the dashboard tries again by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
@@ -96,7 +135,3 @@ def main() -> None:
     except WorkshopError as error:
         error.show()
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

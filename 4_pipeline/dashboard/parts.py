@@ -6,12 +6,10 @@ import re
 from datetime import UTC, datetime
 
 import dash_bootstrap_components as dbc
-import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from dash.development.base_component import Component
 
-from workshop.data.schema import STAMP, TARGETS
 from workshop.parameters import STAGES
 
 
@@ -23,7 +21,7 @@ def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
 
 
 def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "chart") -> html.Div:
-    """Return a figure that keeps its height from the start, with a label that says in words what it shows."""
+    """Return a figure that keeps its height from the start, with a label for screen readers."""
     drawn = dcc.Graph(
         id=id_,
         figure=figure,
@@ -32,24 +30,19 @@ def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "cha
     return html.Div(drawn, className=class_name, role="figure", **{"aria-label": label})
 
 
-def tile(name: str, number: object, unit: str, hint: str, class_name: str = "", middle: tuple = ()) -> html.Div:
-    """Return a large number with its name above and a hint below."""
+def tile(name: str, number: object, unit: str, hint: str, colour: str | None = None, middle: tuple = ()) -> html.Div:
+    """Return a large number with its name above and a hint below, in the colour of a target if it has one."""
     big = html.P([number, html.Small(f" {unit}")], className="number")
-    return html.Div(
-        [html.P(name, className="name"), big, *middle, html.P(hint, className="hint")],
-        className=f"tile {class_name}".strip(),
-    )
+    content = [html.P(name, className="name"), big, *middle, html.P(hint, className="hint")]
+    coloured = {"className": "tile coloured", "style": {"--colour": colour}} if colour else {"className": "tile"}
+    return html.Div(content, **coloured)
 
 
-def table(head: list[str], rows: list[list], class_name: str = "") -> html.Table:
-    """Return a table; the first cell of each row is its heading."""
-    return html.Table(
-        [
-            html.Thead(html.Tr([html.Th(name, scope="col") if name else html.Td() for name in head])),
-            html.Tbody([html.Tr([html.Th(row[0], scope="row"), *map(html.Td, row[1:])]) for row in rows]),
-        ],
-        className=f"figures {class_name}".strip(),
-    )
+def table(label: str, head: list[str], rows: list[list], class_name: str) -> html.Div:
+    """Return a table in a frame that scrolls; the first cell of each row is its heading."""
+    top = html.Thead(html.Tr([html.Th(name, scope="col") if name else html.Td() for name in head]))
+    body = html.Tbody([html.Tr([html.Th(row[0], scope="row"), *map(html.Td, row[1:])]) for row in rows])
+    return scroll(html.Table([top, body], className=f"figures {class_name}"), label)
 
 
 def scroll(content: Component, label: str) -> html.Div:
@@ -58,7 +51,7 @@ def scroll(content: Component, label: str) -> html.Div:
 
 
 def facts(named: list[tuple[str, object]]) -> html.Dl:
-    """Return a list of names and what is known of each."""
+    """Return a list of names, each with its fact."""
     return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in named], className="facts")
 
 
@@ -82,18 +75,9 @@ def kind(stage: str | None, otherwise: str) -> str:
 def copied(text: str) -> object:
     """Return a text; of a hash only its first letters, with a button that copies all of it."""
     if not re.fullmatch("[0-9a-f]{32,64}", text):
-        return moments(text)
+        return readable_times(text)
     copy = dcc.Clipboard(content=text, title="Copy", className="copy")
     return html.Span([html.Code(text[:8], title=text), copy], className="copy-whole")
-
-
-def predictions(rows: pd.DataFrame, predicted: pd.DataFrame, band: tuple | None, model: str) -> str:
-    """Return hours and their predictions as CSV, with the ends of the band if there is one, and the model's name."""
-    table = rows.assign(**predicted[TARGETS].round(4))
-    for end, values in zip(("low", "high"), band or (), strict=False):
-        table = table.assign(**{f"{target}_{end}": values[target].round(4) for target in TARGETS})
-    table["utc_timestamp"] = table["utc_timestamp"].dt.strftime(STAMP)
-    return table.assign(model=model).to_csv(index=False)
 
 
 def button(label: str, id_: str, title: str | None = None, **options: object) -> dbc.Button:
@@ -107,12 +91,12 @@ def groups(named: dict[str, list]) -> html.Div:
     return html.Div(sets, className="controls")
 
 
-def moments(text: str) -> str:
+def readable_times(text: str) -> str:
     """Return a text with its ISO times as people write them."""
-    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)", lambda match: moment(match[0]), text)
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)", lambda match: readable_time(match[0]), text)
 
 
-def moment(text: str | None) -> str:
+def readable_time(text: str | None) -> str:
     """Return an ISO time as people write it, in UTC; any other text is returned as it is."""
     try:
         time = datetime.fromisoformat(text).astimezone(UTC)

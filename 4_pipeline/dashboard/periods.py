@@ -5,78 +5,66 @@ from __future__ import annotations
 from datetime import date, timedelta
 
 import pandas as pd
-from serving import Snapshot
+
+from .follower import Snapshot
 
 Period = tuple[date, date] | tuple[None, None]  # the first and the last day; None twice as long as there is no data
 DEFAULT_DAYS = 14
 DAY = "%d %b %Y"
 
 
-def whole(served: Snapshot) -> Period:
+def whole(snapshot: Snapshot) -> Period:
     """Return the first and the last day of the data."""
-    if served.frame is None:
+    if snapshot.frame is None:
         return None, None
-    stamps = served.frame["utc_timestamp"]
+    stamps = snapshot.frame["utc_timestamp"]
     return stamps.iloc[0].date(), stamps.iloc[-1].date()
 
 
-def latest(served: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
+def latest(snapshot: Snapshot, length_days: int = DEFAULT_DAYS) -> Period:
     """Return the latest days of the data."""
-    first, last = whole(served)
+    first, last = whole(snapshot)
     return (None, None) if last is None else (max(first, last - timedelta(days=length_days - 1)), last)
 
 
-def chosen(served: Snapshot, start: object, end: object) -> Period:
-    """Return both days in order and within the data; the latest two weeks when one is absent or not a date."""
-    first, last = whole(served)
-    given = day(start), day(end)
-    if first is None or None in given:
-        return latest(served)
-    start, end = sorted(min(max(one, first), last) for one in given)
-    return start, end
+def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]:
+    """Return both days in order and within the data, and a note on what was adjusted for that, if anything.
 
-
-def remark(served: Snapshot, start: object, end: object) -> str:
-    """Return what of a wish for a period was changed, and why; empty when it was shown as asked for."""
-    first, last = whole(served)
-    given = day(start), day(end)
+    The period is the latest two weeks when a day is absent or not a date.
+    """
+    first, last = whole(snapshot)
+    days = day(start), day(end)
     if first is None or not (start or end):
-        return ""
-    if None in given:
-        return f"“{str(end if given[0] else start)[:40]}” is not a date, so the latest days are shown."
-    said = ["The last day was before the first; they were swapped."] if given[0] > given[1] else []
-    if not all(first <= one <= last for one in given):
-        said.append(f"The data go from {first:{DAY}} to {last:{DAY}}; days outside are left out.")
-    return " ".join(said)
+        return latest(snapshot), ""
+    if None in days:
+        return latest(snapshot), f"“{str(end if days[0] else start)[:40]}” is not a date, so the latest days are shown."
+    notes = ["The last day was before the first; they were swapped."] if days[0] > days[1] else []
+    if not all(first <= each <= last for each in days):
+        notes.append(f"The data go from {first:{DAY}} to {last:{DAY}}; days outside are left out.")
+    return tuple(sorted(min(max(each, first), last) for each in days)), " ".join(notes)
 
 
-def moved(served: Snapshot, start: object, end: object, *, later: bool) -> Period:
-    """Return the period of the same length that comes after (or before) the chosen one, within the data."""
-    start, end = chosen(served, start, end)
-    if start is None:
-        return None, None
-    first, last = whole(served)
-    length = end - start
-    step = length + timedelta(days=1)
-    if later:
-        end = min(end + step, last)
-        return max(end - length, first), end
-    start = max(start - step, first)
-    return start, min(start + length, last)
+def shifted(snapshot: Snapshot, start: object, end: object, *, later: bool) -> Period:
+    """Return the next (or the previous) period of the same length as the chosen one, within existing data."""
+    (start, end), _ = chosen(snapshot, start, end)
+    first, last = whole(snapshot)
+    length = end - start + timedelta(days=1)
+    shift = min(length, last - end) if later else max(-length, first - start)
+    return start + shift, end + shift
 
 
 def day(value: object) -> date | None:
-    """Return the date that a text begins with; None if there is none."""
+    """Return the date at the beginning of a text; None if there is none."""
     try:
         return date.fromisoformat(str(value)[:10])
     except ValueError:
         return None
 
 
-def rows_within(served: Snapshot, period: Period) -> pd.Index:
+def rows_within(snapshot: Snapshot, period: Period) -> pd.Index:
     """Return the index of the rows of the data in a period; empty when there is nothing to compare."""
     start, end = period
-    if served.frame is None or served.predicted is None or start is None:
+    if snapshot.frame is None or snapshot.predicted is None or start is None:
         return pd.Index([])
     ends = pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC") + pd.Timedelta(days=1)
-    return served.frame.index[slice(*served.frame["utc_timestamp"].searchsorted(ends))]
+    return snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]

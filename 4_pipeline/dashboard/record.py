@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import mlflow
@@ -16,9 +17,9 @@ from workshop.models.lineage import Link
 from workshop.models.registry import Move, Production
 from workshop.models.tracking import connect
 
-EXPLANATIONS = ("importance", "responses")
+EXPLANATIONS = ("importance.json", "responses.json")
 FOLDER = "explanations"
-MOST_BYTES = 1_000_000
+MAX_BYTES = 1_000_000
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,15 @@ def read(production: Production, known: Record) -> Record:
 
 
 def explanations(run_id: str) -> dict[str, dict]:
-    """Return the figures of `EXPLANATIONS` that a run logged as `explanations/NAME.json`.
+    """Return the figures of `EXPLANATIONS` that a run logged, by their names without `.json`.
 
-    Raises ModelError for other content: anybody who can write to the artifact store may have put it there.
+    Raises ModelError for other content: the artifact store has many writers.
     """
-    sizes = {file.path: file.file_size or 0 for file in connect().list_artifacts(run_id, FOLDER)} if run_id else {}
-    paths = {name: f"{FOLDER}/{name}.json" for name in EXPLANATIONS}
+    files = {PurePosixPath(file.path): file for file in connect().list_artifacts(run_id, FOLDER)} if run_id else {}
     return {
-        name: figure(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"), path)
-        for name, path in paths.items()
-        if path in sizes and sizes[path] <= MOST_BYTES
+        path.stem: figure(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"), str(path))
+        for path, file in files.items()
+        if path.name in EXPLANATIONS and (file.file_size or 0) <= MAX_BYTES
     }
 
 
@@ -72,7 +72,7 @@ def figure(text: str, name: str) -> dict[str, Any]:
     The browser does not fetch pictures or maps that it may name (`security.POLICY`).
     """
     try:
-        content = json.loads(text) if len(text) <= MOST_BYTES else None
+        content = json.loads(text) if len(text) <= MAX_BYTES else None
         go.Figure(content)  # raises ValueError for a property that plotly does not know
     except (ValueError, TypeError, RecursionError):
         content = None
@@ -80,6 +80,6 @@ def figure(text: str, name: str) -> dict[str, Any]:
         raise ModelError(
             f"{name} is not a figure that the pipeline makes.",
             value=text[:100],
-            expected=f"a plotly figure with data and layout, at most {MOST_BYTES:,} bytes",
+            expected=f"a plotly figure with data and layout, at most {MAX_BYTES:,} bytes",
         )
     return content

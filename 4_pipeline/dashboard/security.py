@@ -17,7 +17,7 @@ from workshop.data.prediction_requests import MOST_BYTES
 
 # As many rows as `/predict` accepts take a third of it, or all of it with every digit and each value on a line of its
 # own. A file travels in a callback as base64, four letters for three bytes.
-LARGEST_BODY_BYTES = MOST_BYTES * 2
+MAX_BODY_BYTES = MOST_BYTES * 2
 CALLBACKS = "/_dash-update-component"
 ANY_PATH = "/<path:path>"  # Dash shows the page at every path
 
@@ -37,7 +37,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
     ``paths`` are those of the pages; any other path shows the page that says so, with status 404.
     """
     server = app.server
-    server.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY_BYTES
+    server.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     policy = f"{POLICY}; script-src 'self' {' '.join(app.csp_hashes())}"
 
     @server.before_request
@@ -60,7 +60,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
     def answer_error(error: Exception) -> tuple[Response, int]:
         """Answer 4xx with a reason when the request is at fault, and 500 when the dashboard is."""
         if isinstance(error, RequestEntityTooLarge):
-            reason = f"the body is too large: {LARGEST_BODY_BYTES:,} bytes are allowed, {MOST_BYTES:,} for a file"
+            reason = f"the body is too large: {MAX_BODY_BYTES:,} bytes are allowed, {MOST_BYTES:,} for a file"
             status = error.code
         elif isinstance(error, HTTPException):
             reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR
@@ -100,7 +100,7 @@ def check_callback(app: Dash, body: object) -> None:
 
 
 def is_local(host: str) -> bool:
-    """Tell whether a host is localhost or a private address: no name that another site could make mean this machine.
+    """Return whether a host is localhost or a private address: no other site can make such a name mean this machine.
 
     https://en.wikipedia.org/wiki/DNS_rebinding
     """

@@ -45,7 +45,7 @@ def registry(servers) -> Iterator[Registry]:
     yield registry
     registry.move(before)
     dashboard_url = servers.settings.dashboard_url
-    wait_for(lambda: (health := health_of(dashboard_url)) and health["version"] == before and not health["troubles"])
+    wait_for(lambda: (health := health_of(dashboard_url)) and health["version"] == before and not health["faults"])
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
             expect(page.locator(part)).not_to_have_text(text, use_inner_text=True)
         assert all(page.evaluate("window.stillTheSamePage") for page in pages)
         expect(comparison.locator(".tiles + .hint")).to_contain_text("03 Oct 2016 to 09 Oct 2016")
-        expect(what_if.locator("#what-if-windspeed-value")).to_have_value("7.5")
+        expect(what_if.locator("#slider-windspeed-value")).to_have_value("7.5")
         expect(weather.locator("#weather-predictions-hint")).to_contain_text(f"version {another_version}")
         assert [page.url for page in pages] == [url + address for address in addresses]
         what_if.get_by_label("Close").click()
@@ -70,7 +70,7 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
             for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
                 expect(message).to_contain_text(words)
         page.goto(f"{url}/what-if")
-        expect(page.locator("#what-if-wind")).to_have_text("n/a")
+        expect(page.locator("#predicted-wind_GW")).to_have_text("n/a")
         page.goto(f"{url}/your-weather")
         page.wait_for_selector("#weather-upload input", state="attached")
         file = {"name": "mine.csv", "mimeType": "text/csv", "buffer": WEATHER.encode()}
@@ -81,10 +81,10 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
         registry.move(version)
         wait_for(lambda: (health := health_of(url)) and health["version"] and health["data"])
         page.goto(f"{url}/what-if")
-        wind = page.locator("#what-if-wind")
+        wind = page.locator("#predicted-wind_GW")
         with frozen(servers.settings.mlflow_port):
             expect(message).to_contain_text("does not answer")
-            expect(message).to_contain_text(f"Version {version} still answers")
+            expect(message).to_contain_text(f"Version {version} remains in use")
             before = wind.inner_text()
             page.get_by_label("Wind speed at 10 m", exact=True).fill("9")
             expect(wind).not_to_have_text(before)
@@ -104,7 +104,7 @@ def test_pages_say_that_the_dashboard_itself_is_gone(url, browser):
         expect(page.locator("#connection")).to_contain_text("The dashboard has not answered since")
         context.set_offline(False)
         expect(page.locator("#connection")).to_be_hidden()
-        wind = page.locator("#what-if-wind")
+        wind = page.locator("#predicted-wind_GW")
         before = wind.inner_text()
         page.get_by_label("Wind speed at 10 m", exact=True).fill("9")
         expect(wind).not_to_have_text(before)

@@ -90,7 +90,7 @@ def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
 def test_comparison_says_what_it_changed_of_a_period(browser, url, query, words):
     """Whatever of an address cannot be shown is told beside what is shown."""
     with opened(browser, f"{url}/comparison?{query}") as page:
-        expect(page.locator("#comparison-remark")).to_contain_text(words)
+        expect(page.locator("#comparison-adjustment")).to_contain_text(words)
 
 
 def draw(page, figure, start, end):

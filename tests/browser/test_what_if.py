@@ -7,6 +7,8 @@ import re
 import pytest
 from browsing import opened
 
+from workshop.data.schema import TARGETS
+
 expect = pytest.importorskip("playwright.sync_api").expect
 
 
@@ -14,11 +16,9 @@ def test_what_if_answers_to_a_slider(browser, url):
     """More wind by keyboard changes wind power at once, then the curves and the address; `back` leaves the page."""
     with opened(browser, url) as page:
         page.get_by_role("link", name="What if").click()
-        wind, curves = page.locator("#what-if-wind"), page.locator("#what-if-curves .scatterlayer path.js-line")
+        wind, curves = page.locator("#predicted-wind_GW"), page.locator("#what-if-curves .scatterlayer path.js-line")
         expect(curves).to_have_count(12)
-        assert all(
-            re.fullmatch(r"-?\d+\.\d{2}", page.locator(f"#what-if-{name}").inner_text()) for name in ("solar", "wind")
-        )
+        assert all(re.fullmatch(r"-?\d+\.\d{2}", page.locator(f"#predicted-{name}").inner_text()) for name in TARGETS)
         before, drawn = wind.inner_text(), curves.nth(2).get_attribute("d")
         slider = page.get_by_label("Wind speed at 10 m", exact=True)
         slider.focus()
@@ -34,7 +34,7 @@ def test_what_if_answers_to_a_slider(browser, url):
         expect(slider).to_have_value("12.5")
         page.wait_for_url(f"{url}/what-if?windspeed=12.5")
         page.get_by_role("button", name="Winter storm").click()
-        expect(page.locator("#what-if-day-value")).to_have_text("15 Jan")
+        expect(page.locator("#slider-day-value")).to_have_text("15 Jan")
         page.get_by_role("button", name="Reset").click()
         expect(typed).to_have_value("5")
         expect(wind).to_have_text(before)
@@ -47,8 +47,8 @@ def test_what_if_opens_at_the_hour_of_its_address(browser, url):
     """A link with values shows them, brings them into range, and ignores what is no value."""
     query = "windspeed=7.5&temperature=-99&rad_horizontal=much&hour=nan&day=1&__class__=x"
     with opened(browser, f"{url}/what-if?{query}") as page:
-        for name, value in (("windspeed", "7.5"), ("temperature", "-20"), ("rad-horizontal", "250")):
-            expect(page.locator(f"#what-if-{name}-value")).to_have_value(value)
-        expect(page.locator("#what-if-hour-value")).to_have_text("12:00")
-        expect(page.locator("#what-if-day-value")).to_have_text("01 Jan")
+        for name, value in (("windspeed", "7.5"), ("temperature", "-20"), ("rad_horizontal", "250")):
+            expect(page.locator(f"#slider-{name}-value")).to_have_value(value)
+        expect(page.locator("#slider-hour-value")).to_have_text("12:00")
+        expect(page.locator("#slider-day-value")).to_have_text("01 Jan")
         page.wait_for_url(f"{url}/what-if?windspeed=7.5&temperature=-20&day=1")

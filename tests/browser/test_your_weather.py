@@ -37,7 +37,7 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
     hand_in(weather, content, "example.csv")
     expect(weather.locator("#weather-figure .main-svg").first).to_be_visible()
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("example.csv: 72 hours, by wind_solar version")
-    expect(weather.locator("#weather-said")).to_contain_text("example.csv: 72 hours, by wind_solar version")
+    expect(weather.locator("#weather-status")).to_contain_text("example.csv: 72 hours, by wind_solar version")
     assert weather.locator("#weather-answer").evaluate("part => part.closest('[aria-live], [role=status]')") is None
     with weather.expect_download() as predicted:
         weather.get_by_role("button", name="Download the predictions").click()
@@ -56,7 +56,7 @@ def test_your_weather_names_what_is_wrong_with_a_file(weather):
     fault = weather.locator("#weather-fault")
     expect(fault).to_contain_text("broken.csv was not predicted.")
     expect(fault).to_contain_text("line 2, column windspeed")
-    expect(weather.get_by_role("button", name="Download the predictions")).to_be_hidden()
+    expect(weather.get_by_role("button", name="Download the predictions")).to_have_count(0)
     more = HEADER.replace("\n", ",station\n") + "2016-06-01T12:00:00Z,3,12,100,50,7\n"
     hand_in(weather, more.encode())
     expect(weather.locator("#weather-predictions-hint")).to_contain_text("mine.csv: 1 hour,")

@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from workplace import ROOT
+from dashboard import app
+from dashboard.follower import Follower, Snapshot
 
 HOURS = 24 * 31  # the end of the sample
-
-
-@pytest.fixture(scope="session", autouse=True)
-def modules():
-    """Make the dashboard's modules importable: it is an application, and no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "4_pipeline" / "dashboard")
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +38,6 @@ def model(data_file):
 @pytest.fixture(scope="session")
 def served(data_file, model):
     """What is served once data and a version in production are there."""
-    import serving
-
     from workshop.data import schema
     from workshop.models.registry import Production
 
@@ -57,8 +48,14 @@ def served(data_file, model):
         r2=0.9, since="2026-11-20T10:00:00+00:00", why="the best", run_url="http://127.0.0.1/#/experiments/1/runs/a1",
         learned_from="modelled sample",
     )  # fmt: skip
-    return serving.Snapshot(
-        looked=True, production=production, model=model, frame=frame, predicted=predicted, band=band, data_stamp=(1, 1)
+    return Snapshot(
+        is_ready=True,
+        production=production,
+        model=model,
+        frame=frame,
+        predicted=predicted,
+        band=band,
+        data_stamp=(1, 1),
     )
 
 
@@ -67,11 +64,8 @@ def made(served, data_file):
     """A function that returns an app that serves this, by default data and model, and its test client."""
 
     def make(what=served):
-        import app
-        import serving
-
-        followed = serving.Follower(data_file)
-        followed.now = replace(what, cached=serving.new_cache())  # answers of one test are unknown to the next
+        followed = Follower(data_file)
+        followed.now = replace(what)  # with a cache of its own
         made = app.make_app(followed)
         made.server.testing = False  # errors are answered, as they are in front of readers
         return made, made.server.test_client()

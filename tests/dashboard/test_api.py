@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pytest
-from dashboard.bodies import URL, body_of, output_with
+from dashboard.follower import Fault, Snapshot
+from dashboard.predictions import BatchPredictor
+from request_bodies import URL, body_of, output_with
 from workplace import wait_for
 
 from workshop.data.prediction_requests import MOST_ROWS
@@ -75,10 +77,8 @@ def test_predict_takes_a_year_of_hours(made):
     assert len(answer.get_json()["rows"]) == MOST_ROWS
 
 
-def test_predict_asks_the_model_for_many_readers_at_once(made, served):
-    """Who waits while the model is busy is answered with the next turn, each with the own rows or the own fault."""
-    import turns
-
+def test_predict_asks_the_model_for_simultaneous_requests_together(made, served):
+    """Requests that arrive while the model is busy are one batch; each gets its own rows or its own error."""
     may_answer, calls = threading.Event(), []
 
     def slow(rows):
@@ -86,7 +86,7 @@ def test_predict_asks_the_model_for_many_readers_at_once(made, served):
         may_answer.wait(30)
         return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
 
-    state = replace(served, model=LoadedModel("sklearn", slow), turns=turns.BatchPredictor())
+    state = replace(served, model=LoadedModel("sklearn", slow), predictor=BatchPredictor())
     server = made(state)[0].server
 
     def ask(speed):
@@ -97,7 +97,7 @@ def test_predict_asks_the_model_for_many_readers_at_once(made, served):
         asked = [pool.submit(ask, 1)]
         wait_for(lambda: calls)
         asked += [pool.submit(ask, speed) for speed in range(2, 14)]
-        wait_for(lambda: len(state.turns._waiting) == 12)
+        wait_for(lambda: len(state.predictor._waiting) == 12)
         may_answer.set()
         answers = [future.result() for future in asked]
     assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 8
@@ -109,9 +109,6 @@ def test_predict_asks_the_model_for_many_readers_at_once(made, served):
 @pytest.mark.parametrize("answered", [math.nan, -math.inf, -1e6])
 def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     """A model that fails for some weather alone: `/predict` says so in JSON, and the page beside its sliders."""
-    import serving
-    from serving import Trouble
-
     model = LoadedModel("sklearn", lambda rows: np.where(rows[["windspeed"]] > 9, answered, [[1.0, 2.0]]))
     app, client = made(replace(served, model=model))
     assert client.post("/predict", json={"rows": [ROW]}).status_code == 200
@@ -121,19 +118,17 @@ def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     assert body["found"] == f"{answered:g} GW"
     output = output_with(app, "what-if-answers.children")
     for windspeed, words in ((5, "2.00"), (10, "not plausible")):
-        page = client.post(URL, json=body_of(app, output, what_if_windspeed=windspeed))
+        page = client.post(URL, json=body_of(app, output, slider_windspeed=windspeed))
         assert words in page.text
-    refused = serving.Snapshot(looked=True, troubles={"model": Trouble(datetime.now(UTC), "It is bad.")})
+    refused = Snapshot(is_ready=True, faults={"model": Fault(datetime.now(UTC), "It is bad.")})
     answer = made(refused)[1].post("/predict", json={"rows": [ROW]})
     assert (answer.status_code, answer.get_json()["error"]) == (503, "It is bad.")
 
 
 def test_predict_without_a_model_says_what_to_run(made):
     """With nothing in production: 503 and the commands that change that; health answers all the same."""
-    import serving
-
-    for looked, words in ((False, "ask again"), (True, "dvc repro")):
-        _, client = made(serving.Snapshot(looked=looked))
+    for is_ready, words in ((False, "ask again"), (True, "dvc repro")):
+        _, client = made(Snapshot(is_ready=is_ready))
         answer = client.post("/predict", json={"rows": [ROW]})
         assert answer.status_code == 503
         assert words in answer.get_json()["next"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import browsing
 import psutil
 import pytest
-from dashboard.bodies import URL
+from request_bodies import URL
 from workplace import answer_of, clean_environment, free_port
 
 Address = tuple[str, int]

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from dashboard import app, layout
+from dashboard.follower import Follower
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
 from workplace import wait_for
@@ -62,28 +64,23 @@ def versions(in_workplace, monkeypatch) -> Iterator[Versions]:
 
 @pytest.fixture
 def followed(versions, data_file):
-    """What a dashboard serves that has looked once."""
-    import serving
-
-    followed = serving.Follower(data_file)
-    followed.look()
-    assert followed.now.troubles == {}
+    """Return a follower that has polled once."""
+    followed = Follower(data_file)
+    followed.poll()
+    assert followed.now.faults == {}
     assert followed.now.production.version == versions.numbers[0]
     return followed
 
 
-def _look_until(wanted: Callable[[], object], seconds: float, followed) -> None:
-    """Look as the follower does, again and again, until it is as wanted."""
-    wait_for(lambda: followed.look() or wanted(), seconds)
+def _poll_until(wanted: Callable[[], object], seconds: float, followed) -> None:
+    """Poll as the follower does until it is as wanted."""
+    wait_for(lambda: followed.poll() or wanted(), seconds)
 
 
 def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file):
     """Within seconds of a move both answer as the other version, to the last digit; no request is lost meanwhile."""
-    import app
-    import serving
-
-    other = serving.Follower(data_file)
-    other.look()
+    other = Follower(data_file)
+    other.poll()
     clients = [app.make_app(each).server.test_client() for each in (followed, other)]
     before, revisions, answers, over = followed.now, followed.now.revision, [], threading.Event()
 
@@ -96,7 +93,7 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
     try:
         versions.move(versions.numbers[1])
         for each in (followed, other):
-            _look_until(lambda each=each: each.now.production.version == versions.numbers[1], MOVE_SECONDS, each)
+            _poll_until(lambda each=each: each.now.production.version == versions.numbers[1], MOVE_SECONDS, each)
     finally:
         over.set()
         asking.join(30)
@@ -113,8 +110,6 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
 def test_version_that_predicts_no_power_leaves_the_old_one_in_production(versions, followed, in_workplace):
     """Set by hand, a model whose answers cannot be: the page says why, `doctor` calls it wrong, and rollback helps."""
-    import layout
-
     from workshop.models import storage, tracking
     from workshop.teaching import doctor
 
@@ -124,17 +119,17 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
         bad = versions.add(storage.log_model(model, frame.head()), run.info.run_id)
     registry.note()
     versions.move(bad)
-    followed.look()
+    followed.poll()
     assert followed.now.production.version == versions.numbers[0]
     message = str(layout.message(followed.now))
     for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
         assert words in message
-    assert f"Version {versions.numbers[0]} still answers" in message
+    assert f"Version {versions.numbers[0]} remains in use" in message
     finding = doctor._production(in_workplace.settings)
     assert (finding.ok, "not plausible" in finding.found) == (False, True)
     assert registry.rollback().version == versions.numbers[0]
-    followed.look()
-    assert followed.now.troubles == {}
+    followed.poll()
+    assert followed.now.faults == {}
     assert doctor._production(in_workplace.settings).ok
 
 
@@ -153,18 +148,16 @@ def test_record_is_read_beside_the_model(followed):
     assert followed.now.record is record
 
 
-def test_data_that_goes_and_comes_back_is_told(served, data_file, tmp_path):
+def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path):
     """A data file that is gone is reported while the page shows the old data, until the file is back."""
-    import serving
-
-    followed = serving.Follower(tmp_path / "germany.parquet")
+    followed = Follower(tmp_path / "germany.parquet")
     followed.now = served
-    followed.look()
-    assert "is gone" in followed.now.troubles["data"].why
+    followed.poll()
+    assert "is gone" in followed.now.faults["data"].why
     (tmp_path / "germany.parquet").write_bytes(b"no table")
-    followed.look()
-    assert "damaged or not Parquet" in followed.now.troubles["data"].why
+    followed.poll()
+    assert "damaged or not Parquet" in followed.now.faults["data"].why
     assert followed.now.frame is served.frame
     (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
-    followed.look()
-    assert "data" not in followed.now.troubles  # no tracking server answers here
+    followed.poll()
+    assert "data" not in followed.now.faults  # no tracking server answers here

@@ -7,9 +7,10 @@ import copy
 import json
 
 import pytest
-from dashboard.bodies import URL, USUAL, body_of
+from dashboard.follower import Snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from request_bodies import URL, USUAL, body_of
 
 from workshop.data.features import INPUTS
 
@@ -89,10 +90,8 @@ def apps():
 @given(st.data())
 def test_callbacks_never_fail(made, apps, data):
     """Whatever is sent to whichever callback, with a model and without: an answer, or 4xx with a reason."""
-    import serving
-
     if "nothing" not in apps:
-        apps.update({"served": made(), "nothing": made(serving.Snapshot(looked=True))})
+        apps.update({"served": made(), "nothing": made(Snapshot(is_ready=True))})
     app, client = apps[data.draw(st.sampled_from(["served", "served", "served", "nothing"]))]
     output = data.draw(st.sampled_from(sorted(app.callback_map)))
     body = data.draw(_mangled(body_of(app, output)))

@@ -8,6 +8,10 @@ from urllib.parse import urlencode
 
 import pandas as pd
 import pytest
+from dashboard import layout
+from dashboard.follower import Fault, Snapshot
+from dashboard.pages import what_if
+from dashboard.record import Record
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -18,8 +22,6 @@ VALUES = st.text(max_size=12) | st.sampled_from(["nan", "inf", "-1e309", "2016-1
 @pytest.fixture(scope="module")
 def made(served):
     """What makes the page of an address, as JSON."""
-    import layout
-
     return lambda url, **changes: layout.whole_page(replace(served, **changes), url).to_plotly_json()
 
 
@@ -46,7 +48,7 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
         "model": {"production": None, "model": None, "predicted": None, "band": None},
     }
     changes = without["frame"] | without["model"] if missing in ("both", "all") else without[missing]
-    page = str(made(path, looked=missing != "all", **changes))
+    page = str(made(path, is_ready=missing != "all", **changes))
     assert ("Looking for the data" in page) == (missing == "all")
     if missing in ("frame", "both"):
         assert "There is no data yet." in page
@@ -68,17 +70,13 @@ def test_report_is_said_to_be_on_a_week_that_is_nearly_whole(made):
 )
 def test_comparison_says_which_hours_the_model_was_trained_on(made, served, until, said):
     """Errors are smaller on the hours that a model was trained on: the page says which hours are new to it."""
-    from serving import new_cache
-
     production = replace(served.production, learned_until=until)
-    assert said in str(made("/comparison", production=production, cached=new_cache()))
-    assert "trained" not in str(made("/comparison", cached=new_cache()))
+    assert said in str(made("/comparison", production=production))
+    assert "trained" not in str(made("/comparison"))
 
 
 def test_links_of_a_lineage_lead_to_pages_only(made):
     """What is recorded with a run could say anything: an address that is no page's is shown as a name, not linked."""
-    from record import Record
-
     from workshop.models.lineage import Link
 
     links = (Link("data", "harmless", url="javascript:alert(1)"), Link("run", "fit", url="http://127.0.0.1/run"))
@@ -89,34 +87,23 @@ def test_links_of_a_lineage_lead_to_pages_only(made):
 
 def test_header_says_that_a_model_was_forced_and_that_mlflow_is_away(made, served):
     """A version that a person put there against the gate has a badge, and a registry that is away a mark."""
-    from record import Record
-    from serving import Trouble
-
     from workshop.models.registry import Move
 
     assert "forced past" not in str(made("/model"))
     moves = (Move(1, "promoted", "6"), Move(2, "forced", served.production.version))
     assert "forced past the gate" in str(made("/model", record=Record(history=moves)))
-    away = {"registry": Trouble(datetime.now(UTC), "It does not answer.")}
-    assert "className='registry'" in str(made("/model", troubles=away))
+    away = {"registry": Fault(datetime.now(UTC), "It does not answer.")}
+    assert "className='registry'" in str(made("/model", faults=away))
 
 
-@pytest.fixture
-def what_if():
-    """The module of the page."""
-    from pages import what_if
-
-    return what_if
-
-
-def _served(what_if, last):
+def _snapshot(last):
     frame = None if last is None else pd.DataFrame({"utc_timestamp": [pd.Timestamp(last)]})
-    return what_if.Snapshot(frame=frame)
+    return Snapshot(frame=frame)
 
 
 @pytest.mark.parametrize("last", ["2017-01-01T00:00Z", "2018-06-01T00:00Z"])
-def test_hour_has_a_known_capacity(what_if, last):
+def test_hour_has_a_known_capacity(last):
     """Data that goes on beyond the figures of installed capacity asks about the last year that has one."""
-    moment = what_if.moment_of_year(_served(what_if, last), 172, 12)
+    moment = what_if.hour_of_year(_snapshot(last), 172, 12)
     assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)
     assert what_if.reading("day", 172) == "21 Jun"

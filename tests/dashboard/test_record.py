@@ -6,6 +6,7 @@ import json
 
 import plotly.graph_objects as go
 import pytest
+from dashboard import record
 
 from workshop.errors import ModelError
 
@@ -31,7 +32,5 @@ def _json(**changes) -> str:
 )
 def test_other_content_is_refused(content):
     """JSON that is none, unknown properties, and size."""
-    import record
-
     with pytest.raises(ModelError, match="not a figure"):
         record.figure(content, "explanations/importance.json")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from dash import Input, Output
-from dashboard.bodies import URL, body_of, output_with
+from request_bodies import URL, body_of, output_with
 
 
 @pytest.fixture

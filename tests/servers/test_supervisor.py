@@ -351,8 +351,10 @@ def test_port_that_another_program_takes_first_is_replaced(place):
 def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
     """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to set."""
     environment = os.environ | {"WORKSHOP_HOST": "0.0.0.0", "WORKSHOP_STATE": str(tmp_path / "state")}
-    for command in ((BIN / "workshop", "up"), (BIN / "python", ROOT / "4_pipeline" / "dashboard" / "app.py")):
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    for command in ((BIN / "workshop", "up"), (BIN / "python", "-m", "dashboard")):
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT / "4_pipeline", capture_output=True, text=True, check=False
+        )
         assert done.returncode == 1, done.stdout
         for words in ("without a password", "WORKSHOP_HOST=0.0.0.0", "unset WORKSHOP_HOST", "ssh -L"):
             assert words in done.stderr

@@ -231,7 +231,7 @@ def residuals(
     misses = modelled - measured
     shares = misses.groupby(getattr(misses.index, by)).quantile([0.25, 0.5, 0.75]).unstack()
     figure = go.Figure()
-    for target, aside in zip(TARGETS, 0.3 * (np.arange(len(TARGETS)) - (len(TARGETS) - 1) / 2), strict=True):
+    for target, aside in zip(TARGETS, np.linspace(-0.15, 0.15, len(TARGETS)), strict=True):
         low, middle, high = (shares[target, share] for share in (0.25, 0.5, 0.75))
         figure.add_scatter(
             x=middle.index + aside,  # beside each other, and not one over the other

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from workshop import problem
 from workshop.data import split
-from workshop.data.features import INPUTS, derive, sun_is_up, sun_position, to_utc
+from workshop.data.features import INPUTS, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import storage
@@ -229,7 +229,7 @@ def coverage(frame: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame) -> dict
     Of a target that is there by day only the hours with the sun up count, NaN without any: at night every band that
     holds zero is right.
     """
-    day = sun_is_up(derive(frame))
+    day = sun_position(to_utc(frame["utc_timestamp"]), minutes=30)["elevation"].to_numpy() > 0
     shares = {}
     for target in problem.TARGETS:
         inside = frame[target.name].between(low[target.name], high[target.name])

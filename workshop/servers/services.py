@@ -48,6 +48,7 @@ class Service:
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
     asks_for_password: bool = False
+    folder: str | None = None  # of the repository, in which it runs; else the folder of the servers' state
     private: bool = True  # only the owner may read the files that it writes
 
     def ports_of(self, settings: Settings) -> list[int]:
@@ -196,11 +197,12 @@ SERVICES = (
         "dashboard",
         "Dashboard",
         ("dashboard_port",),
-        lambda settings: [sys.executable, str(settings.root / "4_pipeline" / "dashboard" / "app.py")],
+        lambda _settings: [sys.executable, "-m", "dashboard"],
         lambda settings: settings.dashboard_url,
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
         # scikit-learn's threads wait for one another, busily: an hour took 400 ms with two and 10 ms with one.
         {"OMP_NUM_THREADS": "1"},
+        folder="4_pipeline",  # where Python finds the package
     ),
 )
 

@@ -247,6 +247,7 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
         variables = environment_of(service, settings)
         configuration[f"program:{service.name}"] = {
             "command": literal(shlex.join(service.command(settings))),
+            "directory": literal(settings.root / service.folder if service.folder else settings.state),
             "environment": literal(",".join(f'{name}="{value}"' for name, value in variables.items())),
             "stdout_logfile": literal(_log_file(service, settings)),
             "redirect_stderr": "true",

@@ -3,7 +3,7 @@
 (function () {
   "use strict";
   const here = () => location.pathname + location.search;
-  const show = () => window.dash_clientside.set_props("asked", { data: here() });
+  const show = () => window.dash_clientside.set_props("requested", { data: here() });
   // A page that has just come calls, too: then there is nothing to go back to.
   const is_change = () => window.dash_clientside.callback_context.triggered_id !== undefined;
   let resting;
@@ -42,18 +42,17 @@
       },
       keep_sliders: function (...values) {
         const first = values.pop();
-        const set = Object.keys(first).map((id, number) => [id, values[number]])
-          .filter(([id, value]) => Number(value) !== first[id])
-          .map(([id, value]) => [id.replace("what-if-", "").replaceAll("-", "_"), value]);
+        const set = first.map(([name, value], number) => [name, values[number], value])
+          .filter(([_name, value, before]) => Number(value) !== before).map(([name, value]) => [name, value]);
         const path = location.pathname;
         clearTimeout(resting);
         resting = setTimeout(() => {
           if (location.pathname !== path) return;
-          const moved = keep(new URLSearchParams(set).toString(), false);
-          if (moved) window.dash_clientside.set_props("what-if-rest", { data: values });
+          const is_new = keep(new URLSearchParams(set).toString(), false);
+          if (is_new) window.dash_clientside.set_props("what-if-rest", { data: values });
         }, 150);
       },
-      download: (_clicks, file) => file || window.dash_clientside.no_update,
+      download: (clicks, file) => (clicks && file) || window.dash_clientside.no_update,
     },
   });
 })();

@@ -6,13 +6,13 @@
     const zone = event.target.closest && event.target.closest("#weather-upload");
     if (!zone) return;
     const file = (event.dataTransfer || event.target).files[0];
-    const most = Number(document.getElementById("weather-refused").dataset.most);
+    const max = Number(document.getElementById("weather-refused").dataset.max);
     const mega = (bytes) => (bytes / 1e6).toFixed(1);
-    const said = file && file.size > most
-      ? `${file.name} was not sent: it has ${mega(file.size)} MB, and at most ${mega(most)} MB are allowed. `
+    const reason = file && file.size > max
+      ? `${file.name} was not sent: it has ${mega(file.size)} MB, and at most ${mega(max)} MB are allowed. `
         + "A year of hours takes less than 1 MB; upload longer periods year by year."
       : "";
-    window.dash_clientside.set_props("weather-refused", { children: said });
+    window.dash_clientside.set_props("weather-refused", { children: reason });
   }
   document.addEventListener("change", refuse, true);
   document.addEventListener("drop", refuse, true);

@@ -1,14 +1,14 @@
-"""The pages by their paths; each module holds one, with what it shows and its callbacks.
+"""The pages by their paths; each module is one page.
 
-A page module has `PATH`, `TITLE`, `page(served, query)`, which returns its sections filled, and
-`register(app, serving)`, which connects its parts.
+A page module has `PATH`, `TITLE` and `page(snapshot, query)`, which returns its sections. If the reader can set
+something on the page, `register(app, follower)` connects its parts; any other page is made again for each revision.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from pages import comparison, hours, in_production, what_if, your_weather
+from . import comparison, hours, in_production, what_if, your_weather
 
 PAGES: tuple[ModuleType, ...] = (comparison, what_if, your_weather, in_production, hours)
 PATHS = ("/", *(page.PATH for page in PAGES))

@@ -1,285 +1,247 @@
-"""Predicted and measured: the model's predictions for a period beside the measurements, and how far they are off."""
+"""Predicted and measured: the model's predictions for a period beside the measurements, and their errors."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-import address
 import dash_bootstrap_components as dbc
 import pandas as pd
-import parts
-import periods
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
-from periods import Period
-from serving import Follower, Snapshot
 
 from workshop import problem
 from workshop.data import figures, sources, split
 from workshop.data.schema import TARGETS
 from workshop.models.evaluation import coverage
 
+from .. import address, parts, periods, predictions
+from ..follower import Follower, Snapshot
+from ..periods import Period
+
 PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
-MOST_WEEKS = 53
+UNIT = problem.TARGETS[0].unit  # of all targets: their errors have a common mean
+MAX_WEEKS = 53
 REPORT_WEEK = f" (the latest with {split.WHOLE_ENOUGH:.0%} of its hours, unless params.yaml names another)"
 WEEKS_HEAD = ["Week", "Hours"]
-WEEKS_HEAD += [word for name in figures.NAMES.values() for word in (f"{name} measured", "predicted", "error")]
-
+WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "error")]
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
+DAYS = ("first-day", "last-day")
+FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month")
 
-Answer = tuple[go.Figure, list, list, go.Figure, go.Figure]  # figure, key figures, weeks, and residuals
 
-
-def page(served: Snapshot, query: dict[str, str]) -> list:
+def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
-    period = periods.chosen(served, query.get("from"), query.get("to"))
-    figure, key_figures, weeks, by_hour, by_month = answer(served, period)
-    remark = periods.remark(served, query.get("from"), query.get("to"))
-    report = address.link("/results/report.html")
+    period, adjustment = periods.chosen(snapshot, query.get("from"), query.get("to"))
+    figure, by_hour, by_month, key_figures, weeks = answer(snapshot, period)
+    strip = parts.graph("overview", overview(snapshot, period), "All of the data; draw across it for a period", "strip")
+    compared = [
+        html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
+        _controls(snapshot, period),
+        html.P(adjustment, id="comparison-adjustment", role="status"),
+        parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
+        strip,
+    ]
+    report = parts.external_link("The report on one week", address.link("/results/report.html"))
     residuals = [
         parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
         parts.graph("residuals-by-month", by_month, "Errors by month", "chart low"),
     ]
+    hint = f"Means and errors in {UNIT}, of the last {MAX_WEEKS} weeks at most; the link of a week shows it alone."
+    off = "Predicted minus measured in the period: the median, and the middle half of the hours."
     return [
-        dcc.Store(id="latest-period", data=periods.latest(served)),
+        dcc.Store(id="latest-period", data=periods.latest(snapshot)),
+        parts.panel("comparison", TITLE, modelled(snapshot), compared),
         parts.panel(
-            "comparison",
-            "Predicted and measured",
-            modelled(served),
-            [
-                html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
-                _controls(served, period),
-                html.P(remark, id="comparison-remark", role="status"),
-                parts.graph("comparison-figure", figure, "Measured and predicted power over time, with error band"),
-                parts.graph(
-                    "overview", overview(served, period), "All of the data; draw across it for a period", "strip"
-                ),
-            ],
+            "weeks", "Week by week", hint, [html.Div(weeks, id="comparison-weeks"), html.P([report, REPORT_WEEK])]
         ),
-        parts.panel(
-            "weeks",
-            "Week by week",
-            f"Means and errors in GW, of the last {MOST_WEEKS} weeks at most; the link of a week shows it alone.",
-            [
-                html.Div(weeks, id="comparison-weeks"),
-                html.P([parts.external_link("The report on one week", report), REPORT_WEEK]),
-            ],
-        ),
-        parts.panel(
-            "residuals",
-            "When the model is off",
-            "Predicted minus measured in the period: the median, and the middle half of the hours.",
-            [html.Div(residuals, className="columns")],
-        ),
+        parts.panel("residuals", "When the model is off", off, [html.Div(residuals, className="columns")]),
     ]
 
 
-def register(app: Dash, serving: Follower) -> None:
-    """Answer to the period, and follow what is served."""
+# -- callbacks ---------------------------------------------------------------------------------------------------------
+def register(app: Dash, follower: Follower) -> None:
+    """Answer to the period, and follow the snapshot."""
+    _register_controls(app, follower)
 
     @app.callback(
-        Output("comparison-figure", "figure"),
-        Output("key-figures", "children"),
-        Output("comparison-weeks", "children"),
-        Output("residuals-by-hour", "figure"),
-        Output("residuals-by-month", "figure"),
-        Output("comparison-remark", "children"),
+        *(Output(name, "figure") for name in FIGURES),
+        *(Output(name, "children") for name in ("key-figures", "comparison-weeks", "comparison-adjustment")),
         Output("overview", "figure"),
         *(Output(f"preset-{name}", "active") for name in PRESETS),
         Output("earlier", "disabled"),
         Output("later", "disabled"),
-        Input("first-day", "value"),
-        Input("last-day", "value"),
+        *(Input(day, "value") for day in DAYS),
         Input("zone", "value"),
         Input("revision", "data"),
-        prevent_initial_call=True,
     )
     def show_period(start, end, zone, _revision):
         """Draw the chosen period."""
-        served = serving.now
-        period = periods.chosen(served, start, end)
-        about = periods.remark(served, start, end), overview(served, period), *states(served, period)
-        return *answer(served, period, zone if zone in tuple(ZONES) else "UTC"), *about
-
-    @app.callback(
-        Output("comparison-file", "data"),
-        Input("comparison-csv", "n_clicks"),
-        State("first-day", "value"),
-        State("last-day", "value"),
-        prevent_initial_call=True,
-    )
-    def download(_clicks, start, end):
-        """Return the period's hours, measured and predicted, as CSV."""
-        served = serving.now
-        period = periods.chosen(served, start, end)
-        rows = periods.rows_within(served, period)
-        if rows.empty:
-            raise PreventUpdate
-        measured = served.frame.loc[rows, ["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
-        band = served.band and tuple(part.loc[rows] for part in served.band)
-        production = served.production
-        text = parts.predictions(measured, served.predicted.loc[rows], band, f"{production.name}/{production.version}")
-        return dcc.send_string(text, f"power {period[0]} to {period[1]}.csv")
+        snapshot = follower.now
+        period, adjustment = periods.chosen(snapshot, start, end)
+        changed = answer(snapshot, period, zone if zone in tuple(ZONES) else "UTC")
+        return *changed, adjustment, overview(snapshot, period), *button_states(snapshot, period)
 
     @app.callback(
         Output("comparison-hint", "children"),
         Output("latest-period", "data"),
-        *(Output(f"{end}-day", limit) for end in ("first", "last") for limit in ("min", "max")),
-        Output("first-day", "value"),
-        Output("last-day", "value"),
+        *(Output(day, limit) for day in DAYS for limit in ("min", "max")),
+        *(Output(day, "value") for day in DAYS),
         Input("revision", "data"),
-        State("first-day", "value"),
-        State("last-day", "value"),
-        prevent_initial_call=True,
+        *(State(day, "value") for day in DAYS),
     )
     def follow_data(_revision, start, end):
         """Keep the chosen period; a page that was opened before there was data gets its first one."""
-        served = serving.now
-        is_chosen = periods.day(start) and periods.day(end)
-        period = (no_update, no_update) if is_chosen else periods.latest(served)
-        return modelled(served), periods.latest(served), *periods.whole(served) * 2, *period
+        snapshot = follower.now
+        latest = periods.latest(snapshot)
+        period = (no_update, no_update) if periods.day(start) and periods.day(end) else latest
+        return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
 
+
+def _register_controls(app: Dash, follower: Follower) -> None:
     @app.callback(
-        Output("first-day", "value", allow_duplicate=True),
-        Output("last-day", "value", allow_duplicate=True),
+        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
         *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
         Input("earlier", "n_clicks"),
         Input("later", "n_clicks"),
-        State("first-day", "value"),
-        State("last-day", "value"),
-        prevent_initial_call=True,
+        *(State(day, "value") for day in DAYS),
     )
     def choose_period(*values):
-        """Set the period to the latest days, or move it by its own length."""
-        served, name = serving.now, str(ctx.triggered_id).removeprefix("preset-")
-        if served.frame is None:
+        """Set the period to the latest days, or shift it by its own length."""
+        snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
+        if snapshot.frame is None:
             raise PreventUpdate
-        if name == "all":
-            return periods.whole(served)
         if name in PRESETS:
-            return periods.latest(served, int(name))
-        return periods.moved(served, *values[-2:], later=name == "later")
+            return _preset(snapshot, name)
+        return periods.shifted(snapshot, *values[-2:], later=name == "later")
+
+    @app.callback(
+        Output("comparison-file", "data"),
+        Input("comparison-csv", "n_clicks"),
+        *(State(day, "value") for day in DAYS),
+    )
+    def download(_clicks, start, end):
+        """Return the period's hours, measured and predicted, as CSV."""
+        snapshot = follower.now
+        period, _ = periods.chosen(snapshot, start, end)
+        rows = periods.rows_within(snapshot, period)
+        if rows.empty:
+            raise PreventUpdate
+        frame, predicted, band = snapshot.at(rows)
+        measured = frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
+        model = f"{snapshot.production.name}/{snapshot.production.version}"
+        text = predictions.to_csv(measured, predicted, band, model)
+        return dcc.send_string(text, f"predicted {period[0]} to {period[1]}.csv")
 
     app.clientside_callback(
         ClientsideFunction("figures", "choose_range"),
-        Output("first-day", "value", allow_duplicate=True),
-        Output("last-day", "value", allow_duplicate=True),
+        *(Output(day, "value", allow_duplicate=True) for day in DAYS),
         Input("comparison-figure", "relayoutData"),
         Input("overview", "selectedData"),
-        prevent_initial_call=True,
     )
     app.clientside_callback(
         ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
     )
     app.clientside_callback(
         ClientsideFunction("address", "keep_period"),
-        Input("first-day", "value"),
-        Input("last-day", "value"),
+        *(Input(day, "value") for day in DAYS),
         State("latest-period", "data"),
+        prevent_initial_call=False,
     )
 
 
-def answer(served: Snapshot, period: Period, zone: str = "UTC") -> Answer:
-    """Return all that follows the period, its days in UTC and times in a zone; made once for all readers."""
-    return served.cached((address.prefix(), PATH, *period, zone), lambda: _answer(served, period, zone))
+# -- content -----------------------------------------------------------------------------------------------------------
+def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple[go.Figure, go.Figure, go.Figure, list, list]:
+    """Return `FIGURES`, key figures and weeks of a period (in UTC); times in a zone. Made once for all readers."""
+    return snapshot.cached((address.prefix(), PATH, *period, zone), lambda: _answer(snapshot, period, zone))
 
 
-def _answer(served: Snapshot, period: Period, zone: str) -> Answer:
-    rows = periods.rows_within(served, period)
+def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
+    rows = periods.rows_within(snapshot, period)
     if rows.empty:
-        nothing = figures.empty(_why_nothing(served))
-        return nothing, [], [], nothing, nothing
-    frame, predicted = served.frame.loc[rows], served.predicted.loc[rows]
-    shown = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
+        text = snapshot.missing("frame", "production") or "There is no hour of data in this period."
+        nothing = figures.empty(text)
+        return nothing, nothing, nothing, [], []
+    frame, predicted, band = snapshot.at(rows)
+    local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     figure = figures.measured_and_predicted(
-        shown,
+        local,
         predicted,
-        band=served.band and tuple(end.loc[rows] for end in served.band),
-        coverage=served.model and served.model.coverage,
-        measured_name=sources.origin_of(served.frame).measured_name,
+        band=band,
+        coverage=snapshot.model and snapshot.model.coverage,
+        measured_name=sources.origin_of(snapshot.frame).measured_name,
     )
-    residuals = [figures.residuals(shown, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
+    residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
-    return figure, key_figures(served, rows, period), weeks(frame, predicted), *residuals
+    return figure, *residuals, key_figures(snapshot, rows, period), weeks(frame, predicted)
 
 
-def overview(served: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data, as daily means of both powers together, with the period marked."""
-    if served.frame is None:
+def overview(snapshot: Snapshot, period: Period) -> go.Figure:
+    """Return a strip of all data, as daily means of the sum of the targets, with the period marked."""
+    if snapshot.frame is None:
         return figures.empty("")
-    days = served.cached(
-        ("days",), lambda: served.frame.set_index("utc_timestamp")[TARGETS].sum(axis=1).resample("D").mean()
-    )
+    days = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean().sum(axis=1, min_count=1)
     figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))
     figure.add_vrect(x0=str(period[0]), x1=str(period[1] + timedelta(days=1)), opacity=0.3, line_width=1)
     figure.update_layout(template=figures.TEMPLATE, dragmode="select", selectdirection="h", margin={"t": 2, "b": 20})
     return figure.update_yaxes(visible=False, fixedrange=True).update_xaxes(fixedrange=True)
 
 
-def states(served: Snapshot, period: Period) -> list[bool]:
-    """Tell of each preset whether it is chosen, and of both moves whether there is nothing further."""
-    whole = periods.whole(served)
-    presets = [period == (whole if name == "all" else periods.latest(served, int(name))) for name in PRESETS]
-    return [*presets, period[0] == whole[0], period[1] == whole[1]]
+def _preset(snapshot: Snapshot, name: str) -> Period:
+    return periods.whole(snapshot) if name == "all" else periods.latest(snapshot, int(name))
 
 
-def key_figures(served: Snapshot, rows: pd.Index, period: Period) -> list:
+def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
+    """Return for each preset whether it is chosen, and for both shifts whether there is no further data."""
+    first, last = periods.whole(snapshot)
+    return [*(period == _preset(snapshot, name) for name in PRESETS), period[0] == first, period[1] == last]
+
+
+def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
     """Return tiles with the means, errors and the share of hours within the band, and a line on the period."""
-    start, end = period
-    length = end - start + timedelta(days=1)
-    before = periods.rows_within(served, (start - length, start - timedelta(days=1)))
-    frame, predicted = served.frame.loc[rows, TARGETS], served.predicted.loc[rows, TARGETS]
-    errors = (served.predicted[TARGETS] - served.frame[TARGETS]).abs()
+    frame, predicted, band = snapshot.at(rows)
+    errors = (predicted[TARGETS] - frame[TARGETS]).abs().mean()
     tiles = [
         parts.tile(
-            f"{figures.NAMES[target]}, mean predicted",
-            f"{predicted[target].mean():.2f}",
-            "GW",
-            f"measured {frame[target].mean():.2f} GW, mean absolute error {errors.loc[rows, target].mean():.2f} GW",
-            target.removesuffix("_GW"),
+            f"{target.title}, mean predicted",
+            f"{predicted[target.name].mean():.2f}",
+            UNIT,
+            f"measured {frame[target.name].mean():.2f} {UNIT}, mean absolute error {errors[target.name]:.2f} {UNIT}",
+            target.colour,
         )
-        for target in TARGETS
+        for target in problem.TARGETS
     ]
-    stamps, learned_until = served.frame["utc_timestamp"], served.production and served.production.learned_until
-    # Errors on learned hours are smaller: they say nothing about those on new ones.
-    is_fair = len(before) and (not learned_until or (stamps[before.union(rows)] <= learned_until).nunique() == 1)
-    against = "mean of " + " and ".join(target.key for target in problem.TARGETS)
-    if is_fair:
-        against += f"; {errors.loc[before].mean().mean():.2f} GW in as many days before"
-    tiles.append(parts.tile("Mean absolute error", f"{errors.loc[rows].mean().mean():.2f}", "GW", against))
-    if served.band and served.model and served.model.coverage:
-        shares = coverage(served.frame.loc[rows], *(end.loc[rows] for end in served.band))
-        *others, last = [
-            (f"of {target.key}{' by day' if target.by_day else ''}", f"{100 * shares[f'coverage_{target.key}']:.0f}")
-            for target in problem.TARGETS
-        ]
-        hint = "; ".join([last[0], *(f"{words} {share} %" for words, share in others)])
-        hint += f"; expected {100 * served.model.coverage:.0f} %"
-        tiles.append(parts.tile("Hours within the band", last[1], "%", hint))
-    said = f"{len(rows):,} of {24 * length.days:,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    said += novelty(served.frame.loc[rows], learned_until)
-    return [html.Div(tiles, className="tiles"), html.P(said, className="hint")]
+    of_all = "mean of " + " and ".join(target.key for target in problem.TARGETS)
+    tiles.append(parts.tile("Mean absolute error", f"{errors.mean():.2f}", UNIT, of_all))
+    if band and snapshot.model.coverage:
+        shares = coverage(frame, *band)
+        percents = " / ".join(f"{100 * shares[f'coverage_{target.key}']:.0f}" for target in problem.TARGETS)
+        names = " / ".join(target.key + " by day" * target.by_day for target in problem.TARGETS)
+        hint = f"{names}; expected {100 * snapshot.model.coverage:.0f} %"
+        tiles.append(parts.tile("Hours within the band", percents, "%", hint))
+    start, end = period
+    text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
+    text += training_overlap(frame, snapshot.production.learned_until)
+    return [html.Div(tiles, className="tiles"), html.P(text, className="hint")]
 
 
-def novelty(frame: pd.DataFrame, learned_until: str | None) -> str:
+def training_overlap(frame: pd.DataFrame, learned_until: str | None) -> str:
     """Return how many of some hours the model was trained on: its errors are smaller there than on new ones."""
     if learned_until is None:
         return ""
     last = pd.Timestamp(learned_until)
-    until = f"{last:{periods.DAY}}"
     known = frame["utc_timestamp"] <= last
     if not known.any():
-        return f"The model was trained on hours up to {until}: all of these are new to it."
-    share = "all" if known.all() else f"{known.sum():,}"
-    return f"The model was trained on {share} of these hours (up to {until}): its errors on new ones are larger."
+        return f"The model was trained on hours up to {last:{periods.DAY}}: all of these are new to it."
+    share = "all" if known.all() else f"{known.sum():,} (up to {last:{periods.DAY}})"
+    return f"The model was trained on {share} of these hours: its errors on new ones are larger."
 
 
-def modelled(served: Snapshot) -> str:
-    """Return a remark on generation that was not measured; empty for measured data."""
-    source = sources.origin_of(served.frame)
+def modelled(snapshot: Snapshot) -> str:
+    """Return a note on generation that was not measured; empty for measured data."""
+    source = sources.origin_of(snapshot.frame)
     return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
 
 
@@ -290,38 +252,28 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     every = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS], "error": errors}, axis=1)
     means, hours = every.groupby(mondays).mean(), mondays.value_counts()
     rows = []
-    for monday, mean in list(means.iterrows())[: -MOST_WEEKS - 1 : -1]:
-        link = address.of_period(PATH, monday.date(), (monday + pd.Timedelta(days=6)).date())
+    for monday, mean in list(means.iterrows())[: -MAX_WEEKS - 1 : -1]:
+        link = f"{address.link(PATH)}?from={monday.date()}&to={(monday + pd.Timedelta(days=6)).date()}"
         numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
         rows.append([html.A(split.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
-    return [parts.scroll(parts.table(WEEKS_HEAD, rows, "weeks"), "Key figures of each week")]
+    return [parts.table("Key figures of each week", WEEKS_HEAD, rows, "weeks")]
 
 
-def _why_nothing(served: Snapshot) -> str:
-    if not served.looked:
-        return "One moment …"
-    if served.frame is None:
-        return "There is no data yet."
-    if served.predicted is None:
-        return "There is no model in production yet."
-    return "There is no hour of data in this period."
-
-
-def _controls(served: Snapshot, period: Period) -> html.Div:
-    least, most = periods.whole(served)
+def _controls(snapshot: Snapshot, period: Period) -> html.Div:
+    first, last = periods.whole(snapshot)
     days = []
-    for end, day in zip(("first", "last"), period, strict=True):
+    for id_, day in zip(DAYS, period, strict=True):
         days += [
-            html.Label(f"{end.capitalize()} day", htmlFor=f"{end}-day", className="visually-hidden"),
+            html.Label(id_.replace("-", " ").capitalize(), htmlFor=id_, className="visually-hidden"),
             # The browser's own calendar: known to keyboards, screen readers and thumbs.
-            dbc.Input(id=f"{end}-day", type="date", value=day, min=least, max=most, debounce=400, size="sm"),
+            dbc.Input(id=id_, type="date", value=day, min=first, max=last, debounce=400, size="sm"),
         ]
-    *are_chosen, is_first, is_last = states(served, period)
+    *are_chosen, is_first, is_last = button_states(snapshot, period)
     presets = [
         parts.button(label, f"preset-{name}", f"The latest: {label}", active=is_chosen)
         for (name, label), is_chosen in zip(PRESETS.items(), are_chosen, strict=True)
     ]
-    moves = [
+    shifts = [
         parts.button("← Earlier", "earlier", disabled=is_first),
         parts.button("Later →", "later", disabled=is_last),
     ]
@@ -331,4 +283,4 @@ def _controls(served: Snapshot, period: Period) -> html.Div:
     ]
     saved = [parts.button("Picture", "comparison-png"), parts.button("Table", "comparison-csv", "CSV")]
     saved.append(dcc.Download(id="comparison-file"))
-    return parts.groups({"Period": days, "Latest": presets, "Move": moves, "Times": zones, "Download": saved})
+    return parts.groups({"Period": days, "Latest": presets, "Move": shifts, "Times": zones, "Download": saved})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import address
 import pandas as pd
-import parts
-from dash import Dash, Input, Output, html
-from serving import Follower, Snapshot
+from dash import html
 
 from workshop.data import figures, prepare, sources
+
+from .. import address, parts
+from ..follower import Snapshot
 
 PATH, TITLE = "/data", "Data"
 LICENCES = {
@@ -17,30 +17,11 @@ LICENCES = {
 }
 
 
-def page(served: Snapshot, _query: dict[str, str]) -> list:
-    """Return the page; it has no state of its own."""
-    return [html.Div(sections(served), id="data-page", className="stack")]
-
-
-def register(app: Dash, serving: Follower) -> None:
-    """Follow what is served."""
-
-    @app.callback(Output("data-page", "children"), Input("revision", "data"), prevent_initial_call=True)
-    def follow_hours(_revision):
-        """Show the data that is there now."""
-        return sections(serving.now)
-
-
-def sections(served: Snapshot) -> list:
-    """Return coverage and source of the data; made once for all readers."""
-    return served.cached((address.prefix(), PATH), lambda: _sections(served))
-
-
-def _sections(served: Snapshot) -> list:
-    if served.frame is None:
-        hint = "There is no data yet." if served.looked else "One moment …"
-        return [parts.panel("hours", "Coverage", hint, [])]
-    return [html.Div([_hours(served.frame), _source(served.frame)], className="columns")]
+def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
+    """Return coverage and source of the data."""
+    if nothing := snapshot.missing("frame"):
+        return [parts.panel("hours", "Coverage", nothing, [])]
+    return [html.Div([_hours(snapshot.frame), _source(snapshot.frame)], className="columns")]
 
 
 def _hours(frame: pd.DataFrame) -> html.Section:
@@ -49,9 +30,8 @@ def _hours(frame: pd.DataFrame) -> html.Section:
     expected = round((last - first) / pd.Timedelta(hours=1)) + 1
     period = f"{first:%d %b %Y} to {last:%d %b %Y}"
     hint = f"{len(frame):,} of {expected:,} hours from {period}. Each square counts those missing; none is filled."
-    return parts.panel(
-        "hours", "Coverage", hint, [parts.graph("missing", missing, "Missing hours by month", "chart middle")]
-    )
+    graph = parts.graph("missing", missing, "Missing hours by month", "chart middle")
+    return parts.panel("hours", "Coverage", hint, [graph])
 
 
 def _source(frame: pd.DataFrame) -> html.Section:
@@ -61,8 +41,7 @@ def _source(frame: pd.DataFrame) -> html.Section:
         ("Attribution", source.attribution),
         ("Licence", LICENCES.get(source.source, "See its owner's terms.")),
     ]
-    hint = "Generation is modelled here, not measured: the figures show only that the method works."
+    modelled = "Generation is modelled here, not measured: the figures show only that the method works."
+    hint = modelled if source.modelled else "Measured."
     checks = parts.external_link("Gaps, ranges and every check of the data", address.link("/results/validation.html"))
-    return parts.panel(
-        "source", "Source", hint if source.modelled else "Measured.", [parts.facts(known), html.P(checks)]
-    )
+    return parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])

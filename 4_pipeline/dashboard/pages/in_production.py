@@ -2,81 +2,60 @@
 
 from __future__ import annotations
 
-import parts
-from dash import Dash, Input, Output, html
-from serving import Follower, Snapshot
+from dash import html
 
 from workshop import problem
 from workshop.models.gate import Rule
 from workshop.models.lineage import Link
 from workshop.models.registry import PIPELINE_WHY, Move
 
+from .. import parts
+from ..follower import Snapshot
+
 PATH, TITLE = "/model", "Model"
 EXPLANATIONS = {
     "importance": ("Which inputs matter", "By how much R² falls when the values of one input are shuffled."),
-    "responses": (
-        "How predictions respond",
-        "The mean prediction over the values of each input, all others unchanged.",
-    ),
+    "responses": ("How predictions respond", "The mean prediction for each value of an input, the others unchanged."),
 }
-SCORES = {f"r2_{target.key}": (f"R² {target.key}", 3, "") for target in problem.TARGETS}
-SCORES |= {"mae_GW": ("Mean absolute error", 2, " GW")}
+SCORES = {f"R² {target.key}": problem.R2[target.name] for target in problem.TARGETS}
+SCORES |= {"Mean absolute error, GW": "mae_GW"}
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
 
 
-def page(served: Snapshot, _query: dict[str, str]) -> list:
-    """Return the page; it has no state of its own."""
-    return [html.Div(sections(served), id="model-page", className="stack")]
-
-
-def register(app: Dash, serving: Follower) -> None:
-    """Follow what is served."""
-
-    @app.callback(Output("model-page", "children"), Input("revision", "data"), prevent_initial_call=True)
-    def follow_model(_revision):
-        """Show the model that is in production now."""
-        return sections(serving.now)
-
-
-def sections(served: Snapshot) -> list:
+def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return all that is known of the model in production."""
-    if served.production is None:
-        hint = "There is no model in production yet." if served.looked else "One moment …"
-        return [parts.panel("in-production", "Model in production", hint, [])]
+    if nothing := snapshot.missing("production"):
+        return [parts.panel("in-production", "Model in production", nothing, [])]
     explained = [
-        parts.panel(f"{name}-panel", title, hint, [_explanation(name, served.record.explanations[name], title)])
+        parts.panel(f"{name}-panel", title, hint, [_explanation(name, snapshot.record.explanations[name], title)])
         for name, (title, hint) in EXPLANATIONS.items()
-        if name in served.record.explanations
+        if name in snapshot.record.explanations
     ]
-    move = served.move
+    move = snapshot.move
     return [
-        html.Div([_facts(served, move), *explained[:1]], className="columns"),
+        html.Div([_facts(snapshot, move), *explained[:1]], className="columns"),
         *([_gate(move.rules)] if move and move.rules else []),
-        _lineage(served.record.lineage),
+        _lineage(snapshot.record.lineage),
         *explained[1:],
-        _moves(served.record.history),
+        _moves(snapshot.record.history),
     ]
 
 
-def _facts(served: Snapshot, move: Move | None) -> html.Section:
-    production, model = served.production, served.model
+def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
+    production, model = snapshot.production, snapshot.model
     scores = move.scores if move else {}
-    said = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
-    known = {
-        "Why": ", ".join(filter(None, said)) or production.why or "not recorded",
-        "Who": move and move.who,
-        "Replaced": move and move.replaced and f"version {move.replaced}",
-        **{
-            name: f"{scores[key]:.{digits}f}{unit}" for key, (name, digits, unit) in SCORES.items() if _has(scores, key)
-        },
+    reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
+    facts = {
+        "Why": ", ".join(filter(None, reasons)) or production.why or "not recorded",
+        **{name: _score(scores, key) for name, key in SCORES.items() if key in scores},
     }
-    band = f"The error band is made to hold {model.coverage:.0%} of the hours." if model.coverage else "No error band."
-    run = production.run_url
-    link = [html.P(parts.external_link("Its run in MLflow", run, id="run-link"))] if run else []
-    facts = parts.facts([(name, fact) for name, fact in known.items() if fact])
-    return parts.panel("in-production", "Why this model is in production", band, [facts, *link])
+    band = f"The error band promises {model.coverage:.0%} of the hours." if model.coverage else "No error band."
+    content = [parts.facts([*facts.items()])]
+    if production.run_url:
+        content.append(html.P(parts.external_link("Its run in MLflow", production.run_url, id="run-link")))
+    return parts.panel("in-production", "Why this model is in production", band, content)
 
 
 def _gate(rules: list[dict]) -> html.Section:
@@ -84,7 +63,7 @@ def _gate(rules: list[dict]) -> html.Section:
         [rule.name, parts.copied(rule.text), rule.limit, VERDICTS[rule.passed]]
         for rule in (Rule(**rule) for rule in rules)
     ]
-    table = parts.scroll(parts.table(RULES_HEAD, rows, "words"), "The rules of the gate")
+    table = parts.table("The rules of the gate", RULES_HEAD, rows, "words")
     return parts.panel("gate", "What the gate found", "The rules, when this version came.", [table])
 
 
@@ -100,9 +79,10 @@ def _box(link: Link) -> list:
     name = parts.copied(link.name)
     # A recorded address could be anything, a script among others.
     if link.url and link.url.startswith(("http://", "https://")):
-        name = parts.external_link(parts.moments(link.name), link.url)
+        name = parts.external_link(parts.readable_times(link.name), link.url)
     facts = [
-        html.Div([html.Dt(parts.moments(key)), html.Dd(parts.copied(str(fact)))]) for key, fact in link.facts.items()
+        html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copied(str(fact)))])
+        for key, fact in link.facts.items()
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),
@@ -117,24 +97,20 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
         [
             move.version,
             move.action,
-            parts.moment(move.when),
+            parts.readable_time(move.when),
             ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",
             _score(move.scores),
             _score(move.replaced_scores) if move.replaced or move.replaced_scores else "none",
         ]
         for move in reversed(history)
     ]
-    table = parts.scroll(parts.table(HEAD, rows, "moves"), "All versions that were in production")
+    table = parts.table("All versions that were in production", HEAD, rows, "moves")
     nothing = html.P("The history has not been read yet.", className="hint")
     return parts.panel("moves", "Versions in production so far", "The latest first.", [table if rows else nothing])
 
 
-def _has(scores: dict, key: str) -> bool:
-    return isinstance(scores.get(key), int | float)
-
-
-def _score(scores: dict) -> str:
-    return f"{scores['r2']:.3f}" if _has(scores, "r2") else "not recorded"
+def _score(scores: dict, key: str = "r2") -> str:
+    return f"{scores[key]:.3f}" if isinstance(scores.get(key), int | float) else "not recorded"
 
 
 def _explanation(name: str, figure: dict, label: str) -> html.Div:

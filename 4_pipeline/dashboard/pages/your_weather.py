@@ -4,118 +4,108 @@ from __future__ import annotations
 
 import base64
 import binascii
-from pathlib import Path
 
-import address
 import dash_bootstrap_components as dbc
 import pandas as pd
-import parts
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
-from serving import Follower, Snapshot
 
 from workshop import problem
 from workshop.data import figures, prediction_requests
 from workshop.data.features import INPUTS
-from workshop.data.schema import RANGES, UNITS
+from workshop.data.schema import STAMP
 from workshop.errors import DataError, WorkshopError
 
+from .. import parts, predictions
+from ..follower import Follower, Snapshot
+
 PATH, TITLE = "/your-weather", "Your weather"
-LARGEST_BYTES = prediction_requests.MOST_BYTES
-HIDDEN = {"display": "none"}
-EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "example.csv"
-MEANING = {"utc_timestamp": "start of the hour, with its zone"} | {
-    given.name: given.meaning for given in problem.INPUTS
-}
+EXAMPLE_HOURS = 72
+MAX_BYTES = prediction_requests.MOST_BYTES
 
 
-def page(_served: Snapshot, _query: dict[str, str]) -> list:
+def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return the page before a file is uploaded."""
     upload = dcc.Upload(
         [html.Strong("Drop a CSV file here"), html.Span("or press to choose one", className="hint")],
         id="weather-upload",
-        max_size=LARGEST_BYTES,
+        max_size=MAX_BYTES,
         className="upload",
         className_active="upload over",
         className_reject="upload over",
     )
-    example = html.A("Download an example file", href=address.link("/assets/example.csv"), download="weather.csv")
-    limits = (
-        f"At most {prediction_requests.MOST_ROWS:,} rows and {LARGEST_BYTES / 1e6:g} MB. "
-        "The file is read, answered and forgotten: the server keeps nothing of it."
-    )
-    too_large = {"data-most": str(LARGEST_BYTES)}
+    link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
+    limits = f"At most {prediction_requests.MOST_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
-        html.P(id="weather-refused", className="refused", role="alert", **too_large),
+        html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
         html.P(limits, className="hint"),
-        html.P([parts.button("Try the example", "weather-example"), " ", example]),
+        html.P([parts.button("Try the example", "weather-example"), " ", link]),
     ]
-    rows = [[html.Code(name), MEANING[name], UNITS[name], _allowed(name)] for name in INPUTS]
-    table = parts.table(["Column", "Meaning", "Unit", "Allowed"], rows, "words")
-    columns = [parts.scroll(table, "The columns of the file")]
+    rows = [[html.Code("utc_timestamp"), "start of the hour, with its zone", "UTC", "such as 2016-06-01T12:00Z"]]
+    rows += [
+        [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
+        for each in problem.INPUTS
+    ]
+    columns = [parts.table("The columns of the file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")]
     panels = [
         parts.panel("your-weather", "Your weather", "Upload hours of weather to get predictions.", uploading),
         parts.panel("weather-columns", "Columns of the file", "CSV in UTF-8, with commas; no cell is empty.", columns),
     ]
     return [
         html.Div(panels, className="columns"),
-        dcc.Store(id="weather-predicted"),
-        dcc.Download(id="weather-file"),
         # Screen readers read only this line, and not the figure below.
-        html.P(id="weather-said", className="visually-hidden", role="status"),
+        html.P(id="weather-status", className="visually-hidden", role="status"),
         dcc.Loading(html.Div(id="weather-answer"), type="dot", delay_show=150, parent_className="waiting"),
-        dbc.Button("Download the predictions", id="weather-download", className="download", style=HIDDEN),
     ]
 
 
-def register(app: Dash, serving: Follower) -> None:
+def register(app: Dash, follower: Follower) -> None:
     """Answer to a file; when the model changes, predict again from what is still in the browser."""
 
     @app.callback(
         Output("weather-answer", "children"),
-        Output("weather-said", "children"),
-        Output("weather-predicted", "data"),
-        Output("weather-download", "style"),
+        Output("weather-status", "children"),
         Input("weather-upload", "contents"),
         Input("revision", "data"),
         State("weather-upload", "filename"),
-        prevent_initial_call=True,
     )
     def predict(contents, _revision, filename):
         """Predict for the uploaded file."""
         if contents is None:
-            return [], "", None, HIDDEN
+            return [], ""
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
-            content, said, predicted = answer(serving.now, prediction_requests.from_csv(decoded(contents)), name)
+            return answer(follower.now, prediction_requests.from_csv(decoded(contents)), name)
         except WorkshopError as error:
-            content, said, predicted = fault(error, name), "", None  # screen readers read alerts by themselves
-        return content, said, predicted, {} if predicted else HIDDEN
+            return fault(error, name), ""  # screen readers read alerts by themselves
 
     @app.callback(
         Output("weather-upload", "contents"),
         Output("weather-upload", "filename"),
         Input("weather-example", "n_clicks"),
-        prevent_initial_call=True,
     )
     def try_example(_clicks):
-        """Take the example in place of a file of the reader's."""
-        return f"data:text/csv;base64,{base64.b64encode(EXAMPLE.read_bytes()).decode()}", "The example"
+        """Use the example in place of a file of the reader's."""
+        return example(follower.now), "The example"
 
     app.clientside_callback(
         ClientsideFunction("address", "download"),
         Output("weather-file", "data"),
         Input("weather-download", "n_clicks"),
         State("weather-predicted", "data"),
-        prevent_initial_call=True,
     )
 
 
+def example(snapshot: Snapshot) -> str:
+    """Return the weather of the last hours of the data as the URL of a CSV file; without data only its heading."""
+    rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(EXAMPLE_HOURS)
+    content = rows.to_csv(index=False, date_format=STAMP).encode()
+    return f"data:text/csv;base64,{base64.b64encode(content).decode()}"
+
+
 def decoded(contents: object) -> bytes:
-    """Return the bytes of the data URL that `dcc.Upload` gives; raise DataError for anything else, or too much."""
+    """Return the bytes of the data URL that `dcc.Upload` gives; raise DataError for anything else."""
     _, separator, text = contents.partition(";base64,") if isinstance(contents, str) else ("", "", "")
-    if len(text) > LARGEST_BYTES * 4 / 3 + 4:
-        raise DataError("The file is too large.", expected=f"at most {LARGEST_BYTES:,} bytes")
     try:
         if separator:
             return base64.b64decode(text, validate=True)
@@ -124,42 +114,36 @@ def decoded(contents: object) -> bytes:
     raise DataError("The file did not arrive as a browser sends it.", next_step="choose it again")
 
 
-def answer(served: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str, dict | None]:
-    """Return what to show of the predictions for checked rows of weather, a line on them, and the file to download.
+def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str]:
+    """Return the predictions for checked rows of weather, with a button to download them, and a line about them.
 
     Raises WorkshopError when the model cannot predict for these hours.
     """
-    if served.model is None or served.production is None:
-        if not served.looked:
-            return [parts.banner("The model is being loaded:", "upload the file again in a few seconds.")], "", None
-        return [parts.banner("No model is in production yet:", "nothing can be predicted.")], "", None
+    if nothing := snapshot.missing("production"):
+        return [parts.banner(nothing, "Upload the file again later.")], ""
     try:
-        predicted, band = served.predict_with_band(rows)
+        predicted, band = snapshot.predict_with_band(rows)
     except DataError as error:  # hours whose installed capacity is not published: not the reader's to correct
         raise DataError(error.what, value=error.value, expected=error.expected, next_step="upload such hours") from None
-    version = served.production.version
-    said = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {served.production.name} version {version}."
+    production = snapshot.production
+    status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {production.name} version {production.version}."
     if unused := rows.attrs.get("unused"):
-        said += f" Not used: {', '.join(unused)[:200]}."
-    table = parts.predictions(rows, predicted, band, f"{served.production.name}/{version}")
-    figure = figures.prediction(rows, predicted, band=band, coverage=served.model.coverage).update_layout(margin_t=44)
-    graph = parts.graph("weather-figure", figure, "Predicted generation for your weather")
-    panel = parts.panel("weather-predictions", "Predictions", said, [graph])
-    file = {"content": table, "filename": f"predicted by version {version}.csv", "type": "text/csv"}
-    return [panel], said, file
+        status += f" Not used: {', '.join(unused)[:200]}."
+    figure = figures.prediction(rows, predicted, band=band, coverage=snapshot.model.coverage).update_layout(margin_t=44)
+    graph = parts.graph("weather-figure", figure, "Predictions for your weather")
+    table = predictions.to_csv(rows, predicted, band, f"{production.name}/{production.version}")
+    file = {"content": table, "filename": f"predicted by version {production.version}.csv", "type": "text/csv"}
+    download = [
+        dcc.Store(id="weather-predicted", data=file),
+        dcc.Download(id="weather-file"),
+        dbc.Button("Download the predictions", id="weather-download", className="download"),
+    ]
+    return [parts.panel("weather-predictions", "Predictions", status, [graph]), *download], status
 
 
 def fault(error: WorkshopError, name: str) -> list:
-    """Return all that is wrong with a file: what, where, what was allowed, and what to do."""
+    """Return an alert on a file that cannot be used: what is wrong, where, the allowed values, and the next step."""
     facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
-    facts = [(title, html.Span(_lines(str(text)), className="lines")) for title, text in facts if text is not None]
+    facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
     alert = dbc.Alert([html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)], color="danger")
     return [html.Div(alert, id="weather-fault")]
-
-
-def _lines(text: str) -> list:
-    return [html.Span(line.strip()) for line in text.splitlines()]
-
-
-def _allowed(name: str) -> str:
-    return "{:,} to {:,}".format(*RANGES[name]) if name in RANGES else "such as 2016-06-01T12:00Z"

@@ -1,0 +1,226 @@
+"""What the dashboard shows, as one snapshot, and the follower that replaces it when data or registry change."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from cachetools import LRUCache, cached
+
+from workshop.data import schema
+from workshop.errors import WorkshopError
+from workshop.models import registry, storage
+from workshop.models.registry import Move, Production
+from workshop.models.storage import LoadedModel
+
+from . import record
+from .predictions import Band, BatchPredictor, Prediction
+from .record import Record
+
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 15.0  # before a version that did not load is tried again
+RECORD_SECONDS = 30.0  # before the record is read again: a run may be added to after its promotion
+MAX_CACHED = 64
+LOADING = "One moment …"
+ABSENT = {"frame": "There is no data yet.", "production": "No model is in production yet."}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that keeps the page from being up to date: since when (UTC), and why."""
+
+    since: datetime
+    why: str
+
+
+def new_cache() -> Callable[[Hashable, Callable[[], Any]], Any]:
+    """Return a function of a key and of a function that makes its value: called once per key, however many threads."""
+
+    @cached(LRUCache(MAX_CACHED), key=lambda key, _make: key, condition=threading.Condition())
+    def answer(_key: Hashable, make: Callable[[], Any]) -> Any:
+        return make()
+
+    return answer
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All that a page shows at one moment; replaced as a whole, never changed, so that no page mixes two versions.
+
+    ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
+    the model has one. The keys of ``faults`` are `registry`, `model` and `data`. ``is_ready`` is False until data and
+    registry have been checked once and the first model is loaded. ``cached`` keeps values that depend on the snapshot
+    and on their key alone, as in ``snapshot.cached(("figure", start, end), make)``; do not change these values.
+    ``revision`` names the snapshot: pages that show another one have something new to show.
+    """
+
+    is_ready: bool = False
+    production: Production | None = None
+    model: LoadedModel | None = None
+    frame: pd.DataFrame | None = None
+    predicted: pd.DataFrame | None = None
+    band: Band | None = None
+    data_stamp: tuple[int, int] | None = None
+    record: Record = field(default_factory=Record)
+    faults: dict[str, Fault] = field(default_factory=dict)
+    predictor: BatchPredictor = field(default_factory=BatchPredictor)
+    cached: Callable[[Hashable, Callable[[], Any]], Any] = field(default_factory=new_cache, init=False)
+    revision: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+
+    @property
+    def move(self) -> Move | None:
+        """The last move of the version in production, once the record has been read."""
+        moves = [move for move in self.record.history if self.production and move.version == self.production.version]
+        return moves[-1] if moves else None
+
+    def missing(self, *needed: str) -> str:
+        """Return a sentence on the first of `frame` and `production` that is needed and absent; empty if none is."""
+        absent = [ABSENT[name] if self.is_ready else LOADING for name in needed if getattr(self, name) is None]
+        return absent[0] if absent else ""
+
+    def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
+        """Return the targets for rows of hours and weather, and both ends of the error band if the model has one."""
+        return self.predictor.predict_with_band(self.model, weather)
+
+    def at(self, rows: pd.Index) -> tuple[pd.DataFrame, pd.DataFrame, Band | None]:
+        """Return some rows of the data, their predictions and their band."""
+        band = self.band and tuple(end.loc[rows] for end in self.band)
+        return self.frame.loc[rows], self.predicted.loc[rows], band
+
+
+class Follower:
+    """Follows the alias `production` and the data file; ``now`` is always available, even if MLflow does not answer."""
+
+    def __init__(self, data_file: Path) -> None:
+        self.data_file = data_file
+        self.now = Snapshot()
+        self._retry_at: dict[tuple[str, str], float] = {}  # of versions that did not load
+        self._record_at = 0.0
+
+    def start(self) -> None:
+        """Follow until the process ends."""
+        threading.Thread(target=self._poll_forever, name="follower", daemon=True).start()
+
+    def _poll_forever(self) -> None:
+        while True:
+            self.poll()
+            if time.monotonic() >= self._record_at:
+                self.read_record()
+                self._record_at = time.monotonic() + RECORD_SECONDS
+            time.sleep(POLL_SECONDS)
+
+    def poll(self) -> None:
+        """Check the data and the registry once, and replace the snapshot if either is new."""
+        for check, subject in ((self._check_data, "data"), (self._check_registry, "registry")):
+            try:
+                check()
+            except Exception as error:  # noqa: BLE001 - in any case the pages keep the old snapshot
+                self._add_fault(subject, error)
+        if not self.now.is_ready:
+            self._replace(is_ready=True)
+
+    def read_record(self) -> None:
+        """Read the record of the version in production, unless the registry is known to be away."""
+        snapshot = self.now
+        if snapshot.production is None or "registry" in snapshot.faults:
+            return
+        new = record.read(snapshot.production, snapshot.record)
+        if new != snapshot.record:
+            self._replace(record=new)
+
+    def _check_data(self) -> None:
+        try:
+            status = self.data_file.stat()
+        except FileNotFoundError:
+            if self.now.frame is not None:
+                self._add_fault("data", "The data file is gone; the pages show the data that was read before.")
+            return
+        stamp = (status.st_mtime_ns, status.st_size)
+        if stamp == self.now.data_stamp:
+            self._remove_fault("data")  # a file that was gone is back, unchanged
+            return
+        frame = schema.read(self.data_file)
+        self._replace(frame=frame, **_predictions(self.now.model, frame), data_stamp=stamp, solved="data")
+        log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
+
+    def _check_registry(self) -> None:
+        current = self.now.production
+        production = registry.production(current)
+        self._remove_fault("registry")
+        if production is None:
+            if current is not None:
+                self._add_fault("model", "No version carries the alias `production` any more.")
+        elif current is not None and _identity(production) == _identity(current):
+            self._remove_fault("model")
+            if production != current:
+                self._replace(production=production)
+                self._record_at = 0.0
+        elif time.monotonic() >= self._retry_at.get(_identity(production), 0.0):
+            self._change_model(production)
+
+    def _change_model(self, production: Production) -> None:
+        """Load a version and predict with it while the old one stays in use; then replace the snapshot."""
+        if self.now.model is None and "model" not in self.now.faults:  # no page shows another try after a failure
+            self._replace(is_ready=False)
+        try:
+            model = storage.load(production.model_uri)
+            predictions = _predictions(model, self.now.frame)
+        except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
+            self._retry_at[_identity(production)] = time.monotonic() + RETRY_SECONDS
+            self._add_fault("model", error, f"Version {production.version} is in production but cannot be used: ")
+            return
+        changes = {"production": production, "model": model, **predictions, "record": Record()}
+        self._replace(is_ready=True, **changes, solved="model")
+        self._record_at = 0.0
+        log.info("%s version %s is in use", production.name, production.version)
+
+    def _replace(self, *, solved: str | None = None, **changes: Any) -> None:
+        faults = {subject: fault for subject, fault in self.now.faults.items() if subject != solved}
+        self.now = replace(self.now, **({"faults": faults} | changes))
+
+    def _remove_fault(self, subject: str) -> None:
+        if subject in self.now.faults:
+            log.info("%s: solved", subject)
+            self._replace(solved=subject)
+
+    def _add_fault(self, subject: str, why: str | Exception, prefix: str = "") -> None:
+        """Add a fault and log it, both once; a fault that lasts keeps the time when it began."""
+        text = prefix + _for_readers(why)
+        known = self.now.faults.get(subject)
+        if known and known.why == text:
+            return
+        unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError)
+        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)
+        fault = Fault(known.since if known else datetime.now(UTC), text)
+        self._replace(faults=self.now.faults | {subject: fault})
+
+
+def _predictions(model: LoadedModel | None, frame: pd.DataFrame | None) -> dict[str, Any]:
+    known = model is not None and frame is not None
+    return dict(zip(("predicted", "band"), model.predict_with_band(frame) if known else (None, None), strict=True))
+
+
+def _identity(production: Production) -> tuple[str, str]:
+    """Name a version; with the run's id, since a wiped registry counts from 1 again."""
+    return production.version, production.run_id
+
+
+def _for_readers(why: str | Exception) -> str:
+    """Return a line for readers; values, addresses and tracebacks are for the log."""
+    if isinstance(why, str):
+        return why
+    if isinstance(why, WorkshopError):
+        step = why.next_step or ""
+        step = f"`{step}`" if step.startswith("workshop ") else step
+        return why.what + (f" Next: {step}." if step else "")
+    return f"{type(why).__name__}; the dashboard's log says more."
