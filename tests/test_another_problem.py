@@ -70,7 +70,7 @@ def test_best_model_is_in_production(heat):
 
 
 def test_all_pages_speak_of_heat(heat, browser):
-    """Each page of the dashboard is there without an error, `/predict` takes the new inputs, and the report names heat."""
+    """Each page of the dashboard is there without an error, and so are `/predict` and the report."""
     url = heat.settings.dashboard_url
     for path in PAGES:
         with opened(browser, url + path) as page:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
+from itertools import cycle
 from typing import Any
 
 import jinja2
@@ -402,7 +403,7 @@ def render(frame: DataFrame, validated: Validation) -> str:
     from workshop.data.figures import COLOURS, TEMPLATE, TITLES  # imports plotly
 
     findings = validated.findings
-    colours = COLOURS | dict(zip(FEATURES, TEMPLATE.layout.colorway[2:], strict=True))
+    colours = COLOURS | dict(zip(FEATURES, cycle(TEMPLATE.layout.colorway[len(TARGETS) :]), strict=False))
     return _template().render(
         validated=validated,
         findings=findings,

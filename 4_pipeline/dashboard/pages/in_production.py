@@ -17,7 +17,7 @@ EXPLANATIONS = {
     "importance": ("Which inputs matter", "By how much R² falls when the values of one input are shuffled."),
     "responses": ("How predictions respond", "The mean prediction for each value of an input, the others unchanged."),
 }
-SCORES = {f"R² {target.key}": problem.R2[target.name] for target in problem.TARGETS}
+SCORES = {f"R² {target.key}": target.r2 for target in problem.TARGETS}
 SCORES |= {"Mean absolute error, GW": "mae_GW"}
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
