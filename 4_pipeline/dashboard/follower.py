@@ -104,20 +104,19 @@ class Follower:
     def __init__(self, data_file: Path) -> None:
         self.data_file = data_file
         self.now = Snapshot()
+        self._lock = threading.RLock()
         self._retry_at: dict[tuple[str, str], float] = {}  # of versions that did not load
         self._record_at = 0.0
 
     def start(self) -> None:
         """Follow until the process ends."""
-        threading.Thread(target=self._poll_forever, name="follower", daemon=True).start()
+        for step in (self.poll, self._refresh_record):  # reading a record may take minutes
+            threading.Thread(target=_repeat, args=(step,), daemon=True).start()
 
-    def _poll_forever(self) -> None:
-        while True:
-            self.poll()
-            if time.monotonic() >= self._record_at:
-                self.read_record()
-                self._record_at = time.monotonic() + RECORD_SECONDS
-            time.sleep(POLL_SECONDS)
+    def _refresh_record(self) -> None:
+        if time.monotonic() >= self._record_at:
+            self._record_at = time.monotonic() + RECORD_SECONDS
+            self.read_record()
 
     def poll(self) -> None:
         """Check the data and the registry once, and replace the snapshot if either is new."""
@@ -135,8 +134,9 @@ class Follower:
         if snapshot.production is None or "registry" in snapshot.faults:
             return
         new = record.read(snapshot.production, snapshot.record)
-        if new != snapshot.record:
-            self._replace(record=new)
+        with self._lock:
+            if new != self.now.record and self.now.production == snapshot.production:
+                self._replace(record=new)
 
     def _check_data(self) -> None:
         try:
@@ -185,8 +185,9 @@ class Follower:
         log.info("%s version %s is in use", production.name, production.version)
 
     def _replace(self, *, solved: str | None = None, **changes: Any) -> None:
-        faults = {subject: fault for subject, fault in self.now.faults.items() if subject != solved}
-        self.now = replace(self.now, **({"faults": faults} | changes))
+        with self._lock:
+            faults = {subject: fault for subject, fault in self.now.faults.items() if subject != solved}
+            self.now = replace(self.now, **({"faults": faults} | changes))
 
     def _remove_fault(self, subject: str) -> None:
         if subject in self.now.faults:
@@ -203,6 +204,12 @@ class Follower:
         log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
+
+
+def _repeat(step: Callable[[], None]) -> None:
+    while True:
+        step()
+        time.sleep(POLL_SECONDS)
 
 
 def _predictions(model: LoadedModel | None, frame: pd.DataFrame | None) -> dict[str, Any]:

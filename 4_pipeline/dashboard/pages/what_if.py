@@ -33,7 +33,6 @@ SLIDERS |= {"hour": Slider(0, 23, 1, 12), "day": Slider(1, 365, 1, 172)}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
 PRESETS = {"Reset": {}} | problem.PRESETS
 BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS)}
-PANELS_A_ROW = 2  # that fit a phone
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
@@ -178,7 +177,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
         table[TARGETS] = snapshot.predict_with_band(table)[0]
     except WorkshopError as error:
         return figures.empty(error.what)
-    figure = figures.responses(table, point=weather, names=AXES, columns=PANELS_A_ROW, title=None)
+    figure = figures.responses(table, point=weather, names=AXES, columns=2, title=None)
     return figure.update_layout(margin_t=40, uirevision="same")
 
 

@@ -19,7 +19,6 @@ from .. import parts, predictions
 from ..follower import Follower, Snapshot
 
 PATH, TITLE = "/your-weather", "Your weather"
-EXAMPLE_HOURS = 72
 MAX_BYTES = prediction_requests.MOST_BYTES
 
 
@@ -98,7 +97,7 @@ def register(app: Dash, follower: Follower) -> None:
 
 def example(snapshot: Snapshot) -> str:
     """Return the weather of the last hours of the data as the URL of a CSV file; without data only its heading."""
-    rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(EXAMPLE_HOURS)
+    rows = pd.DataFrame(columns=INPUTS) if snapshot.frame is None else snapshot.frame[INPUTS].tail(72)
     content = rows.to_csv(index=False, date_format=STAMP).encode()
     return f"data:text/csv;base64,{base64.b64encode(content).decode()}"
 
