@@ -23,6 +23,7 @@ STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
 # After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
 MLFLOW_RETRIES = "4"
+PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -75,13 +76,14 @@ class Settings(BaseSettings):
     def settings_customise_sources(  # type: ignore[override] # the sources that are not used have no name here
         cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, **_: Any
     ) -> Any:
-        """Put the ports of running servers first, since they are really in use, and those of stopped ones last."""
+        """Put the ports of running servers first, since they are in use, and those of stopped servers last."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
         state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")
-        chosen = JsonConfigSettingsSource(settings_cls, json_file=root / state / "ports.json")
-        kept = JsonConfigSettingsSource(settings_cls, json_file=root / state / "kept_ports.json")
-        return init_settings, chosen, env_settings, dotenv, kept
+        ports = JsonConfigSettingsSource(settings_cls, json_file=root / state / PORTS_FILE)
+        if (root / state / PID_FILE).exists():
+            return init_settings, ports, env_settings, dotenv
+        return init_settings, env_settings, dotenv, ports
 
     def model_post_init(self, _context: Any) -> None:
         """Make the state folder, which is relative to the root, absolute."""
@@ -130,8 +132,7 @@ class Settings(BaseSettings):
     @property
     def ftp_uri(self) -> str:
         """The address of the FTP server."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{host}:{self.ftp_port}"
+        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{self.host}:{self.ftp_port}"
 
     @property
     def ftp_requires_tls(self) -> bool:
@@ -145,18 +146,18 @@ class Settings(BaseSettings):
 
     @property
     def ports_file(self) -> Path:
-        """The ports that `workshop up` took; the file exists from `up` to `down`."""
-        return self.state / "ports.json"
+        """The ports that `workshop up` took last; the next `up` takes those that are free."""
+        return self.state / PORTS_FILE
 
     @property
-    def kept_ports_file(self) -> Path:
-        """The same after `down`: the next `up` takes those that are free."""
-        return self.state / "kept_ports.json"
+    def pid_file(self) -> Path:
+        """The file that supervisor writes; it exists from `workshop up` to `workshop down`."""
+        return self.state / PID_FILE
 
     @property
     def is_up(self) -> bool:
         """Whether `workshop up` was typed here, and `workshop down` was not."""
-        return self.ports_file.exists()
+        return self.pid_file.exists()
 
     # -- paths -----------------------------------------------------------------------------------------------
     @property

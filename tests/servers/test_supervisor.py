@@ -275,7 +275,7 @@ def test_up_says_which_service_does_not_answer(running):
 
 def kill_supervisor(place: Servers, instead: int) -> None:
     """Kill the supervisor, and leave the number of another process in its file, as after a restart of the machine."""
-    file = place.settings.state / "supervisord.pid"
+    file = place.settings.pid_file
     process = psutil.Process(int(file.read_text()))
     process.kill()
     process.wait(60)
@@ -319,7 +319,7 @@ def test_down_ends_what_a_killed_supervisor_left(running):
         assert served(running)
         workshop(running, "down")
         assert not processes_of(running.root)
-        assert not running.settings.ports_file.exists()
+        assert not running.settings.is_up
         assert innocent.poll() is None
         innocent.kill()
 

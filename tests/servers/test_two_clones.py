@@ -151,7 +151,7 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "kept_ports.json").write_text(json.dumps(wanted))
+        (tmp_path / name / "ports.json").write_text(json.dumps(wanted))
         environment = clean_environment() | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
         environment["WORKSHOP_PORT_LOCK"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
@@ -195,9 +195,9 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     rows = first.status()
     assert not any(row["healthy"] for row in rows.values())
     assert str(second.settings.state) in rows["mlflow"]["reason"]
-    kept = first.settings.kept_ports_file.read_bytes()
+    kept = first.settings.ports_file.read_bytes()
     assert f":{second.port}\n" not in first.workshop("config", "--export").stdout.replace("'", "")
-    first.settings.kept_ports_file.write_bytes(kept)  # the export took ports of its own
+    first.settings.ports_file.write_bytes(kept)  # the export took ports of its own
     with pytest.raises(ServiceError, match="held by another clone"):
         first.record()
     given = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)

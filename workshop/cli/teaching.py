@@ -10,7 +10,7 @@ from workshop.cli import json_option, print_rows, report
 from workshop.errors import typeable
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints
-from workshop.teaching.doctor import examine
+from workshop.teaching.doctor import WRONG, examine
 
 DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 
@@ -66,11 +66,11 @@ def doctor(as_json: bool) -> None:
     """
     findings = examine(get_settings())
     if as_json:
-        print_rows([finding.as_dict() for finding in findings], as_json)
+        print_rows([asdict(finding) for finding in findings], as_json)
     for finding in findings if not as_json else ():
         next_step = f"\n    next: {typeable(finding.next_step)}" if finding.next_step else ""
         click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.found}{next_step}")
-    if not all(finding.ok for finding in findings):
+    if any(finding.verdict == WRONG for finding in findings):
         raise SystemExit(1)
 
 

@@ -12,6 +12,7 @@ import logging
 import logging.config
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -34,6 +35,9 @@ HEALTH_SECONDS = 3.0
 PORTS_TRIED = 200
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
+
+
+Report = Callable[[str], None]  # gets lines about the progress
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,20 @@ def _workers_command(settings: Settings) -> list[str]:
         # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
-        *("--preload-nanny", "workshop.servers.nanny_preload"),
+        *("--preload-nanny", "workshop.servers.services"),
         *("--local-directory", str(settings.state / "dask")),
         *("--dashboard-address", f"{settings.host}:0"),
     ]
+
+
+def dask_teardown(_nanny: Any) -> None:
+    """Stop a `dask worker` process when one of its workers has closed; supervisor then starts all of them again.
+
+    Dask calls this function (`--preload-nanny`). A worker that loses the scheduler also closes its nanny, and the
+    process would keep running with one worker less. After a signal, Dask has restored the default handler: do nothing.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 SERVICES = (
@@ -235,7 +249,7 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
         raise ServiceError(
             f"{', '.join(open_ones)}: not started, since other machines could use it without a password.",
             value=f"WORKSHOP_HOST={settings.host}",
-            expected="127.0.0.1, localhost or ::1",
+            expected="127.0.0.1 or localhost",
             next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
             f"`ssh -L {settings.dashboard_port}:127.0.0.1:{settings.dashboard_port} HOST`",
         )
@@ -251,7 +265,7 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 
 # -- ports -------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def choosing_ports(settings: Settings, report: Callable[[str], None]) -> Iterator[None]:
+def choosing_ports(settings: Settings, report: Report) -> Iterator[None]:
     """Let one clone of the machine at a time look for free ports, until its servers listen on them.
 
     Two would choose the same. A clone that hangs is not waited for any longer than WAIT_SECONDS.
@@ -271,7 +285,7 @@ def choosing_ports(settings: Settings, report: Callable[[str], None]) -> Iterato
 
 def is_free(host: str, port: int) -> bool:
     """Return whether a server could listen there."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         # As servers do it: a port in TIME_WAIT is free, one that a server listens on is not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
@@ -288,7 +302,7 @@ def first_free(wanted: int, is_usable: Callable[[int], bool], next_step: str) ->
     raise ServiceError("No port is free.", value=f"{wanted} to {candidates[-1]} are all taken", next_step=next_step)
 
 
-def choose_ports(settings: Settings, report: Callable[[str], None]) -> Settings:
+def choose_ports(settings: Settings, report: Report) -> Settings:
     """Return the settings with a free port in place of each that is not ours; ``report`` gets a line for each change.
 
     The ports of other clones of this user are not free, even while none of their servers runs.
@@ -317,11 +331,11 @@ def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
     return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
-def reserve_ports(settings: Settings, report: Callable[[str], None], file: Path | None = None) -> Settings:
-    """Choose the ports, reserve them for this clone, and write them where `settings` reads them, or to ``file``."""
+def reserve_ports(settings: Settings, report: Report) -> Settings:
+    """Choose the ports, reserve them for this clone, and write them to the file that `Settings` reads."""
     settings = choose_ports(settings, report)
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
-    write_atomically(file or settings.ports_file, json.dumps(chosen, indent=1).encode())
+    write_atomically(settings.ports_file, json.dumps(chosen, indent=1).encode())
     with contextlib.suppress(OSError):  # a home folder that cannot be written
         link = _clones() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -329,12 +343,12 @@ def reserve_ports(settings: Settings, report: Callable[[str], None], file: Path 
     return settings
 
 
-def ports_for_shell(settings: Settings, report: Callable[[str], None]) -> Settings:
+def ports_for_shell(settings: Settings, report: Report) -> Settings:
     """Return the settings whose addresses a shell or a kernel may keep, also before the servers have started."""
     with contextlib.suppress(OSError):  # a folder that cannot be written
         if not settings.is_up:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return reserve_ports(settings, report, settings.kept_ports_file)
+            return reserve_ports(settings, report)
     return choose_ports(settings, report)
 
 
@@ -350,10 +364,8 @@ def _ports_of_other_clones(settings: Settings) -> dict[int, str]:
         other = settings.model_copy(update={"state": link.resolve()})
         if other.state == settings.state:
             continue
-        for file in (other.ports_file, other.kept_ports_file):  # in this order: `down` renames the one to the other
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                if file.stat().st_mtime > psutil.boot_time():
-                    owner = f"another clone: {other.state}"
-                    reserved |= dict.fromkeys(json.loads(file.read_text()).values(), owner)
-                    break
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if other.ports_file.stat().st_mtime > psutil.boot_time():
+                ports = json.loads(other.ports_file.read_text()).values()
+                reserved |= dict.fromkeys(ports, f"another clone: {other.state}")
     return reserved

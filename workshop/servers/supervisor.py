@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -28,6 +28,7 @@ from workshop import port_owners
 from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
+    Report,
     Service,
     choose_ports,
     choosing_ports,
@@ -47,8 +48,6 @@ LOG_LINES = 15
 OPEN_FILES = 1024  # supervisor's own default, with which it does not start where `ulimit -Hn` is less
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
-
-Report = Callable[[str], None]  # gets lines about the progress
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,6 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
             if service.name in by_hand and service.name in (names or known):
                 where = f"{service.title}: {service.address(settings)}"
                 report(f"{where} was started by hand and still runs; end it there with Ctrl-C")
-        if settings.is_up and not by_hand and not names:
-            settings.ports_file.replace(settings.kept_ports_file)
         return sum(not process.is_running() for process in running)
 
 
@@ -229,7 +226,6 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
     def literal(value: object) -> str:
         return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     configuration = configparser.RawConfigParser()
     configuration["unix_http_server"] = {"file": literal(_socket_file(settings)), "chmod": "0600"}
     configuration["rpcinterface:supervisor"] = {
@@ -237,11 +233,11 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
     }
     configuration["supervisord"] = {
         "logfile": literal(settings.logs / "supervisord.log"),
-        "pidfile": literal(settings.state / "supervisord.pid"),
+        "pidfile": literal(settings.pid_file),
         "childlogdir": literal(settings.logs),
         "directory": literal(settings.state),
         "umask": "077",
-        "minfds": str(min(OPEN_FILES, most if most != resource.RLIM_INFINITY else OPEN_FILES)),
+        "minfds": str(min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
     }
     for service in SERVICES:
         variables = environment_of(service, settings)
@@ -349,22 +345,17 @@ def _only_one(settings: Settings) -> Iterator[None]:
         settings.state.chmod(0o700)
         settings.logs.mkdir(exist_ok=True)
         lock.acquire()
-    except filelock.Timeout:
-        raise ServiceError(
-            "Another `workshop up`, `down` or `backup` is at work on this state folder.",
-            value=settings.state,
-            next_step="wait for it, then try again",
-        ) from None
-    except OSError as error:
+    except OSError as error:  # filelock's Timeout is one
         raise ServiceError(
             "The state folder cannot be used.",
-            value=f"{settings.state} ({error.strerror})",
-            expected="a folder that you may write to",
-            next_step="set WORKSHOP_STATE to another folder",
+            value=f"{settings.state} ({error.strerror or error})",
+            expected="a folder that you may write to, and no other `workshop up`, `down` or `backup` in it",
+            next_step="wait for the other command; or set WORKSHOP_STATE to another folder",
         ) from None
-    with lock:
-        lock.release()  # `with` holds it now
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _end_leftovers(settings: Settings, report: Report) -> None:
@@ -381,6 +372,6 @@ def _end_leftovers(settings: Settings, report: Report) -> None:
             with contextlib.suppress(psutil.Error):
                 end(process)
         _, leftovers = psutil.wait_procs(leftovers, timeout=5)
-    for file in (_socket_file(settings), settings.state / "supervisord.pid"):
+    for file in (_socket_file(settings), settings.pid_file):
         file.unlink(missing_ok=True)
     shutil.rmtree(settings.state / "dask", ignore_errors=True)
