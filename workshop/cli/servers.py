@@ -18,6 +18,7 @@ from workshop import fingerprint
 from workshop.cli import json_option, print_rows, report
 from workshop.files import write_atomically
 from workshop.parameters import read
+from workshop.servers import backup as backups
 from workshop.servers import supervisor
 from workshop.servers.services import first_free, is_free, ports_for_shell, program
 from workshop.settings import get_settings
@@ -40,7 +41,7 @@ def up(chapter: int | None, repro: bool) -> None:
         click.echo("Servers", err=True)
     settings = supervisor.up(report)
     if repro:
-        from workshop.cli.repro import run_and_show  # imports pandas and DVC
+        from workshop.cli.pipeline import run_and_show  # imports DVC
 
         run_and_show(settings)
     if chapter:
@@ -93,8 +94,8 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     settings = get_settings()
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
-    import dask
-    from papermill_dask import EngineError, connect, running  # imports Dask, too
+    import dask  # with its cluster half a second
+    from papermill_dask import EngineError, connect, running
 
     with (
         dask.config.set({"scheduler-address": settings.scheduler_address}),
@@ -144,7 +145,7 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     \b
     Example:  workshop lab --no-browser
     """
-    from workshop.teaching.checkpoints import write_start_page
+    from workshop.teaching.checkpoints import write_start_page  # imports pandas
 
     settings = supervisor.up(report)
     write_start_page(settings)
@@ -176,8 +177,6 @@ def backup(file: Path | None, restore: bool) -> None:
     Example:  workshop backup before-the-upgrade.tar
               WORKSHOP_STATE=/srv/workshop workshop backup --restore before-the-upgrade.tar
     """
-    from workshop.servers import backup as backups  # imports mlflow-ftp
-
     settings = get_settings()
     if restore:
         if file is None or not file.exists():

@@ -194,7 +194,7 @@ def _extract(file: Path, folder: Path, database: str) -> Hashes:
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ServiceError(
             f"The file {file} is no complete backup.",
-            value=repr(error),
+            value=f"{type(error).__name__}: {error}",
             expected="a file as `workshop backup` made it, from the same kind of database (WORKSHOP_DATABASE_URI)",
             next_step="copy it here again, or take another backup; nothing was restored",
         ) from None

@@ -25,6 +25,7 @@ import psutil
 import requests
 import yaml
 from platformdirs import user_state_path
+from sqlalchemy.engine import make_url
 
 from workshop import port_owners
 from workshop.errors import ServiceError, SettingsError
@@ -87,8 +88,6 @@ def database_address(settings: Settings) -> str:
     """
     if settings.database_uri is None:
         return f"sqlite:///{settings.database}"
-    from sqlalchemy.engine import make_url  # takes 0.2 s
-
     # Nothing that SQLAlchemy would read in another way than meant, and a part of a password with it.
     if not re.fullmatch(POSTGRESQL, settings.database_uri.get_secret_value()):
         raise SettingsError(
