@@ -293,14 +293,6 @@ def is_free(host: str, port: int) -> bool:
     return False
 
 
-def first_free(wanted: int, is_usable: Callable[[int], bool], next_step: str) -> int:
-    """Return the wanted port, or the first usable one above it; raise ServiceError when there is none."""
-    candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-    for port in filter(is_usable, candidates):
-        return port
-    raise ServiceError("No port is free.", value=f"{wanted} to {candidates[-1]} are all taken", next_step=next_step)
-
-
 def choose_ports(settings: Settings, report: Report) -> Settings:
     """Return the settings with a free port in place of each that is not ours; ``report`` gets a line for each change.
 
@@ -317,11 +309,18 @@ def choose_ports(settings: Settings, report: Report) -> Settings:
 
     for service in SERVICES:
         for name, wanted in zip(service.ports, service.ports_of(settings), strict=True):
-            next_step = f"set WORKSHOP_{name.upper()} to a port that is free for {service.title}"
-            taken[name] = first_free(wanted, is_usable, next_step)
-            if taken[name] != wanted:
+            candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
+            port = next(filter(is_usable, candidates), None)
+            if port is None:
+                raise ServiceError(
+                    "No port is free.",
+                    value=f"{wanted} to {candidates[-1]} are all taken",
+                    next_step=f"set WORKSHOP_{name.upper()} to a port that is free for {service.title}",
+                )
+            taken[name] = port
+            if port != wanted:
                 holder = holders.get(wanted) or reserved.get(wanted) or "another process"
-                report(f"port {wanted} is busy: {service.title} takes {taken[name]} ({holder})")
+                report(f"port {wanted} is busy: {service.title} takes {port} ({holder})")
     return settings.model_copy(update=taken)
 
 
