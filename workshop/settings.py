@@ -329,7 +329,3 @@ def get_settings() -> Settings:
             expected=first["msg"],
             next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
         ) from None
-    except ValueError as error:
-        raise SettingsError(
-            f"The settings cannot be read: {error}", next_step="workshop down, then workshop up"
-        ) from None

@@ -30,7 +30,6 @@ GIT_SECONDS = 60
 CELL_SECONDS = 300
 # DVC manages what the pipeline made; the next `dvc repro` mends what no longer fits.
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
-PROJECT_COMMAND = ["mlflow", "run", "lr", "--env-manager", "local"]
 
 
 class ResetError(WorkshopError):
@@ -62,7 +61,7 @@ def put_back(settings: Settings, number: int, start: str) -> Path:
         ) from None
     lock = f":(exclude){chapter.folder}/dvc.lock"  # the only output that git tracks
     _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, lock)
-    exercises.forget(exercises.titles(number), settings)
+    exercises.write_solved(set(exercises.solved(settings)) - exercises.titles(number).keys(), settings)
     return kept
 
 
@@ -108,7 +107,7 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     if number > 2:
         _prepare_runs(settings, report)
     if number > 3 and not runs_of_lr("main", state_of(settings)):
-        _run(PROJECT_COMMAND, settings.root / "3_projects")
+        _run(["mlflow", "run", "lr", "--env-manager", "local"], settings.root / "3_projects")
         report("3_projects/lr: ran, and its run is tracked")
 
 

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
-MOST_RUNS = 2000  # of each kind; the latest ones
-GIT_SECONDS = 10
+MAX_RUNS = 2000  # of each kind; the latest ones
 
 
 class Chapter(NamedTuple):
@@ -57,7 +56,7 @@ CHAPTERS = (
 
 
 class State:
-    """What an attendee has: files below ``root``, solved exercises, and a tracking server, or the reason for none."""
+    """The state of an attendee: files below ``root``, solved exercises, and the tracking server or its error."""
 
     def __init__(self, root: Path, solved: Iterable[str], server: MlflowClient | ServiceError) -> None:
         self.root, self.solved, self._server = root, solved, server
@@ -73,7 +72,7 @@ class State:
         """Return the finished runs of the workshop's experiment that a query of MLflow finds."""
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         ids = [experiment.experiment_id] if experiment else []
-        return self.client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MOST_RUNS)
+        return self.client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MAX_RUNS)
 
     @cached_property
     def moves(self) -> list[Move]:
@@ -101,13 +100,13 @@ def state_of(settings: Settings) -> State:
 
 # -- chapter 1 -------------------------------------------------------------------------------------------------------
 def has_file(path: str, state: State) -> bool:
-    """Tell whether a file exists and is not empty."""
+    """Return whether a file exists and is not empty."""
     file = state.root / path
     return file.is_file() and file.stat().st_size > 0
 
 
 def has_executed(path: str, state: State) -> bool:
-    """Tell whether a notebook was saved with all its cells executed, none of them with an error."""
+    """Return whether a notebook was saved with all its cells executed, none of them with an error."""
     try:
         cells = json.loads((state.root / path).read_bytes())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
@@ -134,18 +133,18 @@ def models_of(runs: Iterable[Run]) -> list[str]:
 
 
 def has_forest_runs(state: State) -> bool:
-    """Tell whether a run of the forest has at least two runs below it."""
+    """Return whether a run of the forest has at least two runs below it."""
     parents = Counter(run.data.tags.get(PARENT_TAG) for run in tracked_runs("tags.model = 'rf'", state))
     return any(count >= 2 for parent, count in parents.items() if parent)
 
 
 def was_in_production(state: State) -> bool:
-    """Tell whether a version of chapter 2 is or was in production."""
+    """Return whether a version of chapter 2 is or was in production."""
     return any({move.version, move.replaced} & state.chapter_versions for move in state.moves)
 
 
 def was_rolled_back(state: State) -> bool:
-    """Tell whether a rollback replaced a version of chapter 2."""
+    """Return whether a rollback replaced a version of chapter 2."""
     return any(move.action == ROLLED_BACK and move.replaced in state.chapter_versions for move in state.moves)
 
 
@@ -157,20 +156,20 @@ def runs_of_lr(entry_point: str, state: State) -> list[Run]:
 
 
 def has_changed_run(state: State) -> bool:
-    """Tell whether two runs of `lr` differ in a parameter other than the place of the data."""
+    """Return whether two runs of `lr` differ in a parameter other than the place of the data."""
     runs = [{**run.data.params, "data": None} for run in runs_of_lr("main", state)]
     return any(params != runs[0] for params in runs)
 
 
 def has_run_from_git(state: State) -> bool:
-    """Tell whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
+    """Return whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
     sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", state)]
     return any(mark and Path(urlparse(at).path).resolve() != state.root.resolve() for at, mark, _ in sources)
 
 
 # -- chapter 4 -------------------------------------------------------------------------------------------------------
 def has_run_pipeline(state: State) -> bool:
-    """Tell whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
+    """Return whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
     folder = state.root / "4_pipeline"
     outputs = _outputs(folder)
     try:
@@ -191,7 +190,7 @@ def _outputs(folder: Path) -> list[dict[str, str]]:
 
 
 def has_changed_stage(state: State) -> bool:
-    """Tell whether two runs of one stage differ in a parameter; runs of a search below another run do not count."""
+    """Return whether two runs of one stage differ in a parameter; runs of a search below another run do not count."""
     first: dict[str, dict[str, str]] = {}
     runs = [run.data for run in state.runs(f"tags.`{STAGE_TAG}` LIKE 'train%'") if PARENT_TAG not in run.data.tags]
     return any(run.params != first.setdefault(run.tags[STAGE_TAG], run.params) for run in runs)
@@ -204,18 +203,15 @@ def promoted_by_person(state: State) -> list[Move]:
 
 
 def was_promoted_and_rolled_back(state: State) -> bool:
-    """Tell whether a rollback followed a promotion by a person."""
+    """Return whether a rollback followed a promotion by a person."""
     promotions = promoted_by_person(state)
     return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
 
 
 def has_pushed(state: State) -> bool | None:
-    """Tell whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
+    """Return whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
     config = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
-    except (configparser.Error, ValueError):
-        return False
+    config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
     urls = [urlparse(config[name]["url"]) for name in config.sections() if "url" in config[name]]
     folders = [state.root / ".dvc" / url.path for url in urls if url.scheme in ("", "file")]
     hashes = [output.get("md5", "") for output in _outputs(state.root / "4_pipeline")]
@@ -224,13 +220,9 @@ def has_pushed(state: State) -> bool | None:
 
 
 def has_experiment(state: State) -> bool:
-    """Tell whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
-    command = ["git", "for-each-ref", "refs/exps/??/*/*"]
-    try:
-        done = subprocess.run(command, cwd=state.root, capture_output=True, check=False, timeout=GIT_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return bool(done.stdout.strip()) and not done.returncode
+    """Return whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
+    command = ["git", "-C", state.root, "for-each-ref", "refs/exps/??/*/*"]
+    return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
@@ -346,7 +338,7 @@ STEPS = {
         Step(
             "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
             "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
-            "Only a remote in a local folder is looked at; for others there is `dvc status --cloud`.",
+            "Only a remote in a local folder can be checked here; for others type `dvc status --cloud`.",
         ),
         Step(
             "An experiment with dvc exp run", "4_pipeline/README.md#9. Try values as experiments", has_experiment,
@@ -368,7 +360,7 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step that was looked at; ``done`` is None when that cannot be known. ``reason`` is empty when it is done."""
+    """The result of one step; ``done`` is None when that cannot be known. ``reason`` is empty when it is done."""
 
     chapter: int
     title: str
@@ -388,7 +380,7 @@ class Checkpoint:
 
 
 def examine(state: State) -> list[Checkpoint]:
-    """Look at every step; takes some seconds."""
+    """Check every step; takes some seconds."""
     from mlflow.exceptions import MlflowException
 
     checkpoints = []
@@ -428,7 +420,7 @@ def first_chapter(settings: Settings) -> int:
 START_PAGE = "START.md"
 RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
 SIGNS = {True: "✔", False: "○", None: "?"}
-LEGEND = "✔ done · ○ to do · ? could not be looked at"
+LEGEND = "✔ done · ○ to do · ? not known"
 PAGE = """\
 # From a messy notebook to a governed pipeline
 

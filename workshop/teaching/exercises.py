@@ -102,7 +102,7 @@ def check(number: str, answer: Any = ...) -> None:
         print(f"Exercise {number}, not yet: an answer of type {kind} cannot be checked; the task says what it must be.")
     else:
         settings = get_settings()
-        _write({*solved(settings), number}, settings)
+        write_solved({*solved(settings), number}, settings)
         print(f"Exercise {number}, solved: {LESSONS[number]}.")
 
 
@@ -119,13 +119,8 @@ def solved(settings: Settings) -> list[str]:
         return []
 
 
-def forget(numbers: Iterable[str], settings: Settings) -> None:
-    """Mark these exercises as unsolved."""
-    if gone := set(numbers):
-        _write(set(solved(settings)) - gone, settings)
-
-
-def _write(numbers: Iterable[str], settings: Settings) -> None:
+def write_solved(numbers: Iterable[str], settings: Settings) -> None:
+    """Write the numbers of the solved exercises."""
     write_atomically(settings.state / "exercises.json", f"{json.dumps(sorted(numbers))}\n".encode())
 
 
