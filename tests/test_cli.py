@@ -40,7 +40,7 @@ def test_command_has_help_with_an_example():
         assert "workshop " + " ".join(words) in example
 
 
-def test_help_answers_at_once_with_a_line_for_each_command():
+def test_help_is_fast_with_a_line_for_each_command():
     """`workshop --help` takes half a second of a processor at best of five, and each line begins as the command's."""
     seconds = []
     for _ in range(5):

@@ -38,7 +38,7 @@ class WorkshopError(click.ClickException):
         return str(self)
 
     def _render_traceback_(self) -> list[str]:
-        """Give IPython the message alone: in a notebook, too, a mistake that was foreseen needs no traceback."""
+        """Return the message without a traceback, for IPython: in a notebook, too, a foreseen failure needs none."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[partial[WorkshopError], tuple[()]]:
@@ -84,4 +84,4 @@ class PromotionRefused(WorkshopError):
 
 
 class PromotionConflict(WorkshopError):
-    """The alias was moved by another process in the meantime."""
+    """Another process changed the alias in the meantime."""

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI, unless `exports` gave it: our own server may have moved since."""
+        """MLFLOW_TRACKING_URI, unless `exports` set it: the port of our own server may have changed since."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
@@ -266,24 +266,24 @@ class Settings(BaseSettings):
 
         Servers that run here win over addresses that the shell holds, so that a second export mends an old shell.
         """
-        here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
-        chosen = here if self.is_up else self
+        local = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
+        current = local if self.is_up else self
         addresses = [
-            "-" if chosen.explicit_tracking_uri else here.tracking_uri,
-            "-" if chosen.explicit_scheduler_address else here.scheduler_address,
+            "-" if current.explicit_tracking_uri else local.tracking_uri,
+            "-" if current.explicit_scheduler_address else local.scheduler_address,
         ]
         return (
             self._package_source()
             | loopback_without_proxy()
             | {
                 "WORKSHOP_EXPORTED": " ".join([*addresses, str(self.state)]),
-                "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+                "MLFLOW_TRACKING_URI": current.tracking_uri,
                 "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,
                 "MLFLOW_DISABLE_TELEMETRY": "true",
-                "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
+                "DASK_SCHEDULER_ADDRESS": current.scheduler_address,
                 # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on
-                # its way would be closed, and its worker end; that of a process that ended closes at once anyway.
+                # its way would be closed, and its worker end. The connection of a dead process closes immediately.
                 "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
                 "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
                 "WORKSHOP_DASHBOARD_URL": self.dashboard_url,

@@ -281,7 +281,7 @@ def kill_supervisor(place: Servers, instead: int) -> None:
 
 
 def test_killed_supervisor_is_replaced_by_one_other(running):
-    """`up`, typed in two shells at once, behind a proxy, with few open files, ends the servers that a killed
+    """`up`, typed in two shells simultaneously, behind a proxy, with few open files, ends the servers that a killed
     supervisor left: one new set of servers, at the old addresses, or beside a port that is busy now.
     """
     workshop(running, "down", "dashboard")

@@ -37,7 +37,7 @@ from workshop.servers import supervisor
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
 # What is typed, in a process that is forked with everything imported. The tracking server is the only service: the
-# others take time and processors.
+# others need time and processors.
 TYPE = """
 import dataclasses, os, sys
 os.environ.clear(), os.environ.update(environment)
@@ -241,7 +241,7 @@ def test_ports_stay_their_clones(clones):
 
 
 @pytest.mark.parametrize("clones", ["two users, stand-in"], indirect=True)
-def test_clones_that_start_at_once_take_different_ports(clones):
+def test_clones_that_start_simultaneously_take_different_ports(clones):
     """Both want the same ports: each has its own, and `down` of one leaves the other."""
     typed = [clone.type("up") for clone in clones]
     for process in typed:

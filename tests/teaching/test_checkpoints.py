@@ -288,7 +288,7 @@ def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
     """The next step is in the chapter at which they began; the skipped steps come last."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
     assert checkpoints.first_chapter(settings) == 1
-    checkpoints.begin_at(settings, 3)
+    checkpoints.save_first_chapter(settings, 3)
     assert checkpoints.first_chapter(settings) == 3
     assert next_step(STEPS).chapter == 1
     assert next_step(STEPS, 3).chapter == 3

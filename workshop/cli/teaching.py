@@ -90,6 +90,6 @@ def reset(chapter: int, yes: bool) -> None:
     report(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
-    report(f"your files are in {chapter_files.put_back(settings, chapter, start)}")
+    report(f"your files are in {chapter_files.restore_chapter(settings, chapter, start)}")
     report("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     checkpoints.write_start_page(settings)

@@ -35,7 +35,7 @@ from workshop.settings import Settings, is_loopback
 HEALTH_SECONDS = 3.0
 PORTS_TRIED = 200
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
-WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
+WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may start simultaneously
 
 
 Report = Callable[[str], None]  # gets lines about the progress
@@ -52,7 +52,7 @@ class Service:
     address: Callable[[Settings], str]
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
-    asks_for_password: bool = False
+    requires_password: bool = False
     private: bool = True  # only the owner may read the files that it writes
 
     def ports_of(self, settings: Settings) -> list[int]:
@@ -88,7 +88,7 @@ def database_address(settings: Settings) -> str:
     """
     if settings.database_uri is None:
         return f"sqlite:///{settings.database}"
-    # Nothing that SQLAlchemy would read in another way than meant, and a part of a password with it.
+    # SQLAlchemy would read other texts differently than meant, and might show a part of the password.
     if not re.fullmatch(POSTGRESQL, settings.database_uri.get_secret_value()):
         raise SettingsError(
             "The setting WORKSHOP_DATABASE_URI cannot be used.",
@@ -166,7 +166,7 @@ SERVICES = (
         lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
         lambda settings: settings.ftp_uri,
         _ftp_answers,
-        asks_for_password=True,
+        requires_password=True,
     ),
     Service(
         "mlflow",
@@ -219,7 +219,7 @@ SERVICES = (
 
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
-    """Return the variables of a service; among them those by which it logs as `settings.logging_file` says."""
+    """Return the variables of a service; with `settings.logging_file` also those that configure its logging."""
     if not (file := settings.logging_file):
         return service.environment
     return service.environment | {
@@ -232,7 +232,7 @@ def environment_of(service: Service, settings: Settings) -> dict[str, str]:
 
 
 def configure_logging(settings: Settings, **basic: Any) -> None:
-    """Log as `settings.logging_file` says, or as ``basic`` does."""
+    """Configure logging by `settings.logging_file`, else by the options ``basic``."""
     if settings.logging_file:
         logging.config.dictConfig(yaml.safe_load(settings.logging_file.read_text(encoding="utf-8")))
     else:
@@ -243,10 +243,10 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
     """Raise ServiceError when services without a password would be open to other machines."""
     if is_loopback(settings.host):
         return
-    open_ones = [service.title for service in SERVICES if service.name in names and not service.asks_for_password]
-    if open_ones:
+    unprotected = [service.title for service in SERVICES if service.name in names and not service.requires_password]
+    if unprotected:
         raise ServiceError(
-            f"{', '.join(open_ones)}: not started, since other machines could use it without a password.",
+            f"{', '.join(unprotected)}: not started, since other machines could use it without a password.",
             value=f"WORKSHOP_HOST={settings.host}",
             expected="127.0.0.1 or localhost",
             next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
@@ -255,7 +255,7 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Return whether a service answers; another clone's, or another program's, answer counts as none."""
+    """Return whether a service answers; an answer of another clone or another program does not count."""
     try:
         return service.healthy(settings) and not port_owners.find_foreign_owner(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
@@ -265,15 +265,15 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 # -- ports -------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def choosing_ports(settings: Settings, report: Report) -> Iterator[None]:
-    """Let one clone of the machine at a time look for free ports, until its servers listen on them.
+    """Hold the machine's lock for choosing ports, until the servers of this clone listen on them.
 
-    Two would choose the same. A clone that hangs is not waited for any longer than WAIT_SECONDS.
+    Two clones that choose simultaneously would choose the same ports. Wait at most WAIT_SECONDS for another clone.
     """
-    with socket.socket(type=socket.SOCK_DGRAM) as turn:  # closed when this process ends, in whichever way
+    with socket.socket(type=socket.SOCK_DGRAM) as lock:  # closed when this process ends, in whichever way
         deadline, is_waiting = time.monotonic() + WAIT_SECONDS, False
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                turn.bind(("127.0.0.1", settings.port_lock))
+                lock.bind(("127.0.0.1", settings.port_lock))
                 break
             if not is_waiting:
                 report("waiting for another clone, which is choosing its ports")
@@ -299,11 +299,11 @@ def choose_ports(settings: Settings, report: Report) -> Settings:
     The ports of other clones of this user are not free, even while none of their servers runs.
     """
     taken: dict[str, int] = {}
-    holders = owners_of(settings)
+    owners = owners_of(settings)
     reserved = _ports_of_other_clones(settings)
 
     def is_usable(port: int) -> bool:
-        if port in holders and holders[port].state == settings.state:
+        if port in owners and owners[port].state == settings.state:
             return True
         return port not in {*taken.values(), *reserved} and is_free(settings.host, port)
 
@@ -319,13 +319,13 @@ def choose_ports(settings: Settings, report: Report) -> Settings:
                 )
             taken[name] = port
             if port != wanted:
-                holder = holders.get(wanted) or reserved.get(wanted) or "another process"
-                report(f"port {wanted} is busy: {service.title} takes {port} ({holder})")
+                owner = owners.get(wanted) or reserved.get(wanted) or "another process"
+                report(f"port {wanted} is busy: {service.title} takes {port} ({owner})")
     return settings.model_copy(update=taken)
 
 
 def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
-    """Return the holder of each port of the services on which a process listens."""
+    """Return the owner of each port of the services on which a process listens."""
     return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
@@ -335,7 +335,7 @@ def reserve_ports(settings: Settings, report: Report) -> Settings:
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
     write_atomically(settings.ports_file, json.dumps(chosen, indent=1).encode())
     with contextlib.suppress(OSError):  # a home folder that cannot be written
-        link = _clones() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
+        link = _clones_folder() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(settings.state)
     return settings
@@ -350,7 +350,7 @@ def ports_for_shell(settings: Settings, report: Report) -> Settings:
     return choose_ports(settings, report)
 
 
-def _clones() -> Path:
+def _clones_folder() -> Path:
     """Return the folder with a link to the state folder of each clone of this user."""
     return user_state_path("workshop") / "clones"
 
@@ -358,7 +358,7 @@ def _clones() -> Path:
 def _ports_of_other_clones(settings: Settings) -> dict[int, str]:
     """Return the ports that this user's other clones took since the machine started, each with its owner."""
     reserved: dict[int, str] = {}
-    for link in _clones().glob("*"):
+    for link in _clones_folder().glob("*"):
         other = settings.model_copy(update={"state": link.resolve()})
         if other.state == settings.state:
             continue

@@ -54,7 +54,7 @@ class Status:
     """One service as it is now.
 
     ``state``: running, started by hand (not by `up`), does not answer, given up, held by another, or stopped.
-    ``reason``: who holds its port, or why supervisor gave it up.
+    ``reason``: the owner of its port, or why supervisor gave it up.
     """
 
     name: str
@@ -77,8 +77,8 @@ def status(settings: Settings | None = None) -> list[Status]:
         state = "running" if healthy else "does not answer" if pid else "stopped"
         if service.name in by_hand:
             state = "started by hand"
-        elif stranger := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
-            state, reason = "held by another", f"its port {stranger.port} is held by {stranger}"
+        elif foreign_owner := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
+            state, reason = "held by another", f"its port {foreign_owner.port} is held by {foreign_owner}"
         elif process.get("statename") == "FATAL":
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
             state = "given up"
@@ -95,10 +95,10 @@ def up(report: Report) -> Settings:
     """
     settings = get_settings()
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
-    with _only_one(settings):
+    with _locked(settings):
         settings = get_settings()  # another `up` may have taken other ports meanwhile
         if processes(settings):
-            _bring_up(settings, report)
+            _start_services(settings, report)
             return settings
         _end_leftovers(settings, report)
         settings.credentials(create=True)
@@ -106,7 +106,7 @@ def up(report: Report) -> Settings:
         with choosing_ports(settings, report):
             settings = reserve_ports(settings, report)
             _start_supervisor(settings)
-            _bring_up(settings, report)
+            _start_services(settings, report)
             return settings
 
 
@@ -126,7 +126,7 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
     settings = get_settings()
     if not settings.state.exists():
         return 0
-    with _only_one(settings):
+    with _locked(settings):
         running = port_owners.marked_processes(settings.state)
         if names:
             _stop(settings, names, report)
@@ -154,7 +154,7 @@ def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
 @contextlib.contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
     """Keep servers from being started on this state folder; raise ServiceError when some run."""
-    with _only_one(settings):
+    with _locked(settings):
         if running := port_owners.marked_processes(settings.state):
             raise ServiceError(
                 "The servers of this state folder run.",
@@ -190,7 +190,7 @@ def _socket_file(settings: Settings) -> Path:
 
 
 def _start_supervisor(settings: Settings) -> None:
-    """Start supervisor, which starts no service before it is asked to."""
+    """Start supervisor; the services are started later, by request."""
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
         _configuration(settings).write(output)
@@ -250,28 +250,28 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
 
 
 def _umask() -> int:
-    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    """Return the umask of this process; it can be read only by setting another one."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
-def _bring_up(settings: Settings, report: Report) -> None:
-    """Start the services that do not run, wait until all answer, and leave those that a person started by hand."""
-    states, by_hand = processes(settings), _started_by_hand(settings)
-    waiting, begun = [], []
+def _start_services(settings: Settings, report: Report) -> None:
+    """Start the services that do not run, except those that a person started by hand, and wait until all answer."""
+    supervised, by_hand = processes(settings), _started_by_hand(settings)
+    waiting, starting = [], []
     for service in SERVICES:
         if service.name in by_hand:
             report(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
             continue
         waiting.append(service)
-        if states[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
+        if supervised[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
             with contextlib.suppress(xmlrpc.client.Fault):  # a program that cannot start is reported below
                 _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
-            begun.append(service.title)
-    if begun:
-        report(f"waiting for {', '.join(begun)}")
+            starting.append(service.title)
+    if starting:
+        report(f"waiting for {', '.join(starting)}")
     deadline = time.monotonic() + START_SECONDS
     while True:
         for service in list(waiting):
@@ -283,9 +283,9 @@ def _bring_up(settings: Settings, report: Report) -> None:
         wanted = [port for service in waiting for port in service.ports_of(settings)]
         # Ports that are taken already: of one that is opened meanwhile the system may not report the process.
         port_owners.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
-        states = processes(settings)
+        supervised = processes(settings)
         for service in waiting:
-            if states.get(service.name, {}).get("statename") == "FATAL":
+            if supervised.get(service.name, {}).get("statename") == "FATAL":
                 raise _not_healthy(service, settings, "it ended again and again")
         if time.monotonic() > deadline:
             raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
@@ -328,7 +328,7 @@ def _started_by_hand(settings: Settings) -> dict[str, int]:
 
 # -- the state folder --------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
+def _locked(settings: Settings) -> Iterator[None]:
     """Make the state folder and hold its lock: `up`, `down` and restoring a backup take turns."""
     lock = filelock.FileLock(settings.state / "supervisor.lock", timeout=START_SECONDS + STOP_SECONDS)
     try:

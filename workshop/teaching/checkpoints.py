@@ -83,7 +83,7 @@ class State:
     def chapter_versions(self) -> set[str]:
         """The registered versions that come from runs of chapter 2."""
         runs = self.runs("tags.chapter = '2'")
-        ids, sources = {run.info.run_id for run in runs}, models_of(runs)
+        ids, sources = {run.info.run_id for run in runs}, model_uris(runs)
         versions = self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
         return {str(each.version) for each in versions if each.run_id in ids or each.source in sources}
 
@@ -124,10 +124,10 @@ def tracked_runs(query: str, state: State) -> list[Run]:
 
 def tracked_models(query: str, state: State) -> list[str]:
     """Return the addresses of the models that such runs logged."""
-    return models_of(tracked_runs(query, state))
+    return model_uris(tracked_runs(query, state))
 
 
-def models_of(runs: Iterable[Run]) -> list[str]:
+def model_uris(runs: Iterable[Run]) -> list[str]:
     """Return the addresses of the models that runs logged."""
     return [f"models:/{model.model_id}" for run in runs if run.outputs for model in run.outputs.model_outputs]
 
@@ -221,7 +221,7 @@ def has_pushed(state: State) -> bool | None:
 
 def has_experiment(state: State) -> bool:
     """Return whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
-    command = ["git", "-C", state.root, "for-each-ref", "refs/exps/??/*/*"]
+    command = ["git", "-C", str(state.root), "for-each-ref", "refs/exps/??/*/*"]
     return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
 
@@ -236,7 +236,7 @@ class Step(NamedTuple):
     title: str
     where: str
     is_done: Callable[[State], object]
-    not_yet: str
+    hint: str
 
 
 SAVE = "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may end with an error."
@@ -387,7 +387,7 @@ def examine(state: State) -> list[Checkpoint]:
     for chapter in CHAPTERS:
         for step in steps_of(chapter):
             try:
-                proof, reason = step.is_done(state), step.not_yet
+                proof, reason = step.is_done(state), step.hint
                 done = None if proof is None else bool(proof)
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
@@ -403,13 +403,13 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
     return min(open_steps, key=lambda each: each.chapter < first_chapter, default=None)
 
 
-def begin_at(settings: Settings, chapter: int) -> None:
-    """Remember that the attendee began at a chapter (`workshop up --chapter`)."""
+def save_first_chapter(settings: Settings, chapter: int) -> None:
+    """Save the chapter at which the attendee started (`workshop up --chapter`)."""
     write_atomically(settings.state / "first_chapter", f"{chapter}\n".encode())
 
 
 def first_chapter(settings: Settings) -> int:
-    """Return the chapter at which the attendee began."""
+    """Return the chapter at which the attendee started."""
     try:
         return int((settings.state / "first_chapter").read_text())
     except (OSError, ValueError):

@@ -38,7 +38,7 @@ CHALLENGER = "challenger"
 
 # What a right answer means.
 LESSONS = {
-    "1.1": f"{R2_BY_SPLIT['weeks']:.2f} with whole weeks as with random hours: neighbours tell this model nothing; "
+    "1.1": f"{R2_BY_SPLIT['weeks']:.2f} with whole weeks as with random hours: neighbours do not help this model; "
     f"{R2_BY_SPLIT['end']:.2f} at the end: added plants bring it down",
     "1.2": "the fewer windy hours, the better the number, with one and the same model: compare scores of the same rows",
     "1.3": f"{R2_FLATTERED:.2f} of that R2 is memory of the learned hours, and no new hour profits from it",
@@ -134,7 +134,7 @@ def splits(answer: dict[str, float]) -> None:
         "end": "hold out the last fifth of time, `shuffle=False`.",
     }
     for name, r2 in R2_BY_SPLIT.items():
-        expect(_is(answer[name], r2), f"the R2 for `{name}` differs: {hints[name]}")
+        expect(_is_close(answer[name], r2), f"the R2 for `{name}` differs: {hints[name]}")
 
 
 @exercise("1.2", "what the four wind limits do to the score of one model")
@@ -142,16 +142,18 @@ def cleanings(answer: dict[int, float]) -> None:
     """Compare the R2 of linear regression after each cleaning."""
     for limit, r2 in R2_BY_LIMIT.items():
         hint = f"the R2 for the limit {limit} m/s differs: split after the cleaning, with `random_state=0`."
-        expect(_is(answer[limit], r2), hint)
+        expect(_is_close(answer[limit], r2), hint)
 
 
 @exercise("1.3", "how much a score on learned hours flatters")
 def learned_hours(answer: float) -> None:
     """Compare the difference of the two scores of the forest."""
-    expect(_is(answer, R2_FLATTERED), "it is not the R2 on `train` minus the R2 on `test` of the forest of the task.")
+    expect(
+        _is_close(answer, R2_FLATTERED), "it is not the R2 on `train` minus the R2 on `test` of the forest of the task."
+    )
 
 
-def _is(answer: float, truth: float) -> bool:
+def _is_close(answer: float, truth: float) -> bool:
     return abs(float(answer) - truth) < TOLERANCE
 
 
@@ -171,7 +173,7 @@ def own_run(answer: str) -> None:
         "this run lacks the tag `exercise` = 2.1, the parameter `features` = windspeed, or the metric `r2_wind`.",
     )
     expect(
-        _is(run.data.metrics["r2_wind"], R2_OF_WIND_SPEED),
+        _is_close(run.data.metrics["r2_wind"], R2_OF_WIND_SPEED),
         "the metric `r2_wind` of this run is another number: train and score as the task says, for wind alone.",
     )
 
