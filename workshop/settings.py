@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import secrets
@@ -309,10 +308,7 @@ def loopback_without_proxy() -> dict[str, str]:
 
 def is_loopback(host: str) -> bool:
     """Return whether only programs of this machine reach a server at this host name or address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host in LOOPBACK or host.startswith("127.")
 
 
 def get_settings() -> Settings:

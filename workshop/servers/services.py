@@ -33,7 +33,6 @@ from workshop.files import write_atomically
 from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
-PORTS_TRIED = 200
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
 WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may start simultaneously
 
@@ -309,15 +308,7 @@ def choose_ports(settings: Settings, report: Report) -> Settings:
 
     for service in SERVICES:
         for name, wanted in zip(service.ports, service.ports_of(settings), strict=True):
-            candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-            port = next(filter(is_usable, candidates), None)
-            if port is None:
-                raise ServiceError(
-                    "No port is free.",
-                    value=f"{wanted} to {candidates[-1]} are all taken",
-                    next_step=f"set WORKSHOP_{name.upper()} to a port that is free for {service.title}",
-                )
-            taken[name] = port
+            port = taken[name] = next(filter(is_usable, range(wanted, 65536)))
             if port != wanted:
                 owner = owners.get(wanted) or reserved.get(wanted) or "another process"
                 report(f"port {wanted} is busy: {service.title} takes {port} ({owner})")
