@@ -73,6 +73,21 @@ def test_data_commands_name_what_is_wrong(tmp_path):
     assert "35,016 of 35,064 hours kept; left out: absent from power 28" in done.stderr
 
 
+def test_next_step_can_be_typed(tmp_path):
+    """Where the shell does not find `workshop`, an error names the path, which runs; else the name alone."""
+    environment = clean_environment() | {"WORKSHOP_STATE": str(tmp_path), "PATH": "/usr/bin:/bin"}
+
+    def next_step(path):
+        command = [BIN / "workshop", "backup", tmp_path / "no.tar"]
+        done = subprocess.run(command, env=environment | {"PATH": path}, capture_output=True, text=True, check=False)
+        return re.search("next: +(.*); or", done.stderr)[1]
+
+    assert next_step(f"{BIN}:/usr/bin:/bin") == "workshop up"
+    step = f"{next_step('/usr/bin:/bin')} --help"
+    assert step != "workshop up --help"
+    assert "--chapter" in subprocess.run(step, shell=True, env=environment, capture_output=True, text=True).stdout
+
+
 def test_promote_refuses_in_words(in_workplace, tmp_path):
     """No candidate, and force without a reason: exit 1 with the next step. The champion cannot beat itself: exit 3."""
     for words, code, said in (

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
+import sys
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -34,8 +39,9 @@ class WorkshopError(click.ClickException):
         return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the complete message, which click prints behind `Error: `."""
-        return str(self)
+        """Return the complete message, whose next step can be typed; click prints it behind `Error: `."""
+        message, mark, step = str(self).partition("\n  next:")
+        return message + mark + typeable(step)
 
     def _render_traceback_(self) -> list[str]:
         """Return the message without a traceback, for IPython: in a notebook, too, a foreseen failure needs none."""
@@ -45,6 +51,14 @@ class WorkshopError(click.ClickException):
         # Exception's own reduce drops keyword arguments, and errors cross process borders on a Dask cluster.
         parts = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
         return partial(type(self), self.what, **parts), ()
+
+
+def typeable(text: str) -> str:
+    """Return a text with the paths of this environment's programs, unless the shell finds them by their names."""
+    folder = Path(sys.executable).parent
+    if Path(shutil.which("workshop") or "").resolve() == (folder / "workshop").resolve():
+        return text
+    return re.sub(r"(?<![\w/.-])(workshop|dvc)(?= [a-z])", lambda name: shlex.quote(f"{folder / name[0]}"), text)
 
 
 def _indented(part: object) -> str:

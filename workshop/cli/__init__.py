@@ -8,6 +8,8 @@ import os
 
 import click
 
+from workshop.errors import typeable
+
 # The module of each command and its line in `workshop --help`, which imports no command and so is fast.
 COMMANDS = {
     "up": ("servers", "Start the servers that do not run, and wait until each answers."),
@@ -70,7 +72,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 
 def report(line: str) -> None:
     """Report progress on standard error."""
-    click.echo(f"  {line}", err=True)
+    click.echo(f"  {typeable(line)}", err=True)
 
 
 def one_line(text: str, longest: int | None = None) -> str:

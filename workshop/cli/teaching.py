@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from workshop.cli import json_option, print_rows, report
+from workshop.errors import typeable
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints
 from workshop.teaching.doctor import WRONG, examine
@@ -67,7 +68,7 @@ def doctor(as_json: bool) -> None:
     if as_json:
         print_rows([asdict(finding) for finding in findings], as_json)
     for finding in findings if not as_json else ():
-        next_step = f"\n    next: {finding.next_step}" if finding.next_step else ""
+        next_step = f"\n    next: {typeable(finding.next_step)}" if finding.next_step else ""
         click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.found}{next_step}")
     if any(finding.verdict == WRONG for finding in findings):
         raise SystemExit(1)

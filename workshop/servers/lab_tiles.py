@@ -170,10 +170,5 @@ class Tile(ServerProcess):
 
 def tiles() -> dict[str, Tile]:
     """Return the tiles of the launcher by the first part of their URL."""
-    tiles = (
-        Tile(MLflowHandler, "#/experiments"),
-        Tile(DaskHandler, "status"),
-        Tile(DashboardHandler),
-        Tile(ReportHandler),
-    )
-    return {tile.name: tile for tile in tiles}
+    paths = {MLflowHandler: "#/experiments", DaskHandler: "status", DashboardHandler: "", ReportHandler: ""}
+    return {handler.name: Tile(handler, path) for handler, path in paths.items()}

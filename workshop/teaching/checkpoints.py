@@ -170,22 +170,15 @@ def has_run_from_git(state: State) -> bool:
 def has_run_pipeline(state: State) -> bool:
     """Return whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
     folder = state.root / "4_pipeline"
-    outputs = _outputs(folder)
     try:
+        stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
+        outputs = [folder / output["path"] for stage in stages for output in stage.get("outs", [])]
         store_id = json.loads((folder / "data" / "tracking_store.json").read_text())["store_id"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return False
     experiment = state.client.get_experiment_by_name(EXPERIMENT)
     is_this_store = experiment is not None and experiment.tags.get(STORE_ID_TAG) == store_id
-    return is_this_store and bool(outputs) and all((folder / output["path"]).exists() for output in outputs)
-
-
-def _outputs(folder: Path) -> list[dict[str, str]]:
-    try:
-        stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
-        return [output for stage in stages for output in stage.get("outs", [])]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return []
+    return is_this_store and bool(outputs) and all(output.exists() for output in outputs)
 
 
 def has_changed_stage(state: State) -> bool:
