@@ -220,18 +220,12 @@ class Settings(BaseSettings):
             mode = file.stat().st_mode & 0o777
             stored = json.loads(file.read_text())
             user, password = stored["ftp_user"], SecretStr(stored["ftp_password"])
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingsError(
-                "There are no FTP credentials yet.",
-                value=f"no file {file}",
-                expected="a file written by `workshop up`, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
-                next_step="workshop up",
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise SettingsError(
-                f"The file {file} is damaged.",
-                expected="JSON with ftp_user and ftp_password",
-                next_step=f"remove it and type `workshop up`: rm {file}",
+                "The FTP credentials are missing or damaged.",
+                value=f"{file}: {error!r}",
+                expected="the file that `workshop up` writes, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
+                next_step=f"rm -f {file}, then workshop up",
             ) from None
         if mode & 0o077:
             raise SettingsError(

@@ -121,9 +121,7 @@ def params(stage: str | None, target: Path | None, as_json: bool) -> None:
         for name, section in checked.items()
         for key, value in section.model_dump().items()
     ]
-    names, values = (max(len(str(row[column])) for row in rows) for column in ("parameter", "value"))
-    room = max(shutil.get_terminal_size().columns - names - 4, 20)
-    print_rows(rows, as_json, [None, min(values, room // 2), room - min(max(values, 5), room // 2)])
+    print_rows(rows, as_json, widest=max(20, shutil.get_terminal_size().columns // 2))
 
 
 @click.group()
