@@ -119,7 +119,7 @@ def test_history_and_lineage_tell_of_what_is_in_production(in_workplace):
     ],
 )  # fmt: skip
 def test_promote_wants_a_logged_model(tmp_path, text):
-    """Junk in the candidate's file is told in words, before anything is fetched from wherever it points."""
+    """Junk in the candidate's file is reported in words, before anything is fetched from wherever it points."""
     file = tmp_path / "candidate.json"
     file.write_text(text)
     with pytest.raises(ModelError, match="names no candidate"):

@@ -1,4 +1,4 @@
-"""The exception tree: each error says what failed, the value, what was expected and the next step."""
+"""The exceptions: each message has the failure, the value, the expectation and the next step."""
 
 from __future__ import annotations
 

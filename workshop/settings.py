@@ -257,7 +257,7 @@ class Settings(BaseSettings):
     def exports(self) -> dict[str, str]:
         """Return the environment variables that point other programs at the servers; no secret is among them.
 
-        Servers that run here win over addresses that the shell holds, so that a second export mends an old shell.
+        Servers that run here win over addresses that the shell holds, so that a second export corrects an old shell.
         """
         local = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
         current = local if self.is_up else self

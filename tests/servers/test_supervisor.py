@@ -300,11 +300,11 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         supervisors = [p for p in processes_of(running.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
         assert len(supervisors) == 1
         rows = status(running)
-        moved = rows["dashboard"]["address"]
-        assert not moved.endswith(f":{wanted}")
-        assert addresses(rows) == addresses(before) | {"dashboard": moved}
+        new_address = rows["dashboard"]["address"]
+        assert not new_address.endswith(f":{wanted}")
+        assert addresses(rows) == addresses(before) | {"dashboard": new_address}
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
-        assert moved in running.run(BIN / "workshop", "config", "--export").stdout
+        assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
         assert running.run(BIN / "workshop", "history", env=environment).returncode == 0
         assert innocent.poll() is None
         innocent.kill()

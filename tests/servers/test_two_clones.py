@@ -203,10 +203,10 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     given = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
     assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in given.stderr
     assert len(json.loads(given.stdout)) == 1
-    moved = first.workshop("up")
-    assert moved.returncode == 0, moved.stderr
-    assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in moved.stderr
-    assert str(second.settings.state) in moved.stderr
+    restarted = first.workshop("up")
+    assert restarted.returncode == 0, restarted.stderr
+    assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr
+    assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal finds where it is now
         assert tracking.own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
@@ -228,10 +228,10 @@ def test_ports_stay_their_clones(clones):
     assert first.workshop("up").returncode == 0
     shell = first.settings.exports()
     assert first.workshop("down").returncode == 0
-    moved = second.port
+    new_port = second.port
     assert second.workshop("down").returncode == 0
     assert second.workshop("up").returncode == 0
-    assert second.port == moved
+    assert second.port == new_port
     assert first.workshop("up").returncode == 0
     assert first.port == wanted
     first.log(shell["MLFLOW_TRACKING_URI"])
@@ -263,24 +263,24 @@ def test_up_names_the_stranger_that_has_its_port(clones):
     assert first.workshop("up").returncode == 0
     assert first.workshop("down", "mlflow").returncode == 0
     with subprocess.Popen(
-        [sys.executable, first.stand_in, str(first.port), first.settings.state / "stranger.db"]
-    ) as stranger:
+        [sys.executable, first.stand_in, str(first.port), first.settings.state / "intruder.db"]
+    ) as intruder:
         wait_for(lambda: port_owners.find_owners(first.settings, first.port))
         done = first.workshop("up")
         assert done.returncode == 1
         assert f"The port {first.port} of this clone is held by" in done.stderr
-        assert f"process {stranger.pid}" in done.stderr
+        assert f"process {intruder.pid}" in done.stderr
         row = _mlflow(first)
         assert not row.healthy
-        assert f"process {stranger.pid}" in row.reason
+        assert f"process {intruder.pid}" in row.reason
         wait_for(lambda: supervisor.processes(first.settings)["mlflow"]["statename"] == "FATAL", 180)
         assert first.workshop("down").returncode == 0
-        moved = first.workshop("up")
-        assert moved.returncode == 0, moved.stderr
-        assert f"process {stranger.pid}" in moved.stderr
+        restarted = first.workshop("up")
+        assert restarted.returncode == 0, restarted.stderr
+        assert f"process {intruder.pid}" in restarted.stderr
         first.record()
         first.check_store()
-        stranger.kill()
+        intruder.kill()
 
 
 def _mlflow(clone: Clone) -> supervisor.Status:

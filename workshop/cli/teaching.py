@@ -59,7 +59,7 @@ def check(chapter: int | None, as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Examine this machine and say what to type; exit 1 when something will fail.
 
-    `ok` is well, `?` works yet may surprise, `!!` will fail.
+    `ok` is fine, `?` works yet may surprise, `!!` will fail.
 
     \b
     Example:  workshop doctor

@@ -110,7 +110,7 @@ def _run(program: str, *options: str, settings: Settings) -> None:
             f"`{program}` failed.",
             value=done.stderr.strip()[-1000:],
             expected="PostgreSQL's client programs on the PATH, not older than the server; to restore, no tables",
-            next_step="mend the cause (programs: apt-get install postgresql-client), then the same again",
+            next_step="fix the cause (programs: apt-get install postgresql-client), then repeat the command",
         )
 
 

@@ -297,7 +297,7 @@ def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError
     return ServiceError(
         f"{service.title} does not answer: {why}.",
         value=f"{service.address(settings)}; the end of its log:\n{last}",
-        next_step="mend the cause, then `workshop down` and `workshop up`; "
+        next_step="fix the cause, then `workshop down` and `workshop up`; "
         f"the whole log is {_log_file(service, settings)}",
     )
 

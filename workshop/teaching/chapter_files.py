@@ -26,7 +26,7 @@ from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_firs
 
 GIT_SECONDS = 60
 CELL_SECONDS = 300
-# DVC manages what the pipeline made; the next `dvc repro` mends what no longer fits.
+# DVC manages the pipeline's outputs; the next `dvc repro` updates those that are out of date.
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
 
 
@@ -36,7 +36,7 @@ class ResetError(WorkshopError):
 
 # -- put back ----------------------------------------------------------------------------------------------------------
 def restore_chapter(settings: Settings, number: int, start: str) -> Path:
-    """Move the files of a chapter away, write those of the commit ``start``, and return the folder of the moved ones.
+    """Move the files of a chapter away and write those of the commit ``start``; return the folder of the moved files.
 
     In chapter 4 the outputs of the pipeline stay. Only the working tree changes: no commit, no branch, and nothing that
     was staged. Raises ResetError when a file cannot be moved or written.
@@ -55,7 +55,7 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
         raise ResetError(
             f"{chapter.folder} could not be put back.",
             value=str(error),
-            next_step=f"mend the cause, then `workshop reset` again; moved files are in {copies}",
+            next_step=f"fix the cause, then `workshop reset` again; moved files are in {copies}",
         ) from None
     lock = f":(exclude){chapter.folder}/dvc.lock"  # the only output that git tracks
     _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, lock)
@@ -64,7 +64,7 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
 
 
 def find_start(root: Path) -> str:
-    """Return the commit that this branch shares with the one that it follows, or with its origin; else the latest."""
+    """Return the last commit that this branch shares with its upstream or its origin; else the latest commit."""
     for followed in ("@{upstream}", "origin/HEAD"):
         with contextlib.suppress(ResetError):
             return _git(root, "merge-base", "HEAD", followed).strip()
@@ -72,7 +72,7 @@ def find_start(root: Path) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """Return what git prints; raise ResetError when it fails or is not installed."""
+    """Return the output of a git command; raise ResetError when it fails or git is not installed."""
     try:
         return subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, check=True, text=True, timeout=GIT_SECONDS

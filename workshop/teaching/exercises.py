@@ -46,7 +46,7 @@ LESSONS = {
     "2.2": f"{WEEKS_WON[12]} of 42 weeks at depth 12 is hardly luck, though the lead is small; "
     f"{WEEKS_WON[6]} at depth 6 is what a coin can do",
     "2.3": "programs that load `wind_solar@challenger` get this version; those that load `@production` notice nothing",
-    "3.1": "the run keeps the fraction, so nobody compares its R2 with one of other held-out hours by mistake",
+    "3.1": "the run keeps the fraction, so its R2 is not compared by mistake with one of other held-out hours",
     "3.2": "the commit leads to the code: with its parameters and the same data, anyone can repeat the run",
     "3.3": "with a higher floor the command would have failed: so a script can stop before it uses a weak model",
     "4.1": "`split` and all stages below it run again; DVC keeps the results of those above, `fetch` and `prepare`",
@@ -56,7 +56,7 @@ LESSONS = {
 
 
 class NotYetError(Exception):
-    """An answer is not right; the text says what to look at."""
+    """An answer is not right; the text is a hint."""
 
 
 EXERCISES: dict[str, tuple[str, Callable[[Any], None]]] = {}  # by their numbers: what is asked, and the test
