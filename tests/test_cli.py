@@ -40,7 +40,7 @@ def test_command_has_help_with_an_example():
         assert "workshop " + " ".join(words) in example
 
 
-def test_help_answers_at_once_with_a_line_for_each_command():
+def test_help_is_fast_with_a_line_for_each_command():
     """`workshop --help` takes half a second of a processor at best of five, and each line begins as the command's."""
     seconds = []
     for _ in range(5):
@@ -119,7 +119,7 @@ def test_history_and_lineage_tell_of_what_is_in_production(in_workplace):
     ],
 )  # fmt: skip
 def test_promote_wants_a_logged_model(tmp_path, text):
-    """Junk in the candidate's file is told in words, before anything is fetched from wherever it points."""
+    """Junk in the candidate's file is reported in words, before anything is fetched from wherever it points."""
     file = tmp_path / "candidate.json"
     file.write_text(text)
     with pytest.raises(ModelError, match="names no candidate"):

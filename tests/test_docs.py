@@ -10,7 +10,7 @@ import subprocess
 
 import click
 import pytest
-from workplace import ROOT, files_of_tree, is_moved_to
+from workplace import ROOT, files_of_tree, is_near_wanted
 
 from benchmarks.run import BENCHMARKS, RESULTS
 from benchmarks.table import BEGIN, END, table
@@ -111,7 +111,7 @@ def test_texts_type_no_port_that_servers_move_to(path):
     if path == ROOT / "examples" / "posts_over_ssh" / "README.md":  # on the laptop it says which ports SSH forwards
         return
     ports = re.findall(r"(?:127\.0\.0\.1|localhost|--port|PORT=)[ :=]?(\d{4,5})", typed(path))
-    assert [port for port in ports if is_moved_to(int(port))] == []
+    assert [port for port in ports if is_near_wanted(int(port))] == []
 
 
 def check_parses(words, line):

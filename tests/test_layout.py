@@ -66,7 +66,7 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("name", LIGHT_MODULES)
 def test_heavy_packages_are_imported_where_they_are_needed(name):
-    """`workshop --help` and `status` answer at once because nothing heavy is imported at a module's top."""
+    """`workshop --help` and `status` are fast because nothing heavy is imported at a module's top."""
     for node in ast.parse((ROOT / name).read_text()).body:
         modules = [node.module] if isinstance(node, ast.ImportFrom) else []
         modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -37,6 +37,8 @@ def test_settings_order_is_running_then_environment_then_dotenv(root, monkeypatc
     settings = get_settings()
     settings.state.mkdir(parents=True)
     settings.ports_file.write_text(json.dumps({"mlflow_port": 5103}))
+    assert get_settings().mlflow_port == 5102
+    settings.pid_file.touch()
     assert get_settings().mlflow_port == 5103
     assert get_settings().dashboard_port == 8101
 

@@ -16,7 +16,7 @@ import pytest
 import requests
 from numbers_of_texts import unfounded
 from walk import execute
-from workplace import ROOT, clean_environment, is_moved_to, running
+from workplace import ROOT, clean_environment, is_near_wanted, running
 
 from workshop.data.prepare import prepare
 
@@ -114,7 +114,7 @@ def test_dashboards_announce_themselves_when_they_listen(chapter):
         assert all("Solar and wind power" in requests.get(address, timeout=30).text for address in addresses)
         assert "modelled" in requests.get(f"{addresses[0]}/_dash-layout", timeout=30).text
     assert len(set(addresses)) == 2
-    assert not any(is_moved_to(int(address.split(":")[-1])) for address in addresses)
+    assert not any(is_near_wanted(int(address.split(":")[-1])) for address in addresses)
 
 
 def call(address: str, output: str, inputs: dict[str, object]) -> requests.Response:

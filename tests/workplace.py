@@ -22,13 +22,13 @@ import psutil
 import pytest
 import requests
 
-from workshop.servers.services import PORTS_TRIED
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
+NEAR_PORTS = 200  # above a wanted port: `workshop up` takes the first free one
 PERSON = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 RUN_SECONDS = 600
 START_SECONDS = 180  # of a program that starts on a busy machine
@@ -66,10 +66,10 @@ def free_port() -> int:
             return port
 
 
-def is_moved_to(port: int) -> bool:
-    """Tell whether `workshop up` or `workshop lab` may take a port, when the wanted ones are busy."""
+def is_near_wanted(port: int) -> bool:
+    """Return whether `workshop up` or `workshop lab` is likely to choose a port when the wanted ones are busy."""
     wanted = [field.default for name, field in Settings.model_fields.items() if name.endswith("_port")]
-    return any(0 <= port - each < PORTS_TRIED for each in [*wanted, 8888])
+    return any(0 <= port - each < NEAR_PORTS for each in [*wanted, 8888])
 
 
 def free_passive_range() -> int:

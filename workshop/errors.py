@@ -1,4 +1,4 @@
-"""The exception tree: each error says what failed, the value, what was expected and the next step."""
+"""The exceptions: each message has the failure, the value, the expectation and the next step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class WorkshopError(click.ClickException):
         return message + mark + typeable(step)
 
     def _render_traceback_(self) -> list[str]:
-        """Give IPython the message alone: in a notebook, too, a mistake that was foreseen needs no traceback."""
+        """Return the message without a traceback, for IPython: in a notebook, too, a foreseen failure needs none."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[partial[WorkshopError], tuple[()]]:
@@ -98,4 +98,4 @@ class PromotionRefused(WorkshopError):
 
 
 class PromotionConflict(WorkshopError):
-    """The alias was moved by another process in the meantime."""
+    """Another process changed the alias in the meantime."""

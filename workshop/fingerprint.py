@@ -37,14 +37,14 @@ def stages(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_code(pipeline: Path, folder: Path, root: Path = ROOT) -> None:
     """Write the code of each stage of a pipeline to ``folder``, a file for each stage that depends on one."""
-    wanted = {}
+    contents = {}
     for name, stage in stages(pipeline).items():
         if any(Path(str(path)).name == FILE.format(name) for path in stage.get("deps", [])):
-            wanted[FILE.format(name)] = code_of(stage, pipeline, root).encode()
+            contents[FILE.format(name)] = code_of(stage, pipeline, root).encode()
     for old in folder.glob("*"):
-        if old.name not in wanted:
+        if old.name not in contents:
             old.unlink()
-    for name, content in wanted.items():
+    for name, content in contents.items():
         write_atomically(folder / name, content)
 
 
@@ -85,7 +85,7 @@ def _source(notebook: Path) -> str:
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError):
-        return ""  # papermill says what is wrong with it
+        return ""  # papermill reports the error
     lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
@@ -94,7 +94,7 @@ def _tree(source: str) -> ast.Module:
     """Return the syntax tree of a source without what is there for type checkers alone."""
     try:
         tree = ast.parse(source)
-    except SyntaxError:  # nothing can be followed; whoever imports it is told
+    except SyntaxError:  # no imports to follow; Python reports the error at the import
         return ast.Module([ast.Expr(ast.Constant(source)), ast.Expr(ast.Constant(0))], [])
     tree.body = [node for node in tree.body if getattr(getattr(node, "test", None), "id", None) != "TYPE_CHECKING"]
     return tree
@@ -124,12 +124,12 @@ def _module(file: Path, _latest: int) -> tuple[str, set[str]]:
     # As Python 3.11 writes it: 3.13 leaves empty lists out, and 3.12 knows one more of them.
     complete = {"show_empty": True} if sys.version_info >= (3, 13) else {}
     content = hashlib.sha256(ast.dump(tree, **complete).replace(", type_params=[]", "").encode())
-    for beside in _files_beside(tree, file):
+    for beside in _neighbours(tree, file):
         content.update(beside.read_bytes())
     return content.hexdigest()[:DIGITS], imports
 
 
-def _files_beside(tree: ast.Module, file: Path) -> Iterable[Path]:
+def _neighbours(tree: ast.Module, file: Path) -> Iterable[Path]:
     """Return the templates and tables beside a module whose names it holds."""
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     paths = (file.parent / name for name in sorted(names) if "." in name and name.replace(".", "_").isidentifier())

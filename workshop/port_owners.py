@@ -37,26 +37,26 @@ class Owner:
 
 
 def find_owners(settings: Settings, *ports: int) -> dict[int, Owner]:
-    """Return the holder of each of the ports on which a process listens."""
-    holders: dict[int, Owner] = {}
+    """Return the owner of each of the ports on which a process listens."""
+    owners: dict[int, Owner] = {}
     for port, pid in _listeners() if ports else ():
-        if port in ports and (port not in holders or holders[port].state != settings.state):
+        if port in ports and (port not in owners or owners[port].state != settings.state):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                holders[port] = _identify(port, pid, settings)
-    return holders
+                owners[port] = _identify(port, pid, settings)
+    return owners
 
 
 def find_foreign_owner(settings: Settings, *ports: int) -> Owner | None:
-    """Return the holder of the first of the ports that a server of another state folder, or program, listens on."""
-    holders = find_owners(settings, *ports).values()
-    return next((holder for holder in holders if holder.state != settings.state), None)
+    """Return the first owner of a port that is a server of another state folder, or another program."""
+    owners = find_owners(settings, *ports).values()
+    return next((owner for owner in owners if owner.state != settings.state), None)
 
 
 def require_own(settings: Settings, *ports: int) -> None:
     """Raise ServiceError when another clone's server, or another program, listens on one of the ports."""
-    if stranger := find_foreign_owner(settings, *ports):
+    if foreign_owner := find_foreign_owner(settings, *ports):
         raise ServiceError(
-            f"The port {stranger.port} of this clone is held by {stranger}.",
+            f"The port {foreign_owner.port} of this clone is held by {foreign_owner}.",
             expected=f"a server of {settings.state}",
             next_step="workshop down, then workshop up: it takes a port of its own",
         )
@@ -73,12 +73,12 @@ def marked_processes(state: Path) -> list[psutil.Process]:
 
 
 def _listeners() -> Iterator[tuple[int, int | None]]:
-    """Yield the ports that processes listen on, each with the number of the process if the system tells it."""
+    """Yield the ports that processes listen on, each with its process id if the system reports one."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr:
                 yield connection.laddr.port, connection.pid
-    except psutil.Error:  # macOS tells all connections to root alone, and those of a process to its owner
+    except psutil.Error:  # macOS reports all connections to root alone, and those of a process to its owner
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 for own in process.net_connections(kind="tcp"):
@@ -87,9 +87,9 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
 
 
 def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
-    """Return the holder of a port, which `up` has marked, or which holds a file of a state folder open.
+    """Return the owner of a port: a process that `up` has marked, or one with an open file of a state folder.
 
-    This way no password is sent to identify the server.
+    So no password is sent to identify the server.
     """
     process = psutil.Process(pid) if pid else None
     if process is None:
@@ -100,7 +100,7 @@ def _identify(port: int, pid: int | None, settings: Settings) -> Owner:
     # `mlflow server` starts other processes, and any of them may listen.
     for relative in filter(None, [process, process.parent(), *process.children(recursive=True)]):
         with contextlib.suppress(psutil.Error, OSError):
-            for file in (Path(held.path) for held in relative.open_files()):
+            for file in (Path(opened.path) for opened in relative.open_files()):
                 for state in (file.parent, file.parent.parent):
                     clone = settings.model_copy(update={"state": state})
                     if file in (clone.database, clone.transfers_log):

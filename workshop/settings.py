@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import secrets
@@ -23,6 +22,7 @@ STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
 # After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
 MLFLOW_RETRIES = "4"
+PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -75,13 +75,14 @@ class Settings(BaseSettings):
     def settings_customise_sources(  # type: ignore[override] # the sources that are not used have no name here
         cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, **_: Any
     ) -> Any:
-        """Put the ports of running servers first, since they are really in use, and those of stopped ones last."""
+        """Put the ports of running servers first, since they are in use, and those of stopped servers last."""
         root = find_root()
         dotenv = type(dotenv_settings)(settings_cls, env_file=root / ".env")
         state = Path(os.environ.get("WORKSHOP_STATE") or dotenv.env_vars.get("workshop_state") or "server/state")
-        chosen = JsonConfigSettingsSource(settings_cls, json_file=root / state / "ports.json")
-        kept = JsonConfigSettingsSource(settings_cls, json_file=root / state / "kept_ports.json")
-        return init_settings, chosen, env_settings, dotenv, kept
+        ports = JsonConfigSettingsSource(settings_cls, json_file=root / state / PORTS_FILE)
+        if (root / state / PID_FILE).exists():
+            return init_settings, ports, env_settings, dotenv
+        return init_settings, env_settings, dotenv, ports
 
     def model_post_init(self, _context: Any) -> None:
         """Make the state folder, which is relative to the root, absolute."""
@@ -100,7 +101,7 @@ class Settings(BaseSettings):
 
     @property
     def explicit_tracking_uri(self) -> str | None:
-        """MLFLOW_TRACKING_URI, unless `exports` gave it: our own server may have moved since."""
+        """MLFLOW_TRACKING_URI, unless `exports` set it: the port of our own server may have changed since."""
         return None if self._is_exported(self.mlflow_tracking_uri) else self.mlflow_tracking_uri
 
     @property
@@ -130,8 +131,7 @@ class Settings(BaseSettings):
     @property
     def ftp_uri(self) -> str:
         """The address of the FTP server."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{host}:{self.ftp_port}"
+        return f"{'ftps' if self.ftp_requires_tls else 'ftp'}://{self.host}:{self.ftp_port}"
 
     @property
     def ftp_requires_tls(self) -> bool:
@@ -145,18 +145,18 @@ class Settings(BaseSettings):
 
     @property
     def ports_file(self) -> Path:
-        """The ports that `workshop up` took; the file exists from `up` to `down`."""
-        return self.state / "ports.json"
+        """The ports that `workshop up` took last; the next `up` takes those that are free."""
+        return self.state / PORTS_FILE
 
     @property
-    def kept_ports_file(self) -> Path:
-        """The same after `down`: the next `up` takes those that are free."""
-        return self.state / "kept_ports.json"
+    def pid_file(self) -> Path:
+        """The file that supervisor writes; it exists from `workshop up` to `workshop down`."""
+        return self.state / PID_FILE
 
     @property
     def is_up(self) -> bool:
         """Whether `workshop up` was typed here, and `workshop down` was not."""
-        return self.ports_file.exists()
+        return self.pid_file.exists()
 
     # -- paths -----------------------------------------------------------------------------------------------
     @property
@@ -220,18 +220,12 @@ class Settings(BaseSettings):
             mode = file.stat().st_mode & 0o777
             stored = json.loads(file.read_text())
             user, password = stored["ftp_user"], SecretStr(stored["ftp_password"])
-        except FileNotFoundError:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingsError(
-                "There are no FTP credentials yet.",
-                value=f"no file {file}",
-                expected="a file written by `workshop up`, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
-                next_step="workshop up",
-            ) from None
-        except (ValueError, KeyError, TypeError):
-            raise SettingsError(
-                f"The file {file} is damaged.",
-                expected="JSON with ftp_user and ftp_password",
-                next_step=f"remove it and type `workshop up`: rm {file}",
+                "The FTP credentials are missing or damaged.",
+                value=f"{file}: {error!r}",
+                expected="the file that `workshop up` writes, or WORKSHOP_FTP_USER and WORKSHOP_FTP_PASSWORD",
+                next_step=f"rm -f {file}, then workshop up",
             ) from None
         if mode & 0o077:
             raise SettingsError(
@@ -263,26 +257,26 @@ class Settings(BaseSettings):
     def exports(self) -> dict[str, str]:
         """Return the environment variables that point other programs at the servers; no secret is among them.
 
-        Servers that run here win over addresses that the shell holds, so that a second export mends an old shell.
+        Servers that run here win over addresses that the shell holds, so that a second export corrects an old shell.
         """
-        here = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
-        chosen = here if self.is_up else self
+        local = self.model_copy(update={"mlflow_tracking_uri": None, "dask_scheduler_address": None})
+        current = local if self.is_up else self
         addresses = [
-            "-" if chosen.explicit_tracking_uri else here.tracking_uri,
-            "-" if chosen.explicit_scheduler_address else here.scheduler_address,
+            "-" if current.explicit_tracking_uri else local.tracking_uri,
+            "-" if current.explicit_scheduler_address else local.scheduler_address,
         ]
         return (
             self._package_source()
             | loopback_without_proxy()
             | {
                 "WORKSHOP_EXPORTED": " ".join([*addresses, str(self.state)]),
-                "MLFLOW_TRACKING_URI": chosen.tracking_uri,
+                "MLFLOW_TRACKING_URI": current.tracking_uri,
                 "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,
                 "MLFLOW_DISABLE_TELEMETRY": "true",
-                "DASK_SCHEDULER_ADDRESS": chosen.scheduler_address,
+                "DASK_SCHEDULER_ADDRESS": current.scheduler_address,
                 # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on
-                # its way would be closed, and its worker end; that of a process that ended closes at once anyway.
+                # its way would be closed, and its worker end. The connection of a dead process closes immediately.
                 "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5 minutes",
                 "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "60 s",
                 "WORKSHOP_DASHBOARD_URL": self.dashboard_url,
@@ -308,10 +302,7 @@ def loopback_without_proxy() -> dict[str, str]:
 
 def is_loopback(host: str) -> bool:
     """Return whether only programs of this machine reach a server at this host name or address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host in LOOPBACK or host.startswith("127.")
 
 
 def get_settings() -> Settings:
@@ -327,8 +318,4 @@ def get_settings() -> Settings:
             value=repr(first["input"]),
             expected=first["msg"],
             next_step=f"set or unset {variable} in the environment, in `.env`, or in the state folder's ports.json",
-        ) from None
-    except ValueError as error:
-        raise SettingsError(
-            f"The settings cannot be read: {error}", next_step="workshop down, then workshop up"
         ) from None

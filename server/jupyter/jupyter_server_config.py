@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from workshop.servers import lab_tiles
+from workshop.servers.services import ports_for_shell
 from workshop.settings import get_settings
 
 c = get_config()  # noqa: F821 - Jupyter gives it
@@ -15,7 +16,7 @@ settings = get_settings()
 folder = settings.jupyter
 
 # Kernels and terminals get this process's environment: the servers' addresses, and this Python's programs first.
-os.environ.update(lab_tiles.exports())
+os.environ.update(ports_for_shell(settings, lambda _: None).exports())  # also before the servers have started
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Not a kernel `python3` that another installation left in the home folder.
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"

@@ -126,11 +126,11 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
         assert words in message
     assert f"Version {versions.numbers[0]} remains in use" in message
     finding = doctor._production(in_workplace.settings)
-    assert (finding.ok, "not plausible" in finding.found) == (False, True)
+    assert (finding.verdict, "not plausible" in finding.found) == (doctor.WRONG, True)
     assert registry.rollback().version == versions.numbers[0]
     followed.poll()
     assert followed.now.faults == {}
-    assert doctor._production(in_workplace.settings).ok
+    assert doctor._production(in_workplace.settings).verdict == doctor.OK
 
 
 def test_record_is_read_beside_the_model(followed):

@@ -9,11 +9,9 @@ import random
 import re
 import shlex
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +19,7 @@ from dataclasses import asdict
 import dask.config
 import psutil
 import pytest
-from workplace import BIN, ROOT, Servers, environment_of, free_port, frozen, new_workplace, processes_of, wait_for
+from workplace import BIN, ROOT, Servers, environment_of, frozen, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
 from workshop.servers import supervisor
@@ -275,7 +273,7 @@ def test_up_says_which_service_does_not_answer(running):
 
 def kill_supervisor(place: Servers, instead: int) -> None:
     """Kill the supervisor, and leave the number of another process in its file, as after a restart of the machine."""
-    file = place.settings.state / "supervisord.pid"
+    file = place.settings.pid_file
     process = psutil.Process(int(file.read_text()))
     process.kill()
     process.wait(60)
@@ -283,7 +281,7 @@ def kill_supervisor(place: Servers, instead: int) -> None:
 
 
 def test_killed_supervisor_is_replaced_by_one_other(running):
-    """`up`, typed in two shells at once, behind a proxy, with few open files, ends the servers that a killed
+    """`up`, typed in two shells simultaneously, behind a proxy, with few open files, ends the servers that a killed
     supervisor left: one new set of servers, at the old addresses, or beside a port that is busy now.
     """
     workshop(running, "down", "dashboard")
@@ -302,11 +300,11 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         supervisors = [p for p in processes_of(running.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
         assert len(supervisors) == 1
         rows = status(running)
-        moved = rows["dashboard"]["address"]
-        assert not moved.endswith(f":{wanted}")
-        assert addresses(rows) == addresses(before) | {"dashboard": moved}
+        new_address = rows["dashboard"]["address"]
+        assert not new_address.endswith(f":{wanted}")
+        assert addresses(rows) == addresses(before) | {"dashboard": new_address}
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
-        assert moved in running.run(BIN / "workshop", "config", "--export").stdout
+        assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
         assert running.run(BIN / "workshop", "history", env=environment).returncode == 0
         assert innocent.poll() is None
         innocent.kill()
@@ -319,33 +317,9 @@ def test_down_ends_what_a_killed_supervisor_left(running):
         assert served(running)
         workshop(running, "down")
         assert not processes_of(running.root)
-        assert not running.settings.ports_file.exists()
+        assert not running.settings.is_up
         assert innocent.poll() is None
         innocent.kill()
-
-
-def take_when_chosen(place: Servers, listener: socket.socket) -> None:
-    """Listen on the port that the tracking server shall get, before that server does."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server that just ended had connections
-    wait_for(lambda: place.settings.is_up)
-    listener.bind(("127.0.0.1", place.settings.mlflow_port))
-    listener.listen()
-
-
-def test_port_that_another_program_takes_first_is_replaced(place):
-    """A port that is lost between the choice and the first start: `up` takes another, and a second `up` is well."""
-    workshop(place, "down")
-    wanted = place.settings.mlflow_port
-    with socket.socket() as listener:
-        thief = threading.Thread(target=take_when_chosen, args=(place, listener))
-        thief.start()
-        done = workshop(place, "up")
-        thief.join()
-        assert f"port {wanted} is busy: MLflow tracking takes" in done.stderr
-        assert place.settings.mlflow_port != wanted
-        assert all_well(place)
-        workshop(place, "up")
-    assert all_well(place)
 
 
 def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
@@ -360,18 +334,3 @@ def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
             assert words in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "state").exists()
-
-
-@pytest.mark.walk
-def test_database_is_made_whole_or_not_at_all(tmp_path):
-    """Killed while it makes the tables: no half-made database stays, and the next time one is made."""
-    environment = os.environ | {"WORKSHOP_STATE": str(tmp_path), "WORKSHOP_MLFLOW_PORT": str(free_port())}
-    program = "from workshop.servers.tracking_server import *; ensure_database(get_settings())"
-    command = [BIN / "python", "-c", program]
-    with subprocess.Popen(command, env=environment, start_new_session=True) as first:
-        wait_for((tmp_path / "mlflow.new").exists)
-        os.killpg(first.pid, signal.SIGKILL)
-    assert not (tmp_path / "mlflow.db").exists()
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)

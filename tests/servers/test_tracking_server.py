@@ -109,7 +109,7 @@ def assert_whole(client: MlflowClient, runs: list[str]) -> None:
 
 
 def test_writers_to_sqlite_take_turns(tmp_path):
-    """Eight at once, on a database for which none of them waits: every row is there, whatever a writer does first."""
+    """Eight simultaneous writers, none of which waits for the database: every row is there."""
     engine = create_engine(f"sqlite:///{tmp_path / 'some.db'}", connect_args={"timeout": 0})
     queue_writers(engine)
     with engine.connect() as connection:

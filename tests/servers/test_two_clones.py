@@ -37,7 +37,7 @@ from workshop.servers import supervisor
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
 # What is typed, in a process that is forked with everything imported. The tracking server is the only service: the
-# others take time and processors.
+# others need time and processors.
 TYPE = """
 import dataclasses, os, sys
 os.environ.clear(), os.environ.update(environment)
@@ -151,7 +151,7 @@ def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "kept_ports.json").write_text(json.dumps(wanted))
+        (tmp_path / name / "ports.json").write_text(json.dumps(wanted))
         environment = clean_environment() | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
         environment["WORKSHOP_PORT_LOCK"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
@@ -195,18 +195,18 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     rows = first.status()
     assert not any(row["healthy"] for row in rows.values())
     assert str(second.settings.state) in rows["mlflow"]["reason"]
-    kept = first.settings.kept_ports_file.read_bytes()
+    kept = first.settings.ports_file.read_bytes()
     assert f":{second.port}\n" not in first.workshop("config", "--export").stdout.replace("'", "")
-    first.settings.kept_ports_file.write_bytes(kept)  # the export took ports of its own
+    first.settings.ports_file.write_bytes(kept)  # the export took ports of its own
     with pytest.raises(ServiceError, match="held by another clone"):
         first.record()
     given = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
     assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in given.stderr
     assert len(json.loads(given.stdout)) == 1
-    moved = first.workshop("up")
-    assert moved.returncode == 0, moved.stderr
-    assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in moved.stderr
-    assert str(second.settings.state) in moved.stderr
+    restarted = first.workshop("up")
+    assert restarted.returncode == 0, restarted.stderr
+    assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr
+    assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal finds where it is now
         assert tracking.own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
@@ -228,10 +228,10 @@ def test_ports_stay_their_clones(clones):
     assert first.workshop("up").returncode == 0
     shell = first.settings.exports()
     assert first.workshop("down").returncode == 0
-    moved = second.port
+    new_port = second.port
     assert second.workshop("down").returncode == 0
     assert second.workshop("up").returncode == 0
-    assert second.port == moved
+    assert second.port == new_port
     assert first.workshop("up").returncode == 0
     assert first.port == wanted
     first.log(shell["MLFLOW_TRACKING_URI"])
@@ -241,7 +241,7 @@ def test_ports_stay_their_clones(clones):
 
 
 @pytest.mark.parametrize("clones", ["two users, stand-in"], indirect=True)
-def test_clones_that_start_at_once_take_different_ports(clones):
+def test_clones_that_start_simultaneously_take_different_ports(clones):
     """Both want the same ports: each has its own, and `down` of one leaves the other."""
     typed = [clone.type("up") for clone in clones]
     for process in typed:
@@ -263,24 +263,24 @@ def test_up_names_the_stranger_that_has_its_port(clones):
     assert first.workshop("up").returncode == 0
     assert first.workshop("down", "mlflow").returncode == 0
     with subprocess.Popen(
-        [sys.executable, first.stand_in, str(first.port), first.settings.state / "stranger.db"]
-    ) as stranger:
+        [sys.executable, first.stand_in, str(first.port), first.settings.state / "intruder.db"]
+    ) as intruder:
         wait_for(lambda: port_owners.find_owners(first.settings, first.port))
         done = first.workshop("up")
         assert done.returncode == 1
         assert f"The port {first.port} of this clone is held by" in done.stderr
-        assert f"process {stranger.pid}" in done.stderr
+        assert f"process {intruder.pid}" in done.stderr
         row = _mlflow(first)
         assert not row.healthy
-        assert f"process {stranger.pid}" in row.reason
+        assert f"process {intruder.pid}" in row.reason
         wait_for(lambda: supervisor.processes(first.settings)["mlflow"]["statename"] == "FATAL", 180)
         assert first.workshop("down").returncode == 0
-        moved = first.workshop("up")
-        assert moved.returncode == 0, moved.stderr
-        assert f"process {stranger.pid}" in moved.stderr
+        restarted = first.workshop("up")
+        assert restarted.returncode == 0, restarted.stderr
+        assert f"process {intruder.pid}" in restarted.stderr
         first.record()
         first.check_store()
-        stranger.kill()
+        intruder.kill()
 
 
 def _mlflow(clone: Clone) -> supervisor.Status:

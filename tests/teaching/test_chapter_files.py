@@ -34,10 +34,10 @@ def root(tmp_path):
         yield root
 
 
-def put_back(number: int = 1) -> Path:
+def restore_chapter(number: int = 1) -> Path:
     """Reset a chapter, and return where the copies are."""
     settings = Settings()
-    return chapter_files.put_back(settings, number, chapter_files.find_start(settings.root))
+    return chapter_files.restore_chapter(settings, number, chapter_files.find_start(settings.root))
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -65,7 +65,7 @@ def test_changed_deleted_renamed_and_own_files(root):
     (folder / "raw_data").mkdir()
     (folder / "raw_data" / "weather.csv").write_text("raw\n")
     (root / "2_tracking" / "README.md").write_text("changed, too\n")
-    kept = put_back(1)
+    kept = restore_chapter(1)
     assert kept.parent == root / "server" / "state" / "kept"
     assert contents(kept) == {
         ".gitignore": before["1_starting_point/.gitignore"],
@@ -93,7 +93,7 @@ def test_links_are_moved_and_never_followed(root, tmp_path):
     (folder / "report").rmdir()
     (folder / "report").symlink_to(outside / "report")
     (folder / "broken").symlink_to("nowhere")
-    kept = put_back(1)
+    kept = restore_chapter(1)
     assert contents(folder) == before
     assert not (folder / "report").is_symlink()
     assert set(contents(outside).values()) == {b"precious\n"}
@@ -110,7 +110,7 @@ def test_what_is_staged_and_committed_stays(root):
     (root / "1_starting_point" / "model_rf.ipynb").write_text("staged\n")
     git(root, "add", "--all")
     head, staged = git(root, "rev-parse", "HEAD"), git(root, "ls-files", "--stage")
-    kept = put_back(1)
+    kept = restore_chapter(1)
     assert contents(root / "1_starting_point") == before
     assert contents(kept).items() >= {"README.md": b"committed\n", "model_rf.ipynb": b"staged\n"}.items()
     assert (git(root, "rev-parse", "HEAD"), git(root, "ls-files", "--stage")) == (head, staged)
@@ -140,7 +140,7 @@ def test_what_the_pipeline_made_stays(root):
     (folder / "params.yaml").write_text("mine\n")
     (folder / "own" / "plant.csv").write_text("mine\n")
     (folder / "data" / ".gitignore").unlink()
-    kept = put_back(4)
+    kept = restore_chapter(4)
     assert contents(kept).items() >= {"params.yaml": b"mine\n", "own/plant.csv": b"mine\n"}.items()
     assert (folder / "params.yaml").read_bytes() == given
     assert (folder / "data" / ".gitignore").exists()
@@ -163,7 +163,7 @@ def test_exercises_of_the_chapter_count_as_unsolved(root):
     state = root / "server" / "state"
     state.mkdir(parents=True)
     (state / "exercises.json").write_text(json.dumps({"1.1": "now", "2.1": "now"}))
-    put_back(1)
+    restore_chapter(1)
     assert set(json.loads((state / "exercises.json").read_text())) == {"2.1"}
 
 
@@ -201,5 +201,5 @@ def test_kept_folder_that_cannot_be_made_stops_before_anything_changes(root):
     (state / "kept").write_text("in the way")
     (root / "1_starting_point" / "README.md").write_text("mine\n")
     with pytest.raises(ResetError, match="could not be put back"):
-        put_back(1)
+        restore_chapter(1)
     assert (root / "1_starting_point" / "README.md").read_text() == "mine\n"

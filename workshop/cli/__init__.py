@@ -10,7 +10,7 @@ import click
 
 from workshop.errors import typeable
 
-# The module of each command and its line in `workshop --help`, which imports no command and so answers at once.
+# The module of each command and its line in `workshop --help`, which imports no command and so is fast.
 COMMANDS = {
     "up": ("servers", "Start the servers that do not run, and wait until each answers."),
     "down": ("servers", "Stop the servers, or only those that are named."),
@@ -18,9 +18,9 @@ COMMANDS = {
     "config": ("servers", "Show addresses and folders, also as lines for the shell."),
     "lab": ("servers", "Start the servers, then JupyterLab at the start page."),
     "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
-    "repro": ("repro", "Run what changed of the pipeline."),
-    "params": ("repro", "Check params.yaml, and show its values and limits."),
-    "data": ("data", "Get the data: raw files, or the processed table."),
+    "repro": ("pipeline", "Run what changed of the pipeline."),
+    "params": ("pipeline", "Check params.yaml, and show its values and limits."),
+    "data": ("pipeline", "Get the data: raw files, or the processed table."),
     "promote": ("models", "Put a candidate before the gate; promote it when it passes."),
     "rollback": ("models", "Bring back the version that was in production before."),
     "history": ("models", "Show what was in production, since when, by whom and why."),
@@ -86,7 +86,7 @@ def print_rows(rows: list[dict], as_json: bool, widest: int | list[int | None] |
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    from tabulate import tabulate
+    from tabulate import tabulate  # not for --help: takes 0.1 s
 
     cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
     click.echo(tabulate(cells, headers="keys", tablefmt="simple", maxcolwidths=widest))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from pydantic import BaseModel, Field
 
 from workshop.cli import json_option, one_line, print_rows, report
 from workshop.data import schema
@@ -41,13 +41,13 @@ def promote(candidate: Path | None, why: str | None, dry_run: bool, force: bool)
     report("the gate scores the candidate and the model in production")
     pipeline = get_settings().pipeline
     policy = read_stage(pipeline / "params.yaml", "promote")
-    run_id, model_uri = _read_candidate(candidate or pipeline / "results" / "candidate.json")
+    chosen = _read_candidate(candidate or pipeline / "results" / "candidate.json")
     held_out = schema.read(pipeline / "data" / "test.parquet")
     client = connect()
-    verdict, champion = registry.evaluate_candidate(run_id, model_uri, held_out, policy, client)
+    verdict, champion = registry.evaluate_candidate(chosen.run_id, chosen.model_uri, held_out, policy, client)
     verdict = gate.force(verdict) if force else verdict
     if verdict.promoted and not dry_run:
-        registry.apply(verdict, run_id, model_uri, champion, why or "by command", client)
+        registry.apply(verdict, chosen.run_id, chosen.model_uri, champion, why or "by command", client)
     # The terminal's width, less the verdicts, for the three other columns.
     print_rows(verdict.table, as_json=False, widest=max(20, (shutil.get_terminal_size().columns - 13) // 3))
     click.echo(("dry run, nothing is changed; " if dry_run else "") + verdict.reason)
@@ -55,24 +55,23 @@ def promote(candidate: Path | None, why: str | None, dry_run: bool, force: bool)
         raise SystemExit(PromotionRefused.exit_code)
 
 
-def _read_candidate(file: Path) -> tuple[str, str]:
-    """Return the id of the run and the address of the model that a file names."""
+class _Candidate(BaseModel):
+    """The run and the model that the stage `compare` chose."""
+
+    run_id: str = Field(pattern="^[0-9a-f]{32}$")
+    model_uri: str = Field(pattern="^models:/m-[0-9a-f]{32}$")
+
+
+def _read_candidate(file: Path) -> _Candidate:
     try:
-        named = json.loads(file.read_text())
-        run_id, model_uri = named["run_id"], named["model_uri"]
-        logged = re.fullmatch("[0-9a-f]{32}", run_id) and re.fullmatch("models:/m-[0-9a-f]{32}", model_uri)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        content = repr(error)
-    else:
-        if logged:
-            return run_id, model_uri
-        content = f"run_id {run_id!r}, model_uri {model_uri!r}"
-    raise ModelError(
-        f"{file} names no candidate.",
-        value=content,
-        expected="JSON with run_id and model_uri (models:/m-...), as the stage `compare` writes it",
-        next_step="cd 4_pipeline && dvc repro",
-    )
+        return _Candidate.model_validate_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{file} names no candidate.",
+            value=error,
+            expected="JSON with run_id and model_uri (models:/m-...), as the stage `compare` writes it",
+            next_step="cd 4_pipeline && dvc repro",
+        ) from None
 
 
 @click.command()

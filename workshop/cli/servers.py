@@ -18,8 +18,9 @@ from workshop import fingerprint
 from workshop.cli import json_option, print_rows, report
 from workshop.files import write_atomically
 from workshop.parameters import read
+from workshop.servers import backup as backups
 from workshop.servers import supervisor
-from workshop.servers.services import first_free, is_free, ports_for_shell, program
+from workshop.servers.services import ports_for_shell, program
 from workshop.settings import get_settings
 
 
@@ -40,7 +41,7 @@ def up(chapter: int | None, repro: bool) -> None:
         click.echo("Servers", err=True)
     settings = supervisor.up(report)
     if repro:
-        from workshop.cli.repro import run_and_show  # imports pandas and DVC
+        from workshop.cli.pipeline import run_and_show  # imports DVC
 
         run_and_show(settings)
     if chapter:
@@ -93,8 +94,8 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     settings = get_settings()
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
-    import dask
-    from papermill_dask import EngineError, connect, running  # imports Dask, too
+    import dask  # with its cluster half a second
+    from papermill_dask import EngineError, connect, running
 
     with (
         dask.config.set({"scheduler-address": settings.scheduler_address}),
@@ -136,32 +137,23 @@ def config(export: bool, folder: Path | None, as_json: bool) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="The port, or the first free one above it.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def lab(port: int, options: tuple[str, ...]) -> None:
+def lab(options: tuple[str, ...]) -> None:
     """Start the servers that do not run, then JupyterLab at the start page; OPTIONS go to `jupyter lab`.
 
     \b
     Example:  workshop lab --no-browser
     """
-    from workshop.teaching.checkpoints import write_start_page
+    from workshop.teaching.checkpoints import write_start_page  # imports pandas
 
     settings = supervisor.up(report)
     write_start_page(settings)
     report("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
-    port = first_free(port, lambda port: is_free("127.0.0.1", port), "name another with --port")
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
-    arguments = [
-        "jupyter-lab",
-        *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
-        # Dask's panel remembers its address together with the open tabs, and the address changes with the port.
-        f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
-        *options,
-    ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
     # A job in the background of a script ignores Ctrl-C, and so would every program in JupyterLab's terminals.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
+    os.execve(program("jupyter-lab"), ["jupyter-lab", "--ip=127.0.0.1", *options], environment)  # noqa: S606
 
 
 @click.command()
@@ -176,8 +168,6 @@ def backup(file: Path | None, restore: bool) -> None:
     Example:  workshop backup before-the-upgrade.tar
               WORKSHOP_STATE=/srv/workshop workshop backup --restore before-the-upgrade.tar
     """
-    from workshop.servers import backup as backups  # imports mlflow-ftp
-
     settings = get_settings()
     if restore:
         if file is None or not file.exists():

@@ -10,7 +10,7 @@ from workshop.cli import json_option, print_rows, report
 from workshop.errors import typeable
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints
-from workshop.teaching.doctor import examine
+from workshop.teaching.doctor import WRONG, examine
 
 DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
 
@@ -59,18 +59,18 @@ def check(chapter: int | None, as_json: bool) -> None:
 def doctor(as_json: bool) -> None:
     """Examine this machine and say what to type; exit 1 when something will fail.
 
-    `ok` is well, `?` works yet may surprise, `!!` will fail.
+    `ok` is fine, `?` works yet may surprise, `!!` will fail.
 
     \b
     Example:  workshop doctor
     """
     findings = examine(get_settings())
     if as_json:
-        print_rows([finding.as_dict() for finding in findings], as_json)
+        print_rows([asdict(finding) for finding in findings], as_json)
     for finding in findings if not as_json else ():
         next_step = f"\n    next: {typeable(finding.next_step)}" if finding.next_step else ""
         click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.found}{next_step}")
-    if not all(finding.ok for finding in findings):
+    if any(finding.verdict == WRONG for finding in findings):
         raise SystemExit(1)
 
 
@@ -91,6 +91,6 @@ def reset(chapter: int, yes: bool) -> None:
     report(f"{folder} is put back to the commit {start[:7]}, its exercises to unsolved; your files are moved away")
     if not yes:
         click.confirm("  Continue?", abort=True, err=True)
-    report(f"your files are in {chapter_files.put_back(settings, chapter, start)}")
+    report(f"your files are in {chapter_files.restore_chapter(settings, chapter, start)}")
     report("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
     checkpoints.write_start_page(settings)

@@ -1,17 +1,14 @@
 """A backup of what the servers keep: one tar file with the tracking database and the artifacts, made while they run.
 
-The database is copied first, as it is at one moment. The artifacts that it names were stored before that moment, and
-the store replaces an artifact by renaming alone, so each is copied whole.
+The database is copied first. The artifacts that it names were stored before, and the store replaces an artifact by
+renaming alone, so each is copied whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
-import os
-import shutil
 import sqlite3
 import subprocess
 import tarfile
@@ -23,6 +20,7 @@ from pathlib import Path
 from mlflow_ftp import names
 
 from workshop.errors import ServiceError
+from workshop.files import checksum
 from workshop.servers import supervisor
 from workshop.servers.services import database_address
 from workshop.settings import Settings
@@ -47,28 +45,24 @@ def back_up(file: Path, settings: Settings) -> Hashes:
         )
     if file.exists():
         raise ServiceError("The file exists already.", value=file, next_step="name another file, or move it away")
-    try:
-        # In the same folder, so that the complete file only needs its name; readable for its owner alone.
-        with tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as folder:
-            snapshot, temporary = Path(folder, _database_name(settings)), Path(folder, "backup.tar")
-            if settings.database_uri:
-                _run("pg_dump", "--format=custom", f"--file={snapshot}", settings=settings)
-            else:
-                _copy_database(settings.database, snapshot)
-            temporary.touch(mode=0o600)
-            with tarfile.open(temporary, "w") as tar:
-                hashes = _add_files(tar, snapshot, settings.artifacts)
-                text = json.dumps({"files": hashes}, indent=1).encode()
-                manifest = tarfile.TarInfo(MANIFEST)
-                manifest.size, manifest.mtime = len(text), int(time.time())
-                tar.addfile(manifest, io.BytesIO(text))
-            temporary.replace(file)
-    except (OSError, sqlite3.Error) as error:
-        raise ServiceError(
-            "The backup could not be made.",
-            value=error,
-            next_step=f"look at the disk of {file.absolute().parent}, and who may write there",
-        ) from None
+    # In the same folder, so that the complete file only needs its name; readable for its owner alone.
+    with (
+        _disk_errors("The backup could not be made.", file.absolute().parent),
+        tempfile.TemporaryDirectory(prefix=".workshop-backup-", dir=file.absolute().parent) as name,
+    ):
+        folder = Path(name)
+        snapshot, manifest, temporary = folder / _database_name(settings), folder / MANIFEST, folder / "backup.tar"
+        if settings.database_uri:
+            _run("pg_dump", "--format=custom", f"--file={snapshot}", settings=settings)
+        else:
+            _copy_database(settings.database, snapshot)
+        temporary.touch(mode=0o600)
+        with tarfile.open(temporary, "w") as tar:
+            tar.add(snapshot, snapshot.name)
+            hashes = {snapshot.name: checksum(snapshot)} | _add_artifacts(tar, settings.artifacts)
+            manifest.write_text(json.dumps({"files": hashes}, indent=1))
+            tar.add(manifest, MANIFEST)  # the last member: a file that was cut off has none
+        temporary.replace(file)
     return hashes
 
 
@@ -78,29 +72,32 @@ def restore(file: Path, settings: Settings) -> Hashes:
     Raises ServiceError when servers of that folder run, when it is not empty, when the backup is damaged, or when the
     disk fails.
     """
-    with supervisor.stopped(settings):
-        _refuse_full(settings)
-        try:
-            with tempfile.TemporaryDirectory(prefix="restore-", dir=settings.state) as name:
-                folder = Path(name).resolve()
-                hashes = _extract(file, folder, _database_name(settings))
-                if settings.database_uri:  # an error when the database is not empty
-                    options = "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"
-                    _run("pg_restore", *options, str(folder / DUMP), settings=settings)
-                (folder / ARTIFACTS).replace(settings.artifacts)
-                if not settings.database_uri:
-                    (folder / DATABASE).replace(settings.database)  # last: a folder with a database is a state
-        except OSError as error:
-            raise ServiceError(
-                "The backup could not be restored.",
-                value=error,
-                next_step=f"look at the disk of {settings.state}, and who may write there",
-            ) from None
+    with supervisor.stopped(settings), _disk_errors("The backup could not be restored.", settings.state):
+        _require_empty(settings)
+        with tempfile.TemporaryDirectory(prefix="restore-", dir=settings.state) as name:
+            folder = Path(name)
+            hashes = _extract(file, folder, _database_name(settings))
+            if settings.database_uri:  # an error when the database is not empty
+                options = "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"
+                _run("pg_restore", *options, str(folder / DUMP), settings=settings)
+            (folder / ARTIFACTS).replace(settings.artifacts)
+            if not settings.database_uri:
+                (folder / DATABASE).replace(settings.database)  # last: a folder with a database is a state
     return hashes
 
 
 def _database_name(settings: Settings) -> str:
     return DUMP if settings.database_uri else DATABASE
+
+
+@contextlib.contextmanager
+def _disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Raise ServiceError in place of the errors of the disk on which ``folder`` is."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        next_step = f"look at the disk of {folder}, and who may write there"
+        raise ServiceError(what, value=error, next_step=next_step) from None
 
 
 def _run(program: str, *options: str, settings: Settings) -> None:
@@ -113,12 +110,12 @@ def _run(program: str, *options: str, settings: Settings) -> None:
             f"`{program}` failed.",
             value=done.stderr.strip()[-1000:],
             expected="PostgreSQL's client programs on the PATH, not older than the server; to restore, no tables",
-            next_step="mend the cause (programs: apt-get install postgresql-client), then the same again",
+            next_step="fix the cause (programs: apt-get install postgresql-client), then repeat the command",
         )
 
 
 def _copy_database(source: Path, target: Path) -> None:
-    """Copy a database as it is at one moment, with what its log still holds; raise ServiceError when it is damaged."""
+    """Copy a consistent state of a database, its write-ahead log included; raise ServiceError when it is damaged."""
     with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as copy:
         old.backup(copy)
         (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
@@ -130,25 +127,17 @@ def _copy_database(source: Path, target: Path) -> None:
         )
 
 
-def _add_files(tar: tarfile.TarFile, snapshot: Path, artifacts: Path) -> Hashes:
-    tar.add(snapshot, snapshot.name)
-    with snapshot.open("rb") as source:
-        hashes = {snapshot.name: hashlib.file_digest(source, "sha256").hexdigest()}
+def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
+    """Append the artifacts, without parts of uploads; return their hashes."""
     tar.add(artifacts, ARTIFACTS, recursive=False)
-    for path in _artifacts(artifacts):
-        name = f"{ARTIFACTS}/{path.relative_to(artifacts).as_posix()}"
-        with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
-            hashes[name] = _add_artifact(tar, path, name)
+    hashes: Hashes = {}
+    for path in sorted(artifacts.rglob("*")):
+        relative = path.relative_to(artifacts)
+        if path.is_file() and not path.is_symlink() and not any(map(names.is_own, relative.parts)):
+            name = f"{ARTIFACTS}/{relative.as_posix()}"
+            with contextlib.suppress(FileNotFoundError):  # deleted since the folder was listed
+                hashes[name] = _add_artifact(tar, path, name)
     return hashes
-
-
-def _artifacts(folder: Path) -> Iterator[Path]:
-    """Yield the artifacts below a folder: regular files, without parts of uploads."""
-    for top, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not names.is_own(name))
-        for path in (Path(top, name) for name in sorted(files) if not names.is_own(name)):
-            if path.is_file() and not path.is_symlink():
-                yield path
 
 
 def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
@@ -176,7 +165,7 @@ def _add_artifact(tar: tarfile.TarFile, path: Path, name: str) -> str:
     )
 
 
-def _refuse_full(settings: Settings) -> None:
+def _require_empty(settings: Settings) -> None:
     # A journal that a killed server left would be played into the database that takes its place.
     existing = sorted(settings.state.glob(f"{settings.database.name}*"))
     if settings.artifacts.exists() and any(settings.artifacts.iterdir()):
@@ -192,30 +181,20 @@ def _refuse_full(settings: Settings) -> None:
 
 def _extract(file: Path, folder: Path, database: str) -> Hashes:
     """Write the files of a backup below a folder; raise ServiceError unless they are those of its manifest."""
-    hashes: Hashes = {}
     try:
         with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                target = Path(os.path.normpath(folder / member.name))
-                if not (target.is_relative_to(folder) and (member.isreg() or member.isdir())):
-                    raise ValueError(f"{member.name!r} has no place in a backup")
-                (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-                if (content := tar.extractfile(member)) is not None:
-                    with content as source, target.open("x+b") as output:
-                        shutil.copyfileobj(source, output)
-                        output.seek(0)
-                        hashes[member.name] = hashlib.file_digest(output, "sha256").hexdigest()
-        hashes.pop(MANIFEST)  # the last one: a file that was cut off has none
+            tar.extractall(folder, filter="data")
+        hashes = {path.relative_to(folder).as_posix(): checksum(path) for path in folder.rglob("*") if path.is_file()}
+        del hashes[MANIFEST]
         expected = json.loads((folder / MANIFEST).read_text())["files"]
         if different := dict(hashes.items() ^ expected.items()):
             raise ValueError(f"{len(different)} files differ from its manifest, such as {min(different)!r}")
         if not (folder / database).is_file() or not (folder / ARTIFACTS).is_dir():
             raise ValueError(f"it lacks {database} or {ARTIFACTS}")
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, KeyError, TypeError, AttributeError, FileExistsError,
-            NotADirectoryError) as error:  # fmt: skip
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ServiceError(
             f"The file {file} is no complete backup.",
-            value=repr(error) if isinstance(error, KeyError) else error,
+            value=f"{type(error).__name__}: {error}",
             expected="a file as `workshop backup` made it, from the same kind of database (WORKSHOP_DATABASE_URI)",
             next_step="copy it here again, or take another backup; nothing was restored",
         ) from None

@@ -18,13 +18,12 @@ from tornado import web
 from tornado.httputil import HTTPHeaders
 
 from workshop import port_owners
-from workshop.servers.services import ports_for_shell
 from workshop.settings import get_settings
 
-LOOK_SECONDS = 2.0
+CHECK_SECONDS = 2.0
 # The report has no scripts, and any that got into it must not run with the rights of JupyterLab's pages.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'"
-ABSENT = """<!DOCTYPE html>
+PROBLEM_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta http-equiv="refresh" content="3"><title>{title}</title></head>
 <body style="font: 16px/1.5 system-ui, sans-serif; max-width: 38rem; margin: 3rem auto; padding: 0 1rem">
@@ -41,12 +40,12 @@ for (const [key, value] of [
 
 
 class RunningServerHandler(NamedLocalProxyHandler):
-    """Passes requests on to a running server, or says what to type when it does not run."""
+    """Passes requests to a running server; shows what to type when the server does not run."""
 
     name: str  # the first part of its URL
     title: str
     setting: str  # the name of the setting with the port
-    looked: ClassVar[dict[int, float]] = {}  # when the server on a port was last found to be ours
+    last_checks: ClassVar[dict[int, float]] = {}  # by port: when the server was last found to be ours
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -78,18 +77,18 @@ class RunningServerHandler(NamedLocalProxyHandler):
 
     async def proxy(self, port: int, path: str) -> None:
         """Pass a request on; answer with a page when the server does not run or is not ours."""
-        if time.monotonic() > self.looked.get(port, 0) + LOOK_SECONDS:
-            if stranger := port_owners.find_foreign_owner(get_settings(), port):
-                show_absent(self, self.title, f"The port {port} is held by {stranger}.", "workshop up")
+        if time.monotonic() > self.last_checks.get(port, 0) + CHECK_SECONDS:
+            if foreign_owner := port_owners.find_foreign_owner(get_settings(), port):
+                show_problem(self, self.title, f"The port {port} is held by {foreign_owner}.", "workshop up")
                 return
-            self.looked[port] = time.monotonic()
+            self.last_checks[port] = time.monotonic()
         try:
             await super().proxy(port, path)
         except (OSError, web.HTTPError) as error:
             # The port is closed; or, as the proxy reports it, the server closed the connection or takes too long.
             if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
-            show_absent(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
+            show_problem(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
 
 
 class MLflowHandler(RunningServerHandler):
@@ -131,18 +130,18 @@ class ReportHandler(JupyterHandler):
         """Answer with the report; its links to MLflow lead through JupyterLab."""
         file = get_settings().pipeline / "results" / "report.html"
         if not file.exists():
-            show_absent(self, self.title, "There is no report yet: the pipeline writes it.", "workshop repro")
+            show_problem(self, self.title, "There is no report yet: the pipeline writes it.", "workshop repro")
             return
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Content-Security-Policy", REPORT_POLICY)
         self.finish(through_jupyterlab(file.read_bytes(), self.base_url))
 
 
-def show_absent(handler: JupyterHandler, title: str, problem: str, command: str) -> None:
+def show_problem(handler: JupyterHandler, title: str, problem: str, command: str) -> None:
     """Answer with a page that says what is missing and what to type, and that reloads every three seconds."""
     handler.clear()
     handler.set_status(503)
-    handler.finish(ABSENT.format(title=escape(title), problem=escape(problem), command=escape(command)))
+    handler.finish(PROBLEM_PAGE.format(title=escape(title), problem=escape(problem), command=escape(command)))
 
 
 def through_jupyterlab(page: bytes, base_url: str) -> bytes:
@@ -152,11 +151,6 @@ def through_jupyterlab(page: bytes, base_url: str) -> bytes:
         old, new = (f"{address}/#".replace("/", slash).encode() for address in (direct, proxied))
         page = page.replace(old, new)
     return page
-
-
-def exports() -> dict[str, str]:
-    """Return the addresses for kernels, on ports that are this clone's own, also before the servers have started."""
-    return ports_for_shell(get_settings(), lambda _: None).exports()
 
 
 class Tile(ServerProcess):
@@ -176,10 +170,5 @@ class Tile(ServerProcess):
 
 def tiles() -> dict[str, Tile]:
     """Return the tiles of the launcher by the first part of their URL."""
-    tiles = (
-        Tile(MLflowHandler, "#/experiments"),
-        Tile(DaskHandler, "status"),
-        Tile(DashboardHandler),
-        Tile(ReportHandler),
-    )
-    return {tile.name: tile for tile in tiles}
+    paths = {MLflowHandler: "#/experiments", DaskHandler: "status", DashboardHandler: "", ReportHandler: ""}
+    return {handler.name: Tile(handler, path) for handler, path in paths.items()}

@@ -12,6 +12,7 @@ import logging
 import logging.config
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -24,6 +25,7 @@ import psutil
 import requests
 import yaml
 from platformdirs import user_state_path
+from sqlalchemy.engine import make_url
 
 from workshop import port_owners
 from workshop.errors import ServiceError, SettingsError
@@ -31,9 +33,11 @@ from workshop.files import write_atomically
 from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
-PORTS_TRIED = 200
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
-WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may begin at the same moment
+WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may start simultaneously
+
+
+Report = Callable[[str], None]  # gets lines about the progress
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Service:
     address: Callable[[Settings], str]
     healthy: Callable[[Settings], bool]
     environment: dict[str, str] = field(default_factory=dict)
-    asks_for_password: bool = False
+    requires_password: bool = False
     folder: str | None = None  # of the repository, in which it runs; else the folder of the servers' state
     private: bool = True  # only the owner may read the files that it writes
 
@@ -84,9 +88,7 @@ def database_address(settings: Settings) -> str:
     """
     if settings.database_uri is None:
         return f"sqlite:///{settings.database}"
-    from sqlalchemy.engine import make_url  # takes 0.2 s
-
-    # Nothing that SQLAlchemy would read in another way than meant, and a part of a password with it.
+    # SQLAlchemy would read other texts differently than meant, and might show a part of the password.
     if not re.fullmatch(POSTGRESQL, settings.database_uri.get_secret_value()):
         raise SettingsError(
             "The setting WORKSHOP_DATABASE_URI cannot be used.",
@@ -140,10 +142,20 @@ def _workers_command(settings: Settings) -> list[str]:
         # One notebook a worker: a notebook leaves its thread free, so threads no longer bound how many run.
         *("--resources", "notebook=1"),
         *("--preload", "papermill_dask.preload"),
-        *("--preload-nanny", "workshop.servers.nanny_preload"),
+        *("--preload-nanny", "workshop.servers.services"),
         *("--local-directory", str(settings.state / "dask")),
         *("--dashboard-address", f"{settings.host}:0"),
     ]
+
+
+def dask_teardown(_nanny: Any) -> None:
+    """Stop a `dask worker` process when one of its workers has closed; supervisor then starts all of them again.
+
+    Dask calls this function (`--preload-nanny`). A worker that loses the scheduler also closes its nanny, and the
+    process would keep running with one worker less. After a signal, Dask has restored the default handler: do nothing.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 SERVICES = (
@@ -154,7 +166,7 @@ SERVICES = (
         lambda settings: [sys.executable, str(settings.root / "server" / "ftpserver.py")],
         lambda settings: settings.ftp_uri,
         _ftp_answers,
-        asks_for_password=True,
+        requires_password=True,
     ),
     Service(
         "mlflow",
@@ -208,7 +220,7 @@ SERVICES = (
 
 
 def environment_of(service: Service, settings: Settings) -> dict[str, str]:
-    """Return the variables of a service; among them those by which it logs as `settings.logging_file` says."""
+    """Return the variables of a service; with `settings.logging_file` also those that configure its logging."""
     if not (file := settings.logging_file):
         return service.environment
     return service.environment | {
@@ -221,7 +233,7 @@ def environment_of(service: Service, settings: Settings) -> dict[str, str]:
 
 
 def configure_logging(settings: Settings, **basic: Any) -> None:
-    """Log as `settings.logging_file` says, or as ``basic`` does."""
+    """Configure logging by `settings.logging_file`, else by the options ``basic``."""
     if settings.logging_file:
         logging.config.dictConfig(yaml.safe_load(settings.logging_file.read_text(encoding="utf-8")))
     else:
@@ -232,19 +244,19 @@ def refuse_beyond_loopback(settings: Settings, *names: str) -> None:
     """Raise ServiceError when services without a password would be open to other machines."""
     if is_loopback(settings.host):
         return
-    open_ones = [service.title for service in SERVICES if service.name in names and not service.asks_for_password]
-    if open_ones:
+    unprotected = [service.title for service in SERVICES if service.name in names and not service.requires_password]
+    if unprotected:
         raise ServiceError(
-            f"{', '.join(open_ones)}: not started, since other machines could use it without a password.",
+            f"{', '.join(unprotected)}: not started, since other machines could use it without a password.",
             value=f"WORKSHOP_HOST={settings.host}",
-            expected="127.0.0.1, localhost or ::1",
+            expected="127.0.0.1 or localhost",
             next_step="unset WORKSHOP_HOST; from another machine use a tunnel, such as "
             f"`ssh -L {settings.dashboard_port}:127.0.0.1:{settings.dashboard_port} HOST`",
         )
 
 
 def is_healthy(service: Service, settings: Settings) -> bool:
-    """Return whether a service answers; another clone's, or another program's, answer counts as none."""
+    """Return whether a service answers; an answer of another clone or another program does not count."""
     try:
         return service.healthy(settings) and not port_owners.find_foreign_owner(settings, *service.ports_of(settings))
     except (OSError, ValueError, KeyError, requests.RequestException):
@@ -253,16 +265,16 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 
 # -- ports -------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def choosing_ports(settings: Settings, report: Callable[[str], None]) -> Iterator[None]:
-    """Let one clone of the machine at a time look for free ports, until its servers listen on them.
+def choosing_ports(settings: Settings, report: Report) -> Iterator[None]:
+    """Hold the machine's lock for choosing ports, until the servers of this clone listen on them.
 
-    Two would choose the same. A clone that hangs is not waited for any longer than WAIT_SECONDS.
+    Two clones that choose simultaneously would choose the same ports. Wait at most WAIT_SECONDS for another clone.
     """
-    with socket.socket(type=socket.SOCK_DGRAM) as turn:  # closed when this process ends, in whichever way
+    with socket.socket(type=socket.SOCK_DGRAM) as lock:  # closed when this process ends, in whichever way
         deadline, is_waiting = time.monotonic() + WAIT_SECONDS, False
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                turn.bind(("127.0.0.1", settings.port_lock))
+                lock.bind(("127.0.0.1", settings.port_lock))
                 break
             if not is_waiting:
                 report("waiting for another clone, which is choosing its ports")
@@ -273,7 +285,7 @@ def choosing_ports(settings: Settings, report: Callable[[str], None]) -> Iterato
 
 def is_free(host: str, port: int) -> bool:
     """Return whether a server could listen there."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket() as probe:
         # As servers do it: a port in TIME_WAIT is free, one that a server listens on is not.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
@@ -282,65 +294,56 @@ def is_free(host: str, port: int) -> bool:
     return False
 
 
-def first_free(wanted: int, is_usable: Callable[[int], bool], next_step: str) -> int:
-    """Return the wanted port, or the first usable one above it; raise ServiceError when there is none."""
-    candidates = range(wanted, min(wanted + PORTS_TRIED, 65536))
-    for port in filter(is_usable, candidates):
-        return port
-    raise ServiceError("No port is free.", value=f"{wanted} to {candidates[-1]} are all taken", next_step=next_step)
-
-
-def choose_ports(settings: Settings, report: Callable[[str], None]) -> Settings:
+def choose_ports(settings: Settings, report: Report) -> Settings:
     """Return the settings with a free port in place of each that is not ours; ``report`` gets a line for each change.
 
     The ports of other clones of this user are not free, even while none of their servers runs.
     """
     taken: dict[str, int] = {}
-    holders = owners_of(settings)
+    owners = owners_of(settings)
     reserved = _ports_of_other_clones(settings)
 
     def is_usable(port: int) -> bool:
-        if port in holders and holders[port].state == settings.state:
+        if port in owners and owners[port].state == settings.state:
             return True
         return port not in {*taken.values(), *reserved} and is_free(settings.host, port)
 
     for service in SERVICES:
         for name, wanted in zip(service.ports, service.ports_of(settings), strict=True):
-            next_step = f"set WORKSHOP_{name.upper()} to a port that is free for {service.title}"
-            taken[name] = first_free(wanted, is_usable, next_step)
-            if taken[name] != wanted:
-                holder = holders.get(wanted) or reserved.get(wanted) or "another process"
-                report(f"port {wanted} is busy: {service.title} takes {taken[name]} ({holder})")
+            port = taken[name] = next(filter(is_usable, range(wanted, 65536)))
+            if port != wanted:
+                owner = owners.get(wanted) or reserved.get(wanted) or "another process"
+                report(f"port {wanted} is busy: {service.title} takes {port} ({owner})")
     return settings.model_copy(update=taken)
 
 
 def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
-    """Return the holder of each port of the services on which a process listens."""
+    """Return the owner of each port of the services on which a process listens."""
     return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
-def reserve_ports(settings: Settings, report: Callable[[str], None], file: Path | None = None) -> Settings:
-    """Choose the ports, reserve them for this clone, and write them where `settings` reads them, or to ``file``."""
+def reserve_ports(settings: Settings, report: Report) -> Settings:
+    """Choose the ports, reserve them for this clone, and write them to the file that `Settings` reads."""
     settings = choose_ports(settings, report)
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
-    write_atomically(file or settings.ports_file, json.dumps(chosen, indent=1).encode())
+    write_atomically(settings.ports_file, json.dumps(chosen, indent=1).encode())
     with contextlib.suppress(OSError):  # a home folder that cannot be written
-        link = _clones() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
+        link = _clones_folder() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(settings.state)
     return settings
 
 
-def ports_for_shell(settings: Settings, report: Callable[[str], None]) -> Settings:
+def ports_for_shell(settings: Settings, report: Report) -> Settings:
     """Return the settings whose addresses a shell or a kernel may keep, also before the servers have started."""
     with contextlib.suppress(OSError):  # a folder that cannot be written
         if not settings.is_up:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return reserve_ports(settings, report, settings.kept_ports_file)
+            return reserve_ports(settings, report)
     return choose_ports(settings, report)
 
 
-def _clones() -> Path:
+def _clones_folder() -> Path:
     """Return the folder with a link to the state folder of each clone of this user."""
     return user_state_path("workshop") / "clones"
 
@@ -348,14 +351,12 @@ def _clones() -> Path:
 def _ports_of_other_clones(settings: Settings) -> dict[int, str]:
     """Return the ports that this user's other clones took since the machine started, each with its owner."""
     reserved: dict[int, str] = {}
-    for link in _clones().glob("*"):
+    for link in _clones_folder().glob("*"):
         other = settings.model_copy(update={"state": link.resolve()})
         if other.state == settings.state:
             continue
-        for file in (other.ports_file, other.kept_ports_file):  # in this order: `down` renames the one to the other
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                if file.stat().st_mtime > psutil.boot_time():
-                    owner = f"another clone: {other.state}"
-                    reserved |= dict.fromkeys(json.loads(file.read_text()).values(), owner)
-                    break
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if other.ports_file.stat().st_mtime > psutil.boot_time():
+                ports = json.loads(other.ports_file.read_text()).values()
+                reserved |= dict.fromkeys(ports, f"another clone: {other.state}")
     return reserved

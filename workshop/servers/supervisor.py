@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -28,8 +28,8 @@ from workshop import port_owners
 from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
+    Report,
     Service,
-    choose_ports,
     choosing_ports,
     environment_of,
     is_free,
@@ -38,7 +38,7 @@ from workshop.servers.services import (
     refuse_beyond_loopback,
     reserve_ports,
 )
-from workshop.servers.tracking_server import ensure_database
+from workshop.servers.tracking_server import check_database
 from workshop.settings import Settings, get_settings
 
 START_SECONDS = 300  # of a machine under load
@@ -48,15 +48,13 @@ OPEN_FILES = 1024  # supervisor's own default, with which it does not start wher
 SOCKET_PATH_LIMIT = 100  # bytes; the kernel's limit for a unix socket is 108 (Linux) or 104 (macOS)
 UNANSWERED = (OSError, HTTPException, xmlrpc.client.Error)
 
-Report = Callable[[str], None]  # gets lines about the progress
-
 
 @dataclass(frozen=True)
 class Status:
     """One service as it is now.
 
     ``state``: running, started by hand (not by `up`), does not answer, given up, held by another, or stopped.
-    ``reason``: who holds its port, or why supervisor gave it up.
+    ``reason``: the owner of its port, or why supervisor gave it up.
     """
 
     name: str
@@ -79,8 +77,8 @@ def status(settings: Settings | None = None) -> list[Status]:
         state = "running" if healthy else "does not answer" if pid else "stopped"
         if service.name in by_hand:
             state = "started by hand"
-        elif stranger := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
-            state, reason = "held by another", f"its port {stranger.port} is held by {stranger}"
+        elif foreign_owner := port_owners.find_foreign_owner(settings, *service.ports_of(settings)):
+            state, reason = "held by another", f"its port {foreign_owner.port} is held by {foreign_owner}"
         elif process.get("statename") == "FATAL":
             last = next(iter(_log_lines(service, settings)[-1:]), "no output")
             state = "given up"
@@ -97,27 +95,19 @@ def up(report: Report) -> Settings:
     """
     settings = get_settings()
     refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
-    with _only_one(settings):
+    with _locked(settings):
         settings = get_settings()  # another `up` may have taken other ports meanwhile
         if processes(settings):
-            _bring_up(settings, report)
+            _start_services(settings, report)
             return settings
         _end_leftovers(settings, report)
         settings.credentials(create=True)
-        ensure_database(settings)
+        check_database(settings)
         with choosing_ports(settings, report):
-            while True:
-                settings = reserve_ports(settings, report)
-                _start_supervisor(settings)
-                try:
-                    _bring_up(settings, report)
-                except ServiceError:
-                    if choose_ports(settings, lambda _: None) == settings:
-                        raise
-                    # Another program took a port before our server did. Nothing uses the addresses yet.
-                    _end_leftovers(settings, report)
-                else:
-                    return settings
+            settings = reserve_ports(settings, report)
+            _start_supervisor(settings)
+            _start_services(settings, report)
+            return settings
 
 
 def down(report: Report, names: Sequence[str] = ()) -> int:
@@ -136,7 +126,7 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
     settings = get_settings()
     if not settings.state.exists():
         return 0
-    with _only_one(settings):
+    with _locked(settings):
         running = port_owners.marked_processes(settings.state)
         if names:
             _stop(settings, names, report)
@@ -147,8 +137,6 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
             if service.name in by_hand and service.name in (names or known):
                 where = f"{service.title}: {service.address(settings)}"
                 report(f"{where} was started by hand and still runs; end it there with Ctrl-C")
-        if settings.is_up and not by_hand and not names:
-            settings.ports_file.replace(settings.kept_ports_file)
         return sum(not process.is_running() for process in running)
 
 
@@ -166,7 +154,7 @@ def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
 @contextlib.contextmanager
 def stopped(settings: Settings) -> Iterator[None]:
     """Keep servers from being started on this state folder; raise ServiceError when some run."""
-    with _only_one(settings):
+    with _locked(settings):
         if running := port_owners.marked_processes(settings.state):
             raise ServiceError(
                 "The servers of this state folder run.",
@@ -202,7 +190,7 @@ def _socket_file(settings: Settings) -> Path:
 
 
 def _start_supervisor(settings: Settings) -> None:
-    """Start supervisor, which starts no service before it is asked to."""
+    """Start supervisor; the services are started later, by request."""
     file = settings.state / "supervisord.conf"
     with file.open("w") as output:
         _configuration(settings).write(output)
@@ -229,7 +217,6 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
     def literal(value: object) -> str:
         return str(value).replace("%", "%%")  # supervisor expands %(here)s and the like
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     configuration = configparser.RawConfigParser()
     configuration["unix_http_server"] = {"file": literal(_socket_file(settings)), "chmod": "0600"}
     configuration["rpcinterface:supervisor"] = {
@@ -237,11 +224,11 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
     }
     configuration["supervisord"] = {
         "logfile": literal(settings.logs / "supervisord.log"),
-        "pidfile": literal(settings.state / "supervisord.pid"),
+        "pidfile": literal(settings.pid_file),
         "childlogdir": literal(settings.logs),
         "directory": literal(settings.state),
         "umask": "077",
-        "minfds": str(min(OPEN_FILES, most if most != resource.RLIM_INFINITY else OPEN_FILES)),
+        "minfds": str(min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
     }
     for service in SERVICES:
         variables = environment_of(service, settings)
@@ -264,28 +251,28 @@ def _configuration(settings: Settings) -> configparser.RawConfigParser:
 
 
 def _umask() -> int:
-    """Return the umask of this process, which a program can only read by setting another for a moment."""
+    """Return the umask of this process; it can be read only by setting another one."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
-def _bring_up(settings: Settings, report: Report) -> None:
-    """Start the services that do not run, wait until all answer, and leave those that a person started by hand."""
-    states, by_hand = processes(settings), _started_by_hand(settings)
-    waiting, begun = [], []
+def _start_services(settings: Settings, report: Report) -> None:
+    """Start the services that do not run, except those that a person started by hand, and wait until all answer."""
+    supervised, by_hand = processes(settings), _started_by_hand(settings)
+    waiting, starting = [], []
     for service in SERVICES:
         if service.name in by_hand:
             report(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
             continue
         waiting.append(service)
-        if states[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
+        if supervised[service.name]["statename"] in ("FATAL", "EXITED", "STOPPED"):
             with contextlib.suppress(xmlrpc.client.Fault):  # a program that cannot start is reported below
                 _ask(settings, "startProcess", service.name, False)  # False: health is waited for here
-            begun.append(service.title)
-    if begun:
-        report(f"waiting for {', '.join(begun)}")
+            starting.append(service.title)
+    if starting:
+        report(f"waiting for {', '.join(starting)}")
     deadline = time.monotonic() + START_SECONDS
     while True:
         for service in list(waiting):
@@ -297,9 +284,9 @@ def _bring_up(settings: Settings, report: Report) -> None:
         wanted = [port for service in waiting for port in service.ports_of(settings)]
         # Ports that are taken already: of one that is opened meanwhile the system may not report the process.
         port_owners.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
-        states = processes(settings)
+        supervised = processes(settings)
         for service in waiting:
-            if states.get(service.name, {}).get("statename") == "FATAL":
+            if supervised.get(service.name, {}).get("statename") == "FATAL":
                 raise _not_healthy(service, settings, "it ended again and again")
         if time.monotonic() > deadline:
             raise _not_healthy(waiting[0], settings, f"no answer within {START_SECONDS} s")
@@ -311,7 +298,7 @@ def _not_healthy(service: Service, settings: Settings, why: str) -> ServiceError
     return ServiceError(
         f"{service.title} does not answer: {why}.",
         value=f"{service.address(settings)}; the end of its log:\n{last}",
-        next_step="mend the cause, then `workshop down` and `workshop up`; "
+        next_step="fix the cause, then `workshop down` and `workshop up`; "
         f"the whole log is {_log_file(service, settings)}",
     )
 
@@ -342,7 +329,7 @@ def _started_by_hand(settings: Settings) -> dict[str, int]:
 
 # -- the state folder --------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
+def _locked(settings: Settings) -> Iterator[None]:
     """Make the state folder and hold its lock: `up`, `down` and restoring a backup take turns."""
     lock = filelock.FileLock(settings.state / "supervisor.lock", timeout=START_SECONDS + STOP_SECONDS)
     try:
@@ -350,22 +337,17 @@ def _only_one(settings: Settings) -> Iterator[None]:
         settings.state.chmod(0o700)
         settings.logs.mkdir(exist_ok=True)
         lock.acquire()
-    except filelock.Timeout:
-        raise ServiceError(
-            "Another `workshop up`, `down` or `backup` is at work on this state folder.",
-            value=settings.state,
-            next_step="wait for it, then try again",
-        ) from None
-    except OSError as error:
+    except OSError as error:  # filelock's Timeout is one
         raise ServiceError(
             "The state folder cannot be used.",
-            value=f"{settings.state} ({error.strerror})",
-            expected="a folder that you may write to",
-            next_step="set WORKSHOP_STATE to another folder",
+            value=f"{settings.state} ({error.strerror or error})",
+            expected="a folder that you may write to, and no other `workshop up`, `down` or `backup` in it",
+            next_step="wait for the other command; or set WORKSHOP_STATE to another folder",
         ) from None
-    with lock:
-        lock.release()  # `with` holds it now
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _end_leftovers(settings: Settings, report: Report) -> None:
@@ -382,6 +364,6 @@ def _end_leftovers(settings: Settings, report: Report) -> None:
             with contextlib.suppress(psutil.Error):
                 end(process)
         _, leftovers = psutil.wait_procs(leftovers, timeout=5)
-    for file in (_socket_file(settings), settings.state / "supervisord.pid"):
+    for file in (_socket_file(settings), settings.pid_file):
         file.unlink(missing_ok=True)
     shutil.rmtree(settings.state / "dask", ignore_errors=True)

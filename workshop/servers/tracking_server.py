@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 from typing import Any
@@ -20,11 +18,11 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from workshop.errors import ServiceError
-from workshop.servers.services import database_address, program
+from workshop.servers.services import database_address
 from workshop.settings import Settings, get_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TURN, TURN_SECONDS = threading.Lock(), 60  # of writers to SQLite; MLflow's client waits for an answer for 120 s
+WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an answer for 120 s
 
 
 def make_app() -> Any:
@@ -46,53 +44,34 @@ def make_app() -> Any:
 
 
 def queue_writers(engine: Engine | type[Engine]) -> None:
-    """Let one transaction at a time write to SQLite, where otherwise a writer may have no luck for MLflow's 20 s."""
+    """Let one transaction at a time write to SQLite: SQLite's own lock is unfair, and MLflow waits only 20 s for it."""
 
-    def take_turn(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+    def acquire(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         is_writer = connection.dialect.name == "sqlite" and statement.startswith(("INSERT", "UPDATE", "DELETE"))
-        if is_writer and not connection.info.get("has_turn"):
-            connection.info["has_turn"] = TURN.acquire(timeout=TURN_SECONDS)
+        if is_writer and not connection.info.get("is_writing"):
+            connection.info["is_writing"] = WRITER.acquire(timeout=WRITER_SECONDS)
 
-    event.listen(engine, "before_cursor_execute", take_turn)
+    def write_ahead(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for writers
+
+    event.listen(engine, "connect", write_ahead)
+    event.listen(engine, "before_cursor_execute", acquire)
     # The connection goes back to the pool: its transaction is over.
-    event.listen(engine, "checkin", lambda _, record: TURN.release() if record.info.pop("has_turn", False) else None)
-
-
-def ensure_database(settings: Settings) -> None:
-    """Make the tracking database if there is none, complete or not at all; raise ServiceError when that fails.
-
-    A server that is killed while it makes its tables leaves an SQLite file that no server can open. PostgreSQL undoes
-    what was not completed, so there MLflow's server makes them.
-    """
-    if settings.database_uri:
-        try:
-            create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
-        except SQLAlchemyError as error:
-            raise ServiceError(
-                "The tracking database does not answer.",
-                value=str(error).splitlines()[0],
-                next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
-            ) from None
-        return
-    if settings.database.exists():
-        return
-    new = settings.database.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    done = subprocess.run(
-        [program("mlflow"), "db", "upgrade", f"sqlite:///{new}"],
-        env=os.environ | settings.exports(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+    event.listen(
+        engine, "checkin", lambda _, record: WRITER.release() if record.info.pop("is_writing", False) else None
     )
-    if done.returncode:
+
+
+def check_database(settings: Settings) -> None:
+    """Raise ServiceError when the setting names a PostgreSQL database that does not answer."""
+    if settings.database_uri is None:
+        return
+    try:
+        create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
+    except SQLAlchemyError as error:
         raise ServiceError(
-            "The tracking database could not be made.",
-            value=done.stderr.strip()[-1000:],
-            next_step=f"look at the disk of {settings.state}, then `workshop up`",
-        )
-    with contextlib.closing(sqlite3.connect(new)) as connection:
-        # Readers do not wait for writers; the mode stays with the file.
-        connection.execute("PRAGMA journal_mode=WAL")
-    new.replace(settings.database)
+            "The tracking database does not answer.",
+            value=str(error).splitlines()[0],
+            next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
+        ) from None

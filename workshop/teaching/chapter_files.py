@@ -7,12 +7,10 @@ without an upstream it is the latest commit.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
@@ -24,13 +22,12 @@ from workshop.data.prepare import load_or_make
 from workshop.errors import EngineError, WorkshopError
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
-from workshop.teaching.checkpoints import CHAPTERS, STEPS, begin_at, runs_of_lr, state_of
+from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_first_chapter, state_of
 
 GIT_SECONDS = 60
 CELL_SECONDS = 300
-# DVC manages what the pipeline made; the next `dvc repro` mends what no longer fits.
+# DVC manages the pipeline's outputs; the next `dvc repro` updates those that are out of date.
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
-PROJECT_COMMAND = ["mlflow", "run", "lr", "--env-manager", "local"]
 
 
 class ResetError(WorkshopError):
@@ -38,55 +35,55 @@ class ResetError(WorkshopError):
 
 
 # -- put back ----------------------------------------------------------------------------------------------------------
-def put_back(settings: Settings, number: int, start: str) -> Path:
-    """Move the files of a chapter away, write those of the commit ``start``, and return the folder of the moved ones.
+def restore_chapter(settings: Settings, number: int, start: str) -> Path:
+    """Move the files of a chapter away and write those of the commit ``start``; return the folder of the moved files.
 
     In chapter 4 the outputs of the pipeline stay. Only the working tree changes: no commit, no branch, and nothing that
     was staged. Raises ResetError when a file cannot be moved or written.
     """
     chapter = CHAPTERS[number - 1]
-    folder, stays = settings.root / chapter.folder, PIPELINE_MADE if number == 4 else ()
-    kept = settings.state / "kept" / f"chapter-{number}-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
+    folder, preserved = settings.root / chapter.folder, PIPELINE_MADE if number == 4 else ()
+    copies = settings.state / "kept" / f"chapter-{number}-{datetime.now().astimezone():%Y%m%dT%H%M%S}"
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ResetError(f"{folder} is a link or a file.", expected="a folder", next_step=f"mv {folder} ~")
     try:
-        kept.mkdir(parents=True)
+        copies.mkdir(parents=True)
         for path in sorted(folder.glob("*")):
-            if path.name not in stays:
-                shutil.move(path, kept / path.name)
+            if path.name not in preserved:
+                shutil.move(path, copies / path.name)
     except OSError as error:
         raise ResetError(
             f"{chapter.folder} could not be put back.",
             value=str(error),
-            next_step=f"mend the cause, then `workshop reset` again; moved files are in {kept}",
+            next_step=f"fix the cause, then `workshop reset` again; moved files are in {copies}",
         ) from None
     lock = f":(exclude){chapter.folder}/dvc.lock"  # the only output that git tracks
     _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, lock)
-    exercises.forget(exercises.titles(number), settings)
-    return kept
+    exercises.write_solved(set(exercises.solved(settings)) - exercises.titles(number).keys(), settings)
+    return copies
 
 
 def find_start(root: Path) -> str:
-    """Return the commit that this branch shares with the one that it follows, or with its origin; else the latest."""
+    """Return the last commit that this branch shares with its upstream or its origin; else the latest commit."""
     for followed in ("@{upstream}", "origin/HEAD"):
         with contextlib.suppress(ResetError):
-            return _git(root, "merge-base", "HEAD", followed).decode().strip()
-    return _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
+            return _git(root, "merge-base", "HEAD", followed).strip()
+    return _git(root, "rev-parse", "--verify", "HEAD").strip()
 
 
-def _git(root: Path, *arguments: str) -> bytes:
-    """Return what git prints; raise ResetError when it fails or is not installed."""
+def _git(root: Path, *arguments: str) -> str:
+    """Return the output of a git command; raise ResetError when it fails or git is not installed."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, check=True, timeout=GIT_SECONDS)
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, check=True, text=True, timeout=GIT_SECONDS
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error).encode()
         raise ResetError(
             "git does not know these files, so their start is unknown.",
-            value=f"{root}: {reason.decode(errors='replace').strip()}",
+            value=f"{root}: {getattr(error, 'stderr', None) or error}",
             expected="a clone made by `git clone`, with at least one commit",
             next_step="clone the repository again, into another folder",
         ) from None
-    return done.stdout
 
 
 # -- head start --------------------------------------------------------------------------------------------------------
@@ -99,7 +96,7 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     """
     os.environ.update(settings.exports())  # the servers that were just started, whatever address the shell holds
     settings = get_settings()
-    begin_at(settings, number)
+    save_first_chapter(settings, number)
     for chapter in CHAPTERS[: number - 1]:
         table = settings.root / chapter.folder / "germany.csv"
         if not table.exists():
@@ -108,23 +105,21 @@ def prepare_for(settings: Settings, number: int, report: Callable[[str], None]) 
     if number > 2:
         _prepare_runs(settings, report)
     if number > 3 and not runs_of_lr("main", state_of(settings)):
-        _run(PROJECT_COMMAND, settings.root / "3_projects")
+        _run(["mlflow", "run", "lr", "--env-manager", "local"], settings.root / "3_projects")
         report("3_projects/lr: ran, and its run is tracked")
 
 
 def _prepare_runs(settings: Settings, report: Callable[[str], None]) -> None:
     """Run the notebooks of chapter 2 whose steps are open, in order; the last of them registers the best model."""
     state = state_of(settings)
-    absent = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
+    pending = dict.fromkeys(step.where for step in STEPS[2] if not step.is_done(state) and "#" not in step.where)
     if state.moves:  # a model is in production, and the notebook would leave it there
-        absent.pop("2_tracking/compare_runs.ipynb", None)
-    packed = _git(settings.root, "archive", "--format=tar", find_start(settings.root), "--", CHAPTERS[1].folder)
+        pending.pop("2_tracking/compare_runs.ipynb", None)
     with tempfile.TemporaryDirectory(prefix="workshop-") as temporary:
-        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(temporary, filter="data")
-        folder = Path(temporary, CHAPTERS[1].folder)
+        folder, start = Path(temporary, CHAPTERS[1].folder), f"--source={find_start(settings.root)}"
+        _git(settings.root, f"--work-tree={temporary}", "restore", start, "--worktree", "--", folder.name)
         shutil.copyfile(settings.root / "2_tracking" / "germany.csv", folder / "germany.csv")
-        for notebook in absent:
+        for notebook in pending:
             report(f"{notebook}: running")
             _run(["jupyter", "execute", f"--timeout={CELL_SECONDS}", Path(notebook).name], folder)
 

@@ -7,7 +7,6 @@ the tracking server. A step's `where` is a heading of a README; those of chapter
 
 from __future__ import annotations
 
-import configparser
 import json
 import subprocess
 from collections import Counter
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
-MOST_RUNS = 2000  # of each kind; the latest ones
-GIT_SECONDS = 10
+MAX_RUNS = 2000  # of each kind; the latest ones
 
 
 class Chapter(NamedTuple):
@@ -57,7 +55,7 @@ CHAPTERS = (
 
 
 class State:
-    """What an attendee has: files below ``root``, solved exercises, and a tracking server, or the reason for none."""
+    """The state of an attendee: files below ``root``, solved exercises, and the tracking server or its error."""
 
     def __init__(self, root: Path, solved: Iterable[str], server: MlflowClient | ServiceError) -> None:
         self.root, self.solved, self._server = root, solved, server
@@ -73,7 +71,7 @@ class State:
         """Return the finished runs of the workshop's experiment that a query of MLflow finds."""
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         ids = [experiment.experiment_id] if experiment else []
-        return self.client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MOST_RUNS)
+        return self.client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MAX_RUNS)
 
     @cached_property
     def moves(self) -> list[Move]:
@@ -84,7 +82,7 @@ class State:
     def chapter_versions(self) -> set[str]:
         """The registered versions that come from runs of chapter 2."""
         runs = self.runs("tags.chapter = '2'")
-        ids, sources = {run.info.run_id for run in runs}, models_of(runs)
+        ids, sources = {run.info.run_id for run in runs}, model_uris(runs)
         versions = self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
         return {str(each.version) for each in versions if each.run_id in ids or each.source in sources}
 
@@ -101,13 +99,13 @@ def state_of(settings: Settings) -> State:
 
 # -- chapter 1 -------------------------------------------------------------------------------------------------------
 def has_file(path: str, state: State) -> bool:
-    """Tell whether a file exists and is not empty."""
+    """Return whether a file exists and is not empty."""
     file = state.root / path
     return file.is_file() and file.stat().st_size > 0
 
 
 def has_executed(path: str, state: State) -> bool:
-    """Tell whether a notebook was saved with all its cells executed, none of them with an error."""
+    """Return whether a notebook was saved with all its cells executed, none of them with an error."""
     try:
         cells = json.loads((state.root / path).read_bytes())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
@@ -125,27 +123,27 @@ def tracked_runs(query: str, state: State) -> list[Run]:
 
 def tracked_models(query: str, state: State) -> list[str]:
     """Return the addresses of the models that such runs logged."""
-    return models_of(tracked_runs(query, state))
+    return model_uris(tracked_runs(query, state))
 
 
-def models_of(runs: Iterable[Run]) -> list[str]:
+def model_uris(runs: Iterable[Run]) -> list[str]:
     """Return the addresses of the models that runs logged."""
     return [f"models:/{model.model_id}" for run in runs if run.outputs for model in run.outputs.model_outputs]
 
 
 def has_forest_runs(state: State) -> bool:
-    """Tell whether a run of the forest has at least two runs below it."""
+    """Return whether a run of the forest has at least two runs below it."""
     parents = Counter(run.data.tags.get(PARENT_TAG) for run in tracked_runs("tags.model = 'rf'", state))
     return any(count >= 2 for parent, count in parents.items() if parent)
 
 
 def was_in_production(state: State) -> bool:
-    """Tell whether a version of chapter 2 is or was in production."""
+    """Return whether a version of chapter 2 is or was in production."""
     return any({move.version, move.replaced} & state.chapter_versions for move in state.moves)
 
 
 def was_rolled_back(state: State) -> bool:
-    """Tell whether a rollback replaced a version of chapter 2."""
+    """Return whether a rollback replaced a version of chapter 2."""
     return any(move.action == ROLLED_BACK and move.replaced in state.chapter_versions for move in state.moves)
 
 
@@ -157,41 +155,34 @@ def runs_of_lr(entry_point: str, state: State) -> list[Run]:
 
 
 def has_changed_run(state: State) -> bool:
-    """Tell whether two runs of `lr` differ in a parameter other than the place of the data."""
+    """Return whether two runs of `lr` differ in a parameter other than the place of the data."""
     runs = [{**run.data.params, "data": None} for run in runs_of_lr("main", state)]
     return any(params != runs[0] for params in runs)
 
 
 def has_run_from_git(state: State) -> bool:
-    """Tell whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
+    """Return whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
     sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", state)]
     return any(mark and Path(urlparse(at).path).resolve() != state.root.resolve() for at, mark, _ in sources)
 
 
 # -- chapter 4 -------------------------------------------------------------------------------------------------------
 def has_run_pipeline(state: State) -> bool:
-    """Tell whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
+    """Return whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
     folder = state.root / "4_pipeline"
-    outputs = _outputs(folder)
     try:
+        stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
+        outputs = [folder / output["path"] for stage in stages for output in stage.get("outs", [])]
         store_id = json.loads((folder / "data" / "tracking_store.json").read_text())["store_id"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return False
     experiment = state.client.get_experiment_by_name(EXPERIMENT)
     is_this_store = experiment is not None and experiment.tags.get(STORE_ID_TAG) == store_id
-    return is_this_store and bool(outputs) and all((folder / output["path"]).exists() for output in outputs)
-
-
-def _outputs(folder: Path) -> list[dict[str, str]]:
-    try:
-        stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
-        return [output for stage in stages for output in stage.get("outs", [])]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return []
+    return is_this_store and bool(outputs) and all(output.exists() for output in outputs)
 
 
 def has_changed_stage(state: State) -> bool:
-    """Tell whether two runs of one stage differ in a parameter; runs of a search below another run do not count."""
+    """Return whether two runs of one stage differ in a parameter; runs of a search below another run do not count."""
     first: dict[str, dict[str, str]] = {}
     runs = [run.data for run in state.runs(f"tags.`{STAGE_TAG}` LIKE 'train%'") if PARENT_TAG not in run.data.tags]
     return any(run.params != first.setdefault(run.tags[STAGE_TAG], run.params) for run in runs)
@@ -204,47 +195,28 @@ def promoted_by_person(state: State) -> list[Move]:
 
 
 def was_promoted_and_rolled_back(state: State) -> bool:
-    """Tell whether a rollback followed a promotion by a person."""
+    """Return whether a rollback followed a promotion by a person."""
     promotions = promoted_by_person(state)
     return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
 
 
-def has_pushed(state: State) -> bool | None:
-    """Tell whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
-    config = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
-    except (configparser.Error, ValueError):
-        return False
-    urls = [urlparse(config[name]["url"]) for name in config.sections() if "url" in config[name]]
-    folders = [state.root / ".dvc" / url.path for url in urls if url.scheme in ("", "file")]
-    hashes = [output.get("md5", "") for output in _outputs(state.root / "4_pipeline")]
-    stored = any((at / "files" / "md5" / each[:2] / each[2:]).is_file() for at in folders for each in hashes)
-    return stored or (False if len(folders) == len(urls) else None)
-
-
 def has_experiment(state: State) -> bool:
-    """Tell whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
-    command = ["git", "for-each-ref", "refs/exps/??/*/*"]
-    try:
-        done = subprocess.run(command, cwd=state.root, capture_output=True, check=False, timeout=GIT_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return bool(done.stdout.strip()) and not done.returncode
+    """Return whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
+    command = ["git", "-C", str(state.root), "for-each-ref", "refs/exps/??/*/*"]
+    return bool(subprocess.run(command, capture_output=True, check=False).stdout.strip())
 
 
 # -- steps -----------------------------------------------------------------------------------------------------------
 class Step(NamedTuple):
     """One thing to do: its title, its place (a page, or `page#heading`), the test that it is done, and what to do.
 
-    ``is_done`` returns what proves it, or None when that cannot be known; it raises ServiceError when the tracking
-    server does not answer.
+    ``is_done`` returns a true value for a step that is done. It raises ServiceError when the server does not answer.
     """
 
     title: str
     where: str
     is_done: Callable[[State], object]
-    not_yet: str
+    hint: str
 
 
 SAVE = "Choose Run > Run All Cells, wait for the last cell, and save with Ctrl-S. No cell may end with an error."
@@ -344,11 +316,6 @@ STEPS = {
             "Promote a model yourself, then type `workshop rollback`.",
         ),
         Step(
-            "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
-            "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
-            "Only a remote in a local folder is looked at; for others there is `dvc status --cloud`.",
-        ),
-        Step(
             "An experiment with dvc exp run", "4_pipeline/README.md#9. Try values as experiments", has_experiment,
             "Type `dvc exp run` with a changed parameter in 4_pipeline. `dvc exp show` lists the experiments.",
         ),
@@ -368,7 +335,7 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step that was looked at; ``done`` is None when that cannot be known. ``reason`` is empty when it is done."""
+    """The result of one step: ``done`` is None when the server does not answer; a done step has no ``reason``."""
 
     chapter: int
     title: str
@@ -388,15 +355,14 @@ class Checkpoint:
 
 
 def examine(state: State) -> list[Checkpoint]:
-    """Look at every step; takes some seconds."""
+    """Check every step; takes some seconds."""
     from mlflow.exceptions import MlflowException
 
     checkpoints = []
     for chapter in CHAPTERS:
         for step in steps_of(chapter):
             try:
-                proof, reason = step.is_done(state), step.not_yet
-                done = None if proof is None else bool(proof)
+                done, reason = bool(step.is_done(state)), step.hint
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
             except MlflowException as error:
@@ -411,13 +377,13 @@ def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Chec
     return min(open_steps, key=lambda each: each.chapter < first_chapter, default=None)
 
 
-def begin_at(settings: Settings, chapter: int) -> None:
-    """Remember that the attendee began at a chapter (`workshop up --chapter`)."""
+def save_first_chapter(settings: Settings, chapter: int) -> None:
+    """Save the chapter at which the attendee started (`workshop up --chapter`)."""
     write_atomically(settings.state / "first_chapter", f"{chapter}\n".encode())
 
 
 def first_chapter(settings: Settings) -> int:
-    """Return the chapter at which the attendee began."""
+    """Return the chapter at which the attendee started."""
     try:
         return int((settings.state / "first_chapter").read_text())
     except (OSError, ValueError):
@@ -428,7 +394,7 @@ def first_chapter(settings: Settings) -> int:
 START_PAGE = "START.md"
 RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
 SIGNS = {True: "✔", False: "○", None: "?"}
-LEGEND = "✔ done · ○ to do · ? could not be looked at"
+LEGEND = "✔ done · ○ to do · ? not known"
 PAGE = """\
 # From a messy notebook to a governed pipeline
 

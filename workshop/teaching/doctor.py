@@ -6,34 +6,28 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from jupyter_client.kernelspec import KernelSpecManager
 
 from workshop.data import schema
 from workshop.errors import DataError, WorkshopError
 from workshop.models import registry
-from workshop.port_owners import find_foreign_owner
-from workshop.servers.services import SERVICES, Service, is_healthy
+from workshop.servers import supervisor
 from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
 MEMORY_GB = 4.0  # the servers take half of it, the pipeline's notebooks the rest
 MEMORY_UP_GB = 1.5  # while the servers run
-DISK_GB = 1.0
 NETWORK_DISKS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "afs", "9p")
 STORES = ("mlflow.db", "mlruns", "mlartifacts")  # MLflow writes them into the current folder when it has no address
-KERNEL = "python3"  # the kernel that the notebooks name
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was examined, what was found, and what to type if it is not well.
+    """One thing that was examined, what was found, and what to type if it needs a change.
 
     ``verdict`` is `ok`, `look` (it works, yet may surprise) or `wrong` (something will fail).
     """
@@ -43,33 +37,22 @@ class Finding:
     found: str
     next_step: str = ""
 
-    @property
-    def ok(self) -> bool:
-        """Whether nothing will fail because of this."""
-        return self.verdict != WRONG
-
-    def as_dict(self) -> dict:
-        """Return the fields as JSON-able values."""
-        return asdict(self) | {"ok": self.ok}
-
 
 def examine(settings: Settings) -> list[Finding]:
     """Examine everything; findings that are not `ok` have a next step."""
     findings = [
         *_machine(settings),
         _memory(settings),
-        *_folders(settings),
-        find_network_disk(settings.state, prerequisites.read("/proc/mounts")),
+        _disk(settings),
         _tracking_address(settings),
         _stray_runs(settings),
         _programs(),
-        _kernel(),
+        *(_server(row, settings) for row in supervisor.status(settings)),
     ]
-    servers = [_server(service, settings) for service in SERVICES]
     here = settings.tracking_uri == settings.exports()["MLFLOW_TRACKING_URI"]
-    if settings.is_up and here and any((each.check, each.verdict) == ("mlflow", OK) for each in servers):
-        servers.append(_production(settings))
-    return findings + servers
+    if settings.is_up and here and any((each.check, each.verdict) == ("mlflow", OK) for each in findings):
+        findings.append(_production(settings))
+    return findings
 
 
 # -- the machine -----------------------------------------------------------------------------------------------------
@@ -90,35 +73,11 @@ def _memory(settings: Settings) -> Finding:
     return Finding("memory", LOOK if available_GB >= needed_GB / 2 else WRONG, text, next_step)
 
 
-def _folders(settings: Settings) -> Iterator[Finding]:
-    """Check that the folders to which programs of the workshop write are writable and have room."""
-    folders = (
-        ("home folder", Path.home(), "HOME"),
-        ("temporary folder", Path(tempfile.gettempdir()), "TMPDIR"),
-        ("cache folder", settings.downloads, "WORKSHOP_DOWNLOADS"),
-        ("state folder", settings.state, "WORKSHOP_STATE"),
-    )
-    for name, folder, variable in folders:
-        try:
-            nearest = next(path for path in (folder, *folder.parents) if path.exists())
-            with tempfile.TemporaryFile(dir=nearest):
-                free_GB = shutil.disk_usage(nearest).free / 1e9
-            problem = f"has {free_GB:.1f} GB free, {DISK_GB:g} GB are needed" if free_GB < DISK_GB else ""
-        except OSError as error:
-            problem = f"cannot be written to: {error.strerror}"
-        if problem:
-            elsewhere = f"set {variable} to a folder of yours on a disk with room"
-            yield Finding(name, WRONG, f"{folder} {problem}", elsewhere)
-        else:
-            yield Finding(name, OK, f"{folder} has {free_GB:.1f} GB free")
-
-
-def find_network_disk(folder: Path, mounts: str) -> Finding:
-    """Check whether a folder is on a disk of another machine, where SQLite cannot lock files well.
-
-    ``mounts`` is the text of /proc/mounts.
-    """
-    kind = prerequisites.find_filesystem(str(folder), mounts)
+def _disk(settings: Settings) -> Finding:
+    """Check whether the state folder is on a disk of another machine, where SQLite cannot lock files well."""
+    folder = settings.state
+    mounts = [each for each in psutil.disk_partitions(all=True) if folder.is_relative_to(each.mountpoint)]
+    kind = max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
     if kind in NETWORK_DISKS:
         text = f"{folder} is on a disk of another machine ({kind}): slow, and the tracking database may be locked"
         next_step = "write WORKSHOP_STATE=/a/folder/on/a/disk/of/this/machine into .env, then workshop down and up"
@@ -164,32 +123,14 @@ def _programs() -> Finding:
     return Finding("programs", OK, f"the programs of {folder} come first on PATH")
 
 
-def _kernel() -> Finding:
-    """Check that notebooks would run on this Python, and not on that of another environment."""
-    spec = KernelSpecManager().get_all_specs().get(KERNEL)
-    if spec is None:
-        return Finding("kernel", WRONG, f"there is no kernel `{KERNEL}`", "make run")
-    program = Path(spec["spec"]["argv"][0])  # a bare `python` is replaced by that of JupyterLab
-    if program.is_absolute() and (program.parent != Path(sys.executable).parent or not program.exists()):
-        text = f"notebooks would run on {program}, which {spec['resource_dir']} names"
-        return Finding("kernel", WRONG, text, f"jupyter kernelspec remove {KERNEL}")
-    return Finding("kernel", OK, f"notebooks run on {sys.executable}")
-
-
 # -- the servers -----------------------------------------------------------------------------------------------------
-def _server(service: Service, settings: Settings) -> Finding:
-    name, stranger = service.name, find_foreign_owner(settings, *service.ports_of(settings))
-    if stranger and settings.is_up:
-        next_step = f"workshop down, then workshop up, which takes other ports; then {EXPORT_COMMAND}"
-        return Finding(name, WRONG, f"port {stranger.port} is held by {stranger}", next_step)
-    if stranger:
-        text = f"not started; port {stranger.port} is held by {stranger}, `workshop up` takes another"
-        return Finding(name, OK, text)
-    if is_healthy(service, settings):
-        return Finding(name, OK, f"answers at {service.address(settings)}")
-    if settings.is_up:
-        return Finding(name, WRONG, "does not answer", f"workshop up; its log: {settings.logs / f'{name}.log'}")
-    return Finding(name, OK, "not started (workshop up)")
+def _server(row: supervisor.Status, settings: Settings) -> Finding:
+    if row.healthy:
+        return Finding(row.name, OK, f"answers at {row.address}")
+    if not settings.is_up:
+        return Finding(row.name, OK, f"not started: {row.reason or 'type workshop up'}")
+    next_step = f"workshop down, then workshop up, then {EXPORT_COMMAND}; its log: {settings.logs / row.name}.log"
+    return Finding(row.name, WRONG, row.reason or "does not answer", next_step)
 
 
 def _production(settings: Settings) -> Finding:

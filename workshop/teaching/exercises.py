@@ -38,7 +38,7 @@ CHALLENGER = "challenger"
 
 # What a right answer means.
 LESSONS = {
-    "1.1": f"{R2_BY_SPLIT['weeks']:.2f} with whole weeks as with random hours: neighbours tell this model nothing; "
+    "1.1": f"{R2_BY_SPLIT['weeks']:.2f} with whole weeks as with random hours: neighbours do not help this model; "
     f"{R2_BY_SPLIT['end']:.2f} at the end: added plants bring it down",
     "1.2": "the fewer windy hours, the better the number, with one and the same model: compare scores of the same rows",
     "1.3": f"{R2_FLATTERED:.2f} of that R2 is memory of the learned hours, and no new hour profits from it",
@@ -46,7 +46,7 @@ LESSONS = {
     "2.2": f"{WEEKS_WON[12]} of 42 weeks at depth 12 is hardly luck, though the lead is small; "
     f"{WEEKS_WON[6]} at depth 6 is what a coin can do",
     "2.3": "programs that load `wind_solar@challenger` get this version; those that load `@production` notice nothing",
-    "3.1": "the run keeps the fraction, so nobody compares its R2 with one of other held-out hours by mistake",
+    "3.1": "the run keeps the fraction, so its R2 is not compared by mistake with one of other held-out hours",
     "3.2": "the commit leads to the code: with its parameters and the same data, anyone can repeat the run",
     "3.3": "with a higher floor the command would have failed: so a script can stop before it uses a weak model",
     "4.1": "`split` and all stages below it run again; DVC keeps the results of those above, `fetch` and `prepare`",
@@ -56,7 +56,7 @@ LESSONS = {
 
 
 class NotYetError(Exception):
-    """An answer is not right; the text says what to look at."""
+    """An answer is not right; the text is a hint."""
 
 
 EXERCISES: dict[str, tuple[str, Callable[[Any], None]]] = {}  # by their numbers: what is asked, and the test
@@ -102,7 +102,7 @@ def check(number: str, answer: Any = ...) -> None:
         print(f"Exercise {number}, not yet: an answer of type {kind} cannot be checked; the task says what it must be.")
     else:
         settings = get_settings()
-        _write({*solved(settings), number}, settings)
+        write_solved({*solved(settings), number}, settings)
         print(f"Exercise {number}, solved: {LESSONS[number]}.")
 
 
@@ -119,13 +119,8 @@ def solved(settings: Settings) -> list[str]:
         return []
 
 
-def forget(numbers: Iterable[str], settings: Settings) -> None:
-    """Mark these exercises as unsolved."""
-    if gone := set(numbers):
-        _write(set(solved(settings)) - gone, settings)
-
-
-def _write(numbers: Iterable[str], settings: Settings) -> None:
+def write_solved(numbers: Iterable[str], settings: Settings) -> None:
+    """Write the numbers of the solved exercises."""
     write_atomically(settings.state / "exercises.json", f"{json.dumps(sorted(numbers))}\n".encode())
 
 
@@ -139,7 +134,7 @@ def splits(answer: dict[str, float]) -> None:
         "end": "hold out the last fifth of time, `shuffle=False`.",
     }
     for name, r2 in R2_BY_SPLIT.items():
-        expect(_is(answer[name], r2), f"the R2 for `{name}` differs: {hints[name]}")
+        expect(_is_close(answer[name], r2), f"the R2 for `{name}` differs: {hints[name]}")
 
 
 @exercise("1.2", "what the four wind limits do to the score of one model")
@@ -147,16 +142,18 @@ def cleanings(answer: dict[int, float]) -> None:
     """Compare the R2 of linear regression after each cleaning."""
     for limit, r2 in R2_BY_LIMIT.items():
         hint = f"the R2 for the limit {limit} m/s differs: split after the cleaning, with `random_state=0`."
-        expect(_is(answer[limit], r2), hint)
+        expect(_is_close(answer[limit], r2), hint)
 
 
 @exercise("1.3", "how much a score on learned hours flatters")
 def learned_hours(answer: float) -> None:
     """Compare the difference of the two scores of the forest."""
-    expect(_is(answer, R2_FLATTERED), "it is not the R2 on `train` minus the R2 on `test` of the forest of the task.")
+    expect(
+        _is_close(answer, R2_FLATTERED), "it is not the R2 on `train` minus the R2 on `test` of the forest of the task."
+    )
 
 
-def _is(answer: float, truth: float) -> bool:
+def _is_close(answer: float, truth: float) -> bool:
     return abs(float(answer) - truth) < TOLERANCE
 
 
@@ -176,7 +173,7 @@ def own_run(answer: str) -> None:
         "this run lacks the tag `exercise` = 2.1, the parameter `features` = windspeed, or the metric `r2_wind`.",
     )
     expect(
-        _is(run.data.metrics["r2_wind"], R2_OF_WIND_SPEED),
+        _is_close(run.data.metrics["r2_wind"], R2_OF_WIND_SPEED),
         "the metric `r2_wind` of this run is another number: train and score as the task says, for wind alone.",
     )
 

@@ -20,7 +20,7 @@ def find_problems(folder: str = ".") -> list:
     if sys.platform == "win32":
         linux = "install Linux beside it: `wsl --install` in PowerShell; then clone and work in the Linux that opens"
         return [("this is Windows itself, and the servers do not run on it", linux)]
-    problems = find_place_problems(os.path.realpath(folder), read("/proc/version"), read("/proc/mounts"))
+    problems = find_place_problems(os.path.realpath(folder), " ".join(os.uname()))
     version = "{}.{}".format(*sys.version_info[:2])
     if OLDEST <= sys.version_info[:2] <= NEWEST:
         try:
@@ -44,38 +44,16 @@ def find_problems(folder: str = ".") -> list:
     return problems
 
 
-def find_place_problems(folder: str, version: str, mounts: str) -> list:
-    """Return what is wrong with the clone's folder, given the texts of /proc/version and /proc/mounts."""
+def find_place_problems(folder: str, system: str) -> list:
+    """Return what is wrong with the clone's folder, given the kernel's name and version."""
     problems = []
-    if "microsoft" in version.lower() and find_filesystem(folder, mounts) in ("9p", "drvfs", "v9fs"):
+    if "microsoft" in system.lower() and re.match("/mnt/[a-z]/", folder):
         slow = folder + " is on a drive of Windows, seen from WSL: slow, and files there cannot be kept private"
         problems.append((slow, "clone into your Linux home: cd ~ && git clone ... && cd to the new folder"))
     if re.search(r"[\s:]", folder):
         what = "the path of this clone contains a blank or a colon: " + folder
         problems.append((what, "move it to a path without: programs of an environment cannot start from there"))
     return problems
-
-
-def find_filesystem(folder: str, mounts: str) -> "str | None":
-    """Return the kind of file system that ``folder`` is on, given the text of /proc/mounts, or None."""
-    best, kind = "", None
-    for line in mounts.splitlines():
-        words = line.split(" ")
-        if len(words) < 3:
-            continue
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), words[1])  # a blank is \040 there
-        if (folder + "/").startswith(point.rstrip("/") + "/") and len(point) >= len(best):
-            best, kind = point, words[2]
-    return kind
-
-
-def read(path: str) -> str:
-    """Return the text of a file; empty where it cannot be read."""
-    try:
-        with open(path, errors="replace") as file:  # noqa: PTH123
-            return file.read()
-    except OSError:
-        return ""
 
 
 def main() -> None:

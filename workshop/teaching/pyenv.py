@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from workshop.settings import EXPORT_COMMAND
+
 VERSION = platform.python_version()
 NAME = b"workshop.teaching.pyenv"  # stands in the script of each stand-in, of this clone or another
 
@@ -29,8 +31,6 @@ def main() -> int:
     if arguments == ["install", "--skip-existing", VERSION]:
         if os.environ.get("MLFLOW_TRACKING_URI"):
             return 0
-        from workshop.settings import EXPORT_COMMAND
-
         sys.exit(f"No tracking server is set in this terminal. Type at the top of the repository: {EXPORT_COMMAND}")
     if real is None:
         sys.exit(f"This stand-in for pyenv has Python {VERSION} only. Get pyenv: https://github.com/pyenv/pyenv")

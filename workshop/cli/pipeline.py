@@ -1,7 +1,8 @@
-"""Commands for the pipeline: run it, and check its parameters."""
+"""Commands for the pipeline: run it, check its parameters, and get its data."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -15,18 +16,17 @@ import yaml
 
 from workshop.cli import json_option, print_rows, report
 from workshop.parameters import STAGES, allowed, load, read, read_stage
-from workshop.problem import REGISTERED_MODEL
-from workshop.settings import EXPORT_COMMAND, PRODUCTION, STAGE_TAG, Settings, get_settings
+from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (
-    "workshop.cli.data", "workshop.cli.models", "workshop.cli.repro", "workshop.cli.servers", "requests", "nbformat",
+    "workshop.cli.models", "workshop.cli.pipeline", "workshop.cli.servers", "workshop.data.sources", "nbformat",
     "pyarrow.fs", "nbclient", "papermill.__main__", "distributed", "papermill_dask.engine", "papermill_dask.worker",
 )  # fmt: skip
 
 
 def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: bool = False, **options: Any) -> None:
-    """Bring the pipeline up to date on the servers, by default as many stages at once as there are Dask workers.
+    """Bring the pipeline up to date on the servers, by default with as many simultaneous stages as Dask workers.
 
     ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does. The
     ``options`` are those of `dvc_parallel.reproduce`.
@@ -49,19 +49,23 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
+    from workshop.data.prepare import load_or_make  # imports pandas
+    from workshop.models import registry  # imports pandas
+
     click.echo("Pipeline", err=True)
     reproduce(settings, folder=settings.pipeline)
     if not (csv := settings.root / "3_projects" / "germany.csv").exists():
-        from workshop.data.prepare import load_or_make
-
         load_or_make(csv)
-    tracking_uri = settings.exports()["MLFLOW_TRACKING_URI"]
+    model = "none: the gate refused every model so far (4_pipeline/results/decision.json)"
+    if current := registry.production():
+        r2 = "unknown" if current.r2 is None else f"{current.r2:.3f}"
+        model = f"{current.name} version {current.version} ({current.stage or 'registered by hand'}), held-out R2 {r2}"
     rows = {
         "Dashboard": settings.dashboard_url,
-        "MLflow": tracking_uri,
+        "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
-        "Production": _in_production(tracking_uri),
+        "Production": model,
     }
     click.echo()
     for name, value in rows.items():
@@ -72,7 +76,9 @@ def run_and_show(settings: Settings) -> None:
 
 @click.command()
 @click.argument("targets", nargs=-1)
-@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages at once; by default one a Dask worker.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), help="Maximum of simultaneous stages; by default one a Dask worker."
+)
 @click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
 def repro(targets: tuple[str, ...], **options: Any) -> None:
@@ -115,23 +121,52 @@ def params(stage: str | None, target: Path | None, as_json: bool) -> None:
         for name, section in checked.items()
         for key, value in section.model_dump().items()
     ]
-    names, values = (max(len(str(row[column])) for row in rows) for column in ("parameter", "value"))
-    room = max(shutil.get_terminal_size().columns - names - 4, 20)
-    print_rows(rows, as_json, [None, min(values, room // 2), room - min(max(values, 5), room // 2)])
+    print_rows(rows, as_json, widest=max(20, shutil.get_terminal_size().columns // 2))
 
 
-def _in_production(tracking_uri: str) -> str:
-    """Say which model is in production. MLflow's own client would take two seconds to import."""
-    import requests
+@click.group()
+def data() -> None:
+    """Get the data, raw files or the processed table, and look at it.
 
-    def get(what: str, **options: str) -> dict:
-        return requests.get(f"{tracking_uri}/api/2.0/mlflow/{what}", options, timeout=60).json()
+    \b
+    Example:  workshop data csv germany.csv
+    """
 
-    named = get("registered-models/alias", name=REGISTERED_MODEL, alias=PRODUCTION)
-    if not (version := named.get("model_version")):
-        return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
-    run = get("runs/get", run_id=version.get("run_id", "")).get("run", {}).get("data", {})
-    known = {entry["key"]: entry["value"] for kind in ("tags", "metrics") for entry in run.get(kind, [])}
-    r2 = f"{known['r2']:.3f}" if "r2" in known else "unknown"
-    maker = known.get(STAGE_TAG, "registered by hand")
-    return f"{REGISTERED_MODEL} version {version['version']} ({maker}), held-out R2 {r2}"
+
+@data.command()
+@click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
+def fetch(source: str | None, folder: Path) -> None:
+    """Put the raw files of a source into a folder, checksummed, with their attribution.
+
+    A file of your own is read as the section `fetch` of params.yaml says. Downloads are kept: the second time needs no
+    network.
+
+    \b
+    Example:  workshop data fetch --to raw_data
+              workshop data fetch --source opsd --to raw_data
+    """
+    from workshop.data import sources  # imports pandas
+
+    base = get_settings().pipeline
+    options: Any = None if source == "sample" else read_stage(base / "params.yaml", "fetch")
+    files = sources.fetch(source or options.source, folder, options, base=base, progress=sys.stderr.isatty())
+    for file in files:
+        click.echo(file)
+    click.echo(sources.origin_in(folder).attribution, err=True)
+
+
+@data.command("csv")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def make_csv(file: Path) -> None:
+    """Write the processed hours of the embedded sample to FILE, unless the file is there already.
+
+    \b
+    Example:  workshop data csv 3_projects/germany.csv
+    """
+    from workshop.data.prepare import load_or_make  # imports pandas
+
+    logger = logging.getLogger("workshop.data")  # which says what was left out and why
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    click.echo(f"{file}: {len(load_or_make(file))} hours")
