@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from workshop.models.tracking import connect
+from workshop.models.store import connect
 from workshop.problem import EXPERIMENT
 from workshop.settings import get_settings
 

@@ -26,7 +26,7 @@ from workplace import BIN, Servers, environment_of, new_workplace, processes_of,
 
 from workshop import port_owners
 from workshop.errors import WorkshopError
-from workshop.models import evaluation, gate, registry, storage, tracking
+from workshop.models import evaluation, gate, registry, storage, store, tracking
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -119,7 +119,7 @@ def run_pipelines(place: Servers) -> Callable[[Acknowledged], None]:
 
 def write_runs(done: Acknowledged) -> None:
     """Log a run with a metric and an artifact."""
-    client = tracking.connect()
+    client = store.connect()
     content = os.urandom(200_000)
     run = client.create_run("0").info.run_id
     client.log_metric(run, "size", len(content))
@@ -133,7 +133,7 @@ def write_runs(done: Acknowledged) -> None:
 
 def promote(done: Acknowledged) -> None:
     """Promote the pipeline's models in turn, whatever their scores."""
-    client = tracking.connect()
+    client = store.connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     trained = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{tracking.STAGE_TAG}` LIKE 'train%'")}
     models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
@@ -188,7 +188,7 @@ def check(place: Servers, done: Acknowledged) -> None:
     status = place.run(BIN / "dvc", "status", cwd=place.pipeline)
     assert "changed deps" not in status.stdout, status.stdout
     assert min(map(len, (done.kills, done.runs, done.versions, done.pipelines, done.answers))) > 0
-    client = tracking.connect()
+    client = store.connect()
     for run_id, sha256 in done.runs.items():
         assert client.get_run(run_id).info.status == "FINISHED"
         with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from workshop.errors import ModelError
 from workshop.models import lineage, registry
 from workshop.models.lineage import Link
 from workshop.models.registry import Move, Production
-from workshop.models.tracking import connect
+from workshop.models.store import connect
 
 EXPLANATIONS = ("importance.json", "responses.json")
 FOLDER = "explanations"

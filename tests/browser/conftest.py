@@ -15,14 +15,14 @@ ANOTHER = """
 from sklearn.linear_model import LinearRegression
 from workshop.data import schema
 from workshop.data.features import features, targets
-from workshop.models import storage, tracking
+from workshop.models import storage, store, tracking
 from workshop.problem import REGISTERED_MODEL
 from workshop.settings import get_settings
 
 frame = schema.read(get_settings().pipeline / "data" / "germany.parquet")
 with tracking.start_run("half_of_it") as run:
     uri = storage.log_model(LinearRegression().fit(features(frame), targets(frame) / 2), frame.head())
-version = tracking.connect().create_model_version(
+version = store.connect().create_model_version(
     REGISTERED_MODEL, source=uri, run_id=run.info.run_id, model_id=uri.removeprefix("models:/")
 )
 print("version", version.version)

@@ -17,7 +17,7 @@ from workplace import wait_for
 
 from workshop.data.features import features, targets
 from workshop.models import lineage, registry
-from workshop.models.tracking import connect
+from workshop.models.store import connect
 
 MOVE_SECONDS = 30.0  # 5 s on a quiet machine
 MODEL = "a_model_that_is_followed"

@@ -8,7 +8,7 @@ import pytest
 from workplace import clean_environment, environment_of, free_port
 
 from workshop.errors import ServiceError
-from workshop.models.tracking import connect
+from workshop.models.store import connect
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():

@@ -9,9 +9,11 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,7 +21,7 @@ from dataclasses import asdict
 import dask.config
 import psutil
 import pytest
-from workplace import BIN, ROOT, Servers, environment_of, frozen, new_workplace, processes_of, wait_for
+from workplace import BIN, ROOT, Servers, environment_of, free_port, frozen, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
 from workshop.servers import supervisor
@@ -334,3 +336,42 @@ def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
             assert words in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+def take_when_chosen(place: Servers, listener: socket.socket) -> None:
+    """Listen on the port that the tracking server shall get, before that server does."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server that just ended had connections
+    wait_for(lambda: place.settings.is_up)
+    listener.bind(("127.0.0.1", place.settings.mlflow_port))
+    listener.listen()
+
+
+def test_port_that_another_program_takes_first_is_replaced(place):
+    """A port that is lost between the choice and the first start: `up` takes another, and a second `up` is well."""
+    workshop(place, "down")
+    wanted = place.settings.mlflow_port
+    with socket.socket() as listener:
+        thief = threading.Thread(target=take_when_chosen, args=(place, listener))
+        thief.start()
+        done = workshop(place, "up")
+        thief.join()
+        assert f"port {wanted} is busy: MLflow tracking takes" in done.stderr
+        assert place.settings.mlflow_port != wanted
+        assert all_well(place)
+        workshop(place, "up")
+    assert all_well(place)
+
+
+@pytest.mark.walk
+def test_database_is_made_whole_or_not_at_all(tmp_path):
+    """Killed while it makes the tables: no half-made database stays, and the next time one is made."""
+    environment = os.environ | {"WORKSHOP_STATE": str(tmp_path), "WORKSHOP_MLFLOW_PORT": str(free_port())}
+    program = "from workshop.servers.tracking_server import *; ensure_database(get_settings())"
+    command = [BIN / "python", "-c", program]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as first:
+        wait_for((tmp_path / "mlflow.new").exists)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)

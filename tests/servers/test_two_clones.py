@@ -30,7 +30,7 @@ from workplace import (
 
 from workshop import port_owners
 from workshop.errors import ServiceError
-from workshop.models import registry, tracking
+from workshop.models import registry, store
 from workshop.models.registry import PROMOTED, Move
 from workshop.problem import REGISTERED_MODEL
 from workshop.servers import supervisor
@@ -115,9 +115,9 @@ class Clone(Servers):
         """Log a run, register a version and promote it, on the server at the address that all commands use."""
         with environment_of(self.environment):
             if self.stand_in:
-                self.log(tracking.own_or_given_uri())
+                self.log(store.own_or_given_uri())
                 return
-            client = tracking.connect()
+            client = store.connect()
             run = client.create_run("0", tags={"owner": self.name})
             self.runs.append(run.info.run_id)
             with contextlib.suppress(MlflowException):  # it exists already
@@ -208,7 +208,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr
     assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal finds where it is now
-        assert tracking.own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
+        assert store.own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
         clone.record()
         clone.check_store()

@@ -186,7 +186,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
 
 def test_dvc_itself_ticks_its_steps(attendee):
     """`dvc repro` and `dvc exp run`, for real, in a pipeline of one stage."""
-    from workshop.models.tracking import store_id
+    from workshop.models.store import store_id
 
     folder = attendee.root / "4_pipeline"
     (folder / "params.yaml").write_text("x: 1\n")

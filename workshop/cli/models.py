@@ -14,7 +14,7 @@ from workshop.cli import json_option, one_line, print_rows, report
 from workshop.data import schema
 from workshop.errors import ModelError, ParameterError, PromotionRefused
 from workshop.models import gate, registry
-from workshop.models.tracking import connect
+from workshop.models.store import connect
 from workshop.parameters import read_stage
 from workshop.settings import get_settings
 

@@ -1,9 +1,10 @@
 """The life of a model.
 
-- `tracking` opens runs that carry their lineage; `storage` logs models, and loads them without running their code.
+- `store` reaches the tracking server; `tracking` opens runs that carry their lineage;
+  `storage` logs models, and loads them without running their code.
 - `regressor` holds the models of chapter 4 and their search; `evaluation` measures how good a model is.
 - `gate` has its rules and its decision; `registry` moves the alias and records each move.
 - `lineage` follows a model back to its data; `report` is the page on a week.
 """
 
-__all__ = ["evaluation", "gate", "lineage", "registry", "regressor", "report", "storage", "tracking"]
+__all__ = ["evaluation", "gate", "lineage", "registry", "regressor", "report", "storage", "store", "tracking"]

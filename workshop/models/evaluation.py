@@ -23,7 +23,8 @@ from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import storage
 from workshop.models.gate import METRICS, NIGHT
 from workshop.models.storage import LoadedModel
-from workshop.models.tracking import connect, learned, learned_from, learned_hash
+from workshop.models.store import connect
+from workshop.models.tracking import learned, learned_from, learned_hash
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

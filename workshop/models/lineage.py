@@ -20,13 +20,13 @@ from workshop import fingerprint
 from workshop.errors import ModelError, ParameterError
 from workshop.models import registry, storage
 from workshop.models.registry import Move
+from workshop.models.store import connect
 from workshop.models.tracking import (
     CODE_TAG,
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
-    connect,
     file_hash,
     find_run,
     run_url,

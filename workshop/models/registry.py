@@ -23,13 +23,13 @@ from pydantic import TypeAdapter
 
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models.gate import METRICS, Decision, decide
+from workshop.models.store import connect
 from workshop.models.tracking import (
     CODE_TAG,
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
-    connect,
     find_run,
     learned,
     learned_from,

@@ -19,7 +19,7 @@ from workshop.data.features import features, inputs, last_year
 from workshop.data.schema import FEATURES, TARGETS, USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
-from workshop.models.tracking import connect
+from workshop.models.store import connect
 from workshop.quantities import YearEnds
 
 if TYPE_CHECKING:

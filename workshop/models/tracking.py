@@ -1,34 +1,23 @@
-"""The tracking server, and runs that carry their lineage: commit, hashes of the data, stage."""
+"""Runs that carry their lineage: commit, hashes of the data, stage."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import requests
 from papermill_dask import COMMIT_TAG, git_state
 
 from workshop.data.schema import STAMP
 from workshop.data.sources import Origin, origin_of
-from workshop.errors import ServiceError
 from workshop.fingerprint import fingerprint
-from workshop.port_owners import require_own
-from workshop.settings import (
-    EXPERIMENT,
-    EXPORT_COMMAND,
-    MLFLOW_RETRIES,
-    STAGE_TAG,
-    Settings,
-    get_settings,
-    loopback_without_proxy,
-)
+from workshop.models.store import connect
+from workshop.problem import EXPERIMENT
+from workshop.settings import STAGE_TAG, get_settings
 
 if TYPE_CHECKING:
     import mlflow
@@ -36,97 +25,11 @@ if TYPE_CHECKING:
 
     from workshop.pipeline import Stage
 
-ANSWER_SECONDS = 3.0
-STORE_ID_TAG = "workshop.store_id"
 DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"
 CODE_TAG = "workshop.code"  # the fingerprint of what the stage imports of this package
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
-
-
-def connect(uri: str | None = None) -> mlflow.MlflowClient:
-    """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
-
-    ``uri`` is the server's address, by default the one in the settings. This asks the server whether it is healthy: a
-    command connects once and passes the client on.
-    """
-    # MLflow reads these when it is imported.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", MLFLOW_RETRIES)
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
-    os.environ.update(loopback_without_proxy())
-    uri = uri or own_or_given_uri()
-    _check_server(uri)
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(uri)
-
-
-def own_or_given_uri(settings: Settings | None = None) -> str:
-    """Return the address in the settings; raise ServiceError when a server of another clone listens there."""
-    settings = settings or get_settings()
-    if settings.explicit_tracking_uri is None:
-        require_own(settings, settings.mlflow_port)
-    return settings.tracking_uri
-
-
-def _check_server(uri: str) -> None:
-    """Raise ServiceError when no server answers at ``uri``."""
-    if not uri.startswith(("http://", "https://")):
-        raise ServiceError(
-            "The tracking address does not name a server.",
-            value=uri,
-            expected="http://HOST:PORT",
-            next_step=EXPORT_COMMAND,
-        )
-    try:
-        healthy = requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS).ok
-    except requests.RequestException:
-        healthy = False
-    if not healthy:
-        raise ServiceError(
-            f"The MLflow tracking server at {uri} does not answer.",
-            expected=f"an answer within {ANSWER_SECONDS:g} s",
-            next_step="workshop up",
-        )
-
-
-def store_id() -> str:
-    """Return the tracking store's identity, kept in a tag of the experiment; a new store gets a new one.
-
-    DVC's lock knows nothing of a tracking server that was wiped. The stages that log depend on this identity, so
-    that they run, and log, again when it has changed.
-    """
-    return _known_store_id() or _new_store_id()
-
-
-def _known_store_id() -> str | None:
-    """Ask MLflow's REST interface: the pipeline does so each time it runs, and importing MLflow takes three seconds.
-
-    https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
-    """
-    uri = own_or_given_uri().rstrip("/")
-    _check_server(uri)
-    answer = requests.get(
-        f"{uri}/api/2.0/mlflow/experiments/get-by-name",
-        params={"experiment_name": EXPERIMENT},
-        timeout=ANSWER_SECONDS,
-    )
-    tags = answer.json()["experiment"].get("tags", []) if answer.ok else []
-    return next((tag["value"] for tag in tags if tag["key"] == STORE_ID_TAG), None)
-
-
-def _new_store_id() -> str:
-    client = connect()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment = experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
-    if STORE_ID_TAG not in experiment.tags:
-        client.set_experiment_tag(experiment.experiment_id, STORE_ID_TAG, uuid.uuid4().hex)
-        experiment = client.get_experiment(experiment.experiment_id)
-    return experiment.tags[STORE_ID_TAG]
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from workshop.servers.services import (
     SERVICES,
     Report,
     Service,
+    choose_ports,
     choosing_ports,
     environment_of,
     is_free,
@@ -38,7 +39,7 @@ from workshop.servers.services import (
     refuse_beyond_loopback,
     reserve_ports,
 )
-from workshop.servers.tracking_server import check_database
+from workshop.servers.tracking_server import ensure_database
 from workshop.settings import Settings, get_settings
 
 START_SECONDS = 300  # of a machine under load
@@ -102,12 +103,20 @@ def up(report: Report) -> Settings:
             return settings
         _end_leftovers(settings, report)
         settings.credentials(create=True)
-        check_database(settings)
+        ensure_database(settings)
         with choosing_ports(settings, report):
-            settings = reserve_ports(settings, report)
-            _start_supervisor(settings)
-            _start_services(settings, report)
-            return settings
+            while True:
+                settings = reserve_ports(settings, report)
+                _start_supervisor(settings)
+                try:
+                    _start_services(settings, report)
+                except ServiceError:
+                    if choose_ports(settings, lambda _: None) == settings:
+                        raise
+                    # Another program took a port before our server did. Nothing uses the addresses yet.
+                    _end_leftovers(settings, report)
+                else:
+                    return settings
 
 
 def down(report: Report, names: Sequence[str] = ()) -> int:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 from typing import Any
@@ -18,7 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from workshop.errors import ServiceError
-from workshop.servers.services import database_address
+from workshop.servers.services import database_address, program
 from workshop.settings import Settings, get_settings
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -51,11 +53,6 @@ def queue_writers(engine: Engine | type[Engine]) -> None:
         if is_writer and not connection.info.get("is_writing"):
             connection.info["is_writing"] = WRITER.acquire(timeout=WRITER_SECONDS)
 
-    def write_ahead(connection: Any, _: Any) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for writers
-
-    event.listen(engine, "connect", write_ahead)
     event.listen(engine, "before_cursor_execute", acquire)
     # The connection goes back to the pool: its transaction is over.
     event.listen(
@@ -63,15 +60,41 @@ def queue_writers(engine: Engine | type[Engine]) -> None:
     )
 
 
-def check_database(settings: Settings) -> None:
-    """Raise ServiceError when the setting names a PostgreSQL database that does not answer."""
-    if settings.database_uri is None:
+def ensure_database(settings: Settings) -> None:
+    """Make the tracking database if there is none, complete or not at all; raise ServiceError when that fails.
+
+    A server that is killed while it makes its tables leaves an SQLite file that no server can open. PostgreSQL undoes
+    what was not completed, so there MLflow's server makes them.
+    """
+    if settings.database_uri:
+        try:
+            create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
+        except SQLAlchemyError as error:
+            raise ServiceError(
+                "The tracking database does not answer.",
+                value=str(error).splitlines()[0],
+                next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
+            ) from None
         return
-    try:
-        create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
-    except SQLAlchemyError as error:
+    if settings.database.exists():
+        return
+    new = settings.database.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    done = subprocess.run(
+        [program("mlflow"), "db", "upgrade", f"sqlite:///{new}"],
+        env=os.environ | settings.exports(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
         raise ServiceError(
-            "The tracking database does not answer.",
-            value=str(error).splitlines()[0],
-            next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
-        ) from None
+            "The tracking database could not be made.",
+            value=done.stderr.strip()[-1000:],
+            next_step=f"look at the disk of {settings.state}, then `workshop up`",
+        )
+    with contextlib.closing(sqlite3.connect(new)) as connection:
+        # Readers do not wait for writers; the mode stays with the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+    new.replace(settings.database)

@@ -24,7 +24,7 @@ from workshop.errors import ServiceError
 from workshop.files import write_atomically
 from workshop.models import registry
 from workshop.models.registry import FORCED, PIPELINE_WHY, PROMOTED, ROLLED_BACK, Move
-from workshop.models.tracking import STORE_ID_TAG, connect, own_or_given_uri
+from workshop.models.store import STORE_ID_TAG, connect, own_or_given_uri
 from workshop.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, Settings
 from workshop.teaching import exercises

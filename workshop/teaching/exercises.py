@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from papermill_dask import COMMIT_TAG
+
 from workshop.data import schema
 from workshop.errors import WorkshopError
 from workshop.files import write_atomically
 from workshop.models import registry
-from workshop.models.tracking import COMMIT_TAG, connect
+from workshop.models.store import connect
 from workshop.parameters import read_stage
 from workshop.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, Settings, get_settings
