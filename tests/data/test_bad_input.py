@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workshop.data import schema, sources
-from workshop.data.prepare import prepare, write
+from workshop.data.prepare import prepare
+from workshop.data.schema import write
 from workshop.errors import DataError
 from workshop.parameters import Fetch, OwnFile
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from workshop.data import schema, sources
-from workshop.data.prepare import prepare, read_own
+from workshop.data import own_file, schema, sources
+from workshop.data.prepare import prepare
 from workshop.errors import DataError, ParameterError
 from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
 
@@ -85,9 +85,9 @@ def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
     """What the pipeline wrote is read again without a mapping, to the last digit; a zone stands in for offsets."""
     frame, _ = prepared
     utc = OwnFile(file="b.csv", time=TimeColumn(column="utc_timestamp", zone="UTC"))
-    for own_file, stamp in ((OwnFile(file="a.csv"), "%Y-%m-%dT%H:%M:%SZ"), (utc, "%Y-%m-%d %H:%M:%S")):
-        frame.to_csv(tmp_path / own_file.file, index=False, date_format=stamp)
-        again, findings = _prepare(tmp_path, own_file)
+    for described, stamp in ((OwnFile(file="a.csv"), "%Y-%m-%dT%H:%M:%SZ"), (utc, "%Y-%m-%d %H:%M:%S")):
+        frame.to_csv(tmp_path / described.file, index=False, date_format=stamp)
+        again, findings = _prepare(tmp_path, described)
         pd.testing.assert_frame_equal(again, frame)
         assert findings["hours_kept"] == len(frame)
         assert findings["absent"] == {"own": 48}
@@ -122,7 +122,7 @@ AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_hour_that_comes_twice_becomes_two(put, newest_first):
     """02:00 in autumn: summer's and winter's, by their order, whichever way the file is sorted."""
-    (_, frame, _), left_out = read_own(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
+    (_, frame, _), left_out = own_file.read(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
     hours = list(pd.date_range("2015-10-24T23:00Z", periods=4, freq="h"))
     assert frame["utc_timestamp"].tolist() == (hours[::-1] if newest_first else hours)
     assert left_out == {"ambiguous": 0, "skipped": 0}
@@ -141,12 +141,12 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
     spring = ["29.03.2015 01:00", "29.03.2015 02:00", "29.03.2015 03:00"]
     path = put(spring)
     with pytest.raises(DataError, match="line 3, column Zeit") as caught:
-        read_own(path, _own())
+        own_file.read(path, _own())
     assert caught.value.value == "'29.03.2015 02:00'"
     assert "+01:00" in caught.value.next_step
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "29.03.2015 02:00;;;;;;", lines[3]]) + "\n")
-    (_, frame, _), left_out = read_own(path, _own())
+    (_, frame, _), left_out = own_file.read(path, _own())
     assert frame.index.tolist() == [2, 4]
     assert left_out == {"ambiguous": 0, "skipped": 1}
 
@@ -154,11 +154,11 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
 def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
     """With +01:00 every hour of the year exists once; offsets in the file tell two equal times apart."""
     time = TimeColumn(column="Zeit", zone="+01:00", format="%d.%m.%Y %H:%M")
-    (_, frame, _), left_out = read_own(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
+    (_, frame, _), left_out = own_file.read(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
     assert frame["utc_timestamp"].dt.hour.tolist() == [1, 1]
     assert left_out == {"ambiguous": 0, "skipped": 0}
     times = ["2015-10-25T02:00:00+02:00", "2015-10-25T02:00:00+01:00"]
-    (_, frame, _), _ = read_own(put(times), _own(time={"column": "Zeit"}))
+    (_, frame, _), _ = own_file.read(put(times), _own(time={"column": "Zeit"}))
     assert frame["utc_timestamp"].dt.hour.tolist() == [0, 1]
 
 
@@ -175,7 +175,7 @@ def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
 def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
     """Line, column, value, what was expected and what to do."""
     with pytest.raises(DataError, match=f"plants.csv, line {line}, column Zeit") as caught:
-        read_own(put(times), _own(time={"column": "Zeit", **time}))
+        own_file.read(put(times), _own(time={"column": "Zeit", **time}))
     for word in words:
         assert word in str(caught.value)
 
@@ -184,7 +184,7 @@ def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
 def test_zone_that_does_not_exist_is_named(put, zone):
     """The error about an unknown zone names two that are allowed."""
     with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
-        read_own(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
+        own_file.read(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
     assert "Europe/Berlin" in caught.value.expected
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from workshop.data import schema
-from workshop.data.prepare import LAYOUT, load_or_make, prepare, write
+from workshop.data.prepare import LAYOUT, load_or_make, prepare
+from workshop.data.schema import write
 from workshop.errors import DataError, ParameterError
 
 POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"

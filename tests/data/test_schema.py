@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from workshop.data import schema
-from workshop.data.prepare import write
+from workshop.data.schema import write
 from workshop.errors import DataError
 
 

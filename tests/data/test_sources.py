@@ -7,7 +7,8 @@ import hashlib
 import pytest
 
 from workshop.data import schema, sources
-from workshop.data.prepare import prepare, write
+from workshop.data.prepare import prepare
+from workshop.data.schema import write
 from workshop.errors import DataError
 
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]

@@ -2,8 +2,8 @@
 
 - `sources` puts the raw files of the sample, of Open Power System Data or of an own file into a folder; `sample` makes
   the sample.
-- `raw` reads CSV files strictly; `prepare` turns raw files into the processed table; `schema` says what that table
-  holds; `validation` says what is unusual in it.
+- `raw` reads CSV files strictly, `own_file` those of a user; `prepare` turns raw files into the processed table;
+  `schema` says what that table holds, reads and writes it; `validation` says what is unusual in it.
 - `features` are the inputs and targets of the models; `split` holds out hours and names weeks.
 - `prediction_requests` reads the weather that a visitor hands in; `figures` draws frames.
 """
@@ -11,6 +11,7 @@
 __all__ = [
     "features",
     "figures",
+    "own_file",
     "prediction_requests",
     "prepare",
     "raw",

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import re
 import tempfile
 from collections.abc import Mapping
-from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from workshop import problem
-from workshop.data import raw, schema, sources
+from workshop.data import own_file, raw, schema, sources
 from workshop.data.features import mark_capacity
-from workshop.data.schema import RANGES, STAMP
+from workshop.data.raw import Table
+from workshop.data.schema import STAMP
 from workshop.errors import DataError, ParameterError
-from workshop.files import write_atomically
-from workshop.parameters import OwnFile, TimeColumn
 
 logger = logging.getLogger(__name__)
 HOUR = pd.Timedelta(hours=1)
@@ -30,15 +25,6 @@ LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
     sources.WEATHER_FILE: {given.opsd: given.name for given in problem.INPUTS},
 }
-_CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
-
-
-class Table(NamedTuple):
-    """Rows of a raw file in our units; the index is the line in the file; ``names`` are the file's column names."""
-
-    path: Path
-    frame: DataFrame
-    names: dict[str, str]
 
 
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
@@ -56,7 +42,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
 
     The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
     `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
-    empty cells by column; the same `by_year`, with its gaps; for an own file what `read_own` left out.
+    empty cells by column; the same `by_year`, with its gaps; for an own file what `own_file.read` left out.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
     a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
@@ -73,7 +59,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     if origin.csv is None:
         tables, clock_changes = read_opsd(Path(raw_folder)), None
     else:
-        table, clock_changes = read_own(Path(raw_folder) / sources.OWN_FILE, origin.csv)
+        table, clock_changes = own_file.read(Path(raw_folder) / sources.OWN_FILE, origin.csv)
         tables = {"own": table}
     hours = _hours(first_year, last_year)
     parts = {name: _take_hours(table, hours) for name, table in tables.items()}
@@ -114,113 +100,6 @@ def read_opsd(folder: Path) -> dict[str, Table]:
     return tables
 
 
-def read_own(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, int]]:
-    """Read the file ``path`` as ``mapping`` says; return its rows, and how many were left out and why.
-
-    The frame has `schema.COLUMNS`, in our units and UTC, in the file's order; its index is the line in the file. An
-    empty cell is NaN. Times without an offset are of ``mapping.time.zone``. Where the clock is put back, a time exists
-    twice: the row that comes first in time is summer's, the other winter's. Left out and counted are
-
-    - `ambiguous`: rows of that hour in a file that has it once: summer's or winter's cannot be known;
-    - `skipped`: rows without any value in the hour that is missing when the clock is put forward.
-
-    Raises DataError with line, column, value and next step: a value in an hour that never was (then the zone is
-    wrong), times partly with an offset, and whatever `raw.read_text` and `raw.numbers` refuse; ParameterError: no such
-    zone.
-    """
-    file, columns = str(path), {name: getattr(mapping, name) for name in RANGES}
-    wanted = list(dict.fromkeys([mapping.time.column, *(column.column for column in columns.values())]))
-    text = raw.read_text(path, wanted, separator=mapping.separator, next_step=_CORRECT)
-    values = pd.DataFrame(
-        {
-            name: schema.convert(
-                raw.numbers(text[column.column], file, mapping.decimal, nullable=True), name, column.unit
-            )
-            for name, column in columns.items()
-        }
-    )
-    times = text[mapping.time.column]
-    stamps, skipped = _to_utc(times, file, mapping.time)
-    raw.require(
-        ~skipped | values.isna().all(axis="columns"),
-        times,
-        file,
-        f"a time that exists: in {mapping.time.zone} the clock is put forward over this one",
-        "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml",
-    )
-    left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
-    values.insert(0, "utc_timestamp", stamps)
-    names = {name: column.column for name, column in columns.items()}
-    return Table(path, values[stamps.notna()], names), left_out
-
-
-def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
-    """Return UTC times, NaT where they cannot be known, and which of these are of an hour that never was."""
-    aware = raw.has_zone(text) if time.format is None else pd.Series("%z" in time.format, text.index)
-    if aware.any():
-        raw.require(aware, text, file, "an offset such as Z or +01:00, as in other lines", _CORRECT)
-    parsed = pd.to_datetime(text, format=time.format or "ISO8601", errors="coerce", utc=bool(aware.all()))
-    # pandas takes "today" and "now" for times
-    good = parsed.notna() & text.str.contains(r"\d", na=False)
-    like = f"a time like {time.format}" if time.format else "a time in ISO 8601, or `format` in params.yaml"
-    raw.require(good, text, file, like, "correct that line, or fetch.csv.time.format in params.yaml")
-    parsed = parsed.dt.as_unit("us")
-    if aware.all():
-        return parsed, pd.Series(False, text.index)
-    if time.zone is None:
-        example = f"`time: {{column: {time.column}, zone: UTC}}`"
-        next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
-        raw.require(
-            aware, text, file, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", next_step
-        )
-    zone = _zone(time.zone or "UTC")
-    summer, known = _is_summer(parsed, zone)
-    local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
-    return local.where(known).dt.tz_convert("UTC"), local.isna()
-
-
-def _is_summer(parsed: Series, zone: tzinfo | None) -> tuple[Any, Series]:
-    """Return for each local time whether it is summer's, and whether that is known."""
-    twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
-    # Many portals write the newest row first; then winter's row comes first.
-    backwards = len(parsed) > 1 and parsed.iloc[0] > parsed.iloc[-1]
-    ordered = parsed.iloc[::-1] if backwards else parsed
-    place = ordered.groupby(ordered).cumcount().reindex(parsed.index)
-    often = parsed.groupby(parsed).transform("size")
-    return (place == 0).to_numpy(), ~twice | (often > 1)
-
-
-def _zone(name: str) -> tzinfo | None:
-    try:
-        if re.fullmatch(r"[+-]\d{2}:\d{2}", name):
-            return datetime.strptime(name, "%z").tzinfo
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise ParameterError(
-            "params.yaml: fetch.csv.time.zone is not a time zone.",
-            value=repr(name),
-            expected="a name such as Europe/Berlin or UTC, or an offset such as +01:00",
-            next_step="choose one; if `python -m zoneinfo` knows none, install tzdata",
-        ) from None
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
-    """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
-
-    The same table gives the same bytes. Raises DataError (table breaks the schema, disk full, folder not writable).
-    """
-    parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
-    return [parquet, _write_csv(frame, Path(folder) / f"{name}.csv")]
-
-
-def write_parquet(frame: DataFrame, path: Path) -> Path:
-    """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
-    buffer = io.BytesIO()
-    schema.check(frame, Path(path).name).to_parquet(buffer, index=False)
-    return write_atomically(path, buffer.getvalue())
-
-
 def load_or_make(csv: Path) -> DataFrame:
     """Return the processed table of Germany in the file ``csv``; if there is no such file, make it from the sample.
 
@@ -229,12 +108,8 @@ def load_or_make(csv: Path) -> DataFrame:
     if not Path(csv).exists():
         with tempfile.TemporaryDirectory() as folder:
             sources.fetch("sample", Path(folder))
-            _write_csv(prepare(Path(folder))[0], Path(csv))
+            schema.write_csv(prepare(Path(folder))[0], Path(csv))
     return mark_capacity(schema.read(csv))
-
-
-def _write_csv(frame: DataFrame, path: Path) -> Path:
-    return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
 
 
 # -- the rule ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +21,14 @@ from workshop.errors import DataError
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 LEAST_MARKED = 100  # so many numbers, all of three decimals, are not by chance
+
+
+class Table(NamedTuple):
+    """Rows of a raw file in our units; the index is the line in the file; ``names`` are the file's column names."""
+
+    path: Path
+    frame: DataFrame
+    names: dict[str, str]
 
 
 # -- a file to text ----------------------------------------------------------------------------------------------------

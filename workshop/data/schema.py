@@ -1,7 +1,8 @@
-"""The processed table: its columns, units and ranges, and the check that a table holds to them."""
+"""The processed table: its columns, units and ranges, the check that a table holds to them, and its files."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from workshop import problem
 from workshop.data.raw import convert_text, read_text, require_columns
 from workshop.errors import DataError
+from workshop.files import write_atomically
 
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 FEATURES = [quantity.name for quantity in problem.INPUTS]
@@ -138,3 +140,24 @@ def read(path: Path) -> DataFrame:
         raise DataError(
             f"The file {path} is damaged or not Parquet.", value=str(error).splitlines()[0], next_step=_MAKE_AGAIN
         ) from None
+
+
+def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
+    """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
+
+    The same table gives the same bytes. Raises DataError (table breaks the schema, disk full, folder not writable).
+    """
+    parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
+    return [parquet, write_csv(frame, Path(folder) / f"{name}.csv")]
+
+
+def write_parquet(frame: DataFrame, path: Path) -> Path:
+    """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
+    buffer = io.BytesIO()
+    check(frame, Path(path).name).to_parquet(buffer, index=False)
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_csv(frame: DataFrame, path: Path) -> Path:
+    """Write a processed table as CSV and return its path; bytes and errors as `write`."""
+    return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())
