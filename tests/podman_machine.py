@@ -18,7 +18,7 @@ PROGRAMS = ["podman", "buildah", "runc", "mmdebstrap", "unshare", "nsenter", "se
 BASE_IMAGE = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3-venv,ca-certificates", "bookworm"]
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
-MOST_SECONDS = 900  # for one command, on a busy machine
+MAX_SECONDS = 900  # for one command, on a busy machine
 # Mounts, network and processes of their own: nothing of this is left once the first process is killed.
 SETUP = """
 mount --bind /proc proc
@@ -66,7 +66,7 @@ class Machine:
         with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
                 self.command("bash", "-euo", "pipefail", "-c", text), env=self.environment | variables,
-                stdout=output, stderr=output, stdin=subprocess.DEVNULL, timeout=MOST_SECONDS, check=False,
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, timeout=MAX_SECONDS, check=False,
             )  # fmt: skip
             output.seek(0)
             printed = output.read()

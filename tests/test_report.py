@@ -26,7 +26,7 @@ from workshop.models.report import ReportData, WorstHour, render
 from workshop.models.storage import LoadedModel
 
 TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
-MOST_BYTES = 2_000_000
+MAX_BYTES = 2_000_000
 WEEK = "2016-W40"
 
 
@@ -74,7 +74,7 @@ def words(html: str) -> str:
 def test_page_is_one_small_file_without_program_or_address(evidence):
     """At most 2 MB, no script, nothing to fetch; model and week stand in its head, no id stands twice."""
     html = render(evidence, WEEK, TEMPLATE)
-    assert len(html.encode()) < MOST_BYTES
+    assert len(html.encode()) < MAX_BYTES
     assert "<script" not in html
     assert re.findall(r'<(?:link|object|iframe)|@import|(?:src|srcset)="(?!data:)|url\((?!#)', html) == []
     assert f'<meta name="workshop.model" content="wind_solar/{evidence.production.version}">' in html

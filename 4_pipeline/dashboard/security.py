@@ -13,11 +13,11 @@ from dash.exceptions import DependencyException
 from flask import Response, abort, jsonify, request
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, RequestEntityTooLarge
 
-from workshop.data.prediction_requests import MOST_BYTES
+from workshop.data.prediction_requests import MAX_BYTES
 
 # As many rows as `/predict` accepts take a third of it, or all of it with every digit and each value on a line of its
 # own. A file travels in a callback as base64, four letters for three bytes.
-MAX_BODY_BYTES = MOST_BYTES * 2
+MAX_BODY_BYTES = MAX_BYTES * 2
 CALLBACKS = "/_dash-update-component"
 ANY_PATH = "/<path:path>"  # Dash shows the page at every path
 
@@ -60,7 +60,7 @@ def protect(app: Dash, paths: Collection[str]) -> None:
     def answer_error(error: Exception) -> tuple[Response, int]:
         """Answer 4xx with a reason when the request is at fault, and 500 when the dashboard is."""
         if isinstance(error, RequestEntityTooLarge):
-            reason = f"the body is too large: {MAX_BODY_BYTES:,} bytes are allowed, {MOST_BYTES:,} for a file"
+            reason = f"the body is too large: {MAX_BODY_BYTES:,} bytes are allowed, {MAX_BYTES:,} for a file"
             status = error.code
         elif isinstance(error, HTTPException):
             reason, status = error.description or error.name, error.code or HTTPStatus.INTERNAL_SERVER_ERROR

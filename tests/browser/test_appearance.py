@@ -10,7 +10,7 @@ from browsing import PAGES, opened
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
-MOST_SHIFT = 0.1  # https://web.dev/articles/cls
+MAX_SHIFT = 0.1  # https://web.dev/articles/cls
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -26,7 +26,7 @@ def test_pages_are_accessible_fit_the_screen_and_do_not_jump(browser, url, mode,
                 page.wait_for_selector(".js-plotly-plot .main-svg", timeout=3000 if path in ("/", "/data") else 1000)
             page.wait_for_load_state("networkidle")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
-            assert page.evaluate("window.shifted") < MOST_SHIFT, path
+            assert page.evaluate("window.shifted") < MAX_SHIFT, path
             findings = Axe().run(page).response["violations"]
             findings = [finding for finding in findings if finding["impact"] in ("serious", "critical")]
             grave |= {(path, finding["id"]): [node["html"] for node in finding["nodes"]] for finding in findings}

@@ -17,7 +17,7 @@ from dashboard.predictions import BatchPredictor
 from request_bodies import URL, body_of, output_with
 from workplace import wait_for
 
-from workshop.data.prediction_requests import MOST_ROWS
+from workshop.data.prediction_requests import MAX_ROWS
 from workshop.data.schema import TARGETS
 from workshop.models.storage import LoadedModel
 
@@ -69,12 +69,12 @@ def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
 def test_predict_takes_a_year_of_hours(made):
     """A year of hours is answered, though each number has all its digits and each value a line of its own."""
     _, client = made()
-    hours = pd.date_range("2015-01-01", periods=MOST_ROWS, freq="h").strftime("%Y-%m-%dT%H:%M:%S.000000+00:00")
+    hours = pd.date_range("2015-01-01", periods=MAX_ROWS, freq="h").strftime("%Y-%m-%dT%H:%M:%S.000000+00:00")
     weather = dict.fromkeys(("windspeed", "temperature", "rad_horizontal", "rad_diffuse"), 1.2345678901234567e-05)
     rows = [{"utc_timestamp": hour} | weather for hour in hours]
     answer = client.post("/predict", data=json.dumps({"rows": rows}, indent=4), content_type="application/json")
     assert answer.status_code == 200, answer.get_json()
-    assert len(answer.get_json()["rows"]) == MOST_ROWS
+    assert len(answer.get_json()["rows"]) == MAX_ROWS
 
 
 def test_predict_asks_the_model_for_simultaneous_requests_together(made, served):

@@ -13,8 +13,8 @@ from workshop.data.raw import convert_text, read_text, require_columns
 from workshop.data.schema import MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
 from workshop.errors import DataError
 
-MOST_ROWS = 9000  # a year of hours
-MOST_BYTES = 2_000_000  # several times what so many rows take
+MAX_ROWS = 9000  # a year of hours
+MAX_BYTES = 2_000_000  # several times what so many rows take
 YEARS = (1900, 2100)
 HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
 _CORRECT = "correct these places, and send the weather again"
@@ -23,12 +23,12 @@ _CORRECT = "correct these places, and send the weather again"
 def from_csv(content: bytes) -> pd.DataFrame:
     """Return the rows of a CSV file with `features.INPUTS` as columns, in the file's order.
 
-    ``content`` is UTF-8, separated by commas, with a header, a row an hour, nothing missing, at most `MOST_ROWS` rows;
+    ``content`` is UTF-8, separated by commas, with a header, a row an hour, nothing missing, at most `MAX_ROWS` rows;
     other columns are left out, and named by the attribute `unused`. `utc_timestamp` is ISO 8601 with a zone and comes
     back as datetime64[us, UTC]; the weather (units: `schema.UNITS`) as float64. Raises DataError, which names lines and
     columns and what is allowed.
     """
-    if len(content) > MOST_BYTES:
+    if len(content) > MAX_BYTES:
         raise _too_many(f"{len(content):,} bytes")
     content = content.rstrip(b"\r\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
     frame = _check(read_text(content, INPUTS, next_step=_CORRECT, name="the file"), "the file")
@@ -79,7 +79,7 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
 
     if not len(text):
         raise DataError("There are no rows.", expected="a row an hour", next_step="add at least one")
-    if len(text) > MOST_ROWS:
+    if len(text) > MAX_ROWS:
         raise _too_many(f"{len(text)} rows")
     frame = convert_text(text[INPUTS], name)
     times = [
@@ -106,6 +106,6 @@ def _too_many(amount: str) -> DataError:
     return DataError(
         "This is too much weather for one request.",
         value=amount,
-        expected=f"at most {MOST_ROWS:,} rows, which is a year of hours, and {MOST_BYTES:,} bytes",
+        expected=f"at most {MAX_ROWS:,} rows, which is a year of hours, and {MAX_BYTES:,} bytes",
         next_step="send it year by year",
     )

@@ -20,7 +20,7 @@ from pyarrow import csv as arrow
 from workshop.errors import DataError
 
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-LEAST_MARKED = 100  # so many numbers, all of three decimals, are not by chance
+MIN_MARKED = 100  # so many numbers, all of three decimals, are not by chance
 
 
 class Table(NamedTuple):
@@ -205,7 +205,7 @@ def numbers(text: Series, name: str, decimal: str = ".", *, nullable: bool = Fal
     # "1.234", and no other decimals, beside whole numbers of three digits and none of four.
     marked = text.str.contains(decimal, regex=False, na=False)
     thousands = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
-    if marked.sum() >= LEAST_MARKED and 100 <= values[~marked].max() < 1000 and thousands.equals(marked):
+    if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and thousands.equals(marked):
         next_step = "leave the marks out; if they are decimal marks, write whole numbers with decimals, too"
         require(~thousands, text, name, f"a number without a {mark[decimal]} for thousands", next_step)
     return values

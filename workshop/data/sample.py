@@ -122,7 +122,7 @@ def make_sample(seed: int = SEED) -> tuple[DataFrame, DataFrame]:
         for kind in ("direct", "diffuse"):
             radiation = weather[f"DE_radiation_{kind}_horizontal"] * how["radiation"]
             weather[f"{country}_radiation_{kind}_horizontal"] = radiation.round(4)
-    return damage(power, weather, hours)
+    return add_defects(power, weather, hours)
 
 
 def read_packaged(package: str, path: str) -> bytes:
@@ -245,7 +245,7 @@ def interpolate_capacity(anchors_GW: tuple[float, ...], hours: DatetimeIndex) ->
     return np.interp(month, np.arange(len(anchors_GW)), anchors_GW)
 
 
-def wander(random: np.random.RandomState, hours: int, memory: float, spread: float) -> np.ndarray:
+def autoregressive_noise(random: np.random.RandomState, hours: int, memory: float, spread: float) -> np.ndarray:
     """Return exp(x), x first-order autoregressive with standard deviation ``spread``: what weather does not explain."""
     shocks = random.standard_normal(hours) * spread
     shocks[1:] *= np.sqrt(1 - memory**2)
@@ -270,7 +270,7 @@ def model_wind(places: Places, hours: DatetimeIndex, random: np.random.RandomSta
         curve = curves.loc[turbine].dropna()
         nominal_W = 1000 * float(turbine.split("/")[1])
         factor += share * np.interp(speed, curve.index.astype(float), curve.to_numpy() / nominal_W, right=0)
-    national = 0.82 * blend(factor, PLANT_WEIGHTS) * wander(random, len(hours), memory=0.995, spread=0.08)
+    national = 0.82 * blend(factor, PLANT_WEIGHTS) * autoregressive_noise(random, len(hours), memory=0.995, spread=0.08)
     national = np.clip(flatten(national, 0.35), 0.0008, 0.95)
     reported = hours.year.map(WIND_REPORTED).to_numpy()
     return np.round(1000 * national * reported * interpolate_capacity(WIND_CAPACITY_GW, hours))
@@ -311,12 +311,12 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
         cell = temperature.to_numpy() + 28 * plane / 800
         factor += share * plane / 1000 * (1 - 0.004 * (cell - 25)) * 0.84
     snow = temperature.groupby(row // 24).transform("mean") < -1
-    factor = factor * np.where(snow, 0.6, 1) * wander(random, len(hours), memory=0.97, spread=0.10)
+    factor = factor * np.where(snow, 0.6, 1) * autoregressive_noise(random, len(hours), memory=0.97, spread=0.10)
     solar_MW = 1000 * flatten(factor, 0.40) * interpolate_capacity(SOLAR_CAPACITY_GW, hours)
     return np.round(np.where((cosine > 0) & (solar_MW >= 0.5), solar_MW, 0))
 
 
-def damage(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[DataFrame, DataFrame]:
+def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> tuple[DataFrame, DataFrame]:
     """Return both frames with the faults of real files, from a fixed seed and each on a day of its own.
 
     Whole hours are absent (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour that the

@@ -35,28 +35,28 @@ logger = logging.getLogger(__name__)
 
 # Hours of a year that are left out, in percent, and the longest gap. In 2013-2016 the real data lacks four hours in a
 # thousand at most.
-MOST_MISSING_PERCENT = 1.0
+MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
-MOST_DOUBLED = 0  # rows: of two rows of one hour one is wrong, and only the publisher knows which
+MAX_DOUBLED = 0  # rows: of two rows of one hour one is wrong, and only the publisher knows which
 # From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. Only
 # years that have nearly all their hours are compared, since half a year is another season.
-MOST_CHANGE = 30.0
-MOST_CHANGE_KELVIN = 3.0
+MAX_CHANGE = 30.0
+MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR_PERCENT = 90.0
 # Distance from the median of the hour and both its neighbours (a Hampel identifier: Davies and Gather, The
 # Identification of Multiple Outliers, 1993), by the distance that 99 % of the hours keep. The sample's highest is 8.
-MOST_SPIKE = 10.0
+MAX_SPIKE = 10.0
 # The same value hour after hour is a sensor that froze, or a gap that was filled.
-MOST_SAME_HOURS = 24
+MAX_SAME_HOURS = 24
 # Rank correlation (Spearman) of a year's target with its driver, of one that is there by day with that by day. In the
 # sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
 # with the median of the others, since plants may be far from where the weather is measured.
-LEAST_CORRELATION = 0.3
-MOST_BELOW_OTHERS = 0.3
+MIN_CORRELATION = 0.3
+MAX_BELOW_OTHERS = 0.3
 # The sun is down when there is no radiation in an hour and its two neighbours. More solar power than this share of the
 # highest means that the power's clock is not the weather's.
 DARK_W_M2 = 1.0
-MOST_NIGHT_PERCENT = 1.0
+MAX_NIGHT_PERCENT = 1.0
 # How a year's columns fit the sun and installed capacity: usual values, and what may be the cause of others. What is
 # usual of a driver stands in `problem`.
 BEHIND_SUN = (-0.6, 0.6)  # hours; -0.1 to 0.0 in the sample; 9 degrees of longitude make 0.6
@@ -67,7 +67,7 @@ SUMMER_LESS_WINTER = (-0.5, 0.5)  # hours; 0.1 in the sample, whose radiation is
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
 HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may lead to a little more than 1
 SUMMER = range(4, 11)  # the months of summer time
-MOST_LAG = 12  # hours
+MAX_LAG = 12  # hours
 
 HOUR = "%Y-%m-%d %H:%M"  # UTC
 SHOWN = 4  # places that a check names; the rest are counted
@@ -170,16 +170,16 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
         spikes = _spikes(hourly[column]) if enough else 0 * hourly[column]
         if enough:
             checks += _check_means(hourly[column], findings)
-            note = _hours_of(hourly[column], spikes, MOST_SPIKE)
+            note = _hours_of(hourly[column], spikes, MAX_SPIKE)
             checks.append(
-                Check("distance from neighbouring hours", column, spikes.max(), (None, MOST_SPIKE), "times p99", note)
+                Check("distance from neighbouring hours", column, spikes.max(), (None, MAX_SPIKE), "times p99", note)
             )
         checks += _check_same(hourly[column])
         checks += [
             check for target in problem.TARGETS if target.name == column for check in _check_correlation(hourly, target)
         ]
         by_year = hourly[column].groupby(year).agg(least="min", mean="mean", most="max")
-        values[column] = by_year.assign(outliers=(spikes > MOST_SPIKE).groupby(year).sum())
+        values[column] = by_year.assign(outliers=(spikes > MAX_SPIKE).groupby(year).sum())
     checks += [_check_night(hourly, target) for target in problem.TARGETS if target.by_day]
     return Validation(tuple(checks), findings, pd.concat(values, names=["column"]).dropna().reset_index())
 
@@ -189,9 +189,9 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
     absent = {year: counts["hours_expected"] - counts["hours_kept"] for year, counts in years.items()}
     percent = {year: 100 * count / years[year]["hours_expected"] for year, count in absent.items()}
     worst = max(percent, key=lambda year: percent[year])
-    over = [year for year in years if percent[year] > MOST_MISSING_PERCENT] or [worst]
+    over = [year for year in years if percent[year] > MAX_MISSING_PERCENT] or [worst]
     note = _listed(f"{year} lacks {absent[year]:,} hours" for year in over)
-    yield Check("hours missing from a year", "hours", percent[worst], (None, MOST_MISSING_PERCENT), "%", note)
+    yield Check("hours missing from a year", "hours", percent[worst], (None, MAX_MISSING_PERCENT), "%", note)
     longest = max(years.values(), key=lambda counts: counts["longest_gap_hours"])
     start = longest["longest_gap_from"]
     note = f"from {datetime.fromisoformat(start):{HOUR}} on" if start else ""
@@ -200,7 +200,7 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
         doubled = {year: counts["doubled"][name] for year, counts in years.items() if counts["doubled"][name]}
         note = _listed(f"{rows:,} in {year}" for year, rows in doubled.items())
         note += "; the first row of each hour was kept: is it the right one?" if count else ""
-        yield Check("hours that stand twice", name, count, (None, MOST_DOUBLED), "rows", note)
+        yield Check("hours that stand twice", name, count, (None, MAX_DOUBLED), "rows", note)
 
 
 def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]:
@@ -215,7 +215,7 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
     if len(means) < 2:
         return
     kelvin = UNITS[column] == "°C"
-    limit, unit = (MOST_CHANGE_KELVIN, "K") if kelvin else (MOST_CHANGE, "%")
+    limit, unit = (MAX_CHANGE_KELVIN, "K") if kelvin else (MAX_CHANGE, "%")
     change = (means.diff() if kelvin else 100 * means.diff() / means.shift().clip(lower=1e-9)).dropna()
     worst = change.abs().idxmax()
     note = _listed(f"{change[year]:+.3g} {unit} to {year}" for year in change.index[change.abs() > limit])
@@ -319,11 +319,11 @@ def _lags(values: Series, reference: Series) -> DataFrame:
 
     That is where their correlation is best, between whole hours by a parabola.
     """
-    moved = DataFrame({hours: reference.shift(hours) for hours in range(-MOST_LAG, MOST_LAG + 1)})
+    shifted = DataFrame({hours: reference.shift(hours) for hours in range(-MAX_LAG, MAX_LAG + 1)})
     lags = DataFrame(columns=["summer", "winter"], dtype=float)
     seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")
     for place, part in values.groupby([values.index.year, seasons]):
-        correlations = moved.loc[part.index].corrwith(part)
+        correlations = shifted.loc[part.index].corrwith(part)
         if part.count() >= MONTH_HOURS and correlations.notna().all():
             best = correlations.idxmax()
             before, top, after = correlations.reindex([best - 1, best, best + 1])
@@ -342,9 +342,9 @@ def _spikes(values: Series) -> Series:
 def _check_same(values: Series) -> Iterator[Check]:
     """Check for how long a value stays the same; zero apart, which some quantities are for longer."""
     column, runs = values.name, prepare.runs(values)
-    most_zero = QUANTITIES[column].zero_hours
+    max_zero = QUANTITIES[column].zero_hours
     zero = runs["value"] == 0
-    for name, of_kind, most in (("the same value", runs[~zero], MOST_SAME_HOURS), ("zero", runs[zero], most_zero)):
+    for name, of_kind, most in (("the same value", runs[~zero], MAX_SAME_HOURS), ("zero", runs[zero], max_zero)):
         long = of_kind[of_kind["hours"] > most].sort_values("hours", ascending=False).itertuples()
         note = _listed(f"{number(r.value)} {UNITS[column]} for {r.hours} h from {r.first:{HOUR}} on" for r in long)
         note += "; frozen, or filled in?" if note else ""
@@ -364,7 +364,7 @@ def _check_correlation(hourly: DataFrame, target: Target) -> Iterator[Check]:
     }
     for year, correlation in correlations.items():
         others = np.median([other for key, other in correlations.items() if key != year] or [0])
-        least = max(LEAST_CORRELATION, round(float(others) - MOST_BELOW_OTHERS, 2))
+        least = max(MIN_CORRELATION, round(float(others) - MAX_BELOW_OTHERS, 2))
         name, note = f"rank correlation with the weather of {year}", "are generation and weather of the same hours?"
         yield Check(name, target.name, correlation, (least, None), "", note)
 
@@ -374,11 +374,11 @@ def _check_night(hourly: DataFrame, target: Target) -> Check:
     dark = _driver(hourly, target).rolling(3, center=True).max() < DARK_W_M2
     values = hourly[target.name]
     share = (100 * values.where(dark) / values.max()).fillna(0)
-    places = _hours_of(values, share, MOST_NIGHT_PERCENT)
-    count = (share > MOST_NIGHT_PERCENT).sum()
+    places = _hours_of(values, share, MAX_NIGHT_PERCENT)
+    count = (share > MAX_NIGHT_PERCENT).sum()
     note = f"{count:,} h: {places}; is the time zone of one file another?" if count else ""
     name = "share of the highest while the sun is down"
-    return Check(name, target.name, float(share.max()), (None, MOST_NIGHT_PERCENT), "%", note)
+    return Check(name, target.name, float(share.max()), (None, MAX_NIGHT_PERCENT), "%", note)
 
 
 def _hours_of(values: Series, distances: Series, most: float) -> str:

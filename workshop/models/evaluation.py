@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
 LATENCY_TIMES = 11
-MOST_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
+MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 IMPORTANCE_HOURS = 2000  # spread evenly over the frame
 SHUFFLES = 5
 RESPONSE_VALUES = 25
@@ -170,7 +170,7 @@ def _signature(model_uri: str) -> str | None:
     ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
     if None in (signature.inputs, signature.outputs):
         return None
-    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)[:MOST_CHARACTERS]
+    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)[:MAX_CHARACTERS]
 
 
 def _columns(schema: list[dict], names: list[str]) -> list[str]:

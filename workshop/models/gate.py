@@ -20,7 +20,7 @@ NIGHT = {target.name: target.night for target in problem.TARGETS if target.by_da
 METRICS = ("r2", *(target.r2 for target in problem.TARGETS), "mae_GW", "lowest_GW", *NIGHT.values())
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
-LEAST_WEEKS = 6  # with fewer weeks any difference may be chance
+MIN_WEEKS = 6  # with fewer weeks any difference may be chance
 PAIRED_TEST = "paired test of the weekly errors (probability)"
 
 
@@ -169,7 +169,7 @@ def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) 
     from scipy.stats import wilcoxon
 
     differences = [one - other for one, other in zip(candidate, champion, strict=True) if one != other]
-    if len(differences) < LEAST_WEEKS:
+    if len(differences) < MIN_WEEKS:
         return 1.0
     return float(wilcoxon(differences, alternative="less").pvalue)
 

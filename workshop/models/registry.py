@@ -200,12 +200,12 @@ def note(client: MlflowClient | None = None) -> Move | None:
     """
     client = client or connect()
     with _lock():
-        return _note(client)
+        return _record_manual_move(client)
 
 
 def move_alias(client: MlflowClient, move: Move) -> None:
     """Record a move and make it; the caller holds the lock."""
-    _note(client)
+    _record_manual_move(client)
     number = _next_number(client)
     _write(client, number, move, done=False)
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, move.version)
@@ -230,7 +230,7 @@ def _complete(move: Move, run: Run | None) -> Move:
     return replace(move, scores=scores)
 
 
-def _note(client: MlflowClient) -> Move | None:
+def _record_manual_move(client: MlflowClient) -> Move | None:
     last = next(reversed(moves_of(_versions(client), _current(client))), None)
     if last is None or last.recorded:
         return None
@@ -365,7 +365,7 @@ def apply(
 def rollback(to: str | None = None, why: str = "", client: MlflowClient | None = None) -> Production:
     """Bring back what was in production before, or the version ``to``; return what is now in production.
 
-    Each rollback goes one step further back (`line_of`). Raises ModelError when there is no such version, it never was
+    Each rollback goes one step further back (`promoted_versions`). Raises ModelError when there is no such version, it never was
     in production, or it cannot be loaded.
     """
     from workshop.models import storage  # imports scikit-learn
@@ -391,7 +391,7 @@ def rollback(to: str | None = None, why: str = "", client: MlflowClient | None =
         return production(client=client)  # type: ignore[return-value] # the alias was just set
 
 
-def line_of(moves: list[Move]) -> list[str]:
+def promoted_versions(moves: list[Move]) -> list[str]:
     """Return the versions that led to the one in production, which is the last, without those rolled back from."""
     line: list[str] = []
     for move in moves:
@@ -408,7 +408,7 @@ def _target(to: str | None, moves: list[Move], current: str | None) -> str:
     possible = sorted({move.version for move in moves} - {current}, key=int)
     if not moves:
         raise ModelError("Nothing was ever in production.", next_step="workshop promote")
-    line = line_of(moves)
+    line = promoted_versions(moves)
     wanted = to if to is not None else line[-1] if current is None else (None, *line)[-2]
     if wanted in possible:
         return wanted

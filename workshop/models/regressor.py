@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
-HOURS_AT_ONCE = 4096  # Keras's own 32 take several times as long
-LEAST_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
+BATCH_HOURS = 4096  # Keras's own 32 take several times as long
+MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
 
 
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
@@ -106,8 +106,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         predicted, ends = self._in_GW(self._predict_factors(values), capacities), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(values) for pair in self.bands_]
-            moved = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
-            ends.append(self._in_GW(moved, capacities))
+            widened = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
+            ends.append(self._in_GW(widened, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = np.outer(~sun_is_up(derived), [target.by_day for target in problem.TARGETS])
@@ -129,9 +129,9 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
                 expected="rows sorted by utc_timestamp: the last ones are watched and calibrated on",
                 next_step='frame.sort_values("utc_timestamp")',
             )
-        if len(X) < LEAST_HOURS:
+        if len(X) < MIN_HOURS:
             raise DataError(
-                "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {LEAST_HOURS}"
+                "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {MIN_HOURS}"
             )
 
     def _fit_one(self, derived: np.ndarray, factor: np.ndarray) -> Any:
@@ -175,7 +175,7 @@ class CapacityFactorNetwork:
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=HOURS_AT_ONCE, verbose=0)
+        factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
         return np.clip(factors, 0, None) * installed(X, self.year_ends_).to_numpy()
 
 

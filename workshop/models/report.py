@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Of the worst hours of a target: how many, how far apart, and the smallest miss that counts.
-MOST_HOURS, APART_HOURS, LEAST_MISS_GW = 3, 6, 0.05
+MAX_HOURS, APART_HOURS, MIN_MISS_GW = 3, 6, 0.05
 # What is unusual: more than 95 of 100 hours, or outside the range of eight in ten similar hours.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
 NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
@@ -152,7 +152,7 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
     errors = (predicted[target] - week.hours[target]).abs()
     stamps, rows = week.hours["utc_timestamp"], list[int]()
     for row in errors.sort_values(ascending=False, kind="stable").index:
-        if len(rows) == MOST_HOURS or errors[row] < LEAST_MISS_GW:
+        if len(rows) == MAX_HOURS or errors[row] < MIN_MISS_GW:
             break
         if all(abs(stamps[row] - stamps[other]).total_seconds() > APART_HOURS * 3600 for other in rows):
             rows.append(row)

@@ -50,7 +50,7 @@ SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "data/
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 DERIVING_REQUIREMENTS = ("pvlib",)
-MOST_PREDICTED_GW = 10_000.0  # above or below zero: a linear model predicts more for a storm than any country has
+MAX_PREDICTED_GW = 10_000.0  # above or below zero: a linear model predicts more for a storm than any country has
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,19 @@ class LoadedModel:
         """Tell whether the hour matters to the model, besides its weather."""
         return self._inputs is inputs
 
-    def given(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def select_inputs(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the columns of a processed frame that the model is given."""
         return self._inputs(frame)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return the targets in GW for each row (`features.INPUTS`), as a frame with the same index."""
-        return self._frame(self._predict(self.given(frame)), frame)
+        return self._frame(self._predict(self.select_inputs(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
         """Return the prediction, and the lower and the upper end of its error band; None for a model without a band."""
         if self._predict_with_band is None:
             return self.predict(frame), None
-        predicted, low, high = self._predict_with_band(self.given(frame))
+        predicted, low, high = self._predict_with_band(self.select_inputs(frame))
         return self._frame(predicted, frame), (self._frame(low, frame), self._frame(high, frame))
 
     @staticmethod
@@ -107,12 +107,12 @@ class LoadedModel:
         """Return predictions as a frame; raise ModelError for NaN, infinity and power that no country has."""
         predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
         numbers = predicted.to_numpy(float)
-        plausible = np.abs(numbers) <= MOST_PREDICTED_GW  # false for NaN
+        plausible = np.abs(numbers) <= MAX_PREDICTED_GW  # false for NaN
         if not plausible.all():
             raise ModelError(
                 "The model's predictions are not plausible.",
                 value=f"{numbers[~plausible][0]:g} GW",
-                expected=f"numbers from {-MOST_PREDICTED_GW:g} to {MOST_PREDICTED_GW:g} GW",
+                expected=f"numbers from {-MAX_PREDICTED_GW:g} to {MAX_PREDICTED_GW:g} GW",
                 next_step="workshop rollback",
             )
         return predicted
@@ -127,7 +127,7 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
     """
     import mlflow
 
-    weather = LoadedModel.of(model).given(example)
+    weather = LoadedModel.of(model).select_inputs(example)
     if isinstance(model, CapacityFactorNetwork):
         with tempfile.TemporaryDirectory() as folder:
             return mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder))).model_uri

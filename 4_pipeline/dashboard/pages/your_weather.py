@@ -19,7 +19,7 @@ from .. import parts, predictions
 from ..follower import Follower, Snapshot
 
 PATH, TITLE = "/your-weather", "Your weather"
-MAX_BYTES = prediction_requests.MOST_BYTES
+MAX_BYTES = prediction_requests.MAX_BYTES
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
@@ -33,7 +33,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         className_reject="upload over",
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
-    limits = f"At most {prediction_requests.MOST_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
+    limits = f"At most {prediction_requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
         html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
