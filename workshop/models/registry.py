@@ -365,8 +365,8 @@ def apply(
 def rollback(to: str | None = None, why: str = "", client: MlflowClient | None = None) -> Production:
     """Bring back what was in production before, or the version ``to``; return what is now in production.
 
-    Each rollback goes one step further back (`promoted_versions`). Raises ModelError when there is no such version, it never was
-    in production, or it cannot be loaded.
+    Each rollback goes one step further back (`promoted_versions`). Raises ModelError when there is no such version, it
+    never was in production, or it cannot be loaded.
     """
     from workshop.models import storage  # imports scikit-learn
 
