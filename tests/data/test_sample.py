@@ -33,18 +33,17 @@ def _score(train, test):
 
 
 def test_sample_has_the_layout_of_the_real_files(raw_frames):
-    """The frames carry the columns, units and timestamp texts of Open Power System Data, other countries too."""
+    """The frames carry the columns, units and timestamp texts of Open Power System Data."""
     power, weather = raw_frames
     assert list(power.columns[:2]) == ["utc_timestamp", "cet_cest_timestamp"]
     for kind in ("solar", "wind"):
-        assert {f"DE_{kind}_generation_actual", f"DE_{kind}_capacity", f"AT_{kind}_generation_actual"} <= {*power}
+        assert {f"DE_{kind}_generation_actual", f"DE_{kind}_capacity"} <= {*power}
         assert power[f"DE_{kind}_capacity"].between(30_000, 50_000).all()
     assert {
         "DE_windspeed_10m",
         "DE_temperature",
         "DE_radiation_direct_horizontal",
         "DE_radiation_diffuse_horizontal",
-        "DK_temperature",
     } <= {*weather}
     assert power["utc_timestamp"].str.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:00:00Z").all()
     assert power["cet_cest_timestamp"].iloc[0] == "2013-01-01T01:00:00+0100"

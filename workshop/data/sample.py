@@ -56,11 +56,6 @@ TURBINES = {"E-70/2300": 0.35, "V90/2000": 0.30, "E-82/2300": 0.20, "E-101/3050"
 HUB_HEIGHT_M, ROUGHNESS_M = 105.0, 0.10
 PANELS = ((0.45, 30, 180), (0.15, 25, 90), (0.15, 25, 270), (0.25, 10, 180))  # share, tilt, azimuth in degrees
 
-# Neighbours in the raw files: Germany's series scaled by a constant, wind some hours earlier or later. Placeholders.
-NEIGHBOURS = {
-    "AT": {"wind": 0.06, "solar": 0.025, "windspeed": 0.8, "radiation": 1.1, "warmer": -1.5, "later": 5},
-    "DK": {"wind": 0.12, "solar": 0.015, "windspeed": 1.4, "radiation": 0.9, "warmer": -0.5, "later": -3},
-}
 # Hours that are absent from the raw files, gap by gap, and cells that are missing from them: 48 hours in all.
 GAPS_POWER, GAPS_WEATHER = (4, 9, 15), (3, 5)
 MISSING_CELLS = {
@@ -112,16 +107,6 @@ def make_sample(seed: int = SEED) -> tuple[DataFrame, DataFrame]:
             "DE_wind_generation_actual": wind_MW,
         }
     )
-    for country, how in NEIGHBOURS.items():
-        power[f"{country}_solar_generation_actual"] = (power["DE_solar_generation_actual"] * how["solar"]).round(1)
-        wind = power["DE_wind_generation_actual"].shift(how["later"])
-        power[f"{country}_wind_generation_actual"] = (wind * how["wind"]).round(1)
-        windspeed = weather["DE_windspeed_10m"].shift(how["later"])
-        weather[f"{country}_windspeed_10m"] = (windspeed * how["windspeed"]).round(4)
-        weather[f"{country}_temperature"] = (weather["DE_temperature"] + how["warmer"]).round(3)
-        for kind in ("direct", "diffuse"):
-            radiation = weather[f"DE_radiation_{kind}_horizontal"] * how["radiation"]
-            weather[f"{country}_radiation_{kind}_horizontal"] = radiation.round(4)
     return add_defects(power, weather, hours)
 
 
