@@ -41,7 +41,7 @@ stages:
       cmd: papermill {notebook} ${{item}}.ipynb -p i ${{item}} {options}
       outs: ["${{item}}.ipynb"]
 """
-# One more at once than there are workers: the next notebook's client has connected when a worker becomes free.
+# One more side by side than there are workers: the next notebook's client has connected when a worker becomes free.
 STAGES_SIDE_BY_SIDE = (
     *("dvc-parallel", "repro", "--jobs", "3"),
     *("--preload", "papermill.__main__", "--preload", "papermill_dask.engine"),

@@ -1,4 +1,4 @@
-"""Everything at once, for half an hour, while servers are killed: what was acknowledged is there, and right.
+"""Everything simultaneously, for half an hour, while servers are killed: what was acknowledged is there, and right.
 
 `make soak` runs it for as long as WORKSHOP_SOAK_SECONDS says, the kills in the order that WORKSHOP_SOAK_SEED gives.
 """

@@ -108,7 +108,7 @@ def dashboard(chapter) -> Iterator[str]:
 
 @pytest.mark.walk
 def test_dashboards_announce_themselves_when_they_listen(chapter):
-    """Two dashboards at once print different addresses, outside of what `up` uses, and answer there at once."""
+    """Two dashboards side by side print different addresses, outside of what `up` uses, and answer there."""
     with ExitStack() as both:
         addresses = [both.enter_context(started(chapter)).ready[0] for _ in range(2)]
         assert all("Solar and wind power" in requests.get(address, timeout=30).text for address in addresses)

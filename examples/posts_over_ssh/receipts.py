@@ -41,7 +41,7 @@ def keep(receipt: str | Path, store: str | Path, stage: str) -> Iterator[Path]:
             kept.parent.mkdir(exist_ok=True)
             kept.parent.chmod(0o2775)
         file.chmod(0o444)
-        file.replace(kept)  # also where a damaged file is, and at once for those who read
+        file.replace(kept)  # also where a damaged file is, and in one step for those who read
         write(receipt, kept, stage)
     except OSError as error:
         if error.errno not in DISK_FULL:

@@ -13,7 +13,7 @@ expect = pytest.importorskip("playwright.sync_api").expect
 
 
 def test_what_if_answers_to_a_slider(browser, url):
-    """More wind by keyboard changes wind power at once, then the curves and the address; `back` leaves the page."""
+    """More wind by keyboard changes wind power immediately, then the curves and the address; `back` leaves the page."""
     with opened(browser, url) as page:
         page.get_by_role("link", name="What if").click()
         wind, curves = page.locator("#predicted-wind_GW"), page.locator("#what-if-curves .scatterlayer path.js-line")

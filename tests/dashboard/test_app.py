@@ -32,7 +32,7 @@ def address(dashboard) -> Address:
 
 
 def test_fifty_megabytes_are_refused_unread(dashboard, address):
-    """A body that is far too large is answered 413 at once, and the process grows by none of it."""
+    """A body that is far too large is answered 413 immediately, and the process grows by none of it."""
     memory = psutil.Process(dashboard[1].pid).memory_info
     before = memory().rss
     head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50000000\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The registry, on a real tracking server: the alias, its record and its history, whoever does what at once."""
+"""The registry, on a real tracking server: the alias, its record and its history, whoever does what simultaneously."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_two_promotions_at_once_make_one_winner(registered_model, candidates):
     def gate(candidate: str) -> str:
         together.wait(60)
         try:
-            return registry.apply(PROMOTED, *candidate.split(","), champion, "at once").version
+            return registry.apply(PROMOTED, *candidate.split(","), champion, "simultaneously").version
         except PromotionConflict as error:
             return error.value
 
