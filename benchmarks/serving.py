@@ -1,4 +1,4 @@
-"""A prediction for each of fifty readers who ask simultaneously: the dashboard's `/predict`, and MLflow's server of models."""
+"""A prediction for each of fifty simultaneous readers: the dashboard's `/predict`, and MLflow's server of models."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def model_server(clone: Clone) -> Iterator[int]:
 
 
 def slowest_but_few(port: int, path: str, body: dict) -> float:
-    """Ask from all connections simultaneously, again and again; return the 95th percentile of the seconds of an answer."""
+    """Ask from all connections together, again and again; return the 95th percentile of the seconds of an answer."""
     content, headers = json.dumps(body), {"Content-Type": "application/json"}
 
     def read(times: int) -> list[float]:

@@ -11,7 +11,6 @@ import joblib
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 from tqdm.auto import tqdm
 
@@ -28,6 +27,7 @@ from workshop.data.features import (
 )
 from workshop.data.raw import require_columns
 from workshop.errors import DataError, ServiceError
+from workshop.models.compat import strip_fitting_state
 from workshop.quantities import YearEnds
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             if not self.refit:
                 return regressor
             regressor = clone(self.regressor).set_params(early_stopping=False, max_iter=regressor.n_iter_)
-        return _strip_fitting_state(regressor.fit(derived, factor))
+        return strip_fitting_state(regressor.fit(derived, factor))
 
     def _fit_band(self, derived: np.ndarray, factor: np.ndarray) -> tuple[list[Any], float]:
         """Return the regressors of both ends, and how much (as a capacity factor) each has to be moved outwards.
@@ -160,7 +160,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             low, high = (end.predict(derived[after]) for end in fitted)
             missed.append(np.maximum(low - factor[after], factor[after] - high))
         margin = float(np.quantile(np.concatenate(missed), self.coverage))
-        return [_strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
+        return [strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
 
 
 class CapacityFactorNetwork:
@@ -177,14 +177,6 @@ class CapacityFactorNetwork:
         """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
         return np.clip(factors, 0, None) * installed(X, self.year_ends_).to_numpy()
-
-
-def _strip_fitting_state(regressor: Any) -> Any:
-    """Remove what only fitting needs, so that there are fewer types to trust when the model is loaded."""
-    if isinstance(regressor, HistGradientBoostingRegressor):
-        regressor._feature_subsample_rng = None
-        regressor._loss.closs = None
-    return regressor
 
 
 # -- the search for hyperparameters ------------------------------------------------------------------------------------
