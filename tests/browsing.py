@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -77,9 +78,11 @@ def dashboard(environment: dict[str, str], root: Path, tracking_uri: str) -> Ite
         "WORKSHOP_STATE": str(root / "state"),
         "WORKSHOP_DASHBOARD_PORT": url.rpartition(":")[2],
         "MLFLOW_TRACKING_URI": tracking_uri,
+        # Not the folder of its `dvc.yaml`, whose data it would show.
+        "PYTHONPATH": f"{ROOT / '4_pipeline'}{os.pathsep}{environment.get('PYTHONPATH', '')}",
     }
     command = [sys.executable, "-m", "dashboard"]
-    with running(command, environment | places, ROOT / "4_pipeline", lambda _: health_of(url)) as program:
+    with running(command, environment | places, root, lambda _: health_of(url)) as program:
         yield url, program.process
 
 

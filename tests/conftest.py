@@ -19,7 +19,6 @@ from threadpoolctl import threadpool_limits
 from workplace import (
     BIN,
     Servers,
-    clean_environment,
     copy_tree,
     environment_for,
     environment_of,
@@ -27,6 +26,9 @@ from workplace import (
     pytest_runtest_setup,  # noqa: F401 - a hook
     required,
 )
+
+from workshop.servers.tracking_server import ensure_database
+from workshop.settings import get_settings
 
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -112,12 +114,11 @@ def new_database(tmp_path_factory) -> Path:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all processes
-    database = folder / "new.db"
+    settings = get_settings().model_copy(update={"state": folder / "new"})
+    settings.state.mkdir(exist_ok=True)
     with FileLock(folder / "new.lock"):
-        if not database.exists():
-            command = [BIN / "mlflow", "db", "upgrade", f"sqlite:///{database}"]
-            subprocess.run(command, env=clean_environment(), check=True, capture_output=True)
-    return database
+        ensure_database(settings)
+    return settings.database
 
 
 @pytest.fixture(scope="session")

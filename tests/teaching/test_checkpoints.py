@@ -39,7 +39,7 @@ SCORED = {"r2": 0.7}
 def test_nothing_ticks_nothing(attendee):
     """An attendee who has done nothing sees no tick, and at every step what to do."""
     steps = attendee.steps().values()
-    assert len(steps) == 22 + 12
+    assert len(steps) == 23 + 12
     assert all(step.done is False and step.reason for step in steps)
 
 
@@ -185,7 +185,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
 
 
 def test_dvc_itself_ticks_its_steps(attendee):
-    """`dvc repro` and `dvc exp run`, for real, in a pipeline of one stage."""
+    """`dvc repro`, `dvc exp run` and `dvc push`, for real, in a pipeline of one stage."""
     from workshop.models.store import store_id
 
     folder = attendee.root / "4_pipeline"
@@ -203,6 +203,7 @@ def test_dvc_itself_ticks_its_steps(attendee):
     (attendee.root / ".dvc").mkdir()
     (attendee.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
     (attendee.root / ".dvc" / ".gitignore").write_text("/tmp\n/cache\n/config.local\n")
+    remote = "[core]\n    remote = aside\n['remote \"aside\"']\n    url = {}\n"
     (folder / "data").mkdir()
     with attendee.ticks("The pipeline ran here"):
         dvc("repro", "--quiet")
@@ -213,6 +214,13 @@ def test_dvc_itself_ticks_its_steps(attendee):
     git(attendee.root, "commit", "--quiet", "--message", "A pipeline")
     with attendee.ticks("An experiment with dvc exp run"):
         dvc("exp", "run", "--quiet", "--set-param", "x=2")
+    with attendee.ticks():
+        (attendee.root / ".dvc" / "config.local").write_text(remote.format(attendee.root / "aside"))
+    with attendee.ticks("Data pushed to a remote"):
+        dvc("push", "--quiet")
+    with attendee.ticks():
+        (attendee.root / ".dvc" / "config.local").write_text(remote.format("ssh://files.example.org/aside"))
+    assert attendee.steps()["Data pushed to a remote"].done is None
 
 
 def test_notebook_counts_once_it_ran_to_its_end_and_was_saved(tmp_path):

@@ -20,7 +20,7 @@ from workshop.files import write_atomically
 from workshop.parameters import read
 from workshop.servers import backup as backups
 from workshop.servers import supervisor
-from workshop.servers.services import ports_for_shell, program
+from workshop.servers.services import is_free, ports_for_shell, program
 from workshop.settings import get_settings
 
 
@@ -137,8 +137,9 @@ def config(export: bool, folder: Path | None, as_json: bool) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--port", type=click.IntRange(1, 65535), default=8888, help="The port, or the first free one above it.")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def lab(options: tuple[str, ...]) -> None:
+def lab(port: int, options: tuple[str, ...]) -> None:
     """Start the servers that do not run, then JupyterLab at the start page; OPTIONS go to `jupyter lab`.
 
     \b
@@ -149,11 +150,19 @@ def lab(options: tuple[str, ...]) -> None:
     settings = supervisor.up(report)
     write_start_page(settings)
     report("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
+    port = next(free for free in range(port, 65536) if is_free("127.0.0.1", free))
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    arguments = [
+        "jupyter-lab",
+        *("--ip=127.0.0.1", f"--port={port}", "--port-retries=0"),
+        # Dask's panel remembers its address together with the open tabs, and the address changes with the port.
+        f"--LabApp.workspaces_dir={settings.state / 'jupyter' / str(port)}",
+        *options,
+    ]
     environment = os.environ | {"JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, folders))}
     # A job in the background of a script ignores Ctrl-C, and so would every program in JupyterLab's terminals.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.execve(program("jupyter-lab"), ["jupyter-lab", "--ip=127.0.0.1", *options], environment)  # noqa: S606
+    os.execve(program("jupyter-lab"), arguments, environment)  # noqa: S606
 
 
 @click.command()

@@ -7,6 +7,7 @@ the tracking server. A step's `where` is a heading of a README; those of chapter
 
 from __future__ import annotations
 
+import configparser
 import json
 import subprocess
 from collections import Counter
@@ -170,15 +171,22 @@ def has_run_from_git(state: State) -> bool:
 def has_run_pipeline(state: State) -> bool:
     """Return whether all outputs in dvc.lock exist, and the pipeline logged its runs to this tracking store."""
     folder = state.root / "4_pipeline"
+    outputs = _outputs(folder)
     try:
-        stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
-        outputs = [folder / output["path"] for stage in stages for output in stage.get("outs", [])]
         store_id = json.loads((folder / "data" / "tracking_store.json").read_text())["store_id"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     experiment = state.client.get_experiment_by_name(EXPERIMENT)
     is_this_store = experiment is not None and experiment.tags.get(STORE_ID_TAG) == store_id
-    return is_this_store and bool(outputs) and all(output.exists() for output in outputs)
+    return is_this_store and bool(outputs) and all((folder / output["path"]).exists() for output in outputs)
+
+
+def _outputs(folder: Path) -> list[dict[str, str]]:
+    try:
+        stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
+        return [output for stage in stages for output in stage.get("outs", [])]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def has_changed_stage(state: State) -> bool:
@@ -200,6 +208,20 @@ def was_promoted_and_rolled_back(state: State) -> bool:
     return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
 
 
+def has_pushed(state: State) -> bool | None:
+    """Tell whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        config.read([state.root / ".dvc" / "config", state.root / ".dvc" / "config.local"])
+    except (configparser.Error, ValueError):
+        return False
+    urls = [urlparse(config[name]["url"]) for name in config.sections() if "url" in config[name]]
+    folders = [state.root / ".dvc" / url.path for url in urls if url.scheme in ("", "file")]
+    hashes = [output.get("md5", "") for output in _outputs(state.root / "4_pipeline")]
+    stored = any((at / "files" / "md5" / each[:2] / each[2:]).is_file() for at in folders for each in hashes)
+    return stored or (False if len(folders) == len(urls) else None)
+
+
 def has_experiment(state: State) -> bool:
     """Return whether git keeps an experiment of DVC: refs/exps/<start of a commit>/<its rest>/<name>."""
     command = ["git", "-C", str(state.root), "for-each-ref", "refs/exps/??/*/*"]
@@ -210,7 +232,8 @@ def has_experiment(state: State) -> bool:
 class Step(NamedTuple):
     """One thing to do: its title, its place (a page, or `page#heading`), the test that it is done, and what to do.
 
-    ``is_done`` returns a true value for a step that is done. It raises ServiceError when the server does not answer.
+    ``is_done`` returns what proves it, or None when that cannot be known; it raises ServiceError when the tracking
+    server does not answer.
     """
 
     title: str
@@ -316,6 +339,11 @@ STEPS = {
             "Promote a model yourself, then type `workshop rollback`.",
         ),
         Step(
+            "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
+            "Type `dvc remote add --local --default NAME FOLDER`, then `dvc push`. "
+            "Only a remote in a local folder is looked at; for others there is `dvc status --cloud`.",
+        ),
+        Step(
             "An experiment with dvc exp run", "4_pipeline/README.md#9. Try values as experiments", has_experiment,
             "Type `dvc exp run` with a changed parameter in 4_pipeline. `dvc exp show` lists the experiments.",
         ),
@@ -335,7 +363,7 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """The result of one step: ``done`` is None when the server does not answer; a done step has no ``reason``."""
+    """The result of one step: ``done`` is None when that cannot be known; a done step has no ``reason``."""
 
     chapter: int
     title: str
@@ -362,7 +390,8 @@ def examine(state: State) -> list[Checkpoint]:
     for chapter in CHAPTERS:
         for step in steps_of(chapter):
             try:
-                done, reason = bool(step.is_done(state)), step.hint
+                proof, reason = step.is_done(state), step.hint
+                done = None if proof is None else bool(proof)
             except ServiceError as error:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
             except MlflowException as error:
