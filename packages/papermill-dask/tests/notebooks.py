@@ -131,6 +131,13 @@ raw
 print("never"); skipped = True
 # %%
 "skipped" in dir()
+# %%
+def count_calls():
+    try:
+        return 1 + count_calls()
+    except RecursionError:
+        return 1
+count_calls()
 """
 
 ALLOWED = """

@@ -106,10 +106,6 @@ USED = {
     "ipykernel.kernelapp:IPKernelApp": ["init_iopub", "control_thread"],
     "ipykernel.ipkernel:IPythonKernel": ["_process_children", "_shutdown_message"],
     "IPython.core.compilerop:CachingCompiler": ["cache"],
-    "multiprocessing.forkserver": ["ensure_running", "_forkserver"],
-    "multiprocessing.resource_tracker": ["_resource_tracker"],
-    "multiprocessing.process": ["_current_process", "_parent_process"],
-    "multiprocessing.util": ["get_temp_dir"],
     "threading": ["_shutdown"],
     "atexit": ["_run_exitfuncs"],
     "inspect": ["modulesbyfile"],
@@ -121,13 +117,6 @@ def test_kernels_find_what_they_change(owner):
     """What is changed in a kernel or in a forked process is there under the same name."""
     missing = [name for name in USED[owner] if not hasattr(pkgutil.resolve_name(owner), name)]
     assert not missing, f"{owner} has no {missing} any more: {UPGRADE}"
-
-
-def test_fork_server_can_be_forgotten():
-    """The objects of `multiprocessing` for its fork server and its resource tracker can be made as new in place."""
-    for module in ("forkserver:ForkServer", "resource_tracker:ResourceTracker"):
-        made = pkgutil.resolve_name(f"multiprocessing.{module}")
-        assert not [p for p in list(inspect.signature(made).parameters.values()) if p.default is p.empty], UPGRADE
 
 
 MODULES = {file.relative_to(SOURCE).with_suffix("").as_posix(): file for file in SOURCE.rglob("*.py")}

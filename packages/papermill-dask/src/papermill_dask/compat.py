@@ -6,12 +6,10 @@ import asyncio
 import atexit
 import contextlib
 import inspect
-import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from multiprocessing import forkserver, process, resource_tracker, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
 CONNECT_TRIES = 20
 CHILD_LINGER_MILLISECONDS = 3000  # as in ipykernel
-MAIN_PROCESS = process.current_process()
-folder_of_fork_server = util.get_temp_dir  # of its socket; the interpreter removes it at its end, not at `_exit`
 
 
 # -- Dask ----------------------------------------------------------------------------------------------------------
@@ -188,18 +184,3 @@ def run_last_handlers() -> None:
     """Wait for threads and call the handlers of `atexit`, as the interpreter does at its end."""
     threading._shutdown()  # type: ignore[attr-defined] # private
     atexit._run_exitfuncs()
-
-
-def start_fork_server(module: str) -> None:
-    """Start `multiprocessing`'s fork server with ``module`` imported; it ends with the thread that calls this."""
-    multiprocessing.set_forkserver_preload([module])
-    forkserver.ensure_running()
-
-
-def leave_fork_server() -> None:
-    """Make a forked process a main process to `multiprocessing`, as a notebook's is, and no child of a fork server."""
-    multiprocessing.set_start_method(None, force=True)
-    process._current_process, process._parent_process = MAIN_PROCESS, None  # type: ignore[attr-defined] # private
-    MAIN_PROCESS.name, MAIN_PROCESS.authkey = "MainProcess", os.urandom(32)
-    forkserver.ForkServer.__init__(forkserver._forkserver)
-    resource_tracker.ResourceTracker.__init__(resource_tracker._resource_tracker)

@@ -1,8 +1,8 @@
-"""A warm process: `multiprocessing`'s fork server, which has imported what notebooks import; and what a kernel runs.
+"""A warm process: a fork server, which has imported what notebooks import; and what a kernel runs.
 
-The worker runs `serve_forks`, whose fork server imports this module, and by that the modules that notebooks want. For
-each connection that the worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in
-its process what a cold one finds: this module undoes what the imports, `multiprocessing`, or the time since, have left.
+The worker runs `serve_forks`, whose child is the fork server and imports the modules that notebooks want. For each
+connection that the worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in its
+process what a cold one finds: this module undoes what the imports, or the time since, have left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import logging
 import multiprocessing
 import os
 import random
-import shutil
+import select
 import signal
 import socket
 import sys
@@ -36,7 +36,6 @@ from papermill_dask import compat
 from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale, end_with, supervise
 from papermill_dask.kernels.warm import LAUNCHER
 
-VARIABLE = "PAPERMILL_DASK_IMPORTS"  # names to the fork server what to import, and whose child it is
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 # What ipykernel itself imports only once a kernel starts or ends, and IPython once an error is shown.
 KERNEL_MODULES = (
@@ -84,29 +83,52 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
 
 
 # -- the fork server -----------------------------------------------------------------------------------------------
+class KernelForked(BaseException):
+    """Leads a forked kernel out of the calls of its supervisor; its arguments are those of `run_kernel`."""
+
+
 def serve_forks() -> NoReturn:
-    """Fork a process for each connection that comes over the socket of the command line, until no more will come."""
-    control = socket.socket(fileno=int(sys.argv[1]))
+    """Run the fork server for the socket and the modules of the command line; it ends with the worker."""
+    control, parent = socket.socket(fileno=int(sys.argv[1])), os.getpid()
     control.set_inheritable(False)
-    os.environ[VARIABLE] = json.dumps([os.getpid(), json.loads(sys.argv[2])])
-    compat.start_fork_server(__name__)
+    if server := os.fork():
+        threading.Thread(target=_end_with_worker, args=(control,), daemon=True).start()
+        os.waitpid(server, 0)
+        os._exit(0)  # a worker that still waits for the server's answer notices
+    try:
+        _serve(control, Imports(parent, json.loads(sys.argv[2])))
+    except KernelForked as forked:
+        argv, prepare = forked.args
+    run_kernel(argv, prepare)  # as deep in calls as a cold kernel: a recursion ends at the same depth
+
+
+def _end_with_worker(control: socket.socket) -> NoReturn:
+    """End this process, and by that the fork server, when the worker closes the socket; kernels may live on."""
+    end = select.poll()
+    end.register(control, 0)  # what comes over the socket is the server's
+    end.poll()
+    os._exit(0)
+
+
+def _serve(control: socket.socket, imports: Imports) -> NoReturn:
+    """Fork a supervisor for each connection that comes over the socket; raise KernelForked in its kernel."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors that have ended leave the process table
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not message:
-            break
-        # `start` waits for the imports; this thread waits for the worker's end.
-        threading.Thread(target=_fork, args=(Connection(descriptors[0]),), daemon=True).start()
-    shutil.rmtree(compat.folder_of_fork_server(), ignore_errors=True)
-    os._exit(0)  # kernels may live on
+            os._exit(0)
+        with Connection(descriptors[0]) as connection:
+            if _fork() == 0:
+                control.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                supervise(connection, imports.fork_kernel, imports.check_files)
 
 
-def _fork(connection: Connection) -> None:
-    with connection, contextlib.suppress(EOFError, OSError):  # the server died; the worker notices
-        multiprocessing.get_context("forkserver").Process(target=_serve, args=(connection,)).start()
-
-
-def _serve(connection: Connection) -> NoReturn:
-    supervise(connection, lambda request: imports.fork_kernel(request, connection), imports.check_files)
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 class Imports:
@@ -120,7 +142,6 @@ class Imports:
         began = time.time()
         self.reason: str | None = None
         self.environment: dict[str, str] = {}
-        sys.path[:] = filter(None, sys.path)  # of the current folder: there a notebook's modules hide installed ones
         self._path = list(sys.path)
         try:
             self._import_all(modules)
@@ -162,37 +183,27 @@ class Imports:
         if file := next((file for file, state in self._files.items() if _state(file) != state), None):
             raise WarmProcessStale(f"{file} has changed")
 
-    def fork_kernel(self, request: Request, connection: Connection) -> int:
-        """Fork the kernel of a request, and close the supervisor's connection in it; return its process id."""
+    def fork_kernel(self, request: Request) -> int:
+        """Fork the kernel of a request; return its process id, and raise KernelForked in the kernel itself."""
         if self.reason:
             raise ForkUnsafe(self.reason)
         supervisor = os.getpid()
-        with warnings.catch_warnings():
-            # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            kernel = os.fork()
-        if kernel:
+        if kernel := _fork():
             return kernel
         try:
             os.setsid()
             end_with(supervisor)
-            connection.close()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.environ.clear()
             os.environ.update(self.environment | request["env"])
-            compat.leave_fork_server()
             self._restore()
-            run_kernel(request["argv"], self._apply)
-        finally:
+        except BaseException:  # noqa: BLE001 - nothing of it is for the supervisor, whose calls these are
             os._exit(127)
+        raise KernelForked(request["argv"], self._apply)
 
     def _restore(self) -> None:
         """Put back what each process has for itself."""
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.close(nothing)
-        sys.stdin = sys.__stdin__ = open(0, encoding=sys.stdout.encoding, closefd=False)  # type: ignore[misc] # noqa: SIM115
-        sys.stdin.buffer.raw.name = "<stdin>"  # type: ignore[attr-defined] # a buffer of `open` has it
+        multiprocessing.current_process().authkey = os.urandom(32)
         sys.path[:] = self._path
         importlib.invalidate_caches()
         random.seed()
@@ -255,7 +266,3 @@ def _state(file: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size
-
-
-if VARIABLE in os.environ:
-    imports = Imports(*json.loads(os.environ.pop(VARIABLE)))

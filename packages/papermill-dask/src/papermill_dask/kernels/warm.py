@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 LAUNCHER = "ipykernel_launcher"
 MAX_PROCESSES = 2
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
-START = "import sys; sys.path[:] = filter(None, sys.path); from papermill_dask.kernels.{0} import {1}; {1}()"
+# `exec` makes up for the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
+START = "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.kernels.{0} import {1}; {1}()')"
 
 # How the variables begin that are read while modules are imported, or by the C libraries that come with them: a kernel
 # for which one of these differs is forked from another process. All others are read when they are needed, and a
