@@ -95,7 +95,8 @@ def serve(server: Server) -> None:
         logger.info("Removed what interrupted uploads had left: %d files.", left)
     sys.stdout.write(f"FTP server ready: {server.uri}, files in {server.artifacts}\n")
     sys.stdout.flush()
-    server.serve_forever()
+    # A signal that comes just before the loop begins to wait is answered after the wait: so it may not be endless.
+    server.serve_forever(timeout=0.5)
 
 
 FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
