@@ -3,9 +3,16 @@
 Elsewhere, such as on a hub, JupyterLab finds the file once its folder is in JUPYTER_CONFIG_PATH.
 """
 
+import asyncio
 import os
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+
+from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
+from tornado.web import HTTPError
 
 from workshop.servers import lab_tiles
 from workshop.servers.services import ports_for_shell
@@ -30,9 +37,49 @@ c.KernelManager.transport_encryption = "auto"
 c.ServerApp.terminado_settings = {"shell_command": ["bash", "--rcfile", str(folder / "bashrc")]}
 os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # macOS recommends another shell at each start
 
+
+def release_threads():
+    """End AnyIO's idle threads: those of a request that goes on while Jupyter ends would wait for work for ever."""
+    for thread in threading.enumerate():
+        if thread.name == "AnyIO worker thread":
+            thread.queue.put_nowait(None)
+
+
+# Python's own hook before it joins the threads; `atexit` comes after that.
+threading._register_atexit(release_threads)
+
+START_PAGE = "START.md"
+
+
+class StartPageManager(AsyncLargeFileManager):
+    """Jupyter's own manager of files, except that the start page is written again before it is read."""
+
+    async def get(self, path, *arguments, **keywords):
+        """Return a file or a folder; at most every five seconds look again at what START.md shows."""
+        page = settings.root / START_PAGE
+        if path.strip("/") == START_PAGE and not (page.exists() and time.time() - page.stat().st_mtime < 5):
+            await self._write_page()
+        return await super().get(path, *arguments, **keywords)
+
+    async def _write_page(self):
+        quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        check, deadline = subprocess.Popen(["workshop", "check"], cwd=settings.root, **quiet), time.monotonic() + 60
+        try:
+            while check.poll() is None and time.monotonic() < deadline and not self.parent._stopping:
+                await asyncio.sleep(0.1)
+        finally:
+            check.kill()
+            check.wait()
+        if self.parent._stopping:  # a thread that reads the file now would keep Jupyter from ending
+            raise HTTPError(503, "Jupyter is stopping")
+
+
+c.ServerApp.contents_manager_class = StartPageManager
+c.ContentsManager.hide_globs.append("*.egg-info")  # to the patterns that Jupyter hides by default
+
 c.ServerProxy.servers = lab_tiles.tiles()
 
-c.LabApp.default_url = "/lab/tree/START.md"
+c.LabApp.default_url = f"/lab/tree/{START_PAGE}"
 c.LabApp.app_settings_dir = str(folder / "settings")
 c.LabApp.workspaces_dir = str(settings.state / "jupyter")  # not the open tabs of other projects
 c.LabApp.news_url = None  # no requests to other sites

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
+from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
 
 TOKEN = "of-this-test"
 MLFLOW_LINK = "http://127.0.0.1:{}/#/experiments/1"
@@ -80,17 +80,17 @@ class Jupyter:
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
     """A Jupyter server with a base URL, as on a hub: none of the servers runs that its tiles show."""
-    root, home, port = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home"), free_port()
+    root, home = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home")
     environment = clean_environment() | {
         "WORKSHOP_ROOT": str(root),
         "HOME": str(home),
         "JUPYTER_CONFIG_PATH": str(ROOT / "server" / "jupyter"),
+        "JUPYTER_RUNTIME_DIR": str(home),
         "JUPYTER_TOKEN": TOKEN,
     }
-    url = f"http://127.0.0.1:{port}/user/x"
-    command = [BIN / "jupyter-server", "--no-browser", f"--port={port}", "--ServerApp.base_url=/user/x/"]
-    with running(command, environment, root, lambda _: answer_of(f"{url}/api")):
-        yield Jupyter(url, root)
+    command = [BIN / "jupyter-server", "--no-browser", f"--port={free_port()}", "--ServerApp.base_url=/user/x/"]
+    with running(command, environment, root, lambda _: jupyter_in(home)) as server:
+        yield Jupyter(server.ready.rstrip("/"), root)
 
 
 def test_tile_says_what_to_type_when_its_server_is_down_and_follows_its_port(jupyter):

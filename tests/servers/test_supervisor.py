@@ -27,7 +27,7 @@ from workshop import port_owners
 from workshop.servers import supervisor
 from workshop.servers.services import SERVICES
 
-README = ROOT / "2_tracking" / "README.md"
+README = ROOT / "server" / "README.md"
 SENDING = """
 import os
 from distributed import Client
@@ -223,7 +223,7 @@ def by_hand(place: Servers, *command: object) -> Iterator[psutil.Process]:
 
 
 def mlflow_command(place: Servers) -> list[object]:
-    """Return the line of chapter 2's README, with the place's own addresses."""
+    """Return the line of the servers' README, with the place's own addresses."""
     [line] = re.findall(r"^ *MLFLOW_SERVER\S+ (mlflow server .*)$", README.read_text(), re.MULTILINE)
     line = line.replace("${MLFLOW_TRACKING_URI##*:}", str(place.settings.mlflow_port))
     line = line.replace("$WORKSHOP_FTP_URI", place.settings.artifacts_uri)
@@ -231,7 +231,7 @@ def mlflow_command(place: Servers) -> list[object]:
 
 
 def test_servers_started_by_hand_are_left_alone(running):
-    """FTP and MLflow as chapter 2 starts them: `up` and `down` leave both, and `up` takes over when they have ended."""
+    """FTP and MLflow, started as the README says: `up` and `down` leave both; `up` takes over when they have ended."""
     before, names = status(running), ("ftp", "mlflow")
     done = workshop(running, "down", *names)
     assert f"FTP artifact store: stopped; it was at {before['ftp']['address']}" in done.stderr
