@@ -103,8 +103,8 @@ def read_frame(path: str) -> pd.DataFrame:
 def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the earlier hours and the last ``test_fraction`` of them.
 
-    Hours held out at random would flatter the model: it would know the power plants of each year. The border is that of
-    chapter 4's `workshop.data.split`.
+    With hours held out at random, the model would have learned later hours than those that it is scored on. The border
+    is that of chapter 4's `workshop.data.split`.
     """
     border = math.floor(len(frame) * (1 - test_fraction))
     train, test = frame[:border], frame[border:]
@@ -114,7 +114,10 @@ def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFra
 
 
 def measure(test: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
-    """Return R2 (of solar, of wind, their mean) and the mean absolute error in GW; ``predicted`` is (hours, 2)."""
+    """Return R2 (of solar, of wind, their mean), mean absolute error and mean error (bias), both in GW.
+
+    ``predicted`` is (hours, 2); a negative bias means that too little is predicted.
+    """
     from sklearn.metrics import mean_absolute_error, r2_score
 
     r2_solar, r2_wind = r2_score(test[TARGETS], predicted, multioutput="raw_values")
@@ -123,4 +126,5 @@ def measure(test: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
         "r2_solar": r2_solar,
         "r2_wind": r2_wind,
         "mae_GW": mean_absolute_error(test[TARGETS], predicted),
+        "bias_GW": (predicted - test[TARGETS]).to_numpy().mean(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -10,9 +11,10 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from attendee import git
+import requests
+from attendee import git, new_repository
 from click.testing import CliRunner
-from workplace import BIN, ROOT, clean_environment
+from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
 
 from workshop.cli import main
 from workshop.data.schema import FEATURES, TARGETS
@@ -20,7 +22,7 @@ from workshop.errors import ServiceError, WorkshopError
 from workshop.models.registry import FORCED, PROMOTED, Move
 from workshop.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, Settings
-from workshop.teaching import checkpoints
+from workshop.teaching import checkpoints, start_page
 from workshop.teaching.checkpoints import (
     CHAPTERS,
     Checkpoint,
@@ -28,7 +30,6 @@ from workshop.teaching.checkpoints import (
     examine,
     has_executed,
     next_step,
-    start_page,
     state_of,
 )
 
@@ -39,7 +40,7 @@ SCORED = {"r2": 0.7}
 def test_nothing_ticks_nothing(attendee):
     """An attendee who has done nothing sees no tick, and at every step what to do."""
     steps = attendee.steps().values()
-    assert len(steps) == 23 + 12
+    assert len(steps) == 30 + 12
     assert all(step.done is False and step.reason for step in steps)
 
 
@@ -97,7 +98,7 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
         log_run("linreg", metrics=SCORED)
         parent = log_run("rf")
         log_run("rf", metrics=SCORED, parent=parent)
-    with attendee.ticks("The score that flatters"):
+    with attendee.ticks("A score that overestimates"):
         log_run("linreg", metrics={"r2_random_split": 0.8})
     with attendee.ticks("A run tracked by hand, with its model"):
         run_id = log_run("linreg", metrics=SCORED, model=model)
@@ -129,45 +130,68 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
 
     project = attendee.root / "3_projects" / "lr"
     project.mkdir(parents=True)
-    entry = '  {}:\n    parameters:\n      a: {{type: float, default: 1}}\n    command: "test {{a}} != -1"\n'
+    entry = '  {}:\n    parameters:\n      fit_intercept: {{default: "true"}}\n      test_fraction: {{default: 0.2}}\n'
+    entry += '    command: "test {{test_fraction}} != 0 && test {{fit_intercept}} != none"\n'
     (project / "MLproject").write_text("entry_points:\n" + entry.format("main") + entry.format("validate"))
-    scratch = attendee.root / "4_pipeline" / "scratch"
-    shutil.copytree(project, scratch / "lr")
-    shutil.copytree(project, project.with_name("rf"))
+    forest = shutil.copytree(project, project.with_name("rf"))
     git(attendee.root, "add", "--all")
     git(attendee.root, "commit", "--quiet", "--message", "Projects")
     published = attendee.root / "3_projects" / "published"
     git(attendee.root, "clone", "--quiet", "--bare", str(attendee.root), f"{published}.git")
+    scratch = attendee.root / "4_pipeline" / "scratch"
+    shutil.copytree(project, scratch / "lr")
+    git(scratch, "init", "--quiet")
 
     def run(address=project, entry_point="main", **parameters):
-        mlflow.projects.run(
+        return mlflow.projects.run(
             str(address), entry_point, parameters=parameters, experiment_name=EXPERIMENT, env_manager="local"
         )
 
     with attendee.ticks():
-        run(project.with_name("rf"))
-        run(scratch / "lr")
+        attendee.client.set_tag(run(forest).run_id, "mlflow.project.env", "virtualenv")
         with pytest.raises(mlflow.exceptions.ExecutionException):
-            run(a=-1)
+            run(test_fraction=0)
     with attendee.ticks("A project, run by one command"):
         run()
+        run(test_fraction=0.1)  # exercise 3.1
     with attendee.ticks("Run again with another parameter"):
-        run(a=2)
+        run(fit_intercept="false")
+    with attendee.ticks("A run in your own environment"):
+        run(forest)
     with attendee.ticks("A run of the entry point validate"):
         run(entry_point="validate")
+    with attendee.ticks("A failed run"), pytest.raises(mlflow.exceptions.ExecutionException):
+        run(forest, test_fraction=0)
     with attendee.ticks("A run from a git address"):
         run(f"file://{published}#3_projects/lr")
+    with attendee.ticks("A colleague's run, reproduced"):
+        cell = {"cell_type": "code", "source": "print()", "outputs": [], "execution_count": 1}
+        (attendee.root / "3_projects" / "reproduce.ipynb").write_text(json.dumps({"cells": [cell]}))
+    with attendee.ticks("Data with a history"):
+        (scratch / "germany.csv.dvc").write_text("outs: []")
+        run(scratch / "lr")
+    with attendee.ticks("Stages by hand"):
+        (scratch / "germany.csv.dvc").unlink()
+        run(scratch / "lr", fit_intercept="false")
+    assert "Data with a history" in attendee.known
 
 
 def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
-    """Runs of a stage, promotions by the pipeline and by a person, a rollback: as the commands write them."""
+    """Runs of a stage, promotions by the pipeline and by a person, a rollback, a commit: as the commands write them."""
     import mlflow
 
     from workshop.models import registry
     from workshop.models.tracking import start_run
 
+    def commit_lock(when: str) -> None:
+        (attendee.root / "4_pipeline" / "dvc.lock").write_text(when)
+        monkeypatch.setenv("GIT_COMMITTER_DATE", when)
+        git(attendee.root, "add", "--all")
+        git(attendee.root, "commit", "--quiet", "--message", "A lock")
+
     monkeypatch.chdir(attendee.root)
     with attendee.ticks():
+        commit_lock("2020-05-31T00:00:00Z")
         with start_run("train_rf", parameters={"max_depth": 8}) as parent:
             logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
         log_run("rf", params={"max_depth": 5}, parent=parent.info.run_id, chapter="4", **{"workshop.stage": "train_rf"})
@@ -179,9 +203,15 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     ):
         pass
     with attendee.ticks("A model promoted by you"):
-        registry.move_alias(attendee.client, Move(0, FORCED, registered[1], why="to see", replaced=registered[0]))
+        move = Move(0, FORCED, registered[1], when="2020-06-01T00:00:00Z", why="to see", replaced=registered[0])
+        registry.move_alias(attendee.client, move)
     with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
+    with attendee.ticks("Back at the start, and committed"):
+        commit_lock("2020-06-02T00:00:00Z")
+    lost, trees = pytest.raises(ServiceError), {"n_estimators": 300}
+    with attendee.ticks("A training that lost its worker"), lost, start_run("train_rf", parameters=trees):
+        raise ServiceError("The worker was lost.")
 
 
 def test_dvc_itself_ticks_its_steps(attendee):
@@ -262,13 +292,14 @@ def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, lis
         found = examine(state_of(Settings(root=tmp_path, state=tmp_path / "state")))
     assert [each.title for each in found if each.done] == ["Weather and power in one table"]
     for each in found:
-        if each.chapter in (2, 3) and "Exercise" not in each.title:
+        if each.chapter in (2, 3) and not each.where.endswith(("exercises.ipynb", "reproduce.ipynb")):
             assert each.done is None
             assert f"{uri} does not answer" in each.reason
+    assert checkpoints.summary(each for each in found if each.chapter == 2) == "0 of 11 done, 8 not known"
 
 
 def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
-    """Exit 0 for the overview, 1 for a chapter that is not complete, whose own step is next; JSON has every step."""
+    """Exit 0 for the overview, 1 for an incomplete chapter, whose own step is next; lines end between words; JSON."""
     (attendee.root / "1_starting_point").mkdir()
     (attendee.root / TABLE).write_text("utc_timestamp\n")
     done = CliRunner().invoke(main, ["check"])
@@ -281,7 +312,8 @@ def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):
     assert "Next: A project, run by one command (3_projects/README.md, 2. Run it, chapter 3)" in done.output
     done = CliRunner().invoke(main, ["check", "3", "--json"])
     assert done.exit_code == 1
-    assert [each["done"] for each in json.loads(done.stdout)] == [False] * (4 + 3)
+    assert [each["done"] for each in json.loads(done.stdout)] == [False] * (7 + 3)
+    assert "\n       finished run. Type" in CliRunner(env={"COLUMNS": "40"}).invoke(main, ["check", "3"]).output
 
 
 def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
@@ -295,6 +327,12 @@ def test_next_step_of_an_attendee_who_skipped_chapters(tmp_path):
     assert next_step([replace(each, done=each.chapter >= 3) for each in STEPS], 3) == STEPS[0]
 
 
+@pytest.mark.parametrize(("done", "following"), [("ran here", 0), ("A random", 3), ("validate", 23), ("4.3", 0)])
+def test_next_step_follows_what_is_done(done, following):
+    """The step after the last one that is done; at the end the skipped ones. What `make run` does sends nobody on."""
+    assert next_step([replace(each, done=done in each.title) for each in STEPS]).title == STEPS[following].title
+
+
 # -- the start page ---------------------------------------------------------------------------------------------------
 STEPS = examine(State(ROOT / "nowhere", [], ServiceError("No server.", next_step="workshop up")))
 
@@ -306,7 +344,7 @@ def all_in(done: bool | None) -> list[Checkpoint]:
 
 def test_links_lead_to_pages_and_headings_that_exist():
     """Each link of the page resolves from the repository's top; a step's heading is one of its page."""
-    targets = re.findall(r"\]\(([^)]+)\)", start_page(all_in(False), STEPS[0]))
+    targets = re.findall(r"\]\(([^)]+)\)", start_page.render(all_in(False), STEPS[0]))
     assert [target for target in targets if not (ROOT / target.partition("#")[0]).exists()] == []
     assert len(targets) == len(CHAPTERS) + len(STEPS) + 2  # the next step and its chapter once more
     for step in STEPS:
@@ -315,10 +353,32 @@ def test_links_lead_to_pages_and_headings_that_exist():
         assert step.link == f"{page}{mark}{heading.replace(' ', '-')}"
 
 
+def test_jupyter_writes_the_start_page_when_it_is_read_and_hides_the_metadata_of_the_package(tmp_path):
+    """A page that is missing or old is written; a new one is shown as it is."""
+    root = new_repository(tmp_path / "clone")
+    (root / "workshop.egg-info").mkdir()
+    environment = clean_environment() | {"WORKSHOP_ROOT": str(root), "HOME": str(tmp_path), "JUPYTER_TOKEN": "test"}
+    environment |= {"JUPYTER_CONFIG_PATH": str(ROOT / "server" / "jupyter"), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    page = root / "START.md"
+
+    def contents(name: str = "") -> str | list[dict]:
+        url = f"{server.ready}api/contents/{name}"
+        return requests.get(url, {"token": "test"}, timeout=90).json()["content"]
+
+    command = [BIN / "jupyter-server", "--no-browser", f"--port={free_port()}"]
+    with running(command, environment, root, lambda _: jupyter_in(tmp_path)) as server:
+        assert "**Next: Weather and power in one table**" in contents("START.md")
+        page.write_text("new")
+        assert contents("START.md") == "new"
+        os.utime(page, (0, 0))
+        assert "**Next: " in contents("START.md")
+        assert {each["name"] for each in contents()} == {"4_pipeline", "START.md", "pyproject.toml", "server"}
+
+
 def test_page_that_cannot_be_written_is_an_error(tmp_path):
     """A folder in its place is reported, and nothing is left beside it."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
     (tmp_path / "START.md").mkdir()
     with pytest.raises(WorkshopError, match="could not be written"):
-        checkpoints.write_start_page(settings, all_in(False))
+        start_page.write(settings, all_in(False))
     assert [path.name for path in tmp_path.iterdir()] == ["START.md"]

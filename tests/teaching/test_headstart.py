@@ -40,7 +40,7 @@ def test_attendee_can_begin_at_chapter_4(chapters):
     lines = []
     prepare_for(chapters.settings, 4, lines.append)
     assert notebook.read_text() == "the attendee's, half done"
-    names = ("model_linreg", "model_rf", "model_keras", "capacity_factor", "compare_runs")
+    names = ("model_linreg", "honest_split", "model_rf", "model_keras", "capacity_factor", "compare_runs")
     assert [line.split(":")[0] for line in lines] == [
         "2_tracking/germany.csv", "3_projects/germany.csv", *(f"2_tracking/{name}.ipynb" for name in names),
         "3_projects/lr",

@@ -1,4 +1,4 @@
-"""The chapters, their steps, and the start page `START.md`, which shows the steps that are done and the next one.
+"""The chapters and their steps: which are done, and which one is next.
 
 A step is done when the file, run, model version or commit that it makes exists: this module looks at the files and asks
 the tracking server. A step's `where` is a heading of a README; those of chapter 2 also say which notebooks
@@ -13,7 +13,6 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PARENT_TAG = "mlflow.parentRunId"
+LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # a folder of this repository, and one of another
 MAX_RUNS = 2000  # of each kind; the latest ones
 
 
@@ -48,8 +48,8 @@ class Chapter(NamedTuple):
 
 
 CHAPTERS = (
-    Chapter(1, "1_starting_point", "The starting point", 15),
-    Chapter(2, "2_tracking", "Tracking", 35),
+    Chapter(1, "1_starting_point", "The starting point", 20),
+    Chapter(2, "2_tracking", "Tracking", 50),
     Chapter(3, "3_projects", "Projects", 30),
     Chapter(4, "4_pipeline", "The pipeline", 40),
 )
@@ -68,11 +68,11 @@ class State:
             raise self._server
         return self._server
 
-    def runs(self, query: str) -> list[Run]:
-        """Return the finished runs of the workshop's experiment that a query of MLflow finds."""
+    def runs(self, query: str, status: str = "FINISHED") -> list[Run]:
+        """Return the runs of the workshop's experiment with this status that a query of MLflow finds."""
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         ids = [experiment.experiment_id] if experiment else []
-        return self.client.search_runs(ids, f"{query} AND attributes.status = 'FINISHED'", max_results=MAX_RUNS)
+        return self.client.search_runs(ids, f"{query} AND attributes.status = '{status}'", max_results=MAX_RUNS)
 
     @cached_property
     def moves(self) -> list[Move]:
@@ -149,16 +149,18 @@ def was_rolled_back(state: State) -> bool:
 
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
-def runs_of_lr(entry_point: str, state: State) -> list[Run]:
-    """Return the runs of an entry point of chapter 3's project `lr`."""
-    runs = state.runs(f"tags.`mlflow.project.entryPoint` = '{entry_point}'")
-    return [run for run in runs if run.data.tags.get("mlflow.source.name", "").rstrip("/").endswith("3_projects/lr")]
+def project_runs(project: str, entry_point: str, state: State, status: str = "FINISHED") -> list[Run]:
+    """Return the runs of an entry point of a project, by the end of its address."""
+    runs = state.runs(f"tags.`mlflow.project.entryPoint` = '{entry_point}'", status)
+    return [run for run in runs if run.data.tags.get("mlflow.source.name", "").rstrip("/").endswith(project)]
 
 
-def has_changed_run(state: State) -> bool:
-    """Return whether two runs of `lr` differ in a parameter other than the place of the data."""
-    runs = [{**run.data.params, "data": None} for run in runs_of_lr("main", state)]
-    return any(params != runs[0] for params in runs)
+runs_of_lr, runs_of_forest = partial(project_runs, LR), partial(project_runs, "3_projects/rf")
+
+
+def has_other_intercept(project: str, state: State) -> bool:
+    """Return whether runs of a project differ in `fit_intercept`; exercise 3.1 changes another parameter."""
+    return len({run.data.params.get("fit_intercept") for run in project_runs(project, "main", state)}) > 1
 
 
 def has_run_from_git(state: State) -> bool:
@@ -208,6 +210,13 @@ def was_promoted_and_rolled_back(state: State) -> bool:
     return any(move.action == ROLLED_BACK and move.number > promotions[0].number for move in state.moves if promotions)
 
 
+def has_committed(state: State) -> bool:
+    """Return whether git has a commit of dvc.lock that is younger than the first promotion by a person."""
+    since = next((move.when for move in promoted_by_person(state) if move.when), None)
+    command = ["git", "-C", str(state.root), "rev-list", "-1", f"--since={since}", "HEAD", "--", "4_pipeline/dvc.lock"]
+    return bool(since and subprocess.run(command, capture_output=True, check=False).stdout)
+
+
 def has_pushed(state: State) -> bool | None:
     """Tell whether a remote of DVC holds an output of the pipeline; None when one of them is not a local folder."""
     config = configparser.ConfigParser(interpolation=None, strict=False)
@@ -251,6 +260,7 @@ TYPE = f"The experiment {EXPERIMENT} has no such finished run. Type in 3_project
 GATE = "4_pipeline/README.md#5. Watch the gate"
 TABLE, REPORT = "1_starting_point/germany.csv", "1_starting_point/report/report.html"
 LINREG, COMPARE = "2_tracking/model_linreg.ipynb", "2_tracking/compare_runs.ipynb"
+REPRODUCE, VERSIONED = "3_projects/reproduce.ipynb", "4_pipeline/scratch/germany.csv.dvc"
 STEPS = {
     1: (
         Step(
@@ -271,12 +281,12 @@ STEPS = {
     ),
     2: (
         Step(
-            "The score that flatters", LINREG,
-            partial(tracked_runs, "tags.model = 'linreg' AND metrics.r2_random_split <= 1"), RUN,
-        ),
-        Step(
             "A run tracked by hand, with its model", LINREG,
             partial(tracked_models, "tags.model = 'linreg' AND metrics.r2 <= 1"), RUN,
+        ),
+        Step(
+            "A score that overestimates", "2_tracking/honest_split.ipynb",
+            partial(tracked_runs, "tags.model = 'linreg' AND metrics.r2_random_split <= 1"), RUN,
         ),
         Step("Several runs in one execution", "2_tracking/model_rf.ipynb", has_forest_runs, RUN),
         Step(
@@ -307,22 +317,41 @@ STEPS = {
             f"{TYPE}`mlflow run lr`. It reads germany.csv, which `workshop data csv 3_projects/germany.csv` writes.",
         ),
         Step(
-            "Run again with another parameter", "3_projects/README.md#3. Change a parameter", has_changed_run,
-            f"{TYPE}`mlflow run lr -P fit_intercept=false`.",
+            "Run again with another parameter", "3_projects/README.md#3. Change a parameter",
+            partial(has_other_intercept, LR), f"{TYPE}`mlflow run lr -P fit_intercept=false`.",
+        ),
+        Step(
+            "A run in your own environment", "3_projects/README.md#4. Use your own environment",
+            lambda state: any("mlflow.project.env" not in run.data.tags for run in runs_of_forest("main", state)),
+            f"{TYPE}`mlflow run rf --env-manager local`.",
         ),
         Step(
             "A run of the entry point validate", "3_projects/README.md#5. Use another entry point",
             partial(runs_of_lr, "validate"), f"{TYPE}`mlflow run lr --entry-point validate -P run_id=RUN_ID`.",
         ),
         Step(
+            "A failed run", "3_projects/README.md#6. Make it fail", partial(runs_of_forest, "main", status="FAILED"),
+            "No run of rf failed. Type in 3_projects: `mlflow run rf --env-manager local -P n_estimators=0`.",
+        ),
+        Step(
             "A run from a git address", "3_projects/README.md#7. Run a commit from a git repository", has_run_from_git,
             f"{TYPE}`mlflow run ADDRESS#3_projects/lr --version COMMIT`.",
         ),
+        Step("A colleague's run, reproduced", REPRODUCE, partial(has_executed, REPRODUCE), SAVE),
     ),
     4: (
         Step(
             "The pipeline ran here", "4_pipeline/README.md#Before you start", has_run_pipeline,
             "An output is missing, or the runs went to another tracking store. Type `dvc repro` in 4_pipeline.",
+        ),
+        Step(
+            "Data with a history", "4_pipeline/README.md#1. Give data a history",
+            lambda state: has_file(VERSIONED, state) or project_runs(SCRATCH, "main", state),  # which outlast the file
+            "Type the commands of this step: `dvc add germany.csv` in 4_pipeline/scratch writes germany.csv.dvc.",
+        ),
+        Step(
+            "Stages by hand", "4_pipeline/README.md#2. Make two stages by hand", partial(has_other_intercept, SCRATCH),
+            "Type `dvc repro` in 4_pipeline/scratch with `fit_intercept: true` in params.yaml, and again with false.",
         ),
         Step(
             "A stage ran again with a changed parameter", "4_pipeline/README.md#4. Change one parameter",
@@ -337,6 +366,16 @@ STEPS = {
         Step(
             "Your promotion rolled back", GATE, was_promoted_and_rolled_back,
             "Promote a model yourself, then type `workshop rollback`.",
+        ),
+        Step(
+            "Back at the start, and committed",
+            "4_pipeline/README.md#6. Go from a number to the notebook that made it", has_committed,
+            "After step 5: `git checkout params.yaml`, `dvc repro`, and a commit of dvc.lock.",
+        ),
+        Step(
+            "A training that lost its worker", "4_pipeline/README.md#7. Break something",
+            lambda state: state.runs(f"tags.`{STAGE_TAG}` = 'train_rf' AND params.n_estimators = '300'", "FAILED"),
+            "Set `n_estimators: 300` under `train_rf`, type `dvc repro`, and kill the worker while the forest trains.",
         ),
         Step(
             "Data pushed to a remote", "4_pipeline/README.md#8. Keep data where others can fetch it", has_pushed,
@@ -401,9 +440,22 @@ def examine(state: State) -> list[Checkpoint]:
 
 
 def next_step(checkpoints: Iterable[Checkpoint], first_chapter: int = 1) -> Checkpoint | None:
-    """Return the first open step; those of chapters before the first one, which an attendee skipped, come last."""
-    open_steps = [checkpoint for checkpoint in checkpoints if not checkpoint.done]
+    """Return the first open step after the last one that is done; then come skipped steps, earlier chapters last.
+
+    `make run` does what *Before you start* of chapter 4 asks for, so that step does not count as the last one.
+    """
+    steps = list(checkpoints)
+    done = [place for place, step in enumerate(steps, start=1) if step.done and "#Before you start" not in step.where]
+    last = max(done, default=0)
+    open_steps = [step for step in steps[last:] + steps[:last] if not step.done]
     return min(open_steps, key=lambda each: each.chapter < first_chapter, default=None)
+
+
+def summary(checkpoints: Iterable[Checkpoint]) -> str:
+    """Return how many of the steps are done, and how many are not known."""
+    counts = Counter(checkpoint.done for checkpoint in checkpoints)
+    not_known = f", {counts[None]} not known" if counts[None] else ""
+    return f"{counts[True]} of {counts.total()} done{not_known}"
 
 
 def save_first_chapter(settings: Settings, chapter: int) -> None:
@@ -417,65 +469,3 @@ def first_chapter(settings: Settings) -> int:
         return int((settings.state / "first_chapter").read_text())
     except (OSError, ValueError):
         return 1
-
-
-# -- the start page --------------------------------------------------------------------------------------------------
-START_PAGE = "START.md"
-RELOAD = "File > Reload Markdown File from Disk"  # JupyterLab does not notice by itself
-SIGNS = {True: "✔", False: "○", None: "?"}
-LEGEND = "✔ done · ○ to do · ? not known"
-PAGE = """\
-# From a messy notebook to a governed pipeline
-
-Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
-and each chapter cures what hurt in the one before. If you are in a hurry, run the first two notebooks of
-chapter 1 and the first of chapter 2 (their pages can wait): in some 15 minutes you have a tracked model of your own.
-
-{following}
-
-{chapters}
-
----
-
-{legend}
-
-As of {now:%d %B %Y, %H:%M}. To look again, type `workshop check` in a terminal (File > New > Terminal), then choose
-{reload} here. The tiles of the launcher (File > New Launcher) open the MLflow UI, the
-Dask dashboard, the dashboard and the report.
-"""
-
-
-def write_start_page(settings: Settings, checkpoints: list[Checkpoint] | None = None) -> Path:
-    """Write the start page and return its path; raise DataError when it cannot be written."""
-    checkpoints = examine(state_of(settings)) if checkpoints is None else checkpoints
-    text = start_page(checkpoints, next_step(checkpoints, first_chapter(settings)))
-    return write_atomically(settings.root / START_PAGE, text.encode())
-
-
-def start_page(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
-    """Return the start page as Markdown; links are relative to the repository's top."""
-    if following is None:
-        line = "**All of it is done.** Next: [your own data](4_pipeline/own/README.md)."
-    else:
-        page = f"[chapter {following.chapter}]({CHAPTERS[following.chapter - 1].folder}/README.md)"
-        where = f"{page}. Open [{following.place}]({following.link})."
-        line = f"> **Next: {following.title}**, {where}\n>\n> {following.reason}"
-    return PAGE.format(
-        minutes=sum(each.minutes for each in CHAPTERS),
-        following=line,
-        chapters="\n\n".join(
-            _chapter(each, [step for step in checkpoints if step.chapter == each.number]) for each in CHAPTERS
-        ),
-        legend=LEGEND,
-        now=datetime.now().astimezone(),
-        reload=RELOAD,
-    )
-
-
-def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
-    done = sum(bool(checkpoint.done) for checkpoint in checkpoints)
-    lines = [f"{SIGNS[each.done]} [{each.title}]({each.link})" for each in checkpoints]
-    return (
-        f"## {chapter.number}. [{chapter.title}]({chapter.folder}/README.md)\n\n"
-        f"{chapter.minutes} minutes, {done} of {len(checkpoints)} steps\n\n" + "\\\n".join(lines)
-    )
