@@ -17,8 +17,8 @@ from workshop.problem import REGISTERED_MODEL
 from workshop.settings import PRODUCTION
 
 PAGES = {
-    "/": "Predicted and measured", "/what-if": "What if", "/your-weather": "Your weather", "/model": "Model",
-    "/data": "Data",
+    "/": "Predicted and measured", "/over-time": "Over time", "/what-if": "What if", "/your-weather": "Your weather",
+    "/model": "Model", "/data": "Data",
 }  # fmt: skip
 ALIAS_SECONDS = 20.0  # from the alias's move to every open page; 5 s on a quiet machine
 FAULT = re.compile("Error|Content Security Policy")  # in what a browser's console says

@@ -27,7 +27,7 @@ from workshop.teaching.pyenv import find_real
 README = (ROOT / "3_projects" / "README.md").read_text()
 SET_UP = 'eval "$(.venv/bin/workshop config --export)"'
 NAMES = ("lr", "rf", "keras")
-METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW"}
+METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW", "bias_GW"}
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
 ROW = "2013-01-01T00:00:00Z,1,2,3,4,5,6\n"
 
@@ -173,6 +173,7 @@ def test_runs_are_whole(typed, servers):
     first, lr, rf, keras, _ = runs
     before, after = (run["metrics"]["r2_wind"] for run in (first, lr))
     assert f"`r2_wind` falls from {before:.2f} to {after:.2f}" in README
+    assert f"is the mean error,\n{first['metrics']['bias_GW']:.2f}:" in README
     assert first["metrics"]["r2_solar"] == pytest.approx(lr["metrics"]["r2_solar"], abs=0.005)
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
@@ -289,7 +290,7 @@ def test_logged_requirements_do_not_train(reproduced):
 
 
 def test_reproduced_run_is_equal_to_the_digit(reproduced):
-    """With the missing package added, all four metrics are those of the colleague's run."""
+    """With the missing package added, all metrics are those of the colleague's run."""
     assert "run " in reproduced["second-attempt"]
     assert reproduced["compared"].strip() == f"True {len(METRICS)}"
 

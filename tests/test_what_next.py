@@ -144,7 +144,7 @@ def test_dashboard_speaks_of_the_other_years(team):
     assert 0.1 < row["wind_GW"] < 2.25
     assert answers["asked"].startswith("2023-06-21T12:00")
     assert "n/a" not in answers["answers"]
-    assert "no figure of installed capacity" in json.dumps(answers["refused"])
+    assert "installed capacity is not known" in json.dumps(answers["refused"])
     assert answers["attribution"] == CHANGES["fetch"]["csv"]["attribution"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import secrets
 import shutil
@@ -157,6 +158,12 @@ def answer_of(url: str) -> requests.Response | None:
     except requests.RequestException:
         return None
     return answer if answer.ok else None
+
+
+def jupyter_in(runtime: Path) -> str | None:
+    """Return the address of the Jupyter server of a runtime folder once it answers, whichever port it took."""
+    addresses = [json.loads(file.read_text())["url"] for file in runtime.glob("jpserver-*.json")]
+    return next((address for address in addresses if answer_of(f"{address}api")), None)
 
 
 @dataclass

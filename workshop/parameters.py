@@ -171,6 +171,9 @@ class _Promote(Section):
     min_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
     alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
+    max_bias_percent: float = Field(
+        gt=0, le=100, description="mean error of each target, either sign, in % of its mean"
+    )
     max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
     max_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
 

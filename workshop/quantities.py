@@ -93,6 +93,11 @@ class Target(Quantity):
         return f"r2_{self.key}"
 
     @property
+    def bias(self) -> str:
+        """The name of the score that is its mean error, in percent of its mean: below zero, too little is predicted."""
+        return f"bias_{self.key}_percent"
+
+    @property
     def night(self) -> str:
         """The name of the score that is its mean prediction while the sun is down."""
         return f"night_{self.name}"

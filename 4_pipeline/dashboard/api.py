@@ -1,9 +1,10 @@
-"""The dashboard beside its pages: `POST /predict` and `GET /health` for programs, and pages of the pipeline."""
+"""The dashboard beside its pages: `/predict`, `/health` and `/metrics` for programs, and pages of the pipeline."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -13,12 +14,18 @@ from flask import Flask, Response, abort, jsonify, request
 from workshop import problem
 from workshop.data import prediction_requests
 from workshop.errors import DataError, ModelError
+from workshop.models import monitoring
 
 from . import address, predictions
 from .follower import Follower, Snapshot
 from .layout import WHAT_TO_RUN
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+MEASURES = {
+    "mae": "Mean absolute error, in the unit of the target,",
+    "bias_percent": "Mean error in percent of what was measured",
+    "inside": "Share within the error band of the hours",
+}
 EXAMPLE = {"utc_timestamp": "2016-06-01T12:00:00Z"} | {each.name: each.slider.first for each in problem.INPUTS}
 
 
@@ -35,8 +42,14 @@ def register(server: Flask, follower: Follower) -> None:
             version=snapshot.production.version if snapshot.production else None,
             learned_from=snapshot.production.learned_from if snapshot.production else None,
             data=snapshot.frame is not None,
+            state=snapshot.state,
             faults=sorted(snapshot.faults),
         )
+
+    @server.get("/metrics")
+    def metrics() -> Response:
+        """Return the state and the quality of the latest hours as Prometheus reads them."""
+        return Response("\n".join(_metrics(follower.now)) + "\n", mimetype="text/plain; version=0.0.4")
 
     @server.get("/results/<any(report, validation):name>.html")
     def results(name: str) -> Response:
@@ -67,8 +80,23 @@ def register(server: Flask, follower: Follower) -> None:
             return _refusal(status, error.what, found=value, expected=error.expected, next=error.next_step)
 
 
+def _metrics(snapshot: Snapshot) -> Iterator[str]:
+    """Yield lines of https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format."""
+    yield f"# HELP model_state How good the latest predictions are, as a place in: {', '.join(monitoring.STATES)}."
+    yield "# TYPE model_state gauge"
+    if snapshot.state:
+        yield f"model_state {monitoring.STATES.index(snapshot.state)}"
+    for measure, meaning in MEASURES.items():
+        name = f"model_{measure}"
+        yield f"# HELP {name} {meaning} of the latest {monitoring.WINDOW_DAYS} days."
+        yield f"# TYPE {name} gauge"
+        for quality in snapshot.latest:
+            yield f'{name}{{target="{quality.target.key}"}} {getattr(quality, measure)}'
+
+
 def _answer(snapshot: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
-    table = predictions.table(rows[["utc_timestamp"]], *snapshot.predict_with_band(rows))
+    rows, origin = snapshot.with_capacity(rows)
+    table = predictions.table(rows[["utc_timestamp"]], *snapshot.predict_with_band(rows)).assign(capacity=origin)
     production = snapshot.production
     return {
         "model": {name: getattr(production, name) for name in ("name", "version", "run_id", "learned_from")},

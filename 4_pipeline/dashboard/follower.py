@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 from cachetools import LRUCache, cached
 
-from workshop.data import schema
+from workshop.data import features, schema
 from workshop.errors import WorkshopError
-from workshop.models import registry, storage
+from workshop.models import monitoring, registry, storage
+from workshop.models.monitoring import Quality
 from workshop.models.registry import Move, Production
 from workshop.models.storage import LoadedModel
 
@@ -88,6 +89,10 @@ class Snapshot:
         absent = [ABSENT[name] if self.is_ready else LOADING for name in needed if getattr(self, name) is None]
         return absent[0] if absent else ""
 
+    def with_capacity(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+        """Return rows with the capacity to assume in later hours, and its origin: see `features.assume_capacity`."""
+        return features.assume_capacity(rows, self.model.year_ends if self.model.knows_time else {})
+
     def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
         """Return the targets for rows of hours and weather, and both ends of the error band if the model has one."""
         return self.predictor.predict_with_band(self.model, weather)
@@ -96,6 +101,41 @@ class Snapshot:
         """Return some rows of the data, their predictions and their band."""
         band = self.band and tuple(end.loc[rows] for end in self.band)
         return self.frame.loc[rows], self.predicted.loc[rows], band
+
+    @property
+    def learned(self) -> pd.DataFrame:
+        """The hours of the data that the model learned from; all of them where that is not known."""
+        until = self.production and self.production.learned_until
+        return self.frame[self.frame["utc_timestamp"] <= pd.Timestamp(until)] if until else self.frame
+
+    def qualities(self, rows: pd.Index) -> list[Quality]:
+        """Return how good the predictions are for some rows of the data, a target each."""
+        hours = self.frame.loc[rows]
+        return monitoring.qualities(hours, self.predicted, self.band, self.model.coverage, self._baselines)
+
+    @property
+    def latest(self) -> list[Quality]:
+        """How good the predictions are for the latest hours, a target each; empty without predictions."""
+        if self.predicted is None:
+            return []
+        return self.cached("latest", lambda: self.qualities(monitoring.latest(self.frame).index))
+
+    @property
+    def r2_without_model(self) -> dict[str, float]:
+        """R2 of `monitoring.BASELINES` on the hours that the model did not learn; empty where these are not known."""
+        held_out = None if self.frame is None else self.frame.drop(self.learned.index)
+        if self.predicted is None or held_out.empty:
+            return {}
+        return self.cached("r2", lambda: monitoring.baseline_r2(held_out, self._baselines))
+
+    @property
+    def _baselines(self) -> dict[str, pd.DataFrame]:
+        return self.cached("baselines", lambda: monitoring.baselines(self.frame, self.production.learned_until))
+
+    @property
+    def state(self) -> str | None:
+        """The worst of the states of `latest`, one of `monitoring.STATES`; None without predictions."""
+        return monitoring.overall(self.latest) if self.latest else None
 
 
 class Follower:
@@ -133,7 +173,7 @@ class Follower:
         snapshot = self.now
         if snapshot.production is None or "registry" in snapshot.faults:
             return
-        new = record.read(snapshot.production, snapshot.record)
+        new = record.read(snapshot.production, snapshot.record, self.data_file.parents[1] / "results")
         with self._lock:
             if new != self.now.record and self.now.production == snapshot.production:
                 self._replace(record=new)

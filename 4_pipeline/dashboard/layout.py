@@ -13,6 +13,7 @@ from workshop.problem import REGION, TITLE
 
 from . import address, pages, parts
 from .follower import LOADING, Snapshot
+from .pages import over_time
 
 CLOCK_MILLISECONDS = 2000
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
@@ -32,7 +33,7 @@ INDEX = """<!DOCTYPE html>
 def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
     """Return the page of an address with its content, so that nothing jumps after the first view."""
     links, title, content = view(snapshot, *address.parse(requested))
-    theme = html.Button(html.Span("Dark"), id="theme", **{"aria-pressed": "false", "aria-label": "Dark"})
+    theme = html.Button(html.Span("Dark"), id="theme", **{"aria-label": "Dark"})
     return html.Div(
         [
             html.A("Skip to the content", href="#page", className="skip-link"),
@@ -91,13 +92,29 @@ def model(snapshot: Snapshot) -> list:
     score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
     stale = " ".join(subject for subject in ("registry", "model") if subject in snapshot.faults)
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
+    stale += " forced" * bool(badge)
     return [
         html.Span(f"{production.name} version {production.version}", id="model-version", className=stale),
         *([html.Span(badge, className="badge text-bg-warning")] if badge else []),
+        *([_state(snapshot.state)] if snapshot.state else []),
         html.Span(parts.kind(production.stage, snapshot.model.kind), id="model-kind"),
-        html.Span(["held-out R² ", html.Span(score, id="model-r2")]),
+        html.Span(["held-out R² ", html.Span(score, id="model-r2"), *_without_model(snapshot)]),
         html.Span(["since ", html.Span(parts.readable_time(production.since), id="model-since")]),
     ]
+
+
+def _without_model(snapshot: Snapshot) -> list:
+    """Return the R2 of the better baseline, if that is known."""
+    others = snapshot.r2_without_model
+    best = max(others, key=others.get, default=None)
+    return [html.Small(f" ({others[best]:.2f} without a model)", title=f"R² of {best}")] if best else []
+
+
+def _state(state: str) -> html.A:
+    """Return how good the model is for the latest hours, as a link to the page that says why."""
+    return html.A(
+        f"errors: {state}", href=address.link(over_time.PATH), id="model-state", className=f"inside state {state}"
+    )
 
 
 def version(snapshot: Snapshot) -> str | None:

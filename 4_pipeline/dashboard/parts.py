@@ -6,11 +6,18 @@ import re
 from datetime import UTC, datetime
 
 import dash_bootstrap_components as dbc
+import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 from dash.development.base_component import Component
 
+from workshop import problem
 from workshop.parameters import STAGES
+
+from .follower import Snapshot
+from .predictions import Band
+
+NO_WIDTH_GW = 0.05  # of a band: it would be shown as "0.0 to 0.0"
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
@@ -25,7 +32,7 @@ def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "cha
     drawn = dcc.Graph(
         id=id_,
         figure=figure,
-        config={"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": False},
+        config={"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": "autosize"},
     )
     return html.Div(drawn, className=class_name, role="figure", **{"aria-label": label})
 
@@ -36,6 +43,24 @@ def tile(name: str, number: object, unit: str, hint: str, colour: str | None = N
     content = [html.P(name, className="name"), big, *middle, html.P(hint, className="hint")]
     coloured = {"className": "tile coloured", "style": {"--colour": colour}} if colour else {"className": "tile"}
     return html.Div(content, **coloured)
+
+
+def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | None) -> list[html.Div]:
+    """Return the prediction for one hour: a tile a target, with its share of the highest hour in the data."""
+    tiles = []
+    for target in problem.TARGETS:
+        value = None if predicted is None else float(predicted[target.name].iloc[0])
+        highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
+        is_known = value is not None and highest
+        share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
+        notes = [f"{share:.0%} of the highest hour in the data"] if is_known else []
+        low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
+        if high - low > NO_WIDTH_GW:  # none at night
+            notes = [f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours", *notes]
+        big = html.Span("n/a" if value is None else f"{value:.2f}", id=f"predicted-{target.name}")
+        bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
+        tiles.append(tile(target.title, big, target.unit, ". ".join(notes), target.colour, middle=(bar,)))
+    return tiles
 
 
 def table(label: str, head: list[str], rows: list[list], class_name: str) -> html.Div:

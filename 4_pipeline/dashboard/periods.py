@@ -37,7 +37,9 @@ def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
     if first is None or not (start or end):
         return latest(snapshot), ""
     if None in days:
-        return latest(snapshot), f"“{str(end if days[0] else start)[:40]}” is not a date, so the latest days are shown."
+        wrong = end if days[0] else start
+        what = f"“{str(wrong)[:40]}” is not a date" if wrong else "The first or the last day is missing"
+        return latest(snapshot), f"{what}, so the latest days are shown."
     notes = ["The last day was before the first; they were swapped."] if days[0] > days[1] else []
     if not all(first <= each <= last for each in days):
         notes.append(f"The data go from {first:{DAY}} to {last:{DAY}}; days outside are left out.")

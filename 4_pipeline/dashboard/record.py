@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlflow
@@ -20,6 +21,7 @@ from workshop.models.store import connect
 EXPLANATIONS = ("importance.json", "responses.json")
 FOLDER = "explanations"
 MAX_BYTES = 1_000_000
+WEEK = re.compile(r'<meta name="workshop.week" content="(\d{4}-W\d\d)">')
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +30,28 @@ log = logging.getLogger(__name__)
 class Record:
     """The record of a version; predictions do not need it.
 
-    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`).
+    ``explanations`` are plotly figures as JSON has them, by name (`importance`, `responses`). ``decision`` is the
+    gate's last one in the pipeline, empty before there is one, and ``report_week`` the week of the last report.
     """
 
     history: tuple[Move, ...] = ()
     lineage: tuple[Link, ...] = ()
     explanations: dict[str, dict] = field(default_factory=dict)
+    decision: dict[str, Any] = field(default_factory=dict)
+    report_week: str | None = None
 
 
-def read(production: Production, known: Record) -> Record:
-    """Return the record of the version in production; a part that cannot be read stays as it is in ``known``."""
+def read(production: Production, known: Record, results: Path) -> Record:
+    """Return the record of the version in production; a part that cannot be read stays as it is in ``known``.
+
+    ``results`` is the folder of the pipeline's results.
+    """
     parts = {
         "history": lambda: tuple(registry.history()),
         "lineage": lambda: tuple(lineage.of_version(production.version)),
         "explanations": lambda: explanations(production.run_id),
+        "decision": lambda: json.loads(_text(results / "decision.json") or "{}"),
+        "report_week": lambda: (WEEK.search(_text(results / "report.html")) or [None] * 2)[1],
     }
     values = {}
     for name, read_part in parts.items():
@@ -51,6 +61,10 @@ def read(production: Production, known: Record) -> Record:
             values[name] = getattr(known, name)
             log.warning("%s of version %s cannot be read: %r", name, production.version, error)
     return Record(**values)
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def explanations(run_id: str) -> dict[str, dict]:

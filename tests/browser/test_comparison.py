@@ -22,9 +22,10 @@ def test_comparison_shows_the_model_and_a_prediction(page, servers):
     # of both targets what was predicted and its band, and once what was measured
     expect(page.locator("#comparison-figure .legendtext")).to_have_count(5)
     expect(page.locator("#comparison-figure")).to_contain_text("wind band, 80% of hours")
-    expect(page.locator("#key-figures .tile")).to_have_count(4)
-    for figure in ("by-hour", "by-month"):
-        expect(page.locator(f"#residuals-{figure} .legendtext")).to_have_count(2)
+    expect(page.locator("#key-figures .tile")).to_have_count(2)
+    expect(page.locator("#key-figures .summary")).to_contain_text(re.compile("too (low|high).*the band holds"))
+    expect(page.locator("#residuals-by-hour .legendtext")).to_have_count(2)
+    expect(page.locator("#residuals-by-month")).not_to_be_visible()
     expect(page.locator("#message")).to_be_empty()
     for part in ("#comparison", "footer"):
         expect(page.locator(part)).to_contain_text(re.compile("modelled", re.IGNORECASE))
@@ -42,6 +43,7 @@ def test_comparison_shows_the_period_that_is_asked_for(page, url):
     expect(caption).to_contain_text("01 Jan 2013 to 31 Dec 2016")
     expect(page.locator("#comparison-figure")).to_contain_text("daily means")
     expect(page.locator("#comparison-weeks tbody tr")).to_have_count(53)
+    expect(page.locator("#residuals-by-month .legendtext")).to_have_count(2)
     first.fill("2016-10-03")
     expect(caption).to_contain_text("03 Oct 2016 to 31 Dec 2016")
     page.wait_for_url(f"{url}/?from=2016-10-03&to=2016-12-31")
@@ -51,6 +53,10 @@ def test_comparison_shows_the_period_that_is_asked_for(page, url):
         expect(caption).to_contain_text(text)
     assert page.url == f"{url}/"
     page.go_forward()
+    expect(caption).to_contain_text("04 Dec 2016")
+    page.get_by_role("link", name="Model", exact=True).click()
+    expect(page.locator("#in-production")).to_be_visible()
+    page.get_by_role("link", name="Predicted and measured").click()
     expect(caption).to_contain_text("04 Dec 2016")
 
 
@@ -68,6 +74,12 @@ def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
     page.get_by_label("Times of the figure").select_option("German time")
     expect(page.locator("#comparison-figure")).to_contain_text("Europe/Berlin")
     page.wait_for_url(re.compile("from=2014"))
+    row = page.locator("#comparison-weeks tbody tr").first
+    row.hover()
+    expect(page.locator("#comparison-figure .shapelayer path")).to_have_count(1)
+    page.locator("#comparison-figure .nsewdrag").first.hover(force=True)
+    expect(page.locator("#comparison-figure .shapelayer path")).to_have_count(0)
+    expect(page.locator("#comparison-weeks tr.here")).to_have_count(1)
     with page.expect_download() as table:
         page.get_by_role("button", name="Table").click()
     hours = pd.read_csv(table.value.path(), parse_dates=["utc_timestamp"])
@@ -77,6 +89,8 @@ def test_comparison_follows_the_mouse_and_can_be_taken_home(page, url):
     with page.expect_download() as picture:
         page.get_by_role("button", name="Picture").click()
     assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+    page.locator("#comparison-figure .nsewdrag").first.dblclick(force=True)
+    expect(last).to_have_value("2016-12-31")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +109,8 @@ def test_comparison_says_what_it_changed_of_a_period(browser, url, query, words)
 
 def draw(page, figure, start, end):
     """Drag the mouse across a part of a figure's width."""
+    page.locator(f"{figure} .main-svg").first.wait_for()
+    page.locator(f"{figure} .main-svg").first.scroll_into_view_if_needed()
     place = page.locator(f"{figure} .nsewdrag").first.bounding_box()
     height = place["y"] + place["height"] / 2
     page.mouse.move(place["x"] + start * place["width"], height)
@@ -116,7 +132,8 @@ def test_comparison_opens_at_the_period_of_its_address(browser, url):
         # the week alone has the means that it has among others
         cells = page.locator("#comparison-weeks tbody td").all_inner_texts()
         tiles = page.locator("#key-figures .tile").all_inner_texts()
-        for tile, (measured, predicted, error) in zip(tiles, (cells[1:4], cells[4:]), strict=False):
-            assert f"{predicted} GW" in tile
-            assert f"measured {measured} GW, mean absolute error {error} GW" in tile
+        for tile, (measured, predicted, error) in zip(tiles, (cells[:3], cells[3:]), strict=True):
+            assert f"measured {measured} GW" in tile
+            percent = float(error.removesuffix(" %").replace("\N{MINUS SIGN}", "-"))
+            assert percent == pytest.approx(100 * (float(predicted) / float(measured) - 1), abs=1)
         assert page.evaluate("window.stillTheSamePage")

@@ -25,7 +25,7 @@ def test_model_page_says_which_model_is_in_production_and_why(model, servers):
     for words in ("Why", "R² solar", "80% of the hours"):
         expect(facts).to_contain_text(words)
     rules = model.locator("#gate tbody tr")
-    expect(rules.filter(has_text="time to predict one hour (ms)")).to_contain_text("<= 500✓ passed")
+    expect(rules.filter(has_text="time to predict one hour (ms)")).to_contain_text("at most 500✓ passed")
     expect(rules.filter(has_text="✗")).to_have_count(0)
     expect(model.locator("#importance")).to_contain_text("Wind speed")
     expect(model.locator("#responses")).to_contain_text("mean prediction, GW")
@@ -39,6 +39,9 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
     assert kinds == ["data", "commit", "code", "stage", "notebook", "run in mlflow", "model", "decision", "production"]
     chain = model.locator(".chain")
     expect(chain).to_contain_text("train_gradient_boosting")
+    expect(chain.get_by_text("sha256")).not_to_be_visible()
+    chain.locator("li", has_text="sha256").locator("summary").click()
+    expect(chain.get_by_text("sha256")).to_be_visible()
     for kind in ("Data", "Commit", "Code", "Run in MLflow", "Decision", "Production"):
         expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
     commit = chain.locator("li").nth(1).locator(".name").inner_text()

@@ -46,7 +46,7 @@ def test_your_weather_is_predicted_and_can_be_taken_home(weather, url):
     numbers = [{key: value if key == "utc_timestamp" else float(value) for key, value in row.items()} for row in rows]
     answer = requests.post(f"{url}/predict", json={"rows": numbers}, timeout=30).json()
     assert set(table["model"]) == {f"wind_solar/{answer['model']['version']}"}
-    assert table["wind_GW"].tolist() == pytest.approx([row["wind_GW"] for row in answer["rows"]], abs=1e-3)
+    assert table["wind_predicted_GW"].tolist() == pytest.approx([row["wind_GW"] for row in answer["rows"]], abs=1e-3)
     assert table["utc_timestamp"].tolist() == [row["utc_timestamp"] for row in rows]
 
 

@@ -17,8 +17,10 @@ from dashboard.predictions import BatchPredictor
 from request_bodies import URL, body_of, output_with
 from workplace import wait_for
 
+from workshop import problem
 from workshop.data.prediction_requests import MAX_ROWS
 from workshop.data.schema import TARGETS
+from workshop.models import monitoring
 from workshop.models.storage import LoadedModel
 
 ROW = {
@@ -64,6 +66,37 @@ def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
     assert answer.status_code == status
     text = " ".join(answer.get_json().values())
     assert [word for word in words if word not in text] == [], text
+
+
+def test_predict_assumes_the_last_capacity_for_two_years_or_takes_what_is_given(made):
+    """Hours of 2018 have the capacity of the end of 2016, and say so; any hour has the one that comes with it."""
+    client = made()[1]
+
+    def ask(**values):
+        return client.post("/predict", json={"rows": [ROW | values]})
+
+    known, assumed = ask(), ask(utc_timestamp="2018-06-01T12:00:00Z")
+    assert [answer.get_json()["rows"][0]["capacity"] for answer in (known, assumed)] == ["known", "assumed"]
+    capacities = {f"{target.key}_capacity_GW": problem.CAPACITY_GW[target.name]["2016"] for target in problem.TARGETS}
+    given = ask(utc_timestamp="2018-06-01T12:00:00Z", **capacities)
+    assert given.get_json()["rows"][0] == assumed.get_json()["rows"][0] | {"capacity": "given"}
+    refused = ask(utc_timestamp="2019-01-01T00:00:00Z")
+    assert refused.status_code == 422
+    assert "wind_capacity_GW" in refused.get_json()["next"]
+    doubled = ask(utc_timestamp="2018-06-01T12:00:00Z", **{name: 2 * value for name, value in capacities.items()})
+    for target in TARGETS:
+        row = doubled.get_json()["rows"][0]
+        assert row[target] == pytest.approx(2 * assumed.get_json()["rows"][0][target])
+    assert ask(utc_timestamp="2030-06-01T12:00:00Z", **capacities).status_code == 200
+
+
+def test_metrics_say_what_the_page_says(made, served):
+    """Prometheus is given the state and each target's error; before there is a model, names without values."""
+    lines = made()[1].get("/metrics").text.splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert values["model_state"] == str(monitoring.STATES.index(served.state))
+    assert float(values['model_bias_percent{target="wind"}']) == pytest.approx(served.latest[1].bias_percent)
+    assert all(line.startswith("#") for line in made(Snapshot())[1].get("/metrics").text.splitlines())
 
 
 def test_predict_takes_a_year_of_hours(made):

@@ -39,7 +39,7 @@ def test_pages_are_made_of_any_address(made, url):
     assert made(url)
 
 
-@pytest.mark.parametrize("path", ["/", "/what-if", "/your-weather", "/model", "/data", "/no-such"])
+@pytest.mark.parametrize("path", ["/", "/over-time", "/what-if", "/your-weather", "/model", "/data", "/no-such"])
 @pytest.mark.parametrize("missing", ["frame", "model", "both", "all"])
 def test_pages_are_made_of_what_there_is(made, path, missing):
     """Without data, without a model, and before anybody has looked, each page is there and says so."""
@@ -56,9 +56,39 @@ def test_pages_are_made_of_what_there_is(made, path, missing):
         assert "No model is in production yet." in page
 
 
-def test_report_is_said_to_be_on_a_week_that_is_nearly_whole(made):
-    """The table begins with the latest week, the report is on the latest that has nine tenths of its hours."""
-    assert "(the latest with 90% of its hours, unless params.yaml names another)" in str(made("/"))
+def test_report_is_linked_with_its_week(made):
+    """The week that a report is on can be another than the latest: the link names it."""
+    assert "There is no weekly report yet." in str(made("/"))
+    assert "The report on week 2016-W51" in str(made("/", record=Record(report_week="2016-W51")))
+
+
+def test_refused_candidate_is_shown_beside_the_model_in_production(made, served):
+    """What the gate found of the last candidate is a plot of both; not for a decision on another version."""
+    scores = {"r2": 0.9, "weekly_mae_GW": [1.0, None, 2.0]}
+    decision = {
+        "promoted": False, "reason": "refused: bias: -9 (allowed: -5 to 5)", "candidate_run": "b2",
+        "production": {"version": "7"},
+        "candidate": scores, "champion": scores | {"r2": 0.95},
+        "rules": [{"name": "bias", "value": -9.0, "limit": "-5 to 5", "passed": False}],
+    }  # fmt: skip
+    page = str(made("/model", record=Record(decision=decision)))
+    assert "bias: -9 (allowed: -5 to 5). R²: version 7, in production 0.950, the refused candidate 0.900." in page
+    for other in ({"promoted": True}, {"production": {"version": "6"}}, {"candidate_run": "a1"}):
+        assert "The last candidate" not in str(made("/model", record=Record(decision=decision | other)))
+
+
+def test_what_if_says_how_often_such_weather_was_learned(made, served):
+    """Beside each slider: seen, hardly seen or never; light at night is told, and so is whose capacity counts."""
+    fastest = served.frame["windspeed"].max()
+    said = [what_if.seen(replace(served), "windspeed", speed) for speed in (5, fastest, fastest + 1)]
+    assert said == ["seen", f"hardly seen: so much in 1 of {len(served.frame):,} hours", "never seen"]
+    night = str(made("/what-if?rad_horizontal=800&hour=23"))
+    assert "There is no such hour: 920 W/m² of light are set" in night
+    assert "0.0 to 0.0" not in night
+    noon = str(made("/what-if?windspeed=x"))
+    assert "There is no such hour" not in noon
+    assert "Not a number, and ignored: windspeed=x." in noon
+    assert "With the capacity installed on 21 Jun 2016: solar power 40.4 GW" in noon
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_other_unit_of_one_year_is_suspected(damaged):
 # -- an own file that is wrong and possible ----------------------------------------------------------------------------
 FIGURES = {year: {target: CAPACITY_GW[target][str(year)] for target in CAPACITY_GW} for year in (2013, 2014, 2015)}
 JUMP = ("wind_GW", "change of the mean from year to year")
-SUN, SEASONS = ("solar_GW", "hours behind the sun"), ("light", "hours behind solar power, summer less winter")
+SUN, BEHIND_LIGHT = ("solar_GW", "hours behind the sun"), ("solar_GW", "hours behind the light")
 BEHIND_WIND, CURVE = ("wind_GW", "hours behind the wind speed"), ("windspeed", "wind speed of half the highest power")
 FACTORS = {(target, "mean capacity factor") for target in TARGETS}
 HIGHEST = {(target, "highest capacity factor") for target in TARGETS}
@@ -205,13 +205,13 @@ def own(frame, tmp_path):
     return change
 
 
-def _later(hours, *columns, winter_only=False):
-    """Move columns by hours, all year or outside summer time only."""
+def _later(hours, *columns, summer_only=False):
+    """Move columns by hours, all year or in summer time only."""
 
     def change(table):
         hourly = table.set_index("utc_timestamp").asfreq("h")
         local = hourly.index.tz_convert("Europe/Berlin")
-        where = np.array([not (winter_only and hour.dst()) for hour in local])
+        where = np.array([not summer_only or bool(hour.dst()) for hour in local])
         hourly.loc[where, [*columns]] = hourly[[*columns]].shift(hours)[where]
         return hourly.dropna().reset_index()
 
@@ -230,7 +230,7 @@ def _restamped(hours, zone=None):
 
 def _tutorial(table):
     """The tutorial's file: its weather is right in winter and an hour late in summer; four hours stand twice."""
-    table = _later(-1, *FEATURES, winter_only=True)(table)
+    table = _later(1, *FEATURES, summer_only=True)(table)
     autumn = table["utc_timestamp"].isin(pd.to_datetime([f"{year}-10-20T01:00Z" for year in (2014, 2015)]))
     return pd.concat([table, table[autumn]])
 
@@ -259,13 +259,13 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
     ("how", "options", "expected", "words"),
     [
         (lambda table: table, {}, set(), []),
-        (_tutorial, {}, {SEASONS, TWICE}, ["2014: 0.8 h in summer, -0.3 h in winter", "summer late"]),
+        (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1.08", "its summer an hour late"]),
         (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1.1", "winter time declared"]),
         (_restamped(0, "Europe/Berlin"), {"time": BERLIN | {"zone": "UTC"}}, {SUN, TWICE}, ["local time declared"]),
         (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (0.9", "stamps at the end"]),
         (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.8"]),
         (_later(6, "windspeed"), {}, {BEHIND_WIND}, ["2014 summer (-6.1"]),
-        (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.721)", "exchanged?"]),
+        (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
         (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
         (lambda table: table, {"windspeed": {"column": "windspeed", "unit": "kn"}}, {CURVE}, ["2014 (2.44 m/s)"]),
         (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),

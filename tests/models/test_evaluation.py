@@ -67,6 +67,16 @@ def test_score_tells_the_targets_apart():
     assert scores.r2 == pytest.approx(scores.r2_solar / 2)
 
 
+def test_bias_is_the_mean_error_with_its_sign(two_days):
+    """Two GW too little wind in each hour; also in percent of the mean that was measured."""
+    predicted = two_days[["solar_GW", "wind_GW"]].copy()
+    predicted["wind_GW"] -= 2.0
+    scores = score(two_days, predicted)
+    assert scores.bias_GW == pytest.approx(-1.0)
+    assert scores.bias_wind_percent == pytest.approx(-200 / two_days["wind_GW"].mean())
+    assert scores.bias_solar_percent == pytest.approx(0.0)
+
+
 def test_score_notices_what_is_no_number(two_days):
     """One NaN makes the whole prediction unusable."""
     predicted = two_days[["solar_GW", "wind_GW"]].copy()

@@ -10,24 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workshop.models.evaluation import Evaluation, Scores
-from workshop.models.gate import PAIRED_TEST, SIGNATURES, decide
+from workshop.models.gate import METRICS, PAIRED_TEST, SIGNATURES, decide
 from workshop.parameters import Promote
 
 POLICY = Promote(
     min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=0.5, min_r2_wind=0.5, max_night_solar_GW=1.0,
-    max_latency_ms=500.0, max_size_MB=200.0,
+    max_latency_ms=500.0, max_size_MB=200.0, max_bias_percent=5.0,
 )  # fmt: skip
 HELD_OUT = ("2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z")
 BEFORE = ("2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z")
 WEEKS = tuple(1.0 + 0.01 * week for week in range(40))
 SCORES = Scores(
-    r2=0.7, r2_solar=0.8, r2_wind=0.6, mae_GW=1.5, lowest_GW=0.0, night_solar_GW=0.1, finite=True, hours=100,
-    weekly_mae_GW=WEEKS, period=HELD_OUT,
+    r2=0.7, r2_solar=0.8, r2_wind=0.6, mae_GW=1.5, bias_GW=0.0, bias_solar_percent=-1.0, bias_wind_percent=5.0,
+    lowest_GW=0.0, night_solar_GW=0.1, finite=True, hours=100, weekly_mae_GW=WEEKS, period=HELD_OUT,
 )  # fmt: skip
 GOOD = Evaluation(SCORES, BEFORE, "5b15", SIGNATURES[1], latency_ms=20.0, size_MB=5.0)
 CONTEST = "R2 gained over the model in production"
 NAN = float("nan")
-NO_NUMBERS = Scores(NAN, NAN, NAN, NAN, NAN, NAN, finite=False, hours=100, period=HELD_OUT)
+NO_NUMBERS = Scores(*[NAN] * len(METRICS), finite=False, hours=100, period=HELD_OUT)
 
 
 def scored(**changes):
@@ -50,6 +50,8 @@ def failed(decision):
     [
         (scored(lowest_GW=-0.01), "lowest predicted power (GW)"),
         (scored(night_solar_GW=1.01), "mean solar power predicted at night (GW)"),
+        (scored(bias_wind_percent=-5.1), "mean error of wind power (% of its mean)"),
+        (scored(bias_wind_percent=5.1), "mean error of wind power (% of its mean)"),
         (scored(r2_solar=0.49), "R2 of solar power"),
         (scored(r2_wind=0.49), "R2 of wind power"),
         (replace(GOOD, latency_ms=501.0), "time to predict one hour (ms)"),
@@ -151,7 +153,7 @@ number = st.floats(-2, 2) | st.just(NAN) | st.just(float("inf"))
 times = st.sampled_from([None, BEFORE, HELD_OUT, ("2013-01-01T00:00:00Z", "2016-06-01T00:00:00Z")])
 weekly = st.lists(st.floats(0.01, 5), min_size=8, max_size=8).map(lambda weeks: tuple(weeks * 5))
 scores_of_any = st.builds(
-    Scores, number, number, number, number, number, number, finite=st.booleans(), hours=st.just(100),
+    Scores, *[number] * len(METRICS), finite=st.booleans(), hours=st.just(100),
     weekly_mae_GW=weekly, period=st.just(HELD_OUT),
 )  # fmt: skip
 evaluations = st.builds(
@@ -161,7 +163,7 @@ evaluations = st.builds(
 policies = st.builds(
     Promote, min_gain=st.floats(0, 0.5), near_tie=st.floats(0, 0.1), alpha=st.floats(0.001, 0.4),
     min_r2_solar=st.floats(-1, 1), min_r2_wind=st.floats(-1, 1), max_night_solar_GW=st.floats(0.001, 2),
-    max_latency_ms=st.floats(0.001, 2), max_size_MB=st.floats(0.001, 2),
+    max_latency_ms=st.floats(0.001, 2), max_size_MB=st.floats(0.001, 2), max_bias_percent=st.floats(0.1, 100),
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from mlflow import MlflowClient
 from workshop.models import evaluation, gate, registry
 registry.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]
-scores = evaluation.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
+scores = evaluation.Scores(0.7, 0.7, 0.7, 1.0, *[0.0] * 5, finite=True, hours=1)
 decision = gate.Decision(True, "promoted: it is a test", (), scores, None)
 registry.connect()
 while True:
@@ -43,10 +43,10 @@ while True:
     print(pid, flush=True)
     os.waitpid(pid, 0)
 """
-SCORES = evaluation.Scores(0.7, 0.7, 0.7, 1.0, 0.0, 0.0, finite=True, hours=1)
+SCORES = evaluation.Scores(0.7, 0.7, 0.7, 1.0, *[0.0] * 5, finite=True, hours=1)
 LENIENT = Promote(
     min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=-1.0, min_r2_wind=-1.0, max_night_solar_GW=100.0,
-    max_latency_ms=60_000.0, max_size_MB=1000.0,
+    max_latency_ms=60_000.0, max_size_MB=1000.0, max_bias_percent=100.0,
 )  # fmt: skip
 PROMOTED = gate.Decision(True, "promoted: it is a test", (), SCORES, None)
 
@@ -252,7 +252,7 @@ def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
 
     from workshop.cli.models import promote as command
 
-    run_id, model_uri = pipeline_model(in_workplace)
+    run_id, model_uri = pipeline_model(in_workplace, "train_gradient_boosting")
     worse = ",".join(pipeline_model(in_workplace, "train_linreg"))
     evaluate_candidate = registry.evaluate_candidate
 

@@ -45,10 +45,10 @@ def up(chapter: int | None, repro: bool) -> None:
 
         run_and_show(settings)
     if chapter:
-        from workshop.teaching import chapter_files, checkpoints  # imports pandas
+        from workshop.teaching import chapter_files, start_page  # imports pandas
 
         chapter_files.prepare_for(settings, chapter, report)
-        report(f"next: {checkpoints.write_start_page(settings)} shows the next step")
+        report(f"next: {start_page.write(settings)} shows the next step")
 
 
 @click.command()
@@ -145,10 +145,10 @@ def lab(port: int, options: tuple[str, ...]) -> None:
     \b
     Example:  workshop lab --no-browser
     """
-    from workshop.teaching.checkpoints import write_start_page  # imports pandas
+    from workshop.teaching import start_page  # imports pandas
 
     settings = supervisor.up(report)
-    write_start_page(settings)
+    start_page.write(settings)
     report("JupyterLab starts; Ctrl-C ends JupyterLab alone; the servers run until `workshop down`")
     port = next(free for free in range(port, 65536) if is_free("127.0.0.1", free))
     folders = [str(settings.jupyter), os.environ.get("JUPYTER_CONFIG_PATH", "")]

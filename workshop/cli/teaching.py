@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from dataclasses import asdict
 
 import click
@@ -9,7 +11,7 @@ import click
 from workshop.cli import json_option, print_rows, report
 from workshop.errors import typeable
 from workshop.settings import get_settings
-from workshop.teaching import chapter_files, checkpoints
+from workshop.teaching import chapter_files, checkpoints, start_page
 from workshop.teaching.doctor import WRONG, examine
 
 DOCTOR_SIGNS = {"ok": "ok ", "look": "?  ", "wrong": "!! "}
@@ -28,7 +30,7 @@ def check(chapter: int | None, as_json: bool) -> None:
     """
     settings = get_settings()
     steps = checkpoints.examine(checkpoints.state_of(settings))
-    checkpoints.write_start_page(settings, steps)
+    start_page.write(settings, steps)
     chosen = [step for step in steps if chapter in (None, step.chapter)]
     is_complete = all(step.done for step in chosen)
     if as_json:
@@ -39,19 +41,25 @@ def check(chapter: int | None, as_json: bool) -> None:
             of_chapter = [step for step in chosen if step.chapter == each.number]
             if not of_chapter:
                 continue
-            done = sum(bool(step.done) for step in of_chapter)
-            click.secho(f"{each.number}  {each.title}, {done} of {len(of_chapter)}", bold=True)
+            click.secho(f"{each.number}  {each.title}, {checkpoints.summary(of_chapter)}", bold=True)
             for step in of_chapter:
-                click.echo(f"   {checkpoints.SIGNS[step.done]} {step.title}")
+                click.echo(_wrap(f"{start_page.SIGNS[step.done]} {step.title}", 3))
                 if step.reason and (chapter or step == following):  # of a single chapter all, else the next one
-                    click.echo(f"       {step.place}\n       {step.reason}")
+                    click.echo(f"{_wrap(step.place, 7)}\n{_wrap(step.reason, 7)}")
             click.echo()
-        click.echo(checkpoints.LEGEND)
+        click.echo(start_page.LEGEND)
         where = f" ({following.place}, chapter {following.chapter})" if following else ""
-        click.echo(f"Next: {following.title}{where}" if following else "All of it is done.")
-        click.echo(f"The start page, {checkpoints.START_PAGE}, shows the same. If it is open: {checkpoints.RELOAD}")
+        click.echo(_wrap(f"Next: {following.title}{where}" if following else "All of it is done."))
+        click.echo(f"{start_page.START_PAGE} shows the same. If it is open: {start_page.RELOAD}")
     if chapter and not is_complete:
         raise SystemExit(1)
+
+
+def _wrap(text: str, spaces: int = 0) -> str:
+    """Return a text in lines of the terminal's width, indented; no word is broken."""
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent = wrapper.subsequent_indent = " " * spaces
+    return wrapper.fill(text)
 
 
 @click.command()
@@ -93,4 +101,4 @@ def reset(chapter: int, yes: bool) -> None:
         click.confirm("  Continue?", abort=True, err=True)
     report(f"your files are in {chapter_files.restore_chapter(settings, chapter, start)}")
     report("a notebook that is open in JupyterLab: File > Reload Notebook from Disk, before you save it")
-    checkpoints.write_start_page(settings)
+    start_page.write(settings)

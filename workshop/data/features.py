@@ -13,13 +13,14 @@ from pandas import DataFrame, DatetimeIndex, Series
 
 from workshop import problem
 from workshop.data.raw import require_columns
-from workshop.data.schema import FEATURES, TARGETS
+from workshop.data.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 from workshop.errors import DataError
 from workshop.parameters import YearEnd
 from workshop.problem import DERIVED
 from workshop.quantities import YearEnds
 
 INPUTS = ["utc_timestamp", *FEATURES]
+LATER_YEARS = 2  # after the last figure of installed capacity, for which it may stand in
 _CAPACITY = "capacity"  # the key of such figures in a frame's attributes
 
 
@@ -36,13 +37,15 @@ def targets(frame: DataFrame) -> DataFrame:
 def inputs(frame: DataFrame) -> DataFrame:
     """Return the hour (its start, UTC, datetime64[us] without a zone) and the weather features.
 
-    They are the inputs of a model that knows the time. The zone is left out because a model's signature has
-    no type for it; the frame's attributes stay, for a model that learns. Raises DataError: a column missing, no time.
+    They are the inputs of a model that knows the time, and so are columns of `CAPACITIES` that are there. The zone is
+    left out because a model's signature has no type for it; the frame's attributes stay, for a model that learns.
+    Raises DataError: a column missing, no time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
     stamps = to_utc(frame["utc_timestamp"]).tz_localize(None)
-    given = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather], axis="columns")
+    capacities = frame[frame.columns.intersection(list(CAPACITIES.values()))]
+    given = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather, capacities], axis="columns")
     given.attrs = dict(frame.attrs)
     return given
 
@@ -109,8 +112,9 @@ def capacity_factors(frame: DataFrame) -> DataFrame:
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     """Return the installed capacity in GW at each hour, columns `TARGETS`, between year-ends along a line.
 
-    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`). A target that the problem does
-    not divide by its capacity has 1. Raises DataError for a frame without figures, and for hours outside their years.
+    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`); what a row has in a column of
+    `CAPACITIES` counts before them. A target that the problem does not divide by its capacity has 1. Raises DataError
+    for a frame without figures, and for hours outside their years.
     """
     year_ends = year_ends or year_ends_of(frame)
     stamps = Series(to_utc(frame["utc_timestamp"]), frame.index)
@@ -118,7 +122,9 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     for target in year_ends:
         ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): value for year, value in year_ends[target].items()}
         first, last = min(ends), max(ends)
-        outside = stamps[(stamps < first) | (stamps > last)]
+        given = frame.get(CAPACITIES[target])
+        unknown = (stamps < first) | (stamps > last)
+        outside = stamps[unknown if given is None else unknown & given.isna()]
         if len(outside):
             year = outside.iloc[0].year
             raise DataError(
@@ -129,8 +135,35 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
                 " see 4_pipeline/own/README.md",
             )
         seconds = [(end - first).total_seconds() for end in ends]
-        capacities[target] = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
+        known = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
+        capacities[target] = known if given is None else given.fillna(Series(known, frame.index))
     return capacities
+
+
+def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
+    """Return rows to predict from, with the last known figure for later hours, and where each row's figure is from.
+
+    That is `known`, `given` (the columns `CAPACITIES`), or `assumed`, for hours up to `LATER_YEARS` after the last
+    known one; `not used` without figures. Raises DataError for other hours.
+    """
+    stamps, brought = rows["utc_timestamp"], rows.columns.intersection(list(CAPACITIES.values()))
+    if not year_ends or len(brought):
+        return rows, Series("given" if year_ends else "not used", rows.index)
+    years = [int(year) for ends in year_ends.values() for year in ends]
+    first, last = (pd.Timestamp(year + 1, 1, 1, tz="UTC") for year in (min(years), last_year(year_ends)))
+    end = last + pd.DateOffset(years=LATER_YEARS)
+    outside, later = stamps[(stamps < first) | (stamps >= end)], stamps > last
+    if len(outside):
+        raise DataError(
+            f"The installed capacity is not known for {len(outside)} of {len(stamps)} hours.",
+            value=f"{outside.iloc[0]:{STAMP}}",
+            expected=f"hours from {first:%Y-%m-%d} until {end:%Y-%m-%d}: after {last:%Y-%m-%d} the last figure is used",
+            next_step=f"give the capacity in these hours, in GW: columns {' and '.join(CAPACITIES.values())}",
+        )
+    if later.any():
+        figures = {CAPACITIES[target]: ends[max(ends, key=int)] for target, ends in year_ends.items()}
+        rows = rows.assign(**{name: np.where(later, value, np.nan) for name, value in figures.items()})
+    return rows, Series(np.where(later, "assumed", "known"), rows.index)
 
 
 def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd] | None = None) -> DataFrame:

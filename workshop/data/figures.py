@@ -108,7 +108,11 @@ def measured_and_predicted(
     figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
-    name = f"{measured.index.tz or 'UTC'}{', daily means' if daily else ''}"
+    name = f"{measured.index.tz or 'UTC'}"
+    if daily:
+        lacking = int(measured.isna().any(axis=1).sum())
+        name += ", daily means" + f"; {lacking} days lack hours and are left out" * bool(lacking)
+        figure.update_yaxes(rangemode="tozero")
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
     hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
     figure.update_xaxes(
@@ -250,6 +254,48 @@ def residuals(
     return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
 
 
+def by_month(table: pd.DataFrame) -> go.Figure:
+    """Draw how good predictions are in each month, a panel for each measure and a line for each target.
+
+    ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
+    `inside_percent`.
+    """
+    panels = {
+        "nmae_percent": "Error, % of the capacity",
+        "bias_percent": "Mean error, % of the mean",
+        "inside_percent": "Hours within the band, %",
+    }
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for row, (column, title) in enumerate(panels.items(), start=1):
+        for target, rows in table.groupby("target"):
+            figure.add_scatter(
+                x=rows["month"],
+                y=rows[column].round(1),
+                name=NAMES[target],
+                legendgroup=target,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line_color=COLOURS[target],
+                hovertemplate=NAMES[target].lower() + " %{y} %<extra></extra>",
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(title_text=title, fixedrange=True, rangemode="tozero", row=row, col=1)
+    figure.update_xaxes(tickformatstops=TIME_FORMATS, hoverformat="%B %Y")
+    return figure.update_layout(template=TEMPLATE, margin_t=44)
+
+
+def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
+    """Draw the mean absolute errors (GW) of the weeks of one period, a line for each model by its name."""
+    figure = go.Figure()
+    for (name, values), colour in zip(errors.items(), (INK, *COLOURS.values()), strict=False):
+        weeks = list(range(1, len(values) + 1))
+        figure.add_scatter(x=weeks, y=values, name=name, mode="lines", line_color=colour, hovertemplate="%{y:.2f} GW")
+    figure.update_xaxes(title_text="week of the held-out hours")
+    figure.update_yaxes(title_text="GW", rangemode="tozero")
+    return figure.update_layout(template=TEMPLATE, margin_t=44)
+
+
 def missing(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `prepare.missing_by_month` makes it.
 
@@ -331,23 +377,23 @@ def responses(
     *,
     point: Mapping[str, float] | None = None,
     names: Mapping[str, str] | None = None,
-    columns: int | None = None,
     title: str | None = "How predictions respond to each input",
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Draw the prediction in GW over the values of each feature, one panel a feature, ``columns`` of them in a row.
+    """Draw the prediction in GW over the values of each feature, one panel a feature, two of them in a row.
 
     ``table`` has the columns `feature`, `value` and the targets. A dotted line marks each feature's value in
-    ``point``; ``names`` are the features' names with units.
+    ``point``; ``names`` are the features' names with units. ``ranges`` has four values in order of a feature: it is
+    shaded between the outer ones, and more between the inner ones.
     """
     names = names or {name: f"{INPUT_NAMES[name]}, {UNITS[name]}" for name in table["feature"].unique()}
     features = list(dict.fromkeys(table["feature"]))
-    columns = columns or len(features)
     figure = make_subplots(
-        rows=-(-len(features) // columns), cols=columns, shared_yaxes="all", vertical_spacing=0.16,
+        rows=-(-len(features) // 2), cols=2, shared_yaxes="all", vertical_spacing=0.16,
         horizontal_spacing=0.04,
     )  # fmt: skip
     for number, feature in enumerate(features):
-        place = {"row": number // columns + 1, "col": number % columns + 1}
+        place = {"row": number // 2 + 1, "col": number % 2 + 1}
         rows = table[table["feature"] == feature]
         for target in TARGETS:
             figure.add_scatter(
@@ -361,6 +407,10 @@ def responses(
                 hovertemplate="%{y:.2f} GW",
                 **place,
             )
+        ends = (ranges or {}).get(feature, ())
+        for first, last in zip(ends[: len(ends) // 2], reversed(ends), strict=False):
+            shade = {"fillcolor": MEASURED, "opacity": 0.12, "line_width": 0, "layer": "below"}
+            figure.add_vrect(x0=first, x1=last, **shade, **place)
         if point is not None:
             figure.add_vline(x=point[feature], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
         figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
@@ -381,6 +431,16 @@ def learning_curve(
     figure.update_xaxes(title_text="pass over the data")
     figure.update_yaxes(title_text=f"mean squared error, {unit}".rstrip(", "), rangemode="tozero")
     return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+
+
+def levels(table: pd.DataFrame, *, title: str | None = "Level of each part of time") -> go.Figure:
+    """Draw how much there was of each target by what the weather makes expect; ``table`` is indexed by the hour."""
+    figure = go.Figure()
+    for name, values in table.items():
+        line = {"color": COLOURS[name], "shape": "hv"}
+        figure.add_scatter(x=table.index, y=values, mode="lines", name=NAMES[name], line=line)
+    figure.update_yaxes(title_text="measured by expected")
+    return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
 def empty(text: str) -> go.Figure:

@@ -1,16 +1,20 @@
-"""Read the weather that a visitor sends for a prediction: rows as CSV or JSON in, a checked frame out."""
+"""Read the weather that a visitor sends for a prediction: rows as CSV or JSON in, a checked frame out.
+
+Beside `features.INPUTS` the rows may have the columns `schema.CAPACITIES`, which count before known figures.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Container
 
 import numpy as np
 import pandas as pd
 
 from workshop.data.features import INPUTS
 from workshop.data.raw import convert_text, read_text, require_columns
-from workshop.data.schema import MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
+from workshop.data.schema import CAPACITIES, MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
 from workshop.errors import DataError
 
 MAX_ROWS = 9000  # a year of hours
@@ -31,9 +35,10 @@ def from_csv(content: bytes) -> pd.DataFrame:
     if len(content) > MAX_BYTES:
         raise _too_many(f"{len(content):,} bytes")
     content = content.rstrip(b"\r\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
-    frame = _check(read_text(content, INPUTS, next_step=_CORRECT, name="the file"), "the file")
+    columns = _columns(content.split(b"\n", 1)[0].decode(errors="replace"))
+    frame = _check(read_text(content, columns, next_step=_CORRECT, name="the file"), "the file")
     header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig")]))
-    frame.attrs["unused"] = [name for name in header if name not in INPUTS]
+    frame.attrs["unused"] = [name for name in header if name not in columns]
     return frame
 
 
@@ -41,15 +46,21 @@ def from_records(rows: object) -> pd.DataFrame:
     """Return the rows of a list of JSON objects with `features.INPUTS` as keys; otherwise as `from_csv`."""
     if not isinstance(rows, list):
         raise DataError("The rows are not a list.", value=f"{rows!r:.40}", expected="a list of objects, one an hour")
+    columns = _columns(rows[0] if rows and isinstance(rows[0], dict) else ())
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"Row {number} is not an object.", value=f"{row!r:.40}", expected=", ".join(INPUTS))
-        require_columns(row, INPUTS, f"Row {number}", _CORRECT)
-    if 0 < len(rows) < MONTH_HOURS and (frame := _plain(rows)) is not None:
+        require_columns(row, columns, f"Row {number}", _CORRECT)
+    if 0 < len(rows) < MONTH_HOURS and columns == INPUTS and (frame := _plain(rows)) is not None:
         return frame
-    text = pd.DataFrame([[str(row[name]) for name in INPUTS] for row in rows], columns=INPUTS, dtype="str")
+    text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
     text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
     return _check(text, "the weather")
+
+
+def _columns(header: Container[str]) -> list[str]:
+    """Return the columns to read: with those of the capacity as soon as one of them is there."""
+    return INPUTS + list(CAPACITIES.values()) * any(name in header for name in CAPACITIES.values())
 
 
 def _plain(rows: list[dict]) -> pd.DataFrame | None:
@@ -81,7 +92,7 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
         raise DataError("There are no rows.", expected="a row an hour", next_step="add at least one")
     if len(text) > MAX_ROWS:
         raise _too_many(f"{len(text)} rows")
-    frame = convert_text(text[INPUTS], name)
+    frame = convert_text(text, name)
     times = [
         Check(lambda stamps: stamps.dt.floor("h") == stamps, error="the start of an hour"),
         Check(lambda stamps: stamps.dt.year.between(*YEARS), error=f"of the years {YEARS[0]} to {YEARS[1]}"),

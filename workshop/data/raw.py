@@ -19,6 +19,7 @@ from pyarrow import csv as arrow
 
 from workshop.errors import DataError
 
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, of today and of before 2007
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 MIN_MARKED = 100  # so many numbers, all of three decimals, are not by chance
 
@@ -94,6 +95,12 @@ def _opened(source: Path | bytes, name: str, next_step: str) -> Iterator[BinaryI
 
 def _read_header(file: BinaryIO, separator: str, name: str, next_step: str) -> list[str]:
     line = file.readline()
+    if line.startswith(WORKBOOKS):
+        raise DataError(
+            f"{name} is not CSV: it is an Excel file, or a packed one.",
+            expected="text with a header, and a row an hour",
+            next_step="save the sheet as CSV UTF-8, or unpack the file",
+        )
     header = next(csv.reader([_decoded(line, 1, name)], delimiter=separator), None) if line else None
     if not header:
         raise DataError(
@@ -167,8 +174,9 @@ def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, ne
     missing = [column for column in wanted if column not in present]
     if not missing:
         return
-    nearest = {column: difflib.get_close_matches(column, present, n=1, cutoff=0.5) for column in missing}
-    hints = [f"{column} (nearest: {near[0]})" if near else column for column, near in nearest.items()]
+    small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
+    nearest = {column: difflib.get_close_matches(column.casefold(), small, n=1, cutoff=0.5) for column in missing}
+    hints = [f"{column} (nearest: {small[near[0]]})" if near else column for column, near in nearest.items()]
     raise DataError(
         f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
         value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),

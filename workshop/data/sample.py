@@ -197,11 +197,25 @@ def cos_zenith(day: np.ndarray, solar_hour: np.ndarray) -> np.ndarray:
     return np.clip(np.cos(zenith), 0, None)
 
 
+def hours_ahead(hours: DatetimeIndex) -> np.ndarray:
+    """Return by how many hours true solar time in the middle of Germany is ahead of UTC."""
+    from pvlib import solarposition
+
+    return LONGITUDE / 15 + solarposition.equation_of_time_spencer71(hours.day_of_year.to_numpy()) / 60
+
+
+def to_utc_hours(values: np.ndarray, hours: DatetimeIndex) -> np.ndarray:
+    """Return the means of the UTC hours of a series of means of the hours of true solar time."""
+    row = np.arange(len(hours))
+    return np.interp(row + hours_ahead(hours), row, values)
+
+
 def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     """Return the national weather: `utc_timestamp` and DE_ columns in m/s, degrees Celsius and W/m2.
 
-    Direct radiation is a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) * cos(zenith). The exponent 0.55 on that
-    share is calibrated: it lifts a station's level to the national one without passing the clear sky.
+    Direct radiation is, hour by hour of true solar time, a share of Meinel's clear sky, E0 * 0.7 ^ (AM ^ 0.678) *
+    cos(zenith). The exponent 0.55 on that share is calibrated: it lifts a station's level to the national one without
+    passing the clear sky.
     """
     from pvlib import atmosphere, irradiance
 
@@ -211,8 +225,8 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     airmass = atmosphere.get_relative_airmass(zenith)
     clear = irradiance.get_extra_radiation(day) * 0.7 ** (airmass**0.678) * cosine
     share = np.clip(blend(places.direct, RADIATION_WEIGHTS) / np.maximum(clear, 5), 0, 1.05)
-    direct = np.where(cosine > 0, clear * share**0.55, 0)
-    diffuse = np.where(cosine > 0, blend(places.diffuse, RADIATION_WEIGHTS), 0)
+    direct = to_utc_hours(np.where(cosine > 0, clear * share**0.55, 0), hours)
+    diffuse = to_utc_hours(np.where(cosine > 0, blend(places.diffuse, RADIATION_WEIGHTS), 0), hours)
     return pd.DataFrame(
         {
             "utc_timestamp": np.datetime_as_string(hours.tz_convert(None).to_numpy(), unit="s", timezone="UTC"),
@@ -271,17 +285,15 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     from pvlib import irradiance, solarposition
 
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
-    ahead = LONGITUDE / 15 + solarposition.equation_of_time_spencer71(day) / 60  # hours from UTC to solar time
-    solar_hour = hour + 0.5 + ahead
+    solar_hour = hour + 0.5 + hours_ahead(hours)
     declination = solarposition.declination_spencer71(day)
     latitude, angle = np.radians(LATITUDE), np.radians(15 * (solar_hour - 12))
     zenith = solarposition.solar_zenith_analytical(latitude, angle, declination)
     azimuth = np.degrees(solarposition.solar_azimuth_analytical(latitude, angle, declination, zenith))
     cosine = cos_zenith(day, solar_hour)
 
-    row = np.arange(len(hours))
-    direct = np.interp(row + ahead, row, blend(places.direct, PLANT_WEIGHTS))
-    diffuse = np.interp(row + ahead, row, blend(places.diffuse, PLANT_WEIGHTS))
+    direct = to_utc_hours(blend(places.direct, PLANT_WEIGHTS), hours)
+    diffuse = to_utc_hours(blend(places.diffuse, PLANT_WEIGHTS), hours)
     temperature = pd.Series(blend(places.temperature, PLANT_WEIGHTS))
     # At a low sun B / cos(zenith) explodes: both the cosine and the result are capped.
     beam = np.minimum(direct / np.maximum(cosine, 0.09), 0.85 * irradiance.get_extra_radiation(day))
@@ -295,7 +307,7 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
         plane = beam * onto + sky + ground
         cell = temperature.to_numpy() + 28 * plane / 800
         factor += share * plane / 1000 * (1 - 0.004 * (cell - 25)) * 0.84
-    snow = temperature.groupby(row // 24).transform("mean") < -1
+    snow = temperature.groupby(np.arange(len(hours)) // 24).transform("mean") < -1
     factor = factor * np.where(snow, 0.6, 1) * autoregressive_noise(random, len(hours), memory=0.97, spread=0.10)
     solar_MW = 1000 * flatten(factor, 0.40) * interpolate_capacity(SOLAR_CAPACITY_GW, hours)
     return np.round(np.where((cosine > 0) & (solar_MW >= 0.5), solar_MW, 0))

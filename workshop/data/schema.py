@@ -26,6 +26,8 @@ STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
 UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
 RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items()}
+# Columns that weather may have besides: the capacity installed in its hours, with unit and range of the target.
+CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
 CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}
 MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
@@ -82,9 +84,10 @@ def check_cells(
     from pandera.pandas import Check, Column, DataFrameSchema
 
     columns = {"utc_timestamp": Column(checks=times)} if times else {}
-    for column in frame.columns.intersection(list(RANGES)):
-        least, most = RANGES[column]
-        rule = Check.in_range(least, most, error=f"between {least} and {most} {UNITS[column]}")
+    described = {name: name for name in RANGES} | {column: target for target, column in CAPACITIES.items()}
+    for column in frame.columns.intersection(list(described)):
+        least, most = RANGES[described[column]]
+        rule = Check.in_range(least, most, error=f"between {least} and {most} {UNITS[described[column]]}")
         columns[column] = Column("float64", rule, nullable=nullable)
     try:
         DataFrameSchema(columns).validate(frame, lazy=True)

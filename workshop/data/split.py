@@ -22,25 +22,6 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
     keep all columns, sorted by time, with a fresh index. Raises ParameterError unless 0 < ``test_fraction`` < 1, and
     DataError if either would be empty.
     """
-    ordered, cut = _order(frame, test_fraction)
-    return ordered.iloc[:cut].copy(), ordered.iloc[cut:].reset_index(drop=True)
-
-
-def split_at_random(frame: DataFrame, test_fraction: float, seed: int) -> tuple[DataFrame, DataFrame]:
-    """Return train and test: the test rows are drawn at random, the same ones for the same ``seed``.
-
-    A random split flatters a model, which learns from the same years as it is tested on, with the same power plants; in
-    use, plants have been added since. Shape, order and errors as `split_by_time`.
-    """
-    from sklearn.model_selection import train_test_split
-
-    ordered, _ = _order(frame, test_fraction)
-    train, test = train_test_split(ordered, test_size=test_fraction, random_state=seed)
-    return train.sort_index().reset_index(drop=True), test.sort_index().reset_index(drop=True)
-
-
-def _order(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, int]:
-    """Return the frame sorted by time, and the number of rows to train on."""
     if not 0 < test_fraction < 1:
         raise ParameterError(
             "The share of rows to hold out cannot be used.",
@@ -56,7 +37,8 @@ def _order(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, int]:
             expected="at least one row on either side",
             next_step="take more data or another test_fraction",
         )
-    return frame.sort_values("utc_timestamp", kind="stable", ignore_index=True), cut
+    ordered = frame.sort_values("utc_timestamp", kind="stable", ignore_index=True)
+    return ordered.iloc[:cut].copy(), ordered.iloc[cut:].reset_index(drop=True)
 
 
 # -- weeks -------------------------------------------------------------------------------------------------------------

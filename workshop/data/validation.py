@@ -63,7 +63,6 @@ BEHIND_SUN = (-0.6, 0.6)  # hours; -0.1 to 0.0 in the sample; 9 degrees of longi
 SUN_CAUSE = (
     "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?"
 )
-SUMMER_LESS_WINTER = (-0.5, 0.5)  # hours; 0.1 in the sample, whose radiation is late in both
 MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
 HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may lead to a little more than 1
 SUMMER = range(4, 11)  # the months of summer time
@@ -275,25 +274,19 @@ def _driver(frame: DataFrame, target: Target) -> Series:
 
 
 def _check_clock(hourly: DataFrame, target: Target) -> Iterator[Check]:
-    """Check that a target is in time with the sun, and its driver with it; or, by night too, it with its driver."""
-    values, driver = hourly[target.name], _driver(hourly, target)
+    """Check that a target that is there by day is in time with the sun, and each target with its driver."""
+    values = hourly[target.name]
     if target.by_day:
         elevation = features.sun_position(hourly.index, minutes=30)["elevation"].clip(lower=0).set_axis(hourly.index)
         late = _lags(values, elevation).stack()
         yield from _check_each("hours behind the sun", target.name, late, BEHIND_SUN, "h", SUN_CAUSE)
-        late = _lags(driver, values)
-        apart = late["summer"] - late["winter"]
-        apart.index = [
-            f"{year}: {summer:.1f} h in summer, {winter:.1f} h in winter" for year, summer, winter in late.itertuples()
-        ]
-        name = f"hours behind {target.words}, summer less winter"
-        cause = "is one file in local time, or the weather's summer late?"
-        yield from _check_each(name, target.driver.title, apart, SUMMER_LESS_WINTER, "h", cause)
     if target.driver.lag_hours:
-        name, late = f"hours behind the {target.driver.title}", _lags(values, driver).stack()
-        yield from _check_each(
-            name, target.name, late, target.driver.lag_hours, "h", "is the time zone of one file another?"
+        late = _lags(values, _driver(hourly, target)).stack()
+        name, cause = (
+            f"hours behind the {target.driver.title}",
+            "is one file in local time, or its summer an hour late?",
         )
+        yield from _check_each(name, target.name, late, target.driver.lag_hours, "h", cause)
 
 
 def _check_driver(frame: DataFrame, target: Target, years: Series) -> Iterator[Check]:

@@ -21,7 +21,7 @@ from workshop.data.features import INPUTS, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import storage
-from workshop.models.gate import METRICS, NIGHT
+from workshop.models.gate import BIAS, METRICS, NIGHT
 from workshop.models.storage import LoadedModel
 from workshop.models.store import connect
 from workshop.models.tracking import learned, learned_from, learned_hash
@@ -47,7 +47,10 @@ _Metrics: Any = make_dataclass("_Metrics", [(name, float) for name in METRICS], 
 
 @dataclass(frozen=True)
 class Scores(_Metrics):
-    """How a model does on the held-out period: a field for each of `METRICS`; R2 dimensionless, the rest in GW.
+    """How a model does on the held-out period: a field for each of `METRICS`.
+
+    R2 is dimensionless, percent are of the measured mean, the rest is in GW. ``bias`` is the mean error: below zero,
+    too little is predicted.
 
     ``weekly_mae_GW`` is the mean absolute error, over all targets, of each week that holds enough of its hours;
     ``period`` the first and the last hour, as ISO 8601 in UTC.
@@ -96,11 +99,16 @@ def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
         return Scores(**nothing, finite=False, hours=len(held_out), period=period)
     each = r2_score(measured, values, multioutput="raw_values")
     at_night = predicted[is_night(held_out["utc_timestamp"])].abs().mean().fillna(0.0)
-    weekly = pd.Series(np.abs(values - measured).mean(axis=1))
+    errors = values - measured
+    with np.errstate(divide="ignore", invalid="ignore"):  # hours without any generation
+        biases = 100 * errors.mean(axis=0) / measured.mean(axis=0)
+    weekly = pd.Series(np.abs(errors).mean(axis=1))
     return Scores(
         r2=float(each.mean()),
         **{target.r2: float(value) for target, value in zip(problem.TARGETS, each, strict=True)},
         mae_GW=float(mean_absolute_error(measured, values)),
+        bias_GW=float(errors.mean()),
+        **{name: float(percent) for name, percent in zip(BIAS, biases, strict=True)},
         lowest_GW=float(values.min()),
         **{name: float(at_night[target]) for target, name in NIGHT.items()},
         finite=True,

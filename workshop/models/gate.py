@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from workshop.models.evaluation import Evaluation, Scores
     from workshop.parameters import Promote
 
-# Scores on the held-out hours: R2 of all targets (the mean) and of each, errors in GW, power while the sun is down.
+# Scores on the held-out hours: R2 of all targets (the mean) and of each, errors in GW, bias (the mean error, with its
+# sign) of each, power while the sun is down.
 NIGHT = {target.name: target.night for target in problem.TARGETS if target.by_day}
-METRICS = ("r2", *(target.r2 for target in problem.TARGETS), "mae_GW", "lowest_GW", *NIGHT.values())
+BIAS = [target.bias for target in problem.TARGETS]
+METRICS = ("r2", *(each.r2 for each in problem.TARGETS), "mae_GW", "bias_GW", *BIAS, "lowest_GW", *NIGHT.values())
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 MIN_WEEKS = 6  # with fewer weeks any difference may be chance
@@ -124,6 +126,10 @@ def _rules(candidate: Evaluation, scores: Scores, policy: Promote) -> Iterator[R
     ]
     for target in problem.TARGETS:
         lower.append((f"R2 of {target.words}", getattr(scores, target.r2), getattr(policy, f"min_{target.r2}")))
+        bias = getattr(scores, target.bias)
+        allowed = f"-{policy.max_bias_percent:g} to {policy.max_bias_percent:g}"
+        passed = abs(bias) <= policy.max_bias_percent  # false for NaN
+        yield Rule(f"mean error of {target.words} (% of its mean)", bias, allowed, passed)
         if target.by_day:
             name, limit = f"mean {target.words} predicted at night (GW)", getattr(policy, f"max_{target.night}")
             upper.append((name, getattr(scores, target.night), limit))

@@ -11,6 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 from tqdm.auto import tqdm
 
@@ -46,6 +47,10 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     capacity factor from `features.derive`, and its prediction is multiplied again. Predictions are never below zero.
     The figures of capacity come with the frame that the model is fitted on (`features.year_ends_of`), and stay with it.
 
+    How much a GW of capacity gives may change for reasons that no input shows: with ``level_days``, this level is
+    found for each part of time of so many days (`find_levels`). Capacity factors are divided by it before they are
+    learned, and predictions are multiplied by the level of the last part.
+
     ``regressor`` is any scikit-learn regressor; each target gets a copy. With ``watched_share`` above zero, which needs
     a histogram gradient boosting, the last share of the hours is first kept aside for early stopping: trees are grown
     until ten more make the error on it no smaller; then, with ``refit``, as many are grown on all hours.
@@ -53,16 +58,19 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     ``band`` is a histogram gradient boosting, too: copies of it learn the quantiles that enclose ``coverage`` of the
     hours. Learned quantiles are too narrow for years that the model has not seen. So they are widened (or narrowed) by
     what would have been right for later hours, along the ``folds`` of the time to learn from: conformalized quantile
-    regression (Romano, Patterson, Candès 2019, https://arxiv.org/abs/1905.03222), with the folds of a time series. For
-    solar power only hours with the sun up count.
+    regression (Romano, Patterson, Candès 2019, https://arxiv.org/abs/1905.03222), with the folds of a time series, each
+    hour at the level of its own part of time: the band promises nothing about a level that changes. For solar power
+    only hours with the sun up count.
     """
 
-    year_ends_ = problem.CAPACITY_GW  # of models that were logged before figures came with the data
+    # Of models that were logged before figures came with the data, and before there were levels.
+    year_ends_, levels_ = problem.CAPACITY_GW, [1.0] * len(problem.TARGETS)
 
     def __init__(
-        self, regressor: Any = None, *, watched_share: float = 0.0, refit: bool = True, band: Any = None,
-        coverage: float = 0.8, folds: int = 3,
+        self, regressor: Any = None, *, level_days: int | None = None, watched_share: float = 0.0, refit: bool = True,
+        band: Any = None, coverage: float = 0.8, folds: int = 3,
     ) -> None:  # fmt: skip
+        self.level_days = level_days
         self.regressor = regressor
         self.watched_share = watched_share
         self.refit = refit
@@ -81,10 +89,14 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         derived = derive(X)
         counted = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
         values = derived.to_numpy()  # without names, which would be compared again for each prediction
-        self.regressors_ = [self._fit_one(values, factor) for factor in factors]
+        stamps = to_utc(X["utc_timestamp"])
+        levels = [self._levels(values, factor, stamps) for factor in factors]
+        self.levels_ = [float(level[-1]) for level in levels]
+        scaled = [factor / level for factor, level in zip(factors, levels, strict=True)]
+        self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
         self.bands_, self.margins_ = [], []
         if self.band is not None:
-            for factor, hours in zip(factors, counted, strict=True):
+            for factor, hours in zip(scaled, counted, strict=True):
                 pair, margin = self._fit_band(values[hours], factor[hours])
                 self.bands_.append(pair)
                 self.margins_.append(margin)
@@ -117,9 +129,11 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def _predict_factors(self, values: np.ndarray) -> list[np.ndarray]:
         return [regressor.predict(values) for regressor in self.regressors_]
 
-    @staticmethod
-    def _in_GW(factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
-        return np.clip(np.column_stack(factors), 0, None) * capacities.to_numpy()
+    def _levels(self, derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex) -> np.ndarray:
+        return find_levels(derived, factor, stamps, self.level_days) if self.level_days else np.ones(len(factor))
+
+    def _in_GW(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
+        return np.clip(np.column_stack(factors), 0, None) * self.levels_ * capacities.to_numpy()
 
     def _check(self, X: pd.DataFrame) -> None:
         require_columns(X.columns, INPUTS, "The frame")
@@ -161,6 +175,25 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
             missed.append(np.maximum(low - factor[after], factor[after] - high))
         margin = float(np.quantile(np.concatenate(missed), self.coverage))
         return [strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
+
+
+def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex, level_days: int) -> np.ndarray:
+    """Return for each hour the level of its part of time: the sum of its values by what its weather makes expect.
+
+    ``factor`` are the values (hours,), ``derived`` what they are expected from (hours, features) and
+    ``stamps`` the hours, in order. The parts have ``level_days`` days, counted from the end; the first one also has the
+    rest. Expected is what few, small trees learn from all hours, twice: the second time from values that are divided by
+    the level.
+    """
+    days = (stamps[-1] - stamps).days.to_numpy()
+    part = np.minimum(days // level_days, max(0, days[0] // level_days - 1))
+    level = np.ones(len(factor))
+    for _ in range(2):
+        trees = HistGradientBoostingRegressor(max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=0)
+        expected = np.clip(trees.fit(derived, factor / level).predict(derived), 0, None)
+        sums = np.bincount(part, factor), np.bincount(part, expected)
+        level = np.divide(*sums, out=np.ones(part.max() + 1), where=(sums[0] > 0) & (sums[1] > 0))[part]
+    return level
 
 
 class CapacityFactorNetwork:

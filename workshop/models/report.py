@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from workshop.data import features, sources, split
 from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
-from workshop.models import evaluation, lineage
+from workshop.models import evaluation, lineage, monitoring
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
 from workshop.models.storage import load
@@ -45,6 +46,7 @@ class ReportData:
 
     ``predicted`` and both ends of ``band`` hold the targets of the rows of ``frame``; None without a model
     or a band. ``learned_until`` is the start of the last hour that the model learned from; None when that is not known.
+    ``unable`` says why the model in production cannot predict these hours, when it cannot.
     """
 
     frame: DataFrame
@@ -54,6 +56,7 @@ class ReportData:
     production: Production | None = None
     learned_until: Timestamp | None = None
     lineage: tuple[Link, ...] = ()
+    unable: str = ""
 
     @property
     def origin(self) -> sources.Origin:
@@ -124,12 +127,17 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
         return ReportData(frame)
     model = load(production.model_uri)
     try:
+        predictions = model.predict_with_band(frame)
+    except DataError as error:  # a model of other years, which the gate has kept
+        unable = f"Version {production.version} is in production and cannot predict these hours: {error.what}"
+        return ReportData(frame, unable=unable)
+    try:
         links = tuple(lineage.of_version(production.version))
     except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
     until = pd.Timestamp(production.learned_until) if production.learned_until else None
-    return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until, links)
+    return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
 # -- the worst hours ---------------------------------------------------------------------------------------------------
@@ -209,9 +217,7 @@ def _reasons(hours: DataFrame, miss: WorstHour) -> Iterator[str]:
                 f" 100 hours it changes by less than {usual:.1f} {driver.unit}."
             )
     yield from _compare(hours, miss, alike, what)
-    yield "Nothing about its weather was unusual" + (
-        ", and the miss lies within the band: such misses are expected." if miss.beyond == 0 else " in the data."
-    )
+    yield "none found" + ("; the miss lies within the band: such misses are expected" if miss.beyond == 0 else "")
 
 
 def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Iterator[str]:
@@ -223,10 +229,7 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
         return
     low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
     usual = f"{low:.1f} to {high:.1f} GW in eight of ten hours"
-    if not low <= miss.measured <= high:
-        more = "more" if miss.measured > high else "less"
-        yield f"There was {more} {miss.quantity.words} than is usual with {what}: {usual}."
-    elif not low <= miss.predicted <= high:
+    if low <= miss.measured <= high and not low <= miss.predicted <= high:
         yield f"The {miss.quantity.words} was usual with {what}, the prediction was not: {usual}."
 
 
@@ -251,6 +254,7 @@ def render(evidence: ReportData, week: str, template: str) -> str:
         energy=part.hours[TARGETS].sum(),
         gaps=gaps(part),
         quality=known,
+        sentences=sentences(evidence, part),
         inside=[(target, share) for target, share in inside if share >= 0],
         misses=misses,
         days=by_day(part),
@@ -260,12 +264,27 @@ def render(evidence: ReportData, week: str, template: str) -> str:
     )
 
 
+def sentences(evidence: ReportData, week: Week) -> list[tuple[str, str, str]]:
+    """Return how good the predictions are in a week, and in the eight weeks up to its end: when, in words, state."""
+    if evidence.predicted is None:
+        return []
+    stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
+    days = {"This week": 7, "The last eight weeks": monitoring.WINDOW_DAYS}
+    rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
+    until = evidence.production.learned_until if evidence.production else None
+    others = monitoring.baselines(evidence.frame, until)
+    known = evidence.predicted, evidence.band, evidence.coverage, others
+    found = {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
+    return [(name, monitoring.sentence(each), monitoring.overall(each)) for name, each in found.items()]
+
+
 def quality(evidence: ReportData, week: Week) -> dict[str, Any] | None:
     """Return how well a week was predicted; None without a prediction.
 
     `miss` is the mean absolute miss of an hour in GW, by target; `share` that by the mean generation; `energy` the
-    prediction in GWh; `inside` the share of hours within the band (`evaluation.coverage`), if there is one; `learned`
-    whether the model learned from the week (`all`, `some`, `none`), None when not known.
+    prediction in GWh; `bias` by which share that is more than was measured; `inside` the share of hours within the band
+    (`evaluation.coverage`), if there is one; `learned` whether the model learned from the week (`all`, `some`, `none`),
+    None when not known.
     """
     if week.predicted is None:
         return None
@@ -278,6 +297,7 @@ def quality(evidence: ReportData, week: Week) -> dict[str, Any] | None:
         "miss": miss,
         "share": miss / week.hours[TARGETS].mean(),
         "energy": week.predicted[TARGETS].sum(),
+        "bias": week.predicted[TARGETS].sum() / week.hours[TARGETS].sum() - 1,
         "inside": evaluation.coverage(week.hours, *week.band) if week.band else None,
         "learned": learned,
     }
@@ -315,6 +335,7 @@ def _compile(template: str) -> jinja2.Template:
     filters: dict[str, Any] = {
         "number": lambda value, digits=0: f"{value:,.{digits}f}",
         "signed": signed,
+        "moment": lambda text: f"{datetime.fromisoformat(text).astimezone(UTC):%-d %B %Y, %H:%M} UTC",
         "day": lambda moment: moment.strftime("%a %-d %b"),
         "hour": lambda moment: moment.strftime("%a %-d %b, %H:%M"),
     }

@@ -6,6 +6,7 @@
   const show = () => window.dash_clientside.set_props("requested", { data: here() });
   // A page that has just come calls, too: then there is nothing to go back to.
   const is_change = () => window.dash_clientside.callback_context.triggered_id !== undefined;
+  const kept = {};  // what the reader set on each page, by the page's link
   let resting;
 
   /** Put a query into the address bar: as a step that `back` undoes, or in place of what is there. */
@@ -20,7 +21,10 @@
     const link = event.target.closest("a.inside");
     if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    const wanted = link.getAttribute("href");
+    const page = link.getAttribute("href");
+    const current = document.querySelector("#navigation [aria-current]");
+    if (current) kept[current.getAttribute("href")] = location.search;
+    const wanted = page + ((link !== current && link.closest("#navigation") && kept[page]) || "");
     if (wanted !== here()) history.pushState(null, "", wanted);
     show();
     window.scrollTo(0, 0);

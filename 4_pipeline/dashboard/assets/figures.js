@@ -1,12 +1,33 @@
-/* What a reader does with the mouse in the comparison: a stretch of time becomes the period, a figure a picture. */
+/* What a reader does with the mouse in the comparison: a stretch of time becomes the period, a figure a picture; a week
+   is marked in figure and table. */
+const weeks = () => document.querySelectorAll("table.weeks tbody tr");
+const [first, last] = ["from", "to"].map((name) => (row) => new URL(row.querySelector("a").href).searchParams.get(name));
+function show_week(event) {
+  const figure = document.querySelector("#comparison-figure .js-plotly-plot");
+  const row = event.target.closest("table.weeks tbody tr");
+  if (!figure || figure.week === row) return;
+  figure.week = row;
+  const shape = row && {
+    type: "rect", xref: "x2", yref: "paper", x0: first(row), x1: last(row) + " 23:59", y0: 0, y1: 1,
+    fillcolor: "rgb(107, 120, 133)", opacity: 0.2, line: { width: 0 }, layer: "below",
+  };
+  window.Plotly.relayout(figure, { shapes: shape ? [shape] : [] });
+}
+document.addEventListener("mouseover", show_week);
+document.addEventListener("focusin", show_week);
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
   figures: {
-    choose_range: function (zoomed, drawn) {
+    choose_range: function (zoomed, drawn, latest) {
       const { no_update, callback_context } = window.dash_clientside;
       const is_strip = callback_context.triggered_id === "overview";
       const range = is_strip ? drawn && drawn.range && drawn.range.x
         : zoomed && [zoomed["xaxis2.range[0]"], zoomed["xaxis2.range[1]"]];
+      if (!is_strip && zoomed && zoomed["xaxis2.autorange"]) return latest;  // a double click
       return range && range[0] ? range.map((time) => String(time).slice(0, 10)) : [no_update, no_update];
+    },
+    mark_week: function (hovered) {
+      const day = hovered && String(hovered.points[0].x).slice(0, 10);
+      for (const row of weeks()) row.classList.toggle("here", Boolean(day) && first(row) <= day && day <= last(row));
     },
     take_typed: (typed, value) => typed === null || typed === Number(value) ? window.dash_clientside.no_update : typed,
     save_picture: function () {

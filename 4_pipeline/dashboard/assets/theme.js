@@ -10,7 +10,10 @@
   function set(theme) {
     root.dataset.bsTheme = theme;
     const button = document.getElementById("theme");
-    if (button) button.setAttribute("aria-pressed", String(theme === "dark"));
+    if (!button) return;
+    const other = theme === "dark" ? "Light" : "Dark";  // what a press brings
+    button.firstChild.textContent = other;
+    button.setAttribute("aria-label", other);
   }
 
   document.addEventListener("click", (event) => {

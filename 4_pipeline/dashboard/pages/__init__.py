@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import comparison, hours, in_production, what_if, your_weather
+from . import comparison, hours, in_production, over_time, what_if, your_weather
 
-PAGES: tuple[ModuleType, ...] = (comparison, what_if, your_weather, in_production, hours)
+PAGES: tuple[ModuleType, ...] = (comparison, over_time, what_if, your_weather, in_production, hours)
 PATHS = ("/", *(page.PATH for page in PAGES))
 
 

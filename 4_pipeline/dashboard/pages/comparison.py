@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 
 import dash_bootstrap_components as dbc
@@ -13,7 +14,9 @@ from dash.exceptions import PreventUpdate
 from workshop import problem
 from workshop.data import figures, sources, split
 from workshop.data.schema import TARGETS
-from workshop.models.evaluation import coverage
+from workshop.models import monitoring
+from workshop.models.monitoring import Quality
+from workshop.models.report import signed
 
 from .. import address, parts, periods, predictions
 from ..follower import Follower, Snapshot
@@ -24,9 +27,11 @@ PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all"
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
 UNIT = problem.TARGETS[0].unit  # of all targets: their errors have a common mean
 MAX_WEEKS = 53
-REPORT_WEEK = f" (the latest with {split.WHOLE_ENOUGH:.0%} of its hours, unless params.yaml names another)"
-WEEKS_HEAD = ["Week", "Hours"]
-WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "error")]
+MONTHS_FROM_DAYS = 60  # fewer have hardly two months to compare
+DRAG = "Drag across the figure or the strip to choose a period; a double click goes back to the latest two weeks."
+FIRST_WEEKS = 8
+WEEKS_HEAD = ["Week"]
+WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "mean error")]
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 DAYS = ("first-day", "last-day")
 FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month")
@@ -36,27 +41,26 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
     period, adjustment = periods.chosen(snapshot, query.get("from"), query.get("to"))
     figure, by_hour, by_month, key_figures, weeks = answer(snapshot, period)
-    strip = parts.graph("overview", overview(snapshot, period), "All of the data; draw across it for a period", "strip")
+    strip = parts.graph("overview", overview(snapshot, period), "All of the data; drag across it for a period", "strip")
     compared = [
         html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
         parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
+        html.P(f"All of the data: daily means of the sum, {UNIT}. {DRAG}", className="hint"),
         strip,
     ]
-    report = parts.external_link("The report on one week", address.link("/results/report.html"))
+    by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
     residuals = [
         parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
-        parts.graph("residuals-by-month", by_month, "Errors by month", "chart low"),
+        html.Div(by_month, id="by-month", className=by_month_class(period)),
     ]
-    hint = f"Means and errors in {UNIT}, of the last {MAX_WEEKS} weeks at most; the link of a week shows it alone."
+    hint = f"Means in {UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = "Predicted minus measured in the period: the median, and the middle half of the hours."
     return [
         dcc.Store(id="latest-period", data=periods.latest(snapshot)),
         parts.panel("comparison", TITLE, modelled(snapshot), compared),
-        parts.panel(
-            "weeks", "Week by week", hint, [html.Div(weeks, id="comparison-weeks"), html.P([report, REPORT_WEEK])]
-        ),
+        parts.panel("weeks", "Week by week", hint, [html.Div(weeks, id="comparison-weeks")]),
         parts.panel("residuals", "When the model is off", off, [html.Div(residuals, className="columns")]),
     ]
 
@@ -70,6 +74,7 @@ def register(app: Dash, follower: Follower) -> None:
         *(Output(name, "figure") for name in FIGURES),
         *(Output(name, "children") for name in ("key-figures", "comparison-weeks", "comparison-adjustment")),
         Output("overview", "figure"),
+        Output("by-month", "className"),
         *(Output(f"preset-{name}", "active") for name in PRESETS),
         Output("earlier", "disabled"),
         Output("later", "disabled"),
@@ -82,7 +87,8 @@ def register(app: Dash, follower: Follower) -> None:
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
         changed = answer(snapshot, period, zone if zone in tuple(ZONES) else "UTC")
-        return *changed, adjustment, overview(snapshot, period), *button_states(snapshot, period)
+        state = button_states(snapshot, period)
+        return *changed, adjustment, overview(snapshot, period), by_month_class(period), *state
 
     @app.callback(
         Output("comparison-hint", "children"),
@@ -140,7 +146,9 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         *(Output(day, "value", allow_duplicate=True) for day in DAYS),
         Input("comparison-figure", "relayoutData"),
         Input("overview", "selectedData"),
+        State("latest-period", "data"),
     )
+    app.clientside_callback(ClientsideFunction("figures", "mark_week"), Input("comparison-figure", "hoverData"))
     app.clientside_callback(
         ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
     )
@@ -175,7 +183,19 @@ def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
-    return figure, *residuals, key_figures(snapshot, rows, period), weeks(frame, predicted)
+    by_week = [*weeks(frame, predicted), html.P(_report(snapshot.record.report_week))]
+    return figure, *residuals, key_figures(snapshot, rows, period), by_week
+
+
+def by_month_class(period: Period) -> str:
+    """Return the class that hides errors by month where a period is too short for them."""
+    return "" if None not in period and (period[1] - period[0]).days >= MONTHS_FROM_DAYS else "gone"
+
+
+def _report(week: str | None) -> object:
+    """Return a link to the weekly report, with its week."""
+    link = address.link("/results/report.html")
+    return parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
@@ -184,7 +204,8 @@ def overview(snapshot: Snapshot, period: Period) -> go.Figure:
         return figures.empty("")
     days = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean().sum(axis=1, min_count=1)
     figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))
-    figure.add_vrect(x0=str(period[0]), x1=str(period[1] + timedelta(days=1)), opacity=0.3, line_width=1)
+    window = {"fillcolor": figures.MEASURED, "opacity": 0.5, "line": {"width": 2, "color": figures.INK}}
+    figure.add_vrect(x0=str(period[0]), x1=str(period[1] + timedelta(days=1)), **window)
     figure.update_layout(template=figures.TEMPLATE, dragmode="select", selectdirection="h", margin={"t": 2, "b": 20})
     return figure.update_yaxes(visible=False, fixedrange=True).update_xaxes(fixedrange=True)
 
@@ -200,31 +221,25 @@ def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
 
 
 def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
-    """Return tiles with the means, errors and the share of hours within the band, and a line on the period."""
-    frame, predicted, band = snapshot.at(rows)
-    errors = (predicted[TARGETS] - frame[TARGETS]).abs().mean()
-    tiles = [
-        parts.tile(
-            f"{target.title}, mean predicted",
-            f"{predicted[target.name].mean():.2f}",
-            UNIT,
-            f"measured {frame[target.name].mean():.2f} {UNIT}, mean absolute error {errors[target.name]:.2f} {UNIT}",
-            target.colour,
-        )
-        for target in problem.TARGETS
-    ]
-    of_all = "mean of " + " and ".join(target.key for target in problem.TARGETS)
-    tiles.append(parts.tile("Mean absolute error", f"{errors.mean():.2f}", UNIT, of_all))
-    if band and snapshot.model.coverage:
-        shares = coverage(frame, *band)
-        percents = " / ".join(f"{100 * shares[f'coverage_{target.key}']:.0f}" for target in problem.TARGETS)
-        names = " / ".join(target.key + " by day" * target.by_day for target in problem.TARGETS)
-        hint = f"{names}; expected {100 * snapshot.model.coverage:.0f} %"
-        tiles.append(parts.tile("Hours within the band", percents, "%", hint))
+    """Return a sentence on how good the predictions are, a tile for each target, and a line on the period."""
+    found = snapshot.qualities(rows)
     start, end = period
     text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += training_overlap(frame, snapshot.production.learned_until)
-    return [html.Div(tiles, className="tiles"), html.P(text, className="hint")]
+    text += training_overlap(snapshot.frame.loc[rows], snapshot.production.learned_until)
+    tiles = html.Div([_tile(each) for each in found], className="tiles")
+    return [html.P(monitoring.sentence(found), className="summary"), tiles, html.P(text, className="hint")]
+
+
+def _tile(quality: Quality) -> html.Div:
+    target = quality.target
+    hint = f"measured {quality.mean:.2f} {UNIT} in the mean, absolute error {quality.mae:.2f}, mean error"
+    hint += f" {signed(quality.bias, 2)} {UNIT}" + f", {quality.inside:.0%} within the band" * (quality.inside >= 0)
+    others = [f"{name} {error:.2f} {UNIT}" for name, error in quality.baselines.items() if not math.isnan(error)]
+    hint += "; without a model: " * bool(others) + ", ".join(others)
+    if math.isnan(quality.nmae_percent):
+        return parts.tile(f"{target.title}, mean absolute error", f"{quality.mae:.2f}", UNIT, hint, target.colour)
+    name = f"{target.title}, error as a share of the capacity"
+    return parts.tile(name, f"{quality.nmae_percent:.1f}", "%", hint, target.colour)
 
 
 def training_overlap(frame: pd.DataFrame, learned_until: str | None) -> str:
@@ -246,17 +261,34 @@ def modelled(snapshot: Snapshot) -> str:
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
-    """Return the means and errors of each week (ISO 8601, UTC), the latest first; of a long period the last year's."""
-    mondays = split.mondays(frame["utc_timestamp"])
-    errors = (predicted - frame)[TARGETS].abs()
-    every = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS], "error": errors}, axis=1)
-    means, hours = every.groupby(mondays).mean(), mondays.value_counts()
+    """Return means and mean errors of the whole weeks (ISO 8601, UTC), the latest first; all but `FIRST_WEEKS` folded.
+
+    The worst mean error of each target, in GW, is marked. Weeks that lack hours are named below.
+    """
+    by_week = split.mondays(frame["utc_timestamp"])
+    means = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS]}, axis=1).groupby(by_week).mean()
+    is_whole = by_week.value_counts().sort_index() >= split.WHOLE_ENOUGH * split.WEEK_HOURS
+    partial, means = means.index[~is_whole], means[is_whole].iloc[::-1][:MAX_WEEKS]
+    errors = means["predicted"] - means["measured"]
     rows = []
-    for monday, mean in list(means.iterrows())[: -MAX_WEEKS - 1 : -1]:
+    for monday, mean in means.iterrows():
         link = f"{address.link(PATH)}?from={monday.date()}&to={(monday + pd.Timedelta(days=6)).date()}"
-        numbers = [f"{mean[part, target]:.2f}" for target in TARGETS for part in ("measured", "predicted", "error")]
-        rows.append([html.A(split.name_of(monday), href=link, className="inside"), hours[monday], *numbers])
-    return [parts.table("Key figures of each week", WEEKS_HEAD, rows, "weeks")]
+        cells = [html.A(split.name_of(monday), href=link, className="inside")]
+        for target in TARGETS:
+            error, measured = errors.loc[monday, target], mean["measured", target]
+            percent = f"{signed(100 * error / measured)} %" if measured else "none generated"
+            is_worst = len(means) > 1 and abs(error) == errors[target].abs().max()
+            cells += [f"{measured:.2f}", f"{mean['predicted', target]:.2f}"]
+            cells.append(html.Mark([percent, html.Small(" worst")]) if is_worst else percent)
+        rows.append(cells)
+    shown = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
+    if more := rows[FIRST_WEEKS:]:
+        table = parts.table("Earlier weeks", WEEKS_HEAD, more, "weeks")
+        shown.append(html.Details([html.Summary(f"{len(more)} more weeks"), table]))
+    if len(partial):
+        names = ", ".join(map(split.name_of, partial))
+        shown.append(html.P(f"Not whole in this period, and left out: {names}.", className="hint"))
+    return shown
 
 
 def _controls(snapshot: Snapshot, period: Period) -> html.Div:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from dash import html
 
 from workshop import problem
+from workshop.data import figures
 from workshop.models.gate import Rule
 from workshop.models.lineage import Link
 from workshop.models.registry import PIPELINE_WHY, Move
@@ -17,8 +20,11 @@ EXPLANATIONS = {
     "importance": ("Which inputs matter", "By how much R² falls when the values of one input are shuffled."),
     "responses": ("How predictions respond", "The mean prediction for each value of an input, the others unchanged."),
 }
-SCORES = {f"R² {target.key}": target.r2 for target in problem.TARGETS}
-SCORES |= {"Mean absolute error, GW": "mae_GW"}
+# How each score is called, and how it is written.
+SCORES = {target.r2: (f"R² {target.key}", "{:.3f}") for target in problem.TARGETS}
+SCORES |= {"mae_GW": ("Mean absolute error", "{:.2f} GW")}
+SCORES |= {target.bias: (f"Mean error, {target.key}", "{:+.1f} % of its mean") for target in problem.TARGETS}
+WORDS = {"<=": "at most", ">=": "at least"}  # how the gate writes limits, and how people do
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
 HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
@@ -37,6 +43,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     return [
         html.Div([_facts(snapshot, move), *explained[:1]], className="columns"),
         *([_gate(move.rules)] if move and move.rules else []),
+        *_challenger(snapshot),
         _lineage(snapshot.record.lineage),
         *explained[1:],
         _moves(snapshot.record.history),
@@ -49,8 +56,10 @@ def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
     facts = {
         "Why": ", ".join(filter(None, reasons)) or production.why or "not recorded",
-        **{name: _score(scores, key) for name, key in SCORES.items() if key in scores},
+        **{name: form.format(scores[key]) for key, (name, form) in SCORES.items() if scores.get(key) is not None},
     }
+    others = (f"{r2:.3f} by {name}" for name, r2 in snapshot.r2_without_model.items())
+    facts["R² without a model"] = "; ".join(others) or "not known"
     band = f"The error band promises {model.coverage:.0%} of the hours." if model.coverage else "No error band."
     content = [parts.facts([*facts.items()])]
     if production.run_url:
@@ -59,12 +68,30 @@ def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
 
 
 def _gate(rules: list[dict]) -> html.Section:
+    judged = [Rule(**rule) for rule in rules]
+    limits = (re.sub("[<>]=", lambda sign: WORDS[sign[0]], rule.limit) for rule in judged)
     rows = [
-        [rule.name, parts.copied(rule.text), rule.limit, VERDICTS[rule.passed]]
-        for rule in (Rule(**rule) for rule in rules)
+        [rule.name, parts.copied(rule.text), limit, VERDICTS[rule.passed]]
+        for rule, limit in zip(judged, limits, strict=True)
     ]
+    passed = sum(rule.passed for rule in judged)
     table = parts.table("The rules of the gate", RULES_HEAD, rows, "words")
-    return parts.panel("gate", "What the gate found", "The rules, when this version came.", [table])
+    return parts.panel("gate", f"The gate: passed {passed} of {len(judged)} rules", "When this version came.", [table])
+
+
+def _challenger(snapshot: Snapshot) -> list:
+    """Return the last candidate beside the model in production, if the gate refused it for that one."""
+    production, decision = snapshot.production, snapshot.record.decision
+    is_of_this = (decision.get("production") or {}).get("version") == production.version
+    if decision.get("promoted", True) or not is_of_this or decision.get("candidate_run") == production.run_id:
+        return []
+    names = {"champion": f"version {production.version}, in production", "candidate": "the refused candidate"}
+    scores = {name: decision[name] for name in names if decision.get(name)}
+    figure = figures.weekly_errors({names[name]: score["weekly_mae_GW"] for name, score in scores.items()})
+    found = ", ".join(f"{names[name]} {_score(score)}" for name, score in scores.items())
+    content = [parts.graph("weekly-errors", figure, "Mean absolute error by week", "chart low")]
+    about = f"{decision['reason'].removeprefix('refused: ')}. R²: {found}. Drawn are the mean absolute errors by week."
+    return [parts.panel("challenger", "The last candidate was refused", about, content)]
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:
@@ -83,11 +110,12 @@ def _box(link: Link) -> list:
     facts = [
         html.Div([html.Dt(parts.readable_times(key)), html.Dd(parts.copied(str(fact)))])
         for key, fact in link.facts.items()
+        if not str(fact).startswith(link.name.split()[-1])  # a commit has its hash as its name
     ]
     return [
         html.P("Run in MLflow" if link.kind == "run" else link.kind.capitalize(), className="eyebrow"),
         html.P(name if link.known else "not recorded", className="name"),
-        *([html.Dl(facts)] if facts else []),
+        *([html.Details([html.Summary("Details"), html.Dl(facts)])] if facts else []),
         *([html.P(link.trouble, className="trouble")] if link.trouble else []),
     ]
 
@@ -117,5 +145,4 @@ def _explanation(name: str, figure: dict, label: str) -> html.Div:
     """Return a figure as it was logged, without the title that the panel has already."""
     layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}
     figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
-    drawn = parts.graph(name, figure, label, "chart middle wide" if name == "responses" else "chart middle")
-    return parts.scroll(drawn, label) if name == "responses" else drawn
+    return parts.graph(name, figure, label, "chart" if name == "responses" else "chart middle")

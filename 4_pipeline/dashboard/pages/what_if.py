@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import dash_bootstrap_components as dbc
@@ -17,13 +17,15 @@ from workshop import problem
 from workshop.data import features, figures
 from workshop.data.schema import FEATURES, TARGETS, UNITS
 from workshop.errors import WorkshopError
-from workshop.problem import Slider, Target
+from workshop.problem import Slider
+from workshop.quantities import RADIATION
 
 from .. import parts
 from ..follower import Follower, Snapshot
-from ..predictions import Band
 
 PATH, TITLE = "/what-if", "What if"
+SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
+SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
 POINTS = 33  # values of an input that a curve is drawn through
 TIME = {"hour": "Hour of the day, UTC", "day": "Day of the year"}  # not every model knows them
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
@@ -39,13 +41,16 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return sliders, prediction and curves for the values of the query, each by its input's name (`SLIDERS`)."""
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
+    ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
     sliders = [
-        html.Div(answers(snapshot, values), id="what-if-answers", className="tiles", **{"aria-live": "polite"}),
+        html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
+        html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
     figure = parts.graph("what-if-curves", curves(snapshot, values), "Predictions around this hour", "chart tall")
     about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
+    about += " Shaded are the values that the model learned from; beyond the dark part are one in a hundred."
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
         parts.panel("curves", "Around this hour", about, [figure]),
@@ -64,13 +69,16 @@ def register(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("what-if-answers", "children"),
         *(Output(f"{slider_id(name)}-value", "value" if name in FEATURES else "children") for name in SLIDERS),
+        *(Output(f"{slider_id(name)}-seen", "children") for name in FEATURES),
         *sliders,
         Input("revision", "data"),
     )
     def answer(*values):
         """Predict for the hour and the weather of the sliders."""
         weather = within_range(values[:-1])
-        return answers(follower.now, weather), *itertools.starmap(reading, weather.items())
+        snapshot = follower.now
+        known = (seen(snapshot, name, weather[name]) for name in FEATURES)
+        return answers(snapshot, weather), *itertools.starmap(reading, weather.items()), *known
 
     @app.callback(
         *(Output(slider_id(name), "value") for name in SLIDERS),
@@ -117,11 +125,14 @@ def within_range(values: Iterable[object]) -> dict[str, float]:
 def number(value: object, name: str) -> float:
     """Return a slider's value within its range; its first value when it is not a number."""
     allowed = SLIDERS[name]
+    return float(min(max(float(value), allowed.low), allowed.high) if _is_number(value) else allowed.first)
+
+
+def _is_number(value: object) -> bool:
     try:
-        given = float(value)
+        return not math.isnan(float(value))
     except (TypeError, ValueError, OverflowError):
-        given = math.nan
-    return float(allowed.first if math.isnan(given) else min(max(given, allowed.low), allowed.high))
+        return False
 
 
 def reading(name: str, value: float) -> str | float:
@@ -135,7 +146,7 @@ def slider_id(name: str) -> str:
 
 
 def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
-    """Return the prediction for one hour of weather: a tile a target, with its share of the highest in the data.
+    """Return the prediction for one hour of weather, a tile a target, and notes on that hour.
 
     ``weather`` holds the value of each slider (`SLIDERS`). Hour and day are those of the data's last year: the capacity
     of that time counts.
@@ -145,20 +156,46 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
         predicted, band = snapshot.predict_with_band(hour) if snapshot.model else (None, None)
     except WorkshopError as error:
         return [parts.banner("There is no prediction for this hour:", error.what)]
-    return [_tile(snapshot, target, predicted, band) for target in problem.TARGETS]
+    tiles = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
+    return [tiles, *(html.P(note, className=name) for name, note in _notes(snapshot, hour))]
 
 
-def _tile(snapshot: Snapshot, target: Target, predicted: pd.DataFrame | None, band: Band | None) -> html.Div:
-    value = None if predicted is None else float(predicted[target.name].iloc[0])
-    highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
-    share = min(max(value / highest, 0.0), 1.0) if value is not None and highest else 0.0
-    note = f"{share:.0%} of the highest hour in the data" if value is not None and highest else ""
-    if band is not None:
-        low, high = (float(end[target.name].iloc[0]) for end in band)
-        note = f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours. {note}"
-    big = html.Span("n/a" if value is None else f"{value:.2f}", id=f"predicted-{target.name}")
-    bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
-    return parts.tile(target.title, big, target.unit, note, target.colour, middle=(bar,))
+def _notes(snapshot: Snapshot, hour: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield the class and the text of notes on an hour: light that there cannot be, and the capacity."""
+    light = float(hour[[each.name for each in problem.INPUTS if each.units is RADIATION]].sum(axis=1).iloc[0])
+    elevation = float(features.sun_position(features.to_utc(hour["utc_timestamp"]), minutes=30)["elevation"].iloc[0])
+    most = SOLAR_CONSTANT * max(0.0, math.sin(math.radians(elevation)))
+    if light > most + TWILIGHT:
+        yield (
+            "refused",
+            (
+                f"There is no such hour: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
+                f" {most:.0f} W/m², even without an atmosphere."
+            ),
+        )
+    if snapshot.model and snapshot.model.knows_time and snapshot.model.year_ends:
+        capacities = features.installed(hour, snapshot.model.year_ends).iloc[0]
+        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in problem.TARGETS)
+        yield "hint", f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
+
+
+def seen(snapshot: Snapshot, name: str, value: float) -> str:
+    """Return how often the model learned from so extreme a value of an input: of so much of it, or of so little."""
+    learned = _learned(snapshot, name)
+    if not len(learned):
+        return ""
+    lower, higher = np.searchsorted(learned, value, "right"), len(learned) - np.searchsorted(learned, value, "left")
+    times, extreme = min((lower, "little"), (higher, "much"))
+    if times >= SELDOM * len(learned):
+        return "seen"
+    return f"hardly seen: so {extreme} in {times:,} of {len(learned):,} hours" if times else "never seen"
+
+
+def _learned(snapshot: Snapshot, name: str) -> np.ndarray:
+    """Return the values of an input that the model learned from, in order; those of all data where that is unknown."""
+    if snapshot.frame is None or name not in FEATURES:
+        return np.empty(0)
+    return snapshot.cached(("learned", name), lambda: np.sort(snapshot.learned[name].to_numpy()))
 
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
@@ -177,7 +214,9 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
         table[TARGETS] = snapshot.predict_with_band(table)[0]
     except WorkshopError as error:
         return figures.empty(error.what)
-    figure = figures.responses(table, point=weather, names=AXES, columns=2, title=None)
+    known = {name: _learned(snapshot, name) for name in FEATURES}
+    ranges = {name: np.quantile(values, [0, SELDOM, 1 - SELDOM, 1]) for name, values in known.items() if len(values)}
+    figure = figures.responses(table, point=weather, names=AXES, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
 
@@ -207,6 +246,8 @@ def _time(day: float, hour: float = 0) -> datetime:
 def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
     slider, id_ = SLIDERS[name], slider_id(name)
     ends = [html.Span(f"{slider.low:g}"), html.Span(f"{slider.high:g}")]
+    if name in FEATURES:
+        ends.insert(1, html.Span(seen(snapshot, name, value), id=f"{id_}-seen"))
     limits = {"min": slider.low, "max": slider.high, "step": slider.step}
     if name in FEATURES:
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
@@ -220,7 +261,7 @@ def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
             html.Div([html.Label(LABELS[name], htmlFor=id_), shown], className="name"),
             # The browser's own slider: known to keyboards, screen readers and thumbs.
             dbc.Input(id=id_, type="range", value=value, className="form-range", disabled=unused, **limits),
-            html.Div(ends, className="ends", **{"aria-hidden": "true"}),
+            html.Div(ends, className="ends"),
         ],
         className="slider",
     )

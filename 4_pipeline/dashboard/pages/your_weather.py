@@ -11,8 +11,8 @@ from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
 
 from workshop import problem
 from workshop.data import figures, prediction_requests
-from workshop.data.features import INPUTS
-from workshop.data.schema import STAMP
+from workshop.data.features import INPUTS, LATER_YEARS, last_year
+from workshop.data.schema import CAPACITIES, STAMP
 from workshop.errors import DataError, WorkshopError
 
 from .. import parts, predictions
@@ -34,6 +34,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
     limits = f"At most {prediction_requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
+    limits += about_capacity(snapshot)
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
         html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
@@ -44,6 +45,11 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     rows += [
         [html.Code(each.name), each.meaning, each.unit, "{:,} to {:,}".format(*each.possible)]
         for each in problem.INPUTS
+    ]
+    rows += [
+        [html.Code(CAPACITIES[each.name]), f"installed {each.plants}", each.unit, "may be left out"]
+        for each in problem.TARGETS
+        if each.name in CAPACITIES
     ]
     columns = [parts.table("The columns of the file", ["Column", "Meaning", "Unit", "Allowed"], rows, "words")]
     panels = [
@@ -120,24 +126,40 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
     """
     if nothing := snapshot.missing("production"):
         return [parts.banner(nothing, "Upload the file again later.")], ""
-    try:
-        predicted, band = snapshot.predict_with_band(rows)
-    except DataError as error:  # hours whose installed capacity is not published: not the reader's to correct
-        raise DataError(error.what, value=error.value, expected=error.expected, next_step="upload such hours") from None
+    given, (rows, origin) = rows, snapshot.with_capacity(rows)
+    predicted, band = snapshot.predict_with_band(rows)
     production = snapshot.production
     status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {production.name} version {production.version}."
     if unused := rows.attrs.get("unused"):
         status += f" Not used: {', '.join(unused)[:200]}."
-    figure = figures.prediction(rows, predicted, band=band, coverage=snapshot.model.coverage).update_layout(margin_t=44)
-    graph = parts.graph("weather-figure", figure, "Predictions for your weather")
-    table = predictions.to_csv(rows, predicted, band, f"{production.name}/{production.version}")
+    if assumed := (origin == "assumed").sum():
+        last = last_year(snapshot.model.year_ends)
+        status += f" {assumed:,} of them with the capacity of the end of {last}, which is assumed."
+    if len(rows) == 1:
+        shown = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
+    else:
+        figure = figures.prediction(rows, predicted, band=band, coverage=snapshot.model.coverage)
+        shown = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your weather")
+    model = f"{production.name}/{production.version}"
+    table = predictions.to_csv(given.assign(capacity=origin), predicted, band, model)
     file = {"content": table, "filename": f"predicted by version {production.version}.csv", "type": "text/csv"}
     download = [
         dcc.Store(id="weather-predicted", data=file),
         dcc.Download(id="weather-file"),
         dbc.Button("Download the predictions", id="weather-download", className="download"),
     ]
-    return [parts.panel("weather-predictions", "Predictions", status, [graph]), *download], status
+    return [parts.panel("weather-predictions", "Predictions", status, [shown]), *download], status
+
+
+def about_capacity(snapshot: Snapshot) -> str:
+    """Return until when the model knows the installed capacity, and what holds after that; empty if it uses none."""
+    if not snapshot.model or not snapshot.model.knows_time or not snapshot.model.year_ends:
+        return ""
+    last = last_year(snapshot.model.year_ends)
+    return (
+        f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of then is"
+        f" assumed and marked. For other hours give it in the columns {' and '.join(CAPACITIES.values())}."
+    )
 
 
 def fault(error: WorkshopError, name: str) -> list:

@@ -1,0 +1,77 @@
+"""Over time: how good the model is in the latest weeks and in each month, and the inputs that it has not learned."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from dash import html
+
+from workshop import problem
+from workshop.data import figures
+from workshop.models import monitoring
+from workshop.models.monitoring import Quality
+
+from .. import parts
+from ..follower import Snapshot
+
+PATH, TITLE = "/over-time", "Over time"
+HEAD = ["Target", "State", "Mean error", "Mean absolute error", "of the capacity", "Within the band"]
+HEAD += [f"Error of {name}" for name in monitoring.BASELINES]
+INPUTS_HEAD = ["Input", "Learned from", "to", "Later hours beyond"]
+
+
+def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
+    """Return the state, the months and the inputs of the model in production."""
+    if nothing := snapshot.missing("frame", "production"):
+        return [parts.panel("state", TITLE, nothing, [])]
+    found = snapshot.latest
+    table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in found], "moves")
+    days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.RULE}"
+    figure = snapshot.cached(PATH, lambda: figures.by_month(_months(snapshot)))
+    label = "Errors, bias and share within the band by month"
+    since = snapshot.production.learned_until
+    about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
+    ranges = monitoring.unlearned(snapshot.frame, since)
+    rows = [
+        [each.title, f"{low:.1f}", f"{high:.1f} {each.unit}", f"{100 * share:.2f} %"]
+        for each in problem.INPUTS
+        for low, high, share in [ranges[each.name]]
+    ] if ranges else []  # fmt: skip
+    inputs = parts.table("Inputs beyond those learned", INPUTS_HEAD, rows, "words") if rows else html.P("Not known.")
+    beyond = "A model does not know what it does beyond the weather that it learned: trees stay at their last value."
+    return [
+        parts.panel("state", monitoring.sentence(found), days, [table]),
+        parts.panel("months", "Month by month", about, [parts.graph("by-month", figure, label, "chart tall")]),
+        parts.panel("inputs", "Weather beyond what was learned", beyond, [inputs]),
+    ]
+
+
+def _row(quality: Quality) -> list:
+    unit = quality.target.unit
+    return [
+        quality.target.title,
+        html.Span(quality.state, className=f"state {quality.state}"),
+        quality.in_words.removeprefix(f"{quality.target.key} "),
+        f"{quality.mae:.2f} {unit}",
+        _percent(quality.nmae_percent, 1),
+        _percent(100 * quality.inside),
+        *(f"{error:.2f} {unit}" for error in quality.baselines.values()),
+    ]
+
+
+def _percent(value: float, digits: int = 0) -> str:
+    return "not known" if math.isnan(value) else f"{value:.{digits}f} %"
+
+
+def _months(snapshot: Snapshot) -> pd.DataFrame:
+    """Return a row for each month and target: `nmae_percent`, `bias_percent` and `inside_percent`."""
+    frame, since = snapshot.frame, snapshot.production.learned_until
+    later = frame[frame["utc_timestamp"] > pd.Timestamp(since)] if since else frame
+    months = later["utc_timestamp"].dt.strftime("%Y-%m-01")
+    rows = [
+        (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
+        for month, hours in later.groupby(months)
+        for each in snapshot.qualities(hours.index)
+    ]
+    return pd.DataFrame(rows, columns=["month", "target", "nmae_percent", "bias_percent", "inside_percent"])

@@ -1,0 +1,105 @@
+"""How good a model is: errors beside baselines, the state by its rule, and inputs beyond those learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workshop import problem
+from workshop.data.features import installed
+from workshop.data.prepare import load_or_make
+from workshop.data.schema import FEATURES, TARGETS
+from workshop.models import monitoring
+from workshop.models.monitoring import BASELINES
+
+
+@pytest.fixture(scope="module")
+def frame(germany_csv):
+    """Two years of the sample."""
+    return load_or_make(germany_csv).tail(2 * 8766).reset_index(drop=True)
+
+
+@pytest.fixture
+def off(frame):
+    """A processed frame, and predictions for it that are a tenth too low."""
+    return frame, frame[TARGETS] * 0.9
+
+
+def found(frame, predicted, width: float = 0.0, others=None):
+    """Return the qualities with a band of ``width`` GW on either side of what was measured."""
+    band = frame[TARGETS] - width, frame[TARGETS] + width
+    return monitoring.qualities(frame, predicted, band, 0.8, others or {})
+
+
+def test_errors_are_those_of_the_hours(off):
+    """Mean error, its share, and the absolute error as a share of the capacity, of every target."""
+    frame, predicted = off
+    for quality, target in zip(found(frame, predicted), TARGETS, strict=True):
+        assert quality.bias == pytest.approx(-0.1 * frame[target].mean())
+        assert quality.bias_percent == pytest.approx(-10)
+        share = 0.1 * frame[target].mean() / installed(frame)[target].mean()
+        assert quality.nmae_percent == pytest.approx(100 * share)
+        assert "(10 %) too low" in quality.in_words
+
+
+@pytest.mark.parametrize(
+    ("factor", "inside", "state"),
+    [
+        (0.96, 0.8, "good"),
+        (0.93, 0.8, "watch"),
+        (1.07, 0.8, "watch"),
+        (0.85, 0.8, "bad"),
+        (1, 0.65, "watch"),
+        (1, 0, "bad"),
+    ],
+)
+def test_state_follows_mean_error_and_band(frame, factor, inside, state):
+    """A twentieth of the mean and ten points are good, twice that is not, either way; the worst target decides."""
+    is_inside = pd.Series(np.random.default_rng(0).random(len(frame)) < inside)
+    low = frame[TARGETS].sub(1).where(is_inside, frame[TARGETS] + 1)
+    qualities = monitoring.qualities(frame, frame[TARGETS] * factor, (low, frame[TARGETS] + 2), 0.8, {})
+    assert [each.inside for each in qualities] == pytest.approx([inside] * len(TARGETS), abs=0.02)
+    assert monitoring.overall(qualities) == state
+
+
+def test_model_that_is_worse_than_a_baseline_is_bad(frame):
+    """However small its mean error is."""
+    swinging = frame[TARGETS] + np.where(np.arange(len(frame)) % 2, 3.0, -3.0)[:, None]
+    qualities = monitoring.qualities(frame, swinging, None, None, {"perfect": frame[TARGETS]})
+    assert {each.state for each in qualities} == {"bad"}
+    assert "band" not in monitoring.sentence(qualities)
+
+
+def test_baselines_know_nothing_of_the_hour_itself(frame):
+    """One is the day before, absent hours NaN; one the mean of month and hour over the learned hours alone."""
+    until = frame["utc_timestamp"].iloc[len(frame) // 2]
+    others = monitoring.baselines(frame, until.isoformat())
+    assert tuple(others) == BASELINES
+    before, usual = (other.set_axis(frame["utc_timestamp"]) for other in others.values())
+    by_time = frame.set_index("utc_timestamp")[TARGETS]
+    assert before.iloc[:24].isna().all(axis=None)
+    pd.testing.assert_frame_equal(before.iloc[24:], by_time.shift(freq="D").reindex(before.index[24:]))
+    hour = by_time.index[-1]
+    learned = by_time[:until]
+    same = learned[(learned.index.month == hour.month) & (learned.index.hour == hour.hour)]
+    assert usual.loc[hour].tolist() == pytest.approx(same.mean().tolist(), nan_ok=True)
+
+
+def test_inputs_beyond_those_learned_are_counted(frame):
+    """The share of the later hours; nothing where it is not known what was learned."""
+    until = frame["utc_timestamp"].iloc[len(frame) // 2]
+    later = frame["utc_timestamp"] > until
+    name = FEATURES[0]
+    stormy = frame.assign(**{name: frame[name].where(~later, 99.0)})
+    assert monitoring.unlearned(stormy, until.isoformat())[name][2] == 1
+    assert monitoring.unlearned(stormy, None) == {}
+    assert set(monitoring.unlearned(stormy, until.isoformat())) == {each.name for each in problem.INPUTS}
+
+
+def test_r2_of_a_baseline_leaves_out_what_it_does_not_know(frame):
+    """The first day has no day before it: it does not count."""
+    others = monitoring.baselines(frame, None)
+    r2 = monitoring.baseline_r2(frame, others | {"measured": frame[TARGETS]})
+    assert r2["measured"] == 1
+    assert all(0 < r2[name] < 0.9 for name in BASELINES)
