@@ -35,7 +35,8 @@ def people(tmp_path_factory) -> Iterator[tuple[Person, Person]]:
         shutil.copytree(folder / "workshop.git", server.path("/srv/workshop.git"))
         address = "url./srv/workshop.git.insteadOf https://example.org/workshop.git"
         server.run(
-            f"chmod -R a+rwX /srv/workshop.git; git config --system --replace-all safe.directory '*'; git config --system {address}"
+            "chmod -R a+rwX /srv/workshop.git; git config --system --replace-all safe.directory '*';"
+            f" git config --system {address}"
         )
         # A small disk for the large files.
         server.run("mount -t tmpfs -o size=200m tmpfs /scratch")
