@@ -235,7 +235,8 @@ def test_kernel_listens_on_no_port(either):
     """All channels are Unix sockets in a folder of mode 0700, also that for what forked children print."""
     text = run(
         """
-        import os, psutil, stat, sys
+        import os, psutil, stat, sys, warnings
+        warnings.simplefilter("ignore")  # from Python 3.12 on, forking a process with threads warns
         child = os.fork()
         if child == 0:
             print("from a child", flush=True)

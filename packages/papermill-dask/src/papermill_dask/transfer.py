@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -195,10 +196,13 @@ def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (),
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
         raise refused(folder, path)
     file = folder / path
+    place = file if follow else file.parent
     try:
-        real = file.resolve() if follow else file.parent.resolve()
-    except (OSError, RuntimeError):  # what a circle of links raises, before and from Python 3.13
-        raise refused(folder, path, "it is a link to itself") from None
+        place.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise refused(folder, path, "it is a link to itself") from None
+    real = place.resolve()
     if not any(real.is_relative_to(place.resolve()) for place in (folder, *links_to)):
         raise refused(folder, path, f"it leads to {real}")
     return file

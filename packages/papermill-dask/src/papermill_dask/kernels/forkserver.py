@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import linecache
 import logging
 import multiprocessing
 import os
@@ -206,6 +207,7 @@ class Imports:
         multiprocessing.current_process().authkey = os.urandom(32)
         sys.path[:] = self._path
         importlib.invalidate_caches()
+        linecache.cache.pop("<string>", None)  # Python 3.13 keeps the text of `-c` there
         random.seed()
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()
