@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline test test-packages test-privileged examples walk soak bench lint lock
+.PHONY: help run stop status lab offline test test-packages test-privileged examples containers walk soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -10,6 +10,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := $(CURDIR)/.venv/bin
 # The version of uv that the lock names; it is the only thing that pip installs.
 UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
+
+# What the tests of containers need; without recommended packages, so that each is named.
+CONTAINER_PACKAGES := podman buildah runc mmdebstrap netavark aardvark-dns iptables catatonit docker-registry \
+	curl iproute2 openssh-client openssh-server openssl
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(BIN):$(PATH)
@@ -25,6 +29,7 @@ help:
 	@echo "make test-packages   the tests of the packages, each in its folder"
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
+	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2; installs podman"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
 	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
@@ -61,6 +66,15 @@ test-packages: .venv/installed
 examples: .venv/examples
 	@status=0; for example in examples/*/ server/team/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status
 
+# Seconds for each test; the containers of the team are built, and run a pipeline, within one.
+containers: LIMIT ?= 10800
+containers: .venv/examples
+	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not possible: this needs root on Debian" >&2; exit 1; }
+	@dpkg --status $(CONTAINER_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); }
+	@status=0; for folder in server/team/ examples/digits_search/; do (cd "$$folder" && WORKSHOP_REQUIRE_ALL=1 \
+		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m soak --timeout=$(LIMIT)) || status=1; done; exit $$status
+
 test-privileged: .venv/examples
 	@status=0; for folder in . packages/*/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \
 		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak") || status=1; done; exit $$status
@@ -83,8 +97,9 @@ lint: .venv/installed
 lock: .venv/installed
 	@echo '-e .[dev]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
-	@grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
-		--custom-compile-command "make lock" --constraint - --group team --output-file server/team/requirements.txt
+	@for folder in server/team examples/cifar10; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
+		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
+		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
 
 # Written last: an installation that was interrupted starts again.
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
@@ -103,5 +118,5 @@ lock: .venv/installed
 
 .venv/examples: .venv/installed
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt \
-		--requirement server/team/requirements.txt --editable '.[examples]'
+		--requirement server/team/requirements.txt --requirement examples/cifar10/requirements.txt --editable '.[examples]'
 	@touch $@

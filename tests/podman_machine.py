@@ -14,11 +14,13 @@ from pathlib import Path
 
 from workplace import BIN, clean_environment, required, wait_for
 
-PROGRAMS = ["podman", "buildah", "runc", "mmdebstrap", "unshare", "nsenter", "setpriv"]
+PROGRAMS = [
+    "podman", "buildah", "runc", "mmdebstrap", "netavark", "aardvark-dns", "iptables", "unshare", "nsenter", "setpriv"
+]  # fmt: skip
+PATHS = f"{os.environ['PATH']}:/usr/sbin:/usr/lib/podman:/usr/libexec/podman"  # of these programs
 BASE_IMAGE = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3-venv,ca-certificates", "bookworm"]
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
-MAX_SECONDS = 900  # for one command, on a busy machine
 # Mounts, network and processes of their own: nothing of this is left once the first process is killed.
 SETUP = """
 mount --bind /proc proc
@@ -66,7 +68,7 @@ class Machine:
         with tempfile.TemporaryFile("w+") as output:
             done = subprocess.run(
                 self.command("bash", "-euo", "pipefail", "-c", text), env=self.environment | variables,
-                stdout=output, stderr=output, stdin=subprocess.DEVNULL, timeout=MAX_SECONDS, check=False,
+                stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False,
             )  # fmt: skip
             output.seek(0)
             printed = output.read()
@@ -89,7 +91,7 @@ class Machine:
 def machine(folder: Path, work: Path) -> Iterator[Machine]:
     """Start a machine with podman in ``folder``; at the end its containers, images, networks and processes are gone."""
     for program in PROGRAMS:
-        required(program, shutil.which(program))
+        required(program, shutil.which(program, path=PATHS))
     for name, text in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(text.format(folder=folder))
@@ -109,7 +111,8 @@ def machine(folder: Path, work: Path) -> Iterator[Machine]:
         subprocess.run([*BASE_IMAGE, folder / "base.tar"], check=True)  # where Debian's packages can be reached
         here.types(f"podman import {folder}/base.tar localhost/debian:12")
         yield here
-        here.types("podman rm --all --force --time 0")
+        # A pod's containers, which need each other, go together.
+        here.types("podman pod rm --all --force --time 0; podman rm --all --force --time 0")
     finally:
         outer.kill()
         outer.wait()

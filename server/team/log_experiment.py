@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 
 import mlflow
 
@@ -11,7 +12,8 @@ STEPS = 20
 
 def main() -> None:
     """Log a parameter, a metric in steps and an artifact as one run; MLflow prints its address."""
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5500"))
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        sys.exit("MLFLOW_TRACKING_URI is not set. Next: export it, the address of the team's MLflow, as in README.md")
     mlflow.set_experiment("hello_team")
     with mlflow.start_run():
         mlflow.log_param("learning_rate", 0.1)

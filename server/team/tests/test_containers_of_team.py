@@ -1,56 +1,74 @@
-"""The README typed from top to bottom, in containers.
+"""The README typed from top to bottom, in containers, and from a colleague's machine.
 
-It takes minutes, and needs root, podman and PyPI: `python -m pytest -m soak` starts it; no other command does.
+It takes minutes, and needs root, podman and PyPI: `make containers` installs what is missing and starts it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import machines
 import pytest
 import requests
 from mlflow import MlflowClient
 from podman_machine import Machine, machine
-from workplace import answer_of, copy_tree, wait_for
+from workplace import BIN, answer_of, copy_tree, running, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.privileged]
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-MLFLOW, ADMINER, LOGS = (f"http://127.0.0.1:{port}" for port in (5500, 5501, 5502))
-SERVICES = ["postgres", "mlflow", "adminer", "collector", "logs"]
+MLFLOW, ADMINER, LOGS = (f"http://127.0.0.1:{port}" for port in (5000, 5501, 5502))
+PAGES = ["/", "/adminer/", "/search/logs/log"]  # of the proxy
+SERVICES = ["postgres", "mlflow", "adminer", "collector", "logs", "proxy"]
+HOST = "team.example.org"
+BUSY_SECONDS = 900  # until servers answer, on a busy machine
 LOGIN = {"driver": "pgsql", "server": "postgres", "username": "mlflow", "db": "mlflow"}
 VOLUMES = 'cd "$(podman volume inspect --format {{.Mountpoint}} team_logs)"'
 
 
+def block(text: str) -> str:
+    """Return the README's one block of commands that holds a text."""
+    (found,) = [each for each in BLOCKS if text in each]
+    return found
+
+
 @dataclass
 class Team:
-    """The stack, and what the README's commands printed."""
+    """The stack, and what is known of it: what commands printed, and runs before and after the backup."""
 
     machine: Machine
-    printed: list[str] = field(default_factory=list)
+    printed: str = ""
+    kept: str = ""
+    lost: str = ""
 
     def types(self, text: str, **options) -> str:
         """Type commands in the folder `server/team`."""
         return self.machine.types(f"cd server/team; {text}", **options)
 
     @property
+    def folder(self) -> Path:
+        """The folder of the passwords."""
+        return self.machine.work / "server" / "team" / "secrets"
+
+    @property
     def password(self) -> str:
         """The database's password."""
-        return (self.machine.work / "server" / "team" / "secrets" / "postgres_password").read_text()
+        return (self.folder / "postgres_password").read_text()
 
     def wait(self) -> None:
         """Wait until the three pages answer."""
         for url in (f"{MLFLOW}/health", ADMINER, LOGS):
-            wait_for(lambda url=url: answer_of(url), 300)
+            wait_for(lambda url=url: answer_of(url), BUSY_SECONDS)
 
     def log_experiment(self) -> str:
         """Type the README's command; return the run's id."""
-        return re.search(r"runs/(\w{32})", self.types(BLOCKS[1]))[1]
+        return run_of(self.types(block("$MLFLOW_PORT\npython")))
 
     def query(self, sql: str) -> list[dict]:
         """Ask the database of the logs, as a reader of the page."""
@@ -62,26 +80,37 @@ class Team:
         """Return the first process of a service, 0 while there is none."""
         return int(self.machine.types(f"podman inspect --format {{{{.State.Pid}}}} team_{service}_1"))
 
+    def listeners(self) -> set[str]:
+        """Return the addresses beyond loopback at which this machine's programs listen."""
+        addresses = {line.split()[3] for line in self.types("ss --no-header -ltn").splitlines()}
+        return {each for each in addresses if not each.startswith(("127.", "[::1]"))}
+
+
+def run_of(printed: str) -> str:
+    """Return the run's id that the experiment printed."""
+    return re.search(r"runs/(\w{32})", printed)[1]
+
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory) -> Iterator[Team]:
-    """Type all commands of the README in their order, with an experiment between the backup and its way back."""
+    """Type the README from its top to the restored backup, with an experiment between the backup and its way back."""
     folder = tmp_path_factory.mktemp("team")
     with machine(folder / "podman", copy_tree(folder / "work")) as here, here.network():
         team = Team(here)
-        up, _, scripts, again, backup, restore = BLOCKS
         try:
-            team.printed.append(here.types(up))
+            here.types(block("apt-get"))
+            team.printed += here.types(block("secrets.sh"))
             team.wait()
-            kept = team.log_experiment()
-            team.printed.append(team.types(scripts))
-            team.types(again)
+            team.kept = team.log_experiment()
+            team.printed += team.types(block("logging_plain.py"))
+            before = team.listeners()
+            assert not [each for each in before if not each.endswith(":53")]  # the containers' own names
+            team.types("podman-compose down; podman-compose up -d")
             team.wait()
-            team.types(backup)
-            lost = team.log_experiment()
-            team.types(restore)
+            team.types(block("backup.sh"))
+            team.lost = team.log_experiment()
+            team.types(block("restore.sh"))
             team.wait()
-            team.printed += [kept, lost]
             yield team
         finally:
             print(here.types("podman ps --all; podman logs --tail 50 team_mlflow_1 2>&1 || true"))
@@ -90,16 +119,22 @@ def team(tmp_path_factory) -> Iterator[Team]:
 def test_runs_survive_down_and_up_and_come_back_from_the_backup(team):
     """The first run has parameter, curve and file; the one after the backup is gone; a new one can be logged."""
     client = MlflowClient(MLFLOW)
-    kept, lost = team.printed[2:]
     experiment = client.get_experiment_by_name("hello_team").experiment_id
-    assert kept in (ids := [run.info.run_id for run in client.search_runs([experiment])])
-    assert lost not in ids
-    for run in (kept, team.log_experiment()):
+    assert team.kept in (ids := [run.info.run_id for run in client.search_runs([experiment])])
+    assert team.lost not in ids
+    for run in (team.kept, team.log_experiment()):
         assert client.get_run(run).info.status == "FINISHED"
         assert client.get_run(run).data.params == {"learning_rate": "0.1"}
         assert [metric.step for metric in client.get_metric_history(run, "loss")] == list(range(20))
         url = f"{MLFLOW}/get-artifact"
         assert requests.get(url, params={"path": "summary.json", "run_uuid": run}, timeout=60).json() == {"steps": 20}
+
+
+def test_taken_port_is_left_alone(team):
+    """Where MLflow's usual port is taken, `secrets.sh` chooses another, and keeps it when it runs again."""
+    for _ in range(2):
+        assert "http://127.0.0.1:5500\n" in team.types("mkdir -p again; cp secrets.sh again; again/secrets.sh")
+    assert team.types("cat again/.env") == "MLFLOW_PORT=5500\n"
 
 
 def test_metric_is_shown_by_adminer(team):
@@ -110,7 +145,7 @@ def test_metric_is_shown_by_adminer(team):
     assert (refused.status_code, "Logout" in refused.text) == (403, False)
     assert "Logout" in session.post(ADMINER, data=form | {"auth[password]": team.password}, timeout=60).text
     table = {"pgsql": "postgres", "username": "mlflow", "db": "mlflow", "ns": "public", "select": "metrics"}
-    assert session.get(ADMINER, params=table, timeout=60).text.count(team.printed[2]) >= 20
+    assert session.get(ADMINER, params=table, timeout=60).text.count(team.kept) >= 20
 
 
 def test_logs_are_found(team):
@@ -118,7 +153,7 @@ def test_logs_are_found(team):
     page = requests.get(f"{LOGS}/logs/log", params={"_search": "startup complete"}, timeout=60).text
     assert "Application startup complete." in page
     assert "facet-results" in page
-    story = requests.get(f"{LOGS}/logs/run.json", params={"run_id": team.printed[2], "_shape": "array"}, timeout=60)
+    story = requests.get(f"{LOGS}/logs/run.json", params={"run_id": team.kept, "_shape": "array"}, timeout=60)
     assert any("PUT" in row["message"] and "summary.json" in row["message"] for row in story.json())
     services = {row["service"] for row in team.query("SELECT DISTINCT service FROM log")}
     assert {"postgres", "mlflow", "adminer", "collector"} <= services
@@ -147,13 +182,13 @@ def test_killed_service_is_back(team, service):
     wait_for(
         lambda: "passed" in team.types(f"podman healthcheck run team_{service}_1 >/dev/null && echo passed || true")
     )
-    assert MlflowClient(MLFLOW).get_run(team.printed[2]).info.status == "FINISHED"
+    assert MlflowClient(MLFLOW).get_run(team.kept).info.status == "FINISHED"
 
 
 def test_passwords_are_nowhere(team):
     """Not in a log, an image, a container's layer or description, a command line; and no service runs as root."""
     time.sleep(2)  # a round of the collector
-    texts = [*team.printed[:2], json.dumps(team.query("SELECT * FROM log"))]
+    texts = [team.printed, json.dumps(team.query("SELECT * FROM log"))]
     for service in SERVICES:
         texts.append(team.types(f"podman logs team_{service}_1 2>&1; podman inspect team_{service}_1"))
         users = team.types(f"podman top team_{service}_1 user").split()[1:]
@@ -169,10 +204,10 @@ def test_passwords_are_nowhere(team):
     assert found == []
 
 
-def test_new_password_is_valid_after_a_restart(team):
+def test_new_password_is_valid_after_down_and_up(team):
     """The README's way out of a lost password; the old one is refused."""
     old = team.password
-    (commands,) = re.findall(r"`(rm -r secrets[^`]*)`, then `([^`]*)`", README)
+    (commands,) = re.findall(r"`(rm secrets[^`]*)`, then `([^`]*)`", README)
     team.types("\n".join(commands))
     team.wait()
     assert team.password != old
@@ -181,3 +216,102 @@ def test_new_password_is_valid_after_a_restart(team):
         team.types(
             f"podman exec -e PGPASSWORD={password} team_postgres_1 psql -h postgres -U mlflow -c 'SELECT 1'", code=code
         )
+
+
+# -- beyond this machine; from here on it is open ----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def colleague(team, tmp_path_factory) -> Iterator[machines.Machine]:
+    """A second machine with the experiment and what Ada was given, on a cable to the first, which was opened."""
+    folder = tmp_path_factory.mktemp("colleague")
+    with machines.machine("colleague", folder / "machine") as there:
+        ends = ["ip", "link", "add", "eth0", "netns", str(team.machine.pid), "type", "veth"]
+        subprocess.run([*ends, "peer", "name", "eth0", "netns", str(there.pid)], check=True)
+        team.types("ip address add 10.98.1.1/24 dev eth0; ip link set eth0 up")
+        there.run("ip address add 10.98.1.2/24 dev eth0; ip link set eth0 up; ip route add 10.0.0.0/8 via 10.98.1.1")
+        there.run(f"echo 10.98.1.1 {HOST} >> /etc/hosts")
+        fingerprint = team.types(block("user.sh")).splitlines()[-1].split("Fingerprint=")[1]
+        certificate, password = team.folder / "proxy" / f"{HOST}.pem", team.folder / "users" / "ada"
+        for file in (certificate, password, team.folder.parent / "log_experiment.py"):
+            there.path(f"/root/{file.name}").write_text(file.read_text())
+        assert fingerprint[: 32 * 3 - 1] in there.run(f"cd; {block('openssl').splitlines()[0]}")
+        yield there
+
+
+def browse(colleague: machines.Machine, user: str, page: str) -> str:
+    """Return the HTTP status of a page at a colleague's; fail where the certificate is not the one that she has."""
+    command = f"curl -sS -o /dev/null -w '%{{http_code}}' --cacert {HOST}.pem --user {user} https://{HOST}:5443{page}"
+    return colleague.run(f"cd; {command}")
+
+
+def test_colleague_logs_by_https(team, colleague):
+    """MLflow's own variables lead there; the run has all that one of this machine has; the pages open, too."""
+    run = run_of(colleague.run(f"PATH={BIN}:$PATH; cd; {block('MLFLOW_TRACKING_USERNAME')}"))
+    assert len(MlflowClient(MLFLOW).get_metric_history(run, "loss")) == 20
+    assert [each.path for each in MlflowClient(MLFLOW).list_artifacts(run)] == ["summary.json"]
+    assert [browse(colleague, "ada:$(cat ada)", page) for page in PAGES] == ["200"] * 3
+    posted = f'/ajax-api/2.0/mlflow/experiments/create -X POST --json \'{{"name": "{run}"}}\' -H Origin:https://'
+    assert browse(colleague, "ada:$(cat ada)", f"{posted}{HOST}:5443") == "200"  # as a browser does
+    assert browse(colleague, "ada:$(cat ada)", f"{posted}elsewhere.example.org") == "403"
+    wait_for(lambda: team.query("SELECT * FROM log WHERE service = 'proxy' AND message LIKE '%ada GET /adminer/%'"))
+
+
+def test_without_a_password_nothing_is_open(team, colleague):
+    """A wrong password, none and a removed user are refused; no other port is open, nor are the containers' own."""
+    for user in ("ada:wrong", "nobody:$(cat ada)", ":"):
+        assert [browse(colleague, user, page) for page in PAGES] == ["401"] * 3
+    typed = block("MLFLOW_TRACKING_USERNAME").rstrip().replace("$(cat ada)", "wrong")
+    assert "401" in colleague.run(f"PATH={BIN}:$PATH; cd; {typed} || echo refused")
+    team.types("./user.sh add bob")
+    assert browse(colleague, bob := f"bob:{(team.folder / 'users' / 'bob').read_text()}", "/") == "200"
+    team.types("./user.sh remove bob")
+    assert browse(colleague, bob, "/") == "401"
+    assert browse(colleague, "ada:$(cat ada)", "/") == "200"
+    assert {each for each in team.listeners() if not each.endswith(":53")} == {"0.0.0.0:5443"}
+    for service, port in (("mlflow", 5000), ("postgres", 5432), ("adminer", 8080), ("logs", 8001)):
+        address = team.types(f"podman exec team_{service}_1 hostname -i").strip()
+        assert team.types(f": </dev/tcp/{address}/{port}") == ""
+        assert "no" in colleague.run(f"timeout 3 bash -c ': </dev/tcp/{address}/{port}' 2>/dev/null || echo no")
+
+
+def test_artifacts_go_to_s3(team, colleague):
+    """With ARTIFACTS a run's file lies in the bucket, and comes back through MLflow; the key is in no description."""
+    secret, bucket = "s3-secret-of-the-test", team.folder.parent / "s3"
+    (bucket / "team").mkdir(parents=True)
+    serve = [
+        "setpriv",
+        "--pdeathsig=KILL",
+        BIN / "rclone",
+        "serve",
+        "s3",
+        "--addr=10.98.1.1:9000",
+        f"--auth-key=key,{secret}",
+        bucket,
+    ]
+    here = team.machine
+    with running(here.command(*serve), here.environment, bucket, lambda log: "Starting s3 server" in log):
+        config = re.search(r"^```text\n(\[default\]\n.*?)```", README, flags=re.DOTALL | re.MULTILINE)[1]
+        for value in ("key", secret):
+            config = config.replace("= ...", f"= {value}", 1)
+        (team.folder / "aws").write_text(config.replace("s3.example.org", "10.98.1.1"))
+        team.types(block("ARTIFACTS"))
+        team.wait()
+        run = team.log_experiment()
+        (file,) = bucket.glob(f"team/mlflow/*/{run}/artifacts/summary.json")
+        assert json.loads(file.read_text()) == {"steps": 20}
+        assert MlflowClient(MLFLOW).download_artifacts(run, "summary.json")
+        assert secret not in team.types("podman inspect team_mlflow_1; podman logs team_mlflow_1 2>&1")
+    team.types("sed -i /ARTIFACTS/d .env; podman-compose down; podman-compose up -d")
+    team.wait()
+
+
+def test_pipeline_runs_on_the_cluster(team):
+    """Chapter 4 against these servers: all stages on Dask's workers, a model in the registry, a dashboard with it."""
+    team.types(block("--profile cluster"))
+    team.wait()
+    team.types(block("dvc repro"))
+    status = team.types(f"export MLFLOW_TRACKING_URI={MLFLOW}; cd ../../4_pipeline; dvc status")
+    assert re.findall(r"^\w+(?=:)", status, re.MULTILINE) == ["tracking_store"]  # which runs always
+    (model,) = MlflowClient(MLFLOW).search_registered_models()
+    assert model.aliases["production"] == "1"
+    wait_for(lambda: requests.get("http://127.0.0.1:5505/health", timeout=60).json()["version"] == "1", BUSY_SECONDS)
+    assert team.query("SELECT * FROM log WHERE service = 'dask-workers' LIMIT 1")

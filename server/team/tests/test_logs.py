@@ -325,9 +325,11 @@ def test_no_line_is_lost_and_none_lands_twice(steps):
 
 # -- files -------------------------------------------------------------------------------------------------------------
 def test_files_are_valid():
-    """The compose files pass the schema, the Containerfile its linter, the scripts the shell's parser."""
-    files = [TEAM / "compose.yaml", TEAM / "compose.fluentd.yaml"]
-    subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files], check=True)
+    """The compose file passes the schema (and Docker), the Containerfile its linter, scripts the shell."""
+    file = TEAM / "compose.yaml"
+    subprocess.run([BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", file], check=True)
+    if subprocess.run("docker compose version", shell=True, capture_output=True, check=False).returncode == 0:
+        subprocess.run(["docker", "compose", "--file", file, "--profile", "cluster", "config", "--quiet"], check=True)
     subprocess.run([BIN / "hadolint", TEAM / "Containerfile"], check=True)
     for script in TEAM.glob("*.sh"):
         subprocess.run(["bash", "-n", script], check=True)
@@ -347,10 +349,33 @@ def test_passwords_are_for_their_owner_alone(tmp_path):
     shutil.copy(TEAM / "secrets.sh", tmp_path)
     for _ in range(2):
         printed = subprocess.run([tmp_path / "secrets.sh"], check=True, capture_output=True, text=True).stdout
-        (file,) = (tmp_path / "secrets").iterdir()
+        file = tmp_path / "secrets" / "postgres_password"
         assert file.stat().st_mode & 0o777 == 0o600
         assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
         password = file.read_text()
         assert re.fullmatch(r"[0-9a-f]{48}", password)
         assert password not in printed
     assert file.read_text() == password
+
+
+@pytest.mark.parametrize("words", [[], ["add"], ["add", "a b"], ["add", "a:b"], ["remove", "-x"], ["list", "ada"]])
+def test_wrong_words_for_users_are_explained(words, tmp_path):
+    """No list of users yet, and then each wrong action or name: a line with the way out, and no file changes."""
+    shutil.copy(TEAM / "user.sh", tmp_path)
+    command = [tmp_path / "user.sh", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.split("Next: ")[1]) == (1, "./secrets.sh\n")
+    (tmp_path / "secrets" / "proxy").mkdir(parents=True)
+    (users := tmp_path / "secrets" / "proxy" / "users").write_text("ada:hash\n")
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"'{' '.join(words)}' is not possible. Type ./user.sh add NAME" in done.stderr
+    assert users.read_text() == "ada:hash\n"
+
+
+def test_backup_without_a_folder_is_explained(tmp_path):
+    """Neither script starts without the folder that it needs."""
+    for words in (["backup.sh"], ["restore.sh"], ["restore.sh", tmp_path]):
+        done = subprocess.run([TEAM / words[0], *words[1:]], check=False, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert f"./{words[0]} FOLDER" in done.stderr

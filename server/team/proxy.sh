@@ -1,0 +1,22 @@
+#!/bin/bash
+# Serves the pages by HTTPS, behind a log-in: for everybody as TEAM_HOST, without that variable on loopback alone.
+# Started as root, to read the certificate's key, which is made here if there is none; nginx runs as `www-data`.
+set -e
+export NAME=${TEAM_HOST:-localhost} ADDRESS=127.0.0.1
+[ -z "$TEAM_HOST" ] || ADDRESS=0.0.0.0
+pem=/etc/proxy/$NAME.pem key=/etc/proxy/$NAME.key
+if [ ! -s "$pem" ] || [ ! -s "$key" ]; then
+  case $NAME in localhost) names=DNS:localhost,IP:127.0.0.1 ;; *[!0-9.]*) names=DNS:$NAME ;; *) names=IP:$NAME ;; esac
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 730 -subj "/CN=$NAME" \
+    -addext "subjectAltName=$names" -addext keyUsage=critical,digitalSignature,keyCertSign \
+    -keyout "$key" -out "$pem" 2>/dev/null
+  chmod 644 "$pem"
+fi
+echo "Certificate of $NAME: $(openssl x509 -in "$pem" -noout -fingerprint -sha256)"
+install -d -o www-data -m 700 /run/proxy
+install -o www-data -m 400 "$key" /run/proxy/key
+# shellcheck disable=SC2016 # the names of those that it replaces; the others are nginx's own
+envsubst '$NAME $ADDRESS $HTTPS_PORT $MLFLOW_PORT $ADMINER_PORT $LOGS_PORT' </etc/team/nginx.conf >/run/proxy/nginx.conf
+# rotatelogs shows each line on the terminal (-e), too, and keeps two files of 5 MB.
+exec setpriv --reuid www-data --regid www-data --init-groups --no-new-privs bash -c \
+  'exec nginx -e stderr -c /run/proxy/nginx.conf > >(exec rotatelogs -e -n 2 /var/log/team/proxy.log 5M >&2)'
