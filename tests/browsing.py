@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow import MlflowClient
-from workplace import ROOT, answer_of, free_port, running
+from playwright.sync_api import Browser, sync_playwright
+from workplace import ROOT, answer_of, free_port, required, running
 
 from workshop.problem import REGISTERED_MODEL
 from workshop.settings import PRODUCTION
@@ -48,6 +50,18 @@ class Registry:
     def remove(self) -> None:
         """Take the alias away."""
         self._client.delete_registered_model_alias(REGISTERED_MODEL, PRODUCTION)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run headless Chromium until the block ends."""
+    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    required("Chromium", program)
+    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
 
 
 @contextlib.contextmanager

@@ -24,7 +24,6 @@ from workplace import (
     environment_of,
     processes_of,
     pytest_runtest_setup,  # noqa: F401 - a hook
-    required,
 )
 
 from workshop.servers.tracking_server import ensure_database
@@ -179,12 +178,7 @@ def germany_csv(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, driven by Playwright, whose event loop would be in the way of other modules' tests."""
-    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-    required("Chromium", program)
-    from playwright.sync_api import sync_playwright
+    from browsing import chromium
 
-    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
-import shutil
 from pathlib import Path
 
+from browsing import chromium
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from workshop.models.store import connect
 from workshop.problem import EXPERIMENT
@@ -18,7 +18,6 @@ from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD, MODEL = ROOT / "4_pipeline" / "dashboard" / "screenshot.png", ROOT / "2_tracking" / "register.png"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 RED_BOX = """([{x, y, width, height}, number]) => document.body.insertAdjacentHTML("beforeend", `<b style="
     position: fixed; left: ${x}px; top: ${y}px; width: ${width}px; height: ${height}px; outline: 3px solid #d00000;
     z-index: 9999">
@@ -64,9 +63,6 @@ def take_model_page(browser: Browser) -> None:
 
 
 if __name__ == "__main__":
-    with sync_playwright() as playwright:
-        program = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+    with chromium() as browser:
         for take in (take_dashboard, take_model_page):
             take(browser)
-        browser.close()

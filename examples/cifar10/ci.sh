@@ -11,12 +11,15 @@ fi
 git pull --quiet --ff-only
 dvc pull --allow-missing # results that were never pushed are made again
 dvc repro
+found=$(python gate.py) # stops here when the model is worse
 dvc push
 git add dvc.lock metrics.json
 if git diff --cached --quiet; then
   echo "Nothing has changed since the last run."
   exit
 fi
-git commit --quiet --message "Run the pipeline on $(git rev-parse --short HEAD) [skip ci]"
+python plots_page.py HEAD # an artifact of the job
+metrics=$(dvc metrics diff --md HEAD)
+git commit --quiet --message "Run the pipeline on $(git rev-parse --short HEAD): $found [skip ci]" --message "$metrics"
 git push --quiet ${GITLAB_CI:+--push-option=ci.skip} # refused when somebody has pushed meanwhile: start the job again
-dvc metrics diff --md HEAD~1 HEAD | tee -a "${GITHUB_STEP_SUMMARY:-/dev/null}"
+echo "$metrics" | tee -a "${GITHUB_STEP_SUMMARY:-/dev/null}"

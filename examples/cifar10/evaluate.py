@@ -1,4 +1,4 @@
-"""Judge the model on the test images: metrics, the confusion of classes, and a picture of the hardest images."""
+"""Judge the model on the test images, and log it: metrics, confusion of classes, a picture of the hardest images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import keras
 import mlflow
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from matplotlib.figure import Figure
+from mlflow.models import infer_signature
+from sklearn.metrics import ConfusionMatrixDisplay
 
 WORST = 12
 
@@ -28,15 +31,21 @@ metrics = {
 Path("metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 pd.DataFrame({"actual": names[classes], "predicted": names[predicted]}).to_csv("predictions.csv", index=False)
 
-figure = Figure(figsize=(6, 5.4), layout="constrained")
-for axis, index in zip(figure.subplots(3, WORST // 3).flat, of_truth.argsort()[:WORST], strict=True):
+mistakes = Figure(figsize=(6, 5.4), layout="constrained")
+for axis, index in zip(mistakes.subplots(3, WORST // 3).flat, of_truth.argsort()[:WORST], strict=True):
     axis.imshow(images[index])
     is_wrong = predicted[index] != classes[index]
     certainty = f"predicted {names[predicted[index]]} ({probabilities[index].max():.0%})"
     axis.set_title(f"{names[classes[index]]}, {certainty}", size=8, color="red" if is_wrong else "black")
     axis.axis("off")
-figure.suptitle(f"The {WORST} hardest of {len(classes)} test images; {metrics['mistakes']} mistakes, in red")
-figure.savefig("mistakes.png", dpi=100)
+mistakes.suptitle(f"The {WORST} hardest of {len(classes)} test images; {metrics['mistakes']} mistakes, in red")
+mistakes.savefig("mistakes.png", dpi=100)
+
+curves, confusion = (Figure(figsize=(6, 5.4), layout="constrained") for _ in range(2))
+pd.read_csv("training.csv").plot(x="epoch", y=["loss", "val_loss"], ax=curves.subplots())
+ConfusionMatrixDisplay.from_predictions(
+    names[classes], names[predicted], ax=confusion.subplots(), colorbar=False, xticks_rotation=45
+)
 
 mlflow.set_experiment("cifar10")
 try:
@@ -44,7 +53,14 @@ try:
 except mlflow.MlflowException:  # the training's run is on another tracking server
     run = mlflow.start_run()
 with run:
-    mlflow.log_metrics(metrics)
-    for file in ("mistakes.png", "predictions.csv"):
-        mlflow.log_artifact(file)
+    mlflow.log_metrics({f"test_{name}": value for name, value in metrics.items()})
+    for figure, name in ((mistakes, "mistakes"), (curves, "learning_curves"), (confusion, "confusion")):
+        mlflow.log_figure(figure, f"{name}.png")
+    mlflow.log_artifact("predictions.csv")
+    mlflow.keras.log_model(
+        model,
+        name="model",
+        signature=infer_signature(images[:1], probabilities[:1]),
+        pip_requirements=[f"keras=={keras.__version__}", f"tensorflow=={tf.__version__}"],
+    )
 print(f"Accuracy on {len(classes)} test images: {metrics['accuracy']:.3f} ({metrics['mistakes']} mistakes)")

@@ -11,6 +11,10 @@ if [ -n "$(git status --porcelain)" ]; then
   echo "These files have changed. Commit them, or put them aside (git stash), then run this again." >&2
   exit 1
 fi
+git var GIT_COMMITTER_IDENT >/dev/null 2>&1 || {
+  echo 'git does not know who commits. Type: git config user.name "..."; git config user.email "..."' >&2
+  exit 1
+}
 
 case $1 in *://*) bucket=$1 ;; *) bucket=$(realpath -m "$1") ;; esac
 dvc remote add --quiet --default --force backup "$bucket"

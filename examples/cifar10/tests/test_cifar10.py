@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from browsing import chromium
 from workplace import BIN, PERSON, ROOT, clean_environment, copy_tree, git, required, running
 
 EXAMPLE = Path(__file__).parents[1]
@@ -35,6 +37,19 @@ class Killed(keras.callbacks.BackupAndRestore):
 
 keras.callbacks.BackupAndRestore = Killed
 train.main()
+"""
+RUNS = """
+import json, mlflow, numpy as np
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+arrays, found = np.load("arrays.npz"), []
+for run in mlflow.search_runs(experiment_names=["cifar10"], output_format="list", order_by=["start_time"]):
+    mlflow.register_model(f"runs:/{run.info.run_id}/model", "digits")
+    model = mlflow.pyfunc.load_model(f"models:/digits/{len(found) + 1}")
+    files = sorted(file.path for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id))
+    predicted = arrays["names"][model.predict(arrays["test_images"]).argmax(axis=1)].tolist()
+    found.append({"name": run.info.run_name, "params": run.data.params, "metrics": run.data.metrics,
+                  "files": files, "predicted": predicted})
+print("\\n" + json.dumps(found))
 """
 
 
@@ -107,11 +122,36 @@ def test_readme_leads_to_a_model_and_a_comparison(trained):
     """Setup, pipeline, an experiment, and the differences in metrics and plots."""
     first, compared = trained.printed
     assert "Accuracy on 360 test images: 0." in first
-    assert "accuracy" in compared
-    page = (trained.example.parent / "dvc_plots" / "index.html").read_text()
-    assert all(word in page for word in ("Learning curves", "Confusion", "mistakes.png"))
+    assert all(word in compared for word in ("accuracy", "train.learning_rate"))  # in the table of 80 columns, too
     assert json.loads((trained.example / "metrics.json").read_text())["accuracy"] > 0.3
     assert "up to date" in trained.type("dvc status")
+
+
+def test_page_of_plots_needs_no_network(trained):
+    """A browser draws the curves, the confusion of classes and the pictures from the folder alone."""
+    asked = []
+    with chromium() as browser:
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((trained.example.parent / "dvc_plots" / "index.html").as_uri())
+        page.wait_for_function("document.querySelectorAll('.marks').length == 2")
+        assert page.locator("img").count() == 2
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+
+
+def test_mlflow_shows_one_named_run_and_a_model_that_predicts(trained):
+    """A score says which images it is of; parameters are those of the file; the model is registered and read back."""
+    first, experiment = json.loads(trained.type(f"python - 2>/dev/null <<'END'\n{RUNS}\nEND").splitlines()[-1])
+    expected = yaml.safe_load(git(trained.top, "show", "HEAD:examples/cifar10/params.yaml"))["train"]
+    assert first["params"] == {name: str(value) for name, value in expected.items()}
+    scores = {f"{part}_{name}" for part in ("train", "val", "test") for name in ("accuracy", "loss")}
+    assert first["metrics"].keys() == scores | {"test_mistakes"}
+    assert first["metrics"]["test_accuracy"] == json.loads((trained.example / "metrics.json").read_text())["accuracy"]
+    assert "learning rate 0.002" in first["name"]
+    assert "learning rate 0.0005" in experiment["name"]
+    assert first["files"] == ["confusion.png", "learning_curves.png", "mistakes.png", "predictions.csv"]
+    expected = pd.read_csv(trained.example / "predictions.csv")["predicted"]
+    assert first["predicted"] == expected.astype(str).tolist()
 
 
 def test_lost_files_come_back_from_the_bucket(clone, tmp_path):
@@ -135,13 +175,17 @@ def test_setup_changes_nothing_twice_and_refuses_changed_files(clone, tmp_path):
     assert clone.type("git rev-parse HEAD; git status --porcelain") == before
     assert tmp_path / "data" in (clone.example / "data" / "digits" / "test_batch.bin").resolve().parents
     assert "secret" not in clone.type("cat .dvc/config*")
+    nobody = "env -u GIT_COMMITTER_NAME -u GIT_COMMITTER_EMAIL -u GIT_AUTHOR_NAME -u GIT_AUTHOR_EMAIL"
+    clone.type("git config user.useConfigOnly true")
+    assert "git config user.name" in clone.type(f"{nobody} ./setup.sh s3://other/bucket", fails=True)
+    assert clone.type("git rev-parse HEAD; git status --porcelain") == before
     clone.change(seed=2)
     assert "params.yaml" in clone.type("./setup.sh s3://other/bucket", fails=True)
     assert clone.type("git status --porcelain").split() == ["M", "examples/cifar10/params.yaml"]
 
 
 def test_job_writes_one_commit_back(clone, tmp_path):
-    """GitLab's job, by a real runner: one commit with the metrics that starts no pipeline; nothing when run again."""
+    """GitLab's job, by a real runner: a worse model only if that is said; one commit; nothing when run again."""
     for program in ("npx", "rsync"):
         required(program, shutil.which(program))
     origin = tmp_path / "origin.git"
@@ -149,11 +193,16 @@ def test_job_writes_one_commit_back(clone, tmp_path):
     hook.write_text('#!/bin/sh\necho "$GIT_PUSH_OPTION_0" >>options\n')
     hook.chmod(0o755)
     clone.change(max_epochs=1)
-    clone.type("git commit -qam 'Train for one epoch' && git push -q && git switch -q --detach")  # as GitLab does
-    branches = "--variable CI_DEFAULT_BRANCH=main --variable CI_COMMIT_BRANCH=main"
+    clone.type("git commit -qam 'Train for one epoch' && git push -q")
+    assert "Refused: the accuracy would fall from" in clone.type("./ci.sh", fails=True)
+    assert git(origin, "log", "-1", "--format=%s", "main") == "Train for one epoch\n"
+    clone.type("git checkout -q . && git switch -q --detach")  # as GitLab does
+    branches = "--variable CI_DEFAULT_BRANCH=main --variable CI_COMMIT_BRANCH=main --variable ACCEPT_WORSE=1"
     assert "| Path" in clone.type(f"cd ../.. && npx --yes {RUNNER} --force-shell-executor {branches} cifar10")
     subject, _, *changed, before = git(origin, "log", "--format=%s", "--name-only", "-2", "main").splitlines()[:5]
-    assert re.fullmatch(r"Run the pipeline on \w+ \[skip ci\]", subject)
+    assert re.fullmatch(r"Run the pipeline on \w+: accuracy 0\.\d+, was 0\.\d+ \[skip ci\]", subject)
+    assert "| metrics.json" in git(origin, "log", "-1", "--format=%b", "main")
+    assert (clone.example / "dvc_plots" / "index.html").exists()
     assert changed == ["examples/cifar10/dvc.lock", "examples/cifar10/metrics.json"]
     assert before == "Train for one epoch"
     assert (origin / "options").read_text() == "\nci.skip\n"
