@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os.path
 import re
@@ -91,8 +92,10 @@ def commands(page):
 def test_commands_exist_and_their_options_parse(page):
     """`workshop ...` names a command with options that it has; `make ...` a target."""
     for line in commands(page):
-        for part in re.split(r"&&|;|\|", line):
-            words = shlex.split(part.strip(), comments=True)
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)  # `;`, `|` and the like are words of their own
+        lexer.whitespace_split = True
+        for _, part in itertools.groupby(lexer, lambda word: word[:1] in "();<>|&"):
+            words = list(part)
             if words[:1] == ["make"]:
                 assert {word for word in words[1:] if "=" not in word and not word.startswith("-")} <= TARGETS, line
             if words[:1] == ["workshop"] and "..." not in words:

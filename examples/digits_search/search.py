@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import platform
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +59,7 @@ def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
                 client = stack.enter_context(Client(cluster, timeout=10))
             except (OSError, ValueError) as error:
                 raise click.ClickException(NO_CLUSTER.format(cluster, error)) from None
+            check_python(client)
             print(f"{client}\nDask's page: {client.dashboard_link}", flush=True)
             for file in SOURCE.glob("*.py"):  # as they are now; workers that join later get them, too
                 client.upload_file(str(file))
@@ -64,6 +67,17 @@ def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
             stack.callback(client.amm.start)
             stack.enter_context(joblib.parallel_config("dask", verbose=20, scatter=data))
         yield
+
+
+def check_python(client: Client) -> None:
+    """Raise ClickException when the cluster runs another Python, before anything is sent to it."""
+    here = platform.python_version_tuple()[:2]
+    there = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
+    if there != here:
+        text = "The cluster runs Python {}.{}, and this is {}.{}: what one pickles the other may not read.".format(
+            *there, *here
+        )
+        raise click.ClickException(f"{text}\nTake this one there: `BASE` of the Containerfile, or another environment.")
 
 
 def new_search(space: str, folds: list) -> GridSearchCV:
@@ -105,7 +119,9 @@ def main(cluster: str, space: str) -> None:
     )
     folds = list(StratifiedKFold(3).split(images, digits))
     with workers(cluster, [images, digits, *itertools.chain(*folds)]):
+        began = time.perf_counter()
         search = new_search(space, folds).fit(images, digits)
+        seconds = time.perf_counter() - began
     accuracy = search.score(test_images, test_digits)
     results = table(search)
     print(results.head(10).to_string(index=False))
@@ -113,7 +129,16 @@ def main(cluster: str, space: str) -> None:
     mlflow.set_experiment("digits_search")
     with mlflow.start_run(run_name=f"{cluster}, {space}"):
         mlflow.log_params({"cluster": cluster, "space": space} | search.best_params_)
-        mlflow.log_metrics({"cross_validated_accuracy": search.best_score_, "held_out_accuracy": accuracy})
+        scores = {"cross_validated_accuracy": search.best_score_, "held_out_accuracy": accuracy}
+        mlflow.log_metrics(scores | {"search_seconds": seconds})
+        mlflow.sklearn.log_model(
+            search.best_estimator_,
+            name="model",
+            code_paths=[str(SOURCE / "strokes.py")],
+            serialization_format="skops",
+            skops_trusted_types=["strokes.deskew"],
+            pip_requirements=str(SOURCE.with_name("requirements.txt")),
+        )
         mlflow.log_text(results.to_csv(index=False), "cv_results.csv")
         mlflow.log_figure(heatmap(results), "heatmap.png")
 

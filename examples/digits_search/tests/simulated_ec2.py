@@ -4,10 +4,13 @@ Typed as `python simulated_ec2.py PORT CGROUP`; two things that moto does otherw
 """
 
 import base64
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from moto.autoscaling.models import FakeAutoScalingGroup
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -16,8 +19,10 @@ from moto.ec2.models.instances import Instance
 from moto.server import main
 
 PORT, CGROUP = sys.argv[1:]
-DOCKER = "docker run --detach --restart always --network host"
-PODMAN = "podman run --detach --network ec2 --cgroup-parent {cgroup} --ip {instance.private_ip} --name {instance.id}"
+DOCKER = re.compile(r"docker run((?: --detach)?)(?: --restart always)? --network host")
+PODMAN = (
+    r"podman run\1 --pull=always --network ec2 --cgroup-parent {cgroup} --ip {instance.private_ip} --name {instance.id}"
+)
 
 
 def update_group(cls, original_resource, cloudformation_json, **_):
@@ -31,6 +36,22 @@ def update_instance(cls, original_resource, **_):
     return original_resource
 
 
+def start(instance, script: str) -> None:
+    """Run the user data of an instance, with podman, a host name and a registry's log-in of its own."""
+    script = DOCKER.sub(PODMAN.format(instance=instance, cgroup=CGROUP), script).replace("docker", "podman")
+    role = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
+        "AWS_ACCESS_KEY_ID": "role",
+        "AWS_SECRET_ACCESS_KEY": "role",
+    }
+    own = {
+        "REGISTRY_AUTH_FILE": f"/tmp/{instance.id}.json",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    hostname = f"hostname() {{ echo ip-{instance.private_ip.replace('.', '-')}; }}"
+    subprocess.run(["sh", "-c", f"{hostname}\n{script}"], env=os.environ | role | own, check=False)
+
+
 def follow() -> None:
     """Start a container for each instance, with its user data, and remove it when the instance ends."""
     started = set()
@@ -40,8 +61,7 @@ def follow() -> None:
                 started.add(instance.id)
                 data = instance.user_data  # text for an instance of the template, an object for one of the group
                 script = base64.b64decode(data if isinstance(data, str) else data.as_bytes()).decode()
-                script = script.replace(DOCKER, PODMAN.format(instance=instance, cgroup=CGROUP))
-                subprocess.run(["sh", "-ec", script], check=True)
+                threading.Thread(target=start, args=(instance, script), daemon=True).start()
             if instance.state == "terminated" and instance.id in started:
                 started.remove(instance.id)
                 subprocess.run(["podman", "rm", "--force", "--time=0", instance.id], check=True)

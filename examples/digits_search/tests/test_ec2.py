@@ -23,7 +23,7 @@ PREPARE = """
 python -m pip download --quiet --only-binary :all: --dest wheels --requirement {example}/requirements.txt
 mmdebstrap --quiet --variant=minbase --include=python3-venv --customize-hook='copy-in wheels /' bookworm base.tar
 uv venv --quiet --python {bin}/python aws
-uv pip install --quiet --python aws/bin/python 'moto[server]==5.2.5' awscli==1.46.3
+uv pip install --quiet --python aws/bin/python 'moto[server]==5.2.5' awscli==1.46.3 bcrypt==5.0.0
 """
 CONTAINERS = """[containers]
 default_ulimits = ["nofile=20000:20000", "nproc=9000:9000"]
@@ -32,7 +32,15 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-REGISTRY = "exec docker-registry serve <(sed '/^auth:/,/path:/d' /etc/docker/registry/config.yml)"
+# It knows one user, with the password that the simulated Amazon hands out.
+REGISTRY = r"""
+{shared}/aws/bin/python > htpasswd <<'END'
+import bcrypt
+print("AWS:" + bcrypt.hashpw(b"123456789012-auth-token", bcrypt.gensalt()).decode())
+END
+export REGISTRY_AUTH_HTPASSWD_PATH=$PWD/htpasswd
+exec docker-registry serve /etc/docker/registry/config.yml
+"""
 # What exists before the README's commands; the image has the packages, since a laptop here has no network.
 SETUP = r"""
 printf '[[registry]]\nlocation = "127.0.0.1:5000"\ninsecure = true\n' > /etc/containers/registries.conf
@@ -56,6 +64,8 @@ done"""
 HOSTS = """python -c 'import os, distributed
 print(*distributed.Client(os.environ["SCHEDULER"], timeout=300).scheduler_info(-1)["workers"])'"""
 
+NAMES = HOSTS.replace('["workers"])', '["workers"].values())')
+
 
 @pytest.fixture
 def laptop(tmp_path) -> Iterator[Laptop]:
@@ -70,7 +80,7 @@ def laptop(tmp_path) -> Iterator[Laptop]:
     try:
         with new_laptop(tmp_path, shared) as laptop:
             laptop.machine.path("/etc/containers/containers.conf").write_text(CONTAINERS)
-            registry = laptop.command(REGISTRY)
+            registry = laptop.command(REGISTRY.format(shared=shared))
             ec2 = laptop.command(f"exec {shared}/aws/bin/python {EXAMPLE}/tests/simulated_ec2.py 5001 {shared.name}")
             with (
                 running(registry, dict(os.environ), tmp_path, lambda log: "listening on" in log),
@@ -99,8 +109,12 @@ def instances(laptop: Laptop) -> dict[str, str]:
 def test_stack_from_creation_to_deletion(laptop):
     """Build, push, create, search, scale, lose an instance, delete: as the README says, and nothing is left."""
     build, create, search, update, delete = BLOCKS[-5:]
-    laptop.types(build)
+    assert "authentication required" in laptop.types(build.replace("podman login", "true"), code=125)
+    laptop.types(build.replace("aws ecr create-repository", "true"))
     laptop.types("podman rmi --all --force")  # what runs was pulled from the registry
+    create = create.replace(
+        "ParameterKey=Contact", "ParameterKey=IdleTimeout,ParameterValue='3 minutes' ParameterKey=Contact"
+    )
     assert re.search(r"tcp://172\.31\.\d+\.\d+:8786", laptop.types(create))
     laptop.types(search.split("python")[0])
     (first,) = wait_for(lambda: hosts(laptop))
@@ -119,7 +133,13 @@ def test_stack_from_creation_to_deletion(laptop):
         printed = program.log.read_text()
     assert "Done 882 out of 882" in printed
     assert "'svc__C': 1.0, 'svc__class_weight': None, 'svc__gamma': 0.001" in printed
-    assert not re.search("secret|AKIA", str(instances(laptop)))
+    assert not re.search("secret|AKIA|auth-token", str(instances(laptop)))
+    assert "ip-172-31-" in laptop.types(NAMES)
+    listed = laptop.types("""eval "$(aws cloudformation describe-stacks --stack-name digits --output text \\
+      --query "Stacks[0].Outputs[?OutputKey=='ListWorkers'].OutputValue")" """)
+    assert len(re.findall(r"172\.31\.\d+\.\d+ *\| *running", listed)) == 3
+    # Nobody searches: the scheduler ends, and its instance makes the group empty.
+    wait_for(lambda: not any("dask worker" in data for data in instances(laptop).values()), MOST_SECONDS)
     laptop.types(delete)
     assert instances(laptop) == {}
     wait_for(lambda: laptop.types("podman ps --all --quiet") == "")
