@@ -1,4 +1,7 @@
-"""Receipts: small JSON files, for DVC and git, of large files that stay in a folder on the server."""
+"""Receipts: small JSON files, for DVC and git, of large files that stay in a folder on the server.
+
+python receipts.py check    asks the cluster whether the file of each receipt is still there, and whole
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkstemp
@@ -70,14 +74,35 @@ def locate(receipt: str | Path, store: str | Path) -> Path:
         is_receipt = False
     if not is_receipt:
         raise ReceiptError(f"{receipt} is no receipt of a file in {store}.\n  next: rm {receipt}; dvc repro")
-    try:
-        is_inside = file.resolve() == store.resolve() / file.relative_to(store)
-        problem = (None if _read(file).items() <= content.items() else "is damaged") if is_inside else "is a link"
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    if problem:
+    is_inside = file.resolve() == store.resolve() / file.relative_to(store)
+    if problem := _problem(content) if is_inside else "is a link":
         raise ReceiptError(f"{file}, which the stage {stage} made, {problem}.\n  next: dvc repro --force -s {stage}")
     return file
+
+
+def check(folder: str | Path = "receipts") -> None:
+    """Print which files of receipts are gone or damaged, as a worker of the cluster sees them; exit with 1 for any."""
+    from distributed import Client
+
+    contents = [json.loads(receipt.read_text()) for receipt in sorted(Path(folder).glob("*.json"))]
+    with Client() as client:  # of the scheduler that DASK_SCHEDULER_ADDRESS names
+        problems = client.gather(client.map(_problem, contents, pure=False))
+    bad = [(content, problem) for content, problem in zip(contents, problems, strict=True) if problem]
+    for content, problem in bad:
+        print(f"{content['path']} {problem}.\n  next: dvc repro --force -s {content['stage']}")
+    print(f"{len(contents) - len(bad)} of {len(contents)} files are there and whole.")
+    sys.exit(bool(bad))
+
+
+def _problem(content: dict) -> str | None:
+    """Return what is wrong with the file of a receipt's content; None if it is whole."""
+    file = Path(content["path"])
+    try:
+        # A dump may lie behind a link; a kept file, which has its md5 as its name, may not.
+        file = file if file.name == content["md5"][2:] else file.resolve()
+        return None if _read(file).items() <= content.items() else "is damaged"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _read(file: Path) -> dict[str, str | int]:
@@ -103,3 +128,9 @@ def _new_file(store: Path) -> tuple[int, Path]:
     finally:
         os.close(folder)
     return descriptor, Path(name)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["check"]:
+        sys.exit("Type: python receipts.py check")
+    check()

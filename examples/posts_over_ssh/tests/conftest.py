@@ -50,7 +50,9 @@ for parent in runs:
     if "mlflow.parentRunId" not in parent.data.tags:
         nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         print(parent.data.params["train_model.model"], parent.info.status, "roc_auc" in parent.data.metrics,
-              *[run.info.run_name for run in nested])
+              *[run.info.run_name for run in nested],
+              *[file.path for run in nested for file in mlflow.artifacts.list_artifacts(run_id=run.info.run_id)
+                if file.path != "notebook"])
 END"""
 
 
