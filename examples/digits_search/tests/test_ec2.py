@@ -5,6 +5,7 @@ It takes some minutes, and needs root, podman and PyPI: `python -m pytest -m soa
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from laptops import EXAMPLE, MOST_SECONDS, Laptop, new_laptop
 from test_digits_search import BLOCKS
 from workplace import BIN, required, running, wait_for
 
+wait = functools.partial(wait_for, seconds=MOST_SECONDS)
 PROGRAMS = ("podman", "buildah", "runc", "mmdebstrap", "docker-registry")
 PREPARE = """
 python -m pip download --quiet --only-binary :all: --dest wheels --requirement {example}/requirements.txt
@@ -117,17 +119,17 @@ def test_stack_from_creation_to_deletion(laptop):
     )
     assert re.search(r"tcp://172\.31\.\d+\.\d+:8786", laptop.types(create))
     laptop.types(search.split("python")[0])
-    (first,) = wait_for(lambda: hosts(laptop))
+    (first,) = wait(lambda: hosts(laptop))
     with running(laptop.command(search), dict(os.environ), EXAMPLE, lambda log: "Using backend" in log) as program:
-        wait_for(lambda: re.search(r"Done +\d+ out of 882", program.log.read_text()), MOST_SECONDS)
+        wait(lambda: re.search(r"Done +\d+ out of 882", program.log.read_text()))
         laptop.types(update)
-        wait_for(lambda: len(hosts(laptop)) == 3, MOST_SECONDS)
+        wait(lambda: len(hosts(laptop)) == 3)
         assert first in hosts(laptop)
         before = instances(laptop)
         lost = next(name for name, data in reversed(before.items()) if "dask worker" in data)
         laptop.types(f"aws ec2 terminate-instances --instance-ids {lost}")
-        wait_for(lambda: len(instances(laptop)) == 4)
-        wait_for(lambda: len(hosts(laptop)) == 3, MOST_SECONDS)
+        wait(lambda: len(instances(laptop)) == 4)
+        wait(lambda: len(hosts(laptop)) == 3)
         assert lost not in instances(laptop)
         program.process.wait(2 * MOST_SECONDS)
         printed = program.log.read_text()
@@ -139,7 +141,7 @@ def test_stack_from_creation_to_deletion(laptop):
       --query "Stacks[0].Outputs[?OutputKey=='ListWorkers'].OutputValue")" """)
     assert len(re.findall(r"172\.31\.\d+\.\d+ *\| *running", listed)) == 3
     # Nobody searches: the scheduler ends, and its instance makes the group empty.
-    wait_for(lambda: not any("dask worker" in data for data in instances(laptop).values()), MOST_SECONDS)
+    wait(lambda: not any("dask worker" in data for data in instances(laptop).values()))
     laptop.types(delete)
     assert instances(laptop) == {}
-    wait_for(lambda: laptop.types("podman ps --all --quiet") == "")
+    wait(lambda: laptop.types("podman ps --all --quiet") == "")
