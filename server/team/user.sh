@@ -1,5 +1,5 @@
 #!/bin/sh
-# Who may log in by HTTPS: `./user.sh add NAME` (again: a new password), `./user.sh remove NAME`. It is valid at once.
+# Who may log in by HTTPS: `./user.sh add NAME` (again: a new password), `./user.sh remove NAME`. It counts immediately.
 set -eu
 cd "$(dirname "$0")"
 umask 077
@@ -12,7 +12,7 @@ case $action in
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"secrets/users/$name"
     # bcrypt, with a low cost, for it is computed at each request; nobody guesses 192 random bits.
     line=$("$(command -v podman || command -v docker)" run --rm -i --network none --entrypoint htpasswd \
-      localhost/team/proxy -niB "$name" <"secrets/users/$name") || exit
+      localhost/team/proxy -niB "$name" <"secrets/users/$name") || { rm "secrets/users/$name"; exit 1; }
     ;;
   remove)
     cut -d: -f1 $users | grep -qxF "$name" || { echo "There is no user '$name' in $users." >&2; exit 1; }
