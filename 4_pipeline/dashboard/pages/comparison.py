@@ -200,6 +200,10 @@ def _report(week: str | None) -> object:
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
     """Return a strip of all data, as daily means of the sum of the targets, with the period marked."""
+    return snapshot.cached(("overview", *period), lambda: _overview(snapshot, period))
+
+
+def _overview(snapshot: Snapshot, period: Period) -> go.Figure:
     if snapshot.frame is None:
         return figures.empty("")
     days = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean().sum(axis=1, min_count=1)

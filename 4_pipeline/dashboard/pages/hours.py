@@ -21,7 +21,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return coverage and source of the data."""
     if nothing := snapshot.missing("frame"):
         return [parts.panel("hours", "Coverage", nothing, [])]
-    return [html.Div([_hours(snapshot.frame), _source(snapshot.frame)], className="columns")]
+    hours = snapshot.cached(PATH, lambda: _hours(snapshot.frame))
+    return [html.Div([hours, _source(snapshot.frame)], className="columns")]
 
 
 def _hours(frame: pd.DataFrame) -> html.Section:

@@ -42,13 +42,16 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
+    shown, figure = snapshot.cached(
+        (PATH, *values.values()), lambda: (answers(snapshot, values), curves(snapshot, values))
+    )
     sliders = [
         html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
-        html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
+        html.Div(shown, id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
-    figure = parts.graph("what-if-curves", curves(snapshot, values), "Predictions around this hour", "chart tall")
+    figure = parts.graph("what-if-curves", figure, "Predictions around this hour", "chart tall")
     about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
     about += " Shaded are the values that the model learned from; beyond the dark part are one in a hundred."
     panels = [
