@@ -72,8 +72,8 @@ containers: .venv/examples
 	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not possible: this needs root on Debian" >&2; exit 1; }
 	@dpkg --status $(CONTAINER_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); }
-	@status=0; for folder in server/team/ examples/digits_search/; do (cd "$$folder" && WORKSHOP_REQUIRE_ALL=1 \
-		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m soak --timeout=$(LIMIT)) || status=1; done; exit $$status
+	@status=0; for folder in server/team/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \
+		WORKSHOP_REQUIRE_ALL=1 WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m soak --timeout=$(LIMIT)) || status=1; done; exit $$status
 
 test-privileged: .venv/examples
 	@status=0; for folder in . packages/*/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \

@@ -17,7 +17,7 @@ from workplace import ROOT, wait_for
 # packages at their usual place. All of it is gone with its first process.
 SETUP = """
 set -e
-mount -t tmpfs -o size=3g,mode=755 tmpfs "$ROOT_FOLDER"
+mount -t tmpfs -o size=8g,mode=755 tmpfs "$ROOT_FOLDER"
 cd "$ROOT_FOLDER"
 for folder in /bin /lib* /sbin /usr /dev /sys; do
   if [ -L "$folder" ]; then cp -a "$folder" .; else mkdir ".$folder"; mount --rbind "$folder" ".$folder"; fi
@@ -51,6 +51,10 @@ class Machine:
         done = subprocess.run(self.command("bash", "-ec", script, user=user), **PIPES, **options, check=False)
         assert done.returncode == 0, f"{self.name}: {script}\n{done.stdout}"
         return done.stdout
+
+    def installs_from(self, wheels: Path) -> None:
+        """Have everybody's pip there, which reaches no network, take packages from a folder."""
+        self.path("/etc/pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {wheels}\n")
 
     def path(self, path: str) -> Path:
         """Return where this machine's ``path`` is seen from outside."""

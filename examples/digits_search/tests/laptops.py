@@ -53,12 +53,12 @@ def new_laptop(folder: Path, *shared: Path) -> Iterator[Laptop]:
 
 
 @contextlib.contextmanager
-def two_nodes(folder: Path) -> Iterator[tuple[Laptop, list[Machine]]]:
+def two_nodes(folder: Path, *shared: Path) -> Iterator[tuple[Laptop, list[Machine]]]:
     """Start a laptop and two nodes that it reaches by SSH; all have one key, and packets pass through the laptop."""
     with (
         new_laptop(folder) as laptop,
-        machine("node1", folder / "node1") as first,
-        machine("node2", folder / "node2") as second,
+        machine("node1", folder / "node1", *shared) as first,
+        machine("node2", folder / "node2", *shared) as second,
     ):
         nodes = [first, second]
         connect(laptop.machine, nodes)

@@ -18,7 +18,8 @@ from machines import Machine
 from workplace import BIN, ROOT, clean_environment, running, wait_for
 
 OTHER_PYTHONS = [f"python3.{minor}" for minor in range(11, 15) if minor != sys.version_info[1]]
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", (EXAMPLE / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+README = (EXAMPLE / "README.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 PARAMETERS = "{'svc__C': 1, 'svc__class_weight': None, 'svc__gamma': 0.001}"
 BEST = f"best: {PARAMETERS}\nheld-out accuracy: 0.9926\n"
 IMAGES_BYTES = 1257 * 64 * 8
@@ -105,6 +106,22 @@ def test_changed_step_and_killed_worker(machines):
     assert 1 <= calls - 2 * 54 <= 8
 
 
+@pytest.mark.privileged
+@pytest.mark.soak
+def test_machines_are_installed_as_the_readme_says(tmp_path):
+    """The README's loop makes what the cluster needs on each machine; packages come from a folder in place of PyPI."""
+    wheels = tmp_path / "wheels"
+    typed(f"python -m pip download --quiet --dest '{wheels}' --requirement requirements.txt", EXAMPLE)
+    with two_nodes(tmp_path / "machines", wheels) as (laptop, nodes):
+        for node in nodes:
+            node.installs_from(wheels)
+            node.run("rm -r ~/digits_search")
+        laptop.types(re.search(r"^```text\n(for host.*?)^```", README, flags=re.DOTALL | re.MULTILINE)[1])
+        assert all("sklearn" in node.run("ls ~/digits_search/.venv/lib/*/site-packages") for node in nodes)
+        with ssh_cluster(laptop) as command:
+            assert BEST in laptop.types(command)
+
+
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense"])
 def test_wrong_address_is_an_error_in_words(address):
     """An address without a cluster: exit 1, the address, and what to give instead."""
@@ -146,7 +163,7 @@ def test_workers_have_the_versions_of_this_repository():
 def test_notebook_runs_and_is_a_talk(tmp_path):
     """The notebook runs from top to bottom, finds the same twice, and becomes slides."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "example", ignore=NOT_COPIED)
-    done = typed(re.search("`(jupyter nbconvert .*)`", (EXAMPLE / "README.md").read_text())[1], folder)
+    done = typed(re.search("`(jupyter nbconvert .*)`", README)[1], folder)
     assert done.returncode == 0, done.stdout
     page = html.unescape((folder / "digits_search.slides.html").read_text())
     assert page.count(PARAMETERS) == 2

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from machines import connect, machine
-from people import FOLDER, Person, blocks, new_account, start_ssh
-from workplace import copy_tree, pytest_runtest_setup, required  # noqa: F401 - the second is a hook
+from people import FOLDER, Person, alice_and_bob, blocks
+from workplace import pytest_runtest_setup  # noqa: F401 - a hook
 
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory) -> Iterator[tuple[Person, Person]]:
-    """Alice and Bob, each with a laptop that has SSH and git; the server knows their passwords."""
-    for program in ("ip", "unshare", "setpriv", "ssh", "/usr/sbin/sshd"):
-        required(program, shutil.which(program))
-    folder = tmp_path_factory.mktemp("machines")
-    with (
-        machine("server", folder / "server") as server,
-        machine("laptop1", folder / "laptop1") as first,
-        machine("laptop2", folder / "laptop2") as second,
-    ):
-        connect(server, [first, second])
-        start_ssh(server)
-        people = Person("alice", first, server), Person("bob", second, server)
-        for person in people:
-            new_account(person)
-        work = copy_tree(folder / "work")
-        subprocess.run(["git", "clone", "--quiet", "--bare", work, folder / "workshop.git"], check=True)
-        shutil.copytree(folder / "workshop.git", server.path("/srv/workshop.git"))
-        address = "url./srv/workshop.git.insteadOf https://example.org/workshop.git"
-        server.run(
-            "chmod -R a+rwX /srv/workshop.git; git config --system --replace-all safe.directory '*';"
-            f" git config --system {address}"
-        )
-        # A small disk for the large files.
-        server.run("mount -t tmpfs -o size=200m tmpfs /scratch")
+    """Alice and Bob, with the packages that are installed here."""
+    with alice_and_bob(tmp_path_factory.mktemp("machines")) as people:
         yield people
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from machines import PIPES, Machine
+from machines import PIPES, Machine, connect, machine
+from workplace import copy_tree, required
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 CONFIG = re.search(r"```text\n(Host posts\n.*?)```", README, flags=re.DOTALL)[1]
@@ -22,7 +26,7 @@ SetEnv WORKSHOP_DASK_WORKERS=1 "DASK_PAPERMILL_DASK__KERNEL_IMPORTS=[\"mlflow\",
 ANSWERS = '#!/bin/sh\ncase "$1" in *fingerprint*) cat ~/fingerprint ;; *passphrase*) echo ;; *) echo secret ;; esac\n'
 STORE = "/scratch/dvc_data_cache"
 FOLDER = "workshop/examples/posts_over_ssh"
-MOST_SECONDS = 400  # for one block, on a busy machine
+MOST_SECONDS = 1800  # for one block, on a busy machine
 KEY = "/etc/ssh/ssh_host_ed25519_key"
 
 
@@ -39,11 +43,14 @@ class Person:
     name: str
     laptop: Machine
     server: Machine
+    linked: bool = True  # takes the installed packages in place of new ones
     ports: dict[str, str] = field(default_factory=dict)
 
     def starts(self, text: str) -> subprocess.Popen:
         """Start commands in this person's one terminal, and on the server what stands after `ssh posts`."""
-        text = self.adapted(text).replace(INSTALL, f"ln -s {shlex.quote(sys.prefix)} .venv")
+        text = self.adapted(text)
+        if self.linked:
+            text = text.replace(INSTALL, f"ln -s {shlex.quote(sys.prefix)} .venv")
         text = re.sub(
             r"^ssh posts\n(.*?)^exit$", r"ssh posts <<'END'\nset -e\n\1END", text, flags=re.DOTALL | re.MULTILINE
         )
@@ -108,3 +115,38 @@ def new_account(person: Person) -> None:
     name = f"git config --global user.name {person.name}; git config --global user.email {person.name}@example.org"
     address = "git config --global url.posts:/srv/workshop.git.insteadOf https://example.org/workshop.git"
     person.laptop.run(f"export HOME=~{person.name}; {name}; {address}; chown -R {person.name}: ~{person.name}")
+
+
+@contextlib.contextmanager
+def alice_and_bob(folder: Path, wheels: Path | None = None) -> Iterator[tuple[Person, Person]]:
+    """Start a server and two laptops that have SSH and git; the server knows both passwords.
+
+    With ``wheels``, a folder of packages, each installs for themselves.
+    """
+    for program in ("ip", "unshare", "setpriv", "ssh", "/usr/sbin/sshd"):
+        required(program, shutil.which(program))
+    shared = [wheels] if wheels else []
+    with (
+        machine("server", folder / "server", *shared) as server,
+        machine("laptop1", folder / "laptop1", *shared) as first,
+        machine("laptop2", folder / "laptop2", *shared) as second,
+    ):
+        connect(server, [first, second])
+        start_ssh(server)
+        people = Person("alice", first, server, not wheels), Person("bob", second, server, not wheels)
+        for person in people:
+            new_account(person)
+        if wheels:
+            for each in (server, first, second):
+                each.installs_from(wheels)
+        work = copy_tree(folder / "work")
+        subprocess.run(["git", "clone", "--quiet", "--bare", work, folder / "workshop.git"], check=True)
+        shutil.copytree(folder / "workshop.git", server.path("/srv/workshop.git"))
+        address = "url./srv/workshop.git.insteadOf https://example.org/workshop.git"
+        server.run(
+            "chmod -R a+rwX /srv/workshop.git; git config --system --replace-all safe.directory '*';"
+            f" git config --system {address}"
+        )
+        # A small disk for the large files.
+        server.run("mount -t tmpfs -o size=200m tmpfs /scratch")
+        yield people
