@@ -73,7 +73,7 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "
 @contextlib.contextmanager
 def machine(name: str, folder: Path, *shared: Path) -> Iterator[Machine]:
     """Start a machine that sees the ``shared`` folders; at its end its processes, files and network are gone."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     folders = dict.fromkeys(map(str, [ROOT, sys.prefix, sys.base_prefix, *shared]))
     software = " ".join(shlex.quote(path) for path in folders if path != "/usr")
     environment = os.environ | {"ROOT_FOLDER": str(folder), "NAME": name, "SOFTWARE": software}
