@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline test test-packages test-privileged examples containers walk soak bench lint lock
+.PHONY: help run stop status lab offline test test-packages dist test-privileged examples containers walk soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -26,7 +26,8 @@ help:
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
 	@echo "make test    the tests; touches no running servers"
-	@echo "make test-packages   the tests of the packages, each in its folder"
+	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
+	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2; installs podman"
@@ -59,9 +60,21 @@ offline: .venv/installed
 test: .venv/installed
 	@$(BIN)/python -m pytest
 
+# RESOLUTION=lowest-direct or highest: in new environments of PYTHON, with the oldest or newest versions that are allowed.
 test-packages: .venv/installed
-	@status=0; for package in packages/*/; do \
-		if [ -d "$$package/tests" ]; then (cd "$$package" && $(BIN)/python -m pytest) || status=1; fi; done; exit $$status
+	@status=0; for package in packages/*/; do (cd "$$package" && python=$(BIN)/python && $(if $(RESOLUTION), \
+		environment=$$(mktemp -d) && trap 'rm -rf "$$environment"' EXIT && python=$$environment/bin/python && \
+		$(BIN)/uv venv --quiet --clear --python "$(PYTHON)" "$$environment" && \
+		$(BIN)/uv pip install --quiet --python $$python --resolution $(RESOLUTION) --requirement pyproject.toml --all-extras \
+			--editable . --group test $(if $(filter lowest%,$(RESOLUTION)),--group oldest) &&) \
+		$$python -m pytest $(if $(filter lowest%,$(RESOLUTION)),-W default)) || status=1; done; exit $$status
+
+# With the address of the repository from which it is released.
+dist: .venv/installed
+	@cd "packages/$(PACKAGE)" && rm -rf dist && copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+		cp -rL LICENSE README.md pyproject.toml src "$$copy" && \
+		printf '\n[project.urls]\nRepository = "%s"\n' "$(ADDRESS)" >>"$$copy/pyproject.toml" && \
+		$(BIN)/uv build --quiet --out-dir dist "$$copy" && $(BIN)/uv tool run --quiet twine==6.2.0 check --strict dist/*
 
 examples: .venv/examples
 	@status=0; for example in examples/*/ server/team/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status

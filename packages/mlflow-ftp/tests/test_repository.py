@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow_ftp import connections, repository
 from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, ArtifactMissing, StoreUnavailable
@@ -32,6 +34,9 @@ from mlflow_ftp.repository import FTPArtifactRepository, ProxiedArtifactReposito
 from relay import ADDRESS, relaying
 from servers import PASSWORD, USER, Server, free_port, started_server, store_file
 from trees import ODD_NAMES, describe, find_marks, find_temporaries
+
+# Since 3.12 MLflow gives a download the status of its errors; before, always 500.
+TELLS_STATUS = "error_codes" in inspect.getsource(ArtifactRepository.download_artifacts)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +69,12 @@ def file(tmp_path) -> Path:
     return path
 
 
-def test_entry_point_replaces_the_stock_repository():
+def test_entry_point_replaces_the_stock_repository(monkeypatch):
     """MLflow's registry gives our stores for `ftp`, `ftps` and `mlflow-artifacts`."""
     for scheme in ("ftp", "ftps"):
         assert type(get_artifact_repository(f"{scheme}://127.0.0.1:2121/mlflow")) is FTPArtifactRepository
-    proxied = get_artifact_repository("mlflow-artifacts:/x", "http://127.0.0.1:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    proxied = get_artifact_repository("mlflow-artifacts:/x")
     assert type(proxied) is ProxiedArtifactRepository
 
 
@@ -127,7 +133,7 @@ def test_missing_artifact_is_an_error(server, tmp_path):
     target.mkdir()
     with pytest.raises(MlflowException, match=r"no artifact 'absent\.txt'") as caught:
         server.repository().download_artifacts("absent.txt", str(target))
-    assert caught.value.get_http_status_code() == 404
+    assert caught.value.get_http_status_code() == 404 or not TELLS_STATUS
     assert list(target.iterdir()) == []
 
 
@@ -567,14 +573,14 @@ def test_proxied_client_needs_and_sees_no_password(server, tracking_uri, mlflow_
         for call in ("runs/get", "artifacts/list")
     ]
     answers.append(requests.get(f"{tracking_uri}/api/2.0/mlflow-artifacts/artifacts/absent", timeout=10).text)
-    assert "RESOURCE_DOES_NOT_EXIST" in answers[-1]
+    assert "RESOURCE_DOES_NOT_EXIST" in answers[-1] or not TELLS_STATUS
     lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert any("mlflow" in line and str(server.port) in line for line in lines)
     log = (mlflow_folder / "mlflow.log").read_text()
     for text in (run.info.artifact_uri, *answers, *lines, log, server.log.read_text()):
         assert PASSWORD not in text
 
-    store = get_artifact_repository(run.info.artifact_uri, tracking_uri)  # not the one that another test has set
+    store = get_artifact_repository(run.info.artifact_uri)
     store.delete_artifacts("folder")
     assert [info.path for info in client.list_artifacts(run.info.run_id)] == ["numbers.bin"]
     assert [path.name for path in server.artifacts.rglob("*") if path.is_file()] == ["numbers.bin"]
@@ -607,9 +613,11 @@ def test_gc_frees_the_disk(server, tracking_uri, mlflow_folder, tmp_path, monkey
 
 
 @pytest.mark.xdist_group("mlflow")
-def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path):
+@pytest.mark.skipif(not TELLS_STATUS, reason="before MLflow 3.12 its clients repeat each download that fails")
+def test_damaged_artifact_is_told_once_through_the_proxy(server, tracking_uri, file, tmp_path, monkeypatch):
     """MLflow's client, which repeats what may pass for minutes, is told immediately why an artifact is damaged."""
-    store = get_artifact_repository("mlflow-artifacts:/damaged", tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    store = get_artifact_repository("mlflow-artifacts:/damaged")
     store.log_artifact(str(file))
     (server.artifacts / "mlflow" / "damaged" / "numbers.bin").write_bytes(b"\1" * 256_000)
     began = time.monotonic()

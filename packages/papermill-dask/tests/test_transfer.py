@@ -80,7 +80,7 @@ def new_transfer(folder: Path, disk: Path):
         cluster.start_worker("worker", resources=None, disk=disk)
         with Client(cluster.address, set_as_default=False) as client:
             client.wait_for_workers(1, timeout=60)
-            (name,) = client.scheduler_info(n_workers=-1)["workers"]
+            (name,) = client.sync(client.scheduler.identity)["workers"]
             yield Transfer(cluster, client, name, disk)
     shutil.rmtree(disk, ignore_errors=True)
 

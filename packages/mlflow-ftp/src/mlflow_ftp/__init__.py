@@ -18,19 +18,18 @@ __all__ = ["names", "open_proxied", "open_repository"]
 # imported only when the first store is opened.
 
 
-def open_repository(
-    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
-) -> FTPArtifactRepository:
-    """Return the store at an address of the scheme `ftp` or `ftps`; raise ArtifactError when it cannot be used."""
+def open_repository(artifact_uri: str, **servers: str | None) -> FTPArtifactRepository:
+    """Return the store at an address of the scheme `ftp` or `ftps`; raise ArtifactError when it cannot be used.
+
+    ``servers`` are the tracking server and the registry, as far as the installed MLflow names them.
+    """
     from mlflow_ftp.repository import FTPArtifactRepository
 
-    return FTPArtifactRepository(artifact_uri, tracking_uri, registry_uri)
+    return FTPArtifactRepository(artifact_uri, **servers)
 
 
-def open_proxied(
-    artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None
-) -> ProxiedArtifactRepository:
+def open_proxied(artifact_uri: str, **servers: str | None) -> ProxiedArtifactRepository:
     """Return the store at an address of the scheme `mlflow-artifacts`: the tracking server's, whatever it uses."""
     from mlflow_ftp.repository import ProxiedArtifactRepository
 
-    return ProxiedArtifactRepository(artifact_uri, tracking_uri, registry_uri)
+    return ProxiedArtifactRepository(artifact_uri, **servers)

@@ -80,10 +80,10 @@ class FTPArtifactRepository(_ParallelUploads):
     store are ArtifactErrors; a local file that cannot be read or written is Python's own OSError.
     """
 
-    def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
+    def __init__(self, artifact_uri: str, **servers: str | None) -> None:
         self.address, folder = parse(artifact_uri)
         self.root = "/" + _normalize(folder)
-        super().__init__(artifact_uri, tracking_uri, registry_uri)
+        super().__init__(artifact_uri, **servers)
 
     # -- MLflow's interface ----------------------------------------------------------------------------------
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:

@@ -122,7 +122,7 @@ def query_workers(
         while True:
             try:
                 # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
-                known = client.sync(compat.scheduler_of(client).identity, n_workers=-1)["workers"]
+                known = client.sync(compat.scheduler_of(client).identity)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
             if not known:

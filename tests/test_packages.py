@@ -1,0 +1,35 @@
+"""The packages as they are released."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zipfile
+from email import message_from_bytes
+
+import pytest
+from workplace import BIN, ROOT, clean_environment
+
+NAMES = sorted(path.parent.name for path in (ROOT / "packages").glob("*/pyproject.toml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_distribution_says_what_it_is(name, tmp_path):
+    """`make dist` writes a wheel and the source: both have licence and types, and the repository's address is known."""
+    shutil.copytree(ROOT / "packages" / name, tmp_path / "packages" / name, ignore=shutil.ignore_patterns("tests"))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    address = "https://example.org/workshop"
+    command = ["make", "-o", ".venv/installed", f"BIN={BIN}", "dist", f"PACKAGE={name}", f"ADDRESS={address}"]
+    subprocess.run(command, cwd=tmp_path, env=clean_environment(), check=True)
+    (wheel,), (source,) = ((tmp_path / "packages" / name / "dist").glob(end) for end in ("*.whl", "*.tar.gz"))
+    shutil.unpack_archive(source, tmp_path / "source", filter="data")
+    licence = (ROOT / "LICENSE").read_text()
+    assert next((tmp_path / "source").glob("*/LICENSE")).read_text() == licence
+    with zipfile.ZipFile(wheel) as archive:
+        files = {file.split("/")[-1]: archive.read(file) for file in archive.namelist()}
+    assert files["LICENSE"].decode() == licence
+    assert "py.typed" in files
+    metadata = message_from_bytes(files["METADATA"])
+    assert metadata["Project-URL"] == f"Repository, {address}"
+    assert metadata["Author"] in licence.replace("the workshop", "The workshop")
+    assert len(metadata.get_all("Classifier")) > 8
