@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import shutil
 import subprocess
 import zipfile
@@ -33,3 +35,11 @@ def test_distribution_says_what_it_is(name, tmp_path):
     assert metadata["Project-URL"] == f"Repository, {address}"
     assert metadata["Author"] in licence.replace("the workshop", "The workshop")
     assert len(metadata.get_all("Classifier")) > 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_names_are_in_the_readme(name):
+    """What a package's `__all__` names, its README explains."""
+    readme = (ROOT / "packages" / name / "README.md").read_text()
+    public = importlib.import_module(name.replace("-", "_")).__all__
+    assert [word for word in public if not re.search(rf"\b{word}\b", readme)] == []

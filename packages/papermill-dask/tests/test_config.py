@@ -7,7 +7,8 @@ import sys
 
 import dask.config
 import pytest
-from papermill_dask import EngineError, NotebookOptions
+from papermill_dask import EngineError
+from papermill_dask.config import NotebookOptions
 from programs import clean_environment
 
 
@@ -38,7 +39,9 @@ def test_options_that_make_no_sense_are_refused(option, value):
 
 def test_options_come_from_the_environment_as_dasks_own_do():
     """`DASK_PAPERMILL_DASK__<OPTION>` is read by Dask itself."""
-    program = "import papermill_dask as p; o = p.NotebookOptions.of({}, {}); print(o.resources, o.deps, o.retries)"
+    program = (
+        "import papermill_dask.config as p; o = p.NotebookOptions.of({}, {}); print(o.resources, o.deps, o.retries)"
+    )
     variables = {"RESOURCES": "{'GPU': 1}", "DEPS": "['a']", "RETRIES": "3"}
     environment = clean_environment() | {f"DASK_PAPERMILL_DASK__{name}": value for name, value in variables.items()}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

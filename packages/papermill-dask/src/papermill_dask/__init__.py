@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from papermill_dask.cluster import connect, running
-    from papermill_dask.config import NotebookOptions
     from papermill_dask.engine import execute_notebook
     from papermill_dask.failures import EngineError, WorkerLost
     from papermill_dask.sweep import Sweep, combinations, run_many
     from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, git_state
 
 __all__ = [
-    "COMMIT_TAG", "NOTEBOOK_TAG", "EngineError", "NotebookOptions", "Sweep", "WorkerLost", "combinations", "connect",
-    "execute_notebook", "git_state", "run_many", "running",
+    "COMMIT_TAG", "NOTEBOOK_TAG", "EngineError", "Sweep", "WorkerLost", "combinations", "connect", "execute_notebook",
+    "git_state", "run_many", "running",
 ]  # fmt: skip
 _MODULES = {
-    "cluster": ("connect", "running"), "config": ("NotebookOptions",), "engine": ("execute_notebook",),
+    "cluster": ("connect", "running"), "engine": ("execute_notebook",),
     "failures": ("EngineError", "WorkerLost"), "sweep": ("Sweep", "combinations", "run_many"),
     "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "git_state"),
 }  # fmt: skip
