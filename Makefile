@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline test test-packages dist test-privileged examples containers walk soak bench lint lock
+.PHONY: help run stop status lab offline test test-packages dist test-privileged examples containers walk book soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -32,6 +32,7 @@ help:
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2; installs podman"
 	@echo "make walk    the chapters as an attendee does them: every command and cell of their texts"
+	@echo "make book    these pages and the executed notebooks as a site, in docs/site"
 	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
 	@echo "make lint    format, style, spelling, notebooks without outputs, no private keys"
@@ -95,6 +96,16 @@ test-privileged: .venv/examples
 walk: .venv/installed
 	@$(BIN)/python -m pytest -m "walk and not soak"
 
+# What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
+book: .venv/book
+	@site=$(CURDIR)/docs/site && work=$$(mktemp -d) && export WORKSHOP_ROOT="$$work" PYTHONPATH="$$work" && cd "$$work" && \
+		trap 'cd "$$work" && workshop down >/dev/null; rm -rf "$$work"' EXIT && trap 'exit 130' INT TERM && \
+		git clone --quiet $(CURDIR) . && workshop up --repro && eval "$$(workshop config --export)" && \
+		sed -n 's/^ *- file: \([123]_.*\)/\1.ipynb/p' docs/_toc.yml | grep -v 'README\|exercises' | xargs -I {} -t \
+			jupyter execute --inplace {} && \
+		cp 4_pipeline/executed/*.ipynb 4_pipeline/notebooks && \
+		sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs . "$$site" && echo "The book: $$site/index.html"
+
 # `-p randomly --randomly-seed=N` repeats an order.
 soak: .venv/installed
 	@$(BIN)/python -m pytest -m soak
@@ -110,9 +121,13 @@ lint: .venv/installed
 lock: .venv/installed
 	@echo '-e .[dev]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
-	@for folder in server/team examples/cifar10; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
+	@for folder in server/team examples/cifar10 docs; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
+
+.venv/book: .venv/installed docs/requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement docs/requirements.txt
+	@touch $@
 
 # Written last: an installation that was interrupted starts again.
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.

@@ -391,7 +391,7 @@ def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_pat
 @pytest.mark.parametrize("victim", [0, 1], ids=["parent", "fork server"])
 def test_kernel_starts_although_a_warm_process_is_killed(victim):
     """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
-    with warming("colorsys"):
+    with warming("wave"):
         assert wait_until(lambda: len(warm_processes()) == 2)
         warm_processes()[victim].kill()
         assert run("print('there')") == "there\n"
@@ -424,7 +424,7 @@ def test_forked_kernel_imports_the_modules_beside_its_notebook(plotting, tmp_pat
 
 def is_forked(**options):
     """Run a kernel and tell whether it was forked: then the module is there although nobody imported it."""
-    return run("import sys\nprint('colorsys' in sys.modules)", **options) == "True\n"
+    return run("import sys\nprint('wave' in sys.modules)", **options) == "True\n"
 
 
 def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, caplog):
@@ -432,8 +432,8 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module = tmp_path / "changing_module.py"
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    asked = "import changing_module, sys\nprint(changing_module.value, 'colorsys' in sys.modules)"
-    with warming("changing_module", "colorsys"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
+    asked = "import changing_module, sys\nprint(changing_module.value, 'wave' in sys.modules)"
+    with warming("changing_module", "wave"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
         assert run(asked) == "1 True\n"
         module.write_text("value = 1000")
         assert run(asked) == "1000 False\n"
@@ -443,7 +443,7 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
 
 def test_variable_that_imports_read_makes_a_new_warm_process():
     """A kernel for which OMP_NUM_THREADS differs is not forked from a process that has read it; one of DVC's may."""
-    with warming("colorsys"):
+    with warming("wave"):
         assert is_forked(environment={"DVC_STAGE": "another"})
         assert not is_forked(environment={"OMP_NUM_THREADS": "1"})
         assert is_forked(environment={"OMP_NUM_THREADS": "1"})
@@ -456,7 +456,7 @@ def test_module_that_starts_a_thread_makes_kernels_start_cold(tmp_path, monkeypa
         "import threading\nthreading.Thread(target=threading.Event().wait, name='busy', daemon=True).start()"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with caplog.at_level(logging.INFO, "papermill_dask.kernels"), warming("colorsys", "threaded"):
+    with caplog.at_level(logging.INFO, "papermill_dask.kernels"), warming("wave", "threaded"):
         assert not is_forked()
         assert not is_forked()
         assert caplog.text.count("Kernels start cold: a module started threads: busy.") == 1
@@ -466,10 +466,10 @@ def test_module_that_fails_makes_kernels_start_cold(tmp_path, monkeypatch):
     """An import that raises is the reason given; a module that is not installed is only skipped."""
     (tmp_path / "failing.py").write_text("raise ValueError('not today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with warming("colorsys", "failing"):
+    with warming("wave", "failing"):
         assert not is_forked()
         assert WARM.processes[-1].reason == "ValueError: not today"
-    with warming("colorsys", "no_such_module", "json.no_such_module"):
+    with warming("wave", "no_such_module", "json.no_such_module"):
         assert is_forked()
 
 
@@ -480,7 +480,7 @@ def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch):
         f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.1)"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with warming("colorsys", "slow"):
+    with warming("wave", "slow"):
         with monkeypatch.context() as patch:
             patch.setattr(kernel_manager, "FORK_SECONDS", 0.1)
             assert not is_forked()
@@ -491,7 +491,7 @@ def test_kernel_waits_a_while_for_the_warm_process(tmp_path, monkeypatch):
 def test_warm_process_ends_when_idle_and_comes_back(tmp_path):
     """Nobody asks for a kernel for a while: the memory is given back; the next kernel is cold, a later one warm."""
     try:
-        WARM.start(["colorsys"], os.environ, idle_seconds=5)
+        WARM.start(["wave"], os.environ, idle_seconds=5)
         assert wait_until(is_forked)
         family = warm_processes()
         assert wait_until(lambda: not WARM.processes)
