@@ -104,7 +104,8 @@ book: .venv/book
 		sed -n 's/^ *- file: \([123]_.*\)/\1.ipynb/p' docs/_toc.yml | grep -v 'README\|exercises' | xargs -I {} -t \
 			jupyter execute --inplace {} && \
 		cp 4_pipeline/executed/*.ipynb 4_pipeline/notebooks && \
-		sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs . "$$site" && echo "The book: $$site/index.html"
+		sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs -d doctrees . book/site && \
+		rm -rf "$$site" && cp -r book/site "$$site" && echo "The book: $$site/index.html"
 
 # `-p randomly --randomly-seed=N` repeats an order.
 soak: .venv/installed

@@ -9,7 +9,7 @@ from workplace import ROOT, files_of_tree
 
 TOP = {
     "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
-    "workshop", "packages", "examples", "benchmarks", "tests", "pyproject.toml", "Makefile", "CHANGELOG.md",
+    "workshop", "packages", "examples", "benchmarks", "docs", "tests", "pyproject.toml", "Makefile", "CHANGELOG.md",
     "CONTRIBUTING.md", "LICENSE", ".ci", ".dvc", ".github", ".gitlab-ci.yml", ".devcontainer", ".binder", ".gitignore",
     ".env.example", ".pre-commit-config.yaml",
 }  # fmt: skip

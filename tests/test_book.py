@@ -1,0 +1,46 @@
+"""The book as `make book` builds it from what is committed: executed notebooks, and links that lead somewhere."""
+
+from __future__ import annotations
+
+import subprocess
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup
+from workplace import ROOT, clean_environment, copy_tree
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    clone = copy_tree(tmp_path_factory.mktemp("book") / "clone")
+    (clone / ".venv").symlink_to(ROOT / ".venv")
+    command = ["make", "--assume-old=.venv/installed", "book"]
+    done = subprocess.run(command, cwd=clone, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return clone / "docs" / "site"
+
+
+def test_every_link_leads_to_a_place(site):
+    """Each link, picture and script of each page is a file of the site, and each fragment an element of its page."""
+    pages = {path.resolve(): BeautifulSoup(path.read_bytes(), "html.parser") for path in site.rglob("*.html")}
+    broken = []
+    for page, soup in pages.items():
+        for element in soup.select("a[href], link[href], img[src], script[src]"):
+            address = element.get("href") or element["src"]
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:  # elsewhere
+                continue
+            file = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            if not file.is_file() or (parts.fragment and file in pages and not pages[file].find(id=parts.fragment)):
+                broken.append(f"{page}: {address}")
+    assert broken == []
+    assert len(pages) > 50
+
+
+@pytest.mark.parametrize("page", ["2_tracking/compare_runs", "3_projects/reproduce", "4_pipeline/notebooks/compare"])
+def test_notebooks_have_been_executed(site, page):
+    """The outputs of cells are in the page."""
+    assert BeautifulSoup((site / f"{page}.html").read_bytes(), "html.parser").select(".cell_output")
