@@ -98,18 +98,19 @@ walk: .venv/installed
 
 # What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
 book: .venv/book
-	@site=$(CURDIR)/docs/site && work=$$(mktemp -d) && export WORKSHOP_ROOT="$$work" PYTHONPATH="$$work" && cd "$$work" && \
+	@site=$(CURDIR)/docs/site && work=$$(mktemp -d) && export WORKSHOP_ROOT="$$work" PYTHONPATH="$$work" PLOTLY_RENDERER=notebook_connected && cd "$$work" && \
 		trap 'cd "$$work" && workshop down >/dev/null; rm -rf "$$work"' EXIT && trap 'exit 130' INT TERM && \
 		git clone --quiet $(CURDIR) . && workshop up --repro && eval "$$(workshop config --export)" && \
 		sed -n 's/^ *- file: \([123]_.*\)/\1.ipynb/p' docs/_toc.yml | grep -v 'README\|exercises' | xargs -I {} -t \
 			jupyter execute --inplace {} && \
 		cp 4_pipeline/executed/*.ipynb 4_pipeline/notebooks && \
-		sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs -d doctrees . book/site && \
+		sphinx-build --fail-on-warning --keep-going --quiet -c docs -d doctrees . book/site && \
 		rm -rf "$$site" && cp -r book/site "$$site" && echo "The book: $$site/index.html"
 
 # `-p randomly --randomly-seed=N` repeats an order.
-soak: .venv/installed
+soak: .venv/book
 	@$(BIN)/python -m pytest -m soak
+	@cd packages/papermill-dask && $(BIN)/python -m pytest -m soak
 	@status=0; for folder in . packages/*/; do \
 		(cd "$$folder" && $(BIN)/python -m pytest -p randomly) || status=1; done; exit $$status
 

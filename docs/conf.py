@@ -17,7 +17,6 @@ copybutton_selector = "div:not(.output):not(.highlight-text) > div.highlight > p
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
 nb_execution_mode = "off"  # the notebooks were executed in their order, by the pipeline or by `make book`
-nb_mime_priority_overrides = [("html", "application/vnd.plotly.v1+json", None)]
 
 default_role = "code"
 autodoc_typehints = "description"
