@@ -6,6 +6,7 @@ project = "From a messy notebook to a governed pipeline"
 author = metadata("papermill-dask")["Author"]
 html_theme = "furo"
 html_title = project
+html_static_path = html_css_files = ["book.css"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx_copybutton", "sphinxcontrib.mermaid", "sphinx.ext.autodoc"]
@@ -19,5 +20,4 @@ myst_fence_as_directive = ["mermaid"]
 nb_execution_mode = "off"  # the notebooks were executed in their order, by the pipeline or by `make book`
 
 default_role = "code"
-autodoc_typehints = "description"
 autodoc_member_order = "bysource"

@@ -29,3 +29,7 @@ def __getattr__(name: str) -> object:
         if name in names:
             return getattr(importlib.import_module(f"papermill_dask.{module}"), name)
     raise AttributeError(name)
+
+
+def __dir__() -> list[str]:
+    return __all__
