@@ -1,12 +1,17 @@
 """The book: the pages of this repository and its executed notebooks, as one site. `make book` builds it."""
 
+import re
 from importlib.metadata import metadata
+from pathlib import Path
+
+import plotly
 
 project = "From a messy notebook to a governed pipeline"
 author = metadata("papermill-dask")["Author"]
 html_theme = "furo"
 html_title = project
-html_static_path = html_css_files = ["book.css"]
+html_css_files = ["book.css"]
+html_static_path = ["book.css", str(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx_copybutton", "sphinxcontrib.mermaid", "sphinx.ext.autodoc"]
@@ -21,3 +26,16 @@ nb_execution_mode = "off"  # the notebooks were executed in their order, by the 
 
 default_role = "code"
 autodoc_member_order = "bysource"
+
+
+def draw_offline(_app, _page, _template, context, _doctree):
+    """Take plotly's program from this site, so that figures need no network."""
+    own = f'<script src="{context["pathto"]("_static/plotly.min.js", resource=True)}">'
+    scripts = r'<script[^>]*src="https://cdn\.plot\.ly[^>]*>'
+    loaders = r'<script type="module">import "https://cdn\.plot\.ly.*?</script>|<script src="https://cdnjs[^>]*MathJax[^>]*></script>'
+    context["body"] = re.sub(loaders, "", re.sub(scripts, own, context.get("body", "")))
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("html-page-context", draw_offline)
