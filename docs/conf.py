@@ -22,6 +22,7 @@ copybutton_selector = "div:not(.output):not(.highlight-text) > div.highlight > p
 
 myst_heading_anchors = 4
 myst_fence_as_directive = ["mermaid"]
+mermaid_height, mermaid_fullscreen = "auto", False
 nb_execution_mode = "off"  # the notebooks were executed in their order, by the pipeline or by `make book`
 
 default_role = "code"
