@@ -310,14 +310,17 @@ def new_cluster(folder: Path, client_host: Host = THIS, **environment: str) -> I
     finally:
         for name in list(cluster.processes)[::-1]:
             cluster.stop(name)
-    wait_for(lambda: not list(folder.glob("kernel-*")), 10, "the folders of the kernels' sockets to go")
+    for sockets in ("kernel-*", "papermill-dask-*"):
+        wait_for(lambda pattern=sockets: not list(folder.glob(pattern)), 10, f"the folders {sockets} to go")
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and all that it started, kindly if it lets us."""
+    """End a process and all that it started, kindly if it lets us; but not a fork server, which others may use."""
     family = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
+        for child in psutil.Process(process.pid).children(recursive=True):
+            is_server = child.ppid() == process.pid and "serve_forks" in " ".join(child.cmdline())
+            family += [] if is_server else [child]
     process.terminate()
     try:
         process.wait(30)

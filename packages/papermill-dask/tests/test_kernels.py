@@ -109,13 +109,13 @@ def either(request):
 @pytest.fixture(autouse=True)
 def nothing_left():
     """After each test no process and no private folder of a kernel is left."""
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    known = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     manager = getattr(run, "manager", None)
     assert manager is None or not Path(manager.private_folder).exists()
 
     def left():
-        known = before | {process.pid for process in warm_processes()}
+        known.update(process.pid for process in warm_processes())
         return [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
 
     wait_until(lambda: not left(), GONE_SECONDS)
@@ -123,11 +123,12 @@ def nothing_left():
 
 
 def warm_processes():
-    """Return the process that the worker started to fork kernels, and its child, the fork server."""
-    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-        server = psutil.Process(WARM.processes[-1].process.pid)
-        return [server, *server.children()]
-    return []
+    """Return the fork servers that this process has started."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            found += [child] if "serve_forks" in " ".join(child.cmdline()) else []
+    return found
 
 
 def worker_script(cell, modules=()):
@@ -160,7 +161,7 @@ def test_kernel_ends_with_its_worker_and_all_that_it_started(tmp_path, modules, 
         worker.wait()
     _, alive = psutil.wait_procs(family, timeout=GONE_SECONDS)
     assert not alive
-    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)
+    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)  # the fork server has gone, too
     temporary.rmdir()
 
 
@@ -388,12 +389,12 @@ def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_pat
     assert few < searches / 10
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["parent", "fork server"])
-def test_kernel_starts_although_a_warm_process_is_killed(victim):
+def test_kernel_starts_although_the_warm_process_is_killed():
     """As the memory killer may do: kernels start nevertheless, and soon are forked again."""
     with warming("wave"):
-        assert wait_until(lambda: len(warm_processes()) == 2)
-        warm_processes()[victim].kill()
+        assert wait_until(is_forked)
+        [server] = warm_processes()
+        server.kill()
         assert run("print('there')") == "there\n"
         assert wait_until(is_forked)  # a kernel that starts cold makes the next process
 
@@ -517,5 +518,42 @@ def test_warm_process_ends_with_its_worker(tmp_path):
         warm = psutil.Process(worker.pid).children(recursive=True)
         worker.kill()
     _, alive = psutil.wait_procs(warm, timeout=GONE_SECONDS)
-    assert len(warm) == 2  # with its fork server
+    assert len(warm) == 1
     assert not alive
+
+
+def test_workers_share_a_warm_process_that_is_the_same_for_them(tmp_path):
+    """It outlives the worker that started it, its kernels write where their worker does; other limits, another one."""
+    temporary = Path(tempfile.mkdtemp())
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(sys.path)}
+    cell = """
+        import os, psutil
+        parent = psutil.Process(os.getppid())
+        print(parent.ppid(), os.readlink(f"/proc/{parent.pid}/fd/1"))
+    """
+    script = worker_script(cell, ["wave"]).replace("run(", "print(run(") + ", flush=True)\nsys.stdin.read()"
+    workers = []
+
+    def server(*prefix):
+        command = [*prefix, sys.executable, "-c", script]
+        worker = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        workers.append(worker)
+        pid, output = worker.stdout.readline().split()
+        assert output == str(Path(f"/proc/{worker.pid}/fd/1").readlink())
+        return psutil.Process(int(pid))
+
+    try:
+        first = server()
+        assert server() == first
+        assert server("nice") != first
+        workers[0].kill()
+        workers[0].wait()
+        assert server() == first
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+    assert wait_until(lambda: not list(temporary.iterdir()), GONE_SECONDS)
+    temporary.rmdir()

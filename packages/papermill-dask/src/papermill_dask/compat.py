@@ -1,4 +1,7 @@
-"""Private interfaces of other libraries, and why each is needed; `tests/test_compat.py` watches the names."""
+"""Private interfaces of other libraries, and why each is needed.
+
+`tests/test_compat.py` watches the names, and says when one of the six functions that are replaced need not be any more.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def new_client(address: str, seconds: float) -> Client:
     """Return a client of the scheduler at ``address``; raise what Dask raises when there is no connection in time.
 
     A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
-    client comes alone, which fails when such a report comes with it. After a ConnectionAbortedError Dask clears up.
+    client comes alone, which fails when such a report comes with it. After a ConnectionAbortedError Dask clears up. The
+    fault was not known to Dask's issues when this was written.
     """
     import distributed
 
@@ -119,8 +123,9 @@ def is_captured(client: NotebookClient, message_id: str) -> bool:
 def prepare_ipykernel(folder: Path) -> None:
     """Change what has no option in ipykernel: drop no output, and listen on no TCP port.
 
-    ipykernel listens on a port for what forked children print; here a Unix socket in ``folder`` serves. ZeroMQ drops
-    outputs for which a reader is 1,000 messages behind; here they queue as long as they must.
+    ipykernel listens on a port for what forked children print, also where its other sockets are Unix sockets, which no
+    issue of it asks to change; here one in ``folder`` serves. ZeroMQ drops outputs for which a reader is 1,000 messages
+    behind (https://github.com/nteract/papermill/issues/426); here they queue as long as they must.
     """
     import zmq
     from ipykernel.iostream import IOPubThread
@@ -152,9 +157,10 @@ def prepare_ipykernel(folder: Path) -> None:
 def prepare_kernel(app: Any) -> None:
     """Change what has no option in an initialized kernel: a prompt end, and prompt tracebacks.
 
-    A notebook seldom waits for the processes that it starts; ipykernel would, for 14 s, and be killed before its
-    `atexit` handlers. For each line of a traceback `inspect` looks for the cell among the files of all modules: 0.01 s
-    with the modules of a warm kernel, and a RecursionError has 3,000 lines. So it learns that a cell is no module's.
+    A notebook seldom waits for the processes that it starts; ipykernel would, for 14 s, since
+    https://github.com/ipython/ipykernel/pull/869, and be killed before its `atexit` handlers. For each line of a
+    traceback `inspect` looks for the cell among the files of all modules (https://github.com/python/cpython/issues/92041):
+    0.01 s with those of a warm kernel, and a RecursionError has 3,000 lines. So it learns that a cell is no module's.
     """
     import psutil
 

@@ -1,7 +1,7 @@
 """A warm process: a fork server, which has imported what notebooks import; and what a kernel runs.
 
-The worker runs `serve_forks`, whose child is the fork server and imports the modules that notebooks want. For each
-connection that the worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in its
+A worker runs `serve_forks`, which imports the modules that notebooks want and serves all workers of the user. For each
+connection that a worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in its
 process what a cold one finds: this module undoes what the imports, or the time since, have left.
 """
 
@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from papermill_dask import compat
-from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale, end_with, supervise
-from papermill_dask.kernels.warm import LAUNCHER
+from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale, end_alone, end_with, supervise
+from papermill_dask.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
 # What ipykernel itself imports only once a kernel starts or ends, and IPython once an error is shown.
@@ -89,40 +89,71 @@ class KernelForked(BaseException):
 
 
 def serve_forks() -> NoReturn:
-    """Run the fork server for the socket and the modules of the command line; it ends with the worker."""
-    control, parent = socket.socket(fileno=int(sys.argv[1])), os.getpid()
-    control.set_inheritable(False)
-    if server := os.fork():
-        threading.Thread(target=_end_with_worker, args=(control,), daemon=True).start()
-        os.waitpid(server, 0)
-        os._exit(0)  # a worker that still waits for the server's answer notices
+    """Run the fork server that the command line describes; it ends with its last worker."""
+    starter, modules, path, descriptor = sys.argv[1:]
+    listener = socket.socket(fileno=int(descriptor))
+    listener.set_inheritable(False)
     try:
-        _serve(control, Imports(parent, json.loads(sys.argv[2])))
+        end_with(int(starter))
+        imports = Imports(json.loads(modules))
+        end_alone()
+        _serve(listener, Path(path), imports)
     except KernelForked as forked:
         argv, prepare = forked.args
     run_kernel(argv, prepare)  # as deep in calls as a cold kernel: a recursion ends at the same depth
 
 
-def _end_with_worker(control: socket.socket) -> NoReturn:
-    """End this process, and by that the fork server, when the worker closes the socket; kernels may live on."""
-    end = select.poll()
-    end.register(control, 0)  # what comes over the socket is the server's
-    end.poll()
+def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
+    """Fork a supervisor whenever a worker asks for one; raise KernelForked in its kernel."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors that have ended leave the process table
+    listening, workers = [listener], list[socket.socket]()
+    while listening or workers:
+        for ready in select.select([*listening, *workers], [], [])[0]:
+            if ready is listener:
+                workers.append(listener.accept()[0])
+                continue
+            message, descriptors = _receive(ready)
+            if message == FORK:
+                if _fork() == 0:
+                    for other in (listener, *workers):
+                        other.close()
+                    _supervise(imports, *descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                continue
+            if message == STALE:
+                _hide(listening, path)
+            workers.remove(ready)
+            ready.close()
+        if not workers and not select.select(listening, [], [], 0)[0]:
+            _hide(listening, path)
     os._exit(0)
 
 
-def _serve(control: socket.socket, imports: Imports) -> NoReturn:
-    """Fork a supervisor for each connection that comes over the socket; raise KernelForked in its kernel."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors that have ended leave the process table
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not message:
-            os._exit(0)
-        with Connection(descriptors[0]) as connection:
-            if _fork() == 0:
-                control.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                supervise(connection, imports.fork_kernel, imports.check_files)
+def _hide(listening: list[socket.socket], path: Path) -> None:
+    """Let no other worker come: the next one finds no server, and starts its own."""
+    while listening:
+        with contextlib.suppress(OSError):  # others have their sockets in the folder, or it is gone
+            path.unlink()
+            path.parent.rmdir()
+        listening.pop().close()
+
+
+def _supervise(imports: Imports, connection: int, *streams: int) -> NoReturn:
+    """Run a supervisor that writes where the worker writes that asked for it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+        os.close(stream)
+    with Connection(connection) as worker:  # which is not the kernel's
+        supervise(worker, imports.fork_kernel, imports.check_files)
+
+
+def _receive(worker: socket.socket) -> tuple[bytes, list[int]]:
+    try:
+        return socket.recv_fds(worker, 1, 3)[:2]
+    except OSError:  # the worker was killed
+        return b"", []
 
 
 def _fork() -> int:
@@ -138,8 +169,7 @@ class Imports:
     ``environment`` says which variables they set, and ``reason`` why kernels must not be forked from here, if so.
     """
 
-    def __init__(self, parent: int, modules: Sequence[str]) -> None:
-        end_with(parent)
+    def __init__(self, modules: Sequence[str]) -> None:
         began = time.time()
         self.reason: str | None = None
         self.environment: dict[str, str] = {}

@@ -31,7 +31,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Float, Type, Unicode, default
 
 from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessStale
-from papermill_dask.kernels.warm import START, WARM, cold_command, python_of
+from papermill_dask.kernels.warm import START, WARM, cold_command, python_of, socket_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ END_SECONDS = 10.0
 FORK_SECONDS = 15.0  # what a notebook waits, at most, for a warm process that imports; then its kernel starts cold
 ROUND_SECONDS = 0.1
 RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
-MAX_FOLDER_BYTES = 60  # bytes; a Unix socket's path has room for 104 to 108
 READY_SECONDS = 0.2
 GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
 
@@ -251,8 +250,7 @@ class KernelManager(AsyncKernelManager):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        is_long = len(os.fsencode(tempfile.gettempdir())) > MAX_FOLDER_BYTES
-        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir="/tmp" if is_long else None)  # noqa: S108 - it has a mode of its own
+        self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=socket_folder())
         # Also when nobody shuts the kernel down, and at the interpreter's end.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"

@@ -1,15 +1,21 @@
-"""The warm processes of a worker: fork servers, one for each environment that imports would see differently."""
+"""Warm processes: fork servers, one for all workers of a machine whose kernels would see the same in it."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import logging
+import os
+import re
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -17,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 LAUNCHER = "ipykernel_launcher"
 MAX_PROCESSES = 2
+CONNECT_TRIES = 5
+STALE_SECONDS = 1.0
+MAX_FOLDER_BYTES = 60  # a Unix socket's path has room for 104 to 108
+FORK, STALE = b".", b"!"  # what a worker asks of a fork server
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
 # `exec` makes up for the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
 START = "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.kernels.{0} import {1}; {1}()')"
@@ -26,7 +36,7 @@ START = "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_
 # forked kernel has its own.
 SIGNIFICANT_VARIABLES = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),  # interpreter, loader, C library
-    *("HOME", "XDG_", "IPYTHON", "JUPYTER_"),  # where configuration is looked for
+    *("HOME", "XDG_", "IPYTHON", "JUPYTER_", "TMP", "TEMP"),  # where configuration is looked for, and files are put
     *("OMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # sizes of native pools
     *("NPY_", "NUMPY_", "SCIPY_", "PANDAS_", "PANDERA_", "ARROW_", "SKLEARN_", "JOBLIB_", "LOKY_", "PVLIB_"),
     *("TF_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "ONEDNN_", "DNNL_"),
@@ -36,49 +46,119 @@ SIGNIFICANT_VARIABLES = (
 )
 
 
-def _significant(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(SIGNIFICANT_VARIABLES)}
+# What a process has from the one that forked it, beside its memory: who it is, and what it may and may use.
+STATUS = re.compile(rb"^(?:Umask|Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):.*$", re.MULTILINE)
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+
+
+def socket_folder() -> str:
+    """Return the folder for temporary files, or one whose path is short enough for the sockets in it."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108 - what is put there has a mode of its own
+
+
+def _key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return a name for all that a kernel has from its fork server; equal where workers can share the server."""
+    variables = sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES))
+    here = Path("/proc/self")
+    inherited = [
+        *STATUS.findall((here / "status").read_bytes()),
+        *((here / name).read_bytes() for name in ("limits", "cgroup", "oom_score_adj")),
+        *((here / "ns" / name).readlink() for name in NAMESPACES),
+        os.nice(0),
+    ]
+    return hashlib.sha256(repr((python, tuple(modules), variables, inherited)).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """Yield this user's folder for the sockets of fork servers, locked; raise OSError if others may write in it."""
+    folder = Path(socket_folder()) / f"papermill-dask-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise PermissionError(f"{folder} is not yours alone; remove it, or set TMPDIR to a folder of your own")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(descriptor)
 
 
 class WarmProcess:
-    """A fork server as the worker sees it.
+    """A fork server as one of its workers sees it.
 
-    Kernels are forked from it for ``python`` and an ``environment`` that `matches`; ``reason`` says why none can be.
+    Kernels with the same ``key`` are forked from it; ``reason`` says why none can be. It ends with its last worker.
+    Raises OSError where there can be no such process.
     """
 
-    def __init__(self, python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, key: str, python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
+        self.key = key
         self.reason: str | None = None
-        self._python, self._environment = python, _significant(environment)
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            command = START.format("forkserver", "serve_forks")
-            self.process = subprocess.Popen(
-                [*python, "-c", command, str(theirs.fileno()), json.dumps(list(modules))],
-                env=dict(environment),
+        self._command = [*python, "-c", START.format("forkserver", "serve_forks"), str(os.getpid())]
+        self._command.append(json.dumps(list(modules)))
+        self._environment = dict(environment)
+        for _ in range(CONNECT_TRIES):
+            # A server that ends may remove the folder at any time.
+            with contextlib.suppress(FileNotFoundError), _private_folder() as folder:
+                self._control = self._join(str(folder / key))
+                return
+        raise OSError(f"no fork server at {socket_folder()} after {CONNECT_TRIES} tries")
+
+    def _join(self, path: str) -> socket.socket:
+        """Return a connection to the server at a path, which is started if there is none."""
+        control = socket.socket(socket.AF_UNIX)
+        try:
+            control.connect(path)
+        except ConnectionRefusedError:  # it was killed
+            Path(path).unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            return control
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(socket.SOMAXCONN)
+        control.connect(path)
+        threading.Thread(target=self._run_server, args=(listener, path), name="fork server", daemon=True).start()
+        return control
+
+    def _run_server(self, listener: socket.socket, path: str) -> None:
+        """Run the server to its end, in a thread of its own: with it the server ends while it imports."""
+        with listener:
+            server = subprocess.Popen(
+                [*self._command, path, str(listener.fileno())],
+                env=self._environment,
                 cwd="/",  # where nothing can be imported by mistake
-                pass_fds=[theirs.fileno()],
+                pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-
-    def matches(self, python: tuple[str, ...], environment: Mapping[str, str]) -> bool:
-        """Tell whether the imports of kernels with this interpreter and these variables would be the same."""
-        return (python, _significant(environment)) == (self._python, self._environment)
+        server.wait()
 
     def connect(self) -> Connection:
         """Return the connection to a kernel's supervisor, which answers after the imports; closed if none can be."""
         ours, theirs = socket.socketpair()
         with theirs, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [b"."], [theirs.fileno()])
+            socket.send_fds(self._control, [FORK], [theirs.fileno(), 1, 2])
         return Connection(ours.detach())
 
     def close(self, reason: str | None = None) -> None:
-        """End the process; kernels that were forked from it live on."""
+        """Leave the process, which ends if no other worker has it; kernels that were forked from it live on."""
         self.reason = reason
-        with contextlib.suppress(OSError):  # it has ended
-            self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
-        self.process.wait()
+
+    def retire(self) -> None:
+        """Have no worker find the process any more, because its imports are out of date; and leave it."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._control.settimeout(STALE_SECONDS)
+            self._control.send(STALE)
+            self._control.recv(1)
+        self.close()
 
 
 class WarmProcesses:
@@ -100,17 +180,21 @@ class WarmProcesses:
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process for kernels of this interpreter; None, and one started for the next, if there is none."""
+        """Return the process for kernels of this interpreter; None, and one joined or started for the next, if new."""
         if not self._modules or not python:
             return None
         if sys.platform != "linux":
             logger.info("Kernels start cold: forking a process with libraries is not safe on %s.", sys.platform)
             return None
         with self._lock:
-            match = next((process for process in self.processes if process.matches(python, environment)), None)
+            key = _key(python, self._modules, environment)
+            match = next((process for process in self.processes if process.key == key), None)
             if match:
                 self.processes.remove(match)
-            self.processes.append(match or WarmProcess(python, self._modules, environment))
+            try:
+                self.processes.append(match or WarmProcess(key, python, self._modules, environment))
+            except OSError as error:
+                logger.warning("Kernels start cold: %s.", error)
             self._shrink(MAX_PROCESSES)
             if self._end:
                 self._end.cancel()
@@ -134,7 +218,7 @@ class WarmProcesses:
         with self._lock:
             if process in self.processes:
                 self.processes.remove(process)
-                process.close()
+                process.retire()
 
 
 def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
