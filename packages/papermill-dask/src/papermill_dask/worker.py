@@ -103,6 +103,7 @@ def run_notebook(task: Task) -> dict[str, Any]:
 
 def _run_cells(run: Run) -> dict[str, Any]:
     import nbformat
+    from jupyter_core.utils import ensure_event_loop
 
     from papermill_dask.cells import CellEvents, KernelClient
 
@@ -115,7 +116,9 @@ def _run_cells(run: Run) -> dict[str, Any]:
         runs.check_reachable()
         run.kernel = KernelClient(manager, run, before_end=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stopped:
-            run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
+            # nbclient leaves the loop of this thread, with three open files, to the garbage collector.
+            with contextlib.closing(ensure_event_loop()):
+                run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
     except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
         error = run.kernel.explain(problem, run.cell) if run.kernel else problem
     error = run.stopped or error

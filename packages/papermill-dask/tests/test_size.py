@@ -1,0 +1,70 @@
+"""What a long sweep costs, and that it leaves nothing behind: memory and open files are as before."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+from hosts import new_cluster, notebook, wait_for
+from programs import BIN
+
+NOTEBOOKS = 1000
+FIRST = 400  # after which caches are full and connections open
+GROWTH = 1.05
+# What Dask remembers of the past, up to an hour of profiles and thousands of lines, is full here after the first ones.
+MEMORY = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__DIAGNOSTICS__COMPUTATIONS__MAX_HISTORY": "10",
+}
+
+
+def usage(cluster) -> dict[str, tuple[float, int]]:
+    """Return megabytes and open files: of the scheduler, of the mean worker, and of the fork server of all workers."""
+    found = {"scheduler": [], "worker": [], "fork server": []}
+    for name, process in cluster.processes.items():
+        worker = psutil.Process(process.pid)
+        found["scheduler" if name == "scheduler" else "worker"].append(worker)
+        found["fork server"] += [child for child in worker.children() if "serve_forks" in " ".join(child.cmdline())]
+    assert len(found["fork server"]) == 1
+    return {
+        name: (
+            sum(process.memory_full_info().pss for process in processes) / len(processes) / 1e6,
+            sum(process.num_fds() for process in processes) // len(processes),
+        )
+        for name, processes in found.items()
+    }
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [2, 16])
+def test_thousand_notebooks_leave_memory_and_files_as_they_were(tmp_path, workers):
+    """A sweep of a thousand tiny notebooks; prints a column of the README's table."""
+    with new_cluster(tmp_path / "cluster", DASK_PAPERMILL_DASK__KERNEL_IMPORTS='["pandas"]', **MEMORY) as cluster:
+        cluster.start_scheduler()
+        for number in range(workers):
+            cluster.start_worker(f"worker-{number}")
+        source = notebook(tmp_path / "tiny.ipynb", "# tags: parameters\nnumber = 0", "import pandas\nprint(number)")
+
+        def sweep(count):
+            values = ",".join(map(str, range(count)))
+            words = [BIN / "papermill-sweep", source, "--sweep", f"number={values}"]
+            began = time.monotonic()
+            client = cluster.start_client(words, tmp_path, tmp_path / "none")
+            assert client.wait(3600) == 0, client.words
+            minutes = (time.monotonic() - began) / 60
+            wait_for(lambda: not list(cluster.folder.glob("kernel-*")))
+            return count / minutes
+
+        sweep(FIRST)
+        before = usage(cluster)
+        rate = sweep(NOTEBOOKS)
+        after = usage(cluster)
+    print(f"\n{workers} workers: {rate:.0f} notebooks a minute")
+    for part, (megabytes, files) in after.items():
+        print(f"{part}: {before[part][0]:.0f} to {megabytes:.0f} MB, {before[part][1]} to {files} open files")
+    for part, (megabytes, files) in after.items():
+        assert megabytes < GROWTH * before[part][0], part
+        assert files <= GROWTH * before[part][1] + 2, part
