@@ -9,22 +9,19 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask.config
+from distributed import Client, Event, LocalCluster, Semaphore
 from jupyter_client.kernelspec import NoSuchKernel
 
 from papermill_dask import compat
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
-
-if TYPE_CHECKING:
-    from distributed import Client, Semaphore
 
 logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
 NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs in parallel
@@ -67,8 +64,6 @@ def connect() -> Iterator[Client]:
     That is the scheduler that Dask's configuration names (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
     Raises EngineError when the scheduler does not answer or has no worker.
     """
-    from distributed import LocalCluster
-
     # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     # Tracebacks of what we tell in words; a lease that cannot be refreshed is a failed callback of tornado's.
@@ -222,19 +217,25 @@ def reserve_slot(client: Client, workers: list[Worker]) -> Iterator[Worker]:
     Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
     there is a slot: one of the leases of a worker's semaphore. Raises WorkerLost when none of the workers is left.
     """
+
+    def release() -> None:
+        if client.status == "running":  # a scheduler that is gone has no leases to give back
+            lease.release()
+            released.set()
+
     with client.as_current(), contextlib.ExitStack() as stack:
-        say_once = functools.cache(logger.info)
+        say_once, released = functools.cache(logger.info), Event(f"{NOTEBOOK}-slot-released")
         try:
             leases = {worker.address: _new_leases(worker, stack) for worker in workers}
             while True:
+                released.clear()
                 for worker in _least_busy(client, workers):
                     if (lease := leases[worker.address]).acquire(timeout=0):
-                        # A scheduler that is gone has no leases to give back.
-                        stack.callback(lambda: client.status == "running" and lease.release())
+                        stack.callback(release)
                         yield worker
                         return
                 say_once("Waiting for a free worker: all that suit this notebook are busy.")
-                time.sleep(RETRY_SECONDS)
+                released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
         except OSError as error:
             if client.status == "running":
                 raise
@@ -243,8 +244,6 @@ def reserve_slot(client: Client, workers: list[Worker]) -> Iterator[Worker]:
 
 def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
     """Return the semaphore of a worker's notebooks; a lease is refreshed until the stack is closed."""
-    from distributed import Semaphore
-
     # Dask's own time, 30 s, is long to wait for the slot that a killed client had.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
         leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")

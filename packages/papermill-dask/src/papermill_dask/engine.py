@@ -17,9 +17,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbformat
+import tqdm.auto  # noqa: F401 - papermill imports it for its bar
+from distributed import Client, Future, KilledWorker
 from jupyter_client.jsonutil import parse_date
 from nbclient.exceptions import CellExecutionComplete
 from papermill.clientwrap import PapermillNotebookClient
@@ -33,9 +35,6 @@ from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.task import Task
 from papermill_dask.worker import run_notebook
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
-
 FORWARDED = ("DVC_*", "MLFLOW_*", "PYDEVD_*")  # the last as papermill's program sets it
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
 POLL_SECONDS = 0.1
@@ -46,6 +45,8 @@ ATTACH_SECONDS = 120
 EARLIER_SECONDS = 0.2
 SAVE_SECONDS = 1.0
 SAVE_SHARE = 0.05  # of the time may go into saving
+# Compiles the schema of notebooks: for programs that are forked from a process which has imported this module.
+nbformat.validate(nbformat.v4.new_notebook())
 # Dask's modules are many objects, and the interpreter would look through them once more, 0.2 s long, before it ends.
 atexit.register(gc.freeze)
 
@@ -350,8 +351,6 @@ class Attempt:
             raise WorkerLost("The Dask scheduler was lost.", **LOST)
         if future.cancelled():
             raise EngineError("The notebook was stopped on its worker.", value="its task was cancelled")
-        from distributed import KilledWorker
-
         try:
             return future.result()
         except (OSError, KilledWorker):  # the second where the scheduler allows no failures
