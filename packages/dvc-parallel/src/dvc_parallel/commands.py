@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
 import shlex
@@ -60,6 +61,11 @@ class Commands:
         self._modules = modules if sys.platform == "linux" else ()
         self._is_warm = not self._modules  # forking takes no time for imports, now or any more
         FORK_SERVER.set_forkserver_preload(["dvc_parallel.runner", *self._modules])
+
+    def warm_up(self) -> None:
+        """Start the imports in the background, unless they have started."""
+        if self._modules:
+            multiprocessing.forkserver.ensure_running()
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> BaseProcess:
         """Start a command, which waits until no other process holds ``log``; all of it is a session.

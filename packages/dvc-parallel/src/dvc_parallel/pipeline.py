@@ -49,6 +49,10 @@ class Pipeline:
         """Return the log of a stage, which a copy of the stage locks while it runs."""
         return self._folder / f"{quote(stage.path_in_repo, safe='')}:{quote(getattr(stage, 'name', ''), safe='')}.log"
 
+    def is_outdated(self) -> bool:
+        """Tell whether stages have to run, besides those that always run; their results may make more outdated."""
+        return self._locked(lambda: any(stage.changed() for stage in self.steps if not stage.always_changed))
+
     def prepare(self, stage: Stage, *, force: bool, run_cache: bool) -> State:
         """Do what `Stage.reproduce` and `Stage.run` do before commands; return RUNNING if there are any to run.
 

@@ -126,6 +126,10 @@ class _Reproduction:
     def run(self, jobs: int) -> dict[str, State]:
         """Run the stages, at most ``jobs`` in parallel; return their states, or raise as `reproduce` does."""
         try:
+            self._start_ready(jobs)
+            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # met again where a stage is prepared
+                if self._running and (self._options["force"] or self._pipeline.is_outdated()):
+                    self._commands.warm_up()  # while a stage that always runs looks for changes
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
                 for sentinel in multiprocessing.connection.wait(self._running, TICK_SECONDS if self._running else 0):
