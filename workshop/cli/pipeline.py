@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +51,15 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
-    from workshop.data.prepare import load_or_make  # imports pandas
+    click.echo("Pipeline", err=True)
+    # It takes a second, and so does the pipeline to find that nothing has changed.
+    threading.Thread(target=importlib.import_module, args=["mlflow"], daemon=True).start()
+    reproduce(settings, folder=settings.pipeline)
     from workshop.models import registry  # imports pandas
 
-    click.echo("Pipeline", err=True)
-    reproduce(settings, folder=settings.pipeline)
     if not (csv := settings.root / "3_projects" / "germany.csv").exists():
+        from workshop.data.prepare import load_or_make  # imports pandera
+
         load_or_make(csv)
     model = "none: the gate refused every model so far (4_pipeline/results/decision.json)"
     if current := registry.production():
