@@ -143,7 +143,11 @@ def install_snakemake(clone: Clone) -> Path:
     environment = clone.folder / "snakemake"
     if not environment.exists():
         clone.do("uv", "venv", "--quiet", "--python", BIN / "python", environment)
-        clone.do("uv", "pip", "install", "--quiet", "--python", environment / "bin" / "python", SNAKEMAKE)
+        options = ("--quiet", "--compile-bytecode", "--python", environment / "bin" / "python")
+        clone.do("uv", "pip", "install", *options, SNAKEMAKE)
+    for packages in (environment, BIN.parent):
+        if not next(packages.glob("lib/*/site-packages/yaml/__pycache__/*.pyc"), None):
+            raise RuntimeError(f"the imports of {packages} would be compiled at each start; that is not measured")
     return environment / "bin" / "snakemake"
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import yaml
 
 from benchmarks.clone import Clone
 from benchmarks.measure import Side
+from benchmarks.small_notebooks import install_snakemake
 from benchmarks.table import Row
 
 TITLE = "The pipeline, from nothing made and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
+PEER = "Snakemake, two jobs, papermill's own engine"
 WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
 STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"
 ROWS = (
     Row("pipeline, warm workers", STOCK, WARM),
+    Row("pipeline, warm workers", PEER, WARM),
     Row("pipeline, cluster just started", STOCK, COLD),
     Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC),
     Row("pipeline, nothing to do", STOCK_UNCHANGED, UNCHANGED),
@@ -38,6 +42,10 @@ def sides(clone: Clone) -> list[Side]:
         file.write_text(text.replace(ENGINE, ""))
         clone.wait_until_warm()
 
+    def peer_ready() -> None:
+        stock_ready()
+        write_snakefile(clone)
+
     def warm_ready() -> None:
         forget(clone)
         clone.wait_until_warm()
@@ -55,6 +63,7 @@ def sides(clone: Clone) -> list[Side]:
     def run_many(program: str) -> None:
         clone.do(program, "repro", cwd=many)
 
+    snakemake = install_snakemake(clone)
     many = clone.new_folder("stages")
     (many / "given").write_text("given")
     (many / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"many": {"foreach": list(range(200)), "do": STAGE}}}))
@@ -62,6 +71,7 @@ def sides(clone: Clone) -> list[Side]:
     clone.do("dvc", "repro", cwd=many)
     return [
         Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
+        Side(PEER, lambda: run(clone, snakemake, "--cores", "2", "--quiet", "all"), peer_ready),
         Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
         Side(COLD, lambda: run(clone, "workshop"), cold_ready, at_once=True),
         Side(WARM, lambda: run(clone, "workshop"), warm_ready),
@@ -78,13 +88,41 @@ def settle(clone: Clone) -> None:
     run(clone, "workshop")
 
 
-def run(clone: Clone, program: str) -> None:
+def run(clone: Clone, program: str | Path, *options: str) -> None:
     """Run the pipeline; raise RuntimeError when an output of `dvc.yaml` is not there afterwards."""
-    clone.do(program, "repro", cwd=clone.pipeline)
-    stages = yaml.safe_load((clone.pipeline / "dvc.yaml").read_text())["stages"].values()
-    outputs = [next(iter(out)) if isinstance(out, dict) else out for stage in stages for out in stage["outs"]]
+    clone.do(program, *(options or ("repro",)), cwd=clone.pipeline)
+    outputs = [out for stage in stages(clone).values() for out in paths(stage["outs"])]
     if missing := [out for out in outputs if not (clone.pipeline / out).exists()]:
         raise RuntimeError(f"the pipeline did not make {missing}")
+
+
+def stages(clone: Clone) -> dict[str, dict]:
+    """Return the stages of the clone's `dvc.yaml`."""
+    return yaml.safe_load((clone.pipeline / "dvc.yaml").read_text())["stages"]
+
+
+def paths(entries: list) -> list[str]:
+    """Return the paths of a stage's entries, each of which is a path or a mapping from a path to its flags."""
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def write_snakefile(clone: Clone) -> None:
+    """Write the pipeline's stages as rules of Snakemake."""
+    read = {dep for stage in stages(clone).values() for dep in stage.get("deps", [])}
+    rules, made = [], []
+    for name, stage in stages(clone).items():
+        outputs = []
+        for out in paths(stage["outs"] + stage.get("metrics", [])):
+            # Of a folder, Snakemake has to know the files that other rules read.
+            inner = sorted(dep for dep in read if dep.startswith(f"{out}/"))
+            outputs += map(repr, inner or [out]) if inner or "." in out else [f"directory({out!r})"]
+        commands = [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]
+        rules.append(
+            f"rule {name}:\n    input: {stage.get('deps', [])!r}\n    output: {', '.join(outputs)}\n"
+            f"    shell: {' && '.join(commands)!r}\n"
+        )
+        made += outputs
+    (clone.pipeline / "Snakefile").write_text(f"rule all:\n    input: {', '.join(made)}\n\n" + "\n".join(rules))
 
 
 def forget(clone: Clone) -> None:
