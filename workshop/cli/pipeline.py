@@ -24,6 +24,7 @@ from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 PRELOAD = (
     "workshop.cli.models", "workshop.cli.pipeline", "workshop.cli.servers", "workshop.data.sources", "nbformat",
     "pyarrow.fs", "nbclient", "papermill.__main__", "distributed", "papermill_dask.engine", "papermill_dask.worker",
+    "tqdm.auto",
 )  # fmt: skip
 
 
