@@ -66,9 +66,6 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Order the tests by their groups; a process of pytest-xdist leaves these to the one that hands out the tests."""
-    for item in items:
-        if item.nodeid.startswith("tests/browser"):
-            item.add_marker(pytest.mark.walk)
     groups = {item.nodeid: group_of(item) for item in items}
     order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(groups[item.nodeid], len(order)))
