@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import numpy as np
 import pandas as pd
-from cachetools import LRUCache, cached
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
@@ -179,8 +177,6 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return [strip_fitting_state(end.fit(derived, factor)) for end in ends], margin
 
 
-# The candidates of a search learn from the same hours.
-@cached(LRUCache(16), key=lambda *given: joblib.hash([*map(np.asarray, given)]), lock=threading.Lock())
 def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex, level_days: int) -> np.ndarray:
     """Return for each hour the level of its part of time: the sum of its values by what its weather makes expect.
 
