@@ -58,11 +58,11 @@ offline: .venv/installed
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
 	@echo "On the other machine: git clone '$(FOLDER)/workshop.bundle' workshop; cd workshop; make run OFFLINE='$(FOLDER)'"
 
-test: .venv/installed
+test: .venv/tests
 	@$(BIN)/python -m pytest
 
 # RESOLUTION=lowest-direct or highest: in new environments of PYTHON, with the oldest or newest versions that are allowed.
-test-packages: .venv/installed
+test-packages: .venv/tests
 	@status=0; for package in packages/*/; do (cd "$$package" && python=$(BIN)/python && $(if $(RESOLUTION), \
 		environment=$$(mktemp -d) && trap 'rm -rf "$$environment"' EXIT && python=$$environment/bin/python && \
 		$(BIN)/uv venv --quiet --clear --python "$(PYTHON)" "$$environment" && \
@@ -93,7 +93,7 @@ test-privileged: .venv/examples
 	@status=0; for folder in . packages/*/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \
 		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak") || status=1; done; exit $$status
 
-walk: .venv/installed
+walk: .venv/tests
 	@$(BIN)/python -m pytest -m "walk and not soak"
 
 # What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
@@ -108,7 +108,7 @@ book: .venv/book
 		rm -rf "$$site" && cp -r book/site "$$site" && echo "The book: $$site/index.html"
 
 # `-p randomly --randomly-seed=N` repeats an order.
-soak: .venv/book
+soak: .venv/tests .venv/book
 	@$(BIN)/python -m pytest -m soak
 	@cd packages/papermill-dask && $(BIN)/python -m pytest -m soak
 	@status=0; for folder in . packages/*/; do \
@@ -117,15 +117,19 @@ soak: .venv/book
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.run
 
-lint: .venv/installed
+lint: .venv/tests
 	@$(BIN)/pre-commit run --all-files
 
 lock: .venv/installed
-	@echo '-e .[dev]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
+	@echo '-e .' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
-	@for folder in server/team examples/cifar10 docs; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
+	@for folder in server/team examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
+
+.venv/tests: .venv/installed tests/requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
+	@touch $@
 
 .venv/book: .venv/installed docs/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement docs/requirements.txt
@@ -142,11 +146,12 @@ lock: .venv/installed
 	@"$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) $(UV)
 	@echo "  uv is there; installing the pinned packages" >&2
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode $(FROM) --no-deps -r requirements.txt
+	@# Not compiled here: less than half of it is ever imported.
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps -r requirements.txt
 	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)
 	@touch $@
 
-.venv/examples: .venv/installed
+.venv/examples: .venv/tests
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt \
 		--requirement server/team/requirements.txt --requirement examples/cifar10/requirements.txt --editable '.[examples]'
 	@touch $@

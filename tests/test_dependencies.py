@@ -14,10 +14,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from workplace import BIN, ROOT, clean_environment
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = ROOT / "requirements.txt"
 RANGES = [
     requirement
-    for requirement in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["tests"])
     if not (ROOT / "packages" / requirement.name).exists()
 ]
 PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
@@ -33,7 +34,7 @@ IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
 def pins():
     """Each pinned name with its versions: more than one where Pythons need different ones."""
     versions = {}
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+    for line in (LOCK.read_text() + (ROOT / "tests" / "requirements.txt").read_text()).splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^ ;]+)", line):
             versions.setdefault(canonicalize_name(match[1]), []).append(match[2])
     return versions
@@ -41,14 +42,14 @@ def pins():
 
 @pytest.mark.parametrize("requirement", RANGES, ids=lambda requirement: requirement.name)
 def test_lock_holds_a_version_within_each_range(requirement):
-    """requirements.txt was compiled from pyproject.toml as it stands."""
+    """The locks were compiled from pyproject.toml as it stands."""
     versions = pins()[canonicalize_name(requirement.name)]
     assert all(requirement.specifier.contains(version) for version in versions)
 
 
 def test_lock_holds_pins_and_this_repository_alone():
     """Exact versions from the index that the reader uses, and what lies here; no other path, no address."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    lines = LOCK.read_text().splitlines()
     pinned = [line for line in lines if line.strip() and not line.startswith("-e ")]
     assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in pinned)
     folders = {"."} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}

@@ -184,18 +184,3 @@ def test_killed_server_has_all_that_it_acknowledged(server, monkeypatch, kills):
     with closing(sqlite3.connect(server.settings.database)) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert_whole(MlflowClient(server.uri), acknowledged)
-
-
-@pytest.mark.walk
-def test_server_whose_parent_dies_while_it_starts_ends(tmp_path):
-    """`mlflow server` is killed when its child still imports: the child does not live on to hold the port."""
-    server = Server(tmp_path / "state")
-    with subprocess.Popen(
-        server.service.command(server.settings),
-        env=server.environment | server.service.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        children = wait_for(psutil.Process(process.pid).children)
-        process.kill()
-    assert not psutil.wait_procs(children, timeout=300)[1]  # the child looks when it has imported MLflow

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -106,20 +107,12 @@ def database_address(settings: Settings) -> str:
 
 
 def _tracking_command(settings: Settings) -> list[str]:
-    # Names of this machine on any port, since a tunnel may have another. Patterns, in which [ is special. A page of
-    # another site whose name was made to resolve to this machine (DNS rebinding) gets no answer.
-    hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
+    logs = settings.logging_file or distribution("mlflow").locate_file("mlflow/server/uvicorn_log_config.yaml")
+    # One process: several would share one SQLite file and add 40 ms to each kept-alive request.
     return [
-        program("mlflow"),
-        "server",
+        *(program("uvicorn"), "--factory", "workshop.servers.tracking_server:make_app"),
         *("--host", settings.host, "--port", str(settings.mlflow_port)),
-        *("--backend-store-uri", database_address(settings)),
-        *("--artifacts-destination", settings.artifacts_uri),
-        # More server processes would share one SQLite file and add 40 ms to each kept-alive request.
-        *("--workers", "1"),
-        *("--app-name", "workshop"),
-        *("--allowed-hosts", ",".join(f"{host},{host}:*" for host in hosts)),
-        *(("--uvicorn-opts", f"--log-config {settings.logging_file}") if settings.logging_file else ()),
+        *("--log-config", str(logs)),
     ]
 
 

@@ -39,7 +39,7 @@ from workshop.servers.services import (
     refuse_beyond_loopback,
     reserve_ports,
 )
-from workshop.servers.tracking_server import ensure_database
+from workshop.servers.tracking_server import check_database
 from workshop.settings import Settings, get_settings
 
 START_SECONDS = 300  # of a machine under load
@@ -103,7 +103,7 @@ def up(report: Report) -> Settings:
             return settings
         _end_leftovers(settings, report)
         settings.credentials(create=True)
-        ensure_database(settings)
+        check_database(settings)
         with choosing_ports(settings, report):
             while True:
                 settings = reserve_ports(settings, report)

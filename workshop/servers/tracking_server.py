@@ -1,47 +1,56 @@
 """The application and the database of the tracking server; `services` has its command.
 
-`mlflow server --app-name workshop` serves the application (entry point ``mlflow.app``).
+uvicorn serves the application; `mlflow server --app-name workshop` does so, too (entry point ``mlflow.app``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from typing import Any
 
-import psutil
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from workshop.errors import ServiceError
-from workshop.servers.services import database_address, program
+from workshop.servers.services import database_address
 from workshop.settings import Settings, get_settings
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an answer for 120 s
 
 
 def make_app() -> Any:
-    """Return MLflow's application; its artifact store gets the password for the FTP server of the settings alone."""
-    # MLflow's application reads the environment when it is imported.
-    from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR
+    """Return MLflow's application for the database and the artifact store of the settings.
+
+    Options of `mlflow server --app-name workshop` have priority. The password of the FTP server is for the store of the
+    settings alone.
+    """
+    settings = get_settings()
+    # Names of this machine on any port, since a tunnel may have another. Patterns, in which [ is special. A page of
+    # another site whose name was made to resolve to this machine (DNS rebinding) gets no answer.
+    hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
+    # MLflow's application reads it when it is imported.
+    os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", ",".join(f"{host},{host}:*" for host in hosts))
+    from mlflow.server import constants, handlers
     from mlflow.server.fastapi_app import app
 
-    if sys.platform == "linux":  # die with `mlflow server`, which started this process, and leave it the port
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = psutil.Process().parent()
-    if parent is None or not any("mlflow" in word or "uvicorn" in word for word in parent.cmdline()):
-        sys.exit("The `mlflow server` that started this process has ended.")
-    queue_writers(Engine)
-    settings = get_settings()
-    if os.environ.get(ARTIFACTS_DESTINATION_ENV_VAR, "").startswith(f"{settings.ftp_uri}/"):
+    # What `mlflow server` hands on to the uvicorn that it starts; it would stay beside it, with all its imports.
+    address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or database_address(settings)
+    for name, value in {
+        constants.BACKEND_STORE_URI_ENV_VAR: address,
+        constants.REGISTRY_STORE_URI_ENV_VAR: address,
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: settings.artifacts_uri,
+    }.items():
+        os.environ.setdefault(name, value)
+    if os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR].startswith(f"{settings.ftp_uri}/"):
         os.environ |= settings.ftp_environment()
+    ensure_database(settings)
+    queue_writers(Engine)
+    handlers.initialize_backend_stores(address, address, os.environ[constants.ARTIFACT_ROOT_ENV_VAR])
     return app
 
 
@@ -60,41 +69,38 @@ def queue_writers(engine: Engine | type[Engine]) -> None:
     )
 
 
-def ensure_database(settings: Settings) -> None:
-    """Make the tracking database if there is none, complete or not at all; raise ServiceError when that fails.
-
-    A server that is killed while it makes its tables leaves an SQLite file that no server can open. PostgreSQL undoes
-    what was not completed, so there MLflow's server makes them.
-    """
-    if settings.database_uri:
-        try:
-            create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
-        except SQLAlchemyError as error:
-            raise ServiceError(
-                "The tracking database does not answer.",
-                value=str(error).splitlines()[0],
-                next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
-            ) from None
+def check_database(settings: Settings) -> None:
+    """Raise ServiceError when the database of WORKSHOP_DATABASE_URI does not answer."""
+    if not settings.database_uri:
         return
-    if settings.database.exists():
-        return
-    new = settings.database.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    done = subprocess.run(
-        [program("mlflow"), "db", "upgrade", f"sqlite:///{new}"],
-        env=os.environ | settings.exports(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
+    try:
+        create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
+    except SQLAlchemyError as error:
         raise ServiceError(
-            "The tracking database could not be made.",
-            value=done.stderr.strip()[-1000:],
-            next_step=f"look at the disk of {settings.state}, then `workshop up`",
-        )
-    with contextlib.closing(sqlite3.connect(new)) as connection:
+            "The tracking database does not answer.",
+            value=str(error).splitlines()[0],
+            next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
+        ) from None
+
+
+def ensure_database(settings: Settings) -> None:
+    """Make the SQLite file of the settings if there is none, complete or not at all.
+
+    A server that is killed while it makes its tables leaves a file that no server can open. PostgreSQL undoes what was
+    not completed, so there MLflow makes them.
+    """
+    if settings.database_uri or settings.database.exists():
+        return
+    import mlflow.db  # takes seconds
+
+    made, whole = settings.database.with_suffix(".made"), settings.database.with_suffix(".new")
+    for file in (made, whole):
+        file.unlink(missing_ok=True)
+    mlflow.db.upgrade([f"sqlite:///{made}"], standalone_mode=False)
+    # MLflow keeps its file open.
+    with contextlib.closing(sqlite3.connect(made)) as source, contextlib.closing(sqlite3.connect(whole)) as target:
+        source.backup(target)
         # Readers do not wait for writers; the mode stays with the file.
-        connection.execute("PRAGMA journal_mode=WAL")
-    new.replace(settings.database)
+        target.execute("PRAGMA journal_mode=WAL")
+    made.unlink()
+    whole.replace(settings.database)
