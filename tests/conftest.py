@@ -26,9 +26,6 @@ from workplace import (
     pytest_runtest_setup,  # noqa: F401 - a hook
 )
 
-from workshop.servers.tracking_server import ensure_database
-from workshop.settings import get_settings
-
 # The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -113,11 +110,11 @@ def new_database(tmp_path_factory) -> Path:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all processes
-    settings = get_settings().model_copy(update={"state": folder / "new"})
-    settings.state.mkdir(exist_ok=True)
+    database = folder / "new.db"
+    program = "import sys, workshop.servers.tracking_server as made; made.ensure_database(made.Path(sys.argv[1]))"
     with FileLock(folder / "new.lock"):
-        ensure_database(settings)
-    return settings.database
+        subprocess.run([sys.executable, "-c", program, database], check=True)
+    return database
 
 
 @pytest.fixture(scope="session")

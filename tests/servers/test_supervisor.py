@@ -21,7 +21,7 @@ from dataclasses import asdict
 import dask.config
 import psutil
 import pytest
-from workplace import BIN, ROOT, Servers, environment_of, free_port, frozen, new_workplace, processes_of, wait_for
+from workplace import BIN, ROOT, Servers, environment_of, frozen, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
 from workshop.servers import supervisor
@@ -364,13 +364,12 @@ def test_port_that_another_program_takes_first_is_replaced(place):
 @pytest.mark.walk
 def test_database_is_made_whole_or_not_at_all(tmp_path):
     """Killed while it makes the tables: no half-made database stays, and the next time one is made."""
-    environment = os.environ | {"WORKSHOP_STATE": str(tmp_path), "WORKSHOP_MLFLOW_PORT": str(free_port())}
-    program = "from workshop.servers.tracking_server import *; ensure_database(get_settings())"
-    command = [BIN / "python", "-c", program]
-    with subprocess.Popen(command, env=environment, start_new_session=True) as first:
+    program = "from workshop.servers.tracking_server import *; import sys; ensure_database(Path(sys.argv[1]))"
+    command = [BIN / "python", "-c", program, tmp_path / "mlflow.db"]
+    with subprocess.Popen(command, start_new_session=True) as first:
         wait_for((tmp_path / "mlflow.made").exists)
         os.killpg(first.pid, signal.SIGKILL)
     assert not (tmp_path / "mlflow.db").exists()
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert subprocess.run(command, check=False).returncode == 0
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)

@@ -110,6 +110,7 @@ def _tracking_command(settings: Settings) -> list[str]:
     logs = settings.logging_file or distribution("mlflow").locate_file("mlflow/server/uvicorn_log_config.yaml")
     # One process: several would share one SQLite file and add 40 ms to each kept-alive request.
     return [
+        *("env", f"MLFLOW_BACKEND_STORE_URI={database_address(settings)}"),
         *(program("uvicorn"), "--factory", "workshop.servers.tracking_server:make_app"),
         *("--host", settings.host, "--port", str(settings.mlflow_port)),
         *("--log-config", str(logs)),

@@ -9,6 +9,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -22,7 +23,7 @@ WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an an
 
 
 def make_app() -> Any:
-    """Return MLflow's application for the database and the artifact store of the settings.
+    """Return MLflow's application for the database of MLFLOW_BACKEND_STORE_URI and the artifact store of the settings.
 
     Options of `mlflow server --app-name workshop` have priority. The password of the FTP server is for the store of the
     settings alone.
@@ -37,7 +38,7 @@ def make_app() -> Any:
     from mlflow.server.fastapi_app import app
 
     # What `mlflow server` hands on to the uvicorn that it starts; it would stay beside it, with all its imports.
-    address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or database_address(settings)
+    address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or os.environ["MLFLOW_BACKEND_STORE_URI"]
     for name, value in {
         constants.BACKEND_STORE_URI_ENV_VAR: address,
         constants.REGISTRY_STORE_URI_ENV_VAR: address,
@@ -48,7 +49,8 @@ def make_app() -> Any:
         os.environ.setdefault(name, value)
     if os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR].startswith(f"{settings.ftp_uri}/"):
         os.environ |= settings.ftp_environment()
-    ensure_database(settings)
+    if address == f"sqlite:///{settings.database}":
+        ensure_database(settings.database)
     queue_writers(Engine)
     handlers.initialize_backend_stores(address, address, os.environ[constants.ARTIFACT_ROOT_ENV_VAR])
     return app
@@ -83,17 +85,17 @@ def check_database(settings: Settings) -> None:
         ) from None
 
 
-def ensure_database(settings: Settings) -> None:
-    """Make the SQLite file of the settings if there is none, complete or not at all.
+def ensure_database(database: Path) -> None:
+    """Make MLflow's tables in an SQLite file, if there is none, completely or not at all.
 
     A server that is killed while it makes its tables leaves a file that no server can open. PostgreSQL undoes what was
     not completed, so there MLflow makes them.
     """
-    if settings.database_uri or settings.database.exists():
+    if database.exists():
         return
     import mlflow.db  # takes seconds
 
-    made, whole = settings.database.with_suffix(".made"), settings.database.with_suffix(".new")
+    made, whole = database.with_suffix(".made"), database.with_suffix(".new")
     for file in (made, whole):
         file.unlink(missing_ok=True)
     mlflow.db.upgrade([f"sqlite:///{made}"], standalone_mode=False)
@@ -103,4 +105,4 @@ def ensure_database(settings: Settings) -> None:
         # Readers do not wait for writers; the mode stays with the file.
         target.execute("PRAGMA journal_mode=WAL")
     made.unlink()
-    whole.replace(settings.database)
+    whole.replace(database)
