@@ -41,6 +41,8 @@ ORDER = [
 IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ
 SESSION = os.environ.setdefault("TEST_SESSION", tempfile.mktemp(prefix="test-session-"))
 GROUPS = Path(f"{SESSION}.groups")
+# A browser, several clones, another database: minutes, of which `make test` has five.
+WALKED = ("tests/browser", "tests/servers/test_two_clones", "tests/servers/test_postgresql")
 SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
 
 
@@ -64,6 +66,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Order the tests by their groups; a process of pytest-xdist leaves these to the one that hands out the tests."""
     groups = {item.nodeid: group_of(item) for item in items}
+    for item in items:
+        if item.nodeid.startswith(WALKED):
+            item.add_marker("walk")
     order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(groups[item.nodeid], len(order)))
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):

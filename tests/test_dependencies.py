@@ -57,6 +57,7 @@ def test_lock_holds_pins_and_this_repository_alone():
     assert "://" not in "".join(lines)
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_resolves(platform, python):

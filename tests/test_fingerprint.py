@@ -86,6 +86,7 @@ def name_of(file: Path, root: Path) -> str:
     return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
+@pytest.mark.walk
 def test_changed_function_makes_those_stages_stale_that_import_it(copy, tmp_path):
     """Thirty functions from all over the package, one at a time."""
     files = sorted((copy / "workshop").rglob("*.py"))

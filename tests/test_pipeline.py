@@ -253,7 +253,13 @@ def test_code_of_the_model_is_the_commits(in_workplace):
     assert code.facts["fingerprint"] in next(link.trouble for link in checked if link.trouble)
 
 
-@pytest.mark.parametrize("stage", ["train_keras", pytest.param("train_gradient_boosting", marks=pytest.mark.walk)])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "train_linreg",
+        *(pytest.param(f"train_{name}", marks=pytest.mark.walk) for name in ("keras", "gradient_boosting")),
+    ],
+)
 def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
     """Whatever the held-out hours say, the same model comes out: not fitted, tuned, stopped or scaled on them.
 

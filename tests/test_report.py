@@ -221,7 +221,7 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     shutil.copytree(servers.pipeline / "notebooks", folder / "notebooks")
     shutil.copy(servers.pipeline / "dvc.yaml", folder)
     (folder / "data").symlink_to(servers.pipeline / "data")
-    command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "-p", "week", WEEK]
+    command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
     done = servers.run(sys.executable, "-m", *command, cwd=folder)
     assert done.returncode == 0, done.stderr
     page = (folder / "results" / "report.html").read_text(encoding="utf-8")

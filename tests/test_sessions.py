@@ -59,6 +59,7 @@ def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
         assert "passed" not in result
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_an_interrupted_session(tmp_path, number):
     """A signal to pytest alone ends its workers, and the servers that tests started."""

@@ -86,7 +86,7 @@ def apps():
     return {}
 
 
-@settings(max_examples=1500, **QUICKLY)
+@settings(max_examples=400, **QUICKLY)
 @given(st.data())
 def test_callbacks_never_fail(made, apps, data):
     """Whatever is sent to whichever callback, with a model and without: an answer, or 4xx with a reason."""
@@ -112,7 +112,7 @@ SENT = st.one_of(
 )
 
 
-@settings(max_examples=500, **QUICKLY)
+@settings(max_examples=200, **QUICKLY)
 @given(st.sampled_from(["/predict", URL]), SENT, st.sampled_from(["application/json", "text/csv", "", "x"]))
 def test_bodies_of_any_kind_never_fail(made, apps, path, sent, kind):
     """Nor does anything else that is sent, whatever it says it is."""

@@ -12,7 +12,7 @@ from dashboard import layout
 from dashboard.follower import Fault, Snapshot
 from dashboard.pages import what_if
 from dashboard.record import Record
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 NAMES = st.sampled_from(["from", "to", "windspeed", "temperature", "hour", "day", "x", "__class__"])
@@ -29,6 +29,7 @@ FIELDS = st.lists(st.tuples(NAMES, VALUES), max_size=6).map(lambda fields: urlen
 QUERIES = st.builds("{}?{}".format, st.sampled_from(["/", "/comparison", "/what-if"]), FIELDS)
 
 
+@settings(max_examples=30)
 @given(st.text(max_size=60) | QUERIES)
 @example("http://[")
 @example("//host/what-if?a=1")

@@ -155,7 +155,7 @@ def test_cells_in_quotes(reader):
     pd.testing.assert_frame_equal(reader.read()[0], good, check_exact=True)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_one_character_changes_its_row_at_most(reader, data):
     """Put in or taken out anywhere, in plain lines or in quoted ones: the row where it stands, or an error."""

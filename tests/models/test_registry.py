@@ -72,7 +72,10 @@ def _named(monkeypatch):
         registry.connect().delete_registered_model(name)
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(10, marks=pytest.mark.walk), pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+)
 def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidates, kills):
     """At any moment the version in production exists, has the whole record of its promotion, and loads."""
     dice, seen = random.Random(kills), set()

@@ -133,6 +133,7 @@ def test_cluster_has_patience_with_a_slow_machine(running):
         assert min(shell, client.run_on_scheduler(seconds), *client.run(seconds).values()) >= 60
 
 
+@pytest.mark.walk
 def test_worker_that_loses_the_scheduler_is_replaced(running):
     """Its nanny closes with it and starts no other, so supervisor starts them all again."""
     process = psutil.Process(status(running)["dask-workers"]["pid"])
@@ -180,7 +181,10 @@ def test_password_is_nowhere_but_in_its_file(running):
     assert password not in str(settings.exports())
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(1, marks=pytest.mark.walk), pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+)
 def test_whatever_is_killed_is_back_soon(running, rounds):
     """The FTP server and another process of the tree: all answer again, one listener a port, and no orphan."""
     dice = random.Random(rounds)
@@ -229,6 +233,7 @@ def mlflow_command(place: Servers) -> list[object]:
     return [BIN / "mlflow", *shlex.split(line)[1:]]
 
 
+@pytest.mark.walk
 def test_servers_started_by_hand_are_left_alone(running):
     """FTP and MLflow, started as the README says: `up` and `down` leave both; `up` takes over when they have ended."""
     before, names = status(running), ("ftp", "mlflow")
@@ -281,6 +286,7 @@ def kill_supervisor(place: Servers, instead: int) -> None:
     file.write_text(f"{instead}\n")
 
 
+@pytest.mark.walk
 def test_killed_supervisor_is_replaced_by_one_other(running):
     """`up`, typed in two shells simultaneously, behind a proxy, with few open files, ends the servers that a killed
     supervisor left: one new set of servers, at the old addresses, or beside a port that is busy now.
@@ -311,6 +317,7 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         innocent.kill()
 
 
+@pytest.mark.walk
 def test_down_ends_what_a_killed_supervisor_left(running):
     """No process of the clone is left, and no other process is touched."""
     with subprocess.Popen(["sleep", "600"]) as innocent:
@@ -345,6 +352,7 @@ def take_when_chosen(place: Servers, listener: socket.socket) -> None:
     listener.listen()
 
 
+@pytest.mark.walk
 def test_port_that_another_program_takes_first_is_replaced(place):
     """A port that is lost between the choice and the first start: `up` takes another, and a second `up` is well."""
     workshop(place, "down")
