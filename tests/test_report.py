@@ -232,7 +232,7 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     germany = schema.read(folder / "data" / "germany.parquet")
     germany["utc_timestamp"] += pd.DateOffset(years=8)
     (folder / "data").unlink()
-    (folder / "data").mkdir()
+    shutil.copytree(servers.pipeline / "data" / "code", folder / "data" / "code")
     germany.to_parquet(folder / "data" / "germany.parquet")
     done = servers.run(sys.executable, "-m", *command[:-1], "latest", cwd=folder)
     assert done.returncode == 0, done.stderr
