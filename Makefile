@@ -146,8 +146,9 @@ lock: .venv/installed
 	@"$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM) $(UV)
 	@echo "  uv is there; installing the pinned packages" >&2
-	@# Not compiled here: less than half of it is ever imported.
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps -r requirements.txt
+	@# Less than half of it is ever imported, and compiled then; all at once where a shell forbids that.
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps \
+		$(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) -r requirements.txt
 	@$(if $(OFFLINE),echo "WORKSHOP_OFFLINE=$$(cd "$(OFFLINE)" && pwd)" >> .env)
 	@touch $@
 
