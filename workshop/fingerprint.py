@@ -56,7 +56,7 @@ def code_of(stage: Mapping[str, Any], folder: Path, root: Path = ROOT) -> str:
     """
     names = set(stage.get("meta", {}).get("code", []))
     for dependency in filter(lambda path: path.endswith(".ipynb"), map(str, stage.get("deps", []))):
-        names |= _imports(_tree(_source(folder / dependency)))
+        names |= _imports(ast.walk(_tree(_source(folder / dependency))))
     digests: dict[str, str] = {}
     while names:
         name = names.pop()
@@ -100,10 +100,10 @@ def _tree(source: str) -> ast.Module:
     return tree
 
 
-def _imports(tree: ast.Module) -> set[str]:
+def _imports(nodes: Iterable[ast.AST]) -> set[str]:
     """Return the modules that may be meant: in `from a import b` both `a` and `a.b`."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -115,8 +115,9 @@ def _imports(tree: ast.Module) -> set[str]:
 def _module(file: Path, _latest: int) -> tuple[str, set[str]]:
     """Return the digest of a module, with the files beside it that it names, and its imports."""
     tree = _tree(file.read_text(encoding="utf-8"))
-    imports = _imports(tree)
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    imports = _imports(nodes)
+    for node in nodes:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
         elif isinstance(node, ast.JoinedStr):  # 3.12 puts an empty text behind `{x:{y}}`
@@ -124,13 +125,13 @@ def _module(file: Path, _latest: int) -> tuple[str, set[str]]:
     # As Python 3.11 writes it: 3.13 leaves empty lists out, and 3.12 knows one more of them.
     complete = {"show_empty": True} if sys.version_info >= (3, 13) else {}
     content = hashlib.sha256(ast.dump(tree, **complete).replace(", type_params=[]", "").encode())
-    for beside in _neighbours(tree, file):
+    for beside in _neighbours(nodes, file):
         content.update(beside.read_bytes())
     return content.hexdigest()[:DIGITS], imports
 
 
-def _neighbours(tree: ast.Module, file: Path) -> Iterable[Path]:
+def _neighbours(nodes: Iterable[ast.AST], file: Path) -> Iterable[Path]:
     """Return the templates and tables beside a module whose names it holds."""
-    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    names = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     paths = (file.parent / name for name in sorted(names) if "." in name and name.replace(".", "_").isidentifier())
     return (path for path in paths if path.is_file())

@@ -26,7 +26,6 @@ import psutil
 import requests
 import yaml
 from platformdirs import user_state_path
-from sqlalchemy.engine import make_url
 
 from workshop import port_owners
 from workshop.errors import ServiceError, SettingsError
@@ -96,6 +95,8 @@ def database_address(settings: Settings) -> str:
             expected="postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE; in a password %40 for @",
             next_step="set or unset WORKSHOP_DATABASE_URI in the environment or in `.env`",
         )
+    from sqlalchemy.engine import make_url  # takes a tenth of a second, which only PostgreSQL is worth
+
     address = make_url(settings.database_uri.get_secret_value())
     if address.password is None:
         return address.render_as_string()
@@ -104,6 +105,23 @@ def database_address(settings: Settings) -> str:
     file = write_atomically(settings.state / "pgpass", f"*:*:*:*:{password}\n".encode())
     file.chmod(0o600)
     return address._replace(password=None).update_query_dict({"passfile": str(file)}).render_as_string()
+
+
+def check_database(settings: Settings) -> None:
+    """Raise ServiceError when the database of WORKSHOP_DATABASE_URI does not answer."""
+    if not settings.database_uri:
+        return
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
+    except SQLAlchemyError as error:
+        raise ServiceError(
+            "The tracking database does not answer.",
+            value=str(error).splitlines()[0],
+            next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
+        ) from None
 
 
 def _tracking_command(settings: Settings) -> list[str]:

@@ -30,6 +30,7 @@ from workshop.servers.services import (
     SERVICES,
     Report,
     Service,
+    check_database,
     choose_ports,
     choosing_ports,
     environment_of,
@@ -39,7 +40,6 @@ from workshop.servers.services import (
     refuse_beyond_loopback,
     reserve_ports,
 )
-from workshop.servers.tracking_server import check_database
 from workshop.settings import Settings, get_settings
 
 START_SECONDS = 300  # of a machine under load

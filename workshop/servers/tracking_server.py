@@ -12,12 +12,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, event
 
-from workshop.errors import ServiceError
-from workshop.servers.services import database_address
-from workshop.settings import Settings, get_settings
+from workshop.settings import get_settings
 
 WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an answer for 120 s
 
@@ -69,20 +66,6 @@ def queue_writers(engine: Engine | type[Engine]) -> None:
     event.listen(
         engine, "checkin", lambda _, record: WRITER.release() if record.info.pop("is_writing", False) else None
     )
-
-
-def check_database(settings: Settings) -> None:
-    """Raise ServiceError when the database of WORKSHOP_DATABASE_URI does not answer."""
-    if not settings.database_uri:
-        return
-    try:
-        create_engine(database_address(settings), connect_args={"connect_timeout": 10}).connect().close()
-    except SQLAlchemyError as error:
-        raise ServiceError(
-            "The tracking database does not answer.",
-            value=str(error).splitlines()[0],
-            next_step="correct WORKSHOP_DATABASE_URI in the environment or in `.env`, or start the database",
-        ) from None
 
 
 def ensure_database(database: Path) -> None:

@@ -181,7 +181,8 @@ class Imports:
                 self.reason = f"a module started threads: {', '.join(others)}"
         except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
             self.reason = f"{type(error).__name__}: {error}"
-        self._files = _files_since(began)
+        # In one piece: in a fork, looking through thousands of objects copies the memory of each.
+        self._files = json.dumps(_files_since(began))
         inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
@@ -211,7 +212,8 @@ class Imports:
 
     def check_files(self) -> None:
         """Raise WarmProcessStale, naming the file, if an imported file has changed since it was imported."""
-        if file := next((file for file, state in self._files.items() if _state(file) != state), None):
+        files = json.loads(self._files)
+        if file := next((file for file, state in files.items() if _state(file) != state), None):
             raise WarmProcessStale(f"{file} has changed")
 
     def fork_kernel(self, request: Request) -> int:
@@ -285,16 +287,16 @@ def _import(name: str) -> None:
         logging.getLogger(__name__).warning("Not imported into warm kernels, because not installed: %s.", name)
 
 
-def _files_since(began: float) -> dict[str, tuple[int, int] | None]:
+def _files_since(began: float) -> dict[str, list[int] | None]:
     """Return time of change and size of each imported file; None for one that changed while it was imported."""
     names = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
     states = {name: state for name in names if isinstance(name, str) and (state := _state(name))}
     return {name: None if began * 1e9 <= state[0] <= time.time_ns() else state for name, state in states.items()}
 
 
-def _state(file: str) -> tuple[int, int] | None:
+def _state(file: str) -> list[int] | None:
     try:
         status = os.stat(file)  # noqa: PTH116 - thousands of them before each kernel
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return [status.st_mtime_ns, status.st_size]
