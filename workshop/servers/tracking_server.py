@@ -22,15 +22,15 @@ WRITER, WRITER_SECONDS = threading.Lock(), 60  # MLflow's client waits for an an
 def make_app() -> Any:
     """Return MLflow's application for the database of MLFLOW_BACKEND_STORE_URI and the artifact store of the settings.
 
-    Options of `mlflow server --app-name workshop` have priority. The password of the FTP server is for the store of the
-    settings alone.
+    Where `mlflow server --app-name workshop` says others, they have priority. The password of the FTP server is for
+    the store of the settings alone.
     """
     settings = get_settings()
     # Names of this machine on any port, since a tunnel may have another. Patterns, in which [ is special. A page of
     # another site whose name was made to resolve to this machine (DNS rebinding) gets no answer.
     hosts = dict.fromkeys(("127.0.0.1", "localhost", "[[]::1]", settings.host))
     # MLflow's application reads it when it is imported.
-    os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", ",".join(f"{host},{host}:*" for host in hosts))
+    os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{host},{host}:*" for host in hosts)
     from mlflow.server import constants, handlers
     from mlflow.server.fastapi_app import app
 
