@@ -181,8 +181,7 @@ class Imports:
                 self.reason = f"a module started threads: {', '.join(others)}"
         except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
             self.reason = f"{type(error).__name__}: {error}"
-        # In one piece: in a fork, looking through thousands of objects copies the memory of each.
-        self._files = json.dumps(_files_since(began))
+        self._files = json.dumps(_files_since(began))  # in one piece: a fork that reads objects copies their memory
         inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
@@ -212,8 +211,7 @@ class Imports:
 
     def check_files(self) -> None:
         """Raise WarmProcessStale, naming the file, if an imported file has changed since it was imported."""
-        files = json.loads(self._files)
-        if file := next((file for file, state in files.items() if _state(file) != state), None):
+        if file := next((file for file, state in json.loads(self._files).items() if _state(file) != state), None):
             raise WarmProcessStale(f"{file} has changed")
 
     def fork_kernel(self, request: Request) -> int:
