@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, make_url
 
 from workshop.settings import get_settings
 
@@ -38,7 +38,6 @@ def make_app() -> Any:
     address = os.environ.get(constants.BACKEND_STORE_URI_ENV_VAR) or os.environ["MLFLOW_BACKEND_STORE_URI"]
     for name, value in {
         constants.BACKEND_STORE_URI_ENV_VAR: address,
-        constants.REGISTRY_STORE_URI_ENV_VAR: address,
         constants.SERVE_ARTIFACTS_ENV_VAR: "true",
         constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
         constants.ARTIFACTS_DESTINATION_ENV_VAR: settings.artifacts_uri,
@@ -46,10 +45,11 @@ def make_app() -> Any:
         os.environ.setdefault(name, value)
     if os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR].startswith(f"{settings.ftp_uri}/"):
         os.environ |= settings.ftp_environment()
-    if address == f"sqlite:///{settings.database}":
-        ensure_database(settings.database)
+    url = make_url(address)
+    if url.drivername == "sqlite" and url.database:
+        ensure_database(Path(url.database))
     queue_writers(Engine)
-    handlers.initialize_backend_stores(address, address, os.environ[constants.ARTIFACT_ROOT_ENV_VAR])
+    handlers.initialize_backend_stores()
     return app
 
 
