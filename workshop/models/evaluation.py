@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
 # longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
-LATENCY_TIMES = 11
+LATENCY_TIMES = 5
 MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 IMPORTANCE_HOURS = 2000  # spread evenly over the frame
 SHUFFLES = 5

@@ -144,10 +144,11 @@ def log_training(stage: Stage, model: Any, example: pd.DataFrame, scores: Scores
     """Log model, scores and figure to the active run, and write the summary that `compare` reads."""
     import mlflow
 
-    mlflow.log_metrics(scores.metrics())
     mlflow.log_figure(figure, "predicted_against_measured.html")
-    run = mlflow.active_run()
-    summary = {"run_id": run.info.run_id if run else None, "model_uri": log_model(model, example)}
+    run, model_uri = mlflow.active_run(), log_model(model, example)
+    # After the model and by its name: MLflow asks for the history of each metric that is there before.
+    mlflow.log_metrics(scores.metrics(), model_id=model_uri.rpartition("/")[2])
+    summary = {"run_id": run.info.run_id if run else None, "model_uri": model_uri}
     stage.write_json(f"{stage.name}.json", summary | scores.metrics())
 
 
@@ -209,8 +210,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
             # An alias may move in between.
             model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
             fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
-        except (mlflow.exceptions.MlflowException, OSError, ImportError) as error:
-            # ImportError: the files of a version registered by hand may be where only other packages can fetch them.
+        except Exception as error:  # noqa: BLE001 - a version registered by hand may be anywhere: what its client raises
             raise ModelError(
                 "The model cannot be fetched.", value=f"{model_uri}: {error}", next_step="workshop status"
             ) from None
@@ -241,10 +241,12 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
 
 def _read_skops(file: Path) -> Any:
     import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
 
-    if untrusted := set(skops.io.get_untrusted_types(file=file)) - set(TRUSTED_TYPES):
-        raise _refusal("The model holds types that are not trusted.", ", ".join(sorted(untrusted)))
-    return skops.io.load(file, trusted=TRUSTED_TYPES)
+    try:
+        return skops.io.load(file, trusted=TRUSTED_TYPES)
+    except UntrustedTypesFoundException as error:
+        raise _refusal("The model holds types that are not trusted.", str(error).splitlines()[0]) from None
 
 
 def _read_keras(file: Path) -> Any:
