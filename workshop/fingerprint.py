@@ -23,6 +23,7 @@ FILE = "{}.txt"  # among the dependencies of a stage: its code
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = __name__.partition(".")[0]
 DIGITS = 16
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where PyYAML has the C library: ten times as fast
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -30,7 +31,7 @@ def stages(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the stages of the dvc.yaml in a folder; raise EngineError when it declares none."""
     file = folder / "dvc.yaml"
     try:
-        return dict(yaml.safe_load(file.read_text())["stages"])
+        return dict(yaml.load(file.read_text(), LOADER)["stages"])  # noqa: S506 - a safe one
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise EngineError(f"{file} declares no stages.", value=repr(error)) from None
 
