@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,22 +50,36 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     )
 
 
+# Asks which model is in production, and asks again when the input ends, with MLflow's imports done.
+ASK = """import json, sys
+from workshop.models.registry import production
+production()
+sys.stdin.read()
+print(json.dumps((model := production()) and model.as_dict()))"""
+
+
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
     click.echo("Pipeline", err=True)
-    # It takes a second, and so does the pipeline to find that nothing has changed.
-    threading.Thread(target=importlib.import_module, args=["mlflow"], daemon=True).start()
-    reproduce(settings, folder=settings.pipeline)
-    from workshop.models import registry  # imports pandas
+    # MLflow's imports take as long as to find that nothing has changed, and threads import one after the other.
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", ASK], **pipes, start_new_session=True) as asked:
+        reproduce(settings, folder=settings.pipeline)
+        if not (csv := settings.root / "3_projects" / "germany.csv").exists():
+            from workshop.data.prepare import load_or_make  # imports pandera
 
-    if not (csv := settings.root / "3_projects" / "germany.csv").exists():
-        from workshop.data.prepare import load_or_make  # imports pandera
+            load_or_make(csv)
+        answer: str | bytes = asked.communicate()[0]
+    if asked.returncode:
+        from workshop.models import registry
 
-        load_or_make(csv)
+        found = registry.production()  # raises what went wrong, if it still does
+        answer = json.dumps(found and found.as_dict())
     model = "none: the gate refused every model so far (4_pipeline/results/decision.json)"
-    if current := registry.production():
-        r2 = "unknown" if current.r2 is None else f"{current.r2:.3f}"
-        model = f"{current.name} version {current.version} ({current.stage or 'registered by hand'}), held-out R2 {r2}"
+    if current := json.loads(answer):
+        r2 = "unknown" if current["r2"] is None else f"{current['r2']:.3f}"
+        kind = current["stage"] or "registered by hand"
+        model = f"{current['name']} version {current['version']} ({kind}), held-out R2 {r2}"
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],

@@ -121,7 +121,7 @@ def config(export: bool, folder: Path | None, as_json: bool) -> None:
     """
     settings = get_settings()
     if folder:
-        from workshop.models.store import store_id  # imports pandas
+        from workshop.models.store import store_id
 
         read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
         fingerprint.write_code(settings.pipeline, folder / "code")
