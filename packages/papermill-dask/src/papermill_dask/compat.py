@@ -1,6 +1,6 @@
 """Private interfaces of other libraries, and why each is needed.
 
-`tests/test_compat.py` watches the names, and says when one of the six functions that are replaced need not be any more.
+`tests/test_compat.py` watches the names, and says when one of the functions that are replaced need not be any more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import atexit
 import contextlib
 import inspect
 import os
+import sys
 import threading
+import types
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from pathlib import Path
@@ -121,13 +123,16 @@ def is_captured(client: NotebookClient, message_id: str) -> bool:
 
 # -- ipykernel -----------------------------------------------------------------------------------------------------
 def prepare_ipykernel(folder: Path) -> None:
-    """Change what has no option in ipykernel: drop no output, and listen on no TCP port.
+    """Change what has no option in ipykernel: drop no output, listen on no TCP port, and list no modules.
 
+    The list of all modules' files is for a debugger, which nobody attaches to this kernel; in a fork it would copy the
+    memory of each module, half of what a kernel copies until it is ready.
     ipykernel listens on a port for what forked children print, also where its other sockets are Unix sockets, which no
     issue of it asks to change; here one in ``folder`` serves. ZeroMQ drops outputs for which a reader is 1,000 messages
     behind (https://github.com/nteract/papermill/issues/426); here they queue as long as they must.
     """
     import zmq
+    from ipykernel import ipkernel
     from ipykernel.iostream import IOPubThread
     from ipykernel.kernelapp import IPKernelApp
     from zmq.eventloop.zmqstream import ZMQStream
@@ -151,6 +156,7 @@ def prepare_ipykernel(folder: Path) -> None:
         return context, sending
 
     IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))  # type: ignore[method-assign] # replaced
+    ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})  # type: ignore[attr-defined] # replaced
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect  # type: ignore[method-assign] # replaced
 
 

@@ -182,6 +182,7 @@ class Imports:
         except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
             self.reason = f"{type(error).__name__}: {error}"
         self._files = json.dumps(_files_since(began))  # in one piece: a fork that reads objects copies their memory
+        importlib.invalidate_caches()  # of the folders as they were
         inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
@@ -236,7 +237,6 @@ class Imports:
         """Put back what each process has for itself."""
         multiprocessing.current_process().authkey = os.urandom(32)
         sys.path[:] = self._path
-        importlib.invalidate_caches()
         linecache.cache.pop("<string>", None)  # Python 3.13 keeps the text of `-c` there
         random.seed()
         if "numpy.random" in sys.modules:
