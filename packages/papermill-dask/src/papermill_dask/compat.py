@@ -156,7 +156,7 @@ def prepare_ipykernel(folder: Path) -> None:
         return context, sending
 
     IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))  # type: ignore[method-assign] # replaced
-    ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})  # type: ignore[attr-defined] # replaced
+    ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})  # type: ignore[assignment] # replaced
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = listen, connect  # type: ignore[method-assign] # replaced
 
 
