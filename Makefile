@@ -78,7 +78,10 @@ dist: .venv/installed
 		$(BIN)/uv build --quiet --out-dir dist "$$copy" && $(BIN)/uv tool run --quiet twine==6.2.0 check --strict dist/*
 
 examples: .venv/examples
-	@status=0; for example in examples/*/ server/team/; do (cd "$$example" && $(BIN)/python -m pytest) || status=1; done; exit $$status
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync --keep-going $(addprefix tests-of/,$(wildcard examples/*/) server/team/)
+
+tests-of/%:
+	@cd "$*" && $(BIN)/python -m pytest
 
 # Seconds for each test; the containers of the team are built, and run a pipeline, within one.
 containers: LIMIT ?= 10800
