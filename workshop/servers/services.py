@@ -170,6 +170,7 @@ def dask_teardown(_nanny: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+DASK_CONFIG = {"DASK_CONFIG": str(Path(__file__).with_name("dask.yaml"))}
 SERVICES = (
     Service(
         "ftp",
@@ -204,8 +205,7 @@ SERVICES = (
         _scheduler_command,
         lambda settings: f"tcp://{settings.host}:{settings.dask_port}",
         lambda settings: _get(f"http://{settings.host}:{settings.dask_dashboard_port}/health").ok,
-        # A lost worker is an error that a person sees, not a reason to run a notebook again.
-        {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"},
+        DASK_CONFIG,
     ),
     Service(
         "dask-workers",
@@ -214,7 +214,7 @@ SERVICES = (
         _workers_command,
         lambda settings: f"http://{settings.host}:{settings.dask_dashboard_port}/workers",
         _workers_answer,
-        {"DASK_CONFIG": str(Path(__file__).with_name("dask.yaml"))},
+        DASK_CONFIG,
         private=False,  # notebooks write files as everywhere
     ),
     Service(
