@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -50,12 +49,22 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     )
 
 
-# Asks which model is in production, and asks again when the input ends, with MLflow's imports done.
-ASK = """import json, sys
-from workshop.models.registry import production
-production()
+# Finds out which model is in production, and once more when the input ends, with MLflow's imports done.
+ASK = """import sys
+from workshop.cli.pipeline import describe_production
+describe_production()
 sys.stdin.read()
-print(json.dumps((model := production()) and model.as_dict()))"""
+print(describe_production())"""
+
+
+def describe_production() -> str:
+    """Return what is in production, as a line for a person."""
+    from workshop.models import registry  # imports pandas
+
+    if (current := registry.production()) is None:
+        return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
+    r2 = "unknown" if current.r2 is None else f"{current.r2:.3f}"
+    return f"{current.name} version {current.version} ({current.stage or 'registered by hand'}), held-out R2 {r2}"
 
 
 def run_and_show(settings: Settings) -> None:
@@ -63,29 +72,20 @@ def run_and_show(settings: Settings) -> None:
     click.echo("Pipeline", err=True)
     # MLflow's imports take as long as to find that nothing has changed, and threads import one after the other.
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", ASK], **pipes, start_new_session=True) as asked:
+    with subprocess.Popen([sys.executable, "-c", ASK], **pipes, text=True, start_new_session=True) as asked:
         reproduce(settings, folder=settings.pipeline)
         if not (csv := settings.root / "3_projects" / "germany.csv").exists():
             from workshop.data.prepare import load_or_make  # imports pandera
 
             load_or_make(csv)
-        answer: str | bytes = asked.communicate()[0]
-    if asked.returncode:
-        from workshop.models import registry
-
-        found = registry.production()  # raises what went wrong, if it still does
-        answer = json.dumps(found and found.as_dict())
-    model = "none: the gate refused every model so far (4_pipeline/results/decision.json)"
-    if current := json.loads(answer):
-        r2 = "unknown" if current["r2"] is None else f"{current['r2']:.3f}"
-        kind = current["stage"] or "registered by hand"
-        model = f"{current['name']} version {current['version']} ({kind}), held-out R2 {r2}"
+        answer = asked.communicate()[0]
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
-        "Production": model,
+        # Asked again here, an error that it met is raised.
+        "Production": describe_production() if asked.returncode else answer.strip(),
     }
     click.echo()
     for name, value in rows.items():

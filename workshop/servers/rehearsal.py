@@ -10,10 +10,9 @@ import contextlib
 from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
 from workshop import fingerprint
-from workshop.errors import WorkshopError
 from workshop.settings import get_settings
 
-with contextlib.suppress(WorkshopError):  # the notebook reports it
+with contextlib.suppress(Exception):  # whatever is wrong, the notebook reports it, and kernels are forked all the same
     folder = get_settings().pipeline
     for stage in fingerprint.stages(folder).values():
         fingerprint.code_of(stage, folder)

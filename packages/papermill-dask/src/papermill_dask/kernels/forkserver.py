@@ -182,7 +182,7 @@ class Imports:
         except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
             self.reason = f"{type(error).__name__}: {error}"
         self._files = json.dumps(_files_since(began))  # in one piece: a fork that reads objects copies their memory
-        importlib.invalidate_caches()  # of the folders as they were
+        importlib.invalidate_caches()  # a kernel looks at the folders anew
         inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
         gc.collect()
         gc.freeze()  # what is there now stays in memory that all kernels share
