@@ -75,9 +75,9 @@ def fingerprint(code: str) -> str:
 
 def _file(name: str, root: Path) -> Path | None:
     """Return the file of a module of the package; None for any other name."""
-    path = root.joinpath(*name.split("."))
     if name.partition(".")[0] != PACKAGE:
         return None
+    path = root.joinpath(*name.split("."))
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 

@@ -279,7 +279,7 @@ class _Constructor(SafeConstructor):
 
 def load(file: Path) -> dict[str, Any]:
     """Return the content of `params.yaml`, unchecked; raise ParameterError when it is no YAML mapping."""
-    yaml = YAML(typ="safe")  # DVC's reader: a doubled key is an error
+    yaml = YAML(typ="safe", pure=True)  # DVC's reader: a doubled key is an error; in Python it knows lines and depth
     yaml.Constructor, yaml.max_depth = _Constructor, MAX_DEPTH
     try:
         with file.open(encoding="utf-8-sig") as text:

@@ -15,7 +15,7 @@ COMMANDS = {
     "up": ("servers", "Start the servers that do not run, and wait until each answers."),
     "down": ("servers", "Stop the servers, or only those that are named."),
     "status": ("servers", "Show the servers, and the notebooks on the cluster."),
-    "config": ("servers", "Show addresses and folders, also as lines for the shell."),
+    "config": ("pipeline", "Show addresses and folders, also as lines for the shell."),
     "lab": ("servers", "Start the servers, then JupyterLab at the start page."),
     "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
     "repro": ("pipeline", "Run what changed of the pipeline."),

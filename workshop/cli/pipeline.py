@@ -1,9 +1,11 @@
-"""Commands for the pipeline: run it, check its parameters, and get its data."""
+"""Commands for the pipeline: run it, check its parameters, show what it runs on, and get its data."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,15 +17,16 @@ import click
 import dvc_parallel
 import yaml
 
+from workshop import fingerprint
 from workshop.cli import json_option, print_rows, report
+from workshop.files import write_atomically
 from workshop.parameters import STAGES, allowed, load, read, read_stage
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (
-    "workshop.cli.models", "workshop.cli.pipeline", "workshop.cli.servers", "workshop.data.sources", "nbformat",
-    "pyarrow.fs", "nbclient", "papermill.__main__", "distributed", "papermill_dask.engine", "papermill_dask.worker",
-    "tqdm.auto",
+    "workshop.cli.models", "workshop.cli.pipeline", "workshop.data.sources", "nbformat", "pyarrow.fs", "nbclient",
+    "papermill.__main__", "papermill_dask.engine", "papermill_dask.worker", "tqdm.auto",
 )  # fmt: skip
 
 
@@ -142,6 +145,38 @@ def params(stage: str | None, target: Path | None, as_json: bool) -> None:
         for key, value in section.model_dump().items()
     ]
     print_rows(rows, as_json, widest=max(20, shutil.get_terminal_size().columns // 2))
+
+
+@click.command()
+@click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
+@click.option("--pipeline", "folder", type=click.Path(path_type=Path), help="Write there what DVC cannot see.")
+@json_option
+def config(export: bool, folder: Path | None, as_json: bool) -> None:
+    """Show addresses and folders; with --export, for the shell to read.
+
+    With --pipeline, what DVC cannot see is written to files in a folder, for stages to depend on: which tracking store
+    this is (`tracking_store.json`), and the code that each stage imports (`code/`).
+
+    \b
+    Example:  eval "$(workshop config --export)"
+    """
+    settings = get_settings()
+    if folder:
+        from workshop.models.store import store_id  # imports requests
+
+        read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
+        fingerprint.write_code(settings.pipeline, folder / "code")
+        write_atomically(folder / "tracking_store.json", f"{json.dumps({'store_id': store_id()}, indent=1)}\n".encode())
+        return
+    if export:
+        from workshop.servers.services import ports_for_shell  # imports requests
+
+        for name, value in ports_for_shell(settings, report).exports().items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+        click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
+        return
+    values = settings.exports() | {"root": str(settings.root), "state": str(settings.state)}
+    print_rows([{"name": name, "value": value} for name, value in values.items()], as_json)
 
 
 @click.group()

@@ -5,22 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
-from workshop import fingerprint
 from workshop.cli import json_option, print_rows, report
-from workshop.files import write_atomically
-from workshop.parameters import read
 from workshop.servers import backup as backups
 from workshop.servers import supervisor
-from workshop.servers.services import is_free, ports_for_shell, program
+from workshop.servers.services import is_free, program
 from workshop.settings import get_settings
 
 
@@ -104,36 +99,6 @@ def _running_notebooks(services: list[dict]) -> list[dict]:
     ):
         return running(client)
     return []
-
-
-@click.command()
-@click.option("--export", is_flag=True, help="Print shell lines that set the addresses and PATH.")
-@click.option("--pipeline", "folder", type=click.Path(path_type=Path), help="Write there what DVC cannot see.")
-@json_option
-def config(export: bool, folder: Path | None, as_json: bool) -> None:
-    """Show addresses and folders; with --export, for the shell to read.
-
-    With --pipeline, what DVC cannot see is written to files in a folder, for stages to depend on: which tracking store
-    this is (`tracking_store.json`), and the code that each stage imports (`code/`).
-
-    \b
-    Example:  eval "$(workshop config --export)"
-    """
-    settings = get_settings()
-    if folder:
-        from workshop.models.store import store_id
-
-        read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
-        fingerprint.write_code(settings.pipeline, folder / "code")
-        write_atomically(folder / "tracking_store.json", f"{json.dumps({'store_id': store_id()}, indent=1)}\n".encode())
-        return
-    if export:
-        for name, value in ports_for_shell(settings, report).exports().items():
-            click.echo(f"export {name}={shlex.quote(value)}")
-        click.echo(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}":$PATH"')
-        return
-    values = settings.exports() | {"root": str(settings.root), "state": str(settings.state)}
-    print_rows([{"name": name, "value": value} for name, value in values.items()], as_json)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

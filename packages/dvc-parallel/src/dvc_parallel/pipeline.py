@@ -167,7 +167,10 @@ class Pipeline:
             stage.dump(update_pipeline=False)
             return
         lock_file = compat.lock_file(stage)
-        if stage.name not in stage.dvcfile.lockfile_contents.get("stages", {}) and stage not in self._new:
+        recorded = stage.dvcfile.lockfile_contents.get("stages", {})
+        if compat.to_lockfile(stage)[stage.name] == recorded.get(stage.name):
+            return  # DVC parses and writes the whole file all the same
+        if stage.name not in recorded and stage not in self._new:
             self._new.append(stage)
         tracked = self._repo.scm_context.files_to_track
         with self._replaced(Path(lock_file.path)) as copy:
