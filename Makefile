@@ -31,7 +31,7 @@ help:
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2; installs podman"
-	@echo "make walk    every command and cell of the chapters, pages in a browser, servers that are killed"
+	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
 	@echo "make book    these pages and the executed notebooks as a site, in docs/site"
 	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
 	@echo "make bench   measure against the plain way; takes half an hour, writes benchmarks/README.md"
@@ -97,7 +97,7 @@ test-privileged: .venv/examples
 		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak") || status=1; done; exit $$status
 
 walk: .venv/tests
-	@$(BIN)/python -m pytest -m "walk and not soak"
+	@$(BIN)/python -m pytest -m "not soak"
 
 # What is committed, in a clone with servers of its own. Chapter 4's notebooks are those that its pipeline executed.
 book: .venv/book
