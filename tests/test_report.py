@@ -22,7 +22,7 @@ from workshop.models import report
 from workshop.models.lineage import Link
 from workshop.models.registry import Production
 from workshop.models.regressor import CapacityFactorRegressor
-from workshop.models.report import ReportData, WorstHour, render
+from workshop.models.report import ReportData, WorstHour
 from workshop.models.storage import LoadedModel
 
 TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
@@ -64,6 +64,13 @@ def worst(evidence: ReportData, week: str = WEEK) -> list[WorstHour]:
     return report.worst(evidence, evidence.of_week(week))
 
 
+def render(evidence: ReportData, week: str) -> str:
+    """Return the page on a week, as the notebook makes it."""
+    part = evidence.of_week(week)
+    misses = report.worst(evidence, part)
+    return report.render(evidence, part, misses, report.draw(part, misses, evidence.origin.measured_name), TEMPLATE)
+
+
 def words(html: str) -> str:
     """Return what a page says, without its figures and style."""
     text = re.sub(r"<(svg|style).*?</\1>|<[^>]+>", " ", html, flags=re.DOTALL)
@@ -73,7 +80,7 @@ def words(html: str) -> str:
 # -- the page ----------------------------------------------------------------------------------------------------------
 def test_page_is_one_small_file_without_program_or_address(evidence):
     """At most 2 MB, no script, nothing to fetch; model and week stand in its head, no id stands twice."""
-    html = render(evidence, WEEK, TEMPLATE)
+    html = render(evidence, WEEK)
     assert len(html.encode()) < MAX_BYTES
     assert "<script" not in html
     assert re.findall(r'<(?:link|object|iframe)|@import|(?:src|srcset)="(?!data:)|url\((?!#)', html) == []
@@ -86,7 +93,7 @@ def test_page_is_one_small_file_without_program_or_address(evidence):
 def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
     """Its numbers are those of the frame and of the model's own predictions."""
     week = evidence.of_week(WEEK)
-    text = words(render(evidence, WEEK, TEMPLATE))
+    text = words(render(evidence, WEEK))
     energy, predicted = week.hours[schema.TARGETS].sum(), week.predicted.sum()
     off = (week.predicted - week.hours[schema.TARGETS]).abs().mean()
     assert f"{energy.solar_GW:,.0f} GWh of solar power" in text
@@ -106,10 +113,10 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
 
 def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
     """A week before the end of training is no fair test, and the page says so."""
-    new, old = (words(render(evidence, week, TEMPLATE)) for week in (WEEK, "2014-W30"))
+    new, old = (words(render(evidence, week)) for week in (WEEK, "2014-W30"))
     assert "had never seen this week" in new
     assert "so from this very week" in old
-    unknown = words(render(dataclasses.replace(evidence, learned_until=None), WEEK, TEMPLATE))
+    unknown = words(render(dataclasses.replace(evidence, learned_until=None), WEEK))
     assert "is not known" in unknown
 
 
@@ -120,17 +127,17 @@ def test_page_counts_missing_hours_and_names_the_gaps(evidence):
     gone = stamps.between(start + pd.Timedelta("10h"), start + pd.Timedelta("18h")) | (
         stamps == start + pd.Timedelta("50h")
     )
-    text = words(render(without(evidence, gone), WEEK, TEMPLATE))
+    text = words(render(without(evidence, gone), WEEK))
     assert "10 of the week's 168 hours are missing" in text
     assert "Mon 3 Oct, 10:00 to Mon 3 Oct, 18:00; Wed 5 Oct, 02:00" in text
-    assert "are missing" not in words(render(evidence, WEEK, TEMPLATE))
+    assert "are missing" not in words(render(evidence, WEEK))
     last_hour = without(evidence, evidence.frame.index < len(evidence.frame) - 1)
-    assert "167 of the week's 168 hours are missing" in words(render(last_hour, "2016-W52", TEMPLATE))
+    assert "167 of the week's 168 hours are missing" in words(render(last_hour, "2016-W52"))
 
 
 def test_page_without_a_model_in_production_says_so(evidence):
     """Nothing is predicted, and nothing of a prediction is claimed; what was produced is there."""
-    html = render(ReportData(evidence.frame), WEEK, TEMPLATE)
+    html = render(ReportData(evidence.frame), WEEK)
     text = words(html)
     assert "No model is in production" in text
     assert "workshop.model" not in html
@@ -145,7 +152,7 @@ def test_page_shows_lineage_as_it_was_recorded(evidence):
         Link("run", "<b>bold</b>", url="http://127.0.0.1:5000/#/runs/1", trouble="The run was deleted."),
         Link("notebook", "train.ipynb", known=False),
     )
-    html = render(dataclasses.replace(evidence, lineage=links), WEEK, TEMPLATE)
+    html = render(dataclasses.replace(evidence, lineage=links), WEEK)
     text = words(html)
     for part in ("md5: 5b152ef6", "The run was deleted.", "not recorded"):
         assert part in text
@@ -194,7 +201,7 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
     from axe_playwright_python.sync_playwright import Axe
 
     file = tmp_path / "page.html"
-    file.write_text(render(evidence, WEEK, TEMPLATE), encoding="utf-8")
+    file.write_text(render(evidence, WEEK), encoding="utf-8")
     for width in (1280, 390):
         view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         asked: list[str] = []

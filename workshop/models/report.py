@@ -234,13 +234,12 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
-def render(evidence: ReportData, week: str, template: str) -> str:
-    """Return the page on a week (an ISO name, or `latest`) as HTML that needs no other file.
+def render(evidence: ReportData, part: Week, misses: list[WorstHour], figure: str, template: str) -> str:
+    """Return the page on a week as HTML that needs no other file.
 
-    ``template`` is the text of a Jinja template. Raises ParameterError when there is no such week, or no hour in it.
+    ``misses`` are those of `worst`, ``figure`` is that of `draw`, and ``template`` the text of a Jinja template.
     """
-    part = evidence.of_week(week)
-    misses, known = worst(evidence, part), quality(evidence, part)
+    known = quality(evidence, part)
     inside = zip(problem.TARGETS, ((known and known["inside"]) or {}).values(), strict=False)  # NaN if never by day
     return _compile(template).render(
         week=part,
@@ -258,7 +257,7 @@ def render(evidence: ReportData, week: str, template: str) -> str:
         inside=[(target, share) for target, share in inside if share >= 0],
         misses=misses,
         days=by_day(part),
-        figure=draw(part, misses, evidence.origin.measured_name),
+        figure=figure,
         ranges={NAMES[name]: (part.hours[name].min(), part.hours[name].max()) for name in TARGETS},
         hours_a_week=split.WEEK_HOURS,
     )
