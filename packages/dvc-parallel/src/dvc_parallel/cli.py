@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +23,6 @@ def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
         write(f"  {stage}: {f'{time.monotonic() - started[stage]:.1f} s' if is_timed else state}\n")
 
     return progress
-
-
-def _write(text: str) -> None:
-    click.echo(text, nl=False, err=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,5 +54,6 @@ def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
     """
     from dvc_parallel import reproduce
 
+    write = functools.partial(click.echo, nl=False, err=True)
     modules = () if no_preload else preload or None
-    reproduce(preload=modules, progress=lines(_write), notice=lambda text: _write(f"  {text}\n"), **options)
+    reproduce(preload=modules, progress=lines(write), notice=lambda text: write(f"  {text}\n"), **options)

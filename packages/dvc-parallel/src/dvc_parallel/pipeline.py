@@ -35,7 +35,7 @@ class Pipeline:
     ) -> None:
         self._repo, self._stop, self._notice = repo, stop, notice
         self._files_in_use, self.kept_lock = contextlib.ExitStack(), contextlib.ExitStack()
-        self._new: list[Stage] = []  # stages whose first entry in a lock file this run has written
+        self._new: set[Stage] = set()  # stages whose first entry in a lock file this run has written
         self._folder = Path(repo.root_dir, FOLDER)
         self._folder.mkdir(parents=True, exist_ok=True)
         self.graph, self.steps = self._locked(lambda: self._plan(targets, **selection))
@@ -63,18 +63,6 @@ class Pipeline:
     def record(self, stage: Stage) -> None:
         """Record the outputs of a stage in cache and lock file, however long other processes hold DVC's lock."""
         self._locked(lambda: self._record(stage), give_up=False)
-
-    def order_lock_files(self) -> None:
-        """Put the new entries of each `dvc.lock` in the order in which `dvc repro` would have written them."""
-
-        def work() -> None:
-            for path in {Path(compat.lock_file(stage).path) for stage in self._new}:
-                with self._replaced(path) as copy, compat.modify_yaml(copy) as content:
-                    for stage in self.steps:
-                        if stage in self._new and Path(compat.lock_file(stage).path) == path:
-                            content["stages"].move_to_end(stage.name)
-
-        self._locked(work, give_up=False)
 
     def _plan(
         self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
@@ -162,23 +150,27 @@ class Pipeline:
             self._dump(stage)
 
     def _dump(self, stage: Stage) -> None:
-        """Write the entry of a stage in the lock file, the file whole or not at all: a full disk leaves the old one."""
+        """Write the entry of a stage in the lock file, the file whole or not at all: a full disk leaves the old one.
+
+        New entries stand in the order in which `dvc repro` would have written them.
+        """
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
+        entry, recorded = compat.to_lockfile(stage), stage.dvcfile.lockfile_contents.get("stages", {})
+        if entry[stage.name] == recorded.get(stage.name):
+            return  # to read and write the file takes longer than all else here
+        if stage.name not in recorded:
+            self._new.add(stage)
         lock_file = compat.lock_file(stage)
-        recorded = stage.dvcfile.lockfile_contents.get("stages", {})
-        if compat.to_lockfile(stage)[stage.name] == recorded.get(stage.name):
-            return  # DVC parses and writes the whole file all the same
-        if stage.name not in recorded and stage not in self._new:
-            self._new.append(stage)
-        tracked = self._repo.scm_context.files_to_track
-        with self._replaced(Path(lock_file.path)) as copy:
-            copied = compat.Lockfile(self._repo, str(copy))
-            copied.dump_stages([stage])
-        if copied.relpath in tracked:
-            tracked.remove(copied.relpath)
-            tracked.add(lock_file.relpath)
+        with self._replaced(Path(lock_file.path)) as copy, compat.modify_yaml(copy) as content:
+            content.setdefault("schema", "2.0")
+            stages = content.setdefault("stages", {})
+            stages.update(entry)
+            for other in self.steps:
+                if other in self._new and compat.lock_file(other).path == lock_file.path:
+                    stages[other.name] = stages.pop(other.name)
+        self._repo.scm_context.track_file(lock_file.relpath)
 
     @contextlib.contextmanager
     def _replaced(self, path: Path) -> Iterator[Path]:

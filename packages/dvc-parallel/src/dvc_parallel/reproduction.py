@@ -62,7 +62,10 @@ def reproduce(
         stack.callback(os.environ.clear)
         os.environ.update(environment or {})
         stack.enter_context(stop.listening())
-        stack.enter_context(_quiet())
+        for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():  # no messages, no bars
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
         try:
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
@@ -87,17 +90,6 @@ def _explain(error: BaseException) -> str:
 def _lines(stage: Stage) -> list[str]:
     """Return the commands of a stage as DVC splits them; a `.dvc` file has none."""
     return compat.split_commands(stage.cmd) if stage.cmd else []
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep DVC's messages about each stage, and its progress bars, off the terminal."""
-    with contextlib.ExitStack() as levels:
-        for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():
-            logger = logging.getLogger(name)
-            levels.callback(logger.setLevel, logger.level)
-            logger.setLevel(level)
-        yield
 
 
 @dataclass
@@ -138,7 +130,6 @@ class _Reproduction:
                     self._signal(self._stop.signal)
         finally:
             self._signal(signal.SIGKILL)
-        self._pipeline.order_lock_files()
         if self._stop:
             raise Stopped
         if self._errors:
