@@ -37,12 +37,11 @@ def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "cha
     return html.Div(drawn, className=class_name, role="figure", **{"aria-label": label})
 
 
-def tile(name: str, number: object, unit: str, hint: str, colour: str | None = None, middle: tuple = ()) -> html.Div:
-    """Return a large number with its name above and a hint below, in the colour of a target if it has one."""
+def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: tuple = ()) -> html.Div:
+    """Return a large number with its name above and a hint below, in the colour of a target."""
     big = html.P([number, html.Small(f" {unit}")], className="number")
     content = [html.P(name, className="name"), big, *middle, html.P(hint, className="hint")]
-    coloured = {"className": "tile coloured", "style": {"--colour": colour}} if colour else {"className": "tile"}
-    return html.Div(content, **coloured)
+    return html.Div(content, className="tile", style={"--colour": colour})
 
 
 def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | None) -> list[html.Div]:
