@@ -9,7 +9,6 @@ import dash_bootstrap_components as dbc
 import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
-from dash.development.base_component import Component
 
 from workshop import problem
 from workshop.parameters import STAGES
@@ -63,14 +62,10 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
 
 
 def table(label: str, head: list[str], rows: list[list], class_name: str) -> html.Div:
-    """Return a table in a frame that scrolls; the first cell of each row is its heading."""
+    """Return a table in a frame that scrolls, by keys too; the first cell of each row is its heading."""
     top = html.Thead(html.Tr([html.Th(name, scope="col") if name else html.Td() for name in head]))
     body = html.Tbody([html.Tr([html.Th(row[0], scope="row"), *map(html.Td, row[1:])]) for row in rows])
-    return scroll(html.Table([top, body], className=f"figures {class_name}"), label)
-
-
-def scroll(content: Component, label: str) -> html.Div:
-    """Return a frame for content that may be wider or longer than the screen; keyboards scroll it, too."""
+    content = html.Table([top, body], className=f"figures {class_name}")
     return html.Div(content, className="scroll", tabIndex="0", role="group", **{"aria-label": label})
 
 
