@@ -74,10 +74,10 @@ def facts(named: list[tuple[str, object]]) -> html.Dl:
     return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in named], className="facts")
 
 
-def banner(head: str, text: str, color: str = "warning") -> dbc.Alert:
+def banner(head: str, text: str) -> dbc.Alert:
     """Return a banner; text between backticks is shown as something to type."""
     typed = [html.Code(piece) if number % 2 else piece for number, piece in enumerate(text.split("`"))]
-    return dbc.Alert([html.Strong(head), " ", *typed], color=color)
+    return dbc.Alert([html.Strong(head), " ", *typed], color="warning")
 
 
 def external_link(text: object, href: str, **options) -> html.A:

@@ -81,8 +81,8 @@ def one_line(text: str, longest: int | None = None) -> str:
     return line if longest is None or len(line) <= longest else line[: longest - 3] + "..."
 
 
-def print_rows(rows: list[dict], as_json: bool, widest: int | list[int | None] | None = None) -> None:
-    """Print rows of the same columns; wrap texts of more than ``widest`` characters (a list: by column)."""
+def print_rows(rows: list[dict], as_json: bool, widest: int | None = None) -> None:
+    """Print rows of the same columns; wrap texts of more than ``widest`` characters."""
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -137,8 +137,8 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
     return parts.panel("moves", "Versions in production so far", "The latest first.", [table if rows else nothing])
 
 
-def _score(scores: dict, key: str = "r2") -> str:
-    return f"{scores[key]:.3f}" if isinstance(scores.get(key), int | float) else "not recorded"
+def _score(scores: dict) -> str:
+    return f"{scores['r2']:.3f}" if isinstance(scores.get("r2"), int | float) else "not recorded"
 
 
 def _explanation(name: str, figure: dict, label: str) -> html.Div:
