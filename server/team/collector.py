@@ -45,8 +45,6 @@ def open_database(path: Path) -> sqlite_utils.Database:
         lines.enable_fts(["message", "traceback"], create_triggers=True)
     # For readers; the full-text index names rows of `lines`.
     database.create_view("log", f"SELECT {', '.join(FIELDS)}, rowid FROM lines", replace=True)  # noqa: S608
-    if "tail" not in database["files"].columns_dict:  # of an older collector: read again; no line lands twice
-        database["files"].drop(ignore=True)
     columns = {"file": str, "name": str, "position": int, "inode": str, "tail": bytes}
     database["files"].create(columns, pk="file", if_not_exists=True)
     return database
