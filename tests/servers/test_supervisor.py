@@ -21,7 +21,7 @@ from dataclasses import asdict
 import dask.config
 import psutil
 import pytest
-from workplace import BIN, ROOT, Servers, environment_of, frozen, new_workplace, processes_of, wait_for
+from workplace import BIN, ROOT, Servers, frozen, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
 from workshop.servers import supervisor
@@ -43,8 +43,7 @@ NAMES = {"ftp", "mlflow", "dask-scheduler", "dask-workers", "dashboard"}
 
 def status(place: Servers) -> dict[str, dict]:
     """Return the state of each service, by name."""
-    with environment_of(place.environment):
-        return {row.name: asdict(row) for row in supervisor.status()}
+    return {row.name: asdict(row) for row in supervisor.status(place.settings)}
 
 
 def all_well(place: Servers) -> bool:

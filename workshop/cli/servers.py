@@ -16,7 +16,7 @@ from workshop.cli import json_option, print_rows, report
 from workshop.servers import backup as backups
 from workshop.servers import supervisor
 from workshop.servers.services import is_free, program
-from workshop.settings import get_settings
+from workshop.settings import Settings, get_settings
 
 
 @click.command()
@@ -69,8 +69,9 @@ def status(as_json: bool) -> None:
     \b
     Example:  workshop status --json
     """
-    services = [asdict(row) for row in supervisor.status()]
-    notebooks = _running_notebooks(services)
+    settings = get_settings()
+    services = [asdict(row) for row in supervisor.status(settings)]
+    notebooks = _running_notebooks(services, settings)
     if as_json:
         click.echo(json.dumps({"services": services, "notebooks": notebooks}, indent=2))
         return
@@ -83,10 +84,9 @@ def status(as_json: bool) -> None:
         print_rows(notebooks, as_json)
 
 
-def _running_notebooks(services: list[dict]) -> list[dict]:
+def _running_notebooks(services: list[dict], settings: Settings) -> list[dict]:
     """Return the notebooks on the cluster, unless the cluster is this machine's own and does not run."""
     scheduler = next(service for service in services if service["name"] == "dask-scheduler")
-    settings = get_settings()
     if settings.explicit_scheduler_address is None and not scheduler["healthy"]:
         return []
     import dask  # with its cluster half a second

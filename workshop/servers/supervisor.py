@@ -66,9 +66,8 @@ class Status:
     reason: str | None = None
 
 
-def status(settings: Settings | None = None) -> list[Status]:
+def status(settings: Settings) -> list[Status]:
     """Return the state of every service, after asking each for its health."""
-    settings = settings or get_settings()
     supervised, by_hand = processes(settings), _started_by_hand(settings)
     rows = []
     for service in SERVICES:
