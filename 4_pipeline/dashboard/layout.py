@@ -90,11 +90,10 @@ def model(snapshot: Snapshot) -> list:
     if production is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
     score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
-    stale = " ".join(subject for subject in ("registry", "model") if subject in snapshot.faults)
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
-    stale += " forced" * bool(badge)
+    doubtful = "doubtful" if badge or snapshot.faults.keys() & {"registry", "model"} else None
     return [
-        html.Span(f"{production.name} version {production.version}", id="model-version", className=stale),
+        html.Span(f"{production.name} version {production.version}", id="model-version", className=doubtful),
         *([html.Span(badge, className="badge text-bg-warning")] if badge else []),
         *([_state(snapshot.state)] if snapshot.state else []),
         html.Span(parts.kind(production.stage, snapshot.model.kind), id="model-kind"),

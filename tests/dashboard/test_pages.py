@@ -124,7 +124,7 @@ def test_header_says_that_a_model_was_forced_and_that_mlflow_is_away(made, serve
     moves = (Move(1, "promoted", "6"), Move(2, "forced", served.production.version))
     assert "forced past the gate" in str(made("/model", record=Record(history=moves)))
     away = {"registry": Fault(datetime.now(UTC), "It does not answer.")}
-    assert "className='registry'" in str(made("/model", faults=away))
+    assert "className='doubtful'" in str(made("/model", faults=away))
 
 
 def _snapshot(last):
