@@ -105,7 +105,7 @@ def _run(
                 if options.retries:
                     _record(executed, lost=lost)
                 executed.mark_aborted()  # and saved so, before the tracking server is asked
-                runs = tracking.NotebookRuns.of(attempt.key, os.environ)
+                runs = tracking.NotebookRuns(attempt.key, os.environ)
                 runs.find()
                 runs.end("FAILED")
                 left = options.retries - len(lost)

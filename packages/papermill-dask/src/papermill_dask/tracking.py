@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,25 +54,22 @@ class TaskContext:
         return {tag: os.environ[name] for tag, name in variables.items() if name in os.environ}
 
 
-@dataclass
 class NotebookRuns:
-    """The MLflow runs of a notebook; ``runs`` are their ids, statuses and metrics, the first run first."""
+    """The MLflow runs of a task whose kernel has the variables ``environment``.
 
-    task: str
-    uri: str | None
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    ``runs`` are their ids, statuses and metrics, the first run first.
+    """
 
-    @classmethod
-    def of(cls, task: str, environment: Mapping[str, str]) -> NotebookRuns:
-        """Return those of a task whose kernel has these variables."""
-        return cls(task, environment.get(URI_VARIABLE) if is_installed() else None)
+    def __init__(self, task: str, environment: Mapping[str, str]) -> None:
+        self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None
+        self.runs: list[dict[str, Any]] = []
 
     def check_reachable(self) -> None:
         """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
-        if self.uri and urlsplit(self.uri).hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self.uri):
+        if self._uri and urlsplit(self._uri).hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self._uri):
             raise EngineError(
                 f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
-                value=f"{URI_VARIABLE}={self.uri}: loopback, where each machine means itself",
+                value=f"{URI_VARIABLE}={self._uri}: loopback, where each machine means itself",
                 expected="a server that runs, at an address that the workers reach, too",
                 next_step=f"set {URI_VARIABLE} to one; unset it for a notebook that tracks nothing",
             )
@@ -81,12 +77,12 @@ class NotebookRuns:
     def find(self) -> None:
         """Look for the runs, as long as the kernel lives: at its exit MLflow ends them as if all had gone well."""
         with contextlib.suppress(Exception):  # a tracking server that fails must not hide how the notebook ended
-            if self.uri and _answers(self.uri):
+            if self._uri and _answers(self._uri):
                 from mlflow import MlflowClient
 
-                client = MlflowClient(self.uri)
+                client = MlflowClient(self._uri)
                 experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-                these = f"tags.`{TASK_TAG}` = '{self.task}'"
+                these = f"tags.`{TASK_TAG}` = '{self._task}'"
                 self.runs = [
                     {"run_id": run.info.run_id, "status": run.info.status, "metrics": dict(run.data.metrics)}
                     for run in client.search_runs(experiments, these, order_by=["attributes.start_time"])
@@ -100,7 +96,7 @@ class NotebookRuns:
                 if run["status"] == "RUNNING":
                     from mlflow import MlflowClient
 
-                    MlflowClient(self.uri).set_terminated(run["run_id"], status)
+                    MlflowClient(self._uri).set_terminated(run["run_id"], status)
 
 
 def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) -> None:

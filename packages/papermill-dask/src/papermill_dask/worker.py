@@ -109,7 +109,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
 
     task = run.task
     environment = os.environ | task.environment
-    runs = tracking.NotebookRuns.of(run.key, environment)
+    runs = tracking.NotebookRuns(run.key, environment)
     manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
     try:
