@@ -74,8 +74,8 @@ def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
         raise EngineError("A dependency of the notebook cannot be read.", value=str(error)) from None
 
 
-def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> list[str]:
-    """Bring the outs from a scratch folder into ``folder``: all of them or none; return the outs that came.
+def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> None:
+    """Bring the outs from a scratch folder into ``folder``: all of them or none.
 
     Raises EngineError for an out that the notebook did not write, for one that leaves its folder, for a full disk, and
     when the worker is lost.
@@ -85,7 +85,7 @@ def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: 
         inside(folder, out, follow=False)
     _ask(client, worker, "pack", scratch, list(map(str, outs)), declaration.partial)
     try:
-        return _replace(_Pieces(client, worker, scratch), folder, outs)
+        _replace(_Pieces(client, worker, scratch), folder, outs)
     except OSError as error:
         raise EngineError(
             "What the notebook made cannot be put in place.",
@@ -136,8 +136,8 @@ class _Pieces(io.RawIOBase):
 
 
 # -- putting it in place -------------------------------------------------------------------------------------------
-def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[str]:
-    """Unpack ``outs`` beside their places in ``folder``, then rename them into place; return those that came.
+def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> None:
+    """Unpack ``outs`` beside their places in ``folder``, then rename them into place.
 
     Beside them, in hidden folders, because a rename works within a file system only, and outs may lie on several.
     """
@@ -172,7 +172,6 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> list[s
                 with contextlib.suppress(FileNotFoundError):  # it was not made
                     target.rename(source)
             raise
-    return list(map(str, arrived))
 
 
 # -- files on either side ------------------------------------------------------------------------------------------
