@@ -33,7 +33,7 @@ class TransferHandler(TLS_DTPHandler):
             try:
                 self.file_obj.flush()
                 if isinstance(self.file_obj, Upload):
-                    self.file_obj.sync()
+                    os.fsync(self.file_obj.fileno())
                     if self._is_cut():
                         raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
                     self.file_obj.keep()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -33,11 +32,6 @@ class Upload(Incoming):
     def __init__(self, path: Path) -> None:
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))
         super().__init__(self._hidden, str(path))
-
-    def sync(self) -> None:
-        """Write the content to the disk."""
-        self.flush()
-        os.fsync(self.fileno())
 
     def keep(self) -> None:
         """Give the file its name."""
