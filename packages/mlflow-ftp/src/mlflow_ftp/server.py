@@ -93,8 +93,7 @@ def serve(server: Server) -> None:
     # Only now: who has the port is the only server of this folder.
     if left := remove_temporaries(server.artifacts):
         logger.info("Removed what interrupted uploads had left: %d files.", left)
-    sys.stdout.write(f"FTP server ready: {server.uri}, files in {server.artifacts}\n")
-    sys.stdout.flush()
+    click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
     # A signal that comes just before the loop begins to wait is answered after the wait: so it may not be endless.
     server.serve_forever(timeout=0.5)
 
