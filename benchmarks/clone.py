@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from distributed import Client
 
 from tests.workplace import Servers, new_workplace, processes_of
 
@@ -47,17 +48,6 @@ class Clone(Servers):
         """Stop the servers."""
         self.do("workshop", "down", environment=self.fresh_environment)
 
-    def restart(self) -> None:
-        """Stop and start the servers: no worker has anything imported that it does not import when it starts."""
-        self.down()
-        self.up()
-
-    def client(self):
-        """Return a client of the cluster, to be closed."""
-        from distributed import Client
-
-        return Client(self.environment["DASK_SCHEDULER_ADDRESS"], set_as_default=False)
-
     def wait_until_warm(self) -> None:
         """Run a notebook on each worker until their kernels are forked with the imports done; raise RuntimeError."""
         folder, deadline = self.new_folder("warm"), time.monotonic() + WARM_SECONDS
@@ -65,7 +55,7 @@ class Clone(Servers):
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / "warm.ipynb")
-        with self.client() as client:
+        with Client(self.environment["DASK_SCHEDULER_ADDRESS"], set_as_default=False) as client:
             numbers = ",".join(map(str, range(len(client.scheduler_info(n_workers=-1)["workers"]))))
         while True:
             try:

@@ -52,7 +52,8 @@ def sides(clone: Clone) -> list[Side]:
 
     def cold_ready() -> None:
         forget(clone)
-        clone.restart()
+        clone.down()
+        clone.up()  # no worker has anything imported that it does not import when it starts
 
     def run_unchanged(program: str) -> None:
         lock = (clone.pipeline / "dvc.lock").read_bytes()
