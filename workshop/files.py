@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import shutil
@@ -25,12 +24,6 @@ def copy_atomically(source: Path, path: Path) -> Path:
     with _atomic(path) as temporary:
         shutil.copyfile(source, temporary)
     return Path(path)
-
-
-def checksum(path: Path) -> str:
-    """Return the sha256 of a file of any size."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

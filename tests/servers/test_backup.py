@@ -14,13 +14,13 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pooch
 import pytest
 from mlflow import MlflowClient
 from mlflow_ftp import names
 from workplace import BIN, clean_environment
 
 from workshop.errors import ServiceError
-from workshop.files import checksum
 from workshop.port_owners import MARK
 from workshop.problem import REGISTERED_MODEL
 from workshop.servers import backup
@@ -35,7 +35,7 @@ def state_at(folder: Path) -> Settings:
 
 def files_of(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file below a folder."""
-    return {file.relative_to(folder).as_posix(): checksum(file) for file in folder.rglob("*") if file.is_file()}
+    return {file.relative_to(folder).as_posix(): pooch.file_hash(file) for file in folder.rglob("*") if file.is_file()}
 
 
 def rows_of(database: Path) -> dict[str, Counter]:
@@ -104,7 +104,7 @@ def test_backup_of_busy_servers_holds_all_that_its_database_names(servers, tmp_p
         assert files_of(folder) == dict(reversed(value.split(" ", 1)) for value in run.data.params.values())
     assert files_of(servers.settings.artifacts).items() >= files_of(restored.artifacts).items()
     assert {path.name for path in stored.rglob(".~*.sha256")} == {
-        names.mark_of(path.name, checksum(path)) for path in stored.rglob("*") if path.is_file()
+        names.mark_of(path.name, pooch.file_hash(path)) for path in stored.rglob("*") if path.is_file()
     }
 
 
@@ -130,7 +130,7 @@ def small(tmp_path) -> Settings:
 def store(file: Path, content: bytes) -> None:
     """Write an artifact and its mark as the store does."""
     file.write_bytes(content)
-    file.with_name(names.mark_of(file.name, checksum(file))).mkdir()
+    file.with_name(names.mark_of(file.name, pooch.file_hash(file))).mkdir()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ def history(as_json: bool) -> None:
     if moves and registry.version_in_production(client) is None:
         click.echo("Nothing is in production now: the alias was taken away. Next: workshop rollback", err=True)
     if as_json:
-        print_rows([move.as_dict() for move in moves], as_json=True)
+        print_rows([asdict(move) for move in moves], as_json=True)
         return
     if not moves:
         click.echo("Nothing was ever in production. Next: workshop repro")

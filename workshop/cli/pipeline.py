@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,6 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     )
 
 
-# Finds out which model is in production, and once more when the input ends, with MLflow's imports done.
-ASK = """import sys
-from workshop.cli.pipeline import describe_production
-describe_production()
-sys.stdin.read()
-print(describe_production())"""
-
-
 def describe_production() -> str:
     """Return what is in production, as a line for a person."""
     from workshop.models import registry  # imports pandas
@@ -74,21 +67,20 @@ def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
     click.echo("Pipeline", err=True)
     # MLflow's imports take as long as to find that nothing has changed, and threads import one after the other.
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", ASK], **pipes, text=True, start_new_session=True) as asked:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.setsid) as process:
+        process.submit(describe_production)  # for the imports; Ctrl-C is for the pipeline alone
         reproduce(settings, folder=settings.pipeline)
         if not (csv := settings.root / "3_projects" / "germany.csv").exists():
             from workshop.data.prepare import load_or_make  # imports pandera
 
             load_or_make(csv)
-        answer = asked.communicate()[0]
+        production = process.submit(describe_production).result()
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
-        # Asked again here, an error that it met is raised.
-        "Production": describe_production() if asked.returncode else answer.strip(),
+        "Production": production,
     }
     click.echo()
     for name, value in rows.items():

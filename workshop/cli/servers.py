@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 
 from workshop.cli import json_option, print_rows, report
-from workshop.servers import backup as backups
 from workshop.servers import supervisor
 from workshop.servers.services import is_free, program
 from workshop.settings import Settings, get_settings
@@ -142,6 +141,8 @@ def backup(file: Path | None, restore: bool) -> None:
     Example:  workshop backup before-the-upgrade.tar
               WORKSHOP_STATE=/srv/workshop workshop backup --restore before-the-upgrade.tar
     """
+    from workshop.servers import backup as backups  # imports pooch
+
     settings = get_settings()
     if restore:
         if file is None or not file.exists():

@@ -121,7 +121,7 @@ def measured_and_predicted(
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
-def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out period") -> go.Figure:
+def scores(table: pd.DataFrame) -> go.Figure:
     """Draw bars that compare models: one group a row of ``table``, in its order from top to bottom.
 
     The index holds the models' names, the columns `r2` (the mean) and `r2_<target>`.
@@ -141,10 +141,12 @@ def scores(table: pd.DataFrame, *, title: str | None = "R2 on the held-out perio
     # Plotly stacks rows and bars upwards; people read a list downwards.
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
-    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
+    return figure.update_layout(
+        template=TEMPLATE, title_text="R2 on the held-out period", hovermode="y unified", bargroupgap=0.08
+    )
 
 
-def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> go.Figure:
     """Draw how many hours fall where predicted (up) and measured (across) meet, in GW, a panel for each target.
 
     Hours are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
@@ -178,7 +180,7 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame, *, 
         figure.update_xaxes(title_text="measured, GW", range=[least, most], row=1, col=column)
         axis = "x" if column == 1 else f"x{column}"
         figure.update_yaxes(title_text="predicted, GW", range=[least, most], scaleanchor=axis, row=1, col=column)
-    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
 def generation(
@@ -208,14 +210,13 @@ def prediction(
     *,
     band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     coverage: float | None = None,
-    title: str | None = None,
 ) -> go.Figure:
     """Draw predicted generation in GW over time where nothing was measured, a panel for each target.
 
     ``weather`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
     """
     frame = weather[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
-    figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage, title=title)
+    figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage)
     figure.data = [trace for trace in figure.data if trace.name != "measured"]
     for trace in figure.select_traces(selector={"mode": "lines"}):
         if len(frame) <= FEW_HOURS or _is_broken_into_points(pd.Series(trace.y)):
@@ -223,9 +224,7 @@ def prediction(
     return figure
 
 
-def residuals(
-    frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour", title: str | None = None
-) -> go.Figure:
+def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
     """Draw by how many GW the model over- or underestimates, over the hours of the day or the months.
 
     Points are medians of predicted minus measured, their bars hold the middle half of the hours. Arguments and errors
@@ -251,7 +250,7 @@ def residuals(
     else:
         figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
     figure.update_yaxes(title_text="residual, GW", zeroline=True)
-    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
 def by_month(table: pd.DataFrame) -> go.Figure:
@@ -296,7 +295,7 @@ def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
     return figure.update_layout(template=TEMPLATE, margin_t=44)
 
 
-def missing(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def missing(table: pd.DataFrame) -> go.Figure:
     """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `prepare.missing_by_month` makes it.
 
     The darker the square, the more hours are missing, on a square-root scale: one hour of seven hundred is seen, too.
@@ -323,7 +322,7 @@ def missing(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     figure.update_xaxes(showgrid=False, side="top")
-    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
 def _add_band(
@@ -350,7 +349,7 @@ def _add_band(
         )
 
 
-def importance(table: pd.DataFrame, *, title: str | None = "Which inputs matter") -> go.Figure:
+def importance(table: pd.DataFrame) -> go.Figure:
     """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
 
     The index names the inputs; columns are the targets and, as `<target>_spread`, their standard
@@ -369,7 +368,9 @@ def importance(table: pd.DataFrame, *, title: str | None = "Which inputs matter"
         )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title_text="loss of R² when shuffled")
-    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="y unified", bargroupgap=0.08)
+    return figure.update_layout(
+        template=TEMPLATE, title_text="Which inputs matter", hovermode="y unified", bargroupgap=0.08
+    )
 
 
 def responses(
@@ -419,9 +420,7 @@ def responses(
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
-def learning_curve(
-    losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "GW²", title: str | None = None
-) -> go.Figure:
+def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "GW²") -> go.Figure:
     """Draw a network's mean squared error after each pass; ``watched`` is that on hours it does not learn from."""
     figure = go.Figure()
     for name, values in (("hours it learns from", losses), ("hours it is watched on", watched)):
@@ -430,17 +429,17 @@ def learning_curve(
             figure.add_scatter(x=epochs, y=list(values), mode="lines+markers", name=name)
     figure.update_xaxes(title_text="pass over the data")
     figure.update_yaxes(title_text=f"mean squared error, {unit}".rstrip(", "), rangemode="tozero")
-    return figure.update_layout(template=TEMPLATE, title_text=title, hovermode="closest")
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
-def levels(table: pd.DataFrame, *, title: str | None = "Level of each part of time") -> go.Figure:
+def levels(table: pd.DataFrame) -> go.Figure:
     """Draw how much there was of each target by what the weather makes expect; ``table`` is indexed by the hour."""
     figure = go.Figure()
     for name, values in table.items():
         line = {"color": COLOURS[name], "shape": "hv"}
         figure.add_scatter(x=table.index, y=values, mode="lines", name=NAMES[name], line=line)
     figure.update_yaxes(title_text="measured by expected")
-    return figure.update_layout(template=TEMPLATE, title_text=title)
+    return figure.update_layout(template=TEMPLATE, title_text="Level of each part of time")
 
 
 def empty(text: str) -> go.Figure:

@@ -152,14 +152,10 @@ def read_stations() -> dict[int, DataFrame]:
 
 def join_places(stations: dict[int, DataFrame]) -> Places:
     """Return the stations' years one after the other, three places wide, with 29 February put in by date."""
-    relative = {number: clean_windspeed(station) for number, station in stations.items()}
+    clean = {number: station.assign(WG=clean_windspeed(station)) for number, station in stations.items()}
 
     def join(column: str) -> np.ndarray:
-        series = (
-            relative
-            if column == "WG"
-            else {number: frame[column].to_numpy(float) for number, frame in stations.items()}
-        )
+        series = {number: station[column].to_numpy(float) for number, station in clean.items()}
         years = [np.column_stack([series[number] for number in group]) for group in STATIONS.values()]
         leap_day = np.column_stack([series[number][58 * 24 : 59 * 24] for number in LEAP_DAY_STATIONS])
         leap_year = list(STATIONS).index(2016)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from workshop.data.features import mark_capacity
 from workshop.data.sample import make_sample
 from workshop.errors import DataError, ParameterError
-from workshop.files import checksum, copy_atomically, write_atomically
+from workshop.files import copy_atomically, write_atomically
 from workshop.parameters import Fetch, OwnFile
 from workshop.settings import get_settings
 
@@ -157,7 +157,7 @@ def fetch(
             (folder / CARD_FILE).read_text(encoding="utf-8") == card
             and (folder / ORIGIN_FILE).read_text(encoding="utf-8") == origin.to_json()
             and (folder / SUMS_FILE).read_text(encoding="utf-8") == _sums(folder, names)
-            and all(checksum(folder / name) == sha256 for name, sha256 in known.items())
+            and all(pooch.file_hash(folder / name) == sha256 for name, sha256 in known.items())
         )
         if complete:
             return paths
@@ -193,7 +193,7 @@ def _origin(source: str, options: Fetch) -> Origin:
 
 def _checksum_of_own(file: Path) -> str:
     try:
-        return checksum(file)
+        return pooch.file_hash(file)
     except OSError as error:
         raise DataError(
             f"The file {file} cannot be read.",
@@ -209,7 +209,7 @@ def _write_sample(folder: Path) -> None:
 
 
 def _sums(folder: Path, names: list[str]) -> str:
-    return "".join(f"{checksum(folder / name)}  {name}\n" for name in names)
+    return "".join(f"{pooch.file_hash(folder / name)}  {name}\n" for name in names)
 
 
 @cache
@@ -228,7 +228,7 @@ def _fetch_release(release: Release, path: Path, progress: bool) -> None:
     cache = get_settings().downloads
     download = _download(release, cache, progress)
     table = _unpack(download, release, cache) if release.member else download
-    if (actual := checksum(table)) != release.sha256:
+    if (actual := pooch.file_hash(table)) != release.sha256:
         download.unlink()
         raise DataError(
             f"The content of {download.name} is not the published one.",

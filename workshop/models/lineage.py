@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pooch
 from papermill_dask import NOTEBOOK_TAG
 
 from workshop import fingerprint
@@ -27,7 +27,6 @@ from workshop.models.tracking import (
     DATA_TAG,
     DIRTY_TAG,
     LEARNED_TAG,
-    file_hash,
     find_run,
     run_url,
 )
@@ -276,7 +275,7 @@ def _check_data(facts: Facts, _: MlflowClient | None) -> str | None:
         if done and done.returncode == 0:
             # https://dvc.org/doc/user-guide/project-structure/internal-files#structure-of-the-cache-directory
             places.append(Path(done.stdout.strip()) / "files" / "md5" / md5[:2] / md5[2:])
-        if not any(place.is_file() and file_hash(place) == md5 for place in places):
+        if not any(place.is_file() and pooch.file_hash(place, "md5") == md5 for place in places):
             lost.append(f"{places[0].name} with the md5 {md5}")
     return f"neither in the pipeline's folder nor in DVC's cache: {', '.join(lost)}" if lost else None
 
@@ -333,7 +332,7 @@ def _check_notebook(facts: Facts, client: MlflowClient | None) -> str | None:
             fetched = client.download_artifacts(facts["run"]["id"], facts["notebook"]["artifact"], folder)
         except (MlflowException, OSError):
             return f"the run has no artifact {facts['notebook']['artifact']}"
-        sha256 = hashlib.sha256(Path(fetched).read_bytes()).hexdigest()
+        sha256 = pooch.file_hash(fetched)
     return None if sha256 == facts["notebook"]["sha256"] else f"it was changed: its sha256 is {sha256[:16]}..."
 
 

@@ -79,10 +79,6 @@ class Move:
     run: dict[str, str] = field(default_factory=dict)
     recorded: bool = True
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Production:
@@ -105,10 +101,6 @@ class Production:
     learned_from: str | None = None
     learned_until: str | None = None
     moves: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self)
 
 
 _MOVES = TypeAdapter(Move)
@@ -263,7 +255,7 @@ def _next_number(client: MlflowClient) -> int:
 
 
 def _write(client: MlflowClient, number: int, move: Move, *, done: bool) -> None:
-    content = move.as_dict() | {"done": done}
+    content = asdict(move) | {"done": done}
     for name in ("number", "version", "recorded"):
         del content[name]
     text = json.dumps(content, ensure_ascii=False)

@@ -106,11 +106,6 @@ class WorstHour:
         return self.predicted - self.measured
 
     @property
-    def source(self) -> str:
-        """The title of the target."""
-        return self.quantity.title
-
-    @property
     def quantity(self) -> Target:
         """The target as the problem says it."""
         return next(target for target in problem.TARGETS if target.name == self.target)

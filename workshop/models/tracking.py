@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pooch
 from papermill_dask import COMMIT_TAG, git_state
 
 from workshop.data.schema import STAMP
@@ -49,7 +49,7 @@ def start_run(
     import mlflow
 
     mlflow.set_experiment(EXPERIMENT)
-    hashes = {DATA_TAG + Path(file).name: file_hash(Path(file)) for file in data}
+    hashes = {DATA_TAG + Path(file).name: pooch.file_hash(file, "md5") for file in data}
     tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
     tags |= {CODE_TAG: code} if code else {}
     with mlflow.start_run(run_name=stage, tags=tags) as run:
@@ -117,16 +117,6 @@ def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities
         return None
 
 
-@contextlib.contextmanager
-def resume_run(run_id: str) -> Iterator[mlflow.ActiveRun]:
-    """Open a run again, to add to it; close it as `start_run` does."""
-    connect()
-    import mlflow
-
-    with mlflow.start_run(run_id=run_id) as run:
-        yield run
-
-
 def log_explanations(**figures: Figure) -> None:
     """Log plotly figures to the active run as `explanations/NAME.html`, for people, and `.json`, for the dashboard."""
     import mlflow
@@ -158,12 +148,6 @@ def show_run(run_id: str) -> None:
         },
         raw=True,
     )
-
-
-def file_hash(file: Path) -> str:
-    """Return the md5 of a file's bytes: the name of the file in `dvc.lock` and in DVC's cache."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def git_tags(folder: Path | None = None) -> dict[str, str]:

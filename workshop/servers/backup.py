@@ -17,10 +17,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pooch
 from mlflow_ftp import names
 
 from workshop.errors import ServiceError
-from workshop.files import checksum
 from workshop.servers import supervisor
 from workshop.servers.services import database_address
 from workshop.settings import Settings
@@ -59,7 +59,7 @@ def back_up(file: Path, settings: Settings) -> Hashes:
         temporary.touch(mode=0o600)
         with tarfile.open(temporary, "w") as tar:
             tar.add(snapshot, snapshot.name)
-            hashes = {snapshot.name: checksum(snapshot)} | _add_artifacts(tar, settings.artifacts)
+            hashes = {snapshot.name: pooch.file_hash(snapshot)} | _add_artifacts(tar, settings.artifacts)
             manifest.write_text(json.dumps({"files": hashes}, indent=1))
             tar.add(manifest, MANIFEST)  # the last member: a file that was cut off has none
         temporary.replace(file)
@@ -189,7 +189,8 @@ def _extract(file: Path, folder: Path, database: str) -> Hashes:
                     raise ValueError(f"it holds {member.name!r}, which is no file or folder of a backup")
             tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2, Debian 12's, has none
             tar.extractall(folder)  # noqa: S202 - each member was looked at
-        hashes = {path.relative_to(folder).as_posix(): checksum(path) for path in folder.rglob("*") if path.is_file()}
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        hashes = {path.relative_to(folder).as_posix(): pooch.file_hash(path) for path in files}
         del hashes[MANIFEST]
         expected = json.loads((folder / MANIFEST).read_text())["files"]
         if different := dict(hashes.items() ^ expected.items()):

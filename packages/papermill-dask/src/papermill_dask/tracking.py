@@ -55,10 +55,7 @@ class TaskContext:
 
 
 class NotebookRuns:
-    """The MLflow runs of a task whose kernel has the variables ``environment``.
-
-    ``runs`` are their ids, statuses and metrics, the first run first.
-    """
+    """The MLflow ``runs`` of a task, the first run first: their ids, statuses and metrics."""
 
     def __init__(self, task: str, environment: Mapping[str, str]) -> None:
         self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None
