@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     )
 
 
-def describe_production() -> str:
+def in_production() -> str:
     """Return what is in production, as a line for a person."""
     from workshop.models import registry  # imports pandas
 
@@ -66,21 +65,24 @@ def describe_production() -> str:
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
     click.echo("Pipeline", err=True)
-    # MLflow's imports take as long as to find that nothing has changed, and threads import one after the other.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.setsid) as process:
-        process.submit(describe_production)  # for the imports; Ctrl-C is for the pipeline alone
+    # MLflow's imports take as long as to find that nothing has changed, and threads import one after the other. This
+    # answers once to have them done, and again at the end of its input, also when this process is killed.
+    code = "import sys; from workshop.cli.pipeline import in_production as ask; ask(); sys.stdin.read(); print(ask())"
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
         reproduce(settings, folder=settings.pipeline)
         if not (csv := settings.root / "3_projects" / "germany.csv").exists():
             from workshop.data.prepare import load_or_make  # imports pandera
 
             load_or_make(csv)
-        production = process.submit(describe_production).result()
+        answer = asked.communicate()[0]
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
-        "Production": production,
+        # Asked again here, an error that it met is raised.
+        "Production": in_production() if asked.returncode else answer.strip(),
     }
     click.echo()
     for name, value in rows.items():
