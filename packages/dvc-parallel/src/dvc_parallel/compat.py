@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from dvc.dependency import RepoDependency
 from dvc.dependency.db import AbstractDependency
-from dvc.dvcfile import PROJECT_FILE, ProjectFile  # DVC writes the lock file in place, we beside it
+from dvc.dvcfile import PROJECT_FILE, ProjectFile
 from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
@@ -20,7 +20,7 @@ from dvc.stage.cache import RunCacheNotFoundError
 from dvc.stage.run import _enforce_cmd_list as split_commands  # how DVC starts commands: shell, folder, environment
 from dvc.stage.run import _make_cmd as shell_words
 from dvc.stage.run import get_executable, prepare_kwargs
-from dvc.stage.serialize import to_lockfile
-from dvc.utils.serialize import modify_yaml
+from dvc.stage.serialize import to_lockfile  # what the lock file says of a stage
+from dvc.utils.serialize import modify_yaml  # DVC writes the lock file in place, we beside it
 
 lock_file = attrgetter("dvcfile._lockfile")  # of a stage: its Lockfile
