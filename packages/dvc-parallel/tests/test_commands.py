@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,14 @@ if __name__ == "__main__":
         process.kill()
     assert int(read(tmp_path / "pid")) in [process.pid for process in family]
     assert not psutil.wait_procs(family, timeout=10)[1]
+
+
+def test_ctrl_c_does_not_reach_a_process_that_begins(tmp_path):
+    """The process that watches a command ignores it, also while Python starts; the command is stopped by the run."""
+    process = Commands(["colorsys"]).start("echo done", str(tmp_path), ENVIRONMENT, tmp_path / "log", warm=False)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert (read(tmp_path / "log"), process.exitcode) == ("done\n", 0)
 
 
 def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):

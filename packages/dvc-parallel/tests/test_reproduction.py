@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -332,6 +334,27 @@ def test_imports_before_the_fork_see_the_environment_of_the_run(tmp_path):
     code = "from dvc_parallel import reproduce; reproduce(preload=['early'], environment={'SIZE': '3'})"
     subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)
     assert read(place / "seen.txt") == "3 True"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
+@pytest.mark.parametrize("module", ["early", "broken"])
+def test_stage_that_always_runs_finds_its_imports_done(tmp_path, module):
+    """Its program is forked from a process that imported `first`, or that could not, which is the program's matter."""
+    place = new_repository(tmp_path / "place", {"show": {"cmd": "python show.py", "always_changed": True}})
+    (place / "early.py").write_text("import os\nPROCESS = os.getpid()\n")
+    (place / "broken.py").write_text("1 / 0\n")
+    show = "import sys, early, os\nopen('seen.txt', 'w').write(f'{early.PROCESS != os.getpid()}')\n"
+    (place / "show.py").write_text(show)
+    code = f"from dvc_parallel import reproduce; reproduce(preload=['json'], first=['{module}'])"
+    subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)
+    assert read(place / "seen.txt") == str(module == "early")
+
+
+def test_process_for_a_stage_that_always_runs_ends_without_one(tmp_path):
+    """Where no stage always runs, what was begun for it ends with the run."""
+    place = new_repository(tmp_path / "place", {"show": {"cmd": "echo 1 >seen.txt", "outs": ["seen.txt"]}})
+    reproduce(folder=place, first=["json"], preload=[])
+    wait_until(lambda: not [child for child in multiprocessing.active_children() if isinstance(child, SpawnProcess)])
 
 
 def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):

@@ -9,8 +9,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,8 +24,7 @@ from dvc_parallel.compat import get_executable, shell_words
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 EXPANDED = re.compile(r"[$`\\\n]")
 SHELL_SYNTAX = re.compile(r"[*?\[\]{}~<>|&;()#!]")
-FORK_SERVER = multiprocessing.get_context("forkserver")
-IMPORTED = re.compile(r"^from (\S+) import ", re.MULTILINE)
+FORK_SERVER, SPAWN = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
 
 
 def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
@@ -46,18 +49,26 @@ def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None
 
 def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """Return the modules that the console scripts among the commands import."""
-    programs = [words[0] for line in lines if (words := program_words(line, environment)) and words[0][0] == "/"]
-    matches = [IMPORTED.search(Path(program).read_text()) for program in dict.fromkeys(programs)]
-    return [match[1] for match in matches if match]
+    programs = {Path(words[0]).name for line in lines if (words := program_words(line, environment))}
+    return [script.module for script in entry_points(group="console_scripts") if script.name in programs]
+
+
+def begin(stack: contextlib.ExitStack, modules: Sequence[str]) -> tuple[BaseProcess, Connection]:
+    """Start a process that imports modules, then does `runner.run` with what it is sent, or ends with ``stack``."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    with receiver:
+        return _started(SPAWN.Process(target=runner.run_next, args=(modules, receiver))), stack.enter_context(sender)
 
 
 class Commands:
     """Starts commands; Python programs in forks of a process that has imported ``modules``, if there are any.
 
-    A fork is safe where the imports leave no threads behind that matter: on Linux.
+    A fork is safe where the imports leave no threads behind that matter: on Linux. ``begun`` is a process to fork the
+    first program from that is not ``warm``.
     """
 
-    def __init__(self, modules: Sequence[str]) -> None:
+    def __init__(self, modules: Sequence[str], begun: tuple[BaseProcess, Connection] | None = None) -> None:
+        self._begun = begun
         self._modules = modules if sys.platform == "linux" else ()
         self._is_warm = not self._modules  # forking takes no time for imports, now or any more
         FORK_SERVER.set_forkserver_preload(["dvc_parallel.runner", *self._modules])
@@ -72,15 +83,22 @@ class Commands:
 
         ``warm``: a Python program starts in a fork; the first such call takes as long as the imports.
         """
-        words = program_words(line, environment) if warm and self._modules else None
+        words = program_words(line, environment) if self._modules else None
         arguments = shell_words(get_executable(), line), cwd, environment, log
-        if words or self._is_warm:
-            self._is_warm = True
-            with contextlib.suppress(OSError, EOFError):  # the process to fork from was killed
+        with contextlib.suppress(OSError, EOFError):  # the process to fork from was killed
+            if (words and warm) or self._is_warm:
+                self._is_warm = True
                 return _started(FORK_SERVER.Process(target=runner.run, args=(words, *arguments)))
-        return _started(multiprocessing.get_context("spawn").Process(target=runner.run, args=(None, *arguments)))
+            if words and self._begun:
+                (process, sender), self._begun = self._begun, None
+                sender.send((words, *arguments))
+                return process
+        return _started(SPAWN.Process(target=runner.run, args=(None, *arguments)))
 
 
 def _started(process: BaseProcess) -> BaseProcess:
+    resource_tracker.ensure_running()  # which would unblock the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the time until `runner.run` ignores it
     process.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     return process

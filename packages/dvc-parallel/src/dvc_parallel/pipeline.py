@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -163,21 +163,16 @@ class Pipeline:
         if stage.name not in recorded:
             self._new.add(stage)
         lock_file = compat.lock_file(stage)
-        with self._replaced(Path(lock_file.path)) as copy, compat.modify_yaml(copy) as content:
+        copy = self._folder / "dvc.lock"
+        copy.unlink(missing_ok=True)
+        if lock_file.exists():
+            shutil.copy2(lock_file.path, copy)
+        with compat.modify_yaml(copy) as content:
             content.setdefault("schema", "2.0")
             stages = content.setdefault("stages", {})
             stages.update(entry)
             for other in self.steps:
                 if other in self._new and compat.lock_file(other).path == lock_file.path:
                     stages[other.name] = stages.pop(other.name)
+        copy.replace(lock_file.path)
         self._repo.scm_context.track_file(lock_file.relpath)
-
-    @contextlib.contextmanager
-    def _replaced(self, path: Path) -> Iterator[Path]:
-        """Yield a copy to change under DVC's lock; the copy takes the place of the file when all went well."""
-        copy = self._folder / "dvc.lock"
-        copy.unlink(missing_ok=True)
-        if path.exists():
-            shutil.copy2(path, copy)
-        yield copy
-        copy.replace(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc_parallel import compat
-from dvc_parallel.commands import Commands, imported_modules
+from dvc_parallel.commands import Commands, begin, imported_modules
 from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
 from dvc_parallel.states import ReproError, StagesFailed, State
@@ -35,6 +35,7 @@ def reproduce(
     force: bool = False,
     run_cache: bool = True,
     preload: Sequence[str] | None = None,
+    first: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     progress: Progress = lambda *_: None,
     notice: Callable[[str], object] = lambda _: None,
@@ -46,7 +47,9 @@ def reproduce(
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
     ``environment`` is added to the environment of this process for the run. Python programs are forked from a process
     that has imported the modules ``preload``, by default those of the console scripts that the stages call; with none,
-    they start as other programs. The output of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`.
+    they start as other programs. The first stage that always runs does not wait for these: its program is forked from
+    a process that imports ``first`` while DVC reads the pipeline. The output of a stage goes to a log of its own in
+    `.dvc/tmp/dvc-parallel`.
     ``progress`` is called with a stage and its new state, and ``notice`` with a text when the run waits for another
     process.
 
@@ -66,14 +69,15 @@ def reproduce(
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
+        begun = begin(stack, first) if first else None
         try:
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 if preload is None:
                     lines = [line for stage in pipeline.steps for line in _lines(stage)]
                     preload = imported_modules(lines, os.environ)
-                run = _Reproduction(pipeline, Commands(preload), stop, progress, force=force, run_cache=run_cache)
-                return run.run(jobs or os.cpu_count() or 1)
+                commands, options = Commands(preload, begun), {"force": force, "run_cache": run_cache}
+                return _Reproduction(pipeline, commands, stop, progress, **options).run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
         except (compat.DvcException, OSError) as error:
@@ -161,8 +165,7 @@ class _Reproduction:
         with log.open("a") as file:
             file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage)
-        # A stage that always runs mostly finds nothing to do: a run without changes imports nothing.
-        warm = not stage.always_changed
+        warm = not stage.always_changed  # mostly such a stage finds nothing to do, and a run then imports nothing
         process = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
         self._running[process.sentinel] = _Running(stage, process, lines[1:])
 

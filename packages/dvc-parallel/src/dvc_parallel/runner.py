@@ -7,7 +7,9 @@ of the stage waits until the command of a killed run, or of a killed runner, has
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
+import importlib
 import os
 import runpy
 import select
@@ -15,7 +17,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing import parent_process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +32,7 @@ def run(program: list[str] | None, shell: list[str], cwd: str, environment: dict
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = parent_process()
     assert parent, "multiprocessing runs this in a child"
     run_ended = parent.sentinel
@@ -48,6 +53,15 @@ def run(program: list[str] | None, shell: list[str], cwd: str, environment: dict
         ender.join()
     fcntl.flock(lock, fcntl.LOCK_UN)  # a background process that the command leaves does not hold up the next one
     os._exit(code if code >= 0 else 128 - code)
+
+
+def run_next(modules: Sequence[str], receiver: Connection) -> None:
+    """Import modules; then `run` what comes, if anything does."""
+    for module in modules:
+        with contextlib.suppress(Exception):  # met again by a program that needs it, and shown in its log
+            importlib.import_module(module)
+    with contextlib.suppress(EOFError):
+        run(*receiver.recv())
 
 
 def _take(lock: int, run_ended: int) -> None:
