@@ -45,6 +45,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     dvc_parallel.reproduce(
         targets,
         preload=PRELOAD,
+        first=("workshop.cli.pipeline", "workshop.models.store"),  # of `workshop config --pipeline`
         environment=servers | {"PATH": path, "PYTHONUNBUFFERED": "1"},
         progress=dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True)),
         notice=report,
