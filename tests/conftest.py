@@ -30,13 +30,13 @@ from workplace import (
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
-# The order in which files are begun: the longest first, so that no process works alone at the end, and the second
-# servers when the first ones are likely to be up, since they start from a copy.
+# The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
+# start from a copy of the first ones, and wait for it while two processes have work enough for two cores.
 ORDER = [
-    "tests/test_pipeline_walk.py", "servers", "tests/servers/test_supervisor.py", "tests/test_another_problem.py",
-    "tests/servers/test_two_clones.py", "tests/test_dependencies.py", "tests/test_tracking_chapter.py",
-    "tests/teaching/test_headstart.py", "tests/servers/test_backup.py",
-    "second servers", "tests/servers/test_tracking_server.py", "tests/dashboard/test_fuzz.py",
+    "tests/test_pipeline_walk.py", "servers", "second servers", "tests/servers/test_supervisor.py",
+    "tests/test_another_problem.py", "tests/servers/test_two_clones.py", "tests/test_dependencies.py",
+    "tests/teaching/test_headstart.py", "tests/servers/test_backup.py", "tests/servers/test_tracking_server.py",
+    "tests/dashboard/test_fuzz.py",
 ]  # fmt: skip
 # In the environment of all that a session starts: the mark by which these processes are found, and a file's name.
 IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ
