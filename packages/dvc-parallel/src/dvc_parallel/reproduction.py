@@ -69,8 +69,8 @@ def reproduce(
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
-        begun = begin(stack, first) if first else None
         try:
+            begun = begin(stack, first) if first else None
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 if preload is None:
