@@ -54,9 +54,13 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def in_production() -> str:
-    """Return what is in production, as a line for a person."""
+    """Make the table of chapter 3, unless it is there, and return what is in production, as a line for a person."""
     from workshop.models import registry  # imports pandas
 
+    if not (csv := get_settings().root / "3_projects" / "germany.csv").exists():
+        from workshop.data.prepare import load_or_make  # imports pandera
+
+        load_or_make(csv)
     if (current := registry.production()) is None:
         return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
     r2 = "unknown" if current.r2 is None else f"{current.r2:.3f}"
@@ -66,16 +70,12 @@ def in_production() -> str:
 def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
     click.echo("Pipeline", err=True)
-    # MLflow's imports take as long as to find that nothing has changed, and threads import one after the other. This
-    # answers once to have them done, and again at the end of its input, also when this process is killed.
+    # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
+    # other. This answers once to have them done, and again at the end of its input, also when this process is killed.
     code = "import sys; from workshop.cli.pipeline import in_production as ask; ask(); sys.stdin.read(); print(ask())"
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
         reproduce(settings, folder=settings.pipeline)
-        if not (csv := settings.root / "3_projects" / "germany.csv").exists():
-            from workshop.data.prepare import load_or_make  # imports pandera
-
-            load_or_make(csv)
         answer = asked.communicate()[0]
     rows = {
         "Dashboard": settings.dashboard_url,
