@@ -343,7 +343,7 @@ def test_stage_that_always_runs_finds_its_imports_done(tmp_path, module):
     place = new_repository(tmp_path / "place", {"show": {"cmd": "python show.py", "always_changed": True}})
     (place / "early.py").write_text("import os\nPROCESS = os.getpid()\n")
     (place / "broken.py").write_text("1 / 0\n")
-    show = "import sys, early, os\nopen('seen.txt', 'w').write(f'{early.PROCESS != os.getpid()}')\n"
+    show = "import early, os\nopen('seen.txt', 'w').write(f'{early.PROCESS != os.getpid()}')\n"
     (place / "show.py").write_text(show)
     code = f"from dvc_parallel import reproduce; reproduce(preload=['json'], first=['{module}'])"
     subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)

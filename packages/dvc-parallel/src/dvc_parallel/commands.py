@@ -24,7 +24,8 @@ from dvc_parallel.compat import get_executable, shell_words
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 EXPANDED = re.compile(r"[$`\\\n]")
 SHELL_SYNTAX = re.compile(r"[*?\[\]{}~<>|&;()#!]")
-FORK_SERVER, SPAWN = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
+FORK_SERVER = multiprocessing.get_context("forkserver")
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
@@ -98,7 +99,9 @@ class Commands:
 
 def _started(process: BaseProcess) -> BaseProcess:
     resource_tracker.ensure_running()  # which would unblock the signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the time until `runner.run` ignores it
-    process.start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the time until `runner.run` ignores it
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process

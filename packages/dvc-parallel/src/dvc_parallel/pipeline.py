@@ -163,10 +163,11 @@ class Pipeline:
         if stage.name not in recorded:
             self._new.add(stage)
         lock_file = compat.lock_file(stage)
+        path = Path(lock_file.path)
         copy = self._folder / "dvc.lock"
         copy.unlink(missing_ok=True)
-        if lock_file.exists():
-            shutil.copy2(lock_file.path, copy)
+        if path.exists():
+            shutil.copy2(path, copy)
         with compat.modify_yaml(copy) as content:
             content.setdefault("schema", "2.0")
             stages = content.setdefault("stages", {})
@@ -174,5 +175,5 @@ class Pipeline:
             for other in self.steps:
                 if other in self._new and compat.lock_file(other).path == lock_file.path:
                     stages[other.name] = stages.pop(other.name)
-        copy.replace(lock_file.path)
+        copy.replace(path)
         self._repo.scm_context.track_file(lock_file.relpath)

@@ -7,6 +7,7 @@ import logging
 import multiprocessing.connection
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -70,14 +71,15 @@ def reproduce(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            begun = begin(stack, first) if first else None
+            begun = begin(stack, first) if first and sys.platform == "linux" else None
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 if preload is None:
                     lines = [line for stage in pipeline.steps for line in _lines(stage)]
                     preload = imported_modules(lines, os.environ)
-                commands, options = Commands(preload, begun), {"force": force, "run_cache": run_cache}
-                return _Reproduction(pipeline, commands, stop, progress, **options).run(jobs or os.cpu_count() or 1)
+                commands = Commands(preload, begun)
+                run = _Reproduction(pipeline, commands, stop, progress, force=force, run_cache=run_cache)
+                return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
             raise SystemExit(128 + stop.number) from None
         except (compat.DvcException, OSError) as error:
