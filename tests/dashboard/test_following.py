@@ -119,15 +119,11 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
         bad = versions.add(storage.log_model(model, frame.head()), run.info.run_id)
     registry.note()
     versions.move(bad)
-
-    def judged() -> str:
-        followed.poll()
-        message = str(layout.message(followed.now))
-        return message if "not plausible" in message else ""  # a busy store is another fault, until the next
-
-    message = wait_for(judged)
+    # A busy store is another fault, until the next poll.
+    _poll_until(lambda: "not plausible" in str(layout.message(followed.now)), 60, followed)
     assert followed.now.production.version == versions.numbers[0]
-    for words in (f"Version {bad} is in production but cannot be used", "workshop rollback"):
+    message = str(layout.message(followed.now))
+    for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
         assert words in message
     assert f"Version {versions.numbers[0]} remains in use" in message
     finding = doctor._production(in_workplace.settings)
