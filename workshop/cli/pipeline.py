@@ -53,7 +53,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     )
 
 
-def in_production() -> str:
+def finish_run() -> str:
     """Make the table of chapter 3, unless it is there, and return what is in production, as a line for a person."""
     from workshop.models import registry  # imports pandas
 
@@ -72,7 +72,7 @@ def run_and_show(settings: Settings) -> None:
     click.echo("Pipeline", err=True)
     # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
     # other. This answers once to have them done, and again at the end of its input, also when this process is killed.
-    code = "import sys; from workshop.cli.pipeline import in_production as ask; ask(); sys.stdin.read(); print(ask())"
+    code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
         reproduce(settings, folder=settings.pipeline)
@@ -83,7 +83,7 @@ def run_and_show(settings: Settings) -> None:
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
         # Asked again here, an error that it met is raised.
-        "Production": in_production() if asked.returncode else answer.strip(),
+        "Production": finish_run() if asked.returncode else answer.strip(),
     }
     click.echo()
     for name, value in rows.items():
