@@ -41,12 +41,12 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
         read(file)
     servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
+    os.environ.update(servers, PATH=path, PYTHONUNBUFFERED="1")  # for the programs of the stages
     options["jobs"] = options.get("jobs") or settings.dask_workers
     dvc_parallel.reproduce(
         targets,
         preload=PRELOAD,
         first=("workshop.cli.pipeline", "workshop.models.store"),  # of `workshop config --pipeline`
-        environment=servers | {"PATH": path, "PYTHONUNBUFFERED": "1"},
         progress=dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True)),
         notice=report,
         **options,

@@ -42,7 +42,8 @@ def run(commands: Commands, line: str, folder: Path, **environment: str) -> tupl
     "line",
     [
         "dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
-        "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", "", " ", "python", "python -c 1", "python -m", "python -u x.py", "ls",
+        "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "a b"', "", " ",
+        "python", "python -c 1", "python -m", "python -u x.py", "ls",
     ],
 )  # fmt: skip
 def test_command_that_needs_a_shell_goes_to_one(line):
@@ -53,7 +54,7 @@ def test_command_that_needs_a_shell_goes_to_one(line):
 def test_program_of_this_environment_is_recognised(tmp_path):
     """A console script, a file and a module; PATH decides which program is meant."""
     here = ENVIRONMENT
-    assert program_words('dvc repro -y "{a: 1}"', here) == [str(BIN / "dvc"), "repro", "-y", "{a: 1}"]
+    assert program_words("dvc repro  -j 2 a/b.c:d@e", here) == [str(BIN / "dvc"), "repro", "-j", "2", "a/b.c:d@e"]
     assert program_words("python train.py --depth 3", here) == ["train.py", "--depth", "3"]
     assert program_words("python3 -m this that", here) == ["-m", "this", "that"]
     (tmp_path / "dvc").write_text("#!/bin/sh\n")

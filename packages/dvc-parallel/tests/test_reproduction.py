@@ -325,17 +325,6 @@ def test_broken_pipeline_is_an_error_in_words(tmp_path, stages, lock, target, wo
     assert "next:" in str(caught.value)
 
 
-def test_imports_before_the_fork_see_the_environment_of_the_run(tmp_path):
-    """A module that is imported once, for all programs, reads the variables that `reproduce` was given."""
-    place = new_repository(tmp_path / "place", {"show": {"cmd": "python show.py", "outs": ["seen.txt"]}})
-    (place / "early.py").write_text("import os\nSIZE, PROCESS = os.environ['SIZE'], os.getpid()\n")
-    show = "import early, os\nopen('seen.txt', 'w').write(f'{early.SIZE} {early.PROCESS != os.getpid()}')\n"
-    (place / "show.py").write_text(show)
-    code = "from dvc_parallel import reproduce; reproduce(preload=['early'], environment={'SIZE': '3'})"
-    subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)
-    assert read(place / "seen.txt") == "3 True"
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
 @pytest.mark.parametrize("module", ["early", "broken"])
 def test_stage_that_always_runs_finds_its_imports_done(tmp_path, module):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -21,9 +19,7 @@ from pathlib import Path
 from dvc_parallel import runner
 from dvc_parallel.compat import get_executable, shell_words
 
-QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
-EXPANDED = re.compile(r"[$`\\\n]")
-SHELL_SYNTAX = re.compile(r"[*?\[\]{}~<>|&;()#!]")
+PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
 FORK_SERVER = multiprocessing.get_context("forkserver")
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -31,16 +27,12 @@ SPAWN = multiprocessing.get_context("spawn")
 def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
     """Return the words of a plain call of a Python program of this environment, the file or `-m` first; else None.
 
-    A command that a shell might expand or act on needs a shell, and so does a program that PATH finds elsewhere.
+    A command with quotes or anything else that means something to a shell needs one, and so does a program that PATH
+    finds elsewhere.
     """
-    if not line.strip() or EXPANDED.search(line) or SHELL_SYNTAX.search(QUOTED.sub("", line)):
-        return None
-    try:
-        name, *words = shlex.split(line)
-    except ValueError:
-        return None
+    name, *words = line.split() or [""]
     program = shutil.which(name, path=environment.get("PATH", os.defpath)) if "/" not in name else None
-    if not program or Path(program).parent != Path(sys.executable).parent:
+    if not PLAIN.fullmatch(line) or not program or Path(program).parent != Path(sys.executable).parent:
         return None
     if re.fullmatch(r"python[\d.]*", name):
         return words if words and (words[0][0] != "-" or (words[0] == "-m" and len(words) > 1)) else None
@@ -73,11 +65,6 @@ class Commands:
         self._modules = modules if sys.platform == "linux" else ()
         self._is_warm = not self._modules  # forking takes no time for imports, now or any more
         FORK_SERVER.set_forkserver_preload(["dvc_parallel.runner", *self._modules])
-
-    def warm_up(self) -> None:
-        """Start the imports in the background, unless they have started."""
-        if self._modules:
-            multiprocessing.forkserver.ensure_running()
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> BaseProcess:
         """Start a command, which waits until no other process holds ``log``; all of it is a session.

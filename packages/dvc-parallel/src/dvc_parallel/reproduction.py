@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +24,7 @@ from dvc_parallel.states import ReproError, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
 
 Progress = Callable[[str, State], object]  # is called with a stage and its new state
-TAIL_LINES, TAIL_BYTES = 30, 1 << 16
+TAIL_LINES = 30
 TICK_SECONDS = 0.2
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
 NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
@@ -37,7 +39,6 @@ def reproduce(
     run_cache: bool = True,
     preload: Sequence[str] | None = None,
     first: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
     progress: Progress = lambda *_: None,
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
@@ -46,11 +47,10 @@ def reproduce(
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
-    ``environment`` is added to the environment of this process for the run. Python programs are forked from a process
-    that has imported the modules ``preload``, by default those of the console scripts that the stages call; with none,
-    they start as other programs. The first stage that always runs does not wait for these: its program is forked from
-    a process that imports ``first`` while DVC reads the pipeline. The output of a stage goes to a log of its own in
-    `.dvc/tmp/dvc-parallel`.
+    Python programs are forked from a process that has imported the modules ``preload``, by default those of the console
+    scripts that the stages call; with none, they start as other programs. The first stage that always runs does not
+    wait for these: its program is forked from a process that imports ``first`` while DVC reads the pipeline. The output
+    of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`.
     ``progress`` is called with a stage and its new state, and ``notice`` with a text when the run waits for another
     process.
 
@@ -61,10 +61,6 @@ def reproduce(
     # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(folder))
-        # The process from which programs are forked may read these variables while it imports.
-        stack.callback(os.environ.update, dict(os.environ))
-        stack.callback(os.environ.clear)
-        os.environ.update(environment or {})
         stack.enter_context(stop.listening())
         for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():  # no messages, no bars
             logger = logging.getLogger(name)
@@ -127,7 +123,8 @@ class _Reproduction:
             self._start_ready(jobs)
             with contextlib.suppress(Stopped, compat.DvcException, OSError):  # met again where a stage is prepared
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    self._commands.warm_up()  # while a stage that always runs looks for changes
+                    # A stage that always runs looks for changes: meanwhile the programs of the others are imported.
+                    multiprocessing.forkserver.ensure_running()
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
                 for sentinel in multiprocessing.connection.wait(self._running, TICK_SECONDS if self._running else 0):
@@ -234,7 +231,6 @@ def _kill(process: BaseProcess, number: int) -> bool:
 
 def _tail(log: Path) -> str:
     """Return the last lines of a log, progress bars as a terminal would show them at last."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-        lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]
-    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+    with log.open(errors="replace", newline="\n") as file:
+        lines = collections.deque(file, TAIL_LINES)
+    return "".join(line.rstrip("\r\n").rpartition("\r")[2] + "\n" for line in lines).rstrip()

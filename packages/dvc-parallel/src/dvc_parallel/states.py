@@ -1,7 +1,5 @@
 """The states of a stage, and the errors of a run."""
 
-from __future__ import annotations
-
 import enum
 
 import click

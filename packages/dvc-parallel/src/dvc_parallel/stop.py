@@ -1,7 +1,5 @@
 """Stopping a run: the signals by which a user asks for it, and the error that ends the run."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
