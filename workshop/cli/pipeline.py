@@ -71,10 +71,10 @@ def run_and_show(settings: Settings) -> None:
     """Run the pipeline and print the addresses and the model in production."""
     click.echo("Pipeline", err=True)
     # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
-    # other. This answers once to have them done, and again at the end of its input, also when this process is killed.
+    # other. This answers once, while nothing else needs the processor, and again when its input ends, or this process.
     code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
+    with subprocess.Popen(["nice", sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
         reproduce(settings, folder=settings.pipeline)
         answer = asked.communicate()[0]
     rows = {

@@ -9,7 +9,7 @@ import dask.config
 from dask.utils import parse_timedelta
 from distributed import Worker
 
-from papermill_dask import config, tracking
+from papermill_dask import config
 
 _warm_up_lock = threading.Lock()
 
@@ -26,10 +26,8 @@ dask_setup = warm_up  # what Dask calls as soon as the worker starts
 
 
 def _import_modules() -> None:
-    from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs
     from papermill_dask.kernels.warm import WARM
 
     modules, idle = (dask.config.get(f"{config.SECTION}.{option}") for option in ("kernel-imports", "kernel-idle"))
     WARM.start(modules, os.environ, parse_timedelta(idle) if idle else None)
-    if tracking.is_installed() and tracking.URI_VARIABLE in os.environ:
-        import mlflow  # noqa: F401 - for the runs of the notebooks
+    from papermill_dask import cells  # noqa: F401 - papermill's client, which each notebook needs

@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class NotebookRuns:
     def __init__(self, task: str, environment: Mapping[str, str]) -> None:
         self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None
         self.runs: list[dict[str, Any]] = []
+        if self._uri:  # to be there when the first notebook of this worker ends
+            threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
 
     def check_reachable(self) -> None:
         """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
