@@ -42,10 +42,7 @@ stages:
       outs: ["${{item}}.ipynb"]
 """
 # One more side by side than there are workers: the next notebook's client has connected when a worker becomes free.
-STAGES_SIDE_BY_SIDE = (
-    *("dvc-parallel", "repro", "--jobs", "3"),
-    *("--preload", "papermill.__main__", "--preload", "papermill_dask.engine", "--preload", "tqdm.auto"),
-)
+STAGES_SIDE_BY_SIDE = ("dvc-parallel", "repro", "--jobs", "3")
 SNAKEMAKE = "snakemake==9.27.1"
 SNAKEFILE = """
 rule all:

@@ -63,6 +63,14 @@ def test_program_of_this_environment_is_recognised(tmp_path):
     assert imported_modules(["dvc repro", "python x.py", "dvc status", "ls"], here) == ["dvc.cli"]
 
 
+def test_packages_add_modules_to_a_program(tmp_path, monkeypatch):
+    """An entry point says so: a plug-in that its program imports late is imported before the program is forked."""
+    (tmp_path / "plugin-1.dist-info").mkdir()
+    (tmp_path / "plugin-1.dist-info" / "entry_points.txt").write_text("[dvc_parallel.preload]\ndvc = plugin.late\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert imported_modules(["dvc repro"], ENVIRONMENT) == ["dvc.cli", "plugin.late"]
+
+
 @pytest.mark.parametrize(
     "line", ["python program.py", "python program.py 7", "python -m program words", "python none.py", "python -m none"]
 )

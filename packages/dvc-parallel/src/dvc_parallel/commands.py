@@ -41,9 +41,10 @@ def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None
 
 
 def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules that the console scripts among the commands import."""
+    """Return the modules that the console scripts among the commands import, and what packages add to these scripts."""
     programs = {Path(words[0]).name for line in lines if (words := program_words(line, environment))}
-    return [script.module for script in entry_points(group="console_scripts") if script.name in programs]
+    entries = [*entry_points(group="console_scripts"), *entry_points(group="dvc_parallel.preload")]
+    return [entry.module for entry in entries if entry.name in programs]
 
 
 def begin(stack: contextlib.ExitStack, modules: Sequence[str]) -> tuple[BaseProcess, Connection]:

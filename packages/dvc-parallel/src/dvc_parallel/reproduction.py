@@ -50,9 +50,8 @@ def reproduce(
     Python programs are forked from a process that has imported the modules ``preload``, by default those of the console
     scripts that the stages call; with none, they start as other programs. The first stage that always runs does not
     wait for these: its program is forked from a process that imports ``first`` while DVC reads the pipeline. The output
-    of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`.
-    ``progress`` is called with a stage and its new state, and ``notice`` with a text when the run waits for another
-    process.
+    of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`. ``progress`` is called with a stage and its new
+    state, and ``notice`` with a text when the run waits for another process.
 
     Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
     143 when interrupted or terminated. All stages that had run to their end are recorded then.
