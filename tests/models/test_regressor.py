@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -230,6 +232,29 @@ def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours, lost):
             client.close(10)
         pool.shutdown()
     assert "workshop up" in error.value.next_step
+
+
+def test_searches_in_a_row_do_not_take_data_from_one_another(cluster, simple_hours):
+    """Whenever Python frees what a search has left: Dask would wait for ever for data that it takes to be there."""
+    line, moments = CapacityFactorRegressor(LinearRegression()), np.random.default_rng(0).uniform(0, 0.02, 30)
+    with Client(cluster[1], set_as_default=False, timeout=60) as client:
+        client.wait_for_workers(2, timeout=300)
+        gc.disable()
+        try:
+            for moment in moments:
+                threading.Timer(moment, gc.collect).start()
+                search(
+                    line,
+                    {"level_days": [None]},
+                    simple_hours,
+                    candidates=1,
+                    folds=2,
+                    seed=0,
+                    client=client,
+                    progress=False,
+                )
+        finally:
+            gc.enable()
 
 
 def test_search_finds_the_better_choice(simple_hours, capfd):

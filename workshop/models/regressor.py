@@ -32,7 +32,7 @@ from workshop.models.compat import strip_fitting_state
 from workshop.quantities import YearEnds
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
 BATCH_HOURS = 4096  # Keras's own 32 take several times as long
@@ -245,13 +245,13 @@ def search(
     when the workers are lost.
     """
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
-    X, y = inputs(train), targets(train)
-    tasks = [
-        joblib.delayed(_score_fold)(clone(estimator).set_params(refit=False, **parameters), X, y, fold, number)
-        for fold in reversed(list(TimeSeriesSplit(folds).split(X)))  # the longest first
-        for number, parameters in enumerate(tried)
-    ]
-    with _on_workers(client, [X, y]) if client else contextlib.nullcontext():
+    data = [inputs(train), targets(train)]
+    with _on_workers(client, data) if client else contextlib.nullcontext(data) as sent:
+        tasks = [
+            joblib.delayed(_score_fold)(clone(estimator).set_params(refit=False, **parameters), *sent, fold, number)
+            for fold in reversed(list(TimeSeriesSplit(folds).split(train)))  # the longest first
+            for number, parameters in enumerate(tried)
+        ]
         # One by one: joblib would put fits together, and leave a worker without any at the end.
         results = joblib.Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all", return_as="generator_unordered")(tasks)
         judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
@@ -269,14 +269,14 @@ def search(
 
 
 @contextlib.contextmanager
-def _on_workers(client: Client, data: list[pd.DataFrame]) -> Iterator[None]:
-    """Have joblib work on the workers of ``client``; raise ServiceError when they are lost."""
+def _on_workers(client: Client, data: list[pd.DataFrame]) -> Iterator[list[Future]]:
+    """Have joblib work on the workers of ``client``, which get ``data``; raise ServiceError when they are lost."""
     from distributed import CancelledError, KilledWorker
 
     try:
-        # Send the data to all workers first: a worker that had it alone would be given most of the fits.
-        with joblib.parallel_config("dask", client=client, scatter=data):
-            yield
+        with joblib.parallel_config("dask", client=client):
+            # To all, or one gets most of the fits; not named by content, or the end of a search before takes it away.
+            yield client.scatter(data, broadcast=True, hash=False)
     except (CancelledError, KilledWorker, OSError) as error:
         raise ServiceError(
             "The search for hyperparameters was lost: a Dask worker or the scheduler ended, or did not answer.",
