@@ -147,10 +147,12 @@ lock: .venv/installed
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py
 	@echo "Installing into .venv (once; a minute or two)" >&2
-	@# By the pip of this Python, if there is one that can do it: to unpack another takes twice as long as uv.
-	@if "$(PYTHON)" -c 'import pip; raise SystemExit(int(pip.__version__.partition(".")[0]) < 23)' 2>/dev/null; \
-		then "$(PYTHON)" -m venv --without-pip .venv && "$(PYTHON)" -m pip --python .venv $(INSTALL_UV); \
-		else "$(PYTHON)" -m venv .venv && .venv/bin/python -m pip $(INSTALL_UV); fi
+	@# By the pip of this Python, if there is one that can do it: to unpack another takes twice as long as uv. Found once:
+	@# the new environment is first on the path.
+	@python=$$(command -v "$(PYTHON)") && \
+		if "$$python" -c 'import pip; raise SystemExit(int(pip.__version__.partition(".")[0]) < 23)' 2>/dev/null; \
+		then "$$python" -m venv --without-pip .venv && "$$python" -m pip --python .venv $(INSTALL_UV); \
+		else "$$python" -m venv .venv && .venv/bin/python -m pip $(INSTALL_UV); fi
 	@echo "  uv is there; installing the pinned packages" >&2
 	@# Less than half of it is ever imported, and compiled then; all at once where a shell forbids that.
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps \
