@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import tqdm.auto  # noqa: F401 - papermill imports it when a notebook begins
 from distributed import Client, Future, KilledWorker
 from jupyter_client.jsonutil import parse_date
 from nbclient.exceptions import CellExecutionComplete
