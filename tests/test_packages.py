@@ -10,6 +10,7 @@ import zipfile
 from email import message_from_bytes
 
 import pytest
+from dvc_parallel.commands import imported_modules
 from workplace import BIN, ROOT, clean_environment
 
 NAMES = sorted(path.parent.name for path in (ROOT / "packages").glob("*/pyproject.toml"))
@@ -43,3 +44,9 @@ def test_public_names_are_in_the_readme(name):
     readme = (ROOT / "packages" / name / "README.md").read_text()
     public = importlib.import_module(name.replace("-", "_")).__all__
     assert [word for word in public if not re.search(rf"\b{word}\b", readme)] == []
+
+
+def test_a_pipeline_of_notebooks_imports_the_engine_once():
+    """dvc-parallel imports it before it forks `papermill`, since papermill-dask says so; a notebook finds it there."""
+    found = imported_modules(["papermill a.ipynb b.ipynb --engine dask"], {"PATH": str(BIN)})
+    assert found == ["papermill.__main__", "papermill_dask.engine"]
