@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import logging
 import multiprocessing.connection
@@ -24,7 +23,7 @@ from dvc_parallel.states import ReproError, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
 
 Progress = Callable[[str, State], object]  # is called with a stage and its new state
-TAIL_LINES = 30
+TAIL_LINES, TAIL_BYTES = 30, 1 << 16
 TICK_SECONDS = 0.2
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
 NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
@@ -230,6 +229,7 @@ def _kill(process: BaseProcess, number: int) -> bool:
 
 def _tail(log: Path) -> str:
     """Return the last lines of a log, progress bars as a terminal would show them at last."""
-    with log.open(errors="replace", newline="\n") as file:
-        lines = collections.deque(file, TAIL_LINES)
-    return "".join(line.rstrip("\r\n").rpartition("\r")[2] + "\n" for line in lines).rstrip()
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
