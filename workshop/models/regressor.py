@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from workshop.models.compat import strip_fitting_state
 from workshop.quantities import YearEnds
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
 BATCH_HOURS = 4096  # Keras's own 32 take several times as long
@@ -245,16 +244,18 @@ def search(
     when the workers are lost.
     """
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
+    tasks = [
+        (clone(estimator).set_params(refit=False, **parameters), fold, number)
+        for fold in reversed(list(TimeSeriesSplit(folds).split(train)))  # the longest first
+        for number, parameters in enumerate(tried)
+    ]
     data = [inputs(train), targets(train)]
-    with _on_workers(client, data) if client else contextlib.nullcontext(data) as sent:
-        tasks = [
-            joblib.delayed(_score_fold)(clone(estimator).set_params(refit=False, **parameters), *sent, fold, number)
-            for fold in reversed(list(TimeSeriesSplit(folds).split(train)))  # the longest first
-            for number, parameters in enumerate(tried)
-        ]
-        # One by one: joblib would put fits together, and leave a worker without any at the end.
-        results = joblib.Parallel(n_jobs=-1, batch_size=1, pre_dispatch="all", return_as="generator_unordered")(tasks)
-        judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
+    if client:
+        results = _score_on_workers(client, data, tasks)
+    else:
+        fits = (joblib.delayed(_score_fold)(*data, *task) for task in tasks)
+        results = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(fits)
+    judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
     scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
     # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
     table = (
@@ -268,15 +269,16 @@ def search(
     return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
 
 
-@contextlib.contextmanager
-def _on_workers(client: Client, data: list[pd.DataFrame]) -> Iterator[list[Future]]:
-    """Have joblib work on the workers of ``client``, which get ``data``; raise ServiceError when they are lost."""
-    from distributed import CancelledError, KilledWorker
+def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tuple]) -> Iterator[tuple[int, float]]:
+    """Yield what `_score_fold` returns for each of ``tasks``, as it ends; raise ServiceError if workers are lost."""
+    from distributed import CancelledError, KilledWorker, as_completed
 
     try:
-        with joblib.parallel_config("dask", client=client):
-            # To all, or one gets most of the fits; not named by content, or the end of a search before takes it away.
-            yield client.scatter(data, broadcast=True, hash=False)
+        # To all, or one gets most of the fits; not named by content, or the end of a search before takes it away.
+        data = client.scatter(data, broadcast=True, hash=False)
+        futures = [client.submit(_score_fold, *data, *task, pure=False) for task in tasks]
+        for future in as_completed(futures, loop=client.loop):
+            yield future.result()
     except (CancelledError, KilledWorker, OSError) as error:
         raise ServiceError(
             "The search for hyperparameters was lost: a Dask worker or the scheduler ended, or did not answer.",
@@ -286,7 +288,7 @@ def _on_workers(client: Client, data: list[pd.DataFrame]) -> Iterator[list[Futur
 
 
 def _score_fold(
-    estimator: CapacityFactorRegressor, X: pd.DataFrame, y: pd.DataFrame, fold: tuple, number: int
+    X: pd.DataFrame, y: pd.DataFrame, estimator: CapacityFactorRegressor, fold: tuple, number: int
 ) -> tuple[int, float]:
     before, after = fold
     return number, estimator.fit(X.iloc[before], y.iloc[before]).score(X.iloc[after], y.iloc[after])
