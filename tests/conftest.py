@@ -127,7 +127,8 @@ def new_database(tmp_path_factory) -> Path:
 def servers(tmp_path_factory) -> Iterator[Servers]:
     """A clone in which `make run` was typed: servers up, pipeline run, a model in production.
 
-    The first process that asks types it; a further one starts from a copy of the clone and a backup of its servers.
+    The first process that asks has it run the pipeline; in others it starts from a copy of that clone and a backup of
+    its servers, and finds nothing to do.
     """
     root = tmp_path_factory.mktemp("clone")
     clone = Servers(root, environment_for(root))
@@ -137,15 +138,14 @@ def servers(tmp_path_factory) -> Iterator[Servers]:
             if kept.exists():
                 shutil.copytree(kept / "clone", root, symlinks=True, dirs_exist_ok=True)
                 succeed(clone.run(BIN / "workshop", "backup", "--restore", kept / "backup.tar"))
-                succeed(clone.run(BIN / "workshop", "up"))
             else:
                 copy_tree(root)
-                del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as for users
-                # The environment is this one; `-o` says that it need not be installed again.
-                clone.output = succeed(clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")).stdout
-                if "PYTEST_XDIST_WORKER" in os.environ:
-                    shutil.copytree(root, kept / "clone", symlinks=True, ignore=shutil.ignore_patterns("state"))
-                    succeed(clone.run(BIN / "workshop", "backup", kept / "backup.tar"))
+            del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as for users
+            # The environment is this one; `-o` says that it need not be installed again.
+            clone.output = succeed(clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")).stdout
+            if "PYTEST_XDIST_WORKER" in os.environ and not kept.exists():
+                shutil.copytree(root, kept / "clone", symlinks=True, ignore=shutil.ignore_patterns("state"))
+                succeed(clone.run(BIN / "workshop", "backup", kept / "backup.tar"))
         clone.environment |= clone.settings.exports()
         yield clone
     finally:

@@ -85,12 +85,16 @@ def test_run_again_keeps_everything(servers):
     assert servers.run(BIN / "workshop", "status", "--json").stdout == before
 
 
-def test_notebooks_run_on_the_cluster_of_the_clone(servers):
+def test_notebooks_run_on_the_cluster_of_the_clone(servers, tmp_path):
     """No stage of `make run` starts a cluster of its own, and its kernels are forked, not started cold."""
     logs = [file.read_text() for file in (servers.root / ".dvc/tmp/dvc-parallel").glob("*.log")]
     notebooks = [log for log in logs if "--engine dask" in log]
     assert len(notebooks) == len(list((servers.pipeline / "executed").glob("*.ipynb")))
     assert not [log for log in notebooks if "local Dask cluster" in log]
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "empty.ipynb")  # after `kernel-idle` it begins the process
+    words = ("--engine", "dask", "--kernel", "python3")
+    done = servers.run(BIN / "papermill", tmp_path / "empty.ipynb", tmp_path / "executed.ipynb", *words)
+    assert done.returncode == 0, done.stderr
     rows = json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)["services"]
     [workers] = [row["pid"] for row in rows if row["name"] == "dask-workers"]
     family = psutil.Process(workers).children(recursive=True)
