@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from workplace import BIN, Servers, new_workplace
+from workplace import BIN, Servers, new_workplace, wait_for
 
 from workshop.data import schema
 from workshop.models import lineage
@@ -42,6 +43,12 @@ def change(place: Servers, stage: str, key: str, value: object) -> None:
     content = yaml.safe_load(file.read_text())
     content[stage][key] = value
     file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def workers_of(place: Servers) -> psutil.Process:
+    """The program that starts the Dask workers."""
+    rows = json.loads(place.run(BIN / "workshop", "status", "--json").stdout)["services"]
+    return psutil.Process(next(row["pid"] for row in rows if row["name"] == "dask-workers"))
 
 
 @pytest.fixture
@@ -95,10 +102,11 @@ def test_notebooks_run_on_the_cluster_of_the_clone(servers, tmp_path):
     words = ("--engine", "dask", "--kernel", "python3")
     done = servers.run(BIN / "papermill", tmp_path / "empty.ipynb", tmp_path / "executed.ipynb", *words)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)["services"]
-    [workers] = [row["pid"] for row in rows if row["name"] == "dask-workers"]
-    family = psutil.Process(workers).children(recursive=True)
-    warm = [process for process in family if "serve_forks" in " ".join(process.cmdline())]
+    warm = [
+        process
+        for process in workers_of(servers).children(recursive=True)
+        if "serve_forks" in " ".join(process.cmdline())
+    ]
     assert len(warm) == 1  # for all workers
 
 
@@ -225,6 +233,23 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     done = dvc(restored, "repro")
     assert done.returncode == 0, done.stderr
     assert "prepare" not in ran(done)
+
+
+def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace):
+    """The run is open while the forest grows (step 7 of chapter 4)."""
+    import mlflow
+
+    client = mlflow.MlflowClient(in_workplace.tracking_uri)
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    change(restored, "train_rf", "n_estimators", 300)
+    workers = workers_of(restored)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(dvc, restored, "repro", "--single-item", "train_rf")
+        [run] = wait_for(lambda: client.search_runs(everywhere, "params.n_estimators = '300'"))
+        workers.kill()
+    assert "The Dask worker that ran the notebook was lost" in done.result().stderr
+    assert client.get_run(run.info.run_id).info.status == "FAILED"
+    assert restored.run(BIN / "workshop", "up").returncode == 0
 
 
 def test_worker_with_other_code_is_refused(restored):
