@@ -75,6 +75,7 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
         ([], ["no rows"]),
         ([RECORD, 7], ["Row 2", "7"]),
         ([{}], ["Row 1 lacks 5 columns"]),
+        ([RECORD, RECORD | {"solar_capacity_GW": 41, "wind_capacity_GW": 50}], ["Row 1 lacks 2 columns"]),
         ([RECORD | {"windspeed": True}], ["row 1, column windspeed", "True"]),
         ([RECORD | {"windspeed": float("nan")}], ["row 1, column windspeed", "nan"]),
         ([RECORD, RECORD | {"windspeed": 10**400}], ["row 2"]),

@@ -46,7 +46,7 @@ def from_records(rows: object) -> pd.DataFrame:
     """Return the rows of a list of JSON objects with `features.INPUTS` as keys; otherwise as `from_csv`."""
     if not isinstance(rows, list):
         raise DataError("The rows are not a list.", value=f"{rows!r:.40}", expected="a list of objects, one an hour")
-    columns = _columns(rows[0] if rows and isinstance(rows[0], dict) else ())
+    columns = _columns({name for row in rows if isinstance(row, dict) for name in row})
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"Row {number} is not an object.", value=f"{row!r:.40}", expected=", ".join(INPUTS))
