@@ -250,11 +250,9 @@ def search(
         for number, parameters in enumerate(tried)
     ]
     data = [inputs(train), targets(train)]
-    if client:
-        results = _score_on_workers(client, data, tasks)
-    else:
-        fits = (joblib.delayed(_score_fold)(*data, *task) for task in tasks)
-        results = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(fits)
+    fits = (joblib.delayed(_score_fold)(*data, *task) for task in tasks)
+    here = joblib.Parallel(-1, return_as="generator_unordered")
+    results = _score_on_workers(client, data, tasks) if client else here(fits)
     judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
     scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
     # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
