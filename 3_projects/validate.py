@@ -47,9 +47,8 @@ def main() -> None:
         mlflow.log_metrics({f"validation_{name}": value for name, value in metrics.items()})
     if not metrics["r2"] >= parameters["floor"]:
         hourly.stop(f"R2 {metrics['r2']:.3f} is below the floor of {parameters['floor']:g}: not good enough.", 1)
-    print(
-        f"R2 {metrics['r2']:.3f} on the last {len(test)} hours is at least {parameters['floor']:g}; {run.info.run_id}"
-    )
+    held = f"R2 {metrics['r2']:.3f} on the last {len(test)} hours is at least {parameters['floor']:g}"
+    print(f"{held}; validated in run {run.info.run_id}")
 
 
 def read_run(run_id: str) -> Run:

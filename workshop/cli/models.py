@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show the decision, and change nothing.")
 @click.option("--force", is_flag=True, help="Promote even when the gate refuses; needs --why, and is recorded.")
 def promote(candidate: Path | None, why: str | None, dry_run: bool, force: bool) -> None:
-    """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
+    """Put a candidate before the gate; promote it when it passes, exit 3 when it is not promoted.
 
     CANDIDATE is the file that the stage `compare` writes; by default the pipeline's own.
 

@@ -78,7 +78,7 @@ def reproduce(
             raise SystemExit(128 + stop.number) from None
         except (compat.DvcException, OSError) as error:
             text = f"The pipeline cannot be run.\n  value:    {_explain(error)}\n"
-            raise ReproError(f"{text}  next:     correct the file that DVC names, then run again") from None
+            raise ReproError(f"{text}  next:     name other stages or correct what DVC names, then run again") from None
 
 
 def _explain(error: BaseException) -> str:
