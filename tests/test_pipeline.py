@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 import yaml
 from workplace import BIN, Servers, new_workplace, wait_for
@@ -43,12 +42,6 @@ def change(place: Servers, stage: str, key: str, value: object) -> None:
     content = yaml.safe_load(file.read_text())
     content[stage][key] = value
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-
-
-def workers_of(place: Servers) -> psutil.Process:
-    """The program that starts the Dask workers."""
-    rows = json.loads(place.run(BIN / "workshop", "status", "--json").stdout)["services"]
-    return psutil.Process(next(row["pid"] for row in rows if row["name"] == "dask-workers"))
 
 
 @pytest.fixture
@@ -102,11 +95,8 @@ def test_notebooks_run_on_the_cluster_of_the_clone(servers, tmp_path):
     words = ("--engine", "dask", "--kernel", "python3")
     done = servers.run(BIN / "papermill", tmp_path / "empty.ipynb", tmp_path / "executed.ipynb", *words)
     assert done.returncode == 0, done.stderr
-    warm = [
-        process
-        for process in workers_of(servers).children(recursive=True)
-        if "serve_forks" in " ".join(process.cmdline())
-    ]
+    family = servers.process_of("dask-workers").children(recursive=True)
+    warm = [process for process in family if "serve_forks" in " ".join(process.cmdline())]
     assert len(warm) == 1  # for all workers
 
 
@@ -242,7 +232,7 @@ def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace):
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     change(restored, "train_rf", "n_estimators", 300)
-    workers = workers_of(restored)
+    workers = restored.process_of("dask-workers")
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(dvc, restored, "repro", "--single-item", "train_rf")
         [run] = wait_for(lambda: client.search_runs(everywhere, "params.n_estimators = '300'"))

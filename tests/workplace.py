@@ -260,6 +260,11 @@ class Servers:
         """The folder of `dvc.yaml`."""
         return self.root / "4_pipeline"
 
+    def process_of(self, service: str) -> psutil.Process:
+        """Return the process of a service, as `workshop status` names it."""
+        rows = json.loads(self.run(BIN / "workshop", "status", "--json").stdout)["services"]
+        return psutil.Process(next(row["pid"] for row in rows if row["name"] == service))
+
     def run(self, *command: str | Path, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
         """Run a program of this Python's environment in the clone; return it with its output as text."""
         options = {"timeout": RUN_SECONDS, "env": self.environment, "cwd": cwd or self.root} | options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import nbformat
@@ -30,10 +29,8 @@ def papermill(servers, tmp_path):
 def test_notebook_runs_on_a_worker(servers, papermill):
     """The kernel's ancestor is a process of `dask-workers`, and not the client's."""
     ancestors = papermill("import psutil\nprint([process.pid for process in psutil.Process().parents()])")
-    services = json.loads(servers.run(BIN / "workshop", "status", "--json").stdout)["services"]
-    workers = next(service for service in services if service["name"] == "dask-workers")["pid"]
     pids = {int(pid) for pid in re.findall(r"\d+", ancestors)}
-    assert workers in pids
+    assert servers.process_of("dask-workers").pid in pids
     assert psutil.Process().pid not in pids
 
 
