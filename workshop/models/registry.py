@@ -412,7 +412,7 @@ def _target(to: str | None, moves: list[Move], current: str | None) -> str:
         what = f"Version {wanted} was never in production, or was deleted: it has to pass the gate."
     raise ModelError(
         what,
-        expected=f"one of the versions {', '.join(possible)}" if possible else "a version that was there earlier",
+        expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",
         next_step=f"workshop rollback --to {possible[-1]}" if possible else "workshop promote",
     )
 
