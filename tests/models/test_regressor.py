@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import shutil
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from distributed import Client
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
-from workplace import BIN, clean_environment, wait_for
+from workplace import BIN, ROOT, clean_environment, wait_for
 
 from workshop.data.features import features, inputs, installed, mark_capacity, targets
 from workshop.data.prepare import load_or_make, prepare
@@ -194,7 +195,8 @@ def kill_tree(program: psutil.Popen) -> None:
 def cluster(tmp_path):
     """The processes of a Dask scheduler and of its two workers, and the scheduler's address."""
     file, programs = tmp_path / "scheduler.json", []
-    environment = clean_environment() | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}  # as in the workshop
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"  # as in the workshop
 
     def start(*words: str) -> psutil.Popen:
         command = [BIN / "dask", *words, "--scheduler-file", file, "--no-dashboard"]
@@ -232,6 +234,53 @@ def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours, lost):
             client.close(10)
         pool.shutdown()
     assert "workshop up" in error.value.next_step
+
+
+# Prints the scores of a search on a cluster, and of the same search here.
+SEARCH = """
+import sys
+import pandas as pd
+from distributed import Client
+from sklearn.linear_model import LinearRegression
+from workshop.models.regressor import CapacityFactorRegressor, search
+model, choices = CapacityFactorRegressor(LinearRegression()), {"level_days": [None]}
+hours, options = pd.read_parquet(sys.argv[2]), {"candidates": 1, "folds": 2, "seed": 0, "progress": False}
+with Client(sys.argv[1], timeout=60) as client:
+    client.wait_for_workers(2, timeout=300)
+    for place in (client, None):
+        print(search(model, choices, hours, client=place, **options).table["r2"][0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("problem.py", "MIDDLE = (51.0, 10.4)", "MIDDLE = (51.0, -100.0)"),
+        ("data/features.py", "minutes=30)\n", "minutes=300)\n"),
+        (
+            "models/regressor.py",
+            "np.clip(np.column_stack(factors), 0, None)",
+            "np.clip(np.column_stack(factors), 0, 0.1)",
+        ),
+    ],
+)
+def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_hours, tmp_path, file, old, new):
+    """Code that is changed between two searches is what the workers compute with, though they imported the old one."""
+    shutil.copytree(ROOT / "workshop", tmp_path / "workshop")
+    simple_hours.to_parquet(tmp_path / "hours.parquet")
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+
+    def scores() -> list[str]:
+        command = [BIN / "python", "-c", SEARCH, cluster[1], "hours.parquet"]
+        return subprocess.check_output(command, env=environment, cwd=tmp_path, text=True).split()
+
+    there, here = scores()
+    assert there == here
+    changed = tmp_path / "workshop" / file
+    assert changed.read_text().count(old) == 1
+    changed.write_text(changed.read_text().replace(old, new))
+    there_then, here_then = scores()
+    assert there_then == here_then != here
 
 
 def test_searches_in_a_row_do_not_take_data_from_one_another(cluster, simple_hours):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import joblib
 import numpy as np
 import pandas as pd
@@ -250,7 +254,7 @@ def search(
         for number, parameters in enumerate(tried)
     ]
     data = [inputs(train), targets(train)]
-    fits = (joblib.delayed(_score_fold)(*data, *task) for task in tasks)
+    fits = (joblib.delayed(_score_fold)(estimator, *data, *task) for estimator, *task in tasks)
     here = joblib.Parallel(-1, return_as="generator_unordered")
     results = _score_on_workers(client, data, tasks) if client else here(fits)
     judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
@@ -271,10 +275,16 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
     """Yield what `_score_fold` returns for each of ``tasks``, as it ends; raise ServiceError if workers are lost."""
     from distributed import CancelledError, KilledWorker, as_completed
 
+    def score_fold(function: bytes, *arguments: Any) -> tuple[int, float]:
+        return pickle.loads(function)(*arguments)  # noqa: S301 - from the client alone
+
     try:
         # To all, or one gets most of the fits; not named by content, or the end of a search before takes it away.
         data = client.scatter(data, broadcast=True, hash=False)
-        futures = [client.submit(_score_fold, *data, *task, pure=False) for task in tasks]
+        futures = [
+            client.submit(score_fold, _by_value(partial(_score_fold, estimator)), *data, *task, pure=False)
+            for estimator, *task in tasks
+        ]
         for future in as_completed(futures, loop=client.loop):
             yield future.result()
     except (CancelledError, KilledWorker, OSError) as error:
@@ -285,8 +295,18 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
         ) from None
 
 
+def _by_value(function: Callable) -> bytes:
+    """Pickle a function with the code of this package that it uses: a worker may have imported other code."""
+    package = sys.modules[__name__.partition(".")[0]]
+    cloudpickle.register_pickle_by_value(package)
+    try:
+        return cloudpickle.dumps(function)
+    finally:
+        cloudpickle.unregister_pickle_by_value(package)
+
+
 def _score_fold(
-    X: pd.DataFrame, y: pd.DataFrame, estimator: CapacityFactorRegressor, fold: tuple, number: int
+    estimator: CapacityFactorRegressor, X: pd.DataFrame, y: pd.DataFrame, fold: tuple, number: int
 ) -> tuple[int, float]:
     before, after = fold
     return number, estimator.fit(X.iloc[before], y.iloc[before]).score(X.iloc[after], y.iloc[after])
