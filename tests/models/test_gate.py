@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workshop.models.evaluation import Evaluation, Scores
-from workshop.models.gate import METRICS, PAIRED_TEST, SIGNATURES, decide
+from workshop.models.gate import METRICS, PAIRED_TEST, SIGNATURES, UNLEARNED, decide, hold
 from workshop.parameters import Promote
 
 POLICY = Promote(
@@ -130,17 +130,45 @@ def test_decide_near_tie_at_the_level_that_is_asked_for(alpha, wins):
     ("champion", "why"),
     [
         (replace(scored(r2=0.99), learned=None), "not known"),
-        (replace(scored(r2=0.99), learned=("2013-01-01T00:00:00Z", "2016-06-01T00:00:00Z")), "held out"),
         (replace(GOOD, scores=NO_NUMBERS), "numbers"),
         (Evaluation(trouble="its files are gone"), "its files are gone"),
     ],
 )
 def test_decide_disqualifies_a_champion_that_cannot_be_compared(champion, why):
-    """One registered by hand, or that saw the held-out hours, or that is broken, does not block a sound candidate."""
+    """One registered by hand, or that is broken, does not block a sound candidate."""
     decision = decide(GOOD, champion, POLICY)
     assert decision.promoted
     assert why in decision.disqualified
     assert why in decision.reason
+
+
+@pytest.mark.parametrize("r2", [0.1, 0.99])
+def test_decide_refuses_without_hours_that_neither_model_learned_from(r2):
+    """A champion that learned from the held-out hours is replaced by no model that learned from fewer."""
+    champion = replace(scored(r2=r2), learned=("2013-01-01T00:00:00Z", "2016-06-01T00:00:00Z"))
+    decision = decide(GOOD, champion, POLICY)
+    assert not decision.promoted
+    assert failed(decision) == [UNLEARNED]
+    assert "too few: it learned from 2013-01-01T00:00:00Z to 2016-06-01T00:00:00Z" in decision.reason
+    assert "at least 6 whole weeks" in decision.reason
+
+
+def test_decide_compares_measured_hours_with_a_model_of_modelled_ones():
+    """Years of the sample are no measured years: a champion of them is compared on all held-out hours."""
+    learned = ("2013-01-01T00:00:00Z", "2016-12-31T23:00:00Z")
+    champion = replace(scored(r2=0.1), learned=learned, learned_from="modelled sample")
+    assert decide(replace(GOOD, learned_from="csv"), champion, POLICY).promoted
+    assert not decide(replace(GOOD, learned_from="csv"), replace(champion, learned_from="opsd"), POLICY).promoted
+
+
+def test_hold_keeps_the_verdict_and_moves_nothing():
+    """In an experiment of DVC the decision names the experiment; a refusal stays a refusal."""
+    held = hold(decide(GOOD, None, POLICY), "two-years")
+    assert (held.promoted, held.experiment) == (False, "two-years")
+    assert "promoted: every rule passed" in held.reason
+    refused = decide(replace(GOOD, data=None), None, POLICY)
+    assert hold(refused, "two-years").reason == refused.reason
+    assert hold(refused, None) == refused
 
 
 def test_decide_wants_the_same_hours_for_both():
@@ -175,7 +203,8 @@ def test_decide_always_answers_and_says_why(candidate, champion, policy):
     assert all(rule.name in decision.reason for rule in decision.rules if not rule.passed)
     assert len({rule.name for rule in decision.rules}) == len(decision.rules)
     assert json.dumps(decision.as_dict(), allow_nan=False)
-    contested = champion is not None and not decision.disqualified and candidate.scores is not None
+    compared = champion is not None and not decision.disqualified and candidate.scores is not None
+    contested = compared and UNLEARNED not in failed(decision)
     assert any(rule.name == CONTEST for rule in decision.rules) is contested
 
 

@@ -14,13 +14,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas as pd
 import psutil
 import pytest
 from mlflow.exceptions import MlflowException
+from sklearn.linear_model import LinearRegression
 
-from workshop.data import schema
+from workshop.data import features, schema
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models import evaluation, gate, lineage, registry, storage
+from workshop.models import evaluation, gate, lineage, registry, storage, tracking
 from workshop.parameters import Promote, read_stage
 from workshop.settings import PRODUCTION
 
@@ -279,6 +281,68 @@ def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
         assert done.exit_code == 1
         assert "has changed since the decision" in done.output
         assert moves_of_history() == [("promoted", "1", None)]
+
+
+def log_model_of(hours, folder):
+    """Log a linear model of ``hours``; return its run and its address."""
+    file = folder / f"{len(hours)}.parquet"
+    hours.to_parquet(file)
+    model = LinearRegression().fit(features.features(hours), features.targets(hours))
+    with tracking.start_run("train_linreg", data=[file], learned_from=file) as run:
+        return run.info.run_id, storage.log_model(model, hours.head())
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+@pytest.mark.parametrize(("learned", "weeks"), [(1200, 10), (2500, None)])
+def test_candidate_is_judged_on_hours_that_neither_model_learned_from(
+    registered_model, candidates, small_hours, tmp_path, learned, weeks
+):
+    """A champion that learned from part of the held-out hours is compared on the later ones; too few are a refusal."""
+    hours = pd.concat(small_hours, ignore_index=True)
+    hours.attrs = small_hours[0].attrs
+    registry.apply(PROMOTED, *log_model_of(hours[:learned], tmp_path), None, "it learned more")
+    decision, _ = registry.evaluate_candidate(*log_model_of(hours[:900], tmp_path), hours[900:], LENIENT)
+    rules = [rule.name for rule in decision.rules]
+    if weeks is None:
+        assert not decision.promoted
+        assert "too few: it learned from 2014-06-01T00:00:00Z" in decision.reason
+    else:
+        assert gate.UNLEARNED not in rules
+        assert decision.candidate.period[0] == decision.champion.period[0] == "2014-07-21T00:00:00Z"
+        assert len(decision.candidate.weekly_mae_GW) == weeks
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+def test_experiment_of_dvc_decides_and_moves_nothing(registered_model, candidates, small_hours, tmp_path, monkeypatch):
+    """Inside `dvc exp run` the gate's verdict is returned, the alias stays, and runs carry the experiment's name."""
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "58dabc1")
+    monkeypatch.setenv("DVC_EXP_NAME", "less-data")
+    _, hours = small_hours
+    candidate = log_model_of(hours[:500].assign(solar_GW=hours["solar_GW"] + 1.0), tmp_path)
+    decision, production = registry.promote(*candidate, hours[500:], LENIENT)
+    assert production is registry.production() is None
+    assert (decision.promoted, decision.experiment) == (False, "less-data")
+    assert decision.reason.endswith("its verdict: promoted: every rule passed and nothing was in production yet")
+    with tracking.start_run("train_rf") as run:
+        assert run.data.tags[tracking.EXPERIMENT_TAG] == "less-data"
+    forced = gate.force(decision)
+    assert registry.apply(forced, *candidate, None, "a person decided").version == "1"
+
+
+def test_rollback_loads_the_model_before_the_lock(registered_model, candidates, monkeypatch):
+    """While a slow store is read another promotion may happen; the rollback then says so instead of undoing it."""
+    for candidate in candidates:
+        promote(candidate)
+    load = storage.load
+
+    def load_slowly(*arguments):
+        promote(candidates[0], "meanwhile")
+        return load(*arguments)
+
+    monkeypatch.setattr(storage, "load", load_slowly)
+    with pytest.raises(PromotionConflict, match="has changed since"):
+        registry.rollback()
+    assert [version for _, version, _ in moves_of_history()] == ["1", "2", "3"]
 
 
 def test_reason_that_cannot_be_kept_is_an_error_before_anything_happens(registered_model, candidates):

@@ -41,6 +41,17 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
     return ordered.iloc[:cut].copy(), ordered.iloc[cut:].reset_index(drop=True)
 
 
+def unlearned(frame: DataFrame, learned: tuple[str, str] | None) -> DataFrame:
+    """Return the rows after the hours that a model ``learned`` from (first and last, ISO 8601); all if it knows none.
+
+    Rows before those hours are left out as well, unless all are: what remains is one period.
+    """
+    stamps = frame["utc_timestamp"]
+    if learned is None or not stamps.between(*map(pd.Timestamp, learned)).any():
+        return frame
+    return frame[stamps > pd.Timestamp(learned[1])].reset_index(drop=True)
+
+
 # -- weeks -------------------------------------------------------------------------------------------------------------
 def select_week(frame: DataFrame, week: str) -> tuple[str, DataFrame]:
     """Return the name and the rows of one week of a processed table; it starts on Monday, 00:00 UTC.

@@ -23,6 +23,8 @@ METRICS = ("r2", *(each.r2 for each in problem.TARGETS), "mae_GW", "bias_GW", *B
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 MIN_WEEKS = 6  # with fewer weeks any difference may be chance
+UNKNOWN_HOURS = "the hours it learned from are not known"
+UNLEARNED = "held-out hours that neither model learned from"
 PAIRED_TEST = "paired test of the weekly errors (probability)"
 
 
@@ -49,7 +51,7 @@ class Decision:
     """The verdict on a candidate, and its reasons.
 
     ``disqualified`` says why the champion's scores do not count; ``forced`` is true when a person overruled the gate;
-    ``learned_from`` is the source of the candidate's data.
+    ``learned_from`` is the source of the candidate's data; ``experiment`` is the experiment of DVC that decided.
     """
 
     promoted: bool
@@ -60,6 +62,7 @@ class Decision:
     disqualified: str | None = None
     forced: bool = False
     learned_from: str | None = None
+    experiment: str | None = None
 
     @property
     def table(self) -> list[dict[str, str]]:
@@ -82,11 +85,20 @@ def force(decision: Decision) -> Decision:
     return replace(decision, promoted=True, reason=reason, forced=True)
 
 
+def hold(decision: Decision, experiment: str | None) -> Decision:
+    """Return the decision as made in an ``experiment`` of DVC, which moves nothing; the reason keeps the verdict."""
+    if experiment is None or not decision.promoted:
+        return replace(decision, experiment=experiment)
+    reason = f"not moved: in the experiment {experiment} of DVC the gate only decides; its verdict: {decision.reason}"
+    return replace(decision, promoted=False, reason=reason, experiment=experiment)
+
+
 def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) -> Decision:
     """Decide whether a candidate replaces the champion; both were evaluated on the same held-out hours.
 
-    Without a champion, or with one that is disqualified, the candidate has only the rules to pass. A champion is
-    disqualified when it cannot predict, predicts other than numbers, or may have learned from held-out hours. Raises
+    Without a champion, or with one that is disqualified, the candidate must pass only the rules. A champion is
+    disqualified when it cannot predict, predicts other than numbers, or does not say which hours it learned from. A
+    champion that learned from these hours refuses the candidate: no hours are left to compare them on. Raises
     ValueError when the two were scored on different hours.
     """
     scores, beaten = candidate.scores, champion.scores if champion else None
@@ -95,10 +107,17 @@ def decide(candidate: Evaluation, champion: Evaluation | None, policy: Promote) 
     rules = [Rule("loading", candidate.trouble or loads, loads, scores is not None)]
     if scores is not None:
         rules += _rules(candidate, scores, policy)
-        if beaten is not None and disqualified is None:
+        if champion is not None and beaten is not None and disqualified is None:
             if (scores.hours, scores.period) != (beaten.hours, beaten.period):
                 raise ValueError("candidate and champion were scored on different hours")
-            rules += _contest(scores, beaten, policy)
+            overlap = _overlap(champion.learned, beaten.period)
+            if overlap and same_hours(candidate.learned_from, champion.learned_from):
+                limit = (
+                    f"at least {MIN_WEEKS} whole weeks after the last hour that the model in production learned from"
+                )
+                rules.append(Rule(UNLEARNED, f"too few: {overlap}", limit, passed=False))
+            else:
+                rules += _contest(scores, beaten, policy)
     failed = [rule for rule in rules if not rule.passed]
     if failed or scores is None:
         reason = "refused: " + "; ".join(map(str, failed))
@@ -180,18 +199,23 @@ def chance_of_better(candidate: tuple[float, ...], champion: tuple[float, ...]) 
     return float(wilcoxon(differences, alternative="less").pvalue)
 
 
+def same_hours(*sources: str | None) -> bool:
+    """Return whether equal times of these sources are the same hours: a modelled year is no measured one."""
+    return len({(source or "").startswith("modelled ") for source in sources}) == 1
+
+
 def _disqualification(champion: Evaluation) -> str | None:
     if champion.scores is None:
         return champion.trouble or "it cannot predict"
     if not champion.scores.finite:
         return "its predictions are not all numbers"
-    return _overlap(champion.learned, champion.scores.period)
+    return None if champion.learned else UNKNOWN_HOURS
 
 
 def _overlap(learned: tuple[str, str] | None, held_out: tuple[str, str] | None) -> str | None:
     """Return why a model may know held-out hours; None when it cannot. Times of one ISO format sort as text."""
     if learned is None or held_out is None:
-        return "the hours it learned from are not known"
+        return UNKNOWN_HOURS
     if learned[1] < held_out[0] or held_out[1] < learned[0]:
         return None
     return f"it learned from {learned[0]} to {learned[1]}, and {held_out[0]} to {held_out[1]} is held out"

@@ -26,6 +26,7 @@ from workshop.models.tracking import (
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
+    EXPERIMENT_TAG,
     LEARNED_TAG,
     find_run,
     run_url,
@@ -169,8 +170,10 @@ def _commit(tags: dict[str, str]) -> Link:
     if commit is None:
         return Link("commit", "not recorded", known=False)
     words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
-    changes = words.get(tags.get(DIRTY_TAG, ""), "not recorded")
-    return Link("commit", commit[:10], {"commit": commit, "uncommitted changes": changes})
+    facts = {"commit": commit, "uncommitted changes": words.get(tags.get(DIRTY_TAG, ""), "not recorded")}
+    if EXPERIMENT_TAG in tags:
+        facts["experiment of DVC"] = tags[EXPERIMENT_TAG]
+    return Link("commit", commit[:10], facts)
 
 
 def _code(tags: dict[str, str]) -> Link:

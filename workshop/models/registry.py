@@ -21,15 +21,18 @@ import tenacity
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from workshop.data import split
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models.gate import METRICS, Decision, decide
+from workshop.models.gate import METRICS, MIN_WEEKS, Decision, decide, hold, same_hours
 from workshop.models.store import connect
 from workshop.models.tracking import (
     CODE_TAG,
     COMMIT_TAG,
     DATA_TAG,
     DIRTY_TAG,
+    EXPERIMENT_TAG,
     LEARNED_TAG,
+    experiment,
     find_run,
     learned,
     learned_from,
@@ -268,8 +271,10 @@ def evaluate_candidate(
 ) -> tuple[Decision, Production | None]:
     """Score candidate and champion on the same held-out hours and decide; return the champion, too. Nothing is changed.
 
-    A candidate that is in production already is refused as such. Raises ModelError when the model was logged by another
-    run: the tags of its own run say what the model learned from.
+    If the champion learned from some of ``held_out``, both are scored on the hours after those, as long as these fill
+    six weeks. A candidate that is in production already is refused as such. In an experiment of DVC no candidate is
+    promoted (`gate.hold`). Raises ModelError when the model was logged by another run: the tags of its own run say what
+    the model learned from.
     """
     from workshop.models.evaluation import evaluate  # imports scikit-learn
 
@@ -277,16 +282,23 @@ def evaluate_candidate(
     _check_made_by(client, run_id, model_uri)
     champion = production(client=client)
     run = find_run(client, run_id)
-    candidate = evaluate(model_uri, run.data.tags if run else {}, held_out, client)
-    if champion is None:
-        return decide(candidate, None, policy), None
-    if champion.run_id == run_id:
-        decision = decide(candidate, None, policy)
-        reason = "kept: it is in production already"
-        return replace(decision, promoted=False, reason=reason, champion=candidate.scores), champion
+    tags = run.data.tags if run else {}
+    if champion is None or champion.run_id == run_id:
+        decision = decide(evaluate(model_uri, tags, held_out, client), None, policy)
+        if champion is not None:
+            reason = "kept: it is in production already"
+            decision = replace(decision, promoted=False, reason=reason, champion=decision.candidate)
+        return hold(decision, experiment()), champion
     version = client.get_model_version(REGISTERED_MODEL, champion.version)
-    tags = tags_of(version, find_run(client, version.run_id))
-    return decide(candidate, evaluate(champion.model_uri, tags, held_out, client), policy), champion
+    its_tags = tags_of(version, find_run(client, version.run_id))
+    if same_hours(learned_from(tags), learned_from(its_tags)):
+        later = split.unlearned(held_out, learned(its_tags))
+        weeks = split.week_means(later.index.to_series(), later["utc_timestamp"])
+        held_out = later if len(weeks) >= MIN_WEEKS else held_out
+    candidate, other = (
+        evaluate(uri, of, held_out, client) for uri, of in ((model_uri, tags), (champion.model_uri, its_tags))
+    )
+    return hold(decide(candidate, other, policy), experiment()), champion
 
 
 @tenacity.retry(
@@ -358,15 +370,17 @@ def rollback(to: str | None = None, why: str = "", client: MlflowClient | None =
     """Bring back what was in production before, or the version ``to``; return what is now in production.
 
     Each rollback goes one step further back (`promoted_versions`). Raises ModelError when there is no such version, it
-    never was in production, or it cannot be loaded.
+    never was in production, or it cannot be loaded; PromotionConflict when the alias moves meanwhile.
     """
     from workshop.models import storage  # imports scikit-learn
 
     client, signed = client or connect(), _provenance(why)
+    before = production(client=client)
+    target = _target(to, history(client), before.version if before else None)
+    storage.load(uri_of(target), client)  # may take minutes, so before the lock
     with _lock():
+        _check_unchanged(client, before)
         moves, current = history(client), _current(client)
-        target = _target(to, moves, current)
-        storage.load(uri_of(target), client)
         last = {move.version: move for move in moves}  # the last move that brought each version
         move = Move(
             number=0,
@@ -439,8 +453,8 @@ def _check_unchanged(client: MlflowClient, expected: Production | None) -> None:
         raise PromotionConflict(
             "The model in production has changed since the decision.",
             value=f"version {after}, since {now.since or 'a moment ago'}" if now else "nothing",
-            expected=f"version {before}, which the candidate was compared with" if before else "nothing",
-            next_step="workshop promote, to be compared with the new one",
+            expected=f"version {before}, as before" if before else "nothing, as before",
+            next_step="workshop history; then try again: workshop promote compares with the new version",
         )
 
 
@@ -478,4 +492,10 @@ def _figures(scores: Scores | None) -> dict[str, Any]:
 
 
 def _is_lineage(tag: str) -> bool:
-    return tag.startswith((DATA_TAG, LEARNED_TAG)) or tag in (STAGE_TAG, CODE_TAG, COMMIT_TAG, DIRTY_TAG)
+    return tag.startswith((DATA_TAG, LEARNED_TAG)) or tag in (
+        STAGE_TAG,
+        CODE_TAG,
+        COMMIT_TAG,
+        DIRTY_TAG,
+        EXPERIMENT_TAG,
+    )

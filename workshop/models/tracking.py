@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"
 CODE_TAG = "workshop.code"  # the fingerprint of what the stage imports of this package
+EXPERIMENT_TAG = "workshop.experiment"  # the name of the experiment of DVC, in runs of one
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 
@@ -52,6 +54,7 @@ def start_run(
     hashes = {DATA_TAG + Path(file).name: pooch.file_hash(file, "md5") for file in data}
     tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
     tags |= {CODE_TAG: code} if code else {}
+    tags |= {EXPERIMENT_TAG: name} if (name := experiment()) else {}
     with mlflow.start_run(run_name=stage, tags=tags) as run:
         if parameters:
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
@@ -65,6 +68,11 @@ def start_stage(
     """Open the run of a stage: `start_run` with its name, its parameters and its code."""
     parameters, code = stage.parameters.model_dump(), fingerprint(stage.code)
     return start_run(stage.name, data=data, learned_from=learned_from, parameters=parameters, code=code)
+
+
+def experiment() -> str | None:
+    """Return the name of the experiment of DVC (`dvc exp run`) in which this runs; None outside one."""
+    return os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV")
 
 
 def learned_tags(file: Path) -> dict[str, str]:
