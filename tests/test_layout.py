@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 
 import pytest
-from workplace import ROOT, files_of_tree
+from workplace import BIN, ROOT, files_of_tree
 
 TOP = {
     "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
@@ -13,12 +14,6 @@ TOP = {
     "CONTRIBUTING.md", "LICENSE", ".ci", ".dvc", ".github", ".gitlab-ci.yml", ".devcontainer", ".binder", ".gitignore",
     ".env.example", ".pre-commit-config.yaml",
 }  # fmt: skip
-# Who may import whom: only what stands further right.
-LAYERS = [
-    "cli", "teaching", "servers", "models", "data", "pipeline", "parameters", "port_owners", "settings", "problem",
-    "quantities",
-    "fingerprint", "files", "errors",
-]  # fmt: skip
 HEAVY = {"mlflow", "tensorflow", "keras", "dask", "distributed", "sklearn", "papermill", "pandas", "dash", "plotly"}
 LIGHT_MODULES = [
     "workshop/cli/__init__.py",
@@ -45,23 +40,10 @@ def test_modules_stay_readable():
     assert long == {}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "workshop").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path):
-    """Arrows go from the command line to the errors and never back."""
-
-    def layer(module):
-        return next((n for n, names in enumerate(LAYERS) if module in names.split()), None)
-
-    room = path.relative_to(ROOT / "workshop").parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        modules = [node.module] if isinstance(node, ast.ImportFrom) else []
-        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for module in filter(None, modules):
-            if module.startswith("workshop."):
-                other = module.split(".")[1]
-                assert other == room or layer(other) > layer(room), f"{room} imports {other}"
+def test_imports_point_down_and_never_in_circles():
+    """Arrows go from the command line to the errors; import-linter reads its contracts from pyproject.toml."""
+    done = subprocess.run([BIN / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("name", LIGHT_MODULES)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workshop.models.evaluation import Evaluation, Scores
-from workshop.models.gate import METRICS, PAIRED_TEST, SIGNATURES, UNLEARNED, decide, hold
+from workshop.models.gate import PAIRED_TEST, SIGNATURES, UNLEARNED, decide, hold
+from workshop.models.scores import METRICS, Evaluation, Scores
 from workshop.parameters import Promote
 
 POLICY = Promote(

@@ -22,7 +22,8 @@ from sklearn.linear_model import LinearRegression
 
 from workshop.data import features, schema
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models import evaluation, gate, lineage, registry, storage, tracking
+from workshop.models import gate, lineage, registry, storage, tracking
+from workshop.models.scores import Scores
 from workshop.parameters import Promote, read_stage
 from workshop.settings import PRODUCTION
 
@@ -30,10 +31,11 @@ from workshop.settings import PRODUCTION
 PROMOTE = """
 import os, sys
 from mlflow import MlflowClient
-from workshop.models import evaluation, gate, registry
+from workshop.models import gate, registry
+from workshop.models.scores import Scores
 registry.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]
-scores = evaluation.Scores(0.7, 0.7, 0.7, 1.0, *[0.0] * 5, finite=True, hours=1)
+scores = Scores(0.7, 0.7, 0.7, 1.0, *[0.0] * 5, finite=True, hours=1)
 decision = gate.Decision(True, "promoted: it is a test", (), scores, None)
 registry.connect()
 while True:
@@ -45,7 +47,7 @@ while True:
     print(pid, flush=True)
     os.waitpid(pid, 0)
 """
-SCORES = evaluation.Scores(0.7, 0.7, 0.7, 1.0, *[0.0] * 5, finite=True, hours=1)
+SCORES = Scores(0.7, 0.7, 0.7, 1.0, *[0.0] * 5, finite=True, hours=1)
 LENIENT = Promote(
     min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=-1.0, min_r2_wind=-1.0, max_night_solar_GW=100.0,
     max_latency_ms=60_000.0, max_size_MB=1000.0, max_bias_percent=100.0,

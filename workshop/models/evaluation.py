@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from workshop.data.features import INPUTS, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
 from workshop.errors import DataError, ModelError, WorkshopError
 from workshop.models import storage
-from workshop.models.gate import BIAS, METRICS, NIGHT
+from workshop.models.scores import BIAS, METRICS, NIGHT, Evaluation, Scores
 from workshop.models.storage import LoadedModel
 from workshop.models.store import connect
 from workshop.models.tracking import learned, learned_from, learned_hash
@@ -40,49 +39,6 @@ RESPONSE_VALUES = 25
 OUTER_SHARE = 0.005  # of the values at either end of an input is left out: there are hardly any hours
 
 logger = logging.getLogger(__name__)
-
-
-_Metrics: Any = make_dataclass("_Metrics", [(name, float) for name in METRICS], frozen=True)
-
-
-@dataclass(frozen=True)
-class Scores(_Metrics):
-    """How a model does on the held-out period: a field for each of `METRICS`.
-
-    R2 is dimensionless, percent are of the measured mean, the rest is in GW. ``bias`` is the mean error: below zero,
-    too little is predicted.
-
-    ``weekly_mae_GW`` is the mean absolute error, over all targets, of each week that holds enough of its hours;
-    ``period`` the first and the last hour, as ISO 8601 in UTC.
-    """
-
-    finite: bool
-    hours: int
-    weekly_mae_GW: tuple[float, ...] = ()
-    period: tuple[str, str] | None = None
-
-    def metrics(self) -> dict[str, float]:
-        """Return the numbers that a run logs as its metrics."""
-        return {name: float(getattr(self, name)) for name in METRICS}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model before the gate: its scores, and what is known of it.
-
-    ``learned`` is the first and the last hour that it learned from, ``learned_from`` the name of their source, ``data``
-    the hash of that table; None for unknown. ``signature`` is as in `SIGNATURES`, ``latency_ms`` the time for one hour,
-    ``size_MB`` that of its files. A model that cannot predict has a ``trouble`` and no scores.
-    """
-
-    scores: Scores | None = None
-    learned: tuple[str, str] | None = None
-    data: str | None = None
-    signature: str | None = None
-    latency_ms: float = math.nan
-    size_MB: float = math.nan
-    trouble: str | None = None
-    learned_from: str | None = None
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:

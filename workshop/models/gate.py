@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any
 from workshop import problem
 from workshop.data.features import INPUTS
 from workshop.data.schema import FEATURES, TARGETS
+from workshop.models.scores import Evaluation, Scores
 
 if TYPE_CHECKING:
-    from workshop.models.evaluation import Evaluation, Scores
     from workshop.parameters import Promote
 
-# Scores on the held-out hours: R2 of all targets (the mean) and of each, errors in GW, bias (the mean error, with its
-# sign) of each, power while the sun is down.
-NIGHT = {target.name: target.night for target in problem.TARGETS if target.by_day}
-BIAS = [target.bias for target in problem.TARGETS]
-METRICS = ("r2", *(each.r2 for each in problem.TARGETS), "mae_GW", "bias_GW", *BIAS, "lowest_GW", *NIGHT.values())
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 MIN_WEEKS = 6  # with fewer weeks any difference may be chance

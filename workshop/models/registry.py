@@ -23,7 +23,8 @@ from pydantic import TypeAdapter
 
 from workshop.data import split
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
-from workshop.models.gate import METRICS, MIN_WEEKS, Decision, decide, hold, same_hours
+from workshop.models.gate import MIN_WEEKS, Decision, decide, hold, same_hours
+from workshop.models.scores import METRICS, Scores
 from workshop.models.store import connect
 from workshop.models.tracking import (
     CODE_TAG,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-    from workshop.models.evaluation import Scores
     from workshop.parameters import Promote
 
 MOVE_TAG = "workshop.move."
@@ -295,10 +295,9 @@ def evaluate_candidate(
         later = split.unlearned(held_out, learned(its_tags))
         weeks = split.week_means(later.index.to_series(), later["utc_timestamp"])
         held_out = later if len(weeks) >= MIN_WEEKS else held_out
-    candidate, other = (
-        evaluate(uri, of, held_out, client) for uri, of in ((model_uri, tags), (champion.model_uri, its_tags))
-    )
-    return hold(decide(candidate, other, policy), experiment()), champion
+    candidate = evaluate(model_uri, tags, held_out, client)
+    decision = decide(candidate, evaluate(champion.model_uri, its_tags, held_out, client), policy)
+    return hold(decision, experiment()), champion
 
 
 @tenacity.retry(
@@ -492,10 +491,4 @@ def _figures(scores: Scores | None) -> dict[str, Any]:
 
 
 def _is_lineage(tag: str) -> bool:
-    return tag.startswith((DATA_TAG, LEARNED_TAG)) or tag in (
-        STAGE_TAG,
-        CODE_TAG,
-        COMMIT_TAG,
-        DIRTY_TAG,
-        EXPERIMENT_TAG,
-    )
+    return tag.startswith((DATA_TAG, LEARNED_TAG, STAGE_TAG, CODE_TAG, COMMIT_TAG, DIRTY_TAG, EXPERIMENT_TAG))

@@ -19,6 +19,7 @@ from workshop.data.features import features, inputs, last_year
 from workshop.data.schema import FEATURES, TARGETS, USUAL_MEANS
 from workshop.errors import ModelError
 from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
+from workshop.models.scores import Scores
 from workshop.models.store import connect
 from workshop.quantities import YearEnds
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from plotly.graph_objects import Figure
 
-    from workshop.models.evaluation import Scores
     from workshop.pipeline import Stage
 
 # What a scikit-learn model may hold beyond skops' own list. The list is here and never in a model: a file that says
