@@ -19,7 +19,9 @@ import psutil
 import pytest
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
+from workplace import copy_tree, git
 
+from workshop import fingerprint
 from workshop.data import features, schema
 from workshop.errors import ModelError, ParameterError, PromotionConflict, PromotionRefused
 from workshop.models import gate, lineage, registry, storage, tracking
@@ -382,6 +384,31 @@ def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
     report = in_workplace.pipeline / "results" / "report.html"
     if "wind_solar/" in report.read_text(encoding="utf-8"):
         assert lineage.trace(str(report)) == lineage.trace(version)
+
+
+def test_lineage_accepts_a_later_commit_of_the_code_that_ran(tmp_path, monkeypatch):
+    """Whoever runs first and commits then has a sound chain from the commit on, also when it is amended."""
+    root = copy_tree(tmp_path)
+    monkeypatch.setenv("WORKSHOP_ROOT", str(root))
+    commit, stage, pipeline = git(root, "rev-parse", "HEAD").strip(), "train_rf", root / "4_pipeline"
+    problem = root / "workshop" / "problem.py"
+    problem.write_text(problem.read_text().replace("(51.0, 10.4)", "(48.0, 11.5)"))
+    ran = fingerprint.fingerprint(fingerprint.code_of(fingerprint.stages(pipeline)[stage], pipeline, root))
+    links = [
+        lineage.Link("commit", commit[:10], {"commit": commit}),
+        lineage.Link("code", ran, {"stage": stage, "fingerprint": ran}),
+    ]
+
+    def trouble() -> str | None:
+        return lineage.check(links)[1].trouble
+
+    assert "neither the commit nor a later one has this code" in trouble()
+    git(root, "commit", "--quiet", "--all", "--message", "Another place")
+    assert trouble() is None
+    git(root, "commit", "--quiet", "--amend", "--message", "Munich")
+    assert trouble() is None
+    git(root, "reset", "--quiet", "--hard", commit)
+    assert trouble() is not None
 
 
 def test_lineage_names_what_is_broken(of_the_pipeline, in_workplace):

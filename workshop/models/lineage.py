@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 KINDS = ("data", "commit", "code", "stage", "notebook", "run", "model", "decision", "production")
 HASH = "md5 of "
+MAX_COMMITS = 50  # later ones in which uncommitted code is looked for; each takes a tenth of a second
 LARGEST_FILE_BYTES = 20_000_000
 
 
@@ -292,10 +293,18 @@ def _check_commit(facts: Facts, _: MlflowClient | None) -> str | None:
 
 
 def _check_code(facts: Facts, _: MlflowClient | None) -> str | None:
-    then = _code_at(facts["commit"].get("commit", ""), facts["code"]["stage"])
+    """Compare the code with the commit's; code that was not committed yet may be that of a later commit."""
+    commit, stage, code = facts["commit"].get("commit", ""), facts["code"]["stage"], facts["code"]["fingerprint"]
+    then = _code_at(commit, stage)
     if then is None:
         return "the commit cannot be read here, so its code was not compared"
-    return None if then == facts["code"]["fingerprint"] else f"the commit's code is another: its fingerprint is {then}"
+    if then == code:
+        return None
+    later = _run_program("git", "rev-list", "--all", "--reverse", f"^{commit}")
+    for descendant in later.stdout.split()[:MAX_COMMITS] if later else []:
+        if _code_at(descendant, stage) == code:
+            return None
+    return f"neither the commit nor a later one has this code: the commit's fingerprint is {then}; commit what ran"
 
 
 def _code_at(commit: str, stage: str) -> str | None:
