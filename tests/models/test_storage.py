@@ -146,3 +146,33 @@ def test_signature_is_in_physical_units(saved):
         names = ["utc_timestamp", "windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
         assert signature.inputs.input_names() == names
         assert signature.outputs.input_names() == ["solar_GW", "wind_GW"]
+
+
+@pytest.mark.parametrize(
+    "columns", [(FEATURES[:3], TARGETS), (FEATURES, TARGETS[:1]), ([*FEATURES, TARGETS[0]], TARGETS)]
+)
+def test_model_of_another_problem_says_so(hours, tmp_path, columns):
+    """A change of inputs or targets leaves older versions unusable; the error names that and suspects nobody."""
+    inputs_then, targets_then = columns
+    old = LinearRegression().fit(hours[inputs_then], hours[targets_then])
+    with pytest.raises(ModelError, match="does not fit the problem") as error:
+        load_folder(save(old, tmp_path / "model"), "version 1")
+    assert "windspeed, temperature, rad_horizontal, rad_diffuse in, solar_GW, wind_GW out" in str(error.value)
+    assert "commit" in error.value.next_step
+    assert "who can write" not in str(error.value)
+
+
+def test_capacity_model_of_another_problem_says_so(tmp_path, monkeypatch):
+    """Trees of derived values as well, when what is derived has changed since."""
+    from workshop.data import features
+
+    table = mark_capacity(pd.DataFrame({
+        "utc_timestamp": pd.date_range("2014-01-01", periods=300, freq="h", tz="UTC"),
+        **{name: np.linspace(1, 9, 300) for name in (*FEATURES, *TARGETS)},
+    }))  # fmt: skip
+    model = CapacityFactorRegressor(LinearRegression()).fit(inputs(table), targets(table))
+    folder = save(model, tmp_path / "model")
+    assert load_folder(folder, "version 1").kind == "sklearn"
+    monkeypatch.setattr(features, "DERIVED", DERIVED[:-1])
+    with pytest.raises(ModelError, match="does not fit the problem"):
+        load_folder(folder, "version 1")

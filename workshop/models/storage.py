@@ -227,9 +227,7 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
     try:
         for file, read in readers.items():
             if (folder / file).is_file():
-                model = LoadedModel.of(read(folder / file))
-                _check_prediction(model)
-                return model
+                return _check_prediction(LoadedModel.of(read(folder / file)))
         raise _refusal("The model is not of a kind that is loaded here.", f"no {', '.join(readers)}", "one of these")
     except ModelError as error:
         error.value = f"{name}: {error.value}"
@@ -278,11 +276,23 @@ def _read_network(file: Path) -> CapacityFactorNetwork:
     return CapacityFactorNetwork(_read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
 
 
-def _check_prediction(model: LoadedModel) -> None:
-    """Let a model predict an hour of much light and one of none, in a year that it knows."""
+def _check_prediction(model: LoadedModel) -> LoadedModel:
+    """Return a model that predicts an hour of much light and one of none, in a year that it knows."""
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
     weather = {feature: USUAL_MEANS[feature] for feature in FEATURES}
-    model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))
+    try:
+        model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each library raises its own for columns that do not fit
+        raise ModelError(
+            "The model does not fit the problem of workshop/problem.py.",
+            value=f"{error!r:.300}",
+            expected=f"{', '.join(FEATURES)} in, {', '.join(TARGETS)} out",
+            next_step="if the problem was changed since: check out the commit of the model's run (workshop lineage"
+            " VERSION names it), or promote a model of the present problem",
+        ) from None
+    return model
 
 
 def _refusal(what: str, value: str, expected: str | None = None) -> ModelError:
