@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 import pytest
 import requests
+from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
 from walk import execute
 from workplace import ROOT, clean_environment, is_near_wanted, running
@@ -73,6 +74,26 @@ def test_models_print_a_score_and_show_a_figure(chapter, name, lowest):
     [score] = [float(line.split()[1]) for line in text.splitlines() if line.startswith("R2")]
     assert lowest < score < 1
     assert count_figures(chapter, name) >= 1
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS[1:])
+def test_models_name_the_notebook_that_makes_their_table(tmp_path, name):
+    """A model notebook that is started first says what to run before it."""
+    shutil.copy(CHAPTER / f"{name}.ipynb", tmp_path)
+    with pytest.raises(CellExecutionError, match="run that first") as error:
+        execute(tmp_path, name, ENVIRONMENT)
+    assert "make_processed_data.ipynb" in str(error.value)
+
+
+@pytest.mark.parametrize("script", ["dashboard/app.py", "report/make_report.py"])
+def test_scripts_name_the_notebook_that_makes_their_table(tmp_path, script):
+    """So do the report's script and the dashboard, in a line."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, CHAPTER / script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("make_processed_data.ipynb writes it, run that notebook first")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.walk

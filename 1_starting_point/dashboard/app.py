@@ -1,4 +1,6 @@
 # dashboard, run in this folder: python app.py, then open the address that it prints
+from pathlib import Path
+
 import pandas as pd
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, dcc, html
@@ -7,6 +9,8 @@ from sklearn.metrics import r2_score
 from werkzeug.serving import make_server
 
 # same cleaning as in the report
+if not Path("../germany.csv").exists():
+    raise SystemExit("../germany.csv is missing: make_processed_data.ipynb writes it, run that notebook first")
 df = pd.read_csv("../germany.csv", parse_dates=["utc_timestamp"])
 df = df.drop_duplicates("utc_timestamp")
 df = df.dropna()

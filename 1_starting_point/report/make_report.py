@@ -1,6 +1,7 @@
 # weekly report, run in this folder: python make_report.py
 import base64
 import io
+from pathlib import Path
 
 import matplotlib
 
@@ -11,6 +12,8 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.metrics import mean_absolute_error, r2_score
 
 # same cleaning as in the notebooks
+if not Path("../germany.csv").exists():
+    raise SystemExit("../germany.csv is missing: make_processed_data.ipynb writes it, run that notebook first")
 df = pd.read_csv("../germany.csv", parse_dates=["utc_timestamp"])
 df = df.drop_duplicates("utc_timestamp")
 df = df.dropna()
