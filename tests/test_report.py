@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
+import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
-from workplace import ROOT
+from workplace import BIN, ROOT
 
 from workshop.data import schema, split
 from workshop.data.features import inputs, targets
@@ -246,3 +249,16 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     text = words((folder / "results" / "report.html").read_text(encoding="utf-8"))
     assert "cannot predict these hours: There is no figure of installed capacity" in text
     assert "No model is in production" not in text
+
+
+def test_line_of_crontab_runs_where_cron_does(servers):
+    """The line that the page prints works with what cron gives a program: a home, a bare PATH, `sh`, no terminal."""
+    [line] = re.findall(r"<pre>0 6 \* \* 1  (.*)</pre>", TEMPLATE)
+    command = html.unescape(line).replace("/path/to", str(servers.root))
+    command = re.sub(r"mail .*", "cat results/report.html -", command).replace("../.venv/bin", str(BIN))
+    bare = {"HOME": os.environ["HOME"], "PATH": "/usr/bin:/bin"}
+    places = {name: value for name, value in servers.environment.items() if name.startswith("WORKSHOP_")}
+    done = servers.run("sh", "-c", command, cwd=Path("/"), env=bare | places | {"PYTHONPATH": str(servers.root)})
+    assert done.returncode == 0, done.stderr
+    assert "</html>" in done.stdout
+    assert done.stdout.endswith("The report is attached.\n")

@@ -17,7 +17,7 @@ from papermill_dask.tracking import TASK_VARIABLE
 from workshop import fingerprint
 from workshop.errors import EngineError
 from workshop.parameters import STAGES, Section, check
-from workshop.settings import get_settings
+from workshop.settings import MLFLOW_RETRIES, get_settings
 
 
 class Stage:
@@ -37,6 +37,7 @@ class Stage:
             values = {key: variables[key] for key in STAGES[name].model_fields if key in variables}
             self.parameters = check(name, values)
         self.folder = get_settings().pipeline
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = MLFLOW_RETRIES  # nobody waits at this terminal
         stages = fingerprint.stages(self.folder)
         if name not in stages:
             raise EngineError(f"{self.folder / 'dvc.yaml'} has no stage `{name}`.", expected=", ".join(stages))

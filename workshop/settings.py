@@ -20,8 +20,9 @@ from workshop.problem import EXPERIMENT
 PRODUCTION = "production"
 STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
-# After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes.
-MLFLOW_RETRIES = "4"
+# After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes. A
+# person at a terminal, such as of `mlflow run`, hears after 4 s that no server answers.
+MLFLOW_RETRIES, SHELL_RETRIES = "4", "2"
 PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -272,7 +273,7 @@ class Settings(BaseSettings):
                 "WORKSHOP_EXPORTED": " ".join([*addresses, str(self.state)]),
                 "MLFLOW_TRACKING_URI": current.tracking_uri,
                 "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
-                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": MLFLOW_RETRIES,
+                "MLFLOW_HTTP_REQUEST_MAX_RETRIES": SHELL_RETRIES,
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "DASK_SCHEDULER_ADDRESS": current.scheduler_address,
                 # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on

@@ -54,10 +54,16 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def finish_run() -> str:
-    """Make the table of chapter 3, unless it is there, and return what is in production, as a line for a person."""
+    """Return what is in production, as a line for a person; make chapter 3's table first if the sample's is missing.
+
+    A pipeline of other data may have another problem, in whose terms there is no such table.
+    """
     from workshop.models import registry  # imports pandas
 
-    if not (csv := get_settings().root / "3_projects" / "germany.csv").exists():
+    settings = get_settings()
+    csv = settings.root / "3_projects" / "germany.csv"
+    sample = read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample"
+    if sample and csv.parent.exists() and not csv.exists():
         from workshop.data.prepare import load_or_make  # imports pandera
 
         load_or_make(csv)
