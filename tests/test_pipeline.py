@@ -225,17 +225,51 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     assert "prepare" not in ran(done)
 
 
-def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace):
-    """The run is open while the forest grows (step 7 of chapter 4)."""
+@pytest.mark.parametrize("temporary", [[], ["--temp"]])
+def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
+    """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""
+    from workshop.models import registry
+
+    started = restored.run("git", "rev-parse", "HEAD").stdout.strip()
+    forest = ("results/train_rf.json", "--force", "--why", "a worse one, for a test")
+    done = restored.run(BIN / "workshop", "promote", *forest, cwd=restored.pipeline)
+    assert done.returncode == 0, done.stderr
+    before = registry.production()
+    try:
+        words = ("--name", "lower", "--set-param", "promote.min_r2_wind=0.49", *temporary, "promote")
+        done = dvc(restored, "exp", "run", *words)
+        assert done.returncode == 0, done.stderr
+        assert registry.production() == before
+        if not temporary:
+            decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
+            assert (decision["promoted"], decision["experiment"]) == (False, "lower")
+            assert "not moved: in the experiment lower of DVC the gate only decides" in decision["reason"]
+            assert "verdict: promoted: " in decision["reason"]
+    finally:
+        done = restored.run(BIN / "workshop", "rollback", "--why", "the test is over")
+        assert done.returncode == 0, done.stderr
+        dvc(restored, "exp", "remove", "lower")
+        restored.run("git", "reset", "--quiet", started)
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameter", "value"),
+    [
+        ("train_rf", "n_estimators", 300),
+        pytest.param("train_gradient_boosting", "candidates", 50, marks=pytest.mark.walk),
+    ],
+)
+def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, stage, parameter, value):
+    """The run is open while a model learns (step 7 of chapter 4)."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
-    change(restored, "train_rf", "n_estimators", 300)
+    change(restored, stage, parameter, value)
     workers = restored.process_of("dask-workers")
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(dvc, restored, "repro", "--single-item", "train_rf")
-        [run] = wait_for(lambda: client.search_runs(everywhere, "params.n_estimators = '300'"))
+        done = pool.submit(dvc, restored, "repro", "--single-item", stage)
+        [run] = wait_for(lambda: client.search_runs(everywhere, f"params.{parameter} = '{value}'"))
         workers.kill()
     assert "The Dask worker that ran the notebook was lost" in done.result().stderr
     assert client.get_run(run.info.run_id).info.status == "FAILED"
