@@ -225,7 +225,7 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     assert "prepare" not in ran(done)
 
 
-@pytest.mark.parametrize("temporary", [[], ["--temp"]])
+@pytest.mark.parametrize("temporary", [[], pytest.param(["--temp"], marks=pytest.mark.walk)])
 def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
     """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""
     from workshop.models import registry

@@ -15,6 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 from distributed import Client
+from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
@@ -32,6 +33,13 @@ from workshop.parameters import Fetch, OwnFile
 
 TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_samples_leaf=100, random_state=0)
 BAND = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.2, max_leaf_nodes=7, random_state=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def joblib_processes():
+    """End the processes that joblib keeps for later searches."""
+    yield
+    get_reusable_executor().shutdown(wait=True)
 
 
 @pytest.fixture(scope="module")
