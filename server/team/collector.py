@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -25,6 +26,11 @@ import yaml
 
 BATCH_BYTES = 4_000_000  # a longer line is cut
 TAIL_BYTES = 1000  # before a position, by which a file is known again
+# What a compressed file begins with: gzip, compress, bzip2, xz, zstd, lz4, lzip, zip, 7-Zip.
+COMPRESSED = (
+    b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP", b"PK\x03\x04",
+    b"7z\xbc\xaf",
+)  # fmt: skip
 FIELDS = ("time", "level", "service", "message", "traceback", "run_id", "stage", "logger", "host")
 POSTGRES = {"timestamp": "time", "error_severity": "level", "backend_type": "logger"}  # its names for ours
 USED = "SELECT (c.page_count - f.freelist_count) * s.page_size FROM pragma_page_count c, pragma_freelist_count f, pragma_page_size s"  # noqa: E501
@@ -111,6 +117,8 @@ def identify(log: io.FileIO, path: Path, database: sqlite_utils.Database) -> dic
 def read(path: Path, database: sqlite_utils.Database) -> int:
     """Add the next whole lines of a file to the database; return how many."""
     with open_log(path) as log:
+        if os.pread(log.fileno(), 8, 0).startswith(COMPRESSED):
+            raise OSError(errno.EINVAL, "it is compressed; its lines are collected before, with delaycompress")
         if not (record := identify(log, path, database)):
             return 0
         content, rows = os.pread(log.fileno(), BATCH_BYTES, record["position"]), []

@@ -17,6 +17,8 @@ install -d -o www-data -m 700 /run/proxy
 install -o www-data -m 400 "$key" /run/proxy/key
 # shellcheck disable=SC2016 # the names of those that it replaces; the others are nginx's own
 envsubst '$NAME $ADDRESS $HTTPS_PORT $MLFLOW_PORT $ADMINER_PORT $LOGS_PORT' </etc/team/nginx.conf >/run/proxy/nginx.conf
+# As an ordinary user nginx keeps one power: to listen on a port below 1024, such as 443.
 # rotatelogs shows each line on the terminal (-e), too, and keeps two files of 5 MB.
-exec setpriv --reuid www-data --regid www-data --init-groups --no-new-privs bash -c \
+exec setpriv --reuid www-data --regid www-data --init-groups --inh-caps -all,+net_bind_service \
+  --ambient-caps -all,+net_bind_service --no-new-privs bash -c \
   'exec nginx -e stderr -c /run/proxy/nginx.conf > >(exec rotatelogs -e -n 2 /var/log/team/proxy.log 5M >&2)'

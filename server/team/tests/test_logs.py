@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import re
 import shutil
@@ -216,6 +219,21 @@ def test_no_line_and_no_file_stops_the_collector(tmp_path):
     assert {("10000000000000000000000", '{"a": NaN}', "true")} <= {(r["service"], r["level"], r["stage"]) for r in rows}
 
 
+@pytest.mark.parametrize(("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_compressed_rotation_is_left_out(tmp_path, caplog, suffix, compress):
+    """As logrotate makes them with `delaycompress`: the lines are there from before, and none is made of the bytes."""
+    folder = tmp_path / "logs"
+    write(folder / "a.log", 0, 3000)
+    assert len(collect(tmp_path)) == 3000
+    (folder / "a.log").rename(folder / "a.log.1")
+    write(folder / "a.log", 3000, 3000)
+    assert len(collect(tmp_path)) == 6000
+    (folder / f"a.log.2.{suffix}").write_bytes(compress((folder / "a.log.1").read_bytes()))
+    (folder / "a.log.1").unlink()
+    assert [row["message"] for row in collect(tmp_path)] == [f"n{number}" for number in range(6000)]
+    assert f"not collected: 'a.log.2.{suffix}': it is compressed" in caplog.text
+
+
 def test_long_line_is_cut(tmp_path):
     """Of lines larger than a batch, the first among them, each byte lands; lines after it do."""
     (tmp_path / "logs").mkdir()
@@ -334,6 +352,13 @@ def test_files_are_valid():
     for script in TEAM.glob("*.sh"):
         subprocess.run(["bash", "-n", script], check=True)
         assert os.access(script, os.X_OK)
+
+
+def test_limits_of_the_collector_are_in_the_compose_file():
+    """Where the README says that they are, and as options that the collector has."""
+    command = yaml.safe_load((TEAM / "compose.yaml").read_text())["services"]["collector"]["command"]
+    assert command[-2:] == ["--days=30", "--megabytes=1000"]
+    assert all(option.partition("=")[0] in run("collector.py", "--help") for option in command[-2:])
 
 
 def test_front_ports_are_on_loopback_and_services_restart():
