@@ -6,6 +6,7 @@ Like the projects it needs what their `python_env.yaml` name, and nothing else o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -43,23 +44,26 @@ def truth(text: str) -> bool:
 
 def positive(text: str) -> int:
     """Return ``text`` as a whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
 
 
 def seed(text: str) -> int:
     """Return ``text`` as a whole number from 0 to 2**32 - 1, which is what NumPy takes for a seed."""
-    if not 0 <= int(text) < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {2**32 - 1}")
-    return int(text)
+    with contextlib.suppress(ValueError):
+        if 0 <= int(text) < 2**32:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a whole number between 0 and {2**32 - 1}")
 
 
 def fraction(text: str) -> float:
     """Return ``text`` as a number between 0 and 1, both left out."""
-    if not 0 < float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
 
 
 def stop(sentence: str, exit_code: int) -> NoReturn:

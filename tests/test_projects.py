@@ -143,8 +143,26 @@ def test_readme_commands_do_what_it_says(typed):
         meant = "n_estimators=0" in line or "floor=0.9" in line
         assert result.returncode == (1 if meant else 0), line + result.stdout[-2000:] + result.stderr[-4000:]
         assert "Traceback" not in result.stderr
-    assert "--n_estimators: 0 is not at least 1" in typed_run(typed, ".*n_estimators=0").stderr
+    assert "--n_estimators: 0 is not a whole number of at least 1" in typed_run(typed, ".*n_estimators=0").stderr
     assert "is below the floor of 0.9" in typed_run(typed, ".*floor=0.9").stderr
+
+
+@pytest.mark.parametrize(
+    ("project", "option", "value", "allowed"),
+    [
+        ("lr", "test_fraction", "abc", "a number between 0 and 1"),
+        ("lr", "test_fraction", "10", "a number between 0 and 1"),
+        ("lr", "test_fraction", "nan", "a number between 0 and 1"),
+        ("rf", "max_depth", "3.5", "a whole number of at least 1"),
+        ("keras", "seed", "-1", "a whole number between 0 and 4294967295"),
+    ],
+)
+def test_parameter_out_of_range_is_told_what_is_allowed(project, option, value, allowed):
+    """A word as well as a number: the value and the range, in one line."""
+    command = [BIN / "python", "train.py", f"--{option}={value}"]
+    done = subprocess.run(command, cwd=ROOT / "3_projects" / project, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(f"argument --{option}: {value} is not {allowed}")
 
 
 def test_plain_run_makes_its_environment_once(typed, environments):
