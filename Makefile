@@ -112,10 +112,8 @@ book: .venv/book
 
 # `-p randomly --randomly-seed=N` repeats an order.
 soak: .venv/tests .venv/book
-	@$(BIN)/python -m pytest -m soak
-	@cd packages/papermill-dask && $(BIN)/python -m pytest -m soak
-	@status=0; for folder in . packages/*/; do \
-		(cd "$$folder" && $(BIN)/python -m pytest -p randomly) || status=1; done; exit $$status
+	@status=0; for folder in . packages/*/; do for words in "-m soak" "-p randomly"; do \
+		(cd "$$folder" && $(BIN)/python -m pytest $$words) || status=1; done; done; exit $$status
 
 bench: .venv/installed
 	@$(BIN)/python -m benchmarks.run
