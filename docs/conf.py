@@ -31,10 +31,10 @@ autodoc_member_order = "bysource"
 
 def draw_offline(_app, _page, _template, context, _doctree):
     """Take plotly's program from this site, so that figures need no network."""
-    own = f'<script src="{context["pathto"]("_static/plotly.min.js", resource=True)}">'
+    script = f'<script src="{context["pathto"]("_static/plotly.min.js", resource=True)}">'
     scripts = r'<script[^>]*src="https://cdn\.plot\.ly[^>]*>'
     loaders = r'<script type="module">import "https://cdn\.plot\.ly.*?</script>|<script src="https://cdnjs[^>]*MathJax[^>]*></script>'
-    context["body"] = re.sub(loaders, "", re.sub(scripts, own, context.get("body", "")))
+    context["body"] = re.sub(loaders, "", re.sub(scripts, script, context.get("body", "")))
 
 
 def setup(app):

@@ -19,9 +19,9 @@ def unfounded(notebook: NotebookNode) -> list[str]:
     by two in its last digit. A share in per cent may be printed as a fraction.
     """
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    shown = [cell.source + _text(cell.outputs) for cell in cells]
-    shown += [code for cell in notebook.cells for code in re.findall(r"```python.*?```", cell.source, re.DOTALL)]
-    printed = [_number(text) for text in NUMBER.findall("\n".join(shown))]
+    sources = [cell.source + _text(cell.outputs) for cell in cells]
+    sources += [code for cell in notebook.cells for code in re.findall(r"```python.*?```", cell.source, re.DOTALL)]
+    printed = [_number(text) for text in NUMBER.findall("\n".join(sources))]
     unproven = []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":

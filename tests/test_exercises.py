@@ -80,13 +80,13 @@ def test_exercises_have_their_form(path):
 def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file):
     """Run as it is, no check passes and none is kept; with the solutions, all do, and say what was learned."""
     notebook = nbformat.read(path, as_version=4)
-    given = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    unsolved = tagged(given, "check")
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    unsolved = tagged(cells, "check")
     answers = [nbformat.v4.new_code_cell(solution_of(cell)) for cell in tagged(notebook.cells, "solution")]
     checks = [nbformat.v4.new_code_cell(cell.source) for cell in unsolved]
     between = nbformat.v4.new_code_cell(f"from pathlib import Path\nassert not Path({str(solved_file)!r}).exists()")
     solving = [cell for pair in zip(answers, checks, strict=True) for cell in pair]
-    notebook.cells = [*given, between, *solving]
+    notebook.cells = [*cells, between, *solving]
     folder = servers.root / path.parent.name
     client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
     client.execute(env=servers.environment)

@@ -67,7 +67,7 @@ def importers(root: Path, folder: Path) -> dict[str, set[str]]:
     shutil.copytree(root / "workshop", folder / "workshop")
     for file in folder.rglob("*.py"):  # the compiler leaves it out
         file.write_text(file.read_text().replace("if TYPE_CHECKING:", "if 0:"))
-    found: dict[str, set[str]] = {}
+    imports: dict[str, set[str]] = {}
     for stage in STAGES:
         script = folder / f"{stage}.py"
         notebook = ROOT / "4_pipeline" / "notebooks" / f"{stage}.ipynb"
@@ -77,8 +77,8 @@ def importers(root: Path, folder: Path) -> dict[str, set[str]]:
         finder = modulefinder.ModuleFinder(path=[str(folder)])
         finder.run_script(str(script))
         for name in finder.modules.keys() - {"__main__"}:
-            found.setdefault(name, set()).add(stage)
-    return found
+            imports.setdefault(name, set()).add(stage)
+    return imports
 
 
 def name_of(file: Path, root: Path) -> str:

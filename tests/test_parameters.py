@@ -82,7 +82,7 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    ("own", "words"),
+    ("section", "words"),
     [
         ({"solar_GW": {"column": "PV"}}, ["csv.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W']"]),
         (
@@ -97,10 +97,10 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
         ({"temperature": {"column": "utc_timestamp", "unit": "C"}}, ["'utc_timestamp' for both time and temperature"]),
     ],
 )
-def test_description_of_an_own_file_is_refused_with_what_is_allowed_there(own, words):
+def test_description_of_an_own_file_is_refused_with_what_is_allowed_there(section, words):
     """A missing unit, an unknown key, a wrong value: what that place may hold. A column is read for one purpose."""
     with pytest.raises(ParameterError) as caught:
-        check("fetch", {"source": "csv", "csv": {"file": "own.csv"} | own})
+        check("fetch", {"source": "csv", "csv": {"file": "own.csv"} | section})
     for word in words:
         assert word in str(caught.value)
 

@@ -150,8 +150,8 @@ def test_experiment_is_kept_by_name_and_by_run(walked, in_workplace):
     assert "Running stage 'promote'" not in walked[9]
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
-    wanted = "tags.`workshop.stage` = 'train_linreg' and params.fit_intercept = 'False'"
-    run = client.search_runs([experiment], wanted, order_by=["start_time DESC"], max_results=1)[0]
+    query = "tags.`workshop.stage` = 'train_linreg' and params.fit_intercept = 'False'"
+    run = client.search_runs([experiment], query, order_by=["start_time DESC"], max_results=1)[0]
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.source.git.commit"] == walked["commit"]
     assert run.data.tags["workshop.git.dirty"] == "true"

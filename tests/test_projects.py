@@ -401,10 +401,10 @@ def test_project_file_agrees_with_its_program(name, entry_point, monkeypatch):
     assert python == "python"
     monkeypatch.syspath_prepend(ROOT / "3_projects")
     program = load_program(folder / file)
-    given = {"run_id": "0" * 32} if entry_point == "validate" else {}
-    monkeypatch.setattr(sys, "argv", [file, *(word for key in given for word in (f"--{key}", given[key]))])
+    options = {"run_id": "0" * 32} if entry_point == "validate" else {}
+    monkeypatch.setattr(sys, "argv", [file, *(word for key in options for word in (f"--{key}", options[key]))])
     expected = program.read_parameters()
-    defaults = {key: value.get("default", given.get(key)) for key, value in entry["parameters"].items()}
+    defaults = {key: value.get("default", options.get(key)) for key, value in entry["parameters"].items()}
     monkeypatch.setattr(sys, "argv", [file, *" ".join(arguments).format(**defaults).split()])
     assert program.read_parameters() == expected
     assert defaults.keys() == expected.keys()

@@ -214,8 +214,8 @@ def test_score_of_a_random_split_has_a_name_of_its_own(client, chapter):
     [run] = [run for run in runs_of(client, "linreg") if "r2_random_split" in run.data.metrics]
     assert run.data.params["split"] == "random"
     assert "r2" not in run.data.metrics
-    shown = table_of(chapter, "honest_split", "splits").loc["random hours, all hours", "line"]
-    assert run.data.metrics["r2_random_split"] == pytest.approx(shown, abs=0.0006)
+    printed = table_of(chapter, "honest_split", "splits").loc["random hours, all hours", "line"]
+    assert run.data.metrics["r2_random_split"] == pytest.approx(printed, abs=0.0006)
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["errors_over_time.png"]
 
 
@@ -310,8 +310,8 @@ def test_empty_registry_is_reported_in_words(early_message):
 @pytest.mark.usefixtures("chapter")
 def test_readme_serves_the_production_model(environment, tmp_path):
     """The README's two commands, as typed, bring solar and wind power from the forest: those that it shows."""
-    [shown] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
-    assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(shown)["predictions"][0], abs=0.06)
+    [printed] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
+    assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(printed)["predictions"][0], abs=0.06)
 
 
 def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):

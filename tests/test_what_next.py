@@ -124,11 +124,11 @@ def test_own_capacity_travels_to_the_training(team):
     """The held-out table carries the figures of params.yaml and the attribution, and its hours are the last ones."""
     place, _ = team
     test = schema.read(place.pipeline / "data" / "test.parquet")
-    given = CHANGES["fetch"]["csv"]
+    settings = CHANGES["fetch"]["csv"]
     assert features.year_ends_of(test)["wind_GW"] == {
-        str(year): ends["wind_GW"] for year, ends in given["capacity"].items()
+        str(year): ends["wind_GW"] for year, ends in settings["capacity"].items()
     }
-    assert sources.origin_of(test).attribution == given["attribution"]
+    assert sources.origin_of(test).attribution == settings["attribution"]
     assert test["utc_timestamp"].iloc[-1].year == 2023
 
 

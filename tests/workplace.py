@@ -35,9 +35,9 @@ RUN_SECONDS = 600
 START_SECONDS = 180  # of a program that starts on a busy machine
 
 
-def required(what: str, found: object) -> None:
+def required(what: str, answer: object) -> None:
     """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
-    if not found:
+    if not answer:
         if os.environ.get("WORKSHOP_REQUIRE_ALL"):
             pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
         pytest.skip(f"{what} is not on this machine")
@@ -69,8 +69,8 @@ def free_port() -> int:
 
 def is_near_wanted(port: int) -> bool:
     """Return whether `workshop up` or `workshop lab` is likely to choose a port when the wanted ones are busy."""
-    wanted = [field.default for name, field in Settings.model_fields.items() if name.endswith("_port")]
-    return any(0 <= port - each < NEAR_PORTS for each in [*wanted, 8888])
+    defaults = [field.default for name, field in Settings.model_fields.items() if name.endswith("_port")]
+    return any(0 <= port - each < NEAR_PORTS for each in [*defaults, 8888])
 
 
 def free_passive_range() -> int:

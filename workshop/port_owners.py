@@ -81,9 +81,9 @@ def _listeners() -> Iterator[tuple[int, int | None]]:
     except psutil.Error:  # macOS reports all connections to root alone, and those of a process to its owner
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                for own in process.net_connections(kind="tcp"):
-                    if own.status == psutil.CONN_LISTEN and own.laddr:
-                        yield own.laddr.port, process.pid
+                for listener in process.net_connections(kind="tcp"):
+                    if listener.status == psutil.CONN_LISTEN and listener.laddr:
+                        yield listener.laddr.port, process.pid
 
 
 def _identify(port: int, pid: int | None, settings: Settings) -> Owner:

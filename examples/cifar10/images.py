@@ -21,13 +21,13 @@ CLASSES = "batches.meta.txt"
 
 def read(folder: Path, pattern: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, 32, 32, 3) and classes (n,), uint8, of the files that match; raise ValueError if cut off."""
-    size, found = 1 + int(np.prod(SHAPE)), sorted(folder.glob(pattern))
-    for file in found:
+    size, batches = 1 + int(np.prod(SHAPE)), sorted(folder.glob(pattern))
+    for file in batches:
         if file.stat().st_size % size:
             raise ValueError(f"{file} has {file.stat().st_size} bytes: {size} an image were expected. Fetch it again.")
-    if not found:
+    if not batches:
         raise ValueError(f"{folder} has no file {pattern}. Fetch it: python images.py {folder.name} {folder}")
-    rows = np.concatenate([np.fromfile(file, np.uint8) for file in found]).reshape(-1, size)
+    rows = np.concatenate([np.fromfile(file, np.uint8) for file in batches]).reshape(-1, size)
     return rows[:, 1:].reshape(-1, *SHAPE).transpose(0, 2, 3, 1), rows[:, 0]
 
 

@@ -72,10 +72,10 @@ def workers(cluster: str, data: list[np.ndarray]) -> Iterator[None]:
 def check_python(client: Client) -> None:
     """Raise ClickException when the cluster runs another Python, before anything is sent to it."""
     here = platform.python_version_tuple()[:2]
-    there = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
-    if there != here:
+    scheduler_python = tuple(client.get_versions()["scheduler"]["host"]["python"].split(".")[:2])
+    if scheduler_python != here:
         text = "The cluster runs Python {}.{}, and this is {}.{}: what one pickles the other may not read.".format(
-            *there, *here
+            *scheduler_python, *here
         )
         raise click.ClickException(f"{text}\nTake this one there: `BASE` of the Containerfile, or another environment.")
 

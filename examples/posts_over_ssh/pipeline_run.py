@@ -18,9 +18,9 @@ def start(stage: str) -> None:
     tags = resolve_tags()  # the commit, and the task on the cluster: if that is killed, these runs are ended
     text = Path("params.yaml").read_text()
     state = hashlib.md5(f"{tags.get('mlflow.source.git.commit')} {text}".encode()).hexdigest()  # noqa: S324
-    found = mlflow.search_runs(filter_string=f"tags.posts_state = '{state}'", output_format="list", max_results=1)
-    if found:
-        mlflow.start_run(found[0].info.run_id, tags=tags)
+    runs = mlflow.search_runs(filter_string=f"tags.posts_state = '{state}'", output_format="list", max_results=1)
+    if runs:
+        mlflow.start_run(runs[0].info.run_id, tags=tags)
     else:
         mlflow.start_run(run_name="pipeline", tags=tags | {"posts_state": state})
         mlflow.log_params(_flat(yaml.safe_load(text)))

@@ -31,8 +31,8 @@ FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"
 )
 def test_learned_is_known_only_in_the_form_that_sorts(first, last, known):
     """Tags that somebody else wrote may say anything: other forms of times are compared with none."""
-    given = {LEARNED_TAG + "first": first, LEARNED_TAG + "last": last}
-    tags = {name: value for name, value in given.items() if value is not None}
+    ends = {LEARNED_TAG + "first": first, LEARNED_TAG + "last": last}
+    tags = {name: value for name, value in ends.items() if value is not None}
     assert learned(tags) == ((first, last) if known else None)
 
 

@@ -171,7 +171,7 @@ def test_own_file_without_figures_of_capacity_cannot_be_learned_from(parts, tmp_
     parts[0].head(400).to_csv(tmp_path / "own.csv", index=False, date_format=STAMP)
     fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=OwnFile(file=str(tmp_path / "own.csv"))))
     hours = prepare(tmp_path / "raw")[0]
-    for use in (CapacityFactorRegressor(LinearRegression()).fit, lambda given, _: installed(given)):
+    for use in (CapacityFactorRegressor(LinearRegression()).fit, lambda frame, _: installed(frame)):
         with pytest.raises(DataError, match="no figures of installed capacity") as caught:
             use(inputs(hours), targets(hours))
         assert "fetch.csv.capacity" in caught.value.next_step
@@ -282,13 +282,13 @@ def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_ho
         command = [BIN / "python", "-c", SEARCH, cluster[1], "hours.parquet"]
         return subprocess.check_output(command, env=environment, cwd=tmp_path, text=True).split()
 
-    there, here = scores()
-    assert there == here
+    remote, local = scores()
+    assert remote == local
     changed = tmp_path / "workshop" / file
     assert changed.read_text().count(old) == 1
     changed.write_text(changed.read_text().replace(old, new))
     there_then, here_then = scores()
-    assert there_then == here_then != here
+    assert there_then == here_then != local
 
 
 def test_searches_in_a_row_do_not_take_data_from_one_another(cluster, simple_hours):

@@ -291,10 +291,10 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
     supervisor left: one new set of servers, at the old addresses, or beside a port that is busy now.
     """
     workshop(running, "down", "dashboard")
-    before, wanted = status(running), running.settings.dashboard_port
+    before, port = status(running), running.settings.dashboard_port
     environment = running.environment | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
     command = ["bash", "-c", f"ulimit -n 256 && exec {BIN}/workshop up"]
-    with socket.create_server(("127.0.0.1", wanted)), subprocess.Popen(["sleep", "600"]) as innocent:
+    with socket.create_server(("127.0.0.1", port)), subprocess.Popen(["sleep", "600"]) as innocent:
         kill_supervisor(running, innocent.pid)
         shells = [
             subprocess.Popen(command, cwd=running.root, env=environment, stderr=subprocess.PIPE, text=True)
@@ -302,12 +302,12 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         ]
         stderr = "".join(shell.communicate(timeout=400)[1] for shell in shells)
         assert [shell.returncode for shell in shells] == [0, 0], stderr
-        assert stderr.count("left behind") == stderr.count(f"port {wanted} is busy") == 1
+        assert stderr.count("left behind") == stderr.count(f"port {port} is busy") == 1
         supervisors = [p for p in processes_of(running.root) if "supervisor.supervisord" in " ".join(p.cmdline())]
         assert len(supervisors) == 1
         rows = status(running)
         new_address = rows["dashboard"]["address"]
-        assert not new_address.endswith(f":{wanted}")
+        assert not new_address.endswith(f":{port}")
         assert addresses(rows) == addresses(before) | {"dashboard": new_address}
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
         assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
@@ -355,14 +355,14 @@ def take_when_chosen(place: Servers, listener: socket.socket) -> None:
 def test_port_that_another_program_takes_first_is_replaced(place):
     """A port that is lost between the choice and the first start: `up` takes another, and a second `up` is well."""
     workshop(place, "down")
-    wanted = place.settings.mlflow_port
+    port = place.settings.mlflow_port
     with socket.socket() as listener:
         thief = threading.Thread(target=take_when_chosen, args=(place, listener))
         thief.start()
         done = workshop(place, "up")
         thief.join()
-        assert f"port {wanted} is busy: MLflow tracking takes" in done.stderr
-        assert place.settings.mlflow_port != wanted
+        assert f"port {port} is busy: MLflow tracking takes" in done.stderr
+        assert place.settings.mlflow_port != port
         assert all_well(place)
         workshop(place, "up")
     assert all_well(place)

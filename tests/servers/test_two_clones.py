@@ -96,9 +96,9 @@ class Clone(Servers):
 
     def type(self, *words: str) -> multiprocessing.Process:
         """Type `workshop ...` and do not wait for its end."""
-        given = {"words": words, "environment": self.environment, "said": self.said}
-        given["stand_in"] = self.stand_in and str(self.stand_in)
-        process = multiprocessing.get_context("forkserver").Process(name=words[0], target=exec, args=(TYPE, given))
+        values = {"words": words, "environment": self.environment, "said": self.said}
+        values["stand_in"] = self.stand_in and str(self.stand_in)
+        process = multiprocessing.get_context("forkserver").Process(name=words[0], target=exec, args=(TYPE, values))
         process.start()
         return process
 
@@ -146,15 +146,15 @@ class Clone(Servers):
 @pytest.fixture
 def clones(request, tmp_path, new_database) -> Iterator[tuple[Clone, Clone]]:
     """Two clones, nothing running, that want the same ports; of two users, who cannot know of one another's."""
-    wanted = {f"{name.lower()}_port": free_port() for name in PORTS}
+    ports = {f"{name.lower()}_port": free_port() for name in PORTS}
     how, both = request.param, []
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "ports.json").write_text(json.dumps(wanted))
+        (tmp_path / name / "ports.json").write_text(json.dumps(ports))
         environment = clean_environment() | {"WORKSHOP_ROOT": str(ROOT), "WORKSHOP_STATE": str(tmp_path / name)}
         environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
-        environment["WORKSHOP_PORT_LOCK"] = str(wanted["ftp_port"])  # tests beside this one have their own turn
+        environment["WORKSHOP_PORT_LOCK"] = str(ports["ftp_port"])  # tests beside this one have their own turn
         environment["XDG_STATE_HOME"] = str(tmp_path / ("user" if "one user" in how else f"user of the {name}"))
         both.append(Clone(ROOT, environment))
         if "stand-in" in how:
@@ -200,9 +200,9 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     first.settings.ports_file.write_bytes(kept)  # the export took ports of its own
     with pytest.raises(ServiceError, match="held by another clone"):
         first.record()
-    given = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
-    assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in given.stderr
-    assert len(json.loads(given.stdout)) == 1
+    values = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
+    assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in values.stderr
+    assert len(json.loads(values.stdout)) == 1
     restarted = first.workshop("up")
     assert restarted.returncode == 0, restarted.stderr
     assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr
@@ -219,12 +219,12 @@ def test_ports_stay_their_clones(clones):
     """A clone's `up` takes no port of another's, whose servers are stopped."""
     first, second = clones
     assert first.workshop("config", "--export").returncode == 0  # JupyterLab gives it to kernels, too
-    wanted = first.port
+    ports = first.port
     done = second.workshop("up")
     assert done.returncode == 0, done.stderr
-    busy = f"port {wanted} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state})"
+    busy = f"port {ports} is busy: MLflow tracking takes {second.port} (another clone: {first.settings.state})"
     assert busy in done.stderr
-    assert first.port == wanted != second.port
+    assert first.port == ports != second.port
     assert first.workshop("up").returncode == 0
     shell = first.settings.exports()
     assert first.workshop("down").returncode == 0
@@ -233,7 +233,7 @@ def test_ports_stay_their_clones(clones):
     assert second.workshop("up").returncode == 0
     assert second.port == new_port
     assert first.workshop("up").returncode == 0
-    assert first.port == wanted
+    assert first.port == ports
     first.log(shell["MLFLOW_TRACKING_URI"])
     for clone in clones:
         clone.record()

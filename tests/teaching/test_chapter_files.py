@@ -119,17 +119,17 @@ def test_what_is_staged_and_committed_stays(root):
 def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
     """In a clone, a branch that follows none is held against the origin's."""
     git(tmp_path, "clone", "--quiet", str(root), "mine")
-    mine = tmp_path / "mine"
-    git(mine, "switch", "--quiet", "--create", "trial")
-    (mine / "1_starting_point" / "README.md").write_text("committed\n")
-    git(mine, "commit", "--quiet", "--all", "--message", "Mine")
-    assert chapter_files.find_start(mine) == git(root, "rev-parse", "HEAD").strip()
+    clone = tmp_path / "mine"
+    git(clone, "switch", "--quiet", "--create", "trial")
+    (clone / "1_starting_point" / "README.md").write_text("committed\n")
+    git(clone, "commit", "--quiet", "--all", "--message", "Mine")
+    assert chapter_files.find_start(clone) == git(root, "rev-parse", "HEAD").strip()
 
 
 def test_what_the_pipeline_made_stays(root):
     """Chapter 4: parameters, notebooks and one's own data go back; what DVC manages does not."""
     folder = root / "4_pipeline"
-    given = (folder / "params.yaml").read_bytes()
+    text = (folder / "params.yaml").read_bytes()
     made = ["data/train.parquet", "results/report.html", "executed/train_rf.ipynb", "dvc.lock"]
     for name in made:
         (folder / name).write_text("made\n")
@@ -142,7 +142,7 @@ def test_what_the_pipeline_made_stays(root):
     (folder / "data" / ".gitignore").unlink()
     kept = restore_chapter(4)
     assert contents(kept).items() >= {"params.yaml": b"mine\n", "own/plant.csv": b"mine\n"}.items()
-    assert (folder / "params.yaml").read_bytes() == given
+    assert (folder / "params.yaml").read_bytes() == text
     assert (folder / "data" / ".gitignore").exists()
     assert {(folder / name).read_text() for name in made} == {file.read_text() for file in aside} == {"made\n"}
 

@@ -289,13 +289,13 @@ def test_server_that_does_not_answer_leaves_chapter_1(tmp_path, monkeypatch, lis
             server.listen()
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        found = examine(state_of(Settings(root=tmp_path, state=tmp_path / "state")))
-    assert [each.title for each in found if each.done] == ["Weather and power in one table"]
-    for each in found:
+        items = examine(state_of(Settings(root=tmp_path, state=tmp_path / "state")))
+    assert [each.title for each in items if each.done] == ["Weather and power in one table"]
+    for each in items:
         if each.chapter in (2, 3) and not each.where.endswith(("exercises.ipynb", "reproduce.ipynb")):
             assert each.done is None
             assert f"{uri} does not answer" in each.reason
-    assert checkpoints.summary(each for each in found if each.chapter == 2) == "0 of 11 done, 8 not known"
+    assert checkpoints.summary(each for each in items if each.chapter == 2) == "0 of 11 done, 8 not known"
 
 
 def test_check_shows_the_next_step_and_exits_by_the_chapter(attendee):

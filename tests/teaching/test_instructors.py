@@ -27,7 +27,7 @@ def test_both_timetables_add_up():
 def test_times_are_those_of_the_chapters():
     """Each chapter's own page, the timetable and the start page say the same."""
     _, *planned = minutes(PAGE.split("### In 60 minutes")[0])
-    for chapter, plan, shown in zip(CHAPTERS, planned, START_PAGE, strict=True):
+    for chapter, plan, entry in zip(CHAPTERS, planned, START_PAGE, strict=True):
         text = (ROOT / chapter / "README.md").read_text()
         said = int(re.search(r"## Time\s+\D*(\d+) minutes", text)[1])
-        assert said == plan == shown.minutes, chapter
+        assert said == plan == entry.minutes, chapter

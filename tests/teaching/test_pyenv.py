@@ -42,9 +42,9 @@ def bare():
     return [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "pyenv").exists()]
 
 
-def ask(*arguments: str, path: list[Path], **given: str) -> subprocess.CompletedProcess:
+def ask(*arguments: str, path: list[Path], **variables: str) -> subprocess.CompletedProcess:
     """Run the stand-in with ``path`` after its own folder."""
-    environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", **os.environ, **given}
+    environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", **os.environ, **variables}
     environment["PATH"] = os.pathsep.join(map(str, [BIN, *path]))
     return subprocess.run(
         [BIN / "pyenv", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False

@@ -60,10 +60,10 @@ def main(context: click.Context) -> None:
     from workshop.settings import get_settings, loopback_without_proxy  # not for --help: pydantic takes 0.2 s
 
     os.environ.update(loopback_without_proxy())
-    if context.invoked_subcommand in TRACKED and (given := get_settings().explicit_tracking_uri):
-        report(f"tracking server: {given}, as MLFLOW_TRACKING_URI says")
-    if context.invoked_subcommand in ON_CLUSTER and (given := get_settings().explicit_scheduler_address):
-        report(f"cluster for notebooks: {given}, as DASK_SCHEDULER_ADDRESS says")
+    if context.invoked_subcommand in TRACKED and (address := get_settings().explicit_tracking_uri):
+        report(f"tracking server: {address}, as MLFLOW_TRACKING_URI says")
+    if context.invoked_subcommand in ON_CLUSTER and (address := get_settings().explicit_scheduler_address):
+        report(f"cluster for notebooks: {address}, as DASK_SCHEDULER_ADDRESS says")
 
 
 # -- printing ---------------------------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ def _rules(candidate: Evaluation, scores: Scores, policy: Promote) -> Iterator[R
     for name, value, limit in upper:
         yield Rule(name, value, f"<= {limit:g}", value <= limit)
     fits = candidate.signature in SIGNATURES
-    wanted = f"weather, or hour and weather, to GW of {' and '.join(target.key for target in problem.TARGETS)}"
-    yield Rule("inputs and outputs", candidate.signature, wanted, fits)
+    interface = f"weather, or hour and weather, to GW of {' and '.join(target.key for target in problem.TARGETS)}"
+    yield Rule("inputs and outputs", candidate.signature, interface, fits)
     yield Rule("hash of the table it learned from", candidate.data, "known", bool(candidate.data))
     overlap = _overlap(candidate.learned, scores.period)
     yield Rule("held-out hours", overlap or "new to it", "new to it", not overlap)

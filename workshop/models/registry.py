@@ -414,15 +414,15 @@ def _target(to: str | None, moves: list[Move], current: str | None) -> str:
     if not moves:
         raise ModelError("Nothing was ever in production.", next_step="workshop promote")
     line = promoted_versions(moves)
-    wanted = to if to is not None else line[-1] if current is None else (None, *line)[-2]
-    if wanted in possible:
-        return wanted
-    if wanted is None:
+    version = to if to is not None else line[-1] if current is None else (None, *line)[-2]
+    if version in possible:
+        return version
+    if version is None:
         what = f"Nothing was in production before version {current}."
-    elif wanted == current:
-        what = f"Version {wanted} is in production already."
+    elif version == current:
+        what = f"Version {version} is in production already."
     else:
-        what = f"Version {wanted} was never in production, or was deleted: it has to pass the gate."
+        what = f"Version {version} was never in production, or was deleted: it has to pass the gate."
     raise ModelError(
         what,
         expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",

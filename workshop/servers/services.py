@@ -321,11 +321,11 @@ def choose_ports(settings: Settings, report: Report) -> Settings:
         return port not in {*taken.values(), *reserved} and is_free(settings.host, port)
 
     for service in SERVICES:
-        for name, wanted in zip(service.ports, service.ports_of(settings), strict=True):
-            port = taken[name] = next(filter(is_usable, range(wanted, 65536)))
-            if port != wanted:
-                owner = owners.get(wanted) or reserved.get(wanted) or "another process"
-                report(f"port {wanted} is busy: {service.title} takes {port} ({owner})")
+        for name, default in zip(service.ports, service.ports_of(settings), strict=True):
+            port = taken[name] = next(filter(is_usable, range(default, 65536)))
+            if port != default:
+                owner = owners.get(default) or reserved.get(default) or "another process"
+                report(f"port {default} is busy: {service.title} takes {port} ({owner})")
     return settings.model_copy(update=taken)
 
 

@@ -289,9 +289,9 @@ def _start_services(settings: Settings, report: Report) -> None:
                 report(f"{service.title}: {service.address(settings)}")
         if not waiting:
             return
-        wanted = [port for service in waiting for port in service.ports_of(settings)]
+        ports = [port for service in waiting for port in service.ports_of(settings)]
         # Ports that are taken already: of one that is opened meanwhile the system may not report the process.
-        port_owners.require_own(settings, *[port for port in wanted if not is_free(settings.host, port)])
+        port_owners.require_own(settings, *[port for port in ports if not is_free(settings.host, port)])
         supervised = processes(settings)
         for service in waiting:
             if supervised.get(service.name, {}).get("statename") == "FATAL":

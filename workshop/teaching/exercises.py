@@ -155,7 +155,7 @@ def late_months(answer: dict[int, int]) -> None:
 def delay_weather(hours: DataFrame) -> DataFrame:
     """Return a copy of the table with a fault: in part of the year, rows have the weather of an earlier row."""
     local, utc = (hours["utc_timestamp"].dt.tz_convert(zone).dt.tz_localize(None) for zone in ("Europe/Berlin", "UTC"))
-    names = [given.name for given in INPUTS]
+    names = [quantity.name for quantity in INPUTS]
     return hours.assign(**hours[names].shift(1).where(local - utc == timedelta(hours=2), hours[names]))
 
 

@@ -44,12 +44,12 @@ def start(instance, script: str) -> None:
         "AWS_ACCESS_KEY_ID": "role",
         "AWS_SECRET_ACCESS_KEY": "role",
     }
-    own = {
+    attributes = {
         "REGISTRY_AUTH_FILE": f"/tmp/{instance.id}.json",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     hostname = f"hostname() {{ echo ip-{instance.private_ip.replace('.', '-')}; }}"
-    subprocess.run(["sh", "-c", f"{hostname}\n{script}"], env=os.environ | role | own, check=False)
+    subprocess.run(["sh", "-c", f"{hostname}\n{script}"], env=os.environ | role | attributes, check=False)
 
 
 def follow() -> None:

@@ -133,8 +133,8 @@ def test_wrong_address_is_an_error_in_words(address):
 
 def test_other_python_is_refused_before_anything_is_sent(tmp_path):
     """A cluster with another Python: exit 1, both versions, and what to take instead."""
-    found = filter(None, map(shutil.which, OTHER_PYTHONS))
-    other = next((each for each in found if subprocess.run([each, "-c", ""], check=False).returncode == 0), None)
+    paths = filter(None, map(shutil.which, OTHER_PYTHONS))
+    other = next((each for each in paths if subprocess.run([each, "-c", ""], check=False).returncode == 0), None)
     if other is None:
         pytest.skip("no other Python is on this machine")
     subprocess.run([BIN / "uv", "venv", "--quiet", "--python", other, tmp_path / "venv"], check=True)

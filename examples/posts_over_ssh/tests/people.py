@@ -84,8 +84,8 @@ class Person:
             else:
                 printed += self.types(block)
             for port, server in {"8786": "Dask scheduler", "8787": "Dask workers", "5000": "MLflow tracking"}.items():
-                if found := re.search(rf"{server}: .*127\.0\.0\.1:(\d+)", printed):
-                    self.ports[port] = found[1]
+                if match := re.search(rf"{server}: .*127\.0\.0\.1:(\d+)", printed):
+                    self.ports[port] = match[1]
             if (folder := self.laptop.path(f"/home/{self.name}/.ssh")).exists():
                 (folder / "config").write_text(self.adapted(CONFIG))
         return printed

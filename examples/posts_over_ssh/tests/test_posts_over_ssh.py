@@ -55,8 +55,8 @@ def test_data_stays_on_the_server(typed):
     assert typed.bytes_on_link < size / 5
     post = typed.alice.server.run(f"sed -n 1000p {typed.receipt('tsv')['path']}")[-80:].strip()
     assert len(post) > 70
-    found = typed.alice.laptop.run(f"grep --recursive --files-with-matches --fixed-strings '{post}' /home /tmp || true")
-    assert found == ""
+    files = typed.alice.laptop.run(f"grep --recursive --files-with-matches --fixed-strings '{post}' /home /tmp || true")
+    assert files == ""
 
 
 def test_mlflow_has_one_run_a_pipeline_with_nested_stages(typed):

@@ -34,8 +34,8 @@ VOLUMES = 'cd "$(podman volume inspect --format {{.Mountpoint}} team_logs)"'
 
 def block(text: str) -> str:
     """Return the README's one block of commands that holds a text."""
-    (found,) = [each for each in BLOCKS if text in each]
-    return found
+    (match,) = [each for each in BLOCKS if text in each]
+    return match
 
 
 @dataclass
@@ -200,8 +200,8 @@ def test_passwords_are_nowhere(team):
     assert all(len(text) > 50 for text in texts)
     assert [text[:80] for text in texts if team.password in text] == []
     images = (team.machine.work.parent / "podman" / "images").as_posix()
-    found = team.types(f"grep -rlF --exclude-dir=volumes {team.password} {images} || true").split()
-    assert found == []
+    matches = team.types(f"grep -rlF --exclude-dir=volumes {team.password} {images} || true").split()
+    assert matches == []
 
 
 def test_new_password_is_valid_after_down_and_up(team):
@@ -223,18 +223,18 @@ def test_new_password_is_valid_after_down_and_up(team):
 def colleague(team, tmp_path_factory) -> Iterator[machines.Machine]:
     """A second machine with the experiment and what Ada was given, on a cable to the first, which was opened."""
     folder = tmp_path_factory.mktemp("colleague")
-    with machines.machine("colleague", folder / "machine") as there:
+    with machines.machine("colleague", folder / "machine") as machine:
         ends = ["ip", "link", "add", "eth0", "netns", str(team.machine.pid), "type", "veth"]
-        subprocess.run([*ends, "peer", "name", "eth0", "netns", str(there.pid)], check=True)
+        subprocess.run([*ends, "peer", "name", "eth0", "netns", str(machine.pid)], check=True)
         team.types("ip address add 10.98.1.1/24 dev eth0; ip link set eth0 up")
-        there.run("ip address add 10.98.1.2/24 dev eth0; ip link set eth0 up; ip route add 10.0.0.0/8 via 10.98.1.1")
-        there.run(f"echo 10.98.1.1 {HOST} >> /etc/hosts")
+        machine.run("ip address add 10.98.1.2/24 dev eth0; ip link set eth0 up; ip route add 10.0.0.0/8 via 10.98.1.1")
+        machine.run(f"echo 10.98.1.1 {HOST} >> /etc/hosts")
         fingerprint = team.types(block("user.sh")).splitlines()[-1].split("Fingerprint=")[1]
         certificate, password = team.folder / "proxy" / f"{HOST}.pem", team.folder / "users" / "ada"
         for file in (certificate, password, team.folder.parent / "log_experiment.py"):
-            there.path(f"/root/{file.name}").write_text(file.read_text())
-        assert fingerprint[: 32 * 3 - 1] in there.run(f"cd; {block('openssl').splitlines()[0]}")
-        yield there
+            machine.path(f"/root/{file.name}").write_text(file.read_text())
+        assert fingerprint[: 32 * 3 - 1] in machine.run(f"cd; {block('openssl').splitlines()[0]}")
+        yield machine
 
 
 def browse(colleague: machines.Machine, user: str, page: str) -> str:

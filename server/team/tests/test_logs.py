@@ -146,8 +146,8 @@ def test_line_lands_once_through_rotation_and_loss_of_the_position(tmp_path):
     assert len(collect(tmp_path)) == 200
     sqlite_utils.Database(tmp_path / "logs.db")["files"].delete_where()
     assert [row["message"] for row in collect(tmp_path)] == [f"n{number}" for number in range(200)]
-    found = sqlite_utils.Database(tmp_path / "logs.db")["lines"].search("n17")
-    assert [row["message"] for row in found] == ["n17"]
+    rows = sqlite_utils.Database(tmp_path / "logs.db")["lines"].search("n17")
+    assert [row["message"] for row in rows] == ["n17"]
 
 
 def test_killed_collector_loses_and_doubles_nothing(tmp_path):
