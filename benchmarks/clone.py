@@ -26,7 +26,9 @@ class Clone(Servers):
         self.folder = folder
         root, environment = new_workplace(folder / "clone")
         del environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # a workplace of tests warms no kernels
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each start compiles all its imports anew, on both sides
+        environment.pop(
+            "PYTHONDONTWRITEBYTECODE", None
+        )  # else each start compiles all its imports again, on both sides
         environment["DVC_SITE_CACHE_DIR"] = str(folder / "dvc")
         self.fresh_environment = environment
         super().__init__(root, dict(environment))

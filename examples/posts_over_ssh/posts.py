@@ -15,7 +15,7 @@ from defusedxml.ElementTree import fromstring
 
 LONGEST_ROW = 2**24  # bytes
 FRAME = re.compile(rb"(\xef\xbb\xbf)?(<\?xml [^<>]*\?>)?\s*(</?posts>)?\s*")  # the lines that are no rows
-DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # also one that goes on in the next line
+DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)  # also one that continues in the next line
 REPORTED = 5  # broken rows
 
 

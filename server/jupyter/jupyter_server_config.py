@@ -39,7 +39,7 @@ os.environ["BASH_SILENCE_DEPRECATION_WARNING"] = "1"  # macOS recommends another
 
 
 def release_threads():
-    """End AnyIO's idle threads: those of a request that goes on while Jupyter ends would wait for work for ever."""
+    """End AnyIO's idle threads, which would wait for work forever after a request that outlasts Jupyter."""
     for thread in threading.enumerate():
         if thread.name == "AnyIO worker thread":
             thread.queue.put_nowait(None)

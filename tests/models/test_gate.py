@@ -210,7 +210,7 @@ def test_decide_always_answers_and_says_why(candidate, champion, policy):
 
 @given(st.floats(-1, 1), st.floats(-1, 1), weekly, weekly, policies)
 def test_decide_never_lets_two_models_beat_each_other(r2, other, weeks, others, policy):
-    """With no least gain, what beats a champion is not beaten by it: the alias could go back and forth for ever."""
+    """With no least gain, what beats a champion is not beaten by it: the alias could go back and forth forever."""
     policy = changed(policy, min_gain=0.0)
     one, two = scored(r2=r2, weekly_mae_GW=weeks), scored(r2=other, weekly_mae_GW=others)
     assert not (decide(one, two, policy).promoted and decide(two, one, policy).promoted)

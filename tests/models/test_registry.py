@@ -256,7 +256,7 @@ def test_two_promotions_at_once_make_one_winner(registered_model, candidates):
 def test_promote_tells_a_person_of_a_conflict_and_asks_again_for_a_pipeline(
     of_the_pipeline, in_workplace, tmp_path, monkeypatch, asker
 ):
-    """Somebody promotes between verdict and move: a pipeline's candidate is held against that version in turn."""
+    """A promotion between verdict and move: a pipeline's candidate is compared with that version in turn."""
     from click.testing import CliRunner
 
     from workshop.cli.models import promote as command
@@ -387,7 +387,7 @@ def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
 
 
 def test_lineage_accepts_a_later_commit_of_the_code_that_ran(tmp_path, monkeypatch):
-    """Whoever runs first and commits then has a sound chain from the commit on, also when it is amended."""
+    """Code that runs first and is committed later has a sound chain from the commit on, also an amended one."""
     root = copy_tree(tmp_path)
     monkeypatch.setenv("WORKSHOP_ROOT", str(root))
     commit, stage, pipeline = git(root, "rev-parse", "HEAD").strip(), "train_rf", root / "4_pipeline"

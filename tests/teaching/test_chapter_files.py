@@ -117,7 +117,7 @@ def test_what_is_staged_and_committed_stays(root):
 
 
 def test_branch_of_ones_own_starts_where_it_left_the_origin(root, tmp_path):
-    """In a clone, a branch that follows none is held against the origin's."""
+    """In a clone, a branch that follows none is compared with the origin's."""
     git(tmp_path, "clone", "--quiet", str(root), "mine")
     clone = tmp_path / "mine"
     git(clone, "switch", "--quiet", "--create", "trial")

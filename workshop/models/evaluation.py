@@ -175,7 +175,7 @@ def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
 
     A row for each of 25 values of each feature: `feature`, `value` (in its unit) and the mean prediction in GW of each
     target. Partial dependence after Friedman (2001), https://doi.org/10.1214/aos/1013203451. Where inputs go together,
-    some of these hours are ones that never were.
+    some of these combinations never occur.
     """
     hours = _thin(frame, IMPORTANCE_HOURS // 4)
     rows = []

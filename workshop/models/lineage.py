@@ -224,7 +224,7 @@ def _model(version: ModelVersion) -> Link:
 
 
 def _decision(version: str, moves: list[Move]) -> Link:
-    """Describe the promotion of a version: the move that the gate, or a person, let happen."""
+    """Describe the promotion of a version: the move that the gate or a person approved."""
     decided = (registry.PROMOTED, registry.FORCED)
     move = next((move for move in moves if move.version == version and move.action in decided), None)
     if move is None:

@@ -154,7 +154,7 @@ def version_in_production(client: MlflowClient) -> ModelVersion | None:
 
 
 def uri_of(version: str) -> str:
-    """Return a version's address; unlike the alias, it leads to the same model for ever."""
+    """Return a version's address; unlike the alias, it always leads to the same model."""
     return f"models:/{REGISTERED_MODEL}/{version}"
 
 
@@ -308,7 +308,7 @@ def promote(run_id: str, model_uri: str, held_out: pd.DataFrame, policy: Promote
 
     Returns the decision, and what is in production.
 
-    When the model in production changes meanwhile, the candidate is held against the new one. Errors as of
+    When the model in production changes meanwhile, the candidate is compared with the new one. Errors as of
     `evaluate_candidate`.
     """
     client = connect()

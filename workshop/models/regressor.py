@@ -47,9 +47,9 @@ MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     """Predicts the targets in GW from an hour and its weather (columns `features.INPUTS`).
 
-    Installed capacity grows from year to year, and a model of GW that has seen the small years stays too low. So each
-    target is divided by the capacity that was installed at the time (`features.installed`), a regressor learns that
-    capacity factor from `features.derive`, and its prediction is multiplied again. Predictions are never below zero.
+    Installed capacity grows from year to year, and a model trained on GW underestimates later years. So each target is
+    divided by the capacity that was installed at the time (`features.installed`), a regressor learns that capacity
+    factor from `features.derive`, and its prediction is multiplied again. Predictions are never below zero.
     The figures of capacity come with the frame that the model is fitted on (`features.year_ends_of`), and stay with it.
 
     How much a GW of capacity gives may change for reasons that no input shows: with ``level_days``, this level is
