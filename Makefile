@@ -30,7 +30,7 @@ help:
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
-	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2; installs podman"
+	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
 	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
 	@echo "make book    these pages and the executed notebooks as a site, in docs/site"
 	@echo "make soak    tests that take long: gigabytes, many repetitions; then all others in random order"
@@ -89,7 +89,7 @@ containers: .venv/examples
 	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "Not possible: this needs root on Debian" >&2; exit 1; }
 	@dpkg --status $(CONTAINER_PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(CONTAINER_PACKAGES); }
-	@status=0; for folder in server/team/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \
+	@status=0; for folder in server/team/ $(addprefix examples/,digits_search/ posts_over_ssh/ cifar10/); do (cd "$$folder" && \
 		WORKSHOP_REQUIRE_ALL=1 WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m soak --timeout=$(LIMIT)) || status=1; done; exit $$status
 
 test-privileged: .venv/examples

@@ -236,6 +236,15 @@ def test_killed_training_ends_with_the_same_weights(trained, clone):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_training_of_the_real_images_runs(clone):
+    """Residual network, mirrored images and mixed precision: an epoch of them, and the scores of its model."""
+    clone.type("dvc pull -q arrays.npz")
+    clone.change(network="resnet20", flip="true", precision="mixed_float16", max_epochs=1, validation_split=0.8)
+    clone.type("python train.py && python evaluate.py")
+    assert json.loads((clone.example / "metrics.json").read_text())["accuracy"] > 0
+    assert len(pd.read_csv(clone.example / "training.csv")) == 1
+
+
 def test_cifar10_comes_from_its_archive_and_no_other(tmp_path, monkeypatch):
     """Downloaded from a mirror, checked, unpacked and read; another hash or a cut-off file is refused."""
     monkeypatch.syspath_prepend(EXAMPLE)
