@@ -34,7 +34,7 @@ class Finding:
 
     check: str
     verdict: str
-    found: str
+    state: str
     next_step: str = ""
 
 

@@ -273,6 +273,23 @@ def test_without_a_password_nothing_is_open(team, colleague):
         assert "no" in colleague.run(f"timeout 3 bash -c ': </dev/tcp/{address}/{port}' 2>/dev/null || echo no")
 
 
+def test_address_of_port_443_needs_no_port(team, colleague):
+    """nginx, an ordinary user, listens there; MLflow takes the address without a port, also as a page's origin."""
+    team.types("echo HTTPS_PORT=443 >> .env; podman-compose up -d")
+    team.wait()
+    typed = block("MLFLOW_TRACKING_USERNAME").replace(f"{HOST}:5443", HOST)
+    run = run_of(colleague.run(f"PATH={BIN}:$PATH; cd; {typed}"))
+    assert MlflowClient(MLFLOW).get_run(run).info.status == "FINISHED"
+    posted = f'/ajax-api/2.0/mlflow/experiments/create -X POST --json \'{{"name": "{run}"}}\' -H Origin:https://{HOST}'
+    command = (
+        f"curl -sS -o /dev/null -w '%{{http_code}}' --cacert {HOST}.pem --user ada:$(cat ada) https://{HOST}{posted}"
+    )
+    assert colleague.run(f"cd; {command}") == "200"
+    assert "www-data" in team.types("ps -o user= -C nginx | sort -u")
+    team.types("sed -i /HTTPS_PORT=443/d .env; podman-compose up -d")
+    team.wait()
+
+
 def test_artifacts_go_to_s3(team, colleague):
     """With ARTIFACTS a run's file lies in the bucket, and comes back through MLflow; the key is in no description."""
     secret, bucket = "s3-secret-of-the-test", team.folder.parent / "s3"
