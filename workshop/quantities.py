@@ -56,7 +56,8 @@ class Driver:
 
     Two of its values are alike within ``alike``, in the unit or as a share of the value. What the checks of the data
     expect of it, None for a check that makes no sense: its value in hours of half the target's highest power
-    (``at_half``), its ``lag_hours``, and the share of its second input in the brightest hours (``top_share``).
+    (``at_half``), its ``lag_hours``, and the share of its second input in the brightest hours (``top_share``), which
+    in darker ones is more than half.
     """
 
     title: str
@@ -84,8 +85,8 @@ class Target(Quantity):
 
     @property
     def key(self) -> str:
-        """Its name without the unit, as in the names of scores and parameters: `solar`."""
-        return self.name.rpartition("_")[0]
+        """Its name without the unit, as in the names of scores and parameters: `solar` of `solar_GW`."""
+        return self.name.removesuffix(f"_{self.unit}") or self.name
 
     @property
     def r2(self) -> str:

@@ -246,6 +246,11 @@ def _scaled(factor, *columns):
     return lambda table: table.assign(**{column: table[column] * factor for column in columns})
 
 
+def _global(table):
+    """Global radiation, the sum of both, in place of the direct one."""
+    return table.assign(rad_horizontal=table["rad_horizontal"] + table["rad_diffuse"])
+
+
 def _figures(factor):
     return {year: {target: factor * value for target, value in ends.items()} for year, ends in FIGURES.items()}
 
@@ -266,6 +271,7 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
         (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.8"]),
         (_later(6, "windspeed"), {}, {BEHIND_WIND}, ["2014 summer (-6.1"]),
         (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
+        (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
         (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
         (lambda table: table, {"windspeed": {"column": "windspeed", "unit": "kn"}}, {CURVE}, ["2014 (2.44 m/s)"]),
         (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
@@ -280,8 +286,8 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
     ],
     ids=[
         "nothing", "tutorial", "winter time declared Berlin", "local time declared UTC", "stamps at the end",
-        "wind power", "wind speed", "exchanged", "knots for m/s", "m/s for knots", "small country", "capacity in MW",
-        "small capacity", "gap in the figures",
+        "wind power", "wind speed", "exchanged", "global", "knots for m/s", "m/s for knots", "small country",
+        "capacity in MW", "small capacity", "gap in the figures",
     ],
 )  # fmt: skip
 def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, expected, words):

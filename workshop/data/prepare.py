@@ -56,10 +56,11 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             next_step="exchange them (in chapter 4: params.yaml)",
         )
     origin = sources.origin_in(raw_folder)
+    counts: dict[str, dict[str, int]] = {}
     if origin.csv is None:
-        tables, clock_changes = read_opsd(Path(raw_folder)), None
+        tables = read_opsd(Path(raw_folder))
     else:
-        table, clock_changes = own_file.read(Path(raw_folder) / sources.OWN_FILE, origin.csv)
+        table, counts = own_file.read(Path(raw_folder) / sources.OWN_FILE, origin.csv)
         tables = {"own": table}
     hours = _hours(first_year, last_year)
     parts = {name: _take_hours(table, hours) for name, table in tables.items()}
@@ -80,9 +81,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
         "by_year": by_year,
         "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
         "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
+        **counts,
     }
-    if clock_changes is not None:
-        findings["clock_changes"] = clock_changes
     logger.info("%s: %s", origin.source, in_words(findings))
     return origin.mark(frame), findings
 
@@ -129,17 +129,31 @@ def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
     every = frame["utc_timestamp"]
     within = frame[(every >= hours[0]) & (every < hours[-1] + HOUR)]
     stamps = within["utc_timestamp"]
+    steps = stamps.drop_duplicates().sort_values().diff().dropna()
+    if len(steps) > 1 and (step := steps.mode()[0]) != HOUR:
+        raise DataError(
+            f"{path}: the rows are {step / HOUR:.3g} hours apart.",
+            value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
+            expected="a row an hour",
+            next_step="use the file of hourly values (60min); for an own file, make hourly means first, by a script in"
+            " own/ (see 4_pipeline/own/README.md)",
+        )
     if not stamps.isin(hours).all():
         line = (~stamps.isin(hours)).idxmax()
         raise DataError(
-            f"{path}, line {line}, column utc_timestamp: not a full hour.",
+            f"{path}, line {line}, column {names.get('utc_timestamp', 'utc_timestamp')}: not a full hour.",
             value=f"{stamps[line]:{STAMP}}",
             expected="hourly data",
             next_step="use the file of hourly values (60min)",
         )
     again = stamps.duplicated()
     schema.check_cells(
-        within[~again], str(path), f"correct or leave out these lines of {path.name}", theirs=names, nullable=True
+        within[~again],
+        str(path),
+        f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an own file,"
+        " set no_value in params.yaml (fetch.csv)",
+        theirs=names,
+        nullable=True,
     )
     unordered = int((every < every.cummax()).sum())
     once = within[~again].set_index("utc_timestamp")
@@ -180,7 +194,9 @@ def in_words(findings: Mapping[str, Any]) -> str:
     """Return a line that says how many hours were kept, and what was left out and why."""
     kept = f"{findings['hours_kept']:,} of {findings['hours_expected']:,} hours kept"
     reasons = [f"{reason} {count:,}" for reason, count in left_out(findings).items()]
-    return f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
+    text = f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
+    small = [f"{column} {count:,}" for column, count in findings.get("negative_as_zero", {}).items() if count]
+    return f"{text}; small negative values set to 0: {', '.join(small)}" if small else text
 
 
 def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:
