@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 
@@ -11,11 +12,14 @@ import plotly.graph_objects as go
 from dash import dcc, html
 
 from workshop import problem
-from workshop.parameters import STAGES
 
 from .follower import Snapshot
 from .predictions import Band
 
+KINDS = {
+    "train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network",
+    "train_gradient_boosting": "gradient boosting",
+}  # fmt: skip
 NO_WIDTH_GW = 0.05  # of a band: it would be shown as "0.0 to 0.0"
 
 
@@ -47,15 +51,15 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
     """Return the prediction for one hour: a tile a target, with its share of the highest hour in the data."""
     tiles = []
     for target in problem.TARGETS:
-        value = None if predicted is None else float(predicted[target.name].iloc[0])
+        value = math.nan if predicted is None else float(predicted[target.name].iloc[0])
         highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
-        is_known = value is not None and highest
+        is_known = not math.isnan(value) and highest
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
         notes = [f"{share:.0%} of the highest hour in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
         if high - low > NO_WIDTH_GW:  # none at night
             notes = [f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours", *notes]
-        big = html.Span("n/a" if value is None else f"{value:.2f}", id=f"predicted-{target.name}")
+        big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
         tiles.append(tile(target.title, big, target.unit, ". ".join(notes), target.colour, middle=(bar,)))
     return tiles
@@ -86,9 +90,9 @@ def external_link(text: object, href: str, **options) -> html.A:
 
 
 def kind(stage: str | None, otherwise: str) -> str:
-    """Return the kind of model that a stage of the pipeline trains: the first words on its parameters."""
-    words = re.match(r"[\w ]+", STAGES[stage].__doc__ or "") if stage in STAGES else None
-    return words[0].lower() if words else stage or otherwise
+    """Return the kind of model that a stage of the pipeline trains, or the stage's own name."""
+    name = stage or otherwise
+    return KINDS.get(name, name)
 
 
 def copied(text: str) -> object:

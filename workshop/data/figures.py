@@ -103,7 +103,8 @@ def measured_and_predicted(
                 row=row,
                 col=1,
             )
-        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", fixedrange=True, anchor=BOTTOM, row=row, col=1)
+        axis = {"title_text": f"{NAMES[target]}, GW", "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
+        figure.update_yaxes(**axis, row=row, col=1)
     # All panels on one axis: its line and its label, below the last, are those of all.
     figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
@@ -112,7 +113,6 @@ def measured_and_predicted(
     if daily:
         lacking = int(measured.isna().any(axis=1).sum())
         name += ", daily means" + f"; {lacking} days lack hours and are left out" * bool(lacking)
-        figure.update_yaxes(rangemode="tozero")
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
     hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
     figure.update_xaxes(
