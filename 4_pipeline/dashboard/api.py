@@ -32,7 +32,8 @@ EXAMPLE = {"utc_timestamp": "2016-06-01T12:00:00Z"} | {each.name: each.slider.fi
 
 def register(server: Flask, follower: Follower) -> None:
     """Add the routes; none of them waits for MLflow."""
-    server.json.dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
+    dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
+    server.json.dumps = dumps  # type: ignore[method-assign] # of this server alone
 
     @server.get("/health")
     def health() -> Response:

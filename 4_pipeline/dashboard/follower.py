@@ -248,7 +248,7 @@ class Follower:
         if known and known.why == text:
             return
         unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError)
-        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)
+        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)  # type: ignore[arg-type] # then it is an Exception
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
 
@@ -274,7 +274,7 @@ def _for_readers(why: str | Exception) -> str:
     if isinstance(why, str):
         return why
     if isinstance(why, WorkshopError):
-        step = why.next_step or ""
+        step = str(why.next_step or "")
         step = f"`{step}`" if step.startswith("workshop ") else step
         return why.what + (f" Next: {step}." if step else "")
     return f"{type(why).__name__}; the dashboard's log says more."

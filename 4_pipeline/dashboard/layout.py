@@ -105,7 +105,7 @@ def model(snapshot: Snapshot) -> list:
 def _without_model(snapshot: Snapshot) -> list:
     """Return the R2 of the better baseline, if that is known."""
     others = snapshot.r2_without_model
-    best = max(others, key=others.get, default=None)
+    best = max(others, key=lambda name: others[name], default=None)
     return [html.Small(f" ({others[best]:.2f} without a model)", title=f"R² of {best}")] if best else []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import dash_bootstrap_components as dbc
@@ -73,7 +74,7 @@ def table(label: str, head: list[str], rows: list[list], class_name: str) -> htm
     return html.Div(content, className="scroll", tabIndex="0", role="group", **{"aria-label": label})
 
 
-def facts(named: list[tuple[str, object]]) -> html.Dl:
+def facts(named: Sequence[tuple[str, object]]) -> html.Dl:
     """Return a list of names, each with its fact."""
     return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in named], className="facts")
 
@@ -84,7 +85,7 @@ def banner(head: str, text: str) -> dbc.Alert:
     return dbc.Alert([html.Strong(head), " ", *typed], color="warning")
 
 
-def external_link(text: object, href: str, **options) -> html.A:
+def external_link(text: object, href: str, **options: object) -> html.A:
     """Return a link that leaves the dashboard, in a window of its own."""
     return html.A([text, " ↗"], href=href, target="_blank", rel="noopener", **options)
 
@@ -122,7 +123,7 @@ def readable_times(text: str) -> str:
 def readable_time(text: str | None) -> str:
     """Return an ISO time as people write it, in UTC; any other text is returned as it is."""
     try:
-        time = datetime.fromisoformat(text).astimezone(UTC)
+        time = datetime.fromisoformat(text or "").astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         return text or "not recorded"
     return f"{time:%d %b %Y, %H:%M} UTC"

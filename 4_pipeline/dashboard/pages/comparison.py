@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from typing import Any
 
 import dash_bootstrap_components as dbc
 import pandas as pd
@@ -82,7 +83,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("zone", "value"),
         Input("revision", "data"),
     )
-    def show_period(start, end, zone, _revision):
+    def show_period(start: object, end: object, zone: object, _revision: object) -> tuple:
         """Draw the chosen period."""
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
@@ -98,7 +99,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
         *(State(day, "value") for day in DAYS),
     )
-    def follow_data(_revision, start, end):
+    def follow_data(_revision: object, start: object, end: object) -> tuple:
         """Keep the chosen period; a page that was opened before there was data gets its first one."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
@@ -114,7 +115,7 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         Input("later", "n_clicks"),
         *(State(day, "value") for day in DAYS),
     )
-    def choose_period(*values):
+    def choose_period(*values: Any) -> Period:
         """Set the period to the latest days, or shift it by its own length."""
         snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
         if snapshot.frame is None:
@@ -128,7 +129,7 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         Input("comparison-csv", "n_clicks"),
         *(State(day, "value") for day in DAYS),
     )
-    def download(_clicks, start, end):
+    def download(_clicks: int, start: object, end: object) -> dict:
         """Return the period's hours, measured and predicted, as CSV."""
         snapshot = follower.now
         period, _ = periods.chosen(snapshot, start, end)
@@ -178,7 +179,7 @@ def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
         local,
         predicted,
         band=band,
-        coverage=snapshot.model and snapshot.model.coverage,
+        coverage=snapshot.model.coverage,
         measured_name=sources.origin_of(snapshot.frame).measured_name,
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dash_bootstrap_components as dbc
 import numpy as np
@@ -38,7 +39,7 @@ AXES = {each.name: f"{each.title}, {each.unit}" for each in problem.INPUTS} | TI
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {HOUR: Slider(0, 23, 1, 12), DAY: Slider(1, 365, 1, 172)}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
-PRESETS = {"Reset": {}} | problem.PRESETS
+PRESETS: dict[str, dict[str, float]] = {"Reset": {}, **problem.PRESETS}
 BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS)}
 
 
@@ -83,7 +84,7 @@ def register(app: Dash, follower: Follower) -> None:
         *sliders,
         Input("revision", "data"),
     )
-    def answer(*values):
+    def answer(*values: Any) -> tuple:
         """Predict for the hour and the weather of the sliders."""
         weather = within_range(values[:-1])
         snapshot = follower.now
@@ -94,9 +95,9 @@ def register(app: Dash, follower: Follower) -> None:
         *(Output(slider_id(name), "value") for name in SLIDERS),
         *(Input(id_, "n_clicks") for id_ in BUTTONS),
     )
-    def choose_preset(*_clicks):
+    def choose_preset(*_clicks: int) -> list[float]:
         """Set all sliders."""
-        values = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id), {})
+        values = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
         return [values[name] for name in SLIDERS]
 
     @app.callback(
@@ -107,7 +108,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
         *(State(slider_id(name), "value") for name in SLIDERS),
     )
-    def draw_curves(_rest, _revision, *values):
+    def draw_curves(_rest: object, _revision: object, *values: Any) -> tuple:
         """Draw how the prediction changes around the sliders' hour."""
         snapshot = follower.now
         return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME)
@@ -132,13 +133,13 @@ def within_range(values: Iterable[object]) -> dict[str, float]:
     return {name: number(value, name) for name, value in zip(SLIDERS, values, strict=True)}
 
 
-def number(value: object, name: str) -> float:
+def number(value: Any, name: str) -> float:
     """Return a slider's value within its range; its first value when it is not a number."""
     allowed = SLIDERS[name]
     return float(min(max(float(value), allowed.low), allowed.high) if _is_number(value) else allowed.first)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     try:
         return not math.isnan(float(value))
     except (TypeError, ValueError, OverflowError):

@@ -74,7 +74,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
         State("weather-upload", "filename"),
     )
-    def predict(contents, _revision, filename):
+    def predict(contents: object, _revision: object, filename: object) -> tuple[list, str]:
         """Predict for the uploaded file."""
         if contents is None:
             return [], ""
@@ -89,7 +89,7 @@ def register(app: Dash, follower: Follower) -> None:
         Output("weather-upload", "filename"),
         Input("weather-example", "n_clicks"),
     )
-    def try_example(_clicks):
+    def try_example(_clicks: int) -> tuple[str, str]:
         """Use the example in place of a file of the reader's."""
         return example(follower.now), "The example"
 
