@@ -95,6 +95,15 @@ def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
         assert findings["absent"] == {"own": 48}
 
 
+def test_hours_in_the_future_are_refused_with_a_step_for_own_files(put, tmp_path):
+    """The error names the file and the years, and no command that makes the sample."""
+    put(["01.07.2095 02:00", "01.07.2095 03:00"])
+    with pytest.raises(DataError, match=r"prepared from plants\.csv breaks the schema") as caught:
+        _prepare(tmp_path, _own(), 2095, 2095)
+    assert "prepare.first_year" in caught.value.next_step
+    assert "workshop data csv" not in caught.value.next_step
+
+
 def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_path):
     """The folder follows the file; unchanged, nothing is written."""
     options = Fetch(source="csv", csv=_own())

@@ -44,14 +44,8 @@ def read(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, dict[str, int]]
     """
     file, columns = mapping.file, {name: getattr(mapping, name) for name in RANGES}
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
-    text = raw.read_text(
-        path,
-        list(dict.fromkeys(names.values())),
-        separator=mapping.separator,
-        next_step=_CORRECT,
-        name=file,
-        lines_before=mapping.lines_before_header,
-    )
+    layout: dict[str, Any] = {"separator": mapping.separator, "lines_before": mapping.lines_before_header}
+    text = raw.read_text(path, list(dict.fromkeys(names.values())), next_step=_CORRECT, name=file, **layout)
     values, negative = pd.DataFrame(index=text.index), {}
     for name, column in columns.items():
         cells = text[column.column]
@@ -107,9 +101,7 @@ def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
     if time.zone is None:
         example = f"`time: {{column: {time.column}, zone: UTC}}`"
         next_step = f"set in params.yaml, under fetch.csv: {example}, or Europe/Berlin, or +01:00"
-        raw.require(
-            aware, original, file, "an offset such as +01:00, or a zone for the file (fetch.csv.time.zone)", next_step
-        )
+        raw.require(aware, original, file, "an offset, or a zone for the file (fetch.csv.time.zone)", next_step)
     zone = _zone(time.zone or "UTC")
     if not by_end:
         return _localize(parsed, zone)

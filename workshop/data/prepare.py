@@ -65,7 +65,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     hours = _hours(first_year, last_year)
     parts = {name: _take_hours(table, hours) for name, table in tables.items()}
     frame = _join({name: part.frame for name, part in parts.items()}, hours)
-    schema.check(frame, f"The frame prepared from {raw_folder}")
+    next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
+    schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
     by_year = _count_by_year(parts, frame, hours)
     findings = {
         "source": origin.source,
@@ -147,14 +148,9 @@ def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
             next_step="use the file of hourly values (60min)",
         )
     again = stamps.duplicated()
-    schema.check_cells(
-        within[~again],
-        str(path),
-        f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an own file,"
-        " set no_value in params.yaml (fetch.csv)",
-        theirs=names,
-        nullable=True,
-    )
+    next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
+    next_step += " own file, set no_value in params.yaml (fetch.csv)"
+    schema.check_cells(within[~again], str(path), next_step, theirs=names, nullable=True)
     unordered = int((every < every.cummax()).sum())
     once = within[~again].set_index("utc_timestamp")
     return _Part(once, stamps[again], len(every), len(every) - len(within), unordered)

@@ -64,7 +64,6 @@ def read_text(
     with _opened(source, name, next_step) as file:
         named = list(map(_composed, columns))
         header = _read_header(file, named, separator, lines_before, name, next_step)
-        _require_header(header, named, separator, lines_before + 1, name, next_step)
         file.seek(0)
         _require_whole_lines(file, lines_before, name, next_step)
         file.seek(0)
@@ -90,11 +89,8 @@ def read_text(
     text.index = pd.RangeIndex(lines_before + 2, lines_before + len(text) + 2, name="line")
     filled = text.index[text.notna().any(axis="columns")]
     if not len(filled):
-        raise DataError(
-            f"{name}, line {lines_before + 1}: there is a header, and no row after it.",
-            expected="a row an hour",
-            next_step=next_step,
-        )
+        what = f"{name}, line {lines_before + 1}: there is a header, and no row after it."
+        raise DataError(what, expected="a row an hour", next_step=next_step)
     return text.loc[: filled[-1]]
 
 
@@ -118,7 +114,10 @@ def _opened(source: Path | bytes, name: str, next_step: str) -> Iterator[BinaryI
 def _read_header(
     file: BinaryIO, columns: list[str], separator: str, lines_before: int, name: str, next_step: str
 ) -> list[str]:
-    """Return the names in the header; raise DataError if there is none, or if another line has all ``columns``."""
+    """Return the names in the header; raise DataError if there is none, or if ``columns`` are not in it once each.
+
+    The error says which line has them, or which separator the file seems to have.
+    """
     lines = list(itertools.islice(file, lines_before + MAX_LINES_BEFORE))
     if lines and lines[0].startswith(WORKBOOKS):
         raise DataError(
@@ -128,8 +127,8 @@ def _read_header(
         )
     line, number = b"".join(lines[lines_before : lines_before + 1]), lines_before + 1
     header = _fields(_decoded(line, number, name), separator)
-    for before, other in enumerate(lines if not set(columns) <= set(header) else []):
-        if set(columns) <= set(_fields(other.decode("utf-8-sig", errors="replace"), separator)):
+    for before, row in enumerate(lines if not set(columns) <= set(header) else []):
+        if set(columns) <= set(_fields(row.decode("utf-8-sig", errors="replace"), separator)):
             raise DataError(
                 f"{name}, line {number}: not the header, which is line {before + 1}.",
                 value=repr(line[:80].decode(errors="replace")),
@@ -143,6 +142,25 @@ def _read_header(
             value="no header" if lines else "0 bytes",
             expected="a header, and a row an hour",
             next_step=next_step,
+        )
+    for other, words in SEPARATORS.items():
+        joined = separator.join(header)
+        if other != separator and not set(columns) & set(header) and joined.count(other) >= max(1, len(columns) - 1):
+            raise DataError(
+                f"{name}, line {number}: the columns are not separated by {SEPARATORS[separator]}.",
+                value=f"{joined[:80]} (separated by {words}, it seems)",
+                expected=f"{len(columns)} or more columns",
+                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
+                f" separator {other!r} in params.yaml (fetch.csv)",
+            )
+    require_columns(header, columns, name, next_step)
+    doubled = [column for column, times in Counter(header).items() if times > 1 and column in columns]
+    if doubled:
+        raise DataError(
+            f"{name}, line {number}: more than once: {', '.join(doubled)}.",
+            value=f"{len(header)} columns: {', '.join(header)[:200]}",
+            expected="each column once",
+            next_step=f"rename or remove the one that is not meant; {next_step}",
         )
     return header
 
@@ -182,31 +200,6 @@ def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step
         raise DataError(
             f"{name}, line {number}: the file is cut short, its last line has no end.",
             next_step=f"{next_step}; or, if that line is whole, end it: echo >> {name}",
-        )
-
-
-def _require_header(
-    header: list[str], columns: list[str], separator: str, number: int, name: str, next_step: str
-) -> None:
-    """Raise DataError when the file has another separator, or one of ``columns`` is missing or doubled."""
-    for other, words in SEPARATORS.items():
-        joined = separator.join(header)
-        if other != separator and not set(columns) & set(header) and joined.count(other) >= max(1, len(columns) - 1):
-            raise DataError(
-                f"{name}, line {number}: the columns are not separated by {SEPARATORS[separator]}.",
-                value=f"{joined[:80]} (separated by {words}, it seems)",
-                expected=f"{len(columns)} or more columns",
-                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
-                f" separator {other!r} in params.yaml (fetch.csv)",
-            )
-    require_columns(header, columns, name, next_step)
-    doubled = [column for column, times in Counter(header).items() if times > 1 and column in columns]
-    if doubled:
-        raise DataError(
-            f"{name}, line {number}: more than once: {', '.join(doubled)}.",
-            value=f"{len(header)} columns: {', '.join(header)[:200]}",
-            expected="each column once",
-            next_step=f"rename or remove the one that is not meant; {next_step}",
         )
 
 
@@ -250,9 +243,9 @@ def numbers(
     groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
     if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:
         next_step = (
-            f"if these are marks for thousands, set thousands: {decimal!r}, and decimal, in params.yaml (fetch.csv);"
+            "for thousands set `thousands` and `decimal` in params.yaml (fetch.csv); otherwise write decimals in"
         )
-        next_step += " if they are decimal marks, write whole numbers with decimals, too"
+        next_step += " whole numbers, too"
         require(~groups, text, name, f"a number without a {DECIMALS[decimal]} for thousands", next_step)
     return values
 
@@ -260,9 +253,8 @@ def numbers(
 def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series:
     """Return text as float64, NaN for what is not a number with this decimal mark and groups of three digits."""
     if thousands:
-        mark = {" ": r"\s", "'": "'\u2019"}.get(
-            thousands, thousands
-        )  # spaces have several widths, apostrophes two forms
+        # Spaces have several widths, apostrophes two forms.
+        mark = {" ": r"\s", "'": "'\u2019"}.get(thousands, thousands)
         grouped = text.str.fullmatch(rf"\s*[+-]?\d{{1,3}}(?:[{mark}]\d{{3}})+(?:\{decimal}\d*)?\s*", na=False)
         text = text.where(~grouped, text.str.replace(rf"[{mark}]", "", regex=True))
     if decimal == ",":

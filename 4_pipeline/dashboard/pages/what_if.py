@@ -176,8 +176,7 @@ def _predict(snapshot: Snapshot, hours: pd.DataFrame) -> Prediction:
     predicted, band = snapshot.predict_with_band(hours)
     light, most = _light(hours)
     if snapshot.model.knows_time:
-        by_day = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
-        hidden = by_day.set_index(hours.index)
+        hidden = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
         predicted, band = predicted.mask(hidden), band and tuple(end.mask(hidden) for end in band)
     return predicted, band
 
