@@ -74,12 +74,12 @@ def register(server: Flask, follower: Follower) -> None:
         try:
             body, snapshot = request.get_json(), follower.now
         except BadRequest as error:
-            found = getattr(error.__cause__, "description", None)
-            return _refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON that can be read.", found, example, next_step)
+            value = getattr(error.__cause__, "description", None)
+            return _refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON that can be read.", value, example, next_step)
         if not isinstance(body, dict) or body.keys() != {"rows"}:
-            found = f"keys {', '.join(body)}"[:200] if isinstance(body, dict) else f"{body!r:.40}"
+            value = f"keys {', '.join(body)}"[:200] if isinstance(body, dict) else f"{body!r:.40}"
             reason = "The body is not a JSON object with the key `rows` alone."
-            return _refusal(HTTPStatus.BAD_REQUEST, reason, found, example, next_step)
+            return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
         try:
             rows = prediction_requests.from_records(body["rows"])
             if snapshot.model is None:

@@ -18,7 +18,7 @@ from .pages import over_time
 CLOCK_MILLISECONDS = 2000
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
-ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour that begins then."
+ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour from that time on."
 # Light or dark is known before anything is drawn.
 INDEX = """<!DOCTYPE html>
 <html lang="en">

@@ -232,6 +232,15 @@ def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
     assert own_file.read(path, _own(wind_GW=wind))[0].frame["wind_GW"].tolist() == [4]
 
 
+def test_separator_is_named_for_a_header_whose_names_hold_the_declared_one(put):
+    """Semicolons in the file, a comma in params.yaml and in a name: the error names the separator and its key."""
+    path = put(["01.07.2015 02:00"])
+    path.write_text(path.read_text().replace("Wind", "Wind, an Land"))
+    with pytest.raises(DataError, match="line 1: the columns are not separated by a comma") as caught:
+        own_file.read(path, _own(separator=",", wind_GW={"column": "Wind, an Land", "unit": "MW"}))
+    assert "separator ';'" in caught.value.next_step
+
+
 # -- ends of hours -----------------------------------------------------------------------------------------------------
 BY_END = GERMAN["time"] | {"stamp": "end"}
 DAY_OF_ENDS = [*(f"01.07.2015 {hour:02}:00" for hour in range(1, 24)), "01.07.2015 24:00"]

@@ -20,7 +20,7 @@ from workshop.problem import CAPACITY_GW
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
 # What the sample deserves: doubled hours with two readings, and the jump that the real wind series has.
-OF_SAMPLE = {("power", "hours that stand twice"), ("wind_GW", "change of the mean from year to year")}
+OF_SAMPLE = {("power", "duplicate hours"), ("wind_GW", "change of the mean from year to year")}
 
 
 def _warnings(validated) -> dict[tuple[str, str], object]:
@@ -65,7 +65,7 @@ def test_sample_gives_the_warnings_it_deserves(prepared):
     """Two, and no more: four doubled hours, and the jump of wind from 2014 to 2015; every value is finite."""
     validated = validate(*prepared)
     assert set(_warnings(validated)) == OF_SAMPLE
-    doubled = _warnings(validated)["power", "hours that stand twice"]
+    doubled = _warnings(validated)["power", "duplicate hours"]
     assert (doubled.value, validated.metrics()["doubled_power"]) == (4, 4)
     assert "1 in 2014" in doubled.note
     jump = _warnings(validated)["wind_GW", "change of the mean from year to year"]
@@ -255,7 +255,7 @@ def _figures(factor):
     return {year: {target: factor * value for target, value in ends.items()} for year, ends in FIGURES.items()}
 
 
-TWICE = ("own", "hours that stand twice")
+TWICE = ("own", "duplicate hours")
 EXCHANGED = {"rad_horizontal": "rad_diffuse", "rad_diffuse": "rad_horizontal"}
 DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
 

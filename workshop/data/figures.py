@@ -17,7 +17,7 @@ from workshop.errors import DataError
 
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}
-INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {given.name: given.title for given in problem.INPUTS}
+INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {each.name: each.title for each in problem.INPUTS}
 TITLES = {target.name: target.words.capitalize() for target in problem.TARGETS} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 _R2 = {target.name: target.r2 for target in problem.TARGETS}
@@ -111,8 +111,8 @@ def measured_and_predicted(
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
     name = f"{measured.index.tz or 'UTC'}"
     if daily:
-        lacking = int(measured.isna().any(axis=1).sum())
-        name += ", daily means" + f"; {lacking} days lack hours and are left out" * bool(lacking)
+        partial_days = int(measured.isna().any(axis=1).sum())
+        name += ", daily means" + f"; {partial_days} days lack hours and are left out" * bool(partial_days)
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
     hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
     figure.update_xaxes(

@@ -64,12 +64,12 @@ def from_records(rows: object) -> pd.DataFrame:
 
 
 def _columns(header: Container[str]) -> list[str]:
-    """Return the columns to read: with those of the capacity as soon as one of them is there."""
+    """Return the columns to read: those of the capacity, too, if the rows have one of them."""
     return INPUTS + list(CAPACITIES.values()) * any(name in header for name in CAPACITIES.values())
 
 
 def _plain(rows: list[dict]) -> pd.DataFrame | None:
-    """Return rows of which none breaks a rule as a frame, and None where there is a doubt: `_check` takes 8 ms a call.
+    """Return rows that break no rule as a frame; None for rows that `_check`, which takes 8 ms, has to judge.
 
     Plain is a time as the example has it, and numbers within `RANGES`; there is no mean of a month.
     """

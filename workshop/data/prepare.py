@@ -1,4 +1,4 @@
-"""Turn raw files into the processed table; count the hours that are left out, and invent nothing."""
+"""Turn raw files into the processed table; count the hours that are left out, and invent no value."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HOUR = pd.Timedelta(hours=1)
 # The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
-    sources.WEATHER_FILE: {given.opsd: given.name for given in problem.INPUTS},
+    sources.WEATHER_FILE: {each.opsd: each.name for each in problem.INPUTS},
 }
 
 
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
-    """Return the processed table of the raw files in ``raw_folder``, and what was found while preparing it.
+    """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
     The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
 

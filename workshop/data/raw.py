@@ -203,10 +203,10 @@ def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step
         )
 
 
-def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, next_step: str | None = None) -> None:
-    """Raise DataError that names each ``wanted`` column that is absent, with the nearest name present."""
+def require_columns(present: Iterable[str], columns: Sequence[str], name: str, next_step: str | None = None) -> None:
+    """Raise DataError that names each absent one of ``columns``, with the nearest name present."""
     present = [str(column) for column in present]
-    missing = [column for column in wanted if column not in present]
+    missing = [column for column in columns if column not in present]
     if not missing:
         return
     small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
@@ -215,7 +215,7 @@ def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, ne
     raise DataError(
         f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
         value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),
-        expected=", ".join(wanted),
+        expected=", ".join(columns),
         next_step=next_step or "rename or add the column",
     )
 

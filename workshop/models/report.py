@@ -1,4 +1,4 @@
-"""The report on a week: what was generated, how well it was predicted, and what was unusual about the worst hours."""
+"""The report on a week: what was generated, how well it was predicted, and possible reasons for the worst hours."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class WorstHour:
 
     @property
     def quantity(self) -> Target:
-        """The target as the problem says it."""
+        """The target of the problem."""
         return next(target for target in problem.TARGETS if target.name == self.target)
 
     @property

@@ -227,12 +227,12 @@ def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
 
 def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
     """Return a sentence on how good the predictions are, a tile for each target, and a line on the period."""
-    found = snapshot.qualities(rows)
+    qualities = snapshot.qualities(rows)
     start, end = period
     text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
     text += training_overlap(snapshot.frame.loc[rows], snapshot.production.learned_until)
-    tiles = html.Div([_tile(each) for each in found], className="tiles")
-    return [html.P(monitoring.sentence(found), className="summary"), tiles, html.P(text, className="hint")]
+    tiles = html.Div([_tile(each) for each in qualities], className="tiles")
+    return [html.P(monitoring.sentence(qualities), className="summary"), tiles, html.P(text, className="hint")]
 
 
 def _tile(quality: Quality) -> html.Div:
@@ -286,14 +286,14 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
             cells += [f"{measured:.2f}", f"{mean['predicted', target]:.2f}"]
             cells.append(html.Mark([percent, html.Small(" worst")]) if is_worst else percent)
         rows.append(cells)
-    shown = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
+    content = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
     if more := rows[FIRST_WEEKS:]:
         table = parts.table("Earlier weeks", WEEKS_HEAD, more, "weeks")
-        shown.append(html.Details([html.Summary(f"{len(more)} more weeks"), table]))
+        content.append(html.Details([html.Summary(f"{len(more)} more weeks"), table]))
     if len(partial):
         names = ", ".join(map(split.name_of, partial))
-        shown.append(html.P(f"Not whole in this period, and left out: {names}.", className="hint"))
-    return shown
+        content.append(html.P(f"Not whole in this period, and left out: {names}.", className="hint"))
+    return content
 
 
 def _controls(snapshot: Snapshot, period: Period) -> html.Div:

@@ -48,12 +48,12 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
-    shown, figure = snapshot.cached(
+    content, figure = snapshot.cached(
         (PATH, *values.values()), lambda: (answers(snapshot, values), curves(snapshot, values))
     )
     sliders = [
         html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
-        html.Div(shown, id="what-if-answers", **{"aria-live": "polite"}),
+        html.Div(content, id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
@@ -296,13 +296,13 @@ def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
     if name in FEATURES:
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
         hidden_label = html.Label(f"{LABELS[name]}, {UNITS[name]}", htmlFor=f"{id_}-value", className="visually-hidden")
-        shown = html.Span([hidden_label, typed, f" {UNITS[name]}"])
+        field = html.Span([hidden_label, typed, f" {UNITS[name]}"])
     else:
-        shown = html.Span(reading(name, value), id=f"{id_}-value")
+        field = html.Span(reading(name, value), id=f"{id_}-value")
     unused = name in TIME and is_unused(snapshot)
     return html.Div(
         [
-            html.Div([html.Label(LABELS[name], htmlFor=id_), shown], className="name"),
+            html.Div([html.Label(LABELS[name], htmlFor=id_), field], className="name"),
             # The browser's own slider: known to keyboards, screen readers and thumbs.
             dbc.Input(id=id_, type="range", value=value, className="form-range", disabled=unused, **limits),
             html.Div(ends, className="ends"),
