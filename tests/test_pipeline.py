@@ -160,7 +160,7 @@ def test_validation_is_a_page_and_a_run(in_workplace):
     assert "results/validation.html" in [out["path"] for out in lock["outs"]]
     output_text = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
     assert "35,016 of 35,064 hours kept" in output_text
-    assert "hours that stand twice" in output_text
+    assert "duplicate hours" in output_text
 
 
 # -- what runs again, and what does not ----------------------------------------------------------------------------

@@ -187,14 +187,41 @@ def planted(evidence: ReportData, at: str, **factors: float) -> WorstHour:
 
 
 def test_reason_is_what_was_unusual_about_the_hour(evidence):
-    """A gust and a flash of light are told in one sentence; for generation that no weather explains there is none."""
+    """A gust, a flash of light, and generation that no weather explains are named in a sentence, with what is usual."""
     miss = planted(evidence, "2016-10-06T12:00", wind_GW=5)
     assert miss.beyond > 3
-    assert miss.reason == "none found"  # that more came than such a wind brings is the miss itself
+    assert miss.reason.startswith("The wind power was unusual at about this wind speed")
+    assert "The model sees no weather that explains it" in miss.reason
     gust = planted(evidence, "2016-10-06T12:00", wind_GW=5, windspeed=2.5)
     assert gust.reason.startswith("The wind speed changed by")
     flash = planted(evidence, "2016-10-06T10:00", solar_GW=4, rad_horizontal=9)
     assert flash.reason.startswith("The light changed by")
+
+
+def test_reason_is_never_absent(evidence):
+    """Each of a year's worst hours has one, and a model that is too low for weeks is named as such."""
+    weeks = [f"2016-W{number}" for number in range(20, 52, 6)]
+    assert [miss for week in weeks for miss in worst(evidence, week) if "none found" in miss.reason] == []
+    predicted = evidence.predicted.assign(wind_GW=evidence.predicted["wind_GW"] * 0.6)
+    reasons = [miss.reason for miss in worst(dataclasses.replace(evidence, predicted=predicted)) if miss.error < 0]
+    assert any(
+        re.match(r"Predictions of wind power were \d+ % too low in the mean of eight weeks", each) for each in reasons
+    )
+    high = dataclasses.replace(evidence, predicted=predicted * 4)
+    assert not any("too low" in miss.reason for miss in worst(high))
+
+
+def test_days_are_those_of_the_week_whatever_an_input_is_called(evidence, monkeypatch):
+    """Inputs called `day` and `hours` stand beside the table's own columns of these names."""
+    week = evidence.of_week(WEEK)
+    names = {"windspeed": "day", "temperature": "hours"}
+    monkeypatch.setattr(
+        report, "WEATHER", [dataclasses.replace(each, name=names[each.name]) for each in report.WEATHER]
+    )
+    days = report.by_day(dataclasses.replace(week, hours=week.hours.rename(columns=names)))
+    assert days["_hours"].tolist() == [24] * 7
+    assert days["_day"].dt.day.tolist() == [3, 4, 5, 6, 7, 8, 9]
+    assert days["day"].between(0, 20).all()
 
 
 # -- how it looks ------------------------------------------------------------------------------------------------------
@@ -229,7 +256,8 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     """The week is a parameter of the notebook; the model in production had not seen this one, or cannot predict it."""
     folder = tmp_path / "pipeline"
     shutil.copytree(servers.pipeline / "notebooks", folder / "notebooks")
-    shutil.copy(servers.pipeline / "dvc.yaml", folder)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(servers.pipeline / name, folder)
     (folder / "data").symlink_to(servers.pipeline / "data")
     command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
     done = servers.run(sys.executable, "-m", *command, cwd=folder)

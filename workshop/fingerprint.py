@@ -1,5 +1,7 @@
 """The code of a stage: what it imports of this package, each module with a digest, and a fingerprint of them all.
 
+A stage with `own_file` in its ``meta`` depends on the file that the section `fetch` of params.yaml names, too.
+
 A digest is that of the syntax tree without docstrings, so comments, layout and better words change nothing.
 """
 
@@ -41,12 +43,23 @@ def write_code(pipeline: Path, folder: Path, root: Path = ROOT) -> None:
     contents = {}
     for name, stage in stages(pipeline).items():
         if any(Path(str(path)).name == FILE.format(name) for path in stage.get("deps", [])):
-            contents[FILE.format(name)] = code_of(stage, pipeline, root).encode()
+            own = _own_file(pipeline) if stage.get("meta", {}).get("own_file") else ""
+            contents[FILE.format(name)] = (code_of(stage, pipeline, root) + own).encode()
     for old in folder.glob("*"):
         if old.name not in contents:
             old.unlink()
     for name, content in contents.items():
         write_atomically(folder / name, content)
+
+
+def _own_file(pipeline: Path) -> str:
+    """Return digest and path of the file that the source `csv` reads; nothing for another source, or without a file."""
+    section = yaml.load((pipeline / "params.yaml").read_text(), LOADER)["fetch"]  # noqa: S506 - a safe one
+    file = pipeline / section["csv"]["file"] if section["source"] == "csv" else pipeline
+    if not file.is_file():  # the stage reports it
+        return ""
+    with file.open("rb") as content:
+        return f"{hashlib.file_digest(content, 'sha256').hexdigest()[:DIGITS]}  {section['csv']['file']}\n"
 
 
 def code_of(stage: Mapping[str, Any], folder: Path, root: Path = ROOT) -> str:

@@ -39,11 +39,16 @@ class Column(Section, Generic[Unit]):
 
 
 class TimeColumn(Section):
-    """The column of times, each the start of an hour."""
+    """The column of times."""
 
     column: str
     zone: str | None = Field(None, description="of times without an offset: UTC, Europe/Berlin, or +01:00")
-    format: str | None = Field(None, description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601")
+    format: str | None = Field(
+        None,
+        pattern=r"^([^%]|%[aAbBdfGHIjmMpSuUVwWyYzZ%])+$",
+        description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
+    )
+    stamp: Literal["start", "end"] = Field("start", description="of the hour; hours 01:00 to 24:00 are ends")
 
 
 def _with_fields(base: type[Section], fields: dict[str, Any]) -> Any:
@@ -81,6 +86,10 @@ class _OwnTable(Section):
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
     decimal: Literal[".", ","] = "."
+    thousands: Literal[".", ",", " ", "'"] | None = Field(None, description="the mark in 1.234.567")
+    no_value: list[str] = Field([], description="marks of absent values, such as '-' or k.A.; empty cells need none")
+    lines_before_header: int = Field(0, ge=0, le=1000)
+    negative_as_zero: bool = Field(False, description="small values below zero, as meters write them at night")
     time: TimeColumn = TimeColumn(column="utc_timestamp")
     capacity: dict[Annotated[int, Field(ge=1900, le=2100)], YearEnd] | None = Field(
         None,
@@ -88,6 +97,12 @@ class _OwnTable(Section):
         description=f"{{2018: {_YEAR}, 2019: ...}} for the end of each year, from the year before the data to its last",
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
+
+    @model_validator(mode="after")
+    def _tell_marks_apart(self) -> _OwnTable:
+        if self.thousands == self.decimal:
+            raise ValueError(f"the mark {self.decimal!r} for both decimal and thousands")
+        return self
 
     @model_validator(mode="after")
     def _read_each_column_once(self) -> _OwnTable:
@@ -110,8 +125,16 @@ class Fetch(Section):
     """Where the raw files come from."""
 
     source: Literal["sample", "opsd", "csv"] = Field(description="modelled sample; Open Power System Data; own file")
-    sha256: dict[str, str] | None = Field(None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published")
+    sha256: dict[Literal["time_series_60min_singleindex.csv", "weather_data.csv"], str] | None = Field(
+        None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published"
+    )
     csv: OwnFile | None = Field(None, description="for `csv`: the file, its columns and units")
+
+    @model_validator(mode="after")
+    def _require_section_of_source(self) -> Fetch:
+        if self.source == "csv" and self.csv is None:
+            raise ValueError("source: csv without the section csv, which names the file: see 4_pipeline/own/README.md")
+        return self
 
 
 class Prepare(Section):
@@ -119,6 +142,12 @@ class Prepare(Section):
 
     first_year: int = Field(ge=1980, le=2100)
     last_year: int = Field(ge=1980, le=2100)
+
+    @model_validator(mode="after")
+    def _order_years(self) -> Prepare:
+        if self.first_year > self.last_year:
+            raise ValueError(f"first_year {self.first_year} is after last_year {self.last_year}")
+        return self
 
 
 class Split(Section):

@@ -1,4 +1,4 @@
-"""The problem: what is predicted from what. Everything else loops over what stands here, in the terms of `quantities`.
+"""The problem: targets and inputs, in the terms of `quantities`. All other modules loop over them.
 
 Wind speed is at 10 m, temperature at 2 m; radiation is on the horizontal.
 """
@@ -69,8 +69,8 @@ COMPUTED: dict[str, Callable[[DataFrame], Series]] = {
     "hub_windspeed": lambda hours: hours["windspeed"] * HUB_BY_MEASURED,
 }
 # What models learn from, each hour from itself alone: inputs, what is computed of them, and `sun_elevation` and
-# `sun_azimuth` (degrees above the horizon; clockwise from north), which say hour and season together. A target that is
-# there by day needs the first of these two.
+# `sun_azimuth` (degrees above the horizon; clockwise from north), which say hour and season together. A target that
+# follows the sun (`by_day`) needs the first of these two.
 DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
 
 # Installed capacity by which the targets are divided, GW on 31 December, rounded to 0.1; {} to learn them as they are.

@@ -1,4 +1,4 @@
-"""The terms in which `problem` says what is predicted from what: targets, inputs, the weather that drives them, units.
+"""The terms of a `problem`: targets, inputs, the weather that drives the targets, and units.
 
 Values are means of the hour that begins at the time stamp. A target is a power in GW, and its name ends in `_GW`.
 """
@@ -56,7 +56,8 @@ class Driver:
 
     Two of its values are alike within ``alike``, in the unit or as a share of the value. What the checks of the data
     expect of it, None for a check that makes no sense: its value in hours of half the target's highest power
-    (``at_half``), its ``lag_hours``, and the share of its second input in the brightest hours (``top_share``).
+    (``at_half``), its ``lag_hours``, and the share of its second input in the brightest hours (``top_share``), which
+    in darker ones is more than half.
     """
 
     title: str
@@ -70,7 +71,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Target(Quantity):
-    """What is predicted: in a sentence (``words``), its colour in figures, and the weather that drives it.
+    """A quantity to predict: its name in a sentence (``words``), its colour in figures, and the weather that drives it.
 
     ``plants`` is what its installed capacity counts, if it is divided by that. With ``by_day`` there is none of it
     while the sun is down: the gate has a rule for that, and the band counts the hours of daylight alone.
@@ -84,8 +85,8 @@ class Target(Quantity):
 
     @property
     def key(self) -> str:
-        """Its name without the unit, as in the names of scores and parameters: `solar`."""
-        return self.name.rpartition("_")[0]
+        """Its name without the unit, as in the names of scores and parameters: `solar` of `solar_GW`."""
+        return self.name.removesuffix(f"_{self.unit}") or self.name
 
     @property
     def r2(self) -> str:
@@ -105,7 +106,7 @@ class Target(Quantity):
 
 @dataclass(frozen=True)
 class Input(Quantity):
-    """What it is predicted from, in words, and its slider."""
+    """A quantity to predict from: its meaning in words, and its slider."""
 
     meaning: str = field(kw_only=True)
     slider: Slider = field(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import flask
@@ -33,7 +34,7 @@ def accept_proxy(application: Callable) -> Callable:
     """
     behind_proxy = ProxyFix(application, x_for=0, x_proto=0, x_prefix=1)
 
-    def answer(environ: dict, start_response: Callable):
+    def answer(environ: dict, start_response: Callable) -> Any:
         is_path = PREFIX.fullmatch(environ.get("HTTP_X_FORWARDED_PREFIX", ""))
         return (behind_proxy if is_path else application)(environ, start_response)
 

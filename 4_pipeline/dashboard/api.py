@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from flask import Flask, Response, abort, jsonify, request
+from werkzeug.exceptions import BadRequest
 
 from workshop import problem
 from workshop.data import prediction_requests
@@ -31,7 +32,8 @@ EXAMPLE = {"utc_timestamp": "2016-06-01T12:00:00Z"} | {each.name: each.slider.fi
 
 def register(server: Flask, follower: Follower) -> None:
     """Add the routes; none of them waits for MLflow."""
-    server.json.dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
+    dumps = functools.partial(server.json.dumps, allow_nan=False)  # NaN is not JSON
+    server.json.dumps = dumps  # type: ignore[method-assign] # of this server alone
 
     @server.get("/health")
     def health() -> Response:
@@ -64,10 +66,20 @@ def register(server: Flask, follower: Follower) -> None:
     @server.post("/predict")
     def predict() -> tuple[Response, int]:
         """Return each target for each row of weather, and the version of the model."""
-        body, snapshot = request.get_json(), follower.now
+        example, next_step = json.dumps({"rows": [EXAMPLE]}), "send the rows as in this example"
+        if not request.is_json:
+            status, sent = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, request.content_type or "no Content-Type"
+            next_step = "send this header, and a body such as " + example
+            return _refusal(status, "The body is not JSON.", sent, "Content-Type: application/json", next_step)
+        try:
+            body, snapshot = request.get_json(), follower.now
+        except BadRequest as error:
+            value = getattr(error.__cause__, "description", None)
+            return _refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON that can be read.", value, example, next_step)
         if not isinstance(body, dict) or body.keys() != {"rows"}:
+            value = f"keys {', '.join(body)}"[:200] if isinstance(body, dict) else f"{body!r:.40}"
             reason = "The body is not a JSON object with the key `rows` alone."
-            return _refusal(HTTPStatus.BAD_REQUEST, reason, expected=json.dumps({"rows": [EXAMPLE]}))
+            return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
         try:
             rows = prediction_requests.from_records(body["rows"])
             if snapshot.model is None:
@@ -77,7 +89,7 @@ def register(server: Flask, follower: Follower) -> None:
             is_data = isinstance(error, DataError)
             status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
             value = error.value if error.value is None else "; ".join(map(str.strip, str(error.value).splitlines()))
-            return _refusal(status, error.what, found=value, expected=error.expected, next=error.next_step)
+            return _refusal(status, error.what, value, error.expected, error.next_step)
 
 
 def _metrics(snapshot: Snapshot) -> Iterator[str]:
@@ -111,8 +123,11 @@ def _no_model(snapshot: Snapshot) -> tuple[Response, int]:
         what, next_step = snapshot.faults["model"].why, "workshop doctor"
     elif snapshot.is_ready:
         what, next_step = snapshot.missing("production"), WHAT_TO_RUN.replace("`", "")
-    return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next=next_step)
+    return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next_step=next_step)
 
 
-def _refusal(status: HTTPStatus, what: str, **details: object) -> tuple[Response, int]:
+def _refusal(
+    status: HTTPStatus, what: str, value: object = None, expected: object = None, next_step: object = None
+) -> tuple[Response, int]:
+    details = {"found": value, "expected": expected, "next": next_step}
     return jsonify(error=what, **{name: str(value) for name, value in details.items() if value is not None}), status

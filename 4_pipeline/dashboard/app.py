@@ -61,7 +61,7 @@ def _register(app: Dash, follower: Follower) -> None:
         Output("page", "children"),
         Input("requested", "data"),
     )
-    def show_page(requested):
+    def show_page(requested: object) -> tuple:
         """Show the page of another address, without a reload."""
         links, title, content = layout.view(follower.now, *address.parse(requested))
         return links, [requested, title], content
@@ -74,7 +74,7 @@ def _register(app: Dash, follower: Follower) -> None:
         State("revision", "data"),
         State("version", "data"),
     )
-    def follow(_ticks, revision, before):
+    def follow(_ticks: int, revision: object, before: object) -> tuple:
         """Update the frame if there is a new revision, on which the callbacks of the pages depend."""
         snapshot = follower.now
         if snapshot.revision == revision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from .record import Record
 
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 15.0  # before a version that did not load is tried again
+RUN_SECONDS = 900.0  # without a data file are a run of the pipeline: DVC removes a stage's outputs before it starts
 RECORD_SECONDS = 30.0  # before the record is read again: a run may be added to after its promotion
 MAX_CACHED = 64
 LOADING = "One moment …"
@@ -59,9 +61,10 @@ class Snapshot:
     """All that a page shows at one moment; replaced as a whole, never changed, so that no page mixes two versions.
 
     ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
-    the model has one. The keys of ``faults`` are `registry`, `model` and `data`. ``is_ready`` is False until data and
-    registry have been checked once and the first model is loaded. ``cached`` keeps values that depend on the snapshot
-    and on their key alone, as in ``snapshot.cached(("figure", start, end), make)``; do not change these values.
+    the model has one; ``max_bias_percent`` is the limit of a good mean error. The keys of ``faults`` are `registry`,
+    `model` and `data`. ``is_ready`` is False until data and registry have been checked once and the first model is
+    loaded. ``cached`` keeps values that depend on the snapshot and on their key alone, as in
+    ``snapshot.cached(("figure", start, end), make)``; do not change these values.
     ``revision`` names the snapshot: pages that show another one have something new to show.
     """
 
@@ -72,6 +75,7 @@ class Snapshot:
     predicted: pd.DataFrame | None = None
     band: Band | None = None
     data_stamp: tuple[int, int] | None = None
+    max_bias_percent: float = math.nan
     record: Record = field(default_factory=Record)
     faults: dict[str, Fault] = field(default_factory=dict)
     predictor: BatchPredictor = field(default_factory=BatchPredictor)
@@ -111,7 +115,8 @@ class Snapshot:
     def qualities(self, rows: pd.Index) -> list[Quality]:
         """Return how good the predictions are for some rows of the data, a target each."""
         hours = self.frame.loc[rows]
-        return monitoring.qualities(hours, self.predicted, self.band, self.model.coverage, self._baselines)
+        limit = self.max_bias_percent
+        return monitoring.qualities(hours, self.predicted, self.band, self.model.coverage, self._baselines, limit)
 
     @property
     def latest(self) -> list[Quality]:
@@ -145,6 +150,7 @@ class Follower:
         self.data_file = data_file
         self.now = Snapshot()
         self._lock = threading.RLock()
+        self._data_seen_at = time.monotonic()
         self._retry_at: dict[tuple[str, str], float] = {}  # of versions that did not load
         self._record_at = 0.0
 
@@ -182,9 +188,10 @@ class Follower:
         try:
             status = self.data_file.stat()
         except FileNotFoundError:
-            if self.now.frame is not None:
+            if self.now.frame is not None and time.monotonic() > self._data_seen_at + RUN_SECONDS:
                 self._add_fault("data", "The data file is gone; the pages show the data that was read before.")
             return
+        self._data_seen_at = time.monotonic()
         stamp = (status.st_mtime_ns, status.st_size)
         if stamp == self.now.data_stamp:
             self._remove_fault("data")  # a file that was gone is back, unchanged
@@ -241,7 +248,7 @@ class Follower:
         if known and known.why == text:
             return
         unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError)
-        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)
+        log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)  # type: ignore[arg-type] # then it is an Exception
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
 
@@ -253,8 +260,8 @@ def _repeat(step: Callable[[], None]) -> None:
 
 
 def _predictions(model: LoadedModel | None, frame: pd.DataFrame | None) -> dict[str, Any]:
-    known = model is not None and frame is not None
-    return dict(zip(("predicted", "band"), model.predict_with_band(frame) if known else (None, None), strict=True))
+    predicted, band = (None, None) if model is None or frame is None else model.predict_with_band(frame)
+    return {"predicted": predicted, "band": band, "max_bias_percent": monitoring.max_bias_percent()}
 
 
 def _identity(production: Production) -> tuple[str, str]:
@@ -267,7 +274,7 @@ def _for_readers(why: str | Exception) -> str:
     if isinstance(why, str):
         return why
     if isinstance(why, WorkshopError):
-        step = why.next_step or ""
+        step = str(why.next_step or "")
         step = f"`{step}`" if step.startswith("workshop ") else step
         return why.what + (f" Next: {step}." if step else "")
     return f"{type(why).__name__}; the dashboard's log says more."

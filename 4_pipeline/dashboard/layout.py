@@ -18,7 +18,7 @@ from .pages import over_time
 CLOCK_MILLISECONDS = 2000
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
 WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
-ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour that begins then."
+ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour from that time on."
 # Light or dark is known before anything is drawn.
 INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -105,7 +105,7 @@ def model(snapshot: Snapshot) -> list:
 def _without_model(snapshot: Snapshot) -> list:
     """Return the R2 of the better baseline, if that is known."""
     others = snapshot.r2_without_model
-    best = max(others, key=others.get, default=None)
+    best = max(others, key=lambda name: others[name], default=None)
     return [html.Small(f" ({others[best]:.2f} without a model)", title=f"R² of {best}")] if best else []
 
 

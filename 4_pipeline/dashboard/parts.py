@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import dash_bootstrap_components as dbc
@@ -11,11 +13,14 @@ import plotly.graph_objects as go
 from dash import dcc, html
 
 from workshop import problem
-from workshop.parameters import STAGES
 
 from .follower import Snapshot
 from .predictions import Band
 
+KINDS = {
+    "train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network",
+    "train_gradient_boosting": "gradient boosting",
+}  # fmt: skip
 NO_WIDTH_GW = 0.05  # of a band: it would be shown as "0.0 to 0.0"
 
 
@@ -28,12 +33,12 @@ def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
 
 def graph(id_: str, figure: go.Figure | dict, label: str, class_name: str = "chart") -> html.Div:
     """Return a figure that keeps its height from the start, with a label for screen readers."""
-    drawn = dcc.Graph(
+    figure_in_page = dcc.Graph(
         id=id_,
         figure=figure,
         config={"displayModeBar": False, "responsive": True, "showTips": False, "doubleClick": "autosize"},
     )
-    return html.Div(drawn, className=class_name, role="figure", **{"aria-label": label})
+    return html.Div(figure_in_page, className=class_name, role="figure", **{"aria-label": label})
 
 
 def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: tuple = ()) -> html.Div:
@@ -47,15 +52,15 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
     """Return the prediction for one hour: a tile a target, with its share of the highest hour in the data."""
     tiles = []
     for target in problem.TARGETS:
-        value = None if predicted is None else float(predicted[target.name].iloc[0])
+        value = math.nan if predicted is None else float(predicted[target.name].iloc[0])
         highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
-        is_known = value is not None and highest
+        is_known = not math.isnan(value) and highest
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
         notes = [f"{share:.0%} of the highest hour in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
         if high - low > NO_WIDTH_GW:  # none at night
             notes = [f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours", *notes]
-        big = html.Span("n/a" if value is None else f"{value:.2f}", id=f"predicted-{target.name}")
+        big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
         tiles.append(tile(target.title, big, target.unit, ". ".join(notes), target.colour, middle=(bar,)))
     return tiles
@@ -69,7 +74,7 @@ def table(label: str, head: list[str], rows: list[list], class_name: str) -> htm
     return html.Div(content, className="scroll", tabIndex="0", role="group", **{"aria-label": label})
 
 
-def facts(named: list[tuple[str, object]]) -> html.Dl:
+def facts(named: Sequence[tuple[str, object]]) -> html.Dl:
     """Return a list of names, each with its fact."""
     return html.Dl([html.Div([html.Dt(name), html.Dd(fact)]) for name, fact in named], className="facts")
 
@@ -80,15 +85,15 @@ def banner(head: str, text: str) -> dbc.Alert:
     return dbc.Alert([html.Strong(head), " ", *typed], color="warning")
 
 
-def external_link(text: object, href: str, **options) -> html.A:
+def external_link(text: object, href: str, **options: object) -> html.A:
     """Return a link that leaves the dashboard, in a window of its own."""
     return html.A([text, " ↗"], href=href, target="_blank", rel="noopener", **options)
 
 
 def kind(stage: str | None, otherwise: str) -> str:
-    """Return the kind of model that a stage of the pipeline trains: the first words on its parameters."""
-    words = re.match(r"[\w ]+", STAGES[stage].__doc__ or "") if stage in STAGES else None
-    return words[0].lower() if words else stage or otherwise
+    """Return the kind of model that a stage of the pipeline trains, or the stage's own name."""
+    name = stage or otherwise
+    return KINDS.get(name, name)
 
 
 def copied(text: str) -> object:
@@ -118,7 +123,7 @@ def readable_times(text: str) -> str:
 def readable_time(text: str | None) -> str:
     """Return an ISO time as people write it, in UTC; any other text is returned as it is."""
     try:
-        time = datetime.fromisoformat(text).astimezone(UTC)
+        time = datetime.fromisoformat(text or "").astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         return text or "not recorded"
     return f"{time:%d %b %Y, %H:%M} UTC"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from typing import Any
 
 import pandas as pd
 
 from .follower import Snapshot
 
-Period = tuple[date, date] | tuple[None, None]  # the first and the last day; None twice as long as there is no data
+Period = tuple[Any, Any]  # the first and the last day, dates; None twice as long as there is no data
 DEFAULT_DAYS = 14
 DAY = "%d %b %Y"
 
@@ -36,23 +37,24 @@ def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
     days = day(start), day(end)
     if first is None or not (start or end):
         return latest(snapshot), ""
-    if None in days:
+    if days[0] is None or days[1] is None:
         wrong = end if days[0] else start
         what = f"“{str(wrong)[:40]}” is not a date" if wrong else "The first or the last day is missing"
         return latest(snapshot), f"{what}, so the latest days are shown."
     notes = ["The last day was before the first; they were swapped."] if days[0] > days[1] else []
     if not all(first <= each <= last for each in days):
         notes.append(f"The data go from {first:{DAY}} to {last:{DAY}}; days outside are left out.")
-    return tuple(sorted(min(max(each, first), last) for each in days)), " ".join(notes)
+    start, end = sorted(min(max(each, first), last) for each in (days[0], days[1]))
+    return (start, end), " ".join(notes)
 
 
 def shifted(snapshot: Snapshot, start: object, end: object, *, later: bool) -> Period:
     """Return the next (or the previous) period of the same length as the chosen one, within existing data."""
-    (start, end), _ = chosen(snapshot, start, end)
+    period, _ = chosen(snapshot, start, end)
     first, last = whole(snapshot)
-    length = end - start + timedelta(days=1)
-    shift = min(length, last - end) if later else max(-length, first - start)
-    return start + shift, end + shift
+    length = period[1] - period[0] + timedelta(days=1)
+    shift = min(length, last - period[1]) if later else max(-length, first - period[0])
+    return period[0] + shift, period[1] + shift
 
 
 def day(value: object) -> date | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
+from typing import Any
 
 import pandas as pd
 
@@ -22,11 +23,11 @@ class BatchPredictor:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[LoadedModel, Request]] = deque()
+        self._waiting: deque[tuple[Any, Request]] = deque()
 
-    def predict_with_band(self, model: LoadedModel, weather: pd.DataFrame) -> Prediction:
+    def predict_with_band(self, model: LoadedModel | None, weather: pd.DataFrame) -> Prediction:
         """Return what `LoadedModel.predict_with_band` returns for these rows; raise what it raises for them."""
-        request = weather, Future()
+        request: Request = weather, Future()
         self._waiting.append((model, request))
         with self._lock:
             if not request[1].done():
@@ -63,6 +64,6 @@ def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.
 
 def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: str) -> str:
     """Return the table of predictions as CSV, `<key>_predicted_GW` a target, with the name of the model in each row."""
-    names = {target.name: f"{target.key}_predicted_GW" for target in problem.TARGETS}
+    names = {target.name: f"{target.key}_predicted_{target.unit}" for target in problem.TARGETS}
     wide = table(rows, predicted, band).rename(columns=names)
     return wide.round(dict.fromkeys(wide.columns[len(rows.columns) :], 4)).assign(model=model).to_csv(index=False)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection
 from http import HTTPStatus
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from dash import Dash
@@ -84,7 +85,7 @@ def report_failure(error: Exception) -> None:
     raise InternalServerError
 
 
-def check_callback(app: Dash, body: object) -> None:
+def check_callback(app: Dash, body: Any) -> None:
     """Raise BadRequest unless the inputs and states are those that the callback declares: Dash takes them on trust."""
     try:
         declared = app.callback_map[body["output"]]

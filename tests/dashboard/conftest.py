@@ -56,6 +56,7 @@ def served(data_file, model):
         predicted=predicted,
         band=band,
         data_stamp=(1, 1),
+        max_bias_percent=5.0,
     )
 
 

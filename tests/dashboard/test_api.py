@@ -56,15 +56,28 @@ def test_predict_answers_as_the_model_does_and_names_it(made, model):
         ({"json": {"rows": ["x" * 1000] * 5000}}, 413, ["4,000,000 bytes are allowed"]),
         ({"json": [ROW]}, 400, ["rows"]),
         ({"json": {"rows": [ROW], "model": "best"}}, 400, ["rows"]),
-        ({"data": '{"rows": [', "content_type": "application/json"}, 400, ["could not understand"]),
-        ({"data": "windspeed\n3", "content_type": "text/csv"}, 415, ["application/json"]),
+        ({"json": {"rows": [ROW | {"humidity": 3}]}}, 422, ["Row 1 has unknown keys: humidity", "rad_diffuse"]),
+        ({"json": {"rows": [ROW, "sunny"]}}, 422, ["Row 2 is not an object", "'sunny'", "utc_timestamp"]),
+        ({"json": {"rows": {"windspeed": 3}}}, 422, ["The rows are not a list", "a list of objects"]),
+        ({"json": {"rows": []}}, 422, ["There are no rows"]),
+        (
+            {"data": '{"rows": [', "content_type": "application/json"},
+            400,
+            ["JSON that can be read", "line 1 column 11"],
+        ),
+        ({"data": b"\xff", "content_type": "application/json"}, 400, ["JSON that can be read", '{"rows": [']),
+        ({"data": "", "content_type": "application/json"}, 400, ["JSON that can be read"]),
+        ({"data": "windspeed\n3", "content_type": "text/csv"}, 415, ["text/csv", "Content-Type: application/json"]),
+        ({"data": "{}"}, 415, ["no Content-Type", "Content-Type: application/json"]),
     ],
 )
 def test_predict_refuses_with_what_was_allowed(made, sent, status, words):
     """Rows that cannot be used are named with what was allowed; a body of another form with the form that is needed."""
     answer = made()[1].post("/predict", **sent)
     assert answer.status_code == status
-    text = " ".join(answer.get_json().values())
+    refusal = answer.get_json()
+    assert status == 413 or refusal["next"]
+    text = " ".join(refusal.values())
     assert [word for word in words if word not in text] == [], text
 
 

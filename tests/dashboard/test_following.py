@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from dashboard import app, layout
+from dashboard import app, follower, layout
 from dashboard.follower import Follower
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
@@ -149,10 +149,14 @@ def test_record_is_read_beside_the_model(followed):
     assert followed.now.record is record
 
 
-def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path):
-    """A data file that is gone is reported while the page shows the old data, until the file is back."""
+def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path, monkeypatch):
+    """During a run there is no data file for minutes, which is no fault; later it is, until the file is back."""
     followed = Follower(tmp_path / "germany.parquet")
     followed.now = served
+    followed.poll()
+    assert "data" not in followed.now.faults
+    assert followed.now.frame is served.frame
+    monkeypatch.setattr(follower, "RUN_SECONDS", 0.0)
     followed.poll()
     assert "is gone" in followed.now.faults["data"].why
     (tmp_path / "germany.parquet").write_bytes(b"no table")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workshop import problem
 from workshop.data import figures
 
 
@@ -107,3 +108,10 @@ def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
     assert np.allclose(solar.error_y.array, 0)
     if by == "month":
         assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
+
+
+def test_axes_of_generation_begin_at_zero(frame):
+    """A few hours of strong wind do not start their axis at their lowest value."""
+    hours = frame.head(5).assign(wind_GW=20.0)
+    figure = figures.prediction(hours, hours)
+    assert [axis.rangemode for axis in figure.select_yaxes()] == ["tozero"] * len(problem.TARGETS)

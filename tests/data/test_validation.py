@@ -20,7 +20,7 @@ from workshop.problem import CAPACITY_GW
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
 # What the sample deserves: doubled hours with two readings, and the jump that the real wind series has.
-OF_SAMPLE = {("power", "hours that stand twice"), ("wind_GW", "change of the mean from year to year")}
+OF_SAMPLE = {("power", "duplicate hours"), ("wind_GW", "change of the mean from year to year")}
 
 
 def _warnings(validated) -> dict[tuple[str, str], object]:
@@ -65,7 +65,7 @@ def test_sample_gives_the_warnings_it_deserves(prepared):
     """Two, and no more: four doubled hours, and the jump of wind from 2014 to 2015; every value is finite."""
     validated = validate(*prepared)
     assert set(_warnings(validated)) == OF_SAMPLE
-    doubled = _warnings(validated)["power", "hours that stand twice"]
+    doubled = _warnings(validated)["power", "duplicate hours"]
     assert (doubled.value, validated.metrics()["doubled_power"]) == (4, 4)
     assert "1 in 2014" in doubled.note
     jump = _warnings(validated)["wind_GW", "change of the mean from year to year"]
@@ -246,11 +246,16 @@ def _scaled(factor, *columns):
     return lambda table: table.assign(**{column: table[column] * factor for column in columns})
 
 
+def _global(table):
+    """Global radiation, the sum of both, in place of the direct one."""
+    return table.assign(rad_horizontal=table["rad_horizontal"] + table["rad_diffuse"])
+
+
 def _figures(factor):
     return {year: {target: factor * value for target, value in ends.items()} for year, ends in FIGURES.items()}
 
 
-TWICE = ("own", "hours that stand twice")
+TWICE = ("own", "duplicate hours")
 EXCHANGED = {"rad_horizontal": "rad_diffuse", "rad_diffuse": "rad_horizontal"}
 DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
 
@@ -266,6 +271,7 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
         (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.8"]),
         (_later(6, "windspeed"), {}, {BEHIND_WIND}, ["2014 summer (-6.1"]),
         (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
+        (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
         (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
         (lambda table: table, {"windspeed": {"column": "windspeed", "unit": "kn"}}, {CURVE}, ["2014 (2.44 m/s)"]),
         (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
@@ -280,8 +286,8 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
     ],
     ids=[
         "nothing", "tutorial", "winter time declared Berlin", "local time declared UTC", "stamps at the end",
-        "wind power", "wind speed", "exchanged", "knots for m/s", "m/s for knots", "small country", "capacity in MW",
-        "small capacity", "gap in the figures",
+        "wind power", "wind speed", "exchanged", "global", "knots for m/s", "m/s for knots", "small country",
+        "capacity in MW", "small capacity", "gap in the figures",
     ],
 )  # fmt: skip
 def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, expected, words):

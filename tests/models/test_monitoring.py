@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from workplace import ROOT
 
 from workshop import problem
 from workshop.data.features import installed
@@ -26,16 +27,16 @@ def off(frame):
     return frame, frame[TARGETS] * 0.9
 
 
-def found(frame, predicted, width: float = 0.0, others=None):
+def qualities(frame, predicted, width: float = 0.0, others=None):
     """Return the qualities with a band of ``width`` GW on either side of what was measured."""
     band = frame[TARGETS] - width, frame[TARGETS] + width
-    return monitoring.qualities(frame, predicted, band, 0.8, others or {})
+    return monitoring.qualities(frame, predicted, band, 0.8, others or {}, 5.0)
 
 
 def test_errors_are_those_of_the_hours(off):
     """Mean error, its share, and the absolute error as a share of the capacity, of every target."""
     frame, predicted = off
-    for quality, target in zip(found(frame, predicted), TARGETS, strict=True):
+    for quality, target in zip(qualities(frame, predicted), TARGETS, strict=True):
         assert quality.bias == pytest.approx(-0.1 * frame[target].mean())
         assert quality.bias_percent == pytest.approx(-10)
         share = 0.1 * frame[target].mean() / installed(frame)[target].mean()
@@ -58,17 +59,30 @@ def test_state_follows_mean_error_and_band(frame, factor, inside, state):
     """A twentieth of the mean and ten points are good, twice that is not, either way; the worst target decides."""
     is_inside = pd.Series(np.random.default_rng(0).random(len(frame)) < inside)
     low = frame[TARGETS].sub(1).where(is_inside, frame[TARGETS] + 1)
-    qualities = monitoring.qualities(frame, frame[TARGETS] * factor, (low, frame[TARGETS] + 2), 0.8, {})
-    assert [each.inside for each in qualities] == pytest.approx([inside] * len(TARGETS), abs=0.02)
-    assert monitoring.overall(qualities) == state
+    each_target = monitoring.qualities(frame, frame[TARGETS] * factor, (low, frame[TARGETS] + 2), 0.8, {}, 5.0)
+    assert [each.inside for each in each_target] == pytest.approx([inside] * len(TARGETS), abs=0.02)
+    assert monitoring.overall(each_target) == state
+
+
+@pytest.mark.parametrize(("limit", "state"), [(12, "good"), (6, "watch"), (4, "bad")])
+def test_limit_of_the_mean_error_is_that_of_the_gate(frame, tmp_path, monkeypatch, limit, state):
+    """`promote.max_bias_percent` in params.yaml decides what is good, and the rule in words says so."""
+    committed = (ROOT / "4_pipeline" / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(committed.replace("max_bias_percent: 5.0", f"max_bias_percent: {limit}.0"))
+    (tmp_path / "dvc.yaml").touch()  # a pipeline's folder
+    monkeypatch.chdir(tmp_path)
+    assert monitoring.max_bias_percent() == limit
+    each_target = monitoring.qualities(frame, frame[TARGETS] * 0.9, None, None, {}, monitoring.max_bias_percent())
+    assert {each.state for each in each_target} == {state}
+    assert f"at most {limit} % of the mean" in monitoring.rule(limit)
 
 
 def test_model_that_is_worse_than_a_baseline_is_bad(frame):
     """However small its mean error is."""
     swinging = frame[TARGETS] + np.where(np.arange(len(frame)) % 2, 3.0, -3.0)[:, None]
-    qualities = monitoring.qualities(frame, swinging, None, None, {"perfect": frame[TARGETS]})
-    assert {each.state for each in qualities} == {"bad"}
-    assert "band" not in monitoring.sentence(qualities)
+    each_target = monitoring.qualities(frame, swinging, None, None, {"perfect": frame[TARGETS]}, 5.0)
+    assert {each.state for each in each_target} == {"bad"}
+    assert "band" not in monitoring.sentence(each_target)
 
 
 def test_baselines_know_nothing_of_the_hour_itself(frame):

@@ -45,9 +45,9 @@ def inputs(frame: DataFrame) -> DataFrame:
     require_columns(frame.columns, INPUTS, "The frame")
     stamps = to_utc(frame["utc_timestamp"]).tz_localize(None)
     capacities = frame[frame.columns.intersection(list(CAPACITIES.values()))]
-    given = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather, capacities], axis="columns")
-    given.attrs = dict(frame.attrs)
-    return given
+    table = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather, capacities], axis="columns")
+    table.attrs = dict(frame.attrs)
+    return table
 
 
 def derive(frame: DataFrame) -> DataFrame:
@@ -122,9 +122,9 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     for target in year_ends:
         ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): value for year, value in year_ends[target].items()}
         first, last = min(ends), max(ends)
-        given = frame.get(CAPACITIES[target])
+        figures = frame.get(CAPACITIES[target])
         unknown = (stamps < first) | (stamps > last)
-        outside = stamps[unknown if given is None else unknown & given.isna()]
+        outside = stamps[unknown if figures is None else unknown & figures.isna()]
         if len(outside):
             year = outside.iloc[0].year
             raise DataError(
@@ -136,7 +136,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
             )
         seconds = [(end - first).total_seconds() for end in ends]
         known = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
-        capacities[target] = known if given is None else given.fillna(Series(known, frame.index))
+        capacities[target] = known if figures is None else figures.fillna(Series(known, frame.index))
     return capacities
 
 

@@ -17,7 +17,7 @@ from workshop.errors import DataError
 
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}
-INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {given.name: given.title for given in problem.INPUTS}
+INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {each.name: each.title for each in problem.INPUTS}
 TITLES = {target.name: target.words.capitalize() for target in problem.TARGETS} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
 _R2 = {target.name: target.r2 for target in problem.TARGETS}
@@ -103,16 +103,16 @@ def measured_and_predicted(
                 row=row,
                 col=1,
             )
-        figure.update_yaxes(title_text=f"{NAMES[target]}, GW", fixedrange=True, anchor=BOTTOM, row=row, col=1)
+        axis = {"title_text": f"{NAMES[target]}, GW", "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
+        figure.update_yaxes(**axis, row=row, col=1)
     # All panels on one axis: its line and its label, below the last, are those of all.
     figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
     for row in range(1, len(TARGETS)):
         figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
     name = f"{measured.index.tz or 'UTC'}"
     if daily:
-        lacking = int(measured.isna().any(axis=1).sum())
-        name += ", daily means" + f"; {lacking} days lack hours and are left out" * bool(lacking)
-        figure.update_yaxes(rangemode="tozero")
+        partial_days = int(measured.isna().any(axis=1).sum())
+        name += ", daily means" + f"; {partial_days} days lack hours and are left out" * bool(partial_days)
     spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
     hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
     figure.update_xaxes(

@@ -1,4 +1,4 @@
-"""Turn raw files into the processed table; count the hours that are left out, and invent nothing."""
+"""Turn raw files into the processed table; count the hours that are left out, and invent no value."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HOUR = pd.Timedelta(hours=1)
 # The columns of each quantity in the files of Open Power System Data, and of the sample.
 LAYOUT = {
     sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
-    sources.WEATHER_FILE: {given.opsd: given.name for given in problem.INPUTS},
+    sources.WEATHER_FILE: {each.opsd: each.name for each in problem.INPUTS},
 }
 
 
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
-    """Return the processed table of the raw files in ``raw_folder``, and what was found while preparing it.
+    """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
     The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
 
@@ -56,15 +56,17 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             next_step="exchange them (in chapter 4: params.yaml)",
         )
     origin = sources.origin_in(raw_folder)
+    counts: dict[str, dict[str, int]] = {}
     if origin.csv is None:
-        tables, clock_changes = read_opsd(Path(raw_folder)), None
+        tables = read_opsd(Path(raw_folder))
     else:
-        table, clock_changes = own_file.read(Path(raw_folder) / sources.OWN_FILE, origin.csv)
+        table, counts = own_file.read(Path(raw_folder) / sources.OWN_FILE, origin.csv)
         tables = {"own": table}
     hours = _hours(first_year, last_year)
     parts = {name: _take_hours(table, hours) for name, table in tables.items()}
     frame = _join({name: part.frame for name, part in parts.items()}, hours)
-    schema.check(frame, f"The frame prepared from {raw_folder}")
+    next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
+    schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
     by_year = _count_by_year(parts, frame, hours)
     findings = {
         "source": origin.source,
@@ -80,9 +82,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
         "by_year": by_year,
         "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
         "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
+        **counts,
     }
-    if clock_changes is not None:
-        findings["clock_changes"] = clock_changes
     logger.info("%s: %s", origin.source, in_words(findings))
     return origin.mark(frame), findings
 
@@ -129,18 +130,27 @@ def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
     every = frame["utc_timestamp"]
     within = frame[(every >= hours[0]) & (every < hours[-1] + HOUR)]
     stamps = within["utc_timestamp"]
+    steps = stamps.drop_duplicates().sort_values().diff().dropna()
+    if len(steps) > 1 and (step := steps.mode()[0]) != HOUR:
+        raise DataError(
+            f"{path}: the rows are {step / HOUR:.3g} hours apart.",
+            value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
+            expected="a row an hour",
+            next_step="use the file of hourly values (60min); for an own file, make hourly means first, by a script in"
+            " own/ (see 4_pipeline/own/README.md)",
+        )
     if not stamps.isin(hours).all():
         line = (~stamps.isin(hours)).idxmax()
         raise DataError(
-            f"{path}, line {line}, column utc_timestamp: not a full hour.",
+            f"{path}, line {line}, column {names.get('utc_timestamp', 'utc_timestamp')}: not a full hour.",
             value=f"{stamps[line]:{STAMP}}",
             expected="hourly data",
             next_step="use the file of hourly values (60min)",
         )
     again = stamps.duplicated()
-    schema.check_cells(
-        within[~again], str(path), f"correct or leave out these lines of {path.name}", theirs=names, nullable=True
-    )
+    next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
+    next_step += " own file, set no_value in params.yaml (fetch.csv)"
+    schema.check_cells(within[~again], str(path), next_step, theirs=names, nullable=True)
     unordered = int((every < every.cummax()).sum())
     once = within[~again].set_index("utc_timestamp")
     return _Part(once, stamps[again], len(every), len(every) - len(within), unordered)
@@ -180,7 +190,9 @@ def in_words(findings: Mapping[str, Any]) -> str:
     """Return a line that says how many hours were kept, and what was left out and why."""
     kept = f"{findings['hours_kept']:,} of {findings['hours_expected']:,} hours kept"
     reasons = [f"{reason} {count:,}" for reason, count in left_out(findings).items()]
-    return f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
+    text = f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
+    small = [f"{column} {count:,}" for column, count in findings.get("negative_as_zero", {}).items() if count]
+    return f"{text}; small negative values set to 0: {', '.join(small)}" if small else text
 
 
 def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:

@@ -6,6 +6,8 @@ import contextlib
 import csv
 import difflib
 import io
+import itertools
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -21,6 +23,8 @@ from workshop.errors import DataError
 
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how Excel's files begin, of today and of before 2007
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+DECIMALS = {".": "point", ",": "comma"}
+MAX_LINES_BEFORE = 100  # of a header, that are searched for it
 MIN_MARKED = 100  # so many numbers, all of three decimals, are not by chance
 
 
@@ -34,14 +38,21 @@ class Table(NamedTuple):
 
 # -- a file to text ----------------------------------------------------------------------------------------------------
 def read_text(
-    source: Path | bytes, columns: Sequence[str], *, next_step: str, separator: str = ",", name: str | None = None
+    source: Path | bytes,
+    columns: Sequence[str],
+    *,
+    next_step: str,
+    separator: str = ",",
+    name: str | None = None,
+    lines_before: int = 0,
 ) -> DataFrame:
     """Read ``columns`` of a CSV file as text; the index is the line in the file, an empty cell is missing.
 
     ``source`` is a path, or the content of a file that errors call ``name``. The file is UTF-8, with or without a byte
-    order mark. Only these columns are kept in memory. Raises DataError: no file, an empty file, a header alone, another
-    encoding or separator, a column missing or doubled, a line cut short or too long, a quote that is not closed in its
-    line. ``next_step`` says how to get the file again.
+    order mark, and has ``lines_before`` its header; empty lines at its end are left out. Only these columns are kept in
+    memory. Raises DataError: no file, an empty file, a header alone, another encoding or separator, a column missing or
+    doubled, a line cut short or too long, a quote that is not closed in its line. ``next_step`` says how to get the
+    file again.
     """
     name, columns = name or str(source), list(columns)
     broken = []  # lines with too few or too many fields
@@ -51,16 +62,18 @@ def read_text(
         return "skip"
 
     with _opened(source, name, next_step) as file:
-        _require_header(_read_header(file, separator, name, next_step), columns, separator, name, next_step)
+        named = list(map(_composed, columns))
+        header = _read_header(file, named, separator, lines_before, name, next_step)
         file.seek(0)
-        _require_whole_lines(file, name, next_step)
+        _require_whole_lines(file, lines_before, name, next_step)
         file.seek(0)
         table = arrow.read_csv(
             file,
-            read_options=arrow.ReadOptions(use_threads=False),  # with threads, pyarrow does not number the lines
+            # with threads, pyarrow does not number the lines
+            read_options=arrow.ReadOptions(use_threads=False, column_names=header, skip_rows=lines_before + 1),
             parse_options=arrow.ParseOptions(delimiter=separator, invalid_row_handler=note, ignore_empty_lines=False),
             convert_options=arrow.ConvertOptions(
-                include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True
+                include_columns=named, column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=True
             ),
         )
     if broken:
@@ -72,13 +85,18 @@ def read_text(
             expected=f"{line.expected_columns} fields" + (", and numbers with a point" if comma else ""),
             next_step=next_step,
         )
-    if not len(table):
-        raise DataError(
-            f"{name}, line 1: there is a header, and no row after it.", expected="a row an hour", next_step=next_step
-        )
-    text = table.to_pandas()
-    text.index = pd.RangeIndex(2, len(text) + 2, name="line")
-    return text
+    text = table.to_pandas().set_axis(columns, axis="columns")
+    text.index = pd.RangeIndex(lines_before + 2, lines_before + len(text) + 2, name="line")
+    filled = text.index[text.notna().any(axis="columns")]
+    if not len(filled):
+        what = f"{name}, line {lines_before + 1}: there is a header, and no row after it."
+        raise DataError(what, expected="a row an hour", next_step=next_step)
+    return text.loc[: filled[-1]]
+
+
+def _composed(text: str) -> str:
+    """Return a text in Unicode's composed form: `ä` may be one character or two, and a reader sees no difference."""
+    return unicodedata.normalize("NFC", text)
 
 
 @contextlib.contextmanager
@@ -93,23 +111,62 @@ def _opened(source: Path | bytes, name: str, next_step: str) -> Iterator[BinaryI
         raise DataError(f"The file {name} cannot be read as CSV.", value=error, next_step=next_step) from None
 
 
-def _read_header(file: BinaryIO, separator: str, name: str, next_step: str) -> list[str]:
-    line = file.readline()
-    if line.startswith(WORKBOOKS):
+def _read_header(
+    file: BinaryIO, columns: list[str], separator: str, lines_before: int, name: str, next_step: str
+) -> list[str]:
+    """Return the names in the header; raise DataError if there is none, or if ``columns`` are not in it once each.
+
+    The error says which line has them, or which separator the file seems to have.
+    """
+    lines = list(itertools.islice(file, lines_before + MAX_LINES_BEFORE))
+    if lines and lines[0].startswith(WORKBOOKS):
         raise DataError(
             f"{name} is not CSV: it is an Excel file, or a packed one.",
             expected="text with a header, and a row an hour",
             next_step="save the sheet as CSV UTF-8, or unpack the file",
         )
-    header = next(csv.reader([_decoded(line, 1, name)], delimiter=separator), None) if line else None
+    line, number = b"".join(lines[lines_before : lines_before + 1]), lines_before + 1
+    header = _fields(_decoded(line, number, name), separator)
+    for before, row in enumerate(lines if not set(columns) <= set(header) else []):
+        if set(columns) <= set(_fields(row.decode("utf-8-sig", errors="replace"), separator)):
+            raise DataError(
+                f"{name}, line {number}: not the header, which is line {before + 1}.",
+                value=repr(line[:80].decode(errors="replace")),
+                expected=", ".join(columns),
+                next_step=f"for an own file, set lines_before_header: {before} in params.yaml (fetch.csv); or remove"
+                " the lines before the header",
+            )
     if not header:
         raise DataError(
-            f"{name}, line 1: the line is empty." if line else f"{name} is empty.",
-            value="no header" if line else "0 bytes",
+            f"{name}, line {number}: the line is empty." if lines else f"{name} is empty.",
+            value="no header" if lines else "0 bytes",
             expected="a header, and a row an hour",
             next_step=next_step,
         )
+    for other, words in SEPARATORS.items():
+        joined = separator.join(header)
+        if other != separator and not set(columns) & set(header) and joined.count(other) >= max(1, len(columns) - 1):
+            raise DataError(
+                f"{name}, line {number}: the columns are not separated by {SEPARATORS[separator]}.",
+                value=f"{joined[:80]} (separated by {words}, it seems)",
+                expected=f"{len(columns)} or more columns",
+                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
+                f" separator {other!r} in params.yaml (fetch.csv)",
+            )
+    require_columns(header, columns, name, next_step)
+    doubled = [column for column, times in Counter(header).items() if times > 1 and column in columns]
+    if doubled:
+        raise DataError(
+            f"{name}, line {number}: more than once: {', '.join(doubled)}.",
+            value=f"{len(header)} columns: {', '.join(header)[:200]}",
+            expected="each column once",
+            next_step=f"rename or remove the one that is not meant; {next_step}",
+        )
     return header
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    return list(map(_composed, next(csv.reader([line], delimiter=separator), [])))
 
 
 def _decoded(line: bytes, number: int, name: str) -> str:
@@ -125,12 +182,12 @@ def _decoded(line: bytes, number: int, name: str) -> str:
         ) from None
 
 
-def _require_whole_lines(file: BinaryIO, name: str, next_step: str) -> None:
+def _require_whole_lines(file: BinaryIO, lines_before: int, name: str, next_step: str) -> None:
     """Raise DataError for a line that is not UTF-8, or has an odd number of quotes: a cell would hold the next line."""
     open_quote = None
     for number, line in enumerate(file, 1):
         text = _decoded(line, number, name)
-        if open_quote is None and text.count('"') % 2:
+        if open_quote is None and number > lines_before and text.count('"') % 2:
             open_quote = number, text[:80].rstrip()
     if open_quote:
         raise DataError(
@@ -146,32 +203,10 @@ def _require_whole_lines(file: BinaryIO, name: str, next_step: str) -> None:
         )
 
 
-def _require_header(header: list[str], columns: list[str], separator: str, name: str, next_step: str) -> None:
-    """Raise DataError when the file has another separator, or one of ``columns`` is missing or doubled."""
-    for other, words in SEPARATORS.items():
-        if other != separator and len(header) == 1 and len(columns) > 1 and other in header[0]:
-            raise DataError(
-                f"{name}, line 1: the columns are not separated by {SEPARATORS[separator]}.",
-                value=f"{header[0][:80]} (separated by {words}, it seems)",
-                expected=f"{len(columns)} or more columns",
-                next_step=f"save the file with {SEPARATORS[separator].removeprefix('a ')}s; for an own file, set"
-                f" separator {other!r} in params.yaml (fetch.csv)",
-            )
-    require_columns(header, columns, name, next_step)
-    doubled = [column for column, times in Counter(header).items() if times > 1 and column in columns]
-    if doubled:
-        raise DataError(
-            f"{name}, line 1: more than once: {', '.join(doubled)}.",
-            value=f"{len(header)} columns: {', '.join(header)[:200]}",
-            expected="each column once",
-            next_step=f"rename or remove the one that is not meant; {next_step}",
-        )
-
-
-def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, next_step: str | None = None) -> None:
-    """Raise DataError that names each ``wanted`` column that is absent, with the nearest name present."""
+def require_columns(present: Iterable[str], columns: Sequence[str], name: str, next_step: str | None = None) -> None:
+    """Raise DataError that names each absent one of ``columns``, with the nearest name present."""
     present = [str(column) for column in present]
-    missing = [column for column in wanted if column not in present]
+    missing = [column for column in columns if column not in present]
     if not missing:
         return
     small = {column.casefold(): column for column in present}  # windspeed is meant by WINDSPEED
@@ -180,7 +215,7 @@ def require_columns(present: Iterable[str], wanted: Sequence[str], name: str, ne
     raise DataError(
         f"{name} lacks {len(missing)} column{'s' if len(missing) > 1 else ''}: {', '.join(hints)}.",
         value=(", ".join(present[:12])[:300] or "no columns") + (", ..." if len(present) > 12 else ""),
-        expected=", ".join(wanted),
+        expected=", ".join(columns),
         next_step=next_step or "rename or add the column",
     )
 
@@ -192,31 +227,52 @@ def convert_text(text: DataFrame, name: str, *, nullable: bool = False) -> DataF
     return DataFrame({column: converters.get(column, number)(text[column], name) for column in text})
 
 
-def numbers(text: Series, name: str, decimal: str = ".", *, nullable: bool = False) -> Series:
+def numbers(
+    text: Series, name: str, decimal: str = ".", *, thousands: str | None = None, nullable: bool = False
+) -> Series:
     """Return a column of text as float64, empty cells as NaN; raise DataError that names what is not a number.
 
     The error says whether an empty cell is allowed (``nullable``); `schema.check_cells` refuses one that is not.
     """
-    plain = text
-    if decimal == ",":
-        plain = text.str.replace(".", "no point", regex=False).str.replace(",", ".", regex=False)
-    values = pd.to_numeric(plain, errors="coerce").astype("float64") + 0.0  # no -0.0, which integers do not have
+    values = _convert(text, decimal, thousands)
     wrong = values.isna() & text.notna()
-    other = {".": ",", ",": "."}[decimal]
-    mark = {".": "point", ",": "comma"}
-    kind, next_step = "a number", None
-    # "12,5" and nothing but such cells: the file writes its numbers so.
-    if wrong.any() and text[wrong].str.fullmatch(rf"\s*-?\d+\{other}\d+\s*").all():
-        kind = f"a number with a decimal {mark[decimal]}"
-        next_step = f"this file writes decimal {mark[other]}s: set `decimal` in params.yaml (source csv)"
-    require(~wrong, text, name, kind + ", or nothing" * nullable, next_step)
+    next_step = _find_keys(text[wrong], decimal) if wrong.any() else None
+    require(~wrong, text, name, "a number" + ", or nothing" * nullable, next_step)
     # "1.234", and no other decimals, beside whole numbers of three digits and none of four.
     marked = text.str.contains(decimal, regex=False, na=False)
-    thousands = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
-    if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and thousands.equals(marked):
-        next_step = "leave the marks out; if they are decimal marks, write whole numbers with decimals, too"
-        require(~thousands, text, name, f"a number without a {mark[decimal]} for thousands", next_step)
+    groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
+    if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:
+        next_step = (
+            "for thousands set `thousands` and `decimal` in params.yaml (fetch.csv); otherwise write decimals in"
+        )
+        next_step += " whole numbers, too"
+        require(~groups, text, name, f"a number without a {DECIMALS[decimal]} for thousands", next_step)
     return values
+
+
+def _convert(text: Series, decimal: str, thousands: str | None = None) -> Series:
+    """Return text as float64, NaN for what is not a number with this decimal mark and groups of three digits."""
+    if thousands:
+        # Spaces have several widths, apostrophes two forms.
+        mark = {" ": r"\s", "'": "'\u2019"}.get(thousands, thousands)
+        grouped = text.str.fullmatch(rf"\s*[+-]?\d{{1,3}}(?:[{mark}]\d{{3}})+(?:\{decimal}\d*)?\s*", na=False)
+        text = text.where(~grouped, text.str.replace(rf"[{mark}]", "", regex=True))
+    if decimal == ",":
+        text = text.str.replace(".", "no point", regex=False).str.replace(",", ".", regex=False)
+    return pd.to_numeric(text, errors="coerce").astype("float64") + 0.0  # no -0.0, which integers do not have
+
+
+def _find_keys(wrong: Series, decimal: str) -> str | None:
+    """Return the keys of params.yaml with which cells of an own file are numbers, or empty; None if there are none."""
+    numeric, [other] = wrong[wrong.str.contains(r"\d")], DECIMALS.keys() - {decimal}
+    marks = [{"thousands": mark} for mark in (other, " ", "'")]
+    for keys in ({"decimal": other}, *marks, {"decimal": other, "thousands": decimal}) if len(numeric) else ():
+        if _convert(numeric, **{"decimal": decimal, **keys}).notna().all():
+            named = ", ".join(f"{key}: {value!r}" for key, value in keys.items())
+            return f"the file writes numbers in another form: for an own file, set {named} in params.yaml (fetch.csv)"
+    mark = f"{wrong.iloc[0].strip()!r}"
+    step = f"if {mark} stands for no value in an own file, set no_value: [{mark}] in params.yaml (fetch.csv)"
+    return None if len(numeric) else step
 
 
 def utc_times(text: Series, name: str) -> Series:

@@ -36,7 +36,7 @@ SHOWN = 5  # faults that an error names; the rest are counted
 _MAKE_AGAIN = "make the file again (workshop data csv FILE, or the notebook make_processed_data)"
 
 
-def check(frame: DataFrame, name: str = "frame") -> DataFrame:
+def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -> DataFrame:
     """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
 
     `utc_timestamp` is in UTC, each hour once and increasing; the other columns are float64 within range; no cell is
@@ -48,7 +48,7 @@ def check(frame: DataFrame, name: str = "frame") -> DataFrame:
     require_columns(frame.columns, COLUMNS, name)
     stamps = frame["utc_timestamp"]
     if not len(frame):
-        raise DataError(f"{name} has no rows.", next_step=_MAKE_AGAIN)
+        raise DataError(f"{name} has no rows.", next_step=next_step)
     if not isinstance(stamps.dtype, pd.DatetimeTZDtype) or str(stamps.dt.tz) != "UTC":
         raise DataError(
             f"{name}, column utc_timestamp: not a column of UTC times.",
@@ -62,7 +62,7 @@ def check(frame: DataFrame, name: str = "frame") -> DataFrame:
         Check(lambda stamps: ~(stamps > datetime.now(UTC) + A_DAY), error="not in the future"),
     ]
     numbered = frame[COLUMNS] if frame.index.name == "line" else frame[COLUMNS].reset_index(drop=True)
-    check_cells(numbered, name, _MAKE_AGAIN, times=rules)
+    check_cells(numbered, name, next_step, times=rules)
     return frame
 
 

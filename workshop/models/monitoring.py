@@ -16,18 +16,31 @@ from workshop.data.features import installed
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
 from workshop.models.evaluation import coverage
+from workshop.parameters import read_stage
 from workshop.problem import Target
+from workshop.settings import get_settings
 
 WINDOW_DAYS = 56  # that the state is about: in a shorter time a few storms decide
 BASELINES = ("the same hour of the day before", "the mean of this month and hour")
 STATES = ("good", "watch", "bad")
-# The mean error in percent of the mean, as the gate's default; the points by which the band misses its promise.
-GOOD_BIAS_PERCENT, GOOD_POINTS = 5.0, 10.0
-RULE = (
-    f"Good: the mean error is at most {GOOD_BIAS_PERCENT:.0f} % of the mean, and the share of hours within the band at"
-    f" most {GOOD_POINTS:.0f} points from what it promises. Bad: more than twice as much, or a larger absolute error"
-    " than one of the baselines has. Watch: anything between."
-)
+GOOD_POINTS = 10.0  # by which the share of hours within the band misses the promised one
+
+
+def max_bias_percent() -> float:
+    """Return the limit of the mean error, in percent of the mean: that of the gate, `promote.max_bias_percent`.
+
+    Raises ParameterError: params.yaml cannot be read, or its section `promote` is not allowed.
+    """
+    return read_stage(get_settings().pipeline / "params.yaml", "promote").max_bias_percent
+
+
+def rule(max_bias_percent: float) -> str:
+    """Return in words how the state follows from errors and band."""
+    return (
+        f"Good: the mean error is at most {max_bias_percent:g} % of the mean, and the share of hours within the band at"
+        f" most {GOOD_POINTS:.0f} points from the promised one. Bad: more than twice as much, or a larger absolute"
+        " error than one of the baselines. Watch: anything between."
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class Quality:
     ``mean`` is what was measured, ``mae`` the mean absolute error and ``bias`` the mean error (below zero, too little
     is predicted), in GW, as ``capacity``, the mean of what was installed: NaN if the target is not divided by it.
     ``inside`` is the share of hours within the band, which promises ``promised``: NaN without a band. ``baselines`` are
-    the mean absolute errors of `baselines`, by name.
+    the mean absolute errors of `baselines`, by name; ``max_bias_percent`` is the limit of a good mean error.
     """
 
     target: Target
@@ -48,6 +61,7 @@ class Quality:
     inside: float
     promised: float
     baselines: dict[str, float]
+    max_bias_percent: float
 
     @property
     def bias_percent(self) -> float:
@@ -61,9 +75,9 @@ class Quality:
 
     @property
     def state(self) -> str:
-        """One of `STATES`, by `RULE`; what is NaN does not count."""
+        """One of `STATES`, by the `rule`; NaN does not count."""
         points = 100 * abs(self.inside - self.promised)
-        times = max(np.nan_to_num([abs(self.bias_percent) / GOOD_BIAS_PERCENT, points / GOOD_POINTS]))
+        times = max(np.nan_to_num([abs(self.bias_percent) / self.max_bias_percent, points / GOOD_POINTS]))
         if times > 2 or any(self.mae > error for error in self.baselines.values()):
             return "bad"
         return "watch" if times > 1 else "good"
@@ -109,10 +123,12 @@ def qualities(
     band: Sequence[pd.DataFrame] | None,
     promised: float | None,
     others: dict[str, pd.DataFrame],
+    max_bias_percent: float,
 ) -> list[Quality]:
     """Return the quality of each target over the rows of a processed frame.
 
-    ``predicted``, both ends of the ``band`` and ``others`` (`baselines`) have the targets of the same rows or more.
+    ``predicted``, both ends of the ``band`` and ``others`` (`baselines`) have the targets of the same rows or more;
+    ``max_bias_percent`` is the limit of a good mean error.
     """
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and promised else {}
@@ -132,25 +148,26 @@ def qualities(
                 name: float((other.loc[frame.index] - measured)[target.name].abs().mean())
                 for name, other in others.items()
             },
+            max_bias_percent=max_bias_percent,
         )
         for target in problem.TARGETS
     ]
 
 
-def sentence(found: Iterable[Quality]) -> str:
+def sentence(qualities: Iterable[Quality]) -> str:
     """Return how good the predictions are, in words."""
-    found = list(found)
-    text = ", ".join(each.in_words for each in found)
-    known = [each for each in found if not math.isnan(each.inside)]
+    qualities = list(qualities)
+    text = ", ".join(each.in_words for each in qualities)
+    known = [each for each in qualities if not math.isnan(each.inside)]
     if known:
         shares = " and ".join(f"{100 * each.inside:.0f}" for each in known)
         text += f"; the band holds {shares} % of hours, {100 * known[0].promised:.0f} expected"
     return text[0].upper() + text[1:] + "."
 
 
-def overall(found: Iterable[Quality]) -> str:
+def overall(qualities: Iterable[Quality]) -> str:
     """Return the worst of the targets' states."""
-    return max((each.state for each in found), key=STATES.index, default="good")
+    return max((each.state for each in qualities), key=STATES.index, default="good")
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:

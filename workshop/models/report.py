@@ -1,4 +1,4 @@
-"""The report on a week: what was generated, how well it was predicted, and what was unusual about the worst hours."""
+"""The report on a week: what was generated, how well it was predicted, and possible reasons for the worst hours."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
 from workshop.models import evaluation, lineage, monitoring
 from workshop.models.lineage import Link
+from workshop.models.monitoring import Quality
 from workshop.models.registry import Production
 from workshop.models.storage import load
 from workshop.quantities import Target
@@ -34,6 +35,7 @@ MAX_HOURS, APART_HOURS, MIN_MISS_GW = 3, 6, 0.05
 # What is unusual: more than 95 of 100 hours, or outside the range of eight in ten similar hours.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
 NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
+EIGHT_WEEKS = "The last eight weeks"
 WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
 
 logger = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class WorstHour:
 
     @property
     def quantity(self) -> Target:
-        """The target as the problem says it."""
+        """The target of the problem."""
         return next(target for target in problem.TARGETS if target.name == self.target)
 
     @property
@@ -145,8 +147,9 @@ def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
         key=lambda miss: -abs(miss.error),
     )
     surroundings = _surroundings(evidence)
+    recent = {each.target.name: each for each in _qualities(evidence, week)[EIGHT_WEEKS]}
     return [
-        replace(miss, number=number, reason=next(_reasons(surroundings, miss)))
+        replace(miss, number=number, reason=next(_reasons(surroundings, miss, recent[miss.target])))
         for number, miss in enumerate(misses, start=1)
     ]
 
@@ -182,19 +185,22 @@ def _surroundings(evidence: ReportData) -> DataFrame:
     return hours.asfreq("h")
 
 
-def _reasons(hours: DataFrame, miss: WorstHour) -> Iterator[str]:
-    """Yield what was unusual about the hour of a miss, in sentences, the most telling first; at least one."""
+def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str]:
+    """Yield what may explain a miss, in sentences, the most telling first; at least one.
+
+    ``recent`` is the quality of the target's predictions in the eight weeks up to the end of the week.
+    """
     target = miss.quantity
     driver, near, at = target.driver, pd.Timedelta(hours=NEAR_HOURS), miss.at
     values = hours[list(driver.inputs)].sum(axis="columns", skipna=False)
     alike = (values - values[at]).abs() <= max(driver.alike[0], driver.alike[1] * abs(values[at]))
-    what = f"about this {driver.title}"
+    what = f"at about this {driver.title}"
     if values[at - near : at + near].isna().any():
         yield "Hours beside it are missing from the data, so its own values may be incomplete."
     if target.by_day:
         season = abs((hours.index.day_of_year - at.day_of_year + 182) % 365 - 182)
         same_time = (hours.index.hour == at.hour) & (season <= SAME_SEASON_DAYS)
-        alike, what = alike & same_time, f"{what} at this time of day and year"
+        alike, what = alike & same_time, f"{what} and this time of day and year"
         changes = values.diff()
         middle = changes[same_time].median()
         if abs(changes[at] - middle) > (changes[same_time] - middle).abs().quantile(UNUSUAL):
@@ -211,6 +217,12 @@ def _reasons(hours: DataFrame, miss: WorstHour) -> Iterator[str]:
                 f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * NEAR_HOURS} hours; in 95 of"
                 f" 100 hours it changes by less than {usual:.1f} {driver.unit}."
             )
+    if abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0:
+        direction = "low" if recent.bias < 0 else "high"
+        yield (
+            f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} in the mean of eight"
+            " weeks: the level of the plants may have changed."
+        )
     yield from _compare(hours, miss, alike, what)
     yield "none found" + ("; the miss lies within the band: such misses are expected" if miss.beyond == 0 else "")
 
@@ -220,12 +232,17 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
     other = abs(hours.index - miss.at).days >= SAME_SPELL_DAYS
     brought = hours[miss.target][alike & other].dropna() * hours[f"{miss.target}_capacity"][miss.at]
     if len(brought) < FEWEST_ALIKE:
-        yield f"Only {len(brought)} other hours in the data had {what}: there was little to learn from."
+        yield f"Only {len(brought)} other hours in the data are {what}: there was little to learn from."
         return
     low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
     usual = f"{low:.1f} to {high:.1f} GW in eight of ten hours"
-    if low <= miss.measured <= high and not low <= miss.predicted <= high:
-        yield f"The {miss.quantity.words} was usual with {what}, the prediction was not: {usual}."
+    words = miss.quantity.words
+    if not low <= miss.measured <= high:
+        yield f"The {words} was unusual {what}: {usual}. The model sees no weather that explains it."
+    elif not low <= miss.predicted <= high:
+        yield f"The {words} was usual {what}, the prediction was not: {usual}."
+    else:
+        yield f"The {words} differs much {what}: {usual}, measured value and prediction among them."
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -262,14 +279,19 @@ def sentences(evidence: ReportData, week: Week) -> list[tuple[str, str, str]]:
     """Return how good the predictions are in a week, and in the eight weeks up to its end: when, in words, state."""
     if evidence.predicted is None:
         return []
+    each_period = _qualities(evidence, week).items()
+    return [(name, monitoring.sentence(each), monitoring.overall(each)) for name, each in each_period]
+
+
+def _qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
+    """Return the quality of each target's predictions in a week, and in the eight weeks up to its end."""
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
-    days = {"This week": 7, "The last eight weeks": monitoring.WINDOW_DAYS}
+    days = {"This week": 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
     until = evidence.production.learned_until if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
-    known = evidence.predicted, evidence.band, evidence.coverage, others
-    found = {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
-    return [(name, monitoring.sentence(each), monitoring.overall(each)) for name, each in found.items()]
+    known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
+    return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
 
 
 def quality(evidence: ReportData, week: Week) -> dict[str, Any] | None:
@@ -306,15 +328,15 @@ def gaps(week: Week) -> list[dict[str, Any]]:
 
 
 def by_day(week: Week) -> DataFrame:
-    """Return a row for each day of a week: its `hours`, the energy in GWh and its mean weather."""
-    hours = week.hours.assign(day=week.hours["utc_timestamp"].dt.normalize())
+    """Return a row for each day of a week: `_day`, its `_hours`, the energy in GWh and its mean weather."""
+    hours, day = week.hours, week.hours["utc_timestamp"].dt.normalize().rename(None)
     sums = list(TARGETS)
     if week.predicted is not None:
         hours = hours.join(week.predicted[TARGETS].add_suffix("_predicted"))
         sums += [f"{target}_predicted" for target in TARGETS]
-    added = {"hours": ("day", "size")} | {name: (name, "sum") for name in sums}
-    means = {given.name: (given.name, "mean") for given in WEATHER}
-    return hours.groupby("day", as_index=False).agg(**added, **means)
+    added = {"_hours": (sums[0], "size")} | {name: (name, "sum") for name in sums}
+    means = {each.name: (each.name, "mean") for each in WEATHER}
+    return hours.groupby(day).agg(**added, **means).reset_index(names="_day")
 
 
 def signed(value: float, digits: int = 0) -> str:

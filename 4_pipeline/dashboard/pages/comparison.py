@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from typing import Any
 
 import dash_bootstrap_components as dbc
 import pandas as pd
@@ -82,7 +83,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("zone", "value"),
         Input("revision", "data"),
     )
-    def show_period(start, end, zone, _revision):
+    def show_period(start: object, end: object, zone: object, _revision: object) -> tuple:
         """Draw the chosen period."""
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
@@ -98,7 +99,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
         *(State(day, "value") for day in DAYS),
     )
-    def follow_data(_revision, start, end):
+    def follow_data(_revision: object, start: object, end: object) -> tuple:
         """Keep the chosen period; a page that was opened before there was data gets its first one."""
         snapshot = follower.now
         latest = periods.latest(snapshot)
@@ -114,7 +115,7 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         Input("later", "n_clicks"),
         *(State(day, "value") for day in DAYS),
     )
-    def choose_period(*values):
+    def choose_period(*values: Any) -> Period:
         """Set the period to the latest days, or shift it by its own length."""
         snapshot, name = follower.now, str(ctx.triggered_id).removeprefix("preset-")
         if snapshot.frame is None:
@@ -128,7 +129,7 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         Input("comparison-csv", "n_clicks"),
         *(State(day, "value") for day in DAYS),
     )
-    def download(_clicks, start, end):
+    def download(_clicks: int, start: object, end: object) -> dict:
         """Return the period's hours, measured and predicted, as CSV."""
         snapshot = follower.now
         period, _ = periods.chosen(snapshot, start, end)
@@ -178,7 +179,7 @@ def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
         local,
         predicted,
         band=band,
-        coverage=snapshot.model and snapshot.model.coverage,
+        coverage=snapshot.model.coverage,
         measured_name=sources.origin_of(snapshot.frame).measured_name,
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
@@ -226,12 +227,12 @@ def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
 
 def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
     """Return a sentence on how good the predictions are, a tile for each target, and a line on the period."""
-    found = snapshot.qualities(rows)
+    qualities = snapshot.qualities(rows)
     start, end = period
     text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
     text += training_overlap(snapshot.frame.loc[rows], snapshot.production.learned_until)
-    tiles = html.Div([_tile(each) for each in found], className="tiles")
-    return [html.P(monitoring.sentence(found), className="summary"), tiles, html.P(text, className="hint")]
+    tiles = html.Div([_tile(each) for each in qualities], className="tiles")
+    return [html.P(monitoring.sentence(qualities), className="summary"), tiles, html.P(text, className="hint")]
 
 
 def _tile(quality: Quality) -> html.Div:
@@ -285,14 +286,14 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
             cells += [f"{measured:.2f}", f"{mean['predicted', target]:.2f}"]
             cells.append(html.Mark([percent, html.Small(" worst")]) if is_worst else percent)
         rows.append(cells)
-    shown = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
+    content = [parts.table("Whole weeks", WEEKS_HEAD, rows[:FIRST_WEEKS], "weeks")] if rows else []
     if more := rows[FIRST_WEEKS:]:
         table = parts.table("Earlier weeks", WEEKS_HEAD, more, "weeks")
-        shown.append(html.Details([html.Summary(f"{len(more)} more weeks"), table]))
+        content.append(html.Details([html.Summary(f"{len(more)} more weeks"), table]))
     if len(partial):
         names = ", ".join(map(split.name_of, partial))
-        shown.append(html.P(f"Not whole in this period, and left out: {names}.", className="hint"))
-    return shown
+        content.append(html.P(f"Not whole in this period, and left out: {names}.", className="hint"))
+    return content
 
 
 def _controls(snapshot: Snapshot, period: Period) -> html.Div:

@@ -88,9 +88,11 @@ def _challenger(snapshot: Snapshot) -> list:
     names = {"champion": f"version {production.version}, in production", "candidate": "the refused candidate"}
     scores = {name: decision[name] for name in names if decision.get(name)}
     figure = figures.weekly_errors({names[name]: score["weekly_mae_GW"] for name, score in scores.items()})
-    found = ", ".join(f"{names[name]} {_score(score)}" for name, score in scores.items())
+    r2_scores = ", ".join(f"{names[name]} {_score(score)}" for name, score in scores.items())
     content = [parts.graph("weekly-errors", figure, "Mean absolute error by week", "chart low")]
-    about = f"{decision['reason'].removeprefix('refused: ')}. R²: {found}. Drawn are the mean absolute errors by week."
+    about = (
+        f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}. Drawn are the mean absolute errors by week."
+    )
     return [parts.panel("challenger", "The last candidate was refused", about, content)]
 
 

@@ -25,9 +25,9 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return the state, the months and the inputs of the model in production."""
     if nothing := snapshot.missing("frame", "production"):
         return [parts.panel("state", TITLE, nothing, [])]
-    found = snapshot.latest
-    table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in found], "moves")
-    days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.RULE}"
+    qualities = snapshot.latest
+    table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in qualities], "moves")
+    days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
     figure = snapshot.cached(PATH, lambda: figures.by_month(_months(snapshot)))
     label = "Errors, bias and share within the band by month"
     since = snapshot.production.learned_until
@@ -41,7 +41,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     inputs = parts.table("Inputs beyond those learned", INPUTS_HEAD, rows, "words") if rows else html.P("Not known.")
     beyond = "A model does not know what it does beyond the weather that it learned: trees stay at their last value."
     return [
-        parts.panel("state", monitoring.sentence(found), days, [table]),
+        parts.panel("state", monitoring.sentence(qualities), days, [table]),
         parts.panel("months", "Month by month", about, [parts.graph("by-month", figure, label, "chart tall")]),
         parts.panel("inputs", "Weather beyond what was learned", beyond, [inputs]),
     ]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import dash_bootstrap_components as dbc
 import numpy as np
@@ -22,18 +23,23 @@ from workshop.quantities import RADIATION
 
 from .. import parts
 from ..follower import Follower, Snapshot
+from ..predictions import Prediction
 
 PATH, TITLE = "/what-if", "What if"
 SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
 SOLAR_CONSTANT, TWILIGHT = 1361, 60  # W/m²; what there may be more, as the sun is higher elsewhere in the region
 POINTS = 33  # values of an input that a curve is drawn through
-TIME = {"hour": "Hour of the day, UTC", "day": "Day of the year"}  # not every model knows them
+ALIKE = 0.1  # of a slider's range, by which the other inputs of hours like the chosen one differ at most
+FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the dark part on either side
+# An input may have such a name, too. Not every model knows the time.
+HOUR, DAY = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day"))
+TIME = {HOUR: "Hour of the day, UTC", DAY: "Day of the year"}
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
 AXES = {each.name: f"{each.title}, {each.unit}" for each in problem.INPUTS} | TIME
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
-SLIDERS |= {"hour": Slider(0, 23, 1, 12), "day": Slider(1, 365, 1, 172)}
+SLIDERS |= {HOUR: Slider(0, 23, 1, 12), DAY: Slider(1, 365, 1, 172)}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
-PRESETS = {"Reset": {}} | problem.PRESETS
+PRESETS: dict[str, dict[str, float]] = {"Reset": {}, **problem.PRESETS}
 BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS)}
 
 
@@ -42,18 +48,20 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
-    shown, figure = snapshot.cached(
+    content, figure = snapshot.cached(
         (PATH, *values.values()), lambda: (answers(snapshot, values), curves(snapshot, values))
     )
     sliders = [
         html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
-        html.Div(shown, id="what-if-answers", **{"aria-live": "polite"}),
+        html.Div(content, id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
     figure = parts.graph("what-if-curves", figure, "Predictions around this hour", "chart tall")
     about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
-    about += " Shaded are the values that the model learned from; beyond the dark part are one in a hundred."
+    about += " Shaded are the values that the model learned from, and dark those that it learned in weather like this:"
+    about += f" few such hours, {FEW} or one in a hundred, are beyond either end. A line ends where the sun gives less"
+    about += " light than is set."
     panels = [
         parts.panel("what-if", "What if", hint(snapshot), sliders),
         parts.panel("curves", "Around this hour", about, [figure]),
@@ -76,7 +84,7 @@ def register(app: Dash, follower: Follower) -> None:
         *sliders,
         Input("revision", "data"),
     )
-    def answer(*values):
+    def answer(*values: Any) -> tuple:
         """Predict for the hour and the weather of the sliders."""
         weather = within_range(values[:-1])
         snapshot = follower.now
@@ -87,9 +95,9 @@ def register(app: Dash, follower: Follower) -> None:
         *(Output(slider_id(name), "value") for name in SLIDERS),
         *(Input(id_, "n_clicks") for id_ in BUTTONS),
     )
-    def choose_preset(*_clicks):
+    def choose_preset(*_clicks: int) -> list[float]:
         """Set all sliders."""
-        values = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id), {})
+        values = FIRST | PRESETS.get(BUTTONS.get(ctx.triggered_id, ""), {})
         return [values[name] for name in SLIDERS]
 
     @app.callback(
@@ -100,7 +108,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
         *(State(slider_id(name), "value") for name in SLIDERS),
     )
-    def draw_curves(_rest, _revision, *values):
+    def draw_curves(_rest: object, _revision: object, *values: Any) -> tuple:
         """Draw how the prediction changes around the sliders' hour."""
         snapshot = follower.now
         return curves(snapshot, within_range(values)), hint(snapshot), *[is_unused(snapshot)] * len(TIME)
@@ -125,13 +133,13 @@ def within_range(values: Iterable[object]) -> dict[str, float]:
     return {name: number(value, name) for name, value in zip(SLIDERS, values, strict=True)}
 
 
-def number(value: object, name: str) -> float:
+def number(value: Any, name: str) -> float:
     """Return a slider's value within its range; its first value when it is not a number."""
     allowed = SLIDERS[name]
     return float(min(max(float(value), allowed.low), allowed.high) if _is_number(value) else allowed.first)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     try:
         return not math.isnan(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -140,7 +148,7 @@ def _is_number(value: object) -> bool:
 
 def reading(name: str, value: float) -> str | float:
     """Return a slider's value as its field shows it: a day of the year as a date, an hour as on a clock."""
-    return {"day": f"{_time(value):%d %b}", "hour": f"{value:02.0f}:00"}.get(name, value)
+    return {DAY: f"{_time(value):%d %b}", HOUR: f"{value:02.0f}:00"}.get(name, value)
 
 
 def slider_id(name: str) -> str:
@@ -154,26 +162,42 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     ``weather`` holds the value of each slider (`SLIDERS`). Hour and day are those of the data's last year: the capacity
     of that time counts.
     """
-    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather["day"], weather["hour"])}])
+    hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather[HOUR])}])
     try:
-        predicted, band = snapshot.predict_with_band(hour) if snapshot.model else (None, None)
+        predicted, band = _predict(snapshot, hour) if snapshot.model else (None, None)
     except WorkshopError as error:
         return [parts.banner("There is no prediction for this hour:", error.what)]
     tiles = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     return [tiles, *(html.P(note, className=name) for name, note in _notes(snapshot, hour))]
 
 
+def _predict(snapshot: Snapshot, hours: pd.DataFrame) -> Prediction:
+    """Return predictions and their band; NaN of a target that follows the sun, where the sun cannot give the light."""
+    predicted, band = snapshot.predict_with_band(hours)
+    light, most = _light(hours)
+    if snapshot.model.knows_time:
+        hidden = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
+        predicted, band = predicted.mask(hidden), band and tuple(end.mask(hidden) for end in band)
+    return predicted, band
+
+
+def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return the light of hours in W/m², and how much there can be: what the sun gives, and twilight."""
+    light = hours[[each.name for each in problem.INPUTS if each.units is RADIATION]].sum(axis=1)
+    elevation = features.sun_position(features.to_utc(hours["utc_timestamp"]), minutes=30)["elevation"]
+    most = SOLAR_CONSTANT * np.sin(np.radians(elevation.to_numpy())).clip(min=0)
+    return light, pd.Series(most + TWILIGHT, hours.index)
+
+
 def _notes(snapshot: Snapshot, hour: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Yield the class and the text of notes on an hour: light that there cannot be, and the capacity."""
-    light = float(hour[[each.name for each in problem.INPUTS if each.units is RADIATION]].sum(axis=1).iloc[0])
-    elevation = float(features.sun_position(features.to_utc(hour["utc_timestamp"]), minutes=30)["elevation"].iloc[0])
-    most = SOLAR_CONSTANT * max(0.0, math.sin(math.radians(elevation)))
-    if light > most + TWILIGHT:
+    light, most = (float(values.iloc[0]) for values in _light(hour))
+    if light > most:
         yield (
             "refused",
             (
                 f"There is no such hour: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
-                f" {most:.0f} W/m², even without an atmosphere."
+                f" {most - TWILIGHT:.0f} W/m², even without an atmosphere."
             ),
         )
     if snapshot.model and snapshot.model.knows_time and snapshot.model.year_ends:
@@ -201,24 +225,41 @@ def _learned(snapshot: Snapshot, name: str) -> np.ndarray:
     return snapshot.cached(("learned", name), lambda: np.sort(snapshot.learned[name].to_numpy()))
 
 
+def _learned_here(snapshot: Snapshot, name: str, weather: dict[str, float]) -> list[float]:
+    """Return the ends of the values of an input in learned hours like the chosen one, without the few outermost."""
+    learned = snapshot.learned
+    others = [other for other in FEATURES if other != name]
+    spans = pd.Series({other: ALIKE * (SLIDERS[other].high - SLIDERS[other].low) for other in others})
+    is_alike = ((learned[others] - pd.Series(weather)[others]).abs() <= spans).all(axis=1)
+    few = max(FEW, round(FEW_SHARE * is_alike.sum()))
+    values = np.sort(learned.loc[is_alike, name].to_numpy())[few:-few]
+    return [values[0], values[-1]] if len(values) else []
+
+
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     """Return the figure of the predictions around one hour of weather (`SLIDERS`); it says so if there are none."""
     if nothing := snapshot.missing("production"):
         return figures.empty(nothing)
-    rows = []
+    rows, swept = [], []
     for name in SLIDERS if snapshot.model.knows_time else FEATURES:
         slider = SLIDERS[name]
         values = np.linspace(slider.low, slider.high, POINTS)
         values = np.unique(values.round()) if slider.step == 1 else values
-        rows += [{**weather, name: value, "feature": name, "value": value} for value in values]
+        rows += [{**weather, name: value} for value in values]
+        swept += [name] * len(values)
     table = pd.DataFrame(rows)
-    table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table["day"], table["hour"], strict=True)]
+    table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table[DAY], table[HOUR], strict=True)]
     try:
-        table[TARGETS] = snapshot.predict_with_band(table)[0]
+        table[TARGETS] = _predict(snapshot, table)[0]
     except WorkshopError as error:
         return figures.empty(error.what)
+    table = table[TARGETS].assign(feature=swept, value=[row[name] for row, name in zip(rows, swept, strict=True)])
     known = {name: _learned(snapshot, name) for name in FEATURES}
-    ranges = {name: np.quantile(values, [0, SELDOM, 1 - SELDOM, 1]) for name, values in known.items() if len(values)}
+    ranges = {
+        name: [values[0], *_learned_here(snapshot, name, weather), values[-1]]
+        for name, values in known.items()
+        if len(values)
+    }
     figure = figures.responses(table, point=weather, names=AXES, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
@@ -255,13 +296,13 @@ def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
     if name in FEATURES:
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
         hidden_label = html.Label(f"{LABELS[name]}, {UNITS[name]}", htmlFor=f"{id_}-value", className="visually-hidden")
-        shown = html.Span([hidden_label, typed, f" {UNITS[name]}"])
+        field = html.Span([hidden_label, typed, f" {UNITS[name]}"])
     else:
-        shown = html.Span(reading(name, value), id=f"{id_}-value")
+        field = html.Span(reading(name, value), id=f"{id_}-value")
     unused = name in TIME and is_unused(snapshot)
     return html.Div(
         [
-            html.Div([html.Label(LABELS[name], htmlFor=id_), shown], className="name"),
+            html.Div([html.Label(LABELS[name], htmlFor=id_), field], className="name"),
             # The browser's own slider: known to keyboards, screen readers and thumbs.
             dbc.Input(id=id_, type="range", value=value, className="form-range", disabled=unused, **limits),
             html.Div(ends, className="ends"),

@@ -74,7 +74,7 @@ def register(app: Dash, follower: Follower) -> None:
         Input("revision", "data"),
         State("weather-upload", "filename"),
     )
-    def predict(contents, _revision, filename):
+    def predict(contents: object, _revision: object, filename: object) -> tuple[list, str]:
         """Predict for the uploaded file."""
         if contents is None:
             return [], ""
@@ -89,7 +89,7 @@ def register(app: Dash, follower: Follower) -> None:
         Output("weather-upload", "filename"),
         Input("weather-example", "n_clicks"),
     )
-    def try_example(_clicks):
+    def try_example(_clicks: int) -> tuple[str, str]:
         """Use the example in place of a file of the reader's."""
         return example(follower.now), "The example"
 
@@ -126,7 +126,7 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
     """
     if nothing := snapshot.missing("production"):
         return [parts.banner(nothing, "Upload the file again later.")], ""
-    given, (rows, origin) = rows, snapshot.with_capacity(rows)
+    weather, (rows, origin) = rows, snapshot.with_capacity(rows)
     predicted, band = snapshot.predict_with_band(rows)
     production = snapshot.production
     status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {production.name} version {production.version}."
@@ -136,19 +136,19 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
         last = last_year(snapshot.model.year_ends)
         status += f" {assumed:,} of them with the capacity of the end of {last}, which is assumed."
     if len(rows) == 1:
-        shown = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
+        content = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     else:
         figure = figures.prediction(rows, predicted, band=band, coverage=snapshot.model.coverage)
-        shown = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your weather")
+        content = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your weather")
     model = f"{production.name}/{production.version}"
-    table = predictions.to_csv(given.assign(capacity=origin), predicted, band, model)
+    table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, model)
     file = {"content": table, "filename": f"predicted by version {production.version}.csv", "type": "text/csv"}
     download = [
         dcc.Store(id="weather-predicted", data=file),
         dcc.Download(id="weather-file"),
         dbc.Button("Download the predictions", id="weather-download", className="download"),
     ]
-    return [parts.panel("weather-predictions", "Predictions", status, [shown]), *download], status
+    return [parts.panel("weather-predictions", "Predictions", status, [content]), *download], status
 
 
 def about_capacity(snapshot: Snapshot) -> str:

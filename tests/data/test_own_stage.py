@@ -1,0 +1,105 @@
+"""The own file as a dependency of the stage `fetch`, and the script that makes it, as the page of the folder shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from walk import merge
+from workplace import BIN, ROOT, clean_environment
+
+FOLDER = ROOT / "4_pipeline"
+PAGE = (FOLDER / "own" / "README.md").read_text()
+[STAGES] = [
+    yaml.safe_load(block) for block in re.findall(r"^```yaml dvc.yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+]
+[(SCRIPT, CODE)] = re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+# What `workshop config --pipeline data` writes, without the name of a store.
+WRITE = "python -c 'from pathlib import Path; from workshop import fingerprint as code;"
+WRITE += ' code.write_code(Path(), Path("data/code")); Path("data/tracking_store.json").touch()\''
+
+
+@pytest.fixture
+def pipeline(tmp_path) -> Path:
+    """The pipeline's first two stages in a folder of their own, which need no servers."""
+    shutil.copytree(FOLDER / "own", tmp_path / "own")
+    stages = yaml.safe_load((FOLDER / "dvc.yaml").read_text())["stages"]
+    stages = {name: stages[name] for name in ("tracking_store", "fetch")}
+    stages["tracking_store"]["cmd"] = WRITE
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    shutil.copy(FOLDER / "params.yaml", tmp_path)
+    dvc(tmp_path, "init", "--no-scm", "--quiet")
+    return tmp_path
+
+
+def dvc(folder: Path, *words: str) -> str:
+    """Type a command of DVC's in a folder; return what it prints."""
+    environment = clean_environment() | {"WORKSHOP_ROOT": str(folder), "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{BIN}:{environment['PATH']}"
+    done = subprocess.run(
+        [BIN / "dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_from(folder: Path, file: str) -> None:
+    """Name an own file in params.yaml."""
+    merge(folder / "params.yaml", {"fetch": {"source": "csv", "csv": {"file": file}}})
+
+
+def runs_fetch(folder: Path) -> bool:
+    """Return whether `dvc repro` runs the stage `fetch`."""
+    return "Running stage 'fetch'" in dvc(folder, "repro")
+
+
+def test_fetch_depends_on_the_file_that_it_reads_and_on_no_other(pipeline):
+    """The sample is fetched once, whatever lies in own/; a named file counts wherever it lies."""
+    assert runs_fetch(pipeline)
+    (pipeline / "own" / "later.csv").write_text("not read\n")
+    (pipeline / "own" / "README.md").write_text("not read\n")
+    assert not runs_fetch(pipeline)
+    (pipeline / "elsewhere.csv").write_text("a\n")
+    read_from(pipeline, "elsewhere.csv")
+    assert runs_fetch(pipeline)
+    assert not runs_fetch(pipeline)
+    (pipeline / "elsewhere.csv").write_text("b\n")
+    assert runs_fetch(pipeline)
+    assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
+
+
+def test_script_that_makes_the_own_file_is_a_stage(pipeline):
+    """The page's stage and its script: hourly means of quarter hours reach `fetch` in one run, and changes too."""
+    stamps = pd.date_range("2022-01-01", periods=8, freq="15min", tz="UTC", name="utc_timestamp")
+    pd.DataFrame({"wind_GW": range(8)}, stamps).to_csv(pipeline / "own" / "quarters.csv")
+    (pipeline / SCRIPT).write_text(CODE)
+    content = yaml.safe_load((pipeline / "dvc.yaml").read_text())["stages"]
+    added = {name: content.get(name, {}) | values for name, values in STAGES["stages"].items()}
+    (pipeline / "dvc.yaml").write_text(yaml.safe_dump({"stages": content | added}))
+    read_from(pipeline, STAGES["stages"]["prepare_own"]["outs"][0])
+    assert runs_fetch(pipeline)
+    made = pipeline / "data" / "raw" / "own.csv"
+    assert made.read_text() == "utc_timestamp,wind_GW\n2022-01-01T00:00:00Z,1.5\n2022-01-01T01:00:00Z,5.5\n"
+    assert not runs_fetch(pipeline)
+    (pipeline / SCRIPT).write_text(CODE.replace(".mean()", ".max()"))
+    assert runs_fetch(pipeline)
+    assert "T01:00:00Z,7" in made.read_text()
+
+
+def test_scripts_are_committed_and_data_is_not():
+    """Git takes what makes the file, and leaves the file."""
+    names = ["own/plants.py", "own/plants.ipynb", "own/plants.csv", "own/plants.parquet", "own/plants.xlsx"]
+    done = subprocess.run(
+        ["git", "check-ignore", *names],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+    )
+    assert done.stdout.split() == names[2:]
