@@ -78,7 +78,7 @@ def test_refused_candidate_is_shown_beside_the_model_in_production(made, served)
         "rules": [{"name": "bias", "value": -9.0, "limit": "-5 to 5", "passed": False}],
     }  # fmt: skip
     page = str(made("/model", record=Record(decision=decision)))
-    assert "bias: -9 (allowed: -5 to 5). R²: version 7, in production 0.950, the refused candidate 0.900." in page
+    assert "bias: -9 (allowed: -5 to 5). R²: version 7, in production 0.950, the last candidate 0.900." in page
     for other in ({"promoted": True}, {"production": {"version": "6"}}, {"candidate_run": "a1"}):
         assert "The last candidate" not in str(made("/model", record=Record(decision=decision | other)))
 

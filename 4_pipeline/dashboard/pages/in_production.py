@@ -80,12 +80,12 @@ def _gate(rules: list[dict]) -> html.Section:
 
 
 def _challenger(snapshot: Snapshot) -> list:
-    """Return the last candidate beside the model in production, if the gate refused it for that one."""
+    """Return the last candidate beside the model in production, if that was not replaced by it."""
     production, decision = snapshot.production, snapshot.record.decision
     is_of_this = (decision.get("production") or {}).get("version") == production.version
     if decision.get("promoted", True) or not is_of_this or decision.get("candidate_run") == production.run_id:
         return []
-    names = {"champion": f"version {production.version}, in production", "candidate": "the refused candidate"}
+    names = {"champion": f"version {production.version}, in production", "candidate": "the last candidate"}
     scores = {name: decision[name] for name in names if decision.get(name)}
     figure = figures.weekly_errors({names[name]: score["weekly_mae_GW"] for name, score in scores.items()})
     r2_scores = ", ".join(f"{names[name]} {_score(score)}" for name, score in scores.items())
@@ -93,7 +93,7 @@ def _challenger(snapshot: Snapshot) -> list:
     about = (
         f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}. Drawn are the mean absolute errors by week."
     )
-    return [parts.panel("challenger", "The last candidate was refused", about, content)]
+    return [parts.panel("challenger", "The last candidate was not promoted", about, content)]
 
 
 def _lineage(links: tuple[Link, ...]) -> html.Section:
