@@ -309,6 +309,36 @@ COUNTS = (
     "import asyncio\nawait asyncio.sleep(0)\nprint(count_calls())",
     "asyncio.get_running_loop().call_soon(lambda: print(count_calls()))\nawait asyncio.sleep(0.1)",
 )
+PROCESSES = (
+    """
+    import json, multiprocessing as mp, os, pathlib, sys, warnings
+    warnings.simplefilter("ignore")  # from Python 3.12 on, forking a process with threads warns
+    factor = 1
+    def multiply(number):
+        return factor * number
+    factor = 10
+    """,
+    """
+    with mp.Pool(2) as pool:
+        print(pool.map(multiply, range(4)))
+    shared = mp.Value("i", 0)
+    process = mp.Process(target=lambda: setattr(shared, "value", factor))
+    process.start(); process.join()
+    print(shared.value, process.exitcode, process.name, mp.current_process().name, mp.parent_process())
+    print(mp.get_start_method(), mp.active_children(), mp.current_process().daemon)
+    """,
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    with ProcessPoolExecutor(2) as pool:
+        print(list(pool.map(multiply, range(4))))
+    for method in ("spawn", "forkserver"):
+        with mp.get_context(method).Pool(1) as pool:
+            print(method, pool.apply(abs, (-1,)))
+    mp.set_start_method("spawn", force=True)
+    with mp.Pool(1) as pool:
+        print(pool.apply(os.path.basename, ("a/b",)), mp.get_start_method())
+    """,
+)
 PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects as go, plotly.io, logging, random"
 
 
@@ -332,6 +362,13 @@ def test_recursion_in_a_kernel_ends_where_it_ends_in_jupyters_own(either):
     stock = run(*COUNTS, manager=AsyncKernelManager)
     assert len(stock.split()) == len(COUNTS)
     assert run(*COUNTS) == stock
+
+
+def test_multiprocessing_in_a_kernel_is_as_in_jupyters_own(either, tmp_path):
+    """Pools see functions and globals, lambdas are targets, and each start method works as in a stock kernel."""
+    stock = run(*PROCESSES, manager=AsyncKernelManager, folder=tmp_path)
+    assert stock.startswith("[0, 10, 20, 30]\n10 0 ")
+    assert run(*PROCESSES, folder=tmp_path) == stock
 
 
 def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
