@@ -262,6 +262,32 @@ def comparable_outputs(cell) -> list[dict]:
     return with_whole_streams(json.loads(json.dumps(cell.outputs)))
 
 
+@pytest.mark.parametrize("change", notebooks.BEFORE_IMPORTS)
+def test_what_a_notebook_changes_before_its_imports_is_obeyed(both, folders, change):
+    """Variables, modules and paths that a notebook sets first mean the same where kernels are forked."""
+    for folder in folders.values():
+        notebooks.add_configuration(folder)
+        if change == "matplotlibrc":
+            (folder / "matplotlibrc").write_text("figure.dpi: 44")
+    own, ours = both(notebook(f"# %%\n{notebooks.BEFORE_IMPORTS[change]}\n# %%{notebooks.READ_CONFIGURATION}"))
+    shown = [with_whole_streams(outcome.document.cells[1].outputs) for outcome in (own, ours)]
+    assert shown[1] == shown[0]
+
+
+def test_notebook_that_only_reads_variables_has_a_warm_kernel(both, folders):
+    """Code that reads the environment is forked; a module that is hidden by one of the folder is not."""
+    cells = "import os; os.environ['HOME'], os.environ.get('A'), 'A' in os.environ, {**os.environ.copy()}"
+    unseen = "getattr(os, 'env' + 'iron')['MPLCONFIGDIR'] = 'config'"  # proves that matplotlib is there already
+    for folder in folders.values():
+        notebooks.add_configuration(folder)
+    own, ours = both(notebook(f"# %%\n{cells}\n{unseen}\n# %%{notebooks.READ_CONFIGURATION}"))
+    assert ours.document.cells[1].outputs != own.document.cells[1].outputs
+    for folder in folders.values():
+        (folder / "matplotlib.py").touch()
+    own, ours = both(notebook(f"# %%{notebooks.READ_CONFIGURATION}"))
+    assert ours.document.cells[0].outputs[0].text == own.document.cells[0].outputs[0].text == "another matplotlib\n"
+
+
 def test_equivalence_of_allowed_errors(both):
     """Cells tagged `raises-exception` fail, the others run on, and papermill raises the same error at the end."""
     own, dask = both(notebook(notebooks.ALLOWED))

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from jupyter_core.utils import run_sync
@@ -16,6 +17,7 @@ from papermill.clientwrap import PapermillNotebookClient
 
 from papermill_dask import compat
 from papermill_dask.kernels.manager import KernelManager
+from papermill_dask.kernels.warm import reason_for_cold_start
 from papermill_dask.task import Run
 
 INTERRUPT_SECONDS = 0.5
@@ -81,6 +83,13 @@ class KernelClient(PapermillNotebookClient):
             parts = {name: msg[name] for name in ("msg_type", "header", "metadata", "content")}
             self._run.report("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
         return super().process_message(msg, cell, cell_index)
+
+    def create_kernel_manager(self) -> KernelManager:
+        """Create the manager of a kernel, which starts cold where a forked one might give another result."""
+        cells = [cell.source for cell in self.nb.cells if cell.cell_type == "code"]
+        manager: KernelManager = super().create_kernel_manager()
+        manager.reason_for_cold_start = reason_for_cold_start(cells, Path(self._run.task.folder))
+        return manager
 
     @contextlib.contextmanager
     def setup_kernel(self, **options: Any) -> Iterator[None]:

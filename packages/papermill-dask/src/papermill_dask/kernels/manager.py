@@ -129,6 +129,9 @@ class SupervisedProvisioner(LocalProvisioner):
 
     async def _fork(self, request: Request) -> Kernel | None:
         """Return a forked kernel that has started; None where there is nothing to fork from."""
+        if self.parent.reason_for_cold_start:
+            logger.warning("A kernel starts cold: %s.", self.parent.reason_for_cold_start)
+            return None
         wanted = python_of(request["argv"]), request["env"]
         warm = WARM.find(*wanted)
         if not warm or warm.reason:
@@ -247,6 +250,7 @@ class KernelManager(AsyncKernelManager):
     shutdown_wait_time = Float(8.0, config=True)
     private_folder = Unicode()
     unwanted = False
+    reason_for_cold_start: str | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -15,9 +16,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,14 @@ SIGNIFICANT_VARIABLES = (
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_DISABLE_", "DO_NOT_TRACK"),
 )
 
+# Words of code that changes what an import finds, or what a module reads while it is imported.
+CHANGES = re.compile(
+    r"\b(?:environb?|putenv|unsetenv|setenv|\w*dotenv|set_start_method|sys\.(?:path|modules|meta_path|path_hooks)"
+    r"|addsitedir|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b|^\s*%%?(?:env|set_env|run|load_ext)\b",
+    re.MULTILINE,
+)
+MAGIC = re.compile(r"^([ \t]*)([%!].*)", re.MULTILINE)
+IMPORT = re.compile(r"^\s*(?:import|from) (.*)", re.MULTILINE)
 
 # What a process has from the one that forked it, beside its memory: who it is, and what it may and may use.
 STATUS = re.compile(rb"^(?:Umask|Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):.*$", re.MULTILINE)
@@ -231,6 +242,52 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
             is_this = other.parent == here.parent and other.exists() and other.samefile(here)
             if is_this and all(flag.startswith("-X") and flag != "-X" for flag in flags):
                 return sys.executable, *flags
+    return None
+
+
+class WithoutReads(ast.NodeTransformer):
+    """Removes the expressions that only read the environment."""
+
+    def visit(self, node: ast.AST) -> Any:
+        """Return the node without its reads; a constant in place of a read."""
+        match self.generic_visit(node):
+            case (
+                ast.Subscript(value, _, ast.Load())
+                | ast.Attribute(value, "get" | "items" | "keys" | "values" | "copy")
+                | ast.Compare(_, [ast.In() | ast.NotIn()], [value])
+            ) if ast.unparse(value).endswith("environ"):
+                return ast.Constant(None)
+            case other:
+                return other
+
+
+def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
+    """Return why a notebook in ``folder`` may give another result when modules are imported before; None if it cannot.
+
+    Searches the cells, and the modules of the folder that they name; the code of installed packages is not searched.
+    """
+    if (folder / "matplotlibrc").exists():
+        return "its folder has a matplotlibrc"
+    packages = [file.parent for file in folder.glob("*/__init__.py")]
+    files = [file for place in (folder, *packages) for file in place.glob("*.py") if os.access(file, os.R_OK)]
+    sources = list(cells)
+    for source in sources:  # the loop adds to them
+        try:
+            code = ast.unparse(WithoutReads().visit(ast.parse(MAGIC.sub(r"\1pass", source))))
+        except (SyntaxError, ValueError, RecursionError):  # magic in an expression, another language
+            code = source
+        code = "\n".join([code, *(magic for _, magic in MAGIC.findall(source))])
+        if change := CHANGES.search(code):
+            return f"the notebook uses `{change[0].strip()}`, which may change what an import finds or reads"
+        words = set(re.findall(r"\w+", " ".join(IMPORT.findall(code))))
+        for file in list(files):
+            if not words.issuperset({file.stem, file.parent.name} - {"__init__", folder.name}):
+                continue
+            installed = PathFinder.find_spec(file.relative_to(folder).parts[0].removesuffix(".py"))
+            if installed and installed.origin and not Path(installed.origin).resolve().is_relative_to(folder.resolve()):
+                return f"{file} hides an installed module"
+            sources.append(file.read_text(errors="replace"))
+            files.remove(file)
     return None
 
 
