@@ -12,7 +12,7 @@ import psutil
 import pytest
 from hosts import Cluster, new_cluster, notebook, wait_for
 from papermill_dask import connect
-from programs import BIN, clean_environment, environment_of
+from programs import BIN, clean_environment, environment_of, free_port
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,15 @@ def test_connection_survives_what_other_clients_cancel(cluster):
                         assert client.status == "running"
         finally:
             other.kill()
+
+
+def test_tracking_server_that_does_not_answer_is_a_warning(cluster, tmp_path):
+    """MLFLOW_TRACKING_URI names a stopped server: a notebook that tracks nothing runs, and a line names the address."""
+    address = f"http://127.0.0.1:{free_port()}"
+    client = cluster.run(notebook(tmp_path / "in.ipynb", "print('ran')"), MLFLOW_TRACKING_URI=address)
+    assert client.process.returncode == 0, client.words
+    assert f"(MLFLOW_TRACKING_URI={address})" in client.words
+    assert client.text() == "ran\n"
 
 
 def test_secrets_stay_at_home(cluster, tmp_path):

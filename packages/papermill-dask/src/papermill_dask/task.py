@@ -21,7 +21,7 @@ class Task:
 
     ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``worker`` the id
     of the worker that it is for. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
-    ``is_scratch``: the folder was filled for this notebook. ``output`` names the output.
+    ``is_scratch``: the folder was filled for this notebook. ``output`` names the output, ``resources`` are Dask's.
     """
 
     notebook: dict[str, Any]
@@ -32,6 +32,7 @@ class Task:
     folder: str
     environment: dict[str, str]
     output: str | None = None
+    resources: dict[str, float] = field(default_factory=dict)
     is_scratch: bool = False
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -19,8 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-from papermill_dask.failures import EngineError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # in the kernel's environment: which task of the cluster it is
@@ -64,15 +63,14 @@ class NotebookRuns:
         if self._uri:  # to be there when the first notebook of this worker ends
             threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
 
-    def check_reachable(self) -> None:
-        """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
-        if self._uri and urlsplit(self._uri).hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self._uri):
-            raise EngineError(
-                f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
-                value=f"{URI_VARIABLE}={self._uri}: loopback, where each machine means itself",
-                expected="a server that runs, at an address that the workers reach, too",
-                next_step=f"set {URI_VARIABLE} to one; unset it for a notebook that tracks nothing",
-            )
+    def check_reachable(self, logger: logging.Logger) -> None:
+        """Warn when the tracking server does not answer on this machine; many notebooks track nothing."""
+        if self._uri and not _answers(self._uri):
+            logger.warning(
+                "The worker on %s cannot reach the MLflow tracking server (%s=%s). Start it, or set the "
+                "variable to an address that the workers reach; a notebook that tracks nothing needs none.",
+                socket.gethostname(), URI_VARIABLE, self._uri,
+            )  # fmt: skip
 
     def find(self) -> None:
         """Look for the runs, as long as the kernel lives: at its exit MLflow ends them as if all had gone well."""

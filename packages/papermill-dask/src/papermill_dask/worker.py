@@ -44,7 +44,7 @@ def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
 
     running = [
         {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
-         "since": run.since, "output": run.task.output}
+         "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.resources}
         for run in list(RUNS.values())
     ]  # fmt: skip
     return {
@@ -53,7 +53,16 @@ def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
         "kernels": sorted(find_kernel_specs()),
         "sees": marker is not None and Path(marker).exists(),
         "running": running,
+        "log": _log(),
     }
+
+
+def _log() -> str:
+    """Return where this worker writes its log: to its standard error, which is a file on many clusters."""
+    with contextlib.suppress(OSError):
+        if (file := Path("/dev/fd/2").readlink()).is_file():
+            return f"{socket.gethostname()}:{file}"
+    return f"what its process {os.getpid()} on {socket.gethostname()} wrote to its standard error"
 
 
 def listens(address: str, seconds: float) -> bool:
@@ -113,7 +122,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
     manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
     try:
-        runs.check_reachable()
+        runs.check_reachable(run.logger())
         run.kernel = KernelClient(manager, run, before_end=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stopped:
             # nbclient leaves the loop of this thread, with three open files, to the garbage collector.
