@@ -23,7 +23,7 @@ import psutil
 import pytest
 from hosts import MARK, Cluster, Hosts, marked, new_cluster, new_hosts, notebook, wait_for
 from papermill_dask import EngineError
-from programs import BIN
+from programs import BIN, clean_environment
 
 MB = 10**6
 PACKAGES = sysconfig.get_path("purelib")
@@ -238,6 +238,89 @@ def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
     )
     assert client.process.returncode == 0, client.words
     assert [client.text(cell) for cell in range(3)] == ["285\n", "True\n", "4950\n"]
+
+
+NEXT = "import papermill\npapermill.execute_notebook({0!r}, 'done-' + {0!r}, engine_name='dask', progress_bar=False)"
+
+
+def test_cluster_lends_the_slot_of_a_notebook_to_those_that_it_runs(own, tmp_path):
+    """Two notebooks run others, three deep, at a time on two slots; of three in parallel one has the slot at a time."""
+    for name in ("alpha", "beta"):
+        own.start_worker(name)
+    notebook(tmp_path / "third.ipynb", "print('third')")
+    outputs = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        sources = NEXT.format("second.ipynb"), NEXT.format("third.ipynb"), "print('third')"
+        for file, source in zip(("first", "second", "third"), sources, strict=True):
+            notebook(tmp_path / name / f"{file}.ipynb", source)
+        outputs.append(own.start(tmp_path / name / "first.ipynb"))
+    for client in outputs:
+        assert client.wait(120) == 0, client.words
+        last = nbformat.read(client.output.with_name("done-third.ipynb"), as_version=4)
+        assert last.cells[0].outputs[0].text == "third\n"
+    own.stop("beta")
+    sweep = "import pathlib, papermill_dask as p\nprint(p.run_many(pathlib.Path('third.ipynb'), 3 * [{}]).exit_code)"
+    client = own.run(notebook(tmp_path / "sweep.ipynb", sweep))
+    assert client.text().endswith("\n0\n"), client.words
+
+
+def test_cluster_lends_resources_with_the_slot(own, tmp_path):
+    """A notebook runs another that asks for the only GPU, which it has itself: that one gets it."""
+    own.start_worker("strong", resources="notebook=2,GPU=1")
+    asks = {"papermill_dask": {"resources": {"GPU": 1}}}
+    notebook(tmp_path / "inner.ipynb", "print('inner')", **asks)
+    client = own.start(notebook(tmp_path / "outer.ipynb", NEXT.format("inner.ipynb"), **asks))
+    assert client.wait(60) == 0, client.words
+
+
+def test_cluster_says_which_notebooks_have_the_slots(own, tmp_path):
+    """A notebook that waits names those that run."""
+    own.start_worker("alpha")
+    first = own.start(notebook(tmp_path / "holds.ipynb", "import time\nprint('.', flush=True)\ntime.sleep(600)"))
+    first.wait_for_text(".")
+    second = own.start(notebook(tmp_path / "waits.ipynb", "1"), output="waited.ipynb")
+    wait_for(lambda: "all that suit this notebook are busy (with holds)" in second.words)
+    first.process.send_signal(signal.SIGINT)
+    assert second.wait(60) == 0, second.words
+    first.wait()
+
+
+ADAPTIVE = """
+import pathlib, sys, threading
+import dask, papermill_dask
+from distributed import Client, LocalCluster
+
+if __name__ == "__main__":
+    minimum, over, most = int(sys.argv[1]), threading.Event(), 0
+    with LocalCluster(n_workers=minimum, threads_per_worker=1, dashboard_address=None) as cluster:
+        cluster.adapt(minimum=minimum, maximum=3, interval="0.5s")
+
+        def count():
+            global most
+            while not over.wait(0.2):
+                most = max(most, len(cluster.scheduler.workers))
+
+        threading.Thread(target=count).start()
+        try:
+            with dask.config.set({"scheduler-address": cluster.scheduler_address}):
+                sweep = papermill_dask.run_many(pathlib.Path("in.ipynb"), [{"n": n} for n in range(8)])
+        finally:
+            over.set()
+        print([run.status for run in sweep.runs].count("done"), most)
+"""
+
+
+@pytest.mark.parametrize("minimum", ["0", "1"])
+def test_cluster_that_adapts_grows_with_the_notebooks_that_wait(tmp_path, minimum):
+    """An adaptive cluster, empty or of one worker, starts as many workers as it may; later ones get notebooks, too."""
+    notebook(tmp_path / "in.ipynb", "# tags: parameters\nn = 0", "import time\ntime.sleep(3)")
+    (tmp_path / "adaptive.py").write_text(ADAPTIVE)
+    done = subprocess.run(
+        [sys.executable, "adaptive.py", minimum], cwd=tmp_path, env=clean_environment(),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["8 3"], done.stderr
 
 
 # -- what a notebook asks for ------------------------------------------------------------------------------------
@@ -535,18 +618,6 @@ def test_cluster_stage_that_fails_on_another_machine_leaves_the_outs_alone(apart
     assert "ZeroDivisionError" in client.words
     assert not (apart.repository / "out.txt").exists()
     assert apart.scratch_folders() == []
-
-
-@pytest.mark.privileged
-def test_cluster_loopback_tracking_uri_is_noticed_on_another_machine(apart, tmp_path):
-    """A tracking address that means another machine there: an error that names the setting, before any cell runs."""
-    source = notebook(tmp_path / "tracks.ipynb", "print('ran')")
-    client = apart.cluster.run(source, MLFLOW_TRACKING_URI="http://127.0.0.1:5000")
-    assert client.process.returncode == 1
-    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:5000" in client.words
-    assert "loopback" in client.words
-    assert "Traceback" not in client.words
-    assert client.text() == ""
 
 
 @pytest.mark.privileged

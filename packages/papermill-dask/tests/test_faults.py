@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import signal
+import socket
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,9 @@ def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking_server, 
     client.wait(30)
     words = ("worker that ran the notebook was lost", "retries")
     assert_told(client, *words, code=1, cells=["completed", "failed", "pending"])
+    assert any(
+        f"see the worker's log ({socket.gethostname()}:{own.folder}/{name}.log)" in client.words for name in workers
+    )
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
     time.sleep(2)  # in which the other worker would have begun
     assert count.read_text() == "once\n"

@@ -9,9 +9,11 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import dask.config
 from distributed import Client, Event, LocalCluster, Semaphore
 from jupyter_client.kernelspec import NoSuchKernel
 
-from papermill_dask import compat
+from papermill_dask import compat, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
 
@@ -30,6 +32,8 @@ ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
 SILENT = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
+DEMAND_SECONDS = 1.0
+WAITING = "notebook-waiting"  # the name of tasks, and of a resource that no worker has
 LEASE_SECONDS = 6
 _registering = threading.Lock()
 
@@ -51,7 +55,9 @@ class Worker:
     id: str | None = None
     sees_folder: bool = False
     running: list[dict[str, Any]] = field(default_factory=list)
+    log: str = ""
     problems: list[str] = field(default_factory=list)
+    lent_by: str | None = None  # the key of the notebook that runs this one, and lends its slot
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address}): {'; '.join(self.problems)}"
@@ -91,10 +97,17 @@ def connect() -> Iterator[Client]:
 
 
 def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
-    """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``."""
+    """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``.
+
+    Wait on if a cluster object of Dask's manages the workers, which may be starting, or start when there is work.
+    """
     try:
         client.wait_for_workers(1, timeout=seconds)
     except TimeoutError:
+        with _demand(client) as has_manager:
+            if has_manager:
+                logger.info("Waiting for the first worker that the Dask cluster starts (with `adapt` or `scale`).")
+                return client.wait_for_workers(1)
         raise EngineError(
             "The Dask cluster has no worker.",
             value=compat.scheduler_of(client).address,
@@ -151,16 +164,28 @@ def _worker(address: str, known: dict, answer: Future, kernel_name: str | None, 
     info, answered = known[address], answer.result() if answer.done() else None
     facts = answered if isinstance(answered, dict) else {}
     problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {answered!r}" if answered else SILENT]
-    resources = info.get("resources", {})
-    declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
-    slots = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
+    resources, slots = info.get("resources", {}), _slots(known)[address]
     if not slots:
         problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
     for name, amount in asked.items():
         if resources.get(name, 0) < amount:
             problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
-    about = facts.get("id"), facts.get("sees", False), facts.get("running", [])
+    about = facts.get("id"), facts.get("sees", False), facts.get("running", []), facts.get("log", "")
     return Worker(address, str(info["name"]), slots, *about, problems)
+
+
+def _slots(known: dict[str, dict]) -> dict[str, int]:
+    """Return how many notebooks each worker runs in parallel."""
+    declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
+    return {
+        address: int(worker.get("resources", {}).get(NOTEBOOK, 0)) if declared else worker["nthreads"]
+        for address, worker in known.items()
+    }
+
+
+def capacity(client: Client) -> int:
+    """Return how many notebooks the cluster's workers run in parallel now."""
+    return sum(_slots(client.sync(compat.scheduler_of(client).identity)["workers"]).values())
 
 
 @contextlib.contextmanager
@@ -211,58 +236,106 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
 
 # -- a slot on one of them -----------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def reserve_slot(client: Client, workers: list[Worker]) -> Iterator[Worker]:
-    """Wait until one of ``workers`` has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
+def reserve_slot(client: Client, query: Callable[[], list[Worker]], asked: dict[str, float]) -> Iterator[Worker]:
+    """Wait until a worker has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
 
     Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
-    there is a slot: one of the leases of a worker's semaphore. Raises WorkerLost when none of the workers is left.
+    there is a slot: one of the leases of a worker's semaphore. ``query`` returns the workers, again when one comes or
+    goes. A notebook that runs others lends them its slot, one at a time, with the resources that it has ``asked`` for.
+    Raises WorkerLost when no worker is left that suits.
     """
-
-    def release() -> None:
-        if client.status == "running":  # a scheduler that is gone has no leases to give back
-            lease.release()
-            released.set()
-
     with client.as_current(), contextlib.ExitStack() as stack:
-        say_once, released = functools.cache(logger.info), Event(f"{NOTEBOOK}-slot-released")
+        released = Event(f"{NOTEBOOK}-slot-released")
         try:
-            leases = {worker.address: _new_leases(worker, stack) for worker in workers}
-            while True:
-                released.clear()
-                for worker in _least_busy(client, workers):
-                    if (lease := leases[worker.address]).acquire(timeout=0):
-                        stack.callback(release)
-                        yield worker
-                        return
-                say_once("Waiting for a free worker: all that suit this notebook are busy.")
-                released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
+            worker, lease = _wait_for_slot(client, query, asked, released, stack)
+            try:
+                yield worker
+            finally:
+                if client.status == "running":  # a scheduler that is gone has no leases to give back
+                    lease.release()
+                    released.set()
         except OSError as error:
             if client.status == "running":
                 raise
             raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
 
 
-def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
-    """Return the semaphore of a worker's notebooks; a lease is refreshed until the stack is closed."""
+def _wait_for_slot(
+    client: Client,
+    query: Callable[[], list[Worker]],
+    asked: dict[str, float],
+    released: Event,
+    stack: contextlib.ExitStack,
+) -> tuple[Worker, Semaphore]:
+    say_once, began, addresses = functools.cache(logger.info), time.monotonic(), None
+    leases: dict[str, Semaphore] = {}
+    with contextlib.ExitStack() as demand:
+        while True:
+            released.clear()
+            if (tasks := client.processing()).keys() != addresses:
+                try:
+                    workers = eligible_workers(query())
+                except EngineError:
+                    if addresses is None:
+                        raise
+                    what = "All Dask workers that suit the notebook are gone."
+                    raise WorkerLost(what, value=", ".join(addresses), **LOST) from None
+                addresses, lender = tasks.keys(), _lender(workers, asked)
+            # The resources of a notebook that lends them are in use: Dask would give them to no other.
+            free = [lender] if asked and lender else [worker for worker in workers if worker.address in tasks]
+            for worker in [*sorted(free, key=lambda worker: len(tasks[worker.address])), *filter(None, [lender])]:
+                name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
+                if name not in leases:
+                    leases[name] = _new_leases(name, worker.notebooks, stack)
+                if leases[name].acquire(timeout=0):
+                    return worker, leases[name]
+            names = sorted({run["notebook"] for worker in workers for run in worker.running})
+            say_once("Waiting for a free worker: all that suit this notebook are busy (with %s).", ", ".join(names))
+            if time.monotonic() - began > DEMAND_SECONDS:
+                demand.enter_context(_demand(client))
+                began = float("inf")
+            released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
+
+
+def _lender(workers: list[Worker], asked: dict[str, float]) -> Worker | None:
+    """Return the worker of the notebook that this process belongs to, with its slot; None if that has not ``asked``."""
+    key = os.environ.get(tracking.TASK_VARIABLE)
+    for worker in workers:
+        if any(run["key"] == key and asked.items() <= run["resources"].items() for run in worker.running):
+            return replace(worker, notebooks=1, lent_by=key)
+    return None
+
+
+def _new_leases(name: str, number: int, stack: contextlib.ExitStack) -> Semaphore:
+    """Return a semaphore, for slots; a lease is refreshed until the stack is closed."""
     # Dask's own time, 30 s, is long to wait for the slot that a killed client had.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
-        leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")
+        leases = Semaphore(number, name)
         leases.register()
     stack.callback(leases.refresh_callback.stop)
     return leases
 
 
-def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:
-    """Return those of ``workers`` that are still there, the least busy first."""
-    tasks = client.processing()
-    alive = [worker for worker in workers if worker.address in tasks]
-    if not alive:
-        raise WorkerLost(
-            "All Dask workers that suit the notebook are gone.",
-            value=", ".join(worker.address for worker in workers),
-            **LOST,
-        )
-    return sorted(alive, key=lambda worker: len(tasks[worker.address]))
+@contextlib.contextmanager
+def _demand(client: Client) -> Iterator[bool]:
+    """Keep a task on the scheduler that no worker can run: for it, an adaptive cluster starts one more worker.
+
+    Yield whether a cluster object of Dask's, such as LocalCluster or SLURMCluster, manages the workers.
+    """
+
+    async def prepare(dask_scheduler: Any) -> bool:
+        import dask
+
+        # Dask starts a worker for each 5 s of work.
+        dask.config.set({f"distributed.scheduler.default-task-durations.{WAITING}": "1 h"})
+        return "worker-status" in dask_scheduler.plugins
+
+    has_manager = compat.ask_scheduler(client, prepare, ANSWER_SECONDS)
+    task = client.submit(int, key=f"{WAITING}-{uuid.uuid4().hex[:8]}", resources={WAITING: 1}, pure=False)
+    try:
+        yield has_manager
+    finally:
+        task.release()
 
 
 # -- contact -------------------------------------------------------------------------------------------------------

@@ -94,8 +94,9 @@ def _run(
     """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
     lost: list[dict[str, Any]] = []
     while True:
-        workers = cluster.eligible_workers(_query_workers(executed, kernel_name, client, options))
-        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.reserve_slot(client, workers) as worker:
+        query = functools.partial(_query_workers, executed, kernel_name, client, options)
+        slot = cluster.reserve_slot(client, query, options.resources)
+        with handled((signal.SIGTERM, signal.SIGHUP), _leave), slot as worker:
             attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
             began = time.time()
             try:
@@ -104,6 +105,8 @@ def _run(
                 lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
                 if options.retries:
                     _record(executed, lost=lost)
+                if "scheduler" not in error.what:
+                    error.next_step = f"see the worker's log ({worker.log}), then {error.next_step}"
                 executed.mark_aborted()  # and saved so, before the tracking server is asked
                 runs = tracking.NotebookRuns(attempt.key, os.environ)
                 runs.find()
@@ -279,6 +282,7 @@ class Attempt:
             folder=str(Path.cwd()),
             environment=_forwarded_environment(options),
             output=cluster.this_output(executed.output_path),
+            resources=options.resources,
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended
@@ -301,7 +305,8 @@ class Attempt:
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
             stack.callback(compat.forget, client, self.key)
-            resources = self._options.resources or None
+            # Those that the notebook's parent lends are reserved already.
+            resources = None if self.worker.lent_by else self._options.resources or None
             future = client.submit(run_notebook, task, key=self.key, pure=False, resources=resources, workers=[address])
             # The scheduler forgets a released task, and the worker then stops one that runs. `future.cancel()` would do
             # the same, but it is reported to all clients, and breaks those that are connecting (`compat.new_client`).

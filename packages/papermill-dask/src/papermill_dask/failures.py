@@ -8,7 +8,7 @@ import click
 
 LOST = {
     "expected": "a worker that lives, and is in reach, until the notebook ends",
-    "next_step": "see the worker's log, then run the notebook again; it was not repeated (option `retries`)",
+    "next_step": "run the notebook again; it was not repeated (option `retries`)",
 }
 
 
