@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
+import io
 import itertools
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -49,11 +53,14 @@ class Sweep:
         return 128 + self.signal if self.signal else int(any(run.status == "failed" for run in self.runs))
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each run: its parameters, status, seconds and metrics."""
-        return [
-            {**run.parameters, "status": run.status, "seconds": run.seconds and round(run.seconds, 1)} | run.metrics
-            for run in self.runs
-        ]
+        """Return a row for each run: its parameters, status, seconds and metrics, under names of their own."""
+        rows = []
+        for run in self.runs:
+            rows.append(row := dict(run.parameters))
+            results = {"status": run.status, "seconds": run.seconds and round(run.seconds, 1)}
+            for name, value in (*results.items(), *run.metrics.items()):
+                row[f"{name} (result)" if name in row else name] = value
+        return rows
 
 
 def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
@@ -71,6 +78,53 @@ def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
             )
         values[name] = [compat.read_parameter(part) for part in texts]
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
+    """Raise EngineError unless all names, which come from ``place``, can be parameters of the notebook, once each."""
+    try:
+        cells = json.loads(notebook.read_bytes())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+        known = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+    except SyntaxError:  # another language
+        known = set(re.findall(r"\w+", code))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError("The notebook cannot be read.", value=f"{notebook}: {error!r}") from None
+    for number, name in enumerate(names, start=1):
+        problems = {
+            "it is no identifier": not name.isidentifier() or iskeyword(name),
+            "it is there twice": name in names[: number - 1],
+            "the notebook's cell tagged `parameters` does not have it": code and name not in known,
+        }
+        for problem in (problem for problem, is_there in problems.items() if is_there):
+            value, expected = f"{name!r}, number {number} in {place}: {problem}", ", ".join(sorted(known))
+            next_step = f"correct the name, or add it to {notebook}"
+            raise EngineError("The name cannot be a parameter's.", value=value, expected=expected, next_step=next_step)
+
+
+def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the header of a CSV file, and for each other row the parameters; raise EngineError in words."""
+    problem = None
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), ""), skipinitialspace=True, strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        rows, problem = [], str(error)
+    (_, names), *rows = rows or [(0, [])]
+    if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
+        problem = f"column 1 is {names[0]!r}; the separator seems to be {separator[0]!r}"
+    for line, row in rows:
+        if len(row) != len(names) or "" in row:
+            problem = problem or f"line {line} has {len(row) - row.count('')} values, the header {len(names)}"
+    if problem or not rows:
+        raise EngineError(
+            "The table of parameters cannot be read.",
+            value=f"{place}: {problem or ('no row below the header' if names else 'it is empty')}",
+            expected="a header, and rows with a value for each of its names, separated by commas, in UTF-8",
+            next_step="save it so; write None for no value",
+        )
+    return names, [dict(zip(names, map(compat.read_parameter, row), strict=True)) for _, row in rows]
 
 
 def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print) -> Sweep:
@@ -97,11 +151,17 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
         stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
-        # More threads: loading and saving of some overlaps with the cluster's work on others.
-        pool = stack.enter_context(ThreadPoolExecutor(min(2 * parallel, len(runs)), "notebook"))
-        ends = [pool.submit(_execute, run, notebook, client, signals, report) for run in runs]
-        while not signals and wait(ends, TICK_SECONDS).not_done:
-            pass
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
+        queue, active = iter(runs), set[Future]()
+        while not signals:
+            # Twice as many: loading and saving of some overlaps with the cluster's work on others.
+            with contextlib.suppress(OSError):  # each notebook tells that the scheduler is lost
+                parallel = max(1, cluster.capacity(client))
+            new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
+            active |= {pool.submit(_execute, run, notebook, client, signals, report) for run in new}
+            if not active:
+                break
+            active = wait(active, TICK_SECONDS, FIRST_COMPLETED).not_done
         if signals:
             report(f"{signal.Signals(signals[0]).name}: stopping; what was finished is kept")
             pool.shutdown(wait=False, cancel_futures=True)
@@ -133,16 +193,15 @@ def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence
 
 
 @click.command()
-@click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
-@click.option("--csv", "file", type=click.File(), help="A run for each row of this file.")
-def main(notebook: Path, sweeps: tuple[str, ...], file: TextIO | None) -> None:
+@click.option("--csv", "file", type=click.File("rb"), help="A run for each row of this file.")
+def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
-    rows = list(csv.DictReader(file, restkey="", restval=None)) if file else [{}]
-    if not rows or any("" in row or None in row.values() for row in rows):
-        raise EngineError("The parameters cannot be read.", value=file and file.name, expected="a value in each column")
-    every = [{name: compat.read_parameter(text) for name, text in row.items()} for row in rows]
-    every = [parameters | chosen for parameters in every for chosen in combinations(sweeps)]
+    names, rows = read_table(file.read(), file.name) if file else ([], [{}])
+    options = combinations(sweeps)
+    check_names([*names, *options[0]], f"the header of {file.name}, then --sweep" if file else "--sweep", notebook)
+    every = [parameters | option for parameters in rows for option in options]
     sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True))
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ SIGNIFICANT_VARIABLES = (
 
 # Words of code that changes what an import finds, or what a module reads while it is imported.
 CHANGES = re.compile(
-    r"\b(?:environb?|putenv|unsetenv|setenv|\w*dotenv|set_start_method|sys\.(?:path|modules|meta_path|path_hooks)"
+    r"\b(?:environb?(?!\.(?:get|items|keys|values|copy)\()|putenv|unsetenv|setenv|\w*dotenv|set_start_method|sys\.(?:path|modules|meta_path|path_hooks)"
     r"|addsitedir|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b|^\s*%%?(?:env|set_env|run|load_ext)\b",
     re.MULTILINE,
 )
@@ -245,22 +244,6 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
     return None
 
 
-class WithoutReads(ast.NodeTransformer):
-    """Removes the expressions that only read the environment."""
-
-    def visit(self, node: ast.AST) -> Any:
-        """Return the node without its reads; a constant in place of a read."""
-        match self.generic_visit(node):
-            case (
-                ast.Subscript(value, _, ast.Load())
-                | ast.Attribute(value, "get" | "items" | "keys" | "values" | "copy")
-                | ast.Compare(_, [ast.In() | ast.NotIn()], [value])
-            ) if ast.unparse(value).endswith("environ"):
-                return ast.Constant(None)
-            case other:
-                return other
-
-
 def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
     """Return why a notebook in ``folder`` may give another result when modules are imported before; None if it cannot.
 
@@ -273,7 +256,7 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
     sources = list(cells)
     for source in sources:  # the loop adds to them
         try:
-            code = ast.unparse(WithoutReads().visit(ast.parse(MAGIC.sub(r"\1pass", source))))
+            code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # without comments
         except (SyntaxError, ValueError, RecursionError):  # magic in an expression, another language
             code = source
         code = "\n".join([code, *(magic for _, magic in MAGIC.findall(source))])
