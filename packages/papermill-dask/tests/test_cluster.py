@@ -280,7 +280,7 @@ def test_cluster_says_which_notebooks_have_the_slots(own, tmp_path):
     first = own.start(notebook(tmp_path / "holds.ipynb", "import time\nprint('.', flush=True)\ntime.sleep(600)"))
     first.wait_for_text(".")
     second = own.start(notebook(tmp_path / "waits.ipynb", "1"), output="waited.ipynb")
-    wait_for(lambda: "all that suit this notebook are busy (with holds)" in second.words)
+    wait_for(lambda: "all that suit this notebook are busy with holds." in second.words)
     first.process.send_signal(signal.SIGINT)
     assert second.wait(60) == 0, second.words
     first.wait()

@@ -244,57 +244,49 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], asked: dict[
     goes. A notebook that runs others lends them its slot, one at a time, with the resources that it has ``asked`` for.
     Raises WorkerLost when no worker is left that suits.
     """
-    with client.as_current(), contextlib.ExitStack() as stack:
-        released = Event(f"{NOTEBOOK}-slot-released")
+    began, say_once, addresses = time.monotonic(), functools.cache(logger.info), None
+    leases: dict[str, Semaphore] = {}
+
+    def release(lease: Semaphore) -> None:
+        if client.status == "running":  # a scheduler that is gone has no leases to give back
+            lease.release()
+            released.set()
+
+    with client.as_current(), contextlib.ExitStack() as stack, contextlib.ExitStack() as demand:
         try:
-            worker, lease = _wait_for_slot(client, query, asked, released, stack)
-            try:
-                yield worker
-            finally:
-                if client.status == "running":  # a scheduler that is gone has no leases to give back
-                    lease.release()
-                    released.set()
+            released = Event(f"{NOTEBOOK}-slot-released")
+            while True:
+                released.clear()
+                if (tasks := client.processing()).keys() != addresses:
+                    try:
+                        workers = eligible_workers(query())
+                    except EngineError as error:
+                        gone = "All Dask workers that suit the notebook are gone."
+                        raise (WorkerLost(gone, value=", ".join(addresses), **LOST) if addresses else error) from None
+                    addresses, lender = tasks.keys(), _lender(workers, asked)
+                free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
+                # The resources of a notebook that lends them are in use: Dask would give them to no other.
+                for worker in [*([] if asked and lender else free), *filter(None, [lender])]:
+                    name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
+                    if name not in leases:
+                        leases[name] = _new_leases(name, worker.notebooks, stack)
+                    if leases[name].acquire(timeout=0):
+                        stack.callback(release, leases[name])
+                        demand.close()
+                        yield worker
+                        return
+                names = ", ".join(sorted({run["notebook"] for worker in workers for run in worker.running}))
+                say_once(
+                    "Waiting for a free worker: all that suit this notebook are busy%s.", names and f" with {names}"
+                )
+                if time.monotonic() - began > DEMAND_SECONDS:
+                    demand.enter_context(_demand(client))
+                    began = float("inf")
+                released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
         except OSError as error:
             if client.status == "running":
                 raise
             raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
-
-
-def _wait_for_slot(
-    client: Client,
-    query: Callable[[], list[Worker]],
-    asked: dict[str, float],
-    released: Event,
-    stack: contextlib.ExitStack,
-) -> tuple[Worker, Semaphore]:
-    say_once, began, addresses = functools.cache(logger.info), time.monotonic(), None
-    leases: dict[str, Semaphore] = {}
-    with contextlib.ExitStack() as demand:
-        while True:
-            released.clear()
-            if (tasks := client.processing()).keys() != addresses:
-                try:
-                    workers = eligible_workers(query())
-                except EngineError:
-                    if addresses is None:
-                        raise
-                    what = "All Dask workers that suit the notebook are gone."
-                    raise WorkerLost(what, value=", ".join(addresses), **LOST) from None
-                addresses, lender = tasks.keys(), _lender(workers, asked)
-            # The resources of a notebook that lends them are in use: Dask would give them to no other.
-            free = [lender] if asked and lender else [worker for worker in workers if worker.address in tasks]
-            for worker in [*sorted(free, key=lambda worker: len(tasks[worker.address])), *filter(None, [lender])]:
-                name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
-                if name not in leases:
-                    leases[name] = _new_leases(name, worker.notebooks, stack)
-                if leases[name].acquire(timeout=0):
-                    return worker, leases[name]
-            names = sorted({run["notebook"] for worker in workers for run in worker.running})
-            say_once("Waiting for a free worker: all that suit this notebook are busy (with %s).", ", ".join(names))
-            if time.monotonic() - began > DEMAND_SECONDS:
-                demand.enter_context(_demand(client))
-                began = float("inf")
-            released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
 
 
 def _lender(workers: list[Worker], asked: dict[str, float]) -> Worker | None:
