@@ -41,7 +41,7 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def own(tmp_path):
+def fresh_cluster(tmp_path):
     """A cluster of the test's own, with a scheduler and no worker yet."""
     with new_cluster(tmp_path / "cluster") as cluster:
         cluster.start_scheduler()
@@ -59,11 +59,11 @@ def dask_client(cluster):
 
 def document(*sources: str, **options) -> nbformat.NotebookNode:
     """Return a notebook as papermill hands it to an engine; ``options`` are those of `metadata.papermill_dask`."""
-    found = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    found.metadata.papermill = {}
+    result = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    result.metadata.papermill = {}
     if options:
-        found.metadata.papermill_dask = options
-    return found
+        result.metadata.papermill_dask = options
+    return result
 
 
 # -- live --------------------------------------------------------------------------------------------------------
@@ -132,12 +132,12 @@ def kernels(mark: str) -> list[psutil.Process]:
     """Return the kernels with ``mark``, without what one starts for a moment while it imports."""
     everything = marked(mark)
     pids = {process.pid for process in everything}
-    found = []
+    result = []
     for process in everything:
         with contextlib.suppress(psutil.Error):  # it has ended since
             if process.ppid() not in pids:
-                found.append(process)
-    return found
+                result.append(process)
+    return result
 
 
 def most_in_parallel(client, number: int, mark: str) -> list[psutil.Process]:
@@ -158,23 +158,23 @@ def most_in_parallel(client, number: int, mark: str) -> list[psutil.Process]:
     return most
 
 
-def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(own, mark):
+def test_cluster_without_the_resource_runs_as_many_as_it_has_threads(fresh_cluster, mark):
     """Workers that declare no `notebook`: the clients see to it that there are no more notebooks than threads."""
     from distributed import Client
 
-    own.start_worker("plain", resources=None, threads=2)
-    with Client(own.address, set_as_default=False) as client:
+    fresh_cluster.start_worker("plain", resources=None, threads=2)
+    with Client(fresh_cluster.address, set_as_default=False) as client:
         assert len(most_in_parallel(client, 5, mark)) == 2
 
 
-def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path):
+def test_cluster_gives_each_notebook_a_worker_with_room(fresh_cluster, mark, tmp_path):
     """The second goes where none runs, the third to the worker that is free first, wherever it had to wait."""
     from distributed import Client
     from papermill_dask import execute_notebook
 
     for name in ("alpha", "beta"):
-        own.start_worker(name, WORKER=name)
-    with Client(own.address, set_as_default=False) as client, ThreadPoolExecutor(5) as executor:
+        fresh_cluster.start_worker(name, WORKER=name)
+    with Client(fresh_cluster.address, set_as_default=False) as client, ThreadPoolExecutor(5) as executor:
 
         def submit(name: str):
             """Have a notebook print its worker, make the file `name.began` and end once there is `name.go`."""
@@ -219,10 +219,10 @@ def test_cluster_gives_each_notebook_a_worker_with_room(own, mark, tmp_path):
             release("long", "short", "last", "very last")
 
 
-def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
+def test_cluster_is_free_for_what_a_notebook_sends_it(fresh_cluster, tmp_path):
     """On one worker with one thread a notebook uses the cluster that it runs on: client, joblib, dask.dataframe."""
-    own.start_worker("single")
-    client = own.run(
+    fresh_cluster.start_worker("single")
+    client = fresh_cluster.run(
         notebook(
             tmp_path / "uses.ipynb",
             "from distributed import Client\nclient = Client()\n"
@@ -243,10 +243,10 @@ def test_cluster_is_free_for_what_a_notebook_sends_it(own, tmp_path):
 NEXT = "import papermill\npapermill.execute_notebook({0!r}, 'done-' + {0!r}, engine_name='dask', progress_bar=False)"
 
 
-def test_cluster_lends_the_slot_of_a_notebook_to_those_that_it_runs(own, tmp_path):
+def test_cluster_lends_the_slot_of_a_notebook_to_those_that_it_runs(fresh_cluster, tmp_path):
     """Two notebooks run others, three deep, at a time on two slots; of three in parallel one has the slot at a time."""
     for name in ("alpha", "beta"):
-        own.start_worker(name)
+        fresh_cluster.start_worker(name)
     notebook(tmp_path / "third.ipynb", "print('third')")
     outputs = []
     for name in ("one", "two"):
@@ -254,32 +254,34 @@ def test_cluster_lends_the_slot_of_a_notebook_to_those_that_it_runs(own, tmp_pat
         sources = NEXT.format("second.ipynb"), NEXT.format("third.ipynb"), "print('third')"
         for file, source in zip(("first", "second", "third"), sources, strict=True):
             notebook(tmp_path / name / f"{file}.ipynb", source)
-        outputs.append(own.start(tmp_path / name / "first.ipynb"))
+        outputs.append(fresh_cluster.start(tmp_path / name / "first.ipynb"))
     for client in outputs:
         assert client.wait(120) == 0, client.words
         last = nbformat.read(client.output.with_name("done-third.ipynb"), as_version=4)
         assert last.cells[0].outputs[0].text == "third\n"
-    own.stop("beta")
+    fresh_cluster.stop("beta")
     sweep = "import pathlib, papermill_dask as p\nprint(p.run_many(pathlib.Path('third.ipynb'), 3 * [{}]).exit_code)"
-    client = own.run(notebook(tmp_path / "sweep.ipynb", sweep))
+    client = fresh_cluster.run(notebook(tmp_path / "sweep.ipynb", sweep))
     assert client.text().endswith("\n0\n"), client.words
 
 
-def test_cluster_lends_resources_with_the_slot(own, tmp_path):
+def test_cluster_lends_resources_with_the_slot(fresh_cluster, tmp_path):
     """A notebook runs another that asks for the only GPU, which it has itself: that one gets it."""
-    own.start_worker("strong", resources="notebook=2,GPU=1")
+    fresh_cluster.start_worker("strong", resources="notebook=2,GPU=1")
     asks = {"papermill_dask": {"resources": {"GPU": 1}}}
     notebook(tmp_path / "inner.ipynb", "print('inner')", **asks)
-    client = own.start(notebook(tmp_path / "outer.ipynb", NEXT.format("inner.ipynb"), **asks))
+    client = fresh_cluster.start(notebook(tmp_path / "outer.ipynb", NEXT.format("inner.ipynb"), **asks))
     assert client.wait(60) == 0, client.words
 
 
-def test_cluster_says_which_notebooks_have_the_slots(own, tmp_path):
+def test_cluster_says_which_notebooks_have_the_slots(fresh_cluster, tmp_path):
     """A notebook that waits names those that run."""
-    own.start_worker("alpha")
-    first = own.start(notebook(tmp_path / "holds.ipynb", "import time\nprint('.', flush=True)\ntime.sleep(600)"))
+    fresh_cluster.start_worker("alpha")
+    first = fresh_cluster.start(
+        notebook(tmp_path / "holds.ipynb", "import time\nprint('.', flush=True)\ntime.sleep(600)")
+    )
     first.wait_for_text(".")
-    second = own.start(notebook(tmp_path / "waits.ipynb", "1"), output="waited.ipynb")
+    second = fresh_cluster.start(notebook(tmp_path / "waits.ipynb", "1"), output="waited.ipynb")
     wait_for(lambda: "all that suit this notebook are busy with holds." in second.words)
     first.process.send_signal(signal.SIGINT)
     assert second.wait(60) == 0, second.words
@@ -348,26 +350,26 @@ def test_cluster_is_seen_whole_while_the_client_refreshes(dask_client):
         dask_client.loop.add_callback(refresh.stop)
 
 
-def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(own, tmp_path):
+def test_cluster_gives_a_notebook_the_worker_that_it_asks_for(fresh_cluster, tmp_path):
     """By a resource the notebook lands on the one worker that suits."""
-    own.start_worker("plain")
-    own.start_worker("strong", resources="notebook=1,GPU=1", WHICH="strong")
+    fresh_cluster.start_worker("plain")
+    fresh_cluster.start_worker("strong", resources="notebook=1,GPU=1", WHICH="strong")
     source = "import os\nprint(os.environ.get('WHICH'))"
-    client = own.run(notebook(tmp_path / "asks.ipynb", source, papermill_dask={"resources": {"GPU": 1}}))
+    client = fresh_cluster.run(notebook(tmp_path / "asks.ipynb", source, papermill_dask={"resources": {"GPU": 1}}))
     assert client.process.returncode == 0, client.words
     assert client.text() == "strong\n"
 
 
-def test_cluster_waits_for_a_slow_worker_unless_another_suits(own, monkeypatch, caplog):
+def test_cluster_waits_for_a_slow_worker_unless_another_suits(fresh_cluster, monkeypatch, caplog):
     """A worker that does not answer is named and waited for until it answers, another suits, or it is gone."""
     from distributed import Client
     from papermill_dask import execute_notebook
 
     monkeypatch.setattr("papermill_dask.cluster.ANSWER_SECONDS", 1)
-    slow = own.start_worker("slow")
+    slow = fresh_cluster.start_worker("slow")
     source = "import os\nprint(os.environ.get('WHICH'))"
     with (
-        Client(own.address, set_as_default=False) as client,
+        Client(fresh_cluster.address, set_as_default=False) as client,
         ThreadPoolExecutor(1) as executor,
         caplog.at_level(logging.INFO, "papermill"),
     ):
@@ -388,11 +390,11 @@ def test_cluster_waits_for_a_slow_worker_unless_another_suits(own, monkeypatch, 
             slow.send_signal(signal.SIGCONT)
         assert waiting.result(60).cells[0].outputs[0].text == "None\n"
 
-        own.start_worker("other", WHICH="other")
+        fresh_cluster.start_worker("other", WHICH="other")
         slow.send_signal(signal.SIGSTOP)
         try:
             assert start().result(60).cells[0].outputs[0].text == "other\n"
-            own.stop("other")
+            fresh_cluster.stop("other")
             waiting = start()
             wait_for(is_waited_for)
         finally:
@@ -424,17 +426,17 @@ def other_version(folder: Path, package: str, version: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-def test_cluster_worker_with_other_versions_is_named(own, tmp_path):
+def test_cluster_worker_with_other_versions_is_named(fresh_cluster, tmp_path):
     """A worker with another version of a package: an error lists what differs; beside a good one it is left out."""
-    own.start_worker("old", **other_version(tmp_path / "other", "papermill", "2.4.1"))
+    fresh_cluster.start_worker("old", **other_version(tmp_path / "other", "papermill", "2.4.1"))
     source = notebook(tmp_path / "any.ipynb", "print('ran')")
-    client = own.run(source)
+    client = fresh_cluster.run(source)
     assert client.process.returncode == 1
     assert "papermill 2.4.1 instead of" in client.words
     assert "old (tcp://" in client.words
     assert "Traceback" not in client.words
-    own.start_worker("good")
-    client = own.run(source)
+    fresh_cluster.start_worker("good")
+    client = fresh_cluster.run(source)
     assert client.process.returncode == 0, client.words
     assert "Workers that this notebook does not use: old (tcp://" in client.words
 
@@ -524,10 +526,10 @@ class Apart:
 
     def bytes_to_worker(self) -> int:
         """The bytes that the worker has received so far."""
-        told = subprocess.run(
+        listing = subprocess.run(
             ["ip", "-n", self.hosts.worker.name, "-s", "-j", "link", "show", "eth0"], capture_output=True, check=True
         )
-        return json.loads(told.stdout)[0]["stats64"]["rx"]["bytes"]
+        return json.loads(listing.stdout)[0]["stats64"]["rx"]["bytes"]
 
     def scratch_folders(self) -> list[Path]:
         """The scratch folders on the worker's own disk."""
@@ -577,11 +579,11 @@ def apart(tmp_path_factory):
         (repository / "helpers.py").write_text("def square(number):\n    return number * number\n")
         (repository / "unrelated.txt").write_text("stays at home")
         notebook(repository / "square.ipynb", "# tags: parameters\nfactor = 1", SQUARE)
-        there = Apart(cluster, hosts, repository)
-        there.run_there("git", "init", "--quiet")
-        there.run_there(str(BIN / "dvc"), "init", "--quiet")
-        yield there
-        assert there.scratch_folders() == []
+        place = Apart(cluster, hosts, repository)
+        place.run_there("git", "init", "--quiet")
+        place.run_there(str(BIN / "dvc"), "init", "--quiet")
+        yield place
+        assert place.scratch_folders() == []
 
 
 @pytest.mark.privileged

@@ -124,11 +124,11 @@ def nothing_left():
 
 def warm_processes():
     """Return the fork servers that this process has started."""
-    found = []
+    servers = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            found += [child] if "serve_forks" in " ".join(child.cmdline()) else []
-    return found
+            servers += [child] if "serve_forks" in " ".join(child.cmdline()) else []
+    return servers
 
 
 def worker_script(cell, modules=()):
@@ -380,13 +380,13 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
         "pandas.DataFrame({f'column {number}': [number] for number in range(30)})",
         "logging.getLogger('anything').warning('beware')\nprint(plotly.io.renderers.default, plt.get_backend())",
     )
-    shown = []
+    displays = []
     for manager in (AsyncKernelManager, KernelManager):
         document = notebook(*sources)
         NotebookClient(document, kernel_manager_class=manager).execute(cwd=str(tmp_path))
-        shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
-    assert shown[0] == shown[1]
-    assert "image/png" in shown[1][1][1]
+        displays.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
+    assert displays[0] == displays[1]
+    assert "image/png" in displays[1][1][1]
 
 
 def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_path, monkeypatch):
@@ -415,14 +415,14 @@ def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_pat
         document = notebook(*sources)
         client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
         client.execute(cwd=str(tmp_path))
-        shown = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
-        return shown, int(document.cells[-1].outputs[0].text)
+        displays = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
+        return displays, int(document.cells[-1].outputs[0].text)
 
     stock, searches = tracebacks(AsyncKernelManager)
     with warming("counted"):
-        shown, few = tracebacks()
+        displays, few = tracebacks()
     assert len(stock) == 4
-    assert shown == stock
+    assert displays == stock
     assert few < searches / 10
 
 

@@ -25,8 +25,8 @@ from papermill_dask import compat, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
 
-logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
-NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs in parallel
+logger = logging.getLogger("papermill")  # the engine's lines appear among papermill's own
+NOTEBOOK = "notebook"  # the Dask resource that is a worker's number of notebooks in parallel
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
@@ -39,14 +39,14 @@ _registering = threading.Lock()
 
 
 class KernelMissing(EngineError, NoSuchKernel):
-    """No worker has the kernel; papermill's own engine raises NoSuchKernel where there is none."""
+    """No worker has the kernel; papermill's own engine raises NoSuchKernel in this case."""
 
 
 @dataclass(frozen=True)
 class Worker:
     """A worker of the cluster, as it describes itself; ``problems`` say why no notebook can run on it.
 
-    ``notebooks`` is how many it runs in parallel, ``id`` tells its process from a later one at the same address.
+    ``notebooks`` is how many it runs in parallel; ``id`` differs for each process at the same address.
     """
 
     address: str
@@ -67,12 +67,12 @@ class Worker:
 def connect() -> Iterator[Client]:
     """Yield a client of the cluster to run on; close what was opened for the call.
 
-    That is the scheduler that Dask's configuration names (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
+    The scheduler is the one in Dask's configuration (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
     Raises EngineError when the scheduler does not answer or has no worker.
     """
-    # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
+    # papermill logs at INFO; Dask's own lines of that level are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    # Tracebacks of what we tell in words; a lease that cannot be refreshed is a failed callback of tornado's.
+    # These log tracebacks of errors that we report in words; tornado logs a lease that cannot be refreshed.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
@@ -118,29 +118,31 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 
 # -- what the workers are ------------------------------------------------------------------------------------------
 def query_workers(
-    client: Client, kernel_name: str | None = None, folder: Path | None = None, asked: dict[str, float] | None = None
+    client: Client, kernel_name: str | None = None, folder: Path | None = None, request: dict[str, float] | None = None
 ) -> list[Worker]:
     """Ask every worker to describe itself, and compare it with this environment, the kernel and ``folder``.
 
-    ``asked`` are the resources that a worker must have. With a kernel, wait for slow workers until one is eligible.
+    A worker must have the resources of ``request``. With a kernel, wait for slow workers until one is eligible.
     """
     answers: dict[str, Future] = {}
     say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
     with _marker_file(folder) as marker, contextlib.ExitStack() as stack:
         while True:
             try:
-                # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
-                known = client.sync(compat.scheduler_of(client).identity)["workers"]
+                # `client.scheduler_info` may return the answer to the client's own refresh, which lists no workers.
+                identities = client.sync(compat.scheduler_of(client).identity)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
-            if not known:
+            if not identities:
                 require_worker(client)
                 continue
-            for address in known.keys() - answers.keys():
+            for address in identities.keys() - answers.keys():
                 answers[address] = compat.run_in_loop(client, _describe(client, address, marker))
                 stack.callback(answers[address].cancel)
-            wait([answers[address] for address in known], seconds)
-            workers = [_worker(address, known, answers[address], kernel_name, asked or {}) for address in known]
+            wait([answers[address] for address in identities], seconds)
+            workers = [
+                _worker(address, identities, answers[address], kernel_name, request or {}) for address in identities
+            ]
             slow = [worker.name for worker in workers if worker.problems == [SILENT]]
             if not kernel_name or not slow or any(not worker.problems for worker in workers):
                 return workers
@@ -149,37 +151,39 @@ def query_workers(
 
 
 async def _describe(client: Client, worker: str, marker: str | None) -> Any:
-    """Have a worker `describe` itself, however long that takes; return its answer, or the error in place of one."""
+    """Ask a worker to `describe` itself, without a time limit; return its answer or the error."""
     answer = TimeoutError()
     try:
-        # Dask's own errors, of a connection that took too long, have no number; those of the worker's system have.
+        # Dask's own errors, such as a slow connection, have no number; errors of the worker's system have one.
         while isinstance(answer, OSError) and not answer.errno:
             answer = await compat.ask_worker(client, worker, describe, marker)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong with the worker
+    except Exception as error:  # noqa: BLE001 - any error is the worker's problem
         return error
     return answer
 
 
-def _worker(address: str, known: dict, answer: Future, kernel_name: str | None, asked: dict[str, float]) -> Worker:
-    info, answered = known[address], answer.result() if answer.done() else None
-    facts = answered if isinstance(answered, dict) else {}
-    problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {answered!r}" if answered else SILENT]
-    resources, slots = info.get("resources", {}), _slots(known)[address]
+def _worker(
+    address: str, identities: dict, answer: Future, kernel_name: str | None, request: dict[str, float]
+) -> Worker:
+    info, reply = identities[address], answer.result() if answer.done() else None
+    facts = reply if isinstance(reply, dict) else {}
+    problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {reply!r}" if reply else SILENT]
+    resources, slots = info.get("resources", {}), _slots(identities)[address]
     if not slots:
         problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
-    for name, amount in asked.items():
+    for name, amount in request.items():
         if resources.get(name, 0) < amount:
             problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
     about = facts.get("id"), facts.get("sees", False), facts.get("running", []), facts.get("log", "")
     return Worker(address, str(info["name"]), slots, *about, problems)
 
 
-def _slots(known: dict[str, dict]) -> dict[str, int]:
+def _slots(identities: dict[str, dict]) -> dict[str, int]:
     """Return how many notebooks each worker runs in parallel."""
-    declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
+    has_resource = any(NOTEBOOK in worker.get("resources", {}) for worker in identities.values())
     return {
-        address: int(worker.get("resources", {}).get(NOTEBOOK, 0)) if declared else worker["nthreads"]
-        for address, worker in known.items()
+        address: int(worker.get("resources", {}).get(NOTEBOOK, 0)) if has_resource else worker["nthreads"]
+        for address, worker in identities.items()
     }
 
 
@@ -220,11 +224,11 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
     Raises EngineError, with the problems of each worker, when there is none; KernelMissing when each lacks the kernel
     alone.
     """
-    if chosen := [worker for worker in workers if not worker.problems]:
-        if len(chosen) < len(workers):
+    if choice := [worker for worker in workers if not worker.problems]:
+        if len(choice) < len(workers):
             left_out = " | ".join(str(worker) for worker in workers if worker.problems)
             logger.warning("Workers that this notebook does not use: %s", left_out)
-        return chosen
+        return choice
     only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("No such kernel") for w in workers)
     raise (KernelMissing if only_kernel else EngineError)(
         "No worker of the cluster can run this notebook as it asks, and as it would run here.",
@@ -234,39 +238,39 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
     )
 
 
-# -- a slot on one of them -----------------------------------------------------------------------------------------
+# -- a slot on a worker -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def reserve_slot(client: Client, query: Callable[[], list[Worker]], asked: dict[str, float]) -> Iterator[Worker]:
+def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dict[str, float]) -> Iterator[Worker]:
     """Wait until a worker has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
 
     Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
-    there is a slot: one of the leases of a worker's semaphore. ``query`` returns the workers, again when one comes or
-    goes. A notebook that runs others lends them its slot, one at a time, with the resources that it has ``asked`` for.
-    Raises WorkerLost when no worker is left that suits.
+    there is a slot: one of the leases of a worker's semaphore. ``query`` returns the workers; it is called again when
+    the cluster changes. A notebook that runs others lends them its slot, one at a time, and its resources, if they
+    cover the ``request``. Raises WorkerLost when no suitable worker is left.
     """
     began, say_once, addresses = time.monotonic(), functools.cache(logger.info), None
     leases: dict[str, Semaphore] = {}
 
     def release(lease: Semaphore) -> None:
-        if client.status == "running":  # a scheduler that is gone has no leases to give back
+        if client.status == "running":  # a lost scheduler has no leases
             lease.release()
-            released.set()
+            release_event.set()
 
     with client.as_current(), contextlib.ExitStack() as stack, contextlib.ExitStack() as demand:
         try:
-            released = Event(f"{NOTEBOOK}-slot-released")
+            release_event = Event(f"{NOTEBOOK}-slot-released")
             while True:
-                released.clear()
+                release_event.clear()
                 if (tasks := client.processing()).keys() != addresses:
                     try:
                         workers = eligible_workers(query())
                     except EngineError as error:
                         gone = "All Dask workers that suit the notebook are gone."
                         raise (WorkerLost(gone, value=", ".join(addresses), **LOST) if addresses else error) from None
-                    addresses, lender = tasks.keys(), _lender(workers, asked)
+                    addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
-                # The resources of a notebook that lends them are in use: Dask would give them to no other.
-                for worker in [*([] if asked and lender else free), *filter(None, [lender])]:
+                # Dask would never give another notebook the resources that the lender holds.
+                for worker in [*([] if request and lender else free), *filter(None, [lender])]:
                     name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
                     if name not in leases:
                         leases[name] = _new_leases(name, worker.notebooks, stack)
@@ -282,25 +286,25 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], asked: dict[
                 if time.monotonic() - began > DEMAND_SECONDS:
                     demand.enter_context(_demand(client))
                     began = float("inf")
-                released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
+                release_event.wait(RETRY_SECONDS)  # killed clients do not set the event
         except OSError as error:
             if client.status == "running":
                 raise
             raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
 
 
-def _lender(workers: list[Worker], asked: dict[str, float]) -> Worker | None:
-    """Return the worker of the notebook that this process belongs to, with its slot; None if that has not ``asked``."""
+def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
+    """Return the worker and slot of the notebook that this process belongs to; None if its resources do not suffice."""
     key = os.environ.get(tracking.TASK_VARIABLE)
     for worker in workers:
-        if any(run["key"] == key and asked.items() <= run["resources"].items() for run in worker.running):
+        if any(run["key"] == key and request.items() <= run["resources"].items() for run in worker.running):
             return replace(worker, notebooks=1, lent_by=key)
     return None
 
 
 def _new_leases(name: str, number: int, stack: contextlib.ExitStack) -> Semaphore:
-    """Return a semaphore, for slots; a lease is refreshed until the stack is closed."""
-    # Dask's own time, 30 s, is long to wait for the slot that a killed client had.
+    """Return a semaphore for slots; its leases are refreshed until the stack is closed."""
+    # With Dask's default, the slot of a killed client would stay taken for 30 s.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
         leases = Semaphore(number, name)
         leases.register()
@@ -332,10 +336,10 @@ def _demand(client: Client) -> Iterator[bool]:
 
 # -- contact -------------------------------------------------------------------------------------------------------
 def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
-    """Say why a worker cannot be reached; None when it can, however busy it or the scheduler is."""
+    """Return why a worker cannot be reached; None if it can, even if the worker or the scheduler is busy."""
 
     async def probe(dask_scheduler: Any) -> str | None:
-        # This function travels by value: the scheduler need not have this package.
+        # Dask sends this function by value: the scheduler need not have this package.
         import asyncio
         import socket
 
@@ -361,7 +365,7 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
 
 
 def this_output(output_path: object) -> str | None:
-    """Return what tells a notebook's output from all others on the cluster; None for one that is written nowhere."""
+    """Return a name for a notebook's output, unique on the cluster; None if the output is not written."""
     if not isinstance(output_path, str) or output_path == "-":
         return None
     return output_path if "://" in output_path else f"{socket.gethostname()}:{Path(output_path).absolute()}"

@@ -1,4 +1,4 @@
-"""Many runs of one notebook, each with other parameters, side by side on the cluster; one table of them all."""
+"""Many runs of one notebook with different parameters, in parallel on the cluster; one table of all runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Report = Callable[[str], object]
 
 @dataclass
 class NotebookRun:
-    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` (or waited for a worker), or `not run`."""
+    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` (also while it waited), or `not run`."""
 
     parameters: dict[str, Any]
     output: Path
@@ -42,7 +42,7 @@ class NotebookRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs; ``signal`` is what stopped them early."""
+    """All runs; ``signal`` is the one that stopped them early, if any."""
 
     runs: list[NotebookRun]
     signal: int | None = None
@@ -66,7 +66,7 @@ class Sweep:
 def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
     """Return all combinations of ``NAME=VALUE,VALUE,...``, the last name varying fastest; `[{}]` for no sweep.
 
-    Values are read as papermill's ``-p`` does; one that holds a comma stands in double quotes. Raises EngineError.
+    Values are converted as by papermill's ``-p``; a value with a comma needs double quotes. Raises EngineError.
     """
     values: dict[str, list[Any]] = {}
     for sweep in sweeps:
@@ -77,34 +77,34 @@ def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
                 "A sweep cannot be read.", value=sweep, expected="NAME=VALUE,VALUE,... with each name and value once"
             )
         values[name] = [compat.read_parameter(part) for part in texts]
-    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
 
 
 def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
-    """Raise EngineError unless all names, which come from ``place``, can be parameters of the notebook, once each."""
+    """Raise EngineError unless all names, from ``place``, are different and can be parameters of the notebook."""
     try:
         cells = json.loads(notebook.read_bytes())["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
         nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
-        known = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+        parameters = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
     except SyntaxError:  # another language
-        known = set(re.findall(r"\w+", code))
+        parameters = set(re.findall(r"\w+", code))
     except (ValueError, KeyError, TypeError) as error:
         raise EngineError("The notebook cannot be read.", value=f"{notebook}: {error!r}") from None
     for number, name in enumerate(names, start=1):
         problems = {
             "it is no identifier": not name.isidentifier() or iskeyword(name),
             "it is there twice": name in names[: number - 1],
-            "the notebook's cell tagged `parameters` does not have it": code and name not in known,
+            "the notebook's cell tagged `parameters` does not have it": code and name not in parameters,
         }
         for problem in (problem for problem, is_there in problems.items() if is_there):
-            value, expected = f"{name!r}, number {number} in {place}: {problem}", ", ".join(sorted(known))
+            value, expected = f"{name!r}, number {number} in {place}: {problem}", ", ".join(sorted(parameters))
             next_step = f"correct the name, or add it to {notebook}"
             raise EngineError("The name cannot be a parameter's.", value=value, expected=expected, next_step=next_step)
 
 
 def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the header of a CSV file, and for each other row the parameters; raise EngineError in words."""
+    """Return the header of a CSV file, and the parameters of each other row; raise EngineError if it has a fault."""
     problem = None
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), ""), skipinitialspace=True, strict=True)
@@ -128,10 +128,10 @@ def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, An
 
 
 def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print) -> Sweep:
-    """Run a notebook once for each set of parameters in ``every``, side by side on the cluster; return all runs.
+    """Run a notebook once for each set of parameters in ``every``, in parallel on the cluster; return all runs.
 
-    One that fails stops no other; Ctrl-C, or SIGTERM, stops all, and what was finished is kept. The executed notebooks
-    lie in ``executed/<name>``, numbered in this order. ``report`` gets lines on the progress.
+    A failing run stops no other. Ctrl-C, or SIGTERM, stops all; finished runs are kept. The executed notebooks are in
+    ``executed/<name>``, numbered in this order. ``report`` is called with lines about the progress.
     """
     from papermill.iorw import local_file_io_cwd
 
@@ -143,10 +143,10 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
     signals: list[int] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(stage.ends_with_dvc())
-        # papermill keeps the current folder in one place for all threads; so it is the same in each, and put back.
+        # papermill has one current folder for all threads; so set it here, and restore it afterwards.
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect())
-        # Collected, instead of an exception wherever they happen to arrive.
+        # Collect signals, instead of an exception at any place.
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
@@ -154,8 +154,8 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
         pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
         queue, active = iter(runs), set[Future]()
         while not signals:
-            # Twice as many: loading and saving of some overlaps with the cluster's work on others.
-            with contextlib.suppress(OSError):  # each notebook tells that the scheduler is lost
+            # Twice as many: some are loaded and saved while the cluster runs others.
+            with contextlib.suppress(OSError):  # each notebook reports that the scheduler is lost
                 parallel = max(1, cluster.capacity(client))
             new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
             active |= {pool.submit(_execute, run, notebook, client, signals, report) for run in new}
@@ -163,14 +163,14 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
                 break
             active = wait(active, TICK_SECONDS, FIRST_COMPLETED).not_done
         if signals:
-            report(f"{signal.Signals(signals[0]).name}: stopping; what was finished is kept")
+            report(f"{signal.Signals(signals[0]).name}: stopping; finished runs are kept")
             pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # its notebooks are saved as they are, and the workers end their kernels
+            client.close()  # saves the notebooks as they are; the workers end the kernels
     return Sweep(runs, signals[0] if signals else None)
 
 
 def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence[int], report: Report) -> None:
-    """Make one run, in a thread of its own; write into ``run`` how it ended."""
+    """Make one run, in a thread of its own; write its results into ``run``."""
     import papermill
 
     if signals:
@@ -180,7 +180,7 @@ def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence
     try:
         papermill.execute_notebook(str(notebook), str(run.output), run.parameters, **options)
         run.status = "done"
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other notebooks go on
+    except Exception as error:  # noqa: BLE001 - no error stops the other notebooks
         run.status = "stopped" if signals else "failed"
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         run.error = f"{name}: {text}".splitlines()[0]
@@ -194,8 +194,16 @@ def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence
 
 @click.command()
 @click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
-@click.option("--csv", "file", type=click.File("rb"), help="A run for each row of this file.")
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="NAME=1,2,3",
+    help="A run for each value; several: for each combination.",
+)
+@click.option(
+    "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."
+)
 def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     names, rows = read_table(file.read(), file.name) if file else ([], [{}])
