@@ -274,6 +274,16 @@ def test_cluster_lends_resources_with_the_slot(fresh_cluster, tmp_path):
     assert client.wait(60) == 0, client.words
 
 
+def test_cluster_refuses_a_notebook_with_the_output_of_the_one_that_runs_it(fresh_cluster, tmp_path):
+    """A notebook runs another with its own output: an error, where they would wait for each other."""
+    fresh_cluster.start_worker("alpha")
+    notebook(tmp_path / "inner.ipynb", "1")
+    run = "import papermill\npapermill.execute_notebook('inner.ipynb', 'output.ipynb', engine_name='dask')"
+    client = fresh_cluster.start(notebook(tmp_path / "outer.ipynb", run))
+    assert client.wait(60) == 1
+    assert "cannot write to the output of the notebook that runs it" in client.words
+
+
 def test_cluster_says_which_notebooks_have_the_slots(fresh_cluster, tmp_path):
     """A notebook that waits names those that run."""
     fresh_cluster.start_worker("alpha")

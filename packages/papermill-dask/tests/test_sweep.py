@@ -139,6 +139,8 @@ def test_sweep_of_unknown_names_or_notebooks_is_refused(tmp_path):
     write(tmp_path, SCORES)
     assert "'trees', number 1 in --sweep" in refused(tmp_path, "score.ipynb", "--sweep", "trees=1,2")
     assert "does not exist" in refused(tmp_path, "scores.ipynb", "--sweep", "depth=1")
+    with pytest.raises(EngineError, match="'dept', number 2 in the parameters"):
+        run_many(tmp_path / "score.ipynb", [{"depth": 1}, {"depth": 2, "dept": 2}])
     (tmp_path / "broken.ipynb").write_text("{")
     assert "broken.ipynb" in refused(tmp_path, "broken.ipynb", "--sweep", "depth=1")
 

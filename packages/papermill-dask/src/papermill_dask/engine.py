@@ -92,7 +92,7 @@ def _run(
     executed: ExecutedNotebook, kernel_name: str, client: Client, options: NotebookOptions, keywords: dict[str, Any]
 ) -> Attempt:
     """Run the notebook, again after a lost worker if the options allow it; return the successful attempt."""
-    lost: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
     while True:
         query = functools.partial(_query_workers, executed, kernel_name, client, options)
         slot = cluster.reserve_slot(client, query, options.resources)
@@ -102,16 +102,16 @@ def _run(
             try:
                 attempt.run()
             except WorkerLost as error:
-                lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
+                losses.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
                 if options.retries:
-                    _record(executed, lost=lost)
+                    _record(executed, lost=losses)
                 if "scheduler" not in error.what:
                     error.next_step = f"see the worker's log ({worker.log}), then {error.next_step}"
                 executed.mark_aborted()  # and save it, before the tracking server is asked
                 runs = tracking.NotebookRuns(attempt.key, os.environ)
                 runs.find()
                 runs.end("FAILED")
-                tries = options.retries - len(lost)
+                tries = options.retries - len(losses)
                 if tries < 0 or client.status != "running":
                     raise
                 logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, tries)
@@ -130,10 +130,12 @@ def _query_workers(
     output, say_once = cluster.this_output(executed.output_path), functools.cache(logger.info)
     while True:
         workers = cluster.query_workers(client, kernel_name, Path.cwd(), options.resources)
-        busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
-        if not busy:
+        busy = {run["key"]: worker.name for worker in workers for run in worker.running if run["output"] == output}
+        if not output or not busy:
             return workers
-        say_once("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
+        if os.environ.get(tracking.TASK_VARIABLE) in busy:
+            raise EngineError("A notebook cannot write to the output of the notebook that runs it.", value=output)
+        say_once("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy.values()))
         time.sleep(EARLIER_SECONDS)
 
 

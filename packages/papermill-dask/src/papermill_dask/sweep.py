@@ -122,7 +122,7 @@ def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, An
             "The table of parameters cannot be read.",
             value=f"{place}: {problem or ('no row below the header' if names else 'it is empty')}",
             expected="a header, and rows with a value for each of its names, separated by commas, in UTF-8",
-            next_step="save it so; write None for no value",
+            next_step="save the file so; write None for no value",
         )
     return names, [dict(zip(names, map(compat.read_parameter, row), strict=True)) for _, row in rows]
 
@@ -137,6 +137,8 @@ def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report 
 
     from papermill_dask import cluster, engine, stage
 
+    every = list(every)
+    check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
     folder = Path("executed", notebook.stem)
     folder.mkdir(parents=True, exist_ok=True)
     runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
@@ -208,7 +210,8 @@ def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None) -> None
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
     names, rows = read_table(file.read(), file.name) if file else ([], [{}])
     options = combinations(sweeps)
-    check_names([*names, *options[0]], f"the header of {file.name}, then --sweep" if file else "--sweep", notebook)
+    places = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
+    check_names([*names, *options[0]], ", then ".join(places), notebook)
     every = [parameters | option for parameters in rows for option in options]
     sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True))
     table = sweep.table()
