@@ -48,8 +48,9 @@ SIGNIFICANT_VARIABLES = (
 
 # Words of code that changes what an import finds, or what a module reads while it is imported.
 CHANGES = re.compile(
-    r"\b(?:environb?(?!\.(?:get|items|keys|values|copy)\()|putenv|unsetenv|setenv|\w*dotenv|set_start_method|sys\.(?:path|modules|meta_path|path_hooks)"
-    r"|addsitedir|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b|^\s*%%?(?:env|set_env|run|load_ext)\b",
+    r"\b(?:environb?(?!\.(?:get|items|keys|values|copy)\()|putenv|unsetenv|setenv|\w*dotenv|set_start_method|addsitedir"
+    r"|sys\.(?:path|modules|meta_path|path_hooks)|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b"
+    r"|^\s*%%?(?:env|set_env|run|load_ext)\b",
     re.MULTILINE,
 )
 MAGIC = re.compile(r"^([ \t]*)([%!].*)", re.MULTILINE)
