@@ -194,8 +194,8 @@ def marked(mark: str) -> list[psutil.Process]:
 def assert_gone(processes: Callable[[], list[psutil.Process]], seconds: float) -> None:
     """Fail unless ``processes`` gives none any more within ``seconds``."""
     deadline = time.monotonic() + seconds
-    while left := processes():
-        assert time.monotonic() < deadline, f"alive after {seconds:g} s: {left}"
+    while remains := processes():
+        assert time.monotonic() < deadline, f"alive after {seconds:g} s: {remains}"
         time.sleep(POLL_SECONDS)
 
 

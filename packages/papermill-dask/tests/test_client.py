@@ -94,8 +94,8 @@ def test_secrets_stay_at_home(cluster, tmp_path):
     """Variables of the client reach the kernel, but of those that hold a password or a token only the named ones."""
     names = ("MLFLOW_NOTE", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "OTHER")
     source = notebook(tmp_path / "in.ipynb", f"import os\nprint(*(os.environ.get(name) for name in {names}))")
-    asked = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "MLFLOW_TRACKING_TOKEN"}
-    client = cluster.run(source, **dict.fromkeys(names, "here"), **asked)
+    variables = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "MLFLOW_TRACKING_TOKEN"}
+    client = cluster.run(source, **dict.fromkeys(names, "here"), **variables)
     assert client.process.returncode == 0, client.words
     assert client.text() == "here None here None\n"
 

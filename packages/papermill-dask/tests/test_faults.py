@@ -257,10 +257,10 @@ def test_fault_worker_lost_with_retries_runs_again(fresh_cluster, tmp_path):
     assert client.cells == ["completed", "completed"]
     assert client.document.metadata.papermill.exception is None
     assert client.text(1) == "done\n"
-    (lost,) = client.document.metadata.papermill_dask.lost
-    assert set(lost) == {"worker", "began", "ended", "error"}
-    assert lost["began"] < lost["ended"] < time.time()
-    assert "lost" in lost["error"]
+    (loss,) = client.document.metadata.papermill_dask.lost
+    assert set(loss) == {"worker", "began", "ended", "error"}
+    assert loss["began"] < loss["ended"] < time.time()
+    assert "lost" in loss["error"]
     assert client.descendants() == []
 
 

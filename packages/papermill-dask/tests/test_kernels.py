@@ -57,8 +57,8 @@ def run(*sources, folder=None, environment=None, manager=KernelManager, **option
     managers = []
 
     class Remembered(manager):
-        def __init__(self, **given):
-            super().__init__(**given)
+        def __init__(self, **keywords):
+            super().__init__(**keywords)
             managers.append(self)
 
     client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
@@ -109,14 +109,14 @@ def either(request):
 @pytest.fixture(autouse=True)
 def nothing_left():
     """After each test no process and no private folder of a kernel is left."""
-    known = {process.pid for process in psutil.Process().children(recursive=True)}
+    earlier_pids = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     manager = getattr(run, "manager", None)
     assert manager is None or not Path(manager.private_folder).exists()
 
     def left():
-        known.update(process.pid for process in warm_processes())
-        return [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
+        earlier_pids.update(process.pid for process in warm_processes())
+        return [process for process in psutil.Process().children(recursive=True) if process.pid not in earlier_pids]
 
     wait_until(lambda: not left(), GONE_SECONDS)
     assert not left()
@@ -470,13 +470,13 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module = tmp_path / "changing_module.py"
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    asked = "import changing_module, sys\nprint(changing_module.value, 'wave' in sys.modules)"
+    cell = "import changing_module, sys\nprint(changing_module.value, 'wave' in sys.modules)"
     with warming("changing_module", "wave"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
-        assert run(asked) == "1 True\n"
+        assert run(cell) == "1 True\n"
         module.write_text("value = 1000")
-        assert run(asked) == "1000 False\n"
+        assert run(cell) == "1000 False\n"
         assert "changing_module.py has changed" in caplog.text
-        assert run(asked) == "1000 True\n"
+        assert run(cell) == "1000 True\n"
 
 
 def test_variable_that_imports_read_makes_a_new_warm_process():

@@ -78,8 +78,8 @@ class KernelClient(PapermillNotebookClient):
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         """Report a message to the client, unless a widget takes it; then process it as papermill does."""
         kind, parent = msg["msg_type"], msg["parent_header"].get("msg_id")
-        captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
-        if not captured and not kind.startswith("comm"):
+        is_captured = kind in OUTPUT_MESSAGES and compat.is_captured(self, parent)
+        if not is_captured and not kind.startswith("comm"):
             parts = {name: msg[name] for name in ("msg_type", "header", "metadata", "content")}
             self._run.report("message", index=cell_index, message=parts | {"parent_header": {"msg_id": parent}})
         return super().process_message(msg, cell, cell_index)

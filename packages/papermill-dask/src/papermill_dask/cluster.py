@@ -267,8 +267,8 @@ def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dic
                     except EngineError as error:
                         if addresses is None or isinstance(error, WorkerLost):
                             raise
-                        gone = "All Dask workers that suit the notebook are gone."
-                        raise WorkerLost(gone, value=", ".join(addresses), **LOST) from None
+                        what = "All Dask workers that suit the notebook are gone."
+                        raise WorkerLost(what, value=", ".join(addresses), **LOST) from None
                     addresses, lender = tasks.keys(), _lender(workers, request)
                 free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
                 # Dask would never give another notebook the resources that the lender holds.

@@ -142,18 +142,18 @@ def prepare_ipykernel(folder: Path) -> None:
 
     def listen(self: Any) -> None:
         self._pipe_uuid = os.urandom(16)
-        receiving = self.socket.context.socket(zmq.PULL)
-        receiving.linger = 0
-        receiving.bind(address)
-        self._pipe_in = ZMQStream(receiving, self.io_loop)
+        receiver = self.socket.context.socket(zmq.PULL)
+        receiver.linger = 0
+        receiver.bind(address)
+        self._pipe_in = ZMQStream(receiver, self.io_loop)
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
     def connect(_: Any) -> tuple[Any, Any]:
         context = zmq.Context()
-        sending = context.socket(zmq.PUSH)
-        sending.linger = CHILD_LINGER_MILLISECONDS
-        sending.connect(address)
-        return context, sending
+        sender = context.socket(zmq.PUSH)
+        sender.linger = CHILD_LINGER_MILLISECONDS
+        sender.connect(address)
+        return context, sender
 
     IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))  # type: ignore[method-assign] # replaced
     ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})  # type: ignore[assignment] # replaced

@@ -189,8 +189,8 @@ def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(run.output.read_bytes())
         run.seconds = document["metadata"]["papermill"]["duration"]
-        for logged in document["metadata"].get(METADATA, {}).get("runs", []):
-            run.metrics = logged["metrics"] | run.metrics
+        for mlflow_run in document["metadata"].get(METADATA, {}).get("runs", []):
+            run.metrics = mlflow_run["metrics"] | run.metrics
     report(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
 
 

@@ -138,7 +138,7 @@ def _run_cells(run: Run) -> dict[str, Any]:
         "metadata": manager.nb.metadata,
         "error": error and _pickled(error),
         "failed": failed,
-        "runs": [{"run_id": logged["run_id"], "metrics": logged["metrics"]} for logged in runs.runs],
+        "runs": [{"run_id": mlflow_run["run_id"], "metrics": mlflow_run["metrics"]} for mlflow_run in runs.runs],
     }
 
 

@@ -208,7 +208,7 @@ class Imports:
         self.environment.pop("MPLBACKEND", None)
         # In a kernel these write to the notebook.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
-        handlers = [thing for thing in gc.get_objects() if issubclass(type(thing), logging.StreamHandler)]
+        handlers = [item for item in gc.get_objects() if issubclass(type(item), logging.StreamHandler)]
         streams_of = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
         self._handlers = [(handler, stream) for handler, stream in streams_of if stream]
 

@@ -266,8 +266,8 @@ def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
         for file in list(files):
             if not words.issuperset({file.stem, file.parent.name} - {"__init__", folder.name}):
                 continue
-            installed = PathFinder.find_spec(file.relative_to(folder).parts[0].removesuffix(".py"))
-            if installed and installed.origin and not Path(installed.origin).resolve().is_relative_to(folder.resolve()):
+            spec = PathFinder.find_spec(file.relative_to(folder).parts[0].removesuffix(".py"))
+            if spec and spec.origin and not Path(spec.origin).resolve().is_relative_to(folder.resolve()):
                 return f"{file} hides an installed module"
             sources.append(file.read_text(errors="replace"))
             files.remove(file)
