@@ -38,7 +38,10 @@ def warm_cluster(tmp_path_factory) -> Iterator[Cluster]:
     The workers see the client's Jupyter folder, so that a kernel put into `kernelspecs` is known on both sides.
     """
     folder = tmp_path_factory.mktemp("cluster")
-    imports = {"DASK_PAPERMILL_DASK__KERNEL_IMPORTS": '["pandas"]', "JUPYTER_PATH": str(folder / "jupyter")}
+    imports = {
+        "DASK_PAPERMILL_DASK__KERNEL_IMPORTS": '["pandas", "matplotlib"]',
+        "JUPYTER_PATH": str(folder / "jupyter"),
+    }
     with new_cluster(folder, **imports) as cluster:
         del cluster.environment["TQDM_DISABLE"]
         cluster.start_scheduler()

@@ -27,10 +27,10 @@ MARK = "DVC_MARK"  # goes with the client's other variables into the kernel, and
 def wait_for(condition: Callable[[], Any], seconds: float = START_SECONDS, what: str = "") -> Any:
     """Return what ``condition`` gives once that is true; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (result := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {what or condition}"
         time.sleep(POLL_SECONDS)
-    return found
+    return result
 
 
 # -- hosts -------------------------------------------------------------------------------------------------------
@@ -117,8 +117,8 @@ def notebook(file: Path, *sources: str, **metadata: Any) -> Path:
     document.metadata.update(metadata)
     for number, source in enumerate(sources):
         cell = nbformat.v4.new_code_cell(source, id=f"cell-{number}")
-        if found := re.match(r"# tags: (.*)", source):
-            cell.metadata.tags = found[1].split()
+        if result := re.match(r"# tags: (.*)", source):
+            cell.metadata.tags = result[1].split()
         document.cells.append(cell)
     nbformat.write(document, file)
     return file
@@ -183,19 +183,19 @@ class Client:
 
 def marked(mark: str) -> list[psutil.Process]:
     """Return the processes with ``mark`` in the environment that they were started with."""
-    found = []
+    result = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                result.append(process)
+    return result
 
 
 def assert_gone(processes: Callable[[], list[psutil.Process]], seconds: float) -> None:
     """Fail unless ``processes`` gives none any more within ``seconds``."""
     deadline = time.monotonic() + seconds
-    while left := processes():
-        assert time.monotonic() < deadline, f"alive after {seconds:g} s: {left}"
+    while remains := processes():
+        assert time.monotonic() < deadline, f"alive after {seconds:g} s: {remains}"
         time.sleep(POLL_SECONDS)
 
 

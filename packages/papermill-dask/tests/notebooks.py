@@ -280,6 +280,48 @@ print("not skipped")
 import ipywidgets; ipywidgets.IntText()
 """
 
+# Each tells matplotlib, before it is imported, in which folder its configuration is.
+BEFORE_IMPORTS = {
+    "item": "import os; os.environ['MPLCONFIGDIR'] = 'config'",
+    "update": "import os; os.environ.update(MPLCONFIGDIR='config')",
+    "merge": "import os; os.environ |= {'MPLCONFIGDIR': 'config'}",
+    "default": "import os as system; system.environ.setdefault('MPLCONFIGDIR', 'config')",
+    "loop": "import os\nfor os.environ['MPLCONFIGDIR'] in ('config',):\n    pass",
+    "removal": "import os; os.environ['MPLCONFIGDIR'] = 'config'; del os.environ['MPLCONFIGDIR']",
+    "name": "from os import environ as variables; variables['MPLCONFIGDIR'] = 'config'",
+    "text": "exec(\"import os; os.environ['MPLCONFIGDIR'] = 'config'\")",
+    "magic": "%env MPLCONFIGDIR=config",
+    "magic with text": "%set_env MPLCONFIGDIR config\nx = !true",
+    "module": "import helper",
+    "package": "from helpers import settings",
+    "run": "%run script.py",
+    "matplotlibrc": "open('matplotlibrc').close()",
+    "other module": "import sys; sys.modules['matplotlib.cbook'] = None",
+    "path": "import os, sys; sys.path.insert(0, os.path.abspath('modules'))",
+}
+READ_CONFIGURATION = """
+import pathlib
+try:
+    import matplotlib
+    print(pathlib.Path(matplotlib.get_configdir()).name, matplotlib.rcParams["figure.dpi"], matplotlib.__name__)
+except ImportError as error:
+    print(type(error))
+except AttributeError:
+    print("another matplotlib")
+"""
+
+
+def add_configuration(folder: Path) -> None:
+    """Write the files that `BEFORE_IMPORTS` names."""
+    for name in ("config", "helpers", "modules"):
+        (folder / name).mkdir()
+    (folder / "config" / "matplotlibrc").write_text("figure.dpi: 33")
+    (folder / "modules" / "matplotlib.py").touch()
+    (folder / "helpers" / "__init__.py").touch()
+    for name in ("helper.py", "helpers/settings.py", "script.py"):
+        (folder / name).write_text("import os\nos.environ['MPLCONFIGDIR'] = 'config'\n")
+
+
 ECHO_KERNEL = """
 import os
 from ipykernel.kernelapp import IPKernelApp

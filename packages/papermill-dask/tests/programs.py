@@ -15,9 +15,9 @@ import pytest
 BIN = Path(sys.executable).parent
 
 
-def required(what: str, found: object) -> None:
+def required(what: str, place: object) -> None:
     """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
-    if not found:
+    if not place:
         if os.environ.get("WORKSHOP_REQUIRE_ALL"):
             pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
         pytest.skip(f"{what} is not on this machine")

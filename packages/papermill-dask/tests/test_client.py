@@ -12,7 +12,7 @@ import psutil
 import pytest
 from hosts import Cluster, new_cluster, notebook, wait_for
 from papermill_dask import connect
-from programs import BIN, clean_environment, environment_of
+from programs import BIN, clean_environment, environment_of, free_port
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +81,21 @@ def test_connection_survives_what_other_clients_cancel(cluster):
             other.kill()
 
 
+def test_tracking_server_that_does_not_answer_is_a_warning(cluster, tmp_path):
+    """MLFLOW_TRACKING_URI names a stopped server: a notebook that tracks nothing runs, and a line names the address."""
+    address = f"http://127.0.0.1:{free_port()}"
+    client = cluster.run(notebook(tmp_path / "in.ipynb", "print('ran')"), MLFLOW_TRACKING_URI=address)
+    assert client.process.returncode == 0, client.words
+    assert f"(MLFLOW_TRACKING_URI={address})" in client.words
+    assert client.text() == "ran\n"
+
+
 def test_secrets_stay_at_home(cluster, tmp_path):
     """Variables of the client reach the kernel, but of those that hold a password or a token only the named ones."""
     names = ("MLFLOW_NOTE", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "OTHER")
     source = notebook(tmp_path / "in.ipynb", f"import os\nprint(*(os.environ.get(name) for name in {names}))")
-    asked = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "MLFLOW_TRACKING_TOKEN"}
-    client = cluster.run(source, **dict.fromkeys(names, "here"), **asked)
+    variables = {"DASK_PAPERMILL_DASK__ENVIRONMENT": "MLFLOW_TRACKING_TOKEN"}
+    client = cluster.run(source, **dict.fromkeys(names, "here"), **variables)
     assert client.process.returncode == 0, client.words
     assert client.text() == "here None here None\n"
 

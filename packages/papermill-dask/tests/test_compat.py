@@ -144,8 +144,11 @@ MODULES = {file.relative_to(SOURCE).with_suffix("").as_posix(): file for file in
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "compat"])
 def test_private_names_of_others_are_used_in_one_module(module):
-    """Outside of `compat` no attribute with a leading underscore is used, but this package's own and `os._exit`."""
-    attributes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Attribute)]
+    """Outside of `compat` no name with a leading underscore is used or imported, but this package's and `os._exit`."""
+    nodes = list(ast.walk(ast.parse(MODULES[module].read_text())))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and not node.module.startswith("__")]
+    assert not [alias.name for node in imports for alias in node.names if "._" in f".{node.module}.{alias.name}"]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     private = {ast.unparse(node) for node in attributes if node.attr.startswith("_") and not node.attr.endswith("__")}
     assert not [name for name in private if not name.startswith(("self._", "cls._")) and name != "os._exit"]
 

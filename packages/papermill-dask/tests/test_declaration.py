@@ -104,12 +104,17 @@ stages:
     outs: ["trees/${{item.depth}}"]
 """,
     )
-    found = dvc(tmp_path, folder, "repro")
-    assert set(found) == {"train@rf", "train@gb", "grow@2", "grow@4"}
-    assert set(found["train@rf"]["deps"]) == {"dvc.yaml", "data", "one", "params.yaml", "other.yaml"}
-    assert set(found["train@rf"]["outs"]) == {"results/rf.json", "results/rf.metric", "results/rf.plot", "models/rf"}
-    assert set(found["grow@4"]["deps"]) == {"dvc.yaml", "one"}
-    assert found["grow@4"]["outs"] == ["trees/4"]
+    declaration = dvc(tmp_path, folder, "repro")
+    assert set(declaration) == {"train@rf", "train@gb", "grow@2", "grow@4"}
+    assert set(declaration["train@rf"]["deps"]) == {"dvc.yaml", "data", "one", "params.yaml", "other.yaml"}
+    assert set(declaration["train@rf"]["outs"]) == {
+        "results/rf.json",
+        "results/rf.metric",
+        "results/rf.plot",
+        "models/rf",
+    }
+    assert set(declaration["grow@4"]["deps"]) == {"dvc.yaml", "one"}
+    assert declaration["grow@4"]["outs"] == ["trees/4"]
 
 
 def test_declared_outs_that_are_there_travel(repository, tmp_path):
@@ -144,11 +149,11 @@ stages:
     outs: ["${{name}}"]
 """,
     )
-    found = dvc(tmp_path, folder, "exp", "run", "--temp", "--set-param", "name=changed")["train"]
-    assert Path(found["cwd"]) != folder
-    assert found["outs"] == ["changed"]
-    assert set(found["deps"]) == {"dvc.yaml", "one"}
-    assert str(folder.parent / ".dvc" / "cache" / "files" / "md5") in found["links"]
+    declaration = dvc(tmp_path, folder, "exp", "run", "--temp", "--set-param", "name=changed")["train"]
+    assert Path(declaration["cwd"]) != folder
+    assert declaration["outs"] == ["changed"]
+    assert set(declaration["deps"]) == {"dvc.yaml", "one"}
+    assert str(folder.parent / ".dvc" / "cache" / "files" / "md5") in declaration["links"]
 
 
 @pytest.mark.parametrize("call", ["repro", "repro stages/dvc.yaml:work"])
@@ -167,9 +172,9 @@ stages:
 """,
     )
     where = folder if call == "repro" else folder.parent
-    (found,) = dvc(tmp_path, where, *call.split()).values()
-    assert Path(found["cwd"]) == folder / "work"
-    assert (found["deps"], found["outs"]) == (["one"], ["made"])
+    (declaration,) = dvc(tmp_path, where, *call.split()).values()
+    assert Path(declaration["cwd"]) == folder / "work"
+    assert (declaration["deps"], declaration["outs"]) == (["one"], ["made"])
 
 
 def test_declared_leaves_out_what_the_client_writes(repository, tmp_path):
@@ -199,19 +204,19 @@ stages:
     run(tmp_path, folder, BIN / "dvc", "config", "cache.type", "symlink")
     dvc(tmp_path, folder, "repro")
     assert (folder / "a").is_symlink()
-    found = declared(folder, "second")
-    assert {entry.path: entry.size for entry in entries(folder, ["a"], links_to=found.links_to)} == {"a": 4}
-    with pytest.raises(EngineError, match="cannot travel"):
+    declaration = declared(folder, "second")
+    assert {entry.path: entry.size for entry in entries(folder, ["a"], links_to=declaration.links_to)} == {"a": 4}
+    with pytest.raises(EngineError, match="cannot be sent"):
         entries(folder, ["a"])
 
 
 def test_declared_refuses_files_outside_the_folder(repository):
-    """A file beside the stage's folder cannot travel; the words say what to do."""
+    """A file beside the stage's folder cannot be sent; the words say what to do."""
     stages = {kind: {"cmd": "true", kind: [f"../shared/{kind}"]} for kind in ("deps", "outs")}
     folder = repository(dvc_yaml=json.dumps({"stages": stages}))
     for kind in stages:
         (path,) = set(getattr(declared(folder, kind), kind)) - {"dvc.yaml"}
-        with pytest.raises(EngineError, match=f"cannot travel(?s:.)*../shared/{kind}(?s:.)*share the disk"):
+        with pytest.raises(EngineError, match=f"cannot be sent(?s:.)*../shared/{kind}(?s:.)*share the disk"):
             inside(folder, path)
 
 

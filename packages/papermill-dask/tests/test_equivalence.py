@@ -14,6 +14,7 @@ from collections.abc import Callable
 import nbformat
 import notebooks
 import pytest
+from hosts import wait_for
 from notebooks import Outcome, add_echo_kernel, add_kernel, execute, notebook
 from programs import BIN
 
@@ -185,22 +186,22 @@ def shortened(value):
     return value
 
 
-def assert_same_notebook(dask, own) -> None:
+def assert_same_notebook(dask, stock) -> None:
     """Compare two notebooks cell by cell, then what belongs to the whole."""
-    dask, own = comparable(dask), comparable(own)
-    for number, (ours, theirs) in enumerate(zip(dask["cells"], own["cells"], strict=True)):
-        assert ours == theirs, f"cell {number}"
-    assert dask == own
+    dask, stock = comparable(dask), comparable(stock)
+    for number, (cell, other) in enumerate(zip(dask["cells"], stock["cells"], strict=True)):
+        assert cell == other, f"cell {number}"
+    assert dask == stock
 
 
-def assert_same(dask: Outcome, own: Outcome) -> None:
+def assert_same(dask: Outcome, stock: Outcome) -> None:
     """Compare all that two engines left: notebooks returned and saved, error, warnings."""
-    assert (dask.error[:1], without_varying(dask.text)) == (own.error[:1], without_varying(own.text))
-    assert (dask.returned is None, dask.saved is None) == (own.returned is None, own.saved is None)
-    for ours, theirs in ((dask.returned, own.returned), (dask.saved, own.saved)):
-        if ours is not None:
-            assert_same_notebook(ours, theirs)
-    assert warnings_of(dask) == warnings_of(own)
+    assert (dask.error[:1], without_varying(dask.text)) == (stock.error[:1], without_varying(stock.text))
+    assert (dask.returned is None, dask.saved is None) == (stock.returned is None, stock.saved is None)
+    for document, other in ((dask.returned, stock.returned), (dask.saved, stock.saved)):
+        if document is not None:
+            assert_same_notebook(document, other)
+    assert warnings_of(dask) == warnings_of(stock)
 
 
 def warnings_of(outcome: Outcome) -> list[str]:
@@ -230,8 +231,8 @@ def assert_same_files(folders, *names) -> None:
 
 def assert_same_saved(folders) -> None:
     """Compare the notebooks that both engines wrote."""
-    dask, own = (nbformat.read(folders[engine] / "output.ipynb", as_version=4) for engine in ("dask", "own"))
-    assert_same_notebook(dask, own)
+    dask, stock = (nbformat.read(folders[engine] / "output.ipynb", as_version=4) for engine in ("dask", "own"))
+    assert_same_notebook(dask, stock)
 
 
 # -- notebooks ---------------------------------------------------------------------------------------------------
@@ -251,10 +252,10 @@ def assert_same_saved(folders) -> None:
 )
 def test_equivalence_of_outputs(both, text, expected):
     """Rich, updated, cleared, long, binary and streamed outputs, widgets, cells that do nothing: all the same."""
-    own, dask = both(notebook(text))
-    assert own.error == []
-    assert {output.output_type for output in outputs(own.document)} == expected
-    assert_same(dask, own)
+    stock, dask = both(notebook(text))
+    assert stock.error == []
+    assert {output.output_type for output in outputs(stock.document)} == expected
+    assert_same(dask, stock)
 
 
 def comparable_outputs(cell) -> list[dict]:
@@ -262,49 +263,79 @@ def comparable_outputs(cell) -> list[dict]:
     return with_whole_streams(json.loads(json.dumps(cell.outputs)))
 
 
+@pytest.mark.parametrize("change", notebooks.BEFORE_IMPORTS)
+def test_what_a_notebook_changes_before_its_imports_is_obeyed(both, folders, change):
+    """Variables, modules and paths that a notebook sets first mean the same where kernels are forked."""
+    for folder in folders.values():
+        notebooks.add_configuration(folder)
+        if change == "matplotlibrc":
+            (folder / "matplotlibrc").write_text("figure.dpi: 44")
+    stock, dask = both(notebook(f"# %%\n{notebooks.BEFORE_IMPORTS[change]}\n# %%{notebooks.READ_CONFIGURATION}"))
+    texts = [with_whole_streams(outcome.document.cells[1].outputs) for outcome in (stock, dask)]
+    assert texts[1] == texts[0]
+
+
+def test_notebook_that_only_reads_variables_has_a_warm_kernel(both, folders):
+    """The methods that read variables start no cold kernel; a module of the folder that hides an installed one does."""
+    cells = "import os  # environ\nos.environ.get('A'), {**os.environ.copy()}, 'A' in os.environ.keys()"
+    unseen = "getattr(os, 'env' + 'iron')['MPLCONFIGDIR'] = 'config'"  # proves that matplotlib is imported already
+    for folder in folders.values():
+        notebooks.add_configuration(folder)
+
+    def is_warm() -> bool:
+        stock, dask = both(notebook(f"# %%\n{cells}\n{unseen}\n# %%{notebooks.READ_CONFIGURATION}"))
+        return dask.document.cells[1].outputs != stock.document.cells[1].outputs
+
+    wait_for(is_warm)  # on a busy machine the first kernels may start before the imports are done
+    for folder in folders.values():
+        (folder / "matplotlib.py").touch()
+    stock, dask = both(notebook(f"# %%{notebooks.READ_CONFIGURATION}"))
+    assert dask.document.cells[0].outputs[0].text == stock.document.cells[0].outputs[0].text == "another matplotlib\n"
+
+
 def test_equivalence_of_allowed_errors(both):
     """Cells tagged `raises-exception` fail, the others run on, and papermill raises the same error at the end."""
-    own, dask = both(notebook(notebooks.ALLOWED))
-    assert own.error[0] == "PapermillExecutionError"
-    assert "after all that\n" in [output.get("text") for output in outputs(own.document)]
-    assert_same(dask, own)
+    stock, dask = both(notebook(notebooks.ALLOWED))
+    assert stock.error[0] == "PapermillExecutionError"
+    assert "after all that\n" in [output.get("text") for output in outputs(stock.document)]
+    assert_same(dask, stock)
 
 
 @pytest.mark.parametrize("source", notebooks.ERRORS.values(), ids=notebooks.ERRORS)
 def test_equivalence_of_errors(both, source):
     """A cell that fails ends the notebook: error, marks in the notebook and cells left pending are the same."""
-    own, dask = both(notebook(f"# %%\nprint('before')\n# %%\n{source}\n# %%\nprint('after')"))
-    assert any(output.output_type == "error" for output in outputs(own.document))
-    assert_same(dask, own)
+    stock, dask = both(notebook(f"# %%\nprint('before')\n# %%\n{source}\n# %%\nprint('after')"))
+    assert any(output.output_type == "error" for output in outputs(stock.document))
+    assert_same(dask, stock)
 
 
 @pytest.mark.parametrize("options", [{"autosave_cell_every": 1}, {"request_save_on_cell_execute": False}], ids=str)
 def test_equivalence_of_saving(both, options):
     """What is on disk while a cell runs is the same, as the notebook itself sees it."""
-    own, dask = both(notebook(notebooks.SAVED), **options)
-    assert own.error == []
-    assert outputs(own.document)[-1].text.endswith("]\n")
-    assert_same(dask, own)
+    stock, dask = both(notebook(notebooks.SAVED), **options)
+    assert stock.error == []
+    assert outputs(stock.document)[-1].text.endswith("]\n")
+    assert_same(dask, stock)
 
 
 def test_equivalence_of_nbclient_options(both):
     """Options that papermill hands on to nbclient have the same effect."""
-    own, dask = both(
+    stock, dask = both(
         notebook(notebooks.OPTIONS), allow_errors=True, record_timing=False, coalesce_streams=True,
         store_widget_state=False, skip_cells_with_tag="later", start_timeout=60,
     )  # fmt: skip
-    assert own.error[0] == "PapermillExecutionError"
-    assert all("execution" not in cell.metadata for cell in own.document.cells)
-    assert_same(dask, own)
+    assert stock.error[0] == "PapermillExecutionError"
+    assert all("execution" not in cell.metadata for cell in stock.document.cells)
+    assert_same(dask, stock)
 
 
 def test_equivalence_of_another_language(both, warm_cluster):
     """A kernel that knows no Python, with variables of its own, runs where the worker has it."""
     add_echo_kernel(warm_cluster.folder / "jupyter" / "kernels")
-    own, dask = both(notebook("# %%\nhello\n# %%\nfail\n# %%\nnever", kernel="echo", language="echo"))
-    assert own.error[0] == "PapermillExecutionError"
-    assert outputs(own.document)[0].text == "I hear: hello"
-    assert_same(dask, own)
+    stock, dask = both(notebook("# %%\nhello\n# %%\nfail\n# %%\nnever", kernel="echo", language="echo"))
+    assert stock.error[0] == "PapermillExecutionError"
+    assert outputs(stock.document)[0].text == "I hear: hello"
+    assert_same(dask, stock)
 
 
 # -- what goes wrong with the kernel -----------------------------------------------------------------------------
@@ -325,11 +356,11 @@ def test_equivalence_of_kernels_that_do_not_start(both, warm_cluster, request, a
     name = re.sub(r"\W", "", request.node.callspec.id)
     if argv:
         add_kernel(warm_cluster.folder / "jupyter" / "kernels", name, argv)
-    own, dask = both(notebook("# %%\n1"), kernel_name=name, start_timeout=2)
-    assert text in own.text
-    assert own.error[0] in dask.error
-    assert own.text in dask.text
-    assert outputs(dask.document) == outputs(own.document) == []
+    stock, dask = both(notebook("# %%\n1"), kernel_name=name, start_timeout=2)
+    assert text in stock.text
+    assert stock.error[0] in dask.error
+    assert stock.text in dask.text
+    assert outputs(dask.document) == outputs(stock.document) == []
 
 
 @pytest.mark.parametrize(("how", "source"), notebooks.DEATHS.items(), ids=notebooks.DEATHS)
@@ -341,16 +372,16 @@ def test_equivalence_but_for_the_truth_about_a_dead_kernel(both, how, source):
     # With either engine a kernel takes its very last words with it, unless they are on their way.
     said = "import time\nprint('said', flush=True)\ntime.sleep(1)"
     document = notebook(f"# %%\nprint('before')\n# %%\n{said}\n{source}\n# %%\nprint('after')")
-    own, dask = both(document, execution_timeout=3 if how == "time-out" else CELL_SECONDS)
-    assert own.error[0] == ("CellTimeoutError" if how == "time-out" else "DeadKernelError")
-    assert own.error[0] in dask.error
-    assert statuses(own) == ["completed", "completed", "completed"]
-    assert own.document.metadata.papermill.exception is None
+    stock, dask = both(document, execution_timeout=3 if how == "time-out" else CELL_SECONDS)
+    assert stock.error[0] == ("CellTimeoutError" if how == "time-out" else "DeadKernelError")
+    assert stock.error[0] in dask.error
+    assert statuses(stock) == ["completed", "completed", "completed"]
+    assert stock.document.metadata.papermill.exception is None
     assert statuses(dask) == ["completed", "failed", "pending"]
     assert [cell.metadata.papermill.exception for cell in dask.document.cells] == [False, True, None]
     assert dask.document.metadata.papermill.exception is True
     last = ["KeyboardInterrupt"] if how == "time-out" else []
-    assert outputs_of_each(dask) == outputs_of_each(own) == [["before\n"], ["said\n", *last], []]
+    assert outputs_of_each(dask) == outputs_of_each(stock) == [["before\n"], ["said\n", *last], []]
 
 
 def statuses(outcome: Outcome) -> list[str]:
@@ -373,17 +404,17 @@ def test_equivalence_of_command_line_parameters(command_lines, folders):
     """Parameters of all types, from every source, and the paths: the same cell, the same warnings."""
     for folder in folders.values():
         (folder / "file.yaml").write_text("from_file: [1, {a: b}]\nname: by file\n")
-    given = "count,share,name,yes,nothing,raw,from_file,from_yaml,from_base64,PAPERMILL_INPUT_PATH"
-    text = notebooks.PARAMETERS.replace("GIVEN", repr(given.split(",")))
-    own, dask = command_lines(
+    names = "count,share,name,yes,nothing,raw,from_file,from_yaml,from_base64,PAPERMILL_INPUT_PATH"
+    text = notebooks.PARAMETERS.replace("GIVEN", repr(names.split(",")))
+    stock, dask = command_lines(
         notebook(text),
         *("-p", "count", "7", "-p", "share", "0.25", "-p", "name", "ä 'quoted'", "-p", "yes", "True"),
         *("-p", "nothing", "None", "-r", "raw", "007", "-f", "file.yaml", "-y", "from_yaml: 2020-01-01"),
         *("-b", base64.b64encode(b"from_base64: {x: 1.5}").decode(), "--inject-paths", "--no-progress-bar"),
     )
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
     assert_same_saved(folders)
-    assert lines(dask.stderr) == lines(own.stderr)
+    assert lines(dask.stderr) == lines(stock.stderr)
 
 
 def test_equivalence_of_command_line_logs(command_lines, folders):
@@ -392,17 +423,17 @@ def test_equivalence_of_command_line_logs(command_lines, folders):
         (folder / "inside").mkdir()
         (folder / "inside" / "data.txt").write_text("read in the folder")
     files = ("--stdout-file", "out.txt", "--stderr-file", "err.txt")
-    own, dask = command_lines(notebook(notebooks.LOGGED), "--log-output", *files, "--cwd", "inside")
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    stock, dask = command_lines(notebook(notebooks.LOGGED), "--log-output", *files, "--cwd", "inside")
+    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
     # papermill opens these files at their first line, and so in the folder of `--cwd`.
     assert "out 2\n" in (folders["own"] / "inside" / "out.txt").read_text()
     assert_same_saved(folders)
     assert_same_files(folders, *(f"inside/{name}" for name in ("out.txt", "err.txt", "written.txt")))
-    assert lines(dask.stderr) == lines(own.stderr)
+    assert lines(dask.stderr) == lines(stock.stderr)
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "code", "last", "told"),
+    ("source", "options", "code", "last", "phrase"),
     [
         ("raise ValueError('no good')", [], 1, "ValueError: no good", "ValueError: no good"),
         ("raise SystemExit(0)", [], 0, None, None),
@@ -412,20 +443,20 @@ def test_equivalence_of_command_line_logs(command_lines, folders):
     ],
     ids=["error", "exit", "death", "unknown kernel"],
 )
-def test_equivalence_of_command_line_failures(command_lines, source, options, code, last, told):
+def test_equivalence_of_command_line_failures(command_lines, source, options, code, last, phrase):
     """Exit codes, and the error named at the end of what is printed, are the same."""
-    own, dask = command_lines(notebook(f"# %%\n{source}"), "--no-progress-bar", *options)
-    assert (dask.returncode, own.returncode) == (code, code), own.stderr + dask.stderr
+    stock, dask = command_lines(notebook(f"# %%\n{source}"), "--no-progress-bar", *options)
+    assert (dask.returncode, stock.returncode) == (code, code), stock.stderr + dask.stderr
     if last:
-        assert last in lines(own.stderr)[-1]
-        assert told in dask.stderr
+        assert last in lines(stock.stderr)[-1]
+        assert phrase in dask.stderr
 
 
 def test_equivalence_of_command_line_variables(command_lines, folders):
     """What papermill's program sets for its kernels is there; the standard input has its name."""
     source = "# %%\nimport os, sys\nprint(os.environ['PYDEVD_DISABLE_FILE_VALIDATION'], sys.stdin.name)"
-    own, dask = command_lines(notebook(source), "--no-progress-bar")
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
+    stock, dask = command_lines(notebook(source), "--no-progress-bar")
+    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
     assert_same_saved(folders)
 
 
@@ -433,8 +464,8 @@ def test_equivalence_of_command_line_variables(command_lines, folders):
 def test_equivalence_of_command_line_pipes(command_lines, paths):
     """A notebook read from a pipe and written to one, and nothing else on either."""
     document = notebook("# %%\nprint('ä')")
-    own, dask = command_lines(document, paths=paths, piped=nbformat.writes(document))
-    assert own.returncode == dask.returncode == 0, own.stderr + dask.stderr
-    assert_same_notebook(nbformat.reads(dask.stdout, as_version=4), nbformat.reads(own.stdout, as_version=4))
+    stock, dask = command_lines(document, paths=paths, piped=nbformat.writes(document))
+    assert stock.returncode == dask.returncode == 0, stock.stderr + dask.stderr
+    assert_same_notebook(nbformat.reads(dask.stdout, as_version=4), nbformat.reads(stock.stdout, as_version=4))
     # Python repeats a warning when an import has touched its filters: which are given counts, not how often.
-    assert set(lines(dask.stderr)) == set(lines(own.stderr))
+    assert set(lines(dask.stderr)) == set(lines(stock.stderr))

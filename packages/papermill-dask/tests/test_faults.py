@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import signal
+import socket
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ def cluster(tmp_path_factory, tracking_server):
 
 
 @pytest.fixture
-def own(request, tmp_path, tracking_server):
+def fresh_cluster(request, tmp_path, tracking_server):
     """A cluster of the test's own, with a scheduler and no worker yet."""
     allowed = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": getattr(request, "param", "3")}
     with new_cluster(tmp_path / "cluster", MLFLOW_TRACKING_URI=tracking_server) as cluster:
@@ -178,38 +179,42 @@ def worker_of(kernel: psutil.Process) -> psutil.Process:
     raise AssertionError(f"no worker among {kernel.parents()}")
 
 
-def test_fault_worker_without_nanny_that_goes_is_an_error(own, tracking_server, tmp_path):
+def test_fault_worker_without_nanny_that_goes_is_an_error(fresh_cluster, tracking_server, tmp_path):
     """A worker killed: an error within 10 s, and a free worker does not run the notebook again."""
-    workers = {name: own.start_worker(name) for name in ("one", "two")}
+    workers = {name: fresh_cluster.start_worker(name) for name in ("one", "two")}
     count = tmp_path / "count"
     effect = f"open({str(count)!r}, 'a').write('once\\n')\n" + SLEEP
-    client = own.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, effect, LATER))
+    client = fresh_cluster.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, effect, LATER))
     worker_of(kernel_of(client)).kill()
     client.assert_nothing_left(DESCENDANTS_SECONDS)
     client.wait(30)
     words = ("worker that ran the notebook was lost", "retries")
     assert_told(client, *words, code=1, cells=["completed", "failed", "pending"])
+    assert any(
+        f"see the worker's log ({socket.gethostname()}:{fresh_cluster.folder}/{name}.log)" in client.words
+        for name in workers
+    )
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
     time.sleep(2)  # in which the other worker would have begun
     assert count.read_text() == "once\n"
     assert sum(process.poll() is None for process in workers.values()) == 1
 
 
-def test_fault_worker_killed_is_told_to_all_who_need_it(own, monkeypatch):
+def test_fault_worker_killed_is_told_to_all_who_need_it(fresh_cluster, monkeypatch):
     """One client with three notebooks, two on a worker and one that waits for it: all three fail when it is killed."""
     from distributed import Client
     from papermill_dask import WorkerLost, execute_notebook
 
     mark = secrets.token_hex(8)
     monkeypatch.setenv(MARK, mark)
-    worker = own.start_worker("single", resources="notebook=2")
+    worker = fresh_cluster.start_worker("single", resources="notebook=2")
 
     def run() -> None:
         document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SLEEP)])
         document.metadata.papermill = {}
         execute_notebook(document, "python3", progress_bar=False, client=client)
 
-    with Client(own.address, set_as_default=False) as client, ThreadPoolExecutor(3) as executor:
+    with Client(fresh_cluster.address, set_as_default=False) as client, ThreadPoolExecutor(3) as executor:
         running = [executor.submit(run) for _ in range(3)]
         wait_for(lambda: len(marked(mark)) == 2)
         worker.kill()
@@ -220,29 +225,29 @@ def test_fault_worker_killed_is_told_to_all_who_need_it(own, monkeypatch):
     assert sum("All Dask workers that suit the notebook are gone" in text for text in words) == 1
 
 
-def test_fault_scheduler_killed_is_an_error(own, tracking_server, tmp_path):
+def test_fault_scheduler_killed_is_an_error(fresh_cluster, tracking_server, tmp_path):
     """The scheduler killed: an error, and no kernel alive 10 s later; the run does not stay open."""
-    own.start_worker("one")
-    client = own.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, SLEEP, LATER))
+    fresh_cluster.start_worker("one")
+    client = fresh_cluster.start(notebook(tmp_path / "lost.ipynb", OPEN_RUN, SLEEP, LATER))
     kernel_of(client)
-    own.processes["scheduler"].kill()
+    fresh_cluster.processes["scheduler"].kill()
     client.assert_nothing_left(SECONDS)
     client.wait(30)
     assert_told(client, "scheduler was lost", code=1, cells=["completed", "failed", "pending"])
     assert run_status(client, tracking_server) in ("FAILED", "KILLED")
 
 
-@pytest.mark.parametrize("own", ["3", "0"], indirect=True)
-def test_fault_worker_lost_with_retries_runs_again(own, tmp_path):
+@pytest.mark.parametrize("fresh_cluster", ["3", "0"], indirect=True)
+def test_fault_worker_lost_with_retries_runs_again(fresh_cluster, tmp_path):
     """With `retries` the notebook runs again, and its metadata record the lost attempt, whatever Dask itself allows."""
-    own.start_worker("single", nanny=True)  # which starts the worker again, with another address
+    fresh_cluster.start_worker("single", nanny=True)  # which starts the worker again, with another address
     count = tmp_path / "count"
     source = notebook(
         tmp_path / "again.ipynb",
         f"import os, time\nfile = open({str(count)!r}, 'a')\nfile.write(f'{{os.getpid()}}\\n')\nfile.close()",
         f"if len(open({str(count)!r}).readlines()) == 1:\n    time.sleep(600)\nprint('done')",
     )
-    client = own.start(source, DASK_PAPERMILL_DASK__RETRIES="1")
+    client = fresh_cluster.start(source, DASK_PAPERMILL_DASK__RETRIES="1")
     wait_for(lambda: count.exists() and count.read_text().endswith("\n"))
     wait_for(lambda: client.cells == ["completed", "running"])
     first = worker_of(psutil.Process(int(count.read_text())))
@@ -252,10 +257,10 @@ def test_fault_worker_lost_with_retries_runs_again(own, tmp_path):
     assert client.cells == ["completed", "completed"]
     assert client.document.metadata.papermill.exception is None
     assert client.text(1) == "done\n"
-    (lost,) = client.document.metadata.papermill_dask.lost
-    assert set(lost) == {"worker", "began", "ended", "error"}
-    assert lost["began"] < lost["ended"] < time.time()
-    assert "lost" in lost["error"]
+    (loss,) = client.document.metadata.papermill_dask.lost
+    assert set(loss) == {"worker", "began", "ended", "error"}
+    assert loss["began"] < loss["ended"] < time.time()
+    assert "lost" in loss["error"]
     assert client.descendants() == []
 
 
@@ -285,8 +290,8 @@ ENDS = {
 def test_fault_children_of_a_notebook_end_with_it(cluster, tmp_path, how):
     """Children, in sessions of their own too, daemons, deaf to SIGTERM: gone with the kernel, however it ends."""
     options = ["--execution-timeout", "3"] if how == "stuck" else []
-    seen = "time.sleep(1)\nprint('started', flush=True)\ntime.sleep(1)\n"
-    client = cluster.start(notebook(tmp_path / "children.ipynb", CHILDREN, seen + ENDS[how]), *options)
+    wait = "time.sleep(1)\nprint('started', flush=True)\ntime.sleep(1)\n"
+    client = cluster.start(notebook(tmp_path / "children.ipynb", CHILDREN, wait + ENDS[how]), *options)
     wait_for(lambda: len(client.descendants()) == 4)
     client.wait()
     client.assert_nothing_left(0 if how != "stuck" else DESCENDANTS_SECONDS)

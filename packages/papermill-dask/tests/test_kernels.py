@@ -57,8 +57,8 @@ def run(*sources, folder=None, environment=None, manager=KernelManager, **option
     managers = []
 
     class Remembered(manager):
-        def __init__(self, **given):
-            super().__init__(**given)
+        def __init__(self, **keywords):
+            super().__init__(**keywords)
             managers.append(self)
 
     client = NotebookClient(document, kernel_manager_class=Remembered, timeout=READY_SECONDS, **options)
@@ -109,14 +109,14 @@ def either(request):
 @pytest.fixture(autouse=True)
 def nothing_left():
     """After each test no process and no private folder of a kernel is left."""
-    known = {process.pid for process in psutil.Process().children(recursive=True)}
+    earlier_pids = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
     manager = getattr(run, "manager", None)
     assert manager is None or not Path(manager.private_folder).exists()
 
     def left():
-        known.update(process.pid for process in warm_processes())
-        return [process for process in psutil.Process().children(recursive=True) if process.pid not in known]
+        earlier_pids.update(process.pid for process in warm_processes())
+        return [process for process in psutil.Process().children(recursive=True) if process.pid not in earlier_pids]
 
     wait_until(lambda: not left(), GONE_SECONDS)
     assert not left()
@@ -124,11 +124,11 @@ def nothing_left():
 
 def warm_processes():
     """Return the fork servers that this process has started."""
-    found = []
+    servers = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            found += [child] if "serve_forks" in " ".join(child.cmdline()) else []
-    return found
+            servers += [child] if "serve_forks" in " ".join(child.cmdline()) else []
+    return servers
 
 
 def worker_script(cell, modules=()):
@@ -309,6 +309,36 @@ COUNTS = (
     "import asyncio\nawait asyncio.sleep(0)\nprint(count_calls())",
     "asyncio.get_running_loop().call_soon(lambda: print(count_calls()))\nawait asyncio.sleep(0.1)",
 )
+PROCESSES = (
+    """
+    import json, multiprocessing as mp, os, pathlib, sys, warnings
+    warnings.simplefilter("ignore")  # from Python 3.12 on, forking a process with threads warns
+    factor = 1
+    def multiply(number):
+        return factor * number
+    factor = 10
+    """,
+    """
+    with mp.Pool(2) as pool:
+        print(pool.map(multiply, range(4)))
+    shared = mp.Value("i", 0)
+    process = mp.Process(target=lambda: setattr(shared, "value", factor))
+    process.start(); process.join()
+    print(shared.value, process.exitcode, process.name, mp.current_process().name, mp.parent_process())
+    print(mp.get_start_method(), mp.active_children(), mp.current_process().daemon)
+    """,
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    with ProcessPoolExecutor(2) as pool:
+        print(list(pool.map(multiply, range(4))))
+    for method in ("spawn", "forkserver"):
+        with mp.get_context(method).Pool(1) as pool:
+            print(method, pool.apply(abs, (-1,)))
+    mp.set_start_method("spawn", force=True)
+    with mp.Pool(1) as pool:
+        print(pool.apply(os.path.basename, ("a/b",)), mp.get_start_method())
+    """,
+)
 PLOTTING = "import numpy, pandas, matplotlib.pyplot as plt, plotly.graph_objects as go, plotly.io, logging, random"
 
 
@@ -334,6 +364,13 @@ def test_recursion_in_a_kernel_ends_where_it_ends_in_jupyters_own(either):
     assert run(*COUNTS) == stock
 
 
+def test_multiprocessing_in_a_kernel_is_as_in_jupyters_own(either, tmp_path):
+    """Pools see functions and globals, lambdas are targets, and each start method works as in a stock kernel."""
+    stock = run(*PROCESSES, manager=AsyncKernelManager, folder=tmp_path)
+    assert stock.startswith("[0, 10, 20, 30]\n10 0 ")
+    assert run(*PROCESSES, folder=tmp_path) == stock
+
+
 def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
     """Figures of matplotlib and plotly, frames and a logger's lines appear as in a stock kernel."""
     sources = (
@@ -343,13 +380,13 @@ def test_forked_kernel_shows_what_jupyters_own_shows(plotting, tmp_path):
         "pandas.DataFrame({f'column {number}': [number] for number in range(30)})",
         "logging.getLogger('anything').warning('beware')\nprint(plotly.io.renderers.default, plt.get_backend())",
     )
-    shown = []
+    displays = []
     for manager in (AsyncKernelManager, KernelManager):
         document = notebook(*sources)
         NotebookClient(document, kernel_manager_class=manager).execute(cwd=str(tmp_path))
-        shown.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
-    assert shown[0] == shown[1]
-    assert "image/png" in shown[1][1][1]
+        displays.append([[o.get("data", {}).keys() or o.text for o in cell.outputs] for cell in document.cells])
+    assert displays[0] == displays[1]
+    assert "image/png" in displays[1][1][1]
 
 
 def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_path, monkeypatch):
@@ -378,14 +415,14 @@ def test_traceback_reads_as_jupyters_own_without_a_search_of_all_modules(tmp_pat
         document = notebook(*sources)
         client = NotebookClient(document, kernel_manager_class=manager, allow_errors=True)
         client.execute(cwd=str(tmp_path))
-        shown = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
-        return shown, int(document.cells[-1].outputs[0].text)
+        displays = [output.traceback for cell in document.cells for output in cell.outputs if "traceback" in output]
+        return displays, int(document.cells[-1].outputs[0].text)
 
     stock, searches = tracebacks(AsyncKernelManager)
     with warming("counted"):
-        shown, few = tracebacks()
+        displays, few = tracebacks()
     assert len(stock) == 4
-    assert shown == stock
+    assert displays == stock
     assert few < searches / 10
 
 
@@ -433,13 +470,13 @@ def test_module_that_changed_makes_a_new_warm_process(tmp_path, monkeypatch, cap
     module = tmp_path / "changing_module.py"
     module.write_text("value = 1")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    asked = "import changing_module, sys\nprint(changing_module.value, 'wave' in sys.modules)"
+    cell = "import changing_module, sys\nprint(changing_module.value, 'wave' in sys.modules)"
     with warming("changing_module", "wave"), caplog.at_level(logging.INFO, "papermill_dask.kernels"):
-        assert run(asked) == "1 True\n"
+        assert run(cell) == "1 True\n"
         module.write_text("value = 1000")
-        assert run(asked) == "1000 False\n"
+        assert run(cell) == "1000 False\n"
         assert "changing_module.py has changed" in caplog.text
-        assert run(asked) == "1000 True\n"
+        assert run(cell) == "1000 True\n"
 
 
 def test_variable_that_imports_read_makes_a_new_warm_process():

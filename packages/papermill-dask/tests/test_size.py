@@ -23,18 +23,18 @@ MEMORY = {
 
 def usage(cluster) -> dict[str, tuple[float, int]]:
     """Return megabytes and open files: of the scheduler, of the mean worker, and of the fork server of all workers."""
-    found = {"scheduler": [], "worker": [], "fork server": []}
+    usages = {"scheduler": [], "worker": [], "fork server": []}
     for name, process in cluster.processes.items():
         worker = psutil.Process(process.pid)
-        found["scheduler" if name == "scheduler" else "worker"].append(worker)
-        found["fork server"] += [child for child in worker.children() if "serve_forks" in " ".join(child.cmdline())]
-    assert len(found["fork server"]) == 1
+        usages["scheduler" if name == "scheduler" else "worker"].append(worker)
+        usages["fork server"] += [child for child in worker.children() if "serve_forks" in " ".join(child.cmdline())]
+    assert len(usages["fork server"]) == 1
     return {
         name: (
             sum(process.memory_full_info().pss for process in processes) / len(processes) / 1e6,
             sum(process.num_fds() for process in processes) // len(processes),
         )
-        for name, processes in found.items()
+        for name, processes in usages.items()
     }
 
 

@@ -15,8 +15,8 @@ import pytest
 from hosts import wait_for
 from notebooks import notebook as document_of
 from papermill_dask import EngineError, Sweep, run_many
-from papermill_dask.sweep import NotebookRun, combinations
-from programs import BIN, environment_of
+from papermill_dask.sweep import NotebookRun, combinations, read_table
+from programs import BIN, clean_environment, environment_of
 
 STOP_SECONDS = 20
 
@@ -86,6 +86,74 @@ def test_combinations_that_make_no_sense_are_refused(sweeps):
         combinations(sweeps)
 
 
+BAD_TABLES = {
+    "semicolons": (b"depth;rate\n8;1\n", "separator seems to be ';'", "'depth;rate'"),
+    "tabs": (b"depth\trate\n8\t1\n", r"separator seems to be '\t'"),
+    "semicolons and one column": (b"sep=;\ndepth\n1\n", "separator seems to be ';'"),
+    "twice": (b"depth,rate,depth\n8,1,9\n", "'depth', number 3", "there twice"),
+    "no identifier": (b"depth,learning rate\n8,1\n", "'learning rate', number 2", "no identifier"),
+    "keyword": (b"depth,lambda\n8,1\n", "'lambda', number 2", "no identifier"),
+    "unknown": (b"dept,rate\n8,1\n", "'dept', number 1", "does not have it", "depth, rate"),
+    "empty header": (b"depth,,rate\n8,1,2\n", "'', number 2"),
+    "empty last header": (b"depth,rate,\n8,1,\n", "line 2 has 2 values, the header 3"),
+    "long row": (b"depth,rate\n8,1\n8,1,2\n", "line 3 has 3 values, the header 2"),
+    "short row": (b"depth,rate\n8,1\n8\n", "line 3 has 1 values, the header 2"),
+    "empty cell": (b"depth,rate\n8,\n", "line 2 has 1 values, the header 2", "None for no value"),
+    "UTF-16": ("depth,rate\n8,1\n".encode("utf-16"), "can't decode byte", "UTF-8"),
+    "Latin-1": ("depth,rate\n8,Ä\n".encode("latin-1"), "can't decode byte", "UTF-8"),
+    "open quote": (b'depth,rate\n8,"1\n', "unexpected end of data"),
+    "empty": (b"", "it is empty"),
+    "byte order mark alone": (b"\xef\xbb\xbf", "it is empty"),
+    "header alone": (b"depth,rate\r\n", "no row"),
+    "column that --sweep has": (b"seed,depth\n8,1\n", "'seed', number 3 in the header of table.csv, then --sweep"),
+}
+
+
+def refused(folder: Path, *words: str) -> str:
+    """Run the command line without a cluster; return its words, which are no traceback."""
+    done = subprocess.run(
+        [BIN / "papermill-sweep", *words], cwd=folder, env=clean_environment() | {"DASK_SCHEDULER_ADDRESS": "none"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "scheduler" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("kind", BAD_TABLES)
+def test_table_that_cannot_be_read_is_refused_in_words(tmp_path, kind):
+    """Separators, names, rows and encodings that are wrong: the file, the place and the cure, before anything runs."""
+    write(tmp_path, SCORES.replace("depth: int", "seed = 0\ndepth: int"))
+    content, *words = BAD_TABLES[kind]
+    (tmp_path / "table.csv").write_bytes(content)
+    error = refused(
+        tmp_path, "score.ipynb", "--csv", "table.csv", *(["--sweep", "seed=1"] if "--sweep" in kind else [])
+    )
+    for word in (*words, "table.csv", "next:"):
+        assert word in error
+
+
+def test_sweep_of_unknown_names_or_notebooks_is_refused(tmp_path):
+    """A name that the notebook's parameters lack, or a notebook that is not there: words, before anything runs."""
+    write(tmp_path, SCORES)
+    assert "'trees', number 1 in --sweep" in refused(tmp_path, "score.ipynb", "--sweep", "trees=1,2")
+    assert "does not exist" in refused(tmp_path, "scores.ipynb", "--sweep", "depth=1")
+    with pytest.raises(EngineError, match="'dept', number 2 in the parameters"):
+        run_many(tmp_path / "score.ipynb", [{"depth": 1}, {"depth": 2, "dept": 2}])
+    (tmp_path / "broken.ipynb").write_text("{")
+    assert "broken.ipynb" in refused(tmp_path, "broken.ipynb", "--sweep", "depth=1")
+
+
+@pytest.mark.parametrize("content", [b'\xef\xbb\xbfdepth, rate\r\n8,a\r\n\r\n9,"x,y"\r\n', b'depth,rate\n8,a\n9,"x,y"'])
+def test_table_of_a_spreadsheet_is_read(content):
+    """A byte order mark, CRLF, empty lines, spaces and quotes are read."""
+    assert read_table(content, "table.csv") == (
+        ["depth", "rate"],
+        [{"depth": 8, "rate": "a"}, {"depth": 9, "rate": "x,y"}],
+    )
+
+
 # -- the table -----------------------------------------------------------------------------------------------------
 def test_table_shows_parameters_and_metrics():
     """Each run has its row: what it was given, how it ended, and what it measured."""
@@ -93,6 +161,10 @@ def test_table_shows_parameters_and_metrics():
         NotebookRun({"seed": 1, "k": n}, Path("x"), "done", 1.26, metrics={"r2": r2}) for n, r2 in ((1, 0.5), (2, 0.75))
     ]
     assert Sweep(runs).table()[0] == {"seed": 1, "k": 1, "status": "done", "seconds": 1.3, "r2": 0.5}
+    same = NotebookRun({"k": 1, "status": "new"}, Path("x"), "done", 1, metrics={"k": 2})
+    assert Sweep([same]).table() == [
+        {"k": 1, "status": "new", "status (result)": "done", "seconds": 1, "k (result)": 2}
+    ]
 
 
 # -- on the cluster ------------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class Transfer:
     @property
     def root(self) -> Path:
         """The worker's store."""
-        (own,) = (self.disk / "dask-scratch-space").glob("worker-*/")
-        return own / "papermill-dask"  # which the first transfer makes
+        (directory,) = (self.disk / "dask-scratch-space").glob("worker-*/")
+        return directory / "papermill-dask"  # which the first transfer makes
 
     def pid(self, name: str) -> int:
         """The process id of the scheduler or of the worker."""
@@ -242,7 +242,7 @@ def test_send_refuses_what_leaves_the_folder(cluster, folder, path):
     """Paths and links out of the folder, in the middle too, circles and pipes: refused by name, nothing is sent."""
     trap(folder)
     before = cluster.scratch_folders()
-    with pytest.raises(EngineError, match="cannot travel") as caught:
+    with pytest.raises(EngineError, match="cannot be sent") as caught:
         cluster.send(folder, path)
     assert path in str(caught.value.value)
     assert str(folder) in caught.value.expected
@@ -256,7 +256,7 @@ def test_fetch_refuses_what_leaves_the_scratch_folder(cluster, folder, sent, pat
     """The same on the way back: a notebook cannot make the client fetch the worker's other files."""
     trap(sent)
     write(sent / "fine")
-    with pytest.raises(EngineError, match="cannot travel"):
+    with pytest.raises(EngineError, match="cannot be sent"):
         cluster.fetch(str(sent), folder, "fine", path)
     assert tree(folder) == {}
     shutil.rmtree(sent.parent / "outside")
@@ -269,7 +269,7 @@ def test_fetch_writes_through_no_link(cluster, folder, sent):
     (folder / "out").symlink_to(outside / "kept")
     write(sent / "results" / "kept", b"new")
     write(sent / "out", b"new")
-    with pytest.raises(EngineError, match="cannot travel"):
+    with pytest.raises(EngineError, match="cannot be sent"):
         cluster.fetch(str(sent), folder, "results/kept")
     cluster.fetch(str(sent), folder, "out")
     assert (folder / "out").read_bytes() == b"new"
@@ -298,7 +298,7 @@ def test_fetch_lands_all_or_none(cluster, folder, sent):
     for name in ("a", "b/inner", "new/c", "z"):
         write(sent / name, b"new")
     with small_disk(folder / "z", "64k"):
-        with pytest.raises(EngineError, match="put in place") as caught:
+        with pytest.raises(EngineError, match="moved into place") as caught:
             cluster.fetch(str(sent), folder, "a", "b", "new/c", "z")
         assert "z" in caught.value.value
         assert tree(folder) == before | {"new": None}

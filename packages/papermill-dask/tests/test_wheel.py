@@ -40,8 +40,8 @@ def test_wheel_alone_does_what_the_readme_shows(tmp_path):
     assert nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs[0].text == "aaa\n"
     rows = run("papermill-sweep", "in.ipynb", "--sweep", "count=1,2").splitlines()
     assert [row.rsplit(",", 1)[0] for row in rows] == ["count,status", "1,done", "2,done"]
-    found = run("python", "-c", f"import importlib.util as u; print([n for n in {FOREIGN} if u.find_spec(n)])")
-    assert found == "[]\n"
+    output = run("python", "-c", f"import importlib.util as u; print([n for n in {FOREIGN} if u.find_spec(n)])")
+    assert output == "[]\n"
     shutil.rmtree(venv)
 
 

@@ -24,7 +24,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the module of a public name; `import papermill_dask` alone stays light, as `import papermill` does it."""
+    """Import the module of a public name; `import papermill_dask` alone stays light, since papermill imports it."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"papermill_dask.{module}"), name)

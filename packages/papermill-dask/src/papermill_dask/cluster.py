@@ -9,9 +9,11 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +21,32 @@ import dask.config
 from distributed import Client, Event, LocalCluster, Semaphore
 from jupyter_client.kernelspec import NoSuchKernel
 
-from papermill_dask import compat
+from papermill_dask import compat, tracking
 from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.worker import describe, installed_versions, listens
 
-logger = logging.getLogger("papermill")  # what the engine has to say stands among papermill's own lines
-NOTEBOOK = "notebook"  # the Dask resource by which a worker says how many notebooks it runs in parallel
+logger = logging.getLogger("papermill")  # the engine's lines appear among papermill's own
+NOTEBOOK = "notebook"  # the Dask resource that is a worker's number of notebooks in parallel
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 0.1
 SILENT = "has not answered yet"
 NO_WORKER_SECONDS = 0.5
+DEMAND_SECONDS = 1.0
+WAITING = "notebook-waiting"  # the name of tasks, and of a resource that no worker has
 LEASE_SECONDS = 6
 _registering = threading.Lock()
 
 
 class KernelMissing(EngineError, NoSuchKernel):
-    """No worker has the kernel; papermill's own engine raises NoSuchKernel where there is none."""
+    """No worker has the kernel; papermill's own engine raises NoSuchKernel in this case."""
 
 
 @dataclass(frozen=True)
 class Worker:
     """A worker of the cluster, as it describes itself; ``problems`` say why no notebook can run on it.
 
-    ``notebooks`` is how many it runs in parallel, ``id`` tells its process from a later one at the same address.
+    ``notebooks`` is how many it runs in parallel; ``id`` differs for each process at the same address.
     """
 
     address: str
@@ -51,7 +55,9 @@ class Worker:
     id: str | None = None
     sees_folder: bool = False
     running: list[dict[str, Any]] = field(default_factory=list)
+    log: str = ""
     problems: list[str] = field(default_factory=list)
+    lent_by: str | None = None  # the key of the notebook that runs this one, and lends its slot
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address}): {'; '.join(self.problems)}"
@@ -61,12 +67,12 @@ class Worker:
 def connect() -> Iterator[Client]:
     """Yield a client of the cluster to run on; close what was opened for the call.
 
-    That is the scheduler that Dask's configuration names (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
+    The scheduler is the one in Dask's configuration (DASK_SCHEDULER_ADDRESS), else a local cluster of one worker.
     Raises EngineError when the scheduler does not answer or has no worker.
     """
-    # papermill logs at INFO; what Dask's own parts say at that level is not about the notebook.
+    # papermill logs at INFO; Dask's own lines of that level are not about the notebook.
     logging.getLogger("distributed").setLevel(logging.WARNING)
-    # Tracebacks of what we tell in words; a lease that cannot be refreshed is a failed callback of tornado's.
+    # These log tracebacks of errors that we report in words; tornado logs a lease that cannot be refreshed.
     for name in ("distributed.client", "distributed.comm.tcp", "distributed.semaphore", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = dask.config.get("scheduler-address", None)
@@ -91,10 +97,17 @@ def connect() -> Iterator[Client]:
 
 
 def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
-    """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``."""
+    """Wait until the cluster has a worker; raise EngineError when it has none within ``seconds``.
+
+    Wait on if a cluster object of Dask's manages the workers, which may be starting, or start when there is work.
+    """
     try:
         client.wait_for_workers(1, timeout=seconds)
     except TimeoutError:
+        with _demand(client) as has_manager:
+            if has_manager:
+                logger.info("Waiting for the first worker that the Dask cluster starts (with `adapt` or `scale`).")
+                return client.wait_for_workers(1)
         raise EngineError(
             "The Dask cluster has no worker.",
             value=compat.scheduler_of(client).address,
@@ -105,29 +118,31 @@ def require_worker(client: Client, seconds: float = NO_WORKER_SECONDS) -> None:
 
 # -- what the workers are ------------------------------------------------------------------------------------------
 def query_workers(
-    client: Client, kernel_name: str | None = None, folder: Path | None = None, asked: dict[str, float] | None = None
+    client: Client, kernel_name: str | None = None, folder: Path | None = None, request: dict[str, float] | None = None
 ) -> list[Worker]:
     """Ask every worker to describe itself, and compare it with this environment, the kernel and ``folder``.
 
-    ``asked`` are the resources that a worker must have. With a kernel, wait for slow workers until one is eligible.
+    A worker must have the resources of ``request``. With a kernel, wait for slow workers until one is eligible.
     """
     answers: dict[str, Future] = {}
     say_once, seconds = functools.cache(logger.info), ANSWER_SECONDS
     with _marker_file(folder) as marker, contextlib.ExitStack() as stack:
         while True:
             try:
-                # `client.scheduler_info` may give the answer to the client's own refresh, which asks for no worker.
-                known = client.sync(compat.scheduler_of(client).identity)["workers"]
+                # `client.scheduler_info` may return the answer to the client's own refresh, which lists no workers.
+                identities = client.sync(compat.scheduler_of(client).identity)["workers"]
             except OSError as error:
                 raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
-            if not known:
+            if not identities:
                 require_worker(client)
                 continue
-            for address in known.keys() - answers.keys():
+            for address in identities.keys() - answers.keys():
                 answers[address] = compat.run_in_loop(client, _describe(client, address, marker))
                 stack.callback(answers[address].cancel)
-            wait([answers[address] for address in known], seconds)
-            workers = [_worker(address, known, answers[address], kernel_name, asked or {}) for address in known]
+            wait([answers[address] for address in identities], seconds)
+            workers = [
+                _worker(address, identities, answers[address], kernel_name, request or {}) for address in identities
+            ]
             slow = [worker.name for worker in workers if worker.problems == [SILENT]]
             if not kernel_name or not slow or any(not worker.problems for worker in workers):
                 return workers
@@ -136,31 +151,45 @@ def query_workers(
 
 
 async def _describe(client: Client, worker: str, marker: str | None) -> Any:
-    """Have a worker `describe` itself, however long that takes; return its answer, or the error in place of one."""
+    """Ask a worker to `describe` itself, without a time limit; return its answer or the error."""
     answer = TimeoutError()
     try:
-        # Dask's own errors, of a connection that took too long, have no number; those of the worker's system have.
+        # Dask's own errors, such as a slow connection, have no number; errors of the worker's system have one.
         while isinstance(answer, OSError) and not answer.errno:
             answer = await compat.ask_worker(client, worker, describe, marker)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is what is wrong with the worker
+    except Exception as error:  # noqa: BLE001 - any error is the worker's problem
         return error
     return answer
 
 
-def _worker(address: str, known: dict, answer: Future, kernel_name: str | None, asked: dict[str, float]) -> Worker:
-    info, answered = known[address], answer.result() if answer.done() else None
-    facts = answered if isinstance(answered, dict) else {}
-    problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {answered!r}" if answered else SILENT]
-    resources = info.get("resources", {})
-    declared = any(NOTEBOOK in worker.get("resources", {}) for worker in known.values())
-    slots = int(resources.get(NOTEBOOK, 0)) if declared else info["nthreads"]
+def _worker(
+    address: str, identities: dict, answer: Future, kernel_name: str | None, request: dict[str, float]
+) -> Worker:
+    info, reply = identities[address], answer.result() if answer.done() else None
+    facts = reply if isinstance(reply, dict) else {}
+    problems = _differences(facts, kernel_name) if facts else [f"cannot answer: {reply!r}" if reply else SILENT]
+    resources, slots = info.get("resources", {}), _slots(identities)[address]
     if not slots:
         problems.append(f"it runs no notebooks: others declare the resource `{NOTEBOOK}`, this one does not")
-    for name, amount in asked.items():
+    for name, amount in request.items():
         if resources.get(name, 0) < amount:
             problems.append(f"resource {name}={resources.get(name, 0):g} instead of {amount:g}")
-    about = facts.get("id"), facts.get("sees", False), facts.get("running", [])
+    about = facts.get("id"), facts.get("sees", False), facts.get("running", []), facts.get("log", "")
     return Worker(address, str(info["name"]), slots, *about, problems)
+
+
+def _slots(identities: dict[str, dict]) -> dict[str, int]:
+    """Return how many notebooks each worker runs in parallel."""
+    has_resource = any(NOTEBOOK in worker.get("resources", {}) for worker in identities.values())
+    return {
+        address: int(worker.get("resources", {}).get(NOTEBOOK, 0)) if has_resource else worker["nthreads"]
+        for address, worker in identities.items()
+    }
+
+
+def capacity(client: Client) -> int:
+    """Return how many notebooks the cluster's workers run in parallel now."""
+    return sum(_slots(client.sync(compat.scheduler_of(client).identity)["workers"]).values())
 
 
 @contextlib.contextmanager
@@ -195,11 +224,11 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
     Raises EngineError, with the problems of each worker, when there is none; KernelMissing when each lacks the kernel
     alone.
     """
-    if chosen := [worker for worker in workers if not worker.problems]:
-        if len(chosen) < len(workers):
+    if choice := [worker for worker in workers if not worker.problems]:
+        if len(choice) < len(workers):
             left_out = " | ".join(str(worker) for worker in workers if worker.problems)
             logger.warning("Workers that this notebook does not use: %s", left_out)
-        return chosen
+        return choice
     only_kernel = all(len(w.problems) == 1 and w.problems[0].startswith("No such kernel") for w in workers)
     raise (KernelMissing if only_kernel else EngineError)(
         "No worker of the cluster can run this notebook as it asks, and as it would run here.",
@@ -209,68 +238,110 @@ def eligible_workers(workers: list[Worker]) -> list[Worker]:
     )
 
 
-# -- a slot on one of them -----------------------------------------------------------------------------------------
+# -- a slot on a worker -------------------------------------------------------------------------------------------
 @contextlib.contextmanager
-def reserve_slot(client: Client, workers: list[Worker]) -> Iterator[Worker]:
-    """Wait until one of ``workers`` has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
+def reserve_slot(client: Client, query: Callable[[], list[Worker]], request: dict[str, float]) -> Iterator[Worker]:
+    """Wait until a worker has a free slot for a notebook; yield the worker, and keep the slot meanwhile.
 
     Dask would let a notebook wait behind a busy worker while another is free. So a notebook is submitted only when
-    there is a slot: one of the leases of a worker's semaphore. Raises WorkerLost when none of the workers is left.
+    there is a slot: one of the leases of a worker's semaphore. ``query`` returns the workers; it is called again when
+    the cluster changes. A notebook that runs others lends them its slot, one at a time, and its resources, if they
+    cover the ``request``. Raises WorkerLost when no suitable worker is left.
     """
+    began, say_once, addresses = time.monotonic(), functools.cache(logger.info), None
+    leases: dict[str, Semaphore] = {}
 
-    def release() -> None:
-        if client.status == "running":  # a scheduler that is gone has no leases to give back
+    def release(lease: Semaphore) -> None:
+        if client.status == "running":  # a lost scheduler has no leases
             lease.release()
-            released.set()
+            release_event.set()
 
-    with client.as_current(), contextlib.ExitStack() as stack:
-        say_once, released = functools.cache(logger.info), Event(f"{NOTEBOOK}-slot-released")
+    with client.as_current(), contextlib.ExitStack() as stack, contextlib.ExitStack() as demand:
         try:
-            leases = {worker.address: _new_leases(worker, stack) for worker in workers}
+            release_event = Event(f"{NOTEBOOK}-slot-released")
             while True:
-                released.clear()
-                for worker in _least_busy(client, workers):
-                    if (lease := leases[worker.address]).acquire(timeout=0):
-                        stack.callback(release)
+                release_event.clear()
+                if (tasks := client.processing()).keys() != addresses:
+                    try:
+                        workers = eligible_workers(query())
+                    except EngineError as error:
+                        if addresses is None or isinstance(error, WorkerLost):
+                            raise
+                        what = "All Dask workers that suit the notebook are gone."
+                        raise WorkerLost(what, value=", ".join(addresses), **LOST) from None
+                    addresses, lender = tasks.keys(), _lender(workers, request)
+                free = sorted((w for w in workers if w.address in tasks), key=lambda worker: len(tasks[worker.address]))
+                # Dask would never give another notebook the resources that the lender holds.
+                for worker in [*([] if request and lender else free), *filter(None, [lender])]:
+                    name = f"{NOTEBOOK}-slot-of-{worker.lent_by}" if worker.lent_by else f"{NOTEBOOK}s-{worker.address}"
+                    if name not in leases:
+                        leases[name] = _new_leases(name, worker.notebooks, stack)
+                    if leases[name].acquire(timeout=0):
+                        stack.callback(release, leases[name])
+                        demand.close()
                         yield worker
                         return
-                say_once("Waiting for a free worker: all that suit this notebook are busy.")
-                released.wait(RETRY_SECONDS)  # those of killed clients are released without a word
+                names = ", ".join(sorted({run["notebook"] for worker in workers for run in worker.running}))
+                say_once(
+                    "Waiting for a free worker: all that suit this notebook are busy%s.", names and f" with {names}"
+                )
+                if time.monotonic() - began > DEMAND_SECONDS:
+                    demand.enter_context(_demand(client))
+                    began = float("inf")
+                release_event.wait(RETRY_SECONDS)  # killed clients do not set the event
         except OSError as error:
             if client.status == "running":
                 raise
             raise WorkerLost("The Dask scheduler was lost.", value=str(error), **LOST) from None
 
 
-def _new_leases(worker: Worker, stack: contextlib.ExitStack) -> Semaphore:
-    """Return the semaphore of a worker's notebooks; a lease is refreshed until the stack is closed."""
-    # Dask's own time, 30 s, is long to wait for the slot that a killed client had.
+def _lender(workers: list[Worker], request: dict[str, float]) -> Worker | None:
+    """Return the worker and slot of the notebook that this process belongs to; None if its resources do not suffice."""
+    key = os.environ.get(tracking.TASK_VARIABLE)
+    for worker in workers:
+        if any(run["key"] == key and request.items() <= run["resources"].items() for run in worker.running):
+            return replace(worker, notebooks=1, lent_by=key)
+    return None
+
+
+def _new_leases(name: str, number: int, stack: contextlib.ExitStack) -> Semaphore:
+    """Return a semaphore for slots; its leases are refreshed until the stack is closed."""
+    # With Dask's default, the slot of a killed client would stay taken for 30 s.
     with _registering, dask.config.set({"distributed.scheduler.locks.lease-timeout": LEASE_SECONDS}):
-        leases = Semaphore(worker.notebooks, f"{NOTEBOOK}s-{worker.address}")
+        leases = Semaphore(number, name)
         leases.register()
     stack.callback(leases.refresh_callback.stop)
     return leases
 
 
-def _least_busy(client: Client, workers: list[Worker]) -> list[Worker]:
-    """Return those of ``workers`` that are still there, the least busy first."""
-    tasks = client.processing()
-    alive = [worker for worker in workers if worker.address in tasks]
-    if not alive:
-        raise WorkerLost(
-            "All Dask workers that suit the notebook are gone.",
-            value=", ".join(worker.address for worker in workers),
-            **LOST,
-        )
-    return sorted(alive, key=lambda worker: len(tasks[worker.address]))
+@contextlib.contextmanager
+def _demand(client: Client) -> Iterator[bool]:
+    """Keep a task on the scheduler that no worker can run: for it, an adaptive cluster starts one more worker.
+
+    Yield whether a cluster object of Dask's, such as LocalCluster or SLURMCluster, manages the workers.
+    """
+
+    async def prepare(dask_scheduler: Any) -> bool:
+        import dask
+
+        # Dask starts a worker for each 5 s of work.
+        dask.config.set({f"distributed.scheduler.default-task-durations.{WAITING}": "1 h"})
+        return "worker-status" in dask_scheduler.plugins
+
+    has_manager = compat.ask_scheduler(client, prepare, ANSWER_SECONDS)
+    task = client.submit(int, key=f"{WAITING}-{uuid.uuid4().hex[:8]}", resources={WAITING: 1}, pure=False)
+    try:
+        yield has_manager
+    finally:
+        task.release()
 
 
 # -- contact -------------------------------------------------------------------------------------------------------
 def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
-    """Say why a worker cannot be reached; None when it can, however busy it or the scheduler is."""
+    """Return why a worker cannot be reached; None if it can, even if the worker or the scheduler is busy."""
 
     async def probe(dask_scheduler: Any) -> str | None:
-        # This function travels by value: the scheduler need not have this package.
+        # Dask sends this function by value: the scheduler need not have this package.
         import asyncio
         import socket
 
@@ -296,7 +367,7 @@ def lost_contact(client: Client, worker: str, seconds: float) -> str | None:
 
 
 def this_output(output_path: object) -> str | None:
-    """Return what tells a notebook's output from all others on the cluster; None for one that is written nowhere."""
+    """Return a name for a notebook's output, unique on the cluster; None if the output is not written."""
     if not isinstance(output_path, str) or output_path == "-":
         return None
     return output_path if "://" in output_path else f"{socket.gethostname()}:{Path(output_path).absolute()}"

@@ -1,6 +1,6 @@
 """Private interfaces of other libraries, and why each is needed.
 
-`tests/test_compat.py` watches the names, and says when one of the functions that are replaced need not be any more.
+`tests/test_compat.py` checks the names, and fails when a library has mended a function that this module replaces.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def new_client(address: str, seconds: float) -> Client:
     """Return a client of the scheduler at ``address``; raise what Dask raises when there is no connection in time.
 
     A scheduler reports each cancelled task to all clients. distributed 2026.8 asserts that the first message to a
-    client comes alone, which fails when such a report comes with it. After a ConnectionAbortedError Dask clears up. The
-    fault was not known to Dask's issues when this was written.
+    client comes alone; this fails when such a report comes with it. After a ConnectionAbortedError Dask clears up. Dask
+    had no issue about this fault in November 2026.
     """
     import distributed
 
@@ -63,8 +63,8 @@ def run_in_loop(node: Client | Worker, coroutine: Coroutine[Any, Any, Any]) -> F
 def ask_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, Any]], seconds: float) -> Any:
     """Return the result of a coroutine function on the scheduler; raise OSError when no answer comes in time.
 
-    `Client.run_on_scheduler` waits for ever when the network is cut. A function that is made where it is called travels
-    by value, so the scheduler need not have this package.
+    `Client.run_on_scheduler` never returns when the network is cut. Dask sends a nested function by value, so the
+    scheduler need not have this package.
     """
     return client.sync(client._run_on_scheduler, function, callback_timeout=seconds)
 
@@ -72,7 +72,7 @@ def ask_scheduler(client: Client, function: Callable[..., Coroutine[Any, Any, An
 async def ask_worker(client: Client, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Return the result of a function on a worker, or the error that it raised; raise OSError for an unknown worker.
 
-    `Client.run` asks all workers together, and one that hangs would keep the answers of the others.
+    `Client.run` asks all workers together, and returns no answer while one hangs.
     """
     return (await client._run(function, *arguments, workers=[worker], on_error="return"))[worker]
 
@@ -80,16 +80,16 @@ async def ask_worker(client: Client, worker: str, function: Callable[..., Any], 
 def ask_for_task(worker: Worker, key: str, seconds: float) -> str | None:
     """Return the state of a task that runs on a worker, None if the scheduler has forgotten it; raise TimeoutError.
 
-    Dask does not tell a running task that its client has gone. To be called from a thread of the worker.
+    Dask does not notify a running task that its client has gone. Call this from a thread of the worker.
     """
     ask = asyncio.wait_for(worker.scheduler.get_task_status(keys=[key]), seconds)
     return run_in_loop(worker, ask).result(2 * seconds)[key]
 
 
 def forget(client: Client, topic: str) -> None:
-    """Make the scheduler forget the events of a topic; Dask keeps the last thousand, of any size, for ever.
+    """Delete the events of a topic on the scheduler; Dask would keep the last thousand, of any size.
 
-    The subscription ends, too; `Client.unsubscribe_topic` would keep the handler, and with it the notebook.
+    End the subscription, too; `Client.unsubscribe_topic` would keep the handler, and so the notebook, in memory.
     """
 
     async def forget(dask_scheduler: Any) -> None:
@@ -97,20 +97,20 @@ def forget(client: Client, topic: str) -> None:
 
     client._event_handlers.pop(topic, None)
     if client.status == "running":
-        # Not waited for: this may be the client's own event loop, and a scheduler that is gone keeps what it keeps.
+        # Do not wait: this may be the client's own event loop.
         run_in_loop(client, client._run_on_scheduler(forget))
 
 
 # -- papermill and nbclient ----------------------------------------------------------------------------------------
 def folder_of_papermills_files() -> str | None:
-    """Return the folder in which papermill writes files with a relative path, when it was given one (`--cwd`)."""
+    """Return the folder in which papermill writes files with a relative path; None without `--cwd`."""
     from papermill.iorw import papermill_io
 
     return papermill_io.get_handler("a file")._cwd
 
 
 def read_parameter(text: str) -> bool | int | float | str | None:
-    """Return the value that papermill's option ``-p`` reads from a text."""
+    """Convert a text to a value as papermill's option ``-p`` does."""
     from papermill.cli import _resolve_type
 
     return _resolve_type(text)
@@ -125,11 +125,11 @@ def is_captured(client: NotebookClient, message_id: str) -> bool:
 def prepare_ipykernel(folder: Path) -> None:
     """Change what has no option in ipykernel: drop no output, listen on no TCP port, and list no modules.
 
-    The list of all modules' files is for a debugger, which nobody attaches to this kernel; in a fork it would copy the
-    memory of each module, half of what a kernel copies until it is ready.
-    ipykernel listens on a port for what forked children print, also where its other sockets are Unix sockets, which no
-    issue of it asks to change; here one in ``folder`` serves. ZeroMQ drops outputs for which a reader is 1,000 messages
-    behind (https://github.com/nteract/papermill/issues/426); here they queue as long as they must.
+    Only a debugger needs the list of all modules' files, and none is attached to this kernel. In a fork the list would
+    copy the memory of each module: half of the memory that a kernel copies until it is ready.
+    ipykernel listens on a port for the prints of forked children, even if its other sockets are Unix sockets; here it
+    listens on a Unix socket in ``folder``. ZeroMQ drops outputs when a reader is 1,000 messages behind
+    (https://github.com/nteract/papermill/issues/426); here outputs queue without a limit.
     """
     import zmq
     from ipykernel import ipkernel
@@ -142,18 +142,18 @@ def prepare_ipykernel(folder: Path) -> None:
 
     def listen(self: Any) -> None:
         self._pipe_uuid = os.urandom(16)
-        receiving = self.socket.context.socket(zmq.PULL)
-        receiving.linger = 0
-        receiving.bind(address)
-        self._pipe_in = ZMQStream(receiving, self.io_loop)
+        receiver = self.socket.context.socket(zmq.PULL)
+        receiver.linger = 0
+        receiver.bind(address)
+        self._pipe_in = ZMQStream(receiver, self.io_loop)
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
     def connect(_: Any) -> tuple[Any, Any]:
         context = zmq.Context()
-        sending = context.socket(zmq.PUSH)
-        sending.linger = CHILD_LINGER_MILLISECONDS
-        sending.connect(address)
-        return context, sending
+        sender = context.socket(zmq.PUSH)
+        sender.linger = CHILD_LINGER_MILLISECONDS
+        sender.connect(address)
+        return context, sender
 
     IPKernelApp.init_iopub = lambda app, context: (context.setsockopt(zmq.SNDHWM, 0), init_iopub(app, context))  # type: ignore[method-assign] # replaced
     ipkernel.sys = types.SimpleNamespace(**vars(sys) | {"modules": {}})  # type: ignore[assignment] # replaced
@@ -163,10 +163,10 @@ def prepare_ipykernel(folder: Path) -> None:
 def prepare_kernel(app: Any) -> None:
     """Change what has no option in an initialized kernel: a prompt end, and prompt tracebacks.
 
-    A notebook seldom waits for the processes that it starts; ipykernel would, for 14 s, since
-    https://github.com/ipython/ipykernel/pull/869, and be killed before its `atexit` handlers. For each line of a
-    traceback `inspect` looks for the cell among the files of all modules (https://github.com/python/cpython/issues/92041):
-    0.01 s with those of a warm kernel, and a RecursionError has 3,000 lines. So it learns that a cell is no module's.
+    ipykernel waits up to 14 s for a notebook's child processes (https://github.com/ipython/ipykernel/pull/869), and
+    would be killed before its `atexit` handlers run. For each line of a traceback `inspect` searches the files of all
+    modules for the cell (https://github.com/python/cpython/issues/92041). This takes 0.01 s in a warm kernel, and a
+    RecursionError has 3,000 lines; so a cell is registered there as the file of no module.
     """
     import psutil
 
@@ -182,10 +182,10 @@ def prepare_kernel(app: Any) -> None:
 
 
 def finish_reply(app: Any, seconds: float) -> None:
-    """Wait until a kernel that was asked to end has sent its reply.
+    """Wait until a kernel has replied to the request to end.
 
-    Its control thread still flushes the streams then. If the thread that writes them is stopped first, as ipykernel
-    itself does it now and then, the flush waits for 10 s.
+    Its control thread then still flushes the streams. ipykernel sometimes stops the thread that writes them first, and
+    the flush waits for 10 s.
     """
     if app.kernel._shutdown_message:
         app.control_thread.join(seconds)

@@ -14,7 +14,7 @@ from papermill_dask.failures import EngineError
 
 SECTION = "papermill-dask"  # of Dask's configuration
 METADATA = "papermill_dask"  # of a notebook's metadata
-RESULTS = ("lost", "runs")  # what an execution writes there
+RESULTS = ("lost", "runs")  # the entries that an execution writes there
 
 dask.config.update_defaults(yaml.safe_load(Path(__file__).with_name("papermill_dask.yaml").read_text()))
 
@@ -45,24 +45,24 @@ class NotebookOptions:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any], keywords: Mapping[str, Any]) -> NotebookOptions:
-        """Return the options that keywords, Dask's configuration and a notebook's metadata ask for, in this order.
+        """Return the options of the keywords, of Dask's configuration, and of a notebook's metadata; the first wins.
 
-        Raises EngineError naming the option that is unknown or cannot be used.
+        Raises EngineError, naming the option, for one that is unknown or cannot be used.
         """
         readers: dict[str, Callable] = {option.name: option.metadata["read"] for option in fields(cls)}
-        configured = {name: dask.config.get(f"{SECTION}.{name.replace('_', '-')}", None) for name in readers}
-        asked = {**metadata, **{name: value for name, value in configured.items() if value is not None}, **keywords}
+        settings = {name: dask.config.get(f"{SECTION}.{name.replace('_', '-')}", None) for name in readers}
+        values = {**metadata, **{name: value for name, value in settings.items() if value is not None}, **keywords}
         options = {}
-        for name, value in asked.items():
+        for name, value in values.items():
             try:
                 if value is not None:
                     options[name] = readers[name](value)
             except (KeyError, ValueError, TypeError, AttributeError) as error:
-                known = name in readers
+                is_option = name in readers
                 raise EngineError(
                     f"The notebook's option `{name}` cannot be used.",
-                    value=f"{value!r} ({error})" if known else repr(value),
-                    expected="see papermill-dask's README, `Options`" if known else f"one of {', '.join(readers)}",
+                    value=f"{value!r} ({error})" if is_option else repr(value),
+                    expected="see papermill-dask's README, `Options`" if is_option else f"one of {', '.join(readers)}",
                 ) from None
         return cls(**options)
 

@@ -1,4 +1,4 @@
-"""The papermill engine `dask`, on the client: from a notebook to the same notebook, executed on the cluster."""
+"""The papermill engine `dask`, on the client: executes a notebook on the cluster."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.task import Task
 from papermill_dask.worker import run_notebook
 
-FORWARDED = ("DVC_*", "MLFLOW_*", "PYDEVD_*")  # the last as papermill's program sets it
+FORWARDED = ("DVC_*", "MLFLOW_*", "PYDEVD_*")  # papermill's command line sets the last
 SECRET_WORDS = ("PASSWORD", "TOKEN", "SECRET", "KEY")
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 3.0
@@ -43,10 +43,10 @@ RESTART_SECONDS = 30  # for a nanny that starts the next worker
 ATTACH_SECONDS = 120
 EARLIER_SECONDS = 0.2
 SAVE_SECONDS = 1.0
-SAVE_SHARE = 0.05  # of the time may go into saving
-# Compiles the schema of notebooks: for programs that are forked from a process which has imported this module.
+SAVE_SHARE = 0.05  # of the time, at most, for saving
+# Compile the schema of notebooks, once for all programs that are forked from a process with this module.
 nbformat.validate(nbformat.v4.new_notebook())
-# Dask's modules are many objects, and the interpreter would look through them once more, 0.2 s long, before it ends.
+# Dask's modules have many objects; without this the interpreter would search them for 0.2 s at its end.
 atexit.register(gc.freeze)
 
 
@@ -67,11 +67,11 @@ def execute_notebook(
     connecting for the call. Raises what papermill's own engine raises (a cell's error is left in the notebook for
     papermill to raise), EngineError when no worker suits, and WorkerLost.
     """
-    given = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
-    asked = nb.metadata.get(METADATA, {})
+    arguments = {name: keywords.pop(name) for name in OPTIONS if name in keywords}
+    metadata = nb.metadata.get(METADATA, {})
     for result in RESULTS:
-        asked.pop(result, None)  # of an earlier execution
-    options = NotebookOptions.of(asked, given)
+        metadata.pop(result, None)  # of an earlier execution
+    options = NotebookOptions.of(metadata, arguments)
     executed = ExecutedNotebook(nb, output_path, log_output, progress_bar, autosave_cell_every)
     with stage.ends_with_dvc(), contextlib.nullcontext(client) if client else cluster.connect() as client:
         executed.notebook_start()
@@ -91,27 +91,30 @@ def execute_notebook(
 def _run(
     executed: ExecutedNotebook, kernel_name: str, client: Client, options: NotebookOptions, keywords: dict[str, Any]
 ) -> Attempt:
-    """Run the notebook, and again after a lost worker as often as the options allow; return the attempt that did it."""
-    lost: list[dict[str, Any]] = []
+    """Run the notebook, again after a lost worker if the options allow it; return the successful attempt."""
+    losses: list[dict[str, Any]] = []
     while True:
-        workers = cluster.eligible_workers(_query_workers(executed, kernel_name, client, options))
-        with handled((signal.SIGTERM, signal.SIGHUP), _leave), cluster.reserve_slot(client, workers) as worker:
+        query = functools.partial(_query_workers, executed, kernel_name, client, options)
+        slot = cluster.reserve_slot(client, query, options.resources)
+        with handled((signal.SIGTERM, signal.SIGHUP), _leave), slot as worker:
             attempt = Attempt(executed, kernel_name, client, worker, options, **keywords)
             began = time.time()
             try:
                 attempt.run()
             except WorkerLost as error:
-                lost.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
+                losses.append({"worker": worker.address, "began": began, "ended": time.time(), "error": error.what})
                 if options.retries:
-                    _record(executed, lost=lost)
-                executed.mark_aborted()  # and saved so, before the tracking server is asked
+                    _record(executed, lost=losses)
+                if "scheduler" not in error.what:
+                    error.next_step = f"see the worker's log ({worker.log}), then {error.next_step}"
+                executed.mark_aborted()  # and save it, before the tracking server is asked
                 runs = tracking.NotebookRuns(attempt.key, os.environ)
                 runs.find()
                 runs.end("FAILED")
-                left = options.retries - len(lost)
-                if left < 0 or client.status != "running":
+                tries = options.retries - len(losses)
+                if tries < 0 or client.status != "running":
                     raise
-                logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, left)
+                logger.warning("%s\nThe notebook runs again, from its first cell; tries left: %d.", error, tries)
             else:
                 if attempt.runs:
                     _record(executed, runs=attempt.runs)
@@ -123,14 +126,16 @@ def _run(
 def _query_workers(
     executed: ExecutedNotebook, kernel_name: str, client: Client, options: NotebookOptions
 ) -> list[cluster.Worker]:
-    """Return what the workers are, once none runs a notebook with this output: a killed client's may be ending yet."""
+    """Return the workers, once none runs a notebook with this output: that of a killed client may still be ending."""
     output, say_once = cluster.this_output(executed.output_path), functools.cache(logger.info)
     while True:
         workers = cluster.query_workers(client, kernel_name, Path.cwd(), options.resources)
-        busy = [worker.name for worker in workers for run in worker.running if output and run["output"] == output]
-        if not busy:
+        busy = {run["key"]: worker.name for worker in workers for run in worker.running if run["output"] == output}
+        if not output or not busy:
             return workers
-        say_once("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy))
+        if os.environ.get(tracking.TASK_VARIABLE) in busy:
+            raise EngineError("A notebook cannot write to the output of the notebook that runs it.", value=output)
+        say_once("Waiting for an earlier notebook with this output to end: on %s.", ", ".join(busy.values()))
         time.sleep(EARLIER_SECONDS)
 
 
@@ -142,7 +147,7 @@ def _record(executed: ExecutedNotebook, **results: Any) -> None:
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Have ``handler`` called with each of these signals while the block runs; then restore the former handlers.
+    """Call ``handler`` at each of these signals while the block runs; then restore the former handlers.
 
     Outside the main thread Python allows no handlers: do nothing.
     """
@@ -154,15 +159,15 @@ def handled(numbers: Iterable[int], handler: Callable[[int, object], None]) -> I
 
 
 def _leave(number: int, _frame: object) -> None:
-    """End the notebook at SIGTERM or SIGHUP as Ctrl-C does: the kernel stopped, what there is saved."""
+    """End the notebook at SIGTERM or SIGHUP as Ctrl-C does: stop the kernel and save the outputs."""
     raise SystemExit(128 + number)
 
 
 def _attach(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, input_path: object) -> None:
     """Log the executed notebook to its MLflow runs.
 
-    On its worker, or another if that is gone: they keep MLflow imported from one notebook to the next, and a fresh
-    process takes two seconds for it. A failure is a warning: the notebook itself has ended well.
+    A worker does this, because it has imported MLflow already; a new process needs two seconds for that. A failure is a
+    warning: the notebook itself has ended well.
     """
     name = Path(input_path).name if isinstance(input_path, str) else "notebook.ipynb"
     plain, run_ids = json.loads(json.dumps(notebook)), [run["run_id"] for run in attempt.runs]
@@ -171,14 +176,14 @@ def _attach(client: Client, attempt: Attempt, notebook: nbformat.NotebookNode, i
             tracking.attach, plain, name, run_ids, os.environ.get(tracking.URI_VARIABLE),
             pure=False, workers=[attempt.worker.address], allow_other_workers=True,
         ).result(ATTACH_SECONDS)  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - whatever it was, it must not hide how the notebook ended
+    except Exception as error:  # noqa: BLE001 - no error here may hide how the notebook ended
         logger.warning("The executed notebook was not logged to its run: %s", error)
 
 
 class ExecutedNotebook(NotebookExecutionManager):
-    """The executed notebook on the client's disk: saved whole, soon after something came, and truthful about failures.
+    """The executed notebook on the client's disk: saved whole, soon after each output, with the true status of cells.
 
-    papermill marks cells that never ran as completed when a kernel dies or a cell times out.
+    papermill itself marks cells that never ran as completed when a kernel dies or a cell times out.
     """
 
     output_path: str | None
@@ -186,7 +191,7 @@ class ExecutedNotebook(NotebookExecutionManager):
     _save_seconds = 0.0
 
     def save(self, **_: Any) -> None:
-        """Write the notebook beside its place and rename it there; raise EngineError when the disk is full."""
+        """Write the notebook to a hidden file and rename that; raise EngineError when the disk is full."""
         began, target, file = time.monotonic(), self.output_path, _local_file(self.output_path)
         partial = file and file.with_name(f".{os.getpid()}.{file.name}")
         try:
@@ -199,9 +204,9 @@ class ExecutedNotebook(NotebookExecutionManager):
             if partial:
                 partial.unlink(missing_ok=True)
             if isinstance(error, FileNotFoundError):
-                raise  # no such folder: papermill's own words for it are good
+                raise  # no such folder: papermill's own error is clear
             raise EngineError(
-                "The executed notebook cannot be saved; what was saved before is whole.",
+                "The executed notebook cannot be saved; the last saved version is whole.",
                 value=f"{target}: {error}",
                 next_step="free space, or write elsewhere, then run the notebook again",
             ) from None
@@ -211,14 +216,14 @@ class ExecutedNotebook(NotebookExecutionManager):
         self._save_seconds = time.monotonic() - began
 
     def autosave_cell(self) -> None:
-        """Save what came since the last save when that is due: soon, unless saving takes long or is turned off."""
-        waited = (self.now() - self.last_save_time).total_seconds()
+        """Save new outputs when a save is due: soon, unless saving takes long or is turned off."""
+        seconds = (self.now() - self.last_save_time).total_seconds()
         due = min(self.autosave_cell_every, max(SAVE_SECONDS, self._save_seconds / SAVE_SHARE))
-        if self.autosave_cell_every and self.has_changed and waited >= due:
+        if self.autosave_cell_every and self.has_changed and seconds >= due:
             self.save()
 
     def mark_aborted(self) -> None:
-        """Mark the cell that ran as failed and leave those after it pending: something ended the notebook."""
+        """Mark the running cell as failed and leave the cells after it pending: the notebook was ended early."""
         self.nb.metadata.papermill["exception"] = True
         for index, cell in enumerate(self.nb.cells):
             if cell.metadata.papermill["status"] == self.RUNNING:
@@ -226,17 +231,17 @@ class ExecutedNotebook(NotebookExecutionManager):
                 self.cell_complete(cell, cell_index=index)
 
     def notebook_complete(self, **_: Any) -> None:
-        """Finish as papermill does, but leave cells pending that never ran in a notebook that was cut short."""
-        pending = [cell for cell in self.nb.cells if cell.metadata.papermill["status"] == self.PENDING]
+        """Finish as papermill does, but leave cells pending that never ran."""
+        pending_cells = [cell for cell in self.nb.cells if cell.metadata.papermill["status"] == self.PENDING]
         super().notebook_complete()
-        if self.nb.metadata.papermill["exception"] and pending:
-            for cell in pending:
+        if self.nb.metadata.papermill["exception"] and pending_cells:
+            for cell in pending_cells:
                 cell.metadata.papermill["status"] = self.PENDING
             self.save()
 
 
 def _local_file(path: str | None) -> Path | None:
-    """Return the file that papermill would write ``path`` to; None when it is no plain file of this machine."""
+    """Return the local file to which papermill writes ``path``; None if it is not a plain local file."""
     if not path or path == "-" or not isinstance(papermill_io.get_handler(path), LocalHandler):
         return None
     file = Path(compat.folder_of_papermills_files() or os.curdir, path).absolute()
@@ -244,7 +249,7 @@ def _local_file(path: str | None) -> Path | None:
 
 
 class Attempt:
-    """One run of a notebook on one worker: a Dask task, whose events are shown in papermill's notebook."""
+    """One run of a notebook on one worker: a Dask task, whose events update papermill's notebook."""
 
     def __init__(
         self,
@@ -260,14 +265,14 @@ class Attempt:
         **keywords: Any,
     ) -> None:
         self._executed, self._client, self.worker, self._options = executed, client, worker, options
-        # Never starts a kernel: it does with the kernel's messages what it would do if it had one.
+        # This client starts no kernel: it processes the messages of the kernel on the worker.
         outputs = {option: keywords.pop(option, None) for option in ("log_output", "stdout_file", "stderr_file")}
         self._log = PapermillNotebookClient(
             executed, log=logger, record_timing=keywords.get("record_timing", True), **outputs
         )
         # papermill also takes a notebook itself as input.
         name = Path(input_path).stem if isinstance(input_path, str) else "notebook"
-        # Dask's pages group tasks by what stands before the hexadecimal part: the notebook's name.
+        # Dask's pages group tasks by the part before the hexadecimal one: the notebook's name.
         self.key = f"{name}-{uuid.uuid4().hex[:8]}"
         timeout = execution_timeout or keywords.get("timeout")
         self._task = Task(
@@ -279,12 +284,13 @@ class Attempt:
             folder=str(Path.cwd()),
             environment=_forwarded_environment(options),
             output=cluster.this_output(executed.output_path),
+            resources=options.resources,
         )
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.runs: list[dict[str, Any]] = []  # of the notebook in MLflow, when it has ended
+        self.runs: list[dict[str, Any]] = []  # the notebook's MLflow runs, once it has ended
 
     def run(self) -> None:
-        """Submit the task, follow it to its end, and leave nothing of it; raises what ended it early."""
+        """Submit the task, follow it to its end, and clean up; raise the error that ended it early."""
         client, task, address = self._client, self._task, self.worker.address
         with contextlib.ExitStack() as stack:
             declaration = None
@@ -294,21 +300,22 @@ class Attempt:
                 declaration = stage.declaration(self._options, self._executed.output_path)
                 if not declaration.deps and not declaration.outs:
                     logger.warning(
-                        "The worker %s does not see this folder, and nothing is declared to travel: the notebook runs "
+                        "The worker %s does not see this folder, and no files are declared: the notebook runs "
                         "in an empty folder (options deps and outs, or the stage in dvc.yaml).", address
                     )  # fmt: skip
                 task.folder = stack.enter_context(transfer.scratch_folder(client, address, Path.cwd(), declaration))
                 task.is_scratch = True
             client.subscribe_topic(self.key, lambda event: self._events.put(json.loads(event[1])))
             stack.callback(compat.forget, client, self.key)
-            resources = self._options.resources or None
+            # The notebook that lends the slot holds the resources already.
+            resources = None if self.worker.lent_by else self._options.resources or None
             future = client.submit(run_notebook, task, key=self.key, pure=False, resources=resources, workers=[address])
             # The scheduler forgets a released task, and the worker then stops one that runs. `future.cancel()` would do
-            # the same, but it is reported to all clients, and breaks those that are connecting (`compat.new_client`).
+            # the same, but Dask reports it to all clients, which breaks connecting ones (`compat.new_client`).
             stack.callback(future.release)
             future.add_done_callback(lambda _: self._events.put({"kind": "done"}))
             ending = self._follow(future)
-            if declaration and not ending["failed"]:  # what a notebook that failed has made is not what was declared
+            if declaration and not ending["failed"]:  # a failed notebook's files are not the declared outs
                 transfer.fetch(client, address, task.folder, Path.cwd(), declaration)
         metadata = {name: value for name, value in ending["metadata"].items() if name != "papermill"}
         self._executed.nb.metadata.update(nbformat.from_dict(metadata))
@@ -317,7 +324,7 @@ class Attempt:
             raise pickle.loads(ending["error"])  # noqa: S301 - from the cluster, which runs our code
 
     def _follow(self, future: Future) -> dict[str, Any]:
-        """Show the task's events until it has ended; return what it returned."""
+        """Show the task's events until it has ended; return its result."""
         last = time.monotonic()
         while True:
             try:
@@ -343,7 +350,7 @@ class Attempt:
                     if self._client.status != "running" or time.monotonic() - last > SILENCE_SECONDS:
                         if reason := cluster.lost_contact(self._client, self.worker.address, PROBE_SECONDS):
                             raise WorkerLost(reason, value=self.worker.address, **LOST)
-                        last = time.monotonic()  # it is there, and busy
+                        last = time.monotonic()  # it is busy
 
     def _result(self, future: Future) -> dict[str, Any]:
         if self._client.status != "running":
@@ -352,7 +359,7 @@ class Attempt:
             raise EngineError("The notebook was stopped on its worker.", value="its task was cancelled")
         try:
             return future.result()
-        except (OSError, KilledWorker):  # the second where the scheduler allows no failures
+        except (OSError, KilledWorker):  # KilledWorker if the scheduler allows no failures
             what = "The Dask worker that ran the notebook was lost."
             raise WorkerLost(what, value=self.worker.address, **LOST) from None
 
@@ -378,9 +385,9 @@ class Attempt:
 
 
 def _forwarded_environment(options: NotebookOptions) -> dict[str, str]:
-    """Return the variables that the kernel shall see as the client does; secrets only when they are asked for.
+    """Return the client's variables for the kernel; secrets only if the options name them.
 
-    The commit is that of the client's folder: the worker may know another, or none.
+    The commit is that of the client's folder, which the worker may not see.
     """
 
     def is_forwarded(name: str) -> bool:

@@ -7,15 +7,15 @@ import functools
 import click
 
 LOST = {
-    "expected": "a worker that lives, and is in reach, until the notebook ends",
-    "next_step": "see the worker's log, then run the notebook again; it was not repeated (option `retries`)",
+    "expected": "a worker that runs, and can be reached, until the notebook ends",
+    "next_step": "run the notebook again; it was not repeated (option `retries`)",
 }
 
 
 class EngineError(click.ClickException):
     """A notebook could not be run on the cluster; papermill's command line prints the text without a traceback.
 
-    ``what`` failed; ``value`` caused it, ``expected`` was allowed, ``next_step`` mends it.
+    ``what`` failed, ``value`` caused the error, ``expected`` was allowed, ``next_step`` helps.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class EngineError(click.ClickException):
         lines = {"found:   ": self.value, "expected:": self.expected, "next:    ": self.next_step}
         return "\n".join([self.what, *(f"  {name} {line}" for name, line in lines.items() if line is not None)])
 
-    format_message = __str__  # what click prints behind `Error: `
+    format_message = __str__  # click prints this after `Error: `
 
     def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows: the words alone."""
+        """Return the text that IPython shows: no traceback."""
         return [f"{type(self).__name__}: {self}"]
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exception's own reduce drops keyword arguments, and errors come from workers.
+        # Workers send pickled errors, and Exception's own method drops keyword arguments.
         make = functools.partial(type(self), value=self.value, expected=self.expected, next_step=self.next_step)
         return make, (self.what,)
 
 
 class WorkerLost(EngineError):
-    """The worker that ran the notebook is gone, or out of reach."""
+    """The worker that ran the notebook is gone, or cannot be reached."""

@@ -17,12 +17,12 @@ _warm_up_lock = threading.Lock()
 def warm_up(worker: Worker) -> None:
     """Import the modules that the first notebook needs, in the background; repeated calls do nothing."""
     if _warm_up_lock.acquire(blocking=False):
-        # For notebooks that use the cluster on which they run: `Client()` finds it there, whoever started the worker.
+        # For notebooks that use their own cluster: `Client()` reads this address.
         os.environ["DASK_SCHEDULER_ADDRESS"] = worker.scheduler.address
         threading.Thread(target=_import_modules, name="ready-for-notebooks", daemon=True).start()
 
 
-dask_setup = warm_up  # what Dask calls as soon as the worker starts
+dask_setup = warm_up  # Dask calls this as soon as the worker starts
 
 
 def _import_modules() -> None:

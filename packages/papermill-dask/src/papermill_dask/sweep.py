@@ -1,18 +1,22 @@
-"""Many runs of one notebook, each with other parameters, side by side on the cluster; one table of them all."""
+"""Many runs of one notebook with different parameters, in parallel on the cluster; one table of all runs."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
+import io
 import itertools
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -26,7 +30,7 @@ Report = Callable[[str], object]
 
 @dataclass
 class NotebookRun:
-    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` (or waited for a worker), or `not run`."""
+    """One run of the notebook; its ``status`` is `done`, `failed`, `stopped` (also while it waited), or `not run`."""
 
     parameters: dict[str, Any]
     output: Path
@@ -38,7 +42,7 @@ class NotebookRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs; ``signal`` is what stopped them early."""
+    """All runs; ``signal`` is the one that stopped them early, if any."""
 
     runs: list[NotebookRun]
     signal: int | None = None
@@ -49,17 +53,20 @@ class Sweep:
         return 128 + self.signal if self.signal else int(any(run.status == "failed" for run in self.runs))
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each run: its parameters, status, seconds and metrics."""
-        return [
-            {**run.parameters, "status": run.status, "seconds": run.seconds and round(run.seconds, 1)} | run.metrics
-            for run in self.runs
-        ]
+        """Return a row for each run: its parameters, status, seconds and metrics, under names of their own."""
+        rows = []
+        for run in self.runs:
+            rows.append(row := dict(run.parameters))
+            results = {"status": run.status, "seconds": run.seconds and round(run.seconds, 1)}
+            for name, value in (*results.items(), *run.metrics.items()):
+                row[f"{name} (result)" if name in row else name] = value
+        return rows
 
 
 def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
     """Return all combinations of ``NAME=VALUE,VALUE,...``, the last name varying fastest; `[{}]` for no sweep.
 
-    Values are read as papermill's ``-p`` does; one that holds a comma stands in double quotes. Raises EngineError.
+    Values are converted as by papermill's ``-p``; a value with a comma needs double quotes. Raises EngineError.
     """
     values: dict[str, list[Any]] = {}
     for sweep in sweeps:
@@ -70,47 +77,102 @@ def combinations(sweeps: Iterable[str]) -> list[dict[str, Any]]:
                 "A sweep cannot be read.", value=sweep, expected="NAME=VALUE,VALUE,... with each name and value once"
             )
         values[name] = [compat.read_parameter(part) for part in texts]
-    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+
+
+def check_names(names: Sequence[str], place: str, notebook: Path) -> None:
+    """Raise EngineError unless all names, from ``place``, are different and can be parameters of the notebook."""
+    try:
+        cells = json.loads(notebook.read_bytes())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+        nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)]
+        parameters = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+    except SyntaxError:  # another language
+        parameters = set(re.findall(r"\w+", code))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError("The notebook cannot be read.", value=f"{notebook}: {error!r}") from None
+    for number, name in enumerate(names, start=1):
+        problems = {
+            "it is no identifier": not name.isidentifier() or iskeyword(name),
+            "it is there twice": name in names[: number - 1],
+            "the notebook's cell tagged `parameters` does not have it": code and name not in parameters,
+        }
+        for problem in (problem for problem, is_there in problems.items() if is_there):
+            value, expected = f"{name!r}, number {number} in {place}: {problem}", ", ".join(sorted(parameters))
+            next_step = f"correct the name, or add it to {notebook}"
+            raise EngineError("The name cannot be a parameter's.", value=value, expected=expected, next_step=next_step)
+
+
+def read_table(content: bytes, place: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the header of a CSV file, and the parameters of each other row; raise EngineError if it has a fault."""
+    problem = None
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), ""), skipinitialspace=True, strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        rows, problem = [], str(error)
+    (_, names), *rows = rows or [(0, [])]
+    if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
+        problem = f"column 1 is {names[0]!r}; the separator seems to be {separator[0]!r}"
+    for line, row in rows:
+        if len(row) != len(names) or "" in row:
+            problem = problem or f"line {line} has {len(row) - row.count('')} values, the header {len(names)}"
+    if problem or not rows:
+        raise EngineError(
+            "The table of parameters cannot be read.",
+            value=f"{place}: {problem or ('no row below the header' if names else 'it is empty')}",
+            expected="a header, and rows with a value for each of its names, separated by commas, in UTF-8",
+            next_step="save the file so; write None for no value",
+        )
+    return names, [dict(zip(names, map(compat.read_parameter, row), strict=True)) for _, row in rows]
 
 
 def run_many(notebook: Path, every: Iterable[Mapping[str, Any]], report: Report = print) -> Sweep:
-    """Run a notebook once for each set of parameters in ``every``, side by side on the cluster; return all runs.
+    """Run a notebook once for each set of parameters in ``every``, in parallel on the cluster; return all runs.
 
-    One that fails stops no other; Ctrl-C, or SIGTERM, stops all, and what was finished is kept. The executed notebooks
-    lie in ``executed/<name>``, numbered in this order. ``report`` gets lines on the progress.
+    A failing run stops no other. Ctrl-C, or SIGTERM, stops all; finished runs are kept. The executed notebooks are in
+    ``executed/<name>``, numbered in this order. ``report`` is called with lines about the progress.
     """
     from papermill.iorw import local_file_io_cwd
 
     from papermill_dask import cluster, engine, stage
 
+    every = list(every)
+    check_names(list(dict.fromkeys(itertools.chain(*every))), "the parameters", notebook)
     folder = Path("executed", notebook.stem)
     folder.mkdir(parents=True, exist_ok=True)
     runs = [NotebookRun(dict(row), folder / f"{notebook.stem}-{n}.ipynb") for n, row in enumerate(every, start=1)]
     signals: list[int] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(stage.ends_with_dvc())
-        # papermill keeps the current folder in one place for all threads; so it is the same in each, and put back.
+        # papermill has one current folder for all threads; so set it here, and restore it afterwards.
         stack.enter_context(local_file_io_cwd())
         client = stack.enter_context(cluster.connect())
-        # Collected, instead of an exception wherever they happen to arrive.
+        # Collect signals, instead of an exception at any place.
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         stack.enter_context(engine.handled(stops, lambda number, _: signals.append(number)))
         parallel = sum(worker.notebooks for worker in cluster.query_workers(client))
         report(f"{len(runs)} x {notebook.name}, {parallel} in parallel, on {compat.scheduler_of(client).address}")
-        # More threads: loading and saving of some overlaps with the cluster's work on others.
-        pool = stack.enter_context(ThreadPoolExecutor(min(2 * parallel, len(runs)), "notebook"))
-        ends = [pool.submit(_execute, run, notebook, client, signals, report) for run in runs]
-        while not signals and wait(ends, TICK_SECONDS).not_done:
-            pass
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, len(runs)), "notebook"))
+        queue, active = iter(runs), set[Future]()
+        while not signals:
+            # Twice as many: some are loaded and saved while the cluster runs others.
+            with contextlib.suppress(OSError):  # each notebook reports that the scheduler is lost
+                parallel = max(1, cluster.capacity(client))
+            new = itertools.islice(queue, max(0, 2 * parallel - len(active)))
+            active |= {pool.submit(_execute, run, notebook, client, signals, report) for run in new}
+            if not active:
+                break
+            active = wait(active, TICK_SECONDS, FIRST_COMPLETED).not_done
         if signals:
-            report(f"{signal.Signals(signals[0]).name}: stopping; what was finished is kept")
+            report(f"{signal.Signals(signals[0]).name}: stopping; finished runs are kept")
             pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # its notebooks are saved as they are, and the workers end their kernels
+            client.close()  # saves the notebooks as they are; the workers end the kernels
     return Sweep(runs, signals[0] if signals else None)
 
 
 def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence[int], report: Report) -> None:
-    """Make one run, in a thread of its own; write into ``run`` how it ended."""
+    """Make one run, in a thread of its own; write its results into ``run``."""
     import papermill
 
     if signals:
@@ -120,29 +182,37 @@ def _execute(run: NotebookRun, notebook: Path, client: object, signals: Sequence
     try:
         papermill.execute_notebook(str(notebook), str(run.output), run.parameters, **options)
         run.status = "done"
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other notebooks go on
+    except Exception as error:  # noqa: BLE001 - no error stops the other notebooks
         run.status = "stopped" if signals else "failed"
         name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
         run.error = f"{name}: {text}".splitlines()[0]
     with contextlib.suppress(OSError, ValueError):
         document = json.loads(run.output.read_bytes())
         run.seconds = document["metadata"]["papermill"]["duration"]
-        for logged in document["metadata"].get(METADATA, {}).get("runs", []):
-            run.metrics = logged["metrics"] | run.metrics
+        for mlflow_run in document["metadata"].get(METADATA, {}).get("runs", []):
+            run.metrics = mlflow_run["metrics"] | run.metrics
     report(f"{run.output.stem}: {run.status}{f' ({run.error})' if run.error else ''}")
 
 
 @click.command()
-@click.argument("notebook", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--sweep", "sweeps", multiple=True, metavar="NAME=1,2,3", help="A run for each value, and combination.")
-@click.option("--csv", "file", type=click.File(), help="A run for each row of this file.")
-def main(notebook: Path, sweeps: tuple[str, ...], file: TextIO | None) -> None:
+@click.argument("notebook", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="NAME=1,2,3",
+    help="A run for each value; several: for each combination.",
+)
+@click.option(
+    "--csv", "file", type=click.File("rb"), help="A run for each row of this file; its header names the parameters."
+)
+def main(notebook: Path, sweeps: tuple[str, ...], file: BinaryIO | None) -> None:
     """Run NOTEBOOK on a Dask cluster once for each set of parameters, and print a table of the runs (CSV)."""
-    rows = list(csv.DictReader(file, restkey="", restval=None)) if file else [{}]
-    if not rows or any("" in row or None in row.values() for row in rows):
-        raise EngineError("The parameters cannot be read.", value=file and file.name, expected="a value in each column")
-    every = [{name: compat.read_parameter(text) for name, text in row.items()} for row in rows]
-    every = [parameters | chosen for parameters in every for chosen in combinations(sweeps)]
+    names, rows = read_table(file.read(), file.name) if file else ([], [{}])
+    options = combinations(sweeps)
+    places = [*([f"the header of {file.name}"] if file else []), *(["--sweep"] if sweeps else [])]
+    check_names([*names, *options[0]], ", then ".join(places), notebook)
+    every = [parameters | option for parameters in rows for option in options]
     sweep = run_many(notebook, every, report=lambda line: click.echo(line, err=True))
     table = sweep.table()
     writer = csv.DictWriter(sys.stdout, dict.fromkeys(itertools.chain(*table)))

@@ -1,4 +1,4 @@
-"""A notebook on a Dask worker: the task that the client sends, and its run."""
+"""A notebook on a Dask worker: the task from the client, and its run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Task:
     """What a worker needs to run a notebook: plain data.
 
-    ``notebook`` is the nbformat document, ``options`` the arguments of papermill's notebook client, ``worker`` the id
-    of the worker that it is for. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
-    ``is_scratch``: the folder was filled for this notebook. ``output`` names the output.
+    ``notebook`` is the nbformat document, ``options`` are the arguments of papermill's notebook client, and ``worker``
+    is the id of its worker. The kernel runs in ``folder`` and sees ``environment`` on top of the worker's own.
+    ``is_scratch``: the folder is for this notebook alone. ``output`` names the output, ``resources`` are Dask's.
     """
 
     notebook: dict[str, Any]
@@ -32,14 +32,15 @@ class Task:
     folder: str
     environment: dict[str, str]
     output: str | None = None
+    resources: dict[str, float] = field(default_factory=dict)
     is_scratch: bool = False
 
 
 @dataclass
 class Run:
-    """A notebook on this worker, from the moment that Dask starts its task until nothing of it is left.
+    """A notebook on this worker, from the start of its task until its processes have ended.
 
-    ``stopped`` says why it must end: not wanted any more, or its worker is going.
+    ``stopped`` is the reason why it must end early.
     """
 
     key: str
@@ -51,15 +52,15 @@ class Run:
     kernel: Any = None
 
     def report(self, kind: str, **event: Any) -> None:
-        """Send the client an event: plain data, dates among them."""
+        """Send the client an event: plain data, which may have dates."""
         from jupyter_client.jsonutil import json_default
 
-        with contextlib.suppress(RuntimeError):  # an event loop that is closed: the worker is going
+        with contextlib.suppress(RuntimeError):  # the event loop is closed: the worker is ending
             self.worker.log_event(self.key, json.dumps({"kind": kind, **event}, default=json_default))
 
     def logger(self) -> logging.Logger:
-        """Return a logger whose records are events: the client logs them where papermill's own engine would have."""
-        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - one a notebook, not one for ever
+        """Return a logger whose records are events: the client logs them as papermill's own engine would."""
+        logger = logging.Logger(self.key, logging.INFO)  # noqa: LOG001 - for one notebook, not registered
         handler = logging.Handler()
         handler.emit = lambda record: self.report("log", level=record.levelno, text=record.getMessage())  # type: ignore[method-assign]
         logger.addHandler(handler)

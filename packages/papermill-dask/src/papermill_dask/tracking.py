@@ -1,7 +1,7 @@
-"""What ties a notebook to its MLflow runs; it does something only where MLflow is installed.
+"""Connects a notebook with its MLflow runs, if MLflow is installed.
 
-Each run that a notebook starts bears the key of its task and the commit of the client's folder; what a dead notebook
-left open is ended; the executed notebook becomes an artifact of its runs.
+Each run that a notebook starts is tagged with the key of its task and the commit of the client's folder. Runs that a
+dead notebook left open are ended. The executed notebook becomes an artifact of its runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -19,8 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-from papermill_dask.failures import EngineError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 TASK_VARIABLE = "PAPERMILL_DASK_TASK"  # in the kernel's environment: which task of the cluster it is
@@ -34,19 +33,19 @@ CONNECT_SECONDS = 2.0
 
 
 def is_installed() -> bool:
-    """Tell whether MLflow is there."""
+    """Return whether MLflow is installed."""
     return importlib.util.find_spec("mlflow") is not None
 
 
 class TaskContext:
     """Tags every run that a notebook on the cluster starts with its task and its commit.
 
-    A run context provider of MLflow's (entry point ``mlflow.run_context_provider``). It has no base class, since MLflow
-    loads it in the middle of its own import.
+    It is a run context provider of MLflow (entry point ``mlflow.run_context_provider``). It has no base class, because
+    MLflow loads it during its own import.
     """
 
     def in_context(self) -> bool:
-        """Tell whether this process is a notebook's kernel on the cluster."""
+        """Return whether this process is a notebook's kernel on the cluster."""
         return TASK_VARIABLE in os.environ
 
     def tags(self) -> dict[str, str]:
@@ -61,22 +60,21 @@ class NotebookRuns:
     def __init__(self, task: str, environment: Mapping[str, str]) -> None:
         self._task, self._uri = task, environment.get(URI_VARIABLE) if is_installed() else None
         self.runs: list[dict[str, Any]] = []
-        if self._uri:  # to be there when the first notebook of this worker ends
+        if self._uri:  # imported before the first notebook of this worker ends
             threading.Thread(target=importlib.import_module, args=("mlflow",), daemon=True).start()
 
-    def check_reachable(self) -> None:
-        """Raise EngineError when the tracking server has a loopback address, and does not answer on this machine."""
-        if self._uri and urlsplit(self._uri).hostname in ("localhost", "127.0.0.1", "::1") and not _answers(self._uri):
-            raise EngineError(
-                f"The worker on {socket.gethostname()} cannot reach the MLflow tracking server.",
-                value=f"{URI_VARIABLE}={self._uri}: loopback, where each machine means itself",
-                expected="a server that runs, at an address that the workers reach, too",
-                next_step=f"set {URI_VARIABLE} to one; unset it for a notebook that tracks nothing",
-            )
+    def check_reachable(self, logger: logging.Logger) -> None:
+        """Warn when the tracking server does not answer on this machine; many notebooks track nothing."""
+        if self._uri and not _answers(self._uri):
+            logger.warning(
+                "The worker on %s cannot reach the MLflow tracking server (%s=%s). Start it, or set the "
+                "variable to an address that the workers reach; a notebook that tracks nothing needs none.",
+                socket.gethostname(), URI_VARIABLE, self._uri,
+            )  # fmt: skip
 
     def find(self) -> None:
-        """Look for the runs, as long as the kernel lives: at its exit MLflow ends them as if all had gone well."""
-        with contextlib.suppress(Exception):  # a tracking server that fails must not hide how the notebook ended
+        """Find the runs while the kernel runs: at its exit MLflow would end them as successful."""
+        with contextlib.suppress(Exception):  # no error here may hide how the notebook ended
             if self._uri and _answers(self._uri):
                 from mlflow import MlflowClient
 
@@ -89,8 +87,8 @@ class NotebookRuns:
                 ]
 
     def end(self, status: str) -> None:
-        """End those that the notebook left open as ``KILLED`` or ``FAILED``."""
-        # MLflow prints a link; the output may be a notebook's.
+        """End the runs that the notebook left open as ``KILLED`` or ``FAILED``."""
+        # MLflow prints a link; standard output may be a notebook's.
         with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
             for run in self.runs:
                 if run["status"] == "RUNNING":
@@ -114,7 +112,7 @@ def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) ->
 def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
     """Return the commit of a folder's repository and the tracked files that differ from it; None outside of one.
 
-    In a kernel on the cluster it is that of the client's folder: the worker may know another repository, or none.
+    In a kernel on the cluster these are of the client's folder, which the worker may not see.
     """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE], os.environ.get(CHANGES_VARIABLE, "").splitlines()
@@ -132,13 +130,13 @@ def git_state(folder: Path | None = None) -> tuple[str, list[str]] | None:
 
 
 def git_variables() -> dict[str, str]:
-    """Return `git_state` of the current folder as the variables from which a kernel elsewhere takes it."""
+    """Return `git_state` of the current folder as variables, for a kernel on another machine."""
     state = git_state() if is_installed() else None
     return {COMMIT_VARIABLE: state[0], CHANGES_VARIABLE: "\n".join(state[1])} if state else {}
 
 
 def _answers(uri: str) -> bool:
-    """Tell whether something listens at the address of a server; MLflow itself would try for minutes."""
+    """Return whether a server accepts connections at an address; MLflow itself would try for minutes."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return True

@@ -1,6 +1,6 @@
-"""Carries a notebook's files to a worker that shares no disk with the client, and back, through the scheduler alone.
+"""Sends a notebook's files to a worker that shares no disk with the client, and back, through the scheduler.
 
-The worker keeps contents by their hash, and has a scratch folder for each notebook.
+The worker stores contents by their hash, and has a scratch folder for each notebook.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from papermill_dask.failures import LOST, EngineError, WorkerLost
 from papermill_dask.stage import Declaration
 
 PERMISSIONS = 0o777
-PIECE_BYTES = 2**20  # under way at a time: this bounds the memory on all three sides
+PIECE_BYTES = 2**20  # sent at a time: this limits the memory of client, scheduler and worker
 WATCH_SECONDS = 1.0
 ANSWER_SECONDS = 1.5
 
@@ -38,31 +38,31 @@ ANSWER_SECONDS = 1.5
 # -- the client ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def scratch_folder(client: Client, worker: str, folder: Path, declaration: Declaration) -> Iterator[str]:
-    """Bring the deps in ``folder`` to a scratch folder on ``worker``; yield its path there, and remove it after.
+    """Send the deps in ``folder`` to a scratch folder on ``worker``; yield its path there, and remove it after.
 
-    What the worker holds already, by its hash, is not sent. Raises EngineError for a dep that is missing or leaves
-    ``folder``, for a full disk, and when the worker or the scheduler is lost.
+    Contents that the worker has already, by their hash, are not sent. Raises EngineError for a dep that is missing or
+    leaves ``folder``, for a full disk, and when the worker or the scheduler is lost.
     """
     for path in declaration.outs:
         inside(folder, path, follow=False)
-    wanted = entries(folder, declaration.deps, links_to=declaration.links_to)
+    inputs = entries(folder, declaration.deps, links_to=declaration.links_to)
     parents = {str(PurePosixPath(path).parent) for path in declaration.outs} - {"."}
-    wanted += [Entry(parent, "", 0, 0o755) for parent in parents if (folder / parent).is_dir()]
-    scratch, lacking = _ask(client, worker, "open", wanted)
+    inputs += [Entry(parent, "", 0, 0o755) for parent in parents if (folder / parent).is_dir()]
+    scratch, gaps = _ask(client, worker, "open", inputs)
     try:
-        if lacking:
-            contents = {entry.md5: entry for entry in wanted if entry.md5 in lacking}
+        if gaps:
+            contents = {entry.md5: entry for entry in inputs if entry.md5 in gaps}
             _send(_Pieces(client, worker, scratch), folder, contents)
-        _ask(client, worker, "fill", scratch, wanted)
+        _ask(client, worker, "fill", scratch, inputs)
         yield scratch
     finally:
         if client.status == "running":
-            with contextlib.suppress(EngineError):  # the worker removes what is left by itself, later
+            with contextlib.suppress(EngineError):  # the worker removes the rest by itself, later
                 _ask(client, worker, "remove", scratch)
 
 
 def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
-    """Send contents by their hash in one tar file."""
+    """Send contents, named by their hash, in one tar file."""
     try:
         with tarfile.open(fileobj=pieces, mode="w|", bufsize=PIECE_BYTES, copybufsize=PIECE_BYTES) as tar:  # type: ignore[call-overload] # typeshed lacks copybufsize
             for md5, entry in contents.items():
@@ -75,10 +75,10 @@ def _send(pieces: _Pieces, folder: Path, contents: dict[str, Entry]) -> None:
 
 
 def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: Declaration) -> None:
-    """Bring the outs from a scratch folder into ``folder``: all of them or none.
+    """Fetch the outs from a scratch folder into ``folder``: all of them or none.
 
-    Raises EngineError for an out that the notebook did not write, for one that leaves its folder, for a full disk, and
-    when the worker is lost.
+    Raises EngineError for an out that the notebook did not write or that leaves its folder, for a full disk, and for a
+    lost worker.
     """
     outs = outermost(declaration.outs)
     for out in outs:
@@ -88,32 +88,32 @@ def fetch(client: Client, worker: str, scratch: str, folder: Path, declaration: 
         _replace(_Pieces(client, worker, scratch), folder, outs)
     except OSError as error:
         raise EngineError(
-            "What the notebook made cannot be put in place.",
+            "The notebook's outs cannot be moved into place.",
             value=str(error),
             expected=f"outs that can be written, or replaced, in {folder}, and room for them",
-            next_step="see to that file, or make room; nothing was changed here",
+            next_step="repair that file, or make room; no file was changed here",
         ) from None
 
 
 # -- asking the worker ---------------------------------------------------------------------------------------------
 def _ask(client: Client, worker: str, operation: str, *arguments: Any) -> Any:
-    """Have the worker do something for its `Store`: relayed by the scheduler, with no need for a free thread.
+    """Call a method of the worker's `Store`: through the scheduler, and without a free thread on the worker.
 
-    Raises WorkerLost when the worker or the scheduler goes meanwhile: Dask itself would wait longer.
+    Raises WorkerLost when the worker or the scheduler is lost meanwhile: Dask itself would wait longer.
     """
     question = compat.ask_worker(client, worker, serve, operation, *arguments)
-    asked = compat.run_in_loop(client, question)
+    request = compat.run_in_loop(client, question)
     try:
-        while not wait([asked], WATCH_SECONDS).done:
+        while not wait([request], WATCH_SECONDS).done:
             if reason := cluster.lost_contact(client, worker, ANSWER_SECONDS):
                 raise OSError(reason)
-        if isinstance(answer := asked.result(), OSError):
+        if isinstance(answer := request.result(), OSError):
             raise answer
     except (OSError, KeyError) as error:
         what = "The worker was lost while files were on their way."
         raise WorkerLost(what, value=f"{worker} ({error})", **LOST) from None
     finally:
-        asked.cancel()
+        request.cancel()
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -135,15 +135,15 @@ class _Pieces(io.RawIOBase):
         return piece
 
 
-# -- putting it in place -------------------------------------------------------------------------------------------
+# -- moving into place ---------------------------------------------------------------------------------------------
 def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> None:
-    """Unpack ``outs`` beside their places in ``folder``, then rename them into place.
+    """Unpack ``outs`` in hidden folders beside their places in ``folder``, then rename them into place.
 
-    Beside them, in hidden folders, because a rename works within a file system only, and outs may lie on several.
+    A rename works within a file system only, and outs may be on several.
     """
     hidden = f".papermill-dask-{secrets.token_hex(8)}"
 
-    def staged(out: PurePosixPath, kind: str) -> Path:
+    def staging_path(out: PurePosixPath, kind: str) -> Path:
         return folder / out.parent / hidden / kind / out.name
 
     with contextlib.ExitStack() as cleanup:
@@ -157,24 +157,24 @@ def _replace(pieces: _Pieces, folder: Path, outs: list[PurePosixPath]) -> None:
                 path = PurePosixPath(member.name)
                 out = next((out for out in outs if path.is_relative_to(out) and ".." not in path.parts), None)
                 if out is None:
-                    raise refused(folder, path, "the worker was not asked for it")
-                unpack(tar, member, staged(out, "new") / path.relative_to(out))
-        arrived = [out for out in outs if staged(out, "new").exists()]
-        moves = [(folder / out, staged(out, "old")) for out in arrived if os.path.lexists(folder / out)]
-        moves += [(staged(out, "new"), folder / out) for out in arrived]
-        begun: list[tuple[Path, Path]] = []
+                    raise refused(folder, path, "the client did not request it")
+                unpack(tar, member, staging_path(out, "new") / path.relative_to(out))
+        arrivals = [out for out in outs if staging_path(out, "new").exists()]
+        moves = [(folder / out, staging_path(out, "old")) for out in arrivals if os.path.lexists(folder / out)]
+        moves += [(staging_path(out, "new"), folder / out) for out in arrivals]
+        history: list[tuple[Path, Path]] = []
         try:
             for source, target in moves:
-                begun.append((source, target))  # first: Ctrl-C could lose a move that is noted after it
+                history.append((source, target))  # first, because Ctrl-C may come right after the move
                 source.rename(target)
         except BaseException:
-            for source, target in reversed(begun):
-                with contextlib.suppress(FileNotFoundError):  # it was not made
+            for source, target in reversed(history):
+                with contextlib.suppress(FileNotFoundError):  # this move was not made
                     target.rename(source)
             raise
 
 
-# -- files on either side ------------------------------------------------------------------------------------------
+# -- files on both sides -------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A file, or an empty folder (then ``md5`` is empty), at a path relative to the working folder."""
@@ -188,8 +188,8 @@ class Entry:
 def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (), *, follow: bool = True) -> Path:
     """Return the absolute path of ``path``, which must be relative to ``folder`` and stay in it.
 
-    Symbolic links on the way may lead to places in ``folder`` or in one of ``links_to`` (such as DVC's cache). Without
-    ``follow`` the last part may itself be a link: it will be replaced, not followed. Raises EngineError.
+    Symbolic links in the path may lead into ``folder`` or one of ``links_to`` (such as DVC's cache). Without ``follow``
+    the last part may itself be a link, which will be replaced. Raises EngineError.
     """
     parts = PurePosixPath(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\0" in str(path):
@@ -208,9 +208,9 @@ def inside(folder: Path, path: str | os.PathLike, links_to: Iterable[Path] = (),
 
 
 def refused(folder: Path, path: object, why: str = "it leaves the folder") -> EngineError:
-    """Return the error for a path that may not travel."""
+    """Return the error for a path that may not be sent."""
     return EngineError(
-        "A path cannot travel between this machine and the worker.",
+        "A path cannot be sent between this machine and the worker.",
         value=f"{path} ({why})",
         expected=f"a relative path, without `..` and without links that lead out of {folder}",
         next_step="bring the file into the folder, or run on workers that share the disk",
@@ -218,7 +218,7 @@ def refused(folder: Path, path: object, why: str = "it leaves the folder") -> En
 
 
 def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()) -> list[Entry]:
-    """Return what lies at ``paths``, folders with all that is in them; raises what `members` raises."""
+    """Return the files and empty folders at and below ``paths``; raise EngineError as `members` does."""
     result = []
     for file in (file for path in outermost(paths) for file in members(folder, str(path), links_to)):
         status, name = file.stat(), file.relative_to(folder).as_posix()
@@ -228,16 +228,16 @@ def entries(folder: Path, paths: Iterable[str], *, links_to: Iterable[Path] = ()
 
 
 def outermost(paths: Iterable[str]) -> list[PurePosixPath]:
-    """Return those of ``paths`` that lie in no other."""
+    """Return the ``paths`` that are not inside of another."""
     pure = dict.fromkeys(map(PurePosixPath, paths))
     return [path for path in pure if not any(parent in pure for parent in path.parents)]
 
 
 def members(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the files and empty folders at ``path`` and in it; links give what they lead to.
+    """Yield the files and empty folders at and below ``path``; links are followed.
 
-    Raises EngineError for a path that leaves ``folder``, for a link that leads nowhere or to one of the folders
-    ``above``, and for what is neither file nor folder.
+    Raises EngineError for a path that leaves ``folder``, for a broken link, for a link to one of the folders ``above``,
+    and for a device, a socket or the like.
     """
     file = inside(folder, path, links_to)
     if file.is_file():
@@ -245,13 +245,13 @@ def members(folder: Path, path: str, links_to: Iterable[Path] = (), above: tuple
     elif file.is_dir():
         real = file.resolve()
         if real in above:
-            raise refused(folder, path, "it is a link to a folder around it")
+            raise refused(folder, path, "it is a link to a folder that contains it")
         if not (names := sorted(os.listdir(file))):  # noqa: PTH208 - the names alone
             yield file
         for name in names:
             yield from members(folder, f"{path}/{name}", links_to, (*above, real))
     else:
-        why = "it is neither a file nor a folder" if file.exists() else "there is nothing"
+        why = "it is neither a file nor a folder" if file.exists() else "it does not exist"
         raise refused(folder, path, why)
 
 
@@ -262,7 +262,7 @@ def digest(file: Path) -> str:
 
 
 def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    """Write a file or a folder from a tar file to ``target``; raise EngineError for what is neither."""
+    """Write a file or a folder from a tar file to ``target``; raise EngineError for other kinds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if member.isdir():
         target.mkdir()
@@ -276,10 +276,10 @@ def unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
 
 # -- the worker's store --------------------------------------------------------------------------------------------
 async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
-    """Call a method of the worker's `Store` for the client; return what it gives, or the EngineError that it raised.
+    """Call a method of the worker's `Store` for the client; return its result, or its EngineError.
 
-    In a thread, so that the worker's event loop stays free; an error is returned, as Dask would log one that is raised
-    with all its arguments, and those are the user's files.
+    The method runs in a thread, so that the worker's event loop stays free. Dask would log a raised error with all its
+    arguments, which are the user's files; so the error is returned.
     """
     # In the worker's own folder, which Dask removes with the worker, also after a kill.
     store = Store(Path(dask_worker.local_directory) / "papermill-dask")
@@ -292,18 +292,17 @@ async def serve(operation: str, *arguments: Any, dask_worker: Worker) -> Any:
             "The worker could not handle the notebook's files.",
             value=f"{socket.gethostname()}: {error}",
             expected=f"a folder {store.root} that the worker can write to, with room for them",
-            next_step="see to the worker's disk, or give the worker another folder with `--local-directory`",
+            next_step="make room on the worker's disk, or give the worker another folder with `--local-directory`",
         )
 
 
 class Store:
     """The folder ``root``: `files` holds contents by their MD5, `scratch` the notebooks' folders.
 
-    A notebook's folder is made with `open`, filled with `receive` and `fill`; `pack` and `read` give what it holds in
-    the end; it is gone after `remove`.
+    `open` makes a notebook's folder, `receive` and `fill` fill it, `pack` and `read` return its outs, then `remove` it.
     """
 
-    _lock = threading.Lock()  # of what several notebooks of this process must not do simultaneously
+    _lock = threading.Lock()  # one notebook of this process at a time changes the store
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -311,29 +310,29 @@ class Store:
         for folder in (self._kept, self._scratch):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def open(self, wanted: list[Entry]) -> tuple[str, list[str]]:
-        """Make a scratch folder; return it and the hashes of those of ``wanted`` whose contents are not here.
+    def open(self, inputs: list[Entry]) -> tuple[str, list[str]]:
+        """Make a scratch folder; return it and the hashes of those ``inputs`` whose contents are not stored here.
 
-        On a disk that may be too full, contents that are not wanted now go.
+        If the disk may be too full, remove all other contents.
         """
         with self._lock:
-            kept, hashes = {file.name for file in self._kept.iterdir()}, {entry.md5 for entry in wanted if entry.md5}
-            if shutil.disk_usage(self.root).free < 2 * sum(entry.size for entry in wanted):
-                for md5 in kept - hashes:
+            stock, hashes = {file.name for file in self._kept.iterdir()}, {entry.md5 for entry in inputs if entry.md5}
+            if shutil.disk_usage(self.root).free < 2 * sum(entry.size for entry in inputs):
+                for md5 in stock - hashes:
                     (self._kept / md5).unlink()
             files = self._scratch / secrets.token_hex(8) / "files"
             files.mkdir(parents=True, mode=0o700)
-        return str(files), list(hashes - kept)
+        return str(files), list(hashes - stock)
 
     def receive(self, scratch: str, piece: bytes) -> None:
-        """Take the next piece of a tar file with missing contents, each named by its MD5."""
+        """Append the next piece of a tar file with missing contents, each named by its MD5."""
         with (Path(scratch).parent / "incoming").open("ab") as incoming:
             incoming.write(piece)
 
-    def fill(self, scratch: str, wanted: list[Entry]) -> None:
-        """Keep what was received, and put copies of all that is ``wanted`` in place: a notebook may change its inputs.
+    def fill(self, scratch: str, inputs: list[Entry]) -> None:
+        """Store the received contents, and copy all ``inputs`` into place: a notebook may change its inputs.
 
-        Raises EngineError for a content that is not what was announced.
+        Raises EngineError for a content with another hash than its name.
         """
         files, incoming = Path(scratch), Path(scratch).parent / "incoming"
         with self._lock:
@@ -349,32 +348,32 @@ class Store:
                             )
                         content.replace(self._kept / member.name)
                 incoming.unlink()
-            for entry in wanted:
+            for entry in inputs:
                 target = inside(files, entry.path)
                 if entry.md5:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self._kept / entry.md5, target)
                 else:
                     target.mkdir(parents=True, exist_ok=True)
-                # Whatever the mode was at home, the notebook's user writes here.
+                # The notebook may write here, even if the client may not write the original.
                 target.chmod(entry.mode | 0o600)
 
     def pack(self, scratch: str, outs: list[str], partial: bool = False) -> None:
-        """Gather what the notebook left at ``outs`` in a tar file, for `read`.
+        """Write the files at ``outs`` to a tar file, for `read`.
 
-        Raises EngineError naming those that are not there; with ``partial`` they are passed over.
+        Raises EngineError, naming missing outs, unless ``partial``.
         """
         files = Path(scratch)
-        missing = [path for path in outs if not inside(files, path).exists()]
-        if missing and not partial:
+        gaps = [path for path in outs if not inside(files, path).exists()]
+        if gaps and not partial:
             raise EngineError(
-                "The notebook ended well, but did not write all that is declared.",
-                value=f"missing: {', '.join(missing)}",
+                "The notebook ended well, but did not write all its outs.",
+                value=f"missing: {', '.join(gaps)}",
                 expected=", ".join(outs),
                 next_step="write them in the notebook, or take them out of the `outs`",
             )
         with tarfile.open(files.parent / "outgoing", "w", dereference=True) as tar:
-            for file in (file for path in outs if path not in missing for file in members(files, path)):
+            for file in (file for path in outs if path not in gaps for file in members(files, path)):
                 tar.add(file, file.relative_to(files).as_posix(), recursive=False)
 
     def read(self, scratch: str, offset: int, length: int) -> bytes:
@@ -384,5 +383,5 @@ class Store:
             return outgoing.read(length)
 
     def remove(self, scratch: str) -> None:
-        """Remove a scratch folder; one that is gone already is no error."""
+        """Remove a scratch folder, if it exists."""
         shutil.rmtree(Path(scratch).parent, ignore_errors=True)

@@ -28,9 +28,9 @@ SILENCE_SECONDS = 4.0  # without an answer before the scheduler's address is tri
 RUNS: dict[str, Run] = {}  # the notebooks that run in this worker process, by the key of their Dask task
 
 
-# -- what a client asks --------------------------------------------------------------------------------------------
+# -- answers to a client -------------------------------------------------------------------------------------------
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that must be the same on client and worker."""
+    """Return the versions of Python and the packages that must be equal on client and worker."""
     versions = {"Python": "{}.{}".format(*sys.version_info)}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -39,12 +39,12 @@ def installed_versions() -> dict[str, str]:
 
 
 def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
-    """Return what this worker is, which kernels it has, what it runs, and whether it sees the file ``marker``."""
+    """Return this worker's versions, kernels, notebooks and log, and whether it sees the file ``marker``."""
     from jupyter_client.kernelspec import find_kernel_specs
 
-    running = [
+    rows = [
         {"notebook": run.task.name, "cell": run.cell, "cells": len(run.task.notebook["cells"]),
-         "since": run.since, "output": run.task.output}
+         "since": run.since, "output": run.task.output, "key": run.key, "resources": run.task.resources}
         for run in list(RUNS.values())
     ]  # fmt: skip
     return {
@@ -52,40 +52,49 @@ def describe(marker: str | None, dask_worker: Worker) -> dict[str, Any]:
         "id": dask_worker.id,
         "kernels": sorted(find_kernel_specs()),
         "sees": marker is not None and Path(marker).exists(),
-        "running": running,
+        "running": rows,
+        "log": _log(),
     }
 
 
+def _log() -> str:
+    """Return the place of this worker's log: its standard error, which is a file on many clusters."""
+    with contextlib.suppress(OSError):
+        if (file := Path("/dev/fd/2").readlink()).is_file():
+            return f"{socket.gethostname()}:{file}"
+    return f"what its process {os.getpid()} on {socket.gethostname()} wrote to its standard error"
+
+
 def listens(address: str, seconds: float) -> bool:
-    """Tell whether a Dask server accepts connections, as the system does for it even when it is too busy to answer."""
+    """Return whether a Dask server accepts connections; the system accepts them even if the server is busy."""
     from distributed.comm.addressing import get_address_host_port
 
     try:
         socket.create_connection(get_address_host_port(address), seconds).close()
     except OSError:
         return False
-    except ValueError:  # no address of a host: a server in this very process
+    except ValueError:  # no address of a host: a server in this process
         pass
     return True
 
 
 # -- the task ------------------------------------------------------------------------------------------------------
 def run_notebook(task: Task) -> dict[str, Any]:
-    """Run a notebook in a kernel of this worker's; what happens goes to the client as events of the task's key.
+    """Run a notebook in a kernel of this worker; send the client events, whose topic is the task's key.
 
     Their kinds: ``start`` and ``end`` of a cell, ``message`` of the kernel, ``log``. Returns the notebook's
-    ``metadata``, whether it ``failed``, a pickled ``error`` that is no cell's, and its MLflow ``runs``.
+    ``metadata``, whether it ``failed``, a pickled ``error`` unless a cell raised it, and its MLflow ``runs``.
     """
     import distributed
 
     from papermill_dask import preload
 
     worker = distributed.get_worker()
-    if worker.id != task.worker:  # Dask repeats the tasks of a worker that it lost; a notebook runs once
+    if worker.id != task.worker:  # Dask repeats the tasks of a lost worker; a notebook runs once
         raise WorkerLost("The Dask worker that ran the notebook was lost.", value=worker.address, **LOST)
-    preload.warm_up(worker)  # where it was started without
+    preload.warm_up(worker)  # if the worker was started without the preload
     key = str(worker.get_current_task())
-    # The kernel works, this thread only waits: free it, so that the notebook can itself send work to this worker.
+    # This thread only waits for the kernel: free it, so that the notebook can send work to this worker.
     distributed.secede()
     run = RUNS[key] = Run(key, task, worker)
     over = threading.Event()
@@ -97,7 +106,7 @@ def run_notebook(task: Task) -> dict[str, Any]:
         over.set()
         watch.join()
         del RUNS[key]
-        if run.stopped and task.is_scratch:  # nobody may be left to ask for it
+        if run.stopped and task.is_scratch:  # the client, which would remove it, may be gone
             shutil.rmtree(Path(task.folder).parent, ignore_errors=True)
 
 
@@ -113,13 +122,13 @@ def _run_cells(run: Run) -> dict[str, Any]:
     manager = CellEvents(nbformat.from_dict(task.notebook), run)
     error = None
     try:
-        runs.check_reachable()
+        runs.check_reachable(run.logger())
         run.kernel = KernelClient(manager, run, before_end=runs.find, kernel_name=task.kernel_name, **task.options)
         if not run.stopped:
             # nbclient leaves the loop of this thread, with three open files, to the garbage collector.
             with contextlib.closing(ensure_event_loop()):
                 run.kernel.execute(cwd=task.folder, env=environment | {tracking.TASK_VARIABLE: run.key})
-    except Exception as problem:  # noqa: BLE001 - whatever ends the notebook is told to the client, whole
+    except Exception as problem:  # noqa: BLE001 - the client gets every error
         error = run.kernel.explain(problem, run.cell) if run.kernel else problem
     error = run.stopped or error
     failed = bool(error or manager.failed)
@@ -129,39 +138,39 @@ def _run_cells(run: Run) -> dict[str, Any]:
         "metadata": manager.nb.metadata,
         "error": error and _pickled(error),
         "failed": failed,
-        "runs": [{"run_id": logged["run_id"], "metrics": logged["metrics"]} for logged in runs.runs],
+        "runs": [{"run_id": mlflow_run["run_id"], "metrics": mlflow_run["metrics"]} for mlflow_run in runs.runs],
     }
 
 
 def _pickled(error: Exception) -> bytes:
     try:
-        pickle.loads(content := pickle.dumps(error))  # noqa: S301 - just made; some errors only fail on their way back
-    except Exception:  # noqa: BLE001 - an error of any library, which may pickle badly for any reason
+        pickle.loads(content := pickle.dumps(error))  # noqa: S301 - pickled here; some errors only fail here
+    except Exception:  # noqa: BLE001 - pickling runs any library's code
         return pickle.dumps(EngineError("The notebook failed on its worker.", value=repr(error)))
     return content
 
 
-# -- what watches over it ------------------------------------------------------------------------------------------
+# -- the watch ----------------------------------------------------------------------------------------------------
 def _watch(run: Run, over: threading.Event) -> None:
     """Stop a run when its task is cancelled, its worker closes, or the scheduler is out of reach.
 
-    Dask cannot interrupt a task that runs, and does not tell a task whose client has gone; a worker cut off from the
-    network would go on for minutes.
+    Dask cannot interrupt a running task, and does not notify a task whose client has gone; without the network a worker
+    would continue for minutes.
     """
-    answered = time.monotonic()
+    answer_time = time.monotonic()
     while not over.wait(WATCH_SECONDS):
         if run.stopped:
-            run.kill()  # again and again: its kernel may be just about to start
+            run.kill()  # repeatedly: its kernel may be about to start
         elif run.worker.status.name not in ("running", "paused"):
             what = "The Dask worker that ran the notebook was shut down."
             run.stopped = WorkerLost(what, value=run.worker.address, **LOST)
         else:
             try:
                 is_wanted = compat.ask_for_task(run.worker, run.key, ANSWER_SECONDS) is not None
-                answered, reason = time.monotonic(), None if is_wanted else "the client cancelled it, or went away"
-            except (OSError, TimeoutError, RuntimeError):  # cut off, busy, or an event loop that is closed
-                # No answer alone is no proof: this worker's own event loop may be held up by another task.
-                is_silent = time.monotonic() - answered > SILENCE_SECONDS
+                answer_time, reason = time.monotonic(), None if is_wanted else "the client cancelled it, or went away"
+            except (OSError, TimeoutError, RuntimeError):  # no network, a busy scheduler, or a closed event loop
+                # A missing answer is no proof: another task may block this worker's own event loop.
+                is_silent = time.monotonic() - answer_time > SILENCE_SECONDS
                 is_away = is_silent and not listens(run.worker.scheduler.address, ANSWER_SECONDS)
                 reason = "the scheduler is out of reach" if is_away else None
             if reason:

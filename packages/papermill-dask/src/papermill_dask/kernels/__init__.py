@@ -1,1 +1,1 @@
-"""Kernels on a worker: supervised by a process each, forked from one that has the imports done."""
+"""Kernels on a worker: each has a supervisor, and is forked from a process that has imported modules."""

@@ -1,8 +1,8 @@
-"""A warm process: a fork server, which has imported what notebooks import; and what a kernel runs.
+"""A warm process: a fork server, which has imported the modules of notebooks; and the start of a kernel.
 
-A worker runs `serve_forks`, which imports the modules that notebooks want and serves all workers of the user. For each
-connection that a worker sends, the server forks a supervisor, and that one the kernel. A forked kernel finds in its
-process what a cold one finds: this module undoes what the imports, or the time since, have left.
+A worker runs `serve_forks`, which imports modules and serves all workers of the user. For each connection that a worker
+sends, the server forks a supervisor, and the supervisor forks the kernel. The process of a forked kernel equals that of
+a cold one: this module undoes the side effects of the imports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from papermill_dask.kernels.supervisor import ForkUnsafe, Request, WarmProcessSt
 from papermill_dask.kernels.warm import FORK, LAUNCHER, STALE
 
 INLINE_BACKEND = "module://matplotlib_inline.backend_inline"
-# What ipykernel itself imports only once a kernel starts or ends, and IPython once an error is shown.
+# ipykernel imports these only when a kernel starts or ends, and IPython when it shows an error.
 KERNEL_MODULES = (
     *("ipykernel.debugger", "ipykernel.displayhook", "ipykernel.ipkernel", "psutil", "sqlite3", "stack_data"),
     *("IPython.core.debugger", "IPython.extensions.storemagic", "tornado.platform.asyncio"),
@@ -48,12 +48,12 @@ LAST_REPLY_SECONDS = 1.0
 
 # -- a kernel ------------------------------------------------------------------------------------------------------
 def run_cold_kernel() -> NoReturn:
-    """Run the kernel that the command line's options describe."""
+    """Run the kernel of the command line's options."""
     run_kernel([*sys.orig_argv[: sys.orig_argv.index("-c")], "-m", LAUNCHER, *sys.argv[1:]])
 
 
 def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None) -> NoReturn:
-    """Run a kernel to its end as ``argv``, `python -m ipykernel_launcher OPTIONS`, does; ``prepare`` gets its shell."""
+    """Run a kernel as ``argv``, `python -m ipykernel_launcher OPTIONS`, does; call ``prepare`` with its shell."""
     from ipykernel.kernelapp import IPKernelApp
 
     options = argv[argv.index(LAUNCHER) + 1 :]
@@ -61,7 +61,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
     code: int | None = 0
     try:
         compat.prepare_ipykernel(Path(options[1]).parent)
-        # In a fork ipykernel's own default is of the time when it was imported.
+        # In a fork ipykernel's own default is that of its import.
         app = IPKernelApp.instance(parent_handle=os.getppid())
         app.initialize(options)
         compat.prepare_kernel(app)
@@ -70,12 +70,12 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
         compat.finish_reply(app, LAST_REPLY_SECONDS)
     except SystemExit as end:
         code = end.code if end.code is None or isinstance(end.code, int) else 1
-    except BaseException:  # noqa: BLE001 - what Python's own top level catches, too
+    except BaseException:  # noqa: BLE001 - as Python's own top level does
         sys.excepthook(*sys.exc_info())
         code = 1
-    # What Python does at its end, but for taking each module to pieces: with TensorFlow that takes a second.
+    # As at Python's own end, but without deleting each module, which takes a second with TensorFlow.
     compat.run_last_handlers()
-    gc.collect()  # closes, and so writes out, the files that nobody closed
+    gc.collect()  # closes, and so flushes, open files
     for stream in filter(None, (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -85,7 +85,7 @@ def run_kernel(argv: list[str], prepare: Callable[[Any], None] = lambda _: None)
 
 # -- the fork server -----------------------------------------------------------------------------------------------
 class KernelForked(BaseException):
-    """Leads a forked kernel out of the calls of its supervisor; its arguments are those of `run_kernel`."""
+    """Leaves the calls of the supervisor in a forked kernel; its arguments are those of `run_kernel`."""
 
 
 def serve_forks() -> NoReturn:
@@ -100,15 +100,15 @@ def serve_forks() -> NoReturn:
         _serve(listener, Path(path), imports)
     except KernelForked as forked:
         argv, prepare = forked.args
-    run_kernel(argv, prepare)  # as deep in calls as a cold kernel: a recursion ends at the same depth
+    run_kernel(argv, prepare)  # at the same depth of calls as in a cold kernel, for recursions
 
 
 def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
     """Fork a supervisor whenever a worker asks for one; raise KernelForked in its kernel."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors that have ended leave the process table
-    listening, workers = [listener], list[socket.socket]()
-    while listening or workers:
-        for ready in select.select([*listening, *workers], [], [])[0]:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # removes ended supervisors from the process table
+    listeners, workers = [listener], list[socket.socket]()
+    while listeners or workers:
+        for ready in select.select([*listeners, *workers], [], [])[0]:
             if ready is listener:
                 workers.append(listener.accept()[0])
                 continue
@@ -122,30 +122,30 @@ def _serve(listener: socket.socket, path: Path, imports: Imports) -> NoReturn:
                     os.close(descriptor)
                 continue
             if message == STALE:
-                _hide(listening, path)
+                _hide(listeners, path)
             workers.remove(ready)
             ready.close()
-        if not workers and not select.select(listening, [], [], 0)[0]:
-            _hide(listening, path)
+        if not workers and not select.select(listeners, [], [], 0)[0]:
+            _hide(listeners, path)
     os._exit(0)
 
 
-def _hide(listening: list[socket.socket], path: Path) -> None:
-    """Let no other worker come: the next one finds no server, and starts its own."""
-    while listening:
+def _hide(listeners: list[socket.socket], path: Path) -> None:
+    """Accept no other worker: the next one finds no server, and starts its own."""
+    while listeners:
         with contextlib.suppress(OSError):  # others have their sockets in the folder, or it is gone
             path.unlink()
             path.parent.rmdir()
-        listening.pop().close()
+        listeners.pop().close()
 
 
 def _supervise(imports: Imports, connection: int, *streams: int) -> NoReturn:
-    """Run a supervisor that writes where the worker writes that asked for it."""
+    """Run a supervisor with the standard streams of the worker that requested it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
         os.close(stream)
-    with Connection(connection) as worker:  # which is not the kernel's
+    with Connection(connection) as worker:  # closed in the kernel
         supervise(worker, imports.fork_kernel, imports.check_files)
 
 
@@ -158,15 +158,15 @@ def _receive(worker: socket.socket) -> tuple[bytes, list[int]]:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Python 3.12 warns of native threads, too; those of OpenBLAS and Arrow look after themselves in a fork.
+        # Python 3.12 also warns of native threads; OpenBLAS and Arrow handle forks themselves.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 class Imports:
-    """The imports of this process: what they changed, and what it was before; a forked kernel needs both.
+    """The imports of this process, and their side effects, which a forked kernel undoes or repeats.
 
-    ``environment`` says which variables they set, and ``reason`` why kernels must not be forked from here, if so.
+    ``environment`` has the variables that they set; ``reason`` says why kernels must not be forked from here, if so.
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
@@ -177,38 +177,40 @@ class Imports:
         try:
             self._import_all(modules)
             others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-            if others:  # a thread is not there any more in a fork, its locks are
+            if others:  # a fork copies the locks, not the threads
                 self.reason = f"a module started threads: {', '.join(others)}"
-        except Exception as error:  # noqa: BLE001 - whatever a module raises: kernels must start nevertheless
+        except Exception as error:  # noqa: BLE001 - kernels must start after any error of a module
             self.reason = f"{type(error).__name__}: {error}"
-        self._files = json.dumps(_files_since(began))  # in one piece: a fork that reads objects copies their memory
-        importlib.invalidate_caches()  # a kernel looks at the folders anew
-        inspect.getmodule(run_kernel.__code__)  # finds out, once, which module each file is; tracebacks ask for that
+        self._files = json.dumps(_files_since(began))  # one object: a fork that reads objects copies their memory
+        importlib.invalidate_caches()  # a kernel reads the folders again
+        inspect.getmodule(run_kernel.__code__)  # caches the module of each file, for tracebacks
         gc.collect()
-        gc.freeze()  # what is there now stays in memory that all kernels share
+        gc.freeze()  # keeps these objects in memory that all kernels share
 
     def _import_all(self, modules: Sequence[str]) -> None:
         import ipykernel.kernelapp  # noqa: F401 - before all others, as in a kernel
 
         variables = dict(os.environ)
-        os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as the kernel does, whose figures are the notebook's
+        os.environ.setdefault("MPLBACKEND", INLINE_BACKEND)  # as the kernel does, to show figures in the notebook
         with warnings.catch_warnings(), _shell() as shell:
             callbacks = shell.events.callbacks
-            filters, known = list(warnings.filters), {name: list(calls) for name, calls in callbacks.items()}
+            filters, old_callbacks = list(warnings.filters), {name: list(calls) for name, calls in callbacks.items()}
             for name in modules:
                 _import(name)
-            with contextlib.redirect_stderr(None):  # where the debugger complains of frozen modules
+            with contextlib.redirect_stderr(None):  # the debugger warns of frozen modules
                 for name in KERNEL_MODULES:
                     _import(name)
             self._warning_filters = [entry for entry in warnings.filters if entry not in filters]
-            self._callbacks = {name: [c for c in calls if c not in known[name]] for name, calls in callbacks.items()}
+            self._callbacks = {
+                name: [c for c in calls if c not in old_callbacks[name]] for name, calls in callbacks.items()
+            }
         self.environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
         self.environment.pop("MPLBACKEND", None)
         # In a kernel these write to the notebook.
         streams = {id(sys.stdout): "stdout", id(sys.stderr): "stderr"}
-        handlers = [thing for thing in gc.get_objects() if issubclass(type(thing), logging.StreamHandler)]
-        written = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
-        self._handlers = [(handler, stream) for handler, stream in written if stream]
+        handlers = [item for item in gc.get_objects() if issubclass(type(item), logging.StreamHandler)]
+        streams_of = [(handler, streams.get(id(handler.__dict__.get("stream")))) for handler in handlers]
+        self._handlers = [(handler, stream) for handler, stream in streams_of if stream]
 
     def check_files(self) -> None:
         """Raise WarmProcessStale, naming the file, if an imported file has changed since it was imported."""
@@ -229,12 +231,12 @@ class Imports:
             os.environ.clear()
             os.environ.update(self.environment | request["env"])
             self._restore()
-        except BaseException:  # noqa: BLE001 - nothing of it is for the supervisor, whose calls these are
+        except BaseException:  # noqa: BLE001 - no exception may reach the supervisor's calls
             os._exit(127)
         raise KernelForked(request["argv"], self._apply)
 
     def _restore(self) -> None:
-        """Put back what each process has for itself."""
+        """Restore or renew the state that each process has for itself."""
         multiprocessing.current_process().authkey = os.urandom(32)
         sys.path[:] = self._path
         linecache.cache.pop("<string>", None)  # Python 3.13 keeps the text of `-c` there
@@ -244,10 +246,10 @@ class Imports:
         tempfile.tempdir = None
 
     def _apply(self, shell: Any) -> None:
-        """Bring into a started kernel what imports bring into it: filters, loggers' streams, callbacks of the shell."""
+        """Repeat side effects of imports in a started kernel: filters, loggers' streams, callbacks of the shell."""
         warnings.filters[:0] = [entry for entry in self._warning_filters if entry not in warnings.filters]  # type: ignore[index]
         with warnings.catch_warnings():
-            pass  # leaving tells the interpreter that the filters have changed
+            pass  # the end of the block makes the interpreter read the changed filters
         for handler, stream in self._handlers:
             handler.setStream(getattr(sys, stream))
         for name, functions in self._callbacks.items():
@@ -257,7 +259,7 @@ class Imports:
 
 @contextlib.contextmanager
 def _shell() -> Iterator[Any]:
-    """Have a notebook's shell while modules are imported: pandas, plotly, tqdm and TensorFlow ask whether there is one.
+    """Provide a notebook's shell during the imports: pandas, plotly, tqdm and TensorFlow look for one.
 
     The kernel makes its own, later.
     """
@@ -276,7 +278,7 @@ def _shell() -> Iterator[Any]:
 
 
 def _import(name: str) -> None:
-    """Import a module; one that is not installed is passed over, what else goes wrong is raised."""
+    """Import a module; log a warning if it is not installed, and raise other errors."""
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:

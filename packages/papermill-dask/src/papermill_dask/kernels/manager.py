@@ -1,4 +1,4 @@
-"""The kernels of a worker, for nbclient: supervised, so that none is left behind, and forked where that is safe."""
+"""The kernels of a worker, for nbclient: each has a supervisor that ends it, and is forked if that is safe."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from papermill_dask.kernels.warm import START, WARM, cold_command, python_of, so
 logger = logging.getLogger(__name__)
 
 END_SECONDS = 10.0
-FORK_SECONDS = 15.0  # what a notebook waits, at most, for a warm process that imports; then its kernel starts cold
+FORK_SECONDS = 15.0  # how long a notebook waits for imports, before its kernel starts cold
 ROUND_SECONDS = 0.1
-RECONNECT_MILLISECONDS = 10  # libzmq's own 100 are what a kernel that is ready sooner would wait for
+RECONNECT_MILLISECONDS = 10  # with libzmq's default, 100, a kernel that is ready would wait
 READY_SECONDS = 0.2
-GRACE_SECONDS = 0.5  # for a kernel that is idle to end by itself
+GRACE_SECONDS = 0.5  # for an idle kernel to end by itself
 
 
 class Kernel:
-    """A kernel as the worker sees it, much like a `subprocess.Popen`; its methods may be called from any thread.
+    """A worker's connection to a kernel, similar to `subprocess.Popen`; any thread may call its methods.
 
-    ``started`` gives the process id or raises what kept the kernel from starting, ``ended`` gives the exit code, and
-    ``gone`` is done when none of its descendants is left.
+    ``started`` has the process id, or the error that kept the kernel from starting; ``ended`` has the exit code;
+    ``gone`` is done when no descendant is left.
     """
 
     stdin = stdout = stderr = None
@@ -74,15 +74,15 @@ class Kernel:
         self._send(number)
 
     def kill(self) -> None:
-        """End the kernel and all that it started, immediately and whatever it does."""
+        """Kill the kernel and all its descendants."""
         self._send(signal.SIGKILL)
 
     def _send(self, message: int | Request) -> None:
-        with self._sending, contextlib.suppress(OSError):  # it is gone
+        with self._sending, contextlib.suppress(OSError):  # the supervisor is gone
             self._connection.send(message)
 
     def _listen(self) -> None:
-        """Receive the supervisor's messages until it is gone."""
+        """Receive the supervisor's messages until the connection closes."""
         with contextlib.suppress(EOFError, OSError):
             match self._connection.recv():
                 case int(pid):
@@ -93,7 +93,7 @@ class Kernel:
             self._connection.recv()
         if not self.started.done():
             self.started.set_exception(WarmProcessStale("the process that starts it has ended"))
-        if not self.ended.done():  # the supervisor itself was killed, and the kernel with it
+        if not self.ended.done():  # the supervisor was killed, and the kernel with it
             self.ended.set_result(-signal.SIGKILL)
         if self._supervisor is not None:
             self._supervisor.wait()
@@ -107,35 +107,38 @@ async def _until(event: Future, seconds: float | None = None) -> None:
 
 
 class SupervisedProvisioner(LocalProvisioner):
-    """Starts a kernel with a supervisor; the rest is jupyter_client's own."""
+    """Starts a kernel with a supervisor; otherwise as jupyter_client's own provisioner."""
 
     parent: KernelManager
     kernel: Kernel | None = None
     _was_asked = False
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
-        """Fork the kernel from a warm process, or start it cold; raises OSError when it cannot be started."""
+        """Fork the kernel from a warm process, or start it cold; raise OSError if it cannot be started."""
         request = {
-            "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - what jupyter_client does
+            "argv": [os.path.expanduser(word) for word in cmd],  # noqa: PTH111 - as jupyter_client does
             "env": dict(kwargs["env"]),
             "cwd": str(Path(kwargs.get("cwd") or Path.cwd()).resolve()),
             "folder": self.parent.private_folder,
         }
         self.process = self.kernel = await self._fork(request) or await self._start_cold(request)  # type: ignore[assignment] # much like a Popen
         self.pid = self.kernel.started.result()
-        if self.parent.unwanted:
+        if self.parent.is_unwanted:
             self.kernel.kill()
         return self.connection_info
 
     async def _fork(self, request: Request) -> Kernel | None:
-        """Return a forked kernel that has started; None where there is nothing to fork from."""
-        wanted = python_of(request["argv"]), request["env"]
-        warm = WARM.find(*wanted)
+        """Return a forked kernel that has started; None if the kernel must start cold."""
+        if self.parent.reason_for_cold_start:
+            logger.warning("A kernel starts cold: %s.", self.parent.reason_for_cold_start)
+            return None
+        origin = python_of(request["argv"]), request["env"]
+        warm = WARM.find(*origin)
         if not warm or warm.reason:
             return None
         kernel, deadline = Kernel(warm.connect(), request), time.monotonic() + FORK_SECONDS
         try:
-            while not self.parent.unwanted and time.monotonic() < deadline:
+            while not self.parent.is_unwanted and time.monotonic() < deadline:
                 with contextlib.suppress(TimeoutError):
                     await _until(kernel.started, ROUND_SECONDS)
                     return kernel
@@ -143,7 +146,7 @@ class SupervisedProvisioner(LocalProvisioner):
         except WarmProcessStale as reason:
             logger.info("The modules are imported again: %s.", reason)
             WARM.remove(warm)
-            WARM.find(*wanted)
+            WARM.find(*origin)
         except ForkUnsafe as reason:
             logger.warning("Kernels start cold: %s.", reason)
             warm.close(str(reason))
@@ -153,13 +156,13 @@ class SupervisedProvisioner(LocalProvisioner):
         return None
 
     async def _start_cold(self, request: Request) -> Kernel:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-c", START.format("supervisor", "main"), str(theirs.fileno())]
+        near, far = socket.socketpair()
+        with far:
+            command = [sys.executable, "-c", START.format("supervisor", "main"), str(far.fileno())]
             supervisor = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
-        kernel = Kernel(Connection(ours.detach()), request | {"argv": cold_command(request["argv"])}, supervisor)
+        kernel = Kernel(Connection(near.detach()), request | {"argv": cold_command(request["argv"])}, supervisor)
         try:
             await _until(kernel.started)
         except BaseException:
@@ -168,16 +171,16 @@ class SupervisedProvisioner(LocalProvisioner):
         return kernel
 
     async def send_signal(self, signum: int) -> None:
-        """Send a signal, but no interrupt before the kernel is asked to end, as jupyter_client does.
+        """Send a signal; ignore the interrupt that jupyter_client sends before it asks a kernel to end.
 
-        An interrupt that comes while ipykernel is between two messages ends its loop but not its threads, and it hangs
-        until it is killed, 2.5 s later. Only a kernel that does not end when it is asked to is interrupted, by `poll`.
+        An interrupt between two messages ends ipykernel's loop but not its threads, and ipykernel hangs for 2.5 s until
+        it is killed. So `poll` interrupts only a kernel that does not end when it is asked to.
         """
         if signum != signal.SIGINT or not self.parent.shutting_down:
             await super().send_signal(signum)
 
     async def poll(self) -> int | None:
-        """Return the exit code once the kernel has ended; wait a moment for the end of one that was asked to end."""
+        """Return the exit code once the kernel has ended; wait a moment if it was asked to end."""
         if self.parent.shutting_down and not self._was_asked and self.kernel is not None:
             self._was_asked = True
             try:
@@ -197,7 +200,7 @@ class SupervisedProvisioner(LocalProvisioner):
 
 @functools.cache
 def _context() -> zmq.asyncio.Context:
-    """Return a context whose sockets try again soon to connect to a kernel not listening yet, and that drop nothing."""
+    """Return a context whose sockets soon try again to connect to a kernel, and drop no messages."""
     context = zmq.asyncio.Context()
     context.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
     context.setsockopt(zmq.RCVHWM, 0)
@@ -205,7 +208,7 @@ def _context() -> zmq.asyncio.Context:
 
 
 class PromptKernelClient(AsyncKernelClient):
-    """A client that notices immediately that its kernel is ready."""
+    """A client that knows immediately when its kernel is ready."""
 
     parent: KernelManager
 
@@ -216,7 +219,7 @@ class PromptKernelClient(AsyncKernelClient):
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Wait until the kernel answers and its outputs arrive; raise RuntimeError when it dies or takes too long (s).
 
-        jupyter_client waits another 0.2 s for silence; the kernel's own `idle` says the same immediately.
+        jupyter_client waits for 0.2 s without messages; the kernel's message `idle` means the same, and comes at once.
         """
         deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
         while True:
@@ -240,18 +243,19 @@ def _is_idle(message: dict[str, Any], request: str) -> bool:
 
 
 class KernelManager(AsyncKernelManager):
-    """A kernel manager for nbclient whose kernels are supervised, and talk over Unix sockets in a private folder."""
+    """A kernel manager for nbclient whose kernels have supervisors and use Unix sockets in a private folder."""
 
     client_factory = Type(klass="jupyter_client.asynchronous.AsyncKernelClient", default_value=PromptKernelClient)
-    # jupyter_client's 5 s are short for the handlers of `atexit` on a machine that has more to do than it can.
+    # With jupyter_client's 5 s, handlers of `atexit` may not end on a busy machine.
     shutdown_wait_time = Float(8.0, config=True)
     private_folder = Unicode()
-    unwanted = False
+    is_unwanted = False
+    reason_for_cold_start: str | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.private_folder = tempfile.mkdtemp(prefix="kernel-", dir=socket_folder())
-        # Also when nobody shuts the kernel down, and at the interpreter's end.
+        # Also without a shutdown of the kernel, and at the interpreter's end.
         self.remove_folder = weakref.finalize(self, shutil.rmtree, self.private_folder, ignore_errors=True)
         self.transport = "ipc"
         self.connection_file = str(Path(self.private_folder) / "kernel.json")
@@ -266,13 +270,13 @@ class KernelManager(AsyncKernelManager):
         return getattr(self.provisioner, "kernel", None)
 
     def kill(self) -> None:
-        """End the kernel and all that it started, immediately, from any thread and even before it has started."""
-        self.unwanted = True
+        """Kill the kernel and all its descendants, from any thread, even before it has started."""
+        self.is_unwanted = True
         if self.kernel is not None:
             self.kernel.kill()
 
     async def start_kernel(self, **options: Any) -> None:  # type: ignore[override] # as in AsyncKernelManager
-        """Start the kernel, supervised where its specification names no other way."""
+        """Start the kernel, with a supervisor unless its specification names another provisioner."""
         spec = self.kernel_spec
         if self.provisioner is None and spec and "kernel_provisioner" not in spec.metadata:
             self.kernel_id = self.kernel_id or str(uuid.uuid4())

@@ -1,8 +1,8 @@
-"""The supervisor of one kernel: its parent, which ends all that the kernel started once it, or the worker, is gone.
+"""The supervisor of one kernel: its parent, which ends all the kernel's processes once it, or the worker, is gone.
 
 It receives, over a connection to the worker, a request (``argv``, ``env``, ``cwd``, ``folder``), then the
 numbers of signals. It sends the kernel's process id, or the error that kept the kernel from starting; then the exit
-code, which is negative for a signal, as in `subprocess`. The connection closes when the kernel has no descendant left.
+code, which is negative for a signal, as in `subprocess`. The connection closes when the kernel has no descendants.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Request = dict[str, Any]
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 REAP_SECONDS = 5.0  # at most until an ended descendant leaves the process table
-POLL_SECONDS = 0.05  # where the kernel's end wakes nobody
+POLL_SECONDS = 0.05  # without `pidfd_open`
 ROUND_SECONDS = 0.005
-PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: one of another user, or deep in a broken disk
+PATIENCE_SECONDS = 10.0  # with a descendant that cannot be killed: another user's, or one that waits for a broken disk
 
 
 class WarmProcessStale(Exception):
@@ -46,19 +46,19 @@ def main() -> NoReturn:
 def supervise(
     connection: Connection, start: Callable[[Request], int], check: Callable[[], None] = lambda: None
 ) -> NoReturn:
-    """Wait for a request, start its kernel by ``start``, and stay until nothing of it is left.
+    """Wait for a request, start its kernel by ``start``, and stay until its descendants have ended.
 
     ``check`` may raise WarmProcessStale while the kernel starts.
     """
     with contextlib.suppress(PermissionError):  # the leader of a group cannot open a session
         os.setsid()
     _control_process(PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # it ends with its worker, which gets the signal, too
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the worker gets the signal, too, and this process ends with it
     try:
         request = connection.recv()
     except (EOFError, OSError):
         os._exit(0)
-    if connection.poll():  # killed, or its worker gone, while this process waited for the imports
+    if connection.poll():  # the kernel was killed, or the worker is gone, during the imports
         os._exit(0)
     request["env"]["JPY_PARENT_PID"] = str(os.getpid())
     try:
@@ -74,19 +74,19 @@ def supervise(
     _end_descendants()
     if not is_reported and request["folder"]:
         shutil.rmtree(request["folder"], ignore_errors=True)
-    connection.close()  # now: the memory of a forked process takes a while to give back
+    connection.close()  # now: freeing the memory of a forked process takes a while
     os._exit(0)
 
 
 def end_with(parent: int) -> None:
-    """Have this process killed when its parent's thread that started it ends; on Linux only."""
+    """Let Linux kill this process when the thread of its parent that started it ends."""
     _control_process(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(127)
 
 
 def end_alone() -> None:
-    """Undo `end_with`, and write to nobody's files, which the parent's reader would wait for."""
+    """Undo `end_with`, and close the standard streams, for whose end a reader would wait."""
     _control_process(PR_SET_PDEATHSIG, 0)
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -108,12 +108,12 @@ def _run_command(request: Request) -> int:
         start_new_session=True,
         preexec_fn=lambda: end_with(supervisor),
     )
-    process.returncode = 0  # it is waited for elsewhere
+    process.returncode = 0  # `_reap` waits for it
     return process.pid
 
 
 def _send(connection: Connection, message: Any) -> bool:
-    """Send a message; return whether the worker is there to read it."""
+    """Send a message; return whether the worker can receive it."""
     try:
         connection.send(message)
     except OSError:
@@ -122,7 +122,7 @@ def _send(connection: Connection, message: Any) -> bool:
 
 
 def _watch(connection: Connection, kernel: int) -> int | None:
-    """Pass signals on until the kernel has ended; return its exit code, or None when the worker is gone before."""
+    """Pass signals on until the kernel has ended; return its exit code, or None if the worker is gone first."""
     descriptors = [os.pidfd_open(kernel)] if hasattr(os, "pidfd_open") else []
     seconds = REAP_SECONDS if descriptors else POLL_SECONDS
     while True:
@@ -155,7 +155,7 @@ def _reap(kernel: int | None = None) -> int | None:
 
 
 def _end_descendants() -> None:
-    """Kill what is left: a process that loses its parent becomes a child of this one."""
+    """Kill all descendants: a process that loses its parent becomes a child of this one."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with contextlib.suppress(ChildProcessError):
         _reap()

@@ -1,7 +1,8 @@
-"""Warm processes: fork servers, one for all workers of a machine whose kernels would see the same in it."""
+"""Warm processes: fork servers, which the workers of a machine share if their kernels would be the same."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,17 +28,16 @@ MAX_PROCESSES = 2
 CONNECT_TRIES = 5
 STALE_SECONDS = 1.0
 MAX_FOLDER_BYTES = 60  # a Unix socket's path has room for 104 to 108
-FORK, STALE = b".", b"!"  # what a worker asks of a fork server
+FORK, STALE = b".", b"!"  # a worker's requests to a fork server
 # `-c` puts the current folder first on the path, where a notebook's own modules would hide the installed ones.
-# `exec` makes up for the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
+# `exec` replaces the calls of `runpy` below a kernel that `-m` starts: a recursion ends at the same depth.
 START = "import sys; sys.path[:] = filter(None, sys.path); exec('from papermill_dask.kernels.{0} import {1}; {1}()')"
 
-# How the variables begin that are read while modules are imported, or by the C libraries that come with them: a kernel
-# for which one of these differs is forked from another process. All others are read when they are needed, and a
-# forked kernel has its own.
+# Prefixes of the variables that modules, or their C libraries, read during the import. A kernel with another value of
+# one of these is forked from another process. Other variables are read when they are needed: each kernel has its own.
 SIGNIFICANT_VARIABLES = (
     *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LANG", "LC_", "TZ"),  # interpreter, loader, C library
-    *("HOME", "XDG_", "IPYTHON", "JUPYTER_", "TMP", "TEMP"),  # where configuration is looked for, and files are put
+    *("HOME", "XDG_", "IPYTHON", "JUPYTER_", "TMP", "TEMP"),  # folders of configuration and temporary files
     *("OMP_", "GOMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_"),  # sizes of native pools
     *("NPY_", "NUMPY_", "SCIPY_", "PANDAS_", "PANDERA_", "ARROW_", "SKLEARN_", "JOBLIB_", "LOKY_", "PVLIB_"),
     *("TF_", "KERAS_", "XLA_", "CUDA_", "NVIDIA_", "ONEDNN_", "DNNL_"),
@@ -45,8 +46,17 @@ SIGNIFICANT_VARIABLES = (
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_DISABLE_", "DO_NOT_TRACK"),
 )
 
+# Words of code that changes what an import finds, or what a module reads while it is imported.
+CHANGES = re.compile(
+    r"\b(?:environb?(?!\.(?:get|items|keys|values|copy)\()|putenv|unsetenv|setenv|\w*dotenv|set_start_method|addsitedir"
+    r"|sys\.(?:path|modules|meta_path|path_hooks)|install_import_hook|monkey\w*|patch_\w+|pip|conda|mamba)\b"
+    r"|^\s*%%?(?:env|set_env|run|load_ext)\b",
+    re.MULTILINE,
+)
+MAGIC = re.compile(r"^([ \t]*)([%!].*)", re.MULTILINE)
+IMPORT = re.compile(r"^\s*(?:import|from) (.*)", re.MULTILINE)
 
-# What a process has from the one that forked it, beside its memory: who it is, and what it may and may use.
+# Properties that a process inherits when it is forked: its user, permissions and limits.
 STATUS = re.compile(rb"^(?:Umask|Uid|Gid|Groups|Cap\w+|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):.*$", re.MULTILINE)
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
@@ -54,20 +64,20 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 def socket_folder() -> str:
     """Return the folder for temporary files, or one whose path is short enough for the sockets in it."""
     folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108 - what is put there has a mode of its own
+    return folder if len(os.fsencode(folder)) <= MAX_FOLDER_BYTES else "/tmp"  # noqa: S108 - the files there have a mode of their own
 
 
 def _key(python: tuple[str, ...], modules: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return a name for all that a kernel has from its fork server; equal where workers can share the server."""
+    """Return a hash of all that a kernel inherits from its fork server; workers with equal hashes share it."""
     variables = sorted(item for item in environment.items() if item[0].startswith(SIGNIFICANT_VARIABLES))
     here = Path("/proc/self")
-    inherited = [
+    traits = [
         *STATUS.findall((here / "status").read_bytes()),
         *((here / name).read_bytes() for name in ("limits", "cgroup", "oom_score_adj")),
         *((here / "ns" / name).readlink() for name in NAMESPACES),
         os.nice(0),
     ]
-    return hashlib.sha256(repr((python, tuple(modules), variables, inherited)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((python, tuple(modules), variables, traits)).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -88,10 +98,10 @@ def _private_folder() -> Iterator[Path]:
 
 
 class WarmProcess:
-    """A fork server as one of its workers sees it.
+    """A worker's connection to a fork server, which ends with its last worker.
 
-    Kernels with the same ``key`` are forked from it; ``reason`` says why none can be. It ends with its last worker.
-    Raises OSError where there can be no such process.
+    Kernels with the same ``key`` are forked from it; ``reason`` says why none can be. Raises OSError if the process
+    cannot be started.
     """
 
     def __init__(
@@ -110,7 +120,7 @@ class WarmProcess:
         raise OSError(f"no fork server at {socket_folder()} after {CONNECT_TRIES} tries")
 
     def _join(self, path: str) -> socket.socket:
-        """Return a connection to the server at a path, which is started if there is none."""
+        """Return a connection to the server at a path; start the server if there is none."""
         control = socket.socket(socket.AF_UNIX)
         try:
             control.connect(path)
@@ -128,12 +138,12 @@ class WarmProcess:
         return control
 
     def _run_server(self, listener: socket.socket, path: str) -> None:
-        """Run the server to its end, in a thread of its own: with it the server ends while it imports."""
+        """Run the server to its end, in a thread of its own: while it imports, it ends with this thread."""
         with listener:
             server = subprocess.Popen(
                 [*self._command, path, str(listener.fileno())],
                 env=self._environment,
-                cwd="/",  # where nothing can be imported by mistake
+                cwd="/",  # which has no modules
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -141,19 +151,19 @@ class WarmProcess:
         server.wait()
 
     def connect(self) -> Connection:
-        """Return the connection to a kernel's supervisor, which answers after the imports; closed if none can be."""
-        ours, theirs = socket.socketpair()
-        with theirs, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [FORK], [theirs.fileno(), 1, 2])
-        return Connection(ours.detach())
+        """Return a connection to a supervisor, which answers after the imports; a closed one if the server is gone."""
+        near, far = socket.socketpair()
+        with far, contextlib.suppress(OSError):
+            socket.send_fds(self._control, [FORK], [far.fileno(), 1, 2])
+        return Connection(near.detach())
 
     def close(self, reason: str | None = None) -> None:
-        """Leave the process, which ends if no other worker has it; kernels that were forked from it live on."""
+        """Disconnect from the process, which ends with its last worker; its kernels continue."""
         self.reason = reason
         self._control.close()
 
     def retire(self) -> None:
-        """Have no worker find the process any more, because its imports are out of date; and leave it."""
+        """Hide the process from other workers, because its imports are out of date; and disconnect."""
         with contextlib.suppress(OSError):  # it has ended
             self._control.settimeout(STALE_SECONDS)
             self._control.send(STALE)
@@ -162,7 +172,7 @@ class WarmProcess:
 
 
 class WarmProcesses:
-    """All warm processes of this worker, the latest used last; its methods may be called from any thread."""
+    """All warm processes of this worker, the last used one last; any thread may call its methods."""
 
     def __init__(self) -> None:
         self.processes: list[WarmProcess] = []
@@ -172,15 +182,15 @@ class WarmProcesses:
         self._lock = threading.Lock()
 
     def start(self, modules: Sequence[str], environment: Mapping[str, str], idle_seconds: float | None = None) -> None:
-        """Import ``modules`` in the background for kernels with ``environment``; none at all means no warm kernels.
+        """Import ``modules`` in the background for kernels with ``environment``; without modules all kernels are cold.
 
-        The processes end when no kernel was asked for in ``idle_seconds``, and the next kernel has them started again.
+        The processes end when no kernel has started for ``idle_seconds``; the next kernel starts them again.
         """
         self._modules, self._idle_seconds = tuple(modules), idle_seconds
         self.find((sys.executable,), environment)
 
     def find(self, python: tuple[str, ...] | None, environment: Mapping[str, str]) -> WarmProcess | None:
-        """Return the process for kernels of this interpreter; None, and one joined or started for the next, if new."""
+        """Return the process for kernels of this interpreter; if there is none, start or join one, and return None."""
         if not self._modules or not python:
             return None
         if sys.platform != "linux":
@@ -209,12 +219,12 @@ class WarmProcesses:
             self.processes.pop(0).close()
 
     def end_all(self) -> None:
-        """End all warm processes; the next kernel has one started again."""
+        """End all warm processes; the next kernel starts one again."""
         with self._lock:
             self._shrink(0)
 
     def remove(self, process: WarmProcess) -> None:
-        """End a process whose imports are out of date, or that has ended."""
+        """Remove a process that has ended, or whose imports are out of date."""
         with self._lock:
             if process in self.processes:
                 self.processes.remove(process)
@@ -227,10 +237,40 @@ def python_of(argv: Sequence[str]) -> tuple[str, ...] | None:
     match argv[:place], argv[place + 1 :]:
         case [program, *flags, "-m"], ["-f", _, *_]:
             here, other = Path(sys.executable), Path(program)
-            # An environment's `python` links to another's file.
+            # A virtual environment's `python` is a link.
             is_this = other.parent == here.parent and other.exists() and other.samefile(here)
             if is_this and all(flag.startswith("-X") and flag != "-X" for flag in flags):
                 return sys.executable, *flags
+    return None
+
+
+def reason_for_cold_start(cells: Iterable[str], folder: Path) -> str | None:
+    """Return why a notebook in ``folder`` may give another result when modules are imported before; None if it cannot.
+
+    Searches the cells, and the modules of the folder that they name; the code of installed packages is not searched.
+    """
+    if (folder / "matplotlibrc").exists():
+        return "its folder has a matplotlibrc"
+    packages = [file.parent for file in folder.glob("*/__init__.py")]
+    files = [file for place in (folder, *packages) for file in place.glob("*.py") if os.access(file, os.R_OK)]
+    sources = list(cells)
+    for source in sources:  # the loop adds to them
+        try:
+            code = ast.unparse(ast.parse(MAGIC.sub(r"\1pass", source)))  # without comments
+        except (SyntaxError, ValueError, RecursionError):  # magic in an expression, another language
+            code = source
+        code = "\n".join([code, *(magic for _, magic in MAGIC.findall(source))])
+        if change := CHANGES.search(code):
+            return f"the notebook uses `{change[0].strip()}`, which may change what an import finds or reads"
+        words = set(re.findall(r"\w+", " ".join(IMPORT.findall(code))))
+        for file in list(files):
+            if not words.issuperset({file.stem, file.parent.name} - {"__init__", folder.name}):
+                continue
+            spec = PathFinder.find_spec(file.relative_to(folder).parts[0].removesuffix(".py"))
+            if spec and spec.origin and not Path(spec.origin).resolve().is_relative_to(folder.resolve()):
+                return f"{file} hides an installed module"
+            sources.append(file.read_text(errors="replace"))
+            files.remove(file)
     return None
 
 
