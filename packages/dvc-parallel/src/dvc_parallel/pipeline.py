@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
 import shutil
 import sys
@@ -19,6 +21,7 @@ from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
 BUSY_SECONDS = 0.2
+MAX_NAME_BYTES = 200  # of a log's name, of which file systems take 255
 T = TypeVar("T")
 
 
@@ -47,7 +50,11 @@ class Pipeline:
 
     def log_of(self, stage: Stage) -> Path:
         """Return the log of a stage, which a copy of the stage locks while it runs."""
-        return self._folder / f"{quote(stage.path_in_repo, safe='')}:{quote(getattr(stage, 'name', ''), safe='')}.log"
+        parts = (stage.path_in_repo, getattr(stage, "name", ""))
+        name = ":".join(re.sub("[\0-\x7f]+", lambda part: quote(part[0], safe=""), part) for part in parts)
+        if len(encoded := os.fsencode(name)) > MAX_NAME_BYTES:
+            name = f"{encoded[:MAX_NAME_BYTES].decode(errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:16]}"
+        return self._folder / f"{name}.log"
 
     def is_outdated(self) -> bool:
         """Tell whether stages have to run, besides those that always run; their results may make more outdated."""
@@ -175,5 +182,8 @@ class Pipeline:
             for other in self.steps:
                 if other in self._new and compat.lock_file(other).path == lock_file.path:
                     stages[other.name] = stages.pop(other.name)
-        copy.replace(path)
+        try:
+            copy.replace(path)
+        except OSError:  # the lock file is on another file system, or a mount point
+            shutil.copyfile(copy, path)
         self._repo.scm_context.track_file(lock_file.relpath)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing.connection
-import multiprocessing.forkserver
 import os
+import select
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from dvc_parallel import compat
-from dvc_parallel.commands import Commands, begin, imported_modules
+from dvc_parallel.commands import Command, Commands, imported_modules
 from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
 from dvc_parallel.states import ReproError, StagesFailed, State
@@ -65,13 +60,11 @@ def reproduce(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            begun = begin(stack, first) if first and sys.platform == "linux" else None
+            commands = stack.enter_context(contextlib.closing(Commands(first=first)))
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
-                if preload is None:
-                    lines = [line for stage in pipeline.steps for line in _lines(stage)]
-                    preload = imported_modules(lines, os.environ)
-                commands = Commands(preload, begun)
+                lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]
+                commands.modules = imported_modules(lines, os.environ) if preload is None else preload
                 run = _Reproduction(pipeline, commands, stop, progress, force=force, run_cache=run_cache)
                 return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
@@ -87,21 +80,6 @@ def _explain(error: BaseException) -> str:
     return f"{text}: {_explain(error.__cause__)}" if error.__cause__ else text
 
 
-def _lines(stage: Stage) -> list[str]:
-    """Return the commands of a stage as DVC splits them; a `.dvc` file has none."""
-    return compat.split_commands(stage.cmd) if stage.cmd else []
-
-
-@dataclass
-class _Running:
-    """A stage that runs: its command at work, the commands after that, and the last signal that was sent."""
-
-    stage: Stage
-    process: BaseProcess
-    lines: list[str]
-    signal: int = 0
-
-
 class _Reproduction:
     """One run of the stages of a pipeline."""
 
@@ -112,7 +90,7 @@ class _Reproduction:
         self._options = options  # of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Any, _Running] = {}  # by the sentinel of the process
+        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the commands of the stage that follow
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
@@ -122,11 +100,11 @@ class _Reproduction:
             with contextlib.suppress(Stopped, compat.DvcException, OSError):  # met again where a stage is prepared
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
                     # A stage that always runs looks for changes: meanwhile the programs of the others are imported.
-                    multiprocessing.forkserver.ensure_running()
+                    self._commands.warm_up(self._commands.modules)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
-                for sentinel in multiprocessing.connection.wait(self._running, TICK_SECONDS if self._running else 0):
-                    self._continue(self._running.pop(sentinel))
+                for command in select.select(self._running, [], [], TICK_SECONDS if self._running else 0)[0]:
+                    self._continue(command, *self._running.pop(command))
                 if self._stop:
                     self._signal(self._stop.signal)
         finally:
@@ -155,7 +133,7 @@ class _Reproduction:
             if state is State.RUNNING:
                 self._pipeline.kept_lock.close()  # a command may be one of DVC's
                 self._pipeline.log_of(stage).write_bytes(b"")
-                self._start_command(stage, _lines(stage))
+                self._start_command(stage, compat.split_commands(stage.cmd))
 
     def _start_command(self, stage: Stage, lines: list[str]) -> None:
         log = self._pipeline.log_of(stage)
@@ -163,32 +141,31 @@ class _Reproduction:
             file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage)
         warm = not stage.always_changed  # mostly such a stage finds nothing to do, and a run then imports nothing
-        process = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
-        self._running[process.sentinel] = _Running(stage, process, lines[1:])
+        command = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
+        self._running[command] = stage, lines[1:]
 
-    def _continue(self, running: _Running) -> None:
+    def _continue(self, command: Command, stage: Stage, lines: list[str]) -> None:
         """Start the next command of a stage, or record the stage, when a command has ended."""
-        stage, process = running.stage, running.process
-        process.join()
-        if process.exitcode:
-            _kill(process, signal.SIGKILL)  # background jobs of a shell ignore Ctrl-C
-        if self._stop and (process.exitcode or running.lines):
+        exit_code = command.wait()
+        if exit_code:
+            command.send_signal(signal.SIGKILL)  # background jobs of a shell ignore Ctrl-C
+        if self._stop and (exit_code or lines):
             self._set(stage, State.INTERRUPTED)
             return
         with self._failing(stage):
-            if process.exitcode:
-                self._fail(stage, f"a command exited with {process.exitcode}\n{_tail(self._pipeline.log_of(stage))}")
-            elif running.lines:
-                self._start_command(stage, running.lines)
+            if exit_code:
+                tail = _tail(self._pipeline.log_of(stage))
+                raise ChildProcessError(f"a command exited with {exit_code}\n{tail}")
+            if lines:
+                self._start_command(stage, lines)
             else:
                 self._pipeline.record(stage)
                 self._set(stage, State.DONE)
 
     def _signal(self, number: int) -> None:
         """Send a signal to the commands that run and did not get it yet."""
-        for running in self._running.values():
-            if running.signal != number and _kill(running.process, number):
-                running.signal = number
+        for command in self._running:
+            command.send_signal(number)
 
     @contextlib.contextmanager
     def _failing(self, stage: Stage) -> Iterator[None]:
@@ -198,11 +175,8 @@ class _Reproduction:
         except Stopped:
             self._set(stage, State.SKIPPED if self._states[stage] is State.WAITING else State.INTERRUPTED)
         except (compat.DvcException, OSError) as error:
-            self._fail(stage, _explain(error))
-
-    def _fail(self, stage: Stage, text: str) -> None:
-        self._errors[stage.addressing] = text
-        self._set(stage, State.FAILED)
+            self._errors[stage.addressing] = _explain(error)
+            self._set(stage, State.FAILED)
 
     def _set(self, stage: Stage, state: State) -> None:
         self._states[stage] = state
@@ -216,15 +190,6 @@ class _Reproduction:
         texts += [f"  value:    {stage}: {text}" for stage, text in self._errors.items()]
         texts.append("  next:     mend the cause, then run again: the other stages are kept")
         return StagesFailed("\n".join(texts))
-
-
-def _kill(process: BaseProcess, number: int) -> bool:
-    """Send a signal to the session of a command; return whether it exists."""
-    assert process.pid, "it was started"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-        return True
-    return False
 
 
 def _tail(log: Path) -> str:
