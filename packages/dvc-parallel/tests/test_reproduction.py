@@ -219,8 +219,8 @@ def test_lock_file_on_a_mount_is_written(tmp_path, mount):
     for name in ("dvc-parallel", "dvc"):
         place = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
         (place / "sub").mkdir()
-        (place / "dvc.lock").touch()
-        (tmp_path / "file").write_text("schema: '2.0'\n")
+        for file in (place / "dvc.lock", tmp_path / "file"):
+            file.write_text("schema: '2.0'\n")
         mount = mount.replace("/tmp/file", str(tmp_path / "file"))
         commands = f"mount {mount}; cp dvc.yaml sub; {name} repro -P && cat dvc.lock sub/dvc.lock"
         done = subprocess.run(
