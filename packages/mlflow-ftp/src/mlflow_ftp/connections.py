@@ -7,8 +7,9 @@ import ftplib
 import os
 import socket
 import ssl
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from urllib.parse import unquote, urlsplit
 from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
 
 TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
+IDLE_SECONDS = 1  # after which a kept connection is asked whether it is alive
+ALIVE_SECONDS = 1  # for the answer
 END_SECONDS = 2  # for the other side's word that a TLS stream has ended; some never say it
 BLOCK_BYTES = 256 * 1024
 MAX_BURST = 50  # commands; more of them, unanswered, could fill the buffers of both sides
@@ -54,6 +57,7 @@ class Connection(ftplib.FTP):
     """ftplib's connection, which can send several commands before it reads the answers: one round trip for all."""
 
     sock: socket.socket  # as long as it is connected
+    last_use = 0.0
 
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
         """Send commands, which open no data connection, before reading a reply; return each reply, or error."""
@@ -68,6 +72,15 @@ class Connection(ftplib.FTP):
                     replies.append(error)
         return replies
 
+    def is_alive(self) -> bool:
+        """Return whether the server answers: a firewall may have dropped a connection that was idle."""
+        self.sock.settimeout(ALIVE_SECONDS)
+        with suppress(*NETWORK_ERRORS, OSError):
+            self.voidcmd("NOOP")
+            self.sock.settimeout(TIMEOUT_SECONDS)
+            return True
+        return False
+
     def store(self, remote: str, blocks: Iterable[bytes]) -> None:
         """Send the bytes of a file."""
         with self._transfer(f"STOR {remote}") as data:
@@ -78,11 +91,11 @@ class Connection(ftplib.FTP):
                 self.voidresp()  # in which the server says why it has closed it
                 raise
 
-    def receive(self, command: str, take: Callable[[bytes], object]) -> None:
-        """Receive the data that a command sends on a data connection."""
+    def blocks(self, command: str) -> Iterator[bytes]:
+        """Yield the data that a command sends on a data connection."""
         with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
-                take(block)
+                yield block
 
     @contextmanager
     def _transfer(self, command: str) -> Iterator[socket.socket]:
@@ -97,9 +110,7 @@ class Connection(ftplib.FTP):
 
     def lines(self, command: str) -> list[str]:
         """Return the lines that a command sends on a data connection."""
-        received = bytearray()
-        self.receive(command, received.extend)
-        return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
+        return b"".join(self.blocks(command)).decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
 
 
 class SecureConnection(Connection, ftplib.FTP_TLS):
@@ -144,17 +155,21 @@ def acquire(address: Address) -> Iterator[Connection]:
     except BaseException:
         connection.close()
         raise
+    connection.last_use = time.monotonic()
     idle.append(connection)
 
 
 def _take(idle: deque[Connection]) -> Connection | None:
-    """Return a kept connection that the server has not closed meanwhile."""
+    """Return the kept connection that was used last, if it is alive; else close it and the older ones."""
     with suppress(IndexError):
-        while connection := idle.pop():
-            # A server speaks only when asked: something to read means that it said goodbye.
-            if not wait([connection.sock], timeout=0):
-                return connection
+        connection = idle.pop()
+        # A server speaks only when asked: something to read means that it said goodbye.
+        is_fresh = time.monotonic() - connection.last_use < IDLE_SECONDS
+        if not wait([connection.sock], timeout=0) and (is_fresh or connection.is_alive()):
+            return connection
+        while True:
             connection.close()
+            connection = idle.pop()
     return None
 
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ftplib
 import posixpath
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from mlflow_ftp import names
+from mlflow_ftp.artifact_errors import StoreRefused
 from mlflow_ftp.connections import Connection
+
+LINE = re.compile(  # of LIST, as on Unix and as on Windows
+    r"(?:[-d]|(?P<link>l))[-\w]{9}\S* +\d+ +\S+ +\S+ +(?P<size>\d+) "
+    r"+(?:[^\W\d]\S* +\d+|\d+\.? +[^\W\d]\S*) +[\d:]{4,5} (?P<name>.+?)(?(link) -> .+)"
+    r"|\d\d-\d\d-\d+ +\d\d:\d\d\w* +(?:<DIR> {10}|\d+ )(?P<text>.+)"
+)
 
 
 class Entry(NamedTuple):
@@ -30,14 +38,14 @@ def is_folder(connection: Connection, path: str) -> bool:
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
     """Return the entries of ``folder``, including the store's own; an empty list when it is no folder.
 
-    By MLSD (RFC 3659) where the server knows it, else name by name.
+    By MLSD (RFC 3659) if the server knows it.
     """
     try:
         entries = map(_read, connection.lines(f"MLSD {folder}"))
         return [entry for entry in entries if entry]
     except ftplib.error_perm as error:
         if str(error)[:3] in ("500", "502", "504"):
-            return _list_by_name(connection, folder)
+            return _list_without_mlsd(connection, folder)
         if str(error)[:3] in ("501", "550"):
             return []
         raise
@@ -53,22 +61,54 @@ def _read(line: str) -> Entry | None:
     return Entry(name, kind == "dir", int(facts["size"]) if kind == "file" else None)
 
 
-def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
-    """Ask for the names, then for the size of each; an entry without a size is a folder."""
+def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
+    """List a folder by LIST if each line is clear, else by NLST; the first answer that is not empty counts.
+
+    Raises StoreRefused if the server refuses all lists, or if nothing but unclear lines came.
+    """
     if not is_folder(connection, folder):
         return []
+    answers = []
+    for command in ("LIST -a", "LIST", "NLST -a", "NLST"):  # of this folder: options and a path do not go together
+        try:
+            lines = [line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)]
+        except ftplib.error_perm as error:
+            if "no files" not in str(error).lower():  # which some answer for an empty folder
+                continue
+            lines = []
+        answers.append(lines)
+        matches = [match for match in map(LINE.fullmatch, lines) if match]
+        if lines and command.startswith("NLST"):
+            return _ask(connection, folder, {posixpath.basename(line): None for line in lines})
+        if lines and len(matches) == len(lines):
+            return _ask(connection, folder, {match["name"] or match["text"]: match["size"] for match in matches})
+    if any(answers) or not answers:
+        what = f"The server's lists of the folder {folder!r} cannot be read."
+        raise StoreRefused(what, value=answers or "refused", expected="MLSD, or LIST as on Unix, or NLST")
+    return []
+
+
+def _ask(connection: Connection, folder: str, sizes: dict[str, str | None]) -> list[Entry]:
+    """Ask for each name whether it is a folder, and for its size, which the list may know if the server has no SIZE."""
+    listed = [name for name in sizes if name not in ("", ".", "..")]
+    paths = [posixpath.join(folder, name) for name in listed]
+    replies = connection.burst(*(f"CWD {path}" for path in paths), *(f"SIZE {path}" for path in paths))
+    entries = []
+    for name, cwd, size in zip(listed, replies, replies[len(listed) :], strict=False):
+        known = size.split()[-1] if isinstance(size, str) else sizes[name]
+        is_there = isinstance(cwd, str)
+        entries.append(Entry(name, is_there, None if is_there or known is None else int(known)))
+    return entries
+
+
+def lists_hidden_names(connection: Connection, folder: str) -> bool:
+    """Return whether the server lists names that begin with a dot, as marks do; try with a folder if there are none."""
+    hidden = posixpath.join(folder, names.new_temporary("probe"))
+    (reply,) = connection.burst(f"MKD {hidden}")
     try:
-        lines = connection.lines("NLST -a")  # of the current folder: options and a path do not go together
-    except ftplib.error_perm as error:
-        if str(error)[:3] != "550":  # which some answer for an empty folder
-            raise
-        lines = []
-    listed = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]
-    sizes = connection.burst(*(f"SIZE {posixpath.join(folder, name)}" for name in listed))
-    return [
-        Entry(name, False, int(size.split()[-1])) if isinstance(size, str) else Entry(name, True)
-        for name, size in zip(listed, sizes, strict=True)
-    ]
+        return isinstance(reply, ftplib.Error) or any(e.name[0] == "." for e in list_folder(connection, folder))
+    finally:
+        connection.burst(f"RMD {hidden}")
 
 
 def make_folder(connection: Connection, folder: str) -> None:

@@ -143,13 +143,10 @@ class FTPArtifactRepository(_ParallelUploads):
         """Receive a file and compare it with its mark."""
         remote, content = self._locate(path), hashlib.sha256()
         file.truncate(file.seek(0))
-
-        def take(block: bytes) -> None:
-            file.write(block)
-            content.update(block)
-
         try:
-            connection.receive(f"RETR {remote}", take)
+            for block in connection.blocks(f"RETR {remote}"):
+                file.write(block)
+                content.update(block)
         except ftplib.error_perm as error:
             if str(error)[:3] != "550":
                 raise
@@ -210,8 +207,10 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str)
         sha256 = _send(connection, file, temporary)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
     size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
-    _raise_errors(size, is_marked)
-    if str(size).split()[-1] != str(file.tell()):
+    _raise_errors(is_marked)
+    if isinstance(size, ftplib.Error):  # a server without SIZE: read the file back
+        size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))
+    if size.split()[-1] != str(file.tell()):
         raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
     _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 
@@ -244,5 +243,10 @@ def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
     prefix = names.mark_prefix(name)
     if any(entry.name.startswith(prefix) for entry in folders.list_folder(connection, folder)):
         return False
+    if not folders.lists_hidden_names(connection, folder):
+        raise ArtifactError(
+            f"The artifact {name!r} cannot be checked: the server does not list hidden names.",
+            next_step="have the server list names that begin with a dot, or store the artifact again",
+        )
     _logger.warning("The artifact %s was stored by another program, without a checksum.", name)
     return True
