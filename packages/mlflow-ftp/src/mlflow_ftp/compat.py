@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
@@ -14,6 +15,8 @@ from pyftpdlib.log import logger
 
 from mlflow_ftp.uploads import Incoming, Upload
 
+THREADS = ThreadPoolExecutor(8, "fsync")
+WAIT_SECONDS = 0.01
 END_SECONDS = 0.05  # the two connections of a killed client end one after the other; the server waits meanwhile
 
 
@@ -25,21 +28,34 @@ class TransferHandler(TLS_DTPHandler):
     """
 
     timeout = 60  # seconds in which nothing moves
+    _work: Future[None] | None = None
 
     def close(self) -> None:
-        """Give a whole upload its name before the client hears of its end."""
+        """Give a whole upload its name before the client hears of its end; serve other clients meanwhile."""
         is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
-        if self.receive and self.transfer_finished and is_open:
-            try:
-                self.file_obj.flush()
-                if isinstance(self.file_obj, Upload):
-                    os.fsync(self.file_obj.fileno())
-                    if self._is_cut():
-                        raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
-                    self.file_obj.keep()
-            except OSError as error:
-                self.transfer_finished: bool = False
-                self._resp = f"426 {error.strerror}; the file was not stored.", logger.warning
+        if self._work or not (self.receive and self.transfer_finished and is_open):
+            super().close()
+        elif isinstance(self.file_obj, Upload):
+            self.ioloop.unregister(self._fileno)
+            self._work = THREADS.submit(self.file_obj.keep, not self._is_cut())
+            self._wait()
+        else:
+            self._end(self.file_obj.flush)
+
+    def _wait(self) -> None:
+        """Look again and again whether the file is on the disk, unless the connection is closed meanwhile."""
+        if self._work and self._work.done():
+            self._end(self._work.result)
+        elif not self._closed:
+            self.ioloop.call_later(WAIT_SECONDS, self._wait)
+
+    def _end(self, work: Callable[[], None]) -> None:
+        """Close the connection with an answer that says how the work has ended."""
+        try:
+            work()
+        except (OSError, ValueError) as error:  # the second if the file was closed meanwhile
+            self.transfer_finished: bool = False
+            self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning
         super().close()
 
     def _is_cut(self) -> bool:

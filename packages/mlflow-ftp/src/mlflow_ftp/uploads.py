@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -33,8 +35,12 @@ class Upload(Incoming):
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))
         super().__init__(self._hidden, str(path))
 
-    def keep(self) -> None:
-        """Give the file its name."""
+    def keep(self, is_whole: bool) -> None:
+        """Write the file to the disk and give it its name; raise an OSError if it is not whole."""
+        self.flush()
+        os.fsync(self.fileno())
+        if not is_whole:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
         self._hidden.replace(self._path)
 
     def close(self) -> None:
