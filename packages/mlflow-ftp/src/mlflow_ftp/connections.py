@@ -149,11 +149,10 @@ def acquire(address: Address) -> Iterator[Connection]:
     connection = _take(idle) or _connect(address)
     try:
         yield connection
-    except NETWORK_ERRORS as error:
+    except BaseException as error:
         connection.close()
-        raise explain(error, str(address)) from error
-    except BaseException:
-        connection.close()
+        if isinstance(error, NETWORK_ERRORS):
+            raise explain(error, str(address)) from error
         raise
     connection.last_use = time.monotonic()
     idle.append(connection)

@@ -13,9 +13,8 @@ from mlflow_ftp.artifact_errors import StoreRefused
 from mlflow_ftp.connections import Connection
 
 LINE = re.compile(  # of LIST, as on Unix and as on Windows
-    r"(?:[-d]|(?P<link>l))[-\w]{9}\S* +\d+ +\S+ +\S+ +(?P<size>\d+) "
-    r"+(?:[^\W\d]\S* +\d+|\d+\.? +[^\W\d]\S*) +[\d:]{4,5} (?P<name>.+?)(?(link) -> .+)"
-    r"|\d\d-\d\d-\d+ +\d\d:\d\d\w* +(?:<DIR> {10}|\d+ )(?P<text>.+)"
+    r"(?:[-d]|(?P<link>l))[-\w]{9}\S* +\d+ +\S+ +\S+ +\d+ +(?:[^\W\d]\S* +\d+|\d+\.? +[^\W\d]\S*) +[\d:]{4,5} "
+    r"(?P<unix>.+?)(?(link) -> .+)|\d\d-\d\d-\d+ +\d\d:\d\d\w* +(?:<DIR> {10}|\d+ )(?P<windows>.+)"
 )
 
 
@@ -71,34 +70,30 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
     answers = []
     for command in ("LIST -a", "LIST", "NLST -a", "NLST"):  # of this folder: options and a path do not go together
         try:
-            lines = [line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)]
+            answers.append([line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)])
         except ftplib.error_perm as error:
             if "no files" not in str(error).lower():  # which some answer for an empty folder
                 continue
-            lines = []
-        answers.append(lines)
-        matches = [match for match in map(LINE.fullmatch, lines) if match]
-        if lines and command.startswith("NLST"):
-            return _ask(connection, folder, {posixpath.basename(line): None for line in lines})
-        if lines and len(matches) == len(lines):
-            return _ask(connection, folder, {match["name"] or match["text"]: match["size"] for match in matches})
+            answers.append([])
+        matches = [match for match in map(LINE.fullmatch, answers[-1]) if match]
+        listed = [match["unix"] or match["windows"] for match in matches]
+        if command.startswith("NLST"):
+            listed = [posixpath.basename(line) for line in answers[-1]]
+        if len(listed) == len(answers[-1]) > 0:
+            return _ask(connection, folder, [name for name in listed if name not in ("", ".", "..")])
     if any(answers) or not answers:
         what = f"The server's lists of the folder {folder!r} cannot be read."
         raise StoreRefused(what, value=answers or "refused", expected="MLSD, or LIST as on Unix, or NLST")
     return []
 
 
-def _ask(connection: Connection, folder: str, sizes: dict[str, str | None]) -> list[Entry]:
-    """Ask for each name whether it is a folder, and for its size, which the list may know if the server has no SIZE."""
-    listed = [name for name in sizes if name not in ("", ".", "..")]
-    paths = [posixpath.join(folder, name) for name in listed]
-    replies = connection.burst(*(f"CWD {path}" for path in paths), *(f"SIZE {path}" for path in paths))
-    entries = []
-    for name, cwd, size in zip(listed, replies, replies[len(listed) :], strict=False):
-        known = size.split()[-1] if isinstance(size, str) else sizes[name]
-        is_there = isinstance(cwd, str)
-        entries.append(Entry(name, is_there, None if is_there or known is None else int(known)))
-    return entries
+def _ask(connection: Connection, folder: str, listed: list[str]) -> list[Entry]:
+    """Ask for each name whether it is a folder, and for its size, which not all servers know."""
+    words = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in listed]
+    replies = connection.burst(*words)
+    sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(listed) :]]
+    folders = [isinstance(reply, str) for reply in replies]
+    return [Entry(name, folders[i], None if folders[i] else sizes[i]) for i, name in enumerate(listed)]
 
 
 def lists_hidden_names(connection: Connection, folder: str) -> bool:

@@ -28,16 +28,9 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
+from mlflow_ftp import artifact_errors as errors
 from mlflow_ftp import folders, names
-from mlflow_ftp.artifact_errors import (
-    ArtifactDamaged,
-    ArtifactError,
-    ArtifactMissing,
-    ArtifactNameRefused,
-    StoreRefused,
-    StoreSilent,
-    StoreUnavailable,
-)
+from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, StoreRefused
 from mlflow_ftp.connections import BLOCK_BYTES, Connection, acquire, parse
 
 PARALLEL_UPLOADS = 8
@@ -132,7 +125,7 @@ class FTPArtifactRepository(_ParallelUploads):
         with local_file.open("rb") as file:
             try:
                 self._retry(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
-            except StoreSilent:
+            except errors.StoreSilent:
                 raise
             except BaseException:
                 with suppress(ArtifactError), acquire(self.address) as connection:
@@ -150,7 +143,9 @@ class FTPArtifactRepository(_ParallelUploads):
         except ftplib.error_perm as error:
             if str(error)[:3] != "550":
                 raise
-            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", value=error) from None
+            raise errors.ArtifactMissing(
+                f"There is no artifact {path!r} in {self.artifact_uri}.", value=error
+            ) from None
         if not _is_marked(connection, remote, content.hexdigest()):
             raise ArtifactDamaged(
                 f"The artifact {path!r} is not what was stored.",
@@ -160,10 +155,10 @@ class FTPArtifactRepository(_ParallelUploads):
             )
 
     # -- in general ------------------------------------------------------------------------------------------
-    def _retry(self, work: Callable[[Connection], T], *errors: type[Exception]) -> T:
+    def _retry(self, work: Callable[[Connection], T], *passing: type[Exception]) -> T:
         """Do ``work`` with a connection; repeat it, after pauses, after errors that may pass."""
         for pause in PAUSES_SECONDS:
-            with suppress(StoreUnavailable, *errors), acquire(self.address) as connection:
+            with suppress(errors.StoreUnavailable, *passing), acquire(self.address) as connection:
                 return work(connection)
             time.sleep(pause)
         with acquire(self.address) as connection:
@@ -188,7 +183,7 @@ def _normalize(path: str | None) -> str:
         or any(names.is_own(part) for part in parts)
         or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # a server looks at each folder on each way
     ):
-        raise ArtifactNameRefused(
+        raise errors.ArtifactNameRefused(
             "The artifact's name cannot be used.",
             value=ascii(path),
             expected="a relative path in UTF-8, without '..', line breaks and the store's own temporary names, "

@@ -61,16 +61,9 @@ class Server(FTPServer):
     max_cons_per_ip = 128
 
     def __init__(
-        self,
-        artifacts: Path,
-        credentials: tuple[str, str],
-        certificate: Path,
-        *,
-        host: str,
-        port: int,
-        tls: bool,
-        passive_ports: range,
-    ) -> None:
+        self, artifacts: Path, credentials: tuple[str, str], certificate: Path, *,
+        host: str, port: int, tls: bool, passive_ports: range,
+    ) -> None:  # fmt: skip
         os.umask(0o077)
         self.artifacts = artifacts
         artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
