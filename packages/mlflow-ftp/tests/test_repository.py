@@ -415,7 +415,7 @@ def test_absent_server_is_named(server, file):
         with pytest.raises(ArtifactError) as caught:
             call()
         assert f"127.0.0.1:{server.port} does not answer" in str(caught.value)
-        assert "look whether the server runs" in str(caught.value)
+        assert "check that the server runs" in str(caught.value)
         assert caught.value.get_http_status_code() == 503
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
@@ -21,10 +22,10 @@ END_SECONDS = 0.05  # the two connections of a killed client end one after the o
 
 
 class TransferHandler(TLS_DTPHandler):
-    """A data connection that keeps whole files only, and whose client hears why the disk refused one.
+    """A data connection that keeps only whole files and reports errors of the disk to the client.
 
-    pyftpdlib takes the end of the data for the end of the file, also when the client was killed. It wraps the error of
-    the disk in one that is empty, and answers `426 None`; with TLS it does not answer.
+    pyftpdlib keeps a file when the data ends, even if the client was killed. It hides the text of the disk's error: it
+    answers `426 None`, and with TLS it does not answer.
     """
 
     timeout = 60  # seconds in which nothing moves
@@ -43,7 +44,7 @@ class TransferHandler(TLS_DTPHandler):
             self._end(self.file_obj.flush)
 
     def _wait(self) -> None:
-        """Look again and again whether the file is on the disk, unless the connection is closed meanwhile."""
+        """Wait until the file is on the disk, or until the connection is closed."""
         if self._work and self._work.done():
             self._end(self._work.result)
         elif not self._closed:
@@ -59,22 +60,21 @@ class TransferHandler(TLS_DTPHandler):
         super().close()
 
     def _is_cut(self) -> bool:
-        """Return whether the client is gone: TLS has no farewell, or the control connection ends as well."""
+        """Return whether the client is gone: TLS was cut off, or the control connection ends as well."""
         if not isinstance(sys.exception(), SSL.ZeroReturnError | None):
             return True
         with socket.socket(fileno=os.dup(self.cmd_channel.socket.fileno())) as control:
             if not select.select([control], [], [], END_SECONDS)[0]:
                 return False
-            try:
+            with suppress(OSError):
                 waiting = control.recv(100, socket.MSG_PEEK)
-            except OSError:
-                return True
-        return not waiting or b"ABOR" in waiting
+                return not waiting or b"ABOR" in waiting
+        return True
 
     def handle_error(self) -> None:
         """End the transfer with an answer."""
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
             error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the answer
-        self._error = True  # no farewell of TLS before the answer
+        self._error = True  # answer before TLS says goodbye
         DTPHandler.handle_error(self)

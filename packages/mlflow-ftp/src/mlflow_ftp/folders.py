@@ -1,4 +1,4 @@
-"""Operations on folders and files of an FTP server that take several commands."""
+"""Operations on the folders and files of an FTP server that need several commands."""
 
 from __future__ import annotations
 
@@ -35,10 +35,7 @@ def is_folder(connection: Connection, path: str) -> bool:
 
 
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
-    """Return the entries of ``folder``, including the store's own; an empty list when it is no folder.
-
-    By MLSD (RFC 3659) if the server knows it.
-    """
+    """Return the entries of ``folder``, including the store's own; an empty list if it is not a folder."""
     try:
         entries = map(_read, connection.lines(f"MLSD {folder}"))
         return [entry for entry in entries if entry]
@@ -61,10 +58,7 @@ def _read(line: str) -> Entry | None:
 
 
 def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
-    """List a folder by LIST if each line is clear, else by NLST; the first answer that is not empty counts.
-
-    Raises StoreRefused if the server refuses all lists, or if nothing but unclear lines came.
-    """
+    """List a folder by LIST if each line is clear, else by NLST; raise StoreRefused if no list can be read."""
     if not is_folder(connection, folder):
         return []
     answers = []
@@ -76,54 +70,54 @@ def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
                 continue
             answers.append([])
         matches = [match for match in map(LINE.fullmatch, answers[-1]) if match]
-        listed = [match["unix"] or match["windows"] for match in matches]
+        entry_names = [match["unix"] or match["windows"] for match in matches]
         if command.startswith("NLST"):
-            listed = [posixpath.basename(line) for line in answers[-1]]
-        if len(listed) == len(answers[-1]) > 0:
-            return _ask(connection, folder, [name for name in listed if name not in ("", ".", "..")])
+            entry_names = [posixpath.basename(line) for line in answers[-1]]
+        if len(entry_names) == len(answers[-1]) > 0:
+            return _ask(connection, folder, [name for name in entry_names if name not in ("", ".", "..")])
     if any(answers) or not answers:
         what = f"The server's lists of the folder {folder!r} cannot be read."
         raise StoreRefused(what, value=answers or "refused", expected="MLSD, or LIST as on Unix, or NLST")
     return []
 
 
-def _ask(connection: Connection, folder: str, listed: list[str]) -> list[Entry]:
+def _ask(connection: Connection, folder: str, entry_names: list[str]) -> list[Entry]:
     """Ask for each name whether it is a folder, and for its size, which not all servers know."""
-    words = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in listed]
+    words = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in entry_names]
     replies = connection.burst(*words)
-    sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(listed) :]]
+    sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(entry_names) :]]
     folders = [isinstance(reply, str) for reply in replies]
-    return [Entry(name, folders[i], None if folders[i] else sizes[i]) for i, name in enumerate(listed)]
+    return [Entry(name, folders[i], None if folders[i] else sizes[i]) for i, name in enumerate(entry_names)]
 
 
 def lists_hidden_names(connection: Connection, folder: str) -> bool:
-    """Return whether the server lists names that begin with a dot, as marks do; try with a folder if there are none."""
-    hidden = posixpath.join(folder, names.new_temporary("probe"))
-    (reply,) = connection.burst(f"MKD {hidden}")
+    """Return whether the server lists names that begin with a dot, as marks do; make a folder to see."""
+    probe = posixpath.join(folder, names.new_temporary("probe"))
+    (reply,) = connection.burst(f"MKD {probe}")
     try:
         return isinstance(reply, ftplib.Error) or any(e.name[0] == "." for e in list_folder(connection, folder))
     finally:
-        connection.burst(f"RMD {hidden}")
+        connection.burst(f"RMD {probe}")
 
 
 def make_folder(connection: Connection, folder: str) -> None:
-    """Make a folder and those above it; what is there, or made by another client, is as good."""
-    above = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
-    *_, reply = connection.burst(*(f"MKD {each}" for each in above), f"CWD {folder}")
+    """Make a folder and its parents, unless they exist."""
+    paths = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
+    *_, reply = connection.burst(*(f"MKD {path}" for path in paths), f"CWD {folder}")
     if isinstance(reply, ftplib.Error):
         raise reply
 
 
 def remove_folder(connection: Connection, folder: str) -> None:
-    """Remove a folder with all that is in it, or a link to one; what is gone already is as good as removed."""
-    connection.burst(f"DELE {folder}")  # removes a link, which would lead to artifacts elsewhere, and no folder
+    """Remove a folder with its contents, or only the link if it is one; a missing folder is no error."""
+    connection.burst(f"DELE {folder}")  # removes a link, which may lead to other artifacts, but no folder
     entries = list_folder(connection, folder)
     for entry in entries:
         if entry.is_folder and not names.is_own(entry.name):
             remove_folder(connection, posixpath.join(folder, entry.name))
-    flat = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
-    # Artifacts first: one without its mark is worse than a mark without its artifact.
-    _remove(connection, folder, sorted(flat, key=lambda entry: entry.is_folder))
+    leaves = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
+    # Artifacts first: an artifact without its mark is worse than a mark without its artifact.
+    _remove(connection, folder, sorted(leaves, key=lambda entry: entry.is_folder))
     if folder != "/":
         _remove(connection, posixpath.dirname(folder), [Entry(posixpath.basename(folder), is_folder=True)])
 
@@ -139,7 +133,7 @@ def remove_file(connection: Connection, path: str) -> None:
 def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
     commands = {e.name: f"{'RMD' if e.is_folder else 'DELE'} {posixpath.join(folder, e.name)}" for e in entries}
     replies = dict(zip(commands, connection.burst(*commands.values()), strict=True))
-    if refused := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
+    if refusals := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
         for entry in list_folder(connection, folder):
-            if entry.name in refused:
-                raise refused[entry.name]
+            if entry.name in refusals:
+                raise refusals[entry.name]
