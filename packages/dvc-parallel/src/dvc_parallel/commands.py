@@ -1,4 +1,4 @@
-"""Starts the commands of stages: Python programs in forks that have the imports done, other commands in DVC's shell."""
+"""Start the commands of stages: Python programs in forks with their imports done, other commands in DVC's shell."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dvc_parallel.runner import PID_BYTES
 
 PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
 PYTHON = re.compile(r"(python[\d.]*) +(-m +[^ -]|[^ -][^ ]*\.py( |$))")
-# Not with the current folder, where a file may have the name of a module; `__main__` gets no name.
+# Without the current folder, where a file may have the name of a module, and without names in `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
 __import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 
 
 def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
-    """Return a plain call of a Python program of this environment, the Python first, then the file or `-m`; else None.
+    """Return the words of a plain call of a Python program of this environment: Python, file or `-m`, arguments.
 
-    A command with quotes or anything else that means something to a shell needs one. Only Linux forks safely.
+    Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
     """
     name, *words = line.split() or [""]
     program = shutil.which(name, path=environment.get("PATH", os.defpath)) if "/" not in name else None
@@ -44,14 +44,14 @@ def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None
 
 
 def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules that the console scripts among the commands import, and what packages add to these scripts."""
+    """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
     programs = {Path(words[1]).name for line in lines if (words := program_words(line, environment))}
     entries = [*entry_points(group="console_scripts"), *entry_points(group="dvc_parallel.preload")]
     return [entry.module for entry in entries if entry.name in programs]
 
 
 class Command:
-    """A command that runs; all of it is the session ``pid``. OSError says that the process to fork from is gone."""
+    """A running command, which is the session ``pid``. Raises OSError if the process to fork from is gone."""
 
     def __init__(self, requests: socket.socket, *request: object) -> None:
         self._report, theirs = socket.socketpair()
@@ -78,7 +78,7 @@ class Command:
             return int.from_bytes(self._report.recv(1) or bytes([128 + signal.SIGKILL]))
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to all processes of the command, unless it is the last one that they got."""
+        """Send a signal to all processes of the command, unless it was the last one sent."""
         if number != self._signal:
             self._signal = number
             with contextlib.suppress(ProcessLookupError):
@@ -86,10 +86,7 @@ class Command:
 
 
 class Commands:
-    """Starts commands; Python programs in forks of a process that has imported ``modules``, if there are any.
-
-    Programs that are not ``warm`` are forked from a process that imports the modules ``first`` from now on.
-    """
+    """Starts commands; forks Python programs from processes with ``modules`` imported, or ``first`` if not ``warm``."""
 
     def __init__(self, modules: Sequence[str] = (), first: Sequence[str] = ()) -> None:
         self.modules, self._first = modules, first
@@ -106,7 +103,7 @@ class Commands:
             process.wait()
 
     def warm_up(self, modules: Sequence[str], python: str = sys.executable) -> socket.socket:
-        """Return the socket of the process that has imported ``modules`` or begins to; it ends with the run."""
+        """Return the socket of the process that imports ``modules``; start the process if there is none."""
         key = (python, *modules)
         if key not in self._forks:
             ours, theirs = socket.socketpair()
@@ -118,10 +115,7 @@ class Commands:
         return self._forks[key][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> Command:
-        """Start a command, which waits until no other process holds ``log``.
-
-        ``warm``: a Python program starts in a fork; the first such call takes as long as the imports.
-        """
+        """Start a command, which waits for the lock of ``log``; the first ``warm`` program waits for the imports."""
         modules = self.modules if warm else self._first
         words = program_words(line, environment) if modules else None
         arguments = shell_words(get_executable(), line), cwd, environment, str(log)

@@ -1,4 +1,4 @@
-"""Runs stages that do not depend on one another side by side, each when the stages that it needs are up to date."""
+"""Run independent stages side by side, each as soon as the stages that it needs are up to date."""
 
 from __future__ import annotations
 
@@ -41,14 +41,13 @@ def reproduce(
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
-    Python programs are forked from a process that has imported the modules ``preload``, by default those of the console
-    scripts that the stages call; with none, they start as other programs. The first stage that always runs does not
-    wait for these: its program is forked from a process that imports ``first`` while DVC reads the pipeline. The output
-    of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`. ``progress`` is called with a stage and its new
-    state, and ``notice`` with a text when the run waits for another process.
+    Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
+    the console scripts of the stages. Programs of stages that always run are forked from a process that imports
+    ``first`` while DVC reads the pipeline. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`.
+    ``progress`` is called with a stage and its new state, ``notice`` with a text if the run waits for another process.
 
-    Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
-    143 when interrupted or terminated. All stages that had run to their end are recorded then.
+    Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
+    if the run is interrupted or terminated. The stages that have ended are recorded in any case.
     """
     stop = StopRequest()
     # DVC names stages and files as seen from the current folder.
@@ -97,9 +96,9 @@ class _Reproduction:
         """Run the stages, at most ``jobs`` in parallel; return their states, or raise as `reproduce` does."""
         try:
             self._start_ready(jobs)
-            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # met again where a stage is prepared
+            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` raises it again
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    # A stage that always runs looks for changes: meanwhile the programs of the others are imported.
+                    # Stages that always run look for changes: do the imports for the other programs meanwhile.
                     self._commands.warm_up(self._commands.modules)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
@@ -116,13 +115,13 @@ class _Reproduction:
         return {stage.addressing: state for stage, state in self._states.items()}
 
     def _start_ready(self, jobs: int) -> None:
-        """Start the stages that are ready, and skip those that can no longer be made."""
+        """Start the stages that are ready, and skip those that need a stage that failed."""
         for stage, state in self._states.items():  # in DVC's order: the stages that a stage needs come before it
             if state is State.WAITING and len(self._running) < jobs:
-                needed = {self._states[other] for other in self._needs[stage]}
-                if self._stop or needed & NOT_MADE:
+                states = {self._states[other] for other in self._needs[stage]}
+                if self._stop or states & NOT_MADE:
                     self._set(stage, State.SKIPPED)
-                elif needed <= UP_TO_DATE:
+                elif states <= UP_TO_DATE:
                     self._start(stage)
         self._pipeline.kept_lock.close()
 
@@ -140,7 +139,7 @@ class _Reproduction:
         with log.open("a") as file:
             file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage)
-        warm = not stage.always_changed  # mostly such a stage finds nothing to do, and a run then imports nothing
+        warm = not stage.always_changed  # such a stage mostly finds no change, and the run then needs no imports
         command = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
         self._running[command] = stage, lines[1:]
 
@@ -163,13 +162,13 @@ class _Reproduction:
                 self._set(stage, State.DONE)
 
     def _signal(self, number: int) -> None:
-        """Send a signal to the commands that run and did not get it yet."""
+        """Send a signal to the running commands."""
         for command in self._running:
             command.send_signal(number)
 
     @contextlib.contextmanager
     def _failing(self, stage: Stage) -> Iterator[None]:
-        """Note errors of DVC and of the system as the failure of a stage."""
+        """Record errors of DVC and of the system as the failure of a stage."""
         try:
             yield
         except Stopped:
@@ -183,17 +182,17 @@ class _Reproduction:
         self._progress(stage.addressing, state)
 
     def _failure(self) -> StagesFailed:
-        skipped = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
+        skips = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
         texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
-        if skipped:
-            texts[0] += f" Not run, because they need stages that failed: {', '.join(skipped)}."
+        if skips:
+            texts[0] += f" Not run, because they need stages that failed: {', '.join(skips)}."
         texts += [f"  value:    {stage}: {text}" for stage, text in self._errors.items()]
         texts.append("  next:     mend the cause, then run again: the other stages are kept")
         return StagesFailed("\n".join(texts))
 
 
 def _tail(log: Path) -> str:
-    """Return the last lines of a log, progress bars as a terminal would show them at last."""
+    """Return the last lines of a log; of a progress bar, its last state."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]

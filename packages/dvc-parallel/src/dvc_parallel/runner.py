@@ -1,8 +1,8 @@
-"""Runs each command of a stage in a session of its own, and ends the session when the run is gone.
+"""Run each command of a stage in a session of its own, and end the session when the run is gone.
 
-A fork runs a Python program as Python itself does, but with imports done. `multiprocessing` would not: its children
-know that they are children. Between the process that forks and a command is one that watches the command. It holds the
-lock of the stage, its log: the next copy of the stage waits until the command of a killed run or watcher has ended.
+A fork runs a Python program as Python itself does, with its imports done. The children of `multiprocessing` know that
+they are children, so a fork here uses none of it. A process between the fork server and a command watches the command.
+It holds the lock of the stage, which is the log: a new copy of the stage waits until the old command has ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def serve() -> None:
     """Import the modules that the arguments name; then fork a process for each socket that arrives, and `run` there."""
     requests, modules = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]
     for module in modules:
-        with contextlib.suppress(Exception):  # met again by a program that needs it, and written to its log
+        with contextlib.suppress(Exception):  # a program that needs the module fails with the same error, in its log
             importlib.import_module(module)
     sys.stdout.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
@@ -48,10 +48,7 @@ def serve() -> None:
 
 
 def run(report: socket.socket) -> None:
-    """Run the command that ``report`` brings; send back the id of this process, later an exit code; do not return.
-
-    Only a fork that has run a Python program returns.
-    """
+    """Run the command that ``report`` brings; send back a process id, then an exit code. Only programs return."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
@@ -66,8 +63,8 @@ def run(report: socket.socket) -> None:
     os.chdir(cwd)
     variables = {}
     if words:  # the shell adds variables such as PWD
-        done = subprocess.run([*shell[:-1], "env -0"], env=environment, stdout=subprocess.PIPE, check=False)
-        variables = dict(text.split("=", 1) for text in os.fsdecode(done.stdout).split("\0")[:-1])
+        process = subprocess.run([*shell[:-1], "env -0"], env=environment, stdout=subprocess.PIPE, check=False)
+        variables = dict(text.split("=", 1) for text in os.fsdecode(process.stdout).split("\0")[:-1])
         variables |= {name: value for name, value in os.environ.items() if name not in environment}  # set by imports
     child = os.fork()
     if child == 0:
@@ -89,7 +86,7 @@ def run(report: socket.socket) -> None:
 
 
 def _take(lock: int, report: socket.socket) -> None:
-    """Wait for the lock of the stage; exit when the run ends meanwhile."""
+    """Wait for the lock of the stage; exit if the run ends first."""
     seconds = 0.0
     while not select.select([report], [], [], seconds)[0]:
         with contextlib.suppress(BlockingIOError):
@@ -101,7 +98,7 @@ def _take(lock: int, report: socket.socket) -> None:
 
 
 def _end_with(report: socket.socket) -> None:
-    """End the whole session once the run is gone, this process included."""
+    """End the whole session, and this process with it, when the run is gone."""
     select.select([report], [], [])
     os.killpg(0, signal.SIGTERM)
     time.sleep(END_SECONDS)
@@ -132,7 +129,9 @@ def _load(words: list[str]) -> Callable[[], object] | None:
     if words[1] == "-m":
         return functools.partial(runpy._run_module_as_main, words[2])  # type: ignore[attr-defined] # as `python -m`
     main, path = vars(sys.modules["__main__"]), words[1] if file.is_absolute() else f"{Path.cwd()}/{words[1]}"
-    with contextlib.suppress(OSError, SyntaxError, ValueError):  # left to Python, which also runs more than source
+    with contextlib.suppress(
+        OSError, SyntaxError, ValueError
+    ):  # a new interpreter explains it, or runs what is not source
         code = compile(file.read_bytes(), path, "exec", dont_inherit=True)
         main.update(__file__=path, __cached__=None, __loader__=SourceFileLoader("__main__", path))
         return functools.partial(exec, code, main)
@@ -140,7 +139,7 @@ def _load(words: list[str]) -> Callable[[], object] | None:
 
 
 def _run_program(program: Callable[[], object], words: list[str], variables: dict[str, str]) -> None:
-    """Run a program in this process as in a new one; the interpreter then does what it does at the end of a program."""
+    """Run a program in this process as in a new one; leave the end of the program to the interpreter."""
     os.environ.clear()
     os.environ.update(variables)
     if variables.get("_", "").endswith("/env"):  # bash names the program
@@ -156,7 +155,7 @@ def _run_program(program: Callable[[], object], words: list[str], variables: dic
         program()
     except SystemExit:
         raise
-    except BaseException as error:  # noqa: BLE001 - written as Python writes it, without this function
+    except BaseException as error:  # noqa: BLE001 - print it as Python does, without this function
         kind, trace = type(error), error.__traceback__ and error.__traceback__.tb_next
         vars(sys).update(last_type=kind, last_value=error, last_traceback=trace, last_exc=error)
         sys.excepthook(kind, error.with_traceback(trace), trace)
