@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,16 +28,16 @@ sys.exit(sys.argv[1] if len(sys.argv) > 1 else None)
 @pytest.fixture(scope="module")
 def commands():
     """Commands with a module imported beforehand."""
-    return Commands(["colorsys"])
+    with contextlib.closing(Commands(["colorsys"])) as commands:
+        yield commands
 
 
 def run(commands: Commands, line: str, folder: Path, **environment: str) -> tuple[str, int]:
     """Return what a command prints, and its exit code."""
     log = folder / "log"
     log.unlink(missing_ok=True)
-    process = commands.start(line, str(folder), ENVIRONMENT | environment, log, warm=True)
-    process.join(60)
-    return log.read_text(), process.exitcode
+    code = commands.start(line, str(folder), ENVIRONMENT | environment, log, warm=True).wait(60)
+    return log.read_text(), code
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def run(commands: Commands, line: str, folder: Path, **environment: str) -> tupl
     [
         "dvc a b | cat", "dvc $IN b", "X=1 dvc a", "dvc *.ipynb -", "dvc a > b", "'dvc", "dvc a && dvc b", "dvc `ls`",
         "dvc a\nls", "dvc ~/a", "dvc -p x [1,2]", 'dvc "a b"', "", " ",
-        "python", "python -c 1", "python -m", "python -u x.py", "ls",
+        "python", "python -c 1", "python -m", "python -u x.py", "python folder", "python -m -v x.py", "ls",
     ],
 )  # fmt: skip
 def test_command_that_needs_a_shell_goes_to_one(line):
@@ -54,9 +56,17 @@ def test_command_that_needs_a_shell_goes_to_one(line):
 def test_program_of_this_environment_is_recognised(tmp_path):
     """A console script, a file and a module; PATH decides which program is meant."""
     here = ENVIRONMENT
-    assert program_words("dvc repro  -j 2 a/b.c:d@e", here) == [str(BIN / "dvc"), "repro", "-j", "2", "a/b.c:d@e"]
-    assert program_words("python train.py --depth 3", here) == ["train.py", "--depth", "3"]
-    assert program_words("python3 -m this that", here) == ["-m", "this", "that"]
+    python = str(BIN / "python")
+    assert program_words("dvc repro  -j 2 a/b.c:d@e", here) == [
+        python,
+        str(BIN / "dvc"),
+        "repro",
+        "-j",
+        "2",
+        "a/b.c:d@e",
+    ]
+    assert program_words("python train.py --depth 3", here) == ["python", "train.py", "--depth", "3"]
+    assert program_words("python3 -m this that", here) == ["python3", "-m", "this", "that"]
     (tmp_path / "dvc").write_text("#!/bin/sh\n")
     (tmp_path / "dvc").chmod(0o755)
     assert program_words("dvc repro", here | {"PATH": f"{tmp_path}:{here['PATH']}"}) is None
@@ -110,8 +120,8 @@ def test_command_ends_with_the_run(tmp_path, line):
 from pathlib import Path
 import os
 from dvc_parallel.commands import Commands
-if __name__ == "__main__":
-    Commands(["colorsys"]).start({line!r}, ".", dict(os.environ), Path("log"), warm=True).join()
+commands = Commands(["colorsys"])
+commands.start({line!r}, ".", dict(os.environ), Path("log"), warm=True).wait()
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT) as process:
         wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
@@ -121,12 +131,23 @@ if __name__ == "__main__":
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
-def test_ctrl_c_does_not_reach_a_process_that_begins(tmp_path):
-    """The process that watches a command ignores it, also while Python starts; the command is stopped by the run."""
-    process = Commands(["colorsys"]).start("echo done", str(tmp_path), ENVIRONMENT, tmp_path / "log", warm=False)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert (read(tmp_path / "log"), process.exitcode) == ("done\n", 0)
+def test_command_ends_with_a_run_that_was_killed_early(commands, tmp_path):
+    """The run is killed before it has read which process watches the command: the command ends all the same."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(commands.warm_up(()), [b"-"], [theirs.fileno()])
+        line = "echo $$ > pid; sleep 300"
+        ours.sendall(pickle.dumps((None, ["/bin/sh", "-c", line], str(tmp_path), ENVIRONMENT, str(tmp_path / "log"))))
+        wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
+        shell = psutil.Process(int(read(tmp_path / "pid")))
+    shell.wait(20)
+
+
+def test_ctrl_c_does_not_reach_a_process_that_begins(commands, tmp_path):
+    """The process that watches a command ignores it; the command is stopped by the run."""
+    command = commands.start("sleep 0.3; echo done", str(tmp_path), ENVIRONMENT, tmp_path / "log", warm=False)
+    os.kill(command.pid, signal.SIGINT)
+    assert (command.wait(60), read(tmp_path / "log")) == (0, "done\n")
 
 
 def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
@@ -136,13 +157,13 @@ def test_second_copy_of_a_stage_waits_for_the_first(commands, tmp_path):
     wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
     shell = psutil.Process(int(read(tmp_path / "pid")))
     shell.parent().kill()
-    first.join()
+    assert first.wait(60) == 128 + signal.SIGKILL
     second = commands.start("echo begun", str(tmp_path), ENVIRONMENT, log, warm=True)
     wait_until(lambda: "waiting for an earlier copy" in read(log))
     assert "begun" not in read(log)
     for process in (*shell.children(), shell):
         process.kill()
-    second.join(60)
+    assert second.wait(60) == 0
     assert "begun" in read(log)
 
 
@@ -153,5 +174,6 @@ def test_commands_start_without_the_process_to_fork_from(commands, tmp_path):
         assert run(commands, "python program.py", tmp_path) == ("done\n", 0)
         for process in psutil.Process().children():
             with contextlib.suppress(psutil.ZombieProcess):
-                if "forkserver" in " ".join(process.cmdline()):
+                if "serve" in " ".join(process.cmdline()):
                     process.kill()
+                    process.wait()

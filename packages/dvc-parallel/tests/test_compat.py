@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import runpy
 
 import pytest
 from dvc_parallel import compat
@@ -45,3 +46,8 @@ def test_stage_and_repository_have_what_we_call():
     assert "quiet" in inspect.signature(SCMContext.__call__).parameters
     for name in ("_lockfile", "lockfile_contents"):
         assert hasattr(compat.ProjectFile, name), f"dvc: ProjectFile has no {name} any more; see Pipeline._dump"
+
+
+def test_python_runs_modules_by_the_function_that_is_used():
+    """`python -m` runs `runpy._run_module_as_main` with the name of the module; so does `runner.py`."""
+    assert next(iter(inspect.signature(runpy._run_module_as_main).parameters)) == "mod_name"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -193,6 +191,47 @@ def test_targets_alone_are_made_in_their_order(tmp_path):
     assert span(place, "end")[0] > span(place, "a")[1]
 
 
+ODD_NAMES = ["学" * 80, "学" * 80 + "2", "x" * 240, "x" * 240 + "y", "é" * 120, "a b%c", "it's", "100%25", "Ω" * 40]
+
+
+def test_odd_names_of_folders_and_stages_have_a_log_each(tmp_path):
+    """Folders in letters beyond ASCII, long, deep, or with signs: the lock files of DVC, and a log for each stage."""
+    deep = "/".join(["需要予測プロジェクト二〇二六年度"] * 20)
+    for name in ("ours", "theirs"):
+        place = new_repository(tmp_path / name, "")
+        for folder in (*ODD_NAMES, deep, f"{deep}/2", "two\nlines", 'quo"te'):
+            (place / folder).mkdir(parents=True)
+            stages = {
+                stage: {"cmd": f"echo {stage} > {stage}.txt", "outs": [f"{stage}.txt"]} for stage in ("学習", "x" * 60)
+            }
+            (place / folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, allow_unicode=True))
+        done = program(place, *(["dvc-parallel"] if name == "ours" else ["dvc"]), "repro", "-P")
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ours") == contents(tmp_path / "theirs")
+    assert len(list((tmp_path / "ours" / ".dvc/tmp/dvc-parallel").glob("*.log"))) == 2 * (len(ODD_NAMES) + 4)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("mount", ["--bind /tmp/file dvc.lock", "-t tmpfs tmpfs sub"])
+def test_lock_file_on_a_mount_is_written(tmp_path, mount):
+    """A lock file that is a mount point, or on another file system, is as DVC's."""
+    locks = []
+    for name in ("dvc-parallel", "dvc"):
+        place = new_repository(tmp_path / name, "stages: {a: {cmd: echo a > a.txt, outs: [a.txt]}}")
+        (place / "sub").mkdir()
+        for file in (place / "dvc.lock", tmp_path / "file"):
+            file.write_text("schema: '2.0'\n")
+        mount = mount.replace("/tmp/file", str(tmp_path / "file"))
+        commands = f"mount {mount}; cp dvc.yaml sub; {name} repro -P && cat dvc.lock sub/dvc.lock"
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", commands],
+            cwd=place, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        locks.append(done.stdout[done.stdout.index("schema") :])
+    assert locks[0] == locks[1]
+
+
 # -- faults --------------------------------------------------------------------------------------------------------
 def test_repro_failure_stops_only_what_needs_it(tmp_path):
     """The error names the stage, the end of its output and what was not run; the rest is committed."""
@@ -343,7 +382,7 @@ def test_process_for_a_stage_that_always_runs_ends_without_one(tmp_path):
     """Where no stage always runs, what was begun for it ends with the run."""
     place = new_repository(tmp_path / "place", {"show": {"cmd": "echo 1 >seen.txt", "outs": ["seen.txt"]}})
     reproduce(folder=place, first=["json"], preload=[])
-    wait_until(lambda: not [child for child in multiprocessing.active_children() if isinstance(child, SpawnProcess)])
+    assert not psutil.Process().children()
 
 
 def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):

@@ -21,7 +21,12 @@ class Relay:
         self.delay = delay
         self.cut_after: int | None = None
         self.cuts = 0
+        self._forgotten: dict[asyncio.StreamWriter, str] = {}
         self._writers: set[asyncio.StreamWriter] = set()
+
+    def forget(self, way: str) -> None:
+        """Forget the connections that are open, as a firewall does: "drop" what comes on them, or "reset" them then."""
+        self._forgotten = dict.fromkeys(self._writers, way)
 
     def close(self) -> None:
         """Drop all connections."""
@@ -58,6 +63,12 @@ class Relay:
             try:
                 block = await reader.read(BLOCK_BYTES)
             except OSError:
+                block = b""
+            if way := self._forgotten.get(writer):
+                if way == "drop" and block:
+                    continue
+                writer.transport.abort()
+                other.transport.abort()
                 block = b""
             if self.cut_after is not None and len(block) > 1000:  # data, not talk
                 self.cut_after -= len(block)

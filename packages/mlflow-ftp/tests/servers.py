@@ -80,11 +80,11 @@ class Server:
         first, last = self.environment["MLFLOW_FTP_PASSIVE_PORTS"].split()
         return range(int(first), int(last) + 1)
 
-    def start(self) -> None:
-        """Start it and wait until it is ready."""
+    def start(self, *program: str) -> None:
+        """Start it and wait until it is ready; ``program`` are other arguments of Python that start it."""
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow_ftp.server"],
+                [sys.executable, *(program or ("-m", "mlflow_ftp.server"))],
                 env=os.environ | self.environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
 import socket
@@ -92,26 +94,52 @@ def pyftpdlib_command(folder: Path, files: Path, port: int) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", "pyftpdlib", *options]
 
 
+SIMPLE = {
+    "without MLSD": ["MLSD", "MLST"],
+    "whose options are names": ["MLSD", "options"],
+    "whose options give nothing": ["MLSD", "options", "no-such"],
+    "with whole paths": ["MLSD", "LIST", "options", "paths"],
+    "with lists of its own": ["MLSD", "options", "odd"],
+    "on Windows": ["MLSD", "windows"],
+    "without SIZE": ["SIZE"],
+    "without MLSD and SIZE": ["MLSD", "SIZE", "options", "files"],
+    "without SIZE and clear lists": ["MLSD", "SIZE", "odd"],
+}
+
+
+def simple_command(folder: Path, files: Path, port: int, lacks: list[str]) -> list[str]:
+    """Return how to start a server that lacks something."""
+    program = Path(__file__).with_name("simple_server.py")
+    return [sys.executable, "-W", "ignore", str(program), str(port), str(files), USER, PASSWORD, *lacks]
+
+
 PRIVILEGED = [pytest.param(name, marks=pytest.mark.privileged) for name in ("vsftpd", "proftpd")]
 
 
-@pytest.fixture(params=[*PRIVILEGED, "pyftpdlib"])
-def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
+@pytest.fixture(params=[*PRIVILEGED, "pyftpdlib", *SIMPLE])
+def other(request, monkeypatch) -> Iterator[tuple[Path, str]]:
     """The folder and the address of a server that runs."""
-    required(request.param, {"vsftpd": VSFTPD, "proftpd": PROFTPD, "pyftpdlib": True}[request.param])
+    required(request.param, {"vsftpd": VSFTPD, "proftpd": PROFTPD}.get(request.param, True))
+    with running(request.param, SIMPLE.get(request.param, []), monkeypatch) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def running(name: str, lacks: list[str], monkeypatch) -> Iterator[tuple[Path, str]]:
+    """Run a server; yield its folder and its address."""
     # Not below pytest's own folders, which nobody else may enter.
-    folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{request.param}"
+    folder = Path("/tmp") / f"other-ftp-{os.getpid()}-{name.replace(' ', '-')}"
     files, port = folder / "files", free_port()
     (files / "store").mkdir(parents=True)
-    is_vsftpd = request.param == "vsftpd"
-    if request.param != "pyftpdlib":
+    is_vsftpd = name == "vsftpd"
+    if name in ("vsftpd", "proftpd"):
         shutil.chown(files / "store", "daemon" if is_vsftpd else "nobody")  # not above it: vsftpd does not allow that
     user = "anonymous" if is_vsftpd else USER
     monkeypatch.setenv("MLFLOW_FTP_USERNAME", user)
     monkeypatch.setenv("MLFLOW_FTP_PASSWORD", PASSWORD)
-    command = {
-        "vsftpd": vsftpd_command, "proftpd": proftpd_command, "pyftpdlib": pyftpdlib_command,
-    }[request.param](folder, files, port)  # fmt: skip
+    commands = {"vsftpd": vsftpd_command, "proftpd": proftpd_command, "pyftpdlib": pyftpdlib_command}
+    simple = functools.partial(simple_command, lacks=lacks)
+    command = commands.get(name, simple)(folder, files, port)
     with (folder / "out").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             deadline = time.monotonic() + 10
@@ -129,7 +157,7 @@ def other(request, tmp_path_factory, monkeypatch) -> Iterator[tuple[Path, str]]:
     shutil.rmtree(folder)
 
 
-def test_other_server_keeps_a_tree(other, tmp_path):
+def test_other_server_keeps_a_tree(other, tmp_path, request):
     """Odd names and empty files are stored, listed, fetched and deleted as on our own server."""
     files, uri = other
     source, target = tmp_path / "source", tmp_path / "target"
@@ -142,9 +170,10 @@ def test_other_server_keeps_a_tree(other, tmp_path):
     (source / "large").write_bytes(os.urandom(3_000_000))
     store = FTPArtifactRepository(uri)
     store.log_artifacts(str(source), "tree")
+    has_sizes = {"MLSD", "SIZE"} - set(SIMPLE.get(request.node.callspec.params["other"], []))
     assert {info.path: info.file_size for info in store.list_artifacts("tree") if not info.is_dir} == {
-        "tree/empty file": 0,
-        "tree/large": 3_000_000,
+        "tree/empty file": 0 if has_sizes else None,
+        "tree/large": 3_000_000 if has_sizes else None,
     }
     assert {Path(info.path).name for info in store.list_artifacts("tree/deep")} == set(ODD_NAMES) - {"*?"}
     assert describe(Path(store.download_artifacts("tree", str(target)))) == describe(source)
@@ -169,3 +198,44 @@ def test_other_server_keeps_what_is_whole(other, tmp_path):
     for _ in range(2):
         store.delete_artifacts("model")
     assert find_marks(files) == []
+
+
+def test_server_that_hides_marks_has_no_silent_damage(monkeypatch, tmp_path):
+    """Where names with a dot are not listed, artifacts come back; damage, and marks that keep a folder, are errors."""
+    model = tmp_path / "model"
+    model.write_bytes(b"weights")
+    for lacks in (["hidden"], ["MLSD", "hidden", "options"]):
+        with running("hiding", lacks, monkeypatch) as (files, uri):
+            store = FTPArtifactRepository(uri)
+            store.log_artifact(str(model), "run")
+            assert Path(store.download_artifacts("run/model")).read_bytes() == b"weights"
+            (files / "store" / "run" / "model").write_bytes(b"Weights")
+            with pytest.raises(MlflowException, match="does not list hidden names"):
+                store.download_artifacts("run/model")
+            with pytest.raises(MlflowException, match="refused"):
+                store.delete_artifacts("run")
+
+
+def test_server_without_lists_is_an_error_in_words(monkeypatch, tmp_path):
+    """A folder whose lists are refused is not taken for an empty one: neither by a list nor when it is deleted."""
+    model = tmp_path / "model"
+    model.write_bytes(b"weights")
+    with running("mute", ["MLSD", "names"], monkeypatch) as (_, uri):
+        store = FTPArtifactRepository(uri)
+        store.log_artifact(str(model), "run")
+        assert Path(store.download_artifacts("run/model")).read_bytes() == b"weights"
+        for work in (store.list_artifacts, store.delete_artifacts):
+            with pytest.raises(MlflowException, match=r"lists of the folder .* cannot be read"):
+                work("run")
+
+
+def test_artifact_of_another_program_is_fetched_from_a_simple_server(other, caplog):
+    """A file that another program has put there is fetched with a warning; a missing folder has an empty list."""
+    files, uri = other
+    (files / "store" / "theirs").write_bytes(b"by hand")
+    store = FTPArtifactRepository(uri)
+    assert [(info.path, info.is_dir) for info in store.list_artifacts()] == [("theirs", False)]
+    assert Path(store.download_artifacts("theirs")).read_bytes() == b"by hand"
+    assert "stored by another program" in caplog.text
+    assert store.list_artifacts("nothing") == []
+    assert [path.name for path in (files / "store").iterdir()] == ["theirs"]

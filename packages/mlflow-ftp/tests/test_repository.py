@@ -30,6 +30,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow_ftp import connections, repository
 from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, ArtifactMissing, StoreUnavailable
 from mlflow_ftp.certificate import ensure_certificate
+from mlflow_ftp.connections import IDLE_SECONDS
 from mlflow_ftp.repository import FTPArtifactRepository, ProxiedArtifactRepository
 from relay import ADDRESS, relaying
 from servers import PASSWORD, USER, Server, free_port, started_server, store_file
@@ -384,6 +385,28 @@ def test_connections_are_kept(server, file):
     assert [info.path for info in store.list_artifacts("shared")] == [f"shared/{number}" for number in range(4)]
 
 
+@pytest.mark.parametrize("way", ["drop", "reset"])
+def test_connections_that_a_firewall_has_dropped_are_replaced(server, tmp_path, file, way):
+    """After idle time, each operation succeeds in less than 3 s, whether packets are lost or answered with a reset."""
+    with relaying([server.port, *server.passive_ports]) as relay:
+        store = server.repository(host=ADDRESS)
+        folder = tmp_path / "many"
+        folder.mkdir()
+        for number in range(24):
+            (folder / f"{number}").write_bytes(b"1")
+        store.log_artifacts(str(folder))
+        relay.forget(way)
+        time.sleep(IDLE_SECONDS + 0.2)
+        for work in (
+            lambda: store.log_artifact(str(file)),
+            store.list_artifacts,
+            lambda: store.download_artifacts("1"),
+        ):
+            began = time.monotonic()
+            work()
+            assert time.monotonic() - began < 3
+
+
 def test_absent_server_is_named(server, file):
     """Without a server each call fails immediately, naming host, port and the next step, with MLflow's status 503."""
     store = server.repository()
@@ -392,7 +415,7 @@ def test_absent_server_is_named(server, file):
         with pytest.raises(ArtifactError) as caught:
             call()
         assert f"127.0.0.1:{server.port} does not answer" in str(caught.value)
-        assert "look whether the server runs" in str(caught.value)
+        assert "check that the server runs" in str(caught.value)
         assert caught.value.get_http_status_code() == 503
 
 

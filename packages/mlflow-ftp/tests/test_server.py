@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -264,3 +265,40 @@ def test_whole_upload_replaces_the_old_file(server, large, client):
     subprocess.run(command, check=True, timeout=60)
     assert stored.read_bytes() == large.read_bytes()
     stored.unlink()
+
+
+# A disk that takes seconds to write cannot be had on each machine: so only the call is slow.
+SLOW_FSYNC = """
+import os, time
+from mlflow_ftp.server import main
+fsync = os.fsync
+os.fsync = lambda number: (time.sleep(3), fsync(number))
+main()
+"""
+
+
+def test_slow_disk_holds_up_only_the_client_that_uploads(tmp_path):
+    """While an upload is written to the disk, others are served; it is answered when it is there, whole."""
+    with started_server(tmp_path / "files") as server:
+        server.kill()
+        server.start("-c", SLOW_FSYNC)
+        with server.connect() as writer, server.connect() as reader, ThreadPoolExecutor() as pool:
+            began = time.monotonic()
+            answer = pool.submit(writer.storbinary, "STOR file", io.BytesIO(b"whole"))
+            wait_for(lambda: list(server.artifacts.glob(".~*.part")))
+            while not answer.done():
+                asked = time.monotonic()
+                assert reader.nlst() is not None
+                assert time.monotonic() - asked < 1
+                assert not (server.artifacts / "file").exists() or time.monotonic() - began >= 3
+                time.sleep(0.05)
+            assert answer.result().startswith("226")
+            assert time.monotonic() - began >= 3
+            assert (server.artifacts / "file").read_bytes() == b"whole"
+            gone = server.connect()
+            with contextlib.suppress(OSError), gone.transfercmd("STOR gone") as data:
+                data.sendall(b"part")
+            gone.close()
+            assert reader.nlst() is not None
+        wait_for(lambda: not list(server.artifacts.glob(".~*.part")))
+        assert not (server.artifacts / "gone").exists()

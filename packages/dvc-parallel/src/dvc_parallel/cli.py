@@ -14,13 +14,13 @@ from dvc_parallel.states import State
 
 def lines(write: Callable[[str], object]) -> Callable[[str, State], None]:
     """Return a ``progress`` for `reproduce` that writes a line when a stage starts and when it ends."""
-    started: dict[str, float] = {}
+    start_times: dict[str, float] = {}
 
     def progress(stage: str, state: State) -> None:
         if state is State.RUNNING:
-            started[stage] = time.monotonic()
-        is_timed = state is State.DONE and stage in started
-        write(f"  {stage}: {f'{time.monotonic() - started[stage]:.1f} s' if is_timed else state}\n")
+            start_times[stage] = time.monotonic()
+        is_timed = state is State.DONE and stage in start_times
+        write(f"  {stage}: {f'{time.monotonic() - start_times[stage]:.1f} s' if is_timed else state}\n")
 
     return progress
 
@@ -34,20 +34,20 @@ def main() -> None:
 @main.command()
 @click.argument("targets", nargs=-1)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Most stages in parallel; by default one per processor.")
-@click.option("-f", "--force", is_flag=True, help="Run stages that did not change, too.")
-@click.option("-s", "--single-item", is_flag=True, help="Run the targets, and nothing that they need.")
+@click.option("-f", "--force", is_flag=True, help="Also run stages that did not change.")
+@click.option("-s", "--single-item", is_flag=True, help="Run only the targets, not the stages that they need.")
 @click.option("-p", "--pipeline", is_flag=True, help="Run the whole pipelines that the targets belong to.")
 @click.option("-P", "--all-pipelines", is_flag=True, help="Run all pipelines of the repository.")
-@click.option("-R", "--recursive", is_flag=True, help="Run all stages in the folders that are the targets.")
-@click.option("--downstream", is_flag=True, help="Run the targets and what needs them.")
+@click.option("-R", "--recursive", is_flag=True, help="Run all stages in the target folders.")
+@click.option("--downstream", is_flag=True, help="Run the targets and the stages that need them.")
 @click.option("--glob", is_flag=True, help="The targets are patterns.")
-@click.option("--run-cache/--no-run-cache", default=True, help="Whether to restore what was made before.")
-@click.option("--preload", multiple=True, metavar="MODULE", help="Import this before forking Python programs.")
+@click.option("--run-cache/--no-run-cache", default=True, help="Restore results of earlier runs.")
+@click.option("--preload", multiple=True, metavar="MODULE", help="Import MODULE before forking Python programs.")
 @click.option("--no-preload", is_flag=True, help="Fork no program; start each from scratch.")
 def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
-    """Run what changed, as `dvc repro` does, with stages that do not need one another side by side.
+    """Run the stages that changed, as `dvc repro` does, but independent stages side by side.
 
-    TARGETS are stages, as DVC names them; by default all of the dvc.yaml here.
+    TARGETS are stages, as DVC names them; the default are all stages of the dvc.yaml in this folder.
 
     \b
     Example:  dvc-parallel repro -j 4 train

@@ -1,95 +1,126 @@
-"""Starts the commands of stages: Python programs in forks that have the imports done, other commands in DVC's shell."""
+"""Start the commands of stages: Python programs in forks with their imports done, other commands in DVC's shell."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from subprocess import DEVNULL
 
-from dvc_parallel import runner
 from dvc_parallel.compat import get_executable, shell_words
+from dvc_parallel.runner import PID_BYTES
 
 PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
-FORK_SERVER = multiprocessing.get_context("forkserver")
-SPAWN = multiprocessing.get_context("spawn")
+PYTHON = re.compile(r"(python[\d.]*) +(-m +[^ -]|[^ -][^ ]*\.py( |$))")
+# Without the current folder, where a file may have the name of a module, and without names in `__main__`.
+SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
+__import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
 
 
 def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
-    """Return the words of a plain call of a Python program of this environment, the file or `-m` first; else None.
+    """Return the words of a plain call of a Python program of this environment: Python, file or `-m`, arguments.
 
-    A command with quotes or anything else that means something to a shell needs one, and so does a program that PATH
-    finds elsewhere.
+    Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
     """
     name, *words = line.split() or [""]
     program = shutil.which(name, path=environment.get("PATH", os.defpath)) if "/" not in name else None
-    if not PLAIN.fullmatch(line) or not program or Path(program).parent != Path(sys.executable).parent:
+    if not program or not PLAIN.fullmatch(line) or sys.platform != "linux":
         return None
-    if re.fullmatch(r"python[\d.]*", name):
-        return words if words and (words[0][0] != "-" or (words[0] == "-m" and len(words) > 1)) else None
-    with Path(program).open("rb") as file:
-        return [program, *words] if b"python" in file.readline() else None
+    if not PYTHON.match(line):
+        with Path(program).open("rb") as file:
+            name, words = file.readline(4096).decode(errors="replace").removeprefix("#!").strip(), [program, *words]
+        program = name
+    path, this = Path(program), Path(sys.executable)
+    return [name, *words] if path.parent == this.parent and path.exists() and path.samefile(this) else None
 
 
 def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules that the console scripts among the commands import, and what packages add to these scripts."""
-    programs = {Path(words[0]).name for line in lines if (words := program_words(line, environment))}
+    """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
+    programs = {Path(words[1]).name for line in lines if (words := program_words(line, environment))}
     entries = [*entry_points(group="console_scripts"), *entry_points(group="dvc_parallel.preload")]
     return [entry.module for entry in entries if entry.name in programs]
 
 
-def begin(stack: contextlib.ExitStack, modules: Sequence[str]) -> tuple[BaseProcess, Connection]:
-    """Start a process that imports modules, then does `runner.run` with what it is sent, or ends with ``stack``."""
-    receiver, sender = SPAWN.Pipe(duplex=False)
-    with receiver:
-        return _started(SPAWN.Process(target=runner.run_next, args=(modules, receiver))), stack.enter_context(sender)
+class Command:
+    """A running command, which is the session ``pid``. Raises OSError if the process to fork from is gone."""
+
+    def __init__(self, requests: socket.socket, *request: object) -> None:
+        self._report, theirs = socket.socketpair()
+        self._signal = 0
+        try:
+            with theirs:
+                socket.send_fds(requests, [b"-"], [theirs.fileno()])
+            self._report.sendall(pickle.dumps(request))
+            if not (pid := self._report.recv(PID_BYTES)):
+                raise ConnectionError("the process that starts commands has ended")
+        except OSError:
+            self._report.close()
+            raise
+        self.pid = int.from_bytes(pid)
+
+    def fileno(self) -> int:
+        """Return a file descriptor that can be read once the command has ended."""
+        return self._report.fileno()
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Wait until the command has ended; return its exit code."""
+        self._report.settimeout(seconds)
+        with self._report:
+            return int.from_bytes(self._report.recv(1) or bytes([128 + signal.SIGKILL]))
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all processes of the command, unless it was the last one sent."""
+        if number != self._signal:
+            self._signal = number
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
 
 class Commands:
-    """Starts commands; Python programs in forks of a process that has imported ``modules``, if there are any.
+    """Starts commands; forks Python programs from processes with ``modules`` imported, or ``first`` if not ``warm``."""
 
-    A fork is safe where the imports leave no threads behind that matter: on Linux. ``begun`` is a process to fork the
-    first program from that is not ``warm``.
-    """
+    def __init__(self, modules: Sequence[str] = (), first: Sequence[str] = ()) -> None:
+        self.modules, self._first = modules, first
+        self._forks: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}
+        if first:
+            self.warm_up(first)
 
-    def __init__(self, modules: Sequence[str], begun: tuple[BaseProcess, Connection] | None = None) -> None:
-        self._begun = begun
-        self._modules = modules if sys.platform == "linux" else ()
-        self._is_warm = not self._modules  # forking takes no time for imports, now or any more
-        FORK_SERVER.set_forkserver_preload(["dvc_parallel.runner", *self._modules])
+    def close(self) -> None:
+        """End the processes to fork from; commands continue."""
+        while self._forks:
+            requests, process = self._forks.popitem()[1]
+            requests.close()
+            process.kill()
+            process.wait()
 
-    def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> BaseProcess:
-        """Start a command, which waits until no other process holds ``log``; all of it is a session.
+    def warm_up(self, modules: Sequence[str], python: str = sys.executable) -> socket.socket:
+        """Return the socket of the process that imports ``modules``; start the process if there is none."""
+        key = (python, *modules)
+        if key not in self._forks:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._forks[key] = ours, subprocess.Popen(
+                    [python, "-c", SERVE, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()],
+                    stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
+                )  # fmt: skip
+        return self._forks[key][0]
 
-        ``warm``: a Python program starts in a fork; the first such call takes as long as the imports.
-        """
-        words = program_words(line, environment) if self._modules else None
-        arguments = shell_words(get_executable(), line), cwd, environment, log
-        with contextlib.suppress(OSError, EOFError):  # the process to fork from was killed
-            if (words and warm) or self._is_warm:
-                self._is_warm = True
-                return _started(FORK_SERVER.Process(target=runner.run, args=(words, *arguments)))
-            if words and self._begun:
-                (process, sender), self._begun = self._begun, None
-                sender.send((words, *arguments))
-                return process
-        return _started(SPAWN.Process(target=runner.run, args=(None, *arguments)))
-
-
-def _started(process: BaseProcess) -> BaseProcess:
-    resource_tracker.ensure_running()  # which would unblock the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # for the time until `runner.run` ignores it
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return process
+    def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> Command:
+        """Start a command, which waits for the lock of ``log``; the first ``warm`` program waits for the imports."""
+        modules = self.modules if warm else self._first
+        words = program_words(line, environment) if modules else None
+        arguments = shell_words(get_executable(), line), cwd, environment, str(log)
+        with contextlib.suppress(OSError):  # the process to fork from was killed
+            python = words and shutil.which(words[0], path=environment.get("PATH"))
+            return Command(self.warm_up(modules, python) if python else self.warm_up(()), words, *arguments)
+        self.close()
+        return Command(self.warm_up(()), None, *arguments)

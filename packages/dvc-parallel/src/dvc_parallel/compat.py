@@ -1,8 +1,4 @@
-"""Private interfaces of DVC, and why each is needed; `tests/test_compat.py` watches the names.
-
-DVC's public interface runs stages one after the other. The names here do to a stage what `dvc repro` does, but in the
-order, and under the locks, that several stages at a time need.
-"""
+"""Private interfaces of DVC, which do the steps of `dvc repro` one by one; `tests/test_compat.py` watches the names."""
 
 # ruff: noqa: F401
 from operator import attrgetter

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import re
 import shutil
 import sys
@@ -19,15 +21,15 @@ from dvc_parallel.stop import Stopped, StopRequest
 
 FOLDER = Path(".dvc", "tmp", "dvc-parallel")  # of a repository; git ignores it
 BUSY_SECONDS = 0.2
+MAX_NAME_BYTES = 200  # of a log's name, of which file systems take 255
 T = TypeVar("T")
 
 
 class Pipeline:
-    """The stages of a run. Until it is closed, no other DVC process touches their files.
+    """The stages of a run; other DVC processes do not touch their files until the pipeline is closed.
 
-    ``stop`` is true once the user wants to stop, and ``stop.urgent`` at the second time; ``selection`` are the options
-    of `dvc repro` that say which stages are meant. Raises DVC's errors when there are no such stages. ``graph`` leads
-    from each stage to those that it needs.
+    ``selection`` are the options of `dvc repro` that select stages; DVC raises its errors if there are none. ``graph``
+    maps each stage to the stages that it needs.
     """
 
     def __init__(
@@ -46,11 +48,15 @@ class Pipeline:
         self._files_in_use.close()
 
     def log_of(self, stage: Stage) -> Path:
-        """Return the log of a stage, which a copy of the stage locks while it runs."""
-        return self._folder / f"{quote(stage.path_in_repo, safe='')}:{quote(getattr(stage, 'name', ''), safe='')}.log"
+        """Return the log of a stage; a running copy of the stage locks it."""
+        parts = (stage.path_in_repo, getattr(stage, "name", ""))
+        name = ":".join(re.sub("[\0-\x7f]+", lambda part: quote(part[0], safe=""), part) for part in parts)
+        if len(encoded := os.fsencode(name)) > MAX_NAME_BYTES:
+            name = f"{encoded[:MAX_NAME_BYTES].decode(errors='ignore')}~{hashlib.sha256(encoded).hexdigest()[:16]}"
+        return self._folder / f"{name}.log"
 
     def is_outdated(self) -> bool:
-        """Tell whether stages have to run, besides those that always run; their results may make more outdated."""
+        """Return whether a stage is out of date, not counting those that always run, which may change others."""
         return self._locked(lambda: any(stage.changed() for stage in self.steps if not stage.always_changed))
 
     def prepare(self, stage: Stage, *, force: bool, run_cache: bool) -> State:
@@ -68,24 +74,24 @@ class Pipeline:
         self, targets: Sequence[str], *, single_item: bool = False, pipeline: bool = False, all_pipelines: bool = False,
         recursive: bool = False, downstream: bool = False, glob: bool = False,
     ) -> tuple[Mapping[Stage, Iterable[Stage]], list[Stage]]:  # fmt: skip
-        """Return the graph and the stages in DVC's order, their files entered in DVC's table of files in use."""
+        """Return the graph and the stages in DVC's order; enter their files in DVC's table of files in use."""
         names = () if all_pipelines else targets or [compat.PROJECT_FILE]
         steps = compat.collect_stages(self._repo, names, recursive=recursive, glob=glob)
         graph = compat.get_active_graph(self._repo.index.graph)
         if all_pipelines or not single_item:
             steps = compat.plan_repro(graph, steps, pipeline=pipeline, downstream=downstream)
         foreign = compat.RepoDependency | compat.AbstractDependency
-        read = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
-        write = [out.fs_path for stage in steps for out in stage.outs]
+        inputs = [dep.fs_path for stage in steps for dep in stage.deps if not isinstance(dep, foreign)]
+        outputs = [out.fs_path for stage in steps for out in stage.outs]
         # The same words as DVC uses: entries of one process with the same words do not block one another.
-        table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), read, write)
+        table = (self._repo.tmp_dir, self._repo.fs, " ".join(sys.argv), inputs, outputs)
         hardlink = self._repo.config["core"].get("hardlink_lock", False)
         try:
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # cut, as by a full disk
+        except (compat.RWLockFileCorruptedError, compat.RWLockFileFormatError):  # a full disk has cut the table
             Path(self._repo.tmp_dir, compat.RWLOCK_FILE).unlink()
             self._files_in_use.enter_context(compat.rwlock(*table, hardlink))
-        # For each stage DVC reads and writes the whole table several times: from here on one without these files.
+        # DVC reads and writes the whole table several times for each stage: from now on use one without these files.
         self._repo.tmp_dir = str(self._folder)
         Path(self._folder, compat.RWLOCK_FILE).unlink(missing_ok=True)  # a killed run's
         return graph, steps
@@ -143,24 +149,21 @@ class Pipeline:
 
     def _record(self, stage: Stage) -> None:
         """Do what `Stage.run` and `dvc repro` do after commands; a second time does no harm."""
-        kept = [out for out in stage.outs if not (out.is_metric or out.is_plot)]
+        outputs = [out for out in stage.outs if not (out.is_metric or out.is_plot)]
         with self._repo.scm_context(quiet=True):
-            stage.save(run_cache=all(out.use_cache for out in kept))
+            stage.save(run_cache=all(out.use_cache for out in outputs))
             stage.commit()
             self._dump(stage)
 
     def _dump(self, stage: Stage) -> None:
-        """Write the entry of a stage in the lock file, the file whole or not at all: a full disk leaves the old one.
-
-        New entries stand in the order in which `dvc repro` would have written them.
-        """
+        """Write the entry of a stage in the lock file whole or not at all, new entries in the order of `dvc repro`."""
         if not isinstance(stage.dvcfile, compat.ProjectFile):
             stage.dump(update_pipeline=False)
             return
-        entry, recorded = compat.to_lockfile(stage), stage.dvcfile.lockfile_contents.get("stages", {})
-        if entry[stage.name] == recorded.get(stage.name):
-            return  # to read and write the file takes longer than all else here
-        if stage.name not in recorded:
+        entry, entries = compat.to_lockfile(stage), stage.dvcfile.lockfile_contents.get("stages", {})
+        if entry[stage.name] == entries.get(stage.name):
+            return  # reading and writing the file takes the longest
+        if stage.name not in entries:
             self._new.add(stage)
         lock_file = compat.lock_file(stage)
         path = Path(lock_file.path)
@@ -175,5 +178,8 @@ class Pipeline:
             for other in self.steps:
                 if other in self._new and compat.lock_file(other).path == lock_file.path:
                     stages[other.name] = stages.pop(other.name)
-        copy.replace(path)
+        try:
+            copy.replace(path)
+        except OSError:  # the lock file is on another file system, or a mount point
+            shutil.copyfile(copy, path)
         self._repo.scm_context.track_file(lock_file.relpath)

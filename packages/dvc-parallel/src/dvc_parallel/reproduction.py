@@ -1,22 +1,17 @@
-"""Runs stages that do not depend on one another side by side, each when the stages that it needs are up to date."""
+"""Run independent stages side by side, each as soon as the stages that it needs are up to date."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing.connection
-import multiprocessing.forkserver
 import os
+import select
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from dvc_parallel import compat
-from dvc_parallel.commands import Commands, begin, imported_modules
+from dvc_parallel.commands import Command, Commands, imported_modules
 from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
 from dvc_parallel.states import ReproError, StagesFailed, State
@@ -46,14 +41,13 @@ def reproduce(
 
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
-    Python programs are forked from a process that has imported the modules ``preload``, by default those of the console
-    scripts that the stages call; with none, they start as other programs. The first stage that always runs does not
-    wait for these: its program is forked from a process that imports ``first`` while DVC reads the pipeline. The output
-    of a stage goes to a log of its own in `.dvc/tmp/dvc-parallel`. ``progress`` is called with a stage and its new
-    state, and ``notice`` with a text when the run waits for another process.
+    Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
+    the console scripts of the stages. Programs of stages that always run are forked from a process that imports
+    ``first`` while DVC reads the pipeline. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`.
+    ``progress`` is called with a stage and its new state, ``notice`` with a text if the run waits for another process.
 
-    Raises ReproError when the pipeline cannot be run, StagesFailed at the end when stages failed, and SystemExit 130 or
-    143 when interrupted or terminated. All stages that had run to their end are recorded then.
+    Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
+    if the run is interrupted or terminated. The stages that have ended are recorded in any case.
     """
     stop = StopRequest()
     # DVC names stages and files as seen from the current folder.
@@ -65,13 +59,11 @@ def reproduce(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            begun = begin(stack, first) if first and sys.platform == "linux" else None
+            commands = stack.enter_context(contextlib.closing(Commands(first=first)))
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
-                if preload is None:
-                    lines = [line for stage in pipeline.steps for line in _lines(stage)]
-                    preload = imported_modules(lines, os.environ)
-                commands = Commands(preload, begun)
+                lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]
+                commands.modules = imported_modules(lines, os.environ) if preload is None else preload
                 run = _Reproduction(pipeline, commands, stop, progress, force=force, run_cache=run_cache)
                 return run.run(jobs or os.cpu_count() or 1)
         except Stopped:
@@ -87,21 +79,6 @@ def _explain(error: BaseException) -> str:
     return f"{text}: {_explain(error.__cause__)}" if error.__cause__ else text
 
 
-def _lines(stage: Stage) -> list[str]:
-    """Return the commands of a stage as DVC splits them; a `.dvc` file has none."""
-    return compat.split_commands(stage.cmd) if stage.cmd else []
-
-
-@dataclass
-class _Running:
-    """A stage that runs: its command at work, the commands after that, and the last signal that was sent."""
-
-    stage: Stage
-    process: BaseProcess
-    lines: list[str]
-    signal: int = 0
-
-
 class _Reproduction:
     """One run of the stages of a pipeline."""
 
@@ -112,21 +89,21 @@ class _Reproduction:
         self._options = options  # of `Pipeline.prepare`
         self._states = dict.fromkeys(pipeline.steps, State.WAITING)
         self._needs = {stage: self._states.keys() & pipeline.graph[stage] for stage in pipeline.steps}
-        self._running: dict[Any, _Running] = {}  # by the sentinel of the process
+        self._running: dict[Command, tuple[Stage, list[str]]] = {}  # with the commands of the stage that follow
         self._errors: dict[str, str] = {}
 
     def run(self, jobs: int) -> dict[str, State]:
         """Run the stages, at most ``jobs`` in parallel; return their states, or raise as `reproduce` does."""
         try:
             self._start_ready(jobs)
-            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # met again where a stage is prepared
+            with contextlib.suppress(Stopped, compat.DvcException, OSError):  # `prepare` raises it again
                 if self._running and (self._options["force"] or self._pipeline.is_outdated()):
-                    # A stage that always runs looks for changes: meanwhile the programs of the others are imported.
-                    multiprocessing.forkserver.ensure_running()
+                    # Stages that always run look for changes: do the imports for the other programs meanwhile.
+                    self._commands.warm_up(self._commands.modules)
             while self._running or State.WAITING in self._states.values():
                 self._start_ready(jobs)
-                for sentinel in multiprocessing.connection.wait(self._running, TICK_SECONDS if self._running else 0):
-                    self._continue(self._running.pop(sentinel))
+                for command in select.select(self._running, [], [], TICK_SECONDS if self._running else 0)[0]:
+                    self._continue(command, *self._running.pop(command))
                 if self._stop:
                     self._signal(self._stop.signal)
         finally:
@@ -138,13 +115,13 @@ class _Reproduction:
         return {stage.addressing: state for stage, state in self._states.items()}
 
     def _start_ready(self, jobs: int) -> None:
-        """Start the stages that are ready, and skip those that can no longer be made."""
+        """Start the stages that are ready, and skip those that need a stage that failed."""
         for stage, state in self._states.items():  # in DVC's order: the stages that a stage needs come before it
             if state is State.WAITING and len(self._running) < jobs:
-                needed = {self._states[other] for other in self._needs[stage]}
-                if self._stop or needed & NOT_MADE:
+                states = {self._states[other] for other in self._needs[stage]}
+                if self._stop or states & NOT_MADE:
                     self._set(stage, State.SKIPPED)
-                elif needed <= UP_TO_DATE:
+                elif states <= UP_TO_DATE:
                     self._start(stage)
         self._pipeline.kept_lock.close()
 
@@ -155,80 +132,67 @@ class _Reproduction:
             if state is State.RUNNING:
                 self._pipeline.kept_lock.close()  # a command may be one of DVC's
                 self._pipeline.log_of(stage).write_bytes(b"")
-                self._start_command(stage, _lines(stage))
+                self._start_command(stage, compat.split_commands(stage.cmd))
 
     def _start_command(self, stage: Stage, lines: list[str]) -> None:
         log = self._pipeline.log_of(stage)
         with log.open("a") as file:
             file.write(f"> {lines[0]}\n")
         options = compat.prepare_kwargs(stage)
-        warm = not stage.always_changed  # mostly such a stage finds nothing to do, and a run then imports nothing
-        process = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
-        self._running[process.sentinel] = _Running(stage, process, lines[1:])
+        warm = not stage.always_changed  # such a stage mostly finds no change, and the run then needs no imports
+        command = self._commands.start(lines[0], options["cwd"], options["env"], log, warm=warm)
+        self._running[command] = stage, lines[1:]
 
-    def _continue(self, running: _Running) -> None:
+    def _continue(self, command: Command, stage: Stage, lines: list[str]) -> None:
         """Start the next command of a stage, or record the stage, when a command has ended."""
-        stage, process = running.stage, running.process
-        process.join()
-        if process.exitcode:
-            _kill(process, signal.SIGKILL)  # background jobs of a shell ignore Ctrl-C
-        if self._stop and (process.exitcode or running.lines):
+        exit_code = command.wait()
+        if exit_code:
+            command.send_signal(signal.SIGKILL)  # background jobs of a shell ignore Ctrl-C
+        if self._stop and (exit_code or lines):
             self._set(stage, State.INTERRUPTED)
             return
         with self._failing(stage):
-            if process.exitcode:
-                self._fail(stage, f"a command exited with {process.exitcode}\n{_tail(self._pipeline.log_of(stage))}")
-            elif running.lines:
-                self._start_command(stage, running.lines)
+            if exit_code:
+                tail = _tail(self._pipeline.log_of(stage))
+                raise ChildProcessError(f"a command exited with {exit_code}\n{tail}")
+            if lines:
+                self._start_command(stage, lines)
             else:
                 self._pipeline.record(stage)
                 self._set(stage, State.DONE)
 
     def _signal(self, number: int) -> None:
-        """Send a signal to the commands that run and did not get it yet."""
-        for running in self._running.values():
-            if running.signal != number and _kill(running.process, number):
-                running.signal = number
+        """Send a signal to the running commands."""
+        for command in self._running:
+            command.send_signal(number)
 
     @contextlib.contextmanager
     def _failing(self, stage: Stage) -> Iterator[None]:
-        """Note errors of DVC and of the system as the failure of a stage."""
+        """Record errors of DVC and of the system as the failure of a stage."""
         try:
             yield
         except Stopped:
             self._set(stage, State.SKIPPED if self._states[stage] is State.WAITING else State.INTERRUPTED)
         except (compat.DvcException, OSError) as error:
-            self._fail(stage, _explain(error))
-
-    def _fail(self, stage: Stage, text: str) -> None:
-        self._errors[stage.addressing] = text
-        self._set(stage, State.FAILED)
+            self._errors[stage.addressing] = _explain(error)
+            self._set(stage, State.FAILED)
 
     def _set(self, stage: Stage, state: State) -> None:
         self._states[stage] = state
         self._progress(stage.addressing, state)
 
     def _failure(self) -> StagesFailed:
-        skipped = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
+        skips = [stage.addressing for stage, state in self._states.items() if state is State.SKIPPED]
         texts = [f"{len(self._errors)} of {len(self._states)} stages failed: {', '.join(self._errors)}."]
-        if skipped:
-            texts[0] += f" Not run, because they need stages that failed: {', '.join(skipped)}."
+        if skips:
+            texts[0] += f" Not run, because they need stages that failed: {', '.join(skips)}."
         texts += [f"  value:    {stage}: {text}" for stage, text in self._errors.items()]
         texts.append("  next:     mend the cause, then run again: the other stages are kept")
         return StagesFailed("\n".join(texts))
 
 
-def _kill(process: BaseProcess, number: int) -> bool:
-    """Send a signal to the session of a command; return whether it exists."""
-    assert process.pid, "it was started"
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-        return True
-    return False
-
-
 def _tail(log: Path) -> str:
-    """Return the last lines of a log, progress bars as a terminal would show them at last."""
+    """Return the last lines of a log; of a progress bar, its last state."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode(errors="replace").rstrip().split("\n")[-TAIL_LINES:]

@@ -1,4 +1,4 @@
-"""Stopping a run: the signals by which a user asks for it, and the error that ends the run."""
+"""Stop a run: the signals of the user, and the error that ends the run."""
 
 import contextlib
 import signal
@@ -14,14 +14,14 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether the user wants to stop: SIGINT and SIGTERM are counted, and do not interrupt the work of DVC."""
+    """A user's wish to stop: counts SIGINT and SIGTERM, which do not interrupt the work of DVC."""
 
     number = 0
     _count, _since = 0, 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Count signals while the block runs, if it runs in the main thread; Python allows no other to handle them."""
+        """Count signals while the block runs; outside the main thread Python allows no handlers: do nothing."""
         with contextlib.ExitStack() as handlers:
             if threading.current_thread() is threading.main_thread():
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -43,5 +43,5 @@ class StopRequest:
 
     @property
     def signal(self) -> int:
-        """The signal for commands that still run: the first one they may handle."""
+        """The signal for running commands: first one that they may handle, later SIGKILL."""
         return signal.SIGKILL if self.urgent or time.monotonic() - self._since > KILL_SECONDS else signal.SIGINT

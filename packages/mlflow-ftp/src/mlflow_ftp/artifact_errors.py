@@ -7,12 +7,7 @@ import re
 import ssl
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import (
-    INVALID_PARAMETER_VALUE,
-    RESOURCE_CONFLICT,
-    RESOURCE_DOES_NOT_EXIST,
-    TEMPORARILY_UNAVAILABLE,
-)
+from mlflow.protos import databricks_pb2 as codes
 
 NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -20,10 +15,10 @@ NETWORK_ERRORS = (ftplib.Error, EOFError, ConnectionError, TimeoutError, ssl.SSL
 class ArtifactError(MlflowException):
     """An artifact could not be stored, listed, fetched or deleted.
 
-    The text says what failed, what was found, what was expected, and what to do next.
+    The text names the failure, the value, the expected value, and the next step.
     """
 
-    code = RESOURCE_CONFLICT  # status 409: MLflow's clients repeat what gets a 500, for minutes
+    code = codes.RESOURCE_CONFLICT  # status 409: MLflow's clients repeat what gets a 500, for minutes
 
     def __init__(
         self, what: str, *, value: object = None, expected: str | None = None, next_step: str | None = None
@@ -36,13 +31,13 @@ class ArtifactError(MlflowException):
 class StoreUnavailable(ArtifactError):
     """The FTP server cannot be reached, or cannot do this now."""
 
-    code = TEMPORARILY_UNAVAILABLE
+    code = codes.TEMPORARILY_UNAVAILABLE
 
 
 class StoreSilent(ArtifactError):
-    """The FTP server has said nothing until the time was over; another attempt would double the wait."""
+    """The FTP server did not answer in time; another attempt would double the wait."""
 
-    code = TEMPORARILY_UNAVAILABLE
+    code = codes.TEMPORARILY_UNAVAILABLE
 
 
 class StoreRefused(ArtifactError):
@@ -52,23 +47,23 @@ class StoreRefused(ArtifactError):
 class ArtifactMissing(ArtifactError):
     """There is no such artifact."""
 
-    code = RESOURCE_DOES_NOT_EXIST
+    code = codes.RESOURCE_DOES_NOT_EXIST
 
 
 class ArtifactDamaged(ArtifactError):
-    """What arrived is not what was stored."""
+    """The bytes of an artifact are not the stored ones."""
 
 
 class ArtifactNameRefused(ArtifactError):
-    """An address or a name that the store cannot use."""
+    """The store cannot use an address or a name."""
 
-    code = INVALID_PARAMETER_VALUE
+    code = codes.INVALID_PARAMETER_VALUE
 
 
 def explain(error: BaseException, server: str) -> ArtifactError:
-    """Return the error that says to a user what a network error of ``server`` means."""
+    """Return an error that explains a network error of ``server`` to a user."""
     kind: type[ArtifactError] = StoreUnavailable
-    what, next_step = "does not answer.", "look whether the server runs"
+    what, next_step = "does not answer.", "check that the server runs"
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         kind, what = ArtifactError, "cannot be trusted."
         next_step = "set MLFLOW_FTP_SERVER_CERT_PATH to the file of its certificate, or of its authority's"

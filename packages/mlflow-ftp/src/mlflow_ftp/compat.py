@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from OpenSSL import SSL
 from pyftpdlib.handlers import DTPHandler, TLS_DTPHandler
@@ -14,51 +16,65 @@ from pyftpdlib.log import logger
 
 from mlflow_ftp.uploads import Incoming, Upload
 
+THREADS = ThreadPoolExecutor(8, "fsync")
+WAIT_SECONDS = 0.01
 END_SECONDS = 0.05  # the two connections of a killed client end one after the other; the server waits meanwhile
 
 
 class TransferHandler(TLS_DTPHandler):
-    """A data connection that keeps whole files only, and whose client hears why the disk refused one.
+    """A data connection that keeps only whole files and reports errors of the disk to the client.
 
-    pyftpdlib takes the end of the data for the end of the file, also when the client was killed. It wraps the error of
-    the disk in one that is empty, and answers `426 None`; with TLS it does not answer.
+    pyftpdlib keeps a file when the data ends, even if the client was killed. It hides the text of the disk's error: it
+    answers `426 None`, and with TLS it does not answer.
     """
 
     timeout = 60  # seconds in which nothing moves
+    _work: Future[None] | None = None
 
     def close(self) -> None:
-        """Give a whole upload its name before the client hears of its end."""
+        """Give a whole upload its name before the client hears of its end; serve other clients meanwhile."""
         is_open = isinstance(self.file_obj, Incoming) and not self.file_obj.closed
-        if self.receive and self.transfer_finished and is_open:
-            try:
-                self.file_obj.flush()
-                if isinstance(self.file_obj, Upload):
-                    os.fsync(self.file_obj.fileno())
-                    if self._is_cut():
-                        raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
-                    self.file_obj.keep()
-            except OSError as error:
-                self.transfer_finished: bool = False
-                self._resp = f"426 {error.strerror}; the file was not stored.", logger.warning
+        if self._work or not (self.receive and self.transfer_finished and is_open):
+            super().close()
+        elif isinstance(self.file_obj, Upload):
+            self.ioloop.unregister(self._fileno)
+            self._work = THREADS.submit(self.file_obj.keep, not self._is_cut())
+            self._wait()
+        else:
+            self._end(self.file_obj.flush)
+
+    def _wait(self) -> None:
+        """Wait until the file is on the disk, or until the connection is closed."""
+        if self._work and self._work.done():
+            self._end(self._work.result)
+        elif not self._closed:
+            self.ioloop.call_later(WAIT_SECONDS, self._wait)
+
+    def _end(self, work: Callable[[], None]) -> None:
+        """Close the connection with an answer that says how the work has ended."""
+        try:
+            work()
+        except (OSError, ValueError) as error:  # the second if the file was closed meanwhile
+            self.transfer_finished: bool = False
+            self._resp = f"426 {getattr(error, 'strerror', error)}; the file was not stored.", logger.warning
         super().close()
 
     def _is_cut(self) -> bool:
-        """Return whether the client is gone: TLS has no farewell, or the control connection ends as well."""
+        """Return whether the client is gone: TLS was cut off, or the control connection ends as well."""
         if not isinstance(sys.exception(), SSL.ZeroReturnError | None):
             return True
         with socket.socket(fileno=os.dup(self.cmd_channel.socket.fileno())) as control:
             if not select.select([control], [], [], END_SECONDS)[0]:
                 return False
-            try:
+            with suppress(OSError):
                 waiting = control.recv(100, socket.MSG_PEEK)
-            except OSError:
-                return True
-        return not waiting or b"ABOR" in waiting
+                return not waiting or b"ABOR" in waiting
+        return True
 
     def handle_error(self) -> None:
         """End the transfer with an answer."""
         error = sys.exception()
         if isinstance(error, OSError) and isinstance(error.__cause__, OSError):
             error.errno = error.__cause__.strerror  # type: ignore[assignment] # pyftpdlib puts it into the answer
-        self._error = True  # no farewell of TLS before the answer
+        self._error = True  # answer before TLS says goodbye
         DTPHandler.handle_error(self)

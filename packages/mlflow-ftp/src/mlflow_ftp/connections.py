@@ -7,8 +7,9 @@ import ftplib
 import os
 import socket
 import ssl
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import NamedTuple
@@ -17,9 +18,11 @@ from urllib.parse import unquote, urlsplit
 from mlflow_ftp.artifact_errors import NETWORK_ERRORS, ArtifactError, ArtifactNameRefused, explain
 
 TIMEOUT_SECONDS = 8  # for an answer, or a piece of a file
-END_SECONDS = 2  # for the other side's word that a TLS stream has ended; some never say it
+IDLE_SECONDS = 1  # after which a kept connection is asked whether it is alive
+ALIVE_SECONDS = 1  # for the answer
+END_SECONDS = 2  # for the server's end of a TLS stream, which some servers never send
 BLOCK_BYTES = 256 * 1024
-MAX_BURST = 50  # commands; more of them, unanswered, could fill the buffers of both sides
+MAX_BURST = 50  # commands; more commands without a reply could fill the buffers of both sides
 
 
 class Address(NamedTuple):
@@ -34,10 +37,7 @@ class Address(NamedTuple):
 
 
 def parse(uri: str) -> tuple[Address, str]:
-    """Return the server and the folder of ``ftp[s]://host:port/folder``.
-
-    Never repeats the address in an error: it may hold a password.
-    """
+    """Return server and folder of ``ftp[s]://host:port/folder``; no error repeats the address, with its password."""
     parts = urlsplit(uri)
     with suppress(ValueError):
         if parts.hostname and "@" not in parts.netloc:
@@ -54,9 +54,10 @@ class Connection(ftplib.FTP):
     """ftplib's connection, which can send several commands before it reads the answers: one round trip for all."""
 
     sock: socket.socket  # as long as it is connected
+    last_use = 0.0
 
     def burst(self, *commands: str) -> list[str | ftplib.Error]:
-        """Send commands, which open no data connection, before reading a reply; return each reply, or error."""
+        """Send commands without data connections, then read the replies; return a reply or an error for each."""
         replies: list[str | ftplib.Error] = []
         for first in range(0, len(commands), MAX_BURST):
             part = commands[first : first + MAX_BURST]
@@ -68,6 +69,15 @@ class Connection(ftplib.FTP):
                     replies.append(error)
         return replies
 
+    def is_alive(self) -> bool:
+        """Return whether the server answers: a firewall may have dropped a connection that was idle."""
+        self.sock.settimeout(ALIVE_SECONDS)
+        with suppress(*NETWORK_ERRORS, OSError):
+            self.voidcmd("NOOP")
+            self.sock.settimeout(TIMEOUT_SECONDS)
+            return True
+        return False
+
     def store(self, remote: str, blocks: Iterable[bytes]) -> None:
         """Send the bytes of a file."""
         with self._transfer(f"STOR {remote}") as data:
@@ -75,31 +85,29 @@ class Connection(ftplib.FTP):
                 for block in blocks:
                     data.sendall(block)
             except (ConnectionError, ssl.SSLError):
-                self.voidresp()  # in which the server says why it has closed it
+                self.voidresp()  # raises the reason that the server gives
                 raise
 
-    def receive(self, command: str, take: Callable[[bytes], object]) -> None:
-        """Receive the data that a command sends on a data connection."""
+    def blocks(self, command: str) -> Iterator[bytes]:
+        """Yield the data that a command sends on a data connection."""
         with self._transfer(command) as data:
             while block := data.recv(BLOCK_BYTES):
-                take(block)
+                yield block
 
     @contextmanager
     def _transfer(self, command: str) -> Iterator[socket.socket]:
-        """Open a data connection; close it at the end and read the server's verdict."""
+        """Open a data connection; close it at the end and read the server's reply."""
         with self.transfercmd(command) as data:
             yield data
             if isinstance(data, ssl.SSLSocket):
                 data.settimeout(END_SECONDS)
-                with suppress(OSError):  # the verdict says whether all has arrived
+                with suppress(OSError):  # the reply says whether all data has arrived
                     data.unwrap()
         self.voidresp()
 
     def lines(self, command: str) -> list[str]:
         """Return the lines that a command sends on a data connection."""
-        received = bytearray()
-        self.receive(command, received.extend)
-        return received.decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
+        return b"".join(self.blocks(command)).decode(self.encoding).replace("\r\n", "\n").split("\n")[:-1]
 
 
 class SecureConnection(Connection, ftplib.FTP_TLS):
@@ -117,7 +125,7 @@ _idle: dict[Address, deque[Connection]] = {}
 
 
 def close_idle() -> None:
-    """Close the connections that are kept."""
+    """Close the kept connections."""
     for connections in _idle.values():
         for connection in connections:
             connection.close()
@@ -130,31 +138,31 @@ os.register_at_fork(after_in_child=close_idle)  # two processes that use one wou
 
 @contextmanager
 def acquire(address: Address) -> Iterator[Connection]:
-    """Yield a connection that is logged in; keep it afterwards, unless an error was raised while it was in use.
-
-    Raises network errors as an ArtifactError that names the server.
-    """
+    """Yield a connection that is logged in; keep it if nothing is raised. A network error becomes an ArtifactError."""
     idle = _idle.setdefault(address, deque())
     connection = _take(idle) or _connect(address)
     try:
         yield connection
-    except NETWORK_ERRORS as error:
+    except BaseException as error:
         connection.close()
-        raise explain(error, str(address)) from error
-    except BaseException:
-        connection.close()
+        if isinstance(error, NETWORK_ERRORS):
+            raise explain(error, str(address)) from error
         raise
+    connection.last_use = time.monotonic()
     idle.append(connection)
 
 
 def _take(idle: deque[Connection]) -> Connection | None:
-    """Return a kept connection that the server has not closed meanwhile."""
+    """Return the kept connection that was used last, if it is alive; else close it and the older ones."""
     with suppress(IndexError):
-        while connection := idle.pop():
-            # A server speaks only when asked: something to read means that it said goodbye.
-            if not wait([connection.sock], timeout=0):
-                return connection
+        connection = idle.pop()
+        # A server sends only replies: if there is something to read, it has said goodbye.
+        is_fresh = time.monotonic() - connection.last_use < IDLE_SECONDS
+        if not wait([connection.sock], timeout=0) and (is_fresh or connection.is_alive()):
+            return connection
+        while True:
             connection.close()
+            connection = idle.pop()
     return None
 
 
@@ -176,7 +184,7 @@ def _connect(address: Address) -> Connection:
         connection.login(user, password)
         if isinstance(connection, SecureConnection):
             connection.prot_p()
-        connection.voidcmd("TYPE I")  # text has no place here, and a size no meaning in text
+        connection.voidcmd("TYPE I")  # artifacts are bytes, and SIZE has no meaning for text
     except (*NETWORK_ERRORS, OSError) as error:
         connection.close()
         raise explain(error, str(address)) from error

@@ -1,14 +1,21 @@
-"""Operations on folders and files of an FTP server that take several commands."""
+"""Operations on the folders and files of an FTP server that need several commands."""
 
 from __future__ import annotations
 
 import ftplib
 import posixpath
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from mlflow_ftp import names
+from mlflow_ftp.artifact_errors import StoreRefused
 from mlflow_ftp.connections import Connection
+
+LINE = re.compile(  # of LIST, as on Unix and as on Windows
+    r"(?:[-d]|(?P<link>l))[-\w]{9}\S* +\d+ +\S+ +\S+ +\d+ +(?:[^\W\d]\S* +\d+|\d+\.? +[^\W\d]\S*) +[\d:]{4,5} "
+    r"(?P<unix>.+?)(?(link) -> .+)|\d\d-\d\d-\d+ +\d\d:\d\d\w* +(?:<DIR> {10}|\d+ )(?P<windows>.+)"
+)
 
 
 class Entry(NamedTuple):
@@ -28,16 +35,13 @@ def is_folder(connection: Connection, path: str) -> bool:
 
 
 def list_folder(connection: Connection, folder: str) -> list[Entry]:
-    """Return the entries of ``folder``, including the store's own; an empty list when it is no folder.
-
-    By MLSD (RFC 3659) where the server knows it, else name by name.
-    """
+    """Return the entries of ``folder``, including the store's own; an empty list if it is not a folder."""
     try:
         entries = map(_read, connection.lines(f"MLSD {folder}"))
         return [entry for entry in entries if entry]
     except ftplib.error_perm as error:
         if str(error)[:3] in ("500", "502", "504"):
-            return _list_by_name(connection, folder)
+            return _list_without_mlsd(connection, folder)
         if str(error)[:3] in ("501", "550"):
             return []
         raise
@@ -53,42 +57,67 @@ def _read(line: str) -> Entry | None:
     return Entry(name, kind == "dir", int(facts["size"]) if kind == "file" else None)
 
 
-def _list_by_name(connection: Connection, folder: str) -> list[Entry]:
-    """Ask for the names, then for the size of each; an entry without a size is a folder."""
+def _list_without_mlsd(connection: Connection, folder: str) -> list[Entry]:
+    """List a folder by LIST if each line is clear, else by NLST; raise StoreRefused if no list can be read."""
     if not is_folder(connection, folder):
         return []
+    answers = []
+    for command in ("LIST -a", "LIST", "NLST -a", "NLST"):  # of this folder: options and a path do not go together
+        try:
+            answers.append([line for line in connection.lines(command) if not re.fullmatch(r"total \d+", line)])
+        except ftplib.error_perm as error:
+            if "no files" not in str(error).lower():  # which some answer for an empty folder
+                continue
+            answers.append([])
+        matches = [match for match in map(LINE.fullmatch, answers[-1]) if match]
+        entry_names = [match["unix"] or match["windows"] for match in matches]
+        if command.startswith("NLST"):
+            entry_names = [posixpath.basename(line) for line in answers[-1]]
+        if len(entry_names) == len(answers[-1]) > 0:
+            return _ask(connection, folder, [name for name in entry_names if name not in ("", ".", "..")])
+    if any(answers) or not answers:
+        what = f"The server's lists of the folder {folder!r} cannot be read."
+        raise StoreRefused(what, value=answers or "refused", expected="MLSD, or LIST as on Unix, or NLST")
+    return []
+
+
+def _ask(connection: Connection, folder: str, entry_names: list[str]) -> list[Entry]:
+    """Ask for each name whether it is a folder, and for its size, which not all servers know."""
+    words = [f"{command} {posixpath.join(folder, name)}" for command in ("CWD", "SIZE") for name in entry_names]
+    replies = connection.burst(*words)
+    sizes = [int(reply.split()[-1]) if isinstance(reply, str) else None for reply in replies[len(entry_names) :]]
+    folders = [isinstance(reply, str) for reply in replies]
+    return [Entry(name, folders[i], None if folders[i] else sizes[i]) for i, name in enumerate(entry_names)]
+
+
+def lists_hidden_names(connection: Connection, folder: str) -> bool:
+    """Return whether the server lists names that begin with a dot, as marks do; make a folder to see."""
+    probe = posixpath.join(folder, names.new_temporary("probe"))
+    (reply,) = connection.burst(f"MKD {probe}")
     try:
-        lines = connection.lines("NLST -a")  # of the current folder: options and a path do not go together
-    except ftplib.error_perm as error:
-        if str(error)[:3] != "550":  # which some answer for an empty folder
-            raise
-        lines = []
-    listed = [name for name in map(posixpath.basename, lines) if name not in ("", ".", "..")]
-    sizes = connection.burst(*(f"SIZE {posixpath.join(folder, name)}" for name in listed))
-    return [
-        Entry(name, False, int(size.split()[-1])) if isinstance(size, str) else Entry(name, True)
-        for name, size in zip(listed, sizes, strict=True)
-    ]
+        return isinstance(reply, ftplib.Error) or any(e.name[0] == "." for e in list_folder(connection, folder))
+    finally:
+        connection.burst(f"RMD {probe}")
 
 
 def make_folder(connection: Connection, folder: str) -> None:
-    """Make a folder and those above it; what is there, or made by another client, is as good."""
-    above = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
-    *_, reply = connection.burst(*(f"MKD {each}" for each in above), f"CWD {folder}")
+    """Make a folder and its parents, unless they exist."""
+    paths = ["/".join(folder.split("/")[:depth]) for depth in range(2, folder.count("/") + 2)]
+    *_, reply = connection.burst(*(f"MKD {path}" for path in paths), f"CWD {folder}")
     if isinstance(reply, ftplib.Error):
         raise reply
 
 
 def remove_folder(connection: Connection, folder: str) -> None:
-    """Remove a folder with all that is in it, or a link to one; what is gone already is as good as removed."""
-    connection.burst(f"DELE {folder}")  # removes a link, which would lead to artifacts elsewhere, and no folder
+    """Remove a folder with its contents, or only the link if it is one; a missing folder is no error."""
+    connection.burst(f"DELE {folder}")  # removes a link, which may lead to other artifacts, but no folder
     entries = list_folder(connection, folder)
     for entry in entries:
         if entry.is_folder and not names.is_own(entry.name):
             remove_folder(connection, posixpath.join(folder, entry.name))
-    flat = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
-    # Artifacts first: one without its mark is worse than a mark without its artifact.
-    _remove(connection, folder, sorted(flat, key=lambda entry: entry.is_folder))
+    leaves = [entry for entry in entries if names.is_own(entry.name) or not entry.is_folder]
+    # Artifacts first: an artifact without its mark is worse than a mark without its artifact.
+    _remove(connection, folder, sorted(leaves, key=lambda entry: entry.is_folder))
     if folder != "/":
         _remove(connection, posixpath.dirname(folder), [Entry(posixpath.basename(folder), is_folder=True)])
 
@@ -104,7 +133,7 @@ def remove_file(connection: Connection, path: str) -> None:
 def _remove(connection: Connection, folder: str, entries: Iterable[Entry]) -> None:
     commands = {e.name: f"{'RMD' if e.is_folder else 'DELE'} {posixpath.join(folder, e.name)}" for e in entries}
     replies = dict(zip(commands, connection.burst(*commands.values()), strict=True))
-    if refused := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
+    if refusals := {name: reply for name, reply in replies.items() if isinstance(reply, ftplib.Error)}:
         for entry in list_folder(connection, folder):
-            if entry.name in refused:
-                raise refused[entry.name]
+            if entry.name in refusals:
+                raise refusals[entry.name]

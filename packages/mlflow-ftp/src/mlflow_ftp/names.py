@@ -1,4 +1,4 @@
-"""Names that the store uses for itself: parts of uploads, and marks, which hold the hash of a whole artifact."""
+"""The store's own names: temporary names of uploads, and marks, which hold the hash of a whole artifact."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ MARK = re.compile(r"\.~[0-9a-f]{16}\.[0-9a-f]{64}\.sha256")
 
 
 def new_temporary(name: str) -> str:
-    """Return a name, never used before, under which an artifact arrives."""
+    """Return a new temporary name for the upload of an artifact."""
     return f".~{name[:MAX_NAME_CHARACTERS]}.{secrets.token_hex(8)}.part"
 
 
 def mark_of(name: str, sha256: str) -> str:
-    """Return the name of the mark that says: the artifact ``name`` of this folder may have this content."""
+    """Return the name of the mark that allows the artifact ``name`` in this folder to have this content."""
     return f"{mark_prefix(name)}{sha256}.sha256"
 
 
 def mark_prefix(name: str) -> str:
-    """Return the beginning of all marks of an artifact: a hash of its name, which is short and has no odd letters."""
+    """Return the common prefix of an artifact's marks: a hash of its name, which is short and has plain letters."""
     return f".~{hashlib.sha256(name.encode()).hexdigest()[:16]}."
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a name is that of a part of an upload."""
+    """Return whether a name is the temporary name of an upload."""
     return bool(TEMPORARY.fullmatch(name))
 
 
 def is_own(name: str) -> bool:
-    """Return whether the store uses a name for itself."""
+    """Return whether a name is one of the store's own names."""
     return is_temporary(name) or bool(MARK.fullmatch(name))
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove parts of uploads below a local folder; return how many files. No client may be uploading."""
-    left = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
-    for file in left:
+    """Remove temporary files of uploads below a local folder; return their number. No client may be uploading."""
+    parts = [file for file in folder.rglob(".~*.part") if is_temporary(file.name) and not file.is_symlink()]
+    for file in parts:
         file.unlink(missing_ok=True)
-    return len(left)
+    return len(parts)

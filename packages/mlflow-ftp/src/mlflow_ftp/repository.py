@@ -1,12 +1,12 @@
-"""The store: an artifact appears under its name whole, or not at all, and what is fetched is what was stored.
+"""The store: an artifact appears under its name whole or not at all, and a download returns the stored bytes.
 
-MLflow opens it for the schemes `ftp` and `ftps` (explicit TLS, RFC 4217). It takes the place of MLflow's own, which
-writes straight to the final name and cannot delete.
+MLflow opens it for the schemes `ftp` and `ftps` (explicit TLS, RFC 4217), in place of its own, which writes straight to
+the final name and cannot delete.
 
-FTP can replace one name atomically (RNFR, RNTO), but not two, so a checksum beside the artifact cannot change with it.
-Therefore the checksum stands in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`. The mark is made
-before the artifact gets its name, so an artifact that can be read always has its mark. Marks of earlier contents stay
-until the artifact is deleted: another client may be about to store that content again.
+FTP replaces one name atomically (RNFR, RNTO), but not two: a checksum file could not change with its artifact. So
+the checksum is in the *name* of a mark, an empty folder `.~<artifact>.<sha256>.sha256`. The store makes the mark before
+the artifact gets its name. Marks of earlier contents stay until the artifact is deleted: another client may be about to
+store that content again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,9 @@ from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
+from mlflow_ftp import artifact_errors as errors
 from mlflow_ftp import folders, names
-from mlflow_ftp.artifact_errors import (
-    ArtifactDamaged,
-    ArtifactError,
-    ArtifactMissing,
-    ArtifactNameRefused,
-    StoreRefused,
-    StoreSilent,
-    StoreUnavailable,
-)
+from mlflow_ftp.artifact_errors import ArtifactDamaged, ArtifactError, StoreRefused
 from mlflow_ftp.connections import BLOCK_BYTES, Connection, acquire, parse
 
 PARALLEL_UPLOADS = 8
@@ -60,7 +53,7 @@ class _ParallelUploads(ArtifactRepository):
                     if file.is_file():
                         futures.append(pool.submit(self.log_artifact, str(file), None if path == "." else path))
                     else:
-                        _logger.warning("Not stored, because it is no regular file: %s", file)
+                        _logger.warning("Not stored, because it is not a regular file: %s", file)
             try:
                 for future in futures:
                     future.result()
@@ -76,8 +69,8 @@ def _raise(error: OSError) -> None:
 class FTPArtifactRepository(_ParallelUploads):
     """Artifacts as files on an FTP server, at ``ftp://host:port/folder``.
 
-    User and password come from the environment. The store repeats work after errors that may pass. All failures of the
-    store are ArtifactErrors; a local file that cannot be read or written is Python's own OSError.
+    User and password are environment variables. The store repeats an operation after a temporary error. Failures of the
+    store are ArtifactErrors; a local file that cannot be read or written raises Python's OSError.
     """
 
     def __init__(self, artifact_uri: str, **servers: str | None) -> None:
@@ -85,13 +78,12 @@ class FTPArtifactRepository(_ParallelUploads):
         self.root = "/" + _normalize(folder)
         super().__init__(artifact_uri, **servers)
 
-    # -- MLflow's interface ----------------------------------------------------------------------------------
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Store one file in the folder ``artifact_path``."""
         self._store(Path(local_file), self._locate(posixpath.join(artifact_path or "", Path(local_file).name)))
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        """Return what lies directly in a folder, by name; nothing for a file or for what is not there."""
+        """Return the files and folders in a folder, sorted by name; nothing for a file or a missing folder."""
         entries = self._retry(lambda connection: folders.list_folder(connection, self._locate(path)))
         return [
             FileInfo(posixpath.join(_normalize(path), entry.name), entry.is_folder, entry.size)
@@ -100,14 +92,12 @@ class FTPArtifactRepository(_ParallelUploads):
         ]
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        """Delete a file, or a folder with all in it; what is not there counts as deleted."""
+        """Delete a file, or a folder with its contents; a missing artifact is no error."""
         remote = self._locate(artifact_path)
 
         def delete(connection: Connection) -> None:
-            if folders.is_folder(connection, remote):
-                folders.remove_folder(connection, remote)
-            else:
-                folders.remove_file(connection, remote)
+            remove = folders.remove_folder if folders.is_folder(connection, remote) else folders.remove_file
+            remove(connection, remote)
             if posixpath.basename(remote) == "artifacts":
                 connection.burst(f"RMD {posixpath.dirname(remote)}")  # the folder of the run, if nothing else is in it
 
@@ -124,15 +114,14 @@ class FTPArtifactRepository(_ParallelUploads):
         finally:
             temporary.unlink(missing_ok=True)
 
-    # -- storing and fetching --------------------------------------------------------------------------------
     def _store(self, local_file: Path, remote: str) -> None:
-        """Upload under a temporary name, check, mark, and only then rename: readers never see a part."""
+        """Upload a file under a temporary name, check it, mark it, and then rename it: readers never see a part."""
         folder, name = posixpath.split(remote)
         temporary = posixpath.join(folder, names.new_temporary(name))
         with local_file.open("rb") as file:
             try:
                 self._retry(lambda connection: _upload(connection, file, remote, temporary), StoreRefused)
-            except StoreSilent:
+            except errors.StoreSilent:
                 raise
             except BaseException:
                 with suppress(ArtifactError), acquire(self.address) as connection:
@@ -143,55 +132,53 @@ class FTPArtifactRepository(_ParallelUploads):
         """Receive a file and compare it with its mark."""
         remote, content = self._locate(path), hashlib.sha256()
         file.truncate(file.seek(0))
-
-        def take(block: bytes) -> None:
-            file.write(block)
-            content.update(block)
-
         try:
-            connection.receive(f"RETR {remote}", take)
+            for block in connection.blocks(f"RETR {remote}"):
+                file.write(block)
+                content.update(block)
         except ftplib.error_perm as error:
             if str(error)[:3] != "550":
                 raise
-            raise ArtifactMissing(f"There is no artifact {path!r} in {self.artifact_uri}.", value=error) from None
+            raise errors.ArtifactMissing(
+                f"There is no artifact {path!r} in {self.artifact_uri}.", value=error
+            ) from None
         if not _is_marked(connection, remote, content.hexdigest()):
             raise ArtifactDamaged(
                 f"The artifact {path!r} is not what was stored.",
                 value=f"{file.tell()} bytes, sha256 {content.hexdigest()[:16]}...",
-                expected="what was stored under this name",
-                next_step="fetch it again; if that does not help, the server's disk has changed it: store it again",
+                expected="the bytes that were stored under this name",
+                next_step="fetch it again; if the error stays, the server's disk has changed it: store it again",
             )
 
-    # -- in general ------------------------------------------------------------------------------------------
-    def _retry(self, work: Callable[[Connection], T], *errors: type[Exception]) -> T:
-        """Do ``work`` with a connection; repeat it, after pauses, after errors that may pass."""
+    def _retry(self, work: Callable[[Connection], T], *temporary: type[Exception]) -> T:
+        """Do ``work`` with a connection; after temporary errors, repeat it after a pause."""
         for pause in PAUSES_SECONDS:
-            with suppress(StoreUnavailable, *errors), acquire(self.address) as connection:
+            with suppress(errors.StoreUnavailable, *temporary), acquire(self.address) as connection:
                 return work(connection)
             time.sleep(pause)
         with acquire(self.address) as connection:
             return work(connection)
 
     def _locate(self, path: str | None) -> str:
-        """Return the absolute name on the server of a path below the root."""
+        """Return the absolute path on the server for a path below the root."""
         return posixpath.join(self.root, _normalize(path)).rstrip("/") or "/"
 
 
 class ProxiedArtifactRepository(_ParallelUploads, MlflowArtifactsRepository):
-    """The scheme ``mlflow-artifacts``, of a tracking server; MLflow's own client sends one file after the other."""
+    """Artifacts of a tracking server (``mlflow-artifacts``); MLflow's own client sends one file after the other."""
 
 
 def _normalize(path: str | None) -> str:
-    """Return a relative path without detours, "" for the root; raise ArtifactNameRefused for one that leads out."""
+    """Return a normal relative path, "" for the root; raise ArtifactNameRefused if it leads out of the root."""
     normal = posixpath.normpath(path or ".")
     parts = normal.split("/")
     if (
         parts[0] in {"", ".."}
-        or re.search("[\0\r\n\ud800-\udfff]", normal)  # ends the FTP command, or is not UTF-8
+        or re.search("[\0\r\n\ud800-\udfff]", normal)  # these end the FTP command, or are not UTF-8
         or any(names.is_own(part) for part in parts)
-        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # a server looks at each folder on each way
+        or re.search(rb"[^/]{256}|(/[^/]+){100}|.{1500}", normal.encode())  # a server checks each folder of each path
     ):
-        raise ArtifactNameRefused(
+        raise errors.ArtifactNameRefused(
             "The artifact's name cannot be used.",
             value=ascii(path),
             expected="a relative path in UTF-8, without '..', line breaks and the store's own temporary names, "
@@ -210,8 +197,10 @@ def _upload(connection: Connection, file: BinaryIO, remote: str, temporary: str)
         sha256 = _send(connection, file, temporary)
     mark = posixpath.join(folder, names.mark_of(name, sha256))
     size, _, is_marked = connection.burst(f"SIZE {temporary}", f"MKD {mark}", f"CWD {mark}")  # the mark may exist
-    _raise_errors(size, is_marked)
-    if str(size).split()[-1] != str(file.tell()):
+    _raise_errors(is_marked)
+    if isinstance(size, ftplib.Error):  # a server without SIZE: read the file back
+        size = str(sum(map(len, connection.blocks(f"RETR {temporary}"))))
+    if size.split()[-1] != str(file.tell()):
         raise StoreRefused(f"The artifact {name!r} was not stored whole.", value=size, expected=f"{file.tell()} bytes")
     _raise_errors(*connection.burst(f"RNFR {temporary}", f"RNTO {remote}"))
 
@@ -237,12 +226,17 @@ def _raise_errors(*replies: str | ftplib.Error) -> None:
 
 
 def _is_marked(connection: Connection, remote: str, sha256: str) -> bool:
-    """Tell whether an artifact may have a content; one that never had a mark may have any."""
+    """Return whether an artifact may have a content; an artifact without any mark may have any."""
     folder, name = posixpath.split(remote)
     if folders.is_folder(connection, posixpath.join(folder, names.mark_of(name, sha256))):
         return True
     prefix = names.mark_prefix(name)
     if any(entry.name.startswith(prefix) for entry in folders.list_folder(connection, folder)):
         return False
+    if not folders.lists_hidden_names(connection, folder):
+        raise ArtifactError(
+            f"The artifact {name!r} cannot be checked: the server does not list hidden names.",
+            next_step="have the server list names that begin with a dot, or store the artifact again",
+        )
     _logger.warning("The artifact %s was stored by another program, without a checksum.", name)
     return True

@@ -30,17 +30,17 @@ class Handler(TLS_FTPHandler):
     """A control connection that does not name its software."""
 
     banner = "Ready."
-    timeout = 60  # seconds without a command, so that strangers take no place for long; the store connects again
+    timeout = 60  # seconds without a command: idle strangers lose their connection, and the store connects again
     dtp_handler = TransferHandler
     abstracted_fs = WholeFiles
-    # Active mode could reach any address; a file of STOU has its name before it is whole.
+    # Active mode could reach any address; STOU gives a file its name before the file is whole.
     proto_cmds = {  # noqa: RUF012 - as in pyftpdlib
         name: rule for name, rule in TLS_FTPHandler.proto_cmds.items() if name not in {"PORT", "EPRT", "STOU"}
     }
     proto_cmds["DELE"] = proto_cmds["DELE"] | {"perm": None}  # `WholeFiles.remove` checks the path
 
     def handle_auth_failed(self, msg: str, password: str) -> None:
-        """Answer the failed logins of an address one after the other, after 1 s and more and more, up to 5 s, each."""
+        """Answer the failed logins of an address one after the other, each 1 to 5 s after the one before."""
         now = time.monotonic()
         wait = max(1, self.next_answers.get(self.remote_ip, 0) - now)
         if wait >= self.timeout:
@@ -52,34 +52,27 @@ class Handler(TLS_FTPHandler):
 
 
 class Server(FTPServer):
-    """The listening socket and the folder that it serves; raises OSError when it cannot have the port.
+    """The listening socket and the served folder; raises OSError if the port is not free.
 
-    A tracking server, all of it on one address, stays far below the limits of connections.
+    A tracking server has one address and needs far fewer connections than the limits.
     """
 
     max_cons = 512
     max_cons_per_ip = 128
 
     def __init__(
-        self,
-        artifacts: Path,
-        credentials: tuple[str, str],
-        certificate: Path,
-        *,
-        host: str,
-        port: int,
-        tls: bool,
-        passive_ports: range,
-    ) -> None:
+        self, artifacts: Path, credentials: tuple[str, str], certificate: Path, *,
+        host: str, port: int, tls: bool, passive_ports: range,
+    ) -> None:  # fmt: skip
         os.umask(0o077)
         self.artifacts = artifacts
         artifacts.mkdir(parents=True, exist_ok=True, mode=0o700)
         authorizer = DummyAuthorizer()
         authorizer.add_user(*credentials, str(artifacts), perm="elradfmwMT")
         settings = {"certfile": str(certificate), "passive_ports": passive_ports, "authorizer": authorizer}
-        required = {"tls_control_required": tls, "tls_data_required": tls}
+        encryption = {"tls_control_required": tls, "tls_data_required": tls}
         # The last are the times of the next answers to failed logins, by address.
-        handler = type("Handler", (Handler,), settings | required | {"next_answers": {}})
+        handler = type("Handler", (Handler,), settings | encryption | {"next_answers": {}})
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(socket.create_server((host, port), family=family), handler)
         self.uri = f"{'ftps' if tls else 'ftp'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -90,11 +83,11 @@ def serve(server: Server) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    # Only now: who has the port is the only server of this folder.
-    if left := remove_temporaries(server.artifacts):
-        logger.info("Removed what interrupted uploads had left: %d files.", left)
+    # Only now: the process that has the port is the only server of this folder.
+    if count := remove_temporaries(server.artifacts):
+        logger.info("Removed %d files of interrupted uploads.", count)
     click.echo(f"FTP server ready: {server.uri}, files in {server.artifacts}")
-    # A signal that comes just before the loop begins to wait is answered after the wait: so it may not be endless.
+    # Python handles a signal that comes just before the wait only after the wait: so limit the wait.
     server.serve_forever(timeout=0.5)
 
 
@@ -104,7 +97,7 @@ _option = functools.partial(click.option, show_envvar=True)
 
 @click.command(context_settings={"auto_envvar_prefix": "MLFLOW_FTP", "show_default": True})
 @_option("--folder", default="mlflow-ftp", help="Folder of the artifacts and the generated certificate.", type=FOLDER)
-@_option("--host", default="127.0.0.1", help="Address to listen on; beyond loopback no password is taken without TLS.")
+@_option("--host", default="127.0.0.1", help="Address to listen on; beyond loopback, passwords need TLS.")
 @_option("--port", default=2121, help="Port for commands.")
 @_option("--passive-ports", default=(60100, 60139), help="First and last port for data connections.", nargs=2, type=int)
 def main(folder: Path, host: str, port: int, passive_ports: tuple[int, int]) -> None:

@@ -1,8 +1,10 @@
-"""Uploads of any client are hidden until they are whole, as with ProFTPD's HiddenStores."""
+"""Hide the uploads of all clients until they are whole, as ProFTPD's HiddenStores does."""
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +15,7 @@ from mlflow_ftp.names import is_temporary, new_temporary
 
 
 class Incoming(io.BufferedWriter):
-    """A file that is written; a full disk is noticed by `flush`, and `close` does not report it a second time."""
+    """A file of an upload; `flush` raises the error of a full disk, and `close` does not raise it again."""
 
     def __init__(self, path: Path, name: str) -> None:
         raw = io.FileIO(path, "w")
@@ -27,24 +29,28 @@ class Incoming(io.BufferedWriter):
 
 
 class Upload(Incoming):
-    """A file that is written under a temporary name; `close` removes it unless `keep` gave it its own name before."""
+    """A file under a temporary name; `close` removes it unless `keep` has given it its own name."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._hidden = path, path.with_name(new_temporary(path.name))
         super().__init__(self._hidden, str(path))
 
-    def keep(self) -> None:
-        """Give the file its name."""
+    def keep(self, is_whole: bool) -> None:
+        """Write the file to the disk and give it its name; raise an OSError if it is not whole."""
+        self.flush()
+        os.fsync(self.fileno())
+        if not is_whole:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "Connection lost")
         self._hidden.replace(self._path)
 
     def close(self) -> None:
-        """Close the file and remove what is not whole."""
+        """Close the file, and remove it if it is not whole."""
         super().close()
         self._hidden.unlink(missing_ok=True)
 
 
 class WholeFiles(AbstractedFS):
-    """The chrooted folder; a client that hides an upload itself, as the store does, writes it directly."""
+    """The served folder; a client that uses temporary names itself, as the store does, writes directly."""
 
     def open(self, filename: str, mode: str) -> IO[Any]:
         """Open a file; raise FilesystemError for an upload that would change a file in place (APPE, REST)."""
@@ -56,8 +62,8 @@ class WholeFiles(AbstractedFS):
         return super().open(filename, mode)
 
     def remove(self, path: str) -> None:
-        """Delete a file of the chrooted folder; of a link, which may lead out of it, the link."""
+        """Delete a file in the served folder; delete only the link if the file is one."""
         file = Path(self.ftp2fs(path))
         if not self.validpath(str(file.parent)):
-            raise FilesystemError("Its folder is outside")
+            raise FilesystemError("The folder of the file is outside the served folder")
         file.unlink()
