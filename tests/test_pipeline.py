@@ -205,7 +205,7 @@ def test_repro_without_servers_stops_at_tracking_store(lonely):
 
 
 def test_repro_after_a_failing_cell_goes_on_from_there(restored):
-    """The cell's error and the partial notebook's path; mended, it goes on from that stage."""
+    """The cell's error and the partial notebook's path; mended, it continues from that stage."""
     notebook = restored.pipeline / "notebooks" / "split.ipynb"
     good = notebook.read_text()
     document = nbformat.reads(good, as_version=4)

@@ -113,7 +113,7 @@ PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow: a test of its own
 def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
     """What the lines of the README's shell blocks print, typed in their order into one terminal without a pyenv."""
     blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # a command that goes on in the next line
+    blocks = [re.sub(r" \\\n +", " ", block) for block in blocks]  # a command that continues in the next line
     first, *lines = [line for block in blocks for line in block.splitlines() if line != PLAIN_KERAS]
     assert first == SET_UP  # what the environment of `servers` holds
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}

@@ -82,7 +82,7 @@ def words(html: str) -> str:
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 def test_page_is_one_small_file_without_program_or_address(evidence):
-    """At most 2 MB, no script, nothing to fetch; model and week stand in its head, no id stands twice."""
+    """At most 2 MB, no script, nothing to fetch; model and week stand in its head, no id occurs twice."""
     html = render(evidence, WEEK)
     assert len(html.encode()) < MAX_BYTES
     assert "<script" not in html

@@ -108,11 +108,11 @@ def test_checklist_is_short_and_names_what_there_is():
 
 
 def test_other_data_gets_a_model_into_production(team):
-    """Half the years, a twentieth of the power: a model of them speaks, and the sample's could not be asked."""
+    """Half the years, a twentieth of the power: their model is in production, and the sample's cannot predict them."""
     place, hours = team
     findings = json.loads((place.pipeline / "results" / "findings.json").read_text())
     assert (findings["source"], findings["first_year"], findings["last_year"]) == ("csv", 2022, 2023)
-    # The hour that comes twice in autumn stands twice in the file, and is told apart.
+    # The hour that comes twice in autumn is in two rows of the file, which are distinguished.
     assert findings["hours_kept"] == hours
     decision = json.loads((place.pipeline / "results" / "decision.json").read_text())
     assert decision["promoted"], decision["reason"]

@@ -91,8 +91,8 @@ def test_predict_assumes_the_last_capacity_for_two_years_or_takes_what_is_given(
     known, assumed = ask(), ask(utc_timestamp="2018-06-01T12:00:00Z")
     assert [answer.get_json()["rows"][0]["capacity"] for answer in (known, assumed)] == ["known", "assumed"]
     capacities = {f"{target.key}_capacity_GW": problem.CAPACITY_GW[target.name]["2016"] for target in problem.TARGETS}
-    given = ask(utc_timestamp="2018-06-01T12:00:00Z", **capacities)
-    assert given.get_json()["rows"][0] == assumed.get_json()["rows"][0] | {"capacity": "given"}
+    exact = ask(utc_timestamp="2018-06-01T12:00:00Z", **capacities)
+    assert exact.get_json()["rows"][0] == assumed.get_json()["rows"][0] | {"capacity": "given"}
     refused = ask(utc_timestamp="2019-01-01T00:00:00Z")
     assert refused.status_code == 422
     assert "wind_capacity_GW" in refused.get_json()["next"]
@@ -190,7 +190,7 @@ def test_pages_of_the_pipeline_are_shown_once_they_are_written(made, data_file):
     file = data_file.parents[1] / "results" / "report.html"
     file.parent.mkdir()
     file.write_text("<html><body><script>alert(1)</script></body></html>")
-    shown = client.get("/results/report.html")
-    assert shown.text.index("Dashboard") < shown.text.index("alert")
-    assert "script" not in shown.headers["Content-Security-Policy"]
+    answer = client.get("/results/report.html")
+    assert answer.text.index("Dashboard") < answer.text.index("alert")
+    assert "script" not in answer.headers["Content-Security-Policy"]
     assert b"alert" not in client.get("/results/other.html").data

@@ -72,9 +72,9 @@ def followed(versions, data_file):
     return followed
 
 
-def _poll_until(wanted: Callable[[], object], seconds: float, followed) -> None:
+def _poll_until(condition: Callable[[], object], seconds: float, followed) -> None:
     """Poll as the follower does until it is as wanted."""
-    wait_for(lambda: followed.poll() or wanted(), seconds)
+    wait_for(lambda: followed.poll() or condition(), seconds)
 
 
 def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file):

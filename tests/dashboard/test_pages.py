@@ -142,8 +142,8 @@ def test_what_if_draws_no_sun_where_there_cannot_be_any(served):
     weather = what_if.FIRST | {"rad_horizontal": 650, "rad_diffuse": 180}
     for hour, is_known in ((0, False), (20, False), (11, True)):
         text = str(what_if.answers(replace(served), weather | {"hour": hour}))
-        shown = dict(re.findall(r"Span\(children='(\S+)', id='predicted-(\w+)'\)", text))
-        numbers = {target: number for number, target in shown.items()}
+        values = dict(re.findall(r"Span\(children='(\S+)', id='predicted-(\w+)'\)", text))
+        numbers = {target: number for number, target in values.items()}
         assert ("n/a" not in numbers["solar_GW"], numbers["wind_GW"] != "n/a") == (is_known, True)
     figure = what_if.curves(replace(served), weather | {"hour": 0})
     lines = {(trace.name, trace.xaxis): np.array(trace.y, float) for trace in figure.data}
@@ -204,7 +204,7 @@ def test_kind_of_a_model_is_a_label_of_its_own():
 
 @pytest.mark.parametrize("last", ["2017-01-01T00:00Z", "2018-06-01T00:00Z"])
 def test_hour_has_a_known_capacity(last):
-    """Data that goes on beyond the figures of installed capacity asks about the last year that has one."""
+    """Data that continues beyond the figures of installed capacity asks about the last year that has one."""
     moment = what_if.hour_of_year(_snapshot(last), 172, 12)
     assert moment == datetime(2016, 6, 21, 12, tzinfo=UTC)
     assert what_if.reading("day", 172) == "21 Jun"

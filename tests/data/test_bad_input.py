@@ -213,7 +213,7 @@ def test_naive_timestamps(reader):
 
 
 def test_impossible_cells(reader):
-    """A time off the hour in raw files (the publisher has quarter-hours, too), and less than nothing: line and rule."""
+    """A time off the hour in raw files (the publisher has quarter-hours, too), and negative power: line and rule."""
     if reader.kind != "processed":
         reader.put(reader.with_cells({40: "2013-01-02T14:15:00Z"}, "utc_timestamp"))
         reader.refuses("line 40, column utc_timestamp: not a full hour", "2013-01-02T14:15:00Z")

@@ -86,7 +86,7 @@ def test_csv_is_refused_with_place_and_what_was_allowed(content, words):
     ],
 )
 def test_records_are_refused_with_place_and_what_was_allowed(rows, words):
-    """JSON is held against the same rules."""
+    """The same rules hold for JSON."""
     with pytest.raises(DataError) as caught:
         prediction_requests.from_records(rows)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)

@@ -42,8 +42,8 @@ def test_check_names_row_column_value_and_rule(small, column, value, rule):
     with pytest.raises(DataError) as caught:
         schema.check(small, "germany")
     assert caught.value.what == "germany breaks the schema: 1 failure."
-    shown = "nothing" if np.isnan(value) else value
-    assert caught.value.value == f"row 7 (2013-01-01T07:00:00Z), {column} = {shown}, rule: {rule}"
+    text = "nothing" if np.isnan(value) else value
+    assert caught.value.value == f"row 7 (2013-01-01T07:00:00Z), {column} = {text}, rule: {rule}"
     pd.testing.assert_frame_equal(small, before)
 
 

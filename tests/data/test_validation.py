@@ -94,13 +94,13 @@ def test_gap_is_named_with_its_length_and_its_begin(damaged):
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "ours", "value", "shown"),
+    ("name", "column", "ours", "value", "reading"),
     [
         (WEATHER_FILE, WINDSPEED, "windspeed", 40.0, "40 m/s"),
         (POWER_FILE, SOLAR, "solar_GW", 60_000.0, "60 GW"),
     ],
 )
-def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, shown):
+def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, reading):
     """One hour that is possible but far from its neighbours: named with its time and value, counted in its year."""
     hour = "2015-04-14 11:00"
     validated, page = damaged(name, _put(column, (hour, hour), value))
@@ -108,11 +108,11 @@ def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, 
         check for (of, check_name), check in _warnings(validated).items() if of == ours and "distance" in check_name
     ]
     assert outliers
-    assert all(f"{hour} ({shown})" in check.note for check in outliers)
+    assert all(f"{hour} ({reading})" in check.note for check in outliers)
     rows = validated.values[validated.values["outliers"] > 0]
     assert rows[["column", "year", "outliers"]].to_numpy().tolist() == [[ours, 2015, 1]]
     assert validated.metrics()["outliers"] == 1
-    assert f"{hour} ({shown})" in page
+    assert f"{hour} ({reading})" in page
 
 
 YEAR = ("2014-01-01", "2014-12-31 23:00")
@@ -163,9 +163,9 @@ def test_value_that_cannot_be_of_its_hours_is_a_warning(damaged, column, hours, 
     validated, page = damaged(POWER_FILE, _put(column, hours, value))
     of = "wind_GW" if column == WIND else "solar_GW"
     assert set(_warnings(validated)) == OF_SAMPLE | {(of, check)}
-    found = _warnings(validated)[of, check]
-    assert found.value == pytest.approx(expected, rel=0.1)
-    assert note in found.note
+    warning = _warnings(validated)[of, check]
+    assert warning.value == pytest.approx(expected, rel=0.1)
+    assert note in warning.note
     assert note in page
 
 
@@ -229,7 +229,7 @@ def _restamped(hours, zone=None):
 
 
 def _tutorial(table):
-    """The tutorial's file: its weather is right in winter and an hour late in summer; four hours stand twice."""
+    """The tutorial's file: its weather is right in winter and an hour late in summer; four hours are duplicates."""
     table = _later(1, *FEATURES, summer_only=True)(table)
     autumn = table["utc_timestamp"].isin(pd.to_datetime([f"{year}-10-20T01:00Z" for year in (2014, 2015)]))
     return pd.concat([table, table[autumn]])
@@ -292,9 +292,9 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
 )  # fmt: skip
 def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, expected, words):
     """Clocks, units, columns and capacity that do not fit: the fault is named with its numbers, and nothing besides."""
-    found = _warnings(own(how, **options))
-    assert set(found) == expected | {JUMP}
-    notes = " ".join(check.note for key, check in found.items() if key != JUMP)
+    checks = _warnings(own(how, **options))
+    assert set(checks) == expected | {JUMP}
+    notes = " ".join(check.note for key, check in checks.items() if key != JUMP)
     assert [word for word in words if word not in notes] == [], notes
 
 

@@ -292,7 +292,7 @@ def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_ho
 
 
 def test_searches_in_a_row_do_not_take_data_from_one_another(cluster, simple_hours):
-    """Whenever Python frees what a search has left: Dask would wait for ever for data that it takes to be there."""
+    """Whenever Python frees what a search has left: Dask would wait forever for data that it takes to be there."""
     line, moments = CapacityFactorRegressor(LinearRegression()), np.random.default_rng(0).uniform(0, 0.02, 30)
     with Client(cluster[1], set_as_default=False, timeout=60) as client:
         client.wait_for_workers(2, timeout=300)

@@ -90,7 +90,7 @@ def type_workshop(place: Servers, *words: object) -> str:
 
 
 def assert_secret(place: Servers, *texts: str) -> None:
-    """The password is in no text, file, command line or environment; but for its file, which is the owner's alone."""
+    """Texts, files, command lines and environments contain no password, except its file, which only its owner reads."""
     settings = place.settings
     assert (settings.state / "pgpass").stat().st_mode & 0o777 == 0o600
     for word in (PASSWORD, quote(PASSWORD, safe=""), "pass:w", r"pass\:w"):

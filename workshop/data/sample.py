@@ -320,7 +320,7 @@ def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> t
     """Return both frames with the faults of real files, from a fixed seed and each on a day of its own.
 
     Whole hours are absent (`GAPS_POWER`, `GAPS_WEATHER`), cells are empty (`MISSING_CELLS`), and the hour that the
-    clock change of autumn repeats stands twice in the power frame, the second time with readings 1 % lower.
+    clock change of autumn repeats is in two rows of the power frame, the second with readings 1 % lower.
     """
     local = pd.Series(hours.tz_convert("Europe/Berlin").tz_localize(None))
     repeated = np.flatnonzero(local.duplicated())

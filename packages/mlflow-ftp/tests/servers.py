@@ -21,9 +21,9 @@ USER, PASSWORD = "tester", "correct horse battery"
 PASSIVE_PORTS = 40
 
 
-def required(what: str, found: object) -> None:
+def required(what: str, program: object) -> None:
     """Skip the test when a machine lacks something; fail it where CI promised that it is there."""
-    if not found:
+    if not program:
         if os.environ.get("WORKSHOP_REQUIRE_ALL"):
             pytest.fail(f"{what} is missing, and WORKSHOP_REQUIRE_ALL is set")
         pytest.skip(f"{what} is not on this machine")

@@ -514,7 +514,7 @@ def test_errors_survive_pickling():
 
 
 def test_irregular_files_are_left_out_with_a_warning(server, tmp_path, caplog):
-    """A pipe in a folder, which would be read for ever, is named in the log and the rest is stored."""
+    """A pipe in a folder, whose end never comes, is named in the log and the rest is stored."""
     source = tmp_path / "source"
     source.mkdir()
     os.mkfifo(source / "pipe")

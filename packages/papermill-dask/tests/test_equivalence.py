@@ -87,7 +87,7 @@ def both(interpreters, folders):
 
     def run(document, *, output="output.ipynb", as_file=True, **options) -> list[Outcome]:
         # nbclient, under both engines, now and then misses a reply after it has answered an Output widget; with a
-        # time-out it looks again, without one it waits for ever.
+        # time-out it looks again, without one it waits forever.
         options = {"execution_timeout": CELL_SECONDS} | options
         outcomes = []
         for engine, folder in folders.items():

@@ -207,7 +207,7 @@ def test_kernel_that_is_unwanted_before_it_starts_never_runs(tmp_path, either):
 
 
 def test_kernel_is_interrupted(either):
-    """A cell that takes too long is interrupted, and the kernel goes on."""
+    """A cell that takes too long is interrupted, and the kernel continues."""
     document = notebook("import time\ntime.sleep(600)", "print('alive')")
     client = NotebookClient(
         document, kernel_manager_class=KernelManager, timeout=2, interrupt_on_timeout=True, allow_errors=True
