@@ -217,7 +217,8 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
                 f"The {driver.title} changed by {swings[at]:.1f} {driver.unit} within {2 * NEAR_HOURS} hours; in 95 of"
                 f" 100 hours it changes by less than {usual:.1f} {driver.unit}."
             )
-    if abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0:
+    is_level = abs(recent.bias_percent) > recent.max_bias_percent and recent.bias * miss.error > 0
+    if is_level and abs(recent.bias_percent) / 100 * miss.measured > abs(miss.error) / 2:  # most of the miss
         direction = "low" if recent.bias < 0 else "high"
         yield (
             f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} in the mean of eight"
