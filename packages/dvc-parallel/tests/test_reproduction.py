@@ -323,7 +323,16 @@ def test_repro_waits_for_the_lock_and_loses_nothing(tmp_path):
     place = new_repository(tmp_path / "place", COUNTED)
     process = start(place)
     wait_until(lambda: read(tmp_path / "count"))
-    code = "import zc.lockfile; lock = zc.lockfile.LockFile('.dvc/tmp/lock'); print(flush=True); input()"
+    code = """
+import contextlib, time, zc.lockfile
+lock = None
+while not lock:
+    with contextlib.suppress(zc.lockfile.LockError):  # the run holds the lock for a moment
+        lock = zc.lockfile.LockFile(".dvc/tmp/lock")
+    time.sleep(0.01)
+print(flush=True)
+input()
+"""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], cwd=place, **pipes) as holder:
         holder.stdout.readline()
