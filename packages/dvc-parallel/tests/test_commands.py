@@ -137,7 +137,8 @@ def test_command_ends_with_a_run_that_was_killed_early(commands, tmp_path):
     with ours, theirs:
         socket.send_fds(commands.warm_up(()), [b"-"], [theirs.fileno()])
         line = "echo $$ > pid; sleep 300"
-        ours.sendall(pickle.dumps((None, ["/bin/sh", "-c", line], str(tmp_path), ENVIRONMENT, str(tmp_path / "log"))))
+        request = None, ["/bin/sh", "-c", line], str(tmp_path), ENVIRONMENT, str(tmp_path / "log"), ()
+        ours.sendall(pickle.dumps(request))
         wait_until(lambda: read(tmp_path / "pid").endswith("\n"))
         shell = psutil.Process(int(read(tmp_path / "pid")))
     shell.wait(20)

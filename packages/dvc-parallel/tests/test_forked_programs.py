@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,21 @@ def test_forked_program_reports_what_a_plain_start_reports(places, command, prel
     assert "pool: [0, 10, 20, 30]" in reports[1][0]
     assert reports[1][1:3] == [["deleted at the end"], ["left to the interpreter"]]
     assert log == f"> {command}\ndone\n"
+
+
+@pytest.mark.parametrize("ignored", [signal.SIG_IGN, signal.SIG_DFL])
+def test_program_ignores_the_signals_that_its_run_was_started_to_ignore(tmp_path, ignored):
+    """As `dvc repro` in the background of a script, which is deaf to Ctrl-C, and so are its programs."""
+    outputs = []
+    for number, program in enumerate(("dvc", "dvc-parallel")):
+        place = tmp_path / str(number)
+        new_repository(place, {"say": {"cmd": "python say.py", "outs": ["said"]}})
+        (place / "say.py").write_text("import signal\nprint(signal.getsignal(2), file=open('said', 'w'))\n")
+        words = [program, "repro", *(["--preload=colorsys"] if number else [])]
+        # pytest itself may ignore Ctrl-C.
+        subprocess.run(words, cwd=place, env=ENVIRONMENT, check=True, preexec_fn=lambda: signal.signal(2, ignored))
+        outputs.append((place / "said").read_text())
+    assert outputs[0] == outputs[1]
 
 
 ENDS = {

@@ -18,6 +18,7 @@ from subprocess import DEVNULL
 
 from dvc_parallel.compat import get_executable, shell_words
 from dvc_parallel.runner import PID_BYTES
+from dvc_parallel.stop import ignored_signals
 
 PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
 PYTHON = re.compile(r"(python[\d.]*) +(-m +[^ -]|[^ -][^ ]*\.py( |$))")
@@ -88,8 +89,11 @@ class Command:
 class Commands:
     """Starts commands; forks Python programs from processes with ``modules`` imported, or ``first`` if not ``warm``."""
 
-    def __init__(self, modules: Sequence[str] = (), first: Sequence[str] = ()) -> None:
+    def __init__(
+        self, modules: Sequence[str] = (), first: Sequence[str] = (), ignored: Sequence[int] | None = None
+    ) -> None:
         self.modules, self._first = modules, first
+        self._ignored = ignored_signals() if ignored is None else ignored
         self._forks: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}
         if first:
             self.warm_up(first)
@@ -118,7 +122,7 @@ class Commands:
         """Start a command, which waits for the lock of ``log``; the first ``warm`` program waits for the imports."""
         modules = self.modules if warm else self._first
         words = program_words(line, environment) if modules else None
-        arguments = shell_words(get_executable(), line), cwd, environment, str(log)
+        arguments = shell_words(get_executable(), line), cwd, environment, str(log), self._ignored
         with contextlib.suppress(OSError):  # the process to fork from was killed
             python = words and shutil.which(words[0], path=environment.get("PATH"))
             return Command(self.warm_up(modules, python) if python else self.warm_up(()), words, *arguments)

@@ -59,7 +59,7 @@ def reproduce(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            commands = stack.enter_context(contextlib.closing(Commands(first=first)))
+            commands = stack.enter_context(contextlib.closing(Commands(first=first, ignored=stop.ignored)))
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]

@@ -54,7 +54,7 @@ def run(report: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the command
         signal.signal(number, signal.SIG_IGN)
     with report.makefile("rb") as file:
-        words, shell, cwd, environment, log = pickle.load(file)  # noqa: S301 - from the run
+        words, shell, cwd, environment, log, ignored = pickle.load(file)  # noqa: S301 - from the run
     report.sendall(os.getpid().to_bytes(PID_BYTES))
     lock = os.open(log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
@@ -68,8 +68,8 @@ def run(report: socket.socket) -> None:
         variables |= {name: value for name, value in os.environ.items() if name not in environment}  # set by imports
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in (signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler):
+            signal.signal(number, signal.SIG_IGN if number in ignored else handler)
         report.close()
         os.close(lock)
         if words and variables.get("PATH") == environment.get("PATH") and (program := _load(words)):

@@ -13,15 +13,22 @@ class Stopped(Exception):
     """The user has stopped the run."""
 
 
+def ignored_signals() -> tuple[int, ...]:
+    """Return which of SIGINT and SIGTERM this program ignores."""
+    return tuple(each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is signal.SIG_IGN)
+
+
 class StopRequest:
     """A user's wish to stop: counts SIGINT and SIGTERM, which do not interrupt the work of DVC."""
 
     number = 0
+    ignored: tuple[int, ...] = ()  # signals that this program was started to ignore, as in the background of a script
     _count, _since = 0, 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Count signals while the block runs; outside the main thread Python allows no handlers: do nothing."""
+        self.ignored = ignored_signals()
         with contextlib.ExitStack() as handlers:
             if threading.current_thread() is threading.main_thread():
                 for number in (signal.SIGINT, signal.SIGTERM):
