@@ -236,6 +236,7 @@ def test_killed_training_ends_with_the_same_weights(trained, clone):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.soak  # without a graphics card the half precision takes minutes
 def test_training_of_the_real_images_runs(clone):
     """Residual network, mirrored images and mixed precision: an epoch of them, and the scores of its model."""
     clone.type("dvc pull -q arrays.npz")
