@@ -8,6 +8,8 @@ import pytest
 from browsing import opened
 from werkzeug.serving import make_server
 
+pytestmark = pytest.mark.walk
+
 
 @pytest.fixture
 def url(made):
@@ -31,7 +33,7 @@ def test_table_of_weeks_fits_a_phone(browser, url):
 
 
 def test_date_fields_show_the_focus(browser, url):
-    """Who comes by keyboard sees a ring around the field, as around each button."""
+    """Readers who use the keyboard see a ring around the field, as around each button."""
     with opened(browser, url) as page:
         for name in ("#first-day", "#zone", "#earlier"):
             page.locator(name).focus()
