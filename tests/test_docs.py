@@ -62,8 +62,9 @@ def named_paths(path):
     if path.suffix == ".ipynb":
         cells = json.loads(text)["cells"]
         text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    made = re.findall(r"^```python (\S+)", text, flags=re.MULTILINE)  # files that the page has its readers write
     for code in re.findall(r"^ *```.*?^ *```|`[^`\n]+`", text, flags=re.DOTALL | re.MULTILINE):
-        for words in PATH.findall(code):
+        for words in set(PATH.findall(code)).difference(made):
             meant = [words, os.path.normpath(path.parent.relative_to(ROOT) / words)]
             if any(each.removesuffix(words) + words.split("/")[0] in TREE for each in meant):
                 yield meant

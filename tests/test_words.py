@@ -66,7 +66,13 @@ def test_variables_are_nouns():
     places = {}
     for name in (name for name in TEXTS if name.endswith((".py", ".ipynb"))):
         nodes = list(ast.walk(code_of(name)))
-        names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        fields = {id(field.target) for node in nodes if isinstance(node, ast.ClassDef) for field in node.body
+                  if isinstance(field, ast.AnnAssign)}  # fmt: skip
+        names = {
+            node.id
+            for node in nodes
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields
+        }
         names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
         if participles := names & PARTICIPLES:
             places[name] = participles

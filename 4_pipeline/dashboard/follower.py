@@ -22,6 +22,7 @@ from workshop.models import monitoring, registry, storage
 from workshop.models.monitoring import Quality
 from workshop.models.registry import Move, Production
 from workshop.models.storage import LoadedModel
+from workshop.settings import get_settings
 
 from . import record
 from .predictions import Band, BatchPredictor, Prediction
@@ -62,8 +63,8 @@ class Snapshot:
 
     ``predicted`` holds the model's predictions for every row of ``frame``, and ``band`` both ends of its error band if
     the model has one; ``max_bias_percent`` is the limit of a good mean error. The keys of ``faults`` are `registry`,
-    `model` and `data`. ``is_ready`` is False until data and registry have been checked once and the first model is
-    loaded. ``cached`` keeps values that depend on the snapshot and on their key alone, as in
+    `model`, `data` and `parameters`. ``is_ready`` is False until data and registry have been checked once and the first
+    model is loaded. ``cached`` keeps values that depend on the snapshot and on their key alone, as in
     ``snapshot.cached(("figure", start, end), make)``; do not change these values.
     ``revision`` names the snapshot: pages that show another one have something new to show.
     """
@@ -151,6 +152,7 @@ class Follower:
         self.now = Snapshot()
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
+        self._parameters_at: int | None = None  # when their file was changed
         self._retry_at: dict[tuple[str, str], float] = {}  # of versions that did not load
         self._record_at = 0.0
 
@@ -165,10 +167,10 @@ class Follower:
             self.read_record()
 
     def poll(self) -> None:
-        """Check the data and the registry once, and replace the snapshot if either is new."""
-        for check, subject in ((self._check_data, "data"), (self._check_registry, "registry")):
+        """Check parameters, data and registry once, and replace the snapshot if one of them is new."""
+        for subject in ("parameters", "data", "registry"):
             try:
-                check()
+                getattr(self, f"_check_{subject}")()
             except Exception as error:  # noqa: BLE001 - in any case the pages keep the old snapshot
                 self._add_fault(subject, error)
         if not self.now.is_ready:
@@ -183,6 +185,13 @@ class Follower:
         with self._lock:
             if new != self.now.record and self.now.production == snapshot.production:
                 self._replace(record=new)
+
+    def _check_parameters(self) -> None:
+        file = get_settings().pipeline / "params.yaml"
+        changed_at = file.stat().st_mtime_ns if file.exists() else None
+        if changed_at is None or changed_at != self._parameters_at:
+            self._replace(max_bias_percent=monitoring.max_bias_percent(), solved="parameters")
+            self._parameters_at = changed_at
 
     def _check_data(self) -> None:
         try:
@@ -261,7 +270,7 @@ def _repeat(step: Callable[[], None]) -> None:
 
 def _predictions(model: LoadedModel | None, frame: pd.DataFrame | None) -> dict[str, Any]:
     predicted, band = (None, None) if model is None or frame is None else model.predict_with_band(frame)
-    return {"predicted": predicted, "band": band, "max_bias_percent": monitoring.max_bias_percent()}
+    return {"predicted": predicted, "band": band}
 
 
 def _identity(production: Production) -> tuple[str, str]:

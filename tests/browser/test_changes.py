@@ -53,6 +53,7 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
     """From a dashboard without servers to one with a model and data, and to one whose tracking server is gone again."""
     data = tmp_path / "4_pipeline" / "data"
     data.mkdir(parents=True)
+    shutil.copy(servers.settings.pipeline / "params.yaml", data.parent)
     version = registry.version()
     registry.remove()
     with contextlib.ExitStack() as stack:

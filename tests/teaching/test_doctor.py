@@ -54,7 +54,7 @@ def assert_found(check: str, verdict: str, *words: str) -> None:
     [finding] = [each for each in doctor.examine(Settings()) if each.check == check]
     assert (finding.verdict, bool(finding.next_step)) == (verdict, verdict != OK), finding
     for word in words:
-        assert word in f"{finding.state} {finding.next_step}"
+        assert word in f"{finding.found} {finding.next_step}"
 
 
 # -- all of it ---------------------------------------------------------------------------------------------------------

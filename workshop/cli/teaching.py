@@ -77,7 +77,7 @@ def doctor(as_json: bool) -> None:
         print_rows([asdict(finding) for finding in findings], as_json)
     for finding in findings if not as_json else ():
         next_step = f"\n    next: {typeable(finding.next_step)}" if finding.next_step else ""
-        click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.state}{next_step}")
+        click.echo(f"{DOCTOR_SIGNS[finding.verdict]} {finding.check}: {finding.found}{next_step}")
     if any(finding.verdict == WRONG for finding in findings):
         raise SystemExit(1)
 

@@ -34,7 +34,7 @@ class Finding:
 
     check: str
     verdict: str
-    state: str
+    found: str
     next_step: str = ""
 
 
