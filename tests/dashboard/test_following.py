@@ -13,7 +13,7 @@ from dashboard import app, follower, layout
 from dashboard.follower import Follower
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
-from workplace import wait_for
+from workplace import ROOT, wait_for
 
 from workshop.data.features import features, targets
 from workshop.models import lineage, registry
@@ -166,3 +166,24 @@ def test_data_that_goes_and_comes_back_is_reported(served, data_file, tmp_path, 
     (tmp_path / "germany.parquet").write_bytes(data_file.read_bytes())
     followed.poll()
     assert "data" not in followed.now.faults  # no tracking server answers here
+
+
+def test_parameters_that_cannot_be_read_are_a_fault_and_no_more(served, data_file, tmp_path, monkeypatch):
+    """The model stays in use while params.yaml is gone or broken; a new limit of the mean error counts at once."""
+    monkeypatch.setenv("WORKSHOP_ROOT", str(tmp_path))
+    file = tmp_path / "4_pipeline" / "params.yaml"
+    file.parent.mkdir()
+    monkeypatch.chdir(file.parent)
+    followed = Follower(data_file)
+    followed.now = served
+    good = (ROOT / "4_pipeline" / "params.yaml").read_text()
+    for content in (None, "promote: [", good.replace("max_bias_percent: 5.0", "max_bias_percent: much")):
+        if content is not None:
+            file.write_text(content)
+        followed.poll()
+        assert "parameters" in followed.now.faults
+        assert followed.now.predicted is not None
+    file.write_text(good.replace("max_bias_percent: 5.0", "max_bias_percent: 7.0"))
+    followed.poll()
+    assert "parameters" not in followed.now.faults
+    assert followed.now.max_bias_percent == 7.0
