@@ -62,8 +62,8 @@ def finish_run() -> str:
 
     settings = get_settings()
     csv = settings.root / "3_projects" / "germany.csv"
-    sample = read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample"
-    if sample and csv.parent.exists() and not csv.exists():
+    is_missing = csv.parent.exists() and not csv.exists()
+    if is_missing and read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample":
         from workshop.data.prepare import load_or_make  # imports pandera
 
         load_or_make(csv)
