@@ -1,0 +1,719 @@
+"""A registered model: which version is in production, how another one gets there, and the record of each move."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_gate import decision as verdicts
+from mlflow_gate import moves as record
+from mlflow_gate.contest import LEAST_BLOCKS, Contest
+from mlflow_gate.decision import Decision, Evaluation
+from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
+from mlflow_gate.learned import Learned, hash_of, key_of, keys_in, read_learned
+from mlflow_gate.moves import Move
+from mlflow_gate.rules import Rule, read_rules
+from mlflow_gate.scores import Scores
+from mlflow_gate.turns import turn
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+    from mlflow_gate.lineage import Link
+
+ANSWER_SECONDS = 3.0
+ATTEMPTS = 10  # while others move the alias between a decision and its move
+DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
+COMMIT_TAG = "mlflow.source.git.commit"
+KEPT_CHARACTERS = 500  # of a run's tag, in the record
+
+
+@dataclass(frozen=True)
+class Production:
+    """The version that the alias points at; ``move`` is the last move that brought it there.
+
+    ``tags`` are those of its run, ``moves`` counts how often the version came into production.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    model_uri: str
+    run_url: str = ""
+    move: Move = field(default_factory=lambda: Move(0, record.BY_HAND, ""))
+    tags: Mapping[str, str] = field(default_factory=dict)
+    moves: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Which version is in production, and whether the last decision in this tree says the same (None: no decision)."""
+
+    line: str
+    production: Production | None
+    agrees: bool | None
+
+    def __str__(self) -> str:
+        return self.line
+
+
+class Registry:
+    """A registered model of an MLflow server, and the gate before its alias.
+
+    ``evaluate(model, held_out)`` returns `Scores`. ``held_out`` is the data that models are judged on: a pandas object
+    whose index holds the key of each row, or a sequence of keys; or a function that returns one. ``rules`` are limits
+    by metric (``{"r2": {"min": 0.5}}``) or functions; ``contest`` is a `Contest` or its fields. ``tags`` are the
+    beginnings of those tags of a run that the record keeps in case the run is purged. ``decision`` is the file that
+    holds the last decision of this tree, ``candidate`` the one that names a candidate.
+
+    A model is loaded by `mlflow.pyfunc`; a subclass with another `load` serves other kinds, or loads more carefully.
+
+    >>> registry = Registry("doctest", rules={"accuracy": {"min": 0.8}})
+    >>> registry.production() is None, registry.history()
+    (True, [])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        alias: str = "production",
+        *,
+        evaluate: Callable[[Any, Any], Scores] | None = None,
+        held_out: Any = None,
+        rules: Mapping[str, Any] | None = None,
+        contest: Contest | Mapping[str, Any] | None = None,
+        tracking_uri: str | None = None,
+        tags: Sequence[str] = ("mlflow_gate.", COMMIT_TAG),
+        candidate: Path | str | None = None,
+        decision: Path | str | None = None,
+    ) -> None:
+        self.name, self.alias = name, alias
+        self.tracking_uri = tracking_uri
+        self.rules = read_rules(rules or {})
+        try:
+            self.contest = Contest(**contest) if isinstance(contest, Mapping) else contest
+        except TypeError as error:
+            expected = "metric, higher_is_better, min_gain, near_tie, alpha, max_gain, name"
+            raise ConfigError("The contest cannot be read.", value=error, expected=expected) from None
+        self.tags = tuple(tags)
+        self.candidate_file = Path(candidate) if candidate else None
+        self.decision_file = Path(decision) if decision else None
+        self._evaluate, self._held_out = evaluate, held_out
+        self._client: MlflowClient | None = None
+
+    # -- what may differ from one problem to another -------------------------------------------------------------------
+    def connect(self) -> MlflowClient:
+        """Return a client; raise ServerError within seconds when the tracking server does not answer."""
+        import mlflow
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
+        uri = self.tracking_uri or mlflow.get_tracking_uri()
+        if uri.startswith(("http://", "https://")):
+            import requests
+
+            try:
+                requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+            except requests.RequestException:
+                raise ServerError(
+                    "The MLflow tracking server does not answer.",
+                    value=_without_password(uri),
+                    expected=f"an answer within {ANSWER_SECONDS:g} s",
+                    next_step="start it, or set MLFLOW_TRACKING_URI",
+                ) from None
+        return mlflow.MlflowClient(uri)
+
+    def load(self, model_uri: str) -> Any:
+        """Load a model, of a run (`models:/m-...`) or of a version; raise whatever says why that is not possible."""
+        import mlflow
+
+        with _tracking(self.tracking_uri):
+            return mlflow.pyfunc.load_model(model_uri)
+
+    def learned(self, run_id: str, tags: Mapping[str, str]) -> Learned | None:
+        """Return what a run's model learned from; None when the run does not declare it (`log_learned`)."""
+        return read_learned(run_id, tags, self.client)
+
+    def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
+        """Return the first links of a model's lineage, up to its run."""
+        from mlflow_gate import lineage
+
+        return [lineage.data_link(run, tags), lineage.commit_link(tags)]
+
+    @property
+    def checks(self) -> dict[str, Callable[[Registry, dict[str, dict[str, str]]], str | None]]:
+        """What `verify` calls for each kind of link: a function of this and of all facts, which returns the trouble."""
+        from mlflow_gate import lineage
+
+        return dict(lineage.CHECKS)
+
+    # -- what is in production -----------------------------------------------------------------------------------------
+    @property
+    def client(self) -> MlflowClient:
+        """The client of the tracking server; made at the first use."""
+        if self._client is None:
+            self._client = self.connect()
+        return self._client
+
+    def production(self, known: Production | None = None) -> Production | None:
+        """Return the version in production, or None when there is none.
+
+        ``known`` is the last answer that the caller got: it is returned, after one request, if the alias has not moved.
+
+        >>> Registry("doctest").production() is None
+        True
+        """
+        version = self.version_in_production()
+        if version is None:
+            return None
+        number, moves = str(version.version), len(record.records_in([version]))
+        if known is not None and (known.version, known.run_id, known.moves) == (number, version.run_id or "", moves):
+            return known
+        run = self.find_run(version.run_id)
+        return Production(
+            name=self.name,
+            version=number,
+            run_id=version.run_id or "",
+            model_uri=self.uri_of(number),
+            run_url=self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else "",
+            move=self._complete(record.moves_in(self._versions(), number)[-1], run),
+            tags=tags_of(version, run),
+            moves=moves,
+        )
+
+    def version_in_production(self) -> ModelVersion | None:
+        """Return the version that carries the alias, with its tags; None when there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_model_version_by_alias(self.name, self.alias)
+        except MlflowException as error:
+            # The second is what MLflow says of an alias that the model does not have.
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+    def uri_of(self, version: str) -> str:
+        """Return a version's address; unlike the alias, it always leads to the same model."""
+        return f"models:/{self.name}/{version}"
+
+    def page(self, path: str) -> str:
+        """Return the address of a page in MLflow's UI; empty for a store without a server."""
+        uri = _without_password(self.client.tracking_uri)
+        return f"{uri.rstrip('/')}/#/{path}" if uri.startswith(("http://", "https://")) else ""
+
+    def find_run(self, run_id: str | None) -> Run | None:
+        """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id) if run_id else None
+        except MlflowException as error:
+            # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+    def history(self) -> list[Move]:
+        """Return all moves of the alias, oldest first; empty when nothing was ever in production.
+
+        >>> Registry("doctest").history()
+        []
+        """
+        versions = self._versions()
+        runs = {str(version.version): version.run_id for version in versions}
+        return [
+            move if move.scores else self._complete(move, self.find_run(runs.get(move.version)))
+            for move in record.moves_in(versions, self._current())
+        ]
+
+    def note(self) -> Move | None:
+        """Record a move of the alias by hand, for example in MLflow's UI, so that a rollback can return to it.
+
+        Return that move; None when there is none, or when it is recorded already.
+        """
+        last = next(reversed(record.moves_in(self._versions(), self._current())), None)
+        if last is None or last.recorded:
+            return None
+        with turn(self.client, self.name):
+            return self._record_manual_move()
+
+    def status(self, decision: Path | str | Mapping[str, Any] | None = None) -> Status:
+        """Return which version is in production, from where, and whether this tree's decision says the same.
+
+        ``decision`` is a `Decision` as JSON or its file, by default the one of this registry.
+
+        >>> print(Registry("doctest").status())
+        doctest: nothing is in production
+        """
+        now = self.production()
+        decided = _read_decision(decision if decision is not None else self.decision_file)
+        if now is None:
+            line = f"{self.name}: nothing is in production"
+        else:
+            commit, branch = now.tags.get(COMMIT_TAG, ""), now.move.run.get("branch", "")
+            origin = f"commit {commit[:10]}" if commit else "an unknown commit"
+            origin += f" (branch {branch})" if branch else ""
+            since = f" since {now.move.when}" if now.move.when else ""
+            score = f", {now.move.metric or 'score'} {now.move.score}" if now.move.score else ""
+            line = f"{now} is in production{since}, {now.move.action}, from {origin}{score}"
+        if decided is None:
+            return Status(line, now, None)
+        named = (decided.get("production") or {}).get("version")
+        agrees = named == (now.version if now else None)
+        words = f"version {named}" if named else "nothing"
+        line += (
+            "; this tree's decision says the same" if agrees else f"; this tree's decision left {words} in production"
+        )
+        return Status(line + ("" if agrees else ": decide again"), now, agrees)
+
+    # -- the gate ------------------------------------------------------------------------------------------------------
+    def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
+        """Put the model of a run before the gate and return the decision, and what is in production. Nothing changes.
+
+        If the champion learned from some of the held-out rows, both are scored on the other ones, as long as these fill
+        six blocks. Raises ModelError when there is no such run or model, ConfigError for rules that cannot be applied.
+        """
+        run, model_uri = self._candidate(run_id, model_uri)
+        champion = self.production()
+        versions = self._versions()
+        held_out = self._held_out() if callable(self._held_out) else self._held_out
+        if self._evaluate is None or held_out is None:
+            expected = "Registry(name, evaluate=..., held_out=...)"
+            raise ConfigError("A gate needs a function that scores, and held-out data.", expected=expected)
+        its_learned = self.learned(run_id, run.data.tags)
+        if champion is not None and champion.run_id == run_id:
+            return self._kept(self.evaluate(model_uri, its_learned, held_out), champion), champion
+        other = self.learned(champion.run_id, champion.tags) if champion else None
+        if champion and other and its_learned and other.population == its_learned.population:
+            fresh = [not other.knows(key) for key in keys_in(held_out)]
+            rest = held_out if all(fresh) else _select(held_out, fresh)
+            if 0 < sum(fresh) < len(fresh):
+                scored = self.evaluate(model_uri, its_learned, rest)
+                if scored.scores is None or len(scored.scores.blocks) >= LEAST_BLOCKS:
+                    held_out = rest
+        elif other:
+            other = replace(other, rows=frozenset())  # of another population
+        candidate = self.evaluate(model_uri, its_learned, held_out)
+        beaten = self.evaluate(champion.model_uri, other, held_out) if champion else None
+        decision = verdicts.decide(candidate, beaten, self.rules, self.contest)
+        made = {str(version.version) for version in versions if version.run_id == run_id}
+        if veto := record.veto_on(made, record.moves_in(versions, champion.version if champion else None)):
+            value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
+            step = "send another candidate, or overrule the rollback with --force --why"
+            rule = Rule(verdicts.VETO, value, "not rolled back from", passed=False, next_step=step)
+            reason = decision.reason if not decision.promoted else "refused: "
+            reason = "; ".join(filter(None, [reason.removesuffix("refused: ").strip(), str(rule)]))
+            reason = reason if reason.startswith("refused: ") else f"refused: {reason}"
+            decision = replace(decision, promoted=False, reason=reason, rules=(*decision.rules, rule))
+        return decision, champion
+
+    def evaluate(self, model_uri: str, learned: Learned | None, held_out: Any) -> Evaluation:
+        """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
+        assert self._evaluate is not None  # noqa: S101 - `judge` has checked it
+        facts: dict[str, Any] = {"is_declared": learned is not None}
+        if learned is not None:
+            facts |= {"learned_rows": sum(map(learned.knows, keys_in(held_out))), "source": learned.source}
+        try:
+            scores = self._evaluate(self.load(model_uri), held_out)
+        except (ServerError, ConfigError):
+            raise
+        except Exception as error:  # noqa: BLE001 - a model's own code may raise anything: that is a finding on it
+            self.connect()  # raises when the server is gone, which says nothing about the model
+            return Evaluation(trouble=_trouble(error), **facts)
+        if not isinstance(scores, Scores):
+            raise ConfigError("The function that scores returned no Scores.", value=repr(scores)[:200])
+        keys = sorted(keys_in(held_out))
+        period = (key_of(keys[0]), key_of(keys[-1])) if keys else None
+        named = replace(scores, held_out=hash_of(held_out), period=scores.period or period, rows=len(keys))
+        return Evaluation(named, **facts)
+
+    def promote(
+        self,
+        run_id: str,
+        model_uri: str | None = None,
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+        why: str = "",
+        even_in_experiment: bool = False,
+    ) -> Decision:
+        """Put the model of a run before the gate; register it and move the alias to it when it passes.
+
+        A run that was promoted before keeps its version. When the model in production changes meanwhile, the candidate
+        is compared with the new one. With ``force`` a person overrules the gate, which needs ``why``. In an experiment
+        of DVC nothing moves, unless ``even_in_experiment``. Errors are those of `judge`; also Conflict.
+
+        >>> Registry("doctest").promote("0" * 32)
+        Traceback (most recent call last):
+            ...
+        mlflow_gate.errors.ModelError: There is no such run.
+          found:    00000000000000000000000000000000
+          next:     look for it in MLflow; MLFLOW_TRACKING_URI names the server
+        """
+        if force and not why.strip():
+            raise ConfigError(
+                "A forced promotion needs a reason.", expected='force=True, why="..." (--force --why "...")'
+            )
+        signed = record.provenance(why)
+        experiment = None if even_in_experiment else experiment_of_dvc()
+        for attempt in range(ATTEMPTS):
+            decision, champion = self.judge(run_id, model_uri)
+            decision = verdicts.force(decision) if force else decision
+            decision = replace(verdicts.hold(decision, experiment), run_id=run_id)
+            is_kept = champion is not None and champion.run_id == run_id
+            if dry_run or is_kept or not decision.promoted:
+                return replace(decision, production=_identity(champion))
+            try:
+                moved = self._apply(decision, run_id, self._candidate(run_id, model_uri)[1], champion, signed)
+                return replace(decision, production=_identity(moved))
+            except Conflict:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError  # never reached
+
+    def rollback(self, to: str | None = None, why: str = "") -> Production:
+        """Bring back what was in production before, or the version ``to``; return what is now in production.
+
+        The version is loaded first. Each rollback goes one step further back. The run that was in production is refused
+        by the gate from then on (see the README). Raises ModelError when there is no such version, it never was in
+        production, or it cannot be loaded; Conflict when the alias moves meanwhile.
+
+        >>> Registry("doctest").rollback()
+        Traceback (most recent call last):
+            ...
+        mlflow_gate.errors.ModelError: Nothing was ever in production.
+          next:     promote a model
+        """
+        signed, before = record.provenance(why), self.production()
+        moves = self.history()
+        target = self._target(to, moves, before.version if before else None)
+        self._check_loads(target)  # may take minutes, so before the turn
+        with turn(self.client, self.name) as keep:
+            self._check_unchanged(before)
+            self._record_manual_move()
+            moves, current = self.history(), self._current()
+            last = {move.version: move for move in moves}  # the last move that brought each version
+            action = record.ROLLED_BACK if target in record.line_of(moves) else record.RESTORED
+            reason = f"{action}{f' from version {current}' if current else ''} to version {target}"
+            reason += self._source_changed(target, before)
+            self._move(
+                Move(
+                    number=0,
+                    action=action,
+                    version=target,
+                    **signed,
+                    reason=reason,
+                    replaced=current,
+                    scores=last[target].scores,
+                    held_out=last[target].held_out,
+                    metric=last[target].metric,
+                    run=last[target].run,
+                ),
+                keep,
+            )
+            return self.production()  # type: ignore[return-value] # the alias was just set
+
+    # -- lineage -------------------------------------------------------------------------------------------------------
+    def lineage(self, subject: str | None = None) -> list[Link]:
+        """Return where a model comes from, link by link: data, commit, run, environment, model, decision, production.
+
+        The subject is a version (`3`, `NAME/3`), a run's id, a file that names a version, or None for the model in
+        production. Raises ModelError when there is no such thing.
+
+        >>> Registry("doctest").lineage()
+        Traceback (most recent call last):
+            ...
+        mlflow_gate.errors.ModelError: No model is in production.
+          next:     promote a model; or name a version or a run
+        """
+        from mlflow_gate import lineage
+
+        return lineage.trace(self, subject)
+
+    def verify(self, links: Sequence[Link]) -> list[Link]:
+        """Return links, each with a `trouble` when what it names is gone, or is not what it was.
+
+        >>> Registry("doctest").verify([])
+        []
+        """
+        facts = {link.kind: link.facts for link in links}
+        checks = self.checks
+        return [
+            replace(link, trouble=checks[link.kind](self, facts)) if link.known and link.kind in checks else link
+            for link in links
+        ]
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+    def _current(self) -> str | None:
+        version = self.version_in_production()
+        return str(version.version) if version else None
+
+    def _versions(self) -> list[ModelVersion]:
+        quoted = self.name.replace("'", "''")
+        found: list[ModelVersion] = []
+        token: str | None = None
+        while token or not found:
+            page = self.client.search_model_versions(f"name='{quoted}'", page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                break
+        return found
+
+    def _complete(self, move: Move, run: Run | None) -> Move:
+        """Return a move with scores: a move by hand has only those that the version's run logged."""
+        if move.scores or run is None:
+            return move
+        finite = {name: round(value, 6) for name, value in run.data.metrics.items() if math.isfinite(value)}
+        first = self.contest.metric if self.contest else ""
+        return replace(move, scores=finite, metric=first if first in finite else "")
+
+    def _candidate(self, run_id: str, model_uri: str | None) -> tuple[Run, str]:
+        """Return the run, and the address of the model that it logged; raise ModelError for another's."""
+        run = self.find_run(run_id)
+        if run is None:
+            step = "look for it in MLflow; MLFLOW_TRACKING_URI names the server"
+            raise ModelError("There is no such run.", value=run_id, next_step=step)
+        logged = [f"models:/{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
+        if model_uri is None and len(logged) == 1:
+            return run, logged[0]
+        if model_uri is None or model_uri not in logged:
+            raise ModelError(
+                "The candidate's model was logged by another run." if model_uri else "Which model of the run is meant?",
+                value=model_uri or f"the run logged {len(logged)}",
+                expected=f"a model of the run {run_id}: {', '.join(logged) or 'it has none'}",
+                next_step="log one in the run: mlflow.<flavor>.log_model(model, name='model')" if not logged else None,
+            )
+        return run, model_uri
+
+    def _kept(self, again: Evaluation, champion: Production) -> Decision:
+        """Return the decision of the promotion of what is in production, with a note on how it does now."""
+        move = champion.move
+        now = verdicts.decide(again, None, self.rules, self.contest)
+        metric = self.contest.metric if self.contest else next(iter(again.scores.metrics if again.scores else []), "")
+        figure = f"{metric} {again.scores.metrics.get(metric, math.nan):.4f}" if again.scores else again.trouble
+        period = " to ".join(again.scores.period) if again.scores and again.scores.period else ""
+        verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
+        today = record.provenance("")["when"]
+        note = f"decided again {today}: it is in production already; {figure}{f' on {period}' if period else ''}; {verdict}"
+        promoted = move.action in (record.PROMOTED, record.FORCED)
+        rules = tuple(Rule(**rule) for rule in move.rules) or now.rules
+        reason = move.reason or f"it came into production {move.action}, without the gate"
+        kept = replace(now, promoted=promoted, reason=reason, rules=rules, notes=(note,), champion=again.scores)
+        return replace(kept, forced=move.action == record.FORCED)
+
+    def _apply(
+        self, decision: Decision, run_id: str, model_uri: str, replaced: Production | None, signed: dict[str, Any]
+    ) -> Production:
+        """Register the candidate's model, unless its run has a version, and move the alias to it."""
+        from mlflow.exceptions import MlflowException
+
+        if not decision.promoted:
+            raise Refused("The gate refused the candidate.", value=decision.reason)
+        run = self.find_run(run_id)
+        with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
+            self.client.create_registered_model(self.name)
+        with turn(self.client, self.name) as keep:
+            self._check_unchanged(replaced)
+            self._record_manual_move()
+            version = self._version_of(run_id, model_uri, decision)
+            candidate = decision.candidate.as_dict() if decision.candidate else {}
+            held_out = {
+                "hash": candidate.get("held_out"),
+                "period": candidate.get("period"),
+                "rows": candidate.get("rows"),
+            }
+            tags = run.data.tags if run else {}
+            kept = {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
+            move = Move(
+                number=0,
+                action=record.FORCED if decision.forced else record.PROMOTED,
+                version=version,
+                **signed,
+                reason=decision.reason,
+                replaced=replaced.version if replaced else None,
+                scores=_rounded(decision.candidate),
+                replaced_scores=_rounded(decision.champion),
+                held_out=held_out,
+                metric=self.contest.metric if self.contest else "",
+                rules=decision.as_dict()["rules"],
+                run=kept | ({"branch": branch} if (branch := _git("branch", "--show-current")) else {}),
+            )
+            self._move(move, keep)
+            return self.production()  # type: ignore[return-value] # the alias was just set
+
+    def _version_of(self, run_id: str, model_uri: str, decision: Decision) -> str:
+        made = [each for each in self._versions() if each.run_id == run_id and each.source == model_uri]
+        if made:
+            return str(max(made, key=lambda version: int(version.version)).version)
+        version = self.client.create_model_version(
+            self.name,
+            source=model_uri,
+            run_id=run_id,
+            model_id=model_uri.removeprefix("models:/"),
+            description=decision.reason[:DESCRIPTION_CHARACTERS],
+            await_creation_for=0,  # it exists when the server has answered
+        )
+        return str(version.version)
+
+    def _record_manual_move(self) -> Move | None:
+        """Write down a move that was made by hand; the caller has the turn."""
+        versions = self._versions()
+        last = next(reversed(record.moves_in(versions, self._current())), None)
+        if last is None or last.recorded:
+            return None
+        self._write(record.next_number(versions), last, done=True)
+        return last
+
+    def _move(self, move: Move, keep: Callable[[], None]) -> None:
+        """Record a move and make it; the caller has the turn."""
+        number = record.next_number(self._versions())
+        self._write(number, move, done=False)
+        keep()
+        self.client.set_registered_model_alias(self.name, self.alias, move.version)
+        self._write(number, move, done=True)
+
+    def _write(self, number: int, move: Move, *, done: bool) -> None:
+        tag = f"{record.MOVE_TAG}{number:06d}"
+        self.client.set_model_version_tag(self.name, move.version, tag, record.text_of(move, done=done))
+
+    def _check_loads(self, version: str) -> None:
+        try:
+            self.load(self.uri_of(version))
+        except GateError:
+            raise
+        except Exception as error:
+            self.connect()  # raises when the server is gone
+            what = f"Version {version} cannot be loaded, so the alias stays."
+            raise ModelError(
+                what, value=_trouble(error), next_step="mlflow-gate history; roll back to another"
+            ) from error
+
+    def _check_unchanged(self, expected: Production | None) -> None:
+        """Raise Conflict unless the alias is where it was when the decision was made."""
+        before, after = expected.version if expected else None, self._current()
+        if before != after:
+            raise Conflict(
+                "The model in production has changed since the decision.",
+                value=f"version {after}" if after else "nothing",
+                expected=f"version {before}, as before" if before else "nothing, as before",
+                next_step="mlflow-gate history; then try again",
+            )
+
+    def _target(self, to: str | None, moves: list[Move], current: str | None) -> str:
+        """Return the version to go back to; raise ModelError, which names those that are possible."""
+        possible = sorted({move.version for move in moves} - {current or ""}, key=int)
+        if not moves:
+            raise ModelError("Nothing was ever in production.", next_step="promote a model")
+        line = record.line_of(moves)
+        version = str(to) if to is not None else line[-1] if current is None else ([None, *line])[-2]
+        if version in possible:
+            return version  # type: ignore[return-value] # None is not possible
+        if version is None:
+            what = f"Nothing was in production before version {current}."
+        elif version == current:
+            what = f"Version {version} is in production already."
+        else:
+            what = f"Version {version} was never in production, or was deleted: it has to pass the gate."
+        raise ModelError(
+            what,
+            expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",
+            next_step=f"mlflow-gate rollback {self.name} --to {possible[-1]}" if possible else "promote a model",
+        )
+
+    def _source_changed(self, target: str, before: Production | None) -> str:
+        """Return the words on another source of data than that of the model that goes; empty for the same one."""
+        version = self.client.get_model_version(self.name, target)
+        tags = tags_of(version, self.find_run(version.run_id))
+        now = self.learned(before.run_id, before.tags) if before else None
+        then = self.learned(version.run_id or "", tags)
+        if now is None or then is None or now.source == then.source:
+            return ""
+        return (
+            f"; it learned from {then.source or 'an unnamed source'}, the other from {now.source or 'an unnamed one'}"
+        )
+
+
+def tags_of(version: ModelVersion, run: Run | None) -> dict[str, str]:
+    """Return the tags of a version's run, and those that the record kept in case the run was purged."""
+    kept = [move.run for _, move, _ in record.records_in([version])]
+    return (kept[-1] if kept else {}) | (run.data.tags if run else {})
+
+
+def experiment_of_dvc() -> str | None:
+    """Return the name of the experiment of DVC (`dvc exp run`) in which this runs; None outside one."""
+    return os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV") or None
+
+
+def _select(held_out: Any, kept: list[bool]) -> Any:
+    if hasattr(held_out, "iloc"):
+        return held_out[kept]
+    return [row for row, keep in zip(held_out, kept, strict=True) if keep]
+
+
+def _rounded(scores: Scores | None) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in scores.as_dict()["metrics"].items()} if scores else {}
+
+
+def _identity(production: Production | None) -> dict[str, Any]:
+    if production is None:
+        return {}
+    return {name: getattr(production, name) for name in ("name", "version", "run_id", "model_uri")}
+
+
+def _trouble(error: Exception) -> str:
+    words = getattr(error, "what", None)
+    return f"{words} {error.value}" if words and hasattr(error, "value") else f"{type(error).__name__}: {error!s:.300}"
+
+
+def _read_decision(decision: Path | str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if decision is None or isinstance(decision, Mapping):
+        return decision
+    try:
+        return json.loads(Path(decision).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        expected = "JSON as `Decision.as_dict` returns it"
+        raise ConfigError(f"{decision} holds no decision.", value=error, expected=expected) from None
+
+
+def _git(*command: str) -> str:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            ["git", *command], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()  # fmt: skip
+    return ""
+
+
+def _without_password(uri: str) -> str:
+    scheme, mark, rest = uri.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark and "@" in rest.partition("/")[0] else uri
+
+
+@contextlib.contextmanager
+def _tracking(uri: str | None) -> Any:
+    """Let MLflow's functions use the server of a registry that names one."""
+    import mlflow
+
+    if uri is None or uri == mlflow.get_tracking_uri():
+        yield
+        return
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
