@@ -4,6 +4,7 @@ Elsewhere, such as on a hub, JupyterLab finds the file once its folder is in JUP
 """
 
 import asyncio
+import atexit
 import os
 import subprocess
 import sys
@@ -64,12 +65,14 @@ class StartPageManager(AsyncLargeFileManager):
     async def _write_page(self):
         quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         check, deadline = subprocess.Popen(["workshop", "check"], cwd=settings.root, **quiet), time.monotonic() + 60
+        atexit.register(check.kill)  # a loop that is stopped does not come to `finally`
         try:
             while check.poll() is None and time.monotonic() < deadline and not self.parent._stopping:
                 await asyncio.sleep(0.1)
         finally:
             check.kill()
             check.wait()
+            atexit.unregister(check.kill)
         if self.parent._stopping:  # a thread that reads the file now would keep Jupyter from ending
             raise HTTPError(503, "Jupyter is stopping")
 
