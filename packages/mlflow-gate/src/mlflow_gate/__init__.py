@@ -27,7 +27,7 @@ _MODULES = {
     "Move": "moves", "Production": "registry", "Registry": "registry", "Status": "registry", "Rule": "rules",
     "Scores": "scores",
 }  # fmt: skip
-__all__ = [  # noqa: PLE0604 - the names of the table above
+__all__ = [
     "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Follower", "GateError", "Learned", "Link",
     "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status", "decide",
     "log_learned",

@@ -20,8 +20,8 @@ PAIRED_TEST = "paired test of the blocks' errors (probability)"
 class Contest:
     """How a candidate beats the model in production: by a gain in ``metric``, and in a near-tie by a paired test, too.
 
-    A gain must be more than ``min_gain``. Where both lie within ``near_tie``, the errors of the blocks decide: one-sided
-    Wilcoxon signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83) at the level ``alpha``. Without `min_gain` that
+    A gain must be more than ``min_gain``. Where both lie within ``near_tie``, the errors of the blocks decide: a
+    one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83) at the level ``alpha``. Without `min_gain` that
     test alone decides a near-tie. A gain beyond ``max_gain``, if given, is too good to be true, and refused.
 
     >>> Contest("error_rate", higher_is_better=False, near_tie=0.01).gain(0.12, champion=0.15)
@@ -87,7 +87,7 @@ class Contest:
 def chance_of_better(candidate: Mapping[str, float], champion: Mapping[str, float]) -> float | None:
     """Return the probability that a candidate's errors are this much smaller by chance alone, block by block.
 
-    None with fewer than six blocks: then nothing can be shown. Blocks of equal errors are left out beforehand; with them
+    None with fewer than six blocks: then nothing can be shown. Blocks of equal errors are left out first; with them
     SciPy takes the normal distribution instead of the exact one, and four blocks are enough to get under 0.05. Where
     fewer than six differ, the probability is 1.
 

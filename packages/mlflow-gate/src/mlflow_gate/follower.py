@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from mlflow_gate.registry import Production, Registry
 
@@ -18,18 +18,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Serving:
-    """What is served: a version and its model; ``trouble`` says why these are not up to date, or is None."""
+    """What is served: a version and its model; ``trouble`` says why these are not up to date, or is None.
+
+    ``found`` is the version at the alias, which with trouble is another one; ``error`` is what was raised.
+    """
 
     production: Production | None = None
     model: Any = None
     trouble: str | None = None
     error: Exception | None = None
+    found: Production | None = None
 
 
 class Follower:
     """Follow the alias of a registry; ``now`` is always there, and keeps the last model that works.
 
-    Every ``interval`` seconds one request asks where the alias points. A new version is loaded with ``load(production)``
+    Every ``interval`` seconds one request asks where the alias points. A new version is loaded by ``load(production)``
     (by default `Registry.load`) and given to ``check(model)``, which raises for one that cannot predict. Then the model
     in use is replaced as a whole; when loading or check fails, it stays, and ``now.trouble`` says so.
 
@@ -53,7 +57,7 @@ class Follower:
         self._failed: tuple[tuple[str, str] | None, float] = (None, 0.0)  # a version, and when to try it again
         self._stopped = threading.Event()
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> Self:
         """Poll once, then follow in a thread until the block ends."""
         self.start()
         return self
@@ -82,7 +86,7 @@ class Follower:
             return self._keep("Nothing is in production.")
         identity = (found.version, found.run_id)  # with the run's id, since a wiped registry counts from 1 again
         if current is not None and identity == (current.version, current.run_id):
-            self.now = Serving(found, self.now.model)
+            self.now = Serving(found, self.now.model, found=found)
         elif self._failed[0] != identity or time.monotonic() >= self._failed[1]:
             try:
                 model = self._load(found)
@@ -90,15 +94,16 @@ class Follower:
                     self._check(model)
             except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
                 self._failed = identity, time.monotonic() + RETRY_SECONDS
-                return self._keep(f"Version {found.version} is in production but cannot be used: {error!s:.500}", error)
-            self.now = Serving(found, model)
+                words = f"Version {found.version} is in production but cannot be used: {error!s:.500}"
+                return self._keep(words, error, found)
+            self.now = Serving(found, model, found=found)
             log.info("%s is in use", found)
         return self.now
 
-    def _keep(self, trouble: str, error: Exception | None = None) -> Serving:
+    def _keep(self, trouble: str, error: Exception | None = None, found: Production | None = None) -> Serving:
         if trouble != self.now.trouble:
             log.warning("%s", trouble)
-        self.now = Serving(self.now.production, self.now.model, trouble, error)
+        self.now = Serving(self.now.production, self.now.model, trouble, error, found)
         return self.now
 
     def _follow(self) -> None:

@@ -211,7 +211,7 @@ def environment_link(registry: Registry, model_uri: str) -> Link:
             try:
                 uri = registry.client.tracking_uri
                 text = Path(download_artifacts(f"{model_uri}/{name}", dst_path=folder, tracking_uri=uri)).read_text()
-            except Exception:  # noqa: BLE001 - a version that was registered by hand may be anywhere
+            except Exception:  # noqa: BLE001, S112 - a version that was registered by hand may be anywhere
                 continue
             pinned = re.findall(r"^([\w.-]+(?:\[[\w,]+\])?) *== *([^\s;]+)", text, re.MULTILINE)
             python = re.findall(r"^python: *['\"]?([\d.]+)", text, re.MULTILINE)
@@ -258,7 +258,7 @@ def _production(version: str, moves: list[Move], *, is_current: bool) -> Link:
 
 
 # -- whether the links still hold --------------------------------------------------------------------------------------
-def check_data(registry: Registry, facts: Facts) -> str | None:
+def check_data(_registry: Registry, facts: Facts) -> str | None:
     """Look for each file, by its hash, under the working folder and in DVC's cache."""
     lost = []
     for name, md5 in facts["data"].items():
@@ -276,7 +276,7 @@ def has_data(file: Path, md5: str, folder: Path | None = None) -> bool:
     return any(place.is_file() and _md5(place) == md5 for place in places)
 
 
-def check_commit(registry: Registry, facts: Facts) -> str | None:
+def check_commit(_registry: Registry, facts: Facts) -> str | None:
     """Look for the commit in the repository of the working folder."""
     commit = facts["commit"]["commit"]
     if shutil.which("git") is None:

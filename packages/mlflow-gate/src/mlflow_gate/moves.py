@@ -31,7 +31,7 @@ REASON_CHARACTERS = 10_000
 
 @dataclass(frozen=True)
 class Move:
-    """One move of the alias; ``action`` is `promoted`, `forced`, `rolled back`, `restored` (to a later version), `by hand`.
+    """One move of the alias; ``action`` is `promoted`, `forced`, `rolled back`, `restored` or `by hand`.
 
     ``number`` is its place in the history, ``when`` ISO 8601 in UTC. ``scores`` are those of the version that came,
     ``replaced_scores`` those of the version that went, both on ``held_out`` (`hash`, `period`, `rows`), and ``metric``

@@ -307,7 +307,10 @@ class Registry:
             other = replace(other, rows=frozenset())  # of another population
         candidate = self.evaluate(model_uri, its_learned, held_out)
         beaten = self.evaluate(champion.model_uri, other, held_out) if champion else None
-        decision = verdicts.decide(candidate, beaten, self.rules, self.contest)
+        contest = self.contest
+        if contest and other and its_learned and other.source != its_learned.source:
+            contest = replace(contest, max_gain=None)  # a model of other data does not say what is to be believed
+        decision = verdicts.decide(candidate, beaten, self.rules, contest)
         made = {str(version.version) for version in versions if version.run_id == run_id}
         if veto := record.veto_on(made, record.moves_in(versions, champion.version if champion else None)):
             value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
@@ -321,7 +324,7 @@ class Registry:
 
     def evaluate(self, model_uri: str, learned: Learned | None, held_out: Any) -> Evaluation:
         """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
-        assert self._evaluate is not None  # noqa: S101 - `judge` has checked it
+        assert self._evaluate is not None
         facts: dict[str, Any] = {"is_declared": learned is not None}
         if learned is not None:
             facts |= {"learned_rows": sum(map(learned.knows, keys_in(held_out))), "source": learned.source}
@@ -507,7 +510,7 @@ class Registry:
         period = " to ".join(again.scores.period) if again.scores and again.scores.period else ""
         verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
         today = record.provenance("")["when"]
-        note = f"decided again {today}: it is in production already; {figure}{f' on {period}' if period else ''}; {verdict}"
+        note = f"decided again {today}, it is in production already: {figure}{f' on {period}' if period else ''}; {verdict}"
         promoted = move.action in (record.PROMOTED, record.FORCED)
         rules = tuple(Rule(**rule) for rule in move.rules) or now.rules
         reason = move.reason or f"it came into production {move.action}, without the gate"
