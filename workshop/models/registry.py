@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class Registry(mlflow_gate.Registry):
 
     def load(self, model_uri: str) -> Any:
         """Load a model without running its code; raise ModelError when it cannot be trusted."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's words on this machine's processor
         from workshop.models import storage  # imports scikit-learn
 
         return storage.load(model_uri, self.client)

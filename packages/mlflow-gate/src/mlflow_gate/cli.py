@@ -66,7 +66,7 @@ def promote(candidate: str | None, module: str | None, dry_run: bool, **options:
     from mlflow_gate.settings import find_registry
 
     registry = find_registry(module=module)
-    chosen = _read_candidate(candidate or registry.candidate_file)
+    chosen: dict[str, Any] = _read_candidate(candidate or registry.candidate_file)
     click.echo("the gate scores the candidate and the model in production", err=True)
     decision = registry.promote(**chosen, dry_run=dry_run, **options)
     print_rows(decision.table)

@@ -21,8 +21,9 @@ class Contest:
     """How a candidate beats the model in production: by a gain in ``metric``, and in a near-tie by a paired test, too.
 
     A gain must be more than ``min_gain``. Where both lie within ``near_tie``, the errors of the blocks decide: a
-    one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83) at the level ``alpha``. Without `min_gain` that
-    test alone decides a near-tie. A gain beyond ``max_gain``, if given, is too good to be true, and refused.
+    one-sided Wilcoxon signed-rank test (Biometrics Bulletin 1945, 1(6), 80-83) at the level ``alpha``. Without
+    `min_gain` that test alone decides a near-tie. A gain beyond ``max_gain``, if given, is too good to be true, and
+    refused.
 
     >>> Contest("error_rate", higher_is_better=False, near_tie=0.01).gain(0.12, champion=0.15)
     0.03

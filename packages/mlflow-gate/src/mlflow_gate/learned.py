@@ -83,7 +83,7 @@ def read_learned(run_id: str, tags: Mapping[str, str], client: MlflowClient) -> 
 
     try:
         facts = json.loads(tags[LEARNED_TAG])
-        words = {name: str(facts[name]) for name in ("source", "population")}
+        words: dict[str, Any] = {name: str(facts[name]) for name in ("source", "population")}
         if facts["span"]:
             return Learned(key_of(facts["first"]), key_of(facts["last"]), **words)
         rows = frozenset(_read_rows(run_id, client).split())

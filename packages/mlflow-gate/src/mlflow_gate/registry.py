@@ -272,11 +272,10 @@ class Registry:
             return Status(line, now, None)
         named = (decided.get("production") or {}).get("version")
         agrees = named == (now.version if now else None)
-        words = f"version {named}" if named else "nothing"
-        line += (
-            "; this tree's decision says the same" if agrees else f"; this tree's decision left {words} in production"
-        )
-        return Status(line + ("" if agrees else ": decide again"), now, agrees)
+        line += f"; this tree's decision: {decided.get('reason')}"
+        if not agrees:
+            line += f"; that left version {named} in production: decide again" if named else ": decide again"
+        return Status(line, now, agrees)
 
     # -- the gate ------------------------------------------------------------------------------------------------------
     def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
@@ -507,10 +506,10 @@ class Registry:
         now = verdicts.decide(again, None, self.rules, self.contest)
         metric = self.contest.metric if self.contest else next(iter(again.scores.metrics if again.scores else []), "")
         figure = f"{metric} {again.scores.metrics.get(metric, math.nan):.4f}" if again.scores else again.trouble
-        period = " to ".join(again.scores.period) if again.scores and again.scores.period else ""
         verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
         today = record.provenance("")["when"]
-        note = f"decided again {today}, it is in production already: {figure}{f' on {period}' if period else ''}; {verdict}"
+        period = f" on {' to '.join(again.scores.period)}" if again.scores and again.scores.period else ""
+        note = f"decided again {today}, it is in production already: {figure}{period}; {verdict}"
         promoted = move.action in (record.PROMOTED, record.FORCED)
         rules = tuple(Rule(**rule) for rule in move.rules) or now.rules
         reason = move.reason or f"it came into production {move.action}, without the gate"
@@ -623,7 +622,7 @@ class Registry:
         line = record.line_of(moves)
         version = str(to) if to is not None else line[-1] if current is None else ([None, *line])[-2]
         if version in possible:
-            return version  # type: ignore[return-value] # None is not possible
+            return version
         if version is None:
             what = f"Nothing was in production before version {current}."
         elif version == current:
