@@ -112,7 +112,10 @@ def _answer(snapshot: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
     table = predictions.table(rows[["utc_timestamp"]], *snapshot.predict_with_band(rows)).assign(capacity=origin)
     production = snapshot.production
     return {
-        "model": {name: getattr(production, name) for name in ("name", "version", "run_id", "learned_from")},
+        "model": {
+            **{name: getattr(production, name) for name in ("name", "version", "run_id")},
+            "learned_from": learned_from(production.tags),
+        },
         "coverage": snapshot.model.coverage,
         "rows": table.to_dict("records"),
     }

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mlflow_gate.registry import Production, Registry
+from mlflow_gate.alias import Production
+from mlflow_gate.registry import Registry
 
 RETRY_SECONDS = 15.0  # before a version that failed is tried again
 

@@ -111,7 +111,7 @@ def of_version(registry: Registry, version: str) -> list[Link]:
     """Return the chain of a registered version, the data first."""
     from mlflow.exceptions import MlflowException
 
-    from mlflow_gate.registry import tags_of
+    from mlflow_gate.alias import tags_of
 
     try:
         registered = registry.client.get_model_version(registry.name, version)

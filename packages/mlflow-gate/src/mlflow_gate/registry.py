@@ -8,12 +8,13 @@ import math
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_gate import decision as verdicts
 from mlflow_gate import moves as record
+from mlflow_gate.alias import Alias, Production, tags_of
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
@@ -24,37 +25,14 @@ from mlflow_gate.scores import Scores
 from mlflow_gate.turns import turn
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
     from mlflow_gate.lineage import Link
 
-ANSWER_SECONDS = 3.0
 ATTEMPTS = 10  # while others move the alias between a decision and its move
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
 COMMIT_TAG = "mlflow.source.git.commit"
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
-
-
-@dataclass(frozen=True)
-class Production:
-    """The version that the alias points at; ``move`` is the last move that brought it there.
-
-    ``tags`` are those of its run, ``moves`` counts how often the version came into production.
-    """
-
-    name: str
-    version: str
-    run_id: str
-    model_uri: str
-    run_url: str = ""
-    move: Move = field(default_factory=lambda: Move(0, record.BY_HAND, ""))
-    tags: Mapping[str, str] = field(default_factory=dict)
-    moves: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.name} version {self.version}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +47,7 @@ class Status:
         return self.line
 
 
-class Registry:
+class Registry(Alias):
     """A registered model of an MLflow server, and the gate before its alias.
 
     ``evaluate(model, held_out)`` returns `Scores`. ``held_out`` is the data that models are judged on: a pandas object
@@ -99,41 +77,20 @@ class Registry:
         candidate: Path | str | None = None,
         decision: Path | str | None = None,
     ) -> None:
-        self.name, self.alias = name, alias
-        self.tracking_uri = tracking_uri
+        super().__init__(name, alias, tracking_uri)
         self.rules = read_rules(rules or {})
         try:
             self.contest = Contest(**contest) if isinstance(contest, Mapping) else contest
         except TypeError as error:
             expected = "metric, higher_is_better, min_gain, near_tie, alpha, max_gain, name"
             raise ConfigError("The contest cannot be read.", value=error, expected=expected) from None
+        self.metric = self.contest.metric if self.contest else ""
         self.tags = tuple(tags)
         self.candidate_file = Path(candidate) if candidate else None
         self.decision_file = Path(decision) if decision else None
         self._evaluate, self._held_out = evaluate, held_out
-        self._client: MlflowClient | None = None
 
     # -- what may differ from one problem to another -------------------------------------------------------------------
-    def connect(self) -> MlflowClient:
-        """Return a client; raise ServerError within seconds when the tracking server does not answer."""
-        import mlflow
-
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
-        uri = self.tracking_uri or mlflow.get_tracking_uri()
-        if uri.startswith(("http://", "https://")):
-            import requests
-
-            try:
-                requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
-            except requests.RequestException:
-                raise ServerError(
-                    "The MLflow tracking server does not answer.",
-                    value=_without_password(uri),
-                    expected=f"an answer within {ANSWER_SECONDS:g} s",
-                    next_step="start it, or set MLFLOW_TRACKING_URI",
-                ) from None
-        return mlflow.MlflowClient(uri)
-
     def load(self, model_uri: str) -> Any:
         """Load a model, of a run (`models:/m-...`) or of a version; raise whatever says why that is not possible."""
         import mlflow
@@ -157,97 +114,6 @@ class Registry:
         from mlflow_gate import lineage
 
         return dict(lineage.CHECKS)
-
-    # -- what is in production -----------------------------------------------------------------------------------------
-    @property
-    def client(self) -> MlflowClient:
-        """The client of the tracking server; made at the first use."""
-        if self._client is None:
-            self._client = self.connect()
-        return self._client
-
-    def production(self, known: Production | None = None) -> Production | None:
-        """Return the version in production, or None when there is none.
-
-        ``known`` is the last answer that the caller got: it is returned, after one request, if the alias has not moved.
-
-        >>> Registry("doctest").production() is None
-        True
-        """
-        version = self.version_in_production()
-        if version is None:
-            return None
-        number, moves = str(version.version), len(record.records_in([version]))
-        if known is not None and (known.version, known.run_id, known.moves) == (number, version.run_id or "", moves):
-            return known
-        run = self.find_run(version.run_id)
-        return Production(
-            name=self.name,
-            version=number,
-            run_id=version.run_id or "",
-            model_uri=self.uri_of(number),
-            run_url=self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else "",
-            move=self._complete(record.moves_in(self._versions(), number)[-1], run),
-            tags=tags_of(version, run),
-            moves=moves,
-        )
-
-    def version_in_production(self) -> ModelVersion | None:
-        """Return the version that carries the alias, with its tags; None when there is none."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self.client.get_model_version_by_alias(self.name, self.alias)
-        except MlflowException as error:
-            # The second is what MLflow says of an alias that the model does not have.
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            return None
-
-    def uri_of(self, version: str) -> str:
-        """Return a version's address; unlike the alias, it always leads to the same model."""
-        return f"models:/{self.name}/{version}"
-
-    def page(self, path: str) -> str:
-        """Return the address of a page in MLflow's UI; empty for a store without a server."""
-        uri = _without_password(self.client.tracking_uri)
-        return f"{uri.rstrip('/')}/#/{path}" if uri.startswith(("http://", "https://")) else ""
-
-    def find_run(self, run_id: str | None) -> Run | None:
-        """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self.client.get_run(run_id) if run_id else None
-        except MlflowException as error:
-            # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            return None
-
-    def history(self) -> list[Move]:
-        """Return all moves of the alias, oldest first; empty when nothing was ever in production.
-
-        >>> Registry("doctest").history()
-        []
-        """
-        versions = self._versions()
-        runs = {str(version.version): version.run_id for version in versions}
-        return [
-            move if move.scores else self._complete(move, self.find_run(runs.get(move.version)))
-            for move in record.moves_in(versions, self._current())
-        ]
-
-    def note(self) -> Move | None:
-        """Record a move of the alias by hand, for example in MLflow's UI, so that a rollback can return to it.
-
-        Return that move; None when there is none, or when it is recorded already.
-        """
-        last = next(reversed(record.moves_in(self._versions(), self._current())), None)
-        if last is None or last.recorded:
-            return None
-        with turn(self.client, self.name):
-            return self._record_manual_move()
 
     def status(self, decision: Path | str | Mapping[str, Any] | None = None) -> Status:
         """Return which version is in production, from where, and whether this tree's decision says the same.
@@ -368,7 +234,7 @@ class Registry:
             raise ConfigError(
                 "A forced promotion needs a reason.", expected='force=True, why="..." (--force --why "...")'
             )
-        signed = record.provenance(why)
+        record.provenance(why)  # raises for a reason that is too long
         experiment = None if even_in_experiment else experiment_of_dvc()
         for attempt in range(ATTEMPTS):
             decision, champion = self.judge(run_id, model_uri)
@@ -378,12 +244,63 @@ class Registry:
             if dry_run or is_kept or not decision.promoted:
                 return replace(decision, production=_identity(champion))
             try:
-                moved = self._apply(decision, run_id, self._candidate(run_id, model_uri)[1], champion, signed)
+                moved = self.apply(decision, run_id, self._candidate(run_id, model_uri)[1], champion, why)
                 return replace(decision, production=_identity(moved))
             except Conflict:
                 if attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError  # never reached
+
+    def apply(
+        self, decision: Decision, run_id: str, model_uri: str, replaced: Production | None, why: str = ""
+    ) -> Production:
+        """Register the model of a decision, unless its run has a version, and move the alias to it.
+
+        Raises Refused when the decision does not allow it, Conflict when ``replaced``, with which the candidate was
+        compared, is not in production any more.
+
+        >>> Registry("doctest").apply(Decision(False, "refused: a rule"), "0" * 32, "models:/m-0", None)
+        Traceback (most recent call last):
+            ...
+        mlflow_gate.errors.Refused: The gate refused the candidate.
+          found:    refused: a rule
+        """
+        from mlflow.exceptions import MlflowException
+
+        if not decision.promoted:
+            raise Refused("The gate refused the candidate.", value=decision.reason)
+        signed = record.provenance(why)
+        run = self.find_run(run_id)
+        with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
+            self.client.create_registered_model(self.name)
+        with turn(self.client, self.name) as keep:
+            self._check_unchanged(replaced)
+            self._record_manual_move()
+            version = self._version_of(run_id, model_uri, decision)
+            candidate = decision.candidate.as_dict() if decision.candidate else {}
+            held_out = {
+                "hash": candidate.get("held_out"),
+                "period": candidate.get("period"),
+                "rows": candidate.get("rows"),
+            }
+            tags = run.data.tags if run else {}
+            kept = {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
+            move = Move(
+                number=0,
+                action=record.FORCED if decision.forced else record.PROMOTED,
+                version=version,
+                **signed,
+                reason=decision.reason,
+                replaced=replaced.version if replaced else None,
+                scores=_rounded(decision.candidate),
+                replaced_scores=_rounded(decision.champion),
+                held_out=held_out,
+                metric=self.contest.metric if self.contest else "",
+                rules=decision.as_dict()["rules"],
+                run=kept | ({"branch": branch} if (branch := _git("branch", "--show-current")) else {}),
+            )
+            self.move(move, keep)
+            return self.production()  # type: ignore[return-value] # the alias was just set
 
     def rollback(self, to: str | None = None, why: str = "") -> Production:
         """Bring back what was in production before, or the version ``to``; return what is now in production.
@@ -410,7 +327,7 @@ class Registry:
             action = record.ROLLED_BACK if target in record.line_of(moves) else record.RESTORED
             reason = f"{action}{f' from version {current}' if current else ''} to version {target}"
             reason += self._source_changed(target, before)
-            self._move(
+            self.move(
                 Move(
                     number=0,
                     action=action,
@@ -458,30 +375,6 @@ class Registry:
         ]
 
     # -- inside --------------------------------------------------------------------------------------------------------
-    def _current(self) -> str | None:
-        version = self.version_in_production()
-        return str(version.version) if version else None
-
-    def _versions(self) -> list[ModelVersion]:
-        quoted = self.name.replace("'", "''")
-        found: list[ModelVersion] = []
-        token: str | None = None
-        while token or not found:
-            page = self.client.search_model_versions(f"name='{quoted}'", page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                break
-        return found
-
-    def _complete(self, move: Move, run: Run | None) -> Move:
-        """Return a move with scores: a move by hand has only those that the version's run logged."""
-        if move.scores or run is None:
-            return move
-        finite = {name: round(value, 6) for name, value in run.data.metrics.items() if math.isfinite(value)}
-        first = self.contest.metric if self.contest else ""
-        return replace(move, scores=finite, metric=first if first in finite else "")
-
     def _candidate(self, run_id: str, model_uri: str | None) -> tuple[Run, str]:
         """Return the run, and the address of the model that it logged; raise ModelError for another's."""
         run = self.find_run(run_id)
@@ -516,46 +409,6 @@ class Registry:
         kept = replace(now, promoted=promoted, reason=reason, rules=rules, notes=(note,), champion=again.scores)
         return replace(kept, forced=move.action == record.FORCED)
 
-    def _apply(
-        self, decision: Decision, run_id: str, model_uri: str, replaced: Production | None, signed: dict[str, Any]
-    ) -> Production:
-        """Register the candidate's model, unless its run has a version, and move the alias to it."""
-        from mlflow.exceptions import MlflowException
-
-        if not decision.promoted:
-            raise Refused("The gate refused the candidate.", value=decision.reason)
-        run = self.find_run(run_id)
-        with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
-            self.client.create_registered_model(self.name)
-        with turn(self.client, self.name) as keep:
-            self._check_unchanged(replaced)
-            self._record_manual_move()
-            version = self._version_of(run_id, model_uri, decision)
-            candidate = decision.candidate.as_dict() if decision.candidate else {}
-            held_out = {
-                "hash": candidate.get("held_out"),
-                "period": candidate.get("period"),
-                "rows": candidate.get("rows"),
-            }
-            tags = run.data.tags if run else {}
-            kept = {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
-            move = Move(
-                number=0,
-                action=record.FORCED if decision.forced else record.PROMOTED,
-                version=version,
-                **signed,
-                reason=decision.reason,
-                replaced=replaced.version if replaced else None,
-                scores=_rounded(decision.candidate),
-                replaced_scores=_rounded(decision.champion),
-                held_out=held_out,
-                metric=self.contest.metric if self.contest else "",
-                rules=decision.as_dict()["rules"],
-                run=kept | ({"branch": branch} if (branch := _git("branch", "--show-current")) else {}),
-            )
-            self._move(move, keep)
-            return self.production()  # type: ignore[return-value] # the alias was just set
-
     def _version_of(self, run_id: str, model_uri: str, decision: Decision) -> str:
         made = [each for each in self._versions() if each.run_id == run_id and each.source == model_uri]
         if made:
@@ -570,27 +423,6 @@ class Registry:
         )
         return str(version.version)
 
-    def _record_manual_move(self) -> Move | None:
-        """Write down a move that was made by hand; the caller has the turn."""
-        versions = self._versions()
-        last = next(reversed(record.moves_in(versions, self._current())), None)
-        if last is None or last.recorded:
-            return None
-        self._write(record.next_number(versions), last, done=True)
-        return last
-
-    def _move(self, move: Move, keep: Callable[[], None]) -> None:
-        """Record a move and make it; the caller has the turn."""
-        number = record.next_number(self._versions())
-        self._write(number, move, done=False)
-        keep()
-        self.client.set_registered_model_alias(self.name, self.alias, move.version)
-        self._write(number, move, done=True)
-
-    def _write(self, number: int, move: Move, *, done: bool) -> None:
-        tag = f"{record.MOVE_TAG}{number:06d}"
-        self.client.set_model_version_tag(self.name, move.version, tag, record.text_of(move, done=done))
-
     def _check_loads(self, version: str) -> None:
         try:
             self.load(self.uri_of(version))
@@ -602,17 +434,6 @@ class Registry:
             raise ModelError(
                 what, value=_trouble(error), next_step="mlflow-gate history; roll back to another"
             ) from error
-
-    def _check_unchanged(self, expected: Production | None) -> None:
-        """Raise Conflict unless the alias is where it was when the decision was made."""
-        before, after = expected.version if expected else None, self._current()
-        if before != after:
-            raise Conflict(
-                "The model in production has changed since the decision.",
-                value=f"version {after}" if after else "nothing",
-                expected=f"version {before}, as before" if before else "nothing, as before",
-                next_step="mlflow-gate history; then try again",
-            )
 
     def _target(self, to: str | None, moves: list[Move], current: str | None) -> str:
         """Return the version to go back to; raise ModelError, which names those that are possible."""
@@ -646,12 +467,6 @@ class Registry:
         return (
             f"; it learned from {then.source or 'an unnamed source'}, the other from {now.source or 'an unnamed one'}"
         )
-
-
-def tags_of(version: ModelVersion, run: Run | None) -> dict[str, str]:
-    """Return the tags of a version's run, and those that the record kept in case the run was purged."""
-    kept = [move.run for _, move, _ in record.records_in([version])]
-    return (kept[-1] if kept else {}) | (run.data.tags if run else {})
 
 
 def experiment_of_dvc() -> str | None:
@@ -698,11 +513,6 @@ def _git(*command: str) -> str:
             ["git", *command], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()  # fmt: skip
     return ""
-
-
-def _without_password(uri: str) -> str:
-    scheme, mark, rest = uri.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark and "@" in rest.partition("/")[0] else uri
 
 
 @contextlib.contextmanager
