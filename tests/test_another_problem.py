@@ -70,9 +70,7 @@ def test_clone_of_a_colleague_runs(heat, tmp_path):
     try:
         done = place.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(
-            r"Production +heat version 1 is in production since \S+, promoted, from commit .*, r2 0\.9", done.stdout
-        )
+        assert re.search(r"Production +heat version 1 is in production .* r2 0\.9", done.stdout)
     finally:
         run(place, "workshop down")
 

@@ -56,8 +56,8 @@ LENIENT = Promote(
 )  # fmt: skip
 PROMOTED = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
 OLD_RECORD = """{"action": "promoted", "when": "2026-11-25T10:00:00+00:00", "who": "ada", "why": "pipeline", "reason":
- "promoted: every rule passed and nothing was in production yet", "replaced": null, "scores": {"r2": 0.939187, "r2_solar":
- 0.971464, "hours": 7025, "period": ["2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z"]}, "replaced_scores": {}, "rules":
+ "promoted: every rule passed and nothing was in production yet", "replaced": null, "scores": {"r2": 0.939187,
+ "r2_solar": 0.971464, "hours": 7025, "period": ["2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z"]}, "replaced_scores": {}, "rules":
  [{"name": "loading", "value": "it loads and predicts", "limit": "it loads and predicts", "passed": true}], "run":
  {"workshop.stage": "train_gradient_boosting"}, "done": true}"""
 

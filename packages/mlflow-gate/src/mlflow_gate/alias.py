@@ -197,7 +197,7 @@ class Alias:
         return last
 
     def move(self, move: Move, keep: Callable[[], None] | None = None) -> None:
-        """Record a move and make it, without a look at the model; the caller has the turn, of which ``keep`` makes sure."""
+        """Record a move and make it; the caller has the turn, of which ``keep`` makes sure."""
         number = record.next_number(self._versions())
         self._write(number, move, done=False)
         if keep:
