@@ -216,12 +216,12 @@ class Follower:
 
     def _check_registry(self) -> None:
         before, now = self._alias.now, self._alias.poll()
-        if now.error is not None and now.found is None:
+        if now.error is not None and now.newest is None:
             self._add_fault("registry", now.error)
             return
         self._remove_fault("registry")
         if now.error is not None:
-            self._add_fault("model", now.error, f"Version {now.found.version} is in production but cannot be used: ")
+            self._add_fault("model", now.error, f"Version {now.newest.version} is in production but cannot be used: ")
         elif now.trouble is not None:
             if now.production is not None:
                 self._add_fault("model", "No version carries the alias `production` any more.")

@@ -49,8 +49,8 @@ class Alias:
 
     metric = ""
 
-    def __init__(self, name: str, alias: str, tracking_uri: str | None = None) -> None:
-        self.name, self.alias, self.tracking_uri = name, alias, tracking_uri
+    def __init__(self, name: str, alias: str) -> None:
+        self.name, self.alias = name, alias
         self._client: MlflowClient | None = None
 
     def connect(self) -> MlflowClient:
@@ -58,7 +58,7 @@ class Alias:
         import mlflow
 
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each few kilobytes
-        uri = self.tracking_uri or mlflow.get_tracking_uri()
+        uri = mlflow.get_tracking_uri()
         if uri.startswith(("http://", "https://")):
             import requests
 
@@ -169,16 +169,13 @@ class Alias:
         return str(version.version) if version else None
 
     def _versions(self) -> list[ModelVersion]:
-        quoted = self.name.replace("'", "''")
-        found: list[ModelVersion] = []
-        token: str | None = None
-        while token or not found:
-            page = self.client.search_model_versions(f"name='{quoted}'", page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                break
-        return found
+        versions: list[ModelVersion] = []
+        query, token = f"name='{self.name}'", None
+        while True:
+            page = self.client.search_model_versions(query, page_token=token)
+            versions += page
+            if not (token := page.token):
+                return versions
 
     def _complete(self, move: Move, run: Run | None) -> Move:
         """Return a move with scores: a move by hand has only those that the version's run logged."""
@@ -198,6 +195,7 @@ class Alias:
 
     def move(self, move: Move, keep: Callable[[], None] | None = None) -> None:
         """Record a move and make it; the caller has the turn, of which ``keep`` makes sure."""
+        self._record_manual_move()
         number = record.next_number(self._versions())
         self._write(number, move, done=False)
         if keep:

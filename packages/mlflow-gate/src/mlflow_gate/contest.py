@@ -51,8 +51,8 @@ class Contest:
     def judge(self, candidate: Scores, champion: Scores) -> Iterator[Rule]:
         """Yield the findings: the gain, in a near-tie the paired test, and a gain that is too good to be true."""
         label = self.name or self.metric
-        mine, other = (self._figure(scores) for scores in (candidate, champion))
-        gain = self.gain(mine, other)
+        figure, other = (self._figure(scores) for scores in (candidate, champion))
+        gain = self.gain(figure, other)
         near = abs(gain) <= self.near_tie  # false for NaN
         p = chance_of_better(candidate.blocks, champion.blocks) if near else 0.0
         better = p is not None and p <= self.alpha

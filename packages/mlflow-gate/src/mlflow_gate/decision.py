@@ -140,6 +140,12 @@ def force(decision: Decision) -> Decision:
     return replace(decision, promoted=True, reason=reason, forced=True)
 
 
+def refuse(decision: Decision, rule: Rule) -> Decision:
+    """Return the decision with one more rule that failed."""
+    reason = f"refused: {rule}" if decision.promoted else f"{decision.reason}; {rule}"
+    return replace(decision, promoted=False, reason=reason, rules=(*decision.rules, rule))
+
+
 def hold(decision: Decision, experiment: str | None) -> Decision:
     """Return the decision as made in an ``experiment`` of DVC, which moves nothing; the reason keeps the verdict."""
     if experiment is None or not decision.promoted:

@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 class Serving:
     """What is served: a version and its model; ``trouble`` says why these are not up to date, or is None.
 
-    ``found`` is the version at the alias, which with trouble is another one; ``error`` is what was raised.
+    ``newest`` is the version at the alias, which with trouble is another one; ``error`` is what was raised.
     """
 
     production: Production | None = None
     model: Any = None
     trouble: str | None = None
     error: Exception | None = None
-    found: Production | None = None
+    newest: Production | None = None
 
 
 class Follower:
@@ -80,31 +80,31 @@ class Follower:
         """Look once where the alias points, and change the model if that is new; return what is served."""
         current = self.now.production
         try:
-            found = self.registry.production(current)
+            newest = self.registry.production(current)
         except Exception as error:  # noqa: BLE001 - whatever the registry says, the model in use stays
             return self._keep(f"The registry cannot be read: {error!s:.500}", error)
-        if found is None:
+        if newest is None:
             return self._keep("Nothing is in production.")
-        identity = (found.version, found.run_id)  # with the run's id, since a wiped registry counts from 1 again
+        identity = (newest.version, newest.run_id)  # with the run's id, since a wiped registry counts from 1 again
         if current is not None and identity == (current.version, current.run_id):
-            self.now = Serving(found, self.now.model, found=found)
+            self.now = Serving(newest, self.now.model, newest=newest)
         elif self._failed[0] != identity or time.monotonic() >= self._failed[1]:
             try:
-                model = self._load(found)
+                model = self._load(newest)
                 if self._check:
                     self._check(model)
             except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
                 self._failed = identity, time.monotonic() + RETRY_SECONDS
-                words = f"Version {found.version} is in production but cannot be used: {error!s:.500}"
-                return self._keep(words, error, found)
-            self.now = Serving(found, model, found=found)
-            log.info("%s is in use", found)
+                words = f"Version {newest.version} is in production but cannot be used: {error!s:.500}"
+                return self._keep(words, error, newest)
+            self.now = Serving(newest, model, newest=newest)
+            log.info("%s is in use", newest)
         return self.now
 
-    def _keep(self, trouble: str, error: Exception | None = None, found: Production | None = None) -> Serving:
+    def _keep(self, trouble: str, error: Exception | None = None, newest: Production | None = None) -> Serving:
         if trouble != self.now.trouble:
             log.warning("%s", trouble)
-        self.now = Serving(self.now.production, self.now.model, trouble, error, found)
+        self.now = Serving(self.now.production, self.now.model, trouble, error, newest)
         return self.now
 
     def _follow(self) -> None:

@@ -43,14 +43,14 @@ class Learned:
             return digest(key) in self.rows
         if self.first is None or self.last is None:
             return False
-        first, found, last = map(_order, (self.first, key, self.last))
-        if not first[0] == found[0] == last[0]:
+        first, place, last = map(_order, (self.first, key, self.last))
+        if not first[0] == place[0] == last[0]:
             raise ConfigError(
                 "A held-out row's key cannot be compared with what a model learned from.",
                 value=f"{key}, and learned was {self.first} to {self.last}",
                 expected="keys of one kind: numbers, times of a time zone, times without one, or texts",
             )
-        return first <= found <= last
+        return first <= place <= last
 
 
 def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", population: str = "") -> None:
@@ -125,6 +125,12 @@ def key_of(key: Any) -> str:
 def keys_in(rows: Any) -> Iterable[Any]:
     """Return the key of each row: a pandas object's index, or the rows themselves."""
     return rows.index if hasattr(rows, "iloc") else rows
+
+
+def ends_of(rows: Any) -> tuple[str, str] | None:
+    """Return the first and the last key, in the order of keys; None without rows."""
+    keys = [key_of(key) for key in keys_in(rows)]
+    return (min(keys, key=_order), max(keys, key=_order)) if keys else None
 
 
 def digest(key: str) -> str:

@@ -139,9 +139,9 @@ def of_run(registry: Registry, run_id: str) -> list[Link]:
     if run is None:
         raise ModelError("There is no such run.", value=run_id, next_step="look for it in MLflow")
     versions = registry.client.search_model_versions(f"run_id='{run_id}'")
-    mine = [str(version.version) for version in versions if version.name == registry.name]
-    if mine:
-        return of_version(registry, max(mine, key=int))
+    numbers = [str(version.version) for version in versions if version.name == registry.name]
+    if numbers:
+        return of_version(registry, max(numbers, key=int))
     outputs = run.outputs.model_outputs if run.outputs else []
     environment = environment_link(registry, f"models:/{outputs[0].model_id}") if len(outputs) == 1 else None
     words = {"model": "not registered", "decision": "never before the gate", "production": "never in production"}
@@ -156,8 +156,8 @@ def of_run(registry: Registry, run_id: str) -> list[Link]:
 def data_link(run: Run | None, tags: Mapping[str, str]) -> Link:
     """Describe the data: MLflow's data sets of the run, hashes of files in its tags, and what it learned from."""
     facts: dict[str, str] = {}
-    for given in run.inputs.dataset_inputs if run and run.inputs else []:
-        facts[f"data set {given.dataset.name}"] = f"digest {given.dataset.digest}"
+    for each in run.inputs.dataset_inputs if run and run.inputs else []:
+        facts[f"data set {each.dataset.name}"] = f"digest {each.dataset.digest}"
     learned: dict[str, Any] = {}
     try:
         learned = dict(json.loads(tags.get(LEARNED_TAG, "{}")))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from mlflow_gate.errors import ConfigError
+from mlflow_gate.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -145,6 +145,28 @@ def line_of(moves: list[Move]) -> list[str]:
         elif line[-1:] != [move.version]:
             line.append(move.version)
     return line
+
+
+def target_of(to: str | None, moves: list[Move], current: str | None) -> str:
+    """Return the version to go back to; raise ModelError, which names those that are possible."""
+    possible = sorted({move.version for move in moves} - {current or ""}, key=int)
+    if not moves:
+        raise ModelError("Nothing was ever in production.", next_step="promote a model")
+    line = line_of(moves)
+    version = str(to) if to is not None else line[-1] if current is None else ([None, *line])[-2]
+    if version in possible:
+        return version
+    if version is None:
+        what = f"Nothing was in production before version {current}."
+    elif version == current:
+        what = f"Version {version} is in production already."
+    else:
+        what = f"Version {version} was never in production, or was deleted: it has to pass the gate."
+    raise ModelError(
+        what,
+        expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",
+        next_step=f"mlflow-gate rollback --to {possible[-1]}" if possible else "promote a model",
+    )
 
 
 def veto_on(versions: set[str], moves: list[Move]) -> Move | None:

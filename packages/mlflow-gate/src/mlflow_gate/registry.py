@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,8 @@ from mlflow_gate.alias import Alias, Production, tags_of
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
-from mlflow_gate.learned import Learned, hash_of, key_of, keys_in, read_learned
+from mlflow_gate.learned import Learned, ends_of, hash_of, keys_in, read_learned
+from mlflow_gate.lineage import COMMIT_TAG, run_program
 from mlflow_gate.moves import Move
 from mlflow_gate.rules import Rule, read_rules
 from mlflow_gate.scores import Scores
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10  # while others move the alias between a decision and its move
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
-COMMIT_TAG = "mlflow.source.git.commit"
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
 
 
@@ -72,12 +70,11 @@ class Registry(Alias):
         held_out: Any = None,
         rules: Mapping[str, Any] | None = None,
         contest: Contest | Mapping[str, Any] | None = None,
-        tracking_uri: str | None = None,
         tags: Sequence[str] = ("mlflow_gate.", COMMIT_TAG),
         candidate: Path | str | None = None,
         decision: Path | str | None = None,
     ) -> None:
-        super().__init__(name, alias, tracking_uri)
+        super().__init__(name, alias)
         self.rules = read_rules(rules or {})
         try:
             self.contest = Contest(**contest) if isinstance(contest, Mapping) else contest
@@ -95,8 +92,7 @@ class Registry(Alias):
         """Load a model, of a run (`models:/m-...`) or of a version; raise whatever says why that is not possible."""
         import mlflow
 
-        with _tracking(self.tracking_uri):
-            return mlflow.pyfunc.load_model(model_uri)
+        return mlflow.pyfunc.load_model(model_uri)
 
     def learned(self, run_id: str, tags: Mapping[str, str]) -> Learned | None:
         """Return what a run's model learned from; None when the run does not declare it (`log_learned`)."""
@@ -139,8 +135,9 @@ class Registry(Alias):
         named = (decided.get("production") or {}).get("version")
         agrees = named == (now.version if now else None)
         line += f"; this tree's decision: {decided.get('reason')}"
-        if not agrees:
-            line += f"; that left version {named} in production: decide again" if named else ": decide again"
+        line += (
+            "" if agrees else f"; that left {f'version {named}' if named else 'nothing'} in production: decide again"
+        )
         return Status(line, now, agrees)
 
     # -- the gate ------------------------------------------------------------------------------------------------------
@@ -152,40 +149,30 @@ class Registry(Alias):
         """
         run, model_uri = self._candidate(run_id, model_uri)
         champion = self.production()
-        versions = self._versions()
         held_out = self._held_out() if callable(self._held_out) else self._held_out
         if self._evaluate is None or held_out is None:
             expected = "Registry(name, evaluate=..., held_out=...)"
             raise ConfigError("A gate needs a function that scores, and held-out data.", expected=expected)
         its_learned = self.learned(run_id, run.data.tags)
-        if champion is not None and champion.run_id == run_id:
-            return self._kept(self.evaluate(model_uri, its_learned, held_out), champion), champion
-        other = self.learned(champion.run_id, champion.tags) if champion else None
-        if champion and other and its_learned and other.population == its_learned.population:
-            fresh = [not other.knows(key) for key in keys_in(held_out)]
-            rest = held_out if all(fresh) else _select(held_out, fresh)
-            if 0 < sum(fresh) < len(fresh):
-                scored = self.evaluate(model_uri, its_learned, rest)
-                if scored.scores is None or len(scored.scores.blocks) >= LEAST_BLOCKS:
-                    held_out = rest
-        elif other:
-            other = replace(other, rows=frozenset())  # of another population
         candidate = self.evaluate(model_uri, its_learned, held_out)
-        beaten = self.evaluate(champion.model_uri, other, held_out) if champion else None
-        contest = self.contest
+        if champion is None:
+            return self._veto(verdicts.decide(candidate, None, self.rules, self.contest), run_id, None), None
+        if champion.run_id == run_id:
+            return self._kept(candidate, champion), champion
+        other, contest = self.learned(champion.run_id, champion.tags), self.contest
+        if other and its_learned and other.population != its_learned.population:
+            other = replace(other, rows=frozenset())  # whatever the keys, these are not the rows
         if contest and other and its_learned and other.source != its_learned.source:
             contest = replace(contest, max_gain=None)  # a model of other data does not say what is to be believed
+        fresh = [other is None or not other.knows(key) for key in keys_in(held_out)]
+        if 0 < sum(fresh) < len(fresh):
+            rest = self.evaluate(model_uri, its_learned, _select(held_out, fresh))
+            if rest.scores is None or len(rest.scores.blocks) >= LEAST_BLOCKS:
+                held_out = _select(held_out, fresh)
+                candidate = replace(rest, learned_rows=candidate.learned_rows)
+        beaten = self.evaluate(champion.model_uri, other, held_out)
         decision = verdicts.decide(candidate, beaten, self.rules, contest)
-        made = {str(version.version) for version in versions if version.run_id == run_id}
-        if veto := record.veto_on(made, record.moves_in(versions, champion.version if champion else None)):
-            value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
-            step = "send another candidate, or overrule the rollback with --force --why"
-            rule = Rule(verdicts.VETO, value, "not rolled back from", passed=False, next_step=step)
-            reason = decision.reason if not decision.promoted else "refused: "
-            reason = "; ".join(filter(None, [reason.removesuffix("refused: ").strip(), str(rule)]))
-            reason = reason if reason.startswith("refused: ") else f"refused: {reason}"
-            decision = replace(decision, promoted=False, reason=reason, rules=(*decision.rules, rule))
-        return decision, champion
+        return self._veto(decision, run_id, champion), champion
 
     def evaluate(self, model_uri: str, learned: Learned | None, held_out: Any) -> Evaluation:
         """Load and score a model; one that cannot be loaded or cannot predict has a `trouble`."""
@@ -202,10 +189,8 @@ class Registry(Alias):
             return Evaluation(trouble=_trouble(error), **facts)
         if not isinstance(scores, Scores):
             raise ConfigError("The function that scores returned no Scores.", value=repr(scores)[:200])
-        keys = sorted(keys_in(held_out))
-        period = (key_of(keys[0]), key_of(keys[-1])) if keys else None
-        named = replace(scores, held_out=hash_of(held_out), period=scores.period or period, rows=len(keys))
-        return Evaluation(named, **facts)
+        period = scores.period or ends_of(held_out)
+        return Evaluation(replace(scores, held_out=hash_of(held_out), period=period, rows=len(held_out)), **facts)
 
     def promote(
         self,
@@ -231,9 +216,8 @@ class Registry(Alias):
           next:     look for it in MLflow; MLFLOW_TRACKING_URI names the server
         """
         if force and not why.strip():
-            raise ConfigError(
-                "A forced promotion needs a reason.", expected='force=True, why="..." (--force --why "...")'
-            )
+            expected = 'force=True, why="..." (--force --why "...")'
+            raise ConfigError("A forced promotion needs a reason.", expected=expected)
         record.provenance(why)  # raises for a reason that is too long
         experiment = None if even_in_experiment else experiment_of_dvc()
         for attempt in range(ATTEMPTS):
@@ -275,14 +259,9 @@ class Registry(Alias):
             self.client.create_registered_model(self.name)
         with turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
-            self._record_manual_move()
             version = self._version_of(run_id, model_uri, decision)
-            candidate = decision.candidate.as_dict() if decision.candidate else {}
-            held_out = {
-                "hash": candidate.get("held_out"),
-                "period": candidate.get("period"),
-                "rows": candidate.get("rows"),
-            }
+            judged = decision.candidate
+            held_out = {"hash": judged.held_out, "period": judged.period, "rows": judged.rows} if judged else {}
             tags = run.data.tags if run else {}
             kept = {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
             move = Move(
@@ -295,9 +274,9 @@ class Registry(Alias):
                 scores=_rounded(decision.candidate),
                 replaced_scores=_rounded(decision.champion),
                 held_out=held_out,
-                metric=self.contest.metric if self.contest else "",
+                metric=self.metric,
                 rules=decision.as_dict()["rules"],
-                run=kept | ({"branch": branch} if (branch := _git("branch", "--show-current")) else {}),
+                run=kept | ({"branch": branch} if (branch := run_program("git", "branch", "--show-current")) else {}),
             )
             self.move(move, keep)
             return self.production()  # type: ignore[return-value] # the alias was just set
@@ -317,11 +296,10 @@ class Registry(Alias):
         """
         signed, before = record.provenance(why), self.production()
         moves = self.history()
-        target = self._target(to, moves, before.version if before else None)
+        target = record.target_of(to, moves, before.version if before else None)
         self._check_loads(target)  # may take minutes, so before the turn
         with turn(self.client, self.name) as keep:
             self._check_unchanged(before)
-            self._record_manual_move()
             moves, current = self.history(), self._current()
             last = {move.version: move for move in moves}  # the last move that brought each version
             action = record.ROLLED_BACK if target in record.line_of(moves) else record.RESTORED
@@ -393,12 +371,25 @@ class Registry(Alias):
             )
         return run, model_uri
 
+    def _veto(self, decision: Decision, run_id: str, champion: Production | None) -> Decision:
+        """Return the decision, refused if the run was rolled back from since the last promotion of another."""
+        versions = self._versions()
+        made = {str(version.version) for version in versions if version.run_id == run_id}
+        veto = record.veto_on(made, record.moves_in(versions, champion.version if champion else None))
+        if veto is None:
+            return decision
+        value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
+        step = "send another candidate, or overrule the rollback with --force --why"
+        rule = Rule(verdicts.VETO, value, "not rolled back from", passed=False, next_step=step)
+        return verdicts.refuse(decision, rule)
+
     def _kept(self, again: Evaluation, champion: Production) -> Decision:
         """Return the decision of the promotion of what is in production, with a note on how it does now."""
         move = champion.move
         now = verdicts.decide(again, None, self.rules, self.contest)
-        metric = self.contest.metric if self.contest else next(iter(again.scores.metrics if again.scores else []), "")
-        figure = f"{metric} {again.scores.metrics.get(metric, math.nan):.4f}" if again.scores else again.trouble
+        metrics = again.scores.metrics if again.scores else {}
+        metric = self.metric or next(iter(metrics), "")
+        figure = f"{metric} {metrics[metric]:.4f}" if metric in metrics else again.trouble
         verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
         today = record.provenance("")["when"]
         period = f" on {' to '.join(again.scores.period)}" if again.scores and again.scores.period else ""
@@ -434,27 +425,6 @@ class Registry(Alias):
             raise ModelError(
                 what, value=_trouble(error), next_step="mlflow-gate history; roll back to another"
             ) from error
-
-    def _target(self, to: str | None, moves: list[Move], current: str | None) -> str:
-        """Return the version to go back to; raise ModelError, which names those that are possible."""
-        possible = sorted({move.version for move in moves} - {current or ""}, key=int)
-        if not moves:
-            raise ModelError("Nothing was ever in production.", next_step="promote a model")
-        line = record.line_of(moves)
-        version = str(to) if to is not None else line[-1] if current is None else ([None, *line])[-2]
-        if version in possible:
-            return version
-        if version is None:
-            what = f"Nothing was in production before version {current}."
-        elif version == current:
-            what = f"Version {version} is in production already."
-        else:
-            what = f"Version {version} was never in production, or was deleted: it has to pass the gate."
-        raise ModelError(
-            what,
-            expected=f"one of the versions {', '.join(possible)}" if possible else "a version in production before it",
-            next_step=f"mlflow-gate rollback {self.name} --to {possible[-1]}" if possible else "promote a model",
-        )
 
     def _source_changed(self, target: str, before: Production | None) -> str:
         """Return the words on another source of data than that of the model that goes; empty for the same one."""
@@ -505,27 +475,3 @@ def _read_decision(decision: Path | str | Mapping[str, Any] | None) -> Mapping[s
     except (OSError, ValueError) as error:
         expected = "JSON as `Decision.as_dict` returns it"
         raise ConfigError(f"{decision} holds no decision.", value=error, expected=expected) from None
-
-
-def _git(*command: str) -> str:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            ["git", *command], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()  # fmt: skip
-    return ""
-
-
-@contextlib.contextmanager
-def _tracking(uri: str | None) -> Any:
-    """Let MLflow's functions use the server of a registry that names one."""
-    import mlflow
-
-    if uri is None or uri == mlflow.get_tracking_uri():
-        yield
-        return
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
