@@ -70,23 +70,28 @@ def finish_run() -> str:
     return registry.Registry().status().line
 
 
-def run_and_show(settings: Settings) -> None:
-    """Run the pipeline and print the addresses and the model in production."""
-    click.echo("Pipeline", err=True)
+def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options: Any) -> str:
+    """Bring the pipeline up to date, with the options of `reproduce`; return the line of `finish_run`."""
     # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
     # other. This answers once, while nothing else needs the processor, and again when its input ends, or this process.
     code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(["nice", sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
-        reproduce(settings, folder=settings.pipeline)
+        reproduce(settings, targets, **options)
         answer = asked.communicate()[0]
+    return finish_run() if asked.returncode else answer.strip()  # asked again here, an error that it met is raised
+
+
+def run_and_show(settings: Settings) -> None:
+    """Run the pipeline and print the addresses and the model in production."""
+    click.echo("Pipeline", err=True)
+    production = reproduce_and_ask(settings, folder=settings.pipeline)
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
-        # Asked again here, an error that it met is raised.
-        "Production": finish_run() if asked.returncode else answer.strip(),
+        "Production": production,
     }
     click.echo()
     for name, value in rows.items():
@@ -113,9 +118,10 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
     """
     settings = get_settings()
     folder = Path.cwd() if targets or options["all_pipelines"] else settings.pipeline
-    reproduce(settings, targets, shell_first=True, folder=folder, **options)
     if folder == settings.pipeline:
-        click.echo(finish_run())
+        click.echo(reproduce_and_ask(settings, targets, shell_first=True, folder=folder, **options))
+    else:
+        reproduce(settings, targets, shell_first=True, folder=folder, **options)
 
 
 @click.command()

@@ -131,7 +131,7 @@ def history(name: str | None, as_json: bool, module: str | None) -> None:
                     "what": move.action,
                     "since": move.when or "not recorded",
                     "who": move.who,
-                    move.metric or next(iter(move.scores), "score"): move.score,
+                    move.label: move.score,
                     "replaced": move.replaced,
                     "why": move.why,
                 }

@@ -236,8 +236,8 @@ def _decision(version: str, moves: list[Move]) -> Link:
     move = decided[-1]
     passed = sum(rule.get("passed") is True for rule in move.rules)
     facts: dict[str, Any] = {"when": move.when, "who": move.who, "why": move.why, "reason": move.reason}
-    facts |= {"replaced": move.replaced, move.metric or "score": move.score or None}
-    facts["replaced score"] = move.replaced_scores.get(move.metric or next(iter(move.scores), ""))
+    facts |= {"replaced": move.replaced, move.label: move.score or None}
+    facts["replaced score"] = move.replaced_scores.get(move.label)
     facts["rules passed"] = f"{passed} of {len(move.rules)}" if move.rules else "not recorded"
     return Link("decision", move.action, {name: str(value) for name, value in facts.items() if value is not None})
 

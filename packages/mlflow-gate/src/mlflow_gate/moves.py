@@ -59,9 +59,14 @@ class Move:
     recorded: bool = True
 
     @property
+    def label(self) -> str:
+        """The metric that decided; the first one where that was not recorded."""
+        return self.metric or next(iter(self.scores), "score")
+
+    @property
     def figure(self) -> float | None:
         """The score that decided; None where none was recorded."""
-        value = self.scores.get(self.metric or next(iter(self.scores), ""))
+        value = self.scores.get(self.label)
         return float(value) if isinstance(value, int | float) else None
 
     @property

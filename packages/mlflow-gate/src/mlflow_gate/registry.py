@@ -128,7 +128,7 @@ class Registry(Alias):
             origin = f"commit {commit[:10]}" if commit else "an unknown commit"
             origin += f" (branch {branch})" if branch else ""
             since = f" since {now.move.when}" if now.move.when else ""
-            score = f", {now.move.metric or 'score'} {now.move.score}" if now.move.score else ""
+            score = f", {now.move.label} {now.move.score}" if now.move.score else ""
             line = f"{now} is in production{since}, {now.move.action}, from {origin}{score}"
         if decided is None:
             return Status(line, now, None)
@@ -384,8 +384,10 @@ class Registry(Alias):
         return verdicts.refuse(decision, rule)
 
     def _kept(self, again: Evaluation, champion: Production) -> Decision:
-        """Return the decision of the promotion of what is in production, with a note on how it does now."""
-        move = champion.move
+        """Return the decision that brought what is in production, with a note on how it does now."""
+        moves = [move for move in self.history() if move.version == champion.version]
+        decided = [move for move in moves if move.action in (record.PROMOTED, record.FORCED)]
+        move = (decided or moves)[-1]
         now = verdicts.decide(again, None, self.rules, self.contest)
         metrics = again.scores.metrics if again.scores else {}
         metric = self.metric or next(iter(metrics), "")
@@ -394,11 +396,12 @@ class Registry(Alias):
         today = record.provenance("")["when"]
         period = f" on {' to '.join(again.scores.period)}" if again.scores and again.scores.period else ""
         note = f"decided again {today}, it is in production already: {figure}{period}; {verdict}"
-        promoted = move.action in (record.PROMOTED, record.FORCED)
         rules = tuple(Rule(**rule) for rule in move.rules) or now.rules
         reason = move.reason or f"it came into production {move.action}, without the gate"
-        kept = replace(now, promoted=promoted, reason=reason, rules=rules, notes=(note,), champion=again.scores)
-        return replace(kept, forced=move.action == record.FORCED)
+        forced = move.action == record.FORCED
+        return replace(
+            now, promoted=True, forced=forced, reason=reason, rules=rules, notes=(note,), champion=again.scores
+        )
 
     def _version_of(self, run_id: str, model_uri: str, decision: Decision) -> str:
         made = [each for each in self._versions() if each.run_id == run_id and each.source == model_uri]
