@@ -26,7 +26,7 @@ SCORES |= {target.bias: (f"Mean error, {target.key}", "{:+.1f} % of its mean") f
 WORDS = {"<=": "at most", ">=": "at least"}  # how the gate writes limits, and how people do
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
-HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
+HEAD = ["Version", "How", "When", "Who and why", "R² (held-out hours)", "R² of the version before, on these"]
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
@@ -128,7 +128,7 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
             move.action,
             parts.readable_time(move.when),
             ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",
-            _score(move.scores),
+            f"{_score(move.scores)} {move.rows_judged}",
             _score(move.replaced_scores) if move.replaced or move.replaced_scores else "none",
         ]
         for move in reversed(history)

@@ -55,7 +55,7 @@ class Follower:
         self.now = Serving()
         self._load = load or (lambda production: registry.load(production.model_uri))
         self._check = check
-        self._failed: tuple[tuple[str, str] | None, float] = (None, 0.0)  # a version, and when to try it again
+        self._failed: tuple[Any, float, Exception | None] = (None, 0.0, None)  # a version, when to try it again, why
         self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
@@ -88,18 +88,20 @@ class Follower:
         identity = (newest.version, newest.run_id)  # with the run's id, since a wiped registry counts from 1 again
         if current is not None and identity == (current.version, current.run_id):
             self.now = Serving(newest, self.now.model, newest=newest)
-        elif self._failed[0] != identity or time.monotonic() >= self._failed[1]:
+            return self.now
+        failed, retry_at, why = self._failed
+        if failed != identity or time.monotonic() >= retry_at:
             try:
                 model = self._load(newest)
                 if self._check:
                     self._check(model)
             except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
-                self._failed = identity, time.monotonic() + RETRY_SECONDS
-                words = f"Version {newest.version} is in production but cannot be used: {error!s:.500}"
-                return self._keep(words, error, newest)
-            self.now = Serving(newest, model, newest=newest)
-            log.info("%s is in use", newest)
-        return self.now
+                self._failed, why = (identity, time.monotonic() + RETRY_SECONDS, error), error
+            else:
+                self.now = Serving(newest, model, newest=newest)
+                log.info("%s is in use", newest)
+                return self.now
+        return self._keep(f"Version {newest.version} is in production but cannot be used: {why!s:.500}", why, newest)
 
     def _keep(self, trouble: str, error: Exception | None = None, newest: Production | None = None) -> Serving:
         if trouble != self.now.trouble:
