@@ -1,0 +1,437 @@
+"""The gate and its record on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import mlflow
+import pytest
+from mlflow_gate import ConfigError, Conflict, ModelError, Registry, ServerError, turns
+from mlflow_gate.moves import line_of, veto_on
+from models import HELD_OUT, evaluate, registry, train
+from servers import free_port, wait_for
+
+PROMOTE_OFTEN = """
+import sys
+from functools import cache
+import models
+from mlflow_gate import Registry
+
+class Cached(Registry):
+    load = cache(Registry.load)
+
+registry = Cached(sys.argv[1], evaluate=models.evaluate, held_out=models.HELD_OUT)
+for number in range(int(sys.argv[2])):
+    registry.promote(sys.argv[3 + number % 2], force=True, why=f"{sys.argv[3]} {number}")
+"""
+HOLD_TURN = """
+import sys, time
+from mlflow_gate import Registry, turns
+with turns.turn(Registry(sys.argv[1]).client, sys.argv[1]):
+    print("mine", flush=True)
+    time.sleep(600)
+"""
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen:
+    """Start a Python program that imports the modules of these tests."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def actions(gate: Registry) -> list[tuple[str, str]]:
+    """Return action and version of each move."""
+    return [(move.action, move.version) for move in gate.history()]
+
+
+@pytest.fixture
+def gate(name):
+    """Return a gate with versions 1 and 2, of errors 1.0 and 0.5; version 2 is in production."""
+    gate = registry(name)
+    gate.runs = [train(1.0), train(0.5)]
+    for run_id in gate.runs:
+        assert gate.promote(run_id, why=f"try {run_id}").promoted
+    return gate
+
+
+def test_better_model_is_promoted_and_recorded(gate):
+    """A better model moves the alias; the record has reason, scores of both on the same rows, and the person's words."""
+    now = gate.production()
+    assert (now.version, now.run_id, now.move.number) == ("2", gate.runs[1], 2)
+    assert now.move.scores == {"mae": 0.5}
+    assert now.move.replaced_scores == {"mae": 1.0}
+    assert now.move.held_out["rows"] == len(HELD_OUT)
+    assert now.move.score == "0.5000 (1000 to 1095)"
+    assert now.move.why == f"try {gate.runs[1]}"
+    assert now.move.reason == "promoted: mae 0.5000 beats the champion's 1.0000"
+    assert gate.production(now) is now
+    assert gate.load(now.model_uri).predict([[0]])[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("constant", "promoted", "words"),
+    [
+        (0.6, False, "mae gained over the model in production: -0.1 "),
+        (6, False, "mae: 6 (allowed: <= 5)"),
+        (0.495, True, "is in a near-tie with the champion's 0.5000"),
+        (0.505, False, "paired test"),
+    ],
+)
+def test_candidate_meets_the_champion(gate, constant, promoted, words):
+    """A worse model and one without a provable gain are refused; in a near-tie the blocks decide."""
+    decision = gate.promote(train(constant), dry_run=constant == 6)
+    assert decision.promoted is promoted
+    assert words in decision.reason
+    assert gate.production().version == decision.production["version"] == ("3" if promoted else "2")
+
+
+def test_dry_run_changes_nothing(gate):
+    """A dry run decides, and leaves alias, versions and record as they are."""
+    before = gate.history()
+    assert gate.promote(train(0.2), dry_run=True).promoted
+    assert gate.history() == before
+    assert len(gate.client.search_model_versions(f"name='{gate.name}'")) == 2
+
+
+def test_run_keeps_its_version(gate):
+    """A run that is promoted again moves the alias to the version that it has."""
+    decision = gate.promote(gate.runs[0], force=True, why="it was better at night")
+    assert (decision.forced, decision.production["version"]) == (True, "1")
+    assert decision.reason.startswith("forced against the gate, which said: refused: ")
+    assert actions(gate) == [("promoted", "1"), ("promoted", "2"), ("forced", "1")]
+    assert len(gate.client.search_model_versions(f"name='{gate.name}'")) == 2
+
+
+@pytest.mark.parametrize(("blocks", "promoted"), [(2, True), (3, False)])
+def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
+    """Rows that the champion learned are left out; with fewer than six blocks the candidate is refused."""
+    gate = registry(name, rules={})
+    assert gate.promote(train(0.5, learned=range(1000 + 12 * blocks)), force=True, why="the first").forced
+    decision = gate.promote(train(0.2))
+    assert decision.promoted is promoted
+    assert decision.candidate.rows == (72 if promoted else 96)
+    assert decision.candidate.held_out == decision.champion.held_out
+    assert ("too few: of 96 the model in production learned from 36" in decision.words) is not promoted
+
+
+def test_candidate_that_learned_held_out_rows_is_refused(gate):
+    """Neither a span over held-out rows, nor one of them, nor silence passes; those of another population do."""
+    for learned in ({"learned": [1, 1100], "span": True}, {"learned": [1, 1050]}, {"learned": None}):
+        decision = gate.promote(train(0.2, **learned))
+        assert not decision.promoted
+        assert "held-out rows: it" in decision.reason
+    with pytest.raises(ConfigError, match="learned from nothing"):
+        train(0.2, learned=[])
+
+
+def test_champion_of_another_population_learned_other_rows(name):
+    """Rows of another population are other rows, even if their keys are the same."""
+    gate = registry(name)
+    gate.promote(train(0.5, learned=range(2000), population="modelled"), force=True, why="the first")
+    decision = gate.promote(train(0.2, population="measured"))
+    assert decision.promoted
+    assert decision.candidate.rows == len(HELD_OUT)
+
+
+def test_deciding_again_keeps_the_decision(gate):
+    """The run in production stays promoted, with the reason of its promotion and a note on its score today."""
+    moves = gate.history()
+    again = gate.promote(gate.runs[1])
+    assert again.promoted
+    assert again.reason == moves[-1].reason
+    assert "it is in production already; mae 0.5000 on 1000 to 1095; every rule passed" in again.notes[0]
+    assert gate.history() == moves
+    strict = registry(gate.name, rules={"mae": {"max": 0.1}}).promote(gate.runs[1])
+    assert strict.promoted
+    assert "it would be refused: mae: 0.5" in strict.notes[0]
+
+
+def test_rollback_is_a_veto_until_it_is_forced(gate):
+    """The gate refuses the run that was rolled back from in the words of the rollback; a person may overrule it."""
+    now = gate.rollback(why="bad at noon")
+    assert (now.version, now.move.action, now.move.replaced) == ("1", "rolled back", "2")
+    refused = gate.promote(gate.runs[1])
+    assert not refused.promoted
+    assert "bad at noon" in refused.reason
+    assert refused.reason.startswith("refused: rolled back from")
+    assert gate.promote(gate.runs[1], force=True, why="noon is mended").production["version"] == "2"
+    assert actions(gate)[2:] == [("rolled back", "1"), ("forced", "2")]
+    with pytest.raises(ModelError, match="in production already"):
+        gate.rollback(to="2")
+
+
+def test_rollback_veto_ends_with_another_candidate(gate):
+    """After another candidate the run that was rolled back from is judged like any other."""
+    gate.rollback(why="bad at noon")
+    assert gate.promote(train(0.8)).promoted
+    assert gate.promote(gate.runs[1]).promoted
+    assert actions(gate)[2:] == [("rolled back", "1"), ("promoted", "3"), ("promoted", "2")]
+
+
+def test_later_version_is_restored(gate):
+    """A move to a version that was rolled back from is `restored`, and lifts the veto; each rollback goes further back."""
+    gate.rollback()
+    restored = gate.rollback(to="2", why="it was right after all")
+    assert restored.move.action == "restored"
+    assert veto_on({"2"}, gate.history()) is None
+    assert line_of(gate.history()) == ["1", "2"]
+    gate.rollback()
+    with pytest.raises(ModelError, match=r"(?s)Nothing was in production before version 1.*--to 2"):
+        gate.rollback()
+    with pytest.raises(ModelError, match="Version 7 was never in production"):
+        gate.rollback(to="7")
+
+
+def test_rollback_says_that_the_source_changes(name):
+    """A rollback to a model that learned from another source names both sources."""
+    gate = registry(name)
+    for constant, source in ((1.0, "station A"), (0.5, "station B")):
+        gate.promote(train(constant, source=source))
+    assert "it learned from station A, the other from station B" in gate.rollback().move.reason
+
+
+def test_rollback_loads_the_version_first(gate):
+    """The alias stays if the version cannot be loaded."""
+    version = gate.client.get_model_version(gate.name, "1")
+    mlflow.MlflowClient().delete_logged_model(version.source.removeprefix("models:/"))
+    broken = type("Broken", (Registry,), {"load": lambda *_: 1 / 0})(gate.name)
+    with pytest.raises(ModelError, match="Version 1 cannot be loaded, so the alias stays"):
+        broken.rollback()
+    assert gate.production().version == "2"
+
+
+def test_move_by_hand_is_recorded(gate):
+    """A move in MLflow's UI is seen, is written down by `note` or the next move, and can be rolled back to."""
+    gate.client.set_registered_model_alias(gate.name, "production", "1")
+    seen = gate.history()[-1]
+    assert (seen.action, seen.version, seen.replaced, seen.recorded) == ("by hand", "1", "2", False)
+    assert gate.note().version == "1"
+    assert gate.note() is None
+    assert gate.history()[-1].recorded
+    gate.client.set_registered_model_alias(gate.name, "production", "2")
+    gate.promote(train(0.1))
+    assert actions(gate)[2:] == [("by hand", "1"), ("by hand", "2"), ("promoted", "3")]
+    assert gate.rollback().version == "2"
+
+
+def test_alias_taken_away_is_no_production(gate):
+    """Without the alias nothing is in production; a rollback brings back the last version."""
+    gate.client.delete_registered_model_alias(gate.name, "production")
+    assert gate.production() is None
+    assert str(gate.status()) == f"{gate.name}: nothing is in production"
+    assert gate.rollback().version == "2"
+
+
+def test_record_survives_deletions(gate):
+    """The record outlives the run, which a purge removes; a deleted version takes only its own moves along."""
+    gate.promote(train(0.1))
+    gate.client.delete_run(gate.runs[1])
+    gate.client.delete_model_version(gate.name, "1")
+    assert [move.scores["mae"] for move in gate.history()] == [0.5, 0.1]
+    with pytest.raises(ModelError, match=r"(?s)Version 1 was never in production, or was deleted.*versions 2"):
+        gate.rollback(to="1")
+    assert gate.rollback(why="too small").version == "2"
+    links = {link.kind: link for link in gate.verify(gate.lineage())}
+    assert "was deleted" in links["run"].trouble
+    assert links["model"].trouble is None
+
+
+def test_tags_of_strangers_are_ignored(gate):
+    """Tags that are no records of this package change nothing."""
+    moves = gate.history()
+    for tag, text in [("move.000009", "{}"), ("move.000010", "no JSON"), ("move.x", "1"), ("move.000011", "[1]")]:
+        gate.client.set_model_version_tag(gate.name, "1", f"mlflow_gate.{tag}", text)
+    gate.client.set_model_version_tag(gate.name, "1", "mlflow_gate.move.000012", json.dumps({"done": True}))
+    assert gate.history() == moves
+    assert gate.promote(train(0.1)).promoted
+    assert len(gate.history()) == 3
+
+
+def test_records_of_earlier_versions_are_read(gate):
+    """Tags `workshop.move.N`, which kept the period among the scores, are the beginning of the history."""
+    content = {"action": "rolled back", "when": "2026-01-01T00:00:00+00:00", "who": "ada", "why": "noon", "reason": "r"}
+    content |= {"scores": {"r2": 0.95, "period": ["2016-01-01", "2016-12-31"], "hours": 8760}, "done": True}
+    content |= {"replaced": "2", "replaced_scores": {"r2": 0.9, "hours": 8760}, "rules": [], "run": {}}
+    for version in gate.client.search_model_versions(f"name='{gate.name}'"):
+        for tag in version.tags:
+            gate.client.delete_model_version_tag(gate.name, version.version, tag)
+    for number, version, action in ((1, "1", "promoted"), (2, "2", "promoted"), (3, "1", "rolled back")):
+        text = json.dumps(content | {"action": action})
+        gate.client.set_model_version_tag(gate.name, version, f"workshop.move.{number:06d}", text)
+    gate.client.set_registered_model_alias(gate.name, "production", "1")
+    assert actions(gate) == [("promoted", "1"), ("promoted", "2"), ("rolled back", "1")]
+    assert gate.history()[0].score == "0.9500 (2016-01-01 to 2016-12-31)"
+    assert gate.history()[0].held_out["rows"] == 8760
+    assert "noon" in gate.promote(gate.runs[1]).reason
+    assert gate.promote(train(0.1)).production["version"] == "3"
+    assert gate.history()[-1].number == 4
+
+
+def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
+    """The status line names version, commit and score, and whether the tree's decision left the same version."""
+    file = tmp_path / "decision.json"
+    assert gate.status(file).agrees is None
+    file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
+    status = gate.status(file)
+    assert status.agrees
+    assert "version 2 is in production since" in str(status)
+    assert "mae 0.5000 (1000 to 1095); this tree's decision says the same" in str(status)
+    gate.rollback()
+    status = registry(gate.name, decision=file).status()
+    assert status.agrees is False
+    assert str(status).endswith("this tree's decision left version 2 in production: decide again")
+    file.write_text("{")
+    with pytest.raises(ConfigError, match="holds no decision"):
+        gate.status(file)
+
+
+@pytest.mark.parametrize("variable", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"])
+def test_experiment_moves_nothing(gate, monkeypatch, variable):
+    """In an experiment of DVC the gate only decides, unless it is to move the alias there, too."""
+    monkeypatch.setenv(variable, "dusty-lamp")
+    run_id = train(0.2)
+    held = gate.promote(run_id)
+    assert (held.promoted, held.experiment, held.production["version"]) == (False, "dusty-lamp", "2")
+    assert "its verdict: promoted: " in held.reason
+    assert not gate.promote(run_id, force=True, why="now").promoted
+    assert gate.promote(run_id, even_in_experiment=True).production["version"] == "3"
+
+
+def test_forced_promotion_needs_a_reason(name):
+    """Without words in `why` nobody overrules the gate."""
+    with pytest.raises(ConfigError, match="needs a reason"):
+        registry(name).promote("0" * 32, force=True, why=" ")
+
+
+def test_gate_without_settings_is_an_error(gate):
+    """A gate needs a function that scores, rows, and a run with one model; errors say so."""
+    with pytest.raises(ConfigError, match="A gate needs a function that scores"):
+        Registry(gate.name).promote(gate.runs[0])
+    with pytest.raises(ConfigError, match="returned no Scores"):
+        registry(gate.name, evaluate=lambda model, rows: 0.9).promote(gate.runs[0])
+    with pytest.raises(ConfigError, match=r"(?s)The contest cannot be read.*most"):
+        registry(gate.name, contest={"metric": "mae", "most": 1})
+    with mlflow.start_run() as run:
+        mlflow.log_metric("mae", 0.1)
+    with pytest.raises(ModelError, match=r"(?s)the run logged 0.*log_model"):
+        gate.promote(run.info.run_id)
+    with pytest.raises(ModelError, match="logged by another run"):
+        gate.promote(gate.runs[0], model_uri="models:/m-other")
+
+
+def test_model_that_cannot_predict_is_refused(gate):
+    """An exception in `evaluate` is a finding on the candidate, and the champion stays."""
+    run_id = train(0.2)
+
+    def fail_on_candidate(model, rows):
+        if model.predict(rows)[0] == 0.2:
+            raise ValueError("no such column")
+        return evaluate(model, rows)
+
+    decision = registry(gate.name, evaluate=fail_on_candidate).promote(run_id)
+    assert decision.reason.startswith("refused: loading: ValueError: no such column")
+
+
+def test_dead_server_is_an_error_within_seconds():
+    """A server that does not answer is a ServerError, which says the address without the password."""
+    gate = registry("models", tracking_uri=f"http://me:secret@127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="does not answer") as caught:
+        gate.production()
+    assert time.monotonic() - began < 10
+    assert "secret" not in str(caught.value)
+
+
+def test_lineage_leads_from_data_to_production(gate):
+    """Each link is there with its facts; the chain of a run, a version and a file is the same."""
+    chain = gate.lineage()
+    links = {link.kind: link for link in chain}
+    assert list(links) == ["data", "commit", "run", "environment", "model", "decision", "production"]
+    assert links["data"].facts["learned"] == "100 rows, 0 to 99, as the run declares"
+    assert links["environment"].facts["scikit-learn"] == "1.5"
+    assert links["decision"].facts["replaced score"] == "1.0"
+    assert [link.name for link in gate.lineage(gate.runs[1])] == [link.name for link in chain]
+    assert [link.name for link in gate.lineage(f"{gate.name}/2")] == [link.name for link in chain]
+    assert all(link.trouble is None for link in gate.verify(chain))
+    mlflow.MlflowClient().set_tag(gate.runs[1], "mlflow_gate.learned", "changed")
+    assert "mlflow_gate.learned" in {link.kind: link.trouble for link in gate.verify(chain)}["decision"]
+    for subject in ("9", "0" * 32, "no such file"):
+        with pytest.raises((ModelError, ConfigError)):
+            gate.lineage(subject)
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_lose_no_record(name):
+    """Two processes of 100 promotions each leave 200 records with unique numbers, and the alias at the last one."""
+    gate = Registry(name)
+    pairs = [[train(constant), train(constant + 0.1)] for constant in (0.1, 0.3)]
+    processes = [start(PROMOTE_OFTEN, name, "100", *pair) for pair in pairs]
+    try:
+        assert [process.wait(500) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    moves = gate.history()
+    assert sorted(move.why for move in moves) == sorted(
+        f"{pair[0]} {number}" for pair in pairs for number in range(100)
+    )
+    assert all(move.recorded for move in moves)
+    tags = [tag for version in gate._versions() for tag in version.tags]
+    assert len(tags) == len(set(tags)) == 200
+    assert gate.production().version == moves[-1].version
+    assert len({move.version for move in moves}) == 4
+    assert all(move.replaced == before.version for before, move in zip(moves, moves[1:], strict=False))
+
+
+def test_process_that_was_killed_is_passed_over(gate, monkeypatch):
+    """A process that was killed while it had its turn delays the others only until its turn is stale."""
+    holder = start(HOLD_TURN, gate.name)
+    try:
+        assert holder.stdout.readline() == "mine\n"
+        monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
+        with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
+            gate.rollback()
+        holder.send_signal(signal.SIGKILL)
+    finally:
+        holder.kill()
+        holder.communicate()
+    monkeypatch.setattr(turns, "WAIT_SECONDS", 30)
+    monkeypatch.setattr(turns, "STALE_SECONDS", 1)
+    assert gate.rollback().version == "1"
+    assert not [tag for tag in gate.client.get_registered_model(gate.name).tags if tag.startswith(turns.TURN_TAG)]
+
+
+def test_lost_turn_moves_nothing(gate, monkeypatch):
+    """A process whose turn was taken as stale does not move the alias."""
+    client = gate.client
+    with pytest.raises(Conflict, match="The turn to move the alias was lost"), turns.turn(client, gate.name) as keep:
+        keep()
+        for tag in client.get_registered_model(gate.name).tags:
+            client.delete_registered_model_tag(gate.name, tag)
+        keep()
+
+
+def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
+    """A candidate is compared with the model that is in production when the alias moves, not with an earlier one."""
+    judge, better = gate.judge, train(0.1)
+
+    def interfere(*arguments):
+        decision = judge(*arguments)
+        monkeypatch.undo()
+        registry(gate.name).promote(better)
+        return decision
+
+    monkeypatch.setattr(gate, "judge", interfere)
+    decision = gate.promote(train(0.3))
+    assert not decision.promoted
+    assert decision.champion.metrics == {"mae": 0.1}
+    assert gate.production().run_id == better
