@@ -10,11 +10,12 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import sklearn
 from mlflow_gate import Contest, Registry, Scores, log_learned
 from sklearn.dummy import DummyRegressor
 
 BLOCK_ROWS = 12
-HELD_OUT = pd.DataFrame({"target": [(-1) ** (row // BLOCK_ROWS) * 0.1 for row in range(96)]}, index=range(1000, 1096))
+HELD_OUT = pd.DataFrame({"target": [(-1) ** (row // BLOCK_ROWS) * 0.1 for row in range(96)]}, index=range(1200, 1296))
 LEARNED = range(100)
 
 
@@ -28,7 +29,7 @@ def train(constant: float, learned: Iterable[Any] | None = LEARNED, **declared: 
     """Log a model that predicts a constant; return its run's id."""
     with mlflow.start_run() as run:
         model = DummyRegressor(strategy="constant", constant=constant).fit([[0]], [0])
-        mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn==1.5"])
+        mlflow.sklearn.log_model(model, name="model", pip_requirements=[f"scikit-learn=={sklearn.__version__}"])
         if learned is not None:
             log_learned(learned, **declared)
     return run.info.run_id

@@ -1,0 +1,146 @@
+"""The commands, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow_gate.cli import main, one_line
+from models import registry, train
+
+TESTS = Path(__file__).parent
+JUDGE = """
+import models
+registry = models.registry("{name}", candidate="candidate.json", decision="decision.json")
+wrong = 3
+def broken(): return models.registry("{name}", rules={{"r2": {{}}}})
+"""
+SETTINGS = '[tool.mlflow-gate]\nregistry = "judge:registry"\n'
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, name):
+    """Return a function that runs a command in a folder with settings, and checks its exit code."""
+    monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, [str(TESTS), *sys.path])))
+    monkeypatch.chdir(tmp_path)
+    Path("judge.py").write_text(JUDGE.format(name=name))
+    Path("pyproject.toml").write_text(SETTINGS)
+    program = shutil.which("mlflow-gate", path=str(Path(sys.executable).parent))
+
+    def call(*words: str, code: int = 0, folder: str = ".") -> subprocess.CompletedProcess:
+        done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call
+
+
+def test_commands_tell_a_story(run, name):
+    """Each command does what its help says, and the exit code of a refusal is 3."""
+    gate, runs = registry(name), [train(1.0), train(0.5), train(2.0)]
+    assert f"Nothing of {name} was ever in production. Next: mlflow-gate promote" in run("history").stdout
+    shown = run("promote", runs[0], "--dry-run").stdout
+    assert "dry run, nothing is changed; promoted: every rule passed" in shown
+    assert gate.production() is None
+    Path("candidate.json").write_text(json.dumps({"run_id": runs[0]}))
+    run("promote", "--why", "the first")
+    assert "mae 0.5000 beats the champion's 1.0000" in run("promote", runs[1]).stdout
+    refused = run("promote", runs[2], code=3)
+    assert "failed" in refused.stdout
+    assert "next: mae gained over the model in production: worse" in refused.stdout
+    assert "the gate scores" in refused.stderr
+    assert "needs a reason" in run("promote", runs[2], "--force", code=1).stderr
+    assert "forced against the gate" in run("promote", runs[2], "--force", "--why", "a test").stdout
+    assert "in production again: rolled back from version 3 to version 2" in run("rollback", "--why", "worse").stdout
+    assert "was never in production" in run("rollback", name, "--to", "9", code=1).stderr
+    lines = run("history", name).stdout.splitlines()
+    assert len(lines) == 5
+    assert "0.5000 (1200 to 1295)" in lines[-1]
+    moves = json.loads(run("history", "--json").stdout)
+    assert [move["action"] for move in moves] == ["promoted", "promoted", "forced", "rolled back"]
+    assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]
+    Path("decision.json").write_text(json.dumps(gate.promote(runs[2]).as_dict()))
+    assert "version 2 is in production" in run("status").stdout
+    assert "this tree's decision says the same" in run("status", "--decision", "decision.json").stdout
+    assert run("lineage").stdout.splitlines()[0].startswith("data")
+    for subject in ("2", name, f"{name}/2", runs[1]):
+        links = json.loads(run("lineage", subject, "--json").stdout)
+        assert links[-3]["name"] == f"{name} version 2"
+    Path("predictions.csv").write_text(f"value,model\n1,{name}/2\n")
+    assert "decision    promoted ok" in run("lineage", "predictions.csv", "--verify").stdout
+    gate.client.delete_run(runs[1])
+    broken = run("lineage", "--verify", code=1)
+    assert "broken: run: " in broken.stderr
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help_of_each_command_has_an_example(run, command):
+    """The help of each command shows it in use, and `--help` is known as `-h`."""
+    assert f"Example:  mlflow-gate {command}" in run(command, "-h").stdout
+    assert command in run("--help").stdout
+
+
+def test_settings_are_searched_upwards(run, name):
+    """A command in a subfolder uses the settings above, and the options of the command line come first."""
+    Path("deep/er").mkdir(parents=True)
+    assert f"{name}: nothing is in production" in run("status", folder="deep/er").stdout
+    assert "other: nothing is in production" in run("status", "other", folder="deep/er").stdout
+    assert f"{name}: nothing" in run("status", "--registry", "judge:registry", folder="deep/er").stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("", "Which registered model is meant?"),
+        ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
+        (SETTINGS.replace("judge:", "juge:"), "No module named 'juge'"),
+        (SETTINGS.replace(":registry", ":regstry"), "has no attribute 'regstry'"),
+        (SETTINGS.replace(":registry", ":wrong"), "judge:wrong is no registry"),
+        (SETTINGS.replace(":registry", ":broken"), "give min, max or both"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_explained(run, settings, words):
+    """A mistake in the settings is an error that names the file or the object."""
+    Path("pyproject.toml").write_text(settings)
+    assert words in run("status", code=1).stderr
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"run": 1}'])
+def test_candidate_file_that_cannot_be_used_is_explained(run, content):
+    """A file that is missing or names no run is an error with what is expected."""
+    if content is not None:
+        Path("candidate.json").write_text(content)
+    assert "a run's id of 32 characters, or a JSON file with run_id" in run("promote", code=1).stderr
+    assert "There is no such run" in run("promote", "0" * 32, code=1).stderr
+
+
+def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
+    """An unknown option is exit 2; a server that does not answer is exit 1, with the next step."""
+    assert "No such option" in run("history", "--unknown", code=2).stderr
+    Path("pyproject.toml").unlink()
+    assert "Name a CANDIDATE" in run("promote", "--registry", "models:registry", code=2).stderr
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "set MLFLOW_TRACKING_URI" in run("history", "models", code=1).stderr
+
+
+def test_history_writes_moves_by_hand_down(run, name):
+    """`mlflow-gate history` records a move by hand, and says when the alias was taken away."""
+    gate = registry(name)
+    for constant in (1.0, 0.5):
+        gate.promote(train(constant))
+    gate.client.set_registered_model_alias(name, "production", "1")
+    assert "by hand" in run("history").stdout
+    assert gate.history()[-1].recorded
+    gate.client.delete_registered_model_alias(name, "production")
+    assert "the alias was taken away. Next: mlflow-gate rollback" in run("history").stderr
+
+
+def test_text_of_strangers_cannot_move_the_cursor():
+    """A text is printed in one line without control characters, and long ones are cut."""
+    assert one_line("a\x1b[2J\nb\u202e c") == "a [2J b c"
+    assert one_line("x" * 300, 10) == "x" * 9 + "…"
