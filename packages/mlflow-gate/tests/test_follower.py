@@ -7,6 +7,7 @@ import time
 
 import pytest
 from mlflow_gate import Follower, follower
+
 from models import registry, train
 from servers import Server, wait_for
 

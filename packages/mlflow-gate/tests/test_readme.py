@@ -13,6 +13,7 @@ import requests
 import yaml
 from mlflow_gate import Scores
 from mlflow_gate.rules import judge, read_rules
+
 from servers import free_port, wait_for
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
