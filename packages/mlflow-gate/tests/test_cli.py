@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from mlflow_gate.cli import main, one_line
-
 from models import registry, train
 
 JUDGE = """
@@ -72,8 +71,12 @@ def test_commands_tell_a_story(run, name):
     Path("predictions.csv").write_text(f"value,model\n1,{name}/2\n")
     assert "decision    promoted ok" in run("lineage", "predictions.csv", "--verify").out
     gate.client.delete_run(runs[1])
-    broken = run("lineage", "--verify", code=1)
-    assert "broken: run: " in broken.err
+    assert "broken: run: " in run("lineage", "--verify", code=1).err
+    gate.client.set_registered_model_alias(name, "production", "1")
+    assert "by hand" in run("history").out
+    assert gate.history()[-1].recorded
+    gate.client.delete_registered_model_alias(name, "production")
+    assert "the alias was taken away. Next: mlflow-gate rollback" in run("history").err
 
 
 @pytest.mark.parametrize("command", sorted(main.commands))
@@ -125,18 +128,6 @@ def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
     assert "Name a CANDIDATE" in run("promote", "--registry", "models:registry", code=2).err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert "set MLFLOW_TRACKING_URI" in run("history", "models", code=1).err
-
-
-def test_history_writes_moves_by_hand_down(run, name):
-    """`mlflow-gate history` records a move by hand, and says when the alias was taken away."""
-    gate = registry(name)
-    for constant in (1.0, 0.5):
-        gate.promote(train(constant))
-    gate.client.set_registered_model_alias(name, "production", "1")
-    assert "by hand" in run("history").out
-    assert gate.history()[-1].recorded
-    gate.client.delete_registered_model_alias(name, "production")
-    assert "the alias was taken away. Next: mlflow-gate rollback" in run("history").err
 
 
 def test_text_of_strangers_cannot_move_the_cursor():

@@ -109,7 +109,7 @@ def test_contest_compares_a_metric(contest, candidate, champion, promoted):
     [(-0.01, 8, 0, True), (0.01, 8, 0, False), (0, 8, 0, False), (-0.01, 5, 0, False), (-0.01, 8, 0.02, False)],
 )
 def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promoted):
-    """Within `near_tie` smaller errors in the blocks are needed, of at least six blocks; and `min_gain` if it is set."""
+    """Within `near_tie` smaller errors in at least six blocks are needed, and `min_gain` if it is set."""
     contest = Contest("accuracy", near_tie=0.05, min_gain=min_gain)
     decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, contest)
     assert decision.promoted is promoted

@@ -1,24 +1,27 @@
-"""The README's programs and commands print what the README shows."""
+"""The distribution, in an environment of its own, prints what its README shows."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import requests
 import yaml
 from mlflow_gate import Scores
 from mlflow_gate.rules import judge, read_rules
-
 from servers import free_port, wait_for
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+PACKAGE = Path(__file__).parents[1]
+TEXT = (PACKAGE / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-BIN = Path(sys.executable).parent
+UV = Path(sys.executable).with_name("uv")
 
 
 def salient(text: str) -> list[str]:
@@ -35,24 +38,43 @@ def assert_shows(shown: str, printed: str) -> None:
         assert line in rest, f"{line!r} is not, or not in this place, in\n{printed}"
 
 
-def test_story_prints_what_the_readme_shows(tmp_path):
-    """The example runs as it stands, and then the commands, the service and the settings."""
-    programs = {name: code for _, code in BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", code)}
-    assert list(programs) == ["judge.py", "candidates.py", "serve.py"]
-    assert max(len(code.splitlines()) for name, code in programs.items() if name == "serve.py") <= 25
-    for name, code in programs.items():
-        (tmp_path / name).write_text(code)
-    environment = os.environ | {"LOGNAME": "ada", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+@pytest.fixture
+def programs(tmp_path) -> Path:
+    """Install the wheel, and only what the README names, with the MLflow that is tested; return the folder `bin`."""
+    if not UV.exists():
+        pytest.skip("uv is not on this machine")
+    venv, source = tmp_path / "venv", tmp_path / "source"
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "tests"))
+    subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, source], check=True)
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, venv], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    pins = [f"{name}=={version(name)}" for name in ("mlflow", "sqlalchemy")]  # MLflow says no highest SQLAlchemy
+    install = [UV, "pip", "install", "--quiet", "--python", venv / "bin" / "python", *pins]
+    subprocess.run([*install, f"{wheel}[paired-test]", "scikit-learn", "pandas", "flask"], check=True)
+    return venv / "bin"
 
-    def run(*words: str) -> str:
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+@pytest.mark.timeout(600)
+def test_story_prints_what_the_readme_shows(tmp_path, programs):
+    """The example runs as it stands, and then the commands, the service and the settings."""
+    files = {name: code for _, code in BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", code)}
+    assert list(files) == ["judge.py", "candidates.py", "serve.py"]
+    assert len(files["serve.py"].splitlines()) <= 25
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["LOGNAME"] = "ada"
+
+    def run(program: str, *words: str) -> str:
+        done = subprocess.run(
+            [programs / program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     shown = [text for kind, text in BLOCKS if kind == "text"]
     for name, text in zip(("judge.py", "candidates.py"), shown, strict=True):
-        assert_shows(text, run(sys.executable, name))
+        assert_shows(text, run("python", name))
     for text in [text for kind, text in BLOCKS if kind == "console"]:
         command, _, lines = text.partition("\n")
         assert_shows(lines, run(*command.removeprefix("$ ").split()))
@@ -60,7 +82,9 @@ def test_story_prints_what_the_readme_shows(tmp_path):
     assert "digits version 1 is in production" in run("mlflow-gate", "status")
 
     port = str(free_port())
-    service = subprocess.Popen(["flask", "--app", "serve", "run", "--port", port], cwd=tmp_path, env=environment)
+    service = subprocess.Popen(
+        [programs / "flask", "--app", "serve", "run", "--port", port], cwd=tmp_path, env=environment
+    )
     try:
         address = f"http://127.0.0.1:{port}"
 

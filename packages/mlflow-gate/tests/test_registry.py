@@ -14,7 +14,6 @@ import pytest
 import sklearn
 from mlflow_gate import ConfigError, Conflict, ModelError, Registry, ServerError, turns
 from mlflow_gate.moves import line_of, veto_on
-
 from models import HELD_OUT, registry, train
 from servers import free_port
 
@@ -62,7 +61,7 @@ def gate(name):
 
 
 def test_better_model_is_promoted_and_recorded(gate):
-    """A better model moves the alias; the record has reason, scores of both on the same rows, and the person's words."""
+    """A better model moves the alias; the record has the reason, the person's words, and the scores of both."""
     now = gate.production()
     assert (now.version, now.run_id, now.move.number) == ("2", gate.runs[1], 2)
     assert (now.move.scores, now.move.replaced_scores) == ({"mae": 0.5}, {"mae": 1.0})
@@ -153,7 +152,7 @@ def test_rollback_veto_ends_with_another_candidate(gate):
 
 
 def test_later_version_is_restored(gate):
-    """A move to a version that was rolled back from is `restored`, and lifts the veto; each rollback goes further back."""
+    """A move to a version that was rolled back from is `restored` and lifts the veto; a rollback loads first."""
     gate.rollback()
     assert gate.rollback(to="2", why="it was right after all").move.action == "restored"
     assert (veto_on({"2"}, gate.history()), line_of(gate.history())) == (None, ["1", "2"])
