@@ -25,9 +25,9 @@ UV = Path(sys.executable).with_name("uv")
 
 
 def salient(text: str) -> list[str]:
-    """Return lines without what differs from one machine to another: spaces, times, and the third decimal."""
+    """Return lines without what differs from one machine to another: spaces, times, and the second decimal."""
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", "TIME", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"(\d\.\d)\d+", r"\1", text)
     return [" ".join(line.split()) for line in text.splitlines()]
 
 

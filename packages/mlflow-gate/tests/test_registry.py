@@ -12,7 +12,7 @@ from itertools import pairwise
 import mlflow
 import pytest
 import sklearn
-from mlflow_gate import ConfigError, Conflict, ModelError, Registry, ServerError, turns
+from mlflow_gate import ConfigError, Conflict, ModelError, Registry, Scores, ServerError, turns
 from mlflow_gate.moves import line_of, veto_on
 from models import HELD_OUT, registry, train
 from servers import free_port
@@ -264,6 +264,12 @@ def test_gate_that_cannot_decide_is_an_error(gate):
             attempt()
     failing = registry(gate.name, evaluate=lambda model, rows: rows["no such column"])
     assert failing.promote(gate.runs[0]).reason.startswith("refused: loading: KeyError: 'no such column'")
+
+
+def test_held_out_keys_of_several_kinds_are_an_error(name):
+    """Keys that cannot be ordered are an error in words."""
+    with pytest.raises(ConfigError, match="key"):
+        registry(name, held_out=[1, "a"], evaluate=lambda *_: Scores({"mae": 0.1})).promote(train(0.1))
 
 
 def test_dead_server_is_an_error_within_seconds():
