@@ -63,7 +63,7 @@ def test_commands_tell_a_story(run, name):
     assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]
     Path("decision.json").write_text(json.dumps(gate.promote(runs[2]).as_dict()))
     assert "version 2 is in production" in run("status").out
-    assert "this tree's decision says the same" in run("status", "--decision", "decision.json").out
+    assert "; this tree's decision" in run("status", "--decision", "decision.json").out
     assert run("lineage").out.splitlines()[0].startswith("data")
     for subject in ("2", name, f"{name}/2", runs[1]):
         links = json.loads(run("lineage", subject, "--json").out)
