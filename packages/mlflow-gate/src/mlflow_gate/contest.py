@@ -51,7 +51,7 @@ class Contest:
     def judge(self, candidate: Scores, champion: Scores) -> Iterator[Rule]:
         """Yield the findings: the gain, in a near-tie the paired test, and a gain that is too good to be true."""
         label = self.name or self.metric
-        figure, other = (self._figure(scores) for scores in (candidate, champion))
+        figure, other = (self.figure(scores) for scores in (candidate, champion))
         gain = self.gain(figure, other)
         near = abs(gain) <= self.near_tie  # false for NaN
         p = chance_of_better(candidate.blocks, champion.blocks) if near else 0.0
@@ -78,7 +78,8 @@ class Contest:
             words = f"{label} gained, if it is to be believed"
             yield Rule(words, gain, f"<= {self.max_gain:g} at once", passed, next_step=step)
 
-    def _figure(self, scores: Scores) -> float:
+    def figure(self, scores: Scores) -> float:
+        """Return the metric of scores; raise ConfigError when it was not scored."""
         if self.metric not in scores.metrics:
             expected = f"one of {', '.join(scores.metrics) or 'none'}"
             raise ConfigError("The contest's metric was not scored.", value=self.metric, expected=expected)

@@ -176,7 +176,7 @@ def _rules(candidate: Evaluation, scores: Scores, rules: Mapping[str, Limits | C
 def _disqualification(champion: Evaluation, contest: Contest | None) -> str | None:
     if champion.scores is None:
         return champion.trouble or "it cannot predict"
-    if contest and not math.isfinite(champion.scores.metrics.get(contest.metric, math.nan)):
+    if contest and not math.isfinite(contest.figure(champion.scores)):
         return f"its {contest.metric} is not a number"
     return None if champion.is_declared else UNDECLARED
 

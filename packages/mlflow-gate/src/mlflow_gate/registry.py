@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from mlflow_gate.lineage import Link
 
-ATTEMPTS = 10  # while others move the alias between a decision and its move
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
 
@@ -220,27 +219,34 @@ class Registry(Alias):
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
         record.provenance(why)  # raises for a reason that is too long
         experiment = None if even_in_experiment else experiment_of_dvc()
-        for attempt in range(ATTEMPTS):
-            decision, champion = self.judge(run_id, model_uri)
-            decision = verdicts.force(decision) if force else decision
-            decision = replace(verdicts.hold(decision, experiment), run_id=run_id)
-            is_kept = champion is not None and champion.run_id == run_id
-            if dry_run or is_kept or not decision.promoted:
-                return replace(decision, production=_identity(champion))
-            try:
-                moved = self.apply(decision, run_id, self._candidate(run_id, model_uri)[1], champion, why)
-                return replace(decision, production=_identity(moved))
-            except Conflict:
-                if attempt == ATTEMPTS - 1:
-                    raise
+        for is_alone in (False, True):  # where another process is faster, the second time nobody else can be
+            with turn(self.client, self.name) if is_alone else contextlib.nullcontext() as keep:
+                decision, champion = self.judge(run_id, model_uri)
+                decision = verdicts.hold(verdicts.force(decision) if force else decision, experiment)
+                decision = replace(decision, run_id=run_id, production=_identity(champion))
+                if dry_run or not decision.promoted or (champion is not None and champion.run_id == run_id):
+                    return decision
+                try:
+                    moved = self.apply(decision, run_id, self._candidate(run_id, model_uri)[1], champion, why, keep)
+                except Conflict:
+                    if is_alone:
+                        raise
+                else:
+                    return replace(decision, production=_identity(moved))
         raise AssertionError  # never reached
 
     def apply(
-        self, decision: Decision, run_id: str, model_uri: str, replaced: Production | None, why: str = ""
+        self,
+        decision: Decision,
+        run_id: str,
+        model_uri: str,
+        replaced: Production | None,
+        why: str = "",
+        keep: Callable[[], None] | None = None,
     ) -> Production:
         """Register the model of a decision, unless its run has a version, and move the alias to it.
 
-        Raises Refused when the decision does not allow it, Conflict when ``replaced``, with which the candidate was
+        ``keep`` is that of a caller who has the turn (`mlflow_gate.turns`). Raises Refused when the decision does not allow it, Conflict when ``replaced``, with which the candidate was
         compared, is not in production any more.
 
         >>> Registry("doctest").apply(Decision(False, "refused: a rule"), "0" * 32, "models:/m-0", None)
@@ -253,13 +259,12 @@ class Registry(Alias):
 
         if not decision.promoted:
             raise Refused("The gate refused the candidate.", value=decision.reason)
-        signed = record.provenance(why)
-        run = self.find_run(run_id)
+        record.provenance(why)  # raises for a reason that is too long
         with contextlib.suppress(MlflowException):  # it exists already; if not, the next step says so
             self.client.create_registered_model(self.name)
-        with turn(self.client, self.name) as keep:
+        with contextlib.nullcontext(keep) if keep else turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
-            version = self._version_of(run_id, model_uri, decision)
+            version, run = self._version_of(run_id, model_uri, decision), self.find_run(run_id)
             judged = decision.candidate
             held_out = {"hash": judged.held_out, "period": judged.period, "rows": judged.rows} if judged else {}
             tags = run.data.tags if run else {}
@@ -268,7 +273,7 @@ class Registry(Alias):
                 number=0,
                 action=record.FORCED if decision.forced else record.PROMOTED,
                 version=version,
-                **signed,
+                **record.provenance(why),
                 reason=decision.reason,
                 replaced=replaced.version if replaced else None,
                 scores=_rounded(decision.candidate),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 TURN_TAG = "mlflow_gate.turn."
 DRAWING = "0"
 WAIT_SECONDS = 120.0
-STALE_SECONDS = 30.0  # of the first in the queue; a move takes a few requests
+STALE_SECONDS = 30.0  # without a sign of life of the first in the queue
 
 
 @contextlib.contextmanager
@@ -32,36 +33,45 @@ def turn(client: MlflowClient, name: str) -> Iterator[Callable[[], None]]:
 
     The value is a function that raises Conflict when the turn was lost meanwhile.
     """
-    ticket = TURN_TAG + uuid.uuid4().hex
+    ticket, ended = TURN_TAG + uuid.uuid4().hex, threading.Event()
     client.set_registered_model_tag(name, ticket, DRAWING)
     try:
-        number = 1 + max(_queue(client, name).values(), default=0)
+        number = 1 + max((drawn for drawn, _, _ in _queue(client, name)), default=0)
         client.set_registered_model_tag(name, ticket, str(number))
+        threading.Thread(target=_beat, args=(client, name, ticket, number, ended), daemon=True).start()
         _wait(client, name, ticket, number)
 
         def keep() -> None:
-            if ticket not in _queue(client, name):
+            if all(each != ticket for _, each, _ in _queue(client, name)):
                 value = f"this process stood still for more than {STALE_SECONDS:g} s"
                 raise Conflict("The turn to move the alias was lost.", value=value, next_step="try again")
 
         yield keep
     finally:
+        ended.set()
         with contextlib.suppress(Exception):  # somebody else may have removed it; if the server is gone, it grows stale
             client.delete_registered_model_tag(name, ticket)
 
 
+def _beat(client: MlflowClient, name: str, ticket: str, number: int, ended: threading.Event) -> None:
+    """Show that this process lives, as long as it waits or has its turn: its tag changes."""
+    beat = 0
+    while not ended.wait(STALE_SECONDS / 4):
+        beat += 1
+        with contextlib.suppress(Exception):  # the next beat may come through
+            if any(each == ticket for _, each, _ in _queue(client, name)):
+                client.set_registered_model_tag(name, ticket, f"{number}.{beat}")
+
+
 def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
-    began, first, since = time.monotonic(), "", 0.0
-    while True:
-        ahead = [(drawn, each) for each, drawn in _queue(client, name).items() if (drawn, each) < (number, ticket)]
-        if not ahead:
-            return
-        # The first one that has a number holds the turn; one that draws for so long was ended.
-        if min(ahead)[1] != first:
-            first, since = min(ahead)[1], time.monotonic()
+    began, first, since = time.monotonic(), ("", ""), 0.0
+    while ahead := [each for each in _queue(client, name) if each[:2] < (number, ticket)]:
+        # The first one that has a number holds the turn. One that does not change for so long was ended.
+        if min(ahead)[1:] != first:
+            first, since = min(ahead)[1:], time.monotonic()
         elif time.monotonic() - since > STALE_SECONDS:
             with contextlib.suppress(Exception):  # another one that waits was faster
-                client.delete_registered_model_tag(name, first)
+                client.delete_registered_model_tag(name, first[0])
         if time.monotonic() - began > WAIT_SECONDS:
             raise Conflict(
                 "Another promotion or rollback is under way.",
@@ -71,7 +81,8 @@ def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
         time.sleep(random.uniform(0.02, 0.08))  # noqa: S311 - so that processes do not ask in step
 
 
-def _queue(client: MlflowClient, name: str) -> dict[str, int]:
-    """Return the numbers drawn, by ticket; 0 for one that draws still."""
+def _queue(client: MlflowClient, name: str) -> list[tuple[int, str, str]]:
+    """Return the number, the ticket and the tag's text of each that draws (its number is 0), waits or has its turn."""
     tags = client.get_registered_model(name).tags
-    return {tag: int(value) if value.isdigit() else 0 for tag, value in tags.items() if tag.startswith(TURN_TAG)}
+    tickets = ((tag, text, text.partition(".")[0]) for tag, text in tags.items() if tag.startswith(TURN_TAG))
+    return [(int(drawn) if drawn.isdigit() else 0, tag, text) for tag, text, drawn in tickets]
