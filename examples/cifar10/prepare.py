@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from images import CLASSES, read
+from images import CLASSES, keys, read
 
 source = Path("data", yaml.safe_load(Path("params.yaml").read_text())["prepare"]["source"])
 try:
@@ -15,12 +15,16 @@ try:
     test_images, test_classes = read(source, "test_batch.bin")
 except ValueError as error:
     sys.exit(str(error))
+train_keys, test_keys = np.array(keys(train_images)), np.array(keys(test_images))
+new = ~np.isin(test_keys, train_keys)  # an image that is learned tests nothing
 np.savez(
     "arrays.npz",
     train_images=train_images,
     train_classes=train_classes,
-    test_images=test_images,
-    test_classes=test_classes,
+    train_keys=train_keys,
+    test_images=test_images[new],
+    test_classes=test_classes[new],
+    test_keys=test_keys[new],
     names=(source / CLASSES).read_text().split(),
 )
-print(f"{len(train_images)} images for training, {len(test_images)} for the test")
+print(f"{len(train_images)} images for training, {new.sum()} for the test; left out {(~new).sum()} that both have")
