@@ -61,9 +61,10 @@ def test_data_stays_on_the_server(typed):
 
 def test_mlflow_has_one_run_a_pipeline_with_nested_stages(typed):
     """The server's MLflow has a run for each of the two models, and in it those of the stages, with a figure."""
+    last = "train_model evaluate promote evaluation.png mlflow_gate"
     assert typed.printed["mlflow"].splitlines() == [
-        "forest FINISHED True xml_to_tsv split_train_test featurization train_model evaluate promote evaluation.png mlflow_gate",
-        "linear FINISHED True train_model evaluate promote evaluation.png mlflow_gate",
+        f"forest FINISHED True xml_to_tsv split_train_test featurization {last}",
+        f"linear FINISHED True {last}",
     ]
 
 
