@@ -5,7 +5,6 @@ Layout and hash: https://www.cs.toronto.edu/~kriz/cifar.html. There is no pickle
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -30,11 +29,6 @@ def read(folder: Path, pattern: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{folder} has no file {pattern}. Fetch it: python images.py {folder.name} {folder}")
     rows = np.concatenate([np.fromfile(file, np.uint8) for file in batches]).reshape(-1, size)
     return rows[:, 1:].reshape(-1, *SHAPE).transpose(0, 2, 3, 1), rows[:, 0]
-
-
-def keys(images: np.ndarray) -> list[str]:
-    """Return the key of each image, a hash of its pixels: the same image has the same key wherever it lies."""
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
 
 
 def write(file: Path, images: np.ndarray, classes: np.ndarray) -> None:

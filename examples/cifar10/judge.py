@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ def held_out() -> pd.Series:
     return pd.Series(range(len(keys)), keys)
 
 
-def evaluate(model: Any, places: pd.Series) -> Scores:
+def evaluate(model, places: pd.Series) -> Scores:
     """Score a model on test images."""
     arrays = np.load("arrays.npz")
     images, classes = arrays["test_images"][places], arrays["test_classes"][places]
@@ -31,10 +30,9 @@ def rules() -> dict[str, dict]:
     committed = subprocess.run(["git", "show", "HEAD:./metrics.json"], capture_output=True, text=True, check=False)
     if committed.returncode:
         return {}
-    old = json.loads(committed.stdout)["accuracy"]
-    least = old - yaml.safe_load(Path("params.yaml").read_text())["gate"]["max_drop"]
+    old, gate = json.loads(committed.stdout)["accuracy"], yaml.safe_load(Path("params.yaml").read_text())["gate"]
     step = "max_drop is in params.yaml; a reason in ACCEPT_WORSE makes the job overrule the gate"
-    return {"accuracy": {"min": least, "name": f"accuracy, {old:.3f} in HEAD", "low": "worse", "next_step": step}}
+    return {"accuracy": {"min": old - gate["max_drop"], "name": f"accuracy, {old:.3f} in HEAD", "next_step": step}}
 
 
 registry = Registry("cifar10", evaluate=evaluate, held_out=held_out, rules=rules(), candidate="candidate.json")
