@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from mlflow_gate.cli import main, one_line
-from models import registry, train
+from mlflow_gate.learned import hash_of
+from models import HELD_OUT, registry, train
 
 JUDGE = """
 import models
@@ -41,8 +42,8 @@ def test_commands_tell_a_story(run, name):
     """Each command does what its help says, and the exit code of a refusal is 3."""
     gate, runs = registry(name), [train(1.0), train(0.5), train(2.0)]
     assert f"Nothing of {name} was ever in production. Next: mlflow-gate promote" in run("history").out
-    shown = run("promote", runs[0], "--dry-run").out
-    assert "dry run, nothing is changed; promoted: every rule passed" in shown
+    output = run("promote", runs[0], "--dry-run").out
+    assert "dry run, nothing is changed; promoted: every rule passed" in output
     assert gate.production() is None
     Path("candidate.json").write_text(json.dumps({"run_id": runs[0]}))
     run("promote", "--why", "the first")
@@ -57,7 +58,7 @@ def test_commands_tell_a_story(run, name):
     assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
     lines = run("history", name).out.splitlines()
     assert len(lines) == 5
-    assert "0.5000 (1200 to 1295)" in lines[-1]
+    assert f"0.5000 (rows {hash_of(HELD_OUT)})" in lines[-1]
     moves = json.loads(run("history", "--json").out)
     assert [move["action"] for move in moves] == ["promoted", "promoted", "forced", "rolled back"]
     assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]

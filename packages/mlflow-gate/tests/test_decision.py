@@ -113,11 +113,11 @@ def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promote
     contest = Contest("accuracy", near_tie=0.05, min_gain=min_gain)
     decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, contest)
     assert decision.promoted is promoted
-    found = findings(decision)[PAIRED_TEST]
+    finding = findings(decision)[PAIRED_TEST]
     if blocks < 6:
-        assert found.value == "nothing can be shown with 5 blocks"
+        assert finding.value == "nothing can be shown with 5 blocks"
     else:
-        assert found.passed is (shift < 0)
+        assert finding.passed is (shift < 0)
     assert ("is in a near-tie with" in decision.reason) is promoted
 
 
@@ -195,7 +195,7 @@ def test_decision_is_json_and_text():
     content = json.loads(json.dumps(decision.as_dict(), allow_nan=False))
     assert content["candidate"]["metrics"] == {}
     assert content["champion"]["metrics"] == {"accuracy": 0.9}
-    assert decision.words.splitlines()[-1].endswith("which records who and why")
+    assert decision.words.splitlines()[-1].endswith("who and why are recorded")
     assert [row["verdict"] for row in decision.table][:2] == ["passed", "failed"]
     error = pickle.loads(pickle.dumps(Refused("No.", value=1, next_step="3")))
     assert (type(error), error.exit_code, str(error)) == (Refused, 3, "No.\n  found:    1\n  next:     3")

@@ -85,7 +85,7 @@ class Alias:
 
         ``known`` is the last answer that the caller got: it is returned, after one request, if the alias has not moved.
 
-        >>> Registry("doctest").production() is None
+        >>> Alias("doctest", "production").production() is None
         True
         """
         version = self.version_in_production()
@@ -142,7 +142,7 @@ class Alias:
     def history(self) -> list[Move]:
         """Return all moves of the alias, oldest first; empty when nothing was ever in production.
 
-        >>> Registry("doctest").history()
+        >>> Alias("doctest", "production").history()
         []
         """
         versions = self._versions()

@@ -128,9 +128,15 @@ def keys_in(rows: Any) -> Iterable[Any]:
 
 
 def ends_of(rows: Any) -> tuple[str, str] | None:
-    """Return the first and the last key, in the order of keys; None without rows."""
+    """Return the first and the last key of times; None for other keys. Raises ConfigError for keys of several kinds."""
     keys = [key_of(key) for key in keys_in(rows)]
-    return (min(keys, key=_order), max(keys, key=_order)) if keys else None
+    if len(kinds := {_order(key)[0] for key in keys}) > 1:
+        expected = "keys of one kind: numbers, times of a time zone, times without one, or texts"
+        raise ConfigError(
+            "The keys of the held-out rows are of several kinds.", value=", ".join(kinds), expected=expected
+        )
+    is_time = any(kind.startswith("time") for kind in kinds)
+    return (min(keys, key=_order), max(keys, key=_order)) if is_time else None
 
 
 def digest(key: str) -> str:

@@ -246,8 +246,8 @@ class Registry(Alias):
     ) -> Production:
         """Register the model of a decision, unless its run has a version, and move the alias to it.
 
-        ``keep`` is that of a caller who has the turn (`mlflow_gate.turns`). Raises Refused when the decision does not allow it, Conflict when ``replaced``, with which the candidate was
-        compared, is not in production any more.
+        ``keep`` is that of a caller who has the turn (`mlflow_gate.turns`). Raises Refused when the decision does not
+        allow it, Conflict when ``replaced``, with which the candidate was compared, is not in production any more.
 
         >>> Registry("doctest").apply(Decision(False, "refused: a rule"), "0" * 32, "models:/m-0", None)
         Traceback (most recent call last):
@@ -399,7 +399,8 @@ class Registry(Alias):
         figure = f"{metric} {metrics[metric]:.4f}" if metric in metrics else again.trouble
         verdict = "every rule passed" if now.promoted else f"it would be {now.reason}"
         today = record.provenance("")["when"]
-        period = f" on {' to '.join(again.scores.period)}" if again.scores and again.scores.period else ""
+        judged = again.scores
+        period = "" if judged is None else f" on {' to '.join(judged.period or ()) or f'rows {judged.held_out}'}"
         note = f"decided again {today}, it is in production already: {figure}{period}; {verdict}"
         rules = tuple(Rule(**rule) for rule in move.rules) or now.rules
         reason = move.reason or f"it came into production {move.action}, without the gate"
