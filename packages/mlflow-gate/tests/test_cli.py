@@ -101,8 +101,8 @@ def test_settings_are_searched_upwards(run, name, monkeypatch):
     [
         ("", "Which registered model is meant?"),
         ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
-        (SETTINGS.replace("judge:", "judge_x:"), "No module named 'juge'"),
-        (SETTINGS.replace(":registry", ":registry_x"), "has no attribute 'regstry'"),
+        (SETTINGS.replace("judge:", "judge_x:"), "No module named 'judge_x'"),
+        (SETTINGS.replace(":registry", ":registry_x"), "has no attribute 'registry_x'"),
         (SETTINGS.replace(":registry", ":wrong"), "judge:wrong is no registry"),
         (SETTINGS.replace(":registry", ":broken"), "give min, max or both"),
     ],
