@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from mlflow_gate.errors import ConfigError
 from mlflow_gate.rules import Rule
@@ -40,7 +41,8 @@ class Contest:
     def __post_init__(self) -> None:
         for field, most in (("min_gain", math.inf), ("near_tie", math.inf), ("alpha", 1.0), ("max_gain", math.inf)):
             value = getattr(self, field)
-            if value is not None and not 0 <= value <= most:
+            is_number = isinstance(value, Real) and 0 <= value <= most
+            if not is_number and not (value is None and field == "max_gain"):
                 expected = "0 to 1" if most == 1 else "a number from 0"
                 raise ConfigError(f"The contest's {field} cannot be used.", value=value, expected=expected)
 
