@@ -41,7 +41,7 @@ class Contest:
     def __post_init__(self) -> None:
         for field, most in (("min_gain", math.inf), ("near_tie", math.inf), ("alpha", 1.0), ("max_gain", math.inf)):
             value = getattr(self, field)
-            is_number = isinstance(value, Real) and 0 <= value <= most
+            is_number = isinstance(value, Real) and 0 <= float(value) <= most
             if not is_number and not (value is None and field == "max_gain"):
                 expected = "0 to 1" if most == 1 else "a number from 0"
                 raise ConfigError(f"The contest's {field} cannot be used.", value=value, expected=expected)
