@@ -65,9 +65,9 @@ class Contest:
         else:
             enough = near or gain > 0
             limit = f"> {self.near_tie:g} over its {other:.4f}; or {tie}, and then better by the paired test"
-        step = f"{'worse' if gain < 0 else 'no gain'}: improve the candidate, or judge both on a longer period"
+        step = f"{'worse' if gain < 0 else 'too small'}: improve the candidate, or judge both on a longer period"
         words = f"{label} gained over the model in production"
-        yield Rule(words, gain, limit, enough and better, next_step="" if enough and better else step)
+        yield Rule(words, gain, limit, enough and better, next_step="" if enough else step)
         if near:
             count = len(candidate.blocks)
             few = f"nothing can be shown with {count} block{'s' * (count != 1)}" if p is None else None
