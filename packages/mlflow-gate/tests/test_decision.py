@@ -200,3 +200,10 @@ def test_decision_is_json_and_text():
     error = pickle.loads(pickle.dumps(Refused("No.", value=1, next_step="3")))
     assert (type(error), error.exit_code, str(error)) == (Refused, 3, "No.\n  found:    1\n  next:     3")
     assert jsonable({1: (math.nan, [math.inf, "text"])}) == {"1": [None, [None, "text"]]}
+
+
+@pytest.mark.parametrize("options", [{"alpha": "much"}, {"alpha": None}, {"near_tie": -1}, {"max_gain": "0.1"}])
+def test_contest_that_cannot_be_used_is_an_error(options):
+    """A text, as YAML may hold it, a number below zero, and None where there must be a number."""
+    with pytest.raises(ConfigError, match=f"contest's {next(iter(options))} cannot be used"):
+        Contest("r2", **options)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow_gate import ConfigError, Learned
+from mlflow_gate import ConfigError, Learned, log_learned
 from mlflow_gate.learned import digest, hash_of, key_of, keys_in
 
 ZONE = timezone(timedelta(hours=1))
@@ -83,3 +84,16 @@ def test_hash_names_held_out_data():
     assert hash_of(frame) == hash_of(frame[::-1])
     hashes = {hash_of(each) for each in (frame, frame + 1, frame.rename(index={"b": "c"}), ["a", "b"], ["a"])}
     assert len(hashes) == 5
+
+
+def test_declaration_needs_a_run():
+    """Without an active run nothing is logged to a run that MLflow would open by itself."""
+    with pytest.raises(ConfigError, match="no active run"):
+        log_learned([1])
+    assert mlflow.active_run() is None
+
+
+def test_rows_of_arrays_are_named_by_their_keys():
+    """Pandas cannot hash cells that are lists: then the keys alone name the rows."""
+    rows = pd.DataFrame({"image": [[1, 2], [3, 4]]}, index=["a", "b"])
+    assert hash_of(rows) == hash_of(["a", "b"])

@@ -10,6 +10,7 @@ import time
 from itertools import pairwise
 
 import mlflow
+import models
 import pytest
 import sklearn
 from mlflow_gate import ConfigError, Conflict, ModelError, Registry, Scores, ServerError, turns
@@ -363,3 +364,14 @@ def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
     decision = gate.promote(train(0.3))
     assert (decision.promoted, gate.production().run_id) == (False, better)
     assert decision.champion.metrics["mae"] == pytest.approx(0.1)
+
+
+def test_aliases_have_records_of_their_own(gate):
+    """A move of another alias of the model is not in the history of this one, and the numbers stay unique."""
+    other = Registry(gate.name, "staging", evaluate=models.evaluate, held_out=HELD_OUT)
+    assert (other.production(), other.history()) == (None, [])
+    before = gate.history()
+    assert other.promote(gate.runs[0]).promoted
+    assert [(move.number, move.action) for move in other.history()] == [(1, "promoted")]
+    assert gate.history() == before
+    assert other.production().version != gate.production().version

@@ -91,7 +91,7 @@ class Alias:
         version = self.version_in_production()
         if version is None:
             return None
-        number, moves = str(version.version), len(record.records_in([version]))
+        number, moves = str(version.version), len(record.records_in([version], self.alias))
         if known is not None and (known.version, known.run_id, known.moves) == (number, version.run_id or "", moves):
             return known
         run = self.find_run(version.run_id)
@@ -101,8 +101,8 @@ class Alias:
             run_id=version.run_id or "",
             model_uri=self.uri_of(number),
             run_url=self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}") if run else "",
-            move=self._complete(record.moves_in(self._versions(), number)[-1], run),
-            tags=tags_of(version, run),
+            move=self._complete(self._moves(number)[-1], run),
+            tags=self.tags_of(version, run),
             moves=moves,
         )
 
@@ -139,6 +139,11 @@ class Alias:
                 raise
             return None
 
+    def tags_of(self, version: ModelVersion, run: Run | None) -> dict[str, str]:
+        """Return the tags of a version's run, and those that the record kept in case the run was purged."""
+        kept = [move.run for _, move, _ in record.records_in([version], self.alias)]
+        return (kept[-1] if kept else {}) | (run.data.tags if run else {})
+
     def history(self) -> list[Move]:
         """Return all moves of the alias, oldest first; empty when nothing was ever in production.
 
@@ -149,7 +154,7 @@ class Alias:
         runs = {str(version.version): version.run_id for version in versions}
         return [
             move if move.scores else self._complete(move, self.find_run(runs.get(move.version)))
-            for move in record.moves_in(versions, self._current())
+            for move in record.moves_in(versions, self._current(), self.alias)
         ]
 
     def note(self) -> Move | None:
@@ -157,8 +162,7 @@ class Alias:
 
         Return that move; None when there is none, or when it is recorded already.
         """
-        last = next(reversed(record.moves_in(self._versions(), self._current())), None)
-        if last is None or last.recorded:
+        if all(move.recorded for move in self._moves(self._current())):
             return None
         with turn(self.client, self.name):
             return self._record_manual_move()
@@ -177,6 +181,9 @@ class Alias:
             if not (token := page.token):
                 return versions
 
+    def _moves(self, current: str | None) -> list[Move]:
+        return record.moves_in(self._versions(), current, self.alias)
+
     def _complete(self, move: Move, run: Run | None) -> Move:
         """Return a move with scores: a move by hand has only those that the version's run logged."""
         if move.scores or run is None:
@@ -186,17 +193,16 @@ class Alias:
 
     def _record_manual_move(self) -> Move | None:
         """Write down a move that was made by hand; the caller has the turn."""
-        versions = self._versions()
-        last = next(reversed(record.moves_in(versions, self._current())), None)
-        if last is None or last.recorded:
-            return None
-        self._write(record.next_number(versions), last, done=True)
-        return last
+        for move in self._moves(self._current()):
+            if not move.recorded:
+                self._write(record.next_number(self._versions()), move, done=True)
+                return move
+        return None
 
     def move(self, move: Move, keep: Callable[[], None] | None = None) -> None:
         """Record a move and make it; the caller has the turn, of which ``keep`` makes sure."""
         self._record_manual_move()
-        number = record.next_number(self._versions())
+        number, move = record.next_number(self._versions()), replace(move, alias=self.alias)
         self._write(number, move, done=False)
         if keep:
             keep()
@@ -217,12 +223,6 @@ class Alias:
                 expected=f"version {before}, as before" if before else "nothing, as before",
                 next_step="mlflow-gate history; then try again",
             )
-
-
-def tags_of(version: ModelVersion, run: Run | None) -> dict[str, str]:
-    """Return the tags of a version's run, and those that the record kept in case the run was purged."""
-    kept = [move.run for _, move, _ in record.records_in([version])]
-    return (kept[-1] if kept else {}) | (run.data.tags if run else {})
 
 
 def _without_password(uri: str) -> str:

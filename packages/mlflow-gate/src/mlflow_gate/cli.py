@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from mlflow_gate.errors import ModelError, Refused
 
 WIDEST = 48
+RUN = re.compile("[0-9a-f]{32}")
 
 
 class Group(click.Group):
@@ -174,11 +176,7 @@ def lineage(subject: str | None, verify: bool, as_json: bool, module: str | None
     registry = None
     if module is None and subject and "/" in subject.removeprefix("models:/") and not Path(subject).is_file():
         registry = find_registry(subject.removeprefix("models:/").partition("/")[0])
-    elif (
-        module is None
-        and subject
-        and not (subject.isdigit() or Path(subject).is_file() or len(subject) == len("0" * 32))
-    ):
+    elif module is None and subject and not (subject.isdigit() or Path(subject).is_file() or RUN.fullmatch(subject)):
         registry, subject = find_registry(subject), None
     registry = registry or find_registry(module=module)
     links = registry.lineage(subject)
@@ -204,7 +202,7 @@ def _read_candidate(candidate: str | Path | None) -> dict[str, str]:
     """Return run_id and, if known, model_uri."""
     if candidate is None:
         raise click.UsageError("Name a CANDIDATE: a run's id, or a JSON file with run_id.")
-    if isinstance(candidate, str) and len(candidate) == len("0" * 32) and candidate.isalnum():
+    if isinstance(candidate, str) and RUN.fullmatch(candidate):
         return {"run_id": candidate}
     try:
         content = json.loads(Path(candidate).read_text())

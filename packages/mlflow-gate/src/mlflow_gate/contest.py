@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from mlflow_gate.errors import ConfigError
 from mlflow_gate.rules import Rule
@@ -40,7 +41,8 @@ class Contest:
     def __post_init__(self) -> None:
         for field, most in (("min_gain", math.inf), ("near_tie", math.inf), ("alpha", 1.0), ("max_gain", math.inf)):
             value = getattr(self, field)
-            if value is not None and not 0 <= value <= most:
+            is_number = isinstance(value, Real) and 0 <= float(value) <= most
+            if not is_number and not (value is None and field == "max_gain"):
                 expected = "0 to 1" if most == 1 else "a number from 0"
                 raise ConfigError(f"The contest's {field} cannot be used.", value=value, expected=expected)
 
@@ -63,9 +65,9 @@ class Contest:
         else:
             enough = near or gain > 0
             limit = f"> {self.near_tie:g} over its {other:.4f}; or {tie}, and then better by the paired test"
-        step = f"{'worse' if gain < 0 else 'no gain'}: improve the candidate, or judge both on a longer period"
+        step = f"{'worse' if gain < 0 else 'too small'}: improve the candidate, or judge both on a longer period"
         words = f"{label} gained over the model in production"
-        yield Rule(words, gain, limit, enough and better, next_step="" if enough and better else step)
+        yield Rule(words, gain, limit, enough and better, next_step="" if enough else step)
         if near:
             count = len(candidate.blocks)
             few = f"nothing can be shown with {count} block{'s' * (count != 1)}" if p is None else None

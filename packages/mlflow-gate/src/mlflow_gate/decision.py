@@ -75,6 +75,8 @@ class Decision:
         lines = [self.reason, *self.notes]
         if not self.promoted and not self.experiment:
             lines += [f"  next: {step}" for step in self.next_steps]
+            if self.candidate is None:
+                return "\n".join(lines)
             command = "`mlflow-gate promote --force --why REASON`, in Python `force=True, why=REASON`"
             lines.append(f"  or overrule the gate: {command}; who and why are recorded")
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,9 @@ def log_learned(keys: Iterable[Any], *, span: bool = False, source: str = "", po
     import mlflow
 
     names = [key_of(key) for key in keys_in(keys)]
+    if mlflow.active_run() is None:
+        step = "call it between `with mlflow.start_run():` and its end"
+        raise ConfigError("There is no active run to declare this in.", next_step=step)
     if not names:
         raise ConfigError("A model that learned from nothing cannot be declared.", expected="the key of each row")
     facts: dict[str, Any] = {"rows": len(names), "source": source, "population": population}
@@ -145,7 +149,7 @@ def digest(key: str) -> str:
 
 
 def hash_of(held_out: Any) -> str:
-    """Return the hash that names held-out data: of its keys, and of its content when it is a pandas object.
+    """Return the hash that names held-out data: of its keys, and of a pandas object's content if pandas can hash it.
 
     >>> hash_of(["a", "b"]) == hash_of(["b", "a"])
     True
@@ -156,7 +160,8 @@ def hash_of(held_out: Any) -> str:
     if hasattr(held_out, "iloc"):
         from pandas.util import hash_pandas_object
 
-        content.update(repr(sorted(hash_pandas_object(held_out).tolist())).encode())
+        with contextlib.suppress(TypeError):  # cells that are lists or arrays
+            content.update(repr(sorted(hash_pandas_object(held_out).tolist())).encode())
     return content.hexdigest()[:16]
 
 

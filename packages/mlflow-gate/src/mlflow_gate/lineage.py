@@ -111,8 +111,6 @@ def of_version(registry: Registry, version: str) -> list[Link]:
     """Return the chain of a registered version, the data first."""
     from mlflow.exceptions import MlflowException
 
-    from mlflow_gate.alias import tags_of
-
     try:
         registered = registry.client.get_model_version(registry.name, version)
     except MlflowException as error:
@@ -124,7 +122,7 @@ def of_version(registry: Registry, version: str) -> list[Link]:
     run = registry.find_run(registered.run_id)
     is_current = current is not None and current.version == registered.version
     return [
-        *registry.origin(run, tags_of(registered, run)),
+        *registry.origin(run, registry.tags_of(registered, run)),
         run_link(registry, run),
         environment_link(registry, registry.uri_of(version)),
         _model(registry, registered),

@@ -56,6 +56,7 @@ class Move:
     metric: str = ""
     rules: list[dict[str, Any]] = field(default_factory=list)
     run: dict[str, str] = field(default_factory=dict)
+    alias: str = "production"
     recorded: bool = True
 
     @property
@@ -85,8 +86,8 @@ class Move:
 _MOVES = TypeAdapter(Move)
 
 
-def records_in(versions: Iterable[ModelVersion]) -> list[tuple[int, Move, bool]]:
-    """Return the records in the tags of versions, in order: number, move, and whether it is done."""
+def records_in(versions: Iterable[ModelVersion], alias: str) -> list[tuple[int, Move, bool]]:
+    """Return the records on an alias in the tags of versions, in order: number, move, and whether it is done."""
     records = []
     for version in versions:
         for name, text in version.tags.items():
@@ -96,12 +97,12 @@ def records_in(versions: Iterable[ModelVersion]) -> list[tuple[int, Move, bool]]
                 done = content.pop("done") is True
                 identity = {"number": number_in(name), "version": str(version.version)}
                 records.append((number_in(name), _MOVES.validate_python(_present(content) | identity), done))
-    return sorted(records, key=lambda record: record[0])
+    return sorted((each for each in records if each[1].alias == alias), key=lambda record: record[0])
 
 
-def moves_in(versions: Iterable[ModelVersion], current: str | None) -> list[Move]:
-    """Return the moves that happened, as the tags of all versions and the one in production, ``current``, show."""
-    records = records_in(versions)
+def moves_in(versions: Iterable[ModelVersion], current: str | None, alias: str) -> list[Move]:
+    """Return the moves that happened, as the tags of all versions and the one at the alias, ``current``, show."""
+    records = records_in(versions, alias)
     moves = [
         replace(move, recorded=done)
         for place, (_, move, done) in enumerate(records, start=1)
@@ -109,7 +110,7 @@ def moves_in(versions: Iterable[ModelVersion], current: str | None) -> list[Move
     ]
     if current is not None and (not moves or moves[-1].version != current):
         replaced = moves[-1].version if moves else None
-        moves.append(Move(0, BY_HAND, current, replaced=replaced, recorded=False))
+        moves.append(Move(0, BY_HAND, current, replaced=replaced, alias=alias, recorded=False))
     for place, move in enumerate(moves):
         if move.action == ROLLED_BACK and move.version not in line_of(moves[:place]):
             move = replace(move, action=RESTORED)  # which earlier records do not tell apart

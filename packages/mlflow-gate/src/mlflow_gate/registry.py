@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_gate import decision as verdicts
 from mlflow_gate import moves as record
-from mlflow_gate.alias import Alias, Production, tags_of
+from mlflow_gate.alias import Alias, Production
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
@@ -380,7 +380,7 @@ class Registry(Alias):
         """Return the decision, refused if the run was rolled back from since the last promotion of another."""
         versions = self._versions()
         made = {str(version.version) for version in versions if version.run_id == run_id}
-        veto = record.veto_on(made, record.moves_in(versions, champion.version if champion else None))
+        veto = record.veto_on(made, record.moves_in(versions, champion.version if champion else None, self.alias))
         if veto is None:
             return decision
         value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
@@ -438,7 +438,7 @@ class Registry(Alias):
     def _source_changed(self, target: str, before: Production | None) -> str:
         """Return the words on another source of data than that of the model that goes; empty for the same one."""
         version = self.client.get_model_version(self.name, target)
-        tags = tags_of(version, self.find_run(version.run_id))
+        tags = self.tags_of(version, self.find_run(version.run_id))
         now = self.learned(before.run_id, before.tags) if before else None
         then = self.learned(version.run_id or "", tags)
         if now is None or then is None or now.source == then.source:

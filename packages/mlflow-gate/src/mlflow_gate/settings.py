@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,9 @@ def find_registry(name: str | None = None, *, module: str | None = None) -> Regi
 
 
 def _import(named: str, folder: Path) -> Registry:
-    module, _, attribute = named.partition(":")
     sys.path.insert(0, str(folder))
     try:
-        registry = importlib.import_module(module)
-        for part in attribute.split("."):
-            registry = getattr(registry, part)
+        registry = EntryPoint("registry", named, "mlflow-gate").load()
     except (ImportError, AttributeError, ValueError) as error:
         expected = f"module:object, from {folder}, as in\n{EXAMPLE}"
         raise ConfigError("The registry cannot be imported.", value=f"{named}: {error}", expected=expected) from None
