@@ -73,7 +73,7 @@ def test_better_model_is_promoted_and_the_same_again_stays(typed):
     alice = typed.alice
     forest = json.loads(alice.types("git show HEAD~1:./results/decision.json"))
     assert forest["reason"] == "promoted: every rule passed and nothing was in production yet"
-    assert "this tree's decision says the same" in typed.printed["look"]
+    assert "this tree's decision: promoted" in typed.printed["look"]
     with unchanged(alice):
         alice.types("dvc repro --force -s promote")
         again = json.loads(alice.laptop.path(f"{HOME}/results/decision.json").read_text())
