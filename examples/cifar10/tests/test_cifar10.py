@@ -163,7 +163,7 @@ def test_gate_knows_which_images_were_learned(trained):
         trained.type(f'python -c "import numpy as np; {code}"; mlflow-gate promote; dvc checkout -q --force arrays.npz')
         for code in ("", learned)
     )
-    assert re.search(r"it is in production already; accuracy 0\.\d+ on .*; every rule passed", again)
+    assert re.search(r"it is in production already: accuracy 0\.\d+ on .*; every rule passed", again)
     assert "it would be refused: held-out rows: it learned from 1 of 360" in refused
 
 
