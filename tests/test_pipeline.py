@@ -237,7 +237,7 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
     assert done.returncode == 0, done.stderr
     before = registry.production()
     try:
-        words = ("--name", "lower", "--set-param", "promote.min_r2_wind=0.49", *temporary, "promote")
+        words = ("--name", "lower", "--set-param", "promote.max_gain=1", *temporary, "promote")
         done = dvc(restored, "exp", "run", *words)
         assert done.returncode == 0, done.stderr
         assert registry.production() == before

@@ -121,7 +121,7 @@ def test_gate_refuses_and_a_person_overrules(walked):
     assert "refused: R2 gained over the model in production: 0.00" in walked[5]
     assert "forced against the gate" in walked[5]
     assert walked["forced"]
-    assert "is in production again (train_gradient_boosting)" in walked[5]
+    assert "is in production again: rolled back from version" in walked[5]
     history = walked[5].split("what  ")[-1]
     assert re.search(r"forced .* to see it live\n.* rolled back .* seen enough", history)
 

@@ -7,6 +7,7 @@ import pytest
 from browsing import opened
 
 from workshop.data import schema
+from workshop.models.lineage import KINDS
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -15,7 +16,7 @@ expect = pytest.importorskip("playwright.sync_api").expect
 def model(browser, url):
     """Return the page on the model, once its record has been read."""
     with opened(browser, f"{url}/model") as page:
-        expect(page.locator(".chain li")).to_have_count(9)
+        expect(page.locator(".chain li")).to_have_count(len(KINDS))
         yield page
 
 

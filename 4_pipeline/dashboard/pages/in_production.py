@@ -70,7 +70,7 @@ def _gate(rules: list[dict]) -> html.Section:
     judged = [Rule(**rule) for rule in rules]
     limits = (re.sub("[<>]=", lambda sign: WORDS[sign[0]], rule.limit) for rule in judged)
     rows = [
-        [rule.name, parts.copied(rule.text), limit, VERDICTS[rule.passed]]
+        [rule.label, parts.copied(rule.text), limit, VERDICTS[rule.passed]]
         for rule, limit in zip(judged, limits, strict=True)
     ]
     passed = sum(rule.passed for rule in judged)

@@ -59,7 +59,7 @@ class Decision:
         """The rules for a person: a row each."""
         verdicts = ("failed", "passed")
         return [
-            {"rule": f"{rule.name} ({rule.unit})" if rule.unit else rule.name, "found": rule.text,
+            {"rule": rule.label, "found": rule.text,
              "allowed": rule.limit, "verdict": verdicts[rule.passed]}
             for rule in self.rules
         ]  # fmt: skip

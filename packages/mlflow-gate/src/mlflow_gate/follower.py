@@ -81,7 +81,8 @@ class Follower:
         current = self.now.production
         try:
             newest = self.registry.production(current)
-        except Exception as error:  # noqa: BLE001 - whatever the registry says, the model in use stays
+        except Exception as caught:  # noqa: BLE001 - whatever the registry says, the model in use stays
+            error = self._clearer(caught)
             return self._keep(f"The registry cannot be read: {error!s:.500}", error)
         if newest is None:
             return self._keep("Nothing is in production.")
@@ -102,6 +103,14 @@ class Follower:
                 log.info("%s is in use", newest)
                 return self.now
         return self._keep(f"Version {newest.version} is in production but cannot be used: {why!s:.500}", why, newest)
+
+    def _clearer(self, error: Exception) -> Exception:
+        """Return what says that the server is gone, if it is; else the error."""
+        try:
+            self.registry.connect()
+        except Exception as clearer:  # noqa: BLE001 - each kind of registry has its own
+            return clearer
+        return error
 
     def _keep(self, trouble: str, error: Exception | None = None, newest: Production | None = None) -> Serving:
         if trouble != self.now.trouble:

@@ -38,6 +38,11 @@ class Rule:
         return f"{self.name}: {self.text}{unit} (allowed: {self.limit}{unit})"
 
     @property
+    def label(self) -> str:
+        """The name, with the unit in brackets."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    @property
     def text(self) -> str:
         """The value as text."""
         return f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
