@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TURN_TAG = "mlflow_gate.turn."
 DRAWING = "0"
 WAIT_SECONDS = 120.0
-STALE_SECONDS = 30.0  # without a sign of life of the first in the queue
+STALE_SECONDS = 30.0  # without a sign of life
 
 
 @contextlib.contextmanager
@@ -64,14 +64,14 @@ def _beat(client: MlflowClient, name: str, ticket: str, number: int, ended: thre
 
 
 def _wait(client: MlflowClient, name: str, ticket: str, number: int) -> None:
-    began, first, since = time.monotonic(), ("", ""), 0.0
+    began, since = time.monotonic(), dict[tuple[str, str], float]()
     while ahead := [each for each in _queue(client, name) if each[:2] < (number, ticket)]:
-        # The first one that has a number holds the turn. One that does not change for so long was ended.
-        if min(ahead)[1:] != first:
-            first, since = min(ahead)[1:], time.monotonic()
-        elif time.monotonic() - since > STALE_SECONDS:
-            with contextlib.suppress(Exception):  # another one that waits was faster
-                client.delete_registered_model_tag(name, first[0])
+        now = time.monotonic()
+        since = {each[1:]: since.get(each[1:], now) for each in ahead}
+        for (other, _), at in since.items():
+            if now - at > STALE_SECONDS:  # its tag does not change: its process was ended
+                with contextlib.suppress(Exception):  # another one that waits was faster
+                    client.delete_registered_model_tag(name, other)
         if time.monotonic() - began > WAIT_SECONDS:
             raise Conflict(
                 "Another promotion or rollback is under way.",
