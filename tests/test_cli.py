@@ -11,11 +11,10 @@ import subprocess
 import click
 import pytest
 from click.testing import CliRunner
+from mlflow_gate.cli import main as mlflow_gate
 from workplace import BIN, ROOT, clean_environment
 
 from workshop.cli import COMMANDS, main, one_line
-from workshop.cli.models import _read_candidate
-from workshop.errors import ModelError
 
 
 def commands(group=main, path=()):
@@ -88,42 +87,27 @@ def test_next_step_can_be_typed(tmp_path):
     assert "--chapter" in subprocess.run(step, shell=True, env=environment, capture_output=True, text=True).stdout
 
 
-def test_promote_refuses_in_words(in_workplace, tmp_path):
-    """No candidate, and force without a reason: exit 1 with the next step. The champion cannot beat itself: exit 3."""
-    for words, code, said in (
-        ((tmp_path / "none.json",), 1, "dvc repro"),
-        (("--force",), 1, "--force --why REASON"),
-        ((), 3, "in production already"),
-    ):
-        done = invoke("promote", *words)
-        assert done.exit_code == code, done.output
-        assert said in done.output
+def test_gate_of_chapter_4_refuses_in_words(in_workplace):
+    """Force without a reason: exit 1 with the next step. What is in production stays, and the command says so."""
+    gate = CliRunner().invoke(mlflow_gate, ["promote", "--force"])
+    assert gate.exit_code == 1
+    assert "--force --why" in gate.output
+    gate = CliRunner().invoke(mlflow_gate, ["promote"])
+    assert gate.exit_code == 0
+    assert "in production already" in gate.output
+    assert "; this tree's decision: promoted" in CliRunner().invoke(mlflow_gate, ["status"]).stdout
+    assert "; this tree's decision: promoted" in invoke("status").stdout
 
 
 def test_history_and_lineage_tell_of_what_is_in_production(in_workplace):
     """As a table and as JSON: the same version, since the same time; every link of its chain holds."""
-    moves = json.loads(invoke("history", "--json").stdout)
-    assert moves[-1]["when"] in invoke("history").stdout.splitlines()[-1]
-    done = invoke("lineage", "--verify")
+    moves = json.loads(CliRunner().invoke(mlflow_gate, ["history", "--json"]).stdout)
+    assert moves[-1]["when"] in CliRunner().invoke(mlflow_gate, ["history"]).stdout.splitlines()[-1]
+    done = CliRunner().invoke(mlflow_gate, ["lineage", "--verify"])
     assert done.exit_code == 0, done.output
     assert f"wind_solar version {moves[-1]['version']} ok" in done.stdout
-    links = json.loads(invoke("lineage", moves[-1]["version"], "--json").stdout)
+    links = json.loads(CliRunner().invoke(mlflow_gate, ["lineage", moves[-1]["version"], "--json"]).stdout)
     assert moves[-1]["when"] in links[-1]["name"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]", "nothing", '{"run_id": 5, "model_uri": null}', '{"run_id": "../x", "model_uri": "models:/wind_solar/1"}',
-        '{"run_id": "0123456789abcdef0123456789abcdef", "model_uri": "/etc"}',
-    ],
-)  # fmt: skip
-def test_promote_wants_a_logged_model(tmp_path, text):
-    """Junk in the candidate's file is reported in words, before anything is fetched from wherever it points."""
-    file = tmp_path / "candidate.json"
-    file.write_text(text)
-    with pytest.raises(ModelError, match="names no candidate"):
-        _read_candidate(file)
 
 
 def test_one_line_is_one_whatever_was_written():

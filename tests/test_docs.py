@@ -11,6 +11,7 @@ import subprocess
 
 import click
 import pytest
+from mlflow_gate.cli import main as mlflow_gate
 from PIL import Image
 from workplace import ROOT, files_of_tree, is_near_wanted
 
@@ -91,7 +92,7 @@ def commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_exist_and_their_options_parse(page):
-    """`workshop ...` names a command with options that it has; `make ...` a target."""
+    """`workshop ...` and `mlflow-gate ...` name a command with options that it has; `make ...` a target."""
     for line in commands(page):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)  # `;`, `|` and the like are words of their own
         lexer.whitespace_split = True
@@ -101,6 +102,8 @@ def test_commands_exist_and_their_options_parse(page):
                 assert {word for word in words[1:] if "=" not in word and not word.startswith("-")} <= TARGETS, line
             if words[:1] == ["workshop"] and "..." not in words:
                 check_parses(words[1:], line)
+            if words[:1] == ["mlflow-gate"] and "..." not in words:
+                check_parses(words[1:], line, mlflow_gate)
 
 
 def typed(path):
@@ -119,9 +122,9 @@ def test_texts_type_no_port_that_servers_move_to(path):
     assert [port for port in ports if is_near_wanted(int(port))] == []
 
 
-def check_parses(words, line):
+def check_parses(words, line, command=main):
     """Let click parse the words without running anything."""
-    command, context = main, click.Context(main)
+    context = click.Context(command)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         command = command.get_command(context, words.pop(0))
         assert command, line

@@ -86,7 +86,7 @@ def test_pipeline_parameters_agree(path):
     tagged = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
     expected = set(PARAMETERS[stage])
     assert stage in STAGES[stage]["params"]
-    check, run = STAGES[stage]["cmd"]
+    check, run, *_ = STAGES[stage]["cmd"]
     assert check == f"workshop params {stage} --to executed/{stage}.yaml"
     assert run.endswith(f" -f executed/{stage}.yaml")
     assert f'Stage("{stage}", globals())' in "".join(cell["source"] for cell in cells(path, "code"))

@@ -16,7 +16,7 @@ from workshop.models.registry import production
 
 README = ROOT / "4_pipeline" / "README.md"
 STEPS = blocks(README)
-GATE = "workshop promote --dry-run"
+GATE = "mlflow-gate promote --dry-run"
 
 pytestmark = pytest.mark.walk
 
@@ -37,7 +37,11 @@ def walked(servers):
     with environment_of(servers.environment):
         serving = production()
     if serving.run_id != candidate["run_id"]:
-        done = servers.run(BIN / "workshop", "promote", "--force", "--why", "as after the first run")
+        done = servers.run(
+            BIN / "mlflow-gate", "promote", "--force", "--why", "as after the first run", cwd=servers.pipeline
+        )
+        assert done.returncode == 0, done.stderr
+        done = servers.run(BIN / "dvc", "repro", cwd=servers.pipeline)  # the gate decides again where the alias moved
         assert done.returncode == 0, done.stderr
     walk, outputs = Walk(servers.pipeline, servers.environment | PERSON), {}
     try:
@@ -63,7 +67,7 @@ def walked(servers):
 
 def _served(place, why):
     """Wait until the dashboard serves the version in production, and return what it says of it."""
-    version = json.loads(place.run(BIN / "workshop", "history", "--json").stdout)[-1]
+    version = json.loads(place.run(BIN / "mlflow-gate", "history", "--json", cwd=place.pipeline).stdout)[-1]
     assert version["why"] == why
     return wait_for(lambda: (now := health(place)).get("version") == version["version"] and now, 60)
 
@@ -117,7 +121,7 @@ def test_gate_refuses_and_a_person_overrules(walked):
     assert "refused: R2 gained over the model in production: 0.00" in walked[5]
     assert "forced against the gate" in walked[5]
     assert walked["forced"]
-    assert "is in production again (train_gradient_boosting)" in walked[5]
+    assert "is in production again: rolled back from version" in walked[5]
     history = walked[5].split("what  ")[-1]
     assert re.search(r"forced .* to see it live\n.* rolled back .* seen enough", history)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, ROOT
 
@@ -22,8 +23,6 @@ from workshop.data.prepare import prepare
 from workshop.data.sources import fetch
 from workshop.data.split import split_by_time
 from workshop.models import report
-from workshop.models.lineage import Link
-from workshop.models.registry import Production
 from workshop.models.regressor import CapacityFactorRegressor
 from workshop.models.report import ReportData, WorstHour
 from workshop.models.storage import LoadedModel
@@ -42,9 +41,10 @@ def evidence(tmp_path_factory) -> ReportData:
     train, _ = split_by_time(frame, 0.2)
     trees, hours = HistGradientBoostingRegressor(max_iter=20, random_state=0), train.tail(9000)
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours)))
-    facts = ("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", "train_gradient_boosting", 0.95, None, "a test", "")
+    tags = {"workshop.stage": "train_gradient_boosting"}
+    production = Production("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", tags=tags)
     until = train["utc_timestamp"].max()
-    return ReportData(frame, *model.predict_with_band(frame), model.coverage, Production(*facts), until)
+    return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until)
 
 
 def changed(evidence: ReportData, **columns: pd.Series) -> ReportData:

@@ -22,12 +22,12 @@ import pytest
 import requests
 import yaml
 from mlflow.exceptions import MlflowException
+from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
 from workshop.errors import WorkshopError
-from workshop.models import gate, registry, storage, store, tracking
-from workshop.models.scores import METRICS, Scores
+from workshop.models import registry, storage, store, tracking
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -139,9 +139,8 @@ def promote(done: Acknowledged) -> None:
     trained = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{tracking.STAGE_TAG}` LIKE 'train%'")}
     models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
     model = models[len(done.versions) % len(models)]
-    scores = Scores(**dict.fromkeys(METRICS, 0.7), finite=True, hours=1)
-    decision = gate.Decision(True, "promoted: it is a test", (), scores, None)
-    now = registry.apply(decision, model.source_run_id, f"models:/{model.model_id}", registry.production(), "soak")
+    gate, decision = registry.Registry(), Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
+    now = gate.apply(decision, model.source_run_id, f"models:/{model.model_id}", gate.production(), "soak")
     done.versions.append(now.version)
     time.sleep(1)
 

@@ -279,16 +279,16 @@ def test_best_run_goes_into_production(client, chapter):
 
 @pytest.mark.usefixtures("chapter")
 def test_version_set_by_hand_is_rolled_back(client, environment):
-    """As step 6 says: another version gets the alias in the UI, and `workshop rollback` brings back the first."""
+    """As step 6 says: another version gets the alias in the UI, and `mlflow-gate rollback` brings back the first."""
     [run] = scored(client, "linreg")
     model_id = run.outputs.model_outputs[0].model_id
     version = client.create_model_version(REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, model_id=model_id)
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
-    lines = re.findall(r"^ *workshop ((?:history|rollback).*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^ *mlflow-gate ((?:history|rollback).*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
     tables = []
     for line in lines:
         done = subprocess.run(
-            [BIN / "workshop", *shlex.split(line)], env=environment, capture_output=True, text=True, check=False
+            [BIN / "mlflow-gate", *shlex.split(line)], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         tables.append(done.stdout)

@@ -89,9 +89,11 @@ def team(servers, tmp_path_factory):
             assert done.returncode == 0, done.stdout + done.stderr
         yield place, hours
     finally:
-        history = json.loads(servers.run(BIN / "workshop", "history", "--json").stdout)
+        history = json.loads(servers.run(BIN / "mlflow-gate", "history", "--json", cwd=servers.pipeline).stdout)
         if len(history) > 1 and history[-1]["why"] == "pipeline":
-            done = servers.run(BIN / "workshop", "rollback", "--why", "the sample's model again")
+            done = servers.run(
+                BIN / "mlflow-gate", "rollback", "--why", "the sample's model again", cwd=servers.pipeline
+            )
             assert done.returncode == 0, done.stderr
 
 

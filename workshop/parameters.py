@@ -200,6 +200,7 @@ class _Promote(Section):
     min_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
     alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
+    max_gain: float | None = Field(default=None, gt=0, le=1, description="in R2 at once: more is too good to be true")
     max_bias_percent: float = Field(
         gt=0, le=100, description="mean error of each target, either sign, in % of its mean"
     )

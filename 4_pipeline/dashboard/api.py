@@ -16,6 +16,7 @@ from workshop import problem
 from workshop.data import prediction_requests
 from workshop.errors import DataError, ModelError
 from workshop.models import monitoring
+from workshop.models.tracking import learned_from
 
 from . import address, predictions
 from .follower import Follower, Snapshot
@@ -42,7 +43,7 @@ def register(server: Flask, follower: Follower) -> None:
         return jsonify(
             status="ok",
             version=snapshot.production.version if snapshot.production else None,
-            learned_from=snapshot.production.learned_from if snapshot.production else None,
+            learned_from=learned_from(snapshot.production.tags) if snapshot.production else None,
             data=snapshot.frame is not None,
             state=snapshot.state,
             faults=sorted(snapshot.faults),
@@ -111,7 +112,10 @@ def _answer(snapshot: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
     table = predictions.table(rows[["utc_timestamp"]], *snapshot.predict_with_band(rows)).assign(capacity=origin)
     production = snapshot.production
     return {
-        "model": {name: getattr(production, name) for name in ("name", "version", "run_id", "learned_from")},
+        "model": {
+            **{name: getattr(production, name) for name in ("name", "version", "run_id")},
+            "learned_from": learned_from(production.tags),
+        },
         "coverage": snapshot.model.coverage,
         "rows": table.to_dict("records"),
     }

@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import mlflow_gate
 import pandas as pd
 from cachetools import LRUCache, cached
+from mlflow_gate import GateError, Move, Production
 
 from workshop.data import features, schema
 from workshop.errors import WorkshopError
 from workshop.models import monitoring, registry, storage
 from workshop.models.monitoring import Quality
-from workshop.models.registry import Move, Production
 from workshop.models.storage import LoadedModel
 from workshop.settings import get_settings
 
@@ -29,7 +30,6 @@ from .predictions import Band, BatchPredictor, Prediction
 from .record import Record
 
 POLL_SECONDS = 1.0
-RETRY_SECONDS = 15.0  # before a version that did not load is tried again
 RUN_SECONDS = 900.0  # without a data file are a run of the pipeline: DVC removes a stage's outputs before it starts
 RECORD_SECONDS = 30.0  # before the record is read again: a run may be added to after its promotion
 MAX_CACHED = 64
@@ -108,9 +108,14 @@ class Snapshot:
         return self.frame.loc[rows], self.predicted.loc[rows], band
 
     @property
+    def learned_until(self) -> str | None:
+        """The start of the last hour that the model learned from, in ISO 8601; None where that is not known."""
+        return registry.learned_until(self.production) if self.production else None
+
+    @property
     def learned(self) -> pd.DataFrame:
         """The hours of the data that the model learned from; all of them where that is not known."""
-        until = self.production and self.production.learned_until
+        until = self.learned_until
         return self.frame[self.frame["utc_timestamp"] <= pd.Timestamp(until)] if until else self.frame
 
     def qualities(self, rows: pd.Index) -> list[Quality]:
@@ -136,7 +141,7 @@ class Snapshot:
 
     @property
     def _baselines(self) -> dict[str, pd.DataFrame]:
-        return self.cached("baselines", lambda: monitoring.baselines(self.frame, self.production.learned_until))
+        return self.cached("baselines", lambda: monitoring.baselines(self.frame, self.learned_until))
 
     @property
     def state(self) -> str | None:
@@ -153,7 +158,7 @@ class Follower:
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
         self._parameters_at: int | None = None  # when their file was changed
-        self._retry_at: dict[tuple[str, str], float] = {}  # of versions that did not load
+        self._alias = mlflow_gate.Follower(registry.Registry(), load=self._load)
         self._record_at = 0.0
 
     def start(self) -> None:
@@ -210,35 +215,33 @@ class Follower:
         log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
 
     def _check_registry(self) -> None:
-        current = self.now.production
-        production = registry.production(current)
+        before, now = self._alias.now, self._alias.poll()
+        if now.error is not None and now.newest is None:
+            self._add_fault("registry", now.error)
+            return
         self._remove_fault("registry")
-        if production is None:
-            if current is not None:
+        if now.error is not None:
+            self._add_fault("model", now.error, f"Version {now.newest.version} is in production but cannot be used: ")
+        elif now.trouble is not None:
+            if now.production is not None:
                 self._add_fault("model", "No version carries the alias `production` any more.")
-        elif current is not None and _identity(production) == _identity(current):
+        elif now.model is not before.model:
+            model, predictions = now.model
+            changes = {"production": now.production, "model": model, **predictions, "record": Record()}
+            self._replace(is_ready=True, **changes, solved="model")
+            self._record_at = 0.0
+        else:
             self._remove_fault("model")
-            if production != current:
-                self._replace(production=production)
+            if now.production != self.now.production:
+                self._replace(production=now.production)
                 self._record_at = 0.0
-        elif time.monotonic() >= self._retry_at.get(_identity(production), 0.0):
-            self._change_model(production)
 
-    def _change_model(self, production: Production) -> None:
-        """Load a version and predict with it while the old one stays in use; then replace the snapshot."""
+    def _load(self, production: Production) -> tuple[LoadedModel, dict[str, Any]]:
+        """Return the model of a version and its predictions, while the old one stays in use."""
         if self.now.model is None and "model" not in self.now.faults:  # no page shows another try after a failure
             self._replace(is_ready=False)
-        try:
-            model = storage.load(production.model_uri)
-            predictions = _predictions(model, self.now.frame)
-        except Exception as error:  # noqa: BLE001 - a version that fails must not take down the one that works
-            self._retry_at[_identity(production)] = time.monotonic() + RETRY_SECONDS
-            self._add_fault("model", error, f"Version {production.version} is in production but cannot be used: ")
-            return
-        changes = {"production": production, "model": model, **predictions, "record": Record()}
-        self._replace(is_ready=True, **changes, solved="model")
-        self._record_at = 0.0
-        log.info("%s version %s is in use", production.name, production.version)
+        model = storage.load(production.model_uri)
+        return model, _predictions(model, self.now.frame)
 
     def _replace(self, *, solved: str | None = None, **changes: Any) -> None:
         with self._lock:
@@ -256,7 +259,7 @@ class Follower:
         known = self.now.faults.get(subject)
         if known and known.why == text:
             return
-        unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError)
+        unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError | GateError)
         log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)  # type: ignore[arg-type] # then it is an Exception
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
@@ -273,17 +276,12 @@ def _predictions(model: LoadedModel | None, frame: pd.DataFrame | None) -> dict[
     return {"predicted": predicted, "band": band}
 
 
-def _identity(production: Production) -> tuple[str, str]:
-    """Name a version; with the run's id, since a wiped registry counts from 1 again."""
-    return production.version, production.run_id
-
-
 def _for_readers(why: str | Exception) -> str:
     """Return a line for readers; values, addresses and tracebacks are for the log."""
     if isinstance(why, str):
         return why
-    if isinstance(why, WorkshopError):
+    if isinstance(why, WorkshopError | GateError):
         step = str(why.next_step or "")
-        step = f"`{step}`" if step.startswith("workshop ") else step
+        step = f"`{step}`" if step.startswith(("workshop ", "mlflow-gate ")) else step
         return why.what + (f" Next: {step}." if step else "")
     return f"{type(why).__name__}; the dashboard's log says more."

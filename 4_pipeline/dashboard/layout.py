@@ -6,9 +6,10 @@ from types import ModuleType
 
 import dash_bootstrap_components as dbc
 from dash import dcc, html
+from mlflow_gate.moves import BY_HAND, FORCED
 
 from workshop.data import sources
-from workshop.models.registry import BY_HAND, FORCED
+from workshop.models.registry import stage_of
 from workshop.problem import REGION, TITLE
 
 from . import address, pages, parts
@@ -89,16 +90,19 @@ def model(snapshot: Snapshot) -> list:
     production = snapshot.production
     if production is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
-    score = "not recorded" if production.r2 is None else f"{production.r2:.3f}"
+    figure, hours = production.move.figure, production.move.rows_judged
+    score = "not recorded" if figure is None else f"{figure:.3f}"
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
     doubtful = "doubtful" if badge or snapshot.faults.keys() & {"registry", "model"} else None
     return [
         html.Span(f"{production.name} version {production.version}", id="model-version", className=doubtful),
         *([html.Span(badge, className="badge text-bg-warning")] if badge else []),
         *([_state(snapshot.state)] if snapshot.state else []),
-        html.Span(parts.kind(production.stage, snapshot.model.kind), id="model-kind"),
-        html.Span(["held-out R² ", html.Span(score, id="model-r2"), *_without_model(snapshot)]),
-        html.Span(["since ", html.Span(parts.readable_time(production.since), id="model-since")]),
+        html.Span(parts.kind(stage_of(production), snapshot.model.kind), id="model-kind"),
+        html.Span(
+            ["held-out R² ", html.Span(score, id="model-r2"), html.Small(f" {hours}"), *_without_model(snapshot)]
+        ),
+        html.Span(["since ", html.Span(parts.readable_time(production.move.when), id="model-since")]),
     ]
 
 
@@ -124,9 +128,8 @@ def version(snapshot: Snapshot) -> str | None:
 def notice(snapshot: Snapshot, before: str) -> dbc.Alert:
     """Return a notice that another version is in production than before; readers close it."""
     production = snapshot.production
-    since = (
-        f" since {parts.readable_time(production.since)}" if production.since else ""
-    )  # moved by hand, it has no record
+    when = production.move.when  # moved by hand, it has no record
+    since = f" since {parts.readable_time(when)}" if when else ""
     head = html.Strong(f"Version {production.version} is in production{since}.")
     rest = " The whole page shows its predictions." + (f" Before it was version {before}." if before != "none" else "")
     return dbc.Alert([head, rest], color="info", dismissable=True, is_open=True)

@@ -11,11 +11,10 @@ from typing import Any
 
 import mlflow
 import plotly.graph_objects as go
+from mlflow_gate import Link, Move, Production
 
 from workshop.errors import ModelError
-from workshop.models import lineage, registry
-from workshop.models.lineage import Link
-from workshop.models.registry import Move, Production
+from workshop.models.registry import Registry
 from workshop.models.store import connect
 
 EXPLANATIONS = ("importance.json", "responses.json")
@@ -46,9 +45,10 @@ def read(production: Production, known: Record, results: Path) -> Record:
 
     ``results`` is the folder of the pipeline's results.
     """
+    registry = Registry()
     parts = {
         "history": lambda: tuple(registry.history()),
-        "lineage": lambda: tuple(lineage.of_version(production.version)),
+        "lineage": lambda: tuple(registry.lineage(production.version)),
         "explanations": lambda: explanations(production.run_id),
         "decision": lambda: json.loads(_text(results / "decision.json") or "{}"),
         "report_week": lambda: (WEEK.search(_text(results / "report.html")) or [None] * 2)[1],

@@ -12,6 +12,7 @@ import pandas as pd
 import tensorflow as tf
 from matplotlib.figure import Figure
 from mlflow.models import infer_signature
+from mlflow_gate import log_learned
 from sklearn.metrics import ConfusionMatrixDisplay
 
 WORST = 12
@@ -52,15 +53,17 @@ try:
     run = mlflow.start_run(run_id=Path("mlflow_run").read_text())
 except mlflow.MlflowException:  # the training's run is on another tracking server
     run = mlflow.start_run()
+    log_learned(arrays["train_keys"])
 with run:
     mlflow.log_metrics({f"test_{name}": value for name, value in metrics.items()})
     for figure, name in ((mistakes, "mistakes"), (curves, "learning_curves"), (confusion, "confusion")):
         mlflow.log_figure(figure, f"{name}.png")
     mlflow.log_artifact("predictions.csv")
-    mlflow.keras.log_model(
+    logged = mlflow.keras.log_model(
         model,
         name="model",
         signature=infer_signature(images[:1], probabilities[:1]),
         pip_requirements=[f"keras=={keras.__version__}", f"tensorflow=={tf.__version__}"],
     )
+Path("candidate.json").write_text(json.dumps({"run_id": run.info.run_id, "model_uri": logged.model_uri}) + "\n")
 print(f"Accuracy on {len(classes)} test images: {metrics['accuracy']:.3f} ({metrics['mistakes']} mistakes)")

@@ -16,6 +16,7 @@ import pandas as pd
 import tensorflow as tf
 import yaml
 from keras import layers
+from mlflow_gate import log_learned
 
 SHIFT = 3  # pixels, at most
 
@@ -127,6 +128,7 @@ def main() -> None:
     with mlflow.start_run(run_id=run_file.read_text() if run_file.exists() else None, run_name=name) as run:
         run_file.write_text(run.info.run_id)
         mlflow.log_params(params)
+        log_learned(arrays["train_keys"])  # those of the validation, too
         build(params["network"], params["learning_rate"], steps * params["max_epochs"]).fit(
             batches(images[first:], classes[first:], size, params["seed"], done, flip=params["flip"]),
             steps_per_epoch=steps,

@@ -38,15 +38,20 @@ def model(data_file):
 @pytest.fixture(scope="session")
 def served(data_file, model):
     """What is served once data and a version in production are there."""
+    from mlflow_gate import Move, Production
+
     from workshop.data import schema
-    from workshop.models.registry import Production
 
     frame = schema.read(data_file)
     predicted, band = model.predict_with_band(frame)
     production = Production(
-        name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7", stage="train_gradient_boosting",
-        r2=0.9, since="2026-11-20T10:00:00+00:00", why="the best", run_url="http://127.0.0.1/#/experiments/1/runs/a1",
-        learned_from="modelled sample",
+        name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7",
+        run_url="http://127.0.0.1/#/experiments/1/runs/a1",
+        move=Move(1, "promoted", "7", when="2026-11-20T10:00:00+00:00", why="the best", scores={"r2": 0.9}),
+        tags={
+            "workshop.stage": "train_gradient_boosting", "workshop.learned.source": "sample",
+            "workshop.learned.modelled": "true",
+        },
     )  # fmt: skip
     return Snapshot(
         is_ready=True,

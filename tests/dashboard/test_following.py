@@ -16,7 +16,8 @@ from sklearn.linear_model import LinearRegression
 from workplace import ROOT, wait_for
 
 from workshop.data.features import features, targets
-from workshop.models import lineage, registry
+from workshop.models import registry
+from workshop.models.lineage import KINDS
 from workshop.models.store import connect
 
 MOVE_SECONDS = 30.0  # 5 s on a quiet machine
@@ -50,8 +51,7 @@ class Versions:
 @pytest.fixture
 def versions(in_workplace, monkeypatch) -> Iterator[Versions]:
     """Two versions that predict otherwise, the first one in production."""
-    for module in (registry, lineage):
-        monkeypatch.setattr(module, "REGISTERED_MODEL", MODEL)
+    monkeypatch.setattr(registry, "REGISTERED_MODEL", MODEL)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard sets them for itself
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     results = in_workplace.pipeline / "results"
@@ -117,18 +117,19 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     model.fit(features(frame), targets(frame)).intercept_[:] = math.nan
     with tracking.start_run("no_power") as run:
         bad = versions.add(storage.log_model(model, frame.head()), run.info.run_id)
-    registry.note()
+    gate = registry.Registry()
+    gate.note()
     versions.move(bad)
     # A busy store is another fault, until the next poll.
     _poll_until(lambda: "not plausible" in str(layout.message(followed.now)), 60, followed)
     assert followed.now.production.version == versions.numbers[0]
     message = str(layout.message(followed.now))
-    for words in (f"Version {bad} is in production but cannot be used", "not plausible", "workshop rollback"):
+    for words in (f"Version {bad} is in production but cannot be used", "not plausible", "mlflow-gate rollback"):
         assert words in message
     assert f"Version {versions.numbers[0]} remains in use" in message
     finding = doctor._production(in_workplace.settings)
     assert (finding.verdict, "not plausible" in finding.found) == (doctor.WRONG, True)
-    assert registry.rollback().version == versions.numbers[0]
+    assert gate.rollback().version == versions.numbers[0]
     followed.poll()
     assert followed.now.faults == {}
     assert doctor._production(in_workplace.settings).verdict == doctor.OK
@@ -141,9 +142,8 @@ def test_record_is_read_beside_the_model(followed):
     record = followed.now.record
     assert record.explanations.keys() == {"importance", "responses"}
     assert record.explanations["importance"]["data"]
-    assert [link.kind for link in record.lineage] == list(lineage.KINDS)
-    assert followed.now.production.learned_until
-    assert followed.now.production.learned_from == "modelled sample"
+    assert [link.kind for link in record.lineage] == list(KINDS)
+    assert followed.now.learned_until
     assert followed.now.revision != revision
     followed.read_record()
     assert followed.now.record is record

@@ -70,16 +70,16 @@ def test_report_is_linked_with_its_week(made):
 
 def test_refused_candidate_is_shown_beside_the_model_in_production(made, served):
     """What the gate found of the last candidate is a plot of both; not for a decision on another version."""
-    scores = {"r2": 0.9, "weekly_mae_GW": [1.0, None, 2.0]}
+    scores = {"metrics": {"r2": 0.9}, "blocks": {"week 1": 1.0, "week 3": 2.0}}
     decision = {
-        "promoted": False, "reason": "refused: bias: -9 (allowed: -5 to 5)", "candidate_run": "b2",
+        "promoted": False, "reason": "refused: bias: -9 (allowed: -5 to 5)", "run_id": "b2",
         "production": {"version": "7"},
-        "candidate": scores, "champion": scores | {"r2": 0.95},
+        "candidate": scores, "champion": scores | {"metrics": {"r2": 0.95}},
         "rules": [{"name": "bias", "value": -9.0, "limit": "-5 to 5", "passed": False}],
     }  # fmt: skip
     page = str(made("/model", record=Record(decision=decision)))
     assert "bias: -9 (allowed: -5 to 5). R²: version 7, in production 0.950, the last candidate 0.900." in page
-    for other in ({"promoted": True}, {"production": {"version": "6"}}, {"candidate_run": "a1"}):
+    for other in ({"promoted": True}, {"production": {"version": "6"}}, {"run_id": "a1"}):
         assert "The last candidate" not in str(made("/model", record=Record(decision=decision | other)))
 
 
@@ -106,14 +106,15 @@ def test_what_if_says_how_often_such_weather_was_learned(made, served):
 )
 def test_comparison_says_which_hours_the_model_was_trained_on(made, served, until, said):
     """Errors are smaller on the hours that a model was trained on: the page says which hours are new to it."""
-    production = replace(served.production, learned_until=until)
+    ends = {"workshop.learned.first": "1999-01-01T00:00:00Z", "workshop.learned.last": until}
+    production = replace(served.production, tags=ends)
     assert said in str(made("/comparison", production=production))
     assert "trained" not in str(made("/comparison"))
 
 
 def test_links_of_a_lineage_lead_to_pages_only(made):
     """What is recorded with a run could say anything: an address that is no page's is shown as a name, not linked."""
-    from workshop.models.lineage import Link
+    from mlflow_gate import Link
 
     links = (Link("data", "harmless", url="javascript:alert(1)"), Link("run", "fit", url="http://127.0.0.1/run"))
     page = str(made("/model", record=Record(lineage=links)))
@@ -123,7 +124,7 @@ def test_links_of_a_lineage_lead_to_pages_only(made):
 
 def test_header_says_that_a_model_was_forced_and_that_mlflow_is_away(made, served):
     """A version that a person put there against the gate has a badge, and a registry that is away a mark."""
-    from workshop.models.registry import Move
+    from mlflow_gate import Move
 
     assert "forced past" not in str(made("/model"))
     moves = (Move(1, "promoted", "6"), Move(2, "forced", served.production.version))

@@ -21,7 +21,8 @@ PAGE = (FOLDER / "own" / "README.md").read_text()
 [(SCRIPT, CODE)] = re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 # What `workshop config --pipeline data` writes, without the name of a store.
 WRITE = "python -c 'from pathlib import Path; from workshop import fingerprint as code;"
-WRITE += ' code.write_code(Path(), Path("data/code")); Path("data/tracking_store.json").touch()\''
+WRITE += ' code.write_code(Path(), Path("data/code"));'
+WRITE += ' [Path("data", name).touch() for name in ("tracking_store.json", "alias.json")]\''
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from workplace import clean_environment, environment_of, free_port
+from workplace import clean_environment, environment_of, free_port, git
 
 from workshop.errors import ServiceError
 from workshop.models.store import connect
+from workshop.models.tracking import experiment_tags
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():
@@ -30,3 +31,15 @@ def test_connect_to_a_file_is_refused():
         pytest.raises(ServiceError, match="workshop config --export"),
     ):
         connect()
+
+
+def test_experiment_carries_the_parameters_that_differ_from_the_commit(tmp_path, monkeypatch):
+    """In `dvc exp run -S split.test_fraction=0.3` the commit says 0.2: the tag says what the model was made with."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "params.yaml").write_text("split: {test_fraction: 0.2}\ntrain_rf: {seed: 1}\n")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "--message", "Two tenths")
+    (tmp_path / "params.yaml").write_text("split: {test_fraction: 0.3}\ntrain_rf: {seed: 1}\n")
+    assert experiment_tags(tmp_path) == {}
+    monkeypatch.setenv("DVC_EXP_NAME", "more-to-test")
+    assert list(experiment_tags(tmp_path).values()) == ["more-to-test", "split.test_fraction=0.3"]

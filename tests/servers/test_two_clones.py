@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow.exceptions import MlflowException
+from mlflow_gate import Move
+from mlflow_gate.moves import PROMOTED
 from workplace import (
     BIN,
     PORTS,
@@ -30,8 +32,8 @@ from workplace import (
 
 from workshop import port_owners
 from workshop.errors import ServiceError
-from workshop.models import registry, store
-from workshop.models.registry import PROMOTED, Move
+from workshop.models import store
+from workshop.models.registry import Registry
 from workshop.problem import REGISTERED_MODEL
 from workshop.servers import supervisor
 
@@ -123,7 +125,7 @@ class Clone(Servers):
             with contextlib.suppress(MlflowException):  # it exists already
                 client.create_registered_model(REGISTERED_MODEL)
             version = client.create_model_version(REGISTERED_MODEL, run.info.artifact_uri, run.info.run_id).version
-            registry.move_alias(client, Move(0, PROMOTED, str(version)))
+            Registry(client=client).move(Move(0, PROMOTED, str(version)))
 
     def log(self, uri: str) -> None:
         """Have the stand-in at an address record a line."""
@@ -183,8 +185,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     second.record()
     (holder,) = port_owners.find_owners(second.settings, second.port).values()
     for words, variables in (
-        (("history",), shell),
-        (("rollback", "--why", "mistake"), {}),
+        (("config", "--pipeline", str(first.settings.state / "x")), shell),
         (("config", "--pipeline", str(first.settings.state / "x")), {}),
     ):
         done = first.workshop(*words, **variables)
@@ -200,9 +201,8 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     first.settings.ports_file.write_bytes(kept)  # the export took ports of its own
     with pytest.raises(ServiceError, match="held by another clone"):
         first.record()
-    values = first.workshop("history", "--json", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
+    values = first.workshop("check", MLFLOW_TRACKING_URI=second.settings.tracking_uri)
     assert f"tracking server: {second.settings.tracking_uri}, as MLFLOW_TRACKING_URI says" in values.stderr
-    assert len(json.loads(values.stdout)) == 1
     restarted = first.workshop("up")
     assert restarted.returncode == 0, restarted.stderr
     assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr

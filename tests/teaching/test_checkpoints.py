@@ -14,12 +14,13 @@ import pytest
 import requests
 from attendee import git, new_repository
 from click.testing import CliRunner
+from mlflow_gate import Move
+from mlflow_gate.moves import FORCED, PROMOTED
 from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
 
 from workshop.cli import main
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import ServiceError, WorkshopError
-from workshop.models.registry import FORCED, PROMOTED, Move
 from workshop.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, Settings
 from workshop.teaching import checkpoints, start_page
@@ -88,7 +89,7 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
     """Real runs, a version, the alias and a rollback: each ticks its step and no other, of any chapter."""
     import mlflow
 
-    from workshop.models import registry
+    from workshop.models.registry import Registry
 
     with attendee.ticks():  # failed, in another experiment, without a model, alone
         log_run("linreg", metrics={"r2_random_split": 0.8}, status="FAILED")
@@ -118,9 +119,10 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
         second = mlflow.register_model(f"models:/{logged.model_id}", REGISTERED_MODEL)
     with attendee.ticks("In production, by its alias"):
         attendee.client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, first.version)
-    registry.move_alias(attendee.client, Move(0, PROMOTED, second.version, why="pipeline"))
+    registry = Registry(client=attendee.client)
+    registry.move(Move(0, PROMOTED, str(second.version), why="pipeline"))
     with attendee.ticks("Rolled back"):
-        registry.rollback(first.version, "too low at noon")
+        registry.rollback(str(first.version), "too low at noon")
     assert {each.chapter for each in attendee.steps().values() if each.done} == {2}
 
 
@@ -180,7 +182,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     """Runs of a stage, promotions by the pipeline and by a person, a rollback, a commit: as the commands write them."""
     import mlflow
 
-    from workshop.models import registry
+    from workshop.models.registry import Registry
     from workshop.models.tracking import start_run
 
     def commit_lock(when: str) -> None:
@@ -196,15 +198,18 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
             logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
         log_run("rf", params={"max_depth": 5}, parent=parent.info.run_id, chapter="4", **{"workshop.stage": "train_rf"})
         registered = [mlflow.register_model(logged.model_uri, REGISTERED_MODEL).version for _ in range(2)]
-        registry.move_alias(attendee.client, Move(0, PROMOTED, registered[0], why="pipeline"))
+        registry = Registry(client=attendee.client)
+        registry.move(Move(0, PROMOTED, str(registered[0]), why="pipeline"))
     with (
         attendee.ticks("A stage ran again with a changed parameter"),
         start_run("train_rf", parameters={"max_depth": 9}),
     ):
         pass
     with attendee.ticks("A model promoted by you"):
-        move = Move(0, FORCED, registered[1], when="2020-06-01T00:00:00Z", why="to see", replaced=registered[0])
-        registry.move_alias(attendee.client, move)
+        move = Move(
+            0, FORCED, str(registered[1]), when="2020-06-01T00:00:00Z", why="to see", replaced=str(registered[0])
+        )
+        registry.move(move)
     with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
     with attendee.ticks("Back at the start, and committed"):

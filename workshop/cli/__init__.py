@@ -21,15 +21,11 @@ COMMANDS = {
     "repro": ("pipeline", "Run what changed of the pipeline."),
     "params": ("pipeline", "Check params.yaml, and show its values and limits."),
     "data": ("pipeline", "Get the data: raw files, or the processed table."),
-    "promote": ("models", "Put a candidate before the gate; promote it when it passes."),
-    "rollback": ("models", "Bring back the version that was in production before."),
-    "history": ("models", "Show what was in production, since when, by whom and why."),
-    "lineage": ("models", "Show where a model comes from, from its data to production."),
     "doctor": ("teaching", "Examine this machine and say what to type."),
     "check": ("teaching", "Show which steps are done and which one is next."),
     "reset": ("teaching", "Put the files of CHAPTER back to their start."),
 }
-TRACKED = ("promote", "rollback", "history", "lineage", "repro", "check")  # use the tracking server
+TRACKED = ("repro", "check")  # use the tracking server
 ON_CLUSTER = ("up", "repro")  # lead to notebooks on the cluster
 
 

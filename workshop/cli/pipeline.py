@@ -25,8 +25,8 @@ from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (
-    "workshop.cli.models", "workshop.cli.pipeline", "workshop.data.sources", "nbformat", "pyarrow.fs", "nbclient",
-    "papermill.__main__", "papermill_dask.engine", "papermill_dask.worker", "tqdm.auto",
+    "mlflow_gate.cli", "workshop.models.registry", "workshop.cli.pipeline", "workshop.data.sources", "nbformat",
+    "pyarrow.fs", "nbclient", "papermill.__main__", "papermill_dask.engine", "papermill_dask.worker", "tqdm.auto",
 )  # fmt: skip
 
 
@@ -67,29 +67,31 @@ def finish_run() -> str:
         from workshop.data.prepare import load_or_make  # imports pandera
 
         load_or_make(csv)
-    if (current := registry.production()) is None:
-        return "none: the gate refused every model so far (4_pipeline/results/decision.json)"
-    r2 = "unknown" if current.r2 is None else f"{current.r2:.3f}"
-    return f"{current.name} version {current.version} ({current.stage or 'registered by hand'}), held-out R2 {r2}"
+    return registry.Registry().status().line
 
 
-def run_and_show(settings: Settings) -> None:
-    """Run the pipeline and print the addresses and the model in production."""
-    click.echo("Pipeline", err=True)
+def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options: Any) -> str:
+    """Bring the pipeline up to date, with the options of `reproduce`; return the line of `finish_run`."""
     # MLflow's imports, and a table, take as long as to find that nothing has changed, and threads import one after the
     # other. This answers once, while nothing else needs the processor, and again when its input ends, or this process.
     code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(["nice", sys.executable, "-c", code], **pipes, text=True, start_new_session=True) as asked:
-        reproduce(settings, folder=settings.pipeline)
+        reproduce(settings, targets, **options)
         answer = asked.communicate()[0]
+    return finish_run() if asked.returncode else answer.strip()  # asked again here, an error that it met is raised
+
+
+def run_and_show(settings: Settings) -> None:
+    """Run the pipeline and print the addresses and the model in production."""
+    click.echo("Pipeline", err=True)
+    production = reproduce_and_ask(settings, folder=settings.pipeline)
     rows = {
         "Dashboard": settings.dashboard_url,
         "MLflow": settings.exports()["MLFLOW_TRACKING_URI"],
         "Dask": settings.dask_dashboard_url,
         "FTP": settings.ftp_uri,
-        # Asked again here, an error that it met is raised.
-        "Production": finish_run() if asked.returncode else answer.strip(),
+        "Production": production,
     }
     click.echo()
     for name, value in rows.items():
@@ -116,7 +118,10 @@ def repro(targets: tuple[str, ...], **options: Any) -> None:
     """
     settings = get_settings()
     folder = Path.cwd() if targets or options["all_pipelines"] else settings.pipeline
-    reproduce(settings, targets, shell_first=True, folder=folder, **options)
+    if folder == settings.pipeline:
+        click.echo(reproduce_and_ask(settings, targets, shell_first=True, folder=folder, **options))
+    else:
+        reproduce(settings, targets, shell_first=True, folder=folder, **options)
 
 
 @click.command()
@@ -156,18 +161,22 @@ def config(export: bool, folder: Path | None, as_json: bool) -> None:
     """Show addresses and folders; with --export, for the shell to read.
 
     With --pipeline, what DVC cannot see is written to files in a folder, for stages to depend on: which tracking store
-    this is (`tracking_store.json`), and the code that each stage imports (`code/`).
+    this is (`tracking_store.json`), where the alias went since the last decision (`alias.json`), and the code that each
+    stage imports (`code/`).
 
     \b
     Example:  eval "$(workshop config --export)"
     """
     settings = get_settings()
     if folder:
-        from workshop.models.store import store_id  # imports requests
+        from workshop.models.store import moved_since, store_id  # imports requests
 
         read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
         fingerprint.write_code(settings.pipeline, folder / "code")
         write_atomically(folder / "tracking_store.json", f"{json.dumps({'store_id': store_id()}, indent=1)}\n".encode())
+        decision, alias = settings.pipeline / "results" / "decision.json", folder / "alias.json"
+        if (moved := moved_since(decision)) is not None or not alias.exists():
+            write_atomically(alias, f"{json.dumps(moved or {}, indent=1)}\n".encode())
         return
     if export:
         from workshop.servers.services import ports_for_shell  # imports requests

@@ -1,14 +1,12 @@
-"""Measure a model: its scores on the held-out hours, the effect of its inputs, and the facts that the gate needs."""
+"""Measure a model: its scores on the held-out hours, what the gate needs besides, and the effect of its inputs."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlflow_gate
 import numpy as np
 import pandas as pd
 from sklearn.metrics import mean_absolute_error, r2_score
@@ -18,27 +16,19 @@ from workshop import problem
 from workshop.data import split
 from workshop.data.features import INPUTS, sun_position, to_utc
 from workshop.data.schema import FEATURES, STAMP, TARGETS
-from workshop.errors import DataError, ModelError, WorkshopError
-from workshop.models import storage
-from workshop.models.scores import BIAS, METRICS, NIGHT, Evaluation, Scores
+from workshop.models.scores import BIAS, METRICS, NIGHT, Scores
 from workshop.models.storage import LoadedModel
-from workshop.models.store import connect
-from workshop.models.tracking import learned, learned_from, learned_hash
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
+# The two interfaces that a model may have: weather in, or hour and weather in.
+SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))
 # Below -12 degrees in the middle of Germany it is night in every federal state: the country spans about 9 degrees of
 # longitude and 8 of latitude.
 NIGHT_ELEVATION_DEGREES = -12.0
 LATENCY_TIMES = 5
-MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 IMPORTANCE_HOURS = 2000  # spread evenly over the frame
 SHUFFLES = 5
 RESPONSE_VALUES = 25
 OUTER_SHARE = 0.005  # of the values at either end of an input is left out: there are hardly any hours
-
-logger = logging.getLogger(__name__)
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
@@ -84,33 +74,15 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
     return (highest[0] < NIGHT_ELEVATION_DEGREES) & (highest[1] < NIGHT_ELEVATION_DEGREES)
 
 
-# -- the facts that the gate needs -------------------------------------------------------------------------------------
-def evaluate(
-    model_uri: str, tags: Mapping[str, str], held_out: pd.DataFrame, client: MlflowClient | None = None
-) -> Evaluation:
-    """Load, score and time the model at ``model_uri`` on the processed frame ``held_out``.
-
-    ``tags`` are those of the model's run. A model that cannot be loaded or predict has a `trouble`; ServiceError is
-    raised only when the tracking server is gone.
-    """
-    facts: dict[str, Any] = {"learned": learned(tags), "learned_from": learned_from(tags), "data": learned_hash(tags)}
-    try:
-        model = storage.load(model_uri, client)
-        predicted = model.predict(held_out).astype(float)
-        latency = _milliseconds(model, held_out.iloc[:1])
-        signature = _signature(model_uri)
-    except (ModelError, DataError) as error:  # DataError: hours of which the model does not know the capacity
-        connect()  # raises when the server is gone, which says nothing about the model
-        return Evaluation(**facts, trouble=f"{error.what} {error.value}")
-    except WorkshopError:
-        raise
-    except Exception as error:
-        connect()
-        # A model's own code may raise anything: that is a finding on the model.
-        logger.warning("%s cannot predict", model_uri, exc_info=True)
-        return Evaluation(**facts, trouble=f"it fails to predict: {type(error).__name__}")
-    size = (model.size_bytes or 0) / 1e6
-    return Evaluation(score(held_out, predicted), **facts, signature=signature, latency_ms=latency, size_MB=size)
+# -- what the gate needs ----------------------------------------------------------------------------------------------
+def judge(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
+    """Score a model on a processed frame and time it, for the gate; the blocks are weeks."""
+    frame = held_out.reset_index(drop=True)
+    scores = score(frame, model.predict(frame).astype(float))
+    costs = {"latency_ms": _milliseconds(model, frame.iloc[:1]), "size_MB": (model.size_bytes or 0) / 1e6}
+    weeks = {f"week {number}": error for number, error in enumerate(scores.weekly_mae_GW, start=1)}
+    facts = {"signature": model.signature}
+    return mlflow_gate.Scores(scores.metrics() | costs, blocks=weeks, facts=facts, period=scores.period)
 
 
 def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:
@@ -122,27 +94,6 @@ def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:
             model.predict(hour)
             seconds.append(time.perf_counter() - began)
     return 1000 * min(seconds)
-
-
-def _signature(model_uri: str) -> str | None:
-    """Return a model's columns, in and out; None when it was logged without either."""
-    from mlflow.models import get_model_info
-
-    signature = get_model_info(model_uri).signature
-    if signature is None:
-        return None
-    ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
-    if None in (signature.inputs, signature.outputs):
-        return None
-    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)[:MAX_CHARACTERS]
-
-
-def _columns(schema: list[dict], names: list[str]) -> list[str]:
-    """Return a schema's names of columns; a nameless tensor of as many columns as ``names`` has those."""
-    tensor = schema[0].get("tensor-spec") if len(schema) == 1 else None
-    if tensor and "name" not in schema[0] and tensor["shape"] == [-1, len(names)]:
-        return names
-    return [column.get("name", "?") for column in schema]
 
 
 # -- the effect of the inputs ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
+from mlflow_gate import Link, Production
 from pandas import DataFrame, Series, Timestamp
 
 from workshop import problem
@@ -20,10 +21,8 @@ from workshop.data import features, sources, split
 from workshop.data.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from workshop.data.schema import FEATURES, TARGETS
 from workshop.errors import DataError
-from workshop.models import evaluation, lineage, monitoring
-from workshop.models.lineage import Link
+from workshop.models import evaluation, monitoring, registry
 from workshop.models.monitoring import Quality
-from workshop.models.registry import Production
 from workshop.models.storage import load
 from workshop.quantities import Target
 
@@ -129,11 +128,11 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
         unable = f"Version {production.version} is in production and cannot predict these hours: {error.what}"
         return ReportData(frame, unable=unable)
     try:
-        links = tuple(lineage.of_version(production.version))
+        links = tuple(registry.Registry().lineage(production.version))
     except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
-    until = pd.Timestamp(production.learned_until) if production.learned_until else None
+    until = pd.Timestamp(last) if (last := registry.learned_until(production)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
@@ -289,7 +288,7 @@ def _qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
     days = {"This week": 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = evidence.production.learned_until if evidence.production else None
+    until = registry.learned_until(evidence.production) if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
     known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}

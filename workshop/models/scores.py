@@ -1,8 +1,7 @@
-"""What a model scores on the held-out hours, and what the gate needs to know of it."""
+"""What a model scores on the held-out hours."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, make_dataclass
 from typing import Any
 
@@ -36,22 +35,3 @@ class Scores(_Metrics):
     def metrics(self) -> dict[str, float]:
         """Return the numbers that a run logs as its metrics."""
         return {name: float(getattr(self, name)) for name in METRICS}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A model before the gate: its scores, and what is known of it.
-
-    ``learned`` is the first and the last hour that it learned from, ``learned_from`` the name of their source, ``data``
-    the hash of that table; None for unknown. ``signature`` is as in `SIGNATURES`, ``latency_ms`` the time for one hour,
-    ``size_MB`` that of its files. A model that cannot predict has a ``trouble`` and no scores.
-    """
-
-    scores: Scores | None = None
-    learned: tuple[str, str] | None = None
-    data: str | None = None
-    signature: str | None = None
-    latency_ms: float = math.nan
-    size_MB: float = math.nan
-    trouble: str | None = None
-    learned_from: str | None = None

@@ -50,6 +50,7 @@ SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "data/
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 DERIVING_REQUIREMENTS = ("pvlib",)
+MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 MAX_PREDICTED_GW = 10_000.0  # above or below zero: a linear model predicts more for a storm than any country has
 
 
@@ -58,7 +59,8 @@ class LoadedModel:
     """A model ready to predict; ``kind`` is `sklearn` or `keras`.
 
     ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
-    ``size_bytes`` is that of its files; None for a model without files. ``year_ends`` are the figures of installed
+    ``size_bytes`` is that of its files; None for a model without files, as is ``signature``: its columns, in and out.
+    ``year_ends`` are the figures of installed
     capacity that it uses; those of the problem for a model that needs none.
     """
 
@@ -68,6 +70,7 @@ class LoadedModel:
     _predict_with_band: Callable[[pd.DataFrame], tuple] | None = None
     coverage: float | None = None
     size_bytes: int | None = None
+    signature: str | None = None
     year_ends: YearEnds = field(default_factory=problem.CAPACITY_GW.copy)
 
     @classmethod
@@ -113,7 +116,7 @@ class LoadedModel:
                 "The model's predictions are not plausible.",
                 value=f"{numbers[~plausible][0]:g} GW",
                 expected=f"numbers from {-MAX_PREDICTED_GW:g} to {MAX_PREDICTED_GW:g} GW",
-                next_step="workshop rollback",
+                next_step="mlflow-gate rollback",
             )
         return predicted
 
@@ -215,7 +218,7 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
                 "The model cannot be fetched.", value=f"{model_uri}: {error}", next_step="workshop status"
             ) from None
         size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
-        return replace(load_folder(fetched, model_uri), size_bytes=size)
+        return replace(load_folder(fetched, model_uri), size_bytes=size, signature=_signature(fetched))
 
 
 def load_folder(folder: Path, name: str) -> LoadedModel:
@@ -235,6 +238,25 @@ def load_folder(folder: Path, name: str) -> LoadedModel:
     except Exception as error:  # noqa: BLE001 - skops, Keras and the model itself raise whatever they like
         refusal = _refusal("The model cannot be loaded.", f"{name}: {error!r:.300}")
         raise refusal from None
+
+
+def _signature(folder: Path) -> str | None:
+    """Return a model's columns, in and out; None when it was logged without either."""
+    from mlflow.models import Model
+
+    signature = Model.load(folder).signature
+    if signature is None or None in (signature.inputs, signature.outputs):
+        return None
+    ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
+    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)[:MAX_CHARACTERS]
+
+
+def _columns(schema: list[dict], names: list[str]) -> list[str]:
+    """Return a schema's names of columns; a nameless tensor of as many columns as ``names`` has those."""
+    tensor = schema[0].get("tensor-spec") if len(schema) == 1 else None
+    if tensor and "name" not in schema[0] and tensor["shape"] == [-1, len(names)]:
+        return names
+    return [column.get("name", "?") for column in schema]
 
 
 def _read_skops(file: Path) -> Any:
@@ -289,7 +311,7 @@ def _check_prediction(model: LoadedModel) -> LoadedModel:
             "The model does not fit the problem of workshop/problem.py.",
             value=f"{error!r:.300}",
             expected=f"{', '.join(FEATURES)} in, {', '.join(TARGETS)} out",
-            next_step="if the problem was changed since: check out the commit of the model's run (workshop lineage"
+            next_step="if the problem was changed since: check out the commit of the model's run (mlflow-gate lineage"
             " VERSION names it), or promote a model of the present problem",
         ) from None
     return model

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import requests
 
 from workshop.errors import ServiceError
 from workshop.port_owners import require_own
-from workshop.problem import EXPERIMENT
-from workshop.settings import EXPORT_COMMAND, MLFLOW_RETRIES, Settings, get_settings, loopback_without_proxy
+from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from workshop.settings import EXPORT_COMMAND, MLFLOW_RETRIES, PRODUCTION, Settings, get_settings, loopback_without_proxy
 
 if TYPE_CHECKING:
     import mlflow
@@ -83,15 +85,33 @@ def _known_store_id() -> str | None:
 
     https://mlflow.org/docs/latest/api_reference/rest-api.html#get-experiment-by-name
     """
+    answer = _ask("experiments/get-by-name", experiment_name=EXPERIMENT)
+    tags = answer["experiment"].get("tags", []) if answer else []
+    return next((tag["value"] for tag in tags if tag["key"] == STORE_ID_TAG), None)
+
+
+def moved_since(decision: Path) -> dict[str, Any] | None:
+    """Return where the alias is if not where a decision left it: version, run, and how often the version came there.
+
+    The stage `promote` depends on this, so that it decides again after a rollback or a promotion from elsewhere.
+    """
+    answer = _ask("registered-models/alias", name=REGISTERED_MODEL, alias=PRODUCTION)
+    version = answer["model_version"] if answer else {}
+    decided = json.loads(decision.read_text()) if decision.exists() else {"production": {}}
+    left = decided.get("production") or {}
+    same = (left.get("version"), left.get("run_id")) == (version.get("version"), version.get("run_id"))
+    if same and not decided.get("experiment"):
+        return None
+    moves = sum(".move." in tag["key"] for tag in version.get("tags", []))
+    return {name: version.get(name) for name in ("version", "run_id")} | {"moves": moves}
+
+
+def _ask(path: str, **parameters: str) -> dict[str, Any] | None:
+    """Return an answer of MLflow's REST interface; None when what is asked for does not exist."""
     uri = own_or_given_uri().rstrip("/")
     _check_server(uri)
-    answer = requests.get(
-        f"{uri}/api/2.0/mlflow/experiments/get-by-name",
-        params={"experiment_name": EXPERIMENT},
-        timeout=ANSWER_SECONDS,
-    )
-    tags = answer.json()["experiment"].get("tags", []) if answer.ok else []
-    return next((tag["value"] for tag in tags if tag["key"] == STORE_ID_TAG), None)
+    answer = requests.get(f"{uri}/api/2.0/mlflow/{path}", params=parameters, timeout=ANSWER_SECONDS)
+    return answer.json() if answer.ok else None
 
 
 def _new_store_id() -> str:

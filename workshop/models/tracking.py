@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pooch
+import yaml
+from mlflow_gate.lineage import EXPERIMENT_TAG, OVERRIDES_TAG, run_program
+from mlflow_gate.registry import experiment_of_dvc
 from papermill_dask import COMMIT_TAG, git_state
 
 from workshop.data.schema import STAMP
@@ -30,7 +32,6 @@ DATA_TAG = "workshop.data."  # and a file's name: its hash
 LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
 DIRTY_TAG = "workshop.git.dirty"
 CODE_TAG = "workshop.code"  # the fingerprint of what the stage imports of this package
-EXPERIMENT_TAG = "workshop.experiment"  # the name of the experiment of DVC, in runs of one
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
 
 
@@ -54,7 +55,7 @@ def start_run(
     hashes = {DATA_TAG + Path(file).name: pooch.file_hash(file, "md5") for file in data}
     tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
     tags |= {CODE_TAG: code} if code else {}
-    tags |= {EXPERIMENT_TAG: name} if (name := experiment()) else {}
+    tags |= experiment_tags()
     with mlflow.start_run(run_name=stage, tags=tags) as run:
         if parameters:
             client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
@@ -70,9 +71,21 @@ def start_stage(
     return start_run(stage.name, data=data, learned_from=learned_from, parameters=parameters, code=code)
 
 
-def experiment() -> str | None:
-    """Return the name of the experiment of DVC (`dvc exp run`) in which this runs; None outside one."""
-    return os.environ.get("DVC_EXP_NAME") or os.environ.get("DVC_EXP_BASELINE_REV")
+def experiment_tags(folder: Path | None = None) -> dict[str, str]:
+    """Return the experiment of DVC in which this runs, and the parameters that it changed; nothing outside one.
+
+    Changed is what differs from the commit's params.yaml in ``folder``, by default the working folder.
+    """
+    name = experiment_of_dvc()
+    if name is None:
+        return {}
+    folder = folder or Path.cwd()
+    now, then = (folder / "params.yaml"), run_program("git", "show", "HEAD:./params.yaml", folder=folder)
+    if then is None or not now.is_file():
+        return {EXPERIMENT_TAG: name}
+    ours, committed = (pd.json_normalize(yaml.safe_load(text)).T[0].to_dict() for text in (now.read_text(), then))
+    changed = [f"{key}={value}" for key, value in sorted(ours.items()) if committed.get(key) != value]
+    return {EXPERIMENT_TAG: name, OVERRIDES_TAG: ", ".join(changed) or "none"}
 
 
 def learned_tags(file: Path) -> dict[str, str]:
@@ -110,19 +123,6 @@ def learned_from(tags: Mapping[str, str]) -> str | None:
     """Return the name of the source of a run's data, if its tags say so: `modelled sample`, `opsd`, `csv`."""
     source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
     return Origin(source=source, modelled=modelled == "true").label if source else None
-
-
-def find_run(client: mlflow.MlflowClient, run_id: str | None) -> mlflow.entities.Run | None:
-    """Return a run; None when it was purged or never existed: a version has its own copy of the model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id) if run_id else None
-    except MlflowException as error:
-        # INVALID_PARAMETER_VALUE: a version that was registered by hand may name anything as its run.
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None
 
 
 def log_explanations(**figures: Figure) -> None:

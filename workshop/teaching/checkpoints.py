@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlparse
 
 import yaml
+from mlflow_gate import Move
+from mlflow_gate.moves import FORCED, PROMOTED, ROLLED_BACK
 
 from workshop.errors import ServiceError
 from workshop.files import write_atomically
 from workshop.models import registry
-from workshop.models.registry import FORCED, PIPELINE_WHY, PROMOTED, ROLLED_BACK, Move
+from workshop.models.registry import PIPELINE_WHY
 from workshop.models.store import STORE_ID_TAG, connect, own_or_given_uri
 from workshop.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, Settings
@@ -77,7 +79,7 @@ class State:
     @cached_property
     def moves(self) -> list[Move]:
         """The moves of the alias, oldest first."""
-        return registry.history(self.client)
+        return registry.Registry(client=self.client).history()
 
     @cached_property
     def chapter_versions(self) -> set[str]:
@@ -307,7 +309,7 @@ STEPS = {
         ),
         Step(
             "Rolled back", "2_tracking/README.md#6. Take a mistake back", was_rolled_back,
-            "Type `workshop rollback` while a version of this chapter is in production that replaced another one. "
+            "Type `mlflow-gate rollback` while a version of this chapter is in production that replaced another one. "
             "A move of the alias in the UI leaves no record.",
         ),
     ),
@@ -361,11 +363,11 @@ STEPS = {
         ),
         Step(
             "A model promoted by you", GATE, promoted_by_person,
-            "Type `workshop promote --why REASON`. If the gate refuses (exit code 3), `--force` overrules it.",
+            "Type `mlflow-gate promote --why REASON`. If the gate refuses (exit code 3), `--force` overrules it.",
         ),
         Step(
             "Your promotion rolled back", GATE, was_promoted_and_rolled_back,
-            "Promote a model yourself, then type `workshop rollback`.",
+            "Promote a model yourself, then type `mlflow-gate rollback`.",
         ),
         Step(
             "Back at the start, and committed",

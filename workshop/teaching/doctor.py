@@ -146,7 +146,7 @@ def _production(settings: Settings) -> Finding:
             with contextlib.suppress(DataError):  # there need not be any data
                 model.predict_with_band(schema.read(settings.pipeline / "data" / "germany.parquet"))
     except (WorkshopError, MlflowException, OSError) as error:
-        next_step = "workshop rollback, to the version before it (workshop history); or restore a backup"
+        next_step = "mlflow-gate rollback, to the version before it (mlflow-gate history); or restore a backup"
         return Finding("production", WRONG, str(error).splitlines()[0], next_step)
     text = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"
     return Finding("production", OK, text)

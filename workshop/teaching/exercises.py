@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from papermill_dask import COMMIT_TAG
 
-from workshop.data import schema
 from workshop.errors import WorkshopError
 from workshop.files import write_atomically
 from workshop.models import registry
 from workshop.models.store import connect
-from workshop.parameters import read_stage
 from workshop.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, Settings, get_settings
 
@@ -286,11 +284,11 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
     """Compare (run id, artifact path) with the run of the version in production, and its artifacts."""
     run_id, path = answer
     client = connect()
-    version = registry.version_in_production(client)
+    version = registry.Registry(client=client).version_in_production()
     in_production = (version.run_id if version else None) or ""
     expect(in_production, "nothing is in production yet: run `dvc repro` in 4_pipeline.")
     notebooks = [file.path for file in client.list_artifacts(in_production, "notebook")]
-    expect(notebooks, "the run in production did not come from the pipeline: `workshop rollback`.")
+    expect(notebooks, "the run in production did not come from the pipeline: `mlflow-gate rollback`.")
     hint = f"this is not the run of the version in production: look at the alias `{PRODUCTION}`."
     expect(run_id == in_production, hint)
     expect(path in notebooks, "the run has no such artifact: list its folder `notebook`, and take the whole path.")
@@ -298,14 +296,12 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
 
 @exercise("4.3", "the rules by which the gate refuses the linear regression")
 def failed_rules(answer: set[str]) -> None:
-    """Ask the gate about the linear regression, as `workshop promote --dry-run` does, and compare what fails."""
+    """Ask the gate about the linear regression, as `mlflow-gate promote --dry-run` does, and compare what fails."""
     pipeline = get_settings().pipeline
     file = pipeline / "results" / "train_linreg.json"
     expect(file.exists(), f"results/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
-    policy = read_stage(pipeline / "params.yaml", "promote")
-    held_out = schema.read(pipeline / "data" / "test.parquet")
-    rules = registry.evaluate_candidate(candidate["run_id"], candidate["model_uri"], held_out, policy)[0].rules
+    rules = registry.Registry().judge(candidate["run_id"], candidate["model_uri"])[0].rules
     failed, names = {rule.name for rule in rules if not rule.passed}, ", ".join(rule.name for rule in rules)
     expect(set(answer) <= failed, f"one of these rules passed, or is no rule. The gate asked {names}.")
     expect(failed <= set(answer), "the model fails at least one more rule: look at each verdict.")

@@ -230,7 +230,7 @@ def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
     qualities = snapshot.qualities(rows)
     start, end = period
     text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += training_overlap(snapshot.frame.loc[rows], snapshot.production.learned_until)
+    text += training_overlap(snapshot.frame.loc[rows], snapshot.learned_until)
     tiles = html.Div([_tile(each) for each in qualities], className="tiles")
     return [html.P(monitoring.sentence(qualities), className="summary"), tiles, html.P(text, className="hint")]
 

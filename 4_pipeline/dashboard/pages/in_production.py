@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 
 from dash import html
+from mlflow_gate import Link, Move, Rule
 
 from workshop import problem
 from workshop.data import figures
-from workshop.models.gate import Rule
-from workshop.models.lineage import Link
-from workshop.models.registry import PIPELINE_WHY, Move
+from workshop.models.registry import PIPELINE_WHY
 
 from .. import parts
 from ..follower import Snapshot
@@ -27,7 +26,7 @@ SCORES |= {target.bias: (f"Mean error, {target.key}", "{:+.1f} % of its mean") f
 WORDS = {"<=": "at most", ">=": "at least"}  # how the gate writes limits, and how people do
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
-HEAD = ["Version", "How", "When", "Who and why", "R²", "R² of the version before"]
+HEAD = ["Version", "How", "When", "Who and why", "R² (held-out hours)", "R² of the version before, on these"]
 
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
@@ -55,7 +54,7 @@ def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
     scores = move.scores if move else {}
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
     facts = {
-        "Why": ", ".join(filter(None, reasons)) or production.why or "not recorded",
+        "Why": ", ".join(filter(None, reasons)) or "not recorded",
         **{name: form.format(scores[key]) for key, (name, form) in SCORES.items() if scores.get(key) is not None},
     }
     others = (f"{r2:.3f} by {name}" for name, r2 in snapshot.r2_without_model.items())
@@ -71,7 +70,7 @@ def _gate(rules: list[dict]) -> html.Section:
     judged = [Rule(**rule) for rule in rules]
     limits = (re.sub("[<>]=", lambda sign: WORDS[sign[0]], rule.limit) for rule in judged)
     rows = [
-        [rule.name, parts.copied(rule.text), limit, VERDICTS[rule.passed]]
+        [rule.label, parts.copied(rule.text), limit, VERDICTS[rule.passed]]
         for rule, limit in zip(judged, limits, strict=True)
     ]
     passed = sum(rule.passed for rule in judged)
@@ -83,12 +82,12 @@ def _challenger(snapshot: Snapshot) -> list:
     """Return the last candidate beside the model in production, if that was not replaced by it."""
     production, decision = snapshot.production, snapshot.record.decision
     is_of_this = (decision.get("production") or {}).get("version") == production.version
-    if decision.get("promoted", True) or not is_of_this or decision.get("candidate_run") == production.run_id:
+    if decision.get("promoted", True) or not is_of_this or decision.get("run_id") == production.run_id:
         return []
     names = {"champion": f"version {production.version}, in production", "candidate": "the last candidate"}
     scores = {name: decision[name] for name in names if decision.get(name)}
-    figure = figures.weekly_errors({names[name]: score["weekly_mae_GW"] for name, score in scores.items()})
-    r2_scores = ", ".join(f"{names[name]} {_score(score)}" for name, score in scores.items())
+    figure = figures.weekly_errors({names[name]: [*score["blocks"].values()] for name, score in scores.items()})
+    r2_scores = ", ".join(f"{names[name]} {_score(score['metrics'])}" for name, score in scores.items())
     content = [parts.graph("weekly-errors", figure, "Mean absolute error by week", "chart low")]
     about = (
         f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}. Drawn are the mean absolute errors by week."
@@ -129,7 +128,7 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
             move.action,
             parts.readable_time(move.when),
             ": ".join(filter(None, (move.who, move.why or move.reason))) or "not recorded",
-            _score(move.scores),
+            f"{_score(move.scores)} {move.rows_judged}",
             _score(move.replaced_scores) if move.replaced or move.replaced_scores else "none",
         ]
         for move in reversed(history)

@@ -30,7 +30,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
     figure = snapshot.cached(PATH, lambda: figures.by_month(_months(snapshot)))
     label = "Errors, bias and share within the band by month"
-    since = snapshot.production.learned_until
+    since = snapshot.learned_until
     about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
     ranges = monitoring.unlearned(snapshot.frame, since)
     rows = [
@@ -66,7 +66,7 @@ def _percent(value: float, digits: int = 0) -> str:
 
 def _months(snapshot: Snapshot) -> pd.DataFrame:
     """Return a row for each month and target: `nmae_percent`, `bias_percent` and `inside_percent`."""
-    frame, since = snapshot.frame, snapshot.production.learned_until
+    frame, since = snapshot.frame, snapshot.learned_until
     later = frame[frame["utc_timestamp"] > pd.Timestamp(since)] if since else frame
     months = later["utc_timestamp"].dt.strftime("%Y-%m-01")
     rows = [

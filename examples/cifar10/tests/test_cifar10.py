@@ -122,6 +122,7 @@ def test_readme_leads_to_a_model_and_a_comparison(trained):
     """Setup, pipeline, an experiment, and the differences in metrics and plots."""
     first, compared = trained.printed
     assert "Accuracy on 360 test images: 0." in first
+    assert "promoted: every rule passed and nothing was in production yet" in first
     assert all(word in compared for word in ("accuracy", "train.learning_rate"))  # in the table of 80 columns, too
     assert json.loads((trained.example / "metrics.json").read_text())["accuracy"] > 0.3
     assert "up to date" in trained.type("dvc status")
@@ -149,9 +150,38 @@ def test_mlflow_shows_one_named_run_and_a_model_that_predicts(trained):
     assert first["metrics"]["test_accuracy"] == json.loads((trained.example / "metrics.json").read_text())["accuracy"]
     assert "learning rate 0.002" in first["name"]
     assert "learning rate 0.0005" in experiment["name"]
-    assert first["files"] == ["confusion.png", "learning_curves.png", "mistakes.png", "predictions.csv"]
+    pictures = ["confusion.png", "learning_curves.png", "mistakes.png"]
+    assert first["files"] == [*pictures, "mlflow_gate", "predictions.csv"]
     expected = pd.read_csv(trained.example / "predictions.csv")["predicted"]
     assert first["predicted"] == expected.astype(str).tolist()
+
+
+def test_gate_knows_which_images_were_learned(trained):
+    """What is in production passes again; it would not with an image of its training among those of the test."""
+    learned = "a = dict(np.load('arrays.npz')); a['test_keys'][0] = a['train_keys'][0]; np.savez('arrays.npz', **a)"
+    again, refused = (
+        trained.type(f'python -c "import numpy as np; {code}"; mlflow-gate promote; dvc checkout -q --force arrays.npz')
+        for code in ("", learned)
+    )
+    assert re.search(r"it is in production already: accuracy 0\.\d+ on .*; every rule passed", again)
+    assert "it would be refused: held-out rows: it learned from 1 of 360" in refused
+
+
+def test_image_of_both_parts_is_left_out_of_the_test(tmp_path, monkeypatch):
+    """Three images of the training that are repeated in the test are not tested."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    import images
+
+    folder = tmp_path / "data" / "digits"
+    images.write_digits(folder)
+    (tmp_path / "params.yaml").write_text("prepare: {source: digits}\n")
+    row = 1 + int(np.prod(images.SHAPE))
+    with (folder / "test_batch.bin").open("ab") as file:
+        file.write((folder / "data_batch_1.bin").read_bytes()[: 3 * row])
+    subprocess.run([BIN / "python", EXAMPLE / "prepare.py"], cwd=tmp_path, check=True)
+    arrays = np.load(tmp_path / "arrays.npz")
+    assert len(arrays["test_images"]) == len(arrays["test_keys"]) == 360
+    assert set(arrays["test_keys"]).isdisjoint(arrays["train_keys"])
 
 
 def test_lost_files_come_back_from_the_bucket(clone, tmp_path):
@@ -194,10 +224,16 @@ def test_job_writes_one_commit_back(clone, tmp_path):
     hook.chmod(0o755)
     clone.change(max_epochs=1)
     clone.type("git commit -qam 'Train for one epoch' && git push -q")
-    assert "Refused: the accuracy would fall from" in clone.type("./ci.sh", fails=True)
+    refused = clone.type("code=0; ./ci.sh || code=$?; [ $code = 3 ]")
+    assert "MLFLOW_TRACKING_URI is not set: a new registry has no model" in refused
+    assert re.search(r"refused: accuracy, 0\.\d+ in HEAD: 0\.\d+ \(allowed: >= 0", refused)
     assert git(origin, "log", "-1", "--format=%s", "main") == "Train for one epoch\n"
     clone.type("git checkout -q . && git switch -q --detach")  # as GitLab does
-    branches = "--variable CI_DEFAULT_BRANCH=main --variable CI_COMMIT_BRANCH=main --variable ACCEPT_WORSE=1"
+    branches = (
+        "--variable CI_DEFAULT_BRANCH=main --variable CI_COMMIT_BRANCH=main --variable 'ACCEPT_WORSE=It is quick'"
+    )
+    registry = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/team.db"}
+    branches += f" --variable MLFLOW_TRACKING_URI={registry['MLFLOW_TRACKING_URI']}"
     assert "| Path" in clone.type(f"cd ../.. && npx --yes {RUNNER} --force-shell-executor {branches} cifar10")
     subject, _, *changed, before = git(origin, "log", "--format=%s", "--name-only", "-2", "main").splitlines()[:5]
     assert re.fullmatch(r"Run the pipeline on \w+: accuracy 0\.\d+, was 0\.\d+ \[skip ci\]", subject)
@@ -207,6 +243,11 @@ def test_job_writes_one_commit_back(clone, tmp_path):
     assert before == "Train for one epoch"
     assert (origin / "options").read_text() == "\nci.skip\n"
     assert "Nothing has changed" in clone.type("./ci.sh")
+    (move,) = json.loads(clone.type("mlflow-gate history --json 2>/dev/null", **registry))
+    assert (move["action"], move["why"], move["run"]["branch"]) == ("forced", "It is quick", "main")
+    assert move["scores"] == {
+        "accuracy": round(json.loads((clone.example / "metrics.json").read_text())["accuracy"], 6)
+    }
 
 
 def test_job_refuses_another_branch_and_a_race(clone, tmp_path):

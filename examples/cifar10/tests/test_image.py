@@ -12,7 +12,7 @@ BASE = """podman build --tag localhost/python - <<'END'
 FROM localhost/debian:12
 RUN apt-get update -qq && apt-get install --yes -qq --no-install-recommends git
 END
-podman build --build-arg BASE=localhost/python --tag cifar10 .
+podman build --build-arg BASE=localhost/python --tag cifar10 --file Containerfile ../..
 """
 # What the job does, less git and the bucket: the stages, with one epoch.
 RUN = "sed -i 's/max_epochs: .*/max_epochs: 1/' params.yaml; python images.py digits data/digits; dvc repro"

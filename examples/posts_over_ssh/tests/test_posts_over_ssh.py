@@ -61,10 +61,25 @@ def test_data_stays_on_the_server(typed):
 
 def test_mlflow_has_one_run_a_pipeline_with_nested_stages(typed):
     """The server's MLflow has a run for each of the two models, and in it those of the stages, with a figure."""
+    last = "train_model evaluate promote evaluation.png mlflow_gate"
     assert typed.printed["mlflow"].splitlines() == [
-        "forest FINISHED True xml_to_tsv split_train_test featurization train_model evaluate evaluation.png",
-        "linear FINISHED True train_model evaluate evaluation.png",
+        f"forest FINISHED True xml_to_tsv split_train_test featurization {last}",
+        f"linear FINISHED True {last}",
     ]
+
+
+def test_better_model_is_promoted_and_the_same_again_stays(typed):
+    """The forest came first, the linear model beat it, and again it is in production already."""
+    alice = typed.alice
+    forest = json.loads(alice.types("git show HEAD~1:./results/decision.json"))
+    assert forest["reason"] == "promoted: every rule passed and nothing was in production yet"
+    assert "this tree's decision: promoted" in typed.printed["look"]
+    with unchanged(alice):
+        alice.types("dvc repro --force -s promote")
+        again = json.loads(alice.laptop.path(f"{HOME}/results/decision.json").read_text())
+    assert (again["promoted"], again["production"]["version"]) == (True, "2")
+    assert "it is in production already" in again["notes"][0]
+    assert len(json.loads(alice.types("mlflow-gate history posts_over_ssh --json"))) == 2
 
 
 def test_old_commit_is_back_with_stock_dvc(typed):

@@ -1,0 +1,227 @@
+"""The command line: arguments and printing only. Progress goes to standard error, results to standard output."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_gate.errors import ModelError, Refused
+
+WIDEST = 48
+RUN = re.compile("[0-9a-f]{32}")
+
+
+class Group(click.Group):
+    """A group that prints what a git or MLflow error says, and no traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; an error of MLflow becomes a message."""
+        try:
+            return super().invoke(context)
+        except click.ClickException:
+            raise
+        except Exception as error:
+            from mlflow.exceptions import MlflowException
+
+            if not isinstance(error, MlflowException):
+                raise
+            raise ModelError("MLflow refused.", value=f"{error!s:.500}") from None
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="mlflow-gate")
+def main() -> None:
+    """A gate with a memory for MLflow's registered models.
+
+    The server is the one that MLFLOW_TRACKING_URI names. NAME is a registered model; it may be left out where a
+    pyproject.toml says `[tool.mlflow-gate] registry = "module:object"`.
+    """
+
+
+name_argument = click.argument("name", required=False)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+registry_option = click.option("--registry", "module", metavar="MODULE:OBJECT", help="The registry, and so its gate.")
+
+
+@main.command()
+@click.argument("candidate", required=False)
+@click.option("--why", default="", help="The reason, for the record.")
+@click.option("--dry-run", is_flag=True, help="Show the decision, and change nothing.")
+@click.option("--force", is_flag=True, help="Promote even when the gate refuses; needs --why, and is recorded.")
+@click.option("--even-in-experiment", is_flag=True, help="Move the alias in an experiment of DVC, too.")
+@registry_option
+def promote(candidate: str | None, module: str | None, dry_run: bool, **options: Any) -> None:
+    """Put a candidate before the gate; promote it when it passes, exit 3 when it is refused.
+
+    CANDIDATE is a run's id, or a JSON file with run_id and, if the run has more than one model, model_uri; by default
+    the file of the registry. The gate is that of the registry.
+
+    \b
+    Example:  mlflow-gate promote --why "better in winter"
+              mlflow-gate promote results/candidate.json --dry-run
+    """
+    from mlflow_gate.settings import find_registry
+
+    registry = find_registry(module=module)
+    chosen: dict[str, Any] = _read_candidate(candidate or registry.candidate_file)
+    click.echo("the gate scores the candidate and the model in production", err=True)
+    decision = registry.promote(**chosen, dry_run=dry_run, **options)
+    print_rows(decision.table)
+    click.echo(("dry run, nothing is changed; " if dry_run else "") + decision.words)
+    if not decision.promoted:
+        raise SystemExit(Refused.exit_code)
+
+
+@main.command()
+@name_argument
+@click.option("--to", metavar="VERSION", help="The version to bring back; by default the one before.")
+@click.option("--why", default="rolled back on the command line", show_default=True, help="The reason, for the record.")
+@registry_option
+def rollback(name: str | None, to: str | None, why: str, module: str | None) -> None:
+    """Bring back the version that was in production before. A second rollback goes one version further back.
+
+    The version is loaded first. The gate refuses the run that was rolled back from, until another candidate is
+    promoted or a person forces it.
+
+    \b
+    Example:  mlflow-gate rollback --why "too low at noon"
+              mlflow-gate rollback reviews --to 3
+    """
+    from mlflow_gate.settings import find_registry
+
+    registry = find_registry(name, module=module)
+    click.echo("the version is loaded", err=True)
+    now = registry.rollback(to, why)
+    click.echo(f"{now} is in production again: {now.move.reason}")
+
+
+@main.command()
+@name_argument
+@json_option
+@registry_option
+def history(name: str | None, as_json: bool, module: str | None) -> None:
+    """Show what was in production, since when, by whom and why; the last line is in production now.
+
+    A long reason is cut in the table; JSON has all of it. A move that was made by hand, such as in MLflow's UI, is
+    written down, so that a rollback can go back to it.
+
+    \b
+    Example:  mlflow-gate history reviews
+    """
+    from mlflow_gate.settings import find_registry
+
+    registry = find_registry(name, module=module)
+    registry.note()
+    moves = registry.history()
+    if moves and registry.version_in_production() is None:
+        click.echo("Nothing is in production now: the alias was taken away. Next: mlflow-gate rollback", err=True)
+    if as_json:
+        click.echo(json.dumps([asdict(move) for move in moves], indent=2))
+    elif not moves:
+        click.echo(f"Nothing of {registry.name} was ever in production. Next: mlflow-gate promote")
+    else:
+        print_rows(
+            [
+                {
+                    "": move.number,
+                    "version": move.version,
+                    "what": move.action,
+                    "since": move.when or "not recorded",
+                    "who": move.who,
+                    move.label: move.score,
+                    "replaced": move.replaced,
+                    "why": move.why,
+                }
+                for move in moves
+            ]
+        )
+
+
+@main.command()
+@name_argument
+@click.option("--decision", type=click.Path(path_type=Path), help="JSON of the last decision in this tree.")
+@registry_option
+def status(name: str | None, decision: Path | None, module: str | None) -> None:
+    """Say in a line which version is in production, from where, and whether this tree's decision says the same.
+
+    \b
+    Example:  mlflow-gate status --decision results/decision.json
+    """
+    from mlflow_gate.settings import find_registry
+
+    click.echo(find_registry(name, module=module).status(decision))
+
+
+@main.command()
+@click.argument("subject", metavar="[NAME|VERSION|NAME/VERSION|RUN|FILE]", required=False)
+@click.option("--verify", is_flag=True, help="Check that each link exists and is unchanged; exit 1 if not.")
+@json_option
+@registry_option
+def lineage(subject: str | None, verify: bool, as_json: bool, module: str | None) -> None:
+    """Show where a model comes from: data, commit, run, environment, version, decision, production.
+
+    SUBJECT is a version, a run's id, or a file that names a version, such as a table of predictions; by default the
+    version in production. Without settings, name the registered model: NAME or NAME/VERSION.
+
+    \b
+    Example:  mlflow-gate lineage reviews/3 --verify
+    """
+    from mlflow_gate.settings import find_registry
+
+    registry = None
+    if module is None and subject and "/" in subject.removeprefix("models:/") and not Path(subject).is_file():
+        registry = find_registry(subject.removeprefix("models:/").partition("/")[0])
+    elif module is None and subject and not (subject.isdigit() or Path(subject).is_file() or RUN.fullmatch(subject)):
+        registry, subject = find_registry(subject), None
+    registry = registry or find_registry(module=module)
+    links = registry.lineage(subject)
+    links = registry.verify(links) if verify else links
+    broken = [link for link in links if link.trouble]
+    if as_json:
+        click.echo(json.dumps([link.as_dict() for link in links], indent=2))
+    for link in links if not as_json else ():
+        checked = verify and link.known and link.kind in registry.checks
+        mark = "" if not checked else click.style(" broken", "red") if link.trouble else " ok"
+        click.echo(f"{click.style(f'{link.kind:12}', bold=True)}{one_line(link.name)}{mark}")
+        for fact, value in link.facts.items():
+            click.echo(f"            {fact}: {one_line(value)}")
+        if link.url:
+            click.echo(f"            {link.url}")
+    for link in broken:
+        click.echo(f"broken: {link.kind}: {link.trouble}", err=True)
+    if broken:
+        raise SystemExit(1)
+
+
+def _read_candidate(candidate: str | Path | None) -> dict[str, str]:
+    """Return run_id and, if known, model_uri."""
+    if candidate is None:
+        raise click.UsageError("Name a CANDIDATE: a run's id, or a JSON file with run_id.")
+    if isinstance(candidate, str) and RUN.fullmatch(candidate):
+        return {"run_id": candidate}
+    try:
+        content = json.loads(Path(candidate).read_text())
+        return {"run_id": str(content["run_id"])} | {key: str(content[key]) for key in ("model_uri",) if key in content}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = "a run's id of 32 characters, or a JSON file with run_id"
+        raise ModelError(f"{candidate} names no candidate.", value=repr(error), expected=expected) from None
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """Return a text in one line without what moves a terminal's cursor, cut to so many characters."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in str(text)).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table; columns are those of all rows."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[one_line("" if row.get(name) is None else row[name], WIDEST) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in [columns, *cells]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

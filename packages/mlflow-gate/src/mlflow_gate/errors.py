@@ -1,0 +1,64 @@
+"""The exceptions: each message has the failure, the value, the expectation and the next step."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+
+
+class GateError(click.ClickException):
+    """A failure that was foreseen; a click program prints it without a traceback and exits with ``exit_code``.
+
+    >>> print(GateError("There is no version 7.", value="7", expected="1 to 3", next_step="mlflow-gate history NAME"))
+    There is no version 7.
+      found:    7
+      expected: 1 to 3
+      next:     mlflow-gate history NAME
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, value: object = None, expected: object = None, next_step: object = None) -> None:
+        super().__init__(what)
+        self.what, self.value, self.expected, self.next_step = what, value, expected, next_step
+
+    def __str__(self) -> str:
+        parts = {"found": self.value, "expected": self.expected, "next": self.next_step}
+        lines = [f"  {name + ':':<9} {part}" for name, part in parts.items() if part is not None]
+        return "\n".join([self.what, *lines])
+
+    def format_message(self) -> str:
+        """Return the complete message, which click prints behind `Error: `."""
+        return str(self)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the message without a traceback, for IPython."""
+        return [f"{type(self).__name__}: {self}"]
+
+    def __reduce__(self) -> tuple[partial[GateError], tuple[()]]:
+        # Exception's own reduce drops keyword arguments, and errors cross process borders.
+        parts = {"value": self.value, "expected": self.expected, "next_step": self.next_step}
+        return partial(type(self), self.what, **parts), ()
+
+
+class ConfigError(GateError):
+    """A rule, a contest, an argument or the file of settings cannot be used."""
+
+
+class ServerError(GateError):
+    """The tracking server does not answer."""
+
+
+class ModelError(GateError):
+    """A run, a version or a model cannot be found or loaded."""
+
+
+class Refused(GateError):
+    """The gate refused a candidate; the model in production stays."""
+
+    exit_code = 3
+
+
+class Conflict(GateError):
+    """Another process moved the alias meanwhile, or is about to."""

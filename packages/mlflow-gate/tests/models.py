@@ -1,0 +1,42 @@
+"""Small models that are trained, logged and loaded like any other, and a gate for them.
+
+A model predicts one number, which is its mean absolute error: the target is zero on average in eight blocks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import mlflow
+import pandas as pd
+import sklearn
+from mlflow_gate import Contest, Registry, Scores, log_learned
+from sklearn.dummy import DummyRegressor
+
+BLOCK_ROWS = 12
+HELD_OUT = pd.DataFrame({"target": [(-1) ** (row // BLOCK_ROWS) * 0.1 for row in range(96)]}, index=range(1200, 1296))
+LEARNED = range(100)
+
+
+def evaluate(model: Any, held_out: pd.DataFrame) -> Scores:
+    """Return the mean absolute error, of all rows and of each block of rows."""
+    errors = (held_out["target"] - model.predict(held_out)).abs()
+    return Scores({"mae": errors.mean()}, blocks=errors.groupby(errors.index // BLOCK_ROWS).mean())
+
+
+def train(constant: float, learned: Iterable[Any] | None = LEARNED, **declared: Any) -> str:
+    """Log a model that predicts a constant; return its run's id."""
+    with mlflow.start_run() as run:
+        model = DummyRegressor(strategy="constant", constant=constant).fit([[0]], [0])
+        mlflow.sklearn.log_model(model, name="model", pip_requirements=[f"scikit-learn=={sklearn.__version__}"])
+        if learned is not None:
+            log_learned(learned, **declared)
+    return run.info.run_id
+
+
+def registry(name: str = "models", **options: Any) -> Registry:
+    """Return a registry with a gate that allows errors to 5, and a contest with near-ties to 0.01."""
+    contest = Contest("mae", higher_is_better=False, near_tie=0.01)
+    gate = {"evaluate": evaluate, "held_out": HELD_OUT, "rules": {"mae": {"max": 5}}, "contest": contest}
+    return Registry(name, **(gate | options))

@@ -1,0 +1,137 @@
+"""The commands, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow_gate.cli import main, one_line
+from mlflow_gate.learned import hash_of
+from models import HELD_OUT, registry, train
+
+JUDGE = """
+import models
+registry = models.registry("{name}", candidate="candidate.json", decision="decision.json")
+wrong = 3
+def broken(): return models.registry("{name}", rules={{"r2": {{}}}})
+"""
+SETTINGS = '[tool.mlflow-gate]\nregistry = "judge:registry"\n'
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, name):
+    """Return a function that runs a command in a folder with settings, and checks its exit code."""
+    Path(tmp_path / "judge.py").write_text(JUDGE.format(name=name))
+    Path(tmp_path / "pyproject.toml").write_text(SETTINGS)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str, code: int = 0):
+        monkeypatch.delitem(sys.modules, "judge", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed
+        return printed
+
+    return call
+
+
+def test_commands_tell_a_story(run, name):
+    """Each command does what its help says, and the exit code of a refusal is 3."""
+    gate, runs = registry(name), [train(1.0), train(0.5), train(2.0)]
+    assert f"Nothing of {name} was ever in production. Next: mlflow-gate promote" in run("history").out
+    output = run("promote", runs[0], "--dry-run").out
+    assert "dry run, nothing is changed; promoted: every rule passed" in output
+    assert gate.production() is None
+    Path("candidate.json").write_text(json.dumps({"run_id": runs[0]}))
+    run("promote", "--why", "the first")
+    assert "mae 0.5000 beats the champion's 1.0000" in run("promote", runs[1]).out
+    refused = run("promote", runs[2], code=3)
+    assert "failed" in refused.out
+    assert "next: mae gained over the model in production: worse" in refused.out
+    assert "the gate scores" in refused.err
+    assert "needs a reason" in run("promote", runs[2], "--force", code=1).err
+    assert "forced against the gate" in run("promote", runs[2], "--force", "--why", "a test").out
+    assert "in production again: rolled back from version 3 to version 2" in run("rollback", "--why", "worse").out
+    assert "was never in production" in run("rollback", name, "--to", "9", code=1).err
+    lines = run("history", name).out.splitlines()
+    assert len(lines) == 5
+    assert f"0.5000 (rows {hash_of(HELD_OUT)})" in lines[-1]
+    moves = json.loads(run("history", "--json").out)
+    assert [move["action"] for move in moves] == ["promoted", "promoted", "forced", "rolled back"]
+    assert [move["why"] for move in moves] == ["the first", "", "a test", "worse"]
+    Path("decision.json").write_text(json.dumps(gate.promote(runs[2]).as_dict()))
+    assert "version 2 is in production" in run("status").out
+    assert "; this tree's decision" in run("status", "--decision", "decision.json").out
+    assert run("lineage").out.splitlines()[0].startswith("data")
+    for subject in ("2", name, f"{name}/2", runs[1]):
+        links = json.loads(run("lineage", subject, "--json").out)
+        assert links[-3]["name"] == f"{name} version 2"
+    Path("predictions.csv").write_text(f"value,model\n1,{name}/2\n")
+    assert "decision    promoted ok" in run("lineage", "predictions.csv", "--verify").out
+    gate.client.delete_run(runs[1])
+    assert "broken: run: " in run("lineage", "--verify", code=1).err
+    gate.client.set_registered_model_alias(name, "production", "1")
+    assert "by hand" in run("history").out
+    assert gate.history()[-1].recorded
+    gate.client.delete_registered_model_alias(name, "production")
+    assert "the alias was taken away. Next: mlflow-gate rollback" in run("history").err
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help_of_each_command_has_an_example(run, command):
+    """The help of each command shows it in use, and `--help` is known as `-h`."""
+    assert f"Example:  mlflow-gate {command}" in run(command, "-h").out
+    assert command in run("--help").out
+
+
+def test_settings_are_searched_upwards(run, name, monkeypatch):
+    """A command in a subfolder uses the settings above, and the options of the command line come first."""
+    Path("deep/er").mkdir(parents=True)
+    monkeypatch.chdir("deep/er")
+    assert f"{name}: nothing is in production" in run("status").out
+    assert "other: nothing is in production" in run("status", "other").out
+    assert f"{name}: nothing" in run("status", "--registry", "judge:registry").out
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("", "Which registered model is meant?"),
+        ("[tool.mlflow-gate\n", "pyproject.toml cannot be read"),
+        (SETTINGS.replace("judge:", "judge_x:"), "No module named 'judge_x'"),
+        (SETTINGS.replace(":registry", ":registry_x"), "has no attribute 'registry_x'"),
+        (SETTINGS.replace(":registry", ":wrong"), "judge:wrong is no registry"),
+        (SETTINGS.replace(":registry", ":broken"), "give min, max or both"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_explained(run, settings, words):
+    """A mistake in the settings is an error that names the file or the object."""
+    Path("pyproject.toml").write_text(settings)
+    assert words in run("status", code=1).err
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"run": 1}'])
+def test_candidate_file_that_cannot_be_used_is_explained(run, content):
+    """A file that is missing or names no run is an error with what is expected."""
+    if content is not None:
+        Path("candidate.json").write_text(content)
+    assert "a run's id of 32 characters, or a JSON file with run_id" in run("promote", code=1).err
+    assert "There is no such run" in run("promote", "0" * 32, code=1).err
+
+
+def test_misuse_and_dead_servers_are_told_apart(run, monkeypatch):
+    """An unknown option is exit 2; a server that does not answer is exit 1, with the next step."""
+    assert "No such option" in run("history", "--unknown", code=2).err
+    Path("pyproject.toml").unlink()
+    assert "Name a CANDIDATE" in run("promote", "--registry", "models:registry", code=2).err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "set MLFLOW_TRACKING_URI" in run("history", "models", code=1).err
+
+
+def test_text_of_strangers_cannot_move_the_cursor():
+    """A text is printed in one line without control characters, and long ones are cut."""
+    assert one_line("a\x1b[2J\nb\u202e c") == "a [2J b c"
+    assert one_line("x" * 300, 10) == "x" * 9 + "…"

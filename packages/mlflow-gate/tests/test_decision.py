@@ -1,0 +1,209 @@
+"""Rules, the contest and the decision, without a server."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+
+import pytest
+from mlflow_gate import ConfigError, Contest, Evaluation, Refused, Rule, Scores, decide
+from mlflow_gate.contest import PAIRED_TEST, chance_of_better
+from mlflow_gate.decision import HELD_OUT, UNDECLARED, UNLEARNED, force, hold, jsonable
+from mlflow_gate.rules import judge, read_rules
+
+
+def scored(score: float = 0.9, blocks: int = 8, *, shift: float = 0.0, held_out: str = "9f", **facts) -> Evaluation:
+    """Return the evaluation of a model with an accuracy, and with errors of blocks that differ from one another."""
+    errors = {block: 0.1 + block / 100 + shift for block in range(blocks)}
+    return Evaluation(Scores({"accuracy": score}, blocks=errors, held_out=held_out, rows=96), **facts)
+
+
+def findings(decision) -> dict[str, Rule]:
+    """Return the findings by name."""
+    return {rule.name: rule for rule in decision.rules}
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "passed", "limit", "step"),
+    [
+        ({"min": 0.5}, 0.5, True, ">= 0.5", ""),
+        ({"min": 0.5, "next_step": "train longer"}, 0.4, False, ">= 0.5", "too low: train longer"),
+        ({"max": 500, "unit": "ms"}, 501.0, False, "<= 500", "too high"),
+        ({"min": -5, "max": 5, "low": "too little wind"}, -6.0, False, "-5 to 5", "too little wind"),
+        ({"min": -5, "max": 5}, 5.0, True, "-5 to 5", ""),
+        ({"min": 0.5}, math.nan, False, ">= 0.5", ""),
+        ({"max": 0.5}, math.nan, False, "<= 0.5", ""),
+    ],
+)
+def test_limits_judge_a_metric(limits, value, passed, limit, step):
+    """A value at the limit passes, NaN never does, and the next step names the direction."""
+    (rule,) = judge(read_rules({"metric": limits}), Scores({"metric": value}))
+    assert (rule.passed, rule.limit, rule.next_step) == (passed, limit, step)
+    assert limits.get("unit", "") in str(rule)
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"r2": {"minimum": 0.5}}, "r2.minimum"),
+        ({"r2": {}}, "give min, max or both"),
+        ({"r2": {"min": 2, "max": 1}}, "min 2 is above max 1"),
+        ({"r2": {"min": "high"}}, "r2.min"),
+        ({"r2": {"min": math.nan}}, "r2.min"),
+        ({"r2": 0.5}, "The rule r2 cannot be read"),
+        ([{"r2": {"min": 0.5}}], "The rules cannot be read"),
+    ],
+)
+def test_rules_that_cannot_be_read_are_named(rules, words):
+    """A mistake in YAML is an error that names the rule, its value and what is allowed."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        read_rules(rules)
+    assert "expected: " in str(caught.value)
+
+
+def test_function_is_a_rule():
+    """A function of one's own returns value, limit and verdict; its docstring is the next step."""
+
+    def worst_block(scores):
+        """Look at the worst block."""
+        return max(scores.blocks.values()), "<= 0.15", max(scores.blocks.values()) <= 0.15
+
+    decision = decide(scored(), None, read_rules({"worst block": worst_block}), None)
+    assert decision.reason == "refused: worst block: 0.17 (allowed: <= 0.15)"
+    assert decision.next_steps == ["worst block: Look at the worst block."]
+    assert decide(scored(blocks=3), None, read_rules({"worst block": worst_block}), None).promoted
+
+
+@pytest.mark.parametrize(("rules", "contest"), [({"r2": {"min": 0}}, None), ({}, Contest("r2"))])
+def test_metric_that_was_not_scored_is_an_error(rules, contest):
+    """A rule or a contest about an unknown metric raises ConfigError, which names the known ones."""
+    with pytest.raises(ConfigError, match=r"(?s)r2.*one of accuracy"):
+        decide(scored(), scored(), read_rules(rules), contest)
+
+
+@pytest.mark.parametrize(
+    ("contest", "candidate", "champion", "promoted"),
+    [
+        (Contest("accuracy"), 0.91, 0.90, True),
+        (Contest("accuracy"), 0.89, 0.90, False),
+        (Contest("accuracy", higher_is_better=False), 0.89, 0.90, True),
+        (Contest("accuracy", higher_is_better=False), 0.91, 0.90, False),
+        (Contest("accuracy", min_gain=0.02), 0.92, 0.90, False),
+        (Contest("accuracy", min_gain=0.02), 0.93, 0.90, True),
+        (Contest("accuracy", max_gain=0.05), 0.95, 0.90, True),
+        (Contest("accuracy", max_gain=0.05), 0.96, 0.90, False),
+        (Contest("accuracy"), math.nan, 0.90, False),
+    ],
+)
+def test_contest_compares_a_metric(contest, candidate, champion, promoted):
+    """The gain must be more than `min_gain` and at most `max_gain`, in the metric's direction."""
+    decision = decide(scored(candidate), scored(champion), {}, contest)
+    assert decision.promoted is promoted
+    assert decision.words.startswith("promoted: " if promoted else "refused: ")
+    assert promoted or decision.next_steps
+
+
+@pytest.mark.parametrize(
+    ("shift", "blocks", "min_gain", "promoted"),
+    [(-0.01, 8, 0, True), (0.01, 8, 0, False), (0, 8, 0, False), (-0.01, 5, 0, False), (-0.01, 8, 0.02, False)],
+)
+def test_near_tie_is_decided_by_the_paired_test(shift, blocks, min_gain, promoted):
+    """Within `near_tie` smaller errors in at least six blocks are needed, and `min_gain` if it is set."""
+    contest = Contest("accuracy", near_tie=0.05, min_gain=min_gain)
+    decision = decide(scored(0.901, blocks, shift=shift), scored(0.90, blocks), {}, contest)
+    assert decision.promoted is promoted
+    finding = findings(decision)[PAIRED_TEST]
+    if blocks < 6:
+        assert finding.value == "nothing can be shown with 5 blocks"
+    else:
+        assert finding.passed is (shift < 0)
+    assert ("is in a near-tie with" in decision.reason) is promoted
+
+
+def test_paired_test_leaves_equal_blocks_out():
+    """Fewer than six blocks that differ show nothing, whatever the number of equal ones; others are not comparable."""
+    errors = dict.fromkeys(range(20), 0.1)
+    five, six = (errors | {block: 0.05 + block / 1000 for block in range(count)} for count in (5, 6))
+    assert chance_of_better(five, errors) == 1
+    assert chance_of_better(six, errors) == 1 / 64
+    assert chance_of_better(errors, six) == 1
+    with pytest.raises(ConfigError, match=r"(?s)different blocks.*found: +19"):
+        chance_of_better(dict.fromkeys(range(19), 0.1), errors)
+
+
+@pytest.mark.parametrize("field", ["min_gain", "near_tie", "alpha", "max_gain"])
+def test_contest_refuses_settings_that_are_no_limits(field):
+    """Negative and NaN settings are errors; so is an alpha above 1."""
+    for value in (-0.1, math.nan, *([1.1] if field == "alpha" else [])):
+        with pytest.raises(ConfigError, match=field):
+            Contest("accuracy", **{field: value})
+
+
+def test_candidate_is_refused_for_its_own_faults():
+    """A candidate that cannot predict, has NaN, is not declared, or learned held-out rows is refused in these words."""
+    broken = decide(Evaluation(trouble="ValueError: no"), None, {}, None)
+    assert broken.reason == "refused: loading: ValueError: no (allowed: it loads and predicts)"
+    assert not findings(decide(scored(math.inf), None, {}, None))["metrics"].passed
+    undeclared = findings(decide(scored(is_declared=False), None, {}, None))[HELD_OUT]
+    assert (undeclared.value, undeclared.passed) == (UNDECLARED, False)
+    assert "log_learned" in undeclared.next_step
+    assert findings(decide(scored(learned_rows=7), None, {}, None))[HELD_OUT].value == "it learned from 7 of 96"
+
+
+@pytest.mark.parametrize(
+    ("champion", "reason"),
+    [
+        (Evaluation(trouble="OSError: gone"), "OSError: gone"),
+        (scored(math.nan), "its accuracy is not a number"),
+        (scored(0.99, is_declared=False), UNDECLARED),
+    ],
+)
+def test_champion_without_a_score_is_disqualified(champion, reason):
+    """A champion that cannot predict or is not declared is replaced without a contest, and the reason says so."""
+    decision = decide(scored(0.8), champion, {}, Contest("accuracy"))
+    assert (decision.promoted, decision.disqualified) == (True, reason)
+    assert decision.reason.endswith(f"the champion is disqualified: {reason}")
+
+
+def test_champion_that_learned_the_rows_is_not_replaced():
+    """Without rows that neither model learned there is no contest, and so no promotion."""
+    decision = decide(scored(0.99), scored(0.5, learned_rows=40), {}, Contest("accuracy"))
+    assert not decision.promoted
+    assert "of 96 the model in production learned from 40" in findings(decision)[UNLEARNED].value
+    with pytest.raises(ValueError, match="different rows"):
+        decide(scored(), scored(held_out="other"), {}, None)
+
+
+def test_person_overrules_the_gate_but_not_an_experiment():
+    """A forced decision keeps the refusal in its reason; in an experiment of DVC nothing is promoted."""
+    refused = decide(scored(0.5), None, read_rules({"accuracy": {"min": 0.8}}), None)
+    forced = force(refused)
+    assert (forced.promoted, forced.forced) == (True, True)
+    assert refused.reason in forced.reason
+    held = hold(forced, "dusty-lamp")
+    assert (held.promoted, held.experiment) == (False, "dusty-lamp")
+    assert forced.reason in held.reason
+    assert "--force" not in held.words
+    assert hold(forced, None).promoted
+    assert force(decide(scored(), None, {}, None)).forced is False
+
+
+def test_decision_is_json_and_text():
+    """A decision becomes JSON without NaN; a refusal's words end with the way to overrule it; errors can be pickled."""
+    decision = decide(scored(math.nan), scored(), read_rules({"accuracy": {"min": 0.8}}), Contest("accuracy"))
+    content = json.loads(json.dumps(decision.as_dict(), allow_nan=False))
+    assert content["candidate"]["metrics"] == {}
+    assert content["champion"]["metrics"] == {"accuracy": 0.9}
+    assert decision.words.splitlines()[-1].endswith("who and why are recorded")
+    assert [row["verdict"] for row in decision.table][:2] == ["passed", "failed"]
+    error = pickle.loads(pickle.dumps(Refused("No.", value=1, next_step="3")))
+    assert (type(error), error.exit_code, str(error)) == (Refused, 3, "No.\n  found:    1\n  next:     3")
+    assert jsonable({1: (math.nan, [math.inf, "text"])}) == {"1": [None, [None, "text"]]}
+
+
+@pytest.mark.parametrize("options", [{"alpha": "much"}, {"alpha": None}, {"near_tie": -1}, {"max_gain": "0.1"}])
+def test_contest_that_cannot_be_used_is_an_error(options):
+    """A text, as YAML may hold it, a number below zero, and None where there must be a number."""
+    with pytest.raises(ConfigError, match=f"contest's {next(iter(options))} cannot be used"):
+        Contest("r2", **options)

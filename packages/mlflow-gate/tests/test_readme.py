@@ -1,0 +1,118 @@
+"""The distribution, in an environment of its own, prints what its README shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+import yaml
+from mlflow_gate import Scores
+from mlflow_gate.rules import judge, read_rules
+from servers import free_port, wait_for
+
+PACKAGE = Path(__file__).parents[1]
+TEXT = (PACKAGE / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+UV = Path(sys.executable).with_name("uv")
+
+
+def salient(text: str) -> list[str]:
+    """Return lines without what differs from one machine to another: spaces, times, hashes, the second decimal."""
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", "TIME", text)
+    text = re.sub(r"(\d\.\d)\d+", r"\1", text)
+    text = re.sub(r"\(rows \w{16}\)", "(rows HASH)", text)
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def assert_shows(expected: str, printed: str) -> None:
+    """Fail unless the lines that the README shows are printed, in this order."""
+    rest = iter(salient(printed))
+    for line in salient(expected):
+        assert line in rest, f"{line!r} is not, or not in this place, in\n{printed}"
+
+
+@pytest.fixture
+def programs(tmp_path) -> Path:
+    """Install the wheel, and only what the README names, with the MLflow that is tested; return the folder `bin`."""
+    if not UV.exists():
+        pytest.skip("uv is not on this machine")
+    venv, source = tmp_path / "venv", tmp_path / "source"
+    shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "tests"))
+    subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", tmp_path, source], check=True)
+    subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, venv], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    pins = [f"{name}=={version(name)}" for name in ("mlflow", "sqlalchemy")]  # MLflow says no highest SQLAlchemy
+    install = [UV, "pip", "install", "--quiet", "--python", venv / "bin" / "python", *pins]
+    subprocess.run([*install, f"{wheel}[paired-test]", "scikit-learn", "pandas", "flask"], check=True)
+    return venv / "bin"
+
+
+@pytest.mark.timeout(600)
+def test_story_prints_what_the_readme_shows(tmp_path, programs):
+    """The example runs as it stands, and then the commands, the service and the settings."""
+    files = {name: code for _, code in BLOCKS for name in re.findall(r"\A# (\w+\.py)\n", code)}
+    assert list(files) == ["judge.py", "candidates.py", "serve.py"]
+    assert len(files["serve.py"].splitlines()) <= 25
+    for name, code in files.items():
+        (tmp_path / name).write_text(code)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["LOGNAME"] = "ada"
+
+    def run(program: str, *words: str) -> str:
+        done = subprocess.run(
+            [programs / program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    expected = [text for kind, text in BLOCKS if kind == "text"]
+    for name, text in zip(("judge.py", "candidates.py"), expected, strict=True):
+        assert_shows(text, run("python", name))
+    for text in [text for kind, text in BLOCKS if kind == "console"]:
+        command, _, lines = text.partition("\n")
+        assert_shows(lines, run(*command.removeprefix("$ ").split()))
+    (tmp_path / "pyproject.toml").write_text(next(text for kind, text in BLOCKS if kind == "toml"))
+    assert "digits version 1 is in production" in run("mlflow-gate", "status")
+
+    port = str(free_port())
+    service = subprocess.Popen(
+        [programs / "flask", "--app", "serve", "run", "--port", port], cwd=tmp_path, env=environment
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+
+        def health() -> dict:
+            try:
+                return requests.get(f"{address}/health", timeout=5).json()
+            except requests.ConnectionError:
+                return {}
+
+        wait_for(lambda: health() == {"model": "digits version 1", "trouble": None}, seconds=60)
+        rows = pd.DataFrame(0.0, index=range(2), columns=[f"pixel_{y}_{x}" for y in range(8) for x in range(8)])
+        answer = requests.post(f"{address}/predict", json=rows.to_dict("records"), timeout=30).json()
+        assert (len(answer["digits"]), answer["model"]) == (2, "digits version 1")
+        run("mlflow-gate", "rollback", "--to", "2")
+        wait_for(lambda: health() == {"model": "digits version 2", "trouble": None}, seconds=60)
+    finally:
+        service.kill()
+        service.wait()
+
+
+def test_rules_of_the_readme_are_read():
+    """The rules in YAML and the function are rules."""
+    functions: dict = {}
+    exec(next(code for kind, code in BLOCKS if kind == "python" and "def worst_block" in code), functions)
+    rules = yaml.safe_load(next(text for kind, text in BLOCKS if kind == "yaml"))
+    rules = read_rules(rules | {"worst block": functions["worst_block"]})
+    scores = Scores({"accuracy": 0.9, "bias_percent": -6, "latency_ms": 20}, blocks={"1": 0.5})
+    assert [(rule.passed, rule.next_step) for rule in judge(rules, scores)] == [
+        (True, ""), (False, "predicts too little"), (True, ""), (False, "Look at the images of the worst block."),
+    ]  # fmt: skip

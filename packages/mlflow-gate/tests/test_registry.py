@@ -1,0 +1,377 @@
+"""The gate and its record on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import mlflow
+import models
+import pytest
+import sklearn
+from mlflow_gate import ConfigError, Conflict, ModelError, Registry, Scores, ServerError, turns
+from mlflow_gate.learned import hash_of
+from mlflow_gate.moves import line_of, veto_on
+from models import HELD_OUT, registry, train
+from servers import free_port
+
+PROMOTE_OFTEN = """
+import sys
+from functools import cache
+import models
+from mlflow_gate import Registry
+class Cached(Registry):
+    load = cache(Registry.load)
+registry = Cached(sys.argv[1], evaluate=models.evaluate, held_out=models.HELD_OUT)
+for number in range(int(sys.argv[4])):
+    registry.promote(sys.argv[2 + number % 2], force=True, why=f"{sys.argv[2]} {number}")
+"""
+HOLD_TURN = """
+import sys, time
+from mlflow_gate import Registry, turns
+with turns.turn(Registry(sys.argv[1]).client, sys.argv[1]):
+    print("mine", flush=True)
+    time.sleep(600)
+"""
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen:
+    """Start a Python program that imports the modules of these tests."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def actions(gate: Registry) -> list[tuple[str, str]]:
+    """Return action and version of each move."""
+    return [(move.action, move.version) for move in gate.history()]
+
+
+@pytest.fixture
+def gate(name):
+    """Return a gate with versions 1 and 2, of errors 1.0 and 0.5; version 2 is in production."""
+    gate = registry(name)
+    gate.runs = [train(1.0), train(0.5)]
+    for run_id in gate.runs:
+        assert gate.promote(run_id, why=f"try {run_id}").promoted
+    return gate
+
+
+def test_better_model_is_promoted_and_recorded(gate):
+    """A better model moves the alias; the record has the reason, the person's words, and the scores of both."""
+    now = gate.production()
+    assert (now.version, now.run_id, now.move.number) == ("2", gate.runs[1], 2)
+    assert (now.move.scores, now.move.replaced_scores) == ({"mae": 0.5}, {"mae": 1.0})
+    assert (now.move.score, now.move.held_out["rows"]) == (f"0.5000 (rows {hash_of(HELD_OUT)})", len(HELD_OUT))
+    assert now.move.why == f"try {gate.runs[1]}"
+    assert now.move.reason == "promoted: mae 0.5000 beats the champion's 1.0000"
+    assert gate.production(now) is now
+    assert gate.load(now.model_uri).predict([[0]])[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("constant", "words"),
+    [
+        (0.6, "refused: mae gained over the model in production: -0.1 "),
+        (6, "refused: mae: 6 (allowed: <= 5)"),
+        (0.495, "promoted: mae 0.4950 is in a near-tie with the champion's 0.5000"),
+        (0.505, "refused: mae gained over the model in production: -0.005 "),
+    ],
+)
+def test_candidate_meets_the_champion(gate, constant, words):
+    """A worse model and one without a provable gain are refused; in a near-tie the blocks decide."""
+    decision = gate.promote(train(constant))
+    assert decision.reason.startswith(words)
+    version = "3" if words.startswith("promoted") else "2"
+    assert gate.production().version == decision.production["version"] == version
+
+
+@pytest.mark.parametrize(("blocks", "promoted"), [(2, True), (3, False)])
+def test_contest_is_held_on_rows_that_neither_learned(name, blocks, promoted):
+    """Rows that the champion learned are left out; with fewer than six blocks the candidate is refused."""
+    gate = registry(name)
+    assert gate.promote(train(0.5, learned=range(1200 + 12 * blocks)), force=True, why="the first").forced
+    decision = gate.promote(train(0.2))
+    assert (decision.promoted, decision.candidate.rows) == ((True, 72) if promoted else (False, 96))
+    assert decision.candidate.held_out == decision.champion.held_out
+    assert ("too few: of 96 the model in production learned from 36" in decision.words) != promoted
+
+
+def test_candidate_that_learned_held_out_rows_is_refused(gate):
+    """Neither a span over held-out rows, nor one of them, nor silence passes."""
+    for learned in ({"learned": [1, 1250], "span": True}, {"learned": [1, 1250]}, {"learned": None}):
+        assert "refused: held-out rows: it" in gate.promote(train(0.2, **learned)).reason
+    with pytest.raises(ConfigError, match="learned from nothing"):
+        train(0.2, learned=[])
+
+
+def test_rows_of_another_population_are_other_rows(name):
+    """A champion of another population learned none of the rows, even if the keys are the same."""
+    gate = registry(name)
+    gate.promote(train(0.5, learned=range(2000), population="modelled"), force=True, why="the first")
+    decision = gate.promote(train(0.2, population="measured"))
+    assert (decision.promoted, decision.candidate.rows) == (True, len(HELD_OUT))
+
+
+def test_deciding_again_keeps_the_decision(gate):
+    """The run in production stays promoted, with the reason of its promotion and a note on its score today."""
+    moves = gate.history()
+    again = gate.promote(gate.runs[1])
+    assert (again.promoted, again.reason) == (True, moves[-1].reason)
+    assert f"mae 0.5000 on rows {hash_of(HELD_OUT)}; every rule passed" in again.notes[0]
+    strict = registry(gate.name, rules={"mae": {"max": 0.1}}).promote(gate.runs[1])
+    assert strict.promoted
+    assert "it would be refused: mae: 0.5" in strict.notes[0]
+    assert gate.history() == moves
+
+
+def test_rollback_is_a_veto_until_it_is_forced(gate):
+    """The gate refuses the run that was rolled back from, in the rollback's words; forced, it keeps its version."""
+    now = gate.rollback(why="bad at noon")
+    assert (now.version, now.move.action, now.move.replaced) == ("1", "rolled back", "2")
+    refused = gate.promote(gate.runs[1])
+    assert (refused.promoted, refused.reason.partition(":")[0]) == (False, "refused")
+    assert "bad at noon" in refused.reason
+    forced = gate.promote(gate.runs[1], force=True, why="noon is mended")
+    assert (forced.forced, forced.production["version"]) == (True, "2")
+    assert forced.reason.startswith("forced against the gate, which said: refused: rolled back from")
+    assert actions(gate) == [("promoted", "1"), ("promoted", "2"), ("rolled back", "1"), ("forced", "2")]
+    assert len(gate.client.search_model_versions(f"name='{gate.name}'")) == 2
+
+
+def test_rollback_veto_ends_with_another_candidate(gate):
+    """After another candidate the run is judged like any other; a rollback to another source of data says so."""
+    gate.rollback(why="bad at noon")
+    assert gate.promote(train(0.8, source="station B")).promoted
+    assert gate.promote(gate.runs[1]).promoted
+    assert actions(gate)[2:] == [("rolled back", "1"), ("promoted", "3"), ("promoted", "2")]
+    assert "it learned from station B, the other from an unnamed one" in gate.rollback().move.reason
+
+
+def test_later_version_is_restored(gate):
+    """A move to a version that was rolled back from is `restored` and lifts the veto; a rollback loads first."""
+    gate.rollback()
+    assert gate.rollback(to="2", why="it was right after all").move.action == "restored"
+    assert (veto_on({"2"}, gate.history()), line_of(gate.history())) == (None, ["1", "2"])
+    with pytest.raises(ModelError, match="Version 2 is in production already"):
+        gate.rollback(to="2")
+    broken = type("Broken", (Registry,), {"load": lambda *_: 1 / 0})(gate.name)
+    with pytest.raises(ModelError, match="Version 1 cannot be loaded, so the alias stays"):
+        broken.rollback()
+    assert gate.rollback().version == "1"
+    with pytest.raises(ModelError, match=r"(?s)Nothing was in production before version 1.*--to 2"):
+        gate.rollback()
+
+
+def test_move_by_hand_is_recorded(gate):
+    """A move in MLflow's UI is seen, is written down by `note` or the next move, and can be rolled back to."""
+    gate.client.set_registered_model_alias(gate.name, "production", "1")
+    seen = gate.history()[-1]
+    assert (seen.action, seen.version, seen.replaced, seen.recorded) == ("by hand", "1", "2", False)
+    assert (gate.note().version, gate.note(), gate.history()[-1].recorded) == ("1", None, True)
+    gate.client.set_registered_model_alias(gate.name, "production", "2")
+    gate.promote(train(0.1))
+    assert actions(gate)[2:] == [("by hand", "1"), ("by hand", "2"), ("promoted", "3")]
+    assert gate.rollback().version == "2"
+    gate.client.delete_registered_model_alias(gate.name, "production")
+    assert (gate.production(), str(gate.status())) == (None, f"{gate.name}: nothing is in production")
+    assert gate.rollback().version == "2"
+
+
+def test_record_survives_deletions_and_strangers(gate):
+    """The record outlives the run; a deleted version takes only its own moves along; tags of strangers are ignored."""
+    gate.promote(train(0.1))
+    gate.client.delete_run(gate.runs[1])
+    gate.client.delete_model_version(gate.name, "1")
+    strangers = {"move.000009": "{}", "move.000010": "no JSON", "move.x": "1", "move.000011": "[1]"}
+    for tag, text in (strangers | {"move.000012": '{"done": true}'}).items():
+        gate.client.set_model_version_tag(gate.name, "2", f"mlflow_gate.{tag}", text)
+    assert [move.scores["mae"] for move in gate.history()] == [0.5, 0.1]
+    with pytest.raises(ModelError, match=r"(?s)Version 1 was never in production, or was deleted.*versions 2"):
+        gate.rollback(to="1")
+    assert gate.rollback(why="too small").version == "2"
+    links = {link.kind: link.trouble for link in gate.verify(gate.lineage())}
+    assert "was deleted" in links["run"]
+    assert links["model"] is None
+
+
+def test_records_of_earlier_versions_are_read(gate):
+    """Tags `workshop.move.N`, which kept the period among the scores, are the beginning of the history."""
+    content = {"when": "2026-01-01T00:00:00+00:00", "who": "ada", "why": "noon", "reason": "r", "replaced": "2"}
+    content |= {"scores": {"r2": 0.95, "period": ["2016-01-01", "2016-12-31"], "hours": 8760}, "done": True}
+    content |= {"replaced_scores": {"r2": 0.9, "hours": 8760}, "rules": [], "run": {}}
+    for version in gate.client.search_model_versions(f"name='{gate.name}'"):
+        for tag in version.tags:
+            gate.client.delete_model_version_tag(gate.name, version.version, tag)
+    earlier = [("promoted", "1"), ("promoted", "2"), ("rolled back", "1")]
+    for number, (action, version) in enumerate(earlier, 1):
+        text = json.dumps(content | {"action": action})
+        gate.client.set_model_version_tag(gate.name, version, f"workshop.move.{number:06d}", text)
+    gate.client.set_registered_model_alias(gate.name, "production", "1")
+    first = gate.history()[0]
+    assert (first.score, first.held_out["rows"]) == ("0.9500 (2016-01-01 to 2016-12-31)", 8760)
+    assert "noon" in gate.promote(gate.runs[1]).reason
+    assert gate.promote(train(0.1)).promoted
+    assert actions(gate) == [*earlier, ("promoted", "3")]
+
+
+def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
+    """The status line names version, commit and score, and whether the tree's decision left the same version."""
+    file = tmp_path / "decision.json"
+    assert gate.status(file).agrees is None
+    file.write_text(json.dumps(gate.promote(gate.runs[1]).as_dict()))
+    assert gate.status(file).agrees
+    assert "version 2 is in production since" in gate.status(file).line
+    assert f"mae 0.5000 (rows {hash_of(HELD_OUT)}); this tree's decision" in gate.status(file).line
+    gate.rollback()
+    status = registry(gate.name, decision=file).status()
+    assert status.agrees is False
+    assert status.line.endswith("left version 2 in production: decide again")
+    file.write_text("{")
+    with pytest.raises(ConfigError, match="holds no decision"):
+        gate.status(file)
+
+
+@pytest.mark.parametrize("variable", ["DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"])
+def test_experiment_moves_nothing(gate, monkeypatch, variable):
+    """In an experiment of DVC the gate only decides, unless it is to move the alias there, too."""
+    monkeypatch.setenv(variable, "dusty-lamp")
+    run_id = train(0.2)
+    for options in ({}, {"force": True, "why": "now"}):
+        held = gate.promote(run_id, **options)
+        assert (held.promoted, held.experiment, held.production["version"]) == (False, "dusty-lamp", "2")
+        assert "its verdict: promoted: " in held.reason
+    assert gate.promote(run_id, even_in_experiment=True).production["version"] == "3"
+
+
+def test_gate_that_cannot_decide_is_an_error(gate):
+    """A gate needs a function that scores, rows, and a run with one model; errors say so."""
+    with mlflow.start_run() as run:
+        mlflow.log_metric("mae", 0.1)
+    no_scores = registry(gate.name, evaluate=lambda model, rows: 0.9)
+    for attempt, words in [
+        (lambda: Registry(gate.name).promote(gate.runs[0]), "A gate needs a function that scores"),
+        (lambda: no_scores.promote(gate.runs[0]), "returned no Scores"),
+        (lambda: registry(gate.name, contest={"metric": "mae", "most": 1}), "The contest cannot be read.*most"),
+        (lambda: gate.promote(run.info.run_id), "the run logged 0.*log_model"),
+        (lambda: gate.promote(gate.runs[0], model_uri="models:/m-other"), "logged by another run"),
+        (lambda: gate.promote(gate.runs[0], force=True, why=" "), "needs a reason"),
+    ]:
+        with pytest.raises((ConfigError, ModelError), match=f"(?s){words}"):
+            attempt()
+    failing = registry(gate.name, evaluate=lambda model, rows: rows["no such column"])
+    assert failing.promote(gate.runs[0]).reason.startswith("refused: loading: KeyError: 'no such column'")
+
+
+def test_held_out_keys_of_several_kinds_are_an_error(name):
+    """Keys that cannot be ordered are an error in words."""
+    with pytest.raises(ConfigError, match="key"):
+        registry(name, held_out=[1, "a"], evaluate=lambda *_: Scores({"mae": 0.1})).promote(train(0.1))
+
+
+def test_dead_server_is_an_error_within_seconds(monkeypatch):
+    """A server that does not answer is a ServerError, which says the address without the password."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="does not answer") as caught:
+        registry().production()
+    assert time.monotonic() - began < 10
+    assert "secret" not in str(caught.value)
+
+
+def test_lineage_leads_from_data_to_production(gate):
+    """Each link is there with its facts; the chain of a run and of a version is the same; changes are noticed."""
+    chain = gate.lineage()
+    links = {link.kind: link.facts for link in chain}
+    assert list(links) == ["data", "commit", "run", "environment", "model", "decision", "production"]
+    assert links["data"]["learned"] == "100 rows, 0 to 99, as the run declares"
+    assert links["environment"]["scikit-learn"] == sklearn.__version__
+    assert links["decision"]["replaced score"] == "1.0"
+    assert gate.lineage(gate.runs[1]) == gate.lineage(f"{gate.name}/2") == chain
+    assert all(link.trouble is None for link in gate.verify(chain))
+    gate.client.set_tag(gate.runs[1], "mlflow_gate.learned", "changed")
+    assert "mlflow_gate.learned" in {link.kind: link.trouble for link in gate.verify(chain)}["decision"]
+    for subject in ("9", "0" * 32, "no such file"):
+        with pytest.raises((ModelError, ConfigError)):
+            gate.lineage(subject)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.soak)])
+def test_two_processes_lose_no_record(name, count):
+    """Two processes that promote all the time leave a record of each move, unique numbers, the alias at the last."""
+    pairs = [[train(constant), train(constant + 0.1)] for constant in (0.1, 0.3)]
+    processes = [start(PROMOTE_OFTEN, name, *pair, str(count)) for pair in pairs]
+    try:
+        assert [process.wait(800) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    moves = registry(name).history()
+    assert {move.why for move in moves} == {f"{pair[0]} {number}" for pair in pairs for number in range(count)}
+    assert all(move.recorded for move in moves)
+    assert all(move.replaced == before.version for before, move in pairwise(moves))
+    versions = registry(name).client.search_model_versions(f"name='{name}'")
+    tags = [tag for version in versions for tag in version.tags]
+    assert (len(versions), len(moves), len(tags), len(set(tags))) == (4, *[2 * count] * 3)
+    assert registry(name).production().version == moves[-1].version
+
+
+def test_process_that_was_killed_is_passed_over(gate, monkeypatch):
+    """A process that was killed while it had its turn delays the others only until its turn is stale."""
+    holder = start(HOLD_TURN, gate.name)
+    try:
+        assert holder.stdout.readline() == "mine\n"
+        monkeypatch.setattr(turns, "WAIT_SECONDS", 0.5)
+        with pytest.raises(Conflict, match="Another promotion or rollback is under way"):
+            gate.rollback()
+    finally:
+        holder.kill()
+        holder.communicate()
+    monkeypatch.setattr(turns, "WAIT_SECONDS", 30)
+    monkeypatch.setattr(turns, "STALE_SECONDS", 1)
+    assert gate.rollback().version == "1"
+    assert not gate.client.get_registered_model(gate.name).tags
+
+
+def test_lost_turn_is_noticed(gate):
+    """A process whose turn was taken as stale does not move the alias."""
+    with turns.turn(gate.client, gate.name) as keep:
+        keep()
+        for tag in gate.client.get_registered_model(gate.name).tags:
+            gate.client.delete_registered_model_tag(gate.name, tag)
+        with pytest.raises(Conflict, match="The turn to move the alias was lost"):
+            keep()
+
+
+def test_decision_is_made_again_when_production_changed(gate, monkeypatch):
+    """A candidate is compared with the model that is in production when the alias moves, not with an earlier one."""
+    judge, better = gate.judge, train(0.1)
+
+    def interfere(*arguments):
+        decision = judge(*arguments)
+        monkeypatch.undo()
+        registry(gate.name).promote(better)
+        return decision
+
+    monkeypatch.setattr(gate, "judge", interfere)
+    decision = gate.promote(train(0.3))
+    assert (decision.promoted, gate.production().run_id) == (False, better)
+    assert decision.champion.metrics["mae"] == pytest.approx(0.1)
+
+
+def test_aliases_have_records_of_their_own(gate):
+    """A move of another alias of the model is not in the history of this one, and the numbers stay unique."""
+    other = Registry(gate.name, "staging", evaluate=models.evaluate, held_out=HELD_OUT)
+    assert (other.production(), other.history()) == (None, [])
+    before = gate.history()
+    assert other.promote(gate.runs[0]).promoted
+    assert [(move.number, move.action) for move in other.history()] == [(1, "promoted")]
+    assert gate.history() == before
+    assert other.production().version != gate.production().version
