@@ -35,7 +35,9 @@ def find_settings(folder: Path | None = None) -> tuple[dict[str, Any], Path]:
 def find_registry(name: str | None = None, *, module: str | None = None) -> Registry:
     """Return the registry of a registered model, or the one that the settings (or ``module:object``) name.
 
-    >>> find_registry("doctest").name
+    >>> import contextlib
+    >>> with contextlib.chdir("/"):  # where there are no settings
+    ...     find_registry("doctest").name
     'doctest'
     """
     settings, folder = find_settings()
