@@ -29,7 +29,7 @@ class GateError(click.ClickException):
         return "\n".join([self.what, *lines])
 
     def format_message(self) -> str:
-        """Return the complete message, which click prints behind `Error: `."""
+        """Return the complete message, which click prints behind `Error:`."""
         return str(self)
 
     def _render_traceback_(self) -> list[str]:
