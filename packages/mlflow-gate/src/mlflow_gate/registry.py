@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_gate import decision as verdicts
+from mlflow_gate import lineage as chain
 from mlflow_gate import moves as record
 from mlflow_gate.alias import Alias, Production
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
 from mlflow_gate.learned import Learned, ends_of, hash_of, keys_in, read_learned
-from mlflow_gate.lineage import COMMIT_TAG, run_program
+from mlflow_gate.lineage import COMMIT_TAG, Link, run_program
 from mlflow_gate.moves import Move
 from mlflow_gate.rules import Rule, read_rules
 from mlflow_gate.scores import Scores
@@ -25,8 +26,6 @@ from mlflow_gate.turns import turn
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-    from mlflow_gate.lineage import Link
 
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
@@ -99,16 +98,12 @@ class Registry(Alias):
 
     def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
         """Return the first links of a model's lineage, up to its run."""
-        from mlflow_gate import lineage
-
-        return [lineage.data_link(run, tags), lineage.commit_link(tags)]
+        return [chain.data_link(run, tags), chain.commit_link(tags)]
 
     @property
     def checks(self) -> dict[str, Callable[[Registry, dict[str, dict[str, str]]], str | None]]:
         """What `verify` calls for each kind of link: a function of this and of all facts, which returns the trouble."""
-        from mlflow_gate import lineage
-
-        return dict(lineage.CHECKS)
+        return dict(chain.CHECKS)
 
     def status(self, decision: Path | str | Mapping[str, Any] | None = None) -> Status:
         """Return which version is in production, from where, and whether this tree's decision says the same.
@@ -340,9 +335,7 @@ class Registry(Alias):
         mlflow_gate.errors.ModelError: No model is in production.
           next:     promote a model; or name a version or a run
         """
-        from mlflow_gate import lineage
-
-        return lineage.trace(self, subject)
+        return chain.trace(self, subject)
 
     def verify(self, links: Sequence[Link]) -> list[Link]:
         """Return links, each with a `trouble` when what it names is gone, or is not what it was.
