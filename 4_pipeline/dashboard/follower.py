@@ -23,6 +23,7 @@ from workshop.errors import WorkshopError
 from workshop.models import monitoring, registry, storage
 from workshop.models.monitoring import Quality
 from workshop.models.storage import LoadedModel
+from workshop.models.store import connect
 from workshop.settings import get_settings
 
 from . import record
@@ -215,6 +216,7 @@ class Follower:
         log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
 
     def _check_registry(self) -> None:
+        self._alias.registry = registry.Registry(client=connect())  # the port may be another clone's by now
         before, now = self._alias.now, self._alias.poll()
         if now.error is not None and now.newest is None:
             self._add_fault("registry", now.error)
