@@ -98,7 +98,7 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
                 if number >= kills and (len(seen) > 1 or number > 6 * kills):
                     break
                 promoting = psutil.Process(int(gate.stdout.readline()))
-                time.sleep(dice.uniform(0.1, 3.0 if seen else 1.5 + number / 2))  # a busy machine takes longer
+                time.sleep(dice.uniform(0.1, 3.0 if len(seen) > 1 else 1.5 + number / 2))  # a busy machine takes longer
                 promoting.send_signal(signal.SIGKILL)
                 promoting.wait(5)
                 serving = registry.production()
