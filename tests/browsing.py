@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import Browser, sync_playwright
 from workplace import ROOT, answer_of, free_port, required, running
 
-from workshop.problem import REGISTERED_MODEL
+from forecast.problem import REGISTERED_MODEL
 from workshop.settings import PRODUCTION
 
 PAGES = {

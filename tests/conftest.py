@@ -171,7 +171,7 @@ def in_workplace(servers, monkeypatch) -> Servers:
 @pytest.fixture(scope="session")
 def germany_csv(tmp_path_factory) -> Path:
     """A processed CSV of the embedded sample."""
-    from workshop.data.prepare import load_or_make
+    from forecast.raw.prepare import load_or_make
 
     file = tmp_path_factory.mktemp("germany") / "germany.csv"
     load_or_make(file)

@@ -12,8 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser
 
-from workshop.models.store import connect
-from workshop.problem import EXPERIMENT
+from forecast.store import connect
+from forecast.problem import EXPERIMENT
 from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent

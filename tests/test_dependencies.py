@@ -27,7 +27,7 @@ PYTHONS = ["3.11", "3.13"]
 IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
     "jupyterlab papermill mlflow dvc.api dask distributed sklearn tensorflow keras dash pyftpdlib.servers sqlalchemy "
     "pandera.pandas pvlib skops.io plotly waitress supervisor.supervisord pydantic_settings workshop.cli "
-    "papermill_dask.engine workshop.models.registry workshop.servers.supervisor"
+    "papermill_dask.engine forecast.learn.registry workshop.servers.supervisor"
 ).split()
 
 
@@ -118,6 +118,6 @@ def test_everything_imports_and_a_notebook_runs_on_the_newest_python(tmp_path):
 
 SOURCE = """\
 from pathlib import Path
-from workshop.data import schema
+from forecast.table import schema
 germany = schema.read(Path("germany.csv")).head(hours)
 print(f"{len(germany)} hours, first {germany.utc_timestamp[0]:%Y-%m-%d}")"""

@@ -19,8 +19,8 @@ LIGHT_MODULES = [
     "workshop/cli/__init__.py",
     "workshop/cli/servers.py",
     "workshop/settings.py",
-    "workshop/errors.py",
-    "workshop/parameters.py",
+    "4_pipeline/forecast/errors.py",
+    "4_pipeline/forecast/parameters.py",
 ]
 
 

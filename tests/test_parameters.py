@@ -10,8 +10,8 @@ import pytest
 import yaml
 from workplace import BIN, ROOT, clean_environment
 
-from workshop.errors import ParameterError
-from workshop.parameters import check, read, read_stage
+from forecast.errors import ParameterError
+from forecast.parameters import check, read, read_stage
 
 COMMITTED = ROOT / "4_pipeline" / "params.yaml"
 

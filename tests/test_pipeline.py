@@ -16,8 +16,8 @@ import pytest
 import yaml
 from workplace import BIN, Servers, new_workplace, wait_for
 
-from workshop.data import schema
-from workshop.models.registry import Registry
+from forecast.table import schema
+from forecast.learn.registry import Registry
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -292,7 +292,7 @@ def test_worker_with_other_code_is_refused(restored):
     assert done.returncode != 0
     assert "has other code than the pipeline began with" in done.stderr
     assert len(set(re.findall(rf"(\w{{16}}) \(commit {commit}\)", done.stderr))) == 2
-    assert "other: workshop.models.report\n" in done.stderr
+    assert "other: forecast.show.report\n" in done.stderr
     cells = nbformat.read(restored.pipeline / "executed" / "report.ipynb", as_version=4).cells
     assert sum(bool(cell.get("outputs")) for cell in cells) == 1
 
@@ -322,7 +322,7 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
 
     And since it is trained twice for that: the seed reproduces it, to the last digit.
     """
-    from workshop.models import storage
+    from forecast.learn import storage
 
     folder = restored.pipeline
     before = storage.load(json.loads((folder / "results" / f"{stage}.json").read_text())["model_uri"])

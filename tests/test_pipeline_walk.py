@@ -12,7 +12,7 @@ import yaml
 from walk import Walk, blocks
 from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
 
-from workshop.models.registry import production
+from forecast.learn.registry import production
 
 README = ROOT / "4_pipeline" / "README.md"
 STEPS = blocks(README)

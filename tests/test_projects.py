@@ -20,7 +20,7 @@ import yaml
 from nbclient import NotebookClient
 from workplace import BIN, ROOT
 
-from workshop.data.split import split_by_time
+from forecast.table.split import split_by_time
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from workshop.problem import TARGETS
+from forecast.problem import TARGETS
 
 
 @pytest.mark.parametrize(

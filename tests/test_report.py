@@ -17,15 +17,15 @@ from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, ROOT
 
-from workshop.data import schema, split
-from workshop.data.features import inputs, targets
-from workshop.data.prepare import prepare
-from workshop.data.sources import fetch
-from workshop.data.split import split_by_time
-from workshop.models import report
-from workshop.models.regressor import CapacityFactorRegressor
-from workshop.models.report import ReportData, WorstHour
-from workshop.models.storage import LoadedModel
+from forecast.table import schema, split
+from forecast.table.features import inputs, targets
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import fetch
+from forecast.table.split import split_by_time
+from forecast.show import report
+from forecast.learn.models import CapacityFactorRegressor
+from forecast.show.report import ReportData, WorstHour
+from forecast.learn.storage import LoadedModel
 
 TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
 MAX_BYTES = 2_000_000

@@ -26,8 +26,9 @@ from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
-from workshop.errors import WorkshopError
-from workshop.models import registry, storage, store, tracking
+from forecast.errors import PipelineError
+from forecast.learn import registry, storage
+from forecast import store, tracking
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -36,7 +37,7 @@ BETWEEN_KILLS = (3.0, 9.0)  # a tracking server takes six seconds to start
 SPARED_SECONDS = 35  # what ends again and again within 30 s of its start is given up, as `workshop status` says
 PIPELINE_SECONDS = 300
 RECOVERY_SECONDS = 120
-FAULTS = (MlflowException, WorkshopError, requests.RequestException, OSError)
+FAULTS = (MlflowException, PipelineError, requests.RequestException, OSError)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from numbers_of_texts import unfounded
 from walk import execute
 from workplace import ROOT, clean_environment, is_near_wanted, running
 
-from workshop.data.prepare import prepare
+from forecast.raw.prepare import prepare
 
 CHAPTER = ROOT / "1_starting_point"
 NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]

@@ -21,7 +21,7 @@ from numbers_of_texts import unfounded
 from walk import execute
 from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
 
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION
 
 CHAPTER = ROOT / "2_tracking"

@@ -12,7 +12,8 @@ import yaml
 from walk import merge
 from workplace import BIN, PERSON, ROOT, Servers, clean_environment, copy_tree
 
-from workshop.data import features, schema, sources
+from forecast.table import features, schema
+from forecast.raw import sources
 
 PAGE = (ROOT / "4_pipeline" / "what_next.md").read_text()
 LINES = re.findall(r"^\d+\. \*\*(.+?)\*\*(.+(?:\n   .+)*)$", PAGE, flags=re.MULTILINE)
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.walk
 
 def plants(file):
     """Write two years of plants with German headings: the sample's weather, re-dated, and a twentieth of its power."""
-    from workshop.data.prepare import load_or_make
+    from forecast.raw.prepare import load_or_make
 
     frame = load_or_make(file.with_name("sample.csv"))
     file.with_name("sample.csv").unlink()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from workshop.errors import ServiceError
+from forecast.errors import ServiceError
 from workshop.settings import Settings
 
 MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` starts: the state folder

@@ -14,8 +14,8 @@ from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
-from workshop.errors import SettingsError
-from workshop.problem import EXPERIMENT
+from forecast.errors import SettingsError
+from forecast.problem import EXPERIMENT
 
 PRODUCTION = "production"
 STAGE_TAG = "workshop.stage"  # of a run: which stage logged it

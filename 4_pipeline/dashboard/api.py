@@ -12,11 +12,11 @@ import pandas as pd
 from flask import Flask, Response, abort, jsonify, request
 from werkzeug.exceptions import BadRequest
 
-from workshop import problem
-from workshop.data import prediction_requests
-from workshop.errors import DataError, ModelError
-from workshop.models import monitoring
-from workshop.models.tracking import learned_from
+from forecast import problem
+from forecast.table import prediction_requests
+from forecast.errors import DataError, ModelError
+from forecast.show import monitoring
+from forecast.tracking import learned_from
 
 from . import address, predictions
 from .follower import Follower, Snapshot

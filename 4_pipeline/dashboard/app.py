@@ -11,7 +11,7 @@ import waitress
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
 
-from workshop.errors import ServiceError, WorkshopError
+from forecast.errors import ServiceError, PipelineError
 from workshop.servers.services import configure_logging, refuse_beyond_loopback
 from workshop.settings import Settings, get_settings
 
@@ -132,6 +132,6 @@ def main() -> None:
         settings = get_settings()
         configure_logging(settings, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         serve(settings)
-    except WorkshopError as error:
+    except PipelineError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -18,12 +18,13 @@ import pandas as pd
 from cachetools import LRUCache, cached
 from mlflow_gate import GateError, Move, Production
 
-from workshop.data import features, schema
-from workshop.errors import WorkshopError
-from workshop.models import monitoring, registry, storage
-from workshop.models.monitoring import Quality
-from workshop.models.storage import LoadedModel
-from workshop.models.store import connect
+from forecast.table import features, schema
+from forecast.errors import PipelineError
+from forecast.show import monitoring
+from forecast.learn import registry, storage
+from forecast.show.monitoring import Quality
+from forecast.learn.storage import LoadedModel
+from forecast.store import connect
 from workshop.settings import get_settings
 
 from . import record
@@ -261,7 +262,7 @@ class Follower:
         known = self.now.faults.get(subject)
         if known and known.why == text:
             return
-        unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError | GateError)
+        unforeseen = isinstance(why, Exception) and not isinstance(why, PipelineError | GateError)
         log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)  # type: ignore[arg-type] # then it is an Exception
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
@@ -282,7 +283,7 @@ def _for_readers(why: str | Exception) -> str:
     """Return a line for readers; values, addresses and tracebacks are for the log."""
     if isinstance(why, str):
         return why
-    if isinstance(why, WorkshopError | GateError):
+    if isinstance(why, PipelineError | GateError):
         step = str(why.next_step or "")
         step = f"`{step}`" if step.startswith(("workshop ", "mlflow-gate ")) else step
         return why.what + (f" Next: {step}." if step else "")

@@ -8,9 +8,9 @@ import dash_bootstrap_components as dbc
 from dash import dcc, html
 from mlflow_gate.moves import BY_HAND, FORCED
 
-from workshop.data import sources
-from workshop.models.registry import stage_of
-from workshop.problem import REGION, TITLE
+from forecast.raw import sources
+from forecast.learn.registry import stage_of
+from forecast.problem import REGION, TITLE
 
 from . import address, pages, parts
 from .follower import LOADING, Snapshot

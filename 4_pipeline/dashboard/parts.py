@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
 
-from workshop import problem
+from forecast import problem
 
 from .follower import Snapshot
 from .predictions import Band

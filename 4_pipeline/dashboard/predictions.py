@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from workshop import problem
-from workshop.data.schema import STAMP, TARGETS
-from workshop.models.storage import LoadedModel
+from forecast import problem
+from forecast.table.schema import STAMP, TARGETS
+from forecast.learn.storage import LoadedModel
 
 Band = tuple[pd.DataFrame, pd.DataFrame]  # its lower and its upper end
 Prediction = tuple[pd.DataFrame, Band | None]

@@ -13,9 +13,9 @@ import mlflow
 import plotly.graph_objects as go
 from mlflow_gate import Link, Move, Production
 
-from workshop.errors import ModelError
-from workshop.models.registry import Registry
-from workshop.models.store import connect
+from forecast.errors import ModelError
+from forecast.learn.registry import Registry
+from forecast.store import connect
 
 EXPLANATIONS = ("importance.json", "responses.json")
 FOLDER = "explanations"

@@ -13,10 +13,11 @@ from workplace import wait_for
 # Half of what the data says: whatever is in production, this version predicts something else.
 ANOTHER = """
 from sklearn.linear_model import LinearRegression
-from workshop.data import schema
-from workshop.data.features import features, targets
-from workshop.models import storage, store, tracking
-from workshop.problem import REGISTERED_MODEL
+from forecast.table import schema
+from forecast.table.features import features, targets
+from forecast.learn import storage
+from forecast import store, tracking
+from forecast.problem import REGISTERED_MODEL
 from workshop.settings import get_settings
 
 frame = schema.read(get_settings().pipeline / "data" / "germany.parquet")

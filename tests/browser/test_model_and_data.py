@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from browsing import opened
 
-from workshop.data import schema
-from workshop.models.lineage import KINDS
+from forecast.table import schema
+from forecast.learn.lineage import KINDS
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

@@ -14,7 +14,7 @@ HOURS = 24 * 31  # the end of the sample
 @pytest.fixture(scope="session")
 def data_file(germany_csv, tmp_path_factory):
     """The last hours of the sample as the pipeline leaves them."""
-    from workshop.data.prepare import load_or_make
+    from forecast.raw.prepare import load_or_make
 
     file = tmp_path_factory.mktemp("data") / "germany.parquet"
     load_or_make(germany_csv).tail(HOURS).reset_index(drop=True).to_parquet(file)
@@ -26,10 +26,10 @@ def model(data_file):
     """A model with a band, small, as it is once it is loaded."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    from workshop.data import schema
-    from workshop.data.features import inputs, targets
-    from workshop.models.regressor import CapacityFactorRegressor
-    from workshop.models.storage import LoadedModel
+    from forecast.table import schema
+    from forecast.table.features import inputs, targets
+    from forecast.learn.models import CapacityFactorRegressor
+    from forecast.learn.storage import LoadedModel
 
     frame, trees = schema.read(data_file), HistGradientBoostingRegressor(max_iter=8, random_state=0)
     return LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(frame), targets(frame)))
@@ -40,7 +40,7 @@ def served(data_file, model):
     """What is served once data and a version in production are there."""
     from mlflow_gate import Move, Production
 
-    from workshop.data import schema
+    from forecast.table import schema
 
     frame = schema.read(data_file)
     predicted, band = model.predict_with_band(frame)

@@ -17,11 +17,11 @@ from dashboard.predictions import BatchPredictor
 from request_bodies import URL, body_of, output_with
 from workplace import wait_for
 
-from workshop import problem
-from workshop.data.prediction_requests import MAX_ROWS
-from workshop.data.schema import TARGETS
-from workshop.models import monitoring
-from workshop.models.storage import LoadedModel
+from forecast import problem
+from forecast.table.prediction_requests import MAX_ROWS
+from forecast.table.schema import TARGETS
+from forecast.show import monitoring
+from forecast.learn.storage import LoadedModel
 
 ROW = {
     "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from request_bodies import URL, USUAL, body_of
 
-from workshop.data.features import INPUTS
+from forecast.table.features import INPUTS
 
 QUICKLY = {
     "deadline": None,

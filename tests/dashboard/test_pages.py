@@ -167,7 +167,7 @@ def test_what_if_marks_what_was_learned_in_such_weather(served):
 
 
 NAMED = """
-from workshop import problem
+from forecast import problem
 problem.INPUTS = tuple(
     dataclasses.replace(each, name=names.get(each.name, each.name)) for each in problem.INPUTS
 )

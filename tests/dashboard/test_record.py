@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from dashboard import record
 
-from workshop.errors import ModelError
+from forecast.errors import ModelError
 
 
 def _json(**changes) -> str:

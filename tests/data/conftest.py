@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from data.web import Web
 
-from workshop.data.prepare import prepare
-from workshop.data.sources import fetch
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import fetch
 
 
 @pytest.fixture(scope="session")

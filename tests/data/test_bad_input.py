@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workshop.data import schema, sources
-from workshop.data.prepare import prepare
-from workshop.data.schema import write
-from workshop.errors import DataError
-from workshop.parameters import Fetch, OwnFile
+from forecast.table import schema
+from forecast.raw import sources
+from forecast.raw.prepare import prepare
+from forecast.table.schema import write
+from forecast.errors import DataError
+from forecast.parameters import Fetch, OwnFile
 
 ROWS = 48
 

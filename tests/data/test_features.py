@@ -8,7 +8,7 @@ import pytest
 import yaml
 from workplace import ROOT
 
-from workshop.data.features import (
+from forecast.table.features import (
     derive,
     inputs,
     installed,
@@ -16,10 +16,10 @@ from workshop.data.features import (
     mark_capacity,
     year_ends_of,
 )
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import DataError
-from workshop.parameters import YearEnd
-from workshop.problem import CAPACITY_GW
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.errors import DataError
+from forecast.parameters import YearEnd
+from forecast.problem import CAPACITY_GW
 
 
 def test_sun_stands_where_it_should():

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop import problem
-from workshop.data import figures
+from forecast import problem
+from forecast.show import figures
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from workshop.cli import main
-from workshop.data import sources
-from workshop.data.prepare import prepare
-from workshop.data.sources import Release
-from workshop.errors import DataError
+from forecast.raw import sources
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import Release
+from forecast.errors import DataError
 
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
 ARCHIVE, MEMBER = sources.RELEASES[WEATHER].name, sources.RELEASES[WEATHER].member

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from workshop.data import own_file, schema, sources
-from workshop.data.prepare import in_words, prepare
-from workshop.errors import DataError, ParameterError
-from workshop.parameters import Fetch, OwnFile, TimeColumn, read_stage
+from forecast.raw import own_file, sources
+from forecast.table import schema
+from forecast.raw.prepare import in_words, prepare
+from forecast.errors import DataError, ParameterError
+from forecast.parameters import Fetch, OwnFile, TimeColumn, read_stage
 
 GERMAN = {
     "file": "plants.csv",

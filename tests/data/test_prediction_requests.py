@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from workshop.data import prediction_requests
-from workshop.data.features import INPUTS
-from workshop.errors import DataError
+from forecast.table import prediction_requests
+from forecast.table.features import INPUTS
+from forecast.errors import DataError
 
 HEADER = ",".join(INPUTS)
 ROW = "2016-06-01T12:00:00Z,5.2,18.5,410,120"

@@ -7,10 +7,10 @@ import json
 import pandas as pd
 import pytest
 
-from workshop.data import schema
-from workshop.data.prepare import LAYOUT, load_or_make, prepare
-from workshop.data.schema import write
-from workshop.errors import DataError, ParameterError
+from forecast.table import schema
+from forecast.raw.prepare import LAYOUT, load_or_make, prepare
+from forecast.table.schema import write
+from forecast.errors import DataError, ParameterError
 
 POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
 

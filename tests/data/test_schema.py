@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop.data import schema
-from workshop.data.schema import write
-from workshop.errors import DataError
+from forecast.table import schema
+from forecast.table.schema import write
+from forecast.errors import DataError
 
 
 @pytest.fixture

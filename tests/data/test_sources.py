@@ -6,10 +6,11 @@ import hashlib
 
 import pytest
 
-from workshop.data import schema, sources
-from workshop.data.prepare import prepare
-from workshop.data.schema import write
-from workshop.errors import DataError
+from forecast.table import schema
+from forecast.raw import sources
+from forecast.raw.prepare import prepare
+from forecast.table.schema import write
+from forecast.errors import DataError
 
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workshop.data.split import monday, name_of, select_week, split_by_time
-from workshop.errors import DataError, ParameterError
+from forecast.table.split import monday, name_of, select_week, split_by_time
+from forecast.errors import DataError, ParameterError
 
 
 def test_split_by_time_holds_out_the_last_hours(frame):

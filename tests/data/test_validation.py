@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workshop.data.prepare import prepare
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.data.sources import POWER_FILE, WEATHER_FILE, fetch
-from workshop.data.validation import render, validate
-from workshop.errors import DataError
-from workshop.parameters import Fetch, OwnFile
-from workshop.problem import CAPACITY_GW
+from forecast.raw.prepare import prepare
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
+from forecast.raw.validation import render, validate
+from forecast.errors import DataError
+from forecast.parameters import Fetch, OwnFile
+from forecast.problem import CAPACITY_GW
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"

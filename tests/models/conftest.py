@@ -13,9 +13,9 @@ from attendee import tracking_server
 from sklearn.linear_model import LinearRegression, Ridge
 from workplace import clean_environment, environment_of
 
-from workshop.data.features import features, targets
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.data.sources import Origin
+from forecast.table.features import features, targets
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.raw.sources import Origin
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,8 @@ def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.fixture(scope="session")
 def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
     """Two logged models, each as its run's id and its address, with a comma between."""
-    from workshop.models import evaluation, storage, tracking
+    from forecast.learn import evaluation, storage
+    from forecast import tracking
 
     train, test = small_hours
     file = tmp_path_factory.mktemp("data") / "train.parquet"

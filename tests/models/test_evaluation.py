@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from workshop.data.features import features, targets
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.models.evaluation import coverage, importance, is_night, responses, score
-from workshop.models.storage import LoadedModel
-from workshop.models.tracking import LEARNED_TAG, learned
+from forecast.table.features import features, targets
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.learn.evaluation import coverage, importance, is_night, responses, score
+from forecast.learn.storage import LoadedModel
+from forecast.tracking import LEARNED_TAG, learned
 
 FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from mlflow_gate import Contest, Evaluation, Scores, decide
 from mlflow_gate.decision import UNLEARNED
 
-from workshop.models.evaluation import SIGNATURES
-from workshop.models.registry import rules
-from workshop.models.scores import METRICS
-from workshop.parameters import Promote
+from forecast.learn.evaluation import SIGNATURES
+from forecast.learn.registry import rules
+from forecast.learn.scores import METRICS
+from forecast.parameters import Promote
 
 POLICY = Promote(
     min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=0.5, min_r2_wind=0.5, max_night_solar_GW=1.0,

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from sklearn.linear_model import LinearRegression
 
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import ModelError
-from workshop.models.storage import TRUSTED_TYPES, load_folder
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.errors import ModelError
+from forecast.learn.storage import TRUSTED_TYPES, load_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # in Keras, of TensorFlow
 NAME = "models:/wind_solar/7"

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from workplace import ROOT
 
-from workshop import problem
-from workshop.data.features import installed
-from workshop.data.prepare import load_or_make
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.models import monitoring
-from workshop.models.monitoring import BASELINES
+from forecast import problem
+from forecast.table.features import installed
+from forecast.raw.prepare import load_or_make
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.show import monitoring
+from forecast.show.monitoring import BASELINES
 
 
 @pytest.fixture(scope="module")

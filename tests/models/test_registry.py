@@ -23,19 +23,20 @@ from sklearn.linear_model import LinearRegression
 from workplace import copy_tree, git
 
 from workshop import fingerprint
-from workshop.data import features
-from workshop.models import registry, storage, tracking
-from workshop.models.lineage import KINDS
-from workshop.models.registry import Registry
-from workshop.models.store import connect
-from workshop.parameters import Promote
+from forecast.table import features
+from forecast.learn import registry, storage
+from forecast import tracking
+from forecast.learn.lineage import KINDS
+from forecast.learn.registry import Registry
+from forecast.store import connect
+from forecast.parameters import Promote
 from workshop.settings import PRODUCTION
 
 # Promotes one model after the other until it is killed; a fork each time saves the imports.
 PROMOTE = """
 import os, sys
 from mlflow_gate import Decision, Scores, turns
-from workshop.models import registry
+from forecast.learn import registry
 turns.STALE_SECONDS = 0.5  # the turn of one that was killed
 registry.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]

@@ -21,15 +21,15 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from workplace import BIN, ROOT, clean_environment, wait_for
 
-from workshop.data.features import features, inputs, installed, mark_capacity, targets
-from workshop.data.prepare import load_or_make, prepare
-from workshop.data.schema import FEATURES, STAMP, TARGETS
-from workshop.data.sources import fetch
-from workshop.data.split import split_by_time
-from workshop.errors import DataError, ServiceError
-from workshop.models.evaluation import coverage
-from workshop.models.regressor import CapacityFactorRegressor, find_levels, search
-from workshop.parameters import Fetch, OwnFile
+from forecast.table.features import features, inputs, installed, mark_capacity, targets
+from forecast.raw.prepare import load_or_make, prepare
+from forecast.table.schema import FEATURES, STAMP, TARGETS
+from forecast.raw.sources import fetch
+from forecast.table.split import split_by_time
+from forecast.errors import DataError, ServiceError
+from forecast.learn.evaluation import coverage
+from forecast.learn.models import CapacityFactorRegressor, find_levels, search
+from forecast.parameters import Fetch, OwnFile
 
 TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_samples_leaf=100, random_state=0)
 BAND = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.2, max_leaf_nodes=7, random_state=0)
@@ -250,7 +250,7 @@ import sys
 import pandas as pd
 from distributed import Client
 from sklearn.linear_model import LinearRegression
-from workshop.models.regressor import CapacityFactorRegressor, search
+from forecast.learn.models import CapacityFactorRegressor, search
 model, choices = CapacityFactorRegressor(LinearRegression()), {"level_days": [None]}
 hours, options = pd.read_parquet(sys.argv[2]), {"candidates": 1, "folds": 2, "seed": 0, "progress": False}
 with Client(sys.argv[1], timeout=60) as client:

@@ -12,15 +12,15 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.tree import DecisionTreeRegressor
 
-from workshop.data import schema
-from workshop.data.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import ModelError
-from workshop.models import storage
-from workshop.models.regressor import CapacityFactorNetwork, CapacityFactorRegressor
-from workshop.models.storage import TRUSTED_TYPES, LoadedModel, load_folder
-from workshop.parameters import YearEnd
-from workshop.problem import CAPACITY_GW
+from forecast.table import schema
+from forecast.table.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.errors import ModelError
+from forecast.learn import storage
+from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
+from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder
+from forecast.parameters import YearEnd
+from forecast.problem import CAPACITY_GW
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_model_of_another_problem_says_so(hours, tmp_path, columns):
 
 def test_capacity_model_of_another_problem_says_so(tmp_path, monkeypatch):
     """Trees of derived values as well, when what is derived has changed since."""
-    from workshop.data import features
+    from forecast.table import features
 
     table = mark_capacity(pd.DataFrame({
         "utc_timestamp": pd.date_range("2014-01-01", periods=300, freq="h", tz="UTC"),

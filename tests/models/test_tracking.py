@@ -7,9 +7,9 @@ import time
 import pytest
 from workplace import clean_environment, environment_of, free_port, git
 
-from workshop.errors import ServiceError
-from workshop.models.store import connect
-from workshop.models.tracking import experiment_tags
+from forecast.errors import ServiceError
+from forecast.store import connect
+from forecast.tracking import experiment_tags
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():

@@ -20,9 +20,9 @@ from mlflow import MlflowClient
 from mlflow_ftp import names
 from workplace import BIN, clean_environment
 
-from workshop.errors import ServiceError
+from forecast.errors import ServiceError
 from workshop.port_owners import MARK
-from workshop.problem import REGISTERED_MODEL
+from forecast.problem import REGISTERED_MODEL
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore
 from workshop.settings import PRODUCTION, Settings

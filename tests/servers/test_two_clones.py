@@ -31,10 +31,10 @@ from workplace import (
 )
 
 from workshop import port_owners
-from workshop.errors import ServiceError
-from workshop.models import store
-from workshop.models.registry import Registry
-from workshop.problem import REGISTERED_MODEL
+from forecast.errors import ServiceError
+from forecast import store
+from forecast.learn.registry import Registry
+from forecast.problem import REGISTERED_MODEL
 from workshop.servers import supervisor
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]

@@ -10,7 +10,7 @@ import pytest
 from attendee import Attendee, new_repository, tracking_server
 from workplace import clean_environment, environment_of
 
-from workshop.problem import EXPERIMENT
+from forecast.problem import EXPERIMENT
 
 
 @pytest.fixture(scope="session")

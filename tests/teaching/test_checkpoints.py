@@ -19,9 +19,9 @@ from mlflow_gate.moves import FORCED, PROMOTED
 from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
 
 from workshop.cli import main
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import ServiceError, WorkshopError
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.errors import ServiceError, PipelineError
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, Settings
 from workshop.teaching import checkpoints, start_page
 from workshop.teaching.checkpoints import (
@@ -89,7 +89,7 @@ def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
     """Real runs, a version, the alias and a rollback: each ticks its step and no other, of any chapter."""
     import mlflow
 
-    from workshop.models.registry import Registry
+    from forecast.learn.registry import Registry
 
     with attendee.ticks():  # failed, in another experiment, without a model, alone
         log_run("linreg", metrics={"r2_random_split": 0.8}, status="FAILED")
@@ -182,8 +182,8 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     """Runs of a stage, promotions by the pipeline and by a person, a rollback, a commit: as the commands write them."""
     import mlflow
 
-    from workshop.models.registry import Registry
-    from workshop.models.tracking import start_run
+    from forecast.learn.registry import Registry
+    from forecast.tracking import start_run
 
     def commit_lock(when: str) -> None:
         (attendee.root / "4_pipeline" / "dvc.lock").write_text(when)
@@ -221,7 +221,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
 
 def test_dvc_itself_ticks_its_steps(attendee):
     """`dvc repro`, `dvc exp run` and `dvc push`, for real, in a pipeline of one stage."""
-    from workshop.models.store import store_id
+    from forecast.store import store_id
 
     folder = attendee.root / "4_pipeline"
     (folder / "params.yaml").write_text("x: 1\n")
@@ -384,6 +384,6 @@ def test_page_that_cannot_be_written_is_an_error(tmp_path):
     """A folder in its place is reported, and nothing is left beside it."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
     (tmp_path / "START.md").mkdir()
-    with pytest.raises(WorkshopError, match="could not be written"):
+    with pytest.raises(PipelineError, match="could not be written"):
         start_page.write(settings, all_in(False))
     assert [path.name for path in tmp_path.iterdir()] == ["START.md"]

@@ -8,7 +8,7 @@ import os
 
 import click
 
-from workshop.errors import typeable
+from forecast.errors import typeable
 
 # The module of each command and its line in `workshop --help`, which imports no command and so is fast.
 COMMANDS = {

@@ -19,13 +19,13 @@ import yaml
 
 from workshop import fingerprint
 from workshop.cli import json_option, print_rows, report
-from workshop.files import write_atomically
-from workshop.parameters import STAGES, allowed, load, read, read_stage
+from forecast.table.files import write_atomically
+from forecast.parameters import STAGES, allowed, load, read, read_stage
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 
 # Modules that the programs of the stages import, in three to four seconds of a cold start.
 PRELOAD = (
-    "mlflow_gate.cli", "workshop.models.registry", "workshop.cli.pipeline", "workshop.data.sources", "nbformat",
+    "mlflow_gate.cli", "forecast.learn.registry", "workshop.cli.pipeline", "forecast.raw.sources", "nbformat",
     "pyarrow.fs", "nbclient", "papermill.__main__", "papermill_dask.engine", "papermill_dask.worker", "tqdm.auto",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     dvc_parallel.reproduce(
         targets,
         preload=PRELOAD,
-        first=("workshop.cli.pipeline", "workshop.models.store"),  # of `workshop config --pipeline`
+        first=("workshop.cli.pipeline", "forecast.store"),  # of `workshop config --pipeline`
         progress=dvc_parallel.lines(lambda text: click.echo(text, nl=False, err=True)),
         notice=report,
         **options,
@@ -58,13 +58,13 @@ def finish_run() -> str:
 
     A pipeline of other data may have another problem, in whose terms there is no such table.
     """
-    from workshop.models import registry  # imports pandas
+    from forecast.learn import registry# imports pandas
 
     settings = get_settings()
     csv = settings.root / "3_projects" / "germany.csv"
     is_missing = csv.parent.exists() and not csv.exists()
     if is_missing and read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample":
-        from workshop.data.prepare import load_or_make  # imports pandera
+        from forecast.raw.prepare import load_or_make  # imports pandera
 
         load_or_make(csv)
     return registry.Registry().status().line
@@ -169,7 +169,7 @@ def config(export: bool, folder: Path | None, as_json: bool) -> None:
     """
     settings = get_settings()
     if folder:
-        from workshop.models.store import moved_since, store_id  # imports requests
+        from forecast.store import moved_since, store_id  # imports requests
 
         read(settings.pipeline / "params.yaml")  # the pipeline's first stage: fail before anything has run
         fingerprint.write_code(settings.pipeline, folder / "code")
@@ -211,7 +211,7 @@ def fetch(source: str | None, folder: Path) -> None:
     Example:  workshop data fetch --to raw_data
               workshop data fetch --source opsd --to raw_data
     """
-    from workshop.data import sources  # imports pandas
+    from forecast.raw import sources# imports pandas
 
     base = get_settings().pipeline
     options: Any = None if source == "sample" else read_stage(base / "params.yaml", "fetch")
@@ -229,7 +229,7 @@ def make_csv(file: Path) -> None:
     \b
     Example:  workshop data csv 3_projects/germany.csv
     """
-    from workshop.data.prepare import load_or_make  # imports pandas
+    from forecast.raw.prepare import load_or_make  # imports pandas
 
     logger = logging.getLogger("workshop.data")  # which says what was left out and why
     logger.addHandler(logging.StreamHandler())

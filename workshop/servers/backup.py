@@ -20,7 +20,7 @@ from pathlib import Path
 import pooch
 from mlflow_ftp import names
 
-from workshop.errors import ServiceError
+from forecast.errors import ServiceError
 from workshop.servers import supervisor
 from workshop.servers.services import database_address
 from workshop.settings import Settings

@@ -28,8 +28,8 @@ import yaml
 from platformdirs import user_state_path
 
 from workshop import port_owners
-from workshop.errors import ServiceError, SettingsError
-from workshop.files import write_atomically
+from forecast.errors import ServiceError, SettingsError
+from forecast.table.files import write_atomically
 from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0

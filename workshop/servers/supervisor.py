@@ -25,7 +25,7 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from workshop import port_owners
-from workshop.errors import ParameterError, ServiceError
+from forecast.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
     Report,

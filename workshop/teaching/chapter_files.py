@@ -18,8 +18,8 @@ from pathlib import Path
 
 import click
 
-from workshop.data.prepare import load_or_make
-from workshop.errors import EngineError, WorkshopError
+from forecast.raw.prepare import load_or_make
+from forecast.errors import EngineError, PipelineError
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
 from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_first_chapter, state_of
@@ -30,7 +30,7 @@ CELL_SECONDS = 300
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
 
 
-class ResetError(WorkshopError):
+class ResetError(PipelineError):
     """A chapter cannot be put back."""
 
 

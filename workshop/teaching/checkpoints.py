@@ -22,12 +22,12 @@ import yaml
 from mlflow_gate import Move
 from mlflow_gate.moves import FORCED, PROMOTED, ROLLED_BACK
 
-from workshop.errors import ServiceError
-from workshop.files import write_atomically
-from workshop.models import registry
-from workshop.models.registry import PIPELINE_WHY
-from workshop.models.store import STORE_ID_TAG, connect, own_or_given_uri
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.errors import ServiceError
+from forecast.table.files import write_atomically
+from forecast.learn import registry
+from forecast.learn.registry import PIPELINE_WHY
+from forecast.store import STORE_ID_TAG, connect, own_or_given_uri
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, STAGE_TAG, Settings
 from workshop.teaching import exercises
 

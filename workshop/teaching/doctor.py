@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from workshop.data import schema
-from workshop.errors import DataError, WorkshopError
-from workshop.models import registry
+from forecast.table import schema
+from forecast.errors import DataError, PipelineError
+from forecast.learn import registry
 from workshop.servers import supervisor
 from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
@@ -137,7 +137,7 @@ def _production(settings: Settings) -> Finding:
     """Load the model in production and predict with it, as the dashboard does."""
     from mlflow.exceptions import MlflowException
 
-    from workshop.models import storage  # imports scikit-learn
+    from forecast.learn import storage# imports scikit-learn
 
     try:
         serving = registry.production()
@@ -145,7 +145,7 @@ def _production(settings: Settings) -> Finding:
             model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data
                 model.predict_with_band(schema.read(settings.pipeline / "data" / "germany.parquet"))
-    except (WorkshopError, MlflowException, OSError) as error:
+    except (PipelineError, MlflowException, OSError) as error:
         next_step = "mlflow-gate rollback, to the version before it (mlflow-gate history); or restore a backup"
         return Finding("production", WRONG, str(error).splitlines()[0], next_step)
     text = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from papermill_dask import COMMIT_TAG
 
-from workshop.errors import WorkshopError
-from workshop.files import write_atomically
-from workshop.models import registry
-from workshop.models.store import connect
-from workshop.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
+from forecast.errors import PipelineError
+from forecast.table.files import write_atomically
+from forecast.learn import registry
+from forecast.store import connect
+from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from workshop.settings import PRODUCTION, Settings, get_settings
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def expect(condition: object, sentence: str) -> None:
 def check(number: str, answer: Any = ...) -> None:
     """Print what a right answer means, or why an answer is not right yet; remember a right one.
 
-    A wrong answer raises nothing, so that the exercises below it can be run. Raises WorkshopError when there is no
+    A wrong answer raises nothing, so that the exercises below it can be run. Raises PipelineError when there is no
     exercise with this number.
     """
     if number not in EXERCISES:
-        raise WorkshopError(
+        raise PipelineError(
             "There is no such exercise.",
             value=number,
             expected=f"one of {', '.join(EXERCISES)}",
@@ -100,7 +100,7 @@ def check(number: str, answer: Any = ...) -> None:
     try:
         expect(answer is not ..., "put your answer where the cell above says `# Your code here`.")
         test(answer)
-    except (NotYetError, WorkshopError) as error:  # WorkshopError: such as a server that is down
+    except (NotYetError, PipelineError) as error:  # PipelineError: such as a server that is down
         print(f"Exercise {number}, not yet: {error}")
     except Exception:  # noqa: BLE001 -- an answer can be anything, and must not end the notebook
         kind = type(answer).__name__

@@ -12,12 +12,14 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
-from workshop import problem
-from workshop.data import figures, sources, split
-from workshop.data.schema import TARGETS
-from workshop.models import monitoring
-from workshop.models.monitoring import Quality
-from workshop.models.report import signed
+from forecast import problem
+from forecast.show import figures
+from forecast.raw import sources
+from forecast.table import split
+from forecast.table.schema import TARGETS
+from forecast.show import monitoring
+from forecast.show.monitoring import Quality
+from forecast.show.report import signed
 
 from .. import address, parts, periods, predictions
 from ..follower import Follower, Snapshot

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from dash import html
 
-from workshop.data import figures, prepare, sources
+from forecast.show import figures
+from forecast.raw import prepare, sources
 
 from .. import address, parts
 from ..follower import Snapshot

@@ -7,9 +7,9 @@ import re
 from dash import html
 from mlflow_gate import Link, Move, Rule
 
-from workshop import problem
-from workshop.data import figures
-from workshop.models.registry import PIPELINE_WHY
+from forecast import problem
+from forecast.show import figures
+from forecast.learn.registry import PIPELINE_WHY
 
 from .. import parts
 from ..follower import Snapshot

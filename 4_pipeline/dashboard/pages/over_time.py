@@ -7,10 +7,10 @@ import math
 import pandas as pd
 from dash import html
 
-from workshop import problem
-from workshop.data import figures
-from workshop.models import monitoring
-from workshop.models.monitoring import Quality
+from forecast import problem
+from forecast.show import figures
+from forecast.show import monitoring
+from forecast.show.monitoring import Quality
 
 from .. import parts
 from ..follower import Snapshot

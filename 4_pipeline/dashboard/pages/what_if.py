@@ -14,12 +14,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html
 
-from workshop import problem
-from workshop.data import features, figures
-from workshop.data.schema import FEATURES, TARGETS, UNITS
-from workshop.errors import WorkshopError
-from workshop.problem import Slider
-from workshop.quantities import RADIATION
+from forecast import problem
+from forecast.table import features
+from forecast.show import figures
+from forecast.table.schema import FEATURES, TARGETS, UNITS
+from forecast.errors import PipelineError
+from forecast.problem import Slider
+from forecast.quantities import RADIATION
 
 from .. import parts
 from ..follower import Follower, Snapshot
@@ -165,7 +166,7 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather[HOUR])}])
     try:
         predicted, band = _predict(snapshot, hour) if snapshot.model else (None, None)
-    except WorkshopError as error:
+    except PipelineError as error:
         return [parts.banner("There is no prediction for this hour:", error.what)]
     tiles = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     return [tiles, *(html.P(note, className=name) for name, note in _notes(snapshot, hour))]
@@ -251,7 +252,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table[DAY], table[HOUR], strict=True)]
     try:
         table[TARGETS] = _predict(snapshot, table)[0]
-    except WorkshopError as error:
+    except PipelineError as error:
         return figures.empty(error.what)
     table = table[TARGETS].assign(feature=swept, value=[row[name] for row, name in zip(rows, swept, strict=True)])
     known = {name: _learned(snapshot, name) for name in FEATURES}
