@@ -15,6 +15,8 @@ UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 CONTAINER_PACKAGES := podman buildah runc mmdebstrap netavark aardvark-dns iptables catatonit docker-registry \
 	curl iproute2 openssh-client openssh-server openssl
 
+build-wheels = for package in packages/*/; do $(BIN)/uv build --quiet --out-dir $(1) "$$package" && rm -f $(1)/*.tar.gz $(1)/.gitignore || exit 1; done
+
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(BIN):$(PATH)
 # Where a shell forbids bytecode, each of the many programs that start here would compile all its imports again.
@@ -127,6 +129,11 @@ lock: .venv/installed
 	@for folder in server/team examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
+	@# As a copy of the pipeline installs it: the four tools are wheels beside it, since no index has them yet.
+	@wheels=$$(mktemp -d) && trap 'rm -rf "$$wheels"' EXIT && $(call build-wheels,"$$wheels") && \
+		{ echo "--find-links wheels"; grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-annotate --custom-compile-command "make lock" --constraint - --find-links "$$wheels" --extra test \
+		4_pipeline/pyproject.toml; } >"$$wheels/requirements.txt" && cp "$$wheels/requirements.txt" 4_pipeline
 
 .venv/tests: .venv/installed tests/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
@@ -140,7 +147,7 @@ lock: .venv/installed
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(FROM) $(UV)
-.venv/installed: requirements.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
+.venv/installed: requirements.txt pyproject.toml 4_pipeline/pyproject.toml $(wildcard packages/*/pyproject.toml)
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py

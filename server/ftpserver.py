@@ -11,9 +11,9 @@ import logging
 import sys
 from logging.handlers import RotatingFileHandler
 
+from forecast.errors import PipelineError, ServiceError
 from mlflow_ftp.server import Server, ensure_certificate, serve
 
-from forecast.errors import ServiceError, PipelineError
 from workshop.port_owners import find_owners
 from workshop.servers.services import configure_logging
 from workshop.settings import Settings, get_settings

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from forecast.problem import REGISTERED_MODEL
+from forecast.tracking import PRODUCTION
 from mlflow import MlflowClient
 from playwright.sync_api import Browser, sync_playwright
 from workplace import ROOT, answer_of, free_port, required, running
-
-from forecast.problem import REGISTERED_MODEL
-from workshop.settings import PRODUCTION
 
 PAGES = {
     "/": "Predicted and measured", "/over-time": "Over time", "/what-if": "What if", "/your-weather": "Your weather",

@@ -8,12 +8,12 @@ import io
 from pathlib import Path
 
 from browsing import chromium
+from forecast.problem import EXPERIMENT
+from forecast.tracking import connect
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser
 
-from forecast.store import connect
-from forecast.problem import EXPERIMENT
 from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent

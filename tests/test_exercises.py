@@ -7,10 +7,10 @@ import re
 
 import nbformat
 import pytest
+from forecast.errors import PipelineError
 from nbclient import NotebookClient
 from workplace import ROOT
 
-from forecast.errors import PipelineError
 from workshop.settings import get_settings
 from workshop.teaching import exercises
 

@@ -7,7 +7,6 @@ import sys
 import textwrap
 
 import pytest
-
 from forecast.errors import DataError
 from forecast.table.files import write_atomically
 

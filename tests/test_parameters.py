@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from workplace import BIN, ROOT, clean_environment
-
 from forecast.errors import ParameterError
 from forecast.parameters import check, read, read_stage
+from workplace import BIN, ROOT, clean_environment
 
 COMMITTED = ROOT / "4_pipeline" / "params.yaml"
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from workplace import BIN, Servers, new_workplace, wait_for
-
-from forecast.table import schema
 from forecast.learn.registry import Registry
+from forecast.table import schema
+from workplace import BIN, Servers, new_workplace, wait_for
 
 STAGES = [
     "tracking_store", "fetch", "prepare", "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting",
@@ -131,9 +130,9 @@ def test_runs_carry_their_lineage(in_workplace):
         run = client.get_run(summary["run_id"])
         tags = run.data.tags
         assert run.info.status == "FINISHED"
-        assert tags["workshop.stage"] == stage
+        assert tags["pipeline.stage"] == stage
         assert tags["mlflow.source.git.commit"] == commit
-        assert tags["workshop.git.dirty"] == "false"
+        assert tags["pipeline.git.dirty"] == "false"
         assert {name: tags[f"workshop.data.{name}"] for name in hashes} == hashes
         section = yaml.safe_load((in_workplace.pipeline / "params.yaml").read_text())[stage]
         # and what a search has found
@@ -156,7 +155,7 @@ def test_validation_is_a_page_and_a_run(in_workplace):
     run = client.get_run(run_id)
     lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]["prepare"]
     assert run.info.status == "FINISHED"
-    assert run.data.tags["workshop.stage"] == "prepare"
+    assert run.data.tags["pipeline.stage"] == "prepare"
     assert run.data.params == {"first_year": "2013", "last_year": "2016"}
     assert run.data.metrics["hours_left_out"] == findings["hours_left_out"] == 48
     assert run.data.metrics["warnings"] == sum(check["verdict"] == "warning" for check in findings["checks"])

@@ -9,10 +9,9 @@ import shutil
 import pytest
 import requests
 import yaml
+from forecast.learn.registry import production
 from walk import Walk, blocks
 from workplace import BIN, PERSON, ROOT, environment_of, git, wait_for
-
-from forecast.learn.registry import production
 
 README = ROOT / "4_pipeline" / "README.md"
 STEPS = blocks(README)
@@ -154,9 +153,9 @@ def test_experiment_is_kept_by_name_and_by_run(walked, in_workplace):
     assert "Running stage 'promote'" not in walked[9]
     client = mlflow.MlflowClient(in_workplace.tracking_uri)
     experiment = client.get_experiment_by_name("predicting_wind_solar").experiment_id
-    query = "tags.`workshop.stage` = 'train_linreg' and params.fit_intercept = 'False'"
+    query = "tags.`pipeline.stage` = 'train_linreg' and params.fit_intercept = 'False'"
     run = client.search_runs([experiment], query, order_by=["start_time DESC"], max_results=1)[0]
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.source.git.commit"] == walked["commit"]
-    assert run.data.tags["workshop.git.dirty"] == "true"
+    assert run.data.tags["pipeline.git.dirty"] == "true"
     assert yaml.safe_load((in_workplace.pipeline / "params.yaml").read_text())["train_linreg"]["fit_intercept"] is True

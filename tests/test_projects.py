@@ -17,10 +17,10 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from forecast.table.split import split_by_time
 from nbclient import NotebookClient
 from workplace import BIN, ROOT
 
-from forecast.table.split import split_by_time
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 

@@ -13,19 +13,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from forecast.learn.models import CapacityFactorRegressor
+from forecast.learn.storage import LoadedModel
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import fetch
+from forecast.show import report
+from forecast.show.report import ReportData, WorstHour
+from forecast.table import schema, split
+from forecast.table.features import inputs, targets
+from forecast.table.split import split_by_time
 from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, ROOT
-
-from forecast.table import schema, split
-from forecast.table.features import inputs, targets
-from forecast.raw.prepare import prepare
-from forecast.raw.sources import fetch
-from forecast.table.split import split_by_time
-from forecast.show import report
-from forecast.learn.models import CapacityFactorRegressor
-from forecast.show.report import ReportData, WorstHour
-from forecast.learn.storage import LoadedModel
 
 TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
 MAX_BYTES = 2_000_000
@@ -41,7 +40,7 @@ def evidence(tmp_path_factory) -> ReportData:
     train, _ = split_by_time(frame, 0.2)
     trees, hours = HistGradientBoostingRegressor(max_iter=20, random_state=0), train.tail(9000)
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours)))
-    tags = {"workshop.stage": "train_gradient_boosting"}
+    tags = {"pipeline.stage": "train_gradient_boosting"}
     production = Production("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", tags=tags)
     until = train["utc_timestamp"].max()
     return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until)

@@ -6,9 +6,9 @@ import json
 import pickle
 
 import pytest
+from forecast import errors
 from workplace import ROOT, clean_environment, environment_of
 
-from forecast import errors
 from workshop.settings import find_root, get_settings
 
 

@@ -21,14 +21,14 @@ import psutil
 import pytest
 import requests
 import yaml
+from forecast import store, tracking
+from forecast.errors import PipelineError
+from forecast.learn import registry, storage
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
-from forecast.errors import PipelineError
-from forecast.learn import registry, storage
-from forecast import store, tracking
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))

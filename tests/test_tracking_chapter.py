@@ -16,13 +16,12 @@ import pandas as pd
 import pytest
 import requests
 from attendee import tracking_server
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.tracking import PRODUCTION
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
 from walk import execute
 from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
-
-from forecast.problem import EXPERIMENT, REGISTERED_MODEL
-from workshop.settings import PRODUCTION
 
 CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
@@ -131,7 +130,7 @@ def assert_complete(client, run) -> None:
     assert data_sets(run).keys() == {"germany", "germany, held out"}
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {each.key for each in model.metrics if each.dataset_name == "germany, held out"} >= HELD_OUT_METRICS
-    assert "workshop.stage" not in run.data.tags
+    assert "pipeline.stage" not in run.data.tags
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -9,11 +9,10 @@ import subprocess
 import pandas as pd
 import pytest
 import yaml
+from forecast.raw import sources
+from forecast.table import features, schema
 from walk import merge
 from workplace import BIN, PERSON, ROOT, Servers, clean_environment, copy_tree
-
-from forecast.table import features, schema
-from forecast.raw import sources
 
 PAGE = (ROOT / "4_pipeline" / "what_next.md").read_text()
 LINES = re.findall(r"^\d+\. \*\*(.+?)\*\*(.+(?:\n   .+)*)$", PAGE, flags=re.MULTILINE)

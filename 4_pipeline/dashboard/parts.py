@@ -11,7 +11,6 @@ import dash_bootstrap_components as dbc
 import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
-
 from forecast import problem
 
 from .follower import Snapshot

@@ -8,10 +8,9 @@ from concurrent.futures import Future
 from typing import Any
 
 import pandas as pd
-
 from forecast import problem
-from forecast.table.schema import STAMP, TARGETS
 from forecast.learn.storage import LoadedModel
+from forecast.table.schema import STAMP, TARGETS
 
 Band = tuple[pd.DataFrame, pd.DataFrame]  # its lower and its upper end
 Prediction = tuple[pd.DataFrame, Band | None]

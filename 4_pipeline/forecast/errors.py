@@ -56,9 +56,13 @@ class PipelineError(click.ClickException):
 def typeable(text: str) -> str:
     """Return a text with the paths of this environment's programs, unless the shell finds them by their names."""
     folder = Path(sys.executable).parent
-    if Path(shutil.which("workshop") or "").resolve() == (folder / "workshop").resolve():
+    if Path(shutil.which("dvc") or "").resolve() == (folder / "dvc").resolve():
         return text
-    return re.sub(r"(?<![\w/.-])(workshop|dvc)(?= [a-z])", lambda name: shlex.quote(f"{folder / name[0]}"), text)
+
+    def path_of(name: re.Match[str]) -> str:
+        return shlex.quote(str(folder / name[0])) if (folder / name[0]).is_file() else name[0]
+
+    return re.sub(r"(?<![\w/.-])[a-z][a-z-]+(?= [a-z-])", path_of, text)
 
 
 def _indented(part: object) -> str:

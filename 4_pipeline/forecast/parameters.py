@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -16,7 +16,13 @@ from forecast import problem
 from forecast.errors import ParameterError
 from forecast.quantities import Quantity
 
+FILE = "params.yaml"
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
+
+
+def project() -> Path:
+    """Return the project's folder: the working one if it has a dvc.yaml, else the one that this package lies in."""
+    return Path.cwd() if Path("dvc.yaml").exists() else Path(__file__).resolve().parents[1]
 
 
 class Section(BaseModel):
@@ -249,7 +255,7 @@ def read_stage(file: Path, stage: str) -> Any:
     return check(stage, load(file).get(stage), file)
 
 
-def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Section:
+def check(stage: str, values: object, file: Path = Path(FILE)) -> Any:
     """Return the parameters of a stage as its model; raise ParameterError naming key, value and what is allowed."""
     model = STAGES[stage]
     try:
@@ -264,7 +270,7 @@ def check(stage: str, values: object, file: Path = Path("params.yaml")) -> Secti
         f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
         value=None if missing else first.get("ctx", {}).get("error") or repr(first["input"]),
         expected=first["msg"] if "[key]" in first["loc"] else allowed(model, *place),
-        next_step=f"edit {file}; `workshop params {stage}` shows what is allowed",
+        next_step=f"edit {file}; `python -m forecast params {stage}` shows what is allowed",
     )
 
 
@@ -278,6 +284,11 @@ def allowed(model: type[Section], *place: str | int) -> str:
         kind = f"keys {', '.join(schema['properties'])}" if "properties" in schema else "keys"
     words = [kind] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
     return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
+    """Return the checked parameters of a stage from a notebook's variables (`globals()`), which papermill has set."""
+    return check(stage, {name: variables[name] for name in STAGES[stage].model_fields if name in variables})
 
 
 def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:

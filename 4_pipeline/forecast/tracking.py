@@ -1,74 +1,180 @@
-"""Runs that carry their lineage: commit, hashes of the data, stage."""
+"""The tracking server: how to reach it, which store it keeps, and runs that carry their lineage."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import pooch
-import yaml
-from mlflow_gate.lineage import EXPERIMENT_TAG, OVERRIDES_TAG, run_program
-from mlflow_gate.registry import experiment_of_dvc
-from papermill_dask import COMMIT_TAG, git_state
+import requests
 
-from forecast.table.schema import STAMP
-from forecast.raw.sources import Origin, origin_of
-from workshop.fingerprint import fingerprint
-from forecast.store import connect
-from forecast.problem import EXPERIMENT
-from workshop.settings import STAGE_TAG, get_settings
+from forecast.errors import ServiceError
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 
 if TYPE_CHECKING:
     import mlflow
     from plotly.graph_objects import Figure
 
-    from workshop.pipeline import Stage
-
-DATA_TAG = "workshop.data."  # and a file's name: its hash
-LEARNED_TAG = "workshop.learned."  # and one of: table, first, last, hours, source, modelled
-DIRTY_TAG = "workshop.git.dirty"
-CODE_TAG = "workshop.code"  # the fingerprint of what the stage imports of this package
+PRODUCTION = "production"  # the alias
+ANSWER_SECONDS = 3.0
+TRIES = 4  # after 0, 4, 12 and 28 s: outlasts a restart of the server; MLflow's own 7 tries are four minutes
+STAGE_TAG = "pipeline.stage"  # of a run: which stage logged it
+DIRTY_TAG = "pipeline.git.dirty"
+STORE_ID_TAG = "pipeline.store_id"  # of the experiment
 LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
+START = "start one (`mlflow server`), and set MLFLOW_TRACKING_URI to its address"
 
 
+# -- the server --------------------------------------------------------------------------------------------------------
+def connect(uri: str | None = None) -> mlflow.MlflowClient:
+    """Point MLflow at the tracking server and return a client; raise ServiceError within seconds when it is dead.
+
+    ``uri`` is the server's address, by default MLFLOW_TRACKING_URI. This asks the server whether it is healthy: a
+    program connects once and passes the client on.
+    """
+    uri = uri or tracking_uri()
+    _ask(uri, "/health")
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri)
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI; raise ServiceError when it is not the address of a server."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        what = "The tracking address does not name a server."
+        raise ServiceError(
+            what, value=uri or "MLFLOW_TRACKING_URI is not set", expected="http://HOST:PORT", next_step=START
+        )
+    return uri
+
+
+def _ask(uri: str, path: str, **parameters: str) -> requests.Response:
+    """Ask the server without MLflow, whose import takes three seconds; 404 is an answer, other errors are raised."""
+    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    options: dict[str, Any] = {"auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))} if user else {}
+    options |= {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
+    options |= {"verify": False} if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS") == "true" else {}
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}{path}", params=parameters, timeout=ANSWER_SECONDS, **options)
+        if answer.status_code != requests.codes.not_found:
+            answer.raise_for_status()
+    except requests.RequestException as error:
+        status = f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
+        raise ServiceError(
+            f"The MLflow tracking server at {uri} does not answer.",
+            value=status,
+            expected=f"an answer within {ANSWER_SECONDS:g} s",
+            next_step=START,
+        ) from None
+    return answer
+
+
+def write_state(folder: Path, decision: Path) -> None:
+    """Write what DVC cannot see to files in ``folder``, for stages to depend on.
+
+    `tracking_store.json` says which store this is: a lock of DVC knows nothing of a tracking server that was wiped.
+    `alias.json` says where the alias went since the decision in the file ``decision``, if it moved: the gate decides
+    again after a rollback or a promotion from elsewhere. A file whose content stays is not touched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {"tracking_store.json": {"store_id": store_id()}}
+    moved, alias = _moved_since(decision), folder / "alias.json"
+    if moved is not None or not alias.exists():
+        contents[alias.name] = moved or {}
+    for name, content in contents.items():
+        (folder / name).write_text(f"{json.dumps(content, indent=1)}\n")
+
+
+def store_id() -> str:
+    """Return the tracking store's identity, kept in a tag of the experiment; a new store gets a new one."""
+    return _known_store_id() or _new_store_id()
+
+
+def _known_store_id() -> str | None:
+    """Ask MLflow's REST interface: https://mlflow.org/docs/latest/api_reference/rest-api.html."""
+    answer = _ask(tracking_uri(), "/api/2.0/mlflow/experiments/get-by-name", experiment_name=EXPERIMENT)
+    tags = answer.json()["experiment"].get("tags", []) if answer.ok else []
+    return next((tag["value"] for tag in tags if tag["key"] == STORE_ID_TAG), None)
+
+
+def _new_store_id() -> str:
+    client = connect()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = experiment or client.get_experiment(client.create_experiment(EXPERIMENT))
+    if STORE_ID_TAG not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, STORE_ID_TAG, uuid.uuid4().hex)
+        experiment = client.get_experiment(experiment.experiment_id)
+    return experiment.tags[STORE_ID_TAG]
+
+
+def _moved_since(decision: Path) -> dict[str, Any] | None:
+    """Return where the alias is if not where a decision left it: version, run, and how often the version came there."""
+    path = "/api/2.0/mlflow/registered-models/alias"
+    answer = _ask(tracking_uri(), path, name=REGISTERED_MODEL, alias=PRODUCTION)
+    version = answer.json()["model_version"] if answer.ok else {}
+    decided = json.loads(decision.read_text()) if decision.exists() else {"production": {}}
+    left = decided.get("production") or {}
+    same = (left.get("version"), left.get("run_id")) == (version.get("version"), version.get("run_id"))
+    if same and not decided.get("experiment"):
+        return None
+    moves = sum(".move." in tag["key"] for tag in version.get("tags", []))
+    return {name: version.get(name) for name in ("version", "run_id")} | {"moves": moves}
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def start_run(
-    stage: str, *, data: Iterable[Path | str] = (), learned_from: Path | None = None,
-    parameters: dict[str, Any] | None = None, code: str | None = None,
+    stage: str, *, data: Iterable[Path | str] = (), learned_from: Path | str | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Iterator[mlflow.ActiveRun]:  # fmt: skip
     """Open a run of the experiment that carries its lineage; end it with the block, as failed when the block raises.
 
-    ``data`` are the files that the run reads: their DVC hashes become the tags ``workshop.data.<name>``. ``code`` is
-    the fingerprint of what the stage imports of this package.
-    ``learned_from`` is the processed table that its model learns from: name, hours and source of the table become the
-    tags ``workshop.learned.<...>``, by which the gate knows that held-out hours are new to the model. In a notebook a
-    link to the run is shown, too.
+    ``data`` are the files that the run reads, relative to the working folder: their hashes, as DVC has them, become
+    tags. ``learned_from`` is the processed table that its model learns from: its hours and its source are declared, by
+    which the gate knows that held-out hours are new to the model. In a notebook a link to the run is shown, too.
     """
     client = connect()
     import mlflow
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
 
+    RETRIES.set(max(RETRIES.get() if RETRIES.is_set() else 0, TRIES))  # nobody waits at this terminal
     mlflow.set_experiment(EXPERIMENT)
-    hashes = {DATA_TAG + Path(file).name: pooch.file_hash(file, "md5") for file in data}
-    tags = {STAGE_TAG: stage} | hashes | (learned_tags(learned_from) if learned_from else {}) | git_tags()
-    tags |= {CODE_TAG: code} if code else {}
-    tags |= experiment_tags()
-    with mlflow.start_run(run_name=stage, tags=tags) as run:
+    with mlflow.start_run(run_name=stage, tags={STAGE_TAG: stage} | _lineage_tags(data)) as run:
+        if learned_from:
+            _declare_learned(Path(learned_from))
         if parameters:
-            client.log_batch(run.info.run_id, params=[mlflow.entities.Param(k, str(v)) for k, v in parameters.items()])
+            params = [mlflow.entities.Param(name, str(value)) for name, value in parameters.items()]
+            client.log_batch(run.info.run_id, params=params)
         show_run(run.info.run_id)
         yield run
 
 
-def start_stage(
-    stage: Stage, *, data: Iterable[Path], learned_from: Path | None = None
-) -> contextlib.AbstractContextManager[mlflow.ActiveRun]:
-    """Open the run of a stage: `start_run` with its name, its parameters and its code."""
-    parameters, code = stage.parameters.model_dump(), fingerprint(stage.code)
-    return start_run(stage.name, data=data, learned_from=learned_from, parameters=parameters, code=code)
+def _lineage_tags(data: Iterable[Path | str]) -> dict[str, str]:
+    """Return the tags of a run: hashes of its files, commit, and the experiment of DVC, if it is one."""
+    import pooch
+    from mlflow_gate.lineage import DATA_TAG
+
+    hashes = {DATA_TAG + Path(file).as_posix(): pooch.file_hash(file, "md5") for file in data}
+    return hashes | git_tags() | experiment_tags()
+
+
+def _declare_learned(table: Path) -> None:
+    import mlflow_gate
+    import pandas as pd
+
+    from forecast.raw.sources import origin_of
+
+    frame = pd.read_parquet(table, columns=["utc_timestamp"])
+    origin = origin_of(frame)
+    population = "modelled" if origin.modelled else "measured"
+    mlflow_gate.log_learned(pd.Index(frame["utc_timestamp"]), span=True, source=origin.label, population=population)
 
 
 def experiment_tags(folder: Path | None = None) -> dict[str, str]:
@@ -76,9 +182,15 @@ def experiment_tags(folder: Path | None = None) -> dict[str, str]:
 
     Changed is what differs from the commit's params.yaml in ``folder``, by default the working folder.
     """
+    from mlflow_gate.lineage import EXPERIMENT_TAG, OVERRIDES_TAG, run_program
+    from mlflow_gate.registry import experiment_of_dvc
+
     name = experiment_of_dvc()
     if name is None:
         return {}
+    import pandas as pd
+    import yaml
+
     folder = folder or Path.cwd()
     now, then = (folder / "params.yaml"), run_program("git", "show", "HEAD:./params.yaml", folder=folder)
     if then is None or not now.is_file():
@@ -88,41 +200,18 @@ def experiment_tags(folder: Path | None = None) -> dict[str, str]:
     return {EXPERIMENT_TAG: name, OVERRIDES_TAG: ", ".join(changed) or "none"}
 
 
-def learned_tags(file: Path) -> dict[str, str]:
-    """Return the tags of a run whose model learns from the processed table ``file``."""
-    table = pd.read_parquet(file, columns=["utc_timestamp"])
-    stamps, source = table["utc_timestamp"], origin_of(table)
-    facts = {
-        "table": Path(file).name,
-        "first": f"{stamps.min():{STAMP}}",
-        "last": f"{stamps.max():{STAMP}}",
-        "hours": len(table),
-        "source": source.source,
-        "modelled": str(source.modelled).lower(),
-    }
-    return {LEARNED_TAG + name: str(value) for name, value in facts.items()}
+def git_tags(folder: Path | None = None) -> dict[str, str]:
+    """Return the commit and whether tracked files differ from it; empty outside a git repository.
 
+    In a kernel on the cluster they are those of the client's folder: a worker may have no repository, or another one
+    than that in which DVC runs an experiment (`dvc exp run --temp`).
+    """
+    from papermill_dask import COMMIT_TAG, git_state
 
-def learned(tags: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the first and the last hour that a run's model learned from, if its tags say so in the form `STAMP`."""
-    first, last = (tags.get(LEARNED_TAG + end, "") for end in ("first", "last"))
-    try:
-        # Parsed and formatted again: strptime takes other forms, too, and those would not sort as text.
-        known = all(datetime.strptime(end, STAMP).strftime(STAMP) == end for end in (first, last))  # noqa: DTZ007
-    except ValueError:
-        return None
-    return (first, last) if known and first <= last else None
-
-
-def learned_hash(tags: Mapping[str, str]) -> str | None:
-    """Return the hash of the table that a run's model learned from, if its tags say so."""
-    return tags.get(DATA_TAG + tags.get(LEARNED_TAG + "table", ""))
-
-
-def learned_from(tags: Mapping[str, str]) -> str | None:
-    """Return the name of the source of a run's data, if its tags say so: `modelled sample`, `opsd`, `csv`."""
-    source, modelled = (tags.get(LEARNED_TAG + name) for name in ("source", "modelled"))
-    return Origin(source=source, modelled=modelled == "true").label if source else None
+    if (state := git_state(folder or Path.cwd())) is None:
+        return {}
+    commit, changes = state
+    return {COMMIT_TAG: commit, DIRTY_TAG: str(any(not file.endswith(LOCAL_LOCK) for file in changes)).lower()}
 
 
 def log_explanations(**figures: Figure) -> None:
@@ -136,7 +225,7 @@ def log_explanations(**figures: Figure) -> None:
 
 def run_url(run_id: str, experiment_id: str) -> str:
     """Return the page of a run in the MLflow UI."""
-    return f"{get_settings().tracking_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{tracking_uri()}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def show_run(run_id: str) -> None:
@@ -156,15 +245,3 @@ def show_run(run_id: str) -> None:
         },
         raw=True,
     )
-
-
-def git_tags(folder: Path | None = None) -> dict[str, str]:
-    """Return the commit and whether tracked files differ from it; empty outside a git repository.
-
-    In a kernel on the cluster they are those of the client's folder: a worker may have no repository, or another one
-    than that in which DVC runs an experiment (`dvc exp run --temp`).
-    """
-    if (state := git_state(folder or get_settings().root)) is None:
-        return {}
-    commit, changes = state
-    return {COMMIT_TAG: commit, DIRTY_TAG: str(any(not file.endswith(LOCAL_LOCK) for file in changes)).lower()}

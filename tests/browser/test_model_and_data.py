@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from browsing import opened
-
-from forecast.table import schema
 from forecast.learn.lineage import KINDS
+from forecast.table import schema
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

@@ -6,7 +6,6 @@ import re
 
 import pytest
 from browsing import opened
-
 from forecast.table.schema import TARGETS
 
 expect = pytest.importorskip("playwright.sync_api").expect

@@ -24,12 +24,11 @@ def data_file(germany_csv, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(data_file):
     """A model with a band, small, as it is once it is loaded."""
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    from forecast.table import schema
-    from forecast.table.features import inputs, targets
     from forecast.learn.models import CapacityFactorRegressor
     from forecast.learn.storage import LoadedModel
+    from forecast.table import schema
+    from forecast.table.features import inputs, targets
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
     frame, trees = schema.read(data_file), HistGradientBoostingRegressor(max_iter=8, random_state=0)
     return LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(frame), targets(frame)))
@@ -38,9 +37,8 @@ def model(data_file):
 @pytest.fixture(scope="session")
 def served(data_file, model):
     """What is served once data and a version in production are there."""
-    from mlflow_gate import Move, Production
-
     from forecast.table import schema
+    from mlflow_gate import Move, Production
 
     frame = schema.read(data_file)
     predicted, band = model.predict_with_band(frame)
@@ -49,7 +47,7 @@ def served(data_file, model):
         run_url="http://127.0.0.1/#/experiments/1/runs/a1",
         move=Move(1, "promoted", "7", when="2026-11-20T10:00:00+00:00", why="the best", scores={"r2": 0.9}),
         tags={
-            "workshop.stage": "train_gradient_boosting", "workshop.learned.source": "sample",
+            "pipeline.stage": "train_gradient_boosting", "workshop.learned.source": "sample",
             "workshop.learned.modelled": "true",
         },
     )  # fmt: skip

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from dashboard import app, follower, layout
 from dashboard.follower import Follower
+from forecast.learn import registry
+from forecast.learn.lineage import KINDS
+from forecast.table.features import features, targets
+from forecast.tracking import connect
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LinearRegression
 from workplace import ROOT, wait_for
-
-from forecast.table.features import features, targets
-from forecast.learn import registry
-from forecast.learn.lineage import KINDS
-from forecast.store import connect
 
 MOVE_SECONDS = 30.0  # 5 s on a quiet machine
 MODEL = "a_model_that_is_followed"
@@ -110,8 +109,9 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
 def test_version_that_predicts_no_power_leaves_the_old_one_in_production(versions, followed, in_workplace):
     """Set by hand, a model whose answers cannot be: the page says why, `doctor` calls it wrong, and rollback helps."""
-    from forecast.learn import storage
     from forecast import tracking
+    from forecast.learn import storage
+
     from workshop.teaching import doctor
 
     frame, model = followed.now.frame, LinearRegression()

@@ -8,11 +8,10 @@ import json
 
 import pytest
 from dashboard.follower import Snapshot
+from forecast.table.features import INPUTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from request_bodies import URL, USUAL, body_of
-
-from forecast.table.features import INPUTS
 
 QUICKLY = {
     "deadline": None,

@@ -7,7 +7,6 @@ import json
 import plotly.graph_objects as go
 import pytest
 from dashboard import record
-
 from forecast.errors import ModelError
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from data.web import Web
-
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import fetch
 

@@ -8,15 +8,14 @@ import shutil
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from forecast.table import schema
-from forecast.raw import sources
-from forecast.raw.prepare import prepare
-from forecast.table.schema import write
 from forecast.errors import DataError
 from forecast.parameters import Fetch, OwnFile
+from forecast.raw import sources
+from forecast.raw.prepare import prepare
+from forecast.table import schema
+from forecast.table.schema import write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 ROWS = 48
 

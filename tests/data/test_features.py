@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from workplace import ROOT
-
+from forecast.errors import DataError
+from forecast.parameters import YearEnd
+from forecast.problem import CAPACITY_GW
 from forecast.table.features import (
     derive,
     inputs,
@@ -17,9 +18,7 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.schema import FEATURES, TARGETS
-from forecast.errors import DataError
-from forecast.parameters import YearEnd
-from forecast.problem import CAPACITY_GW
+from workplace import ROOT
 
 
 def test_sun_stands_where_it_should():

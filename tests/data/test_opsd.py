@@ -9,12 +9,12 @@ import zipfile
 
 import pytest
 from click.testing import CliRunner
-
-from workshop.cli import main
+from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import Release
-from forecast.errors import DataError
+
+from workshop.cli import main
 
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
 ARCHIVE, MEMBER = sources.RELEASES[WEATHER].name, sources.RELEASES[WEATHER].member

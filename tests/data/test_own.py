@@ -7,12 +7,11 @@ import unicodedata
 import pandas as pd
 import pytest
 import yaml
-
-from forecast.raw import own_file, sources
-from forecast.table import schema
-from forecast.raw.prepare import in_words, prepare
 from forecast.errors import DataError, ParameterError
 from forecast.parameters import Fetch, OwnFile, TimeColumn, read_stage
+from forecast.raw import own_file, sources
+from forecast.raw.prepare import in_words, prepare
+from forecast.table import schema
 
 GERMAN = {
     "file": "plants.csv",

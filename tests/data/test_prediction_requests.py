@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
+from forecast.errors import DataError
 from forecast.table import prediction_requests
 from forecast.table.features import INPUTS
-from forecast.errors import DataError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 HEADER = ",".join(INPUTS)
 ROW = "2016-06-01T12:00:00Z,5.2,18.5,410,120"

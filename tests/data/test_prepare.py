@@ -6,11 +6,10 @@ import json
 
 import pandas as pd
 import pytest
-
-from forecast.table import schema
-from forecast.raw.prepare import LAYOUT, load_or_make, prepare
-from forecast.table.schema import write
 from forecast.errors import DataError, ParameterError
+from forecast.raw.prepare import LAYOUT, load_or_make, prepare
+from forecast.table import schema
+from forecast.table.schema import write
 
 POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
 

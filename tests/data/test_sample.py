@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from sklearn.linear_model import LinearRegression
-from sklearn.metrics import r2_score
-from sklearn.model_selection import train_test_split
-
 from forecast.raw import sample
 from forecast.table.features import features, targets
 from forecast.table.split import split_by_time
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import train_test_split
 
 # Measured when the recipe was worked out: mean, maximum, yearly means of 2013 to 2016.
 MEASURED = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-
-from forecast.table import schema
+from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
+from forecast.table import schema
 from forecast.table.schema import write
-from forecast.errors import DataError
 
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from forecast.errors import DataError, ParameterError
+from forecast.table.split import monday, name_of, select_week, split_by_time
 from hypothesis import given
 from hypothesis import strategies as st
-
-from forecast.table.split import monday, name_of, select_week, split_by_time
-from forecast.errors import DataError, ParameterError
 
 
 def test_split_by_time_holds_out_the_last_hours(frame):

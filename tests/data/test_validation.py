@@ -8,14 +8,13 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-
-from forecast.raw.prepare import prepare
-from forecast.table.schema import FEATURES, TARGETS
-from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
-from forecast.raw.validation import render, validate
 from forecast.errors import DataError
 from forecast.parameters import Fetch, OwnFile
 from forecast.problem import CAPACITY_GW
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
+from forecast.raw.validation import render, validate
+from forecast.table.schema import FEATURES, TARGETS
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"

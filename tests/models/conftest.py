@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from attendee import tracking_server
-from sklearn.linear_model import LinearRegression, Ridge
-from workplace import clean_environment, environment_of
-
+from forecast.raw.sources import Origin
 from forecast.table.features import features, targets
 from forecast.table.schema import FEATURES, TARGETS
-from forecast.raw.sources import Origin
+from sklearn.linear_model import LinearRegression, Ridge
+from workplace import clean_environment, environment_of
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +40,8 @@ def small_hours() -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.fixture(scope="session")
 def logged(small_server, small_hours, tmp_path_factory) -> list[str]:
     """Two logged models, each as its run's id and its address, with a comma between."""
-    from forecast.learn import evaluation, storage
     from forecast import tracking
+    from forecast.learn import evaluation, storage
 
     train, test = small_hours
     file = tmp_path_factory.mktemp("data") / "train.parquet"

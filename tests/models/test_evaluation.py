@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LinearRegression
-
-from forecast.table.features import features, targets
-from forecast.table.schema import FEATURES, TARGETS
 from forecast.learn.evaluation import coverage, importance, is_night, responses, score
 from forecast.learn.storage import LoadedModel
+from forecast.table.features import features, targets
+from forecast.table.schema import FEATURES, TARGETS
 from forecast.tracking import LEARNED_TAG, learned
+from sklearn.linear_model import LinearRegression
 
 FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"
 

@@ -6,15 +6,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from mlflow_gate import Contest, Evaluation, Scores, decide
-from mlflow_gate.decision import UNLEARNED
-
 from forecast.learn.evaluation import SIGNATURES
 from forecast.learn.registry import rules
 from forecast.learn.scores import METRICS
 from forecast.parameters import Promote
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow_gate import Contest, Evaluation, Scores, decide
+from mlflow_gate.decision import UNLEARNED
 
 POLICY = Promote(
     min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=0.5, min_r2_wind=0.5, max_night_solar_GW=1.0,

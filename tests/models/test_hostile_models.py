@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from sklearn.linear_model import LinearRegression
-
-from forecast.table.schema import FEATURES, TARGETS
 from forecast.errors import ModelError
 from forecast.learn.storage import TRUSTED_TYPES, load_folder
+from forecast.table.schema import FEATURES, TARGETS
+from sklearn.linear_model import LinearRegression
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # in Keras, of TensorFlow
 NAME = "models:/wind_solar/7"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from workplace import ROOT
-
 from forecast import problem
-from forecast.table.features import installed
 from forecast.raw.prepare import load_or_make
-from forecast.table.schema import FEATURES, TARGETS
 from forecast.show import monitoring
 from forecast.show.monitoring import BASELINES
+from forecast.table.features import installed
+from forecast.table.schema import FEATURES, TARGETS
+from workplace import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,13 @@ import time
 import pandas as pd
 import psutil
 import pytest
+from forecast import tracking
+from forecast.learn import registry, storage
+from forecast.learn.lineage import KINDS
+from forecast.learn.registry import Registry
+from forecast.parameters import Promote
+from forecast.table import features
+from forecast.tracking import PRODUCTION, connect
 from mlflow.exceptions import MlflowException
 from mlflow_gate import ConfigError, Decision, Link, ModelError, Scores
 from mlflow_gate.decision import UNLEARNED
@@ -23,14 +30,6 @@ from sklearn.linear_model import LinearRegression
 from workplace import copy_tree, git
 
 from workshop import fingerprint
-from forecast.table import features
-from forecast.learn import registry, storage
-from forecast import tracking
-from forecast.learn.lineage import KINDS
-from forecast.learn.registry import Registry
-from forecast.store import connect
-from forecast.parameters import Promote
-from workshop.settings import PRODUCTION
 
 # Promotes one model after the other until it is killed; a fork each time saves the imports.
 PROMOTE = """
@@ -61,7 +60,7 @@ OLD_RECORD = """{"action": "promoted", "when": "2026-11-25T10:00:00+00:00", "who
  "reason": "promoted: every rule passed and nothing was in production yet", "replaced": null, "replaced_scores": {},
  "scores": {"r2": 0.939187, "hours": 7025, "period": ["2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z"]},
  "rules": [{"name": "loading", "value": "it loads", "limit": "it loads", "passed": true}],
- "run": {"workshop.stage": "train_gradient_boosting"}, "done": true}"""
+ "run": {"pipeline.stage": "train_gradient_boosting"}, "done": true}"""
 
 
 @pytest.fixture

@@ -15,21 +15,20 @@ import pandas as pd
 import psutil
 import pytest
 from distributed import Client
+from forecast.errors import DataError, ServiceError
+from forecast.learn.evaluation import coverage
+from forecast.learn.models import CapacityFactorRegressor, find_levels, search
+from forecast.parameters import Fetch, OwnFile
+from forecast.raw.prepare import load_or_make, prepare
+from forecast.raw.sources import fetch
+from forecast.table.features import features, inputs, installed, mark_capacity, targets
+from forecast.table.schema import FEATURES, STAMP, TARGETS
+from forecast.table.split import split_by_time
 from joblib.externals.loky import get_reusable_executor
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from workplace import BIN, ROOT, clean_environment, wait_for
-
-from forecast.table.features import features, inputs, installed, mark_capacity, targets
-from forecast.raw.prepare import load_or_make, prepare
-from forecast.table.schema import FEATURES, STAMP, TARGETS
-from forecast.raw.sources import fetch
-from forecast.table.split import split_by_time
-from forecast.errors import DataError, ServiceError
-from forecast.learn.evaluation import coverage
-from forecast.learn.models import CapacityFactorRegressor, find_levels, search
-from forecast.parameters import Fetch, OwnFile
 
 TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_samples_leaf=100, random_state=0)
 BAND = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.2, max_leaf_nodes=7, random_state=0)

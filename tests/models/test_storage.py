@@ -8,19 +8,18 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
-from sklearn.linear_model import LinearRegression, Ridge
-from sklearn.tree import DecisionTreeRegressor
-
-from forecast.table import schema
-from forecast.table.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
-from forecast.table.schema import FEATURES, TARGETS
 from forecast.errors import ModelError
 from forecast.learn import storage
 from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
 from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder
 from forecast.parameters import YearEnd
 from forecast.problem import CAPACITY_GW
+from forecast.table import schema
+from forecast.table.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
+from forecast.table.schema import FEATURES, TARGETS
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.tree import DecisionTreeRegressor
 
 
 @pytest.fixture(scope="module")

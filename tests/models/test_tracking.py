@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from workplace import clean_environment, environment_of, free_port, git
-
 from forecast.errors import ServiceError
-from forecast.store import connect
-from forecast.tracking import experiment_tags
+from forecast.tracking import connect, experiment_tags
+from workplace import clean_environment, environment_of, free_port, git
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():

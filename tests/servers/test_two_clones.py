@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from forecast import store
+from forecast.errors import ServiceError
+from forecast.learn.registry import Registry
+from forecast.problem import REGISTERED_MODEL
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Move
 from mlflow_gate.moves import PROMOTED
@@ -31,10 +35,6 @@ from workplace import (
 )
 
 from workshop import port_owners
-from forecast.errors import ServiceError
-from forecast import store
-from forecast.learn.registry import Registry
-from forecast.problem import REGISTERED_MODEL
 from workshop.servers import supervisor
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from attendee import Attendee, new_repository, tracking_server
-from workplace import clean_environment, environment_of
-
 from forecast.problem import EXPERIMENT
+from workplace import clean_environment, environment_of
 
 
 @pytest.fixture(scope="session")

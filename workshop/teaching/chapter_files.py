@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-
-from forecast.raw.prepare import load_or_make
 from forecast.errors import EngineError, PipelineError
+from forecast.raw.prepare import load_or_make
+
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
 from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_first_chapter, state_of

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlparse
 
 import yaml
+from forecast.errors import ServiceError
+from forecast.learn import registry
+from forecast.learn.registry import PIPELINE_WHY
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.table.files import write_atomically
+from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
 from mlflow_gate import Move
 from mlflow_gate.moves import FORCED, PROMOTED, ROLLED_BACK
 
-from forecast.errors import ServiceError
-from forecast.table.files import write_atomically
-from forecast.learn import registry
-from forecast.learn.registry import PIPELINE_WHY
-from forecast.store import STORE_ID_TAG, connect, own_or_given_uri
-from forecast.problem import EXPERIMENT, REGISTERED_MODEL
-from workshop.settings import PRODUCTION, STAGE_TAG, Settings
+from workshop.settings import Settings
 from workshop.teaching import exercises
+from workshop.tracking import connect, own_or_given_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

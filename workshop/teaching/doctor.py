@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-
-from forecast.table import schema
 from forecast.errors import DataError, PipelineError
 from forecast.learn import registry
+from forecast.table import schema
+
 from workshop.servers import supervisor
 from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
@@ -135,9 +135,8 @@ def _server(row: supervisor.Status, settings: Settings) -> Finding:
 
 def _production(settings: Settings) -> Finding:
     """Load the model in production and predict with it, as the dashboard does."""
+    from forecast.learn import storage  # imports scikit-learn
     from mlflow.exceptions import MlflowException
-
-    from forecast.learn import storage# imports scikit-learn
 
     try:
         serving = registry.production()

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from forecast.errors import PipelineError
+from forecast.learn import registry
+from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
+from forecast.table.files import write_atomically
+from forecast.tracking import PRODUCTION
 from papermill_dask import COMMIT_TAG
 
-from forecast.errors import PipelineError
-from forecast.table.files import write_atomically
-from forecast.learn import registry
-from forecast.store import connect
-from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
-from workshop.settings import PRODUCTION, Settings, get_settings
+from workshop.settings import Settings, get_settings
+from workshop.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

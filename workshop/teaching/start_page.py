@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from forecast.table.files import write_atomically
+
 from workshop.settings import Settings
 from workshop.teaching.checkpoints import (
     CHAPTERS,

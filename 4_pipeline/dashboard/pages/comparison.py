@@ -11,15 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
-
 from forecast import problem
-from forecast.show import figures
 from forecast.raw import sources
-from forecast.table import split
-from forecast.table.schema import TARGETS
-from forecast.show import monitoring
+from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed
+from forecast.table import split
+from forecast.table.schema import TARGETS
 
 from .. import address, parts, periods, predictions
 from ..follower import Follower, Snapshot

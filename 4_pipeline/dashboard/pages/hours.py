@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 from dash import html
-
-from forecast.show import figures
 from forecast.raw import prepare, sources
+from forecast.show import figures
 
 from .. import address, parts
 from ..follower import Snapshot

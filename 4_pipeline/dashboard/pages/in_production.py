@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 from dash import html
-from mlflow_gate import Link, Move, Rule
-
 from forecast import problem
-from forecast.show import figures
 from forecast.learn.registry import PIPELINE_WHY
+from forecast.show import figures
+from mlflow_gate import Link, Move, Rule
 
 from .. import parts
 from ..follower import Snapshot

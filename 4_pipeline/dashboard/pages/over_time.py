@@ -6,10 +6,8 @@ import math
 
 import pandas as pd
 from dash import html
-
 from forecast import problem
-from forecast.show import figures
-from forecast.show import monitoring
+from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 
 from .. import parts

@@ -13,14 +13,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html
-
 from forecast import problem
-from forecast.table import features
-from forecast.show import figures
-from forecast.table.schema import FEATURES, TARGETS, UNITS
 from forecast.errors import PipelineError
 from forecast.problem import Slider
 from forecast.quantities import RADIATION
+from forecast.show import figures
+from forecast.table import features
+from forecast.table.schema import FEATURES, TARGETS, UNITS
 
 from .. import parts
 from ..follower import Follower, Snapshot

@@ -8,13 +8,12 @@ import binascii
 import dash_bootstrap_components as dbc
 import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
-
 from forecast import problem
+from forecast.errors import DataError, PipelineError
 from forecast.show import figures
 from forecast.table import prediction_requests
 from forecast.table.features import INPUTS, LATER_YEARS, last_year
 from forecast.table.schema import CAPACITIES, STAMP
-from forecast.errors import DataError, PipelineError
 
 from .. import parts, predictions
 from ..follower import Follower, Snapshot

@@ -13,11 +13,11 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from threadpoolctl import threadpool_limits
 
 from forecast import problem
+from forecast.learn.scores import BIAS, METRICS, NIGHT, Scores
+from forecast.learn.storage import LoadedModel
 from forecast.table import split
 from forecast.table.features import INPUTS, sun_position, to_utc
 from forecast.table.schema import FEATURES, STAMP, TARGETS
-from forecast.learn.scores import BIAS, METRICS, NIGHT, Scores
-from forecast.learn.storage import LoadedModel
 
 # The two interfaces that a model may have: weather in, or hour and weather in.
 SIGNATURES = tuple(f"{', '.join(columns)} -> {', '.join(TARGETS)}" for columns in (FEATURES, INPUTS))

@@ -19,6 +19,9 @@ from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
 from tqdm.auto import tqdm
 
 from forecast import problem
+from forecast.errors import DataError, ServiceError
+from forecast.learn.compat import strip_fitting_state
+from forecast.quantities import YearEnds
 from forecast.table.features import (
     INPUTS,
     derive,
@@ -30,9 +33,6 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.reading import require_columns
-from forecast.errors import DataError, ServiceError
-from forecast.learn.compat import strip_fitting_state
-from forecast.quantities import YearEnds
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -291,7 +291,7 @@ def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tupl
         raise ServiceError(
             "The search for hyperparameters was lost: a Dask worker or the scheduler ended, or did not answer.",
             value=f"{type(error).__name__}: {error}",
-            next_step="`workshop up` starts what is missing; then run the notebook or `workshop repro` again",
+            next_step="look whether scheduler and workers run, and type `dvc repro` again",
         ) from None
 
 

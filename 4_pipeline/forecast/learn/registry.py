@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import json
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow_gate
 import pandas as pd
-from mlflow_gate import Contest, Decision, Learned, Link, Production
+import pooch
+from mlflow_gate import Contest, Decision, Link, Production
+from mlflow_gate.learned import LEARNED_TAG
+from mlflow_gate.lineage import Facts
 from mlflow_gate.rules import Limits
+from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG
 
 from forecast import problem
+from forecast.parameters import FILE, project, read_stage
 from forecast.table import schema
-from forecast.store import connect
-from forecast.tracking import (
-    CODE_TAG,
-    COMMIT_TAG,
-    DATA_TAG,
-    DIRTY_TAG,
-    EXPERIMENT_TAG,
-    LEARNED_TAG,
-    OVERRIDES_TAG,
-    learned,
-    learned_from,
-    learned_hash,
-)
-from forecast.parameters import read_stage
-from forecast.problem import REGISTERED_MODEL
-from workshop.settings import PRODUCTION, STAGE_TAG, get_settings
+from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,9 +29,7 @@ if TYPE_CHECKING:
     from forecast.parameters import Promote
 
 PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
-LINEAGE_TAGS = (
-    DATA_TAG, LEARNED_TAG, STAGE_TAG, CODE_TAG, COMMIT_TAG, DIRTY_TAG, EXPERIMENT_TAG, OVERRIDES_TAG,
-)  # fmt: skip
+KINDS = ("data", "commit", "stage", "notebook", "run", "environment", "model", "decision", "production")
 METRIC = "r2"
 
 
@@ -54,18 +44,21 @@ class Registry(mlflow_gate.Registry):
     ) -> None:
         from forecast.learn.evaluation import judge  # imports scikit-learn
 
-        results = get_settings().pipeline / "results"
+        folder = project()
+
+        def hours() -> pd.DataFrame:
+            frame = schema.read(folder / "data" / "test.parquet") if held_out is None else held_out
+            return frame.set_axis(pd.DatetimeIndex(frame["utc_timestamp"], name="hour"))
+
         super().__init__(
-            REGISTERED_MODEL,
+            problem.REGISTERED_MODEL,
             PRODUCTION,
             evaluate=judge,
-            held_out=lambda: _by_hour(
-                schema.read(results.parent / "data" / "test.parquet") if held_out is None else held_out
-            ),
+            held_out=hours,
             contest=Contest(METRIC, name="R2"),
-            tags=LINEAGE_TAGS,
-            candidate=results / "candidate.json",
-            decision=results / "decision.json",
+            tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
+            candidate=folder / "results" / "candidate.json",
+            decision=folder / "results" / "decision.json",
         )
         self._policy, self._client = policy, client
 
@@ -75,39 +68,39 @@ class Registry(mlflow_gate.Registry):
 
     def load(self, model_uri: str) -> Any:
         """Load a model without running its code; raise ModelError when it cannot be trusted."""
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's words on this machine's processor
-        from forecast.learn import storage# imports scikit-learn
+        from forecast.learn import storage  # imports scikit-learn
 
         return storage.load(model_uri, self.client)
 
-    def learned(self, _run_id: str, tags: Mapping[str, str]) -> Learned | None:
-        """Return the hours that a run's model learned from; None when its tags do not say these and the table."""
-        hours, source = learned(tags), learned_from(tags) or ""
-        if hours is None or learned_hash(tags) is None:
-            return None
-        population = "modelled" if source.startswith("modelled ") else "measured"
-        return Learned(*hours, source=source, population=population)
-
     def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
         """Put a candidate before the gate; raise ParameterError when params.yaml cannot be read."""
-        policy = self._policy or read_stage(get_settings().pipeline / "params.yaml", "promote")
+        policy = self._policy or read_stage(project() / FILE, "promote")
         self.rules = rules(policy)
         limits = {name: getattr(policy, name) for name in ("min_gain", "near_tie", "alpha", "max_gain")}
         self.contest = Contest(METRIC, name="R2", **limits)
         return super().judge(run_id, model_uri)
 
     def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
-        """Return the links of a model's lineage up to its run."""
-        from forecast.learn import lineage
-
-        return lineage.origin(run, tags)
+        """Return the links of a model's lineage up to its run: data, commit, stage, executed notebook."""
+        data, commit = super().origin(run, tags)
+        words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
+        changes = {"uncommitted changes": words.get(tags.get(DIRTY_TAG, ""), "not recorded")}
+        commit = replace(commit, facts=commit.facts | changes) if commit.known else commit
+        stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
+        if STAGE_TAG in tags:
+            stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})
+        names = [name.removeprefix(NOTEBOOK_TAG) for name in tags if name.startswith(NOTEBOOK_TAG)]
+        if names and run is not None:
+            path = f"notebook/{names[0]}"
+            url = self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{path}")
+            facts = {"artifact": path, "sha256": tags[NOTEBOOK_TAG + names[0]]}
+            notebook = Link("notebook", names[0], facts, url=url or None)
+        return [data, commit, stage, notebook]
 
     @property
     def checks(self) -> dict:
         """The check of each kind of link."""
-        from forecast.learn import lineage
-
-        return super().checks | lineage.CHECKS
+        return super().checks | {"notebook": _check_notebook}
 
 
 def rules(policy: Promote) -> dict[str, Any]:
@@ -142,6 +135,18 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
     return str(signature), f"weather, or hour and weather, to GW of {targets}", signature in SIGNATURES
 
 
+def _check_notebook(registry: mlflow_gate.Registry, facts: Facts) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fetched = registry.client.download_artifacts(facts["run"]["id"], facts["notebook"]["artifact"], folder)
+        except (MlflowException, OSError):
+            return f"the run has no artifact {facts['notebook']['artifact']}"
+        sha256 = pooch.file_hash(fetched)
+    return None if sha256 == facts["notebook"]["sha256"] else f"it was changed: its sha256 is {sha256[:16]}..."
+
+
 def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
     """Return the version in production, or None; ``known`` is the last answer that the caller got."""
     return Registry(client=client).production(known)
@@ -152,11 +157,18 @@ def stage_of(production: Production) -> str | None:
     return production.tags.get(STAGE_TAG)
 
 
-def learned_until(production: Production) -> str | None:
+def learned_until(production: Production | None) -> str | None:
     """Return the start of the last hour that the version in production learned from, in ISO 8601; None if unknown."""
-    return (learned(production.tags) or (None, None))[1]
+    return _learned(production).get("last")
 
 
-def _by_hour(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a processed frame whose index names its hours."""
-    return frame.set_axis(pd.DatetimeIndex(frame["utc_timestamp"], name="hour"))
+def source_of(production: Production | None) -> str | None:
+    """Return the name of the source that the version in production learned from; None if unknown."""
+    return _learned(production).get("source") or None
+
+
+def _learned(production: Production | None) -> dict[str, Any]:
+    try:
+        return dict(json.loads(production.tags[LEARNED_TAG])) if production else {}
+    except (KeyError, TypeError, ValueError):
+        return {}

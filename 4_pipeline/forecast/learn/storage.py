@@ -15,19 +15,18 @@ import numpy as np
 import pandas as pd
 
 from forecast import problem
-from forecast.table.features import features, inputs, last_year
-from forecast.table.schema import FEATURES, TARGETS, USUAL_MEANS
 from forecast.errors import ModelError
 from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
 from forecast.learn.scores import Scores
-from forecast.store import connect
 from forecast.quantities import YearEnds
+from forecast.table.features import features, inputs, last_year
+from forecast.table.schema import FEATURES, TARGETS, USUAL_MEANS
+from forecast.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from plotly.graph_objects import Figure
 
-    from workshop.pipeline import Stage
 
 # What a scikit-learn model may hold beyond skops' own list. The list is here and never in a model: a file that says
 # which types to trust could say anything.
@@ -143,16 +142,16 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
     return mlflow.sklearn.log_model(model, name="model", **_sklearn_options(model, weather)).model_uri
 
 
-def log_training(stage: Stage, model: Any, example: pd.DataFrame, scores: Scores, figure: Figure) -> None:
-    """Log model, scores and figure to the active run, and write the summary that `compare` reads."""
+def log_training(model: Any, example: pd.DataFrame, scores: Scores, figure: Figure, summary: Path | str) -> None:
+    """Log model, scores and figure to the active run, and write the file ``summary``, which `compare` reads."""
     import mlflow
 
     mlflow.log_figure(figure, "predicted_against_measured.html")
     run, model_uri = mlflow.active_run(), log_model(model, example)
     # After the model and by its name: MLflow asks for the history of each metric that is there before.
     mlflow.log_metrics(scores.metrics(), model_id=model_uri.rpartition("/")[2])
-    summary = {"run_id": run.info.run_id if run else None, "model_uri": model_uri}
-    stage.write_json(f"{stage.name}.json", summary | scores.metrics())
+    content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | scores.metrics()
+    Path(summary).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def requirements(names: tuple[str, ...]) -> list[str]:
@@ -215,7 +214,9 @@ def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
             fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
         except Exception as error:  # noqa: BLE001 - a version registered by hand may be anywhere: what its client raises
             raise ModelError(
-                "The model cannot be fetched.", value=f"{model_uri}: {error}", next_step="workshop status"
+                "The model cannot be fetched.",
+                value=f"{model_uri}: {error}",
+                next_step="open it in MLflow; mlflow-gate status",
             ) from None
         size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
         return replace(load_folder(fetched, model_uri), size_bytes=size, signature=_signature(fetched))

@@ -11,11 +11,12 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 from pandas import Series
 
-from forecast.table import reading as raw, schema
-from forecast.table.reading import Table
-from forecast.table.schema import RANGES
 from forecast.errors import ParameterError
 from forecast.parameters import OwnFile, TimeColumn
+from forecast.table import reading as raw
+from forecast.table import schema
+from forecast.table.reading import Table
+from forecast.table.schema import RANGES
 
 _CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
 _FULL_HOURS = (

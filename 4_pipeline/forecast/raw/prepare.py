@@ -12,12 +12,13 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
+from forecast.errors import DataError, ParameterError
 from forecast.raw import own_file, sources
-from forecast.table import reading as raw, schema
+from forecast.table import reading as raw
+from forecast.table import schema
 from forecast.table.features import mark_capacity
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
-from forecast.errors import DataError, ParameterError
 
 logger = logging.getLogger(__name__)
 HOUR = pd.Timedelta(hours=1)
@@ -92,7 +93,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
 # -- raw files to rows -------------------------------------------------------------------------------------------------
 def read_opsd(folder: Path) -> dict[str, Table]:
     """Return Germany's raw tables, `power` and `weather`; errors as `raw.read_text`."""
-    tables, next_step = {}, f"workshop data fetch --to {folder} puts the raw files there"
+    tables, next_step = {}, f"python -m forecast fetch --to {folder} puts the raw files there"
     for part, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
         path, names = folder / file, {ours: theirs for theirs, ours in columns.items()}
         text = raw.read_text(path, ["utc_timestamp", *columns], next_step=next_step)

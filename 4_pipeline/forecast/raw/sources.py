@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import zipfile
 from functools import cache
 from importlib.resources import files
@@ -13,14 +14,14 @@ import jinja2
 import pooch
 import requests
 from pandas import DataFrame
+from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forecast.table.features import mark_capacity
-from forecast.raw.sample import make_sample
 from forecast.errors import DataError, ParameterError
-from forecast.table.files import copy_atomically, write_atomically
 from forecast.parameters import Fetch, OwnFile
-from workshop.settings import get_settings
+from forecast.raw.sample import make_sample
+from forecast.table.features import mark_capacity
+from forecast.table.files import copy_atomically, write_atomically
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
 OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "source.json", "SHA256SUMS"
@@ -118,8 +119,8 @@ def origin_in(folder: Path) -> Origin:
         raise DataError(
             f"The file {path} is damaged.",
             value=reason,
-            expected="what `workshop data fetch` writes",
-            next_step=f"workshop data fetch --to {folder}",
+            expected="what `python -m forecast fetch` writes",
+            next_step=f"python -m forecast fetch --to {folder}",
         ) from None
 
 
@@ -214,7 +215,7 @@ def _sums(folder: Path, names: list[str]) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    text = files("workshop.data").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    text = files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8")
     return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)  # noqa: S701 - Markdown
 
 
@@ -225,7 +226,7 @@ def _fetch_release(release: Release, path: Path, progress: bool) -> None:
     Downloads stay in the cache, which takes copies from elsewhere, too. A download that is cut starts again, a few
     times.
     """
-    cache = get_settings().downloads
+    cache = Path(os.environ.get("WORKSHOP_DOWNLOADS") or user_cache_path("workshop"))
     download = _download(release, cache, progress)
     table = _unpack(download, release, cache) if release.member else download
     if (actual := pooch.file_hash(table)) != release.sha256:

@@ -17,8 +17,9 @@ import pandas as pd
 from pandas import DataFrame, Series
 
 from forecast import problem
-from forecast.table import features
+from forecast.quantities import Target
 from forecast.raw import prepare, sources
+from forecast.table import features
 from forecast.table.schema import (
     CONVERSIONS,
     FEATURES,
@@ -30,7 +31,6 @@ from forecast.table.schema import (
     USUAL_MEANS,
     convert,
 )
-from forecast.quantities import Target
 
 logger = logging.getLogger(__name__)
 
@@ -446,5 +446,5 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     environment.filters["stamp"] = lambda text: text.replace("T", " ").removesuffix(":00Z")
-    text = files("workshop.data").joinpath("validation.html.jinja").read_text(encoding="utf-8")
+    text = files("forecast.show").joinpath("validation.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(text)

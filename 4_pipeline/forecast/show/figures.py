@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from forecast import problem
+from forecast.errors import DataError
 from forecast.table.reading import require_columns
 from forecast.table.schema import TARGETS, UNITS
-from forecast.errors import DataError
 
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}

@@ -12,13 +12,12 @@ import pandas as pd
 from sklearn.metrics import r2_score
 
 from forecast import problem
-from forecast.table.features import installed
-from forecast.table.schema import FEATURES, TARGETS
 from forecast.errors import DataError
 from forecast.learn.evaluation import coverage
-from forecast.parameters import read_stage
+from forecast.parameters import FILE, project, read_stage
 from forecast.problem import Target
-from workshop.settings import get_settings
+from forecast.table.features import installed
+from forecast.table.schema import FEATURES, TARGETS
 
 WINDOW_DAYS = 56  # that the state is about: in a shorter time a few storms decide
 BASELINES = ("the same hour of the day before", "the mean of this month and hour")
@@ -31,7 +30,7 @@ def max_bias_percent() -> float:
 
     Raises ParameterError: params.yaml cannot be read, or its section `promote` is not allowed.
     """
-    return read_stage(get_settings().pipeline / "params.yaml", "promote").max_bias_percent
+    return read_stage(project() / FILE, "promote").max_bias_percent
 
 
 def rule(max_bias_percent: float) -> str:

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -17,16 +18,16 @@ from mlflow_gate import Link, Production
 from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
-from forecast.table import features, split
-from forecast.raw import sources
-from forecast.show.figures import COLOURS, GRID, INK, MEASURED, NAMES
-from forecast.table.schema import FEATURES, TARGETS
 from forecast.errors import DataError
 from forecast.learn import evaluation, registry
-from forecast.show import monitoring
-from forecast.show.monitoring import Quality
 from forecast.learn.storage import load
 from forecast.quantities import Target
+from forecast.raw import sources
+from forecast.show import monitoring
+from forecast.show.figures import COLOURS, GRID, INK, MEASURED, NAMES
+from forecast.show.monitoring import Quality
+from forecast.table import features, split
+from forecast.table.schema import FEATURES, TARGETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -248,14 +249,14 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
-def render(evidence: ReportData, part: Week, misses: list[WorstHour], figure: str, template: str) -> str:
+def render(evidence: ReportData, part: Week, misses: list[WorstHour], figure: str) -> str:
     """Return the page on a week as HTML that needs no other file.
 
-    ``misses`` are those of `worst`, ``figure`` is that of `draw`, and ``template`` the text of a Jinja template.
+    ``misses`` are those of `worst`, and ``figure`` is that of `draw`.
     """
     known = quality(evidence, part)
     inside = zip(problem.TARGETS, ((known and known["inside"]) or {}).values(), strict=False)  # NaN if never by day
-    return _compile(template).render(
+    return _template().render(
         week=part,
         evidence=evidence,
         origin=evidence.origin,
@@ -346,7 +347,8 @@ def signed(value: float, digits: int = 0) -> str:
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _compile(template: str) -> jinja2.Template:
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -358,7 +360,7 @@ def _compile(template: str) -> jinja2.Template:
         "hour": lambda moment: moment.strftime("%a %-d %b, %H:%M"),
     }
     environment.filters |= filters
-    return environment.from_string(template)
+    return environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import pandas as pd
 from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
-from forecast.table.reading import require_columns
-from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 from forecast.errors import DataError
 from forecast.parameters import YearEnd
 from forecast.problem import DERIVED
 from forecast.quantities import YearEnds
+from forecast.table.reading import require_columns
+from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 
 INPUTS = ["utc_timestamp", *FEATURES]
 LATER_YEARS = 2  # after the last figure of installed capacity, for which it may stand in

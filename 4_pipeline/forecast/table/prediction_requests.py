@@ -12,10 +12,10 @@ from collections.abc import Container
 import numpy as np
 import pandas as pd
 
+from forecast.errors import DataError
 from forecast.table.features import INPUTS
 from forecast.table.reading import convert_text, read_text, require_columns
 from forecast.table.schema import CAPACITIES, MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
-from forecast.errors import DataError
 
 MAX_ROWS = 9000  # a year of hours
 MAX_BYTES = 2_000_000  # several times what so many rows take

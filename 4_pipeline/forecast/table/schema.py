@@ -14,9 +14,9 @@ from pandas import DataFrame, Series
 from pyarrow import parquet
 
 from forecast import problem
-from forecast.table.reading import convert_text, read_text, require_columns
 from forecast.errors import DataError
 from forecast.table.files import write_atomically
+from forecast.table.reading import convert_text, read_text, require_columns
 
 QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 FEATURES = [quantity.name for quantity in problem.INPUTS]
@@ -33,7 +33,7 @@ MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
 A_DAY = timedelta(days=1)  # by which this machine's clock may be late
 SHOWN = 5  # faults that an error names; the rest are counted
 
-_MAKE_AGAIN = "make the file again (workshop data csv FILE, or the notebook make_processed_data)"
+_MAKE_AGAIN = "make the file again (python -m forecast csv FILE, or the notebook make_processed_data)"
 
 
 def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -> DataFrame:
@@ -125,7 +125,7 @@ def convert(values: Series, column: str, unit: str) -> Series:
     return values * factor / divisor + offset
 
 
-def read(path: Path) -> DataFrame:
+def read(path: Path | str) -> DataFrame:
     """Read a processed table from ``path``, a .csv or .parquet file, and check it; columns as `COLUMNS`.
 
     Raises DataError: missing, damaged or other files, and whatever `raw.read_text` and `check` refuse.
