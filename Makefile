@@ -108,7 +108,7 @@ book: .venv/book
 		git clone --quiet $(CURDIR) . && workshop up --repro && eval "$$(workshop config --export)" && \
 		sed -n 's/^ *- file: \([123]_.*\)/\1.ipynb/p' docs/_toc.yml | grep -v 'README\|exercises' | xargs -I {} -t \
 			jupyter execute --inplace {} && \
-		cp 4_pipeline/executed/*.ipynb 4_pipeline/notebooks && \
+		cp 4_pipeline/executed/*.ipynb 4_pipeline && \
 		sphinx-build --fail-on-warning --keep-going --quiet -c docs -d doctrees . book/site && \
 		rm -rf "$$site" && cp -r book/site "$$site" && echo "The book: $$site/index.html"
 

@@ -12,10 +12,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from filelock import FileLock
-from threadpoolctl import threadpool_limits
+from places import germany_csv, one_thread  # noqa: F401 - fixtures
 from workplace import (
     BIN,
     Servers,
@@ -25,10 +24,6 @@ from workplace import (
     processes_of,
     pytest_runtest_setup,  # noqa: F401 - a hook
 )
-
-# The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
-hypothesis.settings.load_profile("repeatable")
 
 # The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
@@ -101,15 +96,6 @@ def state_home(tmp_path_factory) -> None:
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("home"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Let each process of the tests fit with one thread: more than there are cores wait for one another, busily."""
-    import sklearn  # noqa: F401 - brings the library whose threads are meant
-
-    with threadpool_limits(1, user_api="openmp"):
-        yield
-
-
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory) -> Path:
     """A tracking database in which nothing happened yet, to copy: MLflow takes five seconds to make one."""
@@ -166,16 +152,6 @@ def in_workplace(servers, monkeypatch) -> Servers:
         monkeypatch.chdir(servers.pipeline)
         yield servers
         monkeypatch.undo()  # later it would put back variables of this environment into the one before
-
-
-@pytest.fixture(scope="session")
-def germany_csv(tmp_path_factory) -> Path:
-    """A processed CSV of the embedded sample."""
-    from forecast.raw.prepare import load_or_make
-
-    file = tmp_path_factory.mktemp("germany") / "germany.csv"
-    load_or_make(file)
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def walked(servers):
         yield outputs
     finally:
         git(servers.root, "reset", "--quiet", begun)  # the lock stays: it is what lies there
-        git(servers.root, "checkout", "--", "4_pipeline/params.yaml", "4_pipeline/notebooks")
+        git(servers.root, "checkout", "--", "4_pipeline/params.yaml", "4_pipeline/split.ipynb")
         for ref in git(servers.root, "for-each-ref", "--format=%(refname)", "refs/exps").split():
             git(servers.root, "update-ref", "-d", ref)
         (servers.root / ".dvc" / "config.local").unlink(missing_ok=True)

@@ -258,7 +258,7 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(servers.pipeline / name, folder)
     (folder / "data").symlink_to(servers.pipeline / "data")
-    command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
+    command = ["papermill", "report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
     done = servers.run(sys.executable, "-m", *command, cwd=folder)
     assert done.returncode == 0, done.stderr
     page = (folder / "results" / "report.html").read_text(encoding="utf-8")

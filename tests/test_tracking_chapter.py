@@ -15,11 +15,11 @@ import nbformat
 import pandas as pd
 import pytest
 import requests
-from attendee import tracking_server
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.tracking import PRODUCTION
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
+from places import tracking_server
 from walk import execute
 from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
 

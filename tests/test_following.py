@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from dashboard import app, follower, layout
 from dashboard.follower import Follower
-from forecast.learn import registry
-from forecast.learn.lineage import KINDS
+from forecast import problem
+from forecast.learn.registry import KINDS, Registry
 from forecast.table.features import features, targets
 from forecast.tracking import connect
 from mlflow.exceptions import MlflowException
@@ -50,7 +50,7 @@ class Versions:
 @pytest.fixture
 def versions(in_workplace, monkeypatch) -> Iterator[Versions]:
     """Two versions that predict otherwise, the first one in production."""
-    monkeypatch.setattr(registry, "REGISTERED_MODEL", MODEL)
+    monkeypatch.setattr(problem, "REGISTERED_MODEL", MODEL)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # as the dashboard sets them for itself
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     results = in_workplace.pipeline / "results"
@@ -118,7 +118,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     model.fit(features(frame), targets(frame)).intercept_[:] = math.nan
     with tracking.start_run("no_power") as run:
         bad = versions.add(storage.log_model(model, frame.head()), run.info.run_id)
-    gate = registry.Registry()
+    gate = Registry()
     gate.note()
     versions.move(bad)
     # A busy store is another fault, until the next poll.

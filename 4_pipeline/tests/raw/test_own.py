@@ -101,7 +101,7 @@ def test_hours_in_the_future_are_refused_with_a_step_for_own_files(put, tmp_path
     with pytest.raises(DataError, match=r"prepared from plants\.csv breaks the schema") as caught:
         _prepare(tmp_path, _own(), 2095, 2095)
     assert "prepare.first_year" in caught.value.next_step
-    assert "workshop data csv" not in caught.value.next_step
+    assert "forecast csv" not in caught.value.next_step
 
 
 def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_path):

@@ -69,4 +69,4 @@ def test_origin_that_is_damaged_says_how_to_make_it_again(raw_copy, content):
     (raw_copy / "source.json").write_bytes(content)
     with pytest.raises(DataError, match=r"source\.json is damaged") as caught:
         sources.origin_in(raw_copy)
-    assert "workshop data fetch --to" in caught.value.next_step
+    assert "python -m forecast fetch --to" in caught.value.next_step

@@ -7,11 +7,11 @@ import socket
 import subprocess
 from collections.abc import Iterator
 
-import browsing
+import places
 import psutil
 import pytest
+from places import answer_of, clean_environment, free_port
 from request_bodies import URL
-from workplace import answer_of, clean_environment, free_port
 
 Address = tuple[str, int]
 
@@ -19,9 +19,9 @@ Address = tuple[str, int]
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen]]:
     """Return address and process of a dashboard with no data and no servers to follow."""
-    root = tmp_path_factory.mktemp("dashboard")
-    (root / "4_pipeline").mkdir()
-    with browsing.dashboard(clean_environment(), root, f"http://127.0.0.1:{free_port()}") as running:
+    folder = tmp_path_factory.mktemp("dashboard")
+    (folder / "dvc.yaml").touch()  # not the data of this project
+    with places.dashboard(clean_environment(), folder, f"http://127.0.0.1:{free_port()}") as running:
         yield running
 
 

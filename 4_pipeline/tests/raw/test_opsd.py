@@ -9,12 +9,11 @@ import zipfile
 
 import pytest
 from click.testing import CliRunner
+from forecast.__main__ import main
 from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import Release
-
-from workshop.cli import main
 
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
 ARCHIVE, MEMBER = sources.RELEASES[WEATHER].name, sources.RELEASES[WEATHER].member
@@ -136,15 +135,13 @@ def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_p
 
 
 def test_command_fetches_what_params_say(web, tmp_path, monkeypatch):
-    """`workshop data fetch` reads the section `fetch`, also its checksums; files on stdout, attribution on stderr."""
-    monkeypatch.setenv("WORKSHOP_ROOT", str(tmp_path))
+    """`python -m forecast fetch` reads the section `fetch`, also its checksums; files on stdout, attribution on stderr."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORKSHOP_DOWNLOADS", str(tmp_path / "cache"))
-    (tmp_path / "4_pipeline").mkdir()
-    (tmp_path / "4_pipeline" / "params.yaml").write_text(
-        f"fetch: {{source: opsd, sha256: {{{POWER}: '{_sha256(b'new')}'}}}}\n"
-    )
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "params.yaml").write_text(f"fetch: {{source: opsd, sha256: {{{POWER}: '{_sha256(b'new')}'}}}}\n")
     web.files[f"/{POWER}"] = b"new"
-    done = CliRunner().invoke(main, ["data", "fetch", "--to", str(tmp_path / "raw")])
+    done = CliRunner().invoke(main, ["fetch", "--to", str(tmp_path / "raw")])
     assert done.exit_code == 0, done.output
     assert len(done.stdout.splitlines()) == 5
     assert sources.ATTRIBUTIONS["opsd"] in done.stderr

@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-
-import pytest
 from browsing import opened
-from werkzeug.serving import make_server
-
-pytestmark = pytest.mark.walk
-
-
-@pytest.fixture
-def url(made):
-    """The address of the app, served on a free port until the test ends."""
-    server = make_server("127.0.0.1", 0, made()[0].server, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}"
-    server.shutdown()
-    thread.join(30)
-    server.server_close()
 
 
 def test_table_of_weeks_fits_a_phone(browser, url):

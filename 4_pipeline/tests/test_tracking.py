@@ -7,7 +7,7 @@ import time
 import pytest
 from forecast.errors import ServiceError
 from forecast.tracking import connect, experiment_tags
-from workplace import clean_environment, environment_of, free_port, git
+from places import clean_environment, environment_of, free_port, git
 
 
 def test_connect_to_a_dead_server_fails_within_seconds():
@@ -19,14 +19,14 @@ def test_connect_to_a_dead_server_fails_within_seconds():
             connect()
         assert time.monotonic() - began < 5
     assert address in str(caught.value)
-    assert "workshop up" in str(caught.value)
+    assert "mlflow server" in str(caught.value)
 
 
 def test_connect_to_a_file_is_refused():
     """MLflow's own fallback, a database in the current folder, is not a server."""
     with (
         environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}),
-        pytest.raises(ServiceError, match="workshop config --export"),
+        pytest.raises(ServiceError, match="MLFLOW_TRACKING_URI"),
     ):
         connect()
 

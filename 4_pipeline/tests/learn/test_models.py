@@ -25,10 +25,10 @@ from forecast.table.features import features, inputs, installed, mark_capacity, 
 from forecast.table.schema import FEATURES, STAMP, TARGETS
 from forecast.table.split import split_by_time
 from joblib.externals.loky import get_reusable_executor
+from places import BIN, PROJECT, clean_environment, wait_for
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
-from workplace import BIN, ROOT, clean_environment, wait_for
 
 TREES = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.1, min_samples_leaf=100, random_state=0)
 BAND = HistGradientBoostingRegressor(max_iter=40, learning_rate=0.2, max_leaf_nodes=7, random_state=0)
@@ -203,7 +203,7 @@ def cluster(tmp_path):
     """The processes of a Dask scheduler and of its two workers, and the scheduler's address."""
     file, programs = tmp_path / "scheduler.json", []
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
-    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"  # as in the workshop
+    environment["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "0"
 
     def start(*words: str) -> psutil.Popen:
         command = [BIN / "dask", *words, "--scheduler-file", file, "--no-dashboard"]
@@ -240,7 +240,7 @@ def test_search_whose_cluster_is_lost_says_so(cluster, simple_hours, lost):
         with contextlib.suppress(TimeoutError):  # Dask may wait in vain for the scheduler
             client.close(10)
         pool.shutdown()
-    assert "workshop up" in error.value.next_step
+    assert "dvc repro" in error.value.next_step
 
 
 # Prints the scores of a search on a cluster, and of the same search here.
@@ -263,9 +263,9 @@ with Client(sys.argv[1], timeout=60) as client:
     ("file", "old", "new"),
     [
         ("problem.py", "MIDDLE = (51.0, 10.4)", "MIDDLE = (51.0, -100.0)"),
-        ("data/features.py", "minutes=30)\n", "minutes=300)\n"),
+        ("table/features.py", "minutes=30)\n", "minutes=300)\n"),
         (
-            "models/regressor.py",
+            "learn/models.py",
             "np.clip(np.column_stack(factors), 0, None)",
             "np.clip(np.column_stack(factors), 0, 0.1)",
         ),
@@ -273,7 +273,7 @@ with Client(sys.argv[1], timeout=60) as client:
 )
 def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_hours, tmp_path, file, old, new):
     """Code that is changed between two searches is what the workers compute with, though they imported the old one."""
-    shutil.copytree(ROOT / "workshop", tmp_path / "workshop")
+    shutil.copytree(PROJECT / "forecast", tmp_path / "forecast")
     simple_hours.to_parquet(tmp_path / "hours.parquet")
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
 
@@ -283,7 +283,7 @@ def test_search_runs_the_code_of_its_client_on_living_workers(cluster, simple_ho
 
     remote, local = scores()
     assert remote == local
-    changed = tmp_path / "workshop" / file
+    changed = tmp_path / "forecast" / file
     assert changed.read_text().count(old) == 1
     changed.write_text(changed.read_text().replace(old, new))
     there_then, here_then = scores()

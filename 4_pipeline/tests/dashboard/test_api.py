@@ -19,8 +19,8 @@ from forecast.learn.storage import LoadedModel
 from forecast.show import monitoring
 from forecast.table.prediction_requests import MAX_ROWS
 from forecast.table.schema import TARGETS
+from places import wait_for
 from request_bodies import URL, body_of, output_with
-from workplace import wait_for
 
 ROW = {
     "utc_timestamp": "2016-06-01T12:00:00Z", "windspeed": 5.2, "temperature": 18.5, "rad_horizontal": 410,

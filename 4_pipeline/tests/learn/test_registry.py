@@ -15,29 +15,26 @@ import time
 import pandas as pd
 import psutil
 import pytest
-from forecast import tracking
+from forecast import problem, tracking
 from forecast.learn import registry, storage
-from forecast.learn.lineage import KINDS
-from forecast.learn.registry import Registry
+from forecast.learn.registry import KINDS, Registry
 from forecast.parameters import Promote
 from forecast.table import features
 from forecast.tracking import PRODUCTION, connect
 from mlflow.exceptions import MlflowException
-from mlflow_gate import ConfigError, Decision, Link, ModelError, Scores
+from mlflow_gate import Decision, ModelError, Scores
 from mlflow_gate.decision import UNLEARNED
 from mlflow_gate.lineage import version_in
 from sklearn.linear_model import LinearRegression
-from workplace import copy_tree, git
-
-from workshop import fingerprint
 
 # Promotes one model after the other until it is killed; a fork each time saves the imports.
 PROMOTE = """
 import os, sys
 from mlflow_gate import Decision, Scores, turns
+from forecast import problem
 from forecast.learn import registry
 turns.STALE_SECONDS = 0.5  # the turn of one that was killed
-registry.REGISTERED_MODEL = sys.argv[1]
+problem.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]
 decision = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
 registry.connect()
@@ -66,18 +63,8 @@ OLD_RECORD = """{"action": "promoted", "when": "2026-11-25T10:00:00+00:00", "who
 @pytest.fixture
 def registered_model(candidates, monkeypatch):
     """The name of a registered model of this test's own."""
-    yield from _named(monkeypatch)
-
-
-@pytest.fixture
-def of_the_pipeline(in_workplace, monkeypatch):
-    """The same, on the servers of a clone in which the pipeline ran."""
-    yield from _named(monkeypatch)
-
-
-def _named(monkeypatch):
     name = "a_model_of_its_own"
-    monkeypatch.setattr(registry, "REGISTERED_MODEL", name)
+    monkeypatch.setattr(problem, "REGISTERED_MODEL", name)
     yield name
     with contextlib.suppress(MlflowException):  # not every test makes it
         connect().delete_registered_model(name)
@@ -118,12 +105,6 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
                     child.kill()
             os.kill(gate.pid, signal.SIGKILL)
     assert len(seen) > 1
-
-
-def pipeline_model(place, stage: str = "train_rf") -> tuple[str, str]:
-    """Return the run and the address of a model that the pipeline logged."""
-    trained = json.loads((place.pipeline / "results" / f"{stage}.json").read_text())
-    return trained["run_id"], trained["model_uri"]
 
 
 def promote(candidate: str, why: str = "a test") -> str:
@@ -211,91 +192,6 @@ def test_experiment_of_dvc_decides_and_moves_nothing(registered_model, candidate
 
 
 # -- lineage -----------------------------------------------------------------------------------------------------------
-def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
-    """Every link of the model in production is known, and holds."""
-    gate = Registry()
-    links = gate.verify(gate.lineage())
-    assert [link.kind for link in links] == list(KINDS)
-    assert [link.name for link in links if link.trouble or not link.known] == []
-    facts = {link.kind: link.facts for link in links}
-    hashes = {f"md5 of {name}" for name in ("train.parquet", "test.parquet")}
-    assert hashes <= facts["data"].keys()
-    assert facts["data"]["source"] == "sample (modelled)"
-    assert facts["data"]["period"].startswith("2013-01-01T00:00:00Z to 2016-")
-    assert facts["stage"]["coverage"] == "0.8"
-    assert facts["commit"]["uncommitted changes"] == "no"
-    assert facts["environment"]["scikit-learn"]
-    version = gate.production().version
-    assert gate.lineage(facts["run"]["id"])[-3:] == gate.lineage(f"wind_solar/{version}")[-3:]
-    report = in_workplace.pipeline / "results" / "report.html"
-    if "wind_solar/" in report.read_text(encoding="utf-8"):
-        assert gate.lineage(str(report)) == gate.lineage(version)
-
-
-def test_lineage_accepts_a_later_commit_of_the_code_that_ran(tmp_path, monkeypatch):
-    """Code that runs first and is committed later has a sound chain from the commit on, also an amended one."""
-    root = copy_tree(tmp_path)
-    monkeypatch.setenv("WORKSHOP_ROOT", str(root))
-    commit, stage, pipeline = git(root, "rev-parse", "HEAD").strip(), "train_rf", root / "4_pipeline"
-    problem = root / "workshop" / "problem.py"
-    problem.write_text(problem.read_text().replace("(51.0, 10.4)", "(48.0, 11.5)"))
-    ran = fingerprint.fingerprint(fingerprint.code_of(fingerprint.stages(pipeline)[stage], pipeline, root))
-    links = [
-        Link("commit", commit[:10], {"commit": commit}),
-        Link("code", ran, {"stage": stage, "fingerprint": ran}),
-    ]
-
-    def trouble() -> str | None:
-        return Registry().verify(links)[1].trouble
-
-    assert "neither the commit nor a later one has this code" in trouble()
-    git(root, "commit", "--quiet", "--all", "--message", "Another place")
-    assert trouble() is None
-    git(root, "commit", "--quiet", "--amend", "--message", "Munich")
-    assert trouble() is None
-    git(root, "reset", "--quiet", "--hard", commit)
-    assert trouble() is not None
-
-
-def test_lineage_names_what_is_broken(of_the_pipeline, in_workplace):
-    """Data that is gone, a run that was deleted, a notebook, a model and a tag that were changed: each is named."""
-    import mlflow
-
-    run_id, model_uri = pipeline_model(in_workplace)
-    promote(f"{run_id},{model_uri}")
-    client = connect()
-
-    def broken():
-        gate = Registry()
-        return {link.kind: link.trouble for link in gate.verify(gate.lineage("1")) if link.trouble}
-
-    assert broken() == {}
-    (notebook,) = client.list_artifacts(run_id, "notebook")
-    text = mlflow.artifacts.load_text(f"runs:/{run_id}/{notebook.path}")
-    test = in_workplace.pipeline / "data" / "test.parquet"
-    kept = in_workplace.root / ".dvc" / "cache"
-    (model,) = in_workplace.settings.artifacts.rglob(f"{model_uri[8:]}/artifacts/model.skops")
-    content = model.read_bytes()
-    name = "workshop.learned.last"
-    with contextlib.ExitStack() as undo:
-        undo.callback(client.set_tag, run_id, name, client.get_run(run_id).data.tags[name])
-        client.set_tag(run_id, name, "2013-01-02T00:00:00Z")  # the gate kept what it was
-        undo.callback(client.log_text, run_id, text, notebook.path)
-        client.log_text(run_id, text + " ", notebook.path)
-        undo.callback(client.restore_run, run_id)
-        client.delete_run(run_id)
-        undo.callback(model.write_bytes, content)
-        model.write_bytes(b"{")
-        for place in (test, kept):
-            away = place.with_name("away")
-            undo.callback(away.rename, place)
-            place.rename(away)
-        troubles = broken()
-    assert set(troubles) == {"data", "notebook", "run", "model", "decision"}
-    assert "test.parquet" in troubles["data"]
-    assert "restore" in troubles["run"]
-    assert name in troubles["decision"]
-    assert broken() == {}
 
 
 def test_lineage_of_versions_by_other_hands(registered_model, candidates):
@@ -317,25 +213,9 @@ def test_lineage_of_versions_by_other_hands(registered_model, candidates):
 
 
 @pytest.mark.parametrize(
-    ("subject", "error", "text"),
-    [
-        ("winter", ConfigError, "neither a model, nor a run, nor a file"),
-        ("99", ModelError, "There is no version 99"),
-        ("9" * 20, ConfigError, "neither a model, nor a run, nor a file"),
-        ("a" * 5000, ConfigError, "neither a model, nor a run, nor a file"),
-        ("f" * 32, ModelError, "There is no such run"),
-    ],
-)
-def test_lineage_says_what_it_does_not_know(in_workplace, subject, error, text):
-    """A name that leads nowhere is told in words."""
-    with pytest.raises(error, match=text):
-        Registry().lineage(subject)
-
-
-@pytest.mark.parametrize(
     ("text", "version"),
     [
-        ('<meta name="workshop.model" content="wind_solar/3">', "3"),
+        ('<meta name="forecast.model" content="wind_solar/3">', "3"),
         ("utc_timestamp,solar_GW,wind_GW,model\n2016-01-01T00:00Z,0,1,wind_solar/12\n", "12"),
         ('{"coverage": 0.8, "model": {"name": "wind_solar", "run_id": "ab", "version": "4"}}', "4"),
         ('{"production": {\n "name": "wind_solar",\n "version": "5"}}', "5"),

@@ -9,30 +9,7 @@ from forecast.learn.evaluation import coverage, importance, is_night, responses,
 from forecast.learn.storage import LoadedModel
 from forecast.table.features import features, targets
 from forecast.table.schema import FEATURES, TARGETS
-from forecast.tracking import LEARNED_TAG, learned
 from sklearn.linear_model import LinearRegression
-
-FIRST, LAST = "2013-01-01T00:00:00Z", "2016-03-14T06:00:00Z"
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "known"),
-    [
-        (FIRST, LAST, True),
-        (FIRST, FIRST, True),
-        (LAST, FIRST, False),  # neither before nor after held-out hours, when compared as text
-        ("yesterday", "z", False),  # sorts behind every year
-        (FIRST, "2016-03-14 06:00:00+00:00", False),
-        (FIRST, "2016-3-14T06:00:00Z", False),
-        ("", LAST, False),
-        (None, LAST, False),
-    ],
-)
-def test_learned_is_known_only_in_the_form_that_sorts(first, last, known):
-    """Tags that somebody else wrote may say anything: other forms of times are compared with none."""
-    ends = {LEARNED_TAG + "first": first, LEARNED_TAG + "last": last}
-    tags = {name: value for name, value in ends.items() if value is not None}
-    assert learned(tags) == ((first, last) if known else None)
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------

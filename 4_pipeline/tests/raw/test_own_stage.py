@@ -10,48 +10,41 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from walk import merge
-from workplace import BIN, ROOT, clean_environment
+from places import BIN, PROJECT, clean_environment
 
-FOLDER = ROOT / "4_pipeline"
-PAGE = (FOLDER / "own" / "README.md").read_text()
+PAGE = (PROJECT / "own" / "README.md").read_text()
 [STAGES] = [
     yaml.safe_load(block) for block in re.findall(r"^```yaml dvc.yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 ]
 [(SCRIPT, CODE)] = re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-# What `workshop config --pipeline data` writes, without the name of a store.
-WRITE = "python -c 'from pathlib import Path; from workshop import fingerprint as code;"
-WRITE += ' code.write_code(Path(), Path("data/code"));'
-WRITE += ' [Path("data", name).touch() for name in ("tracking_store.json", "alias.json")]\''
 
 
 @pytest.fixture
 def pipeline(tmp_path) -> Path:
-    """The pipeline's first two stages in a folder of their own, which need no servers."""
-    shutil.copytree(FOLDER / "own", tmp_path / "own")
-    stages = yaml.safe_load((FOLDER / "dvc.yaml").read_text())["stages"]
-    stages = {name: stages[name] for name in ("tracking_store", "fetch")}
-    stages["tracking_store"]["cmd"] = WRITE
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    shutil.copy(FOLDER / "params.yaml", tmp_path)
+    """The stage `fetch` in a folder of its own, which needs no servers."""
+    for name in ("own", "forecast"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.csv"))
+    stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["fetch"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))
+    for name in ("params.yaml", "requirements.txt", ".dvcignore"):
+        shutil.copy(PROJECT / name, tmp_path)
     dvc(tmp_path, "init", "--no-scm", "--quiet")
     return tmp_path
 
 
 def dvc(folder: Path, *words: str) -> str:
     """Type a command of DVC's in a folder; return what it prints."""
-    environment = clean_environment() | {"WORKSHOP_ROOT": str(folder), "PYTHONPATH": str(ROOT)}
-    environment["PATH"] = f"{BIN}:{environment['PATH']}"
-    done = subprocess.run(
-        [BIN / "dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [BIN / "dvc", *words]
+    done = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def read_from(folder: Path, file: str) -> None:
     """Name an own file in params.yaml."""
-    merge(folder / "params.yaml", {"fetch": {"source": "csv", "csv": {"file": file}}})
+    parameters = folder / "params.yaml"
+    content = yaml.safe_load(parameters.read_text()) | {"fetch": {"source": "csv", "csv": {"file": file}}}
+    parameters.write_text(yaml.safe_dump(content))
 
 
 def runs_fetch(folder: Path) -> bool:
@@ -59,17 +52,14 @@ def runs_fetch(folder: Path) -> bool:
     return "Running stage 'fetch'" in dvc(folder, "repro")
 
 
-def test_fetch_depends_on_the_file_that_it_reads_and_on_no_other(pipeline):
-    """The sample is fetched once, whatever lies in own/; a named file counts wherever it lies."""
+def test_fetch_depends_on_the_folder_of_own_files(pipeline):
+    """A changed file there is read again, without a change of params.yaml, and bytecode is no change."""
+    (pipeline / "own" / "hours.csv").write_text("a\n")
+    read_from(pipeline, "own/hours.csv")
     assert runs_fetch(pipeline)
-    (pipeline / "own" / "later.csv").write_text("not read\n")
-    (pipeline / "own" / "README.md").write_text("not read\n")
+    assert list(pipeline.rglob("__pycache__"))
     assert not runs_fetch(pipeline)
-    (pipeline / "elsewhere.csv").write_text("a\n")
-    read_from(pipeline, "elsewhere.csv")
-    assert runs_fetch(pipeline)
-    assert not runs_fetch(pipeline)
-    (pipeline / "elsewhere.csv").write_text("b\n")
+    (pipeline / "own" / "hours.csv").write_text("b\n")
     assert runs_fetch(pipeline)
     assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
 
@@ -97,7 +87,7 @@ def test_scripts_are_committed_and_data_is_not():
     names = ["own/plants.py", "own/plants.ipynb", "own/plants.csv", "own/plants.parquet", "own/plants.xlsx"]
     done = subprocess.run(
         ["git", "check-ignore", *names],
-        cwd=FOLDER,
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         check=False,

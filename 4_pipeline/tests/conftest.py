@@ -1,4 +1,4 @@
-"""The sample's raw files and processed frame, made once for the tests of this room; no test changes them."""
+"""The sample's raw files and processed table, made once for all tests; no test changes them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data.web import Web
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import fetch
+from places import germany_csv, one_thread  # noqa: F401 - fixtures
+from web import Web
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.schema import FEATURES, TARGETS
-from workplace import ROOT
+from places import PROJECT
 
 
 def test_sun_stands_where_it_should():
@@ -111,7 +111,7 @@ def test_capacity_that_pandas_lost_is_not_replaced_by_germanys(frame, lose):
 
 def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
     """Who copies the page's first example divides by the same capacity as the sample."""
-    page = (ROOT / "4_pipeline" / "own" / "README.md").read_text()
+    page = (PROJECT / "own" / "README.md").read_text()
     example = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["fetch"]["csv"]["capacity"]
     copied = {target: {str(year): ends[target] for year, ends in example.items()} for target in TARGETS}
     assert copied == CAPACITY_GW

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from forecast.errors import ParameterError
 from forecast.parameters import check, read, read_stage
-from workplace import BIN, ROOT, clean_environment
+from places import BIN, PROJECT, clean_environment
 
-COMMITTED = ROOT / "4_pipeline" / "params.yaml"
+COMMITTED = PROJECT / "params.yaml"
 
 
 @pytest.fixture
@@ -124,43 +124,33 @@ def copied(tmp_path, monkeypatch):
     return change
 
 
-def workshop(*words):
-    """Type a command in the current folder, from the clone's environment."""
-    environment = clean_environment()
-    return subprocess.run([BIN / "workshop", *words], env=environment, capture_output=True, text=True, check=False)
+def forecast(*words):
+    """Type a command of the package in the current folder."""
+    environment = clean_environment() | {"PYTHONPATH": str(PROJECT)}
+    command = [BIN / "python", "-m", "forecast", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_copied_pipeline_has_its_own_parameters(copied):
     """In a copy of the folder `4_pipeline` elsewhere, commands read the copy's params.yaml and the files beside it."""
     copied("  source: sample", "  source: csv\n  csv: {file: own/mine.csv}")
-    assert "csv" in workshop("params", "fetch").stdout
-    done = workshop("data", "fetch", "--to", "data/raw")
+    assert "csv" in forecast("params", "fetch").stdout
+    done = forecast("fetch", "--to", "data/raw")
     assert done.returncode == 1
     assert str(Path.cwd() / "own" / "mine.csv") in done.stderr
     Path("own/mine.csv").write_text("the table of this folder")
-    assert workshop("data", "fetch", "--to", "data/raw").returncode == 0
+    assert forecast("fetch", "--to", "data/raw").returncode == 0
     assert Path("data/raw/own.csv").read_bytes() == Path("own/mine.csv").read_bytes()
 
 
 @pytest.mark.parametrize("value", ["2016-02-30", "[" * 5000 + "]" * 5000, "2016-40"])
-@pytest.mark.parametrize("command", ["repro", "params"])
-def test_repro_checks_the_parameters_first(copied, value, command):
+@pytest.mark.parametrize("command", ["params", "state --to data"])
+def test_first_stage_checks_the_parameters(copied, value, command):
     """Of a value that DVC ends at with a traceback, too, it names the file, and the line or the key."""
     copied("week: latest", f"week: {value}")
     line = Path("params.yaml").read_text().splitlines().index(f"  week: {value}") + 1
-    done = workshop(command)
+    done = forecast(*command.split())
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "params.yaml" in done.stderr
     assert f"line {line}," in done.stderr or "report.week is not allowed" in done.stderr
-
-
-def test_section_is_written_for_papermill(tmp_path):
-    """`workshop params STAGE --to FILE` writes the section."""
-    (tmp_path / "4_pipeline").mkdir()
-    (tmp_path / "4_pipeline" / "params.yaml").write_text(COMMITTED.read_text())
-    environment = clean_environment() | {"WORKSHOP_ROOT": str(tmp_path)}
-    command = [BIN / "workshop", "params", "train_rf", "--to", tmp_path / "executed" / "train_rf.yaml"]
-    subprocess.run(command, check=True, env=environment)
-    section = yaml.safe_load(COMMITTED.read_text())["train_rf"]
-    assert yaml.safe_load(command[-1].read_text()) == section

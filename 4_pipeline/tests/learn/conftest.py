@@ -9,20 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from attendee import tracking_server
 from forecast.raw.sources import Origin
 from forecast.table.features import features, targets
 from forecast.table.schema import FEATURES, TARGETS
+from places import clean_environment, environment_of, tracking_server
 from sklearn.linear_model import LinearRegression, Ridge
-from workplace import clean_environment, environment_of
 
 
 @pytest.fixture(scope="session")
-def small_server(tmp_path_factory, new_database) -> Iterator[dict[str, str]]:
+def small_server(tmp_path_factory) -> Iterator[dict[str, str]]:
     """The environment in which an empty tracking server answers; its artifacts lie in the folder `SMALL_ARTIFACTS`."""
     folder = tmp_path_factory.mktemp("tracking")
-    state = {"WORKSHOP_STATE": str(folder / "state"), "SMALL_ARTIFACTS": str(folder / "artifacts")}
-    with tracking_server(folder, new_database) as uri:
+    state = {"SMALL_ARTIFACTS": str(folder / "artifacts")}
+    with tracking_server(folder) as uri:
         yield clean_environment() | {"MLFLOW_TRACKING_URI": uri} | state
 
 

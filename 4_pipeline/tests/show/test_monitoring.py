@@ -11,7 +11,7 @@ from forecast.show import monitoring
 from forecast.show.monitoring import BASELINES
 from forecast.table.features import installed
 from forecast.table.schema import FEATURES, TARGETS
-from workplace import ROOT
+from places import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_state_follows_mean_error_and_band(frame, factor, inside, state):
 @pytest.mark.parametrize(("limit", "state"), [(12, "good"), (6, "watch"), (4, "bad")])
 def test_limit_of_the_mean_error_is_that_of_the_gate(frame, tmp_path, monkeypatch, limit, state):
     """`promote.max_bias_percent` in params.yaml decides what is good, and the rule in words says so."""
-    committed = (ROOT / "4_pipeline" / "params.yaml").read_text()
+    committed = (PROJECT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(committed.replace("max_bias_percent: 5.0", f"max_bias_percent: {limit}.0"))
     (tmp_path / "dvc.yaml").touch()  # a pipeline's folder
     monkeypatch.chdir(tmp_path)

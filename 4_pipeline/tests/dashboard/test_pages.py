@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dashboard.pages import what_if
 from dashboard.record import Record
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from workplace import ROOT
+from places import PROJECT
 
 NAMES = st.sampled_from(["from", "to", "windspeed", "temperature", "hour", "day", "x", "__class__"])
 VALUES = st.text(max_size=12) | st.sampled_from(["nan", "inf", "-1e309", "2016-10-03", "9999-12-31", "0001-01-01", "7"])
@@ -106,8 +107,8 @@ def test_what_if_says_how_often_such_weather_was_learned(made, served):
 )
 def test_comparison_says_which_hours_the_model_was_trained_on(made, served, until, said):
     """Errors are smaller on the hours that a model was trained on: the page says which hours are new to it."""
-    ends = {"workshop.learned.first": "1999-01-01T00:00:00Z", "workshop.learned.last": until}
-    production = replace(served.production, tags=ends)
+    tags = {"mlflow_gate.learned": json.dumps({"first": "1999-01-01T00:00:00Z", "last": until})}
+    production = replace(served.production, tags=tags)
     assert said in str(made("/comparison", production=production))
     assert "trained" not in str(made("/comparison"))
 
@@ -185,9 +186,7 @@ def test_inputs_may_have_the_names_of_the_sliders_of_time():
     names = {"windspeed": "hour", "temperature": "day", "rad_diffuse": "value"}
     script = f"import dataclasses\nnames = {names}\n{NAMED}"
     # Drivers and computed columns name inputs, too, and play no part here.
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT / "4_pipeline", capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     sliders, values, readings = done.stdout.splitlines()
     assert sliders == "['hour', 'day', 'rad_horizontal', 'value', 'hour_utc', 'day_utc'] [1, 1, 1, 1, 1, 1]"
