@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline test test-packages dist test-privileged examples containers walk book soak bench lint lock
+.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged examples containers walk book soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -27,6 +27,7 @@ help:
 	@echo "make stop    end all servers"
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
+	@echo "make take-home TO=../plants NAME=plants   the pipeline of chapter 4 as a repository of your own"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
@@ -59,6 +60,23 @@ offline: .venv/installed
 	@$(BIN)/python -m pip download --quiet --no-deps --requirement "$(FOLDER)/packages.txt" --dest "$(FOLDER)/wheels"
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
 	@echo "On the other machine: git clone '$(FOLDER)/workshop.bundle' workshop; cd workshop; make run OFFLINE='$(FOLDER)'"
+
+# The pipeline as a repository of its own: what is committed of 4_pipeline, without the chapter's pages.
+take-home: NAME ?= forecast
+take-home: .venv/installed
+	@test -n "$(TO)" || { echo "Name a folder: make take-home TO=../plants NAME=plants" >&2; exit 1; }
+	@test ! -e "$(TO)" || { echo "Not copied: $(TO) exists" >&2; echo "  next: name another folder, or remove it" >&2; exit 1; }
+	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n = sys.argv[1]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
+		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
+		{ echo "Not copied: $(NAME) cannot be the name of a package, or is one already" >&2; echo "  next: NAME=plants" >&2; exit 1; }
+	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock && \
+		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 sed -i 's/\bforecast\b/$(NAME)/g'; }; }
+	@$(call build-wheels,"$(abspath $(TO))/wheels")
+	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
+	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
+	@echo "  cd $(TO) && python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
+	@echo "  mlflow server --port 5001 &  export MLFLOW_TRACKING_URI=http://127.0.0.1:5001"
+	@echo "  dvc repro && python -m dashboard"
 
 test: .venv/tests
 	@$(BIN)/python -m pytest

@@ -135,7 +135,7 @@ def test_fetch_refuses_a_wrong_archive_and_fetches_again(get, web, tables, tmp_p
 
 
 def test_command_fetches_what_params_say(web, tmp_path, monkeypatch):
-    """`python -m forecast fetch` reads the section `fetch`, also its checksums; files on stdout, attribution on stderr."""
+    """`python -m forecast fetch` reads its section, also checksums; files on stdout, attribution on stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORKSHOP_DOWNLOADS", str(tmp_path / "cache"))
     (tmp_path / "dvc.yaml").touch()
