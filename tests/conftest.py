@@ -39,7 +39,7 @@ SESSION = os.environ.setdefault("TEST_SESSION", tempfile.mktemp(prefix="test-ses
 GROUPS = Path(f"{SESSION}.groups")
 # A browser, several clones, another database: minutes, of which `make test` has five.
 WALKED = ("tests/browser", "tests/servers/test_two_clones", "tests/servers/test_postgresql")
-SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
+SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_take_it_home")
 
 
 def group_of(item) -> str:

@@ -177,7 +177,7 @@ def test_early_chapters_name_the_file_that_a_run_changes(chapter):
     assert "`4_pipeline/dvc.lock`" in (ROOT / chapter / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "4_pipeline/what_next.md"])
+@pytest.mark.parametrize("page", ["README.md", "4_pipeline/take_it_home.md"])
 def test_four_systems_are_linked(page):
     """The front page and the last page of chapter 4 lead to each example and to the servers for a team."""
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text())
