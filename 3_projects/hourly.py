@@ -91,7 +91,7 @@ def read_frame(path: str) -> pd.DataFrame:
     import pandas as pd
 
     file = Path(path).resolve()
-    advice = "Type at the top of the repository: workshop data csv 3_projects/germany.csv"
+    advice = "Type at the top of the repository: python -m forecast csv 3_projects/germany.csv"
     if not file.is_file():
         stop(f"There is no data file {file}. {advice}", 1)
     numbers = [*FEATURES, *TARGETS]

@@ -358,7 +358,7 @@ def test_training_refuses_data_it_cannot_use(text, named, tmp_path):
     assert result.returncode == 1
     assert str(file) in result.stderr
     assert named in result.stderr
-    assert "workshop data csv 3_projects/germany.csv" in result.stderr
+    assert "python -m forecast csv 3_projects/germany.csv" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -1,4 +1,4 @@
-"""Commands for the pipeline: run it, show what it runs on; and those of the pipeline itself."""
+"""Commands for the pipeline: run it, and show what it runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import dvc_parallel
-from forecast import __main__ as pipeline
 from forecast.parameters import read_stage
 
 from workshop.cli import json_option, print_rows, report
@@ -135,19 +134,3 @@ def config(export: bool, as_json: bool) -> None:
         return
     values = settings.exports() | {"root": str(settings.root), "state": str(settings.state)}
     print_rows([{"name": name, "value": value} for name, value in values.items()], as_json)
-
-
-params = pipeline.params
-
-
-@click.group()
-def data() -> None:
-    """Get the data, raw files or the processed table, and look at it.
-
-    \b
-    Example:  workshop data csv germany.csv
-    """
-
-
-data.add_command(pipeline.fetch)
-data.add_command(pipeline.make_csv)
