@@ -317,7 +317,7 @@ STEPS = {
     3: (
         Step(
             "A project, run by one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
-            f"{TYPE}`mlflow run lr`. It reads germany.csv, which `python -m forecast csv 3_projects/germany.csv` writes.",
+            f"{TYPE}`mlflow run lr`. It reads germany.csv; `python -m forecast csv 3_projects/germany.csv` makes it.",
         ),
         Step(
             "Run again with another parameter", "3_projects/README.md#3. Change a parameter",
