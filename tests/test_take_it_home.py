@@ -9,8 +9,8 @@ import subprocess
 import pandas as pd
 import pytest
 import yaml
-from forecast.raw import sources
 from forecast.table import features, schema
+from forecast.table.origin import origin_of
 from walk import merge
 from workplace import BIN, PERSON, ROOT, Servers, clean_environment, copy_tree
 
@@ -131,7 +131,7 @@ def test_own_capacity_travels_to_the_training(team):
     assert features.year_ends_of(test)["wind_GW"] == {
         str(year): ends["wind_GW"] for year, ends in settings["capacity"].items()
     }
-    assert sources.origin_of(test).attribution == settings["attribution"]
+    assert origin_of(test).attribution == settings["attribution"]
     assert test["utc_timestamp"].iloc[-1].year == 2023
 
 

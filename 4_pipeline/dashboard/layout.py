@@ -8,7 +8,7 @@ import dash_bootstrap_components as dbc
 from dash import dcc, html
 from forecast.learn.registry import stage_of
 from forecast.problem import REGION, TITLE
-from forecast.raw import sources
+from forecast.table.origin import origin_of
 from mlflow_gate.moves import BY_HAND, FORCED
 
 from . import address, pages, parts
@@ -152,4 +152,4 @@ def message(snapshot: Snapshot) -> list:
 
 def attribution(snapshot: Snapshot) -> str:
     """Return the attribution of the data; empty if there is none."""
-    return "" if snapshot.frame is None else sources.origin_of(snapshot.frame).attribution
+    return "" if snapshot.frame is None else origin_of(snapshot.frame).attribution

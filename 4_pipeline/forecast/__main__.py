@@ -62,7 +62,10 @@ def state(folder: Path) -> None:
 @main.command()
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
-def fetch(source: str | None, folder: Path) -> None:
+@click.option(
+    "--downloads", type=click.Path(file_okay=False, path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="Cache."
+)
+def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     """Put the raw files of a source into a folder, checksummed, with their attribution.
 
     A file of your own is read as the section `fetch` of params.yaml says. Downloads are kept: the second time needs no
@@ -72,13 +75,16 @@ def fetch(source: str | None, folder: Path) -> None:
     Example:  python -m forecast fetch --source opsd --to raw_data
     """
     from forecast.raw import sources  # imports pandas
+    from forecast.table.origin import origin_in
 
     base = project()
     options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")
-    files = sources.fetch(source or options.source, folder, options, base=base, progress=sys.stderr.isatty())
+    files = sources.fetch(
+        source or options.source, folder, options, base=base, downloads=downloads, progress=sys.stderr.isatty()
+    )
     for file in files:
         click.echo(file)
-    click.echo(sources.origin_in(folder).attribution, err=True)
+    click.echo(origin_in(folder).attribution, err=True)
 
 
 @main.command("csv")

@@ -169,7 +169,7 @@ def _declare_learned(table: Path) -> None:
     import mlflow_gate
     import pandas as pd
 
-    from forecast.raw.sources import origin_of
+    from forecast.table.origin import origin_of
 
     frame = pd.read_parquet(table, columns=["utc_timestamp"])
     origin = origin_of(frame)

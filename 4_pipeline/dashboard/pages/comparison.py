@@ -12,11 +12,11 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from forecast import problem
-from forecast.raw import sources
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed
 from forecast.table import split
+from forecast.table.origin import origin_of
 from forecast.table.schema import TARGETS
 
 from .. import address, parts, periods, predictions
@@ -180,7 +180,7 @@ def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
         predicted,
         band=band,
         coverage=snapshot.model.coverage,
-        measured_name=sources.origin_of(snapshot.frame).measured_name,
+        measured_name=origin_of(snapshot.frame).measured_name,
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
@@ -261,7 +261,7 @@ def training_overlap(frame: pd.DataFrame, learned_until: str | None) -> str:
 
 def modelled(snapshot: Snapshot) -> str:
     """Return a note on generation that was not measured; empty for measured data."""
-    source = sources.origin_of(snapshot.frame)
+    source = origin_of(snapshot.frame)
     return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
 
 

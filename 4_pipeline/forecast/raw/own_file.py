@@ -28,12 +28,12 @@ _HOUR, _DAY = pd.Timedelta(hours=1), pd.Timedelta(days=1)
 _MAX_NEGATIVE = 0.01  # of a column's highest value: what plants consume at night, and what sensors are off
 
 
-def read(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, dict[str, int]]]:
-    """Read the file ``path``, a copy of ``mapping.file``, as ``mapping`` says; return its rows and the counts of rows.
+def read(path: Path, mapping: OwnFile) -> Table:
+    """Read the file ``path``, a copy of ``mapping.file``, as ``mapping`` says.
 
     The frame has `schema.COLUMNS`, in our units and UTC, in the file's order; its index is the line in the file. An
     empty cell is NaN. Times without an offset are of ``mapping.time.zone``. When the clock is put back, a time exists
-    twice: the row that is first in time belongs to summer time, the other to winter time. The counts are
+    twice: the row that is first in time belongs to summer time, the other to winter time. Its counts are
 
     - `clock_changes`, rows that are left out: `ambiguous` in that hour, if the file has it once; `skipped` without any
       value in the hour that is missing when the clock is put forward;
@@ -62,20 +62,16 @@ def read(path: Path, mapping: OwnFile) -> tuple[Table, dict[str, dict[str, int]]
             raw.require(~is_small, cells, file, "0 or more", next_step)
     times = text[mapping.time.column]
     stamps, skipped = _to_utc(times, file, mapping.time)
-    raw.require(
-        ~skipped | values.isna().all(axis="columns"),
-        times,
-        file,
-        f"a time that exists: in {mapping.time.zone} the clock skips it in spring",
-        "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml",
-    )
+    expected = f"a time that exists: in {mapping.time.zone} the clock skips it in spring"
+    next_step = "if the file keeps winter time all year, set fetch.csv.time.zone: '+01:00' in params.yaml"
+    raw.require(~skipped | values.isna().all(axis="columns"), times, file, expected, next_step)
     minutes = stamps.dropna().dt.minute.unique()
     if len(minutes) == 1 and minutes[0]:
         raw.require(stamps.isna(), times, file, f"hours that begin at :00 UTC, and not at :{minutes[0]}", _FULL_HOURS)
     left_out = {"ambiguous": int((stamps.isna() & ~skipped).sum()), "skipped": int(skipped.sum())}
     values.insert(0, "utc_timestamp", stamps)
     counts = {"clock_changes": left_out} | ({"negative_as_zero": negative} if mapping.negative_as_zero else {})
-    return Table(Path(file), values[stamps.notna()], names), counts
+    return Table(Path(file), values[stamps.notna()], names, counts)
 
 
 def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
@@ -114,13 +110,6 @@ def _to_utc(text: Series, file: str, time: TimeColumn) -> tuple[Series, Series]:
 
 def _localize(parsed: Series, zone: tzinfo | None) -> tuple[Series, Series]:
     """Return local times in UTC, NaT if unknown, and which are of an hour skipped by the clock change in spring."""
-    summer, known = _is_summer(parsed, zone)
-    local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
-    return local.where(known).dt.tz_convert("UTC"), local.isna()
-
-
-def _is_summer(parsed: Series, zone: tzinfo | None) -> tuple[Any, Series]:
-    """Return for each local time whether it is summer's, and whether that is known."""
     twice = parsed.dt.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
     # Many portals write the newest row first; then winter's row is the first. Files joined by hand do both: the rows
     # beside it say which way time runs.
@@ -128,7 +117,9 @@ def _is_summer(parsed: Series, zone: tzinfo | None) -> tuple[Any, Series]:
     backwards = steps.where((steps != pd.Timedelta(0)) & (steps.abs() < _DAY)).ffill().bfill() < pd.Timedelta(0)
     rows = parsed.groupby(parsed)
     place, often = rows.cumcount(), rows.transform("size")
-    return (place == (often - 1).where(backwards, 0)).to_numpy(), ~twice | (often > 1)
+    summer = (place == (often - 1).where(backwards, 0)).to_numpy()
+    local = parsed.dt.tz_localize(zone, ambiguous=summer, nonexistent="NaT")
+    return local.where(~twice | (often > 1)).dt.tz_convert("UTC"), local.isna()
 
 
 def _zone(name: str) -> tzinfo | None:

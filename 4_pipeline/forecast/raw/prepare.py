@@ -13,10 +13,12 @@ from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
 from forecast.errors import DataError, ParameterError
+from forecast.parameters import OwnFile
 from forecast.raw import own_file, sources
 from forecast.table import reading as raw
 from forecast.table import schema
 from forecast.table.features import mark_capacity
+from forecast.table.origin import origin_in
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
 
@@ -40,7 +42,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
     The table has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries its origin
-    (`sources.origin_of`).
+    (`origin.origin_of`).
 
     The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
     `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
@@ -57,49 +59,32 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             expected="first_year <= last_year",
             next_step="exchange them (in chapter 4: params.yaml)",
         )
-    origin = sources.origin_in(raw_folder)
-    counts: dict[str, dict[str, int]] = {}
-    if origin.csv is None:
-        tables = read_opsd(Path(raw_folder))
-    else:
-        table, counts = own_file.read(Path(raw_folder) / sources.OWN_FILE, origin.csv)
-        tables = {"own": table}
-    hours = _hours(first_year, last_year)
-    parts = {name: _take_hours(table, hours) for name, table in tables.items()}
-    frame = _join({name: part.frame for name, part in parts.items()}, hours)
+    origin, hours = origin_in(raw_folder), _hours(first_year, last_year)
+    tables = read(Path(raw_folder), origin.csv)
+    parts = {name: take_hours(table, hours) for name, table in tables.items()}
+    frame = join(parts, hours)
     next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
     schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
-    by_year = _count_by_year(parts, frame, hours)
-    findings = {
-        "source": origin.source,
-        "first_year": first_year,
-        "last_year": last_year,
-        "hours_expected": len(hours),
-        "hours_kept": len(frame),
-        "hours_left_out": len(hours) - len(frame),
-        "rows": {name: part.rows for name, part in parts.items()},
-        "outside_years": {name: part.outside for name, part in parts.items()},
-        "unordered": {name: part.unordered for name, part in parts.items()},
-        **{reason: _sums(by_year, reason) for reason in ("doubled", "absent", "incomplete")},
-        "by_year": by_year,
-        "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
-        "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
-        **counts,
-    }
+    findings = {"source": origin.source, **count(parts, frame, hours)}
+    for table in tables.values():
+        findings |= table.counts
     logger.info("%s: %s", origin.source, in_words(findings))
     return origin.mark(frame), findings
 
 
-# -- raw files to rows -------------------------------------------------------------------------------------------------
-def read_opsd(folder: Path) -> dict[str, Table]:
-    """Return Germany's raw tables, `power` and `weather`; errors as `raw.read_text`."""
-    tables, next_step = {}, f"python -m forecast fetch --to {folder} puts the raw files there"
-    for part, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
-        path, names = folder / file, {ours: theirs for theirs, ours in columns.items()}
-        text = raw.read_text(path, ["utc_timestamp", *columns], next_step=next_step)
-        frame = raw.convert_text(text, str(path), nullable=True).rename(columns=columns)
-        powers = {name: schema.convert(frame[name], name, "MW") for name in names if name in schema.TARGETS}
-        tables[part] = Table(path, frame.assign(**powers), names)
+# -- files to tables ---------------------------------------------------------------------------------------------------
+def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
+    """Return the raw tables of a folder, `own` or `power` and `weather`; errors as `raw.read_text`."""
+    if own:
+        return {"own": own_file.read(folder / sources.OWN_FILE, own)}
+    next_step = f"python -m forecast fetch --to {folder} puts the raw files there"
+    tables = {}
+    for name, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
+        text = raw.read_text(folder / file, ["utc_timestamp", *columns], next_step=next_step)
+        frame = raw.convert_text(text, str(folder / file), nullable=True).rename(columns=columns)
+        for target in frame.columns.intersection(schema.TARGETS):
+            frame[target] = schema.convert(frame[target], target, "MW")
+        tables[name] = Table(folder / file, frame, {ours: theirs for theirs, ours in columns.items()}, {})
     return tables
 
 
@@ -115,20 +100,18 @@ def load_or_make(csv: Path) -> DataFrame:
     return mark_capacity(schema.read(csv))
 
 
-# -- the rule ----------------------------------------------------------------------------------------------------------
-class _Part(NamedTuple):
-    """The hours of a raw table, each once, time as the index; the times of repeated rows; and counts of rows."""
+# -- tables to hours ---------------------------------------------------------------------------------------------------
+class Part(NamedTuple):
+    """The hours of a raw table, each once, time as the index; the times of repeated rows; and counts of all rows."""
 
     frame: DataFrame
     repeated: Series
-    rows: int
-    outside: int
-    unordered: int
+    counts: dict[str, int]
 
 
-def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
+def take_hours(table: Table, hours: DatetimeIndex) -> Part:
     """Take the ``hours`` out of a raw table, each once; raise DataError for rows off the hour or out of range."""
-    path, frame, names = table
+    path, frame, names, _ = table
     every = frame["utc_timestamp"]
     within = frame[(every >= hours[0]) & (every < hours[-1] + HOUR)]
     stamps = within["utc_timestamp"]
@@ -141,11 +124,11 @@ def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
             next_step="use the file of hourly values (60min); for an own file, make hourly means first, by a script in"
             " own/ (see 4_pipeline/own/README.md)",
         )
-    if not stamps.isin(hours).all():
-        line = (~stamps.isin(hours)).idxmax()
+    odd = stamps[~stamps.isin(hours)]
+    if len(odd):
         raise DataError(
-            f"{path}, line {line}, column {names.get('utc_timestamp', 'utc_timestamp')}: not a full hour.",
-            value=f"{stamps[line]:{STAMP}}",
+            f"{path}, line {odd.index[0]}, column {names.get('utc_timestamp', 'utc_timestamp')}: not a full hour.",
+            value=f"{odd.iloc[0]:{STAMP}}",
             expected="hourly data",
             next_step="use the file of hourly values (60min)",
         )
@@ -154,12 +137,13 @@ def _take_hours(table: Table, hours: DatetimeIndex) -> _Part:
     next_step += " own file, set no_value in params.yaml (fetch.csv)"
     schema.check_cells(within[~again], str(path), next_step, theirs=names, nullable=True)
     unordered = int((every < every.cummax()).sum())
-    once = within[~again].set_index("utc_timestamp")
-    return _Part(once, stamps[again], len(every), len(every) - len(within), unordered)
+    counts = {"rows": len(every), "outside_years": len(every) - len(within), "unordered": unordered}
+    return Part(within[~again].set_index("utc_timestamp"), stamps[again], counts)
 
 
-def _join(frames: dict[str, DataFrame], hours: DatetimeIndex) -> DataFrame:
-    """Return the hours that are complete in every frame; raise DataError if there is none."""
+def join(parts: Mapping[str, Part], hours: DatetimeIndex) -> DataFrame:
+    """Return the hours that are complete in every part; raise DataError if there is none."""
+    frames = {name: part.frame for name, part in parts.items()}
     joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
     complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
     if complete.empty:
@@ -176,6 +160,48 @@ def _join(frames: dict[str, DataFrame], hours: DatetimeIndex) -> DataFrame:
 
 
 # -- counts ------------------------------------------------------------------------------------------------------------
+def count(parts: Mapping[str, Part], frame: DataFrame, hours: DatetimeIndex) -> dict[str, Any]:
+    """Return the hours expected, kept and left out by reason, the same by year with its gaps, and the rows by part."""
+    missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
+    by_year = {}
+    for year, expected in hours.groupby(hours.year).items():
+        gaps = runs(missing[missing].reindex(expected))
+        longest = gaps.loc[gaps["hours"].idxmax()] if len(gaps) else None
+        by_year[str(year)] = {
+            "hours_expected": len(expected),
+            "hours_kept": int((~missing[expected]).sum()),
+            "gaps": len(gaps),
+            "longest_gap_hours": 0 if longest is None else int(longest["hours"]),
+            "longest_gap_from": None if longest is None else f"{longest['first']:{STAMP}}",
+            **_count_reasons(parts, expected),
+        }
+    return {
+        "first_year": hours[0].year,
+        "last_year": hours[-1].year,
+        "hours_expected": len(hours),
+        "hours_kept": len(frame),
+        "hours_left_out": len(hours) - len(frame),
+        **DataFrame.from_dict({name: part.counts for name, part in parts.items()}, orient="index").to_dict(),
+        **_count_reasons(parts, hours),
+        "by_year": by_year,
+        "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
+        "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
+    }
+
+
+def _count_reasons(parts: Mapping[str, Part], hours: DatetimeIndex) -> dict[str, dict[str, int]]:
+    """Return, by part, rows `doubled` and hours `absent`; by column, hours `incomplete`, of those that the part has."""
+    return {
+        "doubled": {name: int(part.repeated.isin(hours).sum()) for name, part in parts.items()},
+        "absent": {name: int((~hours.isin(part.frame.index)).sum()) for name, part in parts.items()},
+        "incomplete": {
+            column: int(values.reindex(hours.intersection(values.index)).isna().sum())
+            for part in parts.values()
+            for column, values in part.frame.items()
+        },
+    }
+
+
 def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
     """Return how many rows or hours were left out, by reason in words; an hour can have more than one reason."""
     reasons = {
@@ -214,35 +240,3 @@ def runs(values: Series) -> DataFrame:
 def _hours(first_year: int, last_year: int) -> DatetimeIndex:
     ends = f"{first_year}-01-01", f"{last_year + 1}-01-01"
     return pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")
-
-
-def _count_by_year(parts: Mapping[str, _Part], frame: DataFrame, hours: DatetimeIndex) -> dict[str, dict[str, Any]]:
-    """Return for each year the hours expected, kept and left out by reason, and the gaps in the kept ones.
-
-    By part: rows `doubled` and hours `absent`; by column: hours `incomplete`, of those that the part has.
-    """
-    counts = {}
-    for year, expected in hours.groupby(hours.year).items():
-        missing = Series(~expected.isin(frame["utc_timestamp"]), expected)
-        gaps = runs(missing[missing].reindex(expected))
-        longest = gaps.loc[gaps["hours"].idxmax()] if len(gaps) else None
-        counts[str(year)] = {
-            "hours_expected": len(expected),
-            "hours_kept": int((~missing).sum()),
-            "gaps": len(gaps),
-            "longest_gap_hours": 0 if longest is None else int(longest["hours"]),
-            "longest_gap_from": None if longest is None else f"{longest['first']:{STAMP}}",
-            "doubled": {name: int((part.repeated.dt.year == year).sum()) for name, part in parts.items()},
-            "absent": {name: int((~expected.isin(part.frame.index)).sum()) for name, part in parts.items()},
-            "incomplete": {
-                column: int(values[values.index.year == year].isna().sum())
-                for part in parts.values()
-                for column, values in part.frame.items()
-            },
-        }
-    return counts
-
-
-def _sums(by_year: Mapping[str, Mapping[str, Any]], reason: str) -> dict[str, int]:
-    years = list(by_year.values())
-    return {name: sum(year[reason][name] for year in years) for name in years[0][reason]}

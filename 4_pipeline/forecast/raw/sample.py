@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
 from importlib.resources import files
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas import DataFrame, DatetimeIndex
+from pvlib import atmosphere, irradiance, solarposition
 
 from forecast.errors import DataError
 
@@ -66,8 +67,7 @@ MISSING_CELLS = {
 }
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """The weather at three places over all years, each an array of shape (hours, 3), row i = UTC hour i.
 
     `windspeed` is relative to the station's yearly mean; `temperature` is in degrees Celsius; `direct` and
@@ -81,22 +81,20 @@ class Places:
     diffuse: np.ndarray
 
 
-def make_sample(seed: int = SEED) -> tuple[DataFrame, DataFrame]:
+def make_sample() -> tuple[DataFrame, DataFrame]:
     """Return the raw power and the raw weather frame of the sample, in the layout of Open Power System Data.
 
     Power: about 35,040 rows of `utc_timestamp`, `cet_cest_timestamp` (text) and MW; weather: about 35,056 rows of
     `utc_timestamp`, m/s, degrees Celsius and W/m2. Both carry the faults of real files, always the same ones: gaps,
-    missing cells, and in the power frame the doubled hour of each autumn. The same bytes each time on one machine; with
-    another ``seed`` the generation strays from what the weather gives in another way.
+    missing cells, and in the power frame the doubled hour of each autumn. The same bytes each time on one machine.
 
     Raises DataError when the packages' files are absent or not the ones the recipe was measured with.
     """
     hours = pd.date_range(f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01", freq="h", tz="UTC", inclusive="left")
     places = join_places(read_stations())
     weather = model_weather(places, hours)
-    random = np.random.RandomState(seed)  # RandomState's stream is frozen for good, default_rng's is not
-    wind_MW = model_wind(places, hours, random)
-    solar_MW = model_solar(places, hours, random)
+    random = np.random.RandomState(SEED)  # RandomState's stream is frozen for good, default_rng's is not
+    wind_MW, solar_MW = model_wind(places, hours, random), model_solar(places, hours, random)
     power = pd.DataFrame(
         {
             "utc_timestamp": weather["utc_timestamp"],
@@ -152,17 +150,15 @@ def read_stations() -> dict[int, DataFrame]:
 
 def join_places(stations: dict[int, DataFrame]) -> Places:
     """Return the stations' years one after the other, three places wide, with 29 February put in by date."""
-    clean = {number: station.assign(WG=clean_windspeed(station)) for number, station in stations.items()}
-
-    def join(column: str) -> np.ndarray:
-        series = {number: station[column].to_numpy(float) for number, station in clean.items()}
-        years = [np.column_stack([series[number] for number in group]) for group in STATIONS.values()]
-        leap_day = np.column_stack([series[number][58 * 24 : 59 * 24] for number in LEAP_DAY_STATIONS])
-        leap_year = list(STATIONS).index(2016)
-        years[leap_year] = np.insert(years[leap_year], [59 * 24], leap_day, axis=0)
-        return np.concatenate(years)
-
-    return Places(windspeed=smooth(join("WG")), temperature=join("t"), direct=join("B"), diffuse=join("D"))
+    values = {number: station.assign(WG=clean_windspeed(station)) for number, station in stations.items()}
+    values = {number: station[["WG", "t", "B", "D"]].to_numpy(float) for number, station in values.items()}
+    years = [np.stack([values[number] for number in group], axis=1) for group in STATIONS.values()]
+    leap_day = np.stack([values[number][58 * 24 : 59 * 24] for number in LEAP_DAY_STATIONS], axis=1)
+    years[-1] = np.insert(years[-1], [59 * 24], leap_day, axis=0)
+    windspeed, temperature, direct, diffuse = np.moveaxis(np.concatenate(years), 2, 0)
+    # The centred mean over seven hours stands for the average over an area.
+    windspeed = pd.DataFrame(windspeed).rolling(7, center=True, min_periods=1).mean().to_numpy()
+    return Places(windspeed, temperature, direct, diffuse)
 
 
 def clean_windspeed(station: DataFrame) -> np.ndarray:
@@ -173,30 +169,24 @@ def clean_windspeed(station: DataFrame) -> np.ndarray:
     return clean / clean.mean()
 
 
-def smooth(places: np.ndarray) -> np.ndarray:
-    """Return the centred mean over seven hours: it stands for the average over an area."""
-    return pd.DataFrame(places).rolling(7, center=True, min_periods=1).mean().to_numpy()
-
-
 def blend(places: np.ndarray, weights: tuple[float, float, float]) -> np.ndarray:
     """Return the weighted sum over the three places."""
     return np.asarray(sum(weight * places[:, place] for place, weight in enumerate(weights)))
 
 
-def cos_zenith(day: np.ndarray, solar_hour: np.ndarray) -> np.ndarray:
-    """Return the cosine of the sun's zenith, 0 below the horizon, by day of the year and hour of true solar time."""
-    from pvlib import solarposition
+def sun(day: np.ndarray, solar_hour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the cosine of the sun's zenith, 0 below the horizon, and its zenith and azimuth in degrees.
 
-    zenith = solarposition.solar_zenith_analytical(
-        np.radians(LATITUDE), np.radians(15 * (solar_hour - 12)), solarposition.declination_spencer71(day)
-    )
-    return np.clip(np.cos(zenith), 0, None)
+    ``day`` is the day of the year, ``solar_hour`` the hour of true solar time.
+    """
+    place = np.radians(LATITUDE), np.radians(15 * (solar_hour - 12)), solarposition.declination_spencer71(day)
+    zenith = solarposition.solar_zenith_analytical(*place)
+    azimuth = solarposition.solar_azimuth_analytical(*place, zenith)
+    return np.clip(np.cos(zenith), 0, None), np.degrees(zenith), np.degrees(azimuth)
 
 
 def hours_ahead(hours: DatetimeIndex) -> np.ndarray:
     """Return by how many hours true solar time in the middle of Germany is ahead of UTC."""
-    from pvlib import solarposition
-
     return LONGITUDE / 15 + solarposition.equation_of_time_spencer71(hours.day_of_year.to_numpy()) / 60
 
 
@@ -220,10 +210,8 @@ def model_weather(places: Places, hours: DatetimeIndex) -> DataFrame:
     cos(zenith). The exponent 0.55 on that share is calibrated: it lifts a station's level to the national one without
     passing the clear sky.
     """
-    from pvlib import atmosphere, irradiance
-
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
-    cosine = sum(cos_zenith(day, hour + (step + 0.5) / 5) for step in range(5)) / 5
+    cosine = sum(sun(day, hour + (step + 0.5) / 5)[0] for step in range(5)) / 5
     zenith = np.minimum(np.degrees(np.arccos(cosine)), 89.5)
     airmass = atmosphere.get_relative_airmass(zenith)
     clear = irradiance.get_extra_radiation(day) * 0.7 ** (airmass**0.678) * cosine
@@ -285,16 +273,8 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     isotropic sky (Liu and Jordan), above ground of albedo 0.2; cells warmer than the air by 28 K at 800 W/m2 and losing
     0.4 % a kelvin; performance ratio 0.84; 60 % on days below -1 degree Celsius (snow).
     """
-    from pvlib import irradiance, solarposition
-
     day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
-    solar_hour = hour + 0.5 + hours_ahead(hours)
-    declination = solarposition.declination_spencer71(day)
-    latitude, angle = np.radians(LATITUDE), np.radians(15 * (solar_hour - 12))
-    zenith = solarposition.solar_zenith_analytical(latitude, angle, declination)
-    azimuth = np.degrees(solarposition.solar_azimuth_analytical(latitude, angle, declination, zenith))
-    cosine = cos_zenith(day, solar_hour)
-
+    cosine, zenith, azimuth = sun(day, hour + 0.5 + hours_ahead(hours))
     direct = to_utc_hours(blend(places.direct, PLANT_WEIGHTS), hours)
     diffuse = to_utc_hours(blend(places.diffuse, PLANT_WEIGHTS), hours)
     temperature = pd.Series(blend(places.temperature, PLANT_WEIGHTS))
@@ -302,12 +282,9 @@ def model_solar(places: Places, hours: DatetimeIndex, random: np.random.RandomSt
     beam = np.minimum(direct / np.maximum(cosine, 0.09), 0.85 * irradiance.get_extra_radiation(day))
     factor = np.zeros(len(hours))
     for share, tilt, facing in PANELS:
-        onto = np.clip(irradiance.aoi_projection(tilt, facing, np.degrees(zenith), azimuth), 0, None)
-        sky, ground = (
-            irradiance.isotropic(tilt, diffuse),
-            irradiance.get_ground_diffuse(tilt, direct + diffuse, albedo=0.2),
-        )
-        plane = beam * onto + sky + ground
+        onto = np.clip(irradiance.aoi_projection(tilt, facing, zenith, azimuth), 0, None)
+        ground = irradiance.get_ground_diffuse(tilt, direct + diffuse, albedo=0.2)
+        plane = beam * onto + irradiance.isotropic(tilt, diffuse) + ground
         cell = temperature.to_numpy() + 28 * plane / 800
         factor += share * plane / 1000 * (1 - 0.004 * (cell - 25)) * 0.84
     snow = temperature.groupby(np.arange(len(hours)) // 24).transform("mean") < -1
@@ -339,7 +316,6 @@ def add_defects(power: DataFrame, weather: DataFrame, hours: DatetimeIndex) -> t
         frame = power if column in power else weather
         frame.loc[[next(starts) for _ in range(count)], column] = np.nan
     again = power.loc[repeated]
-    readings = [column for column in power if column.endswith("generation_actual")]
-    again = again.assign(**{column: (again[column] * 0.99).round() for column in readings})
+    again = again.assign(**(again.filter(like="generation_actual") * 0.99).round())
     power = pd.concat([cut(power, GAPS_POWER), again]).sort_index(kind="stable")
     return power.reset_index(drop=True), cut(weather, GAPS_WEATHER).reset_index(drop=True)

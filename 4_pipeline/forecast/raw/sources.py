@@ -1,11 +1,10 @@
-"""The sources of raw data: the files that each puts into a folder, and the origin that the data carries."""
+"""The sources of raw data, and the files that each puts into a folder."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import tempfile
 import zipfile
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +12,15 @@ from typing import NamedTuple
 import jinja2
 import pooch
 import requests
-from pandas import DataFrame
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forecast.errors import DataError, ParameterError
-from forecast.parameters import Fetch, OwnFile
-from forecast.raw.sample import make_sample
-from forecast.table.features import mark_capacity
+from forecast.parameters import Fetch
 from forecast.table.files import copy_atomically, write_atomically
+from forecast.table.origin import ORIGIN_FILE, Origin
 
 POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
-OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "source.json", "SHA256SUMS"
+OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"
 ATTRIBUTIONS = {
     "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
     " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
@@ -38,7 +34,6 @@ ATTRIBUTIONS = {
 }
 RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
 SILENCE_SECONDS = 60
-_KEY = "origin"
 _BY_HAND = "or put a copy from another place into {}; if you know the file to be right, set fetch.sha256 in params.yaml"
 
 
@@ -69,113 +64,60 @@ RELEASES = {
 }
 
 
-class Origin(BaseModel):
-    """The origin of data: the source's name, the attribution to show with the data, and whether it is modelled.
-
-    ``csv`` says how an own file is read.
-    """
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    source: str = "unknown"
-    attribution: str = "Where this data comes from was not recorded."
-    modelled: bool = False
-    csv: OwnFile | None = None
-
-    @property
-    def label(self) -> str:
-        """The source in a word or two."""
-        return f"modelled {self.source}" if self.modelled else self.source
-
-    @property
-    def measured_name(self) -> str:
-        """A legend's name of the generation that predictions are compared with."""
-        return f"measured ({self.label})" if self.modelled else "measured"
-
-    def to_json(self) -> str:
-        """Return the content of the file beside raw data."""
-        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
-
-    def mark(self, frame: DataFrame) -> DataFrame:
-        """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`).
-
-        The installed capacity is added, see `features.year_ends_of`: an own file's if it was given, else Germany's.
-        """
-        year_ends = self.csv and self.csv.capacity
-        marked = frame.copy(deep=False) if self.csv and not year_ends else mark_capacity(frame, year_ends)
-        marked.attrs = {**marked.attrs, _KEY: self.model_dump(exclude={"csv"})}
-        return marked
-
-
-def origin_in(folder: Path) -> Origin:
-    """Return the origin of a folder of raw files, `unknown` without its file; raise DataError: damaged."""
-    path = Path(folder) / ORIGIN_FILE
-    try:
-        return Origin.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return Origin()
-    except (OSError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise DataError(
-            f"The file {path} is damaged.",
-            value=reason,
-            expected="what `python -m forecast fetch` writes",
-            next_step=f"python -m forecast fetch --to {folder}",
-        ) from None
-
-
-def origin_of(frame: DataFrame | None) -> Origin:
-    """Return the origin that a processed table carries; `unknown` if it carries none."""
-    return Origin() if frame is None else Origin.model_validate(frame.attrs.get(_KEY, {}))
-
-
 def fetch(
-    source: str, folder: Path, options: Fetch | None = None, *, base: Path | None = None, progress: bool = False
+    source: str,
+    folder: Path,
+    options: Fetch | None = None,
+    *,
+    base: Path | None = None,
+    downloads: Path | None = None,
+    progress: bool = False,
 ) -> list[Path]:
     """Put the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
 
     ``source`` is `sample`, `opsd` or `csv`; ``options`` are the section `fetch` of params.yaml. Relative paths in it
-    start at ``base``, by default the current folder. Downloads stay in `Settings.downloads`.
+    start at ``base``, by default the current folder. Downloads stay in ``downloads``, by default the user's cache.
 
     Each file appears whole or not at all, the checksums last. A folder that holds them already, unchanged, is left as
     it is; files of another source are removed first. Raises DataError: disk full, folder not writable, source package
     damaged, no connection, other content than the published; ParameterError: source `csv` without a file.
     """
-    folder, base = Path(folder), Path(base or "")
+    folder = Path(folder)
     options = options or Fetch.model_construct(source=source)  # type: ignore[arg-type] # checked by `_origin`
     origin = _origin(source, options)
     known: dict[str, str] = {}  # checksums that the tables must have
     if source == "opsd":
         known = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
     elif source == "csv":
-        own_file = base / origin.csv.file  # type: ignore[union-attr] # `_origin` has refused a source without it
+        own_file = Path(base or "") / origin.csv.file  # type: ignore[union-attr] # `_origin` refuses a source without
         known = {OWN_FILE: _checksum_of_own(own_file)}
-    card = _template().render(source=source, attribution=origin.attribution, accepted=known).strip() + "\n"
-    names = [*(known or (POWER_FILE, WEATHER_FILE)), CARD_FILE, ORIGIN_FILE]
+    card = _card(source=source, attribution=origin.attribution, accepted=known)
+    texts = {CARD_FILE: card, ORIGIN_FILE: f"{origin.model_dump_json(indent=1, exclude_none=True)}\n".encode()}
+    names = [*(known or (POWER_FILE, WEATHER_FILE)), *texts]
     paths = [folder / name for name in (*names, SUMS_FILE)]
     with contextlib.suppress(OSError):
-        complete = (
-            (folder / CARD_FILE).read_text(encoding="utf-8") == card
-            and (folder / ORIGIN_FILE).read_text(encoding="utf-8") == origin.to_json()
-            and (folder / SUMS_FILE).read_text(encoding="utf-8") == _sums(folder, names)
-            and all(pooch.file_hash(folder / name) == sha256 for name, sha256 in known.items())
-        )
-        if complete:
+        sums = _sums(folder, names)
+        contents = {name: (folder / name).read_bytes() for name in (*texts, SUMS_FILE)}
+        if contents == texts | {SUMS_FILE: sums} and sums.startswith(_lines(known)):
             return paths
     # A fetch that is cut short must not leave a folder with files of two sources.
     for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
         with contextlib.suppress(OSError):
             (folder / name).unlink()
     if source == "sample":
-        _write_sample(folder)
+        from forecast.raw.sample import make_sample  # imports pvlib
+
+        for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
+            write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
     elif source == "csv":
         copy_atomically(own_file, folder / OWN_FILE)
     else:
         for name, sha256 in known.items():
-            _fetch_release(RELEASES[name]._replace(sha256=sha256), folder / name, progress)
-    write_atomically(folder / CARD_FILE, card.encode())
-    write_atomically(folder / ORIGIN_FILE, origin.to_json().encode())
-    write_atomically(folder / SUMS_FILE, _sums(folder, names).encode())
+            release = RELEASES[name]._replace(sha256=sha256)
+            _fetch_release(release, folder / name, downloads or user_cache_path("workshop"), progress)
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    write_atomically(folder / SUMS_FILE, _sums(folder, names))
     return paths
 
 
@@ -204,50 +146,47 @@ def _checksum_of_own(file: Path) -> str:
         ) from None
 
 
-def _write_sample(folder: Path) -> None:
-    for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
-        write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
+def _sums(folder: Path, names: list[str]) -> bytes:
+    return _lines({name: pooch.file_hash(folder / name) for name in names})
 
 
-def _sums(folder: Path, names: list[str]) -> str:
-    return "".join(f"{pooch.file_hash(folder / name)}  {name}\n" for name in names)
+def _lines(sums: dict[str, str]) -> bytes:
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()).encode()
 
 
-@cache
-def _template() -> jinja2.Template:
-    text = files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8")
-    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)  # noqa: S701 - Markdown
+def _card(**values: object) -> bytes:
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - Markdown
+    template = environment.from_string(files(__package__).joinpath("card.md.jinja").read_text("utf-8"))
+    return (template.render(**values).strip() + "\n").encode()
 
 
 # -- Open Power System Data --------------------------------------------------------------------------------------------
-def _fetch_release(release: Release, path: Path, progress: bool) -> None:
+def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) -> None:
     """Put the table of a release at ``path``, if it is the published one.
 
-    Downloads stay in the cache, which takes copies from elsewhere, too. A download that is cut starts again, a few
-    times.
+    Downloads stay in the cache, which takes copies from elsewhere, too; one that is wrong is removed from it.
     """
-    cache = Path(os.environ.get("WORKSHOP_DOWNLOADS") or user_cache_path("workshop"))
     download = _download(release, cache, progress)
-    table = _unpack(download, release, cache) if release.member else download
-    if (actual := pooch.file_hash(table)) != release.sha256:
-        download.unlink()
-        raise DataError(
-            f"The content of {download.name} is not the published one.",
-            value=f"sha256 {actual}",
-            expected=f"sha256 {release.sha256}",
-            next_step=f"fetch it again, {_BY_HAND.format(cache)}",
-        )
-    copy_atomically(table, path)
-    if table != download:
-        table.unlink()  # the archive stays in the cache, and is enough
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        table = _unpack(download, release.member, folder) if release.member else download
+        if (actual := pooch.file_hash(table)) != release.sha256:
+            download.unlink()
+            raise DataError(
+                f"The content of {download.name} is not the published one.",
+                value=f"sha256 {actual}",
+                expected=f"sha256 {release.sha256}",
+                next_step=f"fetch it again (is {release.url} a login or error page in a browser?), "
+                f"{_BY_HAND.format(cache)}",
+            )
+        copy_atomically(table, path)
 
 
 def _download(release: Release, cache: Path, progress: bool) -> Path:
+    """Return a release's file in the cache; a download that is cut starts again, a few times."""
     pooch.get_logger().setLevel("WARNING")
-    # The published checksum is the table's: an archive is verified once its table is unpacked.
-    known = None if release.member else release.sha256
+    # Without a checksum, since the published one is the table's, which may be packed.
     store = pooch.create(
-        cache, "", registry={release.name: known}, urls={release.name: release.url}, retry_if_failed=RETRIES
+        cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
     )
     responses = []  # pooch leaves those of failed downloads open
     hooks = {"response": lambda response, **_: responses.append(response)}
@@ -262,14 +201,6 @@ def _download(release: Release, cache: Path, progress: bool) -> Path:
             expected="200 OK",
             next_step=f"check the network and the proxy (https_proxy), {_BY_HAND.format(cache)}",
         ) from None
-    except ValueError as error:  # pooch: the checksum is another
-        raise DataError(
-            f"The file at {release.url} is not the published one; it was thrown away.",
-            value=str(error),
-            expected=f"sha256 {release.sha256}",
-            next_step=f"open the address in a browser: is it a login or error page? Fetch it again, "
-            f"{_BY_HAND.format(cache)}",
-        ) from None
     except OSError as error:
         raise DataError(
             f"{release.url} could not be stored in the cache {cache}.",
@@ -282,18 +213,16 @@ def _download(release: Release, cache: Path, progress: bool) -> Path:
             response.close()
 
 
-def _unpack(archive: Path, release: Release, cache: Path) -> Path:
-    """Return the table of an archive, unpacked into the cache."""
+def _unpack(archive: Path, member: str, folder: str) -> Path:
+    """Return the table of an archive, unpacked into a folder."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        unzip = pooch.Unzip(members=[release.member], extract_dir=str(cache.resolve() / f"{release.name}.unzip"))
-        (table,) = unzip(str(archive), "update", None)
+        with zipfile.ZipFile(archive) as members:
+            return Path(members.extract(member, folder))
     except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
         archive.unlink()
         raise DataError(
             f"The archive {archive} cannot be unpacked.",
             value=error,
-            expected=f"a zip archive that holds {release.member}",
-            next_step=f"fetch it again, {_BY_HAND.format(cache)}",
+            expected=f"a zip archive that holds {member}",
+            next_step=f"fetch it again, {_BY_HAND.format(archive.parent)}",
         ) from None
-    return Path(table)

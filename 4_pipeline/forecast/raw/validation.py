@@ -1,4 +1,4 @@
-"""Check a processed table for unusual values, and show the checks on a page."""
+"""Check a processed table for unusual values."""
 
 from __future__ import annotations
 
@@ -6,31 +6,17 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
-from importlib.resources import files
-from itertools import cycle
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from pandas import DataFrame, Series
 
 from forecast import problem
 from forecast.quantities import Target
-from forecast.raw import prepare, sources
+from forecast.raw import prepare
 from forecast.table import features
-from forecast.table.schema import (
-    CONVERSIONS,
-    FEATURES,
-    MONTH_HOURS,
-    QUANTITIES,
-    RANGES,
-    TARGETS,
-    UNITS,
-    USUAL_MEANS,
-    convert,
-)
+from forecast.table.schema import CONVERSIONS, FEATURES, MONTH_HOURS, QUANTITIES, TARGETS, UNITS, USUAL_MEANS, convert
 
 logger = logging.getLogger(__name__)
 
@@ -113,11 +99,6 @@ class Check:
     def __str__(self) -> str:
         return f"{self.of}, {self.name}: {self.measured}, limit {self.limit}" + (f"; {self.note}" if self.note else "")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the check as JSON can hold it."""
-        fields = {name: getattr(self, name) for name in ("name", "of", "unit", "verdict", "note")}
-        return {**fields, "value": round(self.value, 4), "limits": list(self.limits)}
-
 
 @dataclass(frozen=True)
 class Validation:
@@ -139,7 +120,12 @@ class Validation:
 
     def as_findings(self) -> dict[str, Any]:
         """Return the findings with all checks, as they are written as JSON."""
-        return {**self.findings, "checks": [check.as_dict() for check in self.checks]}
+        names = ("name", "of", "unit", "verdict", "note")
+        checks = [
+            {name: getattr(check, name) for name in names} | {"value": round(check.value, 4), "limits": [*check.limits]}
+            for check in self.checks
+        ]
+        return {**self.findings, "checks": checks}
 
     def metrics(self) -> dict[str, float]:
         """Return the counts as a run's metrics: hours, gaps, what was left out by reason, and the warnings."""
@@ -169,19 +155,16 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     enough = len(frame) >= MONTH_HOURS
     checks, values, year = [*_check_hours(findings)], {}, hourly.index.year.rename("year")
     checks += _check_fitting(frame, hourly, findings)
-    for column in hourly:
-        spikes = _spikes(hourly[column]) if enough else 0 * hourly[column]
+    for column, series in hourly.items():
+        spikes = _spikes(series) if enough else 0 * series
         if enough:
-            checks += _check_means(hourly[column], findings)
-            note = _hours_of(hourly[column], spikes, MAX_SPIKE)
-            checks.append(
-                Check("distance from neighbouring hours", column, spikes.max(), (None, MAX_SPIKE), "times p99", note)
-            )
-        checks += _check_same(hourly[column])
-        checks += [
-            check for target in problem.TARGETS if target.name == column for check in _check_correlation(hourly, target)
-        ]
-        by_year = hourly[column].groupby(year).agg(least="min", mean="mean", most="max")
+            name, limits = "distance from neighbouring hours", (None, MAX_SPIKE)
+            checks += _check_means(series, findings)
+            checks += [Check(name, column, spikes.max(), limits, "times p99", _hours_of(series, spikes, MAX_SPIKE))]
+        checks += _check_same(series)
+        if column in TARGETS:
+            checks += _check_correlation(hourly, problem.TARGETS[TARGETS.index(column)])
+        by_year = series.groupby(year).agg(least="min", mean="mean", most="max")
         values[column] = by_year.assign(outliers=(spikes > MAX_SPIKE).groupby(year).sum())
     checks += [_check_night(hourly, target) for target in problem.TARGETS if target.by_day]
     return Validation(tuple(checks), findings, pd.concat(values, names=["column"]).dropna().reset_index())
@@ -208,13 +191,11 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
 
 def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]:
     """Check the mean of each nearly whole year (another unit?), and its change from the year before."""
-    column, (least, most) = values.name, USUAL_MEANS[values.name]
+    column, usual = values.name, USUAL_MEANS[values.name]
     means = values.groupby(values.index.year).mean().loc[_whole_years(findings)]
     if means.empty:
         means = values.groupby(lambda _: "all hours").mean()
-    beyond = means[~means.between(least, most)]
-    cause = _another_unit(beyond, column, (least, most))
-    yield from _check_each("mean of a year", column, means, (least, most), UNITS[column], cause)
+    yield from _check_each("mean of a year", column, means, usual, UNITS[column], _another_unit(means, column, usual))
     if len(means) < 2:
         return
     kelvin = UNITS[column] == "°C"
@@ -226,8 +207,9 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
     yield Check("change of the mean from year to year", column, float(change[worst]), (-limit, limit), unit, note)
 
 
-def _another_unit(beyond: Series, column: str, usual: tuple[float, float]) -> str:
+def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
     """Return the question whether unusual values are of another unit, with the units in which they would be usual."""
+    beyond = values[~values.between(*usual)]
     fitting = [unit for unit in CONVERSIONS[column] if convert(beyond, column, unit).between(*usual).all()]
     return "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
 
@@ -284,37 +266,30 @@ def _check_clock(hourly: DataFrame, target: Target) -> Iterator[Check]:
         elevation = features.sun_position(hourly.index, minutes=30)["elevation"].clip(lower=0).set_axis(hourly.index)
         late = _lags(values, elevation).stack()
         yield from _check_each("hours behind the sun", target.name, late, BEHIND_SUN, "h", SUN_CAUSE)
-    if target.driver.lag_hours:
-        late = _lags(values, _driver(hourly, target)).stack()
-        name, cause = (
-            f"hours behind the {target.driver.title}",
-            "is one file in local time, or its summer an hour late?",
-        )
-        yield from _check_each(name, target.name, late, target.driver.lag_hours, "h", cause)
+    if limits := target.driver.lag_hours:
+        name, late = f"hours behind the {target.driver.title}", _lags(values, _driver(hourly, target)).stack()
+        cause = "is one file in local time, or its summer an hour late?"
+        yield from _check_each(name, target.name, late, limits, "h", cause)
 
 
 def _check_driver(frame: DataFrame, target: Target, years: Series) -> Iterator[Check]:
     """Check the units of a target's driver, that its two inputs are not exchanged, and that they are parts of a sum."""
     driver, values = target.driver, _driver(frame, target)
+    first, *others = driver.inputs
     if driver.top_share:
+        [second] = others
         brightest = values >= values.groupby(years).transform("quantile", 0.99).clip(lower=DARK_W_M2)
-        shares = (frame[driver.inputs[1]] / values).where(brightest).groupby(years).mean()
+        shares = (frame[second] / values).where(brightest).groupby(years).mean()
         cause = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} exchanged?"
-        yield from _check_each("share of the brightest hours", driver.inputs[1], shares, driver.top_share, "", cause)
-        above = 100 * (frame[driver.inputs[1]] > frame[driver.inputs[0]])[values > DARK_W_M2].groupby(years).mean()
-        name, cause = (
-            f"hours above {driver.inputs[0]}",
-            f"is {driver.inputs[0]} the sum of both, as global radiation is?",
-        )
-        yield from _check_each(name, driver.inputs[1], above, (MIN_ABOVE_PERCENT, 100), "%", cause)
-    if driver.at_half:
-        half = {
-            year: values[part.index].quantile((part <= part.quantile(0.99) / 2).mean())
-            for year, part in frame[target.name].groupby(years)
-        }
-        name, of, levels = f"{driver.title} of half the highest power", driver.inputs[0], Series(half)
-        cause = _another_unit(levels[~levels.between(*driver.at_half)], of, driver.at_half)
-        yield from _check_each(name, of, levels, driver.at_half, driver.unit, cause)
+        yield from _check_each("share of the brightest hours", second, shares, driver.top_share, "", cause)
+        above = 100 * (frame[second] > frame[first])[values > DARK_W_M2].groupby(years).mean()
+        cause = f"is {first} the sum of both, as global radiation is?"
+        yield from _check_each(f"hours above {first}", second, above, (MIN_ABOVE_PERCENT, 100), "%", cause)
+    if usual := driver.at_half:
+        powers = frame[target.name].groupby(years)
+        half = powers.apply(lambda of: values[of.index].quantile((of <= of.quantile(0.99) / 2).mean()))
+        name, cause = f"{driver.title} of half the highest power", _another_unit(half, first, usual)
+        yield from _check_each(name, first, half, usual, driver.unit, cause)
 
 
 def _lags(values: Series, reference: Series) -> DataFrame:
@@ -345,14 +320,12 @@ def _spikes(values: Series) -> Series:
 def _check_same(values: Series) -> Iterator[Check]:
     """Check for how long a value stays the same; zero apart, which some quantities are for longer."""
     column, runs = values.name, prepare.runs(values)
-    max_zero = QUANTITIES[column].zero_hours
-    zero = runs["value"] == 0
+    zero, max_zero = runs["value"] == 0, QUANTITIES[column].zero_hours
     for name, of_kind, most in (("the same value", runs[~zero], MAX_SAME_HOURS), ("zero", runs[zero], max_zero)):
         long = of_kind[of_kind["hours"] > most].sort_values("hours", ascending=False).itertuples()
         note = _listed(f"{number(r.value)} {UNITS[column]} for {r.hours} h from {r.first:{HOUR}} on" for r in long)
         note += "; frozen, or filled in?" if note else ""
-        hours = int(of_kind["hours"].max()) if len(of_kind) else 0
-        yield Check(f"{name} hour after hour", column, hours, (None, most), "h", note)
+        yield Check(f"{name} hour after hour", column, int(max(of_kind["hours"], default=0)), (None, most), "h", note)
 
 
 def _check_correlation(hourly: DataFrame, target: Target) -> Iterator[Check]:
@@ -374,13 +347,11 @@ def _check_correlation(hourly: DataFrame, target: Target) -> Iterator[Check]:
 
 def _check_night(hourly: DataFrame, target: Target) -> Check:
     """Check a target while the sun is down, also in the neighbouring hours, by the weather's own radiation."""
+    name, values = "share of the highest while the sun is down", hourly[target.name]
     dark = _driver(hourly, target).rolling(3, center=True).max() < DARK_W_M2
-    values = hourly[target.name]
     share = (100 * values.where(dark) / values.max()).fillna(0)
-    places = _hours_of(values, share, MAX_NIGHT_PERCENT)
-    count = (share > MAX_NIGHT_PERCENT).sum()
+    places, count = _hours_of(values, share, MAX_NIGHT_PERCENT), (share > MAX_NIGHT_PERCENT).sum()
     note = f"{count:,} h: {places}; is the time zone of one file another?" if count else ""
-    name = "share of the highest while the sun is down"
     return Check(name, target.name, float(share.max()), (None, MAX_NIGHT_PERCENT), "%", note)
 
 
@@ -394,57 +365,3 @@ def _listed(places: Iterable[str]) -> str:
     places = list(places)
     more = [f"{len(places) - SHOWN} more"] if len(places) > SHOWN else []
     return ", ".join(places[:SHOWN] + more)
-
-
-# -- the page ----------------------------------------------------------------------------------------------------------
-BARS = 40
-MANY_ZEROS = 0.1  # a higher share of zeros would hide all other bars; the page states it in words
-
-
-def render(frame: DataFrame, validated: Validation) -> str:
-    """Return the page on a processed table and its validation, one file of HTML; equal tables give equal pages."""
-    from forecast.show.figures import COLOURS, TEMPLATE, TITLES  # imports plotly
-
-    findings = validated.findings
-    colours = COLOURS | dict(zip(FEATURES, cycle(TEMPLATE.layout.colorway[len(TARGETS) :]), strict=False))
-    return _template().render(
-        validated=validated,
-        findings=findings,
-        origin=sources.origin_of(frame),
-        left_out=prepare.left_out(findings),
-        months=prepare.missing_by_month(frame, findings["first_year"], findings["last_year"]),
-        columns=[
-            {"title": TITLES[name], "colour": colours[name], **_column(frame[name], validated)}
-            for name in (*TARGETS, *FEATURES)
-        ],
-    )
-
-
-def _column(values: Series, validated: Validation) -> dict[str, Any]:
-    """Return what the page shows of a column: numbers, and the distribution as bars."""
-    name, zeros = values.name, float((values == 0).mean())
-    drawn = values[values != 0] if MANY_ZEROS < zeros < 1 else values
-    counts, edges = np.histogram(drawn, bins=BARS)
-    return {
-        "name": name,
-        "unit": UNITS[name],
-        "digits": "%.0f" if RANGES[name][1] >= 1000 else "%.2f",
-        "bars": [round(float(count / counts.max()), 3) for count in counts],
-        "edges": (float(edges[0]), float(edges[-1])),
-        "mean_at": round(float((values.mean() - edges[0]) / (edges[-1] - edges[0])), 3),
-        "mean": float(values.mean()),
-        "zeros": zeros if zeros > MANY_ZEROS else 0,
-        "range": RANGES[name],
-        "usual": USUAL_MEANS[name],
-        "years": validated.values[validated.values["column"] == name].to_dict("records"),
-        "warnings": [check for check in validated.warnings if check.of == name],
-    }
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
-    environment.filters["stamp"] = lambda text: text.replace("T", " ").removesuffix(":00Z")
-    text = files("forecast.show").joinpath("validation.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text)

@@ -22,11 +22,11 @@ from forecast.errors import DataError
 from forecast.learn import evaluation, registry
 from forecast.learn.storage import load
 from forecast.quantities import Target
-from forecast.raw import sources
 from forecast.show import monitoring
 from forecast.show.figures import COLOURS, GRID, INK, MEASURED, NAMES
 from forecast.show.monitoring import Quality
 from forecast.table import features, split
+from forecast.table.origin import Origin, origin_of
 from forecast.table.schema import FEATURES, TARGETS
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class ReportData:
     unable: str = ""
 
     @property
-    def origin(self) -> sources.Origin:
+    def origin(self) -> Origin:
         """Where the data come from."""
-        return sources.origin_of(self.frame)
+        return origin_of(self.frame)
 
     def of_week(self, week: str) -> Week:
         """Return the part on one week, by its ISO name or `latest`; errors as `split.select_week`."""

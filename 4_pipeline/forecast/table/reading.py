@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import difflib
 import io
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -26,14 +25,19 @@ SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 DECIMALS = {".": "point", ",": "comma"}
 MAX_LINES_BEFORE = 100  # of a header, that are searched for it
 MIN_MARKED = 100  # so many numbers, all of three decimals, are not by chance
+_compose = partial(unicodedata.normalize, "NFC")  # `ä` may be one character or two, and a reader sees no difference
 
 
 class Table(NamedTuple):
-    """Rows of a raw file in our units; the index is the line in the file; ``names`` are the file's column names."""
+    """Rows of a raw file in our units; the index is the line in the file; ``names`` are the file's column names.
+
+    ``counts`` are the rows that reading left out or changed, by kind and reason.
+    """
 
     path: Path
     frame: DataFrame
     names: dict[str, str]
+    counts: dict[str, dict[str, int]]
 
 
 # -- a file to text ----------------------------------------------------------------------------------------------------
@@ -61,21 +65,26 @@ def read_text(
         broken.append(row)
         return "skip"
 
-    with _opened(source, name, next_step) as file:
-        named = list(map(_composed, columns))
-        header = _read_header(file, named, separator, lines_before, name, next_step)
-        file.seek(0)
-        _require_whole_lines(file, lines_before, name, next_step)
-        file.seek(0)
-        table = arrow.read_csv(
-            file,
-            # with threads, pyarrow does not number the lines
-            read_options=arrow.ReadOptions(use_threads=False, column_names=header, skip_rows=lines_before + 1),
-            parse_options=arrow.ParseOptions(delimiter=separator, invalid_row_handler=note, ignore_empty_lines=False),
-            convert_options=arrow.ConvertOptions(
-                include_columns=named, column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=True
-            ),
-        )
+    named = list(map(_compose, columns))
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+            header = _read_header(file, named, separator, lines_before, name, next_step)
+            file.seek(0)
+            _require_whole_lines(file, lines_before, name, next_step)
+            file.seek(0)
+            table = arrow.read_csv(
+                file,
+                # with threads, pyarrow does not number the lines
+                arrow.ReadOptions(use_threads=False, column_names=header, skip_rows=lines_before + 1),
+                arrow.ParseOptions(delimiter=separator, invalid_row_handler=note, ignore_empty_lines=False),
+                arrow.ConvertOptions(
+                    include_columns=named, column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=True
+                ),
+            )
+    except FileNotFoundError:
+        raise DataError(f"There is no file {name}.", next_step=next_step) from None
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: of pyarrow
+        raise DataError(f"The file {name} cannot be read as CSV.", value=error, next_step=next_step) from None
     if broken:
         line = broken[0]
         comma = separator == "," and line.actual_columns > line.expected_columns
@@ -92,23 +101,6 @@ def read_text(
         what = f"{name}, line {lines_before + 1}: there is a header, and no row after it."
         raise DataError(what, expected="a row an hour", next_step=next_step)
     return text.loc[: filled[-1]]
-
-
-def _composed(text: str) -> str:
-    """Return a text in Unicode's composed form: `ä` may be one character or two, and a reader sees no difference."""
-    return unicodedata.normalize("NFC", text)
-
-
-@contextlib.contextmanager
-def _opened(source: Path | bytes, name: str, next_step: str) -> Iterator[BinaryIO]:
-    """Open a file, or the content of one; raise DataError when it is missing or cannot be read as CSV."""
-    try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise DataError(f"There is no file {name}.", next_step=next_step) from None
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: of pyarrow
-        raise DataError(f"The file {name} cannot be read as CSV.", value=error, next_step=next_step) from None
 
 
 def _read_header(
@@ -166,7 +158,7 @@ def _read_header(
 
 
 def _fields(line: str, separator: str) -> list[str]:
-    return list(map(_composed, next(csv.reader([line], delimiter=separator), [])))
+    return list(map(_compose, next(csv.reader([line], delimiter=separator), [])))
 
 
 def _decoded(line: bytes, number: int, name: str) -> str:
@@ -242,10 +234,8 @@ def numbers(
     marked = text.str.contains(decimal, regex=False, na=False)
     groups = text.str.fullmatch(rf"\s*-?[1-9]\d{{0,2}}\{decimal}\d{{3}}\s*", na=False)
     if marked.sum() >= MIN_MARKED and 100 <= values[~marked].max() < 1000 and groups.equals(marked) and not thousands:
-        next_step = (
-            "for thousands set `thousands` and `decimal` in params.yaml (fetch.csv); otherwise write decimals in"
-        )
-        next_step += " whole numbers, too"
+        next_step = "for thousands set `thousands` and `decimal` in params.yaml (fetch.csv); otherwise write decimals"
+        next_step += " in whole numbers, too"
         require(~groups, text, name, f"a number without a {DECIMALS[decimal]} for thousands", next_step)
     return values
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from forecast.raw.sources import Origin
 from forecast.table.features import features, targets
+from forecast.table.origin import Origin
 from forecast.table.schema import FEATURES, TARGETS
 from places import clean_environment, environment_of, tracking_server
 from sklearn.linear_model import LinearRegression, Ridge

@@ -14,6 +14,7 @@ from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import Release
+from forecast.table.origin import origin_of
 
 POWER, WEATHER = sources.POWER_FILE, sources.WEATHER_FILE
 ARCHIVE, MEMBER = sources.RELEASES[WEATHER].name, sources.RELEASES[WEATHER].member
@@ -48,9 +49,8 @@ def releases(web, tables, monkeypatch):
 @pytest.fixture
 def get(tmp_path, monkeypatch):
     """A function that fetches into `raw` with a cache of the test's own, and without pauses."""
-    monkeypatch.setenv("WORKSHOP_DOWNLOADS", str(tmp_path / "cache"))
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
-    return lambda: sources.fetch("opsd", tmp_path / "raw")
+    return lambda: sources.fetch("opsd", tmp_path / "raw", downloads=tmp_path / "cache")
 
 
 def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path):
@@ -63,7 +63,7 @@ def test_fetch_puts_the_published_files_with_card_and_sums(get, tables, tmp_path
     assert _sha256(tables[0]) in card
     frame, findings = prepare(tmp_path / "raw", 2013, 2013)
     assert findings["source"] == "opsd"
-    origin = sources.origin_of(frame)
+    origin = origin_of(frame)
     assert (origin.attribution, origin.modelled, origin.measured_name) == (
         sources.ATTRIBUTIONS["opsd"],
         False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import cycle
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from forecast.parameters import Fetch, OwnFile, TimeColumn, read_stage
 from forecast.raw import own_file, sources
 from forecast.raw.prepare import in_words, prepare
 from forecast.table import schema
+from forecast.table.origin import origin_of
 
 GERMAN = {
     "file": "plants.csv",
@@ -28,13 +30,17 @@ GERMAN = {
 }
 
 
+ROW = "2000000;4000;18;283,15;360000;180"
+NOTHING = float("nan")
+
+
 @pytest.fixture
 def put(tmp_path):
-    """A function that writes a German table with these local times, and these values in each row."""
+    """A function that writes a German table with these local times, and these values row by row, again and again."""
 
-    def write(times, row="2000000;4000;18;283,15;360000;180", name="plants.csv"):
-        lines = ["Zeit;PV;Wind;v10;T;direkt;diffus", *(f"{time};{row}" for time in times)]
-        path = tmp_path / name
+    def write(times, *rows):
+        lines = ["Zeit;PV;Wind;v10;T;direkt;diffus", *map(";".join, zip(times, cycle(rows or [ROW]), strict=False))]
+        path = tmp_path / "plants.csv"
         path.write_text("\n".join(lines) + "\n")
         return path
 
@@ -79,7 +85,7 @@ def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
     assert findings["source"] == "csv"
     assert findings["rows"] == {"own": 2}
     assert findings["clock_changes"] == {"ambiguous": 0, "skipped": 0}
-    origin = sources.origin_of(frame)
+    origin = origin_of(frame)
     assert (origin.attribution, origin.modelled) == ("Our plants, our meters.", False)
 
 
@@ -127,20 +133,6 @@ def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
         sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=_own()), base=tmp_path)
 
 
-def _written(put, times, rows, **options):
-    """Return what a German file of these lines, joined from times and rows, is read as."""
-    path = put(times)
-    header, *_ = path.read_text().splitlines()
-    path.write_text("\n".join([header, *(f"{time};{row}" for time, row in zip(times, rows, strict=True))]) + "\n")
-    return own_file.read(path, _own(**options))
-
-
-ROW = "2000000;4000;18;283,15;360000;180"
-
-
-NOTHING = float("nan")
-
-
 @pytest.mark.parametrize(
     ("row", "key", "words", "wind"),
     [
@@ -155,7 +147,7 @@ NOTHING = float("nan")
 def test_numbers_are_read_as_their_source_writes_them(put, row, key, words, wind):
     """Marks for thousands and for no value need a key of params.yaml; without it the error names the key."""
     path = put(["01.07.2015 02:00"], row)
-    frame = own_file.read(path, _own(**key))[0].frame
+    frame = own_file.read(path, _own(**key)).frame
     assert frame.iloc[0, 1:].tolist() == pytest.approx([2, wind, 5, 10, 100, 50], nan_ok=True)
     with pytest.raises(DataError, match=r"plants\.csv, line 2") as caught:
         own_file.read(path, _own())
@@ -175,7 +167,7 @@ def test_number_that_stands_for_no_value_needs_a_key(put, tmp_path):
 def test_thousands_are_groups_of_three(put):
     """With a mark for thousands `1.5` is no number: it would be read as 15."""
     with pytest.raises(DataError, match="line 2, column Wind") as caught:
-        _written(put, ["01.07.2015 02:00"], ["2000000;1.5;18;283,15;360000;180"], thousands=".")
+        own_file.read(put(["01.07.2015 02:00"], "2000000;1.5;18;283,15;360000;180"), _own(thousands="."))
     assert caught.value.value == "'1.5'"
 
 
@@ -183,13 +175,13 @@ def test_small_negative_values_become_zero_by_a_key_and_are_counted(put, tmp_pat
     """What meters write at night is 0 with `negative_as_zero`; larger ones, and all without the key, are errors."""
     times, night = ["01.07.2015 01:00", "01.07.2015 02:00"], ROW.replace("4000;", "-3,5;")
     with pytest.raises(DataError, match=r"plants\.csv, line 2, column Wind") as caught:
-        _written(put, times, [night, ROW])
+        own_file.read(put(times, night, ROW), _own())
     assert "negative_as_zero: true" in caught.value.next_step
-    (_, frame, _), counts = _written(put, times, [night, ROW], negative_as_zero=True)
+    _, frame, _, counts = own_file.read(put(times, night, ROW), _own(negative_as_zero=True))
     assert frame["wind_GW"].tolist() == [0, 4]
     assert counts["negative_as_zero"] == dict.fromkeys(schema.RANGES, 0) | {"wind_GW": 1}
     assert "set to 0: wind_GW 1" in in_words(_prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)[1])
-    _written(put, times, [night.replace("-3,5", "-3000"), ROW])
+    put(times, night.replace("-3,5", "-3000"), ROW)
     with pytest.raises(DataError, match="between 0 and 200"):
         _prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)
 
@@ -201,7 +193,7 @@ def test_lines_before_the_header_are_skipped_by_a_key(put):
     with pytest.raises(DataError, match="line 1: not the header, which is line 4") as caught:
         own_file.read(path, _own())
     assert "lines_before_header: 3" in caught.value.next_step
-    (_, frame, _), _ = own_file.read(path, _own(lines_before_header=3))
+    _, frame, _, _ = own_file.read(path, _own(lines_before_header=3))
     assert frame.index.tolist() == [5, 6]
     path.write_text(path.read_text().replace("4000", "four", 1))
     with pytest.raises(DataError, match="line 5, column Wind"):
@@ -217,7 +209,7 @@ def test_empty_lines_at_the_end_are_left_out(put, end):
     path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
     text = path.read_text()
     path.write_bytes((text + end).encode())
-    assert own_file.read(path, _own())[0].frame.index.tolist() == [2, 3]
+    assert own_file.read(path, _own()).frame.index.tolist() == [2, 3]
     path.write_bytes((text + end + text.splitlines()[-1] + "\n").encode())
     with pytest.raises(DataError, match="line 4, column Zeit"):
         own_file.read(path, _own())
@@ -229,7 +221,7 @@ def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
     path = put(["01.07.2015 02:00"])
     path.write_text(path.read_text().replace("Wind", unicodedata.normalize(written, "Wind für Höhe")))
     wind = {"column": unicodedata.normalize(named, "Wind für Höhe"), "unit": "MW"}
-    assert own_file.read(path, _own(wind_GW=wind))[0].frame["wind_GW"].tolist() == [4]
+    assert own_file.read(path, _own(wind_GW=wind)).frame["wind_GW"].tolist() == [4]
 
 
 def test_separator_is_named_for_a_header_whose_names_hold_the_declared_one(put):
@@ -251,7 +243,7 @@ DAY_OF_ENDS = [*(f"01.07.2015 {hour:02}:00" for hour in range(1, 24)), "01.07.20
 def test_stamps_at_the_end_of_the_hour_are_read_by_a_key(put, midnight, newest_first):
     """Hours 01 to 24, whichever way midnight is written; without the key the error names it."""
     times = [*DAY_OF_ENDS[:-1], midnight, "02.07.2015 01:00"][:: -1 if newest_first else 1]
-    (_, frame, _), _ = own_file.read(put(times), _own(time=BY_END))
+    _, frame, _, _ = own_file.read(put(times), _own(time=BY_END))
     hours = pd.date_range("2015-06-30T22:00Z", periods=25, freq="h")
     assert frame["utc_timestamp"].tolist() == list(hours[:: -1 if newest_first else 1])
     if midnight.startswith("01"):
@@ -267,7 +259,7 @@ def test_ends_of_hours_around_a_clock_change(put, by_clock):
     local = hours.dt.tz_convert("Europe/Berlin")
     hour = pd.Timedelta(hours=1)
     ends = local + hour if by_clock else local.dt.tz_localize(None) + hour
-    (_, frame, _), counts = own_file.read(put(ends.dt.strftime("%d.%m.%Y %H:%M")), _own(time=BY_END))
+    _, frame, _, counts = own_file.read(put(ends.dt.strftime("%d.%m.%Y %H:%M")), _own(time=BY_END))
     assert frame["utc_timestamp"].tolist() == hours.tolist()
     assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
 
@@ -295,13 +287,13 @@ def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
         own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "Asia/Kolkata"}))
     assert "not at :30" in caught.value.expected
     assert "'+05:00'" in caught.value.next_step
-    (_, frame, _), _ = own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "+05:00"}))
+    _, frame, _, _ = own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "+05:00"}))
     assert frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
     middle = [time.replace(":00", ":30") for time in times]
     with pytest.raises(DataError, match="line 2, column Zeit"):
         own_file.read(put(middle), _own())
     literal = GERMAN["time"] | {"format": "%d.%m.%Y %H:30"}
-    assert own_file.read(put(middle), _own(time=literal))[0].frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
+    assert own_file.read(put(middle), _own(time=literal)).frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
 
 
 def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(put):
@@ -310,7 +302,7 @@ def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(p
     years = [hours[hours.dt.year == year] for year in (2015, 2014, 2013)]
     for parts in (years, [part[::-1] for part in years], years[::-1], [part[::-1] for part in years[::-1]]):
         joined = pd.concat(parts)
-        (_, frame, _), _ = own_file.read(put(joined.dt.strftime("%d.%m.%Y %H:%M")), _own())
+        _, frame, _, _ = own_file.read(put(joined.dt.strftime("%d.%m.%Y %H:%M")), _own())
         assert frame["utc_timestamp"].tolist() == joined.dt.tz_convert("UTC").tolist()
 
 
@@ -320,7 +312,7 @@ AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_hour_that_comes_twice_becomes_two(put, newest_first):
     """02:00 in autumn: summer's and winter's, by their order, whichever way the file is sorted."""
-    (_, frame, _), counts = own_file.read(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
+    _, frame, _, counts = own_file.read(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
     hours = list(pd.date_range("2015-10-24T23:00Z", periods=4, freq="h"))
     assert frame["utc_timestamp"].tolist() == (hours[::-1] if newest_first else hours)
     assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
@@ -344,7 +336,7 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
     assert "+01:00" in caught.value.next_step
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "29.03.2015 02:00;;;;;;", lines[3]]) + "\n")
-    (_, frame, _), counts = own_file.read(path, _own())
+    _, frame, _, counts = own_file.read(path, _own())
     assert frame.index.tolist() == [2, 4]
     assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 1}
 
@@ -352,11 +344,11 @@ def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
 def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
     """With +01:00 every hour of the year exists once; offsets in the file tell two equal times apart."""
     time = TimeColumn(column="Zeit", zone="+01:00", format="%d.%m.%Y %H:%M")
-    (_, frame, _), counts = own_file.read(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
+    _, frame, _, counts = own_file.read(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
     assert frame["utc_timestamp"].dt.hour.tolist() == [1, 1]
     assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
     times = ["2015-10-25T02:00:00+02:00", "2015-10-25T02:00:00+01:00"]
-    (_, frame, _), _ = own_file.read(put(times), _own(time={"column": "Zeit"}))
+    _, frame, _, _ = own_file.read(put(times), _own(time={"column": "Zeit"}))
     assert frame["utc_timestamp"].dt.hour.tolist() == [0, 1]
 
 

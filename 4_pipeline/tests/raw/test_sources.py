@@ -9,6 +9,7 @@ from forecast.errors import DataError
 from forecast.raw import sources
 from forecast.raw.prepare import prepare
 from forecast.table import schema
+from forecast.table.origin import origin_in, origin_of
 from forecast.table.schema import write
 
 NAMES = ["time_series_60min_singleindex.csv", "weather_data.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
@@ -46,7 +47,7 @@ def test_origin_goes_from_raw_files_into_the_table_and_through_parquet(raw, prep
     """Fetched, prepared, written and read again, the table says what the source says."""
     frame, _ = prepared
     parquet, _ = write(frame, tmp_path)
-    for origin in (sources.origin_in(raw), sources.origin_of(frame), sources.origin_of(schema.read(parquet))):
+    for origin in (origin_in(raw), origin_of(frame), origin_of(schema.read(parquet))):
         assert (origin.source, origin.modelled) == ("sample", True)
         assert "Deutscher Wetterdienst" in origin.attribution
     assert origin.measured_name == "measured (modelled sample)"
@@ -57,10 +58,10 @@ def test_origin_that_is_not_recorded_is_unknown(raw_copy, frame):
     (raw_copy / "source.json").unlink()
     table, findings = prepare(raw_copy)
     assert findings["source"] == "unknown"
-    assert "not recorded" in sources.origin_of(table).attribution
+    assert "not recorded" in origin_of(table).attribution
     frame.attrs.clear()
-    assert sources.origin_of(frame).measured_name == "measured"
-    assert sources.origin_of(None).source == "unknown"
+    assert origin_of(frame).measured_name == "measured"
+    assert origin_of(None).source == "unknown"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"source": 3}', b"\xff\xfe"])

@@ -13,7 +13,9 @@ from forecast.parameters import Fetch, OwnFile
 from forecast.problem import CAPACITY_GW
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
-from forecast.raw.validation import render, validate
+from forecast.raw.validation import validate
+from forecast.show.validation_page import render
+from forecast.table.origin import Origin, origin_in
 from forecast.table.schema import FEATURES, TARGETS
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
@@ -42,7 +44,7 @@ def damaged(raw_copy):
         how(table).to_csv(path, index=False)
         frame, findings = prepare(raw_copy, *years)
         validated = validate(frame, findings)
-        return validated, _text(render(frame, validated))
+        return validated, _text(render(frame, validated, origin_in(raw_copy)))
 
     return change
 
@@ -325,12 +327,12 @@ def test_points_for_thousands_are_refused(own):
     assert set(_warnings(own(write(str), **wind))) == {JUMP}
 
 
-def test_page_needs_nothing_else_and_names_where_the_data_comes_from(prepared):
+def test_page_needs_nothing_else_and_names_where_the_data_comes_from(raw, prepared):
     """One file: nothing is fetched; light and dark; the attribution, and the word modelled; the same bytes twice."""
     frame, findings = prepared
     validated = validate(frame, findings)
-    page = render(frame, validated)
-    assert page == render(frame, validated)
+    page = render(frame, validated, origin_in(raw))
+    assert page == render(frame, validated, origin_in(raw))
     assert not re.findall(r"(?:src|href)=|@import|url\(", page)
     assert "prefers-color-scheme: dark" in page
     text = _text(page)
@@ -345,7 +347,5 @@ def test_page_needs_nothing_else_and_names_where_the_data_comes_from(prepared):
 
 def test_page_escapes_what_a_file_says_of_itself(prepared):
     """An attribution with marks of HTML stays text."""
-    frame, findings = prepared
-    frame = frame.copy()
-    frame.attrs |= {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
-    assert "<script>" not in render(frame, validate(frame, findings))
+    origin = Origin(source="csv", attribution="<script>alert(1)</script>")
+    assert "<script>" not in render(prepared[0], validate(*prepared), origin)
