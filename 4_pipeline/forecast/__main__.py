@@ -62,9 +62,7 @@ def state(folder: Path) -> None:
 @main.command()
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
-@click.option(
-    "--downloads", type=click.Path(file_okay=False, path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="Cache."
-)
+@click.option("--downloads", type=click.Path(path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="The cache.")
 def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
     """Put the raw files of a source into a folder, checksummed, with their attribution.
 
@@ -79,9 +77,8 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
 
     base = project()
     options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")
-    files = sources.fetch(
-        source or options.source, folder, options, base=base, downloads=downloads, progress=sys.stderr.isatty()
-    )
+    where: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
+    files = sources.fetch(source or options.source, folder, options, **where)
     for file in files:
         click.echo(file)
     click.echo(origin_in(folder).attribution, err=True)

@@ -185,7 +185,7 @@ def test_predict_without_a_model_says_what_to_run(made):
 def test_pages_of_the_pipeline_are_shown_once_they_are_written(made, data_file):
     """The report with a link back and without scripts; before it is written, 404 and what to run; no other file."""
     client = made()[1]
-    assert "make run" in client.get("/results/report.html").get_json()["error"]
+    assert "dvc repro" in client.get("/results/report.html").get_json()["error"]
     file = data_file.parents[1] / "results" / "report.html"
     file.parent.mkdir()
     file.write_text("<html><body><script>alert(1)</script></body></html>")

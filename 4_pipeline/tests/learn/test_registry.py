@@ -24,7 +24,7 @@ from forecast.tracking import PRODUCTION, connect
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, ModelError, Scores
 from mlflow_gate.decision import UNLEARNED
-from mlflow_gate.lineage import version_in
+from mlflow_gate.lineage import EXPERIMENT_TAG, version_in
 from sklearn.linear_model import LinearRegression
 
 # Promotes one model after the other until it is killed; a fork each time saves the imports.
@@ -187,7 +187,7 @@ def test_experiment_of_dvc_decides_and_moves_nothing(registered_model, candidate
     assert (decision.promoted, decision.experiment) == (False, "less-data")
     assert decision.reason.endswith("its verdict: promoted: every rule passed and nothing was in production yet")
     with tracking.start_run("train_rf") as run:
-        assert run.data.tags[tracking.EXPERIMENT_TAG] == "less-data"
+        assert run.data.tags[EXPERIMENT_TAG] == "less-data"
     assert gate.promote(*candidate, why="a person decided", even_in_experiment=True).production["version"] == "1"
 
 
@@ -208,7 +208,7 @@ def test_lineage_of_versions_by_other_hands(registered_model, candidates):
         links = gate.verify(gate.lineage(version))
         assert [link.kind for link in links] == list(KINDS)
         troubles = {link.kind: link.trouble for link in links if link.trouble}
-        assert set(troubles) == {"model" if version == "1" else "data"}  # the table is in no pipeline's folder
+        assert set(troubles) == {"model" if version == "1" else "commit"}  # the folder is no repository
     assert not links[-2].known
 
 

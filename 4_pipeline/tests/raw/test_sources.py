@@ -69,5 +69,5 @@ def test_origin_that_is_damaged_says_how_to_make_it_again(raw_copy, content):
     """The file is named, with the command."""
     (raw_copy / "source.json").write_bytes(content)
     with pytest.raises(DataError, match=r"source\.json is damaged") as caught:
-        sources.origin_in(raw_copy)
+        origin_in(raw_copy)
     assert "python -m forecast fetch --to" in caught.value.next_step
