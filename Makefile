@@ -75,7 +75,7 @@ take-home: .venv/installed
 	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
 	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
 	@echo "  cd $(TO) && python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
-	@echo "  mlflow server --port 5001 &  export MLFLOW_TRACKING_URI=http://127.0.0.1:5001"
+	@echo "  mlflow server --port 5500 &  export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
 	@echo "  dvc repro && python -m dashboard"
 
 test: .venv/tests
@@ -165,7 +165,7 @@ lock: .venv/installed
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(FROM) $(UV)
-.venv/installed: requirements.txt pyproject.toml 4_pipeline/pyproject.toml $(wildcard packages/*/pyproject.toml)
+.venv/installed: requirements.txt pyproject.toml $(wildcard 4_pipeline/pyproject.toml packages/*/pyproject.toml)
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py

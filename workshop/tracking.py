@@ -9,7 +9,7 @@ from forecast import tracking
 from forecast.errors import ServiceError
 
 from workshop.port_owners import require_own
-from workshop.settings import Settings, get_settings, loopback_without_proxy
+from workshop.settings import EXPORT_COMMAND, Settings, get_settings, loopback_without_proxy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +26,7 @@ def connect(uri: str | None = None) -> MlflowClient:
     try:
         return tracking.connect(uri or own_or_given_uri(settings))
     except ServiceError as error:
-        if settings.explicit_tracking_uri is None and error.what.startswith("The MLflow"):
-            error.next_step = "workshop up"
+        error.next_step = "workshop up" if "does not answer" in error.what else EXPORT_COMMAND
         raise
 
 
