@@ -27,7 +27,7 @@ CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
 NOTEBOOKS = ["model_linreg", "honest_split", *MODELS[1:], "capacity_factor", "compare_runs", "get_prod_model"]
 KINDS = [name.removeprefix("model_") for name in MODELS]
-HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW", "bias_GW", "bias_wind_percent"}
+HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_wind", "bias_wind", "bias_wind_percent"}
 
 # The notebooks are one fixture.
 pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.nodes import Node
 
 from forecast import problem
 from forecast.errors import ParameterError
-from forecast.quantities import Quantity
 
 FILE = "params.yaml"
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
@@ -34,14 +33,51 @@ class Section(BaseModel):
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
 Share = Annotated[float, Field(gt=0, lt=1)]
 R2 = Annotated[float, Field(ge=-1, le=1, description="held out")]
-Unit = TypeVar("Unit")
+Positive = Annotated[float, Field(gt=0)]
+Year = Annotated[int, Field(ge=1900, le=2100)]
+SCORES = ["r2", *(target.metric("r2") for target in problem.TARGETS)]
+QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
 
 
-class Column(Section, Generic[Unit]):
+class Keys:
+    """Annotates a mapping with its keys, and with what the JSON schemas of their values add to that of all.
+
+    An error about a key is that of a section with such a field.
+    """
+
+    def __init__(self, keys: Iterable[str], schemas: Mapping[str, Any] | None = None, *, needed: bool = True) -> None:
+        self.keys, self.schemas, self.needed = list(keys), schemas or {}, needed
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return AfterValidator(self._check).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        described = handler(schema)
+        value = described.pop("additionalProperties")
+        return described | {"properties": {key: value | self.schemas.get(key, {}) for key in self.keys}}
+
+    def _check(self, values: dict[str, Any]) -> dict[str, Any]:
+        for key in [*values, *self.keys * self.needed]:
+            if key not in self.keys or key not in values:
+                raise _Misfit("missing" if key in self.keys else "extra_forbidden", None, [key])
+        return values
+
+
+class _Misfit(ValueError):
+    """Holds the kind of an error, some of them pydantic's own, a value, and its place within what is checked."""
+
+
+def _check_score(name: str) -> str:
+    if name not in SCORES:
+        raise _Misfit("score", repr(name), [])
+    return name
+
+
+class Column(Section):
     """A column of an own file, and its unit."""
 
     column: str
-    unit: Unit
+    unit: str
 
 
 class TimeColumn(Section):
@@ -57,37 +93,13 @@ class TimeColumn(Section):
     stamp: Literal["start", "end"] = Field("start", description="of the hour; hours 01:00 to 24:00 are ends")
 
 
-def _with_fields(base: type[Section], fields: dict[str, Any]) -> Any:
-    """Return a section with further fields, whose names and types the problem decides."""
-    return create_model(f"_{base.__name__}", __base__=base, **fields)
+_UNITS = {name: {"type": "string", "enum": list(quantity.units)} for name, quantity in QUANTITIES.items()}
+_COLUMNS = {name: {"properties": {"column": {"type": "string"}, "unit": unit}} for name, unit in _UNITS.items()}
+_YEAR = str(dict.fromkeys(problem.CAPACITY, 1.2)).replace("'", "")
 
 
-_capacities = {
-    target.name: (float, Field(gt=0, description=f"of all {target.plants} that the file counts"))
-    for target in problem.TARGETS
-    if target.name in problem.CAPACITY_GW
-}
-
-
-_YearEnd: Any = _with_fields(Section, _capacities)
-
-
-class YearEnd(_YearEnd):
-    """Installed capacity in GW on 31 December of a year."""
-
-
-def _column(quantity: Quantity) -> tuple[Any, Any]:
-    """Return the type of a column of an own file, and its default: that of a processed table."""
-    kind: Any = Column
-    of_unit = kind[Literal.__getitem__(tuple(quantity.units))]
-    return of_unit, of_unit(column=quantity.name, unit=next(iter(quantity.units)))
-
-
-_YEAR = str({target.name: 1.2 for target in problem.TARGETS}).replace("'", "")
-
-
-class _OwnTable(Section):
-    """An own file without the columns that the problem decides."""
+class OwnFile(Section):
+    """An own file: its columns and their units. The defaults describe a processed table (germany.csv)."""
 
     file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
     separator: Literal[",", ";", "\t", "|"] = ","
@@ -97,34 +109,35 @@ class _OwnTable(Section):
     lines_before_header: int = Field(0, ge=0, le=1000)
     negative_as_zero: bool = Field(False, description="small values below zero, as meters write them at night")
     time: TimeColumn = TimeColumn(column="utc_timestamp")
-    capacity: dict[Annotated[int, Field(ge=1900, le=2100)], YearEnd] | None = Field(
-        None,
-        min_length=2,
-        description=f"{{2018: {_YEAR}, 2019: ...}} for the end of each year, from the year before the data to its last",
+    columns: Annotated[dict[str, Column], Keys(_COLUMNS, _COLUMNS, needed=False)] = Field(
+        {}, validate_default=True, description="of the quantities; by default each has its own name, in its own unit"
+    )
+    capacity: dict[Year, Annotated[dict[str, Positive], Keys(problem.CAPACITY)]] | None = Field(
+        None, min_length=2, description=f"{{2018: {_YEAR}, ...}} of all plants that the file counts, at the years' ends"
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
 
     @model_validator(mode="after")
-    def _tell_marks_apart(self) -> _OwnTable:
+    def _tell_marks_apart(self) -> OwnFile:
         if self.thousands == self.decimal:
             raise ValueError(f"the mark {self.decimal!r} for both decimal and thousands")
         return self
 
+    @field_validator("columns")
+    @classmethod
+    def _complete_columns(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        for name, column in columns.items():
+            if column.unit not in QUANTITIES[name].units:
+                raise _Misfit("unit", repr(column.unit), [name, "unit"])
+        return {name: columns.get(name, Column(column=name, unit=units["enum"][0])) for name, units in _UNITS.items()}
+
     @model_validator(mode="after")
-    def _read_each_column_once(self) -> _OwnTable:
-        names: dict[str, str] = {}
-        for name, value in self:
-            if (column := getattr(value, "column", None)) and (other := names.setdefault(column, name)) != name:
-                raise ValueError(f"the column {column!r} for both {other} and {name}")
+    def _read_each_column_once(self) -> OwnFile:
+        names = {self.time.column: "time"}
+        for name, each in self.columns.items():
+            if (other := names.setdefault(each.column, name)) != name:
+                raise ValueError(f"the column {each.column!r} for both {other} and {name}")
         return self
-
-
-_quantities = (*problem.TARGETS, *problem.INPUTS)
-_OwnFile: Any = _with_fields(_OwnTable, {quantity.name: _column(quantity) for quantity in _quantities})
-
-
-class OwnFile(_OwnFile):
-    """An own file: its columns and their units. The defaults describe a processed table (germany.csv)."""
 
 
 class Fetch(Section):
@@ -197,33 +210,25 @@ class TrainKeras(Section):
 class Compare(Section):
     """Which held-out score ranks the models."""
 
-    rank_by: Literal[("r2", *(target.r2 for target in problem.TARGETS))]  # type: ignore[valid-type] # known when the module is imported
+    rank_by: Annotated[str, AfterValidator(_check_score)] = Field(json_schema_extra={"enum": [*SCORES]})
 
 
-class _Promote(Section):
-    """The limits of the rules that hold for every problem."""
+class Promote(Section):
+    """The limits of the gate's rules."""
 
     min_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
     near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
     alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
     max_gain: float | None = Field(default=None, gt=0, le=1, description="in R2 at once: more is too good to be true")
+    min_r2: Annotated[dict[str, R2], Keys(target.key for target in problem.TARGETS)]
+    max_night: Annotated[dict[str, Positive], Keys(each.key for each in problem.TARGETS if each.by_day)] = Field(
+        {}, validate_default=True, description="mean prediction while the sun is down, in the unit of the target"
+    )
     max_bias_percent: float = Field(
         gt=0, le=100, description="mean error of each target, either sign, in % of its mean"
     )
     max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
     max_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
-
-
-_Night = Annotated[float, Field(gt=0, le=100, description="mean predicted power while the sun is down")]
-_limits = {f"min_{target.r2}": R2 for target in problem.TARGETS}
-_limits |= {f"max_{target.night}": _Night for target in problem.TARGETS if target.by_day}
-
-
-_PromoteAll: Any = _with_fields(_Promote, _limits)
-
-
-class Promote(_PromoteAll):
-    """The limits of the gate's rules."""
 
 
 class Report(Section):
@@ -262,13 +267,16 @@ def check(stage: str, values: object, file: Path = Path(FILE)) -> Any:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-    place = [word for word in first["loc"] if word != "[key]"]
-    name, missing = ".".join(map(str, [stage, *place])), first["type"] == "missing"
-    if first["type"] == "extra_forbidden":
+    fault = first.get("ctx", {}).get("error")
+    of_pydantic: Any = first["type"], fault or repr(first["input"]), []
+    kind, value, within = fault.args if isinstance(fault, _Misfit) else of_pydantic
+    place = [word for word in (*first["loc"], *within) if word != "[key]"]
+    name, missing = ".".join(map(str, [stage, *place])), kind == "missing"
+    if kind == "extra_forbidden":
         raise _unknown(name, list(_schema(model, place[:-1])["properties"]), file)
     raise ParameterError(
         f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
-        value=None if missing else first.get("ctx", {}).get("error") or repr(first["input"]),
+        value=None if missing else value,
         expected=first["msg"] if "[key]" in first["loc"] else allowed(model, *place),
         next_step=f"edit {file}; `python -m forecast params {stage}` shows what is allowed",
     )
@@ -292,7 +300,7 @@ def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
 
 
 def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:
-    """Return the JSON schema of a place, such as ("csv", "solar_GW", "unit")."""
+    """Return the JSON schema of a place, such as ("csv", "columns", "solar_GW", "unit")."""
     schema = model.model_json_schema()
     named = schema.get("$defs", {})
     for word in place:

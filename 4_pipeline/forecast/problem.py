@@ -68,9 +68,9 @@ HUB_BY_MEASURED = math.log(105 / 0.1) / math.log(10 / 0.1)
 COMPUTED: dict[str, Callable[[DataFrame], Series]] = {
     "hub_windspeed": lambda hours: hours["windspeed"] * HUB_BY_MEASURED,
 }
-# What models learn from, each hour from itself alone: inputs, what is computed of them, and `sun_elevation` and
-# `sun_azimuth` (degrees above the horizon; clockwise from north), which say hour and season together. A target that
-# follows the sun (`by_day`) needs the first of these two.
+# What models learn from, each hour from itself alone: inputs, what is computed of them and of `utc_timestamp`, and
+# `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north), which say hour and season
+# together. A target that follows the sun (`by_day`) needs the first of these two.
 DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
 
 # Installed capacity by which the targets are divided, GW on 31 December, rounded to 0.1; {} to learn them as they are.
@@ -80,7 +80,7 @@ DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun
 # (39.17 GW); 2015 and 2016 Deutsche WindGuard, as reported by Strom-Report (44,947 and 50,018 MW).
 # solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON: 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW);
 # 2012 and 2013 computed back from 2014 by what was added (1.89 GW in 2014, 3.3 GW in 2013).
-CAPACITY_GW: YearEnds = {
+CAPACITY: YearEnds = {
     "solar_GW": {"2012": 33.0, "2013": 36.3, "2014": 38.2, "2015": 39.7, "2016": 41.2},
     "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
 }

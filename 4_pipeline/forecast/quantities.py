@@ -1,6 +1,6 @@
 """The terms of a `problem`: targets, inputs, the weather that drives the targets, and units.
 
-Values are means of the hour that begins at the time stamp. A target is a power in GW, and its name ends in `_GW`.
+Values are means, or counts, of the hour that begins at the time stamp.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ RADIATION: Units = {
     "MJ/m2": (10**6, 3600, 0), "J/m2": (1, 3600, 0),
 }  # fmt: skip
 
-YearEnds = dict[str, dict[str, float]]  # GW by target, and by year: as text, which JSON and models keep as it is
+NUMBER: Units = {"number": (1, 1, 0)}  # of categories and flags
+
+# By target, in its unit, and by year: as text, which JSON and models keep as it is.
+YearEnds = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Quantity:
     """A column of the processed table.
 
     ``possible`` is what a country's mean or sum can be: anything else is an error. A mean beyond ``usual`` is possible,
-    but often another unit; zero for more than ``zero_hours`` in a row is unusual, too. ``units`` are those that an own
-    file may use, ``unit`` is ours as people write it. ``opsd`` is its column in the files of Open Power System Data.
+    but often another unit; zero for more than ``zero_hours`` in a row is unusual, too. A category or a flag, such as
+    the day of the week, has None for both. ``units`` are those that an own file may use, ``unit`` is ours as people
+    write it. ``opsd`` is its column in the files of Open Power System Data.
     """
 
     name: str
@@ -45,9 +49,14 @@ class Quantity:
     unit: str
     units: Units
     possible: tuple[float, float]
-    usual: tuple[float, float]
+    usual: tuple[float, float] | None
     opsd: str = ""
-    zero_hours: int = 24
+    zero_hours: int | None = 24
+
+    @property
+    def label(self) -> str:
+        """Its title and its unit, if it has one: `Solar, GW`."""
+        return ", ".join(filter(None, (self.title, self.unit)))
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,9 @@ class Driver:
 class Target(Quantity):
     """A quantity to predict: its name in a sentence (``words``), its colour in figures, and the weather that drives it.
 
-    ``plants`` is what its installed capacity counts, if it is divided by that. With ``by_day`` there is none of it
-    while the sun is down: the gate has a rule for that, and the band counts the hours of daylight alone.
+    Its unit is any, and no prediction is below what is possible. ``plants`` is what its installed capacity counts, if
+    it is divided by that. With ``by_day`` there is none of it while the sun is down: the gate has a rule for that, and
+    the band counts the hours of daylight alone.
     """
 
     words: str = field(kw_only=True)
@@ -89,19 +99,14 @@ class Target(Quantity):
         return self.name.removesuffix(f"_{self.unit}") or self.name
 
     @property
-    def r2(self) -> str:
-        """The name of its R2 on the held-out hours."""
-        return f"r2_{self.key}"
+    def sum_unit(self) -> str:
+        """The unit of its sum over hours: GWh of GW, bikes of bikes/h; empty if that means nothing."""
+        return f"{self.unit}h" if self.units is POWER else self.unit.removesuffix("/h") if "/h" in self.unit else ""
 
-    @property
-    def bias(self) -> str:
-        """The name of the score that is its mean error, in percent of its mean: below zero, too little is predicted."""
-        return f"bias_{self.key}_percent"
-
-    @property
-    def night(self) -> str:
-        """The name of the score that is its mean prediction while the sun is down."""
-        return f"night_{self.name}"
+    def metric(self, measure: str) -> str:
+        """Return the name of one of its scores: `bias_solar_percent` of `bias_percent`."""
+        first, *rest = measure.split("_")
+        return "_".join([first, self.key, *rest])
 
 
 @dataclass(frozen=True)

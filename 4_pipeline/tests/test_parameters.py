@@ -13,6 +13,12 @@ from forecast.parameters import check, read, read_stage
 from places import BIN, PROJECT, clean_environment
 
 COMMITTED = PROJECT / "params.yaml"
+PV = {"column": "PV", "unit": "MW"}
+
+
+def columns(**described):
+    """The columns of an own file, as a part of the section `fetch.csv`."""
+    return {"columns": described}
 
 
 @pytest.fixture
@@ -42,6 +48,13 @@ def changed(tmp_path):
         ("prepare", "first_year", 2017, ["prepare is not allowed", "first_year 2017 is after last_year 2016"]),
         ("fetch", "source", "csv", ["fetch is not allowed", "source: csv without the section csv", "own/README.md"]),
         ("train_keras", "learning_rate", float("nan"), ["train_keras.learning_rate", "nan"]),
+        ("compare", "rank_by", "r2_sun", ["compare.rank_by", "'r2_sun'", "one of ['r2', 'r2_solar', 'r2_wind']"]),
+        ("promote", "min_r2", 0.5, ["promote.min_r2 is not allowed", "0.5", "keys solar, wind"]),
+        ("promote", "min_r2", {"solar": 0.5}, ["promote.min_r2.wind is missing", "number, from -1, to 1"]),
+        ("promote", "min_r2", {"solar": 2, "wind": 0}, ["promote.min_r2.solar is not allowed", "2", "from -1, to 1"]),
+        ("promote", "min_r2", {"solar": 0, "wnd": 0}, ["min_r2.wnd is unknown", "Did you mean `wind`?", "solar, wind"]),
+        ("promote", "max_night", {}, ["promote.max_night.solar is missing", "number, above 0"]),
+        ("promote", "max_night", {"solar": 1, "wind": 1}, ["max_night.wind is unknown", "expected: solar\n"]),
     ],
 )
 def test_parameter_that_is_not_allowed_is_named(changed, stage, key, value, words):
@@ -86,20 +99,20 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"solar_GW": {"column": "PV"}}, ["csv.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W']"]),
-        (
-            {"solar_GW": {"column": "PV", "unit": "MW", "units": "MW"}},
-            ["units is unknown", "Did you mean `unit`?", ": column, unit\n"],
-        ),
-        ({"solar_GW": "PV"}, ["csv.solar_GW is not allowed", "'PV'", "keys column, unit"]),
+        (columns(solar_GW={"column": "PV"}), ["columns.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W']"]),
+        (columns(solar_GW=PV | {"unit": "MWh"}), ["columns.solar_GW.unit is not allowed", "'MWh'", "one of ['GW',"]),
+        (columns(solar_GW=PV | {"units": "MW"}), ["units is unknown", "Did you mean `unit`?", ": column, unit\n"]),
+        (columns(solar_GW="PV"), ["csv.columns.solar_GW is not allowed", "'PV'", "keys column, unit"]),
+        (columns(solar_MW=PV), ["csv.columns.solar_MW is unknown", "Did you mean `solar_GW`?", "wind_GW, windspeed"]),
+        ({"solar_GW": PV}, ["csv.solar_GW is unknown", "time, columns, capacity"]),
         ({"time": {"column": "Zeit", "format": "%d.%Q"}}, ["csv.time.format is not allowed", "%d.%m.%Y %H:%M"]),
         ({"thousands": "."}, ["the mark '.' for both decimal and thousands"]),
         ({"time": {"column": "Zeit", "stamp": "middle"}}, ["csv.time.stamp is not allowed", "one of ['start', 'end']"]),
         ({"separator": "x"}, ["csv.separator is not allowed", "one of [',', ';', '\\t', '|']"]),
         ({"capacity": {2018: {"solar_GW": 0}}}, ["csv.capacity.2018.solar_GW", "number, above 0"]),
         ({"capacity": {18: {"solar_GW": 1, "wind_GW": 1}}}, ["csv.capacity.18", "greater than or equal to 1900"]),
-        ({"wind_GW": {"column": "solar_GW", "unit": "GW"}}, ["column 'solar_GW' for both solar_GW and wind_GW"]),
-        ({"temperature": {"column": "utc_timestamp", "unit": "C"}}, ["'utc_timestamp' for both time and temperature"]),
+        (columns(wind_GW=PV | {"column": "solar_GW"}), ["column 'solar_GW' for both solar_GW and wind_GW"]),
+        (columns(wind_GW=PV | {"column": "utc_timestamp"}), ["column 'utc_timestamp' for both time and wind_GW"]),
     ],
 )
 def test_description_of_an_own_file_is_refused_with_what_is_allowed_there(section, words):

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from forecast.problem import TARGETS
+from forecast.quantities import POWER
 
 
 @pytest.mark.parametrize(
@@ -18,4 +19,13 @@ from forecast.problem import TARGETS
 def test_key_of_a_target_is_its_name_without_the_unit(name, unit, key):
     """Never empty, and different for different targets: it names scores and limits."""
     target = dataclasses.replace(TARGETS[0], name=name, unit=unit)
-    assert (target.key, target.r2) == (key, f"r2_{key}")
+    assert target.key == key
+    assert [target.metric(measure) for measure in ("r2", "bias_percent")] == [f"r2_{key}", f"bias_{key}_percent"]
+
+
+@pytest.mark.parametrize(
+    ("unit", "units", "sum_unit"), [("GW", POWER, "GWh"), ("bikes/h", {"bikes/h": (1, 1, 0)}, "bikes"), ("°C", {}, "")]
+)
+def test_sum_over_hours_has_a_unit_of_its_own(unit, units, sum_unit):
+    """Power adds up to energy and a rate to a count; a sum of temperatures means nothing."""
+    assert dataclasses.replace(TARGETS[0], unit=unit, units=units).sum_unit == sum_unit

@@ -35,7 +35,7 @@ FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the d
 HOUR, DAY = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day"))
 TIME = {HOUR: "Hour of the day, UTC", DAY: "Day of the year"}
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
-AXES = {each.name: f"{each.title}, {each.unit}" for each in problem.INPUTS} | TIME
+AXES = {each.name: each.label for each in problem.INPUTS} | TIME
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {HOUR: Slider(0, 23, 1, 12), DAY: Slider(1, 365, 1, 172)}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
@@ -202,7 +202,8 @@ def _notes(snapshot: Snapshot, hour: pd.DataFrame) -> Iterator[tuple[str, str]]:
         )
     if snapshot.model and snapshot.model.knows_time and snapshot.model.year_ends:
         capacities = features.installed(hour, snapshot.model.year_ends).iloc[0]
-        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in problem.TARGETS)
+        targets = [each for each in problem.TARGETS if each.name in snapshot.model.year_ends]
+        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
         yield "hint", f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
 
 
@@ -277,7 +278,7 @@ def is_unused(snapshot: Snapshot) -> bool:
 
 def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = features.last_year(snapshot.model.year_ends if snapshot.model else problem.CAPACITY_GW)
+    known = features.last_year(snapshot.model.year_ends if snapshot.model else problem.CAPACITY)
     year = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
     return _time(day, hour).replace(year=year)  # the same date, since the number of a day differs in leap years
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import mlflow_gate
 import numpy as np
 import pandas as pd
-from sklearn.metrics import mean_absolute_error, r2_score
+from sklearn.metrics import r2_score
 from threadpoolctl import threadpool_limits
 
 from forecast import problem
-from forecast.learn.scores import BIAS, METRICS, NIGHT, Scores
+from forecast.learn.scores import Scores, TargetScore
 from forecast.learn.storage import LoadedModel
+from forecast.quantities import Target
 from forecast.table import split
 from forecast.table.features import INPUTS, sun_position, to_utc
 from forecast.table.schema import FEATURES, STAMP, TARGETS
@@ -32,35 +32,39 @@ OUTER_SHARE = 0.005  # of the values at either end of an input is left out: ther
 
 
 def score(held_out: pd.DataFrame, predicted: pd.DataFrame) -> Scores:
-    """Score predictions (columns `TARGETS`, one row an hour) against the processed frame of the same hours.
-
-    R2 is the mean of the targets' coefficients of determination (scikit-learn's `r2_score`).
-    """
-    measured, values = held_out[TARGETS].to_numpy(float), predicted[TARGETS].to_numpy(float)
-    stamps = to_utc(held_out["utc_timestamp"])
-    period = (f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}")
-    finite = bool(np.isfinite(values).all())
-    if not finite:
-        nothing: dict[str, Any] = dict.fromkeys(METRICS, math.nan)
-        return Scores(**nothing, finite=False, hours=len(held_out), period=period)
-    each = r2_score(measured, values, multioutput="raw_values")
-    at_night = predicted[is_night(held_out["utc_timestamp"])].abs().mean().fillna(0.0)
-    errors = values - measured
-    with np.errstate(divide="ignore", invalid="ignore"):  # hours without any generation
-        biases = 100 * errors.mean(axis=0) / measured.mean(axis=0)
-    weekly = pd.Series(np.abs(errors).mean(axis=1))
+    """Score predictions (columns `TARGETS`, one row an hour) against the processed frame of the same hours."""
+    stamps = pd.Series(to_utc(held_out["utc_timestamp"]))
+    measured, values = (part[TARGETS].astype(float).set_axis(stamps.index) for part in (held_out, predicted))
+    night = is_night(stamps)
+    targets = {
+        target.key: _score_target(target, measured[target.name], values[target.name], night)
+        for target in problem.TARGETS
+    }
+    finite = bool(np.isfinite(values).all(axis=None))
+    errors = ((values - measured).abs() / measured.std(ddof=0).replace(0, 1)).mean(axis="columns")
     return Scores(
-        r2=float(each.mean()),
-        **{target.r2: float(value) for target, value in zip(problem.TARGETS, each, strict=True)},
-        mae_GW=float(mean_absolute_error(measured, values)),
-        bias_GW=float(errors.mean()),
-        **{name: float(percent) for name, percent in zip(BIAS, biases, strict=True)},
-        lowest_GW=float(values.min()),
-        **{name: float(at_night[target]) for target, name in NIGHT.items()},
-        finite=True,
-        hours=len(held_out),
-        weekly_mae_GW=tuple(map(float, split.week_means(weekly, pd.Series(stamps)))),
-        period=period,
+        r2=float(np.mean([each.r2 for each in targets.values()])),
+        targets=targets,
+        finite=finite,
+        hours=len(stamps),
+        weekly_errors=tuple(map(float, split.week_means(errors, stamps))) if finite else (),
+        period=(f"{stamps.min():{STAMP}}", f"{stamps.max():{STAMP}}"),
+    )
+
+
+def _score_target(target: Target, measured: pd.Series, values: pd.Series, night: np.ndarray) -> TargetScore:
+    """Return the scores of a target, NaN throughout if a prediction is no number."""
+    if not np.isfinite(values).all():
+        nothing = dict.fromkeys(("r2", "mae", "bias", "bias_percent", "lowest"), math.nan)
+        return TargetScore(**nothing, night=math.nan if target.by_day else None)
+    bias, mean = (values - measured).mean(), measured.mean()
+    return TargetScore(
+        r2=float(r2_score(measured, values)),
+        mae=float((values - measured).abs().mean()),
+        bias=float(bias),
+        bias_percent=float(100 * bias / mean) if mean else math.nan,  # hours without any of it
+        lowest=float(values.min()),
+        night=float(values[night].abs().sum() / max(1, night.sum())) if target.by_day else None,
     )
 
 
@@ -80,7 +84,7 @@ def judge(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     frame = held_out.reset_index(drop=True)
     scores = score(frame, model.predict(frame).astype(float))
     costs = {"latency_ms": _milliseconds(model, frame.iloc[:1]), "size_MB": (model.size_bytes or 0) / 1e6}
-    weeks = {f"week {number}": error for number, error in enumerate(scores.weekly_mae_GW, start=1)}
+    weeks = {f"week {number}": error for number, error in enumerate(scores.weekly_errors, start=1)}
     facts = {"signature": model.signature}
     return mlflow_gate.Scores(scores.metrics() | costs, blocks=weeks, facts=facts, period=scores.period)
 
@@ -124,7 +128,7 @@ def importance(model: LoadedModel, frame: pd.DataFrame, *, seed: int = 0) -> pd.
 def responses(model: LoadedModel, frame: pd.DataFrame) -> pd.DataFrame:
     """Return how the mean prediction follows each weather feature while all else stays as it was.
 
-    A row for each of 25 values of each feature: `feature`, `value` (in its unit) and the mean prediction in GW of each
+    A row for each of 25 values of each feature: `feature`, `value` (in its unit) and the mean prediction of each
     target. Partial dependence after Friedman (2001), https://doi.org/10.1214/aos/1013203451. Where inputs go together,
     some of these combinations never occur.
     """

@@ -1,4 +1,4 @@
-"""The models of chapter 4: raw weather in, GW out, learned as capacity factors; and the search for hyperparameters."""
+"""The models of chapter 4: raw weather in, targets out, learned as capacity factors; the search for hyperparameters."""
 
 from __future__ import annotations
 
@@ -41,18 +41,20 @@ PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are 
 BATCH_HOURS = 4096  # Keras's own 32 take several times as long
 # They learn as much as 40 at the usual rate of 0.1, in half the time: 0.8 ** 19 is 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
+LEAST = [target.possible[0] for target in problem.TARGETS]
 MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
 
 
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
-    """Predicts the targets in GW from an hour and its weather (columns `features.INPUTS`).
+    """Predicts the targets from an hour and its weather (columns `features.INPUTS`).
 
-    Installed capacity grows from year to year, and a model trained on GW underestimates later years. So each target is
-    divided by the capacity that was installed at the time (`features.installed`), a regressor learns that capacity
-    factor from `features.derive`, and its prediction is multiplied again. Predictions are never below zero.
+    Installed capacity grows from year to year, and a model trained on power underestimates later years. So each target
+    is divided by the capacity that was installed at the time (`features.installed`; 1 if the problem knows of none), a
+    regressor learns that capacity factor from `features.derive`, and its prediction is multiplied again. No prediction
+    is below what is possible.
     The figures of capacity come with the frame that the model is fitted on (`features.year_ends_of`), and stay with it.
 
-    How much a GW of capacity gives may change for reasons that no input shows: with ``level_days``, this level is
+    How much the capacity gives may change for reasons that no input shows: with ``level_days``, this level is
     found for each part of time of so many days (`find_levels`). Capacity factors are divided by it before they are
     learned, and predictions are multiplied by the level of the last part.
 
@@ -69,7 +71,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     """
 
     # Of models that were logged before figures came with the data, and before there were levels.
-    year_ends_, levels_ = problem.CAPACITY_GW, [1.0] * len(problem.TARGETS)
+    year_ends_, levels_ = problem.CAPACITY, [1.0] * len(problem.TARGETS)
 
     def __init__(
         self, regressor: Any = None, *, level_days: int | None = None, watched_share: float = 0.0, refit: bool = True,
@@ -84,7 +86,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         self.folds = folds
 
     def fit(self, X: pd.DataFrame, y: pd.DataFrame) -> CapacityFactorRegressor:
-        """Learn from ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS` in GW); return itself.
+        """Learn from ``X`` (columns `INPUTS`, in order of time) and ``y`` (`TARGETS`); return itself.
 
         Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity.
         """
@@ -110,21 +112,21 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
-        """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
-        return self._in_GW(self._predict_factors(derive(X).to_numpy()), installed(X, self.year_ends_))
+        """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
+        return self._from_factors(self._predict_factors(derive(X).to_numpy()), installed(X, self.year_ends_))
 
     def predict_with_band(self, X: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what `predict` returns, and the lower and the upper end of its band in GW, in the same shape.
+        """Return what `predict` returns, and the lower and the upper end of its band, in the same shape.
 
         The prediction lies within; for solar power with the sun down both ends are the prediction.
         """
         derived, capacities = derive(X), installed(X, self.year_ends_)  # once: most of the time of an hour
         values = derived.to_numpy()
-        predicted, ends = self._in_GW(self._predict_factors(values), capacities), []
+        predicted, ends = self._from_factors(self._predict_factors(values), capacities), []
         for side, sign in enumerate((-1, 1)):
             learned = [pair[side].predict(values) for pair in self.bands_]
             widened = [values + sign * margin for values, margin in zip(learned, self.margins_, strict=True)]
-            ends.append(self._in_GW(widened, capacities))
+            ends.append(self._from_factors(widened, capacities))
         # Each is learned alone: where there are few hours to learn from, they may cross.
         low, high = np.minimum.reduce([predicted, *ends]), np.maximum.reduce([predicted, *ends])
         night = np.outer(~sun_is_up(derived), [target.by_day for target in problem.TARGETS])
@@ -137,8 +139,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def _levels(self, derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex) -> np.ndarray:
         return find_levels(derived, factor, stamps, self.level_days) if self.level_days else np.ones(len(factor))
 
-    def _in_GW(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
-        return np.clip(np.column_stack(factors), 0, None) * self.levels_ * capacities.to_numpy()
+    def _from_factors(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
+        return np.clip(np.column_stack(factors) * self.levels_ * capacities.to_numpy(), LEAST, None)
 
     def _check(self, X: pd.DataFrame) -> None:
         require_columns(X.columns, INPUTS, "The frame")
@@ -202,7 +204,7 @@ def find_levels(derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeInde
 
 
 class CapacityFactorNetwork:
-    """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather and returns GW.
+    """A fitted Keras network from `features.DERIVED` to capacity factors, which is given raw weather.
 
     ``year_ends`` are the figures of capacity of the frame that the network was fitted on (`features.year_ends_of`).
     """
@@ -212,9 +214,9 @@ class CapacityFactorNetwork:
         self.year_ends_ = year_ends
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
-        """Return GW as an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
+        """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
-        return np.clip(factors, 0, None) * installed(X, self.year_ends_).to_numpy()
+        return np.clip(factors * installed(X, self.year_ends_).to_numpy(), LEAST, None)
 
 
 # -- the search for hyperparameters ------------------------------------------------------------------------------------
@@ -243,7 +245,7 @@ def search(
     """Try ``candidates`` drawn from ``distributions`` (as scikit-learn's `ParameterSampler` takes them) on ``train``.
 
     Each is fitted ``folds`` times on the hours up to a moment and scored on those after it (`TimeSeriesSplit`), by R2,
-    the mean of both targets. The fits are independent: they run on the workers of ``client``, or without one on the
+    the mean of all targets. The fits are independent: they run on the workers of ``client``, or without one on the
     cores of this machine, with the same result. ``train`` is a processed frame in order of time. Raises ServiceError
     when the workers are lost.
     """

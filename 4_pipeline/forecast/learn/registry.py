@@ -105,22 +105,23 @@ class Registry(mlflow_gate.Registry):
 
 def rules(policy: Promote) -> dict[str, Any]:
     """Return the rules of the gate that do not depend on the model in production."""
-    limits: dict[str, Any] = {
-        "lowest_GW": Limits(min=0, name="lowest predicted power", unit="GW", low="power below zero")
-    }
+    limits: dict[str, Any] = {}
     for target in problem.TARGETS:
-        limits[target.r2] = Limits(min=getattr(policy, f"min_{target.r2}"), name=f"R2 of {target.words}")
-        limits[target.bias] = Limits(
+        words, unit = target.words, target.unit
+        low: dict[str, Any] = {"min": target.possible[0], "low": "less than is possible"}
+        limits[target.metric("lowest")] = Limits(**low, name=f"lowest predicted {words}", unit=unit)
+        limits[target.metric("r2")] = Limits(min=policy.min_r2[target.key], name=f"R2 of {words}")
+        limits[target.metric("bias_percent")] = Limits(
             min=-policy.max_bias_percent,
             max=policy.max_bias_percent,
-            name=f"mean error of {target.words}",
+            name=f"mean error of {words}",
             unit="% of its mean",
             low="too little is predicted",
             high="too much is predicted",
         )
         if target.by_day:
-            most = getattr(policy, f"max_{target.night}")
-            limits[target.night] = Limits(max=most, name=f"mean {target.words} predicted at night", unit="GW")
+            most = policy.max_night[target.key]
+            limits[target.metric("night")] = Limits(max=most, name=f"mean {words} predicted at night", unit=unit)
     limits["latency_ms"] = Limits(max=policy.max_latency_ms, name="time to predict one hour", unit="ms")
     limits["size_MB"] = Limits(max=policy.max_size_MB, name="size of the model's files", unit="MB")
     return limits | {"inputs and outputs": _interface}
@@ -130,9 +131,9 @@ def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
     """Log the model with the signature of chapter 4: `forecast.learn.storage.log_model`."""
     from forecast.learn.evaluation import SIGNATURES
 
-    targets = " and ".join(target.key for target in problem.TARGETS)
+    targets = " and ".join(f"{target.key} in {target.unit}" for target in problem.TARGETS)
     signature = scores.facts.get("signature")
-    return str(signature), f"weather, or hour and weather, to GW of {targets}", signature in SIGNATURES
+    return str(signature), f"weather, or hour and weather, to {targets}", signature in SIGNATURES
 
 
 def _check_notebook(registry: mlflow_gate.Registry, facts: Facts) -> str | None:

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, make_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from forecast import problem
 
-# Scores on the held-out hours: R2 of all targets (the mean) and of each, errors in GW, bias (the mean error, with its
-# sign) of each, power while the sun is down.
-NIGHT = {target.name: target.night for target in problem.TARGETS if target.by_day}
-BIAS = [target.bias for target in problem.TARGETS]
-METRICS = ("r2", *(each.r2 for each in problem.TARGETS), "mae_GW", "bias_GW", *BIAS, "lowest_GW", *NIGHT.values())
 
-_Metrics: Any = make_dataclass("_Metrics", [(name, float) for name in METRICS], frozen=True)
+@dataclass(frozen=True)
+class TargetScore:
+    """How a model does on one target, in the unit of the target but for R2 and percent.
+
+    ``bias`` is the mean error (below zero, too little is predicted), ``bias_percent`` that in percent of the measured
+    mean. ``lowest`` is the lowest prediction, and ``night`` the mean absolute one while the sun is down, if the target
+    is there by day alone.
+    """
+
+    r2: float
+    mae: float
+    bias: float
+    bias_percent: float
+    lowest: float
+    night: float | None = None
 
 
 @dataclass(frozen=True)
-class Scores(_Metrics):
-    """How a model does on the held-out period: a field for each of `METRICS`.
+class Scores:
+    """How a model does on the held-out period; ``r2`` is the mean of the ``targets``, which are named by `Target.key`.
 
-    R2 is dimensionless, percent are of the measured mean, the rest is in GW. ``bias`` is the mean error: below zero,
-    too little is predicted.
-
-    ``weekly_mae_GW`` is the mean absolute error, over all targets, of each week that holds enough of its hours;
-    ``period`` the first and the last hour, as ISO 8601 in UTC.
+    ``weekly_errors`` has a number for each week that holds enough of its hours: the mean over the targets of the
+    absolute error divided by the target's standard deviation on the held-out hours, so that all units count alike.
+    ``period`` is the first and the last hour, as ISO 8601 in UTC.
     """
 
+    r2: float
+    targets: dict[str, TargetScore]
     finite: bool
     hours: int
-    weekly_mae_GW: tuple[float, ...] = ()
+    weekly_errors: tuple[float, ...] = ()
     period: tuple[str, str] | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers that a run logs as its metrics."""
-        return {name: float(getattr(self, name)) for name in METRICS}
+        """Return the numbers that a run logs as its metrics: `r2`, and those of each target by `Target.metric`."""
+        return {"r2": self.r2} | {
+            target.metric(name): value
+            for target in problem.TARGETS
+            for name, value in vars(self.targets[target.key]).items()
+            if value is not None
+        }

@@ -20,7 +20,7 @@ from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
 from forecast.learn.scores import Scores
 from forecast.quantities import YearEnds
 from forecast.table.features import features, inputs, last_year
-from forecast.table.schema import FEATURES, TARGETS, USUAL_MEANS
+from forecast.table.schema import FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
 from forecast.tracking import connect
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
 KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
 DERIVING_REQUIREMENTS = ("pvlib",)
 MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
-MAX_PREDICTED_GW = 10_000.0  # above or below zero: a linear model predicts more for a storm than any country has
+# Predictions are at most so many times what is possible: a linear model predicts more for a storm than there can be.
+MAX_TIMES = 50
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class LoadedModel:
     coverage: float | None = None
     size_bytes: int | None = None
     signature: str | None = None
-    year_ends: YearEnds = field(default_factory=problem.CAPACITY_GW.copy)
+    year_ends: YearEnds = field(default_factory=problem.CAPACITY.copy)
 
     @classmethod
     def of(cls, model: Any) -> LoadedModel:
@@ -94,7 +95,7 @@ class LoadedModel:
         return self._inputs(frame)
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return the targets in GW for each row (`features.INPUTS`), as a frame with the same index."""
+        """Return the targets for each row (`features.INPUTS`), as a frame with the same index."""
         return self._frame(self._predict(self.select_inputs(frame)), frame)
 
     def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
@@ -106,17 +107,18 @@ class LoadedModel:
 
     @staticmethod
     def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return predictions as a frame; raise ModelError for NaN, infinity and power that no country has."""
+        """Return predictions as a frame; raise ModelError for NaN, infinity and values far beyond what is possible."""
         predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
-        numbers = predicted.to_numpy(float)
-        plausible = np.abs(numbers) <= MAX_PREDICTED_GW  # false for NaN
-        if not plausible.all():
-            raise ModelError(
-                "The model's predictions are not plausible.",
-                value=f"{numbers[~plausible][0]:g} GW",
-                expected=f"numbers from {-MAX_PREDICTED_GW:g} to {MAX_PREDICTED_GW:g} GW",
-                next_step="mlflow-gate rollback",
-            )
+        for name in TARGETS:
+            numbers, most = predicted[name].to_numpy(float), MAX_TIMES * max(map(abs, RANGES[name]))
+            plausible = np.abs(numbers) <= most  # false for NaN
+            if not plausible.all():
+                raise ModelError(
+                    "The model's predictions are not plausible.",
+                    value=f"{name}: {numbers[~plausible][0]:g} {UNITS[name]}",
+                    expected=f"numbers from {-most:g} to {most:g} {UNITS[name]}",
+                    next_step="mlflow-gate rollback",
+                )
         return predicted
 
 
@@ -124,7 +126,7 @@ class LoadedModel:
 def log_model(model: Any, example: pd.DataFrame) -> str:
     """Log a fitted scikit-learn or Keras model to the active run; return its `models:/` address.
 
-    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the targets in GW
+    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the targets
     out) and the input example.
     """
     import mlflow
@@ -302,7 +304,7 @@ def _read_network(file: Path) -> CapacityFactorNetwork:
 def _check_prediction(model: LoadedModel) -> LoadedModel:
     """Return a model that predicts an hour of much light and one of none, in a year that it knows."""
     noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
-    weather = {feature: USUAL_MEANS[feature] for feature in FEATURES}
+    weather = {name: QUANTITIES[name].usual or QUANTITIES[name].possible for name in FEATURES}
     try:
         model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))
     except ModelError:

@@ -43,7 +43,7 @@ def read(path: Path, mapping: OwnFile) -> Table:
     zone is wrong), times partly with an offset or not at the start of an hour, and whatever `raw.read_text` and
     `raw.numbers` refuse; ParameterError: no such zone. Errors name ``mapping.file``, the file that its owner knows.
     """
-    file, columns = mapping.file, {name: getattr(mapping, name) for name in RANGES}
+    file, columns = mapping.file, mapping.columns
     names = {"utc_timestamp": mapping.time.column} | {name: column.column for name, column in columns.items()}
     layout: dict[str, Any] = {"separator": mapping.separator, "lines_before": mapping.lines_before_header}
     text = raw.read_text(path, list(dict.fromkeys(names.values())), next_step=_CORRECT, name=file, **layout)

@@ -44,7 +44,7 @@ PLANT_WEIGHTS = (0.45, 0.32, 0.23)
 MEAN_WINDSPEED = 4.11  # m/s at 10 m: calibrated
 LATITUDE, LONGITUDE = 51.0, 10.4  # degrees: the middle of Germany
 
-# Installed capacity on 1 January of 2013..2017, GW. It differs from `problem.CAPACITY_GW` by up to 0.5 GW: the sample
+# Installed capacity on 1 January of 2013..2017, GW. It differs from `problem.CAPACITY` by up to 0.5 GW: the sample
 # is calibrated with these round figures, and others would change every score. Compare the published year-end ones:
 # at the end of 2014 wind 39.17 (GWEC: https://renewablesnow.com/news/renewables-produce-325-of-germanys-power-in-h1-2015-482581/)
 # and solar 38.23 (Bundesnetzagentur: https://www.photon.info/en/news/germany-added-only-189-gw-pv-capacity-2014).

@@ -155,16 +155,20 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
     enough = len(frame) >= MONTH_HOURS
     checks, values, year = [*_check_hours(findings)], {}, hourly.index.year.rename("year")
     checks += _check_fitting(frame, hourly, findings)
-    for column, series in hourly.items():
-        spikes = _spikes(series) if enough else 0 * series
-        if enough:
-            name, limits = "distance from neighbouring hours", (None, MAX_SPIKE)
-            checks += _check_means(series, findings)
-            checks += [Check(name, column, spikes.max(), limits, "times p99", _hours_of(series, spikes, MAX_SPIKE))]
-        checks += _check_same(series)
-        if column in TARGETS:
-            checks += _check_correlation(hourly, problem.TARGETS[TARGETS.index(column)])
-        by_year = series.groupby(year).agg(least="min", mean="mean", most="max")
+    for column in hourly:
+        has_means = enough and column in USUAL_MEANS
+        spikes = _spikes(hourly[column]) if has_means else 0 * hourly[column]
+        if has_means:
+            checks += _check_means(hourly[column], findings)
+            note = _hours_of(hourly[column], spikes, MAX_SPIKE)
+            checks.append(
+                Check("distance from neighbouring hours", column, spikes.max(), (None, MAX_SPIKE), "times p99", note)
+            )
+        checks += _check_same(hourly[column])
+        checks += [
+            check for target in problem.TARGETS if target.name == column for check in _check_correlation(hourly, target)
+        ]
+        by_year = hourly[column].groupby(year).agg(least="min", mean="mean", most="max")
         values[column] = by_year.assign(outliers=(spikes > MAX_SPIKE).groupby(year).sum())
     checks += [_check_night(hourly, target) for target in problem.TARGETS if target.by_day]
     return Validation(tuple(checks), findings, pd.concat(values, names=["column"]).dropna().reset_index())
@@ -320,7 +324,10 @@ def _spikes(values: Series) -> Series:
 def _check_same(values: Series) -> Iterator[Check]:
     """Check for how long a value stays the same; zero apart, which some quantities are for longer."""
     column, runs = values.name, prepare.runs(values)
-    zero, max_zero = runs["value"] == 0, QUANTITIES[column].zero_hours
+    max_zero = QUANTITIES[column].zero_hours
+    if max_zero is None:
+        return
+    zero = runs["value"] == 0
     for name, of_kind, most in (("the same value", runs[~zero], MAX_SAME_HOURS), ("zero", runs[zero], max_zero)):
         long = of_kind[of_kind["hours"] > most].sort_values("hours", ascending=False).itertuples()
         note = _listed(f"{number(r.value)} {UNITS[column]} for {r.hours} h from {r.first:{HOUR}} on" for r in long)

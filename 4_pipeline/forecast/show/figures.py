@@ -13,16 +13,15 @@ from plotly.subplots import make_subplots
 from forecast import problem
 from forecast.errors import DataError
 from forecast.table.reading import require_columns
-from forecast.table.schema import TARGETS, UNITS
+from forecast.table.schema import QUANTITIES, TARGETS, UNITS
 
 COLOURS = {target.name: target.colour for target in problem.TARGETS}
 NAMES = {target.name: target.title for target in problem.TARGETS}
 INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {each.name: each.title for each in problem.INPUTS}
 TITLES = {target.name: target.words.capitalize() for target in problem.TARGETS} | INPUT_NAMES
 INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
-_R2 = {target.name: target.r2 for target in problem.TARGETS}
-SCORES = {"r2": "all"} | {score: NAMES[target].lower() for target, score in _R2.items()}
-SCORE_COLOURS = {"r2": INK} | {score: COLOURS[target] for target, score in _R2.items()}
+UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis that all targets share
+SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
 HOURS_A_DAY = 24
 DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
 BINS = 60
@@ -62,7 +61,7 @@ def measured_and_predicted(
     title: str | None = None,
     measured_name: str = "measured",
 ) -> go.Figure:
-    """Draw measured (dark) and predicted (coloured) generation in GW over time, a panel for each target.
+    """Draw measured (dark) and predicted (coloured) values over time, a panel for each target.
 
     ``frame`` is a processed frame; ``predicted`` holds the targets of the same rows in the same order. An
     hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
@@ -83,9 +82,10 @@ def measured_and_predicted(
             low, high = (end[target] for end in ends)
             _add_band(figure, low, high, target, coverage, row)
         bounds = np.column_stack([end[target] for end in ends]) if ends else None
-        words = "%{y:.2f} GW" + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
+        number = f"%{{y:.2f}} {UNITS[target]}"
+        words = number + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
         lines = (
-            (measured, measured_name, {"color": INK, "width": 2}, row == 1, NAMES[target].lower() + " %{y:.2f} GW"),
+            (measured, measured_name, {"color": INK, "width": 2}, row == 1, f"{NAMES[target].lower()} {number}"),
             (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 1.6}, True, words),
         )
         for part, name, line, in_legend, hover in lines:
@@ -103,7 +103,7 @@ def measured_and_predicted(
                 row=row,
                 col=1,
             )
-        axis = {"title_text": f"{NAMES[target]}, GW", "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
+        axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
         figure.update_yaxes(**axis, row=row, col=1)
     # All panels on one axis: its line and its label, below the last, are those of all.
     figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
@@ -127,13 +127,13 @@ def scores(table: pd.DataFrame) -> go.Figure:
     The index holds the models' names, the columns `r2` (the mean) and `r2_<target>`.
     """
     figure = go.Figure()
-    for column, name in SCORES.items():
+    for column, (name, colour) in SCORES.items():
         figure.add_bar(
             y=[str(model) for model in table.index],
             x=table[column].to_numpy(),
             name=name,
             orientation="h",
-            marker_color=SCORE_COLOURS[column],
+            marker_color=colour,
             texttemplate="%{x:.3f}",
             textposition="auto",
             hovertemplate="%{x:.4f}",
@@ -147,7 +147,7 @@ def scores(table: pd.DataFrame) -> go.Figure:
 
 
 def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> go.Figure:
-    """Draw how many hours fall where predicted (up) and measured (across) meet, in GW, a panel for each target.
+    """Draw how many hours fall where predicted (up) and measured (across) meet, a panel for each target.
 
     Hours are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
     exact. Arguments and errors as `measured_and_predicted`.
@@ -171,22 +171,24 @@ def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> 
             zmin=-0.5,  # a single hour must still be seen
             showscale=False,
             hoverongaps=False,
-            hovertemplate="measured %{x:.1f} GW, predicted %{y:.1f} GW: %{customdata} hours<extra></extra>",
+            hovertemplate="measured %{x:.1f}, predicted %{y:.1f} "
+            f"{UNITS[target]}: %{{customdata}} hours<extra></extra>",
             row=1,
             col=column,
         )
         exact = {"x": [least, most], "y": [least, most], "line": {"color": INK, "dash": "dot", "width": 1}}
         figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, row=1, col=column, **exact)
-        figure.update_xaxes(title_text="measured, GW", range=[least, most], row=1, col=column)
+        figure.update_xaxes(title_text=f"measured, {UNITS[target]}", range=[least, most], row=1, col=column)
         axis = "x" if column == 1 else f"x{column}"
-        figure.update_yaxes(title_text="predicted, GW", range=[least, most], scaleanchor=axis, row=1, col=column)
+        names = {"title_text": f"predicted, {UNITS[target]}", "scaleanchor": axis}
+        figure.update_yaxes(range=[least, most], row=1, col=column, **names)
     return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
 def generation(
     frame: pd.DataFrame, *, held_out_from: pd.Timestamp | None = None, title: str | None = None
 ) -> go.Figure:
-    """Draw the targets of a processed frame in GW over time, a panel for each.
+    """Draw the targets of a processed frame over time, a panel for each.
 
     More than 100 whole days are drawn as daily means. With ``held_out_from`` the time from that moment on is
     shaded. Raises DataError: no rows, a column missing.
@@ -211,7 +213,7 @@ def prediction(
     band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
     coverage: float | None = None,
 ) -> go.Figure:
-    """Draw predicted generation in GW over time where nothing was measured, a panel for each target.
+    """Draw predictions over time where nothing was measured, a panel for each target.
 
     ``weather`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
     """
@@ -225,7 +227,7 @@ def prediction(
 
 
 def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
-    """Draw by how many GW the model over- or underestimates, over the hours of the day or the months.
+    """Draw by how much the model over- or underestimates, over the hours of the day or the months.
 
     Points are medians of predicted minus measured, their bars hold the middle half of the hours. Arguments and errors
     as `measured_and_predicted`.
@@ -243,13 +245,13 @@ def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour
             mode="markers",
             marker={"color": COLOURS[target], "size": 7},
             error_y={"array": high - middle, "arrayminus": middle - low, "color": COLOURS[target], "width": 0},
-            hovertemplate="%{y:+.2f} GW",
+            hovertemplate=f"%{{y:+.2f}} {UNITS[target]}",
         )
     if by == "hour":
         figure.update_xaxes(title_text=f"hour of the day, {misses.index.tz or 'UTC'}", range=[-0.5, 23.5], dtick=3)
     else:
         figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
-    figure.update_yaxes(title_text="residual, GW", zeroline=True)
+    figure.update_yaxes(title_text=f"residual, {UNIT}", zeroline=True)
     return figure.update_layout(template=TEMPLATE, hovermode="closest")
 
 
@@ -285,13 +287,13 @@ def by_month(table: pd.DataFrame) -> go.Figure:
 
 
 def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
-    """Draw the mean absolute errors (GW) of the weeks of one period, a line for each model by its name."""
+    """Draw the errors of weeks (`Scores.weekly_errors`) of one period, a line for each model by its name."""
     figure = go.Figure()
     for (name, values), colour in zip(errors.items(), (INK, *COLOURS.values()), strict=False):
         weeks = list(range(1, len(values) + 1))
-        figure.add_scatter(x=weeks, y=values, name=name, mode="lines", line_color=colour, hovertemplate="%{y:.2f} GW")
+        figure.add_scatter(x=weeks, y=values, name=name, mode="lines", line_color=colour, hovertemplate="%{y:.3f}")
     figure.update_xaxes(title_text="week of the held-out hours")
-    figure.update_yaxes(title_text="GW", rangemode="tozero")
+    figure.update_yaxes(title_text="error in standard deviations", rangemode="tozero")
     return figure.update_layout(template=TEMPLATE, margin_t=44)
 
 
@@ -381,13 +383,13 @@ def responses(
     title: str | None = "How predictions respond to each input",
     ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """Draw the prediction in GW over the values of each feature, one panel a feature, two of them in a row.
+    """Draw the prediction over the values of each feature, one panel a feature, two of them in a row.
 
     ``table`` has the columns `feature`, `value` and the targets. A dotted line marks each feature's value in
     ``point``; ``names`` are the features' names with units. ``ranges`` has four values in order of a feature: it is
     shaded between the outer ones, and more between the inner ones.
     """
-    names = names or {name: f"{INPUT_NAMES[name]}, {UNITS[name]}" for name in table["feature"].unique()}
+    names = names or {name: QUANTITIES[name].label for name in table["feature"].unique()}
     features = list(dict.fromkeys(table["feature"]))
     figure = make_subplots(
         rows=-(-len(features) // 2), cols=2, shared_yaxes="all", vertical_spacing=0.16,
@@ -405,7 +407,7 @@ def responses(
                 showlegend=number == 0,
                 mode="lines",
                 line={"color": COLOURS[target], "width": 2},
-                hovertemplate="%{y:.2f} GW",
+                hovertemplate=f"%{{y:.2f}} {UNITS[target]}",
                 **place,
             )
         ends = (ranges or {}).get(feature, ())
@@ -415,12 +417,12 @@ def responses(
         if point is not None:
             figure.add_vline(x=point[feature], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
         figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
-    words = "GW" if point else "mean prediction, GW"
+    words = UNIT if point else f"mean prediction, {UNIT}"
     figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
     return figure.update_layout(template=TEMPLATE, title_text=title)
 
 
-def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "GW²") -> go.Figure:
+def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "") -> go.Figure:
     """Draw a network's mean squared error after each pass; ``watched`` is that on hours it does not learn from."""
     figure = go.Figure()
     for name, values in (("hours it learns from", losses), ("hours it is watched on", watched)):

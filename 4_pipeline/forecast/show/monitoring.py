@@ -47,7 +47,7 @@ class Quality:
     """How the predictions of a target do over some hours.
 
     ``mean`` is what was measured, ``mae`` the mean absolute error and ``bias`` the mean error (below zero, too little
-    is predicted), in GW, as ``capacity``, the mean of what was installed: NaN if the target is not divided by it.
+    is predicted), in its unit, as ``capacity``, the mean of what was installed: NaN if it is not divided by that.
     ``inside`` is the share of hours within the band, which promises ``promised``: NaN without a band. ``baselines`` are
     the mean absolute errors of `baselines`, by name; ``max_bias_percent`` is the limit of a good mean error.
     """
@@ -131,16 +131,16 @@ def qualities(
     """
     measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
     shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and promised else {}
-    capacities = {}
+    errors, capacities = values - measured, {}
     with contextlib.suppress(DataError):  # not known for all hours
-        capacities = dict(installed(frame).mean())
+        capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
     return [
         Quality(
             target,
             mean=float(measured[target.name].mean()),
-            mae=float((values - measured)[target.name].abs().mean()),
-            bias=float((values - measured)[target.name].mean()),
-            capacity=capacities.get(target.name, math.nan) if target.name in problem.CAPACITY_GW else math.nan,
+            mae=float(errors[target.name].abs().mean()),
+            bias=float(errors[target.name].mean()),
+            capacity=capacities.get(target.name, math.nan),
             inside=shares.get(f"coverage_{target.key}", math.nan),
             promised=promised or math.nan,
             baselines={
@@ -162,6 +162,18 @@ def sentence(qualities: Iterable[Quality]) -> str:
         shares = " and ".join(f"{100 * each.inside:.0f}" for each in known)
         text += f"; the band holds {shares} % of hours, {100 * known[0].promised:.0f} expected"
     return text[0].upper() + text[1:] + "."
+
+
+def training_overlap(frame: pd.DataFrame, learned_until: str | pd.Timestamp | None) -> str:
+    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones."""
+    if learned_until is None:
+        return "Whether the model was trained on these hours is not known."
+    last = pd.Timestamp(learned_until)
+    known = frame["utc_timestamp"] <= last
+    if not known.any():
+        return f"The model was trained on hours up to {last:%d %b %Y}: all of these are new to it."
+    share = "all" if known.all() else f"{known.sum():,} (up to {last:%d %b %Y})"
+    return f"The model was trained on {share} of these hours: its errors on new ones are larger."
 
 
 def overall(qualities: Iterable[Quality]) -> str:

@@ -19,26 +19,27 @@ from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
 from forecast.errors import DataError
-from forecast.learn import evaluation, registry
+from forecast.learn import registry
 from forecast.learn.storage import load
 from forecast.quantities import Target
 from forecast.show import monitoring
-from forecast.show.figures import COLOURS, GRID, INK, MEASURED, NAMES
+from forecast.show.figures import COLOURS, GRID, INK, MEASURED
 from forecast.show.monitoring import Quality
 from forecast.table import features, split
 from forecast.table.origin import Origin, origin_of
-from forecast.table.schema import FEATURES, TARGETS
+from forecast.table.schema import FEATURES, QUANTITIES, TARGETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of the worst hours of a target: how many, how far apart, and the smallest miss that counts.
-MAX_HOURS, APART_HOURS, MIN_MISS_GW = 3, 6, 0.05
+# Of the worst hours of a target: how many, how far apart, and the smallest miss that counts, by the week's highest.
+MAX_HOURS, APART_HOURS, MIN_MISS = 3, 6, 0.002
 # What is unusual: more than 95 of 100 hours, or outside the range of eight in ten similar hours.
 UNUSUAL, OUTER, FEWEST_ALIKE = 0.95, 0.1, 20
 NEAR_HOURS, SAME_SEASON_DAYS, SAME_SPELL_DAYS = 3, 20, 3
-EIGHT_WEEKS = "The last eight weeks"
+THIS_WEEK, EIGHT_WEEKS = "This week", "The last eight weeks"
 WEATHER = problem.INPUTS[:2]  # of which the table of days shows the means
+AMOUNTS = {target.name: "sum" if target.sum_unit else "mean" for target in problem.TARGETS}  # of the hours of a week
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Week:
 
 @dataclass(frozen=True)
 class WorstHour:
-    """An hour of a target that was predicted badly; all values in GW, ``band`` None without one."""
+    """An hour of a target that was predicted badly; values in its unit, ``band`` None without one."""
 
     number: int
     at: Timestamp
@@ -106,7 +107,7 @@ class WorstHour:
 
     @property
     def error(self) -> float:
-        """Predicted less measured, in GW."""
+        """Predicted less measured."""
         return self.predicted - self.measured
 
     @property
@@ -116,7 +117,7 @@ class WorstHour:
 
     @property
     def beyond(self) -> float | None:
-        """By how much the measured value lies outside the band, in GW: 0 within; None without a band."""
+        """By how much the measured value lies outside the band: 0 within; None without a band."""
         return None if self.band is None else max(self.band[0] - self.measured, self.measured - self.band[1], 0.0)
 
 
@@ -149,7 +150,7 @@ def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
         key=lambda miss: -abs(miss.error),
     )
     surroundings = _surroundings(evidence)
-    recent = {each.target.name: each for each in _qualities(evidence, week)[EIGHT_WEEKS]}
+    recent = {each.target.name: each for each in qualities(evidence, week)[EIGHT_WEEKS]}
     return [
         replace(miss, number=number, reason=next(_reasons(surroundings, miss, recent[miss.target])))
         for number, miss in enumerate(misses, start=1)
@@ -158,9 +159,9 @@ def worst(evidence: ReportData, week: Week) -> list[WorstHour]:
 
 def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
     errors = (predicted[target] - week.hours[target]).abs()
-    stamps, rows = week.hours["utc_timestamp"], list[int]()
+    stamps, rows, least = week.hours["utc_timestamp"], list[int](), MIN_MISS * week.hours[target].abs().max()
     for row in errors.sort_values(ascending=False, kind="stable").index:
-        if len(rows) == MAX_HOURS or errors[row] < MIN_MISS_GW:
+        if len(rows) == MAX_HOURS or errors[row] <= least:
             break
         if all(abs(stamps[row] - stamps[other]).total_seconds() > APART_HOURS * 3600 for other in rows):
             rows.append(row)
@@ -172,9 +173,9 @@ def _largest(week: Week, predicted: DataFrame, target: str) -> list[WorstHour]:
 
 
 def _surroundings(evidence: ReportData) -> DataFrame:
-    """Return all hours, absent ones as NaN: weather, `TARGETS` by capacity, and `<target>_capacity` in GW.
+    """Return all hours, absent ones as NaN: weather, `TARGETS` by capacity, and `<target>_capacity`.
 
-    Where the installed capacity is not known for all hours, it is 1 GW throughout.
+    Where the installed capacity is not known for all hours, it is 1 throughout.
     """
     frame = evidence.frame
     try:
@@ -224,7 +225,7 @@ def _reasons(hours: DataFrame, miss: WorstHour, recent: Quality) -> Iterator[str
         direction = "low" if recent.bias < 0 else "high"
         yield (
             f"Predictions of {target.words} were {abs(recent.bias_percent):.0f} % too {direction} in the mean of eight"
-            " weeks: the level of the plants may have changed."
+            " weeks: their level may have changed."
         )
     yield from _compare(hours, miss, alike, what)
     yield "none found" + ("; the miss lies within the band: such misses are expected" if miss.beyond == 0 else "")
@@ -238,7 +239,7 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
         yield f"Only {len(brought)} other hours in the data are {what}: there was little to learn from."
         return
     low, high = brought.quantile(OUTER), brought.quantile(1 - OUTER)
-    usual = f"{low:.1f} to {high:.1f} GW in eight of ten hours"
+    usual = f"{low:.1f} to {high:.1f} {miss.quantity.unit} in eight of ten hours"
     words = miss.quantity.words
     if not low <= miss.measured <= high:
         yield f"The {words} was unusual {what}: {usual}. The model sees no weather that explains it."
@@ -254,8 +255,7 @@ def render(evidence: ReportData, part: Week, misses: list[WorstHour], figure: st
 
     ``misses`` are those of `worst`, and ``figure`` is that of `draw`.
     """
-    known = quality(evidence, part)
-    inside = zip(problem.TARGETS, ((known and known["inside"]) or {}).values(), strict=False)  # NaN if never by day
+    known = qualities(evidence, part)
     return _template().render(
         week=part,
         evidence=evidence,
@@ -265,61 +265,31 @@ def render(evidence: ReportData, part: Week, misses: list[WorstHour], figure: st
         region=problem.REGION,
         targets=problem.TARGETS,
         weather=WEATHER,
-        energy=part.hours[TARGETS].sum(),
+        amounts=part.hours.agg(AMOUNTS),
+        predicted=None if part.predicted is None else part.predicted.agg(AMOUNTS),
         gaps=gaps(part),
-        quality=known,
-        sentences=sentences(evidence, part),
-        inside=[(target, share) for target, share in inside if share >= 0],
+        qualities=known.get(THIS_WEEK, []),
+        inside=[each for each in known.get(THIS_WEEK, []) if each.inside >= 0],  # NaN without a band, or never by day
+        overlap=monitoring.training_overlap(part.hours, evidence.learned_until),
+        sentences=[(name, monitoring.sentence(each), monitoring.overall(each)) for name, each in known.items()],
         misses=misses,
         days=by_day(part),
         figure=figure,
-        ranges={NAMES[name]: (part.hours[name].min(), part.hours[name].max()) for name in TARGETS},
         hours_a_week=split.WEEK_HOURS,
     )
 
 
-def sentences(evidence: ReportData, week: Week) -> list[tuple[str, str, str]]:
-    """Return how good the predictions are in a week, and in the eight weeks up to its end: when, in words, state."""
+def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
+    """Return the quality of each target's predictions in a week, and in the eight weeks up to its end; {} without."""
     if evidence.predicted is None:
-        return []
-    each_period = _qualities(evidence, week).items()
-    return [(name, monitoring.sentence(each), monitoring.overall(each)) for name, each in each_period]
-
-
-def _qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
-    """Return the quality of each target's predictions in a week, and in the eight weeks up to its end."""
+        return {}
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
-    days = {"This week": 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
+    days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
     until = registry.learned_until(evidence.production) if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
     known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
-
-
-def quality(evidence: ReportData, week: Week) -> dict[str, Any] | None:
-    """Return how well a week was predicted; None without a prediction.
-
-    `miss` is the mean absolute miss of an hour in GW, by target; `share` that by the mean generation; `energy` the
-    prediction in GWh; `bias` by which share that is more than was measured; `inside` the share of hours within the band
-    (`evaluation.coverage`), if there is one; `learned` whether the model learned from the week (`all`, `some`, `none`),
-    None when not known.
-    """
-    if week.predicted is None:
-        return None
-    miss = (week.predicted[TARGETS] - week.hours[TARGETS]).abs().mean()
-    learned = None
-    if evidence.learned_until is not None:
-        known = week.hours["utc_timestamp"] <= evidence.learned_until
-        learned = "all" if known.all() else "some" if known.any() else "none"
-    return {
-        "miss": miss,
-        "share": miss / week.hours[TARGETS].mean(),
-        "energy": week.predicted[TARGETS].sum(),
-        "bias": week.predicted[TARGETS].sum() / week.hours[TARGETS].sum() - 1,
-        "inside": evaluation.coverage(week.hours, *week.band) if week.band else None,
-        "learned": learned,
-    }
 
 
 def gaps(week: Week) -> list[dict[str, Any]]:
@@ -331,13 +301,12 @@ def gaps(week: Week) -> list[dict[str, Any]]:
 
 
 def by_day(week: Week) -> DataFrame:
-    """Return a row for each day of a week: `_day`, its `_hours`, the energy in GWh and its mean weather."""
+    """Return a row for each day of a week: `_day`, its `_hours`, the targets by `AMOUNTS` and its mean weather."""
     hours, day = week.hours, week.hours["utc_timestamp"].dt.normalize().rename(None)
-    sums = list(TARGETS)
+    added: dict[str, Any] = {"_hours": (TARGETS[0], "size")} | {name: (name, AMOUNTS[name]) for name in TARGETS}
     if week.predicted is not None:
         hours = hours.join(week.predicted[TARGETS].add_suffix("_predicted"))
-        sums += [f"{target}_predicted" for target in TARGETS]
-    added = {"_hours": (sums[0], "size")} | {name: (name, "sum") for name in sums}
+        added |= {f"{name}_predicted": (f"{name}_predicted", AMOUNTS[name]) for name in TARGETS}
     means = {each.name: (each.name, "mean") for each in WEATHER}
     return hours.groupby(day).agg(**added, **means).reset_index(names="_day")
 
@@ -365,7 +334,7 @@ def _template() -> jinja2.Template:
 
 # -- the figure --------------------------------------------------------------------------------------------------------
 def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
-    """Return the hours of a week in GW as the address of an SVG picture: measured, predicted, band, worst misses.
+    """Return the hours of a week as the address of an SVG picture: measured, predicted, band, worst misses.
 
     Each target has a panel; absent hours break the lines.
     """
@@ -390,9 +359,9 @@ def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
                 axes.plot(line, color=COLOURS[target], linewidth=1.6, label="predicted")
             for miss in (miss for miss in misses if miss.target == target):
                 _mark(axes, (miss.at - week.monday).total_seconds() / 3600, miss)
-            axes.set_title(f"{NAMES[target]}, GW", loc="left", fontweight="bold")
+            axes.set_title(QUANTITIES[target].label, loc="left", fontweight="bold")
             axes.margins(y=0.2)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0 if QUANTITIES[target].possible[0] >= 0 else None)
             axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.98), frameon=False, borderaxespad=0.2)
         _name_days(axes, week)
         content = io.BytesIO()

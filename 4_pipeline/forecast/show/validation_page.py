@@ -54,7 +54,7 @@ def _column(values: Series, validated: Validation) -> dict[str, Any]:
         "mean": float(values.mean()),
         "zeros": zeros if zeros > MANY_ZEROS else 0,
         "range": RANGES[name],
-        "usual": USUAL_MEANS[name],
+        "usual": USUAL_MEANS.get(name),
         "years": validated.values[validated.values["column"] == name].to_dict("records"),
         "warnings": [check for check in validated.warnings if check.of == name],
     }

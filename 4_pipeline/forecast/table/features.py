@@ -5,6 +5,7 @@ Notebooks, pipeline, dashboard and models all use these definitions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +14,6 @@ from pandas import DataFrame, DatetimeIndex, Series
 
 from forecast import problem
 from forecast.errors import DataError
-from forecast.parameters import YearEnd
 from forecast.problem import DERIVED
 from forecast.quantities import YearEnds
 from forecast.table.reading import require_columns
@@ -30,7 +30,7 @@ def features(frame: DataFrame) -> DataFrame:
 
 
 def targets(frame: DataFrame) -> DataFrame:
-    """Return the targets in GW as float64 columns; DataError if one is missing."""
+    """Return the targets as float64 columns; DataError if one is missing."""
     return _select(frame, TARGETS)
 
 
@@ -58,8 +58,9 @@ def derive(frame: DataFrame) -> DataFrame:
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
-    sun = sun_position(to_utc(frame["utc_timestamp"]), minutes=30)
-    hours = weather.assign(**{f"sun_{name}": sun[name].to_numpy() for name in sun})
+    stamps = to_utc(frame["utc_timestamp"])
+    sun = sun_position(stamps, minutes=30)
+    hours = weather.assign(utc_timestamp=stamps, **{f"sun_{name}": sun[name].to_numpy() for name in sun})
     return hours.assign(**problem.COMPUTED)[DERIVED]
 
 
@@ -102,7 +103,7 @@ def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
 
 # -- installed capacity ------------------------------------------------------------------------------------------------
 def capacity_factors(frame: DataFrame) -> DataFrame:
-    """Return generation as a share of the capacity installed at the time (`installed`), columns `TARGETS`.
+    """Return the targets as a share of the capacity installed at the time (`installed`).
 
     Raises DataError: a column missing, hours outside the years whose capacity is known.
     """
@@ -110,7 +111,7 @@ def capacity_factors(frame: DataFrame) -> DataFrame:
 
 
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
-    """Return the installed capacity in GW at each hour, columns `TARGETS`, between year-ends along a line.
+    """Return the installed capacity at each hour, columns `TARGETS`, between year-ends along a line.
 
     Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`); what a row has in a column of
     `CAPACITIES` counts before them. A target that the problem does not divide by its capacity has 1. Raises DataError
@@ -158,7 +159,7 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
             f"The installed capacity is not known for {len(outside)} of {len(stamps)} hours.",
             value=f"{outside.iloc[0]:{STAMP}}",
             expected=f"hours from {first:%Y-%m-%d} until {end:%Y-%m-%d}: after {last:%Y-%m-%d} the last figure is used",
-            next_step=f"give the capacity in these hours, in GW: columns {' and '.join(CAPACITIES.values())}",
+            next_step=f"give the capacity in these hours: columns {' and '.join(CAPACITIES.values())}",
         )
     if later.any():
         figures = {CAPACITIES[target]: ends[max(ends, key=int)] for target, ends in year_ends.items()}
@@ -166,23 +167,21 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
     return rows, Series(np.where(later, "assumed", "known"), rows.index)
 
 
-def mark_capacity(frame: DataFrame, year_ends: dict[int, YearEnd] | None = None) -> DataFrame:
+def mark_capacity(frame: DataFrame, year_ends: Mapping[int, Mapping[str, float]] | None = None) -> DataFrame:
     """Return ``frame`` with figures of installed capacity in its attributes, which Parquet files keep.
 
     The figures are those of an own file (`fetch.csv.capacity`), or without ``year_ends`` those of the problem.
     """
-    marked, figures = frame.copy(deep=False), problem.CAPACITY_GW
+    marked, figures = frame.copy(deep=False), problem.CAPACITY
     if year_ends:
-        figures = {
-            target: {str(year): getattr(year_ends[year], target) for year in sorted(year_ends)} for target in figures
-        }
+        figures = {target: {str(year): year_ends[year][target] for year in sorted(year_ends)} for target in figures}
     marked.attrs = {**frame.attrs, _CAPACITY: figures}
     return marked
 
 
 def year_ends_of(frame: DataFrame) -> YearEnds:
     """Return the figures of installed capacity that a frame carries; raise DataError if it carries none."""
-    if _CAPACITY in frame.attrs or not problem.CAPACITY_GW:
+    if _CAPACITY in frame.attrs or not problem.CAPACITY:
         return frame.attrs.get(_CAPACITY, {})
     raise DataError(
         "The table carries no figures of installed capacity.",

@@ -43,7 +43,7 @@ class Origin(BaseModel):
 
         The installed capacity is added, see `features.year_ends_of`: an own file's if it was given, else Germany's.
         """
-        year_ends = self.csv and self.csv.capacity
+        year_ends = self.csv.capacity if self.csv else None
         marked = frame.copy(deep=False) if self.csv and not year_ends else mark_capacity(frame, year_ends)
         marked.attrs = {**marked.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked

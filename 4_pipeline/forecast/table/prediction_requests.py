@@ -107,7 +107,7 @@ def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
     # km/h taken for m/s stays within the range of an hour, but no month has such a mean. Means that are low are
     # allowed: in winter radiation is below what is usual of a year.
     means = frame[INPUTS[1:]].mean() if len(frame) >= MONTH_HOURS else {}
-    high = {name: mean for name, mean in means.items() if mean > USUAL_MEANS[name][1]}
+    high = {name: means[name] for name in USUAL_MEANS if name in means and means[name] > USUAL_MEANS[name][1]}
     if high:
         raise DataError(
             f"The mean of {' and of '.join(high)} is higher than that of any month.",

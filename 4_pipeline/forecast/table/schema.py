@@ -25,7 +25,7 @@ COLUMNS = ["utc_timestamp", *TARGETS, *FEATURES]
 STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
 UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
 RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
-USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items()}
+USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items() if quantity.usual}
 # Columns that weather may have besides: the capacity installed in its hours, with unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
 CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}

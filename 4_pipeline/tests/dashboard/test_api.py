@@ -89,7 +89,7 @@ def test_predict_assumes_the_last_capacity_for_two_years_or_takes_what_is_given(
 
     known, assumed = ask(), ask(utc_timestamp="2018-06-01T12:00:00Z")
     assert [answer.get_json()["rows"][0]["capacity"] for answer in (known, assumed)] == ["known", "assumed"]
-    capacities = {f"{target.key}_capacity_GW": problem.CAPACITY_GW[target.name]["2016"] for target in problem.TARGETS}
+    capacities = {f"{target.key}_capacity_GW": problem.CAPACITY[target.name]["2016"] for target in problem.TARGETS}
     exact = ask(utc_timestamp="2018-06-01T12:00:00Z", **capacities)
     assert exact.get_json()["rows"][0] == assumed.get_json()["rows"][0] | {"capacity": "given"}
     refused = ask(utc_timestamp="2019-01-01T00:00:00Z")
@@ -160,7 +160,7 @@ def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     answer = client.post("/predict", json={"rows": [ROW, ROW | {"windspeed": 9.5, "utc_timestamp": "2016-06-01T13Z"}]})
     assert answer.status_code == 500
     body = json.loads(answer.data, parse_constant=pytest.fail)
-    assert body["found"] == f"{answered:g} GW"
+    assert body["found"] == f"solar_GW: {answered:g} GW"
     output = output_with(app, "what-if-answers.children")
     for windspeed, words in ((5, "2.00"), (10, "not plausible")):
         page = client.post(URL, json=body_of(app, output, slider_windspeed=windspeed))

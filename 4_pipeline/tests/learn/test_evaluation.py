@@ -37,10 +37,17 @@ def test_score_tells_the_targets_apart():
     night = is_night(frame["utc_timestamp"])
     predicted.loc[night, "solar_GW"] = 2.0
     scores = score(frame, predicted)
-    assert scores.night_solar_GW == pytest.approx(2.0)
-    assert scores.r2_wind == pytest.approx(0.0)
-    assert scores.r2_solar != pytest.approx(0.0)
-    assert scores.r2 == pytest.approx(scores.r2_solar / 2)
+    solar, wind = (scores.targets[key] for key in ("solar", "wind"))
+    assert solar.night == pytest.approx(2.0)
+    assert wind.night is None
+    assert wind.r2 == pytest.approx(0.0)
+    assert solar.r2 != pytest.approx(0.0)
+    assert scores.r2 == pytest.approx(solar.r2 / 2)
+    measures = {"r2", "mae", "bias", "lowest"}
+    names = {f"{measure}_{key}" for measure in measures for key in scores.targets}
+    names |= {"r2", "bias_solar_percent", "bias_wind_percent", "night_solar"}
+    assert scores.metrics().keys() == names
+    assert scores.metrics()["r2_solar"] == solar.r2
 
 
 def test_bias_is_the_mean_error_with_its_sign(two_days):
@@ -48,16 +55,19 @@ def test_bias_is_the_mean_error_with_its_sign(two_days):
     predicted = two_days[["solar_GW", "wind_GW"]].copy()
     predicted["wind_GW"] -= 2.0
     scores = score(two_days, predicted)
-    assert scores.bias_GW == pytest.approx(-1.0)
-    assert scores.bias_wind_percent == pytest.approx(-200 / two_days["wind_GW"].mean())
-    assert scores.bias_solar_percent == pytest.approx(0.0)
+    assert scores.targets["wind"].bias == pytest.approx(-2.0)
+    assert scores.targets["wind"].bias_percent == pytest.approx(-200 / two_days["wind_GW"].mean())
+    assert scores.targets["solar"].bias_percent == pytest.approx(0.0)
 
 
 def test_score_notices_what_is_no_number(two_days):
     """One NaN makes the whole prediction unusable."""
     predicted = two_days[["solar_GW", "wind_GW"]].copy()
     predicted.iloc[3, 0] = float("nan")
-    assert not score(two_days, predicted).finite
+    scores = score(two_days, predicted)
+    assert not scores.finite
+    assert np.isnan([scores.r2, scores.targets["solar"].night]).all()
+    assert scores.targets["wind"].r2 == 1
 
 
 def test_night_is_by_the_sun_and_not_by_radiation():
@@ -70,12 +80,14 @@ def test_night_is_by_the_sun_and_not_by_radiation():
 def test_score_tells_the_weeks_that_are_whole_enough():
     """Three weeks and two days, the second week with a gap of a day: its mean and those of two more, in order."""
     stamps = pd.date_range("2016-06-20", periods=23 * 24, freq="h", tz="UTC")
-    frame = pd.DataFrame({"utc_timestamp": stamps, "solar_GW": range(23 * 24), "wind_GW": 1.0})
+    frame = pd.DataFrame({"utc_timestamp": stamps, "solar_GW": range(23 * 24), "wind_GW": np.arange(23 * 24) % 2})
     frame = frame.drop(range(8 * 24, 9 * 24)).reset_index(drop=True)
     predicted = frame[["solar_GW", "wind_GW"]].copy()
     predicted.loc[frame["utc_timestamp"] < "2016-06-27", "wind_GW"] += 4.0
     scores = score(frame, predicted)
-    assert scores.weekly_mae_GW == (2.0, 0.0)
+    # Four times the standard deviation, 0.5, of one of two targets: the error as a multiple of it, in the mean of both.
+    assert scores.weekly_errors == pytest.approx((4.0, 0.0))
+    assert score(frame.assign(wind_GW=1.0), predicted.assign(wind_GW=1.5)).weekly_errors == (0.25, 0.25)
     assert scores.period == ("2016-06-20T00:00:00Z", "2016-07-12T23:00:00Z")
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from forecast.learn.evaluation import SIGNATURES
 from forecast.learn.registry import rules
-from forecast.learn.scores import METRICS
 from forecast.parameters import Promote
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,13 +15,14 @@ from mlflow_gate import Contest, Evaluation, Scores, decide
 from mlflow_gate.decision import UNLEARNED
 
 POLICY = Promote(
-    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=0.5, min_r2_wind=0.5, max_night_solar_GW=1.0,
+    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2={"solar": 0.5, "wind": 0.5}, max_night={"solar": 1.0},
     max_latency_ms=500.0, max_size_MB=200.0, max_bias_percent=5.0,
 )  # fmt: skip
 WEEKS = {f"week {week}": 1.0 + 0.01 * week for week in range(40)}
 FIGURES = {
-    "r2": 0.7, "r2_solar": 0.8, "r2_wind": 0.6, "mae_GW": 1.5, "bias_GW": 0.0, "bias_solar_percent": -1.0,
-    "bias_wind_percent": 5.0, "lowest_GW": 0.0, "night_solar_GW": 0.1, "latency_ms": 20.0, "size_MB": 5.0,
+    "r2": 0.7, "r2_solar": 0.8, "r2_wind": 0.6, "mae_solar": 1.2, "mae_wind": 1.8, "bias_solar": 0.0, "bias_wind": 0.4,
+    "bias_solar_percent": 0.0, "bias_wind_percent": 5.0, "lowest_solar": 0.0, "lowest_wind": 0.0, "night_solar": 0.1,
+    "latency_ms": 20.0, "size_MB": 5.0,
 }  # fmt: skip
 SCORES = Scores(FIGURES, WEEKS, {"signature": SIGNATURES[1]}, held_out="5b15", rows=100)
 GOOD = Evaluation(SCORES)
@@ -49,8 +49,8 @@ def failed(decision):
 @pytest.mark.parametrize(
     ("candidate", "rule", "words"),
     [
-        (scored(lowest_GW=-0.01), "lowest predicted power", "below zero"),
-        (scored(night_solar_GW=1.01), "mean solar power predicted at night", "too high"),
+        (scored(lowest_wind=-0.01), "lowest predicted wind power", "less than is possible"),
+        (scored(night_solar=1.01), "mean solar power predicted at night", "too high"),
         (scored(bias_wind_percent=-5.1), "mean error of wind power", "too little is predicted"),
         (scored(bias_wind_percent=5.1), "mean error of wind power", "too much is predicted"),
         (scored(r2_solar=0.49), "R2 of solar power", "too low"),
@@ -81,7 +81,7 @@ def test_decide_knows_a_model_of_weather_alone():
 
 def test_decide_refuses_predictions_that_are_no_numbers():
     """A model that predicts NaN fails every comparison, and the decision is JSON all the same."""
-    broken = scored(**dict.fromkeys(METRICS, NAN))
+    broken = scored(**dict.fromkeys(FIGURES, NAN))
     assert "metrics" in failed(judged(broken))
     assert not judged(broken, GOOD).promoted
     assert json.dumps(judged(broken, GOOD).as_dict(), allow_nan=False)
@@ -124,7 +124,8 @@ evaluations = st.builds(
 )
 policies = st.builds(
     Promote, min_gain=st.floats(0, 0.5), near_tie=st.floats(0, 0.1), alpha=st.floats(0.001, 0.4),
-    min_r2_solar=st.floats(-1, 1), min_r2_wind=st.floats(-1, 1), max_night_solar_GW=st.floats(0.001, 2),
+    min_r2=st.fixed_dictionaries({"solar": st.floats(-1, 1), "wind": st.floats(-1, 1)}),
+    max_night=st.fixed_dictionaries({"solar": st.floats(0.001, 2)}),
     max_latency_ms=st.floats(0.001, 2), max_size_MB=st.floats(0.001, 2), max_bias_percent=st.floats(0.1, 100),
     max_gain=st.none() | st.floats(0.001, 1),
 )  # fmt: skip

@@ -266,8 +266,8 @@ with Client(sys.argv[1], timeout=60) as client:
         ("table/features.py", "minutes=30)\n", "minutes=300)\n"),
         (
             "learn/models.py",
-            "np.clip(np.column_stack(factors), 0, None)",
-            "np.clip(np.column_stack(factors), 0, 0.1)",
+            "np.clip(np.column_stack(factors) *",
+            "np.clip(np.clip(np.column_stack(factors), 0, 0.1) *",
         ),
     ],
 )

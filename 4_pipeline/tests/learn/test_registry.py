@@ -49,7 +49,7 @@ while True:
     os.waitpid(pid, 0)
 """
 LENIENT = Promote(
-    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2_solar=-1.0, min_r2_wind=-1.0, max_night_solar_GW=100.0,
+    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2={"solar": -1.0, "wind": -1.0}, max_night={"solar": 100.0},
     max_latency_ms=60_000.0, max_size_MB=1000.0, max_bias_percent=100.0,
 )  # fmt: skip
 PROMOTED = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))

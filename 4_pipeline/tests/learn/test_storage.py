@@ -12,8 +12,7 @@ from forecast.errors import ModelError
 from forecast.learn import storage
 from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
 from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder
-from forecast.parameters import YearEnd
-from forecast.problem import CAPACITY_GW
+from forecast.problem import CAPACITY
 from forecast.table import schema
 from forecast.table.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
@@ -105,7 +104,7 @@ def saved(germany_csv, tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     hours = schema.read(germany_csv).iloc[4000:6000].reset_index(drop=True)
     hours["utc_timestamp"] += pd.DateOffset(years=10)
-    hours = mark_capacity(hours, {year: YearEnd(solar_GW=80 + year / 100, wind_GW=60) for year in (2022, 2023)})
+    hours = mark_capacity(hours, {year: {"solar_GW": 80 + year / 100, "wind_GW": 60.0} for year in (2022, 2023)})
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
     regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours))
     keras.utils.set_random_seed(0)
@@ -129,7 +128,7 @@ def test_deriving_model_comes_back_as_it_was(saved, kind):
     root, hours = saved
     model = load_folder(root / kind, "test")
     assert model.knows_time
-    assert model.year_ends == year_ends_of(hours) != CAPACITY_GW
+    assert model.year_ends == year_ends_of(hours) != CAPACITY
     assert np.isfinite(model.predict(hours)).all(axis=None)
     assert (model.predict_with_band(hours)[1] is None) == (kind == "network")
     if kind == "network":

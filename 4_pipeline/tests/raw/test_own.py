@@ -20,12 +20,14 @@ GERMAN = {
     "separator": ";",
     "decimal": ",",
     "time": {"column": "Zeit", "zone": "Europe/Berlin", "format": "%d.%m.%Y %H:%M"},
-    "solar_GW": {"column": "PV", "unit": "kW"},
-    "wind_GW": {"column": "Wind", "unit": "MW"},
-    "windspeed": {"column": "v10", "unit": "km/h"},
-    "temperature": {"column": "T", "unit": "K"},
-    "rad_horizontal": {"column": "direkt", "unit": "J/m2"},
-    "rad_diffuse": {"column": "diffus", "unit": "kJ/m2"},
+    "columns": {
+        "solar_GW": {"column": "PV", "unit": "kW"},
+        "wind_GW": {"column": "Wind", "unit": "MW"},
+        "windspeed": {"column": "v10", "unit": "km/h"},
+        "temperature": {"column": "T", "unit": "K"},
+        "rad_horizontal": {"column": "direkt", "unit": "J/m2"},
+        "rad_diffuse": {"column": "diffus", "unit": "kJ/m2"},
+    },
     "attribution": "Our plants, our meters.",
 }
 
@@ -221,7 +223,7 @@ def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
     path = put(["01.07.2015 02:00"])
     path.write_text(path.read_text().replace("Wind", unicodedata.normalize(written, "Wind für Höhe")))
     wind = {"column": unicodedata.normalize(named, "Wind für Höhe"), "unit": "MW"}
-    assert own_file.read(path, _own(wind_GW=wind)).frame["wind_GW"].tolist() == [4]
+    assert own_file.read(path, _own(columns=GERMAN["columns"] | {"wind_GW": wind})).frame["wind_GW"].tolist() == [4]
 
 
 def test_separator_is_named_for_a_header_whose_names_hold_the_declared_one(put):
@@ -229,7 +231,7 @@ def test_separator_is_named_for_a_header_whose_names_hold_the_declared_one(put):
     path = put(["01.07.2015 02:00"])
     path.write_text(path.read_text().replace("Wind", "Wind, an Land"))
     with pytest.raises(DataError, match="line 1: the columns are not separated by a comma") as caught:
-        own_file.read(path, _own(separator=",", wind_GW={"column": "Wind, an Land", "unit": "MW"}))
+        own_file.read(path, _own(separator=",", columns={"wind_GW": {"column": "Wind, an Land", "unit": "MW"}}))
     assert "separator ';'" in caught.value.next_step
 
 

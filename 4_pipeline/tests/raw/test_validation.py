@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from functools import partial
 
@@ -10,13 +11,13 @@ import pandas as pd
 import pytest
 from forecast.errors import DataError
 from forecast.parameters import Fetch, OwnFile
-from forecast.problem import CAPACITY_GW
+from forecast.problem import CAPACITY
 from forecast.raw.prepare import prepare
 from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
 from forecast.raw.validation import validate
 from forecast.show.validation_page import render
 from forecast.table.origin import Origin, origin_in
-from forecast.table.schema import FEATURES, TARGETS
+from forecast.table.schema import FEATURES, QUANTITIES, TARGETS, USUAL_MEANS
 
 SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
 WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
@@ -182,7 +183,7 @@ def test_other_unit_of_one_year_is_suspected(damaged):
 
 
 # -- an own file that is wrong and possible ----------------------------------------------------------------------------
-FIGURES = {year: {target: CAPACITY_GW[target][str(year)] for target in CAPACITY_GW} for year in (2013, 2014, 2015)}
+FIGURES = {year: {target: CAPACITY[target][str(year)] for target in CAPACITY} for year in (2013, 2014, 2015)}
 JUMP = ("wind_GW", "change of the mean from year to year")
 SUN, BEHIND_LIGHT = ("solar_GW", "hours behind the sun"), ("solar_GW", "hours behind the light")
 BEHIND_WIND, CURVE = ("wind_GW", "hours behind the wind speed"), ("windspeed", "wind speed of half the highest power")
@@ -256,6 +257,7 @@ def _figures(factor):
     return {year: {target: factor * value for target, value in ends.items()} for year, ends in FIGURES.items()}
 
 
+KNOTS = {"columns": {"windspeed": {"column": "windspeed", "unit": "kn"}}}
 TWICE = ("own", "duplicate hours")
 EXCHANGED = {"rad_horizontal": "rad_diffuse", "rad_diffuse": "rad_horizontal"}
 DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
@@ -274,7 +276,7 @@ DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zer
         (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
         (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
         (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
-        (lambda table: table, {"windspeed": {"column": "windspeed", "unit": "kn"}}, {CURVE}, ["2014 (2.44 m/s)"]),
+        (lambda table: table, KNOTS, {CURVE}, ["2014 (2.44 m/s)"]),
         (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
         (lambda table: table, {"capacity": _figures(1000)}, FACTORS, ["in MW"]),
         (lambda table: table, {"capacity": _figures(0.5)}, HIGHEST, ["2014 (1.21)", "too small"]),
@@ -315,7 +317,7 @@ def test_own_file_without_figures_of_its_hours_is_refused_before_any_training(ow
 
 def test_points_for_thousands_are_refused(own):
     """MW as 987 and 1.234 is an error with line and column; the same numbers without points are read."""
-    wind = {"wind_GW": {"column": "wind_GW", "unit": "MW"}}
+    wind = {"columns": {"wind_GW": {"column": "wind_GW", "unit": "MW"}}}
 
     def write(form):
         return lambda table: table.assign(wind_GW=[form(round(1000 * value)) for value in table["wind_GW"]])
@@ -325,6 +327,21 @@ def test_points_for_thousands_are_refused(own):
     assert caught.value.value == "'1.678'"
     assert "point for thousands" in caught.value.expected
     assert set(_warnings(own(write(str), **wind))) == {JUMP}
+
+
+def test_category_has_no_usual_mean_and_may_stay_the_same(prepared, monkeypatch):
+    """Of a flag that is 1 for years neither mean nor change is checked, and the page says nothing of a usual mean."""
+    frame, findings = prepared
+    flag = dataclasses.replace(QUANTITIES["temperature"], usual=None, zero_hours=None)
+    monkeypatch.setitem(QUANTITIES, "temperature", flag)
+    monkeypatch.delitem(USUAL_MEANS, "temperature")
+    flags = frame.assign(temperature=1.0)
+    validated = validate(flags, findings)
+    assert [check for check in validated.checks if check.of == "temperature"] == []
+    assert (
+        render(flags, validated, Origin()).count("usual for a mean")
+        == render(frame, validated, Origin()).count("Possible:") - 1
+    )
 
 
 def test_page_needs_nothing_else_and_names_where_the_data_comes_from(raw, prepared):

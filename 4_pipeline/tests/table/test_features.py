@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from forecast.errors import DataError
-from forecast.parameters import YearEnd
-from forecast.problem import CAPACITY_GW
+from forecast.problem import CAPACITY
 from forecast.table.features import (
     derive,
     inputs,
@@ -63,7 +62,7 @@ def _hours(*stamps: str) -> pd.DataFrame:
 
 def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
     """1 January 2014 has 2013's year-end; half-way through the year it is half-way to the next."""
-    capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"), CAPACITY_GW)
+    capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"), CAPACITY)
     assert capacity["wind_GW"].round(2).tolist() == [34.2, 36.7, 50.0]
 
 
@@ -79,11 +78,11 @@ def test_capacity_is_not_invented_for_other_years():
 def test_own_capacity_goes_with_the_frame(tmp_path):
     """Marked, written, read and cut, the frame is divided by its own figures, and by no others."""
     frame = _hours("2020-01-01T00:00Z", "2020-07-01T12:00Z").assign(**dict.fromkeys([*FEATURES, *TARGETS], 1.0))
-    assert year_ends_of(mark_capacity(frame)) == CAPACITY_GW
-    figures = {2020: YearEnd(solar_GW=2.0, wind_GW=5.0), 2019: YearEnd(solar_GW=1.0, wind_GW=5.0)}
+    assert year_ends_of(mark_capacity(frame)) == CAPACITY
+    figures = {2020: {"solar_GW": 2.0, "wind_GW": 5.0}, 2019: {"solar_GW": 1.0, "wind_GW": 5.0}}
     mark_capacity(frame, figures).to_parquet(tmp_path / "own.parquet")
     read = pd.read_parquet(tmp_path / "own.parquet")
-    assert year_ends_of(inputs(read.head(1))) == year_ends_of(read) != CAPACITY_GW
+    assert year_ends_of(inputs(read.head(1))) == year_ends_of(read) != CAPACITY
     assert last_year(year_ends_of(read)) == 2020
     assert installed(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
     with pytest.raises(DataError, match="no figure of"):
@@ -114,4 +113,4 @@ def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
     page = (PROJECT / "own" / "README.md").read_text()
     example = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["fetch"]["csv"]["capacity"]
     copied = {target: {str(year): ends[target] for year, ends in example.items()} for target in TARGETS}
-    assert copied == CAPACITY_GW
+    assert copied == CAPACITY
