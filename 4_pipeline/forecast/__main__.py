@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from forecast.errors import ParameterError
 from forecast.parameters import FILE, STAGES, allowed, project, read, read_stage
 
 
@@ -77,6 +78,14 @@ def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
 
     base = project()
     options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")
+    own = (base / "own").resolve()
+    if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
+        raise ParameterError(
+            f"{FILE}: fetch.csv.file does not lie in own/, so no change of it would be noticed.",
+            value=options.csv.file,
+            expected="a file in own/, on which dvc.yaml lets the stage depend; a symbolic link will do",
+            next_step=f"ln -s {base / options.csv.file} {own}, and name that",
+        )
     where: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
     files = sources.fetch(source or options.source, folder, options, **where)
     for file in files:

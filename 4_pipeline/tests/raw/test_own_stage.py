@@ -64,6 +64,22 @@ def test_fetch_depends_on_the_folder_of_own_files(pipeline):
     assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
 
 
+def test_file_elsewhere_is_refused(pipeline):
+    """Its changes would not be noticed: the command says so, and a link will do."""
+    (pipeline / "elsewhere.csv").write_text("a\n")
+    read_from(pipeline, "elsewhere.csv")
+    command = [BIN / "python", "-m", "forecast", "fetch", "--to", "data/raw"]
+    done = subprocess.run(command, cwd=pipeline, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "elsewhere.csv" in done.stderr
+    step = done.stderr.split("next:")[1].partition(", and")[0]
+    subprocess.run(step, shell=True, cwd=pipeline, check=True)
+    read_from(pipeline, "own/elsewhere.csv")
+    assert runs_fetch(pipeline)
+    (pipeline / "elsewhere.csv").write_text("b\n")
+    assert runs_fetch(pipeline)
+
+
 def test_script_that_makes_the_own_file_is_a_stage(pipeline):
     """The page's stage and its script: hourly means of quarter hours reach `fetch` in one run, and changes too."""
     stamps = pd.date_range("2022-01-01", periods=8, freq="15min", tz="UTC", name="utc_timestamp")
