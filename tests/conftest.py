@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from places import germany_csv, one_thread  # noqa: F401 - fixtures
+from served import data_file, model, served  # noqa: F401 - fixtures
 from workplace import (
     BIN,
     Servers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,10 +17,16 @@ from workplace import BIN, ROOT, clean_environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = ROOT / "requirements.txt"
+PIPELINE = tomllib.loads((ROOT / "4_pipeline" / "pyproject.toml").read_text())
 RANGES = [
     requirement
-    for requirement in map(Requirement, PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["tests"])
-    if not (ROOT / "packages" / requirement.name).exists()
+    for requirement in map(
+        Requirement,
+        PROJECT["project"]["dependencies"]
+        + PIPELINE["project"]["dependencies"]
+        + PROJECT["dependency-groups"]["tests"],
+    )
+    if requirement.name not in ("forecast", *os.listdir(ROOT / "packages"))
 ]
 PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
 PYTHONS = ["3.11", "3.13"]
@@ -52,7 +59,7 @@ def test_lock_holds_pins_and_this_repository_alone():
     lines = LOCK.read_text().splitlines()
     pinned = [line for line in lines if line.strip() and not line.startswith("-e ")]
     assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in pinned)
-    folders = {"."} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
+    folders = {".", "4_pipeline"} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
     assert {line.split()[1] for line in lines if line.startswith("-e ")} == folders
     assert "://" not in "".join(lines)
 

@@ -26,7 +26,7 @@ from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, ROOT
 
-TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
+TEMPLATE = (ROOT / "4_pipeline" / "forecast" / "show" / "report.html.jinja").read_text(encoding="utf-8")
 MAX_BYTES = 2_000_000
 WEEK = "2016-W40"
 
@@ -70,7 +70,7 @@ def render(evidence: ReportData, week: str) -> str:
     """Return the page on a week, as the notebook makes it."""
     part = evidence.of_week(week)
     misses = report.worst(evidence, part)
-    return report.render(evidence, part, misses, report.draw(part, misses, evidence.origin.measured_name), TEMPLATE)
+    return report.render(evidence, part, misses, report.draw(part, misses, evidence.origin.measured_name))
 
 
 def words(html: str) -> str:
@@ -254,8 +254,8 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
 def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     """The week is a parameter of the notebook; the model in production had not seen this one, or cannot predict it."""
     folder = tmp_path / "pipeline"
-    shutil.copytree(servers.pipeline / "notebooks", folder / "notebooks")
-    for name in ("dvc.yaml", "params.yaml"):
+    (folder / "results").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "report.ipynb"):
         shutil.copy(servers.pipeline / name, folder)
     (folder / "data").symlink_to(servers.pipeline / "data")
     command = ["papermill", "report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
@@ -269,7 +269,7 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     germany = schema.read(folder / "data" / "germany.parquet")
     germany["utc_timestamp"] += pd.DateOffset(years=8)
     (folder / "data").unlink()
-    shutil.copytree(servers.pipeline / "data" / "code", folder / "data" / "code")
+    (folder / "data").mkdir()
     germany.to_parquet(folder / "data" / "germany.parquet")
     done = servers.run(sys.executable, "-m", *command[:-1], "latest", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -281,11 +281,11 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
 def test_line_of_crontab_runs_where_cron_does(servers):
     """The line that the page prints works with what cron gives a program: a home, a bare PATH, `sh`, no terminal."""
     [line] = re.findall(r"<pre>0 6 \* \* 1  (.*)</pre>", TEMPLATE)
-    command = html.unescape(line).replace("/path/to", str(servers.root))
-    command = re.sub(r"mail .*", "cat results/report.html -", command).replace("../.venv/bin", str(BIN))
+    command = html.unescape(line).replace("/path/to/the/pipeline", str(servers.pipeline))
+    command = re.sub(r"mail .*", "cat results/report.html -", command).replace(". .venv/bin", f". {BIN}")
+    command = command.replace("http://HOST:5000", servers.tracking_uri)
     bare = {"HOME": os.environ["HOME"], "PATH": "/usr/bin:/bin"}
-    places = {name: value for name, value in servers.environment.items() if name.startswith("WORKSHOP_")}
-    done = servers.run("sh", "-c", command, cwd=Path("/"), env=bare | places | {"PYTHONPATH": str(servers.root)})
+    done = servers.run("sh", "-c", command, cwd=Path("/"), env=bare)
     assert done.returncode == 0, done.stderr
     assert "</html>" in done.stdout
     assert done.stdout.endswith("The report is attached.\n")

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from workplace import ROOT, START_SECONDS, missing_powers, processes_of, wait_for
+from places import START_SECONDS
+from workplace import ROOT, missing_powers, processes_of, wait_for
 
 # From each place that has privileged tests a file with some.
 PRIVILEGED = {

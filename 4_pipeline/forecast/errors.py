@@ -93,13 +93,3 @@ class EngineError(PipelineError):
 
 class ModelError(PipelineError):
     """A model cannot be found, trusted or loaded."""
-
-
-class PromotionRefused(PipelineError):
-    """The gate refused a candidate; the champion stays."""
-
-    exit_code = 3
-
-
-class PromotionConflict(PipelineError):
-    """Another process changed the alias in the meantime."""

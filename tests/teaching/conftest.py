@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attendee import Attendee, new_repository, tracking_server
+from attendee import Attendee, new_repository
 from forecast.problem import EXPERIMENT
+from places import tracking_server
 from workplace import clean_environment, environment_of
 
 
