@@ -1,4 +1,4 @@
-"""Takes the texts' pictures: `python tests/screenshot.py`, after `make run` and the notebooks of chapter 2."""
+"""Takes the texts' pictures: `PYTHONPATH=4_pipeline/tests python tests/screenshot.py`, after `make run` and the notebooks of chapter 2."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ RANGES = [
         + PIPELINE["project"]["dependencies"]
         + PROJECT["dependency-groups"]["tests"],
     )
-    if requirement.name not in ("forecast", *os.listdir(ROOT / "packages"))
+    if requirement.name != "forecast" and not (ROOT / "packages" / requirement.name).exists()
 ]
 PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
 PYTHONS = ["3.11", "3.13"]
