@@ -1,4 +1,7 @@
-"""Takes the texts' pictures: `PYTHONPATH=4_pipeline/tests python tests/screenshot.py`, after `make run` and the notebooks of chapter 2."""
+"""Takes the texts' pictures, after `make run` and the notebooks of chapter 2.
+
+Type `PYTHONPATH=4_pipeline/tests python tests/screenshot.py`.
+"""
 
 from __future__ import annotations
 
