@@ -57,8 +57,8 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
             value=str(error),
             next_step=f"fix the cause, then `workshop reset` again; moved files are in {copies}",
         ) from None
-    lock = f":(exclude){chapter.folder}/dvc.lock"  # the only output that git tracks
-    _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, lock)
+    made = [f":(exclude){chapter.folder}/{name}" for name in ("dvc.lock", "results")]  # outputs that git tracks
+    _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, *made)
     exercises.write_solved(set(exercises.solved(settings)) - exercises.titles(number).keys(), settings)
     return copies
 
