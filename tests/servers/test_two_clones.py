@@ -184,11 +184,8 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert second.port == first.port
     second.record()
     (holder,) = port_owners.find_owners(second.settings, second.port).values()
-    for words, variables in (
-        (("config", "--pipeline", str(first.settings.state / "x")), shell),
-        (("config", "--pipeline", str(first.settings.state / "x")), {}),
-    ):
-        done = first.workshop(*words, **variables)
+    for variables in (shell, {}):
+        done = first.workshop("repro", **variables)
         assert done.returncode == 1, done.stdout
         assert f"is held by another clone: {second.settings.state}, " in done.stderr
         assert f"process {holder.process.pid}" in done.stderr

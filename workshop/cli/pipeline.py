@@ -16,6 +16,7 @@ from forecast.parameters import read_stage
 
 from workshop.cli import json_option, print_rows, report
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
+from workshop.tracking import own_or_given_uri
 
 # Modules that papermill imports, in seconds of a cold start.
 PRELOAD = (
@@ -30,6 +31,7 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
     ``shell_first``: use the server and the cluster that the shell names, if any, as a `dvc repro` typed there does. The
     ``options`` are those of `dvc_parallel.reproduce`.
     """
+    own_or_given_uri(settings)  # another clone's server may have the port by now
     servers = {name: value for name, value in settings.exports().items() if not (shell_first and os.environ.get(name))}
     path = str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", os.defpath)
     os.environ.update(servers, PATH=path, PYTHONUNBUFFERED="1")  # for the programs of the stages
