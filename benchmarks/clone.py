@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from pathlib import Path
 import nbformat
 from distributed import Client
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "4_pipeline" / "tests"))  # `places`, for `workplace`
 from tests.workplace import Servers, new_workplace, processes_of
 
 TIMEOUT_SECONDS = 900
 WARM_SECONDS = 120
-LAST_IMPORT = "forecast.tracking"  # of the modules that the workers import once
+LAST_IMPORT = "mlflow_gate.registry"  # of the modules that the workers import once
 TAIL_CHARACTERS = 3000
 
 

@@ -108,7 +108,7 @@ def test_everything_imports_and_a_notebook_runs_on_the_newest_python(tmp_path):
         run(BIN / "uv", "pip", "install", "--quiet", "-r", "requirements.txt", cwd=ROOT)
         scripts = tmp_path / "venv" / "bin"
         run(scripts / "python", "-c", "\n".join(f"import {name}" for name in IMPORTS))
-        run(scripts / "workshop", "data", "csv", "germany.csv")
+        run(scripts / "python", "-m", "forecast", "csv", "germany.csv")
         environment["PATH"] = f"{scripts}:{environment['PATH']}"
         notebook = nbformat.v4.new_notebook(
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
