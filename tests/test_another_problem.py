@@ -52,7 +52,7 @@ COMMUTE = {"utc_timestamp": "2016-06-21T15:00:00Z", "temperature": 22, "windspee
 BIKES = Example(SECOND, "bikes", "rentals", "Bike rentals in a city", COMMUTE, COMMUTE | {"temperature": 5})
 
 
-@pytest.fixture(scope="module", params=[HEAT, BIKES], ids=["heat", "bikes"])
+@pytest.fixture(scope="module", params=[pytest.param(HEAT, marks=pytest.mark.soak), BIKES], ids=["heat", "bikes"])
 def example(request) -> Example:
     """A problem of the page."""
     return request.param
