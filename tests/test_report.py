@@ -86,8 +86,8 @@ def test_page_is_one_small_file_without_program_or_address(evidence):
     assert len(html.encode()) < MAX_BYTES
     assert "<script" not in html
     assert re.findall(r'<(?:link|object|iframe)|@import|(?:src|srcset)="(?!data:)|url\((?!#)', html) == []
-    assert f'<meta name="workshop.model" content="wind_solar/{evidence.production.version}">' in html
-    assert f'<meta name="workshop.week" content="{WEEK}">' in html
+    assert f'<meta name="forecast.model" content="wind_solar/{evidence.production.version}">' in html
+    assert f'<meta name="forecast.week" content="{WEEK}">' in html
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
 
@@ -142,7 +142,7 @@ def test_page_without_a_model_in_production_says_so(evidence):
     html = render(ReportData(evidence.frame), WEEK)
     text = words(html)
     assert "No model is in production" in text
-    assert "workshop.model" not in html
+    assert "forecast.model" not in html
     assert "predicted worst" not in text
     assert "GWh of wind power" in text
 

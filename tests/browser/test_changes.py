@@ -62,13 +62,13 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
             page = stack.enter_context(opened(browser, f"{url}/model"))
             message = page.locator("#message")
             expect(message).to_contain_text("does not answer")
-            expect(message).to_contain_text("workshop up")
+            expect(message).to_contain_text("mlflow server")
 
         expect(message).to_contain_text("No model is in production yet.")
         for title in PAGES.values():
             page.get_by_role("link", name=title, exact=True).click()
             expect(page).to_have_title(f"{title} · Solar and wind power")
-            for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
+            for words in ("No model is in production yet.", "There is no data yet.", "dvc repro"):
                 expect(message).to_contain_text(words)
         page.goto(f"{url}/what-if")
         expect(page.locator("#predicted-wind_GW")).to_have_text("n/a")

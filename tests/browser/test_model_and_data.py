@@ -22,7 +22,7 @@ def model(browser, url):
 def test_model_page_says_which_model_is_in_production_and_why(model, servers):
     """The page names reason, scores and the gate's rules, its inputs' importance, and its predecessors."""
     facts = model.locator("#in-production")
-    for words in ("Why", "R² solar", "80% of the hours"):
+    for words in ("Why", "R², solar", "80% of the hours"):
         expect(facts).to_contain_text(words)
     rules = model.locator("#gate tbody tr")
     expect(rules.filter(has_text="time to predict one hour (ms)")).to_contain_text("at most 500✓ passed")

@@ -311,7 +311,8 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         assert addresses(rows) == addresses(before) | {"dashboard": new_address}
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
         assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
-        assert running.run(BIN / "mlflow-gate", "history", env=environment, cwd=running.pipeline).returncode == 0
+        gate = [BIN / "mlflow-gate", "history"]
+        assert running.run(*gate, env=environment | running.settings.exports(), cwd=running.pipeline).returncode == 0
         assert innocent.poll() is None
         innocent.kill()
 

@@ -16,7 +16,7 @@ from forecast.parameters import read_stage
 
 from workshop.cli import json_option, print_rows, report
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
-from workshop.tracking import own_or_given_uri
+from workshop.tracking import connect, own_or_given_uri
 
 # Modules that papermill imports, in seconds of a cold start.
 PRELOAD = (
@@ -59,7 +59,7 @@ def finish_run() -> str:
         from forecast.raw.prepare import load_or_make  # imports pandera
 
         load_or_make(csv)
-    return registry.Registry().status().line
+    return registry.Registry(client=connect()).status().line
 
 
 def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options: Any) -> str:

@@ -17,6 +17,7 @@ from forecast.table import schema
 from workshop.servers import supervisor
 from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
+from workshop.tracking import connect
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
 MEMORY_GB = 4.0  # the servers take half of it, the pipeline's notebooks the rest
@@ -139,7 +140,7 @@ def _production(settings: Settings) -> Finding:
     from mlflow.exceptions import MlflowException
 
     try:
-        serving = registry.production()
+        serving = registry.production(client=connect())
         if serving is not None:
             model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data
