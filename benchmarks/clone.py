@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 import nbformat
 from distributed import Client
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "4_pipeline" / "tests"))  # `places`, for `workplace`
 from tests.workplace import Servers, new_workplace, processes_of
 
 TIMEOUT_SECONDS = 900

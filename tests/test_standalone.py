@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from places import answer_of, free_port, health_of, running, wait_for
-from workplace import BIN, PERSON, copy_tree
+from workplace import BIN, PERSON, clean_environment, copy_tree
 
 pytestmark = pytest.mark.walk
 
@@ -20,8 +19,8 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        kept = ("HOME", "LANG", "TMPDIR", "PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "TEST_SESSION")
-        self.environment = {name: os.environ[name] for name in kept if name in os.environ} | PERSON
+        hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+        self.environment = {name: value for name, value in clean_environment().items() if name not in hidden} | PERSON
         self.environment["PATH"] = f"{folder / '.venv' / 'bin'}:/usr/bin:/bin"
 
     def types(self, *words: object, exit_code: int = 0, seconds: float = 900) -> str:

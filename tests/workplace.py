@@ -16,7 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from places import (  # noqa: F401 - for the tests of the room, too
+
+from workshop.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "4_pipeline" / "tests"))  # from wherever this module is imported
+from places import (  # noqa: E402, F401 - for the tests of the room, too
     BIN,
     PERSON,
     Program,
@@ -27,11 +32,8 @@ from places import (  # noqa: F401 - for the tests of the room, too
     git,
     running,
     wait_for,
-)  # fmt: skip
+)
 
-from workshop.settings import Settings
-
-ROOT = Path(__file__).resolve().parent.parent
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
 NEAR_PORTS = 200  # above a wanted port: `workshop up` takes the first free one

@@ -42,7 +42,7 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
     expect(chain.get_by_text("sha256")).not_to_be_visible()
     chain.locator("li", has_text="sha256").locator("summary").click()
     expect(chain.get_by_text("sha256")).to_be_visible()
-    for kind in ("Data", "Commit", "Code", "Run in MLflow", "Decision", "Production"):
+    for kind in ("Data", "Commit", "Run in MLflow", "Decision", "Production"):
         expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
     commit = chain.locator("li").nth(1).locator(".name").inner_text()
     assert servers.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
