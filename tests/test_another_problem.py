@@ -112,7 +112,8 @@ def test_clone_of_a_colleague_runs(place, example, tmp_path):
 
 def test_best_model_is_in_production(place, example):
     """The gate promoted it under the problem's own name, and it predicts well."""
-    [move] = json.loads(place.run(BIN / "mlflow-gate", "history", "--json", cwd=place.pipeline).stdout)
+    shell = place.environment | place.settings.exports()
+    [move] = json.loads(place.run(BIN / "mlflow-gate", "history", "--json", cwd=place.pipeline, env=shell).stdout)
     assert move["scores"][f"r2_{example.target.removesuffix('_GW')}"] > 0.9
     report = (place.pipeline / "results" / "report.html").read_text()
     assert f'<meta name="forecast.model" content="{example.name}/1">' in report
