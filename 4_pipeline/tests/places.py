@@ -164,6 +164,7 @@ def dashboard(environment: dict[str, str], folder: Path, tracking_uri: str) -> I
     """Run a dashboard in ``folder`` on a free port until the block ends; yield address and process."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
+    (folder / "dvc.yaml").touch()  # else it would show the data of this project
     places = {"MLFLOW_TRACKING_URI": tracking_uri, "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "dashboard", "--port", str(port)]
     with running(command, environment | places, folder, lambda _: health_of(url)) as program:

@@ -20,7 +20,6 @@ Address = tuple[str, int]
 def dashboard(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen]]:
     """Return address and process of a dashboard with no data and no servers to follow."""
     folder = tmp_path_factory.mktemp("dashboard")
-    (folder / "dvc.yaml").touch()  # not the data of this project
     with places.dashboard(clean_environment(), folder, f"http://127.0.0.1:{free_port()}") as running:
         yield running
 
