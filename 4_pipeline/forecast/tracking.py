@@ -39,7 +39,10 @@ def connect(uri: str | None = None) -> mlflow.MlflowClient:
     uri = uri or tracking_uri()
     _ask(uri, "/health")
     import mlflow
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR as PROGRESS_BAR
 
+    if not PROGRESS_BAR.is_set():
+        PROGRESS_BAR.set(False)  # one for each few kilobytes
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
 
