@@ -51,9 +51,9 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
 
 def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry, browser, tmp_path):
     """From a dashboard without servers to one with a model and data, and to one whose tracking server is gone again."""
-    data = tmp_path / "4_pipeline" / "data"
-    data.mkdir(parents=True)
-    shutil.copy(servers.settings.pipeline / "params.yaml", data.parent)
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(servers.settings.pipeline / "params.yaml", tmp_path)
     version = registry.version()
     registry.remove()
     with contextlib.ExitStack() as stack:
