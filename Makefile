@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline test test-packages dist test-privileged examples containers walk book soak bench lint lock
+.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged examples containers walk book soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -15,6 +15,8 @@ UV := $(shell sed -n 's/^uv==\([^ ]*\).*/uv==\1/p' requirements.txt)
 CONTAINER_PACKAGES := podman buildah runc mmdebstrap netavark aardvark-dns iptables catatonit docker-registry \
 	curl iproute2 openssh-client openssh-server openssl
 
+build-wheels = for package in packages/*/; do $(BIN)/uv build --quiet --out-dir $(1) "$$package" && rm -f $(1)/*.tar.gz $(1)/.gitignore || exit 1; done
+
 export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(BIN):$(PATH)
 # Where a shell forbids bytecode, each of the many programs that start here would compile all its imports again.
@@ -25,6 +27,7 @@ help:
 	@echo "make stop    end all servers"
 	@echo "make lab     the workshop: JupyterLab at its start page, with the servers' pages inside"
 	@echo "make offline FOLDER=...   what a machine without a network needs: packages, and this repository"
+	@echo "make take-home TO=../plants NAME=plants   the pipeline of chapter 4 as a repository of your own"
 	@echo "make test    the tests; touches no running servers"
 	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
@@ -57,6 +60,23 @@ offline: .venv/installed
 	@$(BIN)/python -m pip download --quiet --no-deps --requirement "$(FOLDER)/packages.txt" --dest "$(FOLDER)/wheels"
 	@git bundle create --quiet "$(FOLDER)/workshop.bundle" HEAD $$(git branch --show-current)
 	@echo "On the other machine: git clone '$(FOLDER)/workshop.bundle' workshop; cd workshop; make run OFFLINE='$(FOLDER)'"
+
+# The pipeline as a repository of its own: what is committed of 4_pipeline, without the chapter's pages.
+take-home: NAME ?= forecast
+take-home: .venv/installed
+	@test -n "$(TO)" || { echo "Name a folder: make take-home TO=../plants NAME=plants" >&2; exit 1; }
+	@test ! -e "$(TO)" || { echo "Not copied: $(TO) exists" >&2; echo "  next: name another folder, or remove it" >&2; exit 1; }
+	@$(BIN)/python -c 'import importlib.util as u, keyword, sys; n = sys.argv[1]; sys.exit(not n.isidentifier() or keyword.iskeyword(n) \
+		or (n != "forecast" and (n in ("tests", "own") or u.find_spec(n) is not None)))' "$(NAME)" || \
+		{ echo "Not copied: $(NAME) cannot be the name of a package, or is one already" >&2; echo "  next: NAME=plants" >&2; exit 1; }
+	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json && \
+		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
+	@$(call build-wheels,"$(abspath $(TO))/wheels")
+	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
+	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
+	@echo "  cd $(TO) && python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
+	@echo "  mlflow server --port 5500 &  export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
+	@echo "  dvc repro && python -m dashboard"
 
 test: .venv/tests
 	@$(BIN)/python -m pytest
@@ -106,7 +126,7 @@ book: .venv/book
 		git clone --quiet $(CURDIR) . && workshop up --repro && eval "$$(workshop config --export)" && \
 		sed -n 's/^ *- file: \([123]_.*\)/\1.ipynb/p' docs/_toc.yml | grep -v 'README\|exercises' | xargs -I {} -t \
 			jupyter execute --inplace {} && \
-		cp 4_pipeline/executed/*.ipynb 4_pipeline/notebooks && \
+		cp 4_pipeline/executed/*.ipynb 4_pipeline && \
 		sphinx-build --fail-on-warning --keep-going --quiet -c docs -d doctrees . book/site && \
 		rm -rf "$$site" && cp -r book/site "$$site" && echo "The book: $$site/index.html"
 
@@ -127,6 +147,11 @@ lock: .venv/installed
 	@for folder in server/team examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
+	@# As a copy of the pipeline installs it: the four tools are wheels beside it, since no index has them yet.
+	@wheels=$$(mktemp -d) && trap 'rm -rf "$$wheels"' EXIT && $(call build-wheels,"$$wheels") && \
+		{ echo "--find-links wheels"; grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-annotate --custom-compile-command "make lock" --constraint - --find-links "$$wheels" --extra test \
+		4_pipeline/pyproject.toml; } >"$$wheels/requirements.txt" && cp "$$wheels/requirements.txt" 4_pipeline
 
 .venv/tests: .venv/installed tests/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
@@ -140,7 +165,7 @@ lock: .venv/installed
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(FROM) $(UV)
-.venv/installed: requirements.txt pyproject.toml $(wildcard packages/*/pyproject.toml)
+.venv/installed: requirements.txt pyproject.toml $(wildcard 4_pipeline/pyproject.toml packages/*/pyproject.toml)
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py

@@ -91,7 +91,7 @@ def read_frame(path: str) -> pd.DataFrame:
     import pandas as pd
 
     file = Path(path).resolve()
-    advice = "Type at the top of the repository: workshop data csv 3_projects/germany.csv"
+    advice = "Type at the top of the repository: python -m forecast csv 3_projects/germany.csv"
     if not file.is_file():
         stop(f"There is no data file {file}. {advice}", 1)
     numbers = [*FEATURES, *TARGETS]
@@ -108,7 +108,7 @@ def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFra
     """Return the earlier hours and the last ``test_fraction`` of them.
 
     With hours held out at random, the model would have learned later hours than those that it is scored on. The border
-    is that of chapter 4's `workshop.data.split`.
+    is that of chapter 4's `forecast.table.split`.
     """
     border = math.floor(len(frame) * (1 - test_fraction))
     train, test = frame[:border], frame[border:]

@@ -15,7 +15,7 @@ from tests.workplace import Servers, new_workplace, processes_of
 
 TIMEOUT_SECONDS = 900
 WARM_SECONDS = 120
-LAST_IMPORT = "workshop.models.tracking"  # of the modules that the workers import once
+LAST_IMPORT = "mlflow_gate.registry"  # of the modules that the workers import once
 TAIL_CHARACTERS = 3000
 
 

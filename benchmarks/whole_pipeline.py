@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def paths(entries: list) -> list[str]:
 def write_snakefile(clone: Clone) -> None:
     """Write the pipeline's stages as rules of Snakemake."""
     read = {dep for stage in stages(clone).values() for dep in stage.get("deps", [])}
+    parameters = yaml.safe_load((clone.pipeline / "params.yaml").read_text())
     rules, made = [], []
     for name, stage in stages(clone).items():
         outputs = []
@@ -117,10 +119,10 @@ def write_snakefile(clone: Clone) -> None:
             # Of a folder, Snakemake has to know the files that other rules read.
             inner = sorted(dep for dep in read if dep.startswith(f"{out}/"))
             outputs += map(repr, inner or [out]) if inner or "." in out else [f"directory({out!r})"]
-        commands = [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]
+        command = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda name: str(parameters[name[1]][name[2]]), stage["cmd"])
         rules.append(
             f"rule {name}:\n    input: {stage.get('deps', [])!r}\n    output: {', '.join(outputs)}\n"
-            f"    shell: {' && '.join(commands)!r}\n"
+            f"    shell: {command!r}\n"
         )
         made += outputs
     (clone.pipeline / "Snakefile").write_text(f"rule all:\n    input: {', '.join(made)}\n\n" + "\n".join(rules))

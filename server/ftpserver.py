@@ -11,9 +11,9 @@ import logging
 import sys
 from logging.handlers import RotatingFileHandler
 
+from forecast.errors import PipelineError, ServiceError
 from mlflow_ftp.server import Server, ensure_certificate, serve
 
-from workshop.errors import ServiceError, WorkshopError
 from workshop.port_owners import find_owners
 from workshop.servers.services import configure_logging
 from workshop.settings import Settings, get_settings
@@ -51,7 +51,7 @@ def main() -> int:
         configure_logging(settings, format="%(asctime)s %(message)s")
         logging.getLogger().addHandler(file)
         serve(make_server(settings))
-    except WorkshopError as error:
+    except PipelineError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0

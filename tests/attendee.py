@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workplace import ROOT, answer_of, clean_environment, free_port, git, running
+from workplace import ROOT, git
 
 from workshop.settings import Settings
 from workshop.teaching.checkpoints import Checkpoint, examine, state_of
@@ -24,19 +23,6 @@ def new_repository(root: Path, *names: str) -> Path:
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "A start")
     return root
-
-
-@contextlib.contextmanager
-def tracking_server(folder: Path, database: Path) -> Iterator[str]:
-    """Run a tracking server on a copy of a database in a folder, and yield its address."""
-    port = free_port()
-    shutil.copy(database, folder / "mlflow.db")
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = clean_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with running(command, environment, folder, lambda _: answer_of(f"http://127.0.0.1:{port}/health")):
-        yield f"http://127.0.0.1:{port}"
 
 
 @dataclass

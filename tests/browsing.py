@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+from forecast.problem import REGISTERED_MODEL
+from forecast.tracking import PRODUCTION
 from mlflow import MlflowClient
+from places import dashboard, health_of  # noqa: F401 - with the rest
 from playwright.sync_api import Browser, sync_playwright
-from workplace import ROOT, answer_of, free_port, required, running
-
-from workshop.problem import REGISTERED_MODEL
-from workshop.settings import PRODUCTION
+from workplace import required
 
 PAGES = {
     "/": "Predicted and measured", "/over-time": "Over time", "/what-if": "What if", "/your-weather": "Your weather",
@@ -81,26 +77,3 @@ def opened(browser, url: str, width: int = 1280, height: int = 900, **options):
     finally:
         context.close()
     assert not faults
-
-
-@contextlib.contextmanager
-def dashboard(environment: dict[str, str], root: Path, tracking_uri: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Run a dashboard of the repository ``root`` on a free port until the block ends; yield address and process."""
-    url = f"http://127.0.0.1:{free_port()}"
-    places = {
-        "WORKSHOP_ROOT": str(root),
-        "WORKSHOP_STATE": str(root / "state"),
-        "WORKSHOP_DASHBOARD_PORT": url.rpartition(":")[2],
-        "MLFLOW_TRACKING_URI": tracking_uri,
-        # Not the folder of its `dvc.yaml`, whose data it would show.
-        "PYTHONPATH": f"{ROOT / '4_pipeline'}{os.pathsep}{environment.get('PYTHONPATH', '')}",
-    }
-    command = [sys.executable, "-m", "dashboard"]
-    with running(command, environment | places, root, lambda _: health_of(url)) as program:
-        yield url, program.process
-
-
-def health_of(url: str) -> dict | None:
-    """Return what a dashboard says of itself, once it answers."""
-    answer = answer_of(f"{url}/health")
-    return answer and answer.json()

@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from filelock import FileLock
-from threadpoolctl import threadpool_limits
+from places import germany_csv, one_thread  # noqa: F401 - fixtures
+from served import data_file, model, served  # noqa: F401 - fixtures
 from workplace import (
     BIN,
     Servers,
@@ -25,10 +25,6 @@ from workplace import (
     processes_of,
     pytest_runtest_setup,  # noqa: F401 - a hook
 )
-
-# The same examples everywhere, and no folder of them in the repository; what is slow on a busy machine is no fault.
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
-hypothesis.settings.load_profile("repeatable")
 
 # The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
@@ -44,7 +40,7 @@ SESSION = os.environ.setdefault("TEST_SESSION", tempfile.mktemp(prefix="test-ses
 GROUPS = Path(f"{SESSION}.groups")
 # A browser, several clones, another database: minutes, of which `make test` has five.
 WALKED = ("tests/browser", "tests/servers/test_two_clones", "tests/servers/test_postgresql")
-SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_what_next")
+SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_chapter", "tests/test_take_it_home")
 
 
 def group_of(item) -> str:
@@ -99,15 +95,6 @@ def pytest_xdist_make_scheduler(config, log):
 def state_home(tmp_path_factory) -> None:
     """Keep the list of a user's clones, which `workshop up` and `workshop config` write, out of this user's home."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Let each process of the tests fit with one thread: more than there are cores wait for one another, busily."""
-    import sklearn  # noqa: F401 - brings the library whose threads are meant
-
-    with threadpool_limits(1, user_api="openmp"):
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -166,16 +153,6 @@ def in_workplace(servers, monkeypatch) -> Servers:
         monkeypatch.chdir(servers.pipeline)
         yield servers
         monkeypatch.undo()  # later it would put back variables of this environment into the one before
-
-
-@pytest.fixture(scope="session")
-def germany_csv(tmp_path_factory) -> Path:
-    """A processed CSV of the embedded sample."""
-    from workshop.data.prepare import load_or_make
-
-    file = tmp_path_factory.mktemp("germany") / "germany.csv"
-    load_or_make(file)
-    return file
 
 
 @pytest.fixture(scope="module")

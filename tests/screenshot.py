@@ -1,4 +1,7 @@
-"""Takes the texts' pictures: `python tests/screenshot.py`, after `make run` and the notebooks of chapter 2."""
+"""Takes the texts' pictures, after `make run` and the notebooks of chapter 2.
+
+Type `PYTHONPATH=4_pipeline/tests python tests/screenshot.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import io
 from pathlib import Path
 
 from browsing import chromium
+from forecast.problem import EXPERIMENT
+from forecast.tracking import connect
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser
 
-from workshop.models.store import connect
-from workshop.problem import EXPERIMENT
 from workshop.settings import get_settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""The page "Another problem", followed once in a clone of its own: heat demand in production, on all pages."""
+"""The page "Another problem", followed in clones: heat demand and bike rentals, in production and on all pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from typing import Any, NamedTuple
 
 import pytest
 import requests
@@ -13,25 +14,59 @@ from browsing import PAGES, opened
 from workplace import BIN, PERSON, ROOT, Servers, environment_for, new_workplace
 
 PAGE = (ROOT / "4_pipeline" / "another_problem.md").read_text()
-FILES = dict(re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
-DIFFS = dict(re.findall(r"^```diff (\S+)\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE))
-COMMANDS = [
-    line for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) for line in block.splitlines()
-]
-DATA, PROBLEM = FILES
+FIRST, SECOND = PAGE.split("\n## Bikes\n")
 
 pytestmark = pytest.mark.walk
 
 
+class Example(NamedTuple):
+    """A problem of the page: its part, its names, its title, and hours with much and with little of its target."""
+
+    part: str
+    name: str
+    target: str
+    title: str
+    much: dict[str, Any]
+    little: dict[str, Any]
+
+    def blocks(self, language: str) -> dict[str, str]:
+        """Return the files, or the changes of files, that are typed; the second example changes dvc.yaml likewise."""
+        first, part = (
+            dict(re.findall(rf"^```{language} (\S+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+            for text in (FIRST, self.part)
+        )
+        return part | {name: text.replace("heat", self.name) for name, text in first.items() if name == "dvc.yaml"}
+
+    def commands(self) -> list[str]:
+        """Return the lines of the shell."""
+        blocks = re.findall(r"^```bash\n(.*?)^```", FIRST.replace("heat", self.name), re.DOTALL | re.MULTILINE)
+        return [line for block in blocks for line in block.splitlines()]
+
+
+HEAT = Example(
+    FIRST, "heat", "heat_GW", "Heat demand in Germany",
+    {"utc_timestamp": "2016-01-20T07:00:00Z", "temperature": -8, "temperature_3d": -5},
+    {"utc_timestamp": "2016-01-20T07:00:00Z", "temperature": 25, "temperature_3d": 24},
+)  # fmt: skip
+COMMUTE = {"utc_timestamp": "2016-06-21T15:00:00Z", "temperature": 22, "windspeed": 2, "weekday": 1, "holiday": 0}
+BIKES = Example(SECOND, "bikes", "rentals", "Bike rentals in a city", COMMUTE, COMMUTE | {"temperature": 5})
+
+
+@pytest.fixture(scope="module", params=[pytest.param(HEAT, marks=pytest.mark.soak), BIKES], ids=["heat", "bikes"])
+def example(request) -> Example:
+    """A problem of the page."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def heat(tmp_path_factory):
+def place(example, tmp_path_factory):
     """A clone in which the page was followed, its servers up; they are stopped afterwards."""
-    root, environment = new_workplace(tmp_path_factory.mktemp("heat"))
+    root, environment = new_workplace(tmp_path_factory.mktemp(example.name))
     place = Servers(root, environment | PERSON)
     try:
-        (place.pipeline / DATA).write_text(FILES[DATA])
-        (root / PROBLEM).write_text(FILES[PROBLEM])
-        for name, diff in DIFFS.items():
+        for name, text in example.blocks("python").items():
+            ((root if name.startswith("workshop") else place.pipeline) / name).write_text(text)
+        for name, diff in example.blocks("diff").items():
             file = place.pipeline / name
             for part in diff.split("@@\n"):
                 old, new = (
@@ -39,7 +74,7 @@ def heat(tmp_path_factory):
                 )
                 assert file.read_text().count(old) == 1
                 file.write_text(file.read_text().replace(old, new))
-        for command in COMMANDS:
+        for command in example.commands():
             run(place, command)
         yield place
     finally:
@@ -54,50 +89,57 @@ def run(place: Servers, command: str) -> str:
     return done.stdout
 
 
-def test_few_lines_change(heat):
+def test_few_lines_change(place):
     """At most five files and 150 lines, which are all committed, and nothing else of the clone."""
-    changed = heat.run("git", "diff", "--numstat", "HEAD~1", "HEAD", ":!4_pipeline/dvc.lock").stdout.splitlines()
+    changed = place.run("git", "diff", "--numstat", "HEAD~1", "HEAD", ":!4_pipeline/dvc.lock").stdout.splitlines()
     lines = {name: int(added) for added, _, name in map(str.split, changed)}
     assert len(lines) <= 5
     assert sum(lines.values()) <= 150
-    assert heat.run("git", "status", "--porcelain").stdout == ""
+    assert place.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_clone_of_a_colleague_runs(heat, tmp_path):
+def test_clone_of_a_colleague_runs(place, example, tmp_path):
     """From the commit alone `make run` makes the data, and puts a model of the new problem into production."""
-    subprocess.run(["git", "clone", "--quiet", heat.root, tmp_path / "clone"], check=True)
-    place = Servers(tmp_path / "clone", environment_for(tmp_path / "clone") | PERSON)
+    subprocess.run(["git", "clone", "--quiet", place.root, tmp_path / "clone"], check=True)
+    clone = Servers(tmp_path / "clone", environment_for(tmp_path / "clone") | PERSON)
     try:
-        done = place.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
+        done = clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert re.search(r"Production +heat version 1 is in production .* r2 0\.9", done.stdout)
+        assert re.search(rf"Production +{example.name} version 1 is in production .* r2 0\.9", done.stdout)
     finally:
-        run(place, "workshop down")
+        run(clone, "workshop down")
 
 
-def test_best_model_is_in_production(heat):
-    """The gate promoted it under the problem's own name, and it predicts heat demand well."""
-    [move] = json.loads(heat.run(BIN / "mlflow-gate", "history", "--json", cwd=heat.pipeline).stdout)
-    assert move["scores"]["r2_heat"] > 0.9
-    assert '<meta name="workshop.model" content="heat/1">' in (heat.pipeline / "results" / "report.html").read_text()
+def test_best_model_is_in_production(place, example):
+    """The gate promoted it under the problem's own name, and it predicts well."""
+    shell = place.environment | place.settings.exports()
+    [move] = json.loads(place.run(BIN / "mlflow-gate", "history", "--json", cwd=place.pipeline, env=shell).stdout)
+    assert move["scores"][f"r2_{example.target.removesuffix('_GW')}"] > 0.9
+    report = (place.pipeline / "results" / "report.html").read_text()
+    assert f'<meta name="forecast.model" content="{example.name}/1">' in report
 
 
-def test_all_pages_speak_of_heat(heat, browser):
+def test_data_have_no_warning(place):
+    """Checks that make no sense for a category or a count are not made."""
+    findings = json.loads((place.pipeline / "results" / "findings.json").read_text())
+    assert [check for check in findings["checks"] if check["verdict"] == "warning"] == []
+
+
+def test_all_pages_are_about_the_problem(place, example, browser):
     """Each page of the dashboard is there without an error, and so are `/predict` and the report."""
-    url = heat.settings.dashboard_url
+    url, other = place.settings.dashboard_url, r"solar|\bGWh?\b" if example is BIKES else "solar|wind"
     for path in PAGES:
         with opened(browser, url + path) as page:
             page.wait_for_load_state("networkidle")
             text = page.locator("body").inner_text()
-            assert "heat" in text.casefold()
-            assert "solar" not in text.casefold()
-            assert "wind" not in text.casefold()
-    row = {"utc_timestamp": "2016-01-20T07:00:00Z", "temperature": -8, "temperature_3d": -5}
-    cold, warm = (
-        requests.post(f"{url}/predict", json={"rows": [row | change]}, timeout=30).json()
-        for change in ({}, {"temperature": 25, "temperature_3d": 24})
+            assert example.title.split()[0].casefold() in text.casefold()
+            assert not re.search(other, text, re.IGNORECASE)
+    much, little = (
+        requests.post(f"{url}/predict", json={"rows": [row]}, timeout=30).json()["rows"][0][example.target]
+        for row in (example.much, example.little)
     )
-    assert cold["rows"][0]["heat_GW"] > 2 * warm["rows"][0]["heat_GW"]
-    report = (heat.pipeline / "results" / "report.html").read_text()
-    assert "Heat demand in Germany" in report
-    assert not re.search("solar|wind", re.sub(r"<style>.*?</style>", "", report, flags=re.DOTALL), re.IGNORECASE)
+    assert much > 2 * little > 0
+    report = (place.pipeline / "results" / "report.html").read_text()
+    assert example.title in report
+    report = re.sub(r"<style>.*?</style>|base64,[^\"]*", "", report, flags=re.DOTALL)
+    assert not re.search(other, report, re.IGNORECASE)

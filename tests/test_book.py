@@ -40,7 +40,7 @@ def test_every_link_leads_to_a_place(site):
     assert len(pages) > 50
 
 
-@pytest.mark.parametrize("page", ["2_tracking/compare_runs", "3_projects/reproduce", "4_pipeline/notebooks/compare"])
+@pytest.mark.parametrize("page", ["2_tracking/compare_runs", "3_projects/reproduce", "4_pipeline/compare"])
 def test_notebooks_have_been_executed(site, page):
     """The outputs of cells are in the page."""
     assert BeautifulSoup((site / f"{page}.html").read_bytes(), "html.parser").select(".cell_output")

@@ -61,17 +61,6 @@ def test_config_export_is_for_the_shell(servers):
     assert done.stdout.splitlines() == [servers.tracking_uri, str(BIN / "mlflow")]
 
 
-def test_data_commands_name_what_is_wrong(tmp_path):
-    """A folder that cannot be, and what is left out of the table of the sample."""
-    (tmp_path / "file").touch()
-    done = invoke("data", "fetch", "--source", "sample", "--to", tmp_path / "file" / "below")
-    assert done.exit_code == 1
-    assert str(tmp_path / "file") in done.stderr
-    done = invoke("data", "csv", tmp_path / "germany.csv")
-    assert done.exit_code == 0, done.stderr
-    assert "35,016 of 35,064 hours kept; left out: absent from power 28" in done.stderr
-
-
 def test_next_step_can_be_typed(tmp_path):
     """Where the shell does not find `workshop`, an error names the path, which runs; else the name alone."""
     environment = clean_environment() | {"WORKSHOP_STATE": str(tmp_path), "PATH": "/usr/bin:/bin"}

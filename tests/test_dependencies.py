@@ -16,10 +16,16 @@ from workplace import BIN, ROOT, clean_environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = ROOT / "requirements.txt"
+PIPELINE = tomllib.loads((ROOT / "4_pipeline" / "pyproject.toml").read_text())
 RANGES = [
     requirement
-    for requirement in map(Requirement, PROJECT["project"]["dependencies"] + PROJECT["dependency-groups"]["tests"])
-    if not (ROOT / "packages" / requirement.name).exists()
+    for requirement in map(
+        Requirement,
+        PROJECT["project"]["dependencies"]
+        + PIPELINE["project"]["dependencies"]
+        + PROJECT["dependency-groups"]["tests"],
+    )
+    if requirement.name != "forecast" and not (ROOT / "packages" / requirement.name).exists()
 ]
 PLATFORMS = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "aarch64-apple-darwin"]
 PYTHONS = ["3.11", "3.13"]
@@ -27,7 +33,7 @@ PYTHONS = ["3.11", "3.13"]
 IMPORTS = (  # noqa: SIM905 - a list of thirty strings reads worse
     "jupyterlab papermill mlflow dvc.api dask distributed sklearn tensorflow keras dash pyftpdlib.servers sqlalchemy "
     "pandera.pandas pvlib skops.io plotly waitress supervisor.supervisord pydantic_settings workshop.cli "
-    "papermill_dask.engine workshop.models.registry workshop.servers.supervisor"
+    "papermill_dask.engine forecast.learn.registry workshop.servers.supervisor"
 ).split()
 
 
@@ -52,7 +58,7 @@ def test_lock_holds_pins_and_this_repository_alone():
     lines = LOCK.read_text().splitlines()
     pinned = [line for line in lines if line.strip() and not line.startswith("-e ")]
     assert all(re.match(r"#|[A-Za-z0-9._\[\],-]+==\S+", line) for line in pinned)
-    folders = {"."} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
+    folders = {".", "4_pipeline"} | {f"packages/{folder.name}" for folder in (ROOT / "packages").iterdir()}
     assert {line.split()[1] for line in lines if line.startswith("-e ")} == folders
     assert "://" not in "".join(lines)
 
@@ -102,7 +108,7 @@ def test_everything_imports_and_a_notebook_runs_on_the_newest_python(tmp_path):
         run(BIN / "uv", "pip", "install", "--quiet", "-r", "requirements.txt", cwd=ROOT)
         scripts = tmp_path / "venv" / "bin"
         run(scripts / "python", "-c", "\n".join(f"import {name}" for name in IMPORTS))
-        run(scripts / "workshop", "data", "csv", "germany.csv")
+        run(scripts / "python", "-m", "forecast", "csv", "germany.csv")
         environment["PATH"] = f"{scripts}:{environment['PATH']}"
         notebook = nbformat.v4.new_notebook(
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -118,6 +124,6 @@ def test_everything_imports_and_a_notebook_runs_on_the_newest_python(tmp_path):
 
 SOURCE = """\
 from pathlib import Path
-from workshop.data import schema
+from forecast.table import schema
 germany = schema.read(Path("germany.csv")).head(hours)
 print(f"{len(germany)} hours, first {germany.utc_timestamp[0]:%Y-%m-%d}")"""

@@ -7,10 +7,10 @@ import re
 
 import nbformat
 import pytest
+from forecast.errors import PipelineError
 from nbclient import NotebookClient
 from workplace import ROOT
 
-from workshop.errors import WorkshopError
 from workshop.settings import get_settings
 from workshop.teaching import exercises
 
@@ -112,7 +112,7 @@ def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
 def test_unknown_exercise_is_told_with_the_known_ones():
     """A number that was changed by mistake is named, with those that there are."""
     for number in ("3.9", "9.1", "three", ""):
-        with pytest.raises(WorkshopError, match="no such exercise") as raised:
+        with pytest.raises(PipelineError, match="no such exercise") as raised:
             exercises.check(number, 1)
         assert ", ".join(exercises.EXERCISES) in str(raised.value)
 

@@ -8,16 +8,13 @@ import statistics
 
 import nbformat
 import pytest
-import yaml
 from numbers_of_texts import unfounded
 from workplace import ROOT
 
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/**/*.ipynb"))
 NOTEBOOKS = [path for path in NOTEBOOKS if not {".ipynb_checkpoints", "executed", ".environment"} & set(path.parts)]
 TAUGHT = [path for path in NOTEBOOKS if path.relative_to(ROOT).parts[0] != "1_starting_point"]
-PIPELINE = sorted((ROOT / "4_pipeline" / "notebooks").glob("*.ipynb"))
-PARAMETERS = yaml.safe_load((ROOT / "4_pipeline" / "params.yaml").read_text())
-STAGES = yaml.safe_load((ROOT / "4_pipeline" / "dvc.yaml").read_text())["stages"]
+PIPELINE = [path for path in NOTEBOOKS if path.parent.name == "4_pipeline" and path.stem != "exercises"]
 
 
 def name(path):
@@ -80,26 +77,15 @@ def test_numbers_of_texts_stand_in_code(path):
 
 
 @pytest.mark.parametrize("path", PIPELINE, ids=name)
-def test_pipeline_parameters_agree(path):
-    """params.yaml and the notebook's `parameters` cell name the same; dvc.yaml hands the section on as a whole."""
-    stage = path.stem
+def test_pipeline_parameters_have_types_and_words(path):
+    """Each line of the `parameters` cell has a name, a type, a value and what it means."""
     tagged = [cell for cell in cells(path, "code") if "parameters" in cell["metadata"].get("tags", [])]
-    expected = set(PARAMETERS[stage])
-    assert stage in STAGES[stage]["params"]
-    check, run, *_ = STAGES[stage]["cmd"]
-    assert check == f"workshop params {stage} --to executed/{stage}.yaml"
-    assert run.endswith(f" -f executed/{stage}.yaml")
-    assert f'Stage("{stage}", globals())' in "".join(cell["source"] for cell in cells(path, "code"))
-    assert tagged == cells(path, "code")[:1]
-    lines = tagged[0]["source"].splitlines()
+    lines = [line for cell in tagged for line in cell["source"].splitlines()]
     assert all(re.fullmatch(r"\w+: (int|float|str|bool) = .+  # .+", line) for line in lines), lines
-    assert {line.split(":")[0] for line in lines} == expected
 
 
 @pytest.mark.parametrize("path", PIPELINE, ids=name)
-def test_pipeline_notebook_names_no_path_and_no_address(path):
-    """Where things are is said in dvc.yaml and the settings, nowhere else."""
+def test_pipeline_notebook_names_no_address(path):
+    """Servers are named by the environment, and paths are relative."""
     for cell in cells(path, "code"):
-        assert not re.search(
-            r"https?://|ftp://|tcp://|localhost|127\.0\.0\.1|password|['\"][^'\"\s]*/[^'\"\s]*['\"]", cell["source"]
-        )
+        assert not re.search(r"https?://|ftp://|tcp://|localhost|127\.0\.0\.1|password|['\"]/|\.\./", cell["source"])

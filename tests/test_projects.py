@@ -17,10 +17,10 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from forecast.table.split import split_by_time
 from nbclient import NotebookClient
 from workplace import BIN, ROOT
 
-from workshop.data.split import split_by_time
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
 
@@ -358,7 +358,7 @@ def test_training_refuses_data_it_cannot_use(text, named, tmp_path):
     assert result.returncode == 1
     assert str(file) in result.stderr
     assert named in result.stderr
-    assert "workshop data csv 3_projects/germany.csv" in result.stderr
+    assert "python -m forecast csv 3_projects/germany.csv" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -13,21 +13,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from forecast.learn.models import CapacityFactorRegressor
+from forecast.learn.storage import LoadedModel
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import fetch
+from forecast.show import report
+from forecast.show.report import ReportData, WorstHour
+from forecast.table import schema, split
+from forecast.table.features import inputs, targets
+from forecast.table.split import split_by_time
 from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
 from workplace import BIN, ROOT
 
-from workshop.data import schema, split
-from workshop.data.features import inputs, targets
-from workshop.data.prepare import prepare
-from workshop.data.sources import fetch
-from workshop.data.split import split_by_time
-from workshop.models import report
-from workshop.models.regressor import CapacityFactorRegressor
-from workshop.models.report import ReportData, WorstHour
-from workshop.models.storage import LoadedModel
-
-TEMPLATE = (ROOT / "4_pipeline" / "notebooks" / "report.html.jinja").read_text(encoding="utf-8")
+TEMPLATE = (ROOT / "4_pipeline" / "forecast" / "show" / "report.html.jinja").read_text(encoding="utf-8")
 MAX_BYTES = 2_000_000
 WEEK = "2016-W40"
 
@@ -41,7 +40,7 @@ def evidence(tmp_path_factory) -> ReportData:
     train, _ = split_by_time(frame, 0.2)
     trees, hours = HistGradientBoostingRegressor(max_iter=20, random_state=0), train.tail(9000)
     model = LoadedModel.of(CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours)))
-    tags = {"workshop.stage": "train_gradient_boosting"}
+    tags = {"pipeline.stage": "train_gradient_boosting"}
     production = Production("wind_solar", "3", "ab" * 16, "models:/wind_solar/3", tags=tags)
     until = train["utc_timestamp"].max()
     return ReportData(frame, *model.predict_with_band(frame), model.coverage, production, until)
@@ -71,7 +70,7 @@ def render(evidence: ReportData, week: str) -> str:
     """Return the page on a week, as the notebook makes it."""
     part = evidence.of_week(week)
     misses = report.worst(evidence, part)
-    return report.render(evidence, part, misses, report.draw(part, misses, evidence.origin.measured_name), TEMPLATE)
+    return report.render(evidence, part, misses, report.draw(part, misses, evidence.origin.measured_name))
 
 
 def words(html: str) -> str:
@@ -87,8 +86,8 @@ def test_page_is_one_small_file_without_program_or_address(evidence):
     assert len(html.encode()) < MAX_BYTES
     assert "<script" not in html
     assert re.findall(r'<(?:link|object|iframe)|@import|(?:src|srcset)="(?!data:)|url\((?!#)', html) == []
-    assert f'<meta name="workshop.model" content="wind_solar/{evidence.production.version}">' in html
-    assert f'<meta name="workshop.week" content="{WEEK}">' in html
+    assert f'<meta name="forecast.model" content="wind_solar/{evidence.production.version}">' in html
+    assert f'<meta name="forecast.week" content="{WEEK}">' in html
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
 
@@ -104,7 +103,7 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
     assert f"off by {off.wind_GW:.2f} GW" in text
     percent = report.signed(100 * (predicted.wind_GW / energy.wind_GW - 1))
     assert f"{predicted.wind_GW:,.0f} GWh were predicted ({percent} %)" in text
-    assert f"{off.mean():.2f} GW is how far a prediction was off" in text
+    assert f"{off.solar_GW:.2f} GW and {off.wind_GW:.2f} GW is how far a prediction of solar power and of wind" in text
     inside = week.hours.wind_GW.between(week.band[0].wind_GW, week.band[1].wind_GW).mean()
     assert f"and {100 * inside:.0f} of 100 hours of wind power" in text
     assert re.search(rf"\d+ and {100 * inside:.0f} % of the hours of solar power \(by day\) and of wind power", text)
@@ -117,8 +116,8 @@ def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
 def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
     """A week before the end of training is no fair test, and the page says so."""
     new, old = (words(render(evidence, week)) for week in (WEEK, "2014-W30"))
-    assert "had never seen this week" in new
-    assert "so from this very week" in old
+    assert "all of these are new to it" in new
+    assert "trained on all of these hours" in old
     unknown = words(render(dataclasses.replace(evidence, learned_until=None), WEEK))
     assert "is not known" in unknown
 
@@ -143,7 +142,7 @@ def test_page_without_a_model_in_production_says_so(evidence):
     html = render(ReportData(evidence.frame), WEEK)
     text = words(html)
     assert "No model is in production" in text
-    assert "workshop.model" not in html
+    assert "forecast.model" not in html
     assert "predicted worst" not in text
     assert "GWh of wind power" in text
 
@@ -255,22 +254,22 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
 def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     """The week is a parameter of the notebook; the model in production had not seen this one, or cannot predict it."""
     folder = tmp_path / "pipeline"
-    shutil.copytree(servers.pipeline / "notebooks", folder / "notebooks")
-    for name in ("dvc.yaml", "params.yaml"):
+    (folder / "results").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "report.ipynb"):
         shutil.copy(servers.pipeline / name, folder)
     (folder / "data").symlink_to(servers.pipeline / "data")
-    command = ["papermill", "notebooks/report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
+    command = ["papermill", "report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
     done = servers.run(sys.executable, "-m", *command, cwd=folder)
     assert done.returncode == 0, done.stderr
     page = (folder / "results" / "report.html").read_text(encoding="utf-8")
     assert f'content="{WEEK}"' in page
-    assert "had never seen this week" in words(page)
+    assert "all of these are new to it" in words(page)
 
     # The hours of other years, whose capacity the model does not know: as when the gate refuses the first own model.
     germany = schema.read(folder / "data" / "germany.parquet")
     germany["utc_timestamp"] += pd.DateOffset(years=8)
     (folder / "data").unlink()
-    shutil.copytree(servers.pipeline / "data" / "code", folder / "data" / "code")
+    (folder / "data").mkdir()
     germany.to_parquet(folder / "data" / "germany.parquet")
     done = servers.run(sys.executable, "-m", *command[:-1], "latest", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -282,11 +281,11 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
 def test_line_of_crontab_runs_where_cron_does(servers):
     """The line that the page prints works with what cron gives a program: a home, a bare PATH, `sh`, no terminal."""
     [line] = re.findall(r"<pre>0 6 \* \* 1  (.*)</pre>", TEMPLATE)
-    command = html.unescape(line).replace("/path/to", str(servers.root))
-    command = re.sub(r"mail .*", "cat results/report.html -", command).replace("../.venv/bin", str(BIN))
+    command = html.unescape(line).replace("/path/to/the/pipeline", str(servers.pipeline))
+    command = re.sub(r"mail .*", "cat results/report.html -", command).replace(". .venv/bin", f". {BIN}")
+    command = command.replace("http://HOST:5000", servers.tracking_uri)
     bare = {"HOME": os.environ["HOME"], "PATH": "/usr/bin:/bin"}
-    places = {name: value for name, value in servers.environment.items() if name.startswith("WORKSHOP_")}
-    done = servers.run("sh", "-c", command, cwd=Path("/"), env=bare | places | {"PYTHONPATH": str(servers.root)})
+    done = servers.run("sh", "-c", command, cwd=Path("/"), env=bare)
     assert done.returncode == 0, done.stderr
     assert "</html>" in done.stdout
     assert done.stdout.endswith("The report is attached.\n")

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from workplace import ROOT, START_SECONDS, missing_powers, processes_of, wait_for
+from places import START_SECONDS
+from workplace import ROOT, missing_powers, processes_of, wait_for
 
 # From each place that has privileged tests a file with some.
 PRIVILEGED = {
@@ -69,7 +70,9 @@ def test_processes_end_with_an_interrupted_session(tmp_path, number):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     for name in ("first", "second"):
         (tmp_path / "tests" / f"test_{name}.py").write_text(SERVER)
-    environment = session_environment(STARTED=str(tmp_path / "started"), PYTHONPATH=str(ROOT))
+    folders = (ROOT, ROOT / "4_pipeline", ROOT / "4_pipeline" / "tests")
+    path = os.pathsep.join(map(str, folders))
+    environment = session_environment(STARTED=str(tmp_path / "started"), PYTHONPATH=path)
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-n2"], cwd=tmp_path, env=environment,
         # A shell starts its background jobs deaf to Ctrl-C, and these tests may be one.

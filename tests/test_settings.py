@@ -6,9 +6,9 @@ import json
 import pickle
 
 import pytest
+from forecast import errors
 from workplace import ROOT, clean_environment, environment_of
 
-from workshop import errors
 from workshop.settings import find_root, get_settings
 
 
@@ -110,7 +110,7 @@ def test_address_set_by_hand_stays_so_when_it_is_exported(root, monkeypatch):
 def test_errors_pickle_with_everything_they_say():
     """Errors cross process borders on the cluster and lose nothing."""
     for kind in vars(errors).values():
-        if isinstance(kind, type) and issubclass(kind, errors.WorkshopError):
+        if isinstance(kind, type) and issubclass(kind, errors.PipelineError):
             error = kind("It failed.", value=3, expected="4", next_step="try 4")
             copy = pickle.loads(pickle.dumps(error))
             assert type(copy) is kind

@@ -21,13 +21,14 @@ import psutil
 import pytest
 import requests
 import yaml
+from forecast import tracking
+from forecast.errors import PipelineError
+from forecast.learn import registry, storage
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
 
 from workshop import port_owners
-from workshop.errors import WorkshopError
-from workshop.models import registry, storage, store, tracking
 from workshop.servers import supervisor
 
 SECONDS = float(os.environ.get("WORKSHOP_SOAK_SECONDS", "1800"))
@@ -36,7 +37,7 @@ BETWEEN_KILLS = (3.0, 9.0)  # a tracking server takes six seconds to start
 SPARED_SECONDS = 35  # what ends again and again within 30 s of its start is given up, as `workshop status` says
 PIPELINE_SECONDS = 300
 RECOVERY_SECONDS = 120
-FAULTS = (MlflowException, WorkshopError, requests.RequestException, OSError)
+FAULTS = (MlflowException, PipelineError, requests.RequestException, OSError)
 
 
 @dataclass
@@ -120,7 +121,7 @@ def run_pipelines(place: Servers) -> Callable[[Acknowledged], None]:
 
 def write_runs(done: Acknowledged) -> None:
     """Log a run with a metric and an artifact."""
-    client = store.connect()
+    client = tracking.connect()
     content = os.urandom(200_000)
     run = client.create_run("0").info.run_id
     client.log_metric(run, "size", len(content))
@@ -134,7 +135,7 @@ def write_runs(done: Acknowledged) -> None:
 
 def promote(done: Acknowledged) -> None:
     """Promote the pipeline's models in turn, whatever their scores."""
-    client = store.connect()
+    client = tracking.connect()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     trained = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{tracking.STAGE_TAG}` LIKE 'train%'")}
     models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
@@ -188,7 +189,7 @@ def check(place: Servers, done: Acknowledged) -> None:
     status = place.run(BIN / "dvc", "status", cwd=place.pipeline)
     assert "changed deps" not in status.stdout, status.stdout
     assert min(map(len, (done.kills, done.runs, done.versions, done.pipelines, done.answers))) > 0
-    client = store.connect()
+    client = tracking.connect()
     for run_id, sha256 in done.runs.items():
         assert client.get_run(run_id).info.status == "FINISHED"
         with tempfile.TemporaryDirectory() as folder:

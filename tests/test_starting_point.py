@@ -14,12 +14,11 @@ import nbformat
 import pandas as pd
 import pytest
 import requests
+from forecast.raw.prepare import prepare
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
 from walk import execute
 from workplace import ROOT, clean_environment, is_near_wanted, running
-
-from workshop.data.prepare import prepare
 
 CHAPTER = ROOT / "1_starting_point"
 NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]

@@ -15,20 +15,19 @@ import nbformat
 import pandas as pd
 import pytest
 import requests
-from attendee import tracking_server
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.tracking import PRODUCTION
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
+from places import tracking_server
 from walk import execute
 from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
-
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
-from workshop.settings import PRODUCTION
 
 CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
 NOTEBOOKS = ["model_linreg", "honest_split", *MODELS[1:], "capacity_factor", "compare_runs", "get_prod_model"]
 KINDS = [name.removeprefix("model_") for name in MODELS]
-HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW", "bias_GW", "bias_wind_percent"}
+HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_wind", "bias_wind", "bias_wind_percent"}
 
 # The notebooks are one fixture.
 pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
@@ -131,7 +130,7 @@ def assert_complete(client, run) -> None:
     assert data_sets(run).keys() == {"germany", "germany, held out"}
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {each.key for each in model.metrics if each.dataset_name == "germany, held out"} >= HELD_OUT_METRICS
-    assert "workshop.stage" not in run.data.tags
+    assert "pipeline.stage" not in run.data.tags
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -6,33 +6,39 @@ import contextlib
 import functools
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import requests
 
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
+sys.path.append(str(ROOT / "4_pipeline" / "tests"))  # from wherever this module is imported
+from places import (  # noqa: E402, F401 - for the tests of the room, too
+    BIN,
+    PERSON,
+    Program,
+    answer_of,
+    clean_environment,
+    environment_of,
+    free_port,
+    git,
+    running,
+    wait_for,
+)
+
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
 NEAR_PORTS = 200  # above a wanted port: `workshop up` takes the first free one
-PERSON = {f"GIT_{role}_{what}": "me@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 RUN_SECONDS = 600
-START_SECONDS = 180  # of a program that starts on a busy machine
 
 
 def required(what: str, answer: object) -> None:
@@ -58,15 +64,6 @@ def pytest_runtest_setup(item):
         (pytest.fail if os.environ.get("WORKSHOP_REQUIRE_PRIVILEGED") else pytest.skip)(reason)
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on now, below those that outgoing connections take for a moment."""
-    while True:
-        port = secrets.choice(range(20000, 32000))
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 def is_near_wanted(port: int) -> bool:
     """Return whether `workshop up` or `workshop lab` is likely to choose a port when the wanted ones are busy."""
     defaults = [field.default for name, field in Settings.model_fields.items() if name.endswith("_port")]
@@ -86,31 +83,11 @@ def free_passive_range() -> int:
     raise AssertionError("no free passive range")
 
 
-def clean_environment() -> dict[str, str]:
-    """Return this environment without what points at servers or a stage, and with this Python's programs first."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "MAKE"))
-    }
-    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
-    return environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "120"}
-
-
 def files_of_tree(*patterns: str) -> list[str]:
     """Return the files of this tree that git would commit, or those that match a pattern."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     return [name for name in names if name and (ROOT / name).exists()]
-
-
-def git(folder: Path, *words: str) -> str:
-    """Run git in a folder as a person, and return what it prints."""
-    done = subprocess.run(
-        ["git", *words], cwd=folder, env=os.environ | PERSON, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def copy_tree(folder: Path) -> Path:
@@ -130,7 +107,10 @@ def new_workplace(folder: Path) -> tuple[Path, dict[str, str]]:
 
 def environment_for(root: Path) -> dict[str, str]:
     """Return the environment in which the servers of a clone take free ports."""
-    environment = clean_environment() | {"WORKSHOP_ROOT": str(root), "PYTHONPATH": str(root)}
+    environment = clean_environment() | {
+        "WORKSHOP_ROOT": str(root),
+        "PYTHONPATH": f"{root}{os.pathsep}{root / '4_pipeline'}",
+    }
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
     environment["WORKSHOP_PORT_LOCK"] = str(free_port())  # other tests' clones need not wait for this one
@@ -139,62 +119,10 @@ def environment_for(root: Path) -> dict[str, str]:
     return environment
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """Return what ``condition`` gives once that is true; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while True:
-        before = time.process_time()
-        if result := condition():
-            return result
-        assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s: {condition}"
-        # A condition that takes long to look at must not take the processor from what it waits for.
-        time.sleep(0.2 + 2 * (time.process_time() - before))
-
-
-def answer_of(url: str) -> requests.Response | None:
-    """Return the answer of a server, or None where no server answers, or not well."""
-    try:
-        answer = requests.get(url, timeout=20)
-    except requests.RequestException:
-        return None
-    return answer if answer.ok else None
-
-
 def jupyter_in(runtime: Path) -> str | None:
     """Return the address of the Jupyter server of a runtime folder once it answers, whichever port it took."""
     addresses = [json.loads(file.read_text())["url"] for file in runtime.glob("jpserver-*.json")]
     return next((address for address in addresses if answer_of(f"{address}api")), None)
-
-
-@dataclass
-class Program:
-    """A running program: its process, the file of its output, and what ``ready`` of `running` returned."""
-
-    process: subprocess.Popen
-    log: Path
-    ready: Any
-
-
-@contextlib.contextmanager
-def running(command: list, environment: dict[str, str], folder: Path, ready: Callable[[str], Any]) -> Iterator[Program]:
-    """Run a program in ``folder`` until the block ends; wait first until ``ready``, given its output, is true."""
-    log = Path(tempfile.mkdtemp()) / "output.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment, stdout=output, stderr=output)
-
-    def ended_or_ready() -> Any:
-        assert process.poll() is None, "the program ended"
-        return ready(log.read_text())
-
-    try:
-        yield Program(process, log, wait_for(ended_or_ready, START_SECONDS))
-    except BaseException:
-        sys.stderr.write(log.read_text())
-        raise
-    finally:
-        process.terminate()
-        process.wait(60)
-        shutil.rmtree(log.parent)
 
 
 @contextlib.contextmanager
@@ -209,19 +137,6 @@ def frozen(port: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def environment_of(variables: dict[str, str]) -> Iterator[None]:
-    """Make ``variables`` this process's environment for a while."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from forecast.errors import ServiceError
 
-from workshop.errors import ServiceError
 from workshop.settings import Settings
 
 MARK = "WORKSHOP_SERVED_STATE"  # in the environment of all that `workshop up` starts: the state folder

@@ -10,15 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
+from forecast.errors import SettingsError
+from forecast.problem import EXPERIMENT
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
-from workshop.errors import SettingsError
-from workshop.problem import EXPERIMENT
-
-PRODUCTION = "production"
-STAGE_TAG = "workshop.stage"  # of a run: which stage logged it
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
 # After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes. A
 # person at a terminal, such as of `mlflow run`, hears after 4 s that no server answers.
@@ -51,7 +47,6 @@ class Settings(BaseSettings):
 
     root: Path = Field(default_factory=find_root)
     state: Path = Path("server/state")
-    downloads: Path = Field(default_factory=lambda: user_cache_path("workshop"))
     offline: Path | None = None
     logging: Path | None = None
     host: str = "127.0.0.1"
@@ -274,7 +269,10 @@ class Settings(BaseSettings):
                 "MLFLOW_TRACKING_URI": current.tracking_uri,
                 "MLFLOW_EXPERIMENT_NAME": EXPERIMENT,
                 "MLFLOW_HTTP_REQUEST_MAX_RETRIES": SHELL_RETRIES,
+                "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+                "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one for each few kilobytes
                 "MLFLOW_DISABLE_TELEMETRY": "true",
+                "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's words on this machine's processor
                 "DASK_SCHEDULER_ADDRESS": current.scheduler_address,
                 # A slow machine blocks a scheduler or worker for a minute. With Dask's 30 s, a connection with data on
                 # its way would be closed, and its worker end. The connection of a dead process closes immediately.

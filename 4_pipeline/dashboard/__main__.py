@@ -1,5 +1,5 @@
-"""Serve the dashboard on the address that the settings name: `python -m dashboard` in the folder `4_pipeline`."""
+"""Serve the dashboard: `python -m dashboard` in the folder of `dvc.yaml`."""
 
 from .app import main
 
-main()
+main(prog_name="python -m dashboard")

@@ -10,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 from flask import Flask, Response, abort, jsonify, request
+from forecast import problem
+from forecast.errors import DataError, ModelError
+from forecast.learn.registry import source_of
+from forecast.show import monitoring
+from forecast.table import prediction_requests
 from werkzeug.exceptions import BadRequest
-
-from workshop import problem
-from workshop.data import prediction_requests
-from workshop.errors import DataError, ModelError
-from workshop.models import monitoring
-from workshop.models.tracking import learned_from
 
 from . import address, predictions
 from .follower import Follower, Snapshot
@@ -43,7 +42,7 @@ def register(server: Flask, follower: Follower) -> None:
         return jsonify(
             status="ok",
             version=snapshot.production.version if snapshot.production else None,
-            learned_from=learned_from(snapshot.production.tags) if snapshot.production else None,
+            learned_from=source_of(snapshot.production),
             data=snapshot.frame is not None,
             state=snapshot.state,
             faults=sorted(snapshot.faults),
@@ -114,7 +113,7 @@ def _answer(snapshot: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "model": {
             **{name: getattr(production, name) for name in ("name", "version", "run_id")},
-            "learned_from": learned_from(production.tags),
+            "learned_from": source_of(production),
         },
         "coverage": snapshot.model.coverage,
         "rows": table.to_dict("records"),
@@ -124,7 +123,7 @@ def _answer(snapshot: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
 def _no_model(snapshot: Snapshot) -> tuple[Response, int]:
     what, next_step = "The model is being loaded.", "ask again in a few seconds"
     if "model" in snapshot.faults:
-        what, next_step = snapshot.faults["model"].why, "workshop doctor"
+        what, next_step = snapshot.faults["model"].why, "mlflow-gate status"
     elif snapshot.is_ready:
         what, next_step = snapshot.missing("production"), WHAT_TO_RUN.replace("`", "")
     return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next_step=next_step)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import logging.config
 import os
 import re
-import sys
+from pathlib import Path
 
+import click
 import waitress
+import yaml
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
-
-from workshop.errors import ServiceError, WorkshopError
-from workshop.servers.services import configure_logging, refuse_beyond_loopback
-from workshop.settings import Settings, get_settings
+from forecast.errors import ServiceError
+from forecast.parameters import project
 
 from . import address, api, layout, pages, security
 from .follower import Follower
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 THREADS = 64
 MAX_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
 FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
@@ -96,16 +98,25 @@ def _register(app: Dash, follower: Follower) -> None:
             refresh(lambda _revision, page=page: page.page(follower.now, {}))
 
 
-def serve(settings: Settings) -> None:
-    """Follow the registry and serve the page until the process is ended; raise ServiceError when the port is taken."""
-    refuse_beyond_loopback(settings, "dashboard")
-    follower = Follower(settings.pipeline / "data" / "germany.parquet")
+def serve(host: str, port: int) -> None:
+    """Follow the registry and serve the page until the process is ended.
+
+    Raises ServiceError: other machines could use it, without a password, or the port is taken.
+    """
+    if not (host in LOOPBACK or host.startswith("127.")):
+        raise ServiceError(
+            "The dashboard does not start, since other machines could use it without a password.",
+            value=f"--host {host}",
+            expected=" or ".join(LOOPBACK),
+            next_step=f"from another machine use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
+        )
+    follower = Follower(project() / "data" / "germany.parquet")
     try:
         # One process: what takes time is computed once for all readers.
         server = waitress.create_server(
             make_app(follower).server,
-            host=settings.host,
-            port=settings.dashboard_port,
+            host=host,
+            port=port,
             threads=THREADS,
             connection_limit=MAX_CONNECTIONS,
             ident=None,
@@ -114,24 +125,30 @@ def serve(settings: Settings) -> None:
     except OSError as error:
         raise ServiceError(
             "The dashboard cannot listen on its address.",
-            value=f"{settings.host}:{settings.dashboard_port}: {error.strerror}",
+            value=f"{host}:{port}: {error.strerror}",
             expected="a free port",
-            next_step="workshop status; or another WORKSHOP_DASHBOARD_PORT",
+            next_step="python -m dashboard --port ANOTHER",
         ) from None
     follower.start()
-    logging.getLogger(__name__).info("serving on %s", settings.dashboard_url)
+    logging.getLogger(__name__).info("serving on http://%s:%s", host, port)
     server.run()
 
 
-def main() -> None:
-    """Serve as the settings say; print a foreseeable failure and exit with 1."""
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="An address of this machine.")
+@click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML, for `logging`.")
+def main(host: str, port: int, log_config: Path | None) -> None:
+    """Show data, model and predictions of the pipeline in this folder: whatever model is in production.
+
+    \b
+    Example:  python -m dashboard --port 8051
+    """
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
     # A frozen server is noticed within seconds; the dashboard tries again by itself.
     os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    try:
-        settings = get_settings()
-        configure_logging(settings, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        serve(settings)
-    except WorkshopError as error:
-        error.show()
-        sys.exit(error.exit_code)
+    if log_config:
+        logging.config.dictConfig(yaml.safe_load(log_config.read_text(encoding="utf-8")))
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve(host, port)

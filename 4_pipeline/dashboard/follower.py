@@ -16,15 +16,14 @@ from typing import Any
 import mlflow_gate
 import pandas as pd
 from cachetools import LRUCache, cached
+from forecast.errors import PipelineError
+from forecast.learn import registry, storage
+from forecast.learn.storage import LoadedModel
+from forecast.parameters import FILE, project
+from forecast.show import monitoring
+from forecast.show.monitoring import Quality
+from forecast.table import features, schema
 from mlflow_gate import GateError, Move, Production
-
-from workshop.data import features, schema
-from workshop.errors import WorkshopError
-from workshop.models import monitoring, registry, storage
-from workshop.models.monitoring import Quality
-from workshop.models.storage import LoadedModel
-from workshop.models.store import connect
-from workshop.settings import get_settings
 
 from . import record
 from .predictions import Band, BatchPredictor, Prediction
@@ -193,7 +192,7 @@ class Follower:
                 self._replace(record=new)
 
     def _check_parameters(self) -> None:
-        file = get_settings().pipeline / "params.yaml"
+        file = project() / FILE
         changed_at = file.stat().st_mtime_ns if file.exists() else None
         if changed_at is None or changed_at != self._parameters_at:
             self._replace(max_bias_percent=monitoring.max_bias_percent(), solved="parameters")
@@ -216,7 +215,6 @@ class Follower:
         log.info("data: %d hours from %s to %s", len(frame), frame["utc_timestamp"].iloc[0], frame.iloc[-1, 0])
 
     def _check_registry(self) -> None:
-        self._alias.registry = registry.Registry(client=connect())  # the port may be another clone's by now
         before, now = self._alias.now, self._alias.poll()
         if now.error is not None and now.newest is None:
             self._add_fault("registry", now.error)
@@ -261,7 +259,7 @@ class Follower:
         known = self.now.faults.get(subject)
         if known and known.why == text:
             return
-        unforeseen = isinstance(why, Exception) and not isinstance(why, WorkshopError | GateError)
+        unforeseen = isinstance(why, Exception) and not isinstance(why, PipelineError | GateError)
         log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)  # type: ignore[arg-type] # then it is an Exception
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
@@ -282,8 +280,8 @@ def _for_readers(why: str | Exception) -> str:
     """Return a line for readers; values, addresses and tracebacks are for the log."""
     if isinstance(why, str):
         return why
-    if isinstance(why, WorkshopError | GateError):
+    if isinstance(why, PipelineError | GateError):
         step = str(why.next_step or "")
-        step = f"`{step}`" if step.startswith(("workshop ", "mlflow-gate ")) else step
+        step = f"`{step}`" if step.startswith(("mlflow-gate ", "python ")) else step
         return why.what + (f" Next: {step}." if step else "")
     return f"{type(why).__name__}; the dashboard's log says more."

@@ -6,11 +6,10 @@ from types import ModuleType
 
 import dash_bootstrap_components as dbc
 from dash import dcc, html
+from forecast.learn.registry import stage_of
+from forecast.problem import REGION, TITLE
+from forecast.table.origin import origin_of
 from mlflow_gate.moves import BY_HAND, FORCED
-
-from workshop.data import sources
-from workshop.models.registry import stage_of
-from workshop.problem import REGION, TITLE
 
 from . import address, pages, parts
 from .follower import LOADING, Snapshot
@@ -18,7 +17,7 @@ from .pages import over_time
 
 CLOCK_MILLISECONDS = 2000
 BADGES = {FORCED: "forced past the gate", BY_HAND: "moved by hand, without the gate"}
-WHAT_TO_RUN = "`make run`, or `workshop up` and then `cd 4_pipeline && dvc repro`"
+WHAT_TO_RUN = "`dvc repro` in the folder of `dvc.yaml`"
 ABOUT_TIMES = "Times are UTC unless a figure names a zone; a value is the mean of the hour from that time on."
 # Light or dark is known before anything is drawn.
 INDEX = """<!DOCTYPE html>
@@ -153,4 +152,4 @@ def message(snapshot: Snapshot) -> list:
 
 def attribution(snapshot: Snapshot) -> str:
     """Return the attribution of the data; empty if there is none."""
-    return "" if snapshot.frame is None else sources.origin_of(snapshot.frame).attribution
+    return "" if snapshot.frame is None else origin_of(snapshot.frame).attribution

@@ -11,8 +11,7 @@ import dash_bootstrap_components as dbc
 import pandas as pd
 import plotly.graph_objects as go
 from dash import dcc, html
-
-from workshop import problem
+from forecast import problem
 
 from .follower import Snapshot
 from .predictions import Band
@@ -21,7 +20,7 @@ KINDS = {
     "train_linreg": "linear regression", "train_rf": "random forest", "train_keras": "neural network",
     "train_gradient_boosting": "gradient boosting",
 }  # fmt: skip
-NO_WIDTH_GW = 0.05  # of a band: it would be shown as "0.0 to 0.0"
+NO_WIDTH = 0.05  # of a band: it would be shown as "0.0 to 0.0"
 
 
 def panel(id_: str, title: str, hint: object, children: list) -> html.Section:
@@ -58,7 +57,7 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
         share = min(max(value / highest, 0.0), 1.0) if is_known else 0.0
         notes = [f"{share:.0%} of the highest hour in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
-        if high - low > NO_WIDTH_GW:  # none at night
+        if high - low > NO_WIDTH:  # none at night
             notes = [f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours", *notes]
         big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})

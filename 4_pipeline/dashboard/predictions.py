@@ -8,10 +8,9 @@ from concurrent.futures import Future
 from typing import Any
 
 import pandas as pd
-
-from workshop import problem
-from workshop.data.schema import STAMP, TARGETS
-from workshop.models.storage import LoadedModel
+from forecast import problem
+from forecast.learn.storage import LoadedModel
+from forecast.table.schema import STAMP, TARGETS
 
 Band = tuple[pd.DataFrame, pd.DataFrame]  # its lower and its upper end
 Prediction = tuple[pd.DataFrame, Band | None]
@@ -63,7 +62,7 @@ def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.
 
 
 def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: str) -> str:
-    """Return the table of predictions as CSV, `<key>_predicted_GW` a target, with the name of the model in each row."""
+    """Return the table of predictions as CSV, such as `solar_predicted_GW`, with the name of the model in each row."""
     names = {target.name: f"{target.key}_predicted_{target.unit}" for target in problem.TARGETS}
     wide = table(rows, predicted, band).rename(columns=names)
     return wide.round(dict.fromkeys(wide.columns[len(rows.columns) :], 4)).assign(model=model).to_csv(index=False)

@@ -11,16 +11,15 @@ from typing import Any
 
 import mlflow
 import plotly.graph_objects as go
+from forecast.errors import ModelError
+from forecast.learn.registry import Registry
+from forecast.tracking import connect
 from mlflow_gate import Link, Move, Production
-
-from workshop.errors import ModelError
-from workshop.models.registry import Registry
-from workshop.models.store import connect
 
 EXPLANATIONS = ("importance.json", "responses.json")
 FOLDER = "explanations"
 MAX_BYTES = 1_000_000
-WEEK = re.compile(r'<meta name="workshop.week" content="(\d{4}-W\d\d)">')
+WEEK = re.compile(r'<meta name="forecast.week" content="(\d{4}-W\d\d)">')
 
 log = logging.getLogger(__name__)
 

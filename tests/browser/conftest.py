@@ -13,16 +13,16 @@ from workplace import wait_for
 # Half of what the data says: whatever is in production, this version predicts something else.
 ANOTHER = """
 from sklearn.linear_model import LinearRegression
-from workshop.data import schema
-from workshop.data.features import features, targets
-from workshop.models import storage, store, tracking
-from workshop.problem import REGISTERED_MODEL
-from workshop.settings import get_settings
+from forecast.table import schema
+from forecast.table.features import features, targets
+from forecast.learn import storage
+from forecast import tracking
+from forecast.problem import REGISTERED_MODEL
 
-frame = schema.read(get_settings().pipeline / "data" / "germany.parquet")
+frame = schema.read("data/germany.parquet")
 with tracking.start_run("half_of_it") as run:
     uri = storage.log_model(LinearRegression().fit(features(frame), targets(frame) / 2), frame.head())
-version = store.connect().create_model_version(
+version = tracking.connect().create_model_version(
     REGISTERED_MODEL, source=uri, run_id=run.info.run_id, model_id=uri.removeprefix("models:/")
 )
 print("version", version.version)
@@ -51,7 +51,7 @@ def registry(servers) -> Iterator[Registry]:
 @pytest.fixture(scope="session")
 def another_version(servers) -> str:
     """Return a version that is registered but not in production, and predicts something else."""
-    done = servers.run(sys.executable, "-c", ANOTHER)
+    done = servers.run(sys.executable, "-c", ANOTHER, cwd=servers.pipeline)
     assert done.returncode == 0, done.stderr
     return re.search(r"^version (\d+)$", done.stdout, re.MULTILINE).group(1)
 

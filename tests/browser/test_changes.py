@@ -51,9 +51,9 @@ def test_every_open_page_follows_the_alias_without_a_reload(browser, url, regist
 
 def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry, browser, tmp_path):
     """From a dashboard without servers to one with a model and data, and to one whose tracking server is gone again."""
-    data = tmp_path / "4_pipeline" / "data"
-    data.mkdir(parents=True)
-    shutil.copy(servers.settings.pipeline / "params.yaml", data.parent)
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(servers.settings.pipeline / "params.yaml", tmp_path)
     version = registry.version()
     registry.remove()
     with contextlib.ExitStack() as stack:
@@ -62,13 +62,13 @@ def test_pages_say_what_is_missing_and_survive_without_servers(servers, registry
             page = stack.enter_context(opened(browser, f"{url}/model"))
             message = page.locator("#message")
             expect(message).to_contain_text("does not answer")
-            expect(message).to_contain_text("workshop up")
+            expect(message).to_contain_text("mlflow server")
 
         expect(message).to_contain_text("No model is in production yet.")
         for title in PAGES.values():
             page.get_by_role("link", name=title, exact=True).click()
             expect(page).to_have_title(f"{title} · Solar and wind power")
-            for words in ("No model is in production yet.", "There is no data yet.", "make run", "dvc repro"):
+            for words in ("No model is in production yet.", "There is no data yet.", "dvc repro"):
                 expect(message).to_contain_text(words)
         page.goto(f"{url}/what-if")
         expect(page.locator("#predicted-wind_GW")).to_have_text("n/a")

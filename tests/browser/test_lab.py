@@ -11,12 +11,11 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from mlflow import MlflowClient
 from nbformat import v4
 from playwright.sync_api import Frame, Page, expect
 from workplace import BIN, Program, Servers, free_port, running, wait_for
-
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
 
 pytestmark = pytest.mark.usefixtures("servers")  # all of them, in the process that has the servers
 # Each tile, and what its application says that only the running one can say.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from browsing import opened
-
-from workshop.data import schema
-from workshop.models.lineage import KINDS
+from forecast.learn.registry import KINDS
+from forecast.table import schema
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -23,7 +22,7 @@ def model(browser, url):
 def test_model_page_says_which_model_is_in_production_and_why(model, servers):
     """The page names reason, scores and the gate's rules, its inputs' importance, and its predecessors."""
     facts = model.locator("#in-production")
-    for words in ("Why", "R² solar", "80% of the hours"):
+    for words in ("Why", "R², solar", "80% of the hours"):
         expect(facts).to_contain_text(words)
     rules = model.locator("#gate tbody tr")
     expect(rules.filter(has_text="time to predict one hour (ms)")).to_contain_text("at most 500✓ passed")
@@ -43,7 +42,7 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
     expect(chain.get_by_text("sha256")).not_to_be_visible()
     chain.locator("li", has_text="sha256").locator("summary").click()
     expect(chain.get_by_text("sha256")).to_be_visible()
-    for kind in ("Data", "Commit", "Code", "Run in MLflow", "Decision", "Production"):
+    for kind in ("Data", "Commit", "Run in MLflow", "Decision", "Production"):
         expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
     commit = chain.locator("li").nth(1).locator(".name").inner_text()
     assert servers.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"

@@ -6,8 +6,7 @@ import re
 
 import pytest
 from browsing import opened
-
-from workshop.data.schema import TARGETS
+from forecast.table.schema import TARGETS
 
 expect = pytest.importorskip("playwright.sync_api").expect
 

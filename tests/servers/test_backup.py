@@ -16,16 +16,17 @@ from pathlib import Path
 
 import pooch
 import pytest
+from forecast.errors import ServiceError
+from forecast.problem import REGISTERED_MODEL
+from forecast.tracking import PRODUCTION
 from mlflow import MlflowClient
 from mlflow_ftp import names
 from workplace import BIN, clean_environment
 
-from workshop.errors import ServiceError
 from workshop.port_owners import MARK
-from workshop.problem import REGISTERED_MODEL
 from workshop.servers import backup
 from workshop.servers.backup import back_up, restore
-from workshop.settings import PRODUCTION, Settings
+from workshop.settings import Settings
 
 
 def state_at(folder: Path) -> Settings:

@@ -53,7 +53,7 @@ def test_runs_carry_the_commit_and_state_of_the_clients_folder(servers, papermil
     (copy / "4_pipeline" / "params.yaml").write_text("2\n")
     environment = {name: value for name, value in servers.environment.items() if name != "WORKSHOP_ROOT"}
     printed = papermill(
-        "from workshop.models.tracking import git_tags\nprint(*git_tags().values())",
+        "from forecast.tracking import git_tags\nprint(*git_tags().values())",
         cwd=copy / "4_pipeline", env=environment,
     )  # fmt: skip
     assert printed == f"{git(copy, 'rev-parse', 'HEAD').strip()} true\n"

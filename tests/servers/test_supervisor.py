@@ -311,7 +311,8 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         assert addresses(rows) == addresses(before) | {"dashboard": new_address}
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
         assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
-        assert running.run(BIN / "mlflow-gate", "history", env=environment, cwd=running.pipeline).returncode == 0
+        gate = [BIN / "mlflow-gate", "history"]
+        assert running.run(*gate, env=environment | running.settings.exports(), cwd=running.pipeline).returncode == 0
         assert innocent.poll() is None
         innocent.kill()
 
@@ -330,14 +331,15 @@ def test_down_ends_what_a_killed_supervisor_left(running):
 
 
 def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
-    """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to set."""
+    """A host beyond loopback is refused by `up`, and by the dashboard started by hand; both say what to do."""
     environment = os.environ | {"WORKSHOP_HOST": "0.0.0.0", "WORKSHOP_STATE": str(tmp_path / "state")}
-    for command in ((BIN / "workshop", "up"), (BIN / "python", "-m", "dashboard")):
+    by_hand = (BIN / "python", "-m", "dashboard", "--host", "0.0.0.0")
+    for command, value in (((BIN / "workshop", "up"), "WORKSHOP_HOST=0.0.0.0"), (by_hand, "--host 0.0.0.0")):
         done = subprocess.run(
             command, env=environment, cwd=ROOT / "4_pipeline", capture_output=True, text=True, check=False
         )
         assert done.returncode == 1, done.stdout
-        for words in ("without a password", "WORKSHOP_HOST=0.0.0.0", "unset WORKSHOP_HOST", "ssh -L"):
+        for words in ("without a password", value, "ssh -L"):
             assert words in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "state").exists()

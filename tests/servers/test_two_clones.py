@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import requests
+from forecast.errors import ServiceError
+from forecast.learn.registry import Registry
+from forecast.problem import REGISTERED_MODEL
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Move
 from mlflow_gate.moves import PROMOTED
@@ -31,11 +34,8 @@ from workplace import (
 )
 
 from workshop import port_owners
-from workshop.errors import ServiceError
-from workshop.models import store
-from workshop.models.registry import Registry
-from workshop.problem import REGISTERED_MODEL
 from workshop.servers import supervisor
+from workshop.tracking import connect, own_or_given_uri
 
 PRELOADED = ["workshop.cli", "workshop.servers.supervisor", "requests", "filelock", "supervisor.xmlrpc"]
 # What is typed, in a process that is forked with everything imported. The tracking server is the only service: the
@@ -117,9 +117,9 @@ class Clone(Servers):
         """Log a run, register a version and promote it, on the server at the address that all commands use."""
         with environment_of(self.environment):
             if self.stand_in:
-                self.log(store.own_or_given_uri())
+                self.log(own_or_given_uri())
                 return
-            client = store.connect()
+            client = connect()
             run = client.create_run("0", tags={"owner": self.name})
             self.runs.append(run.info.run_id)
             with contextlib.suppress(MlflowException):  # it exists already
@@ -184,11 +184,8 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert second.port == first.port
     second.record()
     (holder,) = port_owners.find_owners(second.settings, second.port).values()
-    for words, variables in (
-        (("config", "--pipeline", str(first.settings.state / "x")), shell),
-        (("config", "--pipeline", str(first.settings.state / "x")), {}),
-    ):
-        done = first.workshop(*words, **variables)
+    for variables in (shell, {}):
+        done = first.workshop("repro", **variables)
         assert done.returncode == 1, done.stdout
         assert f"is held by another clone: {second.settings.state}, " in done.stderr
         assert f"process {holder.process.pid}" in done.stderr
@@ -208,7 +205,7 @@ def test_stopped_clone_leaves_anothers_servers_alone(clones):
     assert f"port {second.port} is busy: MLflow tracking takes {first.port}" in restarted.stderr
     assert str(second.settings.state) in restarted.stderr
     with environment_of(first.environment | shell):  # the old terminal finds where it is now
-        assert store.own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
+        assert own_or_given_uri() == first.settings.tracking_uri != shell["MLFLOW_TRACKING_URI"]
     for clone in clones:
         clone.record()
         clone.check_store()

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attendee import Attendee, new_repository, tracking_server
+from attendee import Attendee, new_repository
+from forecast.problem import EXPERIMENT
+from places import tracking_server
 from workplace import clean_environment, environment_of
-
-from workshop.problem import EXPERIMENT
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ CHAPTER_2 = ["2_tracking/README.md", "2_tracking/model_rf.ipynb"]
 CHAPTER_4 = [
     "4_pipeline/params.yaml", "4_pipeline/dvc.yaml", "4_pipeline/dvc.lock", "4_pipeline/data/.gitignore",
     "4_pipeline/results/.gitignore", "4_pipeline/executed/.gitignore", "4_pipeline/own/.gitignore",
-    "4_pipeline/own/README.md", "4_pipeline/notebooks/train_rf.ipynb",
+    "4_pipeline/own/README.md", "4_pipeline/train_rf.ipynb",
 ]  # fmt: skip
 
 

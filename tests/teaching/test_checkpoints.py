@@ -14,15 +14,16 @@ import pytest
 import requests
 from attendee import git, new_repository
 from click.testing import CliRunner
+from forecast.errors import PipelineError, ServiceError
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.table.schema import FEATURES, TARGETS
+from forecast.tracking import PRODUCTION, STAGE_TAG
 from mlflow_gate import Move
 from mlflow_gate.moves import FORCED, PROMOTED
 from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
 
 from workshop.cli import main
-from workshop.data.schema import FEATURES, TARGETS
-from workshop.errors import ServiceError, WorkshopError
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
-from workshop.settings import PRODUCTION, STAGE_TAG, Settings
+from workshop.settings import Settings
 from workshop.teaching import checkpoints, start_page
 from workshop.teaching.checkpoints import (
     CHAPTERS,
@@ -88,8 +89,7 @@ def model():
 def test_chapter_2_is_ticked_step_by_step_on_a_real_server(attendee, model):
     """Real runs, a version, the alias and a rollback: each ticks its step and no other, of any chapter."""
     import mlflow
-
-    from workshop.models.registry import Registry
+    from forecast.learn.registry import Registry
 
     with attendee.ticks():  # failed, in another experiment, without a model, alone
         log_run("linreg", metrics={"r2_random_split": 0.8}, status="FAILED")
@@ -181,9 +181,8 @@ def test_chapter_3_is_ticked_step_by_step_by_real_project_runs(attendee):
 def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
     """Runs of a stage, promotions by the pipeline and by a person, a rollback, a commit: as the commands write them."""
     import mlflow
-
-    from workshop.models.registry import Registry
-    from workshop.models.tracking import start_run
+    from forecast.learn.registry import Registry
+    from forecast.tracking import start_run
 
     def commit_lock(when: str) -> None:
         (attendee.root / "4_pipeline" / "dvc.lock").write_text(when)
@@ -196,7 +195,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         commit_lock("2020-05-31T00:00:00Z")
         with start_run("train_rf", parameters={"max_depth": 8}) as parent:
             logged = mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
-        log_run("rf", params={"max_depth": 5}, parent=parent.info.run_id, chapter="4", **{"workshop.stage": "train_rf"})
+        log_run("rf", params={"max_depth": 5}, parent=parent.info.run_id, chapter="4", **{"pipeline.stage": "train_rf"})
         registered = [mlflow.register_model(logged.model_uri, REGISTERED_MODEL).version for _ in range(2)]
         registry = Registry(client=attendee.client)
         registry.move(Move(0, PROMOTED, str(registered[0]), why="pipeline"))
@@ -221,7 +220,7 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
 
 def test_dvc_itself_ticks_its_steps(attendee):
     """`dvc repro`, `dvc exp run` and `dvc push`, for real, in a pipeline of one stage."""
-    from workshop.models.store import store_id
+    from forecast.tracking import store_id
 
     folder = attendee.root / "4_pipeline"
     (folder / "params.yaml").write_text("x: 1\n")
@@ -384,6 +383,6 @@ def test_page_that_cannot_be_written_is_an_error(tmp_path):
     """A folder in its place is reported, and nothing is left beside it."""
     settings = Settings(root=tmp_path, state=tmp_path / "state")
     (tmp_path / "START.md").mkdir()
-    with pytest.raises(WorkshopError, match="could not be written"):
+    with pytest.raises(PipelineError, match="could not be written"):
         start_page.write(settings, all_in(False))
     assert [path.name for path in tmp_path.iterdir()] == ["START.md"]

@@ -7,8 +7,7 @@ import json
 import os
 
 import click
-
-from workshop.errors import typeable
+from forecast.errors import typeable
 
 # The module of each command and its line in `workshop --help`, which imports no command and so is fast.
 COMMANDS = {
@@ -19,8 +18,6 @@ COMMANDS = {
     "lab": ("servers", "Start the servers, then JupyterLab at the start page."),
     "backup": ("servers", "Write database and artifacts to FILE, or restore them."),
     "repro": ("pipeline", "Run what changed of the pipeline."),
-    "params": ("pipeline", "Check params.yaml, and show its values and limits."),
-    "data": ("pipeline", "Get the data: raw files, or the processed table."),
     "doctor": ("teaching", "Examine this machine and say what to type."),
     "check": ("teaching", "Show which steps are done and which one is next."),
     "reset": ("teaching", "Put the files of CHAPTER back to their start."),

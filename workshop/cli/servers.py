@@ -16,6 +16,7 @@ from workshop.cli import json_option, print_rows, report
 from workshop.servers import supervisor
 from workshop.servers.services import is_free, program
 from workshop.settings import Settings, get_settings
+from workshop.tracking import connect
 
 
 @click.command()
@@ -77,9 +78,9 @@ def status(as_json: bool) -> None:
     print_rows([{name: row[name] for name in ("name", "address", "pid", "state")} for row in services], as_json)
     click.echo("".join(f"\n{row['name']}: {row['reason']}\n" for row in services if row["reason"]), nl=False)
     if any(row["name"] == "mlflow" and row["healthy"] for row in services):
-        from workshop.models.registry import Registry  # imports pandas
+        from forecast.learn.registry import Registry  # imports pandas
 
-        click.echo(f"\n{Registry().status()}")
+        click.echo(f"\n{Registry(client=connect()).status()}")
     if notebooks:
         click.echo()
         for row in notebooks:

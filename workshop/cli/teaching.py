@@ -7,9 +7,9 @@ import textwrap
 from dataclasses import asdict
 
 import click
+from forecast.errors import typeable
 
 from workshop.cli import json_option, print_rows, report
-from workshop.errors import typeable
 from workshop.settings import get_settings
 from workshop.teaching import chapter_files, checkpoints, start_page
 from workshop.teaching.doctor import WRONG, examine

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pooch
+from forecast.errors import ServiceError
 from mlflow_ftp import names
 
-from workshop.errors import ServiceError
 from workshop.servers import supervisor
 from workshop.servers.services import database_address
 from workshop.settings import Settings

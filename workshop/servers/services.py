@@ -25,11 +25,11 @@ from typing import Any
 import psutil
 import requests
 import yaml
+from forecast.errors import ServiceError, SettingsError
+from forecast.table.files import write_atomically
 from platformdirs import user_state_path
 
 from workshop import port_owners
-from workshop.errors import ServiceError, SettingsError
-from workshop.files import write_atomically
 from workshop.settings import Settings, is_loopback
 
 HEALTH_SECONDS = 3.0
@@ -160,6 +160,12 @@ def _workers_command(settings: Settings) -> list[str]:
     ]
 
 
+def _dashboard_command(settings: Settings) -> list[str]:
+    address = ["--host", settings.host, "--port", str(settings.dashboard_port)]
+    logs = ["--log-config", str(settings.logging_file)] if settings.logging_file else []
+    return [sys.executable, "-m", "dashboard", *address, *logs]
+
+
 def dask_teardown(_nanny: Any) -> None:
     """Stop a `dask worker` process when one of its workers has closed; supervisor then starts all of them again.
 
@@ -221,7 +227,7 @@ SERVICES = (
         "dashboard",
         "Dashboard",
         ("dashboard_port",),
-        lambda _settings: [sys.executable, "-m", "dashboard"],
+        _dashboard_command,
         lambda settings: settings.dashboard_url,
         lambda settings: _get(f"{settings.dashboard_url}/health").ok,
         # scikit-learn's threads wait for one another, busily: an hour took 400 ms with two and 10 ms with one.

@@ -22,10 +22,10 @@ from typing import Any
 
 import filelock
 import psutil
+from forecast.errors import ParameterError, ServiceError
 from supervisor.xmlrpc import SupervisorTransport
 
 from workshop import port_owners
-from workshop.errors import ParameterError, ServiceError
 from workshop.servers.services import (
     SERVICES,
     Report,

@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+from forecast.errors import EngineError, PipelineError
+from forecast.raw.prepare import load_or_make
 
-from workshop.data.prepare import load_or_make
-from workshop.errors import EngineError, WorkshopError
 from workshop.settings import Settings, get_settings
 from workshop.teaching import exercises
 from workshop.teaching.checkpoints import CHAPTERS, STEPS, runs_of_lr, save_first_chapter, state_of
@@ -30,7 +30,7 @@ CELL_SECONDS = 300
 PIPELINE_MADE = ("data", "results", "executed", "remote", "dvc.lock")
 
 
-class ResetError(WorkshopError):
+class ResetError(PipelineError):
     """A chapter cannot be put back."""
 
 
@@ -57,8 +57,8 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
             value=str(error),
             next_step=f"fix the cause, then `workshop reset` again; moved files are in {copies}",
         ) from None
-    lock = f":(exclude){chapter.folder}/dvc.lock"  # the only output that git tracks
-    _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, lock)
+    made = [f":(exclude){chapter.folder}/{name}" for name in ("dvc.lock", "results")]  # outputs that git tracks
+    _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, *made)
     exercises.write_solved(set(exercises.solved(settings)) - exercises.titles(number).keys(), settings)
     return copies
 

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlparse
 
 import yaml
+from forecast.errors import ServiceError
+from forecast.learn import registry
+from forecast.learn.registry import PIPELINE_WHY
+from forecast.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.table.files import write_atomically
+from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
 from mlflow_gate import Move
 from mlflow_gate.moves import FORCED, PROMOTED, ROLLED_BACK
 
-from workshop.errors import ServiceError
-from workshop.files import write_atomically
-from workshop.models import registry
-from workshop.models.registry import PIPELINE_WHY
-from workshop.models.store import STORE_ID_TAG, connect, own_or_given_uri
-from workshop.problem import EXPERIMENT, REGISTERED_MODEL
-from workshop.settings import PRODUCTION, STAGE_TAG, Settings
+from workshop.settings import Settings
 from workshop.teaching import exercises
+from workshop.tracking import connect, own_or_given_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -316,7 +317,7 @@ STEPS = {
     3: (
         Step(
             "A project, run by one command", "3_projects/README.md#2. Run it", partial(runs_of_lr, "main"),
-            f"{TYPE}`mlflow run lr`. It reads germany.csv, which `workshop data csv 3_projects/germany.csv` writes.",
+            f"{TYPE}`mlflow run lr`. It reads germany.csv; `python -m forecast csv 3_projects/germany.csv` makes it.",
         ),
         Step(
             "Run again with another parameter", "3_projects/README.md#3. Change a parameter",

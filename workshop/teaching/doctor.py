@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from forecast.errors import DataError, PipelineError
+from forecast.learn import registry
+from forecast.table import schema
 
-from workshop.data import schema
-from workshop.errors import DataError, WorkshopError
-from workshop.models import registry
 from workshop.servers import supervisor
 from workshop.settings import EXPORT_COMMAND, Settings
 from workshop.teaching import prerequisites
+from workshop.tracking import connect
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
 MEMORY_GB = 4.0  # the servers take half of it, the pipeline's notebooks the rest
@@ -135,17 +136,16 @@ def _server(row: supervisor.Status, settings: Settings) -> Finding:
 
 def _production(settings: Settings) -> Finding:
     """Load the model in production and predict with it, as the dashboard does."""
+    from forecast.learn import storage  # imports scikit-learn
     from mlflow.exceptions import MlflowException
 
-    from workshop.models import storage  # imports scikit-learn
-
     try:
-        serving = registry.production()
+        serving = registry.production(client=connect())
         if serving is not None:
             model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data
                 model.predict_with_band(schema.read(settings.pipeline / "data" / "germany.parquet"))
-    except (WorkshopError, MlflowException, OSError) as error:
+    except (PipelineError, MlflowException, OSError) as error:
         next_step = "mlflow-gate rollback, to the version before it (mlflow-gate history); or restore a backup"
         return Finding("production", WRONG, str(error).splitlines()[0], next_step)
     text = f"{serving.name} version {serving.version} loads" if serving else "no model is in production"

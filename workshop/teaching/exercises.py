@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from forecast.errors import PipelineError
+from forecast.learn import registry
+from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
+from forecast.table.files import write_atomically
+from forecast.tracking import PRODUCTION
 from papermill_dask import COMMIT_TAG
 
-from workshop.errors import WorkshopError
-from workshop.files import write_atomically
-from workshop.models import registry
-from workshop.models.store import connect
-from workshop.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
-from workshop.settings import PRODUCTION, Settings, get_settings
+from workshop.settings import Settings, get_settings
+from workshop.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -86,11 +87,11 @@ def expect(condition: object, sentence: str) -> None:
 def check(number: str, answer: Any = ...) -> None:
     """Print what a right answer means, or why an answer is not right yet; remember a right one.
 
-    A wrong answer raises nothing, so that the exercises below it can be run. Raises WorkshopError when there is no
+    A wrong answer raises nothing, so that the exercises below it can be run. Raises PipelineError when there is no
     exercise with this number.
     """
     if number not in EXERCISES:
-        raise WorkshopError(
+        raise PipelineError(
             "There is no such exercise.",
             value=number,
             expected=f"one of {', '.join(EXERCISES)}",
@@ -100,7 +101,7 @@ def check(number: str, answer: Any = ...) -> None:
     try:
         expect(answer is not ..., "put your answer where the cell above says `# Your code here`.")
         test(answer)
-    except (NotYetError, WorkshopError) as error:  # WorkshopError: such as a server that is down
+    except (NotYetError, PipelineError) as error:  # PipelineError: such as a server that is down
         print(f"Exercise {number}, not yet: {error}")
     except Exception:  # noqa: BLE001 -- an answer can be anything, and must not end the notebook
         kind = type(answer).__name__
@@ -301,7 +302,7 @@ def failed_rules(answer: set[str]) -> None:
     file = pipeline / "results" / "train_linreg.json"
     expect(file.exists(), f"results/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
-    rules = registry.Registry().judge(candidate["run_id"], candidate["model_uri"])[0].rules
+    rules = registry.Registry(client=connect()).judge(candidate["run_id"], candidate["model_uri"])[0].rules
     failed, names = {rule.name for rule in rules if not rule.passed}, ", ".join(rule.name for rule in rules)
     expect(set(answer) <= failed, f"one of these rules passed, or is no rule. The gate asked {names}.")
     expect(failed <= set(answer), "the model fails at least one more rule: look at each verdict.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from workshop.files import write_atomically
+from forecast.table.files import write_atomically
+
 from workshop.settings import Settings
 from workshop.teaching.checkpoints import (
     CHAPTERS,

@@ -11,13 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
-
-from workshop import problem
-from workshop.data import figures, sources, split
-from workshop.data.schema import TARGETS
-from workshop.models import monitoring
-from workshop.models.monitoring import Quality
-from workshop.models.report import signed
+from forecast import problem
+from forecast.show import figures, monitoring
+from forecast.show.monitoring import Quality
+from forecast.show.report import signed
+from forecast.table import split
+from forecast.table.origin import origin_of
+from forecast.table.schema import TARGETS
 
 from .. import address, parts, periods, predictions
 from ..follower import Follower, Snapshot
@@ -26,7 +26,6 @@ from ..periods import Period
 PATH, TITLE = "/comparison", "Predicted and measured"
 PRESETS = {"14": "2 weeks", "31": "Month", "92": "Quarter", "365": "Year", "all": "All"}
 MEASURED = {target: f"{target}_measured" for target in TARGETS}
-UNIT = problem.TARGETS[0].unit  # of all targets: their errors have a common mean
 MAX_WEEKS = 53
 MONTHS_FROM_DAYS = 60  # fewer have hardly two months to compare
 DRAG = "Drag across the figure or the strip to choose a period; a double click goes back to the latest two weeks."
@@ -48,7 +47,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
         parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
-        html.P(f"All of the data: daily means of the sum, {UNIT}. {DRAG}", className="hint"),
+        html.P(f"All of the data: daily means, each target by its highest hour. {DRAG}", className="hint"),
         strip,
     ]
     by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
@@ -56,7 +55,7 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
         parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
         html.Div(by_month, id="by-month", className=by_month_class(period)),
     ]
-    hint = f"Means in {UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
+    hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = "Predicted minus measured in the period: the median, and the middle half of the hours."
     return [
         dcc.Store(id="latest-period", data=periods.latest(snapshot)),
@@ -180,7 +179,7 @@ def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
         predicted,
         band=band,
         coverage=snapshot.model.coverage,
-        measured_name=sources.origin_of(snapshot.frame).measured_name,
+        measured_name=origin_of(snapshot.frame).measured_name,
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
@@ -200,14 +199,15 @@ def _report(week: str | None) -> object:
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
-    """Return a strip of all data, as daily means of the sum of the targets, with the period marked."""
+    """Return a strip of all data, as daily means of the targets by their highest hour, with the period marked."""
     return snapshot.cached(("overview", *period), lambda: _overview(snapshot, period))
 
 
 def _overview(snapshot: Snapshot, period: Period) -> go.Figure:
     if snapshot.frame is None:
         return figures.empty("")
-    days = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean().sum(axis=1, min_count=1)
+    means = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean()
+    days = (means / snapshot.frame[TARGETS].max()).sum(axis=1, min_count=1)
     figure = go.Figure(go.Scatter(x=days.index, y=days, fill="tozeroy", hoverinfo="skip", line_width=0.5))
     window = {"fillcolor": figures.MEASURED, "opacity": 0.5, "line": {"width": 2, "color": figures.INK}}
     figure.add_vrect(x0=str(period[0]), x1=str(period[1] + timedelta(days=1)), **window)
@@ -230,45 +230,33 @@ def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
     qualities = snapshot.qualities(rows)
     start, end = period
     text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += training_overlap(snapshot.frame.loc[rows], snapshot.learned_until)
+    text += monitoring.training_overlap(snapshot.frame.loc[rows], snapshot.learned_until)
     tiles = html.Div([_tile(each) for each in qualities], className="tiles")
     return [html.P(monitoring.sentence(qualities), className="summary"), tiles, html.P(text, className="hint")]
 
 
 def _tile(quality: Quality) -> html.Div:
-    target = quality.target
-    hint = f"measured {quality.mean:.2f} {UNIT} in the mean, absolute error {quality.mae:.2f}, mean error"
-    hint += f" {signed(quality.bias, 2)} {UNIT}" + f", {quality.inside:.0%} within the band" * (quality.inside >= 0)
-    others = [f"{name} {error:.2f} {UNIT}" for name, error in quality.baselines.items() if not math.isnan(error)]
+    target, unit = quality.target, quality.target.unit
+    hint = f"measured {quality.mean:.2f} {unit} in the mean, absolute error {quality.mae:.2f}, mean error"
+    hint += f" {signed(quality.bias, 2)} {unit}" + f", {quality.inside:.0%} within the band" * (quality.inside >= 0)
+    others = [f"{name} {error:.2f} {unit}" for name, error in quality.baselines.items() if not math.isnan(error)]
     hint += "; without a model: " * bool(others) + ", ".join(others)
     if math.isnan(quality.nmae_percent):
-        return parts.tile(f"{target.title}, mean absolute error", f"{quality.mae:.2f}", UNIT, hint, target.colour)
+        return parts.tile(f"{target.title}, mean absolute error", f"{quality.mae:.2f}", unit, hint, target.colour)
     name = f"{target.title}, error as a share of the capacity"
     return parts.tile(name, f"{quality.nmae_percent:.1f}", "%", hint, target.colour)
 
 
-def training_overlap(frame: pd.DataFrame, learned_until: str | None) -> str:
-    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones."""
-    if learned_until is None:
-        return ""
-    last = pd.Timestamp(learned_until)
-    known = frame["utc_timestamp"] <= last
-    if not known.any():
-        return f"The model was trained on hours up to {last:{periods.DAY}}: all of these are new to it."
-    share = "all" if known.all() else f"{known.sum():,} (up to {last:{periods.DAY}})"
-    return f"The model was trained on {share} of these hours: its errors on new ones are larger."
-
-
 def modelled(snapshot: Snapshot) -> str:
     """Return a note on generation that was not measured; empty for measured data."""
-    source = sources.origin_of(snapshot.frame)
+    source = origin_of(snapshot.frame)
     return f"“Measured” is modelled here: the source {source.source} simulates generation." if source.modelled else ""
 
 
 def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
     """Return means and mean errors of the whole weeks (ISO 8601, UTC), the latest first; all but `FIRST_WEEKS` folded.
 
-    The worst mean error of each target, in GW, is marked. Weeks that lack hours are named below.
+    The worst mean error of each target is marked. Weeks that lack hours are named below.
     """
     by_week = split.mondays(frame["utc_timestamp"])
     means = pd.concat({"measured": frame[TARGETS], "predicted": predicted[TARGETS]}, axis=1).groupby(by_week).mean()
@@ -281,7 +269,7 @@ def weeks(frame: pd.DataFrame, predicted: pd.DataFrame) -> list:
         cells = [html.A(split.name_of(monday), href=link, className="inside")]
         for target in TARGETS:
             error, measured = errors.loc[monday, target], mean["measured", target]
-            percent = f"{signed(100 * error / measured)} %" if measured else "none generated"
+            percent = f"{signed(100 * error / measured)} %" if measured else "none measured"
             is_worst = len(means) > 1 and abs(error) == errors[target].abs().max()
             cells += [f"{measured:.2f}", f"{mean['predicted', target]:.2f}"]
             cells.append(html.Mark([percent, html.Small(" worst")]) if is_worst else percent)

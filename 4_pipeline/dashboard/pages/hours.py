@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from dash import html
-
-from workshop.data import figures, prepare, sources
+from forecast.raw import prepare
+from forecast.show import figures
+from forecast.table.origin import origin_of
 
 from .. import address, parts
 from ..follower import Snapshot
@@ -36,7 +37,7 @@ def _hours(frame: pd.DataFrame) -> html.Section:
 
 
 def _source(frame: pd.DataFrame) -> html.Section:
-    source = sources.origin_of(frame)
+    source = origin_of(frame)
     known = [
         ("Source", f"{source.source}, modelled" if source.modelled else source.source),
         ("Attribution", source.attribution),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 from dash import html
+from forecast import problem
+from forecast.learn.registry import PIPELINE_WHY
+from forecast.show import figures
 from mlflow_gate import Link, Move, Rule
-
-from workshop import problem
-from workshop.data import figures
-from workshop.models.registry import PIPELINE_WHY
 
 from .. import parts
 from ..follower import Snapshot
@@ -20,9 +19,8 @@ EXPLANATIONS = {
     "responses": ("How predictions respond", "The mean prediction for each value of an input, the others unchanged."),
 }
 # How each score is called, and how it is written.
-SCORES = {target.r2: (f"R² {target.key}", "{:.3f}") for target in problem.TARGETS}
-SCORES |= {"mae_GW": ("Mean absolute error", "{:.2f} GW")}
-SCORES |= {target.bias: (f"Mean error, {target.key}", "{:+.1f} % of its mean") for target in problem.TARGETS}
+MEASURES = {"r2": ("R²", "{:.3f}"), "mae": ("Mean absolute error", "{:.2f} {unit}")}
+MEASURES |= {"bias_percent": ("Mean error", "{:+.1f} % of its mean")}
 WORDS = {"<=": "at most", ">=": "at least"}  # how the gate writes limits, and how people do
 RULES_HEAD = ["Rule of the gate", "Found", "Allowed", ""]
 VERDICTS = {True: "✓\N{NO-BREAK SPACE}passed", False: "✗\N{NO-BREAK SPACE}failed"}
@@ -53,10 +51,11 @@ def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
     production, model = snapshot.production, snapshot.model
     scores = move.scores if move else {}
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
-    facts = {
-        "Why": ", ".join(filter(None, reasons)) or "not recorded",
-        **{name: form.format(scores[key]) for key, (name, form) in SCORES.items() if scores.get(key) is not None},
-    }
+    facts = {"Why": ", ".join(filter(None, reasons)) or "not recorded"}
+    for measure, (name, form) in MEASURES.items():
+        for target in problem.TARGETS:
+            if (score := scores.get(target.metric(measure))) is not None:
+                facts[f"{name}, {target.key}"] = form.format(score, unit=target.unit)
     others = (f"{r2:.3f} by {name}" for name, r2 in snapshot.r2_without_model.items())
     facts["R² without a model"] = "; ".join(others) or "not known"
     band = f"The error band promises {model.coverage:.0%} of the hours." if model.coverage else "No error band."
@@ -88,9 +87,10 @@ def _challenger(snapshot: Snapshot) -> list:
     scores = {name: decision[name] for name in names if decision.get(name)}
     figure = figures.weekly_errors({names[name]: [*score["blocks"].values()] for name, score in scores.items()})
     r2_scores = ", ".join(f"{names[name]} {_score(score['metrics'])}" for name, score in scores.items())
-    content = [parts.graph("weekly-errors", figure, "Mean absolute error by week", "chart low")]
+    content = [parts.graph("weekly-errors", figure, "Errors by week", "chart low")]
     about = (
-        f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}. Drawn are the mean absolute errors by week."
+        f"{decision['reason'].removeprefix('refused: ')}. R²: {r2_scores}. Drawn are the errors by week, in"
+        " standard deviations of each target."
     )
     return [parts.panel("challenger", "The last candidate was not promoted", about, content)]
 

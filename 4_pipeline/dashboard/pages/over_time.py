@@ -6,11 +6,9 @@ import math
 
 import pandas as pd
 from dash import html
-
-from workshop import problem
-from workshop.data import figures
-from workshop.models import monitoring
-from workshop.models.monitoring import Quality
+from forecast import problem
+from forecast.show import figures, monitoring
+from forecast.show.monitoring import Quality
 
 from .. import parts
 from ..follower import Snapshot

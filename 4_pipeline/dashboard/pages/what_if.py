@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html
-
-from workshop import problem
-from workshop.data import features, figures
-from workshop.data.schema import FEATURES, TARGETS, UNITS
-from workshop.errors import WorkshopError
-from workshop.problem import Slider
-from workshop.quantities import RADIATION
+from forecast import problem
+from forecast.errors import PipelineError
+from forecast.problem import Slider
+from forecast.quantities import RADIATION
+from forecast.show import figures
+from forecast.table import features
+from forecast.table.schema import FEATURES, TARGETS, UNITS
 
 from .. import parts
 from ..follower import Follower, Snapshot
@@ -35,7 +35,7 @@ FEW, FEW_SHARE = 10, 0.01  # hours like that, or the share of them, beyond the d
 HOUR, DAY = (f"{name}_utc" if name in FEATURES else name for name in ("hour", "day"))
 TIME = {HOUR: "Hour of the day, UTC", DAY: "Day of the year"}
 LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIME
-AXES = {each.name: f"{each.title}, {each.unit}" for each in problem.INPUTS} | TIME
+AXES = {each.name: each.label for each in problem.INPUTS} | TIME
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {HOUR: Slider(0, 23, 1, 12), DAY: Slider(1, 365, 1, 172)}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
@@ -165,7 +165,7 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather[HOUR])}])
     try:
         predicted, band = _predict(snapshot, hour) if snapshot.model else (None, None)
-    except WorkshopError as error:
+    except PipelineError as error:
         return [parts.banner("There is no prediction for this hour:", error.what)]
     tiles = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     return [tiles, *(html.P(note, className=name) for name, note in _notes(snapshot, hour))]
@@ -202,7 +202,8 @@ def _notes(snapshot: Snapshot, hour: pd.DataFrame) -> Iterator[tuple[str, str]]:
         )
     if snapshot.model and snapshot.model.knows_time and snapshot.model.year_ends:
         capacities = features.installed(hour, snapshot.model.year_ends).iloc[0]
-        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in problem.TARGETS)
+        targets = [each for each in problem.TARGETS if each.name in snapshot.model.year_ends]
+        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
         yield "hint", f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
 
 
@@ -251,7 +252,7 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table[DAY], table[HOUR], strict=True)]
     try:
         table[TARGETS] = _predict(snapshot, table)[0]
-    except WorkshopError as error:
+    except PipelineError as error:
         return figures.empty(error.what)
     table = table[TARGETS].assign(feature=swept, value=[row[name] for row, name in zip(rows, swept, strict=True)])
     known = {name: _learned(snapshot, name) for name in FEATURES}
@@ -277,7 +278,7 @@ def is_unused(snapshot: Snapshot) -> bool:
 
 def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = features.last_year(snapshot.model.year_ends if snapshot.model else problem.CAPACITY_GW)
+    known = features.last_year(snapshot.model.year_ends if snapshot.model else problem.CAPACITY)
     year = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
     return _time(day, hour).replace(year=year)  # the same date, since the number of a day differs in leap years
 

@@ -8,12 +8,12 @@ import binascii
 import dash_bootstrap_components as dbc
 import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
-
-from workshop import problem
-from workshop.data import figures, prediction_requests
-from workshop.data.features import INPUTS, LATER_YEARS, last_year
-from workshop.data.schema import CAPACITIES, STAMP
-from workshop.errors import DataError, WorkshopError
+from forecast import problem
+from forecast.errors import DataError, PipelineError
+from forecast.show import figures
+from forecast.table import prediction_requests
+from forecast.table.features import INPUTS, LATER_YEARS, last_year
+from forecast.table.schema import CAPACITIES, STAMP
 
 from .. import parts, predictions
 from ..follower import Follower, Snapshot
@@ -81,7 +81,7 @@ def register(app: Dash, follower: Follower) -> None:
         name = filename if isinstance(filename, str) and filename else "the file"
         try:
             return answer(follower.now, prediction_requests.from_csv(decoded(contents)), name)
-        except WorkshopError as error:
+        except PipelineError as error:
             return fault(error, name), ""  # screen readers read alerts by themselves
 
     @app.callback(
@@ -122,7 +122,7 @@ def decoded(contents: object) -> bytes:
 def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str]:
     """Return the predictions for checked rows of weather, with a button to download them, and a line about them.
 
-    Raises WorkshopError when the model cannot predict for these hours.
+    Raises PipelineError when the model cannot predict for these hours.
     """
     if nothing := snapshot.missing("production"):
         return [parts.banner(nothing, "Upload the file again later.")], ""
@@ -162,7 +162,7 @@ def about_capacity(snapshot: Snapshot) -> str:
     )
 
 
-def fault(error: WorkshopError, name: str) -> list:
+def fault(error: PipelineError, name: str) -> list:
     """Return an alert on a file that cannot be used: what is wrong, where, the allowed values, and the next step."""
     facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
     facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]

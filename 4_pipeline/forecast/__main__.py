@@ -1,0 +1,113 @@
+"""The commands of the pipeline that are no notebooks: `python -m forecast fetch`, and so on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from forecast.errors import ParameterError
+from forecast.parameters import FILE, STAGES, allowed, project, read, read_stage
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Look at parameters and get data, for the stages of dvc.yaml and by hand."""
+
+
+@main.command()
+@click.argument("stage", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def params(stage: str | None, as_json: bool) -> None:
+    """Check params.yaml, or one STAGE of it, and show its values and what is allowed.
+
+    \b
+    Example:  python -m forecast params train_rf
+    """
+    file = project() / FILE
+    checked = {stage: read_stage(file, stage)} if stage else read(file)
+    rows = [
+        {"parameter": f"{name}.{key}", "value": value, "allowed": allowed(STAGES[name], key)}
+        for name, section in checked.items()
+        for key, value in section.model_dump().items()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from tabulate import tabulate
+
+    widest = max(20, shutil.get_terminal_size().columns // 2)
+    cells = [{name: "" if value is None else value for name, value in row.items()} for row in rows]
+    click.echo(tabulate(cells, headers="keys", tablefmt="simple", maxcolwidths=widest))
+
+
+@main.command()
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
+def state(folder: Path) -> None:
+    """Check params.yaml, then write there what DVC cannot see: the tracking store, and where the alias went.
+
+    \b
+    Example:  python -m forecast state --to data
+    """
+    from forecast.tracking import write_state
+
+    read(project() / FILE)  # the pipeline's first stage: fail before anything has run
+    write_state(folder, project() / "results" / "decision.json")
+
+
+@main.command()
+@click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
+@click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
+@click.option("--downloads", type=click.Path(path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="The cache.")
+def fetch(source: str | None, folder: Path, downloads: Path | None) -> None:
+    """Put the raw files of a source into a folder, checksummed, with their attribution.
+
+    A file of your own is read as the section `fetch` of params.yaml says. Downloads are kept: the second time needs no
+    network.
+
+    \b
+    Example:  python -m forecast fetch --source opsd --to raw_data
+    """
+    from forecast.raw import sources  # imports pandas
+    from forecast.table.origin import origin_in
+
+    base = project()
+    options: Any = None if source == "sample" else read_stage(base / FILE, "fetch")
+    own = (base / "own").resolve()
+    if options and options.source == "csv" and own not in (base / options.csv.file).absolute().parents:
+        raise ParameterError(
+            f"{FILE}: fetch.csv.file does not lie in own/, so no change of it would be noticed.",
+            value=options.csv.file,
+            expected="a file in own/, on which dvc.yaml lets the stage depend; a symbolic link will do",
+            next_step=f"ln -s {base / options.csv.file} {own}, and name that",
+        )
+    where: Any = {"base": base, "downloads": downloads, "progress": sys.stderr.isatty()}
+    files = sources.fetch(source or options.source, folder, options, **where)
+    for file in files:
+        click.echo(file)
+    click.echo(origin_in(folder).attribution, err=True)
+
+
+@main.command("csv")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def make_csv(file: Path) -> None:
+    """Write the processed hours of the embedded sample to FILE, unless the file is there already.
+
+    \b
+    Example:  python -m forecast csv germany.csv
+    """
+    from forecast.raw.prepare import load_or_make  # imports pandas
+
+    logger = logging.getLogger("forecast.raw")  # which says what was left out and why
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    click.echo(f"{file}: {len(load_or_make(file))} hours")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m forecast")

@@ -1,0 +1,175 @@
+"""The registered model of the problem: what `mlflow_gate` must know of it to judge, move and trace it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import mlflow_gate
+import pandas as pd
+import pooch
+from mlflow_gate import Contest, Decision, Link, Production
+from mlflow_gate.learned import LEARNED_TAG
+from mlflow_gate.lineage import Facts
+from mlflow_gate.rules import Limits
+from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG
+
+from forecast import problem
+from forecast.parameters import FILE, project, read_stage
+from forecast.table import schema
+from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from forecast.parameters import Promote
+
+PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
+KINDS = ("data", "commit", "stage", "notebook", "run", "environment", "model", "decision", "production")
+METRIC = "r2"
+
+
+class Registry(mlflow_gate.Registry):
+    """The registered model with the rules of the section `promote` of params.yaml, judged on data/test.parquet.
+
+    Other limits and other hours are given by ``policy`` and ``held_out``, a processed frame.
+    """
+
+    def __init__(
+        self, policy: Promote | None = None, held_out: pd.DataFrame | None = None, client: MlflowClient | None = None
+    ) -> None:
+        from forecast.learn.evaluation import judge  # imports scikit-learn
+
+        folder = project()
+
+        def hours() -> pd.DataFrame:
+            frame = schema.read(folder / "data" / "test.parquet") if held_out is None else held_out
+            return frame.set_axis(pd.DatetimeIndex(frame["utc_timestamp"], name="hour"))
+
+        super().__init__(
+            problem.REGISTERED_MODEL,
+            PRODUCTION,
+            evaluate=judge,
+            held_out=hours,
+            contest=Contest(METRIC, name="R2"),
+            tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
+            candidate=folder / "results" / "candidate.json",
+            decision=folder / "results" / "decision.json",
+        )
+        self._policy, self._client = policy, client
+
+    def connect(self) -> MlflowClient:
+        """Return a client; raise ServiceError within seconds when the tracking server does not answer."""
+        return connect()
+
+    def load(self, model_uri: str) -> Any:
+        """Load a model without running its code; raise ModelError when it cannot be trusted."""
+        from forecast.learn import storage  # imports scikit-learn
+
+        return storage.load(model_uri, self.client)
+
+    def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
+        """Put a candidate before the gate; raise ParameterError when params.yaml cannot be read."""
+        policy = self._policy or read_stage(project() / FILE, "promote")
+        self.rules = rules(policy)
+        limits = {name: getattr(policy, name) for name in ("min_gain", "near_tie", "alpha", "max_gain")}
+        self.contest = Contest(METRIC, name="R2", **limits)
+        return super().judge(run_id, model_uri)
+
+    def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
+        """Return the links of a model's lineage up to its run: data, commit, stage, executed notebook."""
+        data, commit = super().origin(run, tags)
+        words = {"true": "yes: the code that ran was not the commit's alone", "false": "no"}
+        changes = {"uncommitted changes": words.get(tags.get(DIRTY_TAG, ""), "not recorded")}
+        commit = replace(commit, facts=commit.facts | changes) if commit.known else commit
+        stage, notebook = (Link(kind, "not recorded", known=False) for kind in ("stage", "notebook"))
+        if STAGE_TAG in tags:
+            stage = Link("stage", tags[STAGE_TAG], dict(sorted(run.data.params.items())) if run else {})
+        names = [name.removeprefix(NOTEBOOK_TAG) for name in tags if name.startswith(NOTEBOOK_TAG)]
+        if names and run is not None:
+            path = f"notebook/{names[0]}"
+            url = self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{path}")
+            facts = {"artifact": path, "sha256": tags[NOTEBOOK_TAG + names[0]]}
+            notebook = Link("notebook", names[0], facts, url=url or None)
+        return [data, commit, stage, notebook]
+
+    @property
+    def checks(self) -> dict:
+        """The check of each kind of link."""
+        return super().checks | {"notebook": _check_notebook}
+
+
+def rules(policy: Promote) -> dict[str, Any]:
+    """Return the rules of the gate that do not depend on the model in production."""
+    limits: dict[str, Any] = {}
+    for target in problem.TARGETS:
+        words, unit = target.words, target.unit
+        low: dict[str, Any] = {"min": target.possible[0], "low": "less than is possible"}
+        limits[target.metric("lowest")] = Limits(**low, name=f"lowest predicted {words}", unit=unit)
+        limits[target.metric("r2")] = Limits(min=policy.min_r2[target.key], name=f"R2 of {words}")
+        limits[target.metric("bias_percent")] = Limits(
+            min=-policy.max_bias_percent,
+            max=policy.max_bias_percent,
+            name=f"mean error of {words}",
+            unit="% of its mean",
+            low="too little is predicted",
+            high="too much is predicted",
+        )
+        if target.by_day:
+            most = policy.max_night[target.key]
+            limits[target.metric("night")] = Limits(max=most, name=f"mean {words} predicted at night", unit=unit)
+    limits["latency_ms"] = Limits(max=policy.max_latency_ms, name="time to predict one hour", unit="ms")
+    limits["size_MB"] = Limits(max=policy.max_size_MB, name="size of the model's files", unit="MB")
+    return limits | {"inputs and outputs": _interface}
+
+
+def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
+    """Log the model with the signature of chapter 4: `forecast.learn.storage.log_model`."""
+    from forecast.learn.evaluation import SIGNATURES
+
+    targets = " and ".join(f"{target.key} in {target.unit}" for target in problem.TARGETS)
+    signature = scores.facts.get("signature")
+    return str(signature), f"weather, or hour and weather, to {targets}", signature in SIGNATURES
+
+
+def _check_notebook(registry: mlflow_gate.Registry, facts: Facts) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            fetched = registry.client.download_artifacts(facts["run"]["id"], facts["notebook"]["artifact"], folder)
+        except (MlflowException, OSError):
+            return f"the run has no artifact {facts['notebook']['artifact']}"
+        sha256 = pooch.file_hash(fetched)
+    return None if sha256 == facts["notebook"]["sha256"] else f"it was changed: its sha256 is {sha256[:16]}..."
+
+
+def production(known: Production | None = None, client: MlflowClient | None = None) -> Production | None:
+    """Return the version in production, or None; ``known`` is the last answer that the caller got."""
+    return Registry(client=client).production(known)
+
+
+def stage_of(production: Production) -> str | None:
+    """Return the stage that trained the version in production; None for one of another origin."""
+    return production.tags.get(STAGE_TAG)
+
+
+def learned_until(production: Production | None) -> str | None:
+    """Return the start of the last hour that the version in production learned from, in ISO 8601; None if unknown."""
+    return _learned(production).get("last")
+
+
+def source_of(production: Production | None) -> str | None:
+    """Return the name of the source that the version in production learned from; None if unknown."""
+    return _learned(production).get("source") or None
+
+
+def _learned(production: Production | None) -> dict[str, Any]:
+    try:
+        return dict(json.loads(production.tags[LEARNED_TAG])) if production else {}
+    except (KeyError, TypeError, ValueError):
+        return {}

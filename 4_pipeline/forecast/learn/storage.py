@@ -1,0 +1,325 @@
+"""Log models, and load them without running their code: skops with a list of types, Keras in safe mode."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from forecast import problem
+from forecast.errors import ModelError
+from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
+from forecast.learn.scores import Scores
+from forecast.quantities import YearEnds
+from forecast.table.features import features, inputs, last_year
+from forecast.table.schema import FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
+from forecast.tracking import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from plotly.graph_objects import Figure
+
+
+# What a scikit-learn model may hold beyond skops' own list. The list is here and never in a model: a file that says
+# which types to trust could say anything.
+TRUSTED_TYPES = [
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+    "forecast.learn.models.CapacityFactorRegressor",
+]
+# What a Keras model may hold. Safe mode refuses Python code; some of Keras' own layers read files (CVE-2025-12058).
+TRUSTED_LAYERS = {
+    "keras": {"Sequential", "DTypePolicy"},
+    "keras.initializers": {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Zeros"},
+    "keras.layers": {"Activation", "BatchNormalization", "Dense", "Dropout", "InputLayer", "Normalization"},
+    "keras.regularizers": {"L1", "L1L2", "L2"},
+}
+KERAS_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+# Where MLflow keeps a model of each kind; the network that is given raw weather has its figures of capacity beside it.
+SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "data/capacity_factors/network.keras"
+
+SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
+KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
+DERIVING_REQUIREMENTS = ("pvlib",)
+MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
+# Predictions are at most so many times what is possible: a linear model predicts more for a storm than there can be.
+MAX_TIMES = 50
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to predict; ``kind`` is `sklearn` or `keras`.
+
+    ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
+    ``size_bytes`` is that of its files; None for a model without files, as is ``signature``: its columns, in and out.
+    ``year_ends`` are the figures of installed
+    capacity that it uses; those of the problem for a model that needs none.
+    """
+
+    kind: str
+    _predict: Callable[[pd.DataFrame], object]
+    _inputs: Callable[[pd.DataFrame], pd.DataFrame] = features
+    _predict_with_band: Callable[[pd.DataFrame], tuple] | None = None
+    coverage: float | None = None
+    size_bytes: int | None = None
+    signature: str | None = None
+    year_ends: YearEnds = field(default_factory=problem.CAPACITY.copy)
+
+    @classmethod
+    def of(cls, model: Any) -> LoadedModel:
+        """Wrap a fitted scikit-learn or Keras model, so that it predicts as it will once it is loaded."""
+        if isinstance(model, CapacityFactorNetwork):
+            return cls("keras", model.predict, inputs, year_ends=model.year_ends_)
+        if type(model).__module__.startswith("keras"):
+            return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0))
+        if isinstance(model, CapacityFactorRegressor):
+            band, coverage = (model.predict_with_band, model.coverage) if model.bands_ else (None, None)
+            return cls("sklearn", model.predict, inputs, band, coverage, year_ends=model.year_ends_)
+        return cls("sklearn", model.predict)
+
+    @property
+    def knows_time(self) -> bool:
+        """Tell whether the hour matters to the model, besides its weather."""
+        return self._inputs is inputs
+
+    def select_inputs(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the columns of a processed frame that the model is given."""
+        return self._inputs(frame)
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the targets for each row (`features.INPUTS`), as a frame with the same index."""
+        return self._frame(self._predict(self.select_inputs(frame)), frame)
+
+    def predict_with_band(self, frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
+        """Return the prediction, and the lower and the upper end of its error band; None for a model without a band."""
+        if self._predict_with_band is None:
+            return self.predict(frame), None
+        predicted, low, high = self._predict_with_band(self.select_inputs(frame))
+        return self._frame(predicted, frame), (self._frame(low, frame), self._frame(high, frame))
+
+    @staticmethod
+    def _frame(values: object, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return predictions as a frame; raise ModelError for NaN, infinity and values far beyond what is possible."""
+        predicted = pd.DataFrame(values, index=frame.index, columns=TARGETS)
+        for name in TARGETS:
+            numbers, most = predicted[name].to_numpy(float), MAX_TIMES * max(map(abs, RANGES[name]))
+            plausible = np.abs(numbers) <= most  # false for NaN
+            if not plausible.all():
+                raise ModelError(
+                    "The model's predictions are not plausible.",
+                    value=f"{name}: {numbers[~plausible][0]:g} {UNITS[name]}",
+                    expected=f"numbers from {-most:g} to {most:g} {UNITS[name]}",
+                    next_step="mlflow-gate rollback",
+                )
+        return predicted
+
+
+# -- logging -----------------------------------------------------------------------------------------------------------
+def log_model(model: Any, example: pd.DataFrame) -> str:
+    """Log a fitted scikit-learn or Keras model to the active run; return its `models:/` address.
+
+    ``example`` are a few rows of the processed frame: from them come the signature (raw weather in, the targets
+    out) and the input example.
+    """
+    import mlflow
+
+    weather = LoadedModel.of(model).select_inputs(example)
+    if isinstance(model, CapacityFactorNetwork):
+        with tempfile.TemporaryDirectory() as folder:
+            return mlflow.pyfunc.log_model(name="model", **_network_options(model, weather, Path(folder))).model_uri
+    if type(model).__module__.startswith("keras"):
+        outputs = model.predict(weather.to_numpy("float32"), verbose=0)
+        # float64, as frames and JSON bring it: a tensor signature is strict, and float32 would refuse every frame.
+        signature = mlflow.models.infer_signature(weather.to_numpy(), outputs)
+        pins = requirements(KERAS_REQUIREMENTS)
+        return mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=pins).model_uri
+    return mlflow.sklearn.log_model(model, name="model", **_sklearn_options(model, weather)).model_uri
+
+
+def log_training(model: Any, example: pd.DataFrame, scores: Scores, figure: Figure, summary: Path | str) -> None:
+    """Log model, scores and figure to the active run, and write the file ``summary``, which `compare` reads."""
+    import mlflow
+
+    mlflow.log_figure(figure, "predicted_against_measured.html")
+    run, model_uri = mlflow.active_run(), log_model(model, example)
+    # After the model and by its name: MLflow asks for the history of each metric that is there before.
+    mlflow.log_metrics(scores.metrics(), model_id=model_uri.rpartition("/")[2])
+    content = {"run_id": run.info.run_id if run else None, "model_uri": model_uri} | scores.metrics()
+    Path(summary).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def requirements(names: tuple[str, ...]) -> list[str]:
+    """Return exact pins of the installed versions, as MLflow's ``pip_requirements`` (inferring them takes 7 s)."""
+    return [f"{name}=={version(name)}" for name in names]
+
+
+def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
+    derives = isinstance(model, CapacityFactorRegressor)
+    return _interface(model, weather) | {
+        "serialization_format": "skops",
+        "skops_trusted_types": TRUSTED_TYPES,
+        "pip_requirements": requirements(SKLEARN_REQUIREMENTS + DERIVING_REQUIREMENTS * derives),
+    }
+
+
+def _network_options(model: CapacityFactorNetwork, weather: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Save a network to ``folder`` and return what MLflow keeps of it: its files, and the module that opens them."""
+    files = folder / Path(NETWORK_FILE).parent.name
+    files.mkdir()
+    model.network.save(files / "network.keras")
+    (files / "capacity.json").write_text(json.dumps(model.year_ends_))
+    return _interface(model, weather) | {
+        "loader_module": __name__,
+        "data_path": str(files),
+        "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS),
+    }
+
+
+def _load_pyfunc(path: str) -> LoadedModel:
+    """Open a network for `mlflow models serve`, which calls the function of this name.
+
+    https://mlflow.org/docs/latest/api_reference/python_api/mlflow.pyfunc.html#filesystem-format
+    """
+    return LoadedModel.of(_read_network(Path(path, "network.keras")))
+
+
+def _interface(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
+    import mlflow
+
+    outputs = pd.DataFrame(model.predict(weather), index=weather.index, columns=TARGETS)
+    return {"signature": mlflow.models.infer_signature(weather, outputs), "input_example": weather}
+
+
+# -- loading -----------------------------------------------------------------------------------------------------------
+def load(model_uri: str, client: MlflowClient | None = None) -> LoadedModel:
+    """Fetch a model from the tracking server, load it and try it out; raise ModelError when it cannot be trusted.
+
+    ``model_uri`` names a logged model (`models:/m-...`), or a version by its number or its alias.
+    """
+    import mlflow
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    client = client or connect()
+    # A folder of its own: MLflow leaves the one that it makes behind, and the dashboard loads often.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            # An alias may move in between.
+            model_uri = "models:/" + "/".join(get_model_name_and_version(client, model_uri))
+            fetched = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
+        except Exception as error:  # noqa: BLE001 - a version registered by hand may be anywhere: what its client raises
+            raise ModelError(
+                "The model cannot be fetched.",
+                value=f"{model_uri}: {error}",
+                next_step="open it in MLflow; mlflow-gate status",
+            ) from None
+        size = sum(file.stat().st_size for file in fetched.rglob("*") if file.is_file())
+        return replace(load_folder(fetched, model_uri), size_bytes=size, signature=_signature(fetched))
+
+
+def load_folder(folder: Path, name: str) -> LoadedModel:
+    """Load a model from its local folder and let it predict two hours; ``name`` is what errors call it.
+
+    The files that are there decide how, never what the model says of itself. Raises ModelError.
+    """
+    readers = {SKOPS_FILE: _read_skops, KERAS_FILE: _read_keras, NETWORK_FILE: _read_network}
+    try:
+        for file, read in readers.items():
+            if (folder / file).is_file():
+                return _check_prediction(LoadedModel.of(read(folder / file)))
+        raise _refusal("The model is not of a kind that is loaded here.", f"no {', '.join(readers)}", "one of these")
+    except ModelError as error:
+        error.value = f"{name}: {error.value}"
+        raise
+    except Exception as error:  # noqa: BLE001 - skops, Keras and the model itself raise whatever they like
+        refusal = _refusal("The model cannot be loaded.", f"{name}: {error!r:.300}")
+        raise refusal from None
+
+
+def _signature(folder: Path) -> str | None:
+    """Return a model's columns, in and out; None when it was logged without either."""
+    from mlflow.models import Model
+
+    signature = Model.load(folder).signature
+    if signature is None or None in (signature.inputs, signature.outputs):
+        return None
+    ends = ((signature.inputs, FEATURES), (signature.outputs, TARGETS))
+    return " -> ".join(", ".join(_columns(json.loads(end.to_json()), names)) for end, names in ends)[:MAX_CHARACTERS]
+
+
+def _columns(schema: list[dict], names: list[str]) -> list[str]:
+    """Return a schema's names of columns; a nameless tensor of as many columns as ``names`` has those."""
+    tensor = schema[0].get("tensor-spec") if len(schema) == 1 else None
+    if tensor and "name" not in schema[0] and tensor["shape"] == [-1, len(names)]:
+        return names
+    return [column.get("name", "?") for column in schema]
+
+
+def _read_skops(file: Path) -> Any:
+    import skops.io
+    from skops.io.exceptions import UntrustedTypesFoundException
+
+    try:
+        return skops.io.load(file, trusted=TRUSTED_TYPES)
+    except UntrustedTypesFoundException as error:
+        raise _refusal("The model holds types that are not trusted.", str(error).splitlines()[0]) from None
+
+
+def _read_keras(file: Path) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        kinds, members = set(_kinds(json.loads(archive.read("config.json")))), set(archive.namelist())
+    trusted = {f"{module}.{name}" for module, names in TRUSTED_LAYERS.items() for name in names}
+    if untrusted := (kinds - trusted) | (members - KERAS_MEMBERS):
+        raise _refusal("The Keras model holds what is not trusted.", ", ".join(sorted(untrusted)), ", ".join(trusted))
+    import keras
+
+    return keras.saving.load_model(file, compile=False, safe_mode=True)
+
+
+def _kinds(part: Any) -> Iterator[str]:
+    """Yield the classes that a part of a Keras model's description names, but those that only training needs."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _kinds(inner)
+    elif isinstance(part, dict):
+        if "class_name" in part:
+            registered = f" registered as {name}" if (name := part.get("registered_name")) else ""
+            yield f"{part.get('module')}.{part['class_name']}{registered}"
+        for key, inner in part.items():
+            if key != "compile_config":
+                yield from _kinds(inner)
+
+
+def _read_network(file: Path) -> CapacityFactorNetwork:
+    return CapacityFactorNetwork(_read_keras(file), json.loads(file.with_name("capacity.json").read_text()))
+
+
+def _check_prediction(model: LoadedModel) -> LoadedModel:
+    """Return a model that predicts an hour of much light and one of none, in a year that it knows."""
+    noon = pd.Timestamp(last_year(model.year_ends), 6, 1, 12, tz="UTC")
+    weather = {name: QUANTITIES[name].usual or QUANTITIES[name].possible for name in FEATURES}
+    try:
+        model.predict_with_band(pd.DataFrame({"utc_timestamp": [noon, noon + pd.Timedelta(hours=12)], **weather}))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each library raises its own for columns that do not fit
+        raise ModelError(
+            "The model does not fit the problem of 4_pipeline/forecast/problem.py.",
+            value=f"{error!r:.300}",
+            expected=f"{', '.join(FEATURES)} in, {', '.join(TARGETS)} out",
+            next_step="if the problem was changed since: check out the commit of the model's run (mlflow-gate lineage"
+            " VERSION names it), or promote a model of the present problem",
+        ) from None
+    return model
+
+
+def _refusal(what: str, value: str, expected: str | None = None) -> ModelError:
+    next_step = "log it with forecast.learn.storage.log_model; if others did, find out who can write to the store"
+    return ModelError(what, value=value[:500], expected=expected, next_step=next_step)

@@ -1,0 +1,343 @@
+"""The parameters of the experiment: what each section of `params.yaml`, one a pipeline stage, may hold."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.nodes import Node
+
+from forecast import problem
+from forecast.errors import ParameterError
+
+FILE = "params.yaml"
+MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
+
+
+def project() -> Path:
+    """Return the project's folder: the working one if it has a dvc.yaml, else the one that this package lies in."""
+    return Path.cwd() if Path("dvc.yaml").exists() else Path(__file__).resolve().parents[1]
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`. An unknown key is an error, and text is not taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="of the random numbers")]
+Share = Annotated[float, Field(gt=0, lt=1)]
+R2 = Annotated[float, Field(ge=-1, le=1, description="held out")]
+Positive = Annotated[float, Field(gt=0)]
+Year = Annotated[int, Field(ge=1900, le=2100)]
+SCORES = ["r2", *(target.metric("r2") for target in problem.TARGETS)]
+QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
+
+
+class Keys:
+    """Annotates a mapping with its keys, and with what the JSON schemas of their values add to that of all.
+
+    An error about a key is that of a section with such a field.
+    """
+
+    def __init__(self, keys: Iterable[str], schemas: Mapping[str, Any] | None = None, *, needed: bool = True) -> None:
+        self.keys, self.schemas, self.needed = list(keys), schemas or {}, needed
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return AfterValidator(self._check).__get_pydantic_core_schema__(source, handler)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        described = handler(schema)
+        value = described.pop("additionalProperties")
+        return described | {"properties": {key: value | self.schemas.get(key, {}) for key in self.keys}}
+
+    def _check(self, values: dict[str, Any]) -> dict[str, Any]:
+        for key in [*values, *self.keys * self.needed]:
+            if key not in self.keys or key not in values:
+                raise _Misfit("missing" if key in self.keys else "extra_forbidden", None, [key])
+        return values
+
+
+class _Misfit(ValueError):
+    """Holds the kind of an error, some of them pydantic's own, a value, and its place within what is checked."""
+
+
+def _check_score(name: str) -> str:
+    if name not in SCORES:
+        raise _Misfit("score", repr(name), [])
+    return name
+
+
+class Column(Section):
+    """A column of an own file, and its unit."""
+
+    column: str
+    unit: str
+
+
+class TimeColumn(Section):
+    """The column of times."""
+
+    column: str
+    zone: str | None = Field(None, description="of times without an offset: UTC, Europe/Berlin, or +01:00")
+    format: str | None = Field(
+        None,
+        pattern=r"^([^%]|%[aAbBdfGHIjmMpSuUVwWyYzZ%])+$",
+        description="as in strptime, such as %d.%m.%Y %H:%M; by default ISO 8601",
+    )
+    stamp: Literal["start", "end"] = Field("start", description="of the hour; hours 01:00 to 24:00 are ends")
+
+
+_UNITS = {name: {"type": "string", "enum": list(quantity.units)} for name, quantity in QUANTITIES.items()}
+_COLUMNS = {name: {"properties": {"column": {"type": "string"}, "unit": unit}} for name, unit in _UNITS.items()}
+_YEAR = str(dict.fromkeys(problem.CAPACITY, 1.2)).replace("'", "")
+
+
+class OwnFile(Section):
+    """An own file: its columns and their units. The defaults describe a processed table (germany.csv)."""
+
+    file: str = Field(description="path of a CSV file, relative to the folder of params.yaml")
+    separator: Literal[",", ";", "\t", "|"] = ","
+    decimal: Literal[".", ","] = "."
+    thousands: Literal[".", ",", " ", "'"] | None = Field(None, description="the mark in 1.234.567")
+    no_value: list[str] = Field([], description="marks of absent values, such as '-' or k.A.; empty cells need none")
+    lines_before_header: int = Field(0, ge=0, le=1000)
+    negative_as_zero: bool = Field(False, description="small values below zero, as meters write them at night")
+    time: TimeColumn = TimeColumn(column="utc_timestamp")
+    columns: Annotated[dict[str, Column], Keys(_COLUMNS, _COLUMNS, needed=False)] = Field(
+        {}, validate_default=True, description="of the quantities; by default each has its own name, in its own unit"
+    )
+    capacity: dict[Year, Annotated[dict[str, Positive], Keys(problem.CAPACITY)]] | None = Field(
+        None, min_length=2, description=f"{{2018: {_YEAR}, ...}} of all plants that the file counts, at the years' ends"
+    )
+    attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
+
+    @model_validator(mode="after")
+    def _tell_marks_apart(self) -> OwnFile:
+        if self.thousands == self.decimal:
+            raise ValueError(f"the mark {self.decimal!r} for both decimal and thousands")
+        return self
+
+    @field_validator("columns")
+    @classmethod
+    def _complete_columns(cls, columns: dict[str, Column]) -> dict[str, Column]:
+        for name, column in columns.items():
+            if column.unit not in QUANTITIES[name].units:
+                raise _Misfit("unit", repr(column.unit), [name, "unit"])
+        return {name: columns.get(name, Column(column=name, unit=units["enum"][0])) for name, units in _UNITS.items()}
+
+    @model_validator(mode="after")
+    def _read_each_column_once(self) -> OwnFile:
+        names = {self.time.column: "time"}
+        for name, each in self.columns.items():
+            if (other := names.setdefault(each.column, name)) != name:
+                raise ValueError(f"the column {each.column!r} for both {other} and {name}")
+        return self
+
+
+class Fetch(Section):
+    """Where the raw files come from."""
+
+    source: Literal["sample", "opsd", "csv"] = Field(description="modelled sample; Open Power System Data; own file")
+    sha256: dict[Literal["time_series_60min_singleindex.csv", "weather_data.csv"], str] | None = Field(
+        None, description="for `opsd`: {FILE: CHECKSUM}, instead of the published"
+    )
+    csv: OwnFile | None = Field(None, description="for `csv`: the file, its columns and units")
+
+    @model_validator(mode="after")
+    def _require_section_of_source(self) -> Fetch:
+        if self.source == "csv" and self.csv is None:
+            raise ValueError("source: csv without the section csv, which names the file: see 4_pipeline/own/README.md")
+        return self
+
+
+class Prepare(Section):
+    """Which years are kept, both ends included."""
+
+    first_year: int = Field(ge=1980, le=2100)
+    last_year: int = Field(ge=1980, le=2100)
+
+    @model_validator(mode="after")
+    def _order_years(self) -> Prepare:
+        if self.first_year > self.last_year:
+            raise ValueError(f"first_year {self.first_year} is after last_year {self.last_year}")
+        return self
+
+
+class Split(Section):
+    """How much of the end of time is held out."""
+
+    test_fraction: float = Field(ge=0.05, le=0.5, description="share of the hours")
+
+
+class TrainLinreg(Section):
+    """Linear regression."""
+
+    fit_intercept: bool
+
+
+class TrainRf(Section):
+    """Random forest."""
+
+    n_estimators: int = Field(ge=1, le=2000, description="trees")
+    max_depth: int = Field(ge=1, le=100, description="levels of a tree")
+    seed: Seed
+
+
+class TrainGradientBoosting(Section):
+    """Gradient boosting, and the search for its hyperparameters."""
+
+    candidates: int = Field(ge=1, le=1000, description="combinations of hyperparameters that are tried")
+    folds: int = Field(ge=2, le=20, description="of the training period")
+    coverage: Share = Field(description="share of the hours that the error band shall hold")
+    seed: Seed
+
+
+class TrainKeras(Section):
+    """Neural network, small and dense."""
+
+    epochs: int = Field(ge=1, le=1000, description="passes over the data, at most")
+    hidden_units: int = Field(ge=1, le=4096, description="in each of two layers")
+    learning_rate: float = Field(gt=0, le=1)
+    seed: Seed
+
+
+class Compare(Section):
+    """Which held-out score ranks the models."""
+
+    rank_by: Annotated[str, AfterValidator(_check_score)] = Field(json_schema_extra={"enum": [*SCORES]})
+
+
+class Promote(Section):
+    """The limits of the gate's rules."""
+
+    min_gain: float = Field(ge=0, le=1, description="in R2 over the model in production")
+    near_tie: float = Field(ge=0, le=1, description="with R2 this close to the champion's, weekly errors decide")
+    alpha: float = Field(gt=0, lt=0.5, description="highest probability that smaller weekly errors are chance")
+    max_gain: float | None = Field(default=None, gt=0, le=1, description="in R2 at once: more is too good to be true")
+    min_r2: Annotated[dict[str, R2], Keys(target.key for target in problem.TARGETS)]
+    max_night: Annotated[dict[str, Positive], Keys(each.key for each in problem.TARGETS if each.by_day)] = Field(
+        {}, validate_default=True, description="mean prediction while the sun is down, in the unit of the target"
+    )
+    max_bias_percent: float = Field(
+        gt=0, le=100, description="mean error of each target, either sign, in % of its mean"
+    )
+    max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
+    max_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
+
+
+class Report(Section):
+    """Which week the report is on."""
+
+    week: str = Field(pattern=r"^(latest|\d{4}-W\d{2})$", description="`latest`, or one like 2016-W40")
+
+
+STAGES: dict[str, type[Section]] = {
+    "fetch": Fetch, "prepare": Prepare, "split": Split, "train_linreg": TrainLinreg, "train_rf": TrainRf,
+    "train_keras": TrainKeras, "train_gradient_boosting": TrainGradientBoosting, "compare": Compare,
+    "promote": Promote, "report": Report,
+}  # fmt: skip
+
+
+def read(file: Path) -> dict[str, Section]:
+    """Return the checked parameters of all stages; raise ParameterError for the first that is not allowed."""
+    content = load(file)
+    for stage in content:
+        if stage not in STAGES:
+            raise _unknown(stage, list(STAGES), file)
+    return {stage: check(stage, content.get(stage), file) for stage in STAGES}
+
+
+def read_stage(file: Path, stage: str) -> Any:
+    """Return the checked parameters of one stage, without a check of the other sections."""
+    if stage not in STAGES:
+        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))
+    return check(stage, load(file).get(stage), file)
+
+
+def check(stage: str, values: object, file: Path = Path(FILE)) -> Any:
+    """Return the parameters of a stage as its model; raise ParameterError naming key, value and what is allowed."""
+    model = STAGES[stage]
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+    fault = first.get("ctx", {}).get("error")
+    of_pydantic: Any = first["type"], fault or repr(first["input"]), []
+    kind, value, within = fault.args if isinstance(fault, _Misfit) else of_pydantic
+    place = [word for word in (*first["loc"], *within) if word != "[key]"]
+    name, missing = ".".join(map(str, [stage, *place])), kind == "missing"
+    if kind == "extra_forbidden":
+        raise _unknown(name, list(_schema(model, place[:-1])["properties"]), file)
+    raise ParameterError(
+        f"{file.name}: {name} " + ("is missing." if missing else "is not allowed."),
+        value=None if missing else value,
+        expected=first["msg"] if "[key]" in first["loc"] else allowed(model, *place),
+        next_step=f"edit {file}; `python -m forecast params {stage}` shows what is allowed",
+    )
+
+
+def allowed(model: type[Section], *place: str | int) -> str:
+    """Describe what a place of a section may hold: type or keys, limits and meaning."""
+    schema = _schema(model, place)
+    limits = {"enum": "one of", "minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    limits |= {"exclusiveMaximum": "below", "pattern": "like", "minProperties": "at least"}
+    kind = schema.get("type", "object")
+    if kind == "object":
+        kind = f"keys {', '.join(schema['properties'])}" if "properties" in schema else "keys"
+    words = [kind] + [f"{limits[name]} {schema[name]}" for name in limits if name in schema]
+    return ", ".join(words) + (f" ({schema['description']})" if "description" in schema else "")
+
+
+def of_notebook(stage: str, variables: Mapping[str, Any]) -> Any:
+    """Return the checked parameters of a stage from a notebook's variables (`globals()`), which papermill has set."""
+    return check(stage, {name: variables[name] for name in STAGES[stage].model_fields if name in variables})
+
+
+def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:
+    """Return the JSON schema of a place, such as ("csv", "columns", "solar_GW", "unit")."""
+    schema = model.model_json_schema()
+    named = schema.get("$defs", {})
+    for word in place:
+        schema = schema["properties"][word] if "properties" in schema else schema["additionalProperties"]
+        schema = schema.get("anyOf", [{}])[0] | schema  # the first of "... | None"
+        schema = named.get(schema.get("$ref", "").removeprefix("#/$defs/"), {}) | schema
+    return schema
+
+
+def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
+    near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+    what = f"{file.name}: {name} is unknown." + (f" Did you mean `{near[0]}`?" if near else "")
+    return ParameterError(what, expected=", ".join(known), next_step=f"edit {file}")
+
+
+class _Constructor(SafeConstructor):
+    """DVC's, with the line of a value that Python cannot hold, such as 30 February."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise ConstructorError(problem=str(error), problem_mark=node.start_mark) from None
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Return the content of `params.yaml`, unchecked; raise ParameterError when it is no YAML mapping."""
+    yaml = YAML(typ="safe", pure=True)  # DVC's reader: a doubled key is an error; in Python it knows lines and depth
+    yaml.Constructor, yaml.max_depth = _Constructor, MAX_DEPTH
+    try:
+        with file.open(encoding="utf-8-sig") as text:
+            content = yaml.load(text)
+    except OSError as error:
+        raise ParameterError(f"{file} cannot be read.", value=error.strerror) from None
+    except (YAMLError, ValueError) as error:
+        value = " ".join(str(error).split())
+        raise ParameterError(f"{file} is not YAML in UTF-8.", value=value, next_step="correct that place") from None
+    if not isinstance(content, dict):
+        raise ParameterError(f"{file} holds no stages.", value=repr(content), expected="keys: " + ", ".join(STAGES))
+    return content

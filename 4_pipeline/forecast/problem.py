@@ -1,0 +1,95 @@
+"""The problem: targets and inputs, in the terms of `quantities`. All other modules loop over them.
+
+Wind speed is at 10 m, temperature at 2 m; radiation is on the horizontal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from forecast.quantities import POWER, RADIATION, SPEED, TEMPERATURE, Driver, Input, Slider, Target, YearEnds
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+EXPERIMENT = "predicting_wind_solar"
+REGISTERED_MODEL = "wind_solar"
+TITLE, REGION = "Solar and wind power", "Germany"  # of the dashboard and the report
+MIDDLE = (51.0, 10.4)  # of the region, degrees north and east: where the sun is looked up
+
+# The solar constant is 1,361 W/m2: https://doi.org/10.1029/2010GL045777. The usual means of power are wide, since
+# countries differ: only a factor of 1,000 shows. Wind in km/h stays within what is possible, and its mean does not.
+# Colours: Okabe and Ito's, which can be told apart with any kind of colour blindness: https://jfly.uni-koeln.de/color/
+TARGETS = (
+    Target(
+        "solar_GW", "Solar", "GW", POWER, (0, 200), (0.01, 100), "DE_solar_generation_actual",
+        words="solar power", colour="#E69F00", plants="solar plants", by_day=True,
+        # Diffuse: 0.27 to 0.29 in the sample, 0.5 in its darkest month; 0.7 when the two are exchanged. Lag: -0.1 to
+        # 0.0 h in the sample; an hour where the clocks of two files differ.
+        driver=Driver(
+            "light", ("rad_horizontal", "rad_diffuse"), "W/m²", alike=(20, 0.15), lag_hours=(-0.5, 0.5),
+            top_share=(0, 0.6),
+        ),
+    ),
+    Target(
+        "wind_GW", "Wind", "GW", POWER, (0, 200), (0.01, 100), "DE_wind_generation_actual",
+        words="wind power", colour="#0072B2", plants="wind turbines",
+        # Half power: 4.7 to 4.8 m/s in the sample; forests have less, the open sea more. Knots for m/s make it 9, the
+        # reverse 2.5. Lag: -0.1 to 0.1 h in the sample; a front takes hours to cross a country.
+        driver=Driver("wind speed", ("windspeed",), "m/s", alike=(0.25, 0), at_half=(3, 8), lag_hours=(-3, 3)),
+    ),
+)  # fmt: skip
+INPUTS = (
+    Input(
+        "windspeed", "Wind speed", "m/s", SPEED, (0, 60), (1, 10), "DE_windspeed_10m",
+        meaning="wind speed at 10 m", slider=Slider(0, 16, 0.1, 5.0),
+    ),
+    Input(
+        "temperature", "Temperature", "°C", TEMPERATURE, (-40, 50), (-10, 30), "DE_temperature",
+        meaning="temperature at 2 m", slider=Slider(-20, 40, 0.5, 12.0),
+    ),
+    Input(
+        "rad_horizontal", "Direct radiation", "W/m²", RADIATION, (0, 1400), (20, 300),
+        "DE_radiation_direct_horizontal", zero_hours=24 * 14,  # under clouds
+        meaning="direct radiation on the horizontal", slider=Slider(0, 850, 5, 250),
+    ),
+    Input(
+        "rad_diffuse", "Diffuse radiation", "W/m²", RADIATION, (0, 1400), (20, 150),
+        "DE_radiation_diffuse_horizontal",
+        meaning="diffuse radiation", slider=Slider(0, 520, 5, 120),
+    ),
+)  # fmt: skip
+
+# The wind at 105 m, about where the turbines' hubs were in those years, from that at 10 m, by the logarithmic profile
+# ln(z/z0) with the roughness length z0 = 0.1 m of farmland (Hau, Wind Turbines, 3rd edition, chapter 13).
+HUB_BY_MEASURED = math.log(105 / 0.1) / math.log(10 / 0.1)
+COMPUTED: dict[str, Callable[[DataFrame], Series]] = {
+    "hub_windspeed": lambda hours: hours["windspeed"] * HUB_BY_MEASURED,
+}
+# What models learn from, each hour from itself alone: inputs, what is computed of them and of `utc_timestamp`, and
+# `sun_elevation` and `sun_azimuth` (degrees above the horizon; clockwise from north), which say hour and season
+# together. A target that follows the sun (`by_day`) needs the first of these two.
+DERIVED = ["hub_windspeed", "temperature", "rad_horizontal", "rad_diffuse", "sun_elevation", "sun_azimuth"]
+
+# Installed capacity by which the targets are divided, GW on 31 December, rounded to 0.1; {} to learn them as they are.
+# Other statistics differ by up to 1 GW, by what they count and when it was reported.
+# wind, on land and at sea: 2012 Deutsche WindGuard, press release of 30 January 2013 ("rund 31,3 GW"); 2013 Fraunhofer
+# IWES, Windenergie Report Deutschland 2013 (33,658 + 521 MW); 2014 GWEC, as reported by Renewables Now in July 2015
+# (39.17 GW); 2015 and 2016 Deutsche WindGuard, as reported by Strom-Report (44,947 and 50,018 MW).
+# solar, subsidised plants: Bundesnetzagentur, as reported by PHOTON: 2014 (38.23 GW), 2015 (39.69 GW), 2016 (41.22 GW);
+# 2012 and 2013 computed back from 2014 by what was added (1.89 GW in 2014, 3.3 GW in 2013).
+CAPACITY: YearEnds = {
+    "solar_GW": {"2012": 33.0, "2013": 36.3, "2014": 38.2, "2015": 39.7, "2016": 41.2},
+    "wind_GW": {"2012": 31.3, "2013": 34.2, "2014": 39.2, "2015": 44.9, "2016": 50.0},
+}
+
+# Of the sliders; hour (UTC) and day of the year are set as well.
+PRESETS: dict[str, dict[str, float]] = {
+    "Summer noon": {"windspeed": 3, "temperature": 26, "rad_horizontal": 650, "rad_diffuse": 180, "hour": 11},
+    "Winter storm": {
+        "windspeed": 13, "temperature": 6, "rad_horizontal": 5, "rad_diffuse": 40, "hour": 12, "day": 15
+    },
+    "Still night": {"windspeed": 1.5, "temperature": 8, "rad_horizontal": 0, "rad_diffuse": 0, "hour": 0, "day": 290},
+}  # fmt: skip

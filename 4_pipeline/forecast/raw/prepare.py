@@ -1,0 +1,242 @@
+"""Turn raw files into the processed table; count the hours that are left out, and invent no value."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from pandas import DataFrame, DatetimeIndex, Series
+
+from forecast import problem
+from forecast.errors import DataError, ParameterError
+from forecast.parameters import OwnFile
+from forecast.raw import own_file, sources
+from forecast.table import reading as raw
+from forecast.table import schema
+from forecast.table.features import mark_capacity
+from forecast.table.origin import origin_in
+from forecast.table.reading import Table
+from forecast.table.schema import STAMP
+
+logger = logging.getLogger(__name__)
+HOUR = pd.Timedelta(hours=1)
+# The columns of each quantity in the files of Open Power System Data, and of the sample.
+LAYOUT = {
+    sources.POWER_FILE: {target.opsd: target.name for target in problem.TARGETS},
+    sources.WEATHER_FILE: {each.opsd: each.name for each in problem.INPUTS},
+}
+
+
+def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
+    """Return the processed table of the raw files in ``raw_folder``, and the findings.
+
+    The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
+
+    1. an hour that a file holds more than once: its first row is kept, the others are left out;
+    2. an hour that is absent from a file is left out;
+    3. an hour in which a needed cell is empty is left out;
+    4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
+
+    The table has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries its origin
+    (`origin.origin_of`).
+
+    The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
+    `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
+    empty cells by column; the same `by_year`, with its gaps; for an own file what `own_file.read` left out.
+
+    Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
+    a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
+    ``last_year`` is before ``first_year``.
+    """
+    if last_year < first_year:
+        raise ParameterError(
+            "The last year is before the first.",
+            value=f"first_year {first_year}, last_year {last_year}",
+            expected="first_year <= last_year",
+            next_step="exchange them (in chapter 4: params.yaml)",
+        )
+    origin, hours = origin_in(raw_folder), _hours(first_year, last_year)
+    tables = read(Path(raw_folder), origin.csv)
+    parts = {name: take_hours(table, hours) for name, table in tables.items()}
+    frame = join(parts, hours)
+    next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
+    schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
+    findings = {"source": origin.source, **count(parts, frame, hours)}
+    for table in tables.values():
+        findings |= table.counts
+    logger.info("%s: %s", origin.source, in_words(findings))
+    return origin.mark(frame), findings
+
+
+# -- files to tables ---------------------------------------------------------------------------------------------------
+def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
+    """Return the raw tables of a folder, `own` or `power` and `weather`; errors as `raw.read_text`."""
+    if own:
+        return {"own": own_file.read(folder / sources.OWN_FILE, own)}
+    next_step = f"python -m forecast fetch --to {folder} puts the raw files there"
+    tables = {}
+    for name, (file, columns) in zip(("power", "weather"), LAYOUT.items(), strict=True):
+        text = raw.read_text(folder / file, ["utc_timestamp", *columns], next_step=next_step)
+        frame = raw.convert_text(text, str(folder / file), nullable=True).rename(columns=columns)
+        for target in frame.columns.intersection(schema.TARGETS):
+            frame[target] = schema.convert(frame[target], target, "MW")
+        tables[name] = Table(folder / file, frame, {ours: theirs for theirs, ours in columns.items()}, {})
+    return tables
+
+
+def load_or_make(csv: Path) -> DataFrame:
+    """Return the processed table of Germany in the file ``csv``; if there is no such file, make it from the sample.
+
+    The table carries Germany's installed capacity. Raises DataError (file damaged, disk full, folder not writable).
+    """
+    if not Path(csv).exists():
+        with tempfile.TemporaryDirectory() as folder:
+            sources.fetch("sample", Path(folder))
+            schema.write_csv(prepare(Path(folder))[0], Path(csv))
+    return mark_capacity(schema.read(csv))
+
+
+# -- tables to hours ---------------------------------------------------------------------------------------------------
+class Part(NamedTuple):
+    """The hours of a raw table, each once, time as the index; the times of repeated rows; and counts of all rows."""
+
+    frame: DataFrame
+    repeated: Series
+    counts: dict[str, int]
+
+
+def take_hours(table: Table, hours: DatetimeIndex) -> Part:
+    """Take the ``hours`` out of a raw table, each once; raise DataError for rows off the hour or out of range."""
+    path, frame, names, _ = table
+    every = frame["utc_timestamp"]
+    within = frame[(every >= hours[0]) & (every < hours[-1] + HOUR)]
+    stamps = within["utc_timestamp"]
+    steps = stamps.drop_duplicates().sort_values().diff().dropna()
+    if len(steps) > 1 and (step := steps.mode()[0]) != HOUR:
+        raise DataError(
+            f"{path}: the rows are {step / HOUR:.3g} hours apart.",
+            value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
+            expected="a row an hour",
+            next_step="use the file of hourly values (60min); for an own file, make hourly means first, by a script in"
+            " own/ (see 4_pipeline/own/README.md)",
+        )
+    odd = stamps[~stamps.isin(hours)]
+    if len(odd):
+        raise DataError(
+            f"{path}, line {odd.index[0]}, column {names.get('utc_timestamp', 'utc_timestamp')}: not a full hour.",
+            value=f"{odd.iloc[0]:{STAMP}}",
+            expected="hourly data",
+            next_step="use the file of hourly values (60min)",
+        )
+    again = stamps.duplicated()
+    next_step = f"correct or leave out these lines of {path.name}; if a number such as -999 stands for no value in an"
+    next_step += " own file, set no_value in params.yaml (fetch.csv)"
+    schema.check_cells(within[~again], str(path), next_step, theirs=names, nullable=True)
+    unordered = int((every < every.cummax()).sum())
+    counts = {"rows": len(every), "outside_years": len(every) - len(within), "unordered": unordered}
+    return Part(within[~again].set_index("utc_timestamp"), stamps[again], counts)
+
+
+def join(parts: Mapping[str, Part], hours: DatetimeIndex) -> DataFrame:
+    """Return the hours that are complete in every part; raise DataError if there is none."""
+    frames = {name: part.frame for name, part in parts.items()}
+    joined = pd.concat(frames.values(), axis="columns", join="inner").sort_index()
+    complete = joined.dropna().rename_axis("utc_timestamp").reset_index()[schema.COLUMNS]
+    if complete.empty:
+        empty = [column for frame in frames.values() if len(frame) for column in frame if frame[column].isna().all()]
+        counts = ", ".join(f"{len(frame)} hours of {name}" for name, frame in frames.items())
+        raise DataError(
+            f"The raw files have no complete hour in common from {hours[0].year} to {hours[-1].year}.",
+            value=counts + (f"; no value at all of {', '.join(empty)}" if empty else ""),
+            expected="hours in which nothing is missing",
+            next_step="ask for years that the files hold (prepare.first_year and last_year in params.yaml)"
+            + ("; check the values of these columns" if empty else ""),
+        )
+    return complete
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+def count(parts: Mapping[str, Part], frame: DataFrame, hours: DatetimeIndex) -> dict[str, Any]:
+    """Return the hours expected, kept and left out by reason, the same by year with its gaps, and the rows by part."""
+    missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
+    by_year = {}
+    for year, expected in hours.groupby(hours.year).items():
+        gaps = runs(missing[missing].reindex(expected))
+        longest = gaps.loc[gaps["hours"].idxmax()] if len(gaps) else None
+        by_year[str(year)] = {
+            "hours_expected": len(expected),
+            "hours_kept": int((~missing[expected]).sum()),
+            "gaps": len(gaps),
+            "longest_gap_hours": 0 if longest is None else int(longest["hours"]),
+            "longest_gap_from": None if longest is None else f"{longest['first']:{STAMP}}",
+            **_count_reasons(parts, expected),
+        }
+    return {
+        "first_year": hours[0].year,
+        "last_year": hours[-1].year,
+        "hours_expected": len(hours),
+        "hours_kept": len(frame),
+        "hours_left_out": len(hours) - len(frame),
+        **DataFrame.from_dict({name: part.counts for name, part in parts.items()}, orient="index").to_dict(),
+        **_count_reasons(parts, hours),
+        "by_year": by_year,
+        "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
+        "last_hour": f"{frame['utc_timestamp'].iloc[-1]:{STAMP}}",
+    }
+
+
+def _count_reasons(parts: Mapping[str, Part], hours: DatetimeIndex) -> dict[str, dict[str, int]]:
+    """Return, by part, rows `doubled` and hours `absent`; by column, hours `incomplete`, of those that the part has."""
+    return {
+        "doubled": {name: int(part.repeated.isin(hours).sum()) for name, part in parts.items()},
+        "absent": {name: int((~hours.isin(part.frame.index)).sum()) for name, part in parts.items()},
+        "incomplete": {
+            column: int(values.reindex(hours.intersection(values.index)).isna().sum())
+            for part in parts.values()
+            for column, values in part.frame.items()
+        },
+    }
+
+
+def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many rows or hours were left out, by reason in words; an hour can have more than one reason."""
+    reasons = {
+        **{f"absent from {name}": count for name, count in findings["absent"].items()},
+        **{f"without {column}": count for column, count in findings["incomplete"].items()},
+        **{f"doubled in {name}": count for name, count in findings["doubled"].items()},
+        **{f"of other years in {name}": count for name, count in findings["outside_years"].items()},
+        **{f"{kind} at a clock change": count for kind, count in findings.get("clock_changes", {}).items()},
+    }
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def in_words(findings: Mapping[str, Any]) -> str:
+    """Return a line that says how many hours were kept, and what was left out and why."""
+    kept = f"{findings['hours_kept']:,} of {findings['hours_expected']:,} hours kept"
+    reasons = [f"{reason} {count:,}" for reason, count in left_out(findings).items()]
+    text = f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
+    small = [f"{column} {count:,}" for column, count in findings.get("negative_as_zero", {}).items() if count]
+    return f"{text}; small negative values set to 0: {', '.join(small)}" if small else text
+
+
+def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:
+    """Return how many hours of each month are missing: a row a year, columns 1 to 12."""
+    hours = _hours(first_year, last_year)
+    missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
+    return missing.groupby([hours.year, hours.month]).sum().unstack()
+
+
+def runs(values: Series) -> DataFrame:
+    """Return the runs of equal values: `value`, `first` (its index) and `hours`; missing values belong to no run."""
+    starts = values.ne(values.shift()) & values.notna()
+    sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
+    return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "hours": sizes.to_numpy()})
+
+
+def _hours(first_year: int, last_year: int) -> DatetimeIndex:
+    ends = f"{first_year}-01-01", f"{last_year + 1}-01-01"
+    return pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")

@@ -1,0 +1,228 @@
+"""The sources of raw data, and the files that each puts into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import pooch
+import requests
+from platformdirs import user_cache_path
+
+from forecast.errors import DataError, ParameterError
+from forecast.parameters import Fetch
+from forecast.table.files import copy_atomically, write_atomically
+from forecast.table.origin import ORIGIN_FILE, Origin
+
+POWER_FILE, WEATHER_FILE = "time_series_60min_singleindex.csv", "weather_data.csv"
+OWN_FILE, CARD_FILE, SUMS_FILE = "own.csv", "SOURCE.md", "SHA256SUMS"
+ATTRIBUTIONS = {
+    "sample": "Modelled data, not measurements: weather from the test reference years TRY 2010, © Deutscher"
+    " Wetterdienst (DWD) / BBSR, as distributed with demandlib (MIT, oemof developer group), stations combined,"
+    " rescaled and re-dated; generation simulated, with turbine power curves from windpowerlib (MIT; OEP data)."
+    " Not Open Power System Data; the labels 2013-2016 do not denote historic weather.",
+    "opsd": "Open Power System Data. 2019. Data Package Time series. Version 2019-06-05."
+    " https://doi.org/10.25832/time_series/2019-06-05. (Primary data from various sources, for a complete list see"
+    " URL). Open Power System Data. 2019. Data Package Weather Data. Version 2019-04-09."
+    " https://doi.org/10.25832/weather_data/2019-04-09. (Primary data from various sources, for a complete list see"
+    " URL).",
+}
+RETRIES = 5  # of a download that fails; pooch waits 1, 2, 3, ... seconds between them
+SILENCE_SECONDS = 60
+_BY_HAND = "or put a copy from another place into {}; if you know the file to be right, set fetch.sha256 in params.yaml"
+
+
+class Release(NamedTuple):
+    """A file of Open Power System Data: its address, its table's sha256, and the table's path in it if it is a zip."""
+
+    url: str
+    sha256: str
+    member: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name at its address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+# Only these two releases together hold wind speed, temperature and both radiations: later ones drop the wind.
+RELEASES = {
+    POWER_FILE: Release(
+        "https://data.open-power-system-data.org/time_series/2019-06-05/time_series_60min_singleindex.csv",
+        "659fe789af2672aabe989aebc8c5c21052a1a96e4da70b0fc941910a1cd4de9d",
+    ),
+    WEATHER_FILE: Release(
+        "https://data.open-power-system-data.org/weather_data/opsd-weather_data-2019-04-09.zip",
+        "b06e72cb32f06f6f57da7ab891c6be70fb201777617433c12c08fbd2ac64062b",
+        "opsd-weather_data-2019-04-09/weather_data.csv",
+    ),
+}
+
+
+def fetch(
+    source: str,
+    folder: Path,
+    options: Fetch | None = None,
+    *,
+    base: Path | None = None,
+    downloads: Path | None = None,
+    progress: bool = False,
+) -> list[Path]:
+    """Put the raw files of a source into ``folder`` and return their paths: tables, card, origin, checksums.
+
+    ``source`` is `sample`, `opsd` or `csv`; ``options`` are the section `fetch` of params.yaml. Relative paths in it
+    start at ``base``, by default the current folder. Downloads stay in ``downloads``, by default the user's cache.
+
+    Each file appears whole or not at all, the checksums last. A folder that holds them already, unchanged, is left as
+    it is; files of another source are removed first. Raises DataError: disk full, folder not writable, source package
+    damaged, no connection, other content than the published; ParameterError: source `csv` without a file.
+    """
+    folder = Path(folder)
+    options = options or Fetch.model_construct(source=source)  # type: ignore[arg-type] # checked by `_origin`
+    origin = _origin(source, options)
+    known: dict[str, str] = {}  # checksums that the tables must have
+    if source == "opsd":
+        known = {name: release.sha256 for name, release in RELEASES.items()} | (options.sha256 or {})
+    elif source == "csv":
+        own_file = Path(base or "") / origin.csv.file  # type: ignore[union-attr] # `_origin` refuses a source without
+        known = {OWN_FILE: _checksum_of_own(own_file)}
+    card = _card(source=source, attribution=origin.attribution, accepted=known)
+    texts = {CARD_FILE: card, ORIGIN_FILE: f"{origin.model_dump_json(indent=1, exclude_none=True)}\n".encode()}
+    names = [*(known or (POWER_FILE, WEATHER_FILE)), *texts]
+    paths = [folder / name for name in (*names, SUMS_FILE)]
+    with contextlib.suppress(OSError):
+        sums = _sums(folder, names)
+        contents = {name: (folder / name).read_bytes() for name in (*texts, SUMS_FILE)}
+        if contents == texts | {SUMS_FILE: sums} and sums.startswith(_lines(known)):
+            return paths
+    # A fetch that is cut short must not leave a folder with files of two sources.
+    for name in (POWER_FILE, WEATHER_FILE, OWN_FILE, CARD_FILE, ORIGIN_FILE, SUMS_FILE):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    if source == "sample":
+        from forecast.raw.sample import make_sample  # imports pvlib
+
+        for name, frame in zip((POWER_FILE, WEATHER_FILE), make_sample(), strict=True):
+            write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n").encode())
+    elif source == "csv":
+        copy_atomically(own_file, folder / OWN_FILE)
+    else:
+        for name, sha256 in known.items():
+            release = RELEASES[name]._replace(sha256=sha256)
+            _fetch_release(release, folder / name, downloads or user_cache_path("workshop"), progress)
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    write_atomically(folder / SUMS_FILE, _sums(folder, names))
+    return paths
+
+
+def _origin(source: str, options: Fetch) -> Origin:
+    if source != "csv":
+        return Origin(source=source, attribution=ATTRIBUTIONS[source], modelled=source == "sample")
+    if options.csv is None:
+        raise ParameterError(
+            "The source `csv` needs a file, and what its columns are.",
+            value="no section fetch.csv",
+            expected="fetch.csv.file, and its columns and units unless it is a processed table",
+            next_step="see 4_pipeline/own/README.md, then edit params.yaml",
+        )
+    return Origin(source=source, csv=options.csv, attribution=options.csv.attribution)
+
+
+def _checksum_of_own(file: Path) -> str:
+    try:
+        return pooch.file_hash(file)
+    except OSError as error:
+        raise DataError(
+            f"The file {file} cannot be read.",
+            value=error.strerror or error,
+            expected="a CSV file, its path relative to the folder of params.yaml",
+            next_step="put it there, or correct fetch.csv.file in params.yaml",
+        ) from None
+
+
+def _sums(folder: Path, names: list[str]) -> bytes:
+    return _lines({name: pooch.file_hash(folder / name) for name in names})
+
+
+def _lines(sums: dict[str, str]) -> bytes:
+    return "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()).encode()
+
+
+def _card(**values: object) -> bytes:
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - Markdown
+    template = environment.from_string(files(__package__).joinpath("card.md.jinja").read_text("utf-8"))
+    return (template.render(**values).strip() + "\n").encode()
+
+
+# -- Open Power System Data --------------------------------------------------------------------------------------------
+def _fetch_release(release: Release, path: Path, cache: Path, progress: bool) -> None:
+    """Put the table of a release at ``path``, if it is the published one.
+
+    Downloads stay in the cache, which takes copies from elsewhere, too; one that is wrong is removed from it.
+    """
+    download = _download(release, cache, progress)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        table = _unpack(download, release.member, folder) if release.member else download
+        if (actual := pooch.file_hash(table)) != release.sha256:
+            download.unlink()
+            raise DataError(
+                f"The content of {download.name} is not the published one.",
+                value=f"sha256 {actual}",
+                expected=f"sha256 {release.sha256}",
+                next_step=f"fetch it again (is {release.url} a login or error page in a browser?), "
+                f"{_BY_HAND.format(cache)}",
+            )
+        copy_atomically(table, path)
+
+
+def _download(release: Release, cache: Path, progress: bool) -> Path:
+    """Return a release's file in the cache; a download that is cut starts again, a few times."""
+    pooch.get_logger().setLevel("WARNING")
+    # Without a checksum, since the published one is the table's, which may be packed.
+    store = pooch.create(
+        cache, "", registry={release.name: None}, urls={release.name: release.url}, retry_if_failed=RETRIES
+    )
+    responses = []  # pooch leaves those of failed downloads open
+    hooks = {"response": lambda response, **_: responses.append(response)}
+    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=SILENCE_SECONDS, hooks=hooks)
+    try:
+        return Path(store.fetch(release.name, downloader=downloader))
+    except requests.RequestException as error:
+        response = error.response
+        raise DataError(
+            f"{release.url} could not be fetched.",
+            value=type(error).__name__ if response is None else f"HTTP {response.status_code} {response.reason}",
+            expected="200 OK",
+            next_step=f"check the network and the proxy (https_proxy), {_BY_HAND.format(cache)}",
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{release.url} could not be stored in the cache {cache}.",
+            value=error.strerror or error,
+            expected="a writable folder with enough space",
+            next_step="free some space, or set another folder: WORKSHOP_DOWNLOADS",
+        ) from None
+    finally:
+        for response in responses:
+            response.close()
+
+
+def _unpack(archive: Path, member: str, folder: str) -> Path:
+    """Return the table of an archive, unpacked into a folder."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            return Path(members.extract(member, folder))
+    except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, NotImplementedError, OSError) as error:
+        archive.unlink()
+        raise DataError(
+            f"The archive {archive} cannot be unpacked.",
+            value=error,
+            expected=f"a zip archive that holds {member}",
+            next_step=f"fetch it again, {_BY_HAND.format(archive.parent)}",
+        ) from None

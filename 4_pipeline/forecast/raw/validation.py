@@ -1,0 +1,374 @@
+"""Check a processed table for unusual values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, Series
+
+from forecast import problem
+from forecast.quantities import Target
+from forecast.raw import prepare
+from forecast.table import features
+from forecast.table.schema import CONVERSIONS, FEATURES, MONTH_HOURS, QUANTITIES, TARGETS, UNITS, USUAL_MEANS, convert
+
+logger = logging.getLogger(__name__)
+
+# Hours of a year that are left out, in percent, and the longest gap. In 2013-2016 the real data lacks four hours in a
+# thousand at most.
+MAX_MISSING_PERCENT = 1.0
+LONGEST_GAP_HOURS = 24
+MAX_DOUBLED = 0  # rows: of two rows of one hour one is wrong, and only the publisher knows which
+# From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. Only
+# years that have nearly all their hours are compared, since half a year is another season.
+MAX_CHANGE = 30.0
+MAX_CHANGE_KELVIN = 3.0
+WHOLE_YEAR_PERCENT = 90.0
+# Distance from the median of the hour and both its neighbours (a Hampel identifier: Davies and Gather, The
+# Identification of Multiple Outliers, 1993), by the distance that 99 % of the hours keep. The sample's highest is 8.
+MAX_SPIKE = 10.0
+# The same value hour after hour is a sensor that froze, or a gap that was filled.
+MAX_SAME_HOURS = 24
+# Rank correlation (Spearman) of a year's target with its driver, by day only for a target that follows the sun. In the
+# sample it is above 0.9, in single months above 0.7, and 0.2 with the wind of another month. A year is compared
+# with the median of the others, since plants may be far from where the weather is measured.
+MIN_CORRELATION = 0.3
+MAX_BELOW_OTHERS = 0.3
+# The sun is down when there is no radiation in an hour and its two neighbours. More solar power than this share of the
+# highest means that the power's clock is not the weather's.
+DARK_W_M2 = 1.0
+MAX_NIGHT_PERCENT = 1.0
+# Under clouds more light is diffuse than direct: in the sample in 62 to 67 % of the hours of light, and in none of them
+# if the direct one is in truth the sum of both.
+MIN_ABOVE_PERCENT = 2.0
+# How a year's columns fit the sun and installed capacity: usual values, and what may be the cause of others. What is
+# usual of a driver stands in `problem`.
+BEHIND_SUN = (-0.6, 0.6)  # hours; -0.1 to 0.0 in the sample; 9 degrees of longitude make 0.6
+SUN_CAUSE = (
+    "winter time declared Europe/Berlin, local time declared UTC, stamps at the end of the hour, or other places?"
+)
+MEAN_FACTOR = (0.05, 0.7)  # solar 0.09 to 0.10, wind 0.15 to 0.20 in the sample; 0.6 on the open sea
+HIGHEST_FACTOR = (0, 1.05)  # 0.73 in the sample; statistics that count late may lead to a little more than 1
+SUMMER = range(4, 11)  # the months of summer time
+MAX_LAG = 12  # hours
+
+HOUR = "%Y-%m-%d %H:%M"  # UTC
+SHOWN = 4  # places that a check names; the rest are counted
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check ``name`` of a column or file ``of``: its value, the limits of usual values, and a note on the place.
+
+    Both limits count as usual; None is no limit.
+    """
+
+    name: str
+    of: str
+    value: float
+    limits: tuple[float | None, float | None]
+    unit: str = ""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`fine` if the value is within the limits, else `warning`."""
+        least, most = self.limits
+        within = (least is None or self.value >= least) and (most is None or self.value <= most)
+        return "fine" if within else "warning"
+
+    @property
+    def measured(self) -> str:
+        """The value with its unit."""
+        return f"{number(self.value)} {self.unit}".strip()
+
+    @property
+    def limit(self) -> str:
+        """The limits in words."""
+        least, most = (None if limit is None else number(limit) for limit in self.limits)
+        if least is None or most is None:
+            return f"{'at most' if least is None else 'at least'} {most or least} {self.unit}".strip()
+        return f"{least} to {most} {self.unit}".strip()
+
+    def __str__(self) -> str:
+        return f"{self.of}, {self.name}: {self.measured}, limit {self.limit}" + (f"; {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The checks of a processed table, its findings, and least, mean and most by column and year (`values`)."""
+
+    checks: tuple[Check, ...]
+    findings: Mapping[str, Any]
+    values: DataFrame = field(repr=False)
+
+    @property
+    def warnings(self) -> list[Check]:
+        """The checks whose value is unusual."""
+        return [check for check in self.checks if check.verdict == "warning"]
+
+    def log(self) -> None:
+        """Log the warnings, a line each."""
+        for check in self.warnings:
+            logger.warning("%s", check)
+
+    def as_findings(self) -> dict[str, Any]:
+        """Return the findings with all checks, as they are written as JSON."""
+        names = ("name", "of", "unit", "verdict", "note")
+        checks = [
+            {name: getattr(check, name) for name in names} | {"value": round(check.value, 4), "limits": [*check.limits]}
+            for check in self.checks
+        ]
+        return {**self.findings, "checks": checks}
+
+    def metrics(self) -> dict[str, float]:
+        """Return the counts as a run's metrics: hours, gaps, what was left out by reason, and the warnings."""
+        findings, years = self.findings, self.findings["by_year"].values()
+        counts = {name: findings[name] for name in ("hours_expected", "hours_kept", "hours_left_out")}
+        for reason in ("absent", "incomplete", "doubled", "outside_years", "unordered", "clock_changes"):
+            counts |= {f"{reason}_{of}": count for of, count in findings.get(reason, {}).items()}
+        counts["gaps"] = sum(year["gaps"] for year in years)
+        counts["longest_gap_hours"] = max(year["longest_gap_hours"] for year in years)
+        counts["outliers"] = self.values["outliers"].sum()
+        counts["warnings"] = len(self.warnings)
+        return {name: float(count) for name, count in counts.items()}
+
+
+def number(value: float) -> str:
+    """Return a number for people: whole ones whole, others with three digits."""
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
+
+
+def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
+    """Check a processed table and its findings (`prepare.prepare`) for unusual values.
+
+    Impossible values have raised a DataError before; hours without a figure of installed capacity raise it here. Means,
+    changes, outliers and all that compares columns need 28 days.
+    """
+    hourly = frame.set_index("utc_timestamp")[[*TARGETS, *FEATURES]].asfreq("h")
+    enough = len(frame) >= MONTH_HOURS
+    checks, values, year = [*_check_hours(findings)], {}, hourly.index.year.rename("year")
+    checks += _check_fitting(frame, hourly, findings)
+    for column in hourly:
+        has_means = enough and column in USUAL_MEANS
+        spikes = _spikes(hourly[column]) if has_means else 0 * hourly[column]
+        if has_means:
+            checks += _check_means(hourly[column], findings)
+            note = _hours_of(hourly[column], spikes, MAX_SPIKE)
+            checks.append(
+                Check("distance from neighbouring hours", column, spikes.max(), (None, MAX_SPIKE), "times p99", note)
+            )
+        checks += _check_same(hourly[column])
+        checks += [
+            check for target in problem.TARGETS if target.name == column for check in _check_correlation(hourly, target)
+        ]
+        by_year = hourly[column].groupby(year).agg(least="min", mean="mean", most="max")
+        values[column] = by_year.assign(outliers=(spikes > MAX_SPIKE).groupby(year).sum())
+    checks += [_check_night(hourly, target) for target in problem.TARGETS if target.by_day]
+    return Validation(tuple(checks), findings, pd.concat(values, names=["column"]).dropna().reset_index())
+
+
+def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
+    years = findings["by_year"]
+    absent = {year: counts["hours_expected"] - counts["hours_kept"] for year, counts in years.items()}
+    percent = {year: 100 * count / years[year]["hours_expected"] for year, count in absent.items()}
+    worst = max(percent, key=lambda year: percent[year])
+    over = [year for year in years if percent[year] > MAX_MISSING_PERCENT] or [worst]
+    note = _listed(f"{year} lacks {absent[year]:,} hours" for year in over)
+    yield Check("hours missing from a year", "hours", percent[worst], (None, MAX_MISSING_PERCENT), "%", note)
+    longest = max(years.values(), key=lambda counts: counts["longest_gap_hours"])
+    start = longest["longest_gap_from"]
+    note = f"from {datetime.fromisoformat(start):{HOUR}} on" if start else ""
+    yield Check("longest gap", "hours", longest["longest_gap_hours"], (None, LONGEST_GAP_HOURS), "h", note)
+    for name, count in findings["doubled"].items():
+        doubled = {year: counts["doubled"][name] for year, counts in years.items() if counts["doubled"][name]}
+        note = _listed(f"{rows:,} in {year}" for year, rows in doubled.items())
+        note += "; the first row of each hour was kept: is it the right one?" if count else ""
+        yield Check("duplicate hours", name, count, (None, MAX_DOUBLED), "rows", note)
+
+
+def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]:
+    """Check the mean of each nearly whole year (another unit?), and its change from the year before."""
+    column, usual = values.name, USUAL_MEANS[values.name]
+    means = values.groupby(values.index.year).mean().loc[_whole_years(findings)]
+    if means.empty:
+        means = values.groupby(lambda _: "all hours").mean()
+    yield from _check_each("mean of a year", column, means, usual, UNITS[column], _another_unit(means, column, usual))
+    if len(means) < 2:
+        return
+    kelvin = UNITS[column] == "°C"
+    limit, unit = (MAX_CHANGE_KELVIN, "K") if kelvin else (MAX_CHANGE, "%")
+    change = (means.diff() if kelvin else 100 * means.diff() / means.shift().clip(lower=1e-9)).dropna()
+    worst = change.abs().idxmax()
+    note = _listed(f"{change[year]:+.3g} {unit} to {year}" for year in change.index[change.abs() > limit])
+    note = f"{note}; did capacity, or what is counted, change?" if note else f"to {worst}"
+    yield Check("change of the mean from year to year", column, float(change[worst]), (-limit, limit), unit, note)
+
+
+def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
+    """Return the question whether unusual values are of another unit, with the units in which they would be usual."""
+    beyond = values[~values.between(*usual)]
+    fitting = [unit for unit in CONVERSIONS[column] if convert(beyond, column, unit).between(*usual).all()]
+    return "another unit?" + (f" It would be usual in {' or '.join(fitting)}" if fitting else "")
+
+
+def _whole_years(findings: Mapping[str, Any]) -> list[int]:
+    years = findings["by_year"].items()
+    return [int(y) for y, of in years if 100 * of["hours_kept"] >= WHOLE_YEAR_PERCENT * of["hours_expected"]]
+
+
+def _check_each(
+    name: str, of: str, values: Series, limits: tuple[float, float], unit: str, cause: str
+) -> Iterator[Check]:
+    """Check a value of each year, or of each season: that of the worst, and which are beyond the limits."""
+    values = values.dropna()
+    if values.empty:
+        return
+    values.index = values.index.to_frame().astype(str).agg(" ".join, axis="columns")
+    beyond = values[~values.between(*limits)]
+    worst = (beyond if len(beyond) else values).sub(sum(limits) / 2).abs().idxmax()
+    places = _listed(f"{place} ({number(value)} {unit})".replace(" )", ")") for place, value in beyond.items())
+    yield Check(name, of, float(values[worst]), limits, unit, f"{places}; {cause}" if places else worst)
+
+
+def _check_fitting(frame: DataFrame, hourly: DataFrame, findings: Mapping[str, Any]) -> Iterator[Check]:
+    """Check clocks, units and installed capacity by rules that hold in any weather."""
+    years = frame["utc_timestamp"].dt.year
+    frame = frame[years.groupby(years).transform("size") >= MONTH_HOURS]
+    for each in problem.TARGETS:
+        yield from _check_clock(hourly, each)
+        yield from _check_driver(frame, each, years)
+    year_ends = features.year_ends_of(frame)
+    if year_ends:
+        ends = {int(year) for of_target in year_ends.values() for year in of_target}
+        gaps = sorted({*range(min(ends), max(ends))} - ends)
+        note = f"{_listed(map(str, gaps))}; the capacity is a line between its neighbours" if gaps else ""
+        yield Check("years without a figure", "capacity", len(gaps), (None, 0), "", note)
+        factors = features.capacity_factors(frame)
+    for target in year_ends:
+        by_year = factors[target].groupby(years)
+        means, cause = by_year.mean().reindex(_whole_years(findings)), "is the capacity of another country, or in MW?"
+        yield from _check_each("mean capacity factor", target, means, MEAN_FACTOR, "", cause)
+        cause = "is the capacity too small, or in another unit?"
+        yield from _check_each("highest capacity factor", target, by_year.max(), HIGHEST_FACTOR, "", cause)
+
+
+def _driver(frame: DataFrame, target: Target) -> Series:
+    return frame[list(target.driver.inputs)].sum(axis="columns", skipna=False)
+
+
+def _check_clock(hourly: DataFrame, target: Target) -> Iterator[Check]:
+    """Compare the clock of each target with that of its driver, and by day with the sun."""
+    values = hourly[target.name]
+    if target.by_day:
+        elevation = features.sun_position(hourly.index, minutes=30)["elevation"].clip(lower=0).set_axis(hourly.index)
+        late = _lags(values, elevation).stack()
+        yield from _check_each("hours behind the sun", target.name, late, BEHIND_SUN, "h", SUN_CAUSE)
+    if limits := target.driver.lag_hours:
+        name, late = f"hours behind the {target.driver.title}", _lags(values, _driver(hourly, target)).stack()
+        cause = "is one file in local time, or its summer an hour late?"
+        yield from _check_each(name, target.name, late, limits, "h", cause)
+
+
+def _check_driver(frame: DataFrame, target: Target, years: Series) -> Iterator[Check]:
+    """Check the units of a target's driver, that its two inputs are not exchanged, and that they are parts of a sum."""
+    driver, values = target.driver, _driver(frame, target)
+    first, *others = driver.inputs
+    if driver.top_share:
+        [second] = others
+        brightest = values >= values.groupby(years).transform("quantile", 0.99).clip(lower=DARK_W_M2)
+        shares = (frame[second] / values).where(brightest).groupby(years).mean()
+        cause = f"are {' and '.join(QUANTITIES[name].title.lower() for name in driver.inputs)} exchanged?"
+        yield from _check_each("share of the brightest hours", second, shares, driver.top_share, "", cause)
+        above = 100 * (frame[second] > frame[first])[values > DARK_W_M2].groupby(years).mean()
+        cause = f"is {first} the sum of both, as global radiation is?"
+        yield from _check_each(f"hours above {first}", second, above, (MIN_ABOVE_PERCENT, 100), "%", cause)
+    if usual := driver.at_half:
+        powers = frame[target.name].groupby(years)
+        half = powers.apply(lambda of: values[of.index].quantile((of <= of.quantile(0.99) / 2).mean()))
+        name, cause = f"{driver.title} of half the highest power", _another_unit(half, first, usual)
+        yield from _check_each(name, first, half, usual, driver.unit, cause)
+
+
+def _lags(values: Series, reference: Series) -> DataFrame:
+    """Return by how many hours ``values`` follow ``reference``: a row a year, columns `summer` and `winter`.
+
+    That is where their correlation is best, between whole hours by a parabola.
+    """
+    shifted = DataFrame({hours: reference.shift(hours) for hours in range(-MAX_LAG, MAX_LAG + 1)})
+    lags = DataFrame(columns=["summer", "winter"], dtype=float)
+    seasons = np.where(values.index.month.isin(SUMMER), "summer", "winter")
+    for place, part in values.groupby([values.index.year, seasons]):
+        correlations = shifted.loc[part.index].corrwith(part)
+        if part.count() >= MONTH_HOURS and correlations.notna().all():
+            best = correlations.idxmax()
+            before, top, after = correlations.reindex([best - 1, best, best + 1])
+            between = (before - after) / (before - 2 * top + after) / 2
+            lags.loc[place] = best + (0 if np.isnan(between) else between)
+    return lags
+
+
+def _spikes(values: Series) -> Series:
+    """Return the distance of each value from the median of itself and both neighbours, as a multiple of p99."""
+    apart = (values - values.rolling(3, center=True).median()).abs()
+    usual = apart.quantile(0.99)
+    return (apart / (usual if usual > 0 else np.inf)).fillna(0)
+
+
+def _check_same(values: Series) -> Iterator[Check]:
+    """Check for how long a value stays the same; zero apart, which some quantities are for longer."""
+    column, runs = values.name, prepare.runs(values)
+    max_zero = QUANTITIES[column].zero_hours
+    if max_zero is None:
+        return
+    zero = runs["value"] == 0
+    for name, of_kind, most in (("the same value", runs[~zero], MAX_SAME_HOURS), ("zero", runs[zero], max_zero)):
+        long = of_kind[of_kind["hours"] > most].sort_values("hours", ascending=False).itertuples()
+        note = _listed(f"{number(r.value)} {UNITS[column]} for {r.hours} h from {r.first:{HOUR}} on" for r in long)
+        note += "; frozen, or filled in?" if note else ""
+        yield Check(f"{name} hour after hour", column, int(max(of_kind["hours"], default=0)), (None, most), "h", note)
+
+
+def _check_correlation(hourly: DataFrame, target: Target) -> Iterator[Check]:
+    """Compare each year's rank correlation of a target and its driver, of either sign, with that of the other years."""
+    weather = _driver(hourly, target)
+    weather = weather.where(weather > DARK_W_M2) if target.by_day else weather
+    pairs = hourly[[target.name]].assign(weather=weather).dropna()
+    correlations = {
+        year: abs(float(pair.rank().corr().iloc[0, 1]))
+        for year, pair in pairs.groupby(pairs.index.year)
+        if len(pair) >= MONTH_HOURS and pair.nunique().min() > 1
+    }
+    for year, correlation in correlations.items():
+        others = np.median([other for key, other in correlations.items() if key != year] or [0])
+        least = max(MIN_CORRELATION, round(float(others) - MAX_BELOW_OTHERS, 2))
+        name, note = f"rank correlation with the weather of {year}", "are generation and weather of the same hours?"
+        yield Check(name, target.name, correlation, (least, None), "", note)
+
+
+def _check_night(hourly: DataFrame, target: Target) -> Check:
+    """Check a target while the sun is down, also in the neighbouring hours, by the weather's own radiation."""
+    name, values = "share of the highest while the sun is down", hourly[target.name]
+    dark = _driver(hourly, target).rolling(3, center=True).max() < DARK_W_M2
+    share = (100 * values.where(dark) / values.max()).fillna(0)
+    places, count = _hours_of(values, share, MAX_NIGHT_PERCENT), (share > MAX_NIGHT_PERCENT).sum()
+    note = f"{count:,} h: {places}; is the time zone of one file another?" if count else ""
+    return Check(name, target.name, float(share.max()), (None, MAX_NIGHT_PERCENT), "%", note)
+
+
+def _hours_of(values: Series, distances: Series, most: float) -> str:
+    """Return the hours whose distance is above the limit, the farthest first, with their values."""
+    far = distances[distances > most].sort_values(ascending=False)
+    return _listed(f"{hour:{HOUR}} ({number(values[hour])} {UNITS[values.name]})" for hour in far.index)
+
+
+def _listed(places: Iterable[str]) -> str:
+    places = list(places)
+    more = [f"{len(places) - SHOWN} more"] if len(places) > SHOWN else []
+    return ", ".join(places[:SHOWN] + more)

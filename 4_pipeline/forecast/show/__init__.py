@@ -1,0 +1,1 @@
+"""For people: `figures` of hours and scores, `monitoring` of how good the predictions are, the weekly `report`."""

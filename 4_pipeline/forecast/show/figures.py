@@ -1,0 +1,490 @@
+"""Figures of hourly frames and of models: frame in, plotly figure out; the same in notebooks, report and dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from forecast import problem
+from forecast.errors import DataError
+from forecast.table.reading import require_columns
+from forecast.table.schema import QUANTITIES, TARGETS, UNITS
+
+COLOURS = {target.name: target.colour for target in problem.TARGETS}
+NAMES = {target.name: target.title for target in problem.TARGETS}
+INPUT_NAMES = {"utc_timestamp": "Hour and season"} | {each.name: each.title for each in problem.INPUTS}
+TITLES = {target.name: target.words.capitalize() for target in problem.TARGETS} | INPUT_NAMES
+INK, GRID, MEASURED = "#1b2a3a", "#e6eaee", "#6b7885"
+UNIT = " or ".join(dict.fromkeys(target.unit for target in problem.TARGETS))  # of an axis that all targets share
+SCORES = {"r2": ("all", INK)} | {each.metric("r2"): (each.title.lower(), each.colour) for each in problem.TARGETS}
+HOURS_A_DAY = 24
+DAYS_OF_HOURS = 100  # more whole days are drawn as daily means: their hours would be thinner than a pixel
+BINS = 60
+KEY_HOURS = [0, 24, 168, 672]  # none, a day, a week, a month
+FEW_HOURS = 48
+BOTTOM = "x" if len(TARGETS) == 1 else f"x{len(TARGETS)}"  # the axis of time, below the last panel
+AXIS_TITLE = {"font": {"size": 13}, "standoff": 8}
+TIME_FORMATS = [
+    {"dtickrange": [None, 86_399_999], "value": "%H:%M\n%-d %b %Y"},
+    {"dtickrange": [86_400_000, "M1"], "value": "%-d %b\n%Y"},
+    {"dtickrange": ["M1", None], "value": "%b\n%Y"},
+]
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Inter, 'Segoe UI', system-ui, sans-serif", "size": 13, "color": INK},
+        "colorway": [*reversed(COLOURS.values()), "#009E73", "#CC79A7", "#56B4E9", "#D55E00"],
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 48, "r": 12, "t": 76, "b": 44},
+        "title": {"x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad": {"t": 14}, "font": {"size": 16}},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "hovermode": "x unified",
+        "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"color": INK}},
+        "xaxis": {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True, "title": AXIS_TITLE},
+        "yaxis": {"gridcolor": GRID, "zerolinecolor": "#b9c3cb", "automargin": True, "title": AXIS_TITLE},
+    }
+)
+
+
+def measured_and_predicted(
+    frame: pd.DataFrame,
+    predicted: pd.DataFrame,
+    *,
+    band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    coverage: float | None = None,
+    title: str | None = None,
+    measured_name: str = "measured",
+) -> go.Figure:
+    """Draw measured (dark) and predicted (coloured) values over time, a panel for each target.
+
+    ``frame`` is a processed frame; ``predicted`` holds the targets of the same rows in the same order. An
+    hour that is absent breaks the lines. More than 100 days that have all their hours are drawn as their daily means;
+    sparse hours stay hours, however long the time. ``measured_name`` is what the legend calls the dark line. ``band``
+    are the lower and the upper end of what is to be expected in the share ``coverage`` of the hours, each as
+    ``predicted``; daily means have none, since the misses of single hours do not add up. Times are those of the zone
+    of ``frame``. Raises DataError: no rows, a column missing, not as many predictions as rows.
+    """
+    measured, modelled = (_over_time(part) for part in _aligned(frame, predicted))
+    means = [_daily_means(part) for part in (measured, modelled)]
+    daily = means[1].notna().all(axis=1).sum() > DAYS_OF_HOURS
+    if daily:
+        measured, modelled = means
+    ends = () if daily or band is None else [_over_time(_aligned(frame, end)[1]) for end in band]
+    figure = make_subplots(rows=len(TARGETS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for row, target in enumerate(TARGETS, start=1):
+        if ends:
+            low, high = (end[target] for end in ends)
+            _add_band(figure, low, high, target, coverage, row)
+        bounds = np.column_stack([end[target] for end in ends]) if ends else None
+        number = f"%{{y:.2f}} {UNITS[target]}"
+        words = number + " (%{customdata[0]:.1f} to %{customdata[1]:.1f})" * bool(ends)
+        lines = (
+            (measured, measured_name, {"color": INK, "width": 2}, row == 1, f"{NAMES[target].lower()} {number}"),
+            (modelled, f"{NAMES[target].lower()} predicted", {"color": COLOURS[target], "width": 1.6}, True, words),
+        )
+        for part, name, line, in_legend, hover in lines:
+            # No area below the line: plotly fills across a gap, as if the missing hours were known.
+            figure.add_scatter(
+                x=part.index,
+                y=part[target],
+                name=name,
+                showlegend=in_legend,
+                mode="lines",
+                connectgaps=False,
+                line=line,
+                customdata=bounds,
+                hovertemplate=hover,
+                row=row,
+                col=1,
+            )
+        axis = {"title_text": QUANTITIES[target].label, "fixedrange": True, "rangemode": "tozero", "anchor": BOTTOM}
+        figure.update_yaxes(**axis, row=row, col=1)
+    # All panels on one axis: its line and its label, below the last, are those of all.
+    figure.update_traces(xaxis=BOTTOM).update_layout(hoversubplots="axis")
+    for row in range(1, len(TARGETS)):
+        figure.update_layout({f"xaxis{row}".removesuffix("1"): None})
+    name = f"{measured.index.tz or 'UTC'}"
+    if daily:
+        partial_days = int(measured.isna().any(axis=1).sum())
+        name += ", daily means" + f"; {partial_days} days lack hours and are left out" * bool(partial_days)
+    spike = {"showspikes": True, "spikemode": "across", "spikethickness": 1, "spikedash": "dot", "spikecolor": MEASURED}
+    hover = "%a, %-d %b %Y" + ", %H:%M" * (not daily)
+    figure.update_xaxes(
+        title_text=name, tickformatstops=TIME_FORMATS, hoverformat=hover, row=len(TARGETS), col=1, **spike
+    )
+    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def scores(table: pd.DataFrame) -> go.Figure:
+    """Draw bars that compare models: one group a row of ``table``, in its order from top to bottom.
+
+    The index holds the models' names, the columns `r2` (the mean) and `r2_<target>`.
+    """
+    figure = go.Figure()
+    for column, (name, colour) in SCORES.items():
+        figure.add_bar(
+            y=[str(model) for model in table.index],
+            x=table[column].to_numpy(),
+            name=name,
+            orientation="h",
+            marker_color=colour,
+            texttemplate="%{x:.3f}",
+            textposition="auto",
+            hovertemplate="%{x:.4f}",
+        )
+    # Plotly stacks rows and bars upwards; people read a list downwards.
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
+    return figure.update_layout(
+        template=TEMPLATE, title_text="R2 on the held-out period", hovermode="y unified", bargroupgap=0.08
+    )
+
+
+def predicted_against_measured(frame: pd.DataFrame, predicted: pd.DataFrame) -> go.Figure:
+    """Draw how many hours fall where predicted (up) and measured (across) meet, a panel for each target.
+
+    Hours are counted in 60 by 60 squares, darker for more, on a logarithmic scale; on the dotted line a prediction is
+    exact. Arguments and errors as `measured_and_predicted`.
+    """
+    measured, modelled = _aligned(frame, predicted)
+    figure = make_subplots(rows=1, cols=len(TARGETS), horizontal_spacing=0.1, subplot_titles=[*NAMES.values()])
+    for column, target in enumerate(TARGETS, start=1):
+        across, up = measured[target].to_numpy(), modelled[target].to_numpy()
+        least, most = (float(pick([across, up])) for pick in (np.nanmin, np.nanmax))
+        least, most = min(least, 0.0), max(most, least + 1e-6)
+        counts, edges, _ = np.histogram2d(across, up, bins=BINS, range=[[least, most]] * 2)
+        with np.errstate(divide="ignore"):
+            shades = np.where(counts > 0, np.log10(counts), np.nan).T
+        middles = (edges[:-1] + edges[1:]) / 2
+        figure.add_heatmap(
+            x=middles,
+            y=middles,
+            z=shades,
+            customdata=counts.T,
+            colorscale=_scale(COLOURS[target]),
+            zmin=-0.5,  # a single hour must still be seen
+            showscale=False,
+            hoverongaps=False,
+            hovertemplate="measured %{x:.1f}, predicted %{y:.1f} "
+            f"{UNITS[target]}: %{{customdata}} hours<extra></extra>",
+            row=1,
+            col=column,
+        )
+        exact = {"x": [least, most], "y": [least, most], "line": {"color": INK, "dash": "dot", "width": 1}}
+        figure.add_scatter(mode="lines", hoverinfo="skip", showlegend=False, row=1, col=column, **exact)
+        figure.update_xaxes(title_text=f"measured, {UNITS[target]}", range=[least, most], row=1, col=column)
+        axis = "x" if column == 1 else f"x{column}"
+        names = {"title_text": f"predicted, {UNITS[target]}", "scaleanchor": axis}
+        figure.update_yaxes(range=[least, most], row=1, col=column, **names)
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
+
+
+def generation(
+    frame: pd.DataFrame, *, held_out_from: pd.Timestamp | None = None, title: str | None = None
+) -> go.Figure:
+    """Draw the targets of a processed frame over time, a panel for each.
+
+    More than 100 whole days are drawn as daily means. With ``held_out_from`` the time from that moment on is
+    shaded. Raises DataError: no rows, a column missing.
+    """
+    figure = measured_and_predicted(frame, frame, title=title)
+    figure.data = [trace for trace in figure.data if "predicted" in trace.name]
+    for trace, target in zip(figure.data, TARGETS, strict=True):
+        trace.name = NAMES[target].lower()
+    if held_out_from is not None:
+        end = frame["utc_timestamp"].max()
+        along = {"type": "rect", "xref": BOTTOM, "x0": held_out_from, "x1": end}
+        figure.add_shape(yref="paper", y0=0, y1=1, fillcolor=INK, opacity=0.08, line_width=0, **along)
+        note = {"text": "held out", "showarrow": False, "yref": "y domain", "y": 1, "yanchor": "top"}
+        figure.add_annotation(x=held_out_from + (end - held_out_from) / 2, xref=BOTTOM, **note)
+    return figure
+
+
+def prediction(
+    weather: pd.DataFrame,
+    predicted: pd.DataFrame,
+    *,
+    band: tuple[pd.DataFrame, pd.DataFrame] | None = None,
+    coverage: float | None = None,
+) -> go.Figure:
+    """Draw predictions over time where nothing was measured, a panel for each target.
+
+    ``weather`` has a column `utc_timestamp`; the other arguments and the errors are those of `measured_and_predicted`.
+    """
+    frame = weather[["utc_timestamp"]].assign(**{target: predicted[target].to_numpy() for target in TARGETS})
+    figure = measured_and_predicted(frame, predicted, band=band, coverage=coverage)
+    figure.data = [trace for trace in figure.data if trace.name != "measured"]
+    for trace in figure.select_traces(selector={"mode": "lines"}):
+        if len(frame) <= FEW_HOURS or _is_broken_into_points(pd.Series(trace.y)):
+            trace.mode = "lines+markers"
+    return figure
+
+
+def residuals(frame: pd.DataFrame, predicted: pd.DataFrame, *, by: Literal["hour", "month"] = "hour") -> go.Figure:
+    """Draw by how much the model over- or underestimates, over the hours of the day or the months.
+
+    Points are medians of predicted minus measured, their bars hold the middle half of the hours. Arguments and errors
+    as `measured_and_predicted`.
+    """
+    measured, modelled = _aligned(frame, predicted)
+    misses = modelled - measured
+    shares = misses.groupby(getattr(misses.index, by)).quantile([0.25, 0.5, 0.75]).unstack()
+    figure = go.Figure()
+    for target, aside in zip(TARGETS, np.linspace(-0.15, 0.15, len(TARGETS)), strict=True):
+        low, middle, high = (shares[target, share] for share in (0.25, 0.5, 0.75))
+        figure.add_scatter(
+            x=middle.index + aside,  # beside each other, and not one over the other
+            y=middle,
+            name=NAMES[target],
+            mode="markers",
+            marker={"color": COLOURS[target], "size": 7},
+            error_y={"array": high - middle, "arrayminus": middle - low, "color": COLOURS[target], "width": 0},
+            hovertemplate=f"%{{y:+.2f}} {UNITS[target]}",
+        )
+    if by == "hour":
+        figure.update_xaxes(title_text=f"hour of the day, {misses.index.tz or 'UTC'}", range=[-0.5, 23.5], dtick=3)
+    else:
+        figure.update_xaxes(range=[0.5, 12.5], tickvals=list(range(1, 13)), ticktext=list("JFMAMJJASOND"))
+    figure.update_yaxes(title_text=f"residual, {UNIT}", zeroline=True)
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
+
+
+def by_month(table: pd.DataFrame) -> go.Figure:
+    """Draw how good predictions are in each month, a panel for each measure and a line for each target.
+
+    ``table`` has the columns `month` (its first day), `target` and, in percent, `nmae_percent`, `bias_percent` and
+    `inside_percent`.
+    """
+    panels = {
+        "nmae_percent": "Error, % of the capacity",
+        "bias_percent": "Mean error, % of the mean",
+        "inside_percent": "Hours within the band, %",
+    }
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    for row, (column, title) in enumerate(panels.items(), start=1):
+        for target, rows in table.groupby("target"):
+            figure.add_scatter(
+                x=rows["month"],
+                y=rows[column].round(1),
+                name=NAMES[target],
+                legendgroup=target,
+                showlegend=row == 1,
+                mode="lines+markers",
+                line_color=COLOURS[target],
+                hovertemplate=NAMES[target].lower() + " %{y} %<extra></extra>",
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(title_text=title, fixedrange=True, rangemode="tozero", row=row, col=1)
+    figure.update_xaxes(tickformatstops=TIME_FORMATS, hoverformat="%B %Y")
+    return figure.update_layout(template=TEMPLATE, margin_t=44)
+
+
+def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
+    """Draw the errors of weeks (`Scores.weekly_errors`) of one period, a line for each model by its name."""
+    figure = go.Figure()
+    for (name, values), colour in zip(errors.items(), (INK, *COLOURS.values()), strict=False):
+        weeks = list(range(1, len(values) + 1))
+        figure.add_scatter(x=weeks, y=values, name=name, mode="lines", line_color=colour, hovertemplate="%{y:.3f}")
+    figure.update_xaxes(title_text="week of the held-out hours")
+    figure.update_yaxes(title_text="error in standard deviations", rangemode="tozero")
+    return figure.update_layout(template=TEMPLATE, margin_t=44)
+
+
+def missing(table: pd.DataFrame) -> go.Figure:
+    """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `prepare.missing_by_month` makes it.
+
+    The darker the square, the more hours are missing, on a square-root scale: one hour of seven hundred is seen, too.
+    """
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=[f"{pd.Timestamp(2000, month, 1):%b}" for month in table.columns],
+        y=[str(year) for year in table.index],
+        z=np.sqrt(table.to_numpy(float)),
+        text=table.to_numpy(),
+        texttemplate="%{text}",
+        zmin=0,
+        zmax=float(np.sqrt(max(HOURS_A_DAY, table.to_numpy().max()))),
+        colorscale=[(0, "#b7dbc8"), (0.35, "#f0d58a"), (1, "#d55e00")],
+        colorbar={
+            "title": {"text": "hours", "font": {"size": 13}},
+            "tickvals": np.sqrt(KEY_HOURS),
+            "ticktext": KEY_HOURS,
+            "thickness": 12,
+        },
+        xgap=3,
+        ygap=3,
+        hovertemplate="%{x} %{y}: %{text} hours missing<extra></extra>",
+    )
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    figure.update_xaxes(showgrid=False, side="top")
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
+
+
+def _add_band(
+    figure: go.Figure, low: pd.Series, high: pd.Series, target: str, coverage: float | None, row: int
+) -> None:
+    """Fill between two series of hours; each stretch without a gap by itself, or plotly would fill the gaps too."""
+    known = low.notna()
+    stretches = known.ne(known.shift()).cumsum()[known]
+    for number, (_, hours) in enumerate(low[known].groupby(stretches)):
+        outline = pd.concat([high[hours.index], hours[::-1]])
+        figure.add_scatter(
+            x=outline.index,
+            y=outline,
+            name=f"{NAMES[target].lower()} band" + (f", {coverage:.0%} of hours" if coverage else ""),
+            legendgroup=f"band {target}",
+            showlegend=number == 0,
+            mode="none",
+            fill="toself",
+            fillcolor=COLOURS[target],
+            opacity=0.22,
+            hoverinfo="skip",
+            row=row,
+            col=1,
+        )
+
+
+def importance(table: pd.DataFrame) -> go.Figure:
+    """Draw by how much R2 falls when one input is shuffled: a group of bars a row of ``table``.
+
+    The index names the inputs; columns are the targets and, as `<target>_spread`, their standard
+    deviation. See `evaluation.importance`, which makes such a table.
+    """
+    figure = go.Figure()
+    for target in TARGETS:
+        figure.add_bar(
+            y=[INPUT_NAMES.get(name, name) for name in table.index],
+            x=table[target],
+            error_x={"array": table[f"{target}_spread"], "thickness": 1},
+            name=NAMES[target],
+            orientation="h",
+            marker_color=COLOURS[target],
+            hovertemplate="%{x:.3f}",
+        )
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(title_text="loss of R² when shuffled")
+    return figure.update_layout(
+        template=TEMPLATE, title_text="Which inputs matter", hovermode="y unified", bargroupgap=0.08
+    )
+
+
+def responses(
+    table: pd.DataFrame,
+    *,
+    point: Mapping[str, float] | None = None,
+    names: Mapping[str, str] | None = None,
+    title: str | None = "How predictions respond to each input",
+    ranges: Mapping[str, Sequence[float]] | None = None,
+) -> go.Figure:
+    """Draw the prediction over the values of each feature, one panel a feature, two of them in a row.
+
+    ``table`` has the columns `feature`, `value` and the targets. A dotted line marks each feature's value in
+    ``point``; ``names`` are the features' names with units. ``ranges`` has four values in order of a feature: it is
+    shaded between the outer ones, and more between the inner ones.
+    """
+    names = names or {name: QUANTITIES[name].label for name in table["feature"].unique()}
+    features = list(dict.fromkeys(table["feature"]))
+    figure = make_subplots(
+        rows=-(-len(features) // 2), cols=2, shared_yaxes="all", vertical_spacing=0.16,
+        horizontal_spacing=0.04,
+    )  # fmt: skip
+    for number, feature in enumerate(features):
+        place = {"row": number // 2 + 1, "col": number % 2 + 1}
+        rows = table[table["feature"] == feature]
+        for target in TARGETS:
+            figure.add_scatter(
+                x=rows["value"],
+                y=rows[target],
+                name=NAMES[target],
+                legendgroup=target,
+                showlegend=number == 0,
+                mode="lines",
+                line={"color": COLOURS[target], "width": 2},
+                hovertemplate=f"%{{y:.2f}} {UNITS[target]}",
+                **place,
+            )
+        ends = (ranges or {}).get(feature, ())
+        for first, last in zip(ends[: len(ends) // 2], reversed(ends), strict=False):
+            shade = {"fillcolor": MEASURED, "opacity": 0.12, "line_width": 0, "layer": "below"}
+            figure.add_vrect(x0=first, x1=last, **shade, **place)
+        if point is not None:
+            figure.add_vline(x=point[feature], line={"color": MEASURED, "dash": "dot", "width": 1.5}, **place)
+        figure.update_xaxes(title_text=names[feature], title_font_size=12, **place)
+    words = UNIT if point else f"mean prediction, {UNIT}"
+    figure.update_yaxes(title_text=words, rangemode="tozero", col=1)
+    return figure.update_layout(template=TEMPLATE, title_text=title)
+
+
+def learning_curve(losses: Sequence[float], watched: Sequence[float] | None = None, *, unit: str = "") -> go.Figure:
+    """Draw a network's mean squared error after each pass; ``watched`` is that on hours it does not learn from."""
+    figure = go.Figure()
+    for name, values in (("hours it learns from", losses), ("hours it is watched on", watched)):
+        if values is not None:
+            epochs = list(range(1, len(values) + 1))
+            figure.add_scatter(x=epochs, y=list(values), mode="lines+markers", name=name)
+    figure.update_xaxes(title_text="pass over the data")
+    figure.update_yaxes(title_text=f"mean squared error, {unit}".rstrip(", "), rangemode="tozero")
+    return figure.update_layout(template=TEMPLATE, hovermode="closest")
+
+
+def levels(table: pd.DataFrame) -> go.Figure:
+    """Draw how much there was of each target by what the weather makes expect; ``table`` is indexed by the hour."""
+    figure = go.Figure()
+    for name, values in table.items():
+        line = {"color": COLOURS[name], "shape": "hv"}
+        figure.add_scatter(x=table.index, y=values, mode="lines", name=NAMES[name], line=line)
+    figure.update_yaxes(title_text="measured by expected")
+    return figure.update_layout(template=TEMPLATE, title_text="Level of each part of time")
+
+
+def empty(text: str) -> go.Figure:
+    """Return a figure without axes that says ``text``: what to show where there is nothing to draw yet."""
+    figure = go.Figure().add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure.update_layout(template=TEMPLATE)
+
+
+def _aligned(frame: pd.DataFrame, predicted: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return both as frames of the targets, indexed by the hour."""
+    require_columns(frame.columns, ["utc_timestamp", *TARGETS], "The frame")
+    require_columns(predicted.columns, TARGETS, "The frame of predictions")
+    if len(frame) != len(predicted) or frame.empty:
+        raise DataError(
+            "The predictions do not belong to the frame."
+            if len(frame) != len(predicted)
+            else "There is nothing to draw.",
+            value=f"{len(frame)} rows in the frame, {len(predicted)} predictions",
+            expected="at least one row, and one prediction for each",
+        )
+    hours = pd.DatetimeIndex(frame["utc_timestamp"], name="utc_timestamp")
+    return tuple(pd.DataFrame(part[TARGETS].to_numpy(float), hours, TARGETS) for part in (frame, predicted))
+
+
+def _over_time(values: pd.DataFrame) -> pd.DataFrame:
+    """Give each hour from the first to the last a row; those that were absent hold no number."""
+    ordered = values.sort_index()
+    return ordered.reindex(pd.date_range(ordered.index[0], ordered.index[-1], freq="h", name="utc_timestamp"))
+
+
+def _daily_means(hourly: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of the days (UTC) that have all their hours; a mean without the night would be too high."""
+    days = hourly.resample("D")
+    return days.mean().where(days.count() == HOURS_A_DAY)
+
+
+def _is_broken_into_points(values: pd.Series) -> bool:
+    """Tell whether a value lies between two gaps, where a line would have no length."""
+    known = values.notna()
+    return bool((known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)).any())
+
+
+def _scale(colour: str) -> Sequence[tuple[float, str]]:
+    return [(0, "#ffffff"), (0.6, colour), (1, INK)]

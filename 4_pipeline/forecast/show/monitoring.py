@@ -1,0 +1,200 @@
+"""How good a model is over some hours: its errors beside two baselines, its band, inputs beyond those it learned."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import r2_score
+
+from forecast import problem
+from forecast.errors import DataError
+from forecast.learn.evaluation import coverage
+from forecast.parameters import FILE, project, read_stage
+from forecast.problem import Target
+from forecast.table.features import installed
+from forecast.table.schema import FEATURES, TARGETS
+
+WINDOW_DAYS = 56  # that the state is about: in a shorter time a few storms decide
+BASELINES = ("the same hour of the day before", "the mean of this month and hour")
+STATES = ("good", "watch", "bad")
+GOOD_POINTS = 10.0  # by which the share of hours within the band misses the promised one
+
+
+def max_bias_percent() -> float:
+    """Return the limit of the mean error, in percent of the mean: that of the gate, `promote.max_bias_percent`.
+
+    Raises ParameterError: params.yaml cannot be read, or its section `promote` is not allowed.
+    """
+    return read_stage(project() / FILE, "promote").max_bias_percent
+
+
+def rule(max_bias_percent: float) -> str:
+    """Return in words how the state follows from errors and band."""
+    return (
+        f"Good: the mean error is at most {max_bias_percent:g} % of the mean, and the share of hours within the band at"
+        f" most {GOOD_POINTS:.0f} points from the promised one. Bad: more than twice as much, or a larger absolute"
+        " error than one of the baselines. Watch: anything between."
+    )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How the predictions of a target do over some hours.
+
+    ``mean`` is what was measured, ``mae`` the mean absolute error and ``bias`` the mean error (below zero, too little
+    is predicted), in its unit, as ``capacity``, the mean of what was installed: NaN if it is not divided by that.
+    ``inside`` is the share of hours within the band, which promises ``promised``: NaN without a band. ``baselines`` are
+    the mean absolute errors of `baselines`, by name; ``max_bias_percent`` is the limit of a good mean error.
+    """
+
+    target: Target
+    mean: float
+    mae: float
+    bias: float
+    capacity: float
+    inside: float
+    promised: float
+    baselines: dict[str, float]
+    max_bias_percent: float
+
+    @property
+    def bias_percent(self) -> float:
+        """The mean error in percent of the mean; NaN where nothing was measured."""
+        return 100 * self.bias / self.mean if self.mean else math.nan
+
+    @property
+    def nmae_percent(self) -> float:
+        """The mean absolute error in percent of the installed capacity."""
+        return 100 * self.mae / self.capacity
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`, by the `rule`; NaN does not count."""
+        points = 100 * abs(self.inside - self.promised)
+        times = max(np.nan_to_num([abs(self.bias_percent) / self.max_bias_percent, points / GOOD_POINTS]))
+        if times > 2 or any(self.mae > error for error in self.baselines.values()):
+            return "bad"
+        return "watch" if times > 1 else "good"
+
+    @property
+    def in_words(self) -> str:
+        """Its mean error as a part of a sentence: `wind 1.45 GW (15 %) too low`."""
+        if abs(self.bias) < 0.005:
+            return f"{self.target.key} right in the mean"
+        percent = "" if math.isnan(self.bias_percent) else f" ({abs(self.bias_percent):.0f} %)"
+        direction = "low" if self.bias < 0 else "high"
+        return f"{self.target.key} {abs(self.bias):.2f} {self.target.unit}{percent} too {direction}"
+
+
+def baselines(frame: pd.DataFrame, learned_until: str | None) -> dict[str, pd.DataFrame]:
+    """Return predictions that need no model for each row of a processed frame, by name (`BASELINES`).
+
+    NaN where the hour of the day before is absent, or no hour of this month and hour (UTC) was learned: means are those
+    of the hours up to ``learned_until``, or of all where that is None.
+    """
+    stamps = frame["utc_timestamp"]
+    by_time = frame.set_index("utc_timestamp")[TARGETS]
+    before = by_time.reindex(stamps - pd.Timedelta(days=1)).set_axis(frame.index)
+    keys = pd.DataFrame({"month": stamps.dt.month, "hour": stamps.dt.hour})
+    learned = stamps <= pd.Timestamp(learned_until) if learned_until else pd.Series(True, frame.index)
+    means = frame.loc[learned, TARGETS].groupby([keys.loc[learned, name] for name in keys]).mean()
+    usual = means.reindex(pd.MultiIndex.from_frame(keys)).set_axis(frame.index)
+    return dict(zip(BASELINES, (before, usual), strict=True))
+
+
+def baseline_r2(frame: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """Return the R2 of each of the `baselines` over rows of a processed frame, the mean of all targets."""
+    r2 = {}
+    for name, other in others.items():
+        values = other.loc[frame.index].dropna()
+        r2[name] = float(r2_score(frame.loc[values.index, TARGETS], values)) if len(values) > 1 else math.nan
+    return r2
+
+
+def qualities(
+    frame: pd.DataFrame,
+    predicted: pd.DataFrame,
+    band: Sequence[pd.DataFrame] | None,
+    promised: float | None,
+    others: dict[str, pd.DataFrame],
+    max_bias_percent: float,
+) -> list[Quality]:
+    """Return the quality of each target over the rows of a processed frame.
+
+    ``predicted``, both ends of the ``band`` and ``others`` (`baselines`) have the targets of the same rows or more;
+    ``max_bias_percent`` is the limit of a good mean error.
+    """
+    measured, values = frame[TARGETS], predicted.loc[frame.index, TARGETS]
+    shares = coverage(frame, *(end.loc[frame.index] for end in band)) if band and promised else {}
+    errors, capacities = values - measured, {}
+    with contextlib.suppress(DataError):  # not known for all hours
+        capacities = dict(installed(frame).mean()[[*problem.CAPACITY]])
+    return [
+        Quality(
+            target,
+            mean=float(measured[target.name].mean()),
+            mae=float(errors[target.name].abs().mean()),
+            bias=float(errors[target.name].mean()),
+            capacity=capacities.get(target.name, math.nan),
+            inside=shares.get(f"coverage_{target.key}", math.nan),
+            promised=promised or math.nan,
+            baselines={
+                name: float((other.loc[frame.index] - measured)[target.name].abs().mean())
+                for name, other in others.items()
+            },
+            max_bias_percent=max_bias_percent,
+        )
+        for target in problem.TARGETS
+    ]
+
+
+def sentence(qualities: Iterable[Quality]) -> str:
+    """Return how good the predictions are, in words."""
+    qualities = list(qualities)
+    text = ", ".join(each.in_words for each in qualities)
+    known = [each for each in qualities if not math.isnan(each.inside)]
+    if known:
+        shares = " and ".join(f"{100 * each.inside:.0f}" for each in known)
+        text += f"; the band holds {shares} % of hours, {100 * known[0].promised:.0f} expected"
+    return text[0].upper() + text[1:] + "."
+
+
+def training_overlap(frame: pd.DataFrame, learned_until: str | pd.Timestamp | None) -> str:
+    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones."""
+    if learned_until is None:
+        return "Whether the model was trained on these hours is not known."
+    last = pd.Timestamp(learned_until)
+    known = frame["utc_timestamp"] <= last
+    if not known.any():
+        return f"The model was trained on hours up to {last:%d %b %Y}: all of these are new to it."
+    share = "all" if known.all() else f"{known.sum():,} (up to {last:%d %b %Y})"
+    return f"The model was trained on {share} of these hours: its errors on new ones are larger."
+
+
+def overall(qualities: Iterable[Quality]) -> str:
+    """Return the worst of the targets' states."""
+    return max((each.state for each in qualities), key=STATES.index, default="good")
+
+
+def latest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last `WINDOW_DAYS` of a processed frame."""
+    stamps = frame["utc_timestamp"]
+    return frame[stamps > stamps.iloc[-1] - pd.Timedelta(days=WINDOW_DAYS)]
+
+
+def unlearned(frame: pd.DataFrame, learned_until: str | None) -> dict[str, tuple[float, float, float]]:
+    """Return the lowest and highest learned value of each input, and the share of later hours that lie beyond them.
+
+    Empty where it is not known which hours were learned, or none is later.
+    """
+    is_learned = frame["utc_timestamp"] <= pd.Timestamp(learned_until or "1900-01-01T00:00Z")
+    learned, later = frame[is_learned], frame[~is_learned]
+    if learned.empty or later.empty:
+        return {}
+    ends = {name: (float(learned[name].min()), float(learned[name].max())) for name in FEATURES}
+    return {name: (*both, float((~later[name].between(*both)).mean())) for name, both in ends.items()}

@@ -1,0 +1,196 @@
+"""The inputs of the models, their targets, and the quantities that are derived from the inputs.
+
+Notebooks, pipeline, dashboard and models all use these definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+from pandas import DataFrame, DatetimeIndex, Series
+
+from forecast import problem
+from forecast.errors import DataError
+from forecast.problem import DERIVED
+from forecast.quantities import YearEnds
+from forecast.table.reading import require_columns
+from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
+
+INPUTS = ["utc_timestamp", *FEATURES]
+LATER_YEARS = 2  # after the last figure of installed capacity, for which it may stand in
+_CAPACITY = "capacity"  # the key of such figures in a frame's attributes
+
+
+def features(frame: DataFrame) -> DataFrame:
+    """Return the weather features (units: `schema.UNITS`) as float64 columns; DataError if one is missing."""
+    return _select(frame, FEATURES)
+
+
+def targets(frame: DataFrame) -> DataFrame:
+    """Return the targets as float64 columns; DataError if one is missing."""
+    return _select(frame, TARGETS)
+
+
+def inputs(frame: DataFrame) -> DataFrame:
+    """Return the hour (its start, UTC, datetime64[us] without a zone) and the weather features.
+
+    They are the inputs of a model that knows the time, and so are columns of `CAPACITIES` that are there. The zone is
+    left out because a model's signature has no type for it; the frame's attributes stay, for a model that learns.
+    Raises DataError: a column missing, no time.
+    """
+    weather = features(frame)
+    require_columns(frame.columns, INPUTS, "The frame")
+    stamps = to_utc(frame["utc_timestamp"]).tz_localize(None)
+    capacities = frame[frame.columns.intersection(list(CAPACITIES.values()))]
+    table = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather, capacities], axis="columns")
+    table.attrs = dict(frame.attrs)
+    return table
+
+
+def derive(frame: DataFrame) -> DataFrame:
+    """Return the columns `DERIVED`, from which models learn, for each hour: its start (UTC) and its weather.
+
+    `problem` says what they are. Each row is derived from itself alone, so that a model can predict a single
+    hour. The sun is where it is half an hour after the stamp. Raises DataError: a column missing, no time.
+    """
+    weather = features(frame)
+    require_columns(frame.columns, INPUTS, "The frame")
+    stamps = to_utc(frame["utc_timestamp"])
+    sun = sun_position(stamps, minutes=30)
+    hours = weather.assign(utc_timestamp=stamps, **{f"sun_{name}": sun[name].to_numpy() for name in sun})
+    return hours.assign(**problem.COMPUTED)[DERIVED]
+
+
+def sun_is_up(derived: DataFrame) -> np.ndarray:
+    """Return for each row that `derive` made whether it has the sun up; never where the problem does not ask for it."""
+    return derived["sun_elevation"].to_numpy() > 0 if "sun_elevation" in derived else np.zeros(len(derived), bool)
+
+
+def sun_position(stamps: DatetimeIndex, *, minutes: float = 0) -> DataFrame:
+    """Return `elevation` and `azimuth` (degrees) of the sun over the middle of the region, so long after each stamp.
+
+    To a hundredth of a degree, in a tenth of the time that the algorithm of full precision takes.
+    """
+    from pvlib.solarposition import ephemeris
+
+    return ephemeris(stamps + pd.Timedelta(minutes=minutes), *problem.MIDDLE)[["elevation", "azimuth"]]
+
+
+def to_utc(stamps: Series) -> DatetimeIndex:
+    """Return times as UTC: times without a zone count as UTC, text is read as ISO 8601; DataError for other values."""
+    is_time = isinstance(stamps.dtype, pd.DatetimeTZDtype) or stamps.dtype.kind == "M"
+    try:
+        text = stamps if is_time else stamps.astype("str")
+        times = DatetimeIndex(pd.to_datetime(text, utc=True, format=None if is_time else "ISO8601"))
+        if times.hasnans:
+            raise ValueError(f"{times.isna().sum()} of {len(times)} are missing")
+    except ValueError as error:
+        raise DataError(
+            "The column utc_timestamp holds a value that is not a time.",
+            value=str(error).splitlines()[0],
+            expected="the start of an hour in UTC, such as 2016-06-01T12:00:00Z",
+        ) from None
+    return times
+
+
+def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
+    require_columns(frame.columns, columns, "The frame")
+    return frame[columns].astype("float64")
+
+
+# -- installed capacity ------------------------------------------------------------------------------------------------
+def capacity_factors(frame: DataFrame) -> DataFrame:
+    """Return the targets as a share of the capacity installed at the time (`installed`).
+
+    Raises DataError: a column missing, hours outside the years whose capacity is known.
+    """
+    return targets(frame) / installed(frame)
+
+
+def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
+    """Return the installed capacity at each hour, columns `TARGETS`, between year-ends along a line.
+
+    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`); what a row has in a column of
+    `CAPACITIES` counts before them. A target that the problem does not divide by its capacity has 1. Raises DataError
+    for a frame without figures, and for hours outside their years.
+    """
+    year_ends = year_ends or year_ends_of(frame)
+    stamps = Series(to_utc(frame["utc_timestamp"]), frame.index)
+    capacities = DataFrame(1.0, frame.index, TARGETS)
+    for target in year_ends:
+        ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): value for year, value in year_ends[target].items()}
+        first, last = min(ends), max(ends)
+        figures = frame.get(CAPACITIES[target])
+        unknown = (stamps < first) | (stamps > last)
+        outside = stamps[unknown if figures is None else unknown & figures.isna()]
+        if len(outside):
+            year = outside.iloc[0].year
+            raise DataError(
+                f"There is no figure of installed capacity for {len(outside)} of {len(stamps)} hours.",
+                value=str(outside.iloc[0]),
+                expected=f"{first:%Y-%m-%d} to {last:%Y-%m-%d}",
+                next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
+                " see 4_pipeline/own/README.md",
+            )
+        seconds = [(end - first).total_seconds() for end in ends]
+        known = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
+        capacities[target] = known if figures is None else figures.fillna(Series(known, frame.index))
+    return capacities
+
+
+def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
+    """Return rows to predict from, with the last known figure for later hours, and where each row's figure is from.
+
+    That is `known`, `given` (the columns `CAPACITIES`), or `assumed`, for hours up to `LATER_YEARS` after the last
+    known one; `not used` without figures. Raises DataError for other hours.
+    """
+    stamps, brought = rows["utc_timestamp"], rows.columns.intersection(list(CAPACITIES.values()))
+    if not year_ends or len(brought):
+        return rows, Series("given" if year_ends else "not used", rows.index)
+    years = [int(year) for ends in year_ends.values() for year in ends]
+    first, last = (pd.Timestamp(year + 1, 1, 1, tz="UTC") for year in (min(years), last_year(year_ends)))
+    end = last + pd.DateOffset(years=LATER_YEARS)
+    outside, later = stamps[(stamps < first) | (stamps >= end)], stamps > last
+    if len(outside):
+        raise DataError(
+            f"The installed capacity is not known for {len(outside)} of {len(stamps)} hours.",
+            value=f"{outside.iloc[0]:{STAMP}}",
+            expected=f"hours from {first:%Y-%m-%d} until {end:%Y-%m-%d}: after {last:%Y-%m-%d} the last figure is used",
+            next_step=f"give the capacity in these hours: columns {' and '.join(CAPACITIES.values())}",
+        )
+    if later.any():
+        figures = {CAPACITIES[target]: ends[max(ends, key=int)] for target, ends in year_ends.items()}
+        rows = rows.assign(**{name: np.where(later, value, np.nan) for name, value in figures.items()})
+    return rows, Series(np.where(later, "assumed", "known"), rows.index)
+
+
+def mark_capacity(frame: DataFrame, year_ends: Mapping[int, Mapping[str, float]] | None = None) -> DataFrame:
+    """Return ``frame`` with figures of installed capacity in its attributes, which Parquet files keep.
+
+    The figures are those of an own file (`fetch.csv.capacity`), or without ``year_ends`` those of the problem.
+    """
+    marked, figures = frame.copy(deep=False), problem.CAPACITY
+    if year_ends:
+        figures = {target: {str(year): year_ends[year][target] for year in sorted(year_ends)} for target in figures}
+    marked.attrs = {**frame.attrs, _CAPACITY: figures}
+    return marked
+
+
+def year_ends_of(frame: DataFrame) -> YearEnds:
+    """Return the figures of installed capacity that a frame carries; raise DataError if it carries none."""
+    if _CAPACITY in frame.attrs or not problem.CAPACITY:
+        return frame.attrs.get(_CAPACITY, {})
+    raise DataError(
+        "The table carries no figures of installed capacity.",
+        expected="figures for the end of each year, in the table's attributes",
+        next_step="for an own file, give fetch.csv.capacity in params.yaml (see 4_pipeline/own/README.md); if pandas"
+        " lost them (merge, or concat of different tables), set result.attrs = table.attrs",
+    )
+
+
+def last_year(year_ends: YearEnds) -> int:
+    """Return the last year whose end is known; without any figures this one."""
+    return min((max(map(int, ends)) for ends in year_ends.values()), default=datetime.now(UTC).year)

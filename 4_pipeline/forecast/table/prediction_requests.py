@@ -1,0 +1,127 @@
+"""Read the weather that a visitor sends for a prediction: rows as CSV or JSON in, a checked frame out.
+
+Beside `features.INPUTS` the rows may have the columns `schema.CAPACITIES`, which count before known figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Container
+
+import numpy as np
+import pandas as pd
+
+from forecast.errors import DataError
+from forecast.table.features import INPUTS
+from forecast.table.reading import convert_text, read_text, require_columns
+from forecast.table.schema import CAPACITIES, MONTH_HOURS, RANGES, UNITS, USUAL_MEANS, check_cells
+
+MAX_ROWS = 9000  # a year of hours
+MAX_BYTES = 2_000_000  # several times what so many rows take
+YEARS = (1900, 2100)
+HOUR = re.compile(r"(19|20)\d\d-\d\d-\d\dT\d\d:00:00Z")  # of `YEARS`
+_CORRECT = "correct these places, and send the weather again"
+
+
+def from_csv(content: bytes) -> pd.DataFrame:
+    """Return the rows of a CSV file with `features.INPUTS` as columns, in the file's order.
+
+    ``content`` is UTF-8, separated by commas, with a header, a row an hour, nothing missing, at most `MAX_ROWS` rows;
+    other columns are left out, and named by the attribute `unused`. `utc_timestamp` is ISO 8601 with a zone and comes
+    back as datetime64[us, UTC]; the weather (units: `schema.UNITS`) as float64. Raises DataError, which names lines and
+    columns and what is allowed.
+    """
+    if len(content) > MAX_BYTES:
+        raise _too_many(f"{len(content):,} bytes")
+    content = content.rstrip(b"\r\n") + b"\n" * bool(content)  # spreadsheets leave lines empty at the end
+    columns = _columns(content.split(b"\n", 1)[0].decode(errors="replace"))
+    frame = _check(read_text(content, columns, next_step=_CORRECT, name="the file"), "the file")
+    header = next(csv.reader([content.split(b"\n", 1)[0].decode("utf-8-sig")]))
+    frame.attrs["unused"] = [name for name in header if name not in columns]
+    return frame
+
+
+def from_records(rows: object) -> pd.DataFrame:
+    """Return the rows of a list of JSON objects with `features.INPUTS` as keys; otherwise as `from_csv`."""
+    if not isinstance(rows, list):
+        what, expected = "The rows are not a list.", "a list of objects, one an hour"
+        raise DataError(what, value=f"{rows!r:.40}", expected=expected, next_step=_CORRECT)
+    columns = _columns({name for row in rows if isinstance(row, dict) for name in row})
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            what, expected = f"Row {number} is not an object.", f"an object with the keys {', '.join(INPUTS)}"
+            raise DataError(what, value=f"{row!r:.40}", expected=expected, next_step=_CORRECT)
+        require_columns(row, columns, f"Row {number}", _CORRECT)
+        if unknown := [name for name in row if name not in columns]:
+            what = f"Row {number} has unknown keys: {', '.join(unknown)[:200]}."
+            raise DataError(what, expected=", ".join([*INPUTS, *CAPACITIES.values()]), next_step="leave them out")
+    if 0 < len(rows) < MONTH_HOURS and columns == INPUTS and (frame := _plain(rows)) is not None:
+        return frame
+    text = pd.DataFrame([[str(row[name]) for name in columns] for row in rows], columns=columns, dtype="str")
+    text.index = pd.RangeIndex(1, len(rows) + 1, name="row")
+    return _check(text, "the weather")
+
+
+def _columns(header: Container[str]) -> list[str]:
+    """Return the columns to read: those of the capacity, too, if the rows have one of them."""
+    return INPUTS + list(CAPACITIES.values()) * any(name in header for name in CAPACITIES.values())
+
+
+def _plain(rows: list[dict]) -> pd.DataFrame | None:
+    """Return rows that break no rule as a frame; None for rows that `_check`, which takes 8 ms, has to judge.
+
+    Plain is a time as the example has it, and numbers within `RANGES`; there is no mean of a month.
+    """
+    times = [row["utc_timestamp"] for row in rows]
+    if not all(isinstance(time, str) and HOUR.fullmatch(time) for time in times) or len(set(times)) < len(times):
+        return None
+    weather = {name: [row[name] for row in rows] for name in INPUTS[1:]}
+    for name, numbers in weather.items():
+        least, most = RANGES[name]
+        if not all(type(number) in (int, float) and least <= number <= most for number in numbers):
+            return None
+    try:
+        stamps = np.array([time[:-1] for time in times], "datetime64[us]")
+    except ValueError:  # 30 February
+        return None
+    stamps = pd.DatetimeIndex(stamps, tz="UTC")
+    return pd.DataFrame({"utc_timestamp": stamps} | {name: np.array(weather[name], float) + 0.0 for name in weather})
+
+
+def _check(text: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return rows of text as a checked frame; the index says which row or line each is."""
+    from pandera.pandas import Check
+
+    if not len(text):
+        raise DataError("There are no rows.", expected="a row an hour", next_step="add at least one")
+    if len(text) > MAX_ROWS:
+        raise _too_many(f"{len(text)} rows")
+    frame = convert_text(text, name)
+    times = [
+        Check(lambda stamps: stamps.dt.floor("h") == stamps, error="the start of an hour"),
+        Check(lambda stamps: stamps.dt.year.between(*YEARS), error=f"of the years {YEARS[0]} to {YEARS[1]}"),
+        Check(lambda stamps: ~stamps.duplicated(keep=False), error="each hour once"),
+    ]
+    check_cells(frame, name, _CORRECT, times=times)
+    # km/h taken for m/s stays within the range of an hour, but no month has such a mean. Means that are low are
+    # allowed: in winter radiation is below what is usual of a year.
+    means = frame[INPUTS[1:]].mean() if len(frame) >= MONTH_HOURS else {}
+    high = {name: means[name] for name in USUAL_MEANS if name in means and means[name] > USUAL_MEANS[name][1]}
+    if high:
+        raise DataError(
+            f"The mean of {' and of '.join(high)} is higher than that of any month.",
+            value=", ".join(f"{name}: {mean:.3g}" for name, mean in high.items()),
+            expected=", ".join(f"{name}: at most {USUAL_MEANS[name][1]} {UNITS[name]}" for name in high),
+            next_step="look at the unit: km/h for m/s, or °F for °C?",
+        )
+    return frame.reset_index(drop=True)
+
+
+def _too_many(amount: str) -> DataError:
+    return DataError(
+        "This is too much weather for one request.",
+        value=amount,
+        expected=f"at most {MAX_ROWS:,} rows, which is a year of hours, and {MAX_BYTES:,} bytes",
+        next_step="send it year by year",
+    )

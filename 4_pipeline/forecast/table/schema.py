@@ -1,0 +1,166 @@
+"""The processed table: its columns, units and ranges, the check that a table holds to them, and its files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pandas import DataFrame, Series
+from pyarrow import parquet
+
+from forecast import problem
+from forecast.errors import DataError
+from forecast.table.files import write_atomically
+from forecast.table.reading import convert_text, read_text, require_columns
+
+QUANTITIES = {quantity.name: quantity for quantity in (*problem.TARGETS, *problem.INPUTS)}
+FEATURES = [quantity.name for quantity in problem.INPUTS]
+TARGETS = [quantity.name for quantity in problem.TARGETS]
+COLUMNS = ["utc_timestamp", *TARGETS, *FEATURES]
+STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
+UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
+RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
+USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items() if quantity.usual}
+# Columns that weather may have besides: the capacity installed in its hours, with unit and range of the target.
+CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
+CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}
+MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
+A_DAY = timedelta(days=1)  # by which this machine's clock may be late
+SHOWN = 5  # faults that an error names; the rest are counted
+
+_MAKE_AGAIN = "make the file again (python -m forecast csv FILE, or the notebook make_processed_data)"
+
+
+def check(frame: DataFrame, name: str = "frame", next_step: str = _MAKE_AGAIN) -> DataFrame:
+    """Return ``frame`` if it is a processed table: see `COLUMNS`, `UNITS` and `RANGES`; further columns are allowed.
+
+    `utc_timestamp` is in UTC, each hour once and increasing; the other columns are float64 within range; no cell is
+    missing; there is at least one row. Raises DataError that counts the failures and names, of the first five, row (or
+    line, if the index has that name), time, column, value and rule.
+    """
+    from pandera.pandas import Check
+
+    require_columns(frame.columns, COLUMNS, name)
+    stamps = frame["utc_timestamp"]
+    if not len(frame):
+        raise DataError(f"{name} has no rows.", next_step=next_step)
+    if not isinstance(stamps.dtype, pd.DatetimeTZDtype) or str(stamps.dt.tz) != "UTC":
+        raise DataError(
+            f"{name}, column utc_timestamp: not a column of UTC times.",
+            value=f"{stamps.iloc[0]!r} (dtype {stamps.dtype})",
+            expected="a datetime column with the time zone UTC",
+            next_step='frame["utc_timestamp"] = pandas.to_datetime(frame["utc_timestamp"], utc=True)',
+        )
+    rules = [
+        Check(lambda stamps: stamps.diff() != timedelta(0), error="each hour once"),
+        Check(lambda stamps: ~(stamps.diff() < timedelta(0)), error="increasing"),
+        Check(lambda stamps: ~(stamps > datetime.now(UTC) + A_DAY), error="not in the future"),
+    ]
+    numbered = frame[COLUMNS] if frame.index.name == "line" else frame[COLUMNS].reset_index(drop=True)
+    check_cells(numbered, name, next_step, times=rules)
+    return frame
+
+
+def check_cells(
+    frame: DataFrame,
+    name: str,
+    next_step: str,
+    *,
+    times: list[Any] | None = None,
+    theirs: Mapping[str, str] | None = None,
+    nullable: bool = False,
+) -> None:
+    """Raise DataError for what pandera reports of a frame: numbers out of `RANGES`, empty cells unless ``nullable``.
+
+    The index is the row, or what its name says. ``times`` are pandera's checks of `utc_timestamp`, ``theirs`` a file's
+    own names of our columns.
+    """
+    from pandera.errors import SchemaErrors
+    from pandera.pandas import Check, Column, DataFrameSchema
+
+    columns = {"utc_timestamp": Column(checks=times)} if times else {}
+    described = {name: name for name in RANGES} | {column: target for target, column in CAPACITIES.items()}
+    for column in frame.columns.intersection(list(described)):
+        least, most = RANGES[described[column]]
+        rule = Check.in_range(least, most, error=f"between {least} and {most} {UNITS[described[column]]}")
+        columns[column] = Column("float64", rule, nullable=nullable)
+    try:
+        DataFrameSchema(columns).validate(frame, lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases.sort_values(["index", "column"], kind="stable", na_position="first")
+    else:
+        return
+    # Of a column of text the dtype is reported cell by cell; that its range cannot be checked says nothing more.
+    cases = cases[~cases["failure_case"].astype(str).str.startswith("TypeError(")].astype(object)
+    cases = cases.where(cases.notna(), None)
+    faults = []
+    for case in cases.head(SHOWN).itertuples(index=False):
+        where = "all rows"
+        if case.index is not None:
+            stamp = frame["utc_timestamp"][case.index]
+            where = f"{frame.index.name or 'row'} {case.index}" + (f" ({stamp:{STAMP}})" if stamp == stamp else "")
+        column = f"column {theirs[case.column]}: {case.column}" if theirs else case.column
+        broken = "no cell missing" if case.check == "not_nullable" else case.check
+        faults.append(
+            f"{where}, {column} = {'nothing' if case.failure_case is None else case.failure_case}, rule: {broken}"
+        )
+    if len(cases) > SHOWN:
+        faults.append(f"... and {len(cases) - SHOWN} more")
+    raise DataError(
+        f"{name} breaks the schema: {len(cases)} failure{'' if len(cases) == 1 else 's'}.",
+        value="\n".join(faults),
+        expected="each hour once, no cell missing, values within their ranges",
+        next_step=f"{next_step}; if a whole column is out of range, look at its unit",
+    )
+
+
+def convert(values: Series, column: str, unit: str) -> Series:
+    """Return ``values`` of ``unit`` in the unit of ``column`` (`UNITS`)."""
+    factor, divisor, offset = CONVERSIONS[column][unit]
+    return values * factor / divisor + offset
+
+
+def read(path: Path | str) -> DataFrame:
+    """Read a processed table from ``path``, a .csv or .parquet file, and check it; columns as `COLUMNS`.
+
+    Raises DataError: missing, damaged or other files, and whatever `raw.read_text` and `check` refuse.
+    """
+    path = Path(path)
+    if path.suffix == ".csv":
+        text = read_text(path, COLUMNS, next_step=_MAKE_AGAIN)
+        return check(convert_text(text, str(path)), str(path)).reset_index(drop=True)
+    try:
+        require_columns(parquet.read_schema(path).names, COLUMNS, str(path), _MAKE_AGAIN)
+        return check(pd.read_parquet(path, columns=COLUMNS), str(path))
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.", next_step=_MAKE_AGAIN) from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"The file {path} is damaged or not Parquet.", value=str(error).splitlines()[0], next_step=_MAKE_AGAIN
+        ) from None
+
+
+def write(frame: DataFrame, folder: Path, name: str = "germany") -> list[Path]:
+    """Write the processed table as ``name``.parquet and ``name``.csv into ``folder`` and return both paths.
+
+    The same table gives the same bytes. Raises DataError (table breaks the schema, disk full, folder not writable).
+    """
+    parquet = write_parquet(frame, Path(folder) / f"{name}.parquet")
+    return [parquet, write_csv(frame, Path(folder) / f"{name}.csv")]
+
+
+def write_parquet(frame: DataFrame, path: Path) -> Path:
+    """Write a processed table, or a part of one, as Parquet and return its path; bytes and errors as `write`."""
+    buffer = io.BytesIO()
+    check(frame, Path(path).name).to_parquet(buffer, index=False)
+    return write_atomically(path, buffer.getvalue())
+
+
+def write_csv(frame: DataFrame, path: Path) -> Path:
+    """Write a processed table as CSV and return its path; bytes and errors as `write`."""
+    return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())

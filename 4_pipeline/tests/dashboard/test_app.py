@@ -1,0 +1,45 @@
+"""The dashboard behind its real server, on a socket: huge bodies, many connections, and what is no HTTP at all."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import places
+import psutil
+import pytest
+from places import answer_of, clean_environment, free_port
+from request_bodies import URL
+
+Address = tuple[str, int]
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Return address and process of a dashboard with no data and no servers to follow."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    with places.dashboard(clean_environment(), folder, f"http://127.0.0.1:{free_port()}") as running:
+        yield running
+
+
+@pytest.fixture
+def address(dashboard) -> Address:
+    """Its host and port."""
+    return "127.0.0.1", int(dashboard[0].rpartition(":")[2])
+
+
+def test_fifty_megabytes_are_refused_unread(dashboard, address):
+    """A body that is far too large is answered 413 immediately, and the process grows by none of it."""
+    memory = psutil.Process(dashboard[1].pid).memory_info
+    before = memory().rss
+    head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50000000\r\n\r\n"
+    with socket.create_connection(address, timeout=20) as sender:
+        sender.sendall(head.encode())
+        assert sender.recv(200).startswith(b"HTTP/1.1 413 ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(50):
+                sender.sendall(b" " * 1_000_000)
+    assert memory().rss - before < 10e6
+    assert answer_of(f"{dashboard[0]}/health")

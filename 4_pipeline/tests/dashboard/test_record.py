@@ -1,0 +1,35 @@
+"""Of a run's explanations only figures are shown."""
+
+from __future__ import annotations
+
+import json
+
+import plotly.graph_objects as go
+import pytest
+from dashboard import record
+from forecast.errors import ModelError
+
+
+def _json(**changes) -> str:
+    return json.dumps(json.loads(go.Figure(go.Bar(x=["wind"], y=[1.0])).to_json()) | changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\ufffd",
+        "[]",
+        "7",
+        '"text"',
+        "[" * 50_000 + "]" * 50_000,
+        _json(data=[{"type": "bar", "nothing": 1}]),
+        _json(frames=[]),
+        _json(more=1),
+        _json(layout={"meta": "x" * 1_000_001}),
+    ],
+)
+def test_other_content_is_refused(content):
+    """JSON that is none, unknown properties, and size."""
+    with pytest.raises(ModelError, match="not a figure"):
+        record.figure(content, "explanations/importance.json")

@@ -1,0 +1,138 @@
+"""Scores, what the gate asks about a model, and what a model makes of its inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from forecast.learn.evaluation import coverage, importance, is_night, responses, score
+from forecast.learn.storage import LoadedModel
+from forecast.table.features import features, targets
+from forecast.table.schema import FEATURES, TARGETS
+from sklearn.linear_model import LinearRegression
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def two_days():
+    """48 hours of midsummer, measured."""
+    stamps = pd.date_range("2016-06-20", periods=48, freq="h", tz="UTC")
+    return pd.DataFrame(
+        {
+            "utc_timestamp": stamps,
+            "solar_GW": [float(h % 24) for h in range(48)],
+            "wind_GW": [5.0 + h for h in range(48)],
+        }
+    )
+
+
+def test_score_tells_the_targets_apart():
+    """Solar right but for 2 GW in each of two winter nights, wind the mean: each number is that of its own target."""
+    stamps = pd.date_range("2015-12-20", periods=48, freq="h", tz="UTC")
+    frame = pd.DataFrame(
+        {"utc_timestamp": stamps, "solar_GW": [float(h % 24) for h in range(48)], "wind_GW": range(48)}
+    )
+    predicted = frame[["solar_GW", "wind_GW"]].astype(float)
+    predicted["wind_GW"] = predicted["wind_GW"].mean()
+    night = is_night(frame["utc_timestamp"])
+    predicted.loc[night, "solar_GW"] = 2.0
+    scores = score(frame, predicted)
+    solar, wind = (scores.targets[key] for key in ("solar", "wind"))
+    assert solar.night == pytest.approx(2.0)
+    assert wind.night is None
+    assert wind.r2 == pytest.approx(0.0)
+    assert solar.r2 != pytest.approx(0.0)
+    assert scores.r2 == pytest.approx(solar.r2 / 2)
+    measures = {"r2", "mae", "bias", "lowest"}
+    names = {f"{measure}_{key}" for measure in measures for key in scores.targets}
+    names |= {"r2", "bias_solar_percent", "bias_wind_percent", "night_solar"}
+    assert scores.metrics().keys() == names
+    assert scores.metrics()["r2_solar"] == solar.r2
+
+
+def test_bias_is_the_mean_error_with_its_sign(two_days):
+    """Two GW too little wind in each hour; also in percent of the mean that was measured."""
+    predicted = two_days[["solar_GW", "wind_GW"]].copy()
+    predicted["wind_GW"] -= 2.0
+    scores = score(two_days, predicted)
+    assert scores.targets["wind"].bias == pytest.approx(-2.0)
+    assert scores.targets["wind"].bias_percent == pytest.approx(-200 / two_days["wind_GW"].mean())
+    assert scores.targets["solar"].bias_percent == pytest.approx(0.0)
+
+
+def test_score_notices_what_is_no_number(two_days):
+    """One NaN makes the whole prediction unusable."""
+    predicted = two_days[["solar_GW", "wind_GW"]].copy()
+    predicted.iloc[3, 0] = float("nan")
+    scores = score(two_days, predicted)
+    assert not scores.finite
+    assert np.isnan([scores.r2, scores.targets["solar"].night]).all()
+    assert scores.targets["wind"].r2 == 1
+
+
+def test_night_is_by_the_sun_and_not_by_radiation():
+    """Midwinter midnight is night, noon is not, nor is the hour of first light; in midsummer it never gets dark."""
+    winter = pd.Series(pd.to_datetime(["2015-12-21 23:00", "2015-12-21 11:00", "2015-12-21 06:00"], utc=True))
+    assert list(is_night(winter)) == [True, False, False]
+    assert not is_night(pd.Series(pd.to_datetime(["2016-06-21 02:00"], utc=True)))[0]
+
+
+def test_score_tells_the_weeks_that_are_whole_enough():
+    """Three weeks and two days, the second week with a gap of a day: its mean and those of two more, in order."""
+    stamps = pd.date_range("2016-06-20", periods=23 * 24, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": stamps, "solar_GW": range(23 * 24), "wind_GW": np.arange(23 * 24) % 2})
+    frame = frame.drop(range(8 * 24, 9 * 24)).reset_index(drop=True)
+    predicted = frame[["solar_GW", "wind_GW"]].copy()
+    predicted.loc[frame["utc_timestamp"] < "2016-06-27", "wind_GW"] += 4.0
+    scores = score(frame, predicted)
+    # Four times the standard deviation, 0.5, of one of two targets: the error as a multiple of it, in the mean of both.
+    assert scores.weekly_errors == pytest.approx((4.0, 0.0))
+    assert score(frame.assign(wind_GW=1.0), predicted.assign(wind_GW=1.5)).weekly_errors == (0.25, 0.25)
+    assert scores.period == ("2016-06-20T00:00:00Z", "2016-07-12T23:00:00Z")
+
+
+# -- what a model makes of its inputs ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def hours():
+    """Hours whose wind power is twice the wind speed, and whose solar power is a tenth of the direct radiation."""
+    random, count = np.random.default_rng(0), 3000
+    stamps = pd.date_range("2014-06-01", periods=count, freq="h", tz="UTC")
+    rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
+    return rows.assign(utc_timestamp=stamps, solar_GW=rows["rad_horizontal"] / 10, wind_GW=2 * rows["windspeed"])
+
+
+@pytest.fixture(scope="module")
+def model(hours):
+    """A line through them."""
+    return LoadedModel.of(LinearRegression().fit(features(hours), targets(hours)))
+
+
+def test_importance_is_that_of_the_input_that_matters(hours, model):
+    """Shuffling an input without a part in a target costs nothing; that of the one it follows costs all, twice."""
+    table = importance(model, hours)
+    assert list(table.index) == FEATURES
+    followed = {"solar_GW": "rad_horizontal", "wind_GW": "windspeed"}
+    for target in TARGETS:
+        # Against an independent copy of itself, the squared error is twice the variance: R2 falls from 1 to -1.
+        assert table.loc[followed[target], target] == pytest.approx(2, abs=0.15)
+        assert table.drop(index=followed[target])[target].abs().max() < 1e-9
+    assert importance(model, hours).equals(table)
+
+
+def test_responses_of_a_line_are_lines(hours, model):
+    """The mean prediction rises by the line's slope, and stays level along inputs without a part."""
+    table = responses(model, hours).set_index("feature")
+    wind = table.loc["windspeed"]
+    assert np.allclose(np.diff(wind["wind_GW"]) / np.diff(wind["value"]), 2)
+    assert np.allclose(table.loc["temperature", "wind_GW"], table.loc["temperature", "wind_GW"].iloc[0])
+    assert wind["value"].between(hours["windspeed"].min(), hours["windspeed"].max()).all()
+
+
+def test_coverage_counts_daylight_for_solar_power(hours):
+    """Half of the hours lie within for wind; for solar power the nights do not count."""
+    low, high = (pd.DataFrame(value, hours.index, TARGETS) for value in (0.0, 10.0))
+    night = hours.assign(solar_GW=np.where(hours["utc_timestamp"].dt.hour.between(8, 15), 99.0, 0.0))
+    held = coverage(night, low, high)
+    assert held["coverage_wind"] == pytest.approx((hours["wind_GW"] <= 10).mean())
+    # In June the sun is up for some sixteen hours, of which eight do not lie within.
+    assert 0.4 < held["coverage_solar"] < 0.6

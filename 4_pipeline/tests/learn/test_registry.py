@@ -1,0 +1,231 @@
+"""The registry, on a real tracking server: the alias, its record and its history, whoever does what simultaneously."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+from forecast import problem, tracking
+from forecast.learn import registry, storage
+from forecast.learn.registry import KINDS, Registry
+from forecast.parameters import Promote
+from forecast.table import features
+from forecast.tracking import PRODUCTION, connect
+from mlflow.exceptions import MlflowException
+from mlflow_gate import Decision, ModelError, Scores
+from mlflow_gate.decision import UNLEARNED
+from mlflow_gate.lineage import EXPERIMENT_TAG, version_in
+from sklearn.linear_model import LinearRegression
+
+# Promotes one model after the other until it is killed; a fork each time saves the imports.
+PROMOTE = """
+import os, sys
+from mlflow_gate import Decision, Scores, turns
+from forecast import problem
+from forecast.learn import registry
+turns.STALE_SECONDS = 0.5  # the turn of one that was killed
+problem.REGISTERED_MODEL = sys.argv[1]
+candidates = [word.split(",") for word in sys.argv[2:]]
+decision = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
+registry.connect()
+while True:
+    pid = os.fork()
+    if pid == 0:
+        gate = registry.Registry()
+        while True:
+            for run_id, model_uri in candidates:
+                gate.apply(decision, run_id, model_uri, gate.production(), "killed in between")
+    print(pid, flush=True)
+    os.waitpid(pid, 0)
+"""
+LENIENT = Promote(
+    min_gain=0.0, near_tie=0.002, alpha=0.05, min_r2={"solar": -1.0, "wind": -1.0}, max_night={"solar": 100.0},
+    max_latency_ms=60_000.0, max_size_MB=1000.0, max_bias_percent=100.0,
+)  # fmt: skip
+PROMOTED = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
+OLD_RECORD = """{"action": "promoted", "when": "2026-11-25T10:00:00+00:00", "who": "ada", "why": "pipeline",
+ "reason": "promoted: every rule passed and nothing was in production yet", "replaced": null, "replaced_scores": {},
+ "scores": {"r2": 0.939187, "hours": 7025, "period": ["2016-03-14T07:00:00Z", "2016-12-31T23:00:00Z"]},
+ "rules": [{"name": "loading", "value": "it loads", "limit": "it loads", "passed": true}],
+ "run": {"pipeline.stage": "train_gradient_boosting"}, "done": true}"""
+
+
+@pytest.fixture
+def registered_model(candidates, monkeypatch):
+    """The name of a registered model of this test's own."""
+    name = "a_model_of_its_own"
+    monkeypatch.setattr(problem, "REGISTERED_MODEL", name)
+    yield name
+    with contextlib.suppress(MlflowException):  # not every test makes it
+        connect().delete_registered_model(name)
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(10, marks=pytest.mark.walk), pytest.param(200, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+)
+def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidates, kills):
+    """At any moment the version in production exists, has the whole record of its promotion, and loads."""
+    dice, seen = random.Random(kills), set()
+    with subprocess.Popen(
+        [sys.executable, "-c", PROMOTE, registered_model, *candidates], stdout=subprocess.PIPE, text=True
+    ) as gate:
+        try:
+            for number in itertools.count():
+                if number >= kills and (len(seen) > 1 or number > 6 * kills):
+                    break
+                promoting = psutil.Process(int(gate.stdout.readline()))
+                time.sleep(dice.uniform(0.1, 3.0 if len(seen) > 1 else 1.5 + number / 2))  # a busy machine takes longer
+                promoting.send_signal(signal.SIGKILL)
+                promoting.wait(5)
+                serving = registry.production()
+                if serving is None:
+                    assert not seen, "the alias was there, and is gone"
+                    continue
+                seen.add(serving.version)
+                moves = Registry().history()
+                assert [move.number for move in moves] == list(range(1, len(moves) + 1))
+                assert all(move.replaced == before.version for before, move in itertools.pairwise(moves))
+                assert (moves[-1].version, moves[-1].action) == (serving.version, "promoted")
+                assert all(move.when and move.who and move.reason and move.scores and move.run for move in moves)
+                assert storage.load(serving.model_uri).kind in ("sklearn", "keras")
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for child in psutil.Process(gate.pid).children():
+                    child.kill()
+            os.kill(gate.pid, signal.SIGKILL)
+    assert len(seen) > 1
+
+
+def promote(candidate: str, why: str = "a test") -> str:
+    """Promote a logged model over what is there; return its version."""
+    registry = Registry()
+    return registry.apply(PROMOTED, *candidate.split(","), registry.production(), why).version
+
+
+def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_model, candidates, model_file):
+    """A version whose files are gone does not come back; the one that works stays."""
+    for candidate in candidates:
+        promote(candidate)
+    file = model_file(candidates[0])
+    file.rename(file.with_name("elsewhere"))
+    try:
+        with pytest.raises(ModelError):
+            Registry().rollback()
+    finally:
+        file.with_name("elsewhere").rename(file)
+    assert Registry().production().version == "2"
+    assert len(Registry().history()) == 2
+
+
+def test_record_of_the_version_before_this_package_is_read(registered_model, candidates):
+    """Tags as the commit 9aa0dbe wrote them: scores, hours and period come back, and a new move follows the old one."""
+    promote(candidates[0])
+    client, record = connect(), json.loads(OLD_RECORD)
+    client.set_model_version_tag(registered_model, "1", "workshop.move.000001", json.dumps(record))
+    client.delete_model_version_tag(registered_model, "1", "mlflow_gate.move.000001")
+    (move,) = Registry().history()
+    assert (move.action, move.who, move.figure, move.rows_judged) == (
+        "promoted", "ada", 0.939187, "(2016-03-14 to 2016-12-31)",
+    )  # fmt: skip
+    assert "hours" not in move.scores
+    promote(candidates[1])
+    assert [(each.number, each.version) for each in Registry().history()] == [(1, "1"), (2, "2")]
+    assert Registry().rollback().version == "1"
+
+
+def log_model_of(hours, folder):
+    """Log a linear model of ``hours``; return its run and its address."""
+    file = folder / f"{len(hours)}.parquet"
+    hours.to_parquet(file)
+    model = LinearRegression().fit(features.features(hours), features.targets(hours))
+    with tracking.start_run("train_linreg", data=[file], learned_from=file) as run:
+        return run.info.run_id, storage.log_model(model, hours.head())
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+@pytest.mark.parametrize(("learned", "weeks"), [(1200, 10), (2500, None)])
+def test_candidate_is_judged_on_hours_that_neither_model_learned_from(
+    registered_model, candidates, small_hours, tmp_path, learned, weeks
+):
+    """A champion that learned from part of the held-out hours is compared on the later ones; too few are a refusal."""
+    hours = pd.concat(small_hours, ignore_index=True)
+    hours.attrs = small_hours[0].attrs
+    gate = Registry(LENIENT, hours[900:])
+    gate.apply(PROMOTED, *log_model_of(hours[:learned], tmp_path), None, "it learned more")
+    decision, _ = gate.judge(*log_model_of(hours[:900], tmp_path))
+    rules = [rule.name for rule in decision.rules]
+    if weeks is None:
+        assert not decision.promoted
+        assert "too few: of 2100 the model in production learned from 1600" in decision.reason
+    else:
+        assert UNLEARNED not in rules
+        assert decision.candidate.period[0] == decision.champion.period[0] == "2014-07-21T00:00:00Z"
+        assert len(decision.candidate.blocks) == weeks
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+def test_experiment_of_dvc_decides_and_moves_nothing(registered_model, candidates, small_hours, tmp_path, monkeypatch):
+    """Inside `dvc exp run` the gate's verdict is returned, the alias stays, and runs carry the experiment's name."""
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "58dabc1")
+    monkeypatch.setenv("DVC_EXP_NAME", "less-data")
+    _, hours = small_hours
+    candidate = log_model_of(hours[:500].assign(solar_GW=hours["solar_GW"] + 1.0), tmp_path)
+    gate = Registry(LENIENT, hours[500:])
+    decision = gate.promote(*candidate)
+    assert (gate.production(), decision.production) == (None, {})
+    assert (decision.promoted, decision.experiment) == (False, "less-data")
+    assert decision.reason.endswith("its verdict: promoted: every rule passed and nothing was in production yet")
+    with tracking.start_run("train_rf") as run:
+        assert run.data.tags[EXPERIMENT_TAG] == "less-data"
+    assert gate.promote(*candidate, why="a person decided", even_in_experiment=True).production["version"] == "1"
+
+
+# -- lineage -----------------------------------------------------------------------------------------------------------
+
+
+def test_lineage_of_versions_by_other_hands(registered_model, candidates):
+    """A foreign place, a run that is none, a record that is junk or in part: a chain, and what is amiss."""
+    run_id, model_uri = candidates[0].split(",")
+    client, gate = connect(), Registry()
+    client.create_registered_model(registered_model)
+    ours = {"source": model_uri, "run_id": run_id, "model_id": model_uri.removeprefix("models:/")}
+    client.create_model_version(registered_model, source="s3://bucket/model", run_id="../x")
+    client.create_model_version(registered_model, **ours, tags={"mlflow_gate.move.000001": "{junk"})
+    for version in ("1", "2"):
+        client.set_registered_model_alias(registered_model, PRODUCTION, version)
+        assert gate.production().version == version
+        links = gate.verify(gate.lineage(version))
+        assert [link.kind for link in links] == list(KINDS)
+        troubles = {link.kind: link.trouble for link in links if link.trouble}
+        assert set(troubles) == {"model" if version == "1" else "commit"}  # the folder is no repository
+    assert not links[-2].known
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ('<meta name="forecast.model" content="wind_solar/3">', "3"),
+        ("utc_timestamp,solar_GW,wind_GW,model\n2016-01-01T00:00Z,0,1,wind_solar/12\n", "12"),
+        ('{"coverage": 0.8, "model": {"name": "wind_solar", "run_id": "ab", "version": "4"}}', "4"),
+        ('{"production": {\n "name": "wind_solar",\n "version": "5"}}', "5"),
+        ('{"model": "wind_solar"}', None),
+        ("wind_solar/1 and wind_solar/2", None),
+    ],
+)
+def test_lineage_finds_the_model_in_what_it_said(tmp_path, text, version):
+    """A report, a table of predictions, an answer of the dashboard, the gate's decision; none, or two, is an error."""
+    file = tmp_path / "said"
+    file.write_text(text)
+    with contextlib.nullcontext() if version else pytest.raises(ModelError):
+        assert version_in(file, "wind_solar") == version

@@ -1,0 +1,277 @@
+"""Files that are wrong in each way we could think of, given to everything that reads one."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from forecast.errors import DataError
+from forecast.parameters import Fetch, OwnFile
+from forecast.raw import sources
+from forecast.raw.prepare import prepare
+from forecast.table import schema
+from forecast.table.schema import write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROWS = 48
+
+
+class Reader:
+    """One of the readers, with a good file for it: ``read`` returns a frame and findings, if it has any."""
+
+    def __init__(self, kind, raw, frame, folder):
+        self.kind, self.folder = kind, folder
+        self.column, self.near = {
+            "power": ("DE_wind_generation_actual", "DE_wind_generation_actuall"),
+            "weather": ("DE_windspeed_10m", "DE_windspeed_10"),
+        }.get(kind, ("wind_GW", "wind_MW"))
+        if kind in ("power", "weather"):
+            for name in (sources.POWER_FILE, sources.WEATHER_FILE):
+                shutil.copy(raw / name, folder / name)
+            self.path = folder / (sources.POWER_FILE if kind == "power" else sources.WEATHER_FILE)
+            self.lines = self.path.read_text().splitlines()[: ROWS + 1]
+        else:
+            self.path = write(frame.head(ROWS), folder, "mine")[1]
+            self.lines = self.path.read_text().splitlines()
+        self.put()
+
+    def put(self, lines=None, encoding="utf-8"):
+        """Write the file, with these lines instead of the good ones."""
+        self.path.write_text("\n".join(lines or self.lines) + "\n", encoding=encoding)
+
+    def with_cells(self, values, column=None):
+        """The lines, with other cells in a column: ``values`` by line."""
+        place = self.lines[0].split(",").index(column or self.column)
+        lines = [line.split(",") for line in self.lines]
+        for line, value in values.items():
+            lines[line - 1][place] = value
+        return [",".join(fields) for fields in lines]
+
+    def read(self):
+        """Have the file read as a user would; return the frame and the findings, if there are any."""
+        if self.kind == "processed":
+            return schema.read(self.path), {}
+        if self.kind == "own":
+            sources.fetch("csv", self.folder / "raw", Fetch(source="csv", csv=OwnFile(file=str(self.path))))
+            return prepare(self.folder / "raw", 2013, 2013)
+        return prepare(self.folder, 2013, 2013)
+
+    def refuses(self, *words):
+        """Read, and return the error; it must hold the words, the file's name, and what to do."""
+        with pytest.raises(DataError) as caught:
+            self.read()
+        for word in (*words, self.path.name):
+            assert re.search(word, str(caught.value)), f"{word!r} is not in: {caught.value}"
+        assert caught.value.next_step
+        return caught.value
+
+
+@pytest.fixture(params=["power", "weather", "processed", "own"])
+def reader(request, raw, frame, tmp_path):
+    """Each reader in turn, with a good file of 48 hours."""
+    return Reader(request.param, raw, frame, tmp_path)
+
+
+def test_file_without_rows(reader):
+    """Nothing at all, no header in the first line, and a header alone."""
+    reader.path.write_bytes(b"")
+    assert reader.refuses("is empty").value == "0 bytes"
+    reader.put(["", *reader.lines])
+    reader.refuses("line 1: not the header, which is line 2", "lines_before_header: 1")
+    reader.put(reader.lines[:1])
+    reader.refuses("line 1: there is a header, and no row")
+
+
+def test_truncated_line(reader):
+    """A line cut in the middle of the file: its number, its text, how many fields it has and should have."""
+    lines = [*reader.lines]
+    lines[19] = lines[19][:30]
+    reader.put(lines)
+    error = reader.refuses("line 20: the line is cut short")
+    assert lines[19] in error.value
+    assert "fields" in error.expected
+
+
+def test_truncated_end(reader):
+    """The last number may have lost digits, though it still looks like one."""
+    reader.path.write_text("\n".join(reader.lines)[:-1])
+    reader.refuses(f"line {ROWS + 1}: the file is cut short", "echo >>")
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "a semicolon"), ("\t", "a tab"), ("|", "a bar")])
+def test_wrong_separator(reader, separator, name):
+    """The separator that seems to be there is named."""
+    reader.put([line.replace(",", separator) for line in reader.lines])
+    reader.refuses("line 1: the columns are not separated by a comma", name, "separator")
+
+
+def test_decimal_comma(reader):
+    """Quoted, the numbers are named as what they are; unquoted, as lines that are too long."""
+    values = dict.fromkeys(range(2, ROWS + 2), '"1,5"')
+    reader.put(reader.with_cells(values))
+    reader.refuses(rf"line 2, column {reader.column}", r"'1,5'", "decimal: ','", f"{ROWS} such cells")
+    reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), "1,5")))
+    reader.refuses("line 2: the line is cut short or too long", "numbers with a point")
+
+
+def test_byte_order_mark(reader):
+    """In front of UTF-8 it means nothing and is passed over."""
+    reader.put(encoding="utf-8-sig")
+    assert len(reader.read()[0]) == ROWS
+
+
+def test_other_encoding(reader):
+    """UTF-16 and a cell in Latin-1: the line that is not UTF-8, and how to turn it."""
+    reader.put(encoding="utf-16")
+    reader.refuses("line 1: not UTF-8", "CSV UTF-8")
+    reader.put(reader.with_cells({30: "1\u00b5"}), encoding="latin-1")
+    reader.refuses("line 30: not UTF-8", "CSV UTF-8")
+
+
+def test_packed_file(reader):
+    """A file that is no text is to be unpacked, or saved as text: no encoding is guessed."""
+    reader.path.write_bytes(gzip.compress(reader.path.read_bytes()))
+    reader.refuses("not UTF-8", "unpack it first")
+
+
+def test_stray_quote(reader):
+    """A quote in place of any comma of a line, or beside it: that line, and nothing of the others is lost."""
+    line = reader.lines[9]
+    for place in [match.start() for match in re.finditer(",", line)]:
+        for spoiled in (f'{line[:place]}"{line[place + 1 :]}', f'{line[: place + 1]}"{line[place + 1 :]}'):
+            reader.put([*reader.lines[:9], spoiled, *reader.lines[10:]])
+            reader.refuses("line 10: a quote is not closed", "quotes")
+
+
+def test_cells_in_quotes(reader):
+    """A cell, or a name of a column, may stand in quotes within its line, and may then hold commas."""
+    good = reader.read()[0]
+    reader.put([",".join(f'"{cell}"' for cell in [*line.split(","), "a, b"]) for line in reader.lines])
+    pd.testing.assert_frame_equal(reader.read()[0], good, check_exact=True)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_one_character_changes_its_row_at_most(reader, data):
+    """Put in or taken out anywhere, in plain lines or in quoted ones: the row where it stands, or an error."""
+    mark = data.draw(st.sampled_from(["", '"']), "quotes")
+    # Lines so long that the file is read in several blocks: pyarrow ends a cell with its block.
+    lines = [",".join(f"{mark}{cell}{mark}" for cell in [*line.split(","), "n" * 60_000]) for line in reader.lines]
+    reader.put(lines)
+    good = _rows(reader)
+    text = reader.path.read_text()
+    number = data.draw(st.integers(0, ROWS), "line")
+    start = sum(len(line) + 1 for line in lines[:number])
+    place = max(0, start + data.draw(st.integers(-2, len(lines[number]) - 60_000), "character"))
+    odd = st.sampled_from(",;|\n\r\t 0129.-+:eETZ\0\ufeff") | st.characters(codec="utf-8")
+    put = data.draw(st.just("") | st.just('"') | odd, "put in")
+    reader.path.write_bytes((text[:place] + put + text[place + (not put) :]).encode())
+    changed = _rows(reader)
+    if isinstance(changed, DataError):
+        return
+    number = text.count("\n", 0, place)
+    here = {pd.Timestamp("2013-01-01", tz="UTC") + pd.Timedelta(hours=number - 1)} if number else set()
+    differ = {stamp for stamp in good | changed if good.get(stamp) != changed.get(stamp)}
+    assert differ & good.keys() <= here
+    assert len(differ - good.keys()) <= len(here)
+
+
+def _rows(reader):
+    """Return the values that are read, by hour, or the error."""
+    try:
+        return {row[0]: row[1:] for row in reader.read()[0].itertuples(index=False)}
+    except DataError as error:
+        return error
+
+
+def test_missing_and_duplicate_columns(reader):
+    """The error names the nearest column that the file has; of two columns of one name neither is chosen."""
+    reader.put([reader.lines[0].replace(reader.column, reader.near), *reader.lines[1:]])
+    reader.refuses(rf"lacks 1 column: {reader.column} \(nearest: {reader.near}\)")
+    reader.put([f"{line},{reader.column if number == 0 else 1.0}" for number, line in enumerate(reader.lines)])
+    reader.refuses("line 1", f"more than once: {reader.column}")
+
+
+@pytest.mark.parametrize("text", ["n.a.", "1.000.0", "0x1f"])
+def test_text_in_numbers(reader, text):
+    """File, line, column and the text; and whether the cell may be empty."""
+    reader.put(reader.with_cells({25: text}))
+    error = reader.refuses(f"line 25, column {reader.column}", re.escape(repr(text)))
+    nullable = ", or nothing" if reader.kind != "processed" else ""
+    assert error.expected == f"a number{nullable}"
+
+
+def test_naive_timestamps(reader):
+    """A time without a zone is not guessed; for a file of one's own the mapping may say it."""
+    stamps = {line: reader.lines[line - 1].split(",")[0].removesuffix("Z") for line in range(2, ROWS + 2)}
+    reader.put(reader.with_cells(stamps, "utc_timestamp"))
+    reader.refuses("line 2, column utc_timestamp", r"fetch\.csv\.time\.zone", f"{ROWS} such cells")
+
+
+def test_impossible_cells(reader):
+    """A time off the hour in raw files (the publisher has quarter-hours, too), and negative power: line and rule."""
+    if reader.kind != "processed":
+        reader.put(reader.with_cells({40: "2013-01-02T14:15:00Z"}, "utc_timestamp"))
+        reader.refuses("line 40, column utc_timestamp: not a full hour", "2013-01-02T14:15:00Z")
+    reader.put(reader.with_cells({40: "-4"}))
+    reader.refuses(r"line 40 \(2013-01-02T14:00:00Z\)", reader.column, "rule: between 0 and")
+
+
+def test_hour_twice(reader):
+    """Of an hour that comes twice raw files keep the first row and count the second; a processed table is refused."""
+    reader.put([*reader.lines[:10], reader.lines[9], *reader.lines[10:]])
+    if reader.kind == "processed":
+        reader.refuses("line 11", "rule: each hour once")
+    else:
+        frame, findings = reader.read()
+        assert len(frame) == ROWS
+        assert findings["doubled"][reader.kind] == 1
+        assert findings["rows"][reader.kind] > ROWS
+
+
+def test_unsorted_rows(reader):
+    """Put in order and counted, or refused with the line that comes too late."""
+    lines = [*reader.lines]
+    lines[5], lines[20] = lines[20], lines[5]
+    reader.put(lines)
+    if reader.kind == "processed":
+        reader.refuses("line 7", "rule: increasing")
+    else:
+        frame, findings = reader.read()
+        assert frame["utc_timestamp"].is_monotonic_increasing
+        assert findings["unordered"][reader.kind] == 15
+
+
+def test_rows_of_other_years(reader):
+    """Rows outside the years asked for are counted, never lost in silence."""
+    if reader.kind == "processed":
+        pytest.skip("asks for no years")
+    reader.put(reader.with_cells({2: "2012-12-31T23:00:00Z"}, "utc_timestamp"))
+    _, findings = reader.read()
+    assert findings["outside_years"][reader.kind] == 1
+    assert findings["rows"][reader.kind] == ROWS
+    assert findings["hours_kept"] == ROWS - 1
+
+
+def test_future_dates(reader):
+    """What has not been cannot have been measured: refused with its line, or counted as a row of other years."""
+    reader.put(reader.with_cells({40: "2999-01-01T00:00:00Z"}, "utc_timestamp"))
+    if reader.kind == "processed":
+        reader.refuses("line 40 ", "2999-01-01T00:00:00Z", "rule: not in the future")
+    else:
+        assert reader.read()[1]["outside_years"][reader.kind] == 1
+
+
+def test_all_gaps(reader):
+    """A column without any value: named."""
+    reader.put(reader.with_cells(dict.fromkeys(range(2, ROWS + 2), "")))
+    if reader.kind == "processed":
+        reader.refuses("line 2 ", "wind_GW = nothing", "rule: no cell missing", "and 43 more")
+        return
+    with pytest.raises(DataError, match="no complete hour") as caught:
+        reader.read()
+    assert "no value at all of wind" in caught.value.value

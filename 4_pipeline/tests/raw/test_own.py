@@ -1,0 +1,394 @@
+"""A table of one's own: mapping, units, time zones, the hour that comes twice and the one that does not come."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import cycle
+
+import pandas as pd
+import pytest
+import yaml
+from forecast.errors import DataError, ParameterError
+from forecast.parameters import Fetch, OwnFile, TimeColumn, read_stage
+from forecast.raw import own_file, sources
+from forecast.raw.prepare import in_words, prepare
+from forecast.table import schema
+from forecast.table.origin import origin_of
+
+GERMAN = {
+    "file": "plants.csv",
+    "separator": ";",
+    "decimal": ",",
+    "time": {"column": "Zeit", "zone": "Europe/Berlin", "format": "%d.%m.%Y %H:%M"},
+    "columns": {
+        "solar_GW": {"column": "PV", "unit": "kW"},
+        "wind_GW": {"column": "Wind", "unit": "MW"},
+        "windspeed": {"column": "v10", "unit": "km/h"},
+        "temperature": {"column": "T", "unit": "K"},
+        "rad_horizontal": {"column": "direkt", "unit": "J/m2"},
+        "rad_diffuse": {"column": "diffus", "unit": "kJ/m2"},
+    },
+    "attribution": "Our plants, our meters.",
+}
+
+
+ROW = "2000000;4000;18;283,15;360000;180"
+NOTHING = float("nan")
+
+
+@pytest.fixture
+def put(tmp_path):
+    """A function that writes a German table with these local times, and these values row by row, again and again."""
+
+    def write(times, *rows):
+        lines = ["Zeit;PV;Wind;v10;T;direkt;diffus", *map(";".join, zip(times, cycle(rows or [ROW]), strict=False))]
+        path = tmp_path / "plants.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+def _own(**changed):
+    return OwnFile.model_validate(GERMAN | changed)
+
+
+def _prepare(tmp_path, options, *years):
+    sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=options), base=tmp_path)
+    return prepare(tmp_path / "raw", *years)
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({2022: {"solar_GW": 1.0}}, ["fetch.csv.capacity.2022.wind_GW is missing"]),
+        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "above 0"]),
+        ({2022: {"solar_GW": 1, "wind_GW": 1, "sun_GW": 1}}, ["fetch.csv.capacity.2022.sun_GW is unknown", "wind_GW"]),
+        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "keys, at least 2"]),
+        ({"last": {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity.last", "a valid integer"]),
+        (80, ["fetch.csv.capacity", "80", "keys, at least 2"]),
+    ],
+)
+def test_own_capacity_that_is_not_allowed_is_named(tmp_path, figures, words):
+    """The key, the value, and what is allowed."""
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump({"fetch": {"source": "csv", "csv": {"file": "own.csv", "capacity": figures}}}))
+    with pytest.raises(ParameterError) as caught:
+        read_stage(file, "fetch")
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
+    """Decimal commas, kW, km/h, kelvin and joules in, GW, m/s, degrees and watts out; local time becomes UTC."""
+    put(["01.07.2015 02:00", "01.07.2015 03:00"])
+    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
+    assert frame["utc_timestamp"].tolist() == list(pd.date_range("2015-07-01T00:00Z", periods=2, freq="h"))
+    assert frame.iloc[0, 1:].round(9).tolist() == [2.0, 4.0, 5.0, 10.0, 100.0, 50.0]
+    assert findings["source"] == "csv"
+    assert findings["rows"] == {"own": 2}
+    assert findings["clock_changes"] == {"ambiguous": 0, "skipped": 0}
+    origin = origin_of(frame)
+    assert (origin.attribution, origin.modelled) == ("Our plants, our meters.", False)
+
+
+def test_processed_table_is_taken_as_it_is(prepared, tmp_path):
+    """What the pipeline wrote is read again without a mapping, to the last digit; a zone stands in for offsets."""
+    frame, _ = prepared
+    utc = OwnFile(file="b.csv", time=TimeColumn(column="utc_timestamp", zone="UTC"))
+    for described, stamp in ((OwnFile(file="a.csv"), "%Y-%m-%dT%H:%M:%SZ"), (utc, "%Y-%m-%d %H:%M:%S")):
+        frame.to_csv(tmp_path / described.file, index=False, date_format=stamp)
+        again, findings = _prepare(tmp_path, described)
+        pd.testing.assert_frame_equal(again, frame)
+        assert findings["hours_kept"] == len(frame)
+        assert findings["absent"] == {"own": 48}
+
+
+def test_hours_in_the_future_are_refused_with_a_step_for_own_files(put, tmp_path):
+    """The error names the file and the years, and no command that makes the sample."""
+    put(["01.07.2095 02:00", "01.07.2095 03:00"])
+    with pytest.raises(DataError, match=r"prepared from plants\.csv breaks the schema") as caught:
+        _prepare(tmp_path, _own(), 2095, 2095)
+    assert "prepare.first_year" in caught.value.next_step
+    assert "forecast csv" not in caught.value.next_step
+
+
+def test_fetch_copies_a_file_that_changed_and_leaves_one_that_did_not(put, tmp_path):
+    """The folder follows the file; unchanged, nothing is written."""
+    options = Fetch(source="csv", csv=_own())
+    put(["01.07.2015 02:00"])
+    paths = sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
+    assert [path.name for path in paths] == ["own.csv", "SOURCE.md", "source.json", "SHA256SUMS"]
+    before = paths[0].stat().st_mtime_ns
+    sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
+    assert paths[0].stat().st_mtime_ns == before
+    changed = put(["01.07.2015 03:00"])
+    sources.fetch("csv", tmp_path / "raw", options, base=tmp_path)
+    assert paths[0].read_bytes() == changed.read_bytes()
+
+
+def test_fetch_without_a_file_says_where_to_name_one(tmp_path):
+    """No section in params.yaml, and no such file: both say what to write."""
+    with pytest.raises(ParameterError, match="needs a file") as caught:
+        sources.fetch("csv", tmp_path / "raw")
+    assert "own/README.md" in caught.value.next_step
+    with pytest.raises(DataError, match=r"plants\.csv cannot be read"):
+        sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=_own()), base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "words", "wind"),
+    [
+        ("2.000.000;4.000,5;18;283,15;360.000;180", {"thousands": "."}, "thousands: '.'", 4.0005),
+        ("2 000 000;4\u202f000;18;283,15;360\u00a0000;180", {"thousands": " "}, "thousands: ' '", 4),
+        ("2'000'000;4\u2019000,5;18;283,15;360000;180", {"thousands": "'"}, 'thousands: "\'"', 4.0005),
+        ("2,000,000;4,000.5;18;283.15;360000;180", {"thousands": ",", "decimal": "."}, "decimal: '.'", 4.0005),
+        ("2000000;-;18;283,15;360000;180", {"no_value": ["-"]}, "no_value: ['-']", NOTHING),
+        ("2000000; k.A. ;18;283,15;360000;180", {"no_value": ["k.A."]}, "no_value: ['k.A.']", NOTHING),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_their_source_writes_them(put, row, key, words, wind):
+    """Marks for thousands and for no value need a key of params.yaml; without it the error names the key."""
+    path = put(["01.07.2015 02:00"], row)
+    frame = own_file.read(path, _own(**key)).frame
+    assert frame.iloc[0, 1:].tolist() == pytest.approx([2, wind, 5, 10, 100, 50], nan_ok=True)
+    with pytest.raises(DataError, match=r"plants\.csv, line 2") as caught:
+        own_file.read(path, _own())
+    assert words in caught.value.next_step
+
+
+def test_number_that_stands_for_no_value_needs_a_key(put, tmp_path):
+    """-999 is impossible, and the error says how to name it."""
+    put(["01.07.2015 02:00", "01.07.2015 03:00"], ROW.replace("283,15", "-999"))
+    with pytest.raises(DataError, match="column T: temperature") as caught:
+        _prepare(tmp_path, _own(), 2015, 2015)
+    assert "set no_value" in caught.value.next_step
+    with pytest.raises(DataError, match="no complete hour"):
+        _prepare(tmp_path, _own(no_value=["-999"]), 2015, 2015)
+
+
+def test_thousands_are_groups_of_three(put):
+    """With a mark for thousands `1.5` is no number: it would be read as 15."""
+    with pytest.raises(DataError, match="line 2, column Wind") as caught:
+        own_file.read(put(["01.07.2015 02:00"], "2000000;1.5;18;283,15;360000;180"), _own(thousands="."))
+    assert caught.value.value == "'1.5'"
+
+
+def test_small_negative_values_become_zero_by_a_key_and_are_counted(put, tmp_path):
+    """What meters write at night is 0 with `negative_as_zero`; larger ones, and all without the key, are errors."""
+    times, night = ["01.07.2015 01:00", "01.07.2015 02:00"], ROW.replace("4000;", "-3,5;")
+    with pytest.raises(DataError, match=r"plants\.csv, line 2, column Wind") as caught:
+        own_file.read(put(times, night, ROW), _own())
+    assert "negative_as_zero: true" in caught.value.next_step
+    _, frame, _, counts = own_file.read(put(times, night, ROW), _own(negative_as_zero=True))
+    assert frame["wind_GW"].tolist() == [0, 4]
+    assert counts["negative_as_zero"] == dict.fromkeys(schema.RANGES, 0) | {"wind_GW": 1}
+    assert "set to 0: wind_GW 1" in in_words(_prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)[1])
+    put(times, night.replace("-3,5", "-3000"), ROW)
+    with pytest.raises(DataError, match="between 0 and 200"):
+        _prepare(tmp_path, _own(negative_as_zero=True), 2015, 2015)
+
+
+def test_lines_before_the_header_are_skipped_by_a_key(put):
+    """Without the key the error names it with its value; lines are counted from the start of the file."""
+    path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
+    path.write_text('Station 7, 12" mast\n\nZeit in Ortszeit\n' + path.read_text())
+    with pytest.raises(DataError, match="line 1: not the header, which is line 4") as caught:
+        own_file.read(path, _own())
+    assert "lines_before_header: 3" in caught.value.next_step
+    _, frame, _, _ = own_file.read(path, _own(lines_before_header=3))
+    assert frame.index.tolist() == [5, 6]
+    path.write_text(path.read_text().replace("4000", "four", 1))
+    with pytest.raises(DataError, match="line 5, column Wind"):
+        own_file.read(path, _own(lines_before_header=3))
+    path.write_text(path.read_text() + "01.07.2015 04:00;1\n")
+    with pytest.raises(DataError, match="line 7: the line is cut short"):
+        own_file.read(path, _own(lines_before_header=3))
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", ";;;;;;\n", "\r\n"])
+def test_empty_lines_at_the_end_are_left_out(put, end):
+    """Spreadsheets write them; an empty line between two rows is an error."""
+    path = put(["01.07.2015 02:00", "01.07.2015 03:00"])
+    text = path.read_text()
+    path.write_bytes((text + end).encode())
+    assert own_file.read(path, _own()).frame.index.tolist() == [2, 3]
+    path.write_bytes((text + end + text.splitlines()[-1] + "\n").encode())
+    with pytest.raises(DataError, match="line 4, column Zeit"):
+        own_file.read(path, _own())
+
+
+@pytest.mark.parametrize(("written", "named"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_header_is_the_same_in_both_forms_of_unicode(put, written, named):
+    """A mark above a letter may be a character of its own, and a reader sees no difference."""
+    path = put(["01.07.2015 02:00"])
+    path.write_text(path.read_text().replace("Wind", unicodedata.normalize(written, "Wind für Höhe")))
+    wind = {"column": unicodedata.normalize(named, "Wind für Höhe"), "unit": "MW"}
+    assert own_file.read(path, _own(columns=GERMAN["columns"] | {"wind_GW": wind})).frame["wind_GW"].tolist() == [4]
+
+
+def test_separator_is_named_for_a_header_whose_names_hold_the_declared_one(put):
+    """Semicolons in the file, a comma in params.yaml and in a name: the error names the separator and its key."""
+    path = put(["01.07.2015 02:00"])
+    path.write_text(path.read_text().replace("Wind", "Wind, an Land"))
+    with pytest.raises(DataError, match="line 1: the columns are not separated by a comma") as caught:
+        own_file.read(path, _own(separator=",", columns={"wind_GW": {"column": "Wind, an Land", "unit": "MW"}}))
+    assert "separator ';'" in caught.value.next_step
+
+
+# -- ends of hours -----------------------------------------------------------------------------------------------------
+BY_END = GERMAN["time"] | {"stamp": "end"}
+DAY_OF_ENDS = [*(f"01.07.2015 {hour:02}:00" for hour in range(1, 24)), "01.07.2015 24:00"]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("midnight", ["01.07.2015 24:00", "01.07.2015 00:00", "02.07.2015 00:00"])
+def test_stamps_at_the_end_of_the_hour_are_read_by_a_key(put, midnight, newest_first):
+    """Hours 01 to 24, whichever way midnight is written; without the key the error names it."""
+    times = [*DAY_OF_ENDS[:-1], midnight, "02.07.2015 01:00"][:: -1 if newest_first else 1]
+    _, frame, _, _ = own_file.read(put(times), _own(time=BY_END))
+    hours = pd.date_range("2015-06-30T22:00Z", periods=25, freq="h")
+    assert frame["utc_timestamp"].tolist() == list(hours[:: -1 if newest_first else 1])
+    if midnight.startswith("01"):
+        with pytest.raises(DataError, match="column Zeit") as caught:
+            own_file.read(put(times), _own())
+        assert (caught.value.value, "time.stamp: end" in caught.value.next_step) == (repr(midnight), True)
+
+
+@pytest.mark.parametrize("by_clock", [False, True])
+def test_ends_of_hours_around_a_clock_change(put, by_clock):
+    """An hour's end is its start and one hour, or what the clock says then: each hour comes out once."""
+    hours = pd.Series(pd.date_range("2015-01-01", "2016-01-01", freq="h", tz="UTC", inclusive="left", unit="us"))
+    local = hours.dt.tz_convert("Europe/Berlin")
+    hour = pd.Timedelta(hours=1)
+    ends = local + hour if by_clock else local.dt.tz_localize(None) + hour
+    _, frame, _, counts = own_file.read(put(ends.dt.strftime("%d.%m.%Y %H:%M")), _own(time=BY_END))
+    assert frame["utc_timestamp"].tolist() == hours.tolist()
+    assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
+
+
+# -- other distances than an hour --------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("step", "words"), [("15min", "0.25 hours"), ("30min", "0.5 hours"), ("3h", "3 hours"), ("D", "24 hours")]
+)
+def test_rows_that_are_not_an_hour_apart_are_refused(put, tmp_path, step, words):
+    """Quarters of an hour, and days, are no hours: the distance and the cure; a few gaps change nothing."""
+    times = pd.date_range("2015-07-01", periods=60, freq=step).strftime("%d.%m.%Y %H:%M")
+    put(times)
+    with pytest.raises(DataError, match=rf"plants\.csv: the rows are {words} apart") as caught:
+        _prepare(tmp_path, _own(), 2015, 2015)
+    assert "hourly means" in caught.value.next_step
+    hours = pd.date_range("2015-07-01", periods=60, freq="h").strftime("%d.%m.%Y %H:%M")
+    put([*hours[:10], *hours[20:30], *hours[45:]])
+    assert len(_prepare(tmp_path, _own(), 2015, 2015)[0]) == 35
+
+
+def test_hours_of_a_half_hour_zone_are_refused_with_the_cure(put):
+    """India's hours begin at :30 UTC: a zone of whole hours moves all rows alike. Times such as 12:30 need a format."""
+    times = ["01.07.2015 02:00", "01.07.2015 03:00"]
+    with pytest.raises(DataError, match="line 2, column Zeit") as caught:
+        own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "Asia/Kolkata"}))
+    assert "not at :30" in caught.value.expected
+    assert "'+05:00'" in caught.value.next_step
+    _, frame, _, _ = own_file.read(put(times), _own(time=GERMAN["time"] | {"zone": "+05:00"}))
+    assert frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
+    middle = [time.replace(":00", ":30") for time in times]
+    with pytest.raises(DataError, match="line 2, column Zeit"):
+        own_file.read(put(middle), _own())
+    literal = GERMAN["time"] | {"format": "%d.%m.%Y %H:30"}
+    assert own_file.read(put(middle), _own(time=literal)).frame["utc_timestamp"].dt.minute.tolist() == [0, 0]
+
+
+def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(put):
+    """Within each year time runs forwards: the first of the two rows is summer's, as in a file of that year alone."""
+    hours = pd.Series(pd.date_range("2013-01-01", "2016-01-01", freq="h", tz="Europe/Berlin", inclusive="left"))
+    years = [hours[hours.dt.year == year] for year in (2015, 2014, 2013)]
+    for parts in (years, [part[::-1] for part in years], years[::-1], [part[::-1] for part in years[::-1]]):
+        joined = pd.concat(parts)
+        _, frame, _, _ = own_file.read(put(joined.dt.strftime("%d.%m.%Y %H:%M")), _own())
+        assert frame["utc_timestamp"].tolist() == joined.dt.tz_convert("UTC").tolist()
+
+
+AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_hour_that_comes_twice_becomes_two(put, newest_first):
+    """02:00 in autumn: summer's and winter's, by their order, whichever way the file is sorted."""
+    _, frame, _, counts = own_file.read(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
+    hours = list(pd.date_range("2015-10-24T23:00Z", periods=4, freq="h"))
+    assert frame["utc_timestamp"].tolist() == (hours[::-1] if newest_first else hours)
+    assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
+
+
+def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, tmp_path):
+    """One 02:00 in autumn could be either: the row is left out."""
+    put(AUTUMN[:2] + AUTUMN[3:])
+    frame, findings = _prepare(tmp_path, _own(), 2015, 2015)
+    assert len(frame) == 2
+    assert findings["clock_changes"] == {"ambiguous": 1, "skipped": 0}
+
+
+def test_hour_that_never_was_is_left_out_when_empty_and_an_error_when_not(put):
+    """02:00 in spring: an empty row is filler; values in it mean that the zone is wrong, and which one to try."""
+    spring = ["29.03.2015 01:00", "29.03.2015 02:00", "29.03.2015 03:00"]
+    path = put(spring)
+    with pytest.raises(DataError, match="line 3, column Zeit") as caught:
+        own_file.read(path, _own())
+    assert caught.value.value == "'29.03.2015 02:00'"
+    assert "+01:00" in caught.value.next_step
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "29.03.2015 02:00;;;;;;", lines[3]]) + "\n")
+    _, frame, _, counts = own_file.read(path, _own())
+    assert frame.index.tolist() == [2, 4]
+    assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 1}
+
+
+def test_zone_may_be_an_offset_and_offsets_need_no_zone(put):
+    """With +01:00 every hour of the year exists once; offsets in the file tell two equal times apart."""
+    time = TimeColumn(column="Zeit", zone="+01:00", format="%d.%m.%Y %H:%M")
+    _, frame, _, counts = own_file.read(put(["29.03.2015 02:00", "25.10.2015 02:00"]), _own(time=time.model_dump()))
+    assert frame["utc_timestamp"].dt.hour.tolist() == [1, 1]
+    assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
+    times = ["2015-10-25T02:00:00+02:00", "2015-10-25T02:00:00+01:00"]
+    _, frame, _, _ = own_file.read(put(times), _own(time={"column": "Zeit"}))
+    assert frame["utc_timestamp"].dt.hour.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("times", "time", "line", "words"),
+    [
+        (["2015-01-01 00:00"], {}, 2, ["a zone", "fetch.csv.time.zone", "time: {column: Zeit, zone: UTC}"]),
+        (["2015-01-01T00:00:00Z", "2015-01-01 01:00"], {}, 3, ["an offset"]),
+        (["2015-01-01 00:00", "soon"], {"zone": "UTC"}, 3, ["'soon'"]),
+        (["2015-01-01 00:00", ""], {"zone": "UTC"}, 3, ["an empty cell"]),
+        (["01.13.2015 00:00"], {"zone": "UTC", "format": "%d.%m.%Y %H:%M"}, 2, ["'01.13.2015 00:00'", "%d.%m.%Y"]),
+    ],
+)
+def test_time_that_cannot_be_used_is_named(put, times, time, line, words):
+    """Line, column, value, what was expected and what to do."""
+    with pytest.raises(DataError, match=f"plants.csv, line {line}, column Zeit") as caught:
+        own_file.read(put(times), _own(time={"column": "Zeit", **time}))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlim", "../../etc/passwd", "+25:00"])
+def test_zone_that_does_not_exist_is_named(put, zone):
+    """The error about an unknown zone names two that are allowed."""
+    with pytest.raises(ParameterError, match=r"time\.zone is not a time zone") as caught:
+        own_file.read(put(["01.07.2015 02:00"]), _own(time=GERMAN["time"] | {"zone": zone}))
+    assert "Europe/Berlin" in caught.value.expected
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "value", "expected"),
+    [
+        ("wind_GW", "kW", 1e6, 1), ("windspeed", "km/h", 36, 10), ("windspeed", "kn", 10, 5.1444),
+        ("windspeed", "mph", 10, 4.4704), ("temperature", "K", 273.15, 0), ("temperature", "F", 212, 100),
+        ("rad_diffuse", "J/m2", 3.6e6, 1000), ("rad_diffuse", "kJ/m2", 3600, 1000), ("rad_diffuse", "MJ/m2", 3.6, 1000),
+        ("rad_diffuse", "kWh/m2", 1, 1000), ("rad_diffuse", "Wh/m2", 1, 1),
+    ],
+)  # fmt: skip
+def test_units_are_converted(column, unit, value, expected):
+    """Known pairs of values."""
+    assert schema.convert(pd.Series([value]), column, unit)[0] == pytest.approx(expected, abs=1e-4)

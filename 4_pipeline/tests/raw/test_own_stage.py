@@ -1,0 +1,112 @@
+"""The own file as a dependency of the stage `fetch`, and the script that makes it, as the page of the folder shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from places import BIN, PROJECT, clean_environment
+
+PAGE = (PROJECT / "own" / "README.md").read_text()
+[STAGES] = [
+    yaml.safe_load(block) for block in re.findall(r"^```yaml dvc.yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+]
+[(SCRIPT, CODE)] = re.findall(r"^```python (\S+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def pipeline(tmp_path) -> Path:
+    """The stage `fetch` in a folder of its own, which needs no servers."""
+    for name in ("own", "forecast"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.csv"))
+    stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["fetch"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))
+    for name in ("params.yaml", "requirements.txt", ".dvcignore"):
+        shutil.copy(PROJECT / name, tmp_path)
+    dvc(tmp_path, "init", "--no-scm", "--quiet")
+    return tmp_path
+
+
+def dvc(folder: Path, *words: str) -> str:
+    """Type a command of DVC's in a folder; return what it prints."""
+    command = [BIN / "dvc", *words]
+    done = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_from(folder: Path, file: str) -> None:
+    """Name an own file in params.yaml."""
+    parameters = folder / "params.yaml"
+    content = yaml.safe_load(parameters.read_text()) | {"fetch": {"source": "csv", "csv": {"file": file}}}
+    parameters.write_text(yaml.safe_dump(content))
+
+
+def runs_fetch(folder: Path) -> bool:
+    """Return whether `dvc repro` runs the stage `fetch`."""
+    return "Running stage 'fetch'" in dvc(folder, "repro")
+
+
+def test_fetch_depends_on_the_folder_of_own_files(pipeline):
+    """A changed file there is read again, without a change of params.yaml, and bytecode is no change."""
+    (pipeline / "own" / "hours.csv").write_text("a\n")
+    read_from(pipeline, "own/hours.csv")
+    assert runs_fetch(pipeline)
+    assert list(pipeline.rglob("__pycache__"))
+    assert not runs_fetch(pipeline)
+    (pipeline / "own" / "hours.csv").write_text("b\n")
+    assert runs_fetch(pipeline)
+    assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
+
+
+def test_file_elsewhere_is_refused(pipeline):
+    """Its changes would not be noticed: the command says so, and a link will do."""
+    (pipeline / "elsewhere.csv").write_text("a\n")
+    read_from(pipeline, "elsewhere.csv")
+    command = [BIN / "python", "-m", "forecast", "fetch", "--to", "data/raw"]
+    done = subprocess.run(command, cwd=pipeline, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "elsewhere.csv" in done.stderr
+    step = done.stderr.split("next:")[1].partition(", and")[0]
+    subprocess.run(step, shell=True, cwd=pipeline, check=True)
+    read_from(pipeline, "own/elsewhere.csv")
+    assert runs_fetch(pipeline)
+    (pipeline / "elsewhere.csv").write_text("b\n")
+    assert runs_fetch(pipeline)
+
+
+def test_script_that_makes_the_own_file_is_a_stage(pipeline):
+    """The page's stage and its script: hourly means of quarter hours reach `fetch` in one run, and changes too."""
+    stamps = pd.date_range("2022-01-01", periods=8, freq="15min", tz="UTC", name="utc_timestamp")
+    pd.DataFrame({"wind_GW": range(8)}, stamps).to_csv(pipeline / "own" / "quarters.csv")
+    (pipeline / SCRIPT).write_text(CODE)
+    content = yaml.safe_load((pipeline / "dvc.yaml").read_text())["stages"]
+    added = {name: content.get(name, {}) | values for name, values in STAGES["stages"].items()}
+    (pipeline / "dvc.yaml").write_text(yaml.safe_dump({"stages": content | added}))
+    read_from(pipeline, STAGES["stages"]["prepare_own"]["outs"][0])
+    assert runs_fetch(pipeline)
+    made = pipeline / "data" / "raw" / "own.csv"
+    assert made.read_text() == "utc_timestamp,wind_GW\n2022-01-01T00:00:00Z,1.5\n2022-01-01T01:00:00Z,5.5\n"
+    assert not runs_fetch(pipeline)
+    (pipeline / SCRIPT).write_text(CODE.replace(".mean()", ".max()"))
+    assert runs_fetch(pipeline)
+    assert "T01:00:00Z,7" in made.read_text()
+
+
+def test_scripts_are_committed_and_data_is_not():
+    """Git takes what makes the file, and leaves the file."""
+    names = ["own/plants.py", "own/plants.ipynb", "own/plants.csv", "own/plants.parquet", "own/plants.xlsx"]
+    done = subprocess.run(
+        ["git", "check-ignore", *names],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+    )
+    assert done.stdout.split() == names[2:]

@@ -1,0 +1,87 @@
+"""From raw files to the processed frame: the rule, the counts, and raw files that cannot be used."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from forecast.errors import DataError, ParameterError
+from forecast.raw.prepare import LAYOUT, load_or_make, prepare
+from forecast.table import schema
+from forecast.table.schema import write
+
+POWER, WEATHER = "time_series_60min_singleindex.csv", "weather_data.csv"
+
+
+def test_prepare_counts_the_faults_of_the_sample(prepared):
+    """The findings tell hours expected, kept, doubled, absent and incomplete, and can be written as JSON."""
+    frame, findings = prepared
+    assert schema.check(frame) is frame
+    assert len(frame) == 35_016
+    assert json.loads(json.dumps(findings)) == findings
+    by_year = findings["by_year"]
+    assert {name: findings[name] for name in findings if name != "by_year"} == {
+        "source": "sample",
+        "first_year": 2013,
+        "last_year": 2016,
+        "hours_expected": 35_064,
+        "hours_kept": 35_016,
+        "hours_left_out": 48,
+        "rows": {"power": 35_040, "weather": 35_056},
+        "outside_years": {"power": 0, "weather": 0},
+        "unordered": {"power": 0, "weather": 0},
+        "doubled": {"power": 4, "weather": 0},
+        "absent": {"power": 28, "weather": 8},
+        "incomplete": {
+            "solar_GW": 4,
+            "wind_GW": 5,
+            "windspeed": 2,
+            "temperature": 0,
+            "rad_horizontal": 1,
+            "rad_diffuse": 0,
+        },
+        "first_hour": "2013-01-01T00:00:00Z",
+        "last_hour": "2016-12-31T23:00:00Z",
+    }
+    assert {year: counts["hours_kept"] for year, counts in by_year.items()} == {
+        "2013": 8755, "2014": 8745, "2015": 8759, "2016": 8757,
+    }  # fmt: skip
+
+
+def test_prepare_invents_no_row_and_no_value(raw, prepared):
+    """The processed rows are exactly the first, complete rows of both raw files, power divided by 1000."""
+    power = pd.read_csv(raw / POWER).drop_duplicates("utc_timestamp", keep="first")
+    both = power.merge(pd.read_csv(raw / WEATHER), on="utc_timestamp")
+    ours = {theirs: name for columns in LAYOUT.values() for theirs, name in columns.items()}
+    expected = both[["utc_timestamp", *ours]].dropna().rename(columns=ours)
+    expected[schema.TARGETS] = expected[schema.TARGETS] / 1000
+    table = prepared[0].copy()
+    table["utc_timestamp"] = table["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert table.set_index("utc_timestamp").equals(expected.set_index("utc_timestamp"))
+
+
+def test_prepare_refuses_years_without_data(raw):
+    """Years that the files do not hold give a DataError; years in the wrong order a ParameterError."""
+    with pytest.raises(DataError, match="no complete hour in common from 1999 to 2000"):
+        prepare(raw, 1999, 2000)
+    with pytest.raises(ParameterError, match="last year is before the first"):
+        prepare(raw, 2016, 2013)
+
+
+def test_write_gives_the_same_bytes_twice(frame, tmp_path):
+    """Both files come out the same each time, under the name asked for, and the frame is not changed."""
+    before = frame.copy()
+    one, two = write(frame, tmp_path / "one"), write(frame, tmp_path / "two", name="europe")
+    assert [path.name for path in one + two] == ["germany.parquet", "germany.csv", "europe.parquet", "europe.csv"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_load_or_make_makes_the_file_once_and_reads_it_after(prepared, tmp_path):
+    """Without a file the sample is made into it; with one, that one is read."""
+    csv = tmp_path / "germany.csv"
+    pd.testing.assert_frame_equal(load_or_make(csv), prepared[0])
+    assert list(tmp_path.iterdir()) == [csv]
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:11]))
+    assert len(load_or_make(csv)) == 10

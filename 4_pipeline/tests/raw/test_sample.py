@@ -1,0 +1,79 @@
+"""The embedded sample: deterministic, as measured, with the faults of real files."""
+
+from __future__ import annotations
+
+import pytest
+from forecast.raw import sample
+from forecast.table.features import features, targets
+from forecast.table.split import split_by_time
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import train_test_split
+
+# Measured when the recipe was worked out: mean, maximum, yearly means of 2013 to 2016.
+MEASURED = {
+    "solar_GW": (3.66, 24.4, (3.36, 3.65, 3.54, 4.11)),
+    "wind_GW": (7.08, 33.7, (4.99, 5.78, 8.21, 9.34)),
+    "windspeed": (4.11, 15.8, (4.11, 4.11, 4.11, 4.11)),
+    "temperature": (9.08, 29.7, (9.70, 8.66, 8.34, 9.60)),
+    "rad_horizontal": (74.8, 768, (78.2, 75.1, 68.3, 77.5)),
+    "rad_diffuse": (65.1, 491, (63.2, 65.9, 63.7, 67.6)),
+}
+
+
+@pytest.fixture(scope="module")
+def raw_frames():
+    """The raw power and weather frames."""
+    return sample.make_sample()
+
+
+def _score(train, test):
+    model = LinearRegression().fit(features(train), targets(train))
+    return r2_score(targets(test), model.predict(features(test)), multioutput="raw_values")
+
+
+def test_sample_has_the_layout_of_the_real_files(raw_frames):
+    """The frames carry the columns, units and timestamp texts of Open Power System Data."""
+    power, weather = raw_frames
+    assert list(power.columns[:2]) == ["utc_timestamp", "cet_cest_timestamp"]
+    for kind in ("solar", "wind"):
+        assert {f"DE_{kind}_generation_actual", f"DE_{kind}_capacity"} <= {*power}
+        assert power[f"DE_{kind}_capacity"].between(30_000, 50_000).all()
+    assert {
+        "DE_windspeed_10m",
+        "DE_temperature",
+        "DE_radiation_direct_horizontal",
+        "DE_radiation_diffuse_horizontal",
+    } <= {*weather}
+    assert power["utc_timestamp"].str.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:00:00Z").all()
+    assert power["cet_cest_timestamp"].iloc[0] == "2013-01-01T01:00:00+0100"
+    assert power["cet_cest_timestamp"].iloc[-1] == "2017-01-01T00:00:00+0100"
+
+
+@pytest.mark.parametrize("column", MEASURED)
+def test_sample_has_the_measured_means_and_maximum(prepared, column):
+    """Mean, maximum and yearly means are those measured for the recipe (within 1 %; 2 % for the maximum)."""
+    series = prepared[0].set_index("utc_timestamp")[column]
+    mean, highest, yearly = MEASURED[column]
+    assert series.mean() == pytest.approx(mean, rel=0.01)
+    assert series.max() == pytest.approx(highest, rel=0.02)
+    assert series.groupby(series.index.year).mean().tolist() == pytest.approx(yearly, rel=0.01)
+
+
+def test_radiation_and_generation_of_the_sample_are_of_the_same_hour(prepared):
+    """Solar power follows the radiation of its own hour more than that of the hour before or after, all year."""
+    hourly = prepared[0].set_index("utc_timestamp").asfreq("h")
+    radiation = hourly["rad_horizontal"] + hourly["rad_diffuse"]
+    for months in ((12, 1, 2), (6, 7, 8)):
+        season = hourly.index.month.isin(months)
+        before, same, after = (hourly["solar_GW"][season].corr(radiation.shift(lag)[season]) for lag in (1, 0, -1))
+        assert same > max(before, after) + 0.02
+
+
+def test_sample_scores_as_measured_and_a_random_split_flatters(prepared):
+    """Linear regression explains what was measured for the recipe, and more so on a random split."""
+    by_time = _score(*split_by_time(prepared[0], 0.2))
+    at_random = _score(*train_test_split(prepared[0], test_size=0.2, random_state=0))
+    assert by_time == pytest.approx((0.939, 0.567), abs=0.01)
+    assert at_random == pytest.approx((0.949, 0.699), abs=0.02)
+    assert 0.05 < at_random.mean() - by_time.mean() < 0.10

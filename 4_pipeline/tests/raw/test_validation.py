@@ -1,0 +1,368 @@
+"""What is unusual in data that is possible: each kind is caused in real raw files and named with its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from forecast.errors import DataError
+from forecast.parameters import Fetch, OwnFile
+from forecast.problem import CAPACITY
+from forecast.raw.prepare import prepare
+from forecast.raw.sources import POWER_FILE, WEATHER_FILE, fetch
+from forecast.raw.validation import validate
+from forecast.show.validation_page import render
+from forecast.table.origin import Origin, origin_in
+from forecast.table.schema import FEATURES, QUANTITIES, TARGETS, USUAL_MEANS
+
+SOLAR, WIND = "DE_solar_generation_actual", "DE_wind_generation_actual"
+WINDSPEED, TEMPERATURE = "DE_windspeed_10m", "DE_temperature"
+# What the sample deserves: doubled hours with two readings, and the jump that the real wind series has.
+OF_SAMPLE = {("power", "duplicate hours"), ("wind_GW", "change of the mean from year to year")}
+
+
+def _warnings(validated) -> dict[tuple[str, str], object]:
+    return {(check.of, check.name): check for check in validated.warnings}
+
+
+def _text(page: str) -> str:
+    """The words of a page, without its marks."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"(?s)<style>.*?</style>", "", page)))
+
+
+@pytest.fixture
+def damaged(raw_copy):
+    """A function that changes a raw file, a frame by the hour, and returns what validation finds and shows."""
+
+    def change(name, how, *years):
+        path = raw_copy / name
+        table = pd.read_csv(path)
+        table.index = pd.to_datetime(table["utc_timestamp"])
+        how(table).to_csv(path, index=False)
+        frame, findings = prepare(raw_copy, *years)
+        validated = validate(frame, findings)
+        return validated, _text(render(frame, validated, origin_in(raw_copy)))
+
+    return change
+
+
+def _put(column, hours, value):
+    """Put a value, or what a function makes of the old ones, into the hours from the first to the last one."""
+
+    def change(table):
+        where = slice(*hours)
+        old = table.loc[where, column]
+        table[column] = table[column].astype(float)
+        table.loc[where, column] = np.asarray(value(old)) if callable(value) else value
+        return table
+
+    return change
+
+
+def test_sample_gives_the_warnings_it_deserves(prepared):
+    """Two, and no more: four doubled hours, and the jump of wind from 2014 to 2015; every value is finite."""
+    validated = validate(*prepared)
+    assert set(_warnings(validated)) == OF_SAMPLE
+    doubled = _warnings(validated)["power", "duplicate hours"]
+    assert (doubled.value, validated.metrics()["doubled_power"]) == (4, 4)
+    assert "1 in 2014" in doubled.note
+    jump = _warnings(validated)["wind_GW", "change of the mean from year to year"]
+    assert jump.value == pytest.approx(42.2, abs=0.1)
+    assert "+42.2 % to 2015" in jump.note
+    assert all(np.isfinite(check.value) for check in validated.checks)
+    assert validated.values["outliers"].sum() == 0
+
+
+def test_gap_is_named_with_its_length_and_its_begin(damaged):
+    """Four hundred hours cut from the power file: the gap, the year's share, the reason, the months on the page."""
+    cut = pd.date_range("2015-07-28 08:00", periods=400, freq="h", tz="UTC")
+    validated, page = damaged(POWER_FILE, lambda table: table.drop(index=cut))
+    gap = _warnings(validated)["hours", "longest gap"]
+    assert gap.value == 400
+    assert gap.note == "from 2015-07-28 08:00 on"
+    missing = _warnings(validated)["hours", "hours missing from a year"]
+    assert missing.value == pytest.approx(100 * 401 / 8760)
+    assert missing.note == "2015 lacks 401 hours"
+    year = validated.findings["by_year"]["2015"]
+    assert year["absent"] == {"power": 400, "weather": 0}
+    assert (year["hours_kept"], year["longest_gap_hours"]) == (8359, 400)
+    assert validated.metrics()["longest_gap_hours"] == 400
+    assert "longest gap 400 h at most 24 h from 2015-07-28 08:00 on" in page
+    assert "absent from power 428" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "ours", "value", "reading"),
+    [
+        (WEATHER_FILE, WINDSPEED, "windspeed", 40.0, "40 m/s"),
+        (POWER_FILE, SOLAR, "solar_GW", 60_000.0, "60 GW"),
+    ],
+)
+def test_single_wrong_reading_is_an_outlier(damaged, name, column, ours, value, reading):
+    """One hour that is possible but far from its neighbours: named with its time and value, counted in its year."""
+    hour = "2015-04-14 11:00"
+    validated, page = damaged(name, _put(column, (hour, hour), value))
+    outliers = [
+        check for (of, check_name), check in _warnings(validated).items() if of == ours and "distance" in check_name
+    ]
+    assert outliers
+    assert all(f"{hour} ({reading})" in check.note for check in outliers)
+    rows = validated.values[validated.values["outliers"] > 0]
+    assert rows[["column", "year", "outliers"]].to_numpy().tolist() == [[ours, 2015, 1]]
+    assert validated.metrics()["outliers"] == 1
+    assert f"{hour} ({reading})" in page
+
+
+YEAR = ("2014-01-01", "2014-12-31 23:00")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "hours", "how", "target", "years"),
+    [
+        (POWER_FILE, WIND, YEAR, np.random.default_rng(0).permutation, "wind_GW", [2014]),
+        (POWER_FILE, SOLAR, YEAR, np.random.default_rng(0).permutation, "solar_GW", [2014]),
+        (WEATHER_FILE, WINDSPEED, ("2013", "2016"), partial(np.roll, shift=24 * 30), "wind_GW", [*range(2013, 2017)]),
+    ],
+)
+def test_generation_that_does_not_fit_the_weather_is_warnings(damaged, name, column, hours, how, target, years):
+    """Power shuffled over a year, or wind speed of a month before, in one year or in all: each year, none besides."""
+    validated, page = damaged(name, _put(column, hours, how))
+    poor = {key for key in _warnings(validated) if "rank correlation" in key[1]}
+    assert poor == {(target, f"rank correlation with the weather of {year}") for year in years}
+    assert f"weather of {years[0]}" in page
+    checks = [check for check in validated.checks if "rank correlation" in check.name]
+    assert len(checks) == 8
+
+
+def test_generation_that_fits_the_weather_is_not_warnings(frame, prepared):
+    """Not of one year, a month, a few days, any share of gaps, or a year of one January beside whole ones."""
+    stamps, random = frame["utc_timestamp"].dt, np.random.default_rng(1)
+    months = [part for _, part in frame.groupby([stamps.year, stamps.month])]
+    parts = [frame[stamps.year == 2015], frame.head(96), pd.concat([months[0], *months[12:]]), months[5]]
+    for share in (0.1, 0.9):
+        parts += [frame[random.random(len(frame)) > share], frame[stamps.day_of_year % 10 >= 10 * share]]
+    years = {year: {**counts, "hours_kept": 0} for year, counts in prepared[1]["by_year"].items()}
+    for part in parts:
+        validated = validate(part, {**prepared[1], "by_year": years})
+        assert not [check for check in validated.warnings if "rank correlation" in check.name], len(part)
+
+
+@pytest.mark.parametrize(
+    ("column", "hours", "value", "check", "expected", "note"),
+    [
+        (WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000, "the same value hour after hour", 61, "5 GW for 61 h"),
+        (SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0, "zero hour after hour", 53, "0 GW for "),
+        (SOLAR, ("2015-06-10 00:00",) * 2, 2000, "share of the highest while the sun is down", 8.2, "1 h: 2015-06-10"),
+    ],
+    ids=["frozen", "zeros for a gap", "sun at night"],
+)
+def test_value_that_cannot_be_of_its_hours_is_a_warning(damaged, column, hours, value, check, expected, note):
+    """How long or how much, since when: the one more warning, on the page, too. A night or a week of clouds is none."""
+    validated, page = damaged(POWER_FILE, _put(column, hours, value))
+    of = "wind_GW" if column == WIND else "solar_GW"
+    assert set(_warnings(validated)) == OF_SAMPLE | {(of, check)}
+    warning = _warnings(validated)[of, check]
+    assert warning.value == pytest.approx(expected, rel=0.1)
+    assert note in warning.note
+    assert note in page
+
+
+def test_other_unit_of_one_year_is_suspected(damaged):
+    """Wind speed of 2014 in km/h, all within the possible: its mean is unusual, and the unit is named."""
+    validated, page = damaged(WEATHER_FILE, _put(WINDSPEED, ("2014-01-01", "2014-12-31 23:00"), lambda old: old * 3.6))
+    check = _warnings(validated)["windspeed", "mean of a year"]
+    assert check.value == pytest.approx(3.6 * 4.1107, abs=0.01)
+    assert check.note.startswith("2014 (14.8 m/s); another unit?")
+    assert "km/h" in check.note
+    assert "+260 % to 2014" in _warnings(validated)["windspeed", "change of the mean from year to year"].note
+    assert "another unit?" in page
+
+
+# -- an own file that is wrong and possible ----------------------------------------------------------------------------
+FIGURES = {year: {target: CAPACITY[target][str(year)] for target in CAPACITY} for year in (2013, 2014, 2015)}
+JUMP = ("wind_GW", "change of the mean from year to year")
+SUN, BEHIND_LIGHT = ("solar_GW", "hours behind the sun"), ("solar_GW", "hours behind the light")
+BEHIND_WIND, CURVE = ("wind_GW", "hours behind the wind speed"), ("windspeed", "wind speed of half the highest power")
+FACTORS = {(target, "mean capacity factor") for target in TARGETS}
+HIGHEST = {(target, "highest capacity factor") for target in TARGETS}
+BERLIN = {"column": "utc_timestamp", "zone": "Europe/Berlin"}
+
+
+@pytest.fixture
+def own(frame, tmp_path):
+    """A function that prepares two years of the sample, changed, as an own file, and returns what validation finds."""
+    two_years = frame[frame["utc_timestamp"].dt.year.isin([2014, 2015])]
+
+    def change(how, capacity=FIGURES, **options):
+        stamps = "%Y-%m-%dT%H:%M:%S" + "Z" * ("time" not in options)
+        how(two_years).to_csv(tmp_path / "own.csv", index=False, date_format=stamps)
+        csv = OwnFile.model_validate({"file": "own.csv", "capacity": capacity, **options})
+        fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=csv), base=tmp_path)
+        return validate(*prepare(tmp_path / "raw", 2014, 2015))
+
+    return change
+
+
+def _later(hours, *columns, summer_only=False):
+    """Move columns by hours, all year or in summer time only."""
+
+    def change(table):
+        hourly = table.set_index("utc_timestamp").asfreq("h")
+        local = hourly.index.tz_convert("Europe/Berlin")
+        where = np.array([not summer_only or bool(hour.dst()) for hour in local])
+        hourly.loc[where, [*columns]] = hourly[[*columns]].shift(hours)[where]
+        return hourly.dropna().reset_index()
+
+    return change
+
+
+def _restamped(hours, zone=None):
+    """Stamp rows some hours later, or by the clock of a zone."""
+
+    def change(table):
+        stamps = table["utc_timestamp"] + pd.Timedelta(hours=hours)
+        return table.assign(utc_timestamp=stamps.dt.tz_convert(zone or "UTC").dt.tz_localize(None))
+
+    return change
+
+
+def _tutorial(table):
+    """The tutorial's file: its weather is right in winter and an hour late in summer; four hours are duplicates."""
+    table = _later(1, *FEATURES, summer_only=True)(table)
+    autumn = table["utc_timestamp"].isin(pd.to_datetime([f"{year}-10-20T01:00Z" for year in (2014, 2015)]))
+    return pd.concat([table, table[autumn]])
+
+
+def _without_spring(table):
+    """Winter time all year, without the hours that summer time skips: with them the file is refused."""
+    table = _restamped(1)(table)
+    stamps = table["utc_timestamp"].dt
+    return table[~((stamps.month == 3) & (stamps.day > 24) & (stamps.day_of_week == 6) & (stamps.hour == 2))]
+
+
+def _scaled(factor, *columns):
+    return lambda table: table.assign(**{column: table[column] * factor for column in columns})
+
+
+def _global(table):
+    """Global radiation, the sum of both, in place of the direct one."""
+    return table.assign(rad_horizontal=table["rad_horizontal"] + table["rad_diffuse"])
+
+
+def _figures(factor):
+    return {year: {target: factor * value for target, value in ends.items()} for year, ends in FIGURES.items()}
+
+
+KNOTS = {"columns": {"windspeed": {"column": "windspeed", "unit": "kn"}}}
+TWICE = ("own", "duplicate hours")
+EXCHANGED = {"rad_horizontal": "rad_diffuse", "rad_diffuse": "rad_horizontal"}
+DIFFUSE = {("rad_diffuse", "share of the brightest hours"), ("rad_diffuse", "zero hour after hour")}
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "expected", "words"),
+    [
+        (lambda table: table, {}, set(), []),
+        (_tutorial, {}, {BEHIND_LIGHT, TWICE}, ["2014 summer (-1.08", "its summer an hour late"]),
+        (_without_spring, {"time": BERLIN}, {SUN}, ["2014 summer (-1.1", "winter time declared"]),
+        (_restamped(0, "Europe/Berlin"), {"time": BERLIN | {"zone": "UTC"}}, {SUN, TWICE}, ["local time declared"]),
+        (_restamped(1), {"time": BERLIN | {"zone": "UTC"}}, {SUN}, ["2014 winter (0.9", "stamps at the end"]),
+        (_later(6, "wind_GW"), {}, {BEHIND_WIND}, ["2014 summer (5.8"]),
+        (_later(6, "windspeed"), {}, {BEHIND_WIND}, ["2014 summer (-6.1"]),
+        (lambda table: table.rename(columns=EXCHANGED), {}, DIFFUSE, ["2014 (0.726)", "exchanged?"]),
+        (_global, {}, {("rad_diffuse", "hours above rad_horizontal")}, ["2014 (0 %)", "global radiation"]),
+        (_scaled(3600 / 1852, "windspeed"), {}, {CURVE}, ["2014 (9.21 m/s)", "usual in kn"]),
+        (lambda table: table, KNOTS, {CURVE}, ["2014 (2.44 m/s)"]),
+        (_scaled(0.2, *TARGETS), {}, FACTORS, ["2014 (0.0195)", "of another country"]),
+        (lambda table: table, {"capacity": _figures(1000)}, FACTORS, ["in MW"]),
+        (lambda table: table, {"capacity": _figures(0.5)}, HIGHEST, ["2014 (1.21)", "too small"]),
+        (
+            lambda table: table,
+            {"capacity": {year: ends for year, ends in FIGURES.items() if year != 2014}},
+            {("capacity", "years without a figure")},
+            ["2014; "],
+        ),
+    ],
+    ids=[
+        "nothing", "tutorial", "winter time declared Berlin", "local time declared UTC", "stamps at the end",
+        "wind power", "wind speed", "exchanged", "global", "knots for m/s", "m/s for knots", "small country",
+        "capacity in MW", "small capacity", "gap in the figures",
+    ],
+)  # fmt: skip
+def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, expected, words):
+    """Clocks, units, columns and capacity that do not fit: the fault is named with its numbers, and nothing besides."""
+    checks = _warnings(own(how, **options))
+    assert set(checks) == expected | {JUMP}
+    notes = " ".join(check.note for key, check in checks.items() if key != JUMP)
+    assert [word for word in words if word not in notes] == [], notes
+
+
+@pytest.mark.parametrize(
+    ("capacity", "words"),
+    [
+        (None, ["no figures of installed capacity", "fetch.csv.capacity"]),
+        ({year: ends for year, ends in FIGURES.items() if year < 2015}, ["8758 of 17504 hours", "2014 and 2015"]),
+    ],
+)
+def test_own_file_without_figures_of_its_hours_is_refused_before_any_training(own, capacity, words):
+    """The stage `prepare` stops with the hours, and with where to give their figures."""
+    with pytest.raises(DataError) as caught:
+        own(lambda table: table, capacity)
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_points_for_thousands_are_refused(own):
+    """MW as 987 and 1.234 is an error with line and column; the same numbers without points are read."""
+    wind = {"columns": {"wind_GW": {"column": "wind_GW", "unit": "MW"}}}
+
+    def write(form):
+        return lambda table: table.assign(wind_GW=[form(round(1000 * value)) for value in table["wind_GW"]])
+
+    with pytest.raises(DataError, match=r"own\.csv, line 2, column wind_GW") as caught:
+        own(write(lambda MW: f"{MW:,}".replace(",", ".")), **wind)
+    assert caught.value.value == "'1.678'"
+    assert "point for thousands" in caught.value.expected
+    assert set(_warnings(own(write(str), **wind))) == {JUMP}
+
+
+def test_category_has_no_usual_mean_and_may_stay_the_same(prepared, monkeypatch):
+    """Of a flag that is 1 for years neither mean nor change is checked, and the page says nothing of a usual mean."""
+    frame, findings = prepared
+    flag = dataclasses.replace(QUANTITIES["temperature"], usual=None, zero_hours=None)
+    monkeypatch.setitem(QUANTITIES, "temperature", flag)
+    monkeypatch.delitem(USUAL_MEANS, "temperature")
+    flags = frame.assign(temperature=1.0)
+    validated = validate(flags, findings)
+    assert [check for check in validated.checks if check.of == "temperature"] == []
+    assert (
+        render(flags, validated, Origin()).count("usual for a mean")
+        == render(frame, validated, Origin()).count("Possible:") - 1
+    )
+
+
+def test_page_needs_nothing_else_and_names_where_the_data_comes_from(raw, prepared):
+    """One file: nothing is fetched; light and dark; the attribution, and the word modelled; the same bytes twice."""
+    frame, findings = prepared
+    validated = validate(frame, findings)
+    page = render(frame, validated, origin_in(raw))
+    assert page == render(frame, validated, origin_in(raw))
+    assert not re.findall(r"(?:src|href)=|@import|url\(", page)
+    assert "prefers-color-scheme: dark" in page
+    text = _text(page)
+    assert "The data are modelled" in text
+    assert "Deutscher Wetterdienst" in text
+    assert "No errors, 2 warnings." in text
+    assert "35,016 hours kept of 35,064" in text
+    for year in (2013, 2014, 2015, 2016):
+        assert str(year) in text
+    assert len(page) < 100_000
+
+
+def test_page_escapes_what_a_file_says_of_itself(prepared):
+    """An attribution with marks of HTML stays text."""
+    origin = Origin(source="csv", attribution="<script>alert(1)</script>")
+    assert "<script>" not in render(prepared[0], validate(*prepared), origin)

@@ -1,0 +1,116 @@
+"""Figures: what they draw, what they never invent, and that they leave their arguments alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from forecast import problem
+from forecast.show import figures
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    """Return ten days of hours whose solar and wind generation rise by 1 MW an hour; from a Monday on."""
+    hours = pd.date_range("2016-10-03", periods=240, freq="h", tz="UTC")
+    rising = np.arange(240) / 1000
+    return pd.DataFrame({"utc_timestamp": hours, "solar_GW": rising, "wind_GW": 10 + rising})
+
+
+@pytest.fixture
+def predicted(frame) -> pd.DataFrame:
+    """Return predictions that are 1 GW too high for each hour."""
+    return frame[["solar_GW", "wind_GW"]] + 1
+
+
+def drawn(figure, name: str) -> list[pd.Series]:
+    """Return the lines of that name, as numbers over time."""
+    return [
+        pd.Series(np.asarray(trace.y, dtype=float), pd.DatetimeIndex(trace.x))
+        for trace in figure.data
+        if trace.name == name
+    ]
+
+
+def test_measured_and_predicted_draws_both_targets_in_gigawatts(frame, predicted):
+    """Each target has a panel with its unit, and holds measured and predicted values unchanged."""
+    figure = figures.measured_and_predicted(frame, predicted)
+    assert figure.layout.yaxis.title.text == "Solar, GW"
+    assert figure.layout.yaxis2.title.text == "Wind, GW"
+    assert "UTC" in figure.layout.xaxis2.title.text
+    solar, wind = drawn(figure, "measured")
+    assert solar.tolist() == frame["solar_GW"].tolist()
+    assert wind.tolist() == frame["wind_GW"].tolist()
+    assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
+    assert {line.name for line in figure.data if line.line.color == figures.INK} == {"measured"}
+
+
+def test_measured_and_predicted_breaks_each_line_at_a_missing_hour(frame, predicted):
+    """An absent hour is an empty point in every line, and nothing is drawn across it."""
+    figure = figures.measured_and_predicted(frame.drop(index=[100, 101]), predicted.drop(index=[100, 101]))
+    for trace in figure.data:
+        values = np.asarray(trace.y, dtype=float)
+        assert len(values) == 240
+        assert np.flatnonzero(np.isnan(values)).tolist() == [100, 101]
+        assert not trace.connectgaps
+        assert trace.fill is None
+        assert trace.stackgroup is None
+
+
+def test_measured_and_predicted_fills_a_band_but_no_gap(frame, predicted):
+    """Between its ends the band is filled, each stretch of hours by itself; the legend says what share it holds."""
+    kept = frame.index.drop([100, 101])
+    band = tuple(predicted.loc[kept] + width for width in (-2, 2))
+    figure = figures.measured_and_predicted(frame.loc[kept], predicted.loc[kept], band=band, coverage=0.8)
+    stretches = [trace for trace in figure.data if trace.name == "solar band, 80% of hours"]
+    assert [len(trace.x) for trace in stretches] == [200, 2 * 138]
+    assert all(trace.fill == "toself" for trace in stretches)
+    assert [trace.showlegend for trace in stretches] == [True, False]
+    high, low = np.split(np.asarray(stretches[0].y), 2)
+    assert (high - low[::-1]).tolist() == pytest.approx([4] * 100)
+
+
+def test_measured_and_predicted_draws_a_long_period_as_means_of_whole_days():
+    """More than 100 days become daily means, and a day that lacks an hour becomes a gap."""
+    hours = pd.date_range("2015-01-01", periods=24 * 120, freq="h", tz="UTC")
+    frame = pd.DataFrame({"utc_timestamp": hours, "solar_GW": hours.hour / 1.0, "wind_GW": 5.0})
+    without = frame.drop(index=[24 * 50 + 3])
+    figure = figures.measured_and_predicted(without, without)
+    solar = drawn(figure, "measured")[0]
+    assert "daily means" in figure.layout.xaxis2.title.text
+    assert len(solar) == 120
+    assert solar.isna().to_numpy().nonzero()[0].tolist() == [50]
+    assert solar.dropna().unique().tolist() == [11.5]
+
+
+def test_prediction_draws_what_was_predicted_and_nothing_measured(frame, predicted):
+    """Hours of weather alone get both predictions with their bands; a single hour is a point that can be seen."""
+    weather, band = frame[["utc_timestamp"]], (predicted - 1, predicted + 1)
+    figure = figures.prediction(weather, predicted, band=band, coverage=0.8)
+    assert drawn(figure, "measured") == []
+    assert drawn(figure, "wind predicted")[0].tolist() == predicted["wind_GW"].tolist()
+    assert [trace.name for trace in figure.data if trace.fill] == [
+        "solar band, 80% of hours",
+        "wind band, 80% of hours",
+    ]
+    alone = figures.prediction(weather.head(1), predicted.head(1))
+    assert {trace.mode for trace in alone.data} == {"lines+markers"}
+
+
+@pytest.mark.parametrize(("by", "groups"), [("hour", 24), ("month", 1)])
+def test_residuals_are_predicted_minus_measured(frame, predicted, by, groups):
+    """Points are medians by hour or month, with the middle half of the hours; too much is above zero."""
+    predicted = predicted.assign(wind_GW=frame["wind_GW"] + np.where(frame.index % 2, 2.0, -4.0))
+    solar, wind = figures.residuals(frame, predicted, by=by).data
+    assert len(solar.y) == groups
+    assert np.allclose(solar.y, 1)
+    assert np.allclose(solar.error_y.array, 0)
+    if by == "month":
+        assert np.allclose([wind.y[0] + wind.error_y.array[0], wind.y[0] - wind.error_y.arrayminus[0]], [2, -4])
+
+
+def test_axes_of_generation_begin_at_zero(frame):
+    """A few hours of strong wind do not start their axis at their lowest value."""
+    hours = frame.head(5).assign(wind_GW=20.0)
+    figure = figures.prediction(hours, hours)
+    assert [axis.rangemode for axis in figure.select_yaxes()] == ["tozero"] * len(problem.TARGETS)

@@ -1,0 +1,118 @@
+"""How good a model is: errors beside baselines, the state by its rule, and inputs beyond those learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from forecast import problem
+from forecast.raw.prepare import load_or_make
+from forecast.show import monitoring
+from forecast.show.monitoring import BASELINES
+from forecast.table.features import installed
+from forecast.table.schema import FEATURES, TARGETS
+from places import PROJECT
+
+
+@pytest.fixture(scope="module")
+def frame(germany_csv):
+    """Two years of the sample."""
+    return load_or_make(germany_csv).tail(2 * 8766).reset_index(drop=True)
+
+
+@pytest.fixture
+def off(frame):
+    """A processed frame, and predictions for it that are a tenth too low."""
+    return frame, frame[TARGETS] * 0.9
+
+
+def qualities(frame, predicted, width: float = 0.0, others=None):
+    """Return the qualities with a band of ``width`` GW on either side of what was measured."""
+    band = frame[TARGETS] - width, frame[TARGETS] + width
+    return monitoring.qualities(frame, predicted, band, 0.8, others or {}, 5.0)
+
+
+def test_errors_are_those_of_the_hours(off):
+    """Mean error, its share, and the absolute error as a share of the capacity, of every target."""
+    frame, predicted = off
+    for quality, target in zip(qualities(frame, predicted), TARGETS, strict=True):
+        assert quality.bias == pytest.approx(-0.1 * frame[target].mean())
+        assert quality.bias_percent == pytest.approx(-10)
+        share = 0.1 * frame[target].mean() / installed(frame)[target].mean()
+        assert quality.nmae_percent == pytest.approx(100 * share)
+        assert "(10 %) too low" in quality.in_words
+
+
+@pytest.mark.parametrize(
+    ("factor", "inside", "state"),
+    [
+        (0.96, 0.8, "good"),
+        (0.93, 0.8, "watch"),
+        (1.07, 0.8, "watch"),
+        (0.85, 0.8, "bad"),
+        (1, 0.65, "watch"),
+        (1, 0, "bad"),
+    ],
+)
+def test_state_follows_mean_error_and_band(frame, factor, inside, state):
+    """A twentieth of the mean and ten points are good, twice that is not, either way; the worst target decides."""
+    is_inside = pd.Series(np.random.default_rng(0).random(len(frame)) < inside)
+    low = frame[TARGETS].sub(1).where(is_inside, frame[TARGETS] + 1)
+    each_target = monitoring.qualities(frame, frame[TARGETS] * factor, (low, frame[TARGETS] + 2), 0.8, {}, 5.0)
+    assert [each.inside for each in each_target] == pytest.approx([inside] * len(TARGETS), abs=0.02)
+    assert monitoring.overall(each_target) == state
+
+
+@pytest.mark.parametrize(("limit", "state"), [(12, "good"), (6, "watch"), (4, "bad")])
+def test_limit_of_the_mean_error_is_that_of_the_gate(frame, tmp_path, monkeypatch, limit, state):
+    """`promote.max_bias_percent` in params.yaml decides what is good, and the rule in words says so."""
+    committed = (PROJECT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(committed.replace("max_bias_percent: 5.0", f"max_bias_percent: {limit}.0"))
+    (tmp_path / "dvc.yaml").touch()  # a pipeline's folder
+    monkeypatch.chdir(tmp_path)
+    assert monitoring.max_bias_percent() == limit
+    each_target = monitoring.qualities(frame, frame[TARGETS] * 0.9, None, None, {}, monitoring.max_bias_percent())
+    assert {each.state for each in each_target} == {state}
+    assert f"at most {limit} % of the mean" in monitoring.rule(limit)
+
+
+def test_model_that_is_worse_than_a_baseline_is_bad(frame):
+    """However small its mean error is."""
+    swinging = frame[TARGETS] + np.where(np.arange(len(frame)) % 2, 3.0, -3.0)[:, None]
+    each_target = monitoring.qualities(frame, swinging, None, None, {"perfect": frame[TARGETS]}, 5.0)
+    assert {each.state for each in each_target} == {"bad"}
+    assert "band" not in monitoring.sentence(each_target)
+
+
+def test_baselines_know_nothing_of_the_hour_itself(frame):
+    """One is the day before, absent hours NaN; one the mean of month and hour over the learned hours alone."""
+    until = frame["utc_timestamp"].iloc[len(frame) // 2]
+    others = monitoring.baselines(frame, until.isoformat())
+    assert tuple(others) == BASELINES
+    before, usual = (other.set_axis(frame["utc_timestamp"]) for other in others.values())
+    by_time = frame.set_index("utc_timestamp")[TARGETS]
+    assert before.iloc[:24].isna().all(axis=None)
+    pd.testing.assert_frame_equal(before.iloc[24:], by_time.shift(freq="D").reindex(before.index[24:]))
+    hour = by_time.index[-1]
+    learned = by_time[:until]
+    same = learned[(learned.index.month == hour.month) & (learned.index.hour == hour.hour)]
+    assert usual.loc[hour].tolist() == pytest.approx(same.mean().tolist(), nan_ok=True)
+
+
+def test_inputs_beyond_those_learned_are_counted(frame):
+    """The share of the later hours; nothing where it is not known what was learned."""
+    until = frame["utc_timestamp"].iloc[len(frame) // 2]
+    later = frame["utc_timestamp"] > until
+    name = FEATURES[0]
+    stormy = frame.assign(**{name: frame[name].where(~later, 99.0)})
+    assert monitoring.unlearned(stormy, until.isoformat())[name][2] == 1
+    assert monitoring.unlearned(stormy, None) == {}
+    assert set(monitoring.unlearned(stormy, until.isoformat())) == {each.name for each in problem.INPUTS}
+
+
+def test_r2_of_a_baseline_leaves_out_what_it_does_not_know(frame):
+    """The first day has no day before it: it does not count."""
+    others = monitoring.baselines(frame, None)
+    r2 = monitoring.baseline_r2(frame, others | {"measured": frame[TARGETS]})
+    assert r2["measured"] == 1
+    assert all(0 < r2[name] < 0.9 for name in BASELINES)

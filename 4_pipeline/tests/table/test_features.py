@@ -1,0 +1,116 @@
+"""Features and targets: columns, order, types; installed capacity: published year-ends, and a line between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from forecast.errors import DataError
+from forecast.problem import CAPACITY
+from forecast.table.features import (
+    derive,
+    inputs,
+    installed,
+    last_year,
+    mark_capacity,
+    year_ends_of,
+)
+from forecast.table.schema import FEATURES, TARGETS
+from places import PROJECT
+
+
+def test_sun_stands_where_it_should():
+    """On the longest day at noon it is 62.4 degrees high in the south, and at midnight 15.6 degrees below the north.
+
+    Noon over 10.4 degrees east is at 11:20 UTC: the stamp is half an hour before. 90 - 51 + 23.44; 23.44 - (90 - 51).
+    """
+    stamps = ["2016-06-20T10:50:00Z", "2016-06-20T22:50:00Z"]
+    hours = pd.DataFrame({"utc_timestamp": stamps, **dict.fromkeys(["windspeed", "temperature"], 10.0)})
+    derived = derive(hours.assign(rad_horizontal=0.0, rad_diffuse=0.0))
+    assert derived["sun_elevation"].to_numpy() == pytest.approx([62.4, -15.6], abs=0.1)
+    assert np.abs(np.sin(np.radians(derived["sun_azimuth"]))).max() < 0.02
+    # ln(105 / 0.1) / ln(10 / 0.1)
+    assert derived["hub_windspeed"].to_numpy() == pytest.approx(15.105, abs=0.001)
+
+
+@pytest.mark.parametrize("form", ["text", "no zone", "Berlin", "nanoseconds"])
+def test_derived_features_are_the_same_for_each_way_to_write_an_hour(frame, form):
+    """Text, times without a zone (which are UTC), of another zone and of another resolution are the same hours."""
+    hours = frame.head(48)
+    written = {
+        "text": hours["utc_timestamp"].dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "no zone": hours["utc_timestamp"].dt.tz_localize(None),
+        "Berlin": hours["utc_timestamp"].dt.tz_convert("Europe/Berlin"),
+        "nanoseconds": hours["utc_timestamp"].dt.as_unit("ns"),
+    }[form]
+    pd.testing.assert_frame_equal(derive(hours.assign(utc_timestamp=written)), derive(hours))
+
+
+@pytest.mark.parametrize("wrong", ["noon", None, 7.5])
+def test_derive_tells_what_is_no_time(frame, wrong):
+    """A value that is not a time is an error with an example of a time."""
+    hours = frame.head(3).assign(utc_timestamp=pd.Series([wrong] * 3, dtype="object"))
+    with pytest.raises(DataError, match="2016-06-01T12:00:00Z"):
+        derive(hours)
+
+
+# -- installed capacity ------------------------------------------------------------------------------------------------
+def _hours(*stamps: str) -> pd.DataFrame:
+    return pd.DataFrame({"utc_timestamp": pd.to_datetime(stamps)})
+
+
+def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
+    """1 January 2014 has 2013's year-end; half-way through the year it is half-way to the next."""
+    capacity = installed(_hours("2014-01-01T00:00Z", "2014-07-02T12:00Z", "2016-12-31T23:00Z"), CAPACITY)
+    assert capacity["wind_GW"].round(2).tolist() == [34.2, 36.7, 50.0]
+
+
+def test_capacity_is_not_invented_for_other_years():
+    """An hour outside the table is an error with the first such hour, the range, and where to give the figures."""
+    with pytest.raises(DataError, match="1 of 2 hours") as caught:
+        installed(mark_capacity(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z")))
+    assert "2020-01-01" in caught.value.value
+    assert caught.value.expected == "2013-01-01 to 2017-01-01"
+    assert "2019 and 2020: fetch.csv.capacity" in caught.value.next_step
+
+
+def test_own_capacity_goes_with_the_frame(tmp_path):
+    """Marked, written, read and cut, the frame is divided by its own figures, and by no others."""
+    frame = _hours("2020-01-01T00:00Z", "2020-07-01T12:00Z").assign(**dict.fromkeys([*FEATURES, *TARGETS], 1.0))
+    assert year_ends_of(mark_capacity(frame)) == CAPACITY
+    figures = {2020: {"solar_GW": 2.0, "wind_GW": 5.0}, 2019: {"solar_GW": 1.0, "wind_GW": 5.0}}
+    mark_capacity(frame, figures).to_parquet(tmp_path / "own.parquet")
+    read = pd.read_parquet(tmp_path / "own.parquet")
+    assert year_ends_of(inputs(read.head(1))) == year_ends_of(read) != CAPACITY
+    assert last_year(year_ends_of(read)) == 2020
+    assert installed(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
+    with pytest.raises(DataError, match="no figure of"):
+        installed(mark_capacity(frame))
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda table, other: table.merge(other, on="utc_timestamp"),
+        lambda table, other: pd.concat([table, other]),
+        lambda table, other: pd.concat([table.drop(columns="wind_GW"), other], axis="columns"),
+    ],
+    ids=["merge", "concat", "concat of columns"],
+)
+def test_capacity_that_pandas_lost_is_not_replaced_by_germanys(frame, lose):
+    """A table that was joined with another has no figures, and the error says how to keep them."""
+    table, other = frame.head(48), frame.head(48)[["utc_timestamp", "wind_GW"]].copy()
+    other.attrs.clear()
+    with pytest.raises(DataError, match="no figures of installed capacity") as caught:
+        installed(lose(table, other))
+    assert "result.attrs = table.attrs" in caught.value.next_step
+    assert installed(pd.concat([table, table])).notna().all(axis=None)
+
+
+def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
+    """Who copies the page's first example divides by the same capacity as the sample."""
+    page = (PROJECT / "own" / "README.md").read_text()
+    example = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["fetch"]["csv"]["capacity"]
+    copied = {target: {str(year): ends[target] for year, ends in example.items()} for target in TARGETS}
+    assert copied == CAPACITY

@@ -1,0 +1,45 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from forecast.errors import DataError
+from forecast.table.files import write_atomically
+
+
+def test_write_atomically_replaces_a_file_and_makes_its_folder(tmp_path):
+    """The file is whole, its folder is made, and no temporary file stays; a folder that cannot be made is an error."""
+    path = tmp_path / "new" / "file.csv"
+    write_atomically(path, b"old")
+    assert write_atomically(path, b"new") == path
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(DataError, match=r"germany\.csv could not be written") as caught:
+        write_atomically(path / "germany.csv", b"x")
+    assert caught.value.next_step
+
+
+def test_write_atomically_keeps_the_old_file_when_the_disk_is_full(tmp_path):
+    """A write that the system refuses half-way leaves the old content and no other file."""
+    path = tmp_path / "germany.csv"
+    path.write_bytes(b"old")
+    # A limit on file size makes the system refuse a write as a full disk does, without filling one.
+    script = textwrap.dedent(f"""
+        import resource
+        from pathlib import Path
+        from forecast.table.files import write_atomically
+        from forecast.errors import DataError
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_atomically(Path({str(path)!r}), b"x" * 5000)
+        except DataError as error:
+            print(error)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "germany.csv could not be written" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,80 @@
+"""What the schema refuses, and how exactly it says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from forecast.errors import DataError
+from forecast.table import schema
+from forecast.table.schema import write
+
+
+@pytest.fixture
+def small(frame):
+    """The first 48 hours, the index not the row number."""
+    return frame.head(48).set_index(np.arange(48) + 1000)
+
+
+def test_check_returns_a_good_frame_unchanged(frame):
+    """A processed frame passes, with further columns too, and is not changed."""
+    before = frame.copy()
+    assert schema.check(frame) is frame
+    assert "predicted" in schema.check(frame.assign(predicted=1.0))
+    pd.testing.assert_frame_equal(frame, before)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "rule"),
+    [
+        ("rad_horizontal", -5.0, "between 0 and 1400 W/m²"),
+        ("temperature", 280.0, "between -40 and 50 °C"),
+        ("solar_GW", float("inf"), "between 0 and 200 GW"),
+        ("wind_GW", 12_000.0, "between 0 and 200 GW"),
+        ("wind_GW", float("nan"), "no cell missing"),
+    ],
+)
+def test_check_names_row_column_value_and_rule(small, column, value, rule):
+    """A value out of range or missing is named with its row, time, column, value and rule."""
+    small.loc[1007, column] = value
+    before = small.copy()
+    with pytest.raises(DataError) as caught:
+        schema.check(small, "germany")
+    assert caught.value.what == "germany breaks the schema: 1 failure."
+    text = "nothing" if np.isnan(value) else value
+    assert caught.value.value == f"row 7 (2013-01-01T07:00:00Z), {column} = {text}, rule: {rule}"
+    pd.testing.assert_frame_equal(small, before)
+
+
+def test_check_tells_five_failures_and_counts_the_rest(small):
+    """With 20 failures, the first five are named and 15 counted."""
+    small.loc[1010:1029, "wind_GW"] = -1.0
+    with pytest.raises(DataError, match="20 failures") as caught:
+        schema.check(small)
+    assert caught.value.value.count("rule:") == 5
+    assert "row 14 " in caught.value.value
+    assert "row 15 " not in caught.value.value
+    assert "15 more" in caught.value.value
+
+
+def test_check_wants_times_in_UTC(small):
+    """Times without a zone, in another zone, or as text are refused with the line that mends them."""
+    stamps = small["utc_timestamp"]
+    for wrong in (stamps.dt.tz_localize(None), stamps.dt.tz_convert("Europe/Berlin"), stamps.astype(str)):
+        with pytest.raises(DataError, match="not a column of UTC times") as caught:
+            schema.check(small.assign(utc_timestamp=wrong))
+        assert "to_datetime" in caught.value.next_step
+
+
+def test_read_gives_the_same_frame_from_csv_and_parquet(frame, tmp_path):
+    """Both files hold exactly the frame that was written."""
+    for path in write(frame, tmp_path):
+        pd.testing.assert_frame_equal(schema.read(path), frame)
+
+
+def test_read_names_a_missing_file(tmp_path):
+    """A file that is not there is named, with what to do."""
+    for name in ("germany.csv", "germany.parquet"):
+        with pytest.raises(DataError, match=f"There is no file .*{name}") as caught:
+            schema.read(tmp_path / name)
+        assert caught.value.next_step

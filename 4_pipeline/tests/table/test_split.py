@@ -1,0 +1,75 @@
+"""Splitting by time; weeks by their ISO names."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from forecast.errors import DataError, ParameterError
+from forecast.table.split import monday, name_of, select_week, split_by_time
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def test_split_by_time_holds_out_the_last_hours(frame):
+    """The test rows are the last fifth, every one later than every training row, and no row is lost."""
+    before = frame.copy()
+    train, test = split_by_time(frame, 0.2)
+    assert train["utc_timestamp"].max() < test["utc_timestamp"].min()
+    assert len(test) == pytest.approx(0.2 * len(frame), abs=1)
+    pd.testing.assert_frame_equal(pd.concat([train, test], ignore_index=True), frame)
+    assert test.index[0] == 0
+    pd.testing.assert_frame_equal(frame, before)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_split_refuses_a_fraction_that_leaves_nothing(frame, fraction):
+    """A share outside 0 to 1 is a ParameterError that shows it."""
+    with pytest.raises(ParameterError) as caught:
+        split_by_time(frame, fraction)
+    assert str(fraction) in caught.value.value
+
+
+def test_split_refuses_too_few_rows(frame):
+    """One row cannot be split."""
+    with pytest.raises(DataError, match="too few rows"):
+        split_by_time(frame.head(1), 0.2)
+
+
+@pytest.fixture
+def hours():
+    """Three weeks from Monday, 26 September 2016, the last of them only two days long."""
+    stamps = pd.date_range("2016-09-26", periods=2 * 168 + 48, freq="h", tz="UTC")
+    return pd.DataFrame({"utc_timestamp": stamps, "solar_GW": 0.0})
+
+
+def test_week_runs_from_monday_midnight(hours):
+    """Seven whole days, in UTC."""
+    name, rows = select_week(hours, "2016-W40")
+    assert (name, len(rows)) == ("2016-W40", 168)
+    assert rows.utc_timestamp.iloc[0] == pd.Timestamp("2016-10-03", tz="UTC")
+
+
+def test_latest_week_is_one_with_most_of_its_hours(hours):
+    """Two days are no basis for a report: the last whole week is taken, also when it lacks a few hours."""
+    assert select_week(hours, "latest")[0] == "2016-W40"
+    gaps = hours.drop(index=range(200, 210))
+    name, rows = select_week(gaps, "latest")
+    assert (name, len(rows)) == ("2016-W40", 158)
+
+
+def test_week_without_hours_names_the_weeks_there_are(hours):
+    """A week outside the data: the range is said."""
+    with pytest.raises(ParameterError, match="2016-W39 to 2016-W41"):
+        select_week(hours, "2014-W01")
+
+
+@given(st.text() | st.from_regex(r"\d{4}-W\d{2}", fullmatch=True))
+def test_any_text_is_a_week_or_an_error(text):
+    """Never another error, whatever is typed; digits of other scripts are none of ours."""
+    try:
+        start = monday(text)
+    except ParameterError as error:
+        good = error.expected
+    else:
+        good = name_of(start) == text
+    assert good

@@ -1,0 +1,169 @@
+"""What the experiment is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from forecast.errors import ParameterError
+from forecast.parameters import check, read, read_stage
+from places import BIN, PROJECT, clean_environment
+
+COMMITTED = PROJECT / "params.yaml"
+PV = {"column": "PV", "unit": "MW"}
+
+
+def columns(**described):
+    """The columns of an own file, as a part of the section `fetch.csv`."""
+    return {"columns": described}
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A function that writes the committed parameters with one of them changed."""
+
+    def write(stage, key, value):
+        content = yaml.safe_load(COMMITTED.read_text())
+        content[stage][key] = value
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "words"),
+    [
+        ("train_rf", "n_estimators", "many", ["train_rf.n_estimators", "'many'", "integer, from 1, to 2000"]),
+        ("train_rf", "n_estimators", 0, ["train_rf.n_estimators", "0", "integer, from 1, to 2000"]),
+        ("train_rf", "n_estimatorz", 5, ["train_rf.n_estimatorz is unknown", "Did you mean `n_estimators`?"]),
+        ("split", "test_fraction", 2, ["split.test_fraction", "2", "from 0.05, to 0.5"]),
+        ("fetch", "source", "moon", ["fetch.source", "'moon'", "'sample'"]),
+        ("fetch", "sha256", {"weather.csv": "0"}, ["fetch.sha256", "weather.csv", "weather_data.csv"]),
+        ("report", "week", "2016-40", ["report.week", "2016-40", "latest"]),
+        ("prepare", "first_year", 2017, ["prepare is not allowed", "first_year 2017 is after last_year 2016"]),
+        ("fetch", "source", "csv", ["fetch is not allowed", "source: csv without the section csv", "own/README.md"]),
+        ("train_keras", "learning_rate", float("nan"), ["train_keras.learning_rate", "nan"]),
+        ("compare", "rank_by", "r2_sun", ["compare.rank_by", "'r2_sun'", "one of ['r2', 'r2_solar', 'r2_wind']"]),
+        ("promote", "min_r2", 0.5, ["promote.min_r2 is not allowed", "0.5", "keys solar, wind"]),
+        ("promote", "min_r2", {"solar": 0.5}, ["promote.min_r2.wind is missing", "number, from -1, to 1"]),
+        ("promote", "min_r2", {"solar": 2, "wind": 0}, ["promote.min_r2.solar is not allowed", "2", "from -1, to 1"]),
+        ("promote", "min_r2", {"solar": 0, "wnd": 0}, ["min_r2.wnd is unknown", "Did you mean `wind`?", "solar, wind"]),
+        ("promote", "max_night", {}, ["promote.max_night.solar is missing", "number, above 0"]),
+        ("promote", "max_night", {"solar": 1, "wind": 1}, ["max_night.wind is unknown", "expected: solar\n"]),
+    ],
+)
+def test_parameter_that_is_not_allowed_is_named(changed, stage, key, value, words):
+    """The error names the key, the value and what is allowed, for one stage and for the whole file."""
+    file = changed(stage, key, value)
+    for look in (lambda: read(file), lambda: read_stage(file, stage)):
+        with pytest.raises(ParameterError) as caught:
+            look()
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_parameter_of_another_stage_does_not_matter(changed):
+    """A stage looks at its own section alone."""
+    assert read_stage(changed("train_rf", "n_estimators", "many"), "split").test_fraction == 0.2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no stages"),
+        ("split: [1", r"is not YAML(?s:.)*params\.yaml\", line 1"),
+        ("split: {test_fraction: 0.2, test_fraction: 0.3}", "is not YAML(?s:.)*duplicate key"),
+        ("split: {test_fraction: 0.2} # gr\u00fcn".encode("cp1252"), "is not YAML in UTF-8(?s:.)*decode"),
+        ("split: {test_fraction: 0.2}".encode("utf-16"), "is not YAML in UTF-8(?s:.)*decode"),
+        ("moon: {a: 1}", "moon is unknown"),
+        ("fetch: 3", "fetch is not allowed(?s:.)*keys source, sha256, csv"),
+        ("a: 1\nreport:\n  week: 2016-02-30", r"day is out of range(?s:.)*params\.yaml\", line 3"),
+        ("a: 1\nb: " + "[" * 5000 + "]" * 5000, r"depth(?s:.)*params\.yaml\", line 2"),
+    ],
+)
+def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
+    """A file that is no mapping of stages is told in words."""
+    file = tmp_path / "params.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ParameterError, match=words):
+        read(file)
+    with pytest.raises(ParameterError, match=r"no\.yaml"):
+        read(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (columns(solar_GW={"column": "PV"}), ["columns.solar_GW.unit is missing", "one of ['GW', 'MW', 'kW', 'W']"]),
+        (columns(solar_GW=PV | {"unit": "MWh"}), ["columns.solar_GW.unit is not allowed", "'MWh'", "one of ['GW',"]),
+        (columns(solar_GW=PV | {"units": "MW"}), ["units is unknown", "Did you mean `unit`?", ": column, unit\n"]),
+        (columns(solar_GW="PV"), ["csv.columns.solar_GW is not allowed", "'PV'", "keys column, unit"]),
+        (columns(solar_MW=PV), ["csv.columns.solar_MW is unknown", "Did you mean `solar_GW`?", "wind_GW, windspeed"]),
+        ({"solar_GW": PV}, ["csv.solar_GW is unknown", "time, columns, capacity"]),
+        ({"time": {"column": "Zeit", "format": "%d.%Q"}}, ["csv.time.format is not allowed", "%d.%m.%Y %H:%M"]),
+        ({"thousands": "."}, ["the mark '.' for both decimal and thousands"]),
+        ({"time": {"column": "Zeit", "stamp": "middle"}}, ["csv.time.stamp is not allowed", "one of ['start', 'end']"]),
+        ({"separator": "x"}, ["csv.separator is not allowed", "one of [',', ';', '\\t', '|']"]),
+        ({"capacity": {2018: {"solar_GW": 0}}}, ["csv.capacity.2018.solar_GW", "number, above 0"]),
+        ({"capacity": {18: {"solar_GW": 1, "wind_GW": 1}}}, ["csv.capacity.18", "greater than or equal to 1900"]),
+        (columns(wind_GW=PV | {"column": "solar_GW"}), ["column 'solar_GW' for both solar_GW and wind_GW"]),
+        (columns(wind_GW=PV | {"column": "utc_timestamp"}), ["column 'utc_timestamp' for both time and wind_GW"]),
+    ],
+)
+def test_description_of_an_own_file_is_refused_with_what_is_allowed_there(section, words):
+    """A missing unit, an unknown key, a wrong value: what that place may hold. A column is read for one purpose."""
+    with pytest.raises(ParameterError) as caught:
+        check("fetch", {"source": "csv", "csv": {"file": "own.csv"} | section})
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A function that changes a parameter in a copy of chapter 4, which is the current folder."""
+    shutil.copytree(COMMITTED.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("data", "results"))
+    monkeypatch.chdir(tmp_path / "copy")
+
+    def change(old, new):
+        text = Path("params.yaml").read_text()
+        assert old in text
+        Path("params.yaml").write_text(text.replace(old, new))
+
+    return change
+
+
+def forecast(*words):
+    """Type a command of the package in the current folder."""
+    environment = clean_environment() | {"PYTHONPATH": str(PROJECT)}
+    command = [BIN / "python", "-m", "forecast", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_copied_pipeline_has_its_own_parameters(copied):
+    """In a copy of the folder `4_pipeline` elsewhere, commands read the copy's params.yaml and the files beside it."""
+    copied("  source: sample", "  source: csv\n  csv: {file: own/mine.csv}")
+    assert "csv" in forecast("params", "fetch").stdout
+    done = forecast("fetch", "--to", "data/raw")
+    assert done.returncode == 1
+    assert str(Path.cwd() / "own" / "mine.csv") in done.stderr
+    Path("own/mine.csv").write_text("the table of this folder")
+    assert forecast("fetch", "--to", "data/raw").returncode == 0
+    assert Path("data/raw/own.csv").read_bytes() == Path("own/mine.csv").read_bytes()
+
+
+@pytest.mark.parametrize("value", ["2016-02-30", "[" * 5000 + "]" * 5000, "2016-40"])
+@pytest.mark.parametrize("command", ["params", "state --to data"])
+def test_first_stage_checks_the_parameters(copied, value, command):
+    """Of a value that DVC ends at with a traceback, too, it names the file, and the line or the key."""
+    copied("week: latest", f"week: {value}")
+    line = Path("params.yaml").read_text().splitlines().index(f"  week: {value}") + 1
+    done = forecast(*command.split())
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "params.yaml" in done.stderr
+    assert f"line {line}," in done.stderr or "report.week is not allowed" in done.stderr

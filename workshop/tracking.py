@@ -1,0 +1,38 @@
+"""The tracking server of this clone, whichever address the shell or the kernel holds."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from forecast import tracking
+from forecast.errors import ServiceError
+
+from workshop.port_owners import require_own
+from workshop.settings import EXPORT_COMMAND, Settings, get_settings, loopback_without_proxy
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def connect(uri: str | None = None) -> MlflowClient:
+    """Point MLflow at this clone's tracking server and return a client; raise ServiceError when it does not answer."""
+    settings = get_settings()
+    # MLflow reads these when it is imported, also in a shell without `workshop config --export`.
+    exports = settings.exports()
+    for name in ("MAX_RETRIES", "TIMEOUT"):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", exports[f"MLFLOW_HTTP_REQUEST_{name}"])
+    os.environ.update(loopback_without_proxy())
+    try:
+        return tracking.connect(uri or own_or_given_uri(settings))
+    except ServiceError as error:
+        error.next_step = "workshop up" if "does not answer" in error.what else EXPORT_COMMAND
+        raise
+
+
+def own_or_given_uri(settings: Settings | None = None) -> str:
+    """Return the address in the settings; raise ServiceError when a server of another clone listens there."""
+    settings = settings or get_settings()
+    if settings.explicit_tracking_uri is None:
+        require_own(settings, settings.mlflow_port)
+    return settings.tracking_uri
