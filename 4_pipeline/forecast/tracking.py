@@ -14,6 +14,7 @@ import requests
 
 from forecast.errors import ServiceError
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
+from forecast.table.files import write_atomically
 
 if TYPE_CHECKING:
     import mlflow
@@ -25,7 +26,7 @@ TRIES = 4  # after 0, 4, 12 and 28 s: outlasts a restart of the server; MLflow's
 STAGE_TAG = "pipeline.stage"  # of a run: which stage logged it
 DIRTY_TAG = "pipeline.git.dirty"
 STORE_ID_TAG = "pipeline.store_id"  # of the experiment
-LOCAL_LOCK = "dvc.lock"  # names this machine's tracking store, so a change of it alone does not make a tree dirty
+MADE = ("dvc.lock", "results/metrics.json")  # what the pipeline itself writes does not make a tree dirty
 START = "start one (`mlflow server`), and set MLFLOW_TRACKING_URI to its address"
 
 
@@ -84,15 +85,14 @@ def write_state(folder: Path, decision: Path) -> None:
 
     `tracking_store.json` says which store this is: a lock of DVC knows nothing of a tracking server that was wiped.
     `alias.json` says where the alias went since the decision in the file ``decision``, if it moved: the gate decides
-    again after a rollback or a promotion from elsewhere. A file whose content stays is not touched.
+    again after a rollback or a promotion from elsewhere.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {"tracking_store.json": {"store_id": store_id()}}
     moved, alias = _moved_since(decision), folder / "alias.json"
     if moved is not None or not alias.exists():
         contents[alias.name] = moved or {}
     for name, content in contents.items():
-        (folder / name).write_text(f"{json.dumps(content, indent=1)}\n")
+        write_atomically(folder / name, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def store_id() -> str:
@@ -214,7 +214,7 @@ def git_tags(folder: Path | None = None) -> dict[str, str]:
     if (state := git_state(folder or Path.cwd())) is None:
         return {}
     commit, changes = state
-    return {COMMIT_TAG: commit, DIRTY_TAG: str(any(not file.endswith(LOCAL_LOCK) for file in changes)).lower()}
+    return {COMMIT_TAG: commit, DIRTY_TAG: str(any(not file.endswith(MADE) for file in changes)).lower()}
 
 
 def log_explanations(**figures: Figure) -> None:
