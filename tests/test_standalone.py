@@ -8,10 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from machines import connect, machine
 from places import answer_of, free_port, health_of, running, wait_for
 from workplace import BIN, PERSON, clean_environment, copy_tree
 
 pytestmark = pytest.mark.walk
+
+ADDRESS = "10.98.1.1"  # of the first machine on the cable to the second
 
 
 class Home:
@@ -71,6 +74,27 @@ def test_copy_holds_no_word_of_this_repository(home):
     assert "plants/problem.py" in names
     texts = {name: (home.folder / name).read_text(errors="replace") for name in names if not name.endswith(".whl")}
     assert [name for name, text in texts.items() if re.search(r"\bforecast[./]|(from|import) workshop", text)] == []
+
+
+@pytest.mark.privileged
+def test_worker_on_another_machine_trains_with_the_requirements_alone(home, tmp_path):
+    """The worker sees its environment, which has no package of the copy, and reaches the other machine's servers."""
+    hosts = f"MLFLOW_TRACKING_URI=http://{ADDRESS}:5000 DASK_SCHEDULER_ADDRESS=tcp://{ADDRESS}:8786"
+    path = f"export HOME=/tmp PATH={home.environment['PATH']}"
+    node_folder = home.folder / ".venv"
+    with (
+        machine("desk", tmp_path / "desk", home.folder) as desk,
+        machine("node", tmp_path / "node", node_folder) as node,
+    ):
+        connect(desk, [node])
+        there = f"{path} {hosts}; cd {home.folder}"
+        assert "No module" in node.run(f"{path}; cd /tmp; python -c 'import plants' 2>&1 || true")
+        desk.run(f"{there}; mlflow server --host {ADDRESS} --workers 1 >/tmp/server 2>&1 &")
+        desk.run(f"{there}; dask scheduler --host {ADDRESS} >/tmp/scheduler 2>&1 &")
+        node.run(f"{path}; cd /tmp; dask worker tcp://{ADDRESS}:8786 --nthreads 1 >/tmp/worker 2>&1 &")
+        desk.run(f"{there}; until curl -fs {ADDRESS}:5000/health; do sleep 1; done", timeout=120)
+        output = desk.run(f"{there}; dvc repro --force --single-item train_rf 2>&1", timeout=300)
+    assert "Running stage 'train_rf'" in output, output
 
 
 def test_dashboard_of_the_copy_serves_the_model(home):
