@@ -14,6 +14,7 @@ from ruamel.yaml.nodes import Node
 
 from forecast import problem
 from forecast.errors import ParameterError
+from forecast.quantities import YearEnds
 
 FILE = "params.yaml"
 MAX_DEPTH = 50  # of nested lists and mappings; Python's recursion ends at some 300
@@ -116,6 +117,12 @@ class OwnFile(Section):
         None, min_length=2, description=f"{{2018: {_YEAR}, ...}} of all plants that the file counts, at the years' ends"
     )
     attribution: str = Field("Own data; no attribution was given.", min_length=1, description="shown with the data")
+
+    @property
+    def year_ends(self) -> YearEnds:
+        """The figures of ``capacity`` by target and year; none if none were given."""
+        ends = self.capacity or {}
+        return {name: {str(year): ends[year][name] for year in sorted(ends)} for name in problem.CAPACITY if ends}
 
     @model_validator(mode="after")
     def _tell_marks_apart(self) -> OwnFile:

@@ -52,7 +52,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     is divided by the capacity that was installed at the time (`features.installed`; 1 if the problem knows of none), a
     regressor learns that capacity factor from `features.derive`, and its prediction is multiplied again. No prediction
     is below what is possible.
-    The figures of capacity come with the frame that the model is fitted on (`features.year_ends_of`), and stay with it.
+    The figures of capacity are those of the frame that the model is fitted on (`features.year_ends_of`), and stay with
+    the model, for hours that bring none.
 
     How much the capacity gives may change for reasons that no input shows: with ``level_days``, this level is
     found for each part of time of so many days (`find_levels`). Capacity factors are divided by it before they are
@@ -92,7 +93,7 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
         """
         self._check(X)
         self.year_ends_ = year_ends_of(X)
-        factors = (targets(y).to_numpy() / installed(X, self.year_ends_).to_numpy()).T
+        factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
         derived = derive(X)
         counted = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
         values = derived.to_numpy()  # without names, which would be compared again for each prediction

@@ -20,7 +20,7 @@ from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
 from forecast.learn.scores import Scores
 from forecast.quantities import YearEnds
 from forecast.table.features import features, inputs, last_year
-from forecast.table.schema import FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
+from forecast.table.schema import CAPACITIES, FEATURES, QUANTITIES, RANGES, TARGETS, UNITS
 from forecast.tracking import connect
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
     """
     import mlflow
 
+    example = example.drop(columns=list(CAPACITIES.values()), errors="ignore")  # a row may leave them out
     weather = LoadedModel.of(model).select_inputs(example)
     if isinstance(model, CapacityFactorNetwork):
         with tempfile.TemporaryDirectory() as folder:

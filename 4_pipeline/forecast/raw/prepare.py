@@ -17,7 +17,7 @@ from forecast.parameters import OwnFile
 from forecast.raw import own_file, sources
 from forecast.table import reading as raw
 from forecast.table import schema
-from forecast.table.features import mark_capacity
+from forecast.table.features import add_capacity
 from forecast.table.origin import origin_in
 from forecast.table.reading import Table
 from forecast.table.schema import STAMP
@@ -41,12 +41,13 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     3. an hour in which a needed cell is empty is left out;
     4. nothing is filled, interpolated or otherwise invented. Units are converted, no other value changes.
 
-    The table has the columns `schema.COLUMNS`, sorted by time, satisfies `schema.check`, and carries its origin
-    (`origin.origin_of`).
+    The table has the columns `schema.COLUMNS`, sorted by time, and `schema.CAPACITIES` if the capacity is known; it
+    satisfies `schema.check`, and carries its origin (`origin.origin_of`).
 
     The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
     `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
-    empty cells by column; the same `by_year`, with its gaps; for an own file what `own_file.read` left out.
+    empty cells by column; the same `by_year`, with its gaps; for an own file what `own_file.read` left out, and years
+    for which a figure of capacity lacks between two that have one.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
     a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
@@ -68,6 +69,9 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     findings = {"source": origin.source, **count(parts, frame, hours)}
     for table in tables.values():
         findings |= table.counts
+    if origin.csv and origin.csv.capacity:
+        years = sorted(origin.csv.capacity)
+        findings["years_without_figure"] = sorted({*range(years[0], years[-1])} - {*years})
     logger.info("%s: %s", origin.source, in_words(findings))
     return origin.mark(frame), findings
 
@@ -91,13 +95,13 @@ def read(folder: Path, own: OwnFile | None) -> dict[str, Table]:
 def load_or_make(csv: Path) -> DataFrame:
     """Return the processed table of Germany in the file ``csv``; if there is no such file, make it from the sample.
 
-    The table carries Germany's installed capacity. Raises DataError (file damaged, disk full, folder not writable).
+    The table has Germany's installed capacity. Raises DataError (file damaged, disk full, folder not writable).
     """
     if not Path(csv).exists():
         with tempfile.TemporaryDirectory() as folder:
             sources.fetch("sample", Path(folder))
             schema.write_csv(prepare(Path(folder))[0], Path(csv))
-    return mark_capacity(schema.read(csv))
+    return add_capacity(schema.read(csv), problem.CAPACITY)
 
 
 # -- tables to hours ---------------------------------------------------------------------------------------------------

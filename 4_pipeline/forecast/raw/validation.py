@@ -244,14 +244,12 @@ def _check_fitting(frame: DataFrame, hourly: DataFrame, findings: Mapping[str, A
     for each in problem.TARGETS:
         yield from _check_clock(hourly, each)
         yield from _check_driver(frame, each, years)
-    year_ends = features.year_ends_of(frame)
-    if year_ends:
-        ends = {int(year) for of_target in year_ends.values() for year in of_target}
-        gaps = sorted({*range(min(ends), max(ends))} - ends)
+    if problem.CAPACITY:
+        gaps = findings.get("years_without_figure", [])
         note = f"{_listed(map(str, gaps))}; the capacity is a line between its neighbours" if gaps else ""
         yield Check("years without a figure", "capacity", len(gaps), (None, 0), "", note)
         factors = features.capacity_factors(frame)
-    for target in year_ends:
+    for target in problem.CAPACITY:
         by_year = factors[target].groupby(years)
         means, cause = by_year.mean().reindex(_whole_years(findings)), "is the capacity of another country, or in MW?"
         yield from _check_each("mean capacity factor", target, means, MEAN_FACTOR, "", cause)

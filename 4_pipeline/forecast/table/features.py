@@ -5,7 +5,6 @@ Notebooks, pipeline, dashboard and models all use these definitions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import numpy as np
@@ -20,8 +19,11 @@ from forecast.table.reading import require_columns
 from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 
 INPUTS = ["utc_timestamp", *FEATURES]
+GIVE_CAPACITY = (
+    "make the table with them: python -m forecast csv FILE; of an own file, give fetch.csv.capacity in params.yaml (see"
+    " 4_pipeline/own/README.md)"
+)
 LATER_YEARS = 2  # after the last figure of installed capacity, for which it may stand in
-_CAPACITY = "capacity"  # the key of such figures in a frame's attributes
 
 
 def features(frame: DataFrame) -> DataFrame:
@@ -38,16 +40,13 @@ def inputs(frame: DataFrame) -> DataFrame:
     """Return the hour (its start, UTC, datetime64[us] without a zone) and the weather features.
 
     They are the inputs of a model that knows the time, and so are columns of `CAPACITIES` that are there. The zone is
-    left out because a model's signature has no type for it; the frame's attributes stay, for a model that learns.
-    Raises DataError: a column missing, no time.
+    left out because a model's signature has no type for it. Raises DataError: a column missing, no time.
     """
     weather = features(frame)
     require_columns(frame.columns, INPUTS, "The frame")
     stamps = to_utc(frame["utc_timestamp"]).tz_localize(None)
     capacities = frame[frame.columns.intersection(list(CAPACITIES.values()))]
-    table = pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather, capacities], axis="columns")
-    table.attrs = dict(frame.attrs)
-    return table
+    return pd.concat([Series(stamps, frame.index, name="utc_timestamp"), weather, capacities], axis="columns")
 
 
 def derive(frame: DataFrame) -> DataFrame:
@@ -105,40 +104,50 @@ def _select(frame: DataFrame, columns: list[str]) -> DataFrame:
 def capacity_factors(frame: DataFrame) -> DataFrame:
     """Return the targets as a share of the capacity installed at the time (`installed`).
 
-    Raises DataError: a column missing, hours outside the years whose capacity is known.
+    Raises DataError: a column missing, hours without a figure of capacity.
     """
     return targets(frame) / installed(frame)
 
 
 def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
-    """Return the installed capacity at each hour, columns `TARGETS`, between year-ends along a line.
+    """Return the installed capacity at each hour, columns `TARGETS`; a target that is not divided by it has 1.
 
-    Without ``year_ends`` the figures that the frame carries are used (`year_ends_of`); what a row has in a column of
-    `CAPACITIES` counts before them. A target that the problem does not divide by its capacity has 1. Raises DataError
-    for a frame without figures, and for hours outside their years.
+    It is what a row has in the columns `CAPACITIES`; with ``year_ends`` these may be absent or empty, see
+    `add_capacity`. Raises DataError for columns that are absent, and for hours without a figure.
     """
-    year_ends = year_ends or year_ends_of(frame)
-    stamps = Series(to_utc(frame["utc_timestamp"]), frame.index)
-    capacities = DataFrame(1.0, frame.index, TARGETS)
-    for target in year_ends:
-        ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): value for year, value in year_ends[target].items()}
-        first, last = min(ends), max(ends)
-        figures = frame.get(CAPACITIES[target])
-        unknown = (stamps < first) | (stamps > last)
-        outside = stamps[unknown if figures is None else unknown & figures.isna()]
-        if len(outside):
-            year = outside.iloc[0].year
-            raise DataError(
-                f"There is no figure of installed capacity for {len(outside)} of {len(stamps)} hours.",
-                value=str(outside.iloc[0]),
-                expected=f"{first:%Y-%m-%d} to {last:%Y-%m-%d}",
-                next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
-                " see 4_pipeline/own/README.md",
-            )
+    columns = {CAPACITIES[target]: target for target in (problem.CAPACITY if year_ends is None else year_ends)}
+    if year_ends is None:
+        require_columns(frame.columns, list(columns), "The frame", GIVE_CAPACITY)
+    else:
+        frame = add_capacity(frame, year_ends)
+    unknown = frame.loc[frame[list(columns)].isna().any(axis="columns"), "utc_timestamp"]
+    if len(unknown):
+        year = to_utc(unknown)[0].year
+        ends = sorted(int(year) for figures in (year_ends or {}).values() for year in figures)
+        raise DataError(
+            f"There is no figure of installed capacity for {len(unknown)} of {len(frame)} hours.",
+            value=str(unknown.iloc[0]),
+            expected=f"{ends[0] + 1}-01-01 to {ends[-1] + 1}-01-01" if ends else ", ".join(columns),
+            next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
+            " see 4_pipeline/own/README.md",
+        )
+    return frame[list(columns)].rename(columns=columns).reindex(columns=TARGETS, fill_value=1.0)
+
+
+def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
+    """Return ``frame`` with the columns `CAPACITIES`, by figures at the ends of years and lines between them.
+
+    A figure that a row has already stays. Hours outside the years have none.
+    """
+    stamps, columns = to_utc(frame["utc_timestamp"]), {}
+    for target, figures in year_ends.items():
+        ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): figures[year] for year in sorted(figures, key=int)}
+        first = min(ends)
         seconds = [(end - first).total_seconds() for end in ends]
-        known = np.interp((stamps - first).dt.total_seconds(), seconds, list(ends.values()))
-        capacities[target] = known if figures is None else figures.fillna(Series(known, frame.index))
-    return capacities
+        known = np.interp((stamps - first).total_seconds(), seconds, list(ends.values()), left=np.nan, right=np.nan)
+        column = CAPACITIES[target]
+        columns[column] = frame[column].fillna(Series(known, frame.index)) if column in frame else known
+    return frame.assign(**columns)
 
 
 def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
@@ -167,28 +176,23 @@ def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Se
     return rows, Series(np.where(later, "assumed", "known"), rows.index)
 
 
-def mark_capacity(frame: DataFrame, year_ends: Mapping[int, Mapping[str, float]] | None = None) -> DataFrame:
-    """Return ``frame`` with figures of installed capacity in its attributes, which Parquet files keep.
-
-    The figures are those of an own file (`fetch.csv.capacity`), or without ``year_ends`` those of the problem.
-    """
-    marked, figures = frame.copy(deep=False), problem.CAPACITY
-    if year_ends:
-        figures = {target: {str(year): year_ends[year][target] for year in sorted(year_ends)} for target in figures}
-    marked.attrs = {**frame.attrs, _CAPACITY: figures}
-    return marked
-
-
 def year_ends_of(frame: DataFrame) -> YearEnds:
-    """Return the figures of installed capacity that a frame carries; raise DataError if it carries none."""
-    if _CAPACITY in frame.attrs or not problem.CAPACITY:
-        return frame.attrs.get(_CAPACITY, {})
-    raise DataError(
-        "The table carries no figures of installed capacity.",
-        expected="figures for the end of each year, in the table's attributes",
-        next_step="for an own file, give fetch.csv.capacity in params.yaml (see 4_pipeline/own/README.md); if pandas"
-        " lost them (merge, or concat of different tables), set result.attrs = table.attrs",
-    )
+    """Return the figures at the ends of years by which `add_capacity` makes a frame's columns `CAPACITIES`.
+
+    The first and the last hour of a year define its line, and so the figures at both of its ends. Raises DataError as
+    `installed`.
+    """
+    capacities, stamps = installed(frame), to_utc(frame["utc_timestamp"])
+    year_ends: YearEnds = {target: {} for target in problem.CAPACITY}
+    for year in stamps.year.unique():
+        first, last = rows = np.flatnonzero(stamps.year == year)[[0, -1]]
+        seconds = max(1.0, (stamps[last] - stamps[first]).total_seconds())
+        for target, figures in year_ends.items():
+            before, after = capacities[target].iloc[rows]
+            for end in (year, year + 1):
+                share = (pd.Timestamp(end, 1, 1, tz="UTC") - stamps[first]).total_seconds() / seconds
+                figures[str(end - 1)] = round(float(before + share * (after - before)), 6)
+    return year_ends
 
 
 def last_year(year_ends: YearEnds) -> int:

@@ -7,9 +7,10 @@ from pathlib import Path
 from pandas import DataFrame
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from forecast import problem
 from forecast.errors import DataError
 from forecast.parameters import OwnFile
-from forecast.table.features import mark_capacity
+from forecast.table.features import add_capacity
 
 ORIGIN_FILE = "source.json"  # in a folder of raw files
 _KEY = "origin"  # in a table's attributes
@@ -41,11 +42,10 @@ class Origin(BaseModel):
     def mark(self, frame: DataFrame) -> DataFrame:
         """Return ``frame`` with this origin in its attributes, which Parquet files keep (pandas' `DataFrame.attrs`).
 
-        The installed capacity is added, see `features.year_ends_of`: an own file's if it was given, else Germany's.
+        The columns of installed capacity are added, see `features.add_capacity`: an own file's, or else the problem's.
         """
-        year_ends = self.csv.capacity if self.csv else None
-        marked = frame.copy(deep=False) if self.csv and not year_ends else mark_capacity(frame, year_ends)
-        marked.attrs = {**marked.attrs, _KEY: self.model_dump(exclude={"csv"})}
+        marked = add_capacity(frame, self.csv.year_ends if self.csv else problem.CAPACITY)
+        marked.attrs = {**frame.attrs, _KEY: self.model_dump(exclude={"csv"})}
         return marked
 
 

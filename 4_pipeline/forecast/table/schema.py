@@ -26,7 +26,7 @@ STAMP = "%Y-%m-%dT%H:%M:%SZ"  # how a time is written
 UNITS = {"utc_timestamp": "UTC"} | {name: quantity.unit for name, quantity in QUANTITIES.items()}
 RANGES = {name: quantity.possible for name, quantity in QUANTITIES.items()}
 USUAL_MEANS = {name: quantity.usual for name, quantity in QUANTITIES.items() if quantity.usual}
-# Columns that weather may have besides: the capacity installed in its hours, with unit and range of the target.
+# Columns that a table may have besides: the capacity installed in its hours, with unit and range of the target.
 CAPACITIES = {each.name: f"{each.key}_capacity_{each.unit}" for each in problem.TARGETS if each.plants}
 CONVERSIONS = {name: quantity.units for name, quantity in QUANTITIES.items()}
 MONTH_HOURS = 24 * 28  # the mean of fewer hours may be anything
@@ -126,7 +126,9 @@ def convert(values: Series, column: str, unit: str) -> Series:
 
 
 def read(path: Path | str) -> DataFrame:
-    """Read a processed table from ``path``, a .csv or .parquet file, and check it; columns as `COLUMNS`.
+    """Read a processed table from ``path``, a .csv or .parquet file, and check it.
+
+    The columns are `COLUMNS`; of a .parquet file also those of `CAPACITIES` that it has.
 
     Raises DataError: missing, damaged or other files, and whatever `raw.read_text` and `check` refuse.
     """
@@ -135,8 +137,10 @@ def read(path: Path | str) -> DataFrame:
         text = read_text(path, COLUMNS, next_step=_MAKE_AGAIN)
         return check(convert_text(text, str(path)), str(path)).reset_index(drop=True)
     try:
-        require_columns(parquet.read_schema(path).names, COLUMNS, str(path), _MAKE_AGAIN)
-        return check(pd.read_parquet(path, columns=COLUMNS), str(path))
+        names = parquet.read_schema(path).names
+        require_columns(names, COLUMNS, str(path), _MAKE_AGAIN)
+        columns = [*COLUMNS, *(name for name in CAPACITIES.values() if name in names)]
+        return check(pd.read_parquet(path, columns=columns), str(path))
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.", next_step=_MAKE_AGAIN) from None
     except (OSError, pa.ArrowException) as error:
@@ -163,4 +167,5 @@ def write_parquet(frame: DataFrame, path: Path) -> Path:
 
 def write_csv(frame: DataFrame, path: Path) -> Path:
     """Write a processed table as CSV and return its path; bytes and errors as `write`."""
+    frame = frame.round(dict.fromkeys(CAPACITIES.values(), 3))
     return write_atomically(path, frame.to_csv(index=False, date_format=STAMP, lineterminator="\n").encode())

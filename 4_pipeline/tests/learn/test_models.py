@@ -19,9 +19,10 @@ from forecast.errors import DataError, ServiceError
 from forecast.learn.evaluation import coverage
 from forecast.learn.models import CapacityFactorRegressor, find_levels, search
 from forecast.parameters import Fetch, OwnFile
+from forecast.problem import CAPACITY
 from forecast.raw.prepare import load_or_make, prepare
 from forecast.raw.sources import fetch
-from forecast.table.features import features, inputs, installed, mark_capacity, targets
+from forecast.table.features import add_capacity, features, inputs, installed, targets
 from forecast.table.schema import FEATURES, STAMP, TARGETS
 from forecast.table.split import split_by_time
 from joblib.externals.loky import get_reusable_executor
@@ -149,10 +150,7 @@ def test_more_capacity_is_more_power(parts, fitted):
         (lambda rows: rows.head(100), ["too few hours", "100 hours", "at least 200"]),
         (lambda rows: rows.drop(columns="utc_timestamp"), ["utc_timestamp"]),
         (lambda rows: rows.assign(utc_timestamp="noon"), ["not a time", "noon"]),
-        (
-            lambda rows: rows.assign(utc_timestamp=rows["utc_timestamp"] + pd.DateOffset(years=9)),
-            ["no figure of installed capacity", "fetch.csv.capacity"],
-        ),
+        (lambda rows: rows.assign(wind_capacity_GW=np.nan), ["no figure of installed capacity", "fetch.csv.capacity"]),
     ],
 )
 def test_hours_that_cannot_be_learned_from_are_errors(parts, change, words):
@@ -171,7 +169,7 @@ def test_own_file_without_figures_of_capacity_cannot_be_learned_from(parts, tmp_
     fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=OwnFile(file=str(tmp_path / "own.csv"))))
     hours = prepare(tmp_path / "raw")[0]
     for use in (CapacityFactorRegressor(LinearRegression()).fit, lambda frame, _: installed(frame)):
-        with pytest.raises(DataError, match="no figures of installed capacity") as caught:
+        with pytest.raises(DataError, match="lacks 2 columns: solar_capacity_GW") as caught:
             use(inputs(hours), targets(hours))
         assert "fetch.csv.capacity" in caught.value.next_step
 
@@ -188,7 +186,9 @@ def simple_hours():
     stamps = pd.date_range("2014-01-01", periods=count, freq="h", tz="UTC")
     rows = pd.DataFrame(random.uniform(0, 10, (count, len(FEATURES))), columns=FEATURES)
     made = {"solar_GW": rows["rad_horizontal"], "wind_GW": rows["windspeed"] ** 2 / 10}
-    return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(mark_capacity)
+    return rows.assign(utc_timestamp=stamps, **made)[["utc_timestamp", *TARGETS, *FEATURES]].pipe(
+        add_capacity, CAPACITY
+    )
 
 
 def kill_tree(program: psutil.Popen) -> None:

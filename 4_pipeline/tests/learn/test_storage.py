@@ -14,7 +14,7 @@ from forecast.learn.models import CapacityFactorNetwork, CapacityFactorRegressor
 from forecast.learn.storage import TRUSTED_TYPES, LoadedModel, load_folder
 from forecast.problem import CAPACITY
 from forecast.table import schema
-from forecast.table.features import DERIVED, derive, inputs, mark_capacity, targets, year_ends_of
+from forecast.table.features import DERIVED, INPUTS, add_capacity, derive, inputs, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, Ridge
@@ -104,7 +104,8 @@ def saved(germany_csv, tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     hours = schema.read(germany_csv).iloc[4000:6000].reset_index(drop=True)
     hours["utc_timestamp"] += pd.DateOffset(years=10)
-    hours = mark_capacity(hours, {year: {"solar_GW": 80 + year / 100, "wind_GW": 60.0} for year in (2022, 2023)})
+    figures = {"solar_GW": {"2022": 100.2, "2023": 100.3}, "wind_GW": {"2022": 60.0, "2023": 60.0}}
+    hours = add_capacity(hours, figures)
     trees = HistGradientBoostingRegressor(max_iter=10, random_state=0)
     regressor = CapacityFactorRegressor(trees, band=trees, folds=2).fit(inputs(hours), targets(hours))
     keras.utils.set_random_seed(0)
@@ -112,7 +113,7 @@ def saved(germany_csv, tmp_path_factory):
     scaling.adapt(derive(inputs(hours)).to_numpy("float32"))
     layers = [scaling, keras.layers.Dense(4, activation="relu"), keras.layers.Dense(2, activation="softplus")]
     network = CapacityFactorNetwork(keras.Sequential([keras.Input((len(DERIVED),)), *layers]), year_ends_of(hours))
-    few = inputs(hours.head())
+    few = inputs(hours.head())[INPUTS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in MLflow and in Keras
         mlflow.sklearn.save_model(regressor, root / "trees", **storage._sklearn_options(regressor, few))
@@ -164,10 +165,10 @@ def test_capacity_model_of_another_problem_says_so(tmp_path, monkeypatch):
     """Trees of derived values as well, when what is derived has changed since."""
     from forecast.table import features
 
-    table = mark_capacity(pd.DataFrame({
+    table = add_capacity(pd.DataFrame({
         "utc_timestamp": pd.date_range("2014-01-01", periods=300, freq="h", tz="UTC"),
         **{name: np.linspace(1, 9, 300) for name in (*FEATURES, *TARGETS)},
-    }))  # fmt: skip
+    }), CAPACITY)  # fmt: skip
     model = CapacityFactorRegressor(LinearRegression()).fit(inputs(table), targets(table))
     folder = save(model, tmp_path / "model")
     assert load_folder(folder, "version 1").kind == "sklearn"

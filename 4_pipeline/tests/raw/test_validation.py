@@ -304,7 +304,7 @@ def test_own_file_that_is_wrong_and_possible_is_a_warning(own, how, options, exp
 @pytest.mark.parametrize(
     ("capacity", "words"),
     [
-        (None, ["no figures of installed capacity", "fetch.csv.capacity"]),
+        (None, ["lacks 2 columns: solar_capacity_GW", "fetch.csv.capacity"]),
         ({year: ends for year, ends in FIGURES.items() if year < 2015}, ["8758 of 17504 hours", "2014 and 2015"]),
     ],
 )

@@ -9,14 +9,13 @@ import yaml
 from forecast.errors import DataError
 from forecast.problem import CAPACITY
 from forecast.table.features import (
+    add_capacity,
     derive,
-    inputs,
     installed,
     last_year,
-    mark_capacity,
     year_ends_of,
 )
-from forecast.table.schema import FEATURES, TARGETS
+from forecast.table.schema import FEATURES, TARGETS, write_csv
 from places import PROJECT
 
 
@@ -69,43 +68,33 @@ def test_capacity_is_the_published_figure_at_the_turn_of_the_year():
 def test_capacity_is_not_invented_for_other_years():
     """An hour outside the table is an error with the first such hour, the range, and where to give the figures."""
     with pytest.raises(DataError, match="1 of 2 hours") as caught:
-        installed(mark_capacity(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z")))
+        installed(_hours("2014-01-01T00:00Z", "2020-01-01T00:00Z"), CAPACITY)
     assert "2020-01-01" in caught.value.value
     assert caught.value.expected == "2013-01-01 to 2017-01-01"
     assert "2019 and 2020: fetch.csv.capacity" in caught.value.next_step
 
 
-def test_own_capacity_goes_with_the_frame(tmp_path):
-    """Marked, written, read and cut, the frame is divided by its own figures, and by no others."""
+def test_own_capacity_is_a_column_of_the_table(tmp_path):
+    """Written, read, cut and joined, the table is divided by its own figures; a table without them is refused."""
     frame = _hours("2020-01-01T00:00Z", "2020-07-01T12:00Z").assign(**dict.fromkeys([*FEATURES, *TARGETS], 1.0))
-    assert year_ends_of(mark_capacity(frame)) == CAPACITY
-    figures = {2020: {"solar_GW": 2.0, "wind_GW": 5.0}, 2019: {"solar_GW": 1.0, "wind_GW": 5.0}}
-    mark_capacity(frame, figures).to_parquet(tmp_path / "own.parquet")
-    read = pd.read_parquet(tmp_path / "own.parquet")
-    assert year_ends_of(inputs(read.head(1))) == year_ends_of(read) != CAPACITY
-    assert last_year(year_ends_of(read)) == 2020
-    assert installed(read).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
-    with pytest.raises(DataError, match="no figure of"):
-        installed(mark_capacity(frame))
+    figures = {"solar_GW": {"2019": 1.0, "2020": 2.0}, "wind_GW": {"2019": 5.0, "2020": 5.0}}
+    write_csv(add_capacity(frame, figures), tmp_path / "own.csv")
+    read = pd.read_csv(tmp_path / "own.csv", parse_dates=["utc_timestamp"])
+    assert installed(pd.concat([read.merge(frame[["utc_timestamp"]]), read])).iloc[-1].round(2).tolist() == [1.5, 5.0]
+    assert installed(read, CAPACITY).round(2).to_numpy().tolist() == [[1.0, 5.0], [1.5, 5.0]]
+    with pytest.raises(DataError, match="lacks 2 columns: solar_capacity_GW") as caught:
+        installed(frame)
+    assert "fetch.csv.capacity" in caught.value.next_step
 
 
-@pytest.mark.parametrize(
-    "lose",
-    [
-        lambda table, other: table.merge(other, on="utc_timestamp"),
-        lambda table, other: pd.concat([table, other]),
-        lambda table, other: pd.concat([table.drop(columns="wind_GW"), other], axis="columns"),
-    ],
-    ids=["merge", "concat", "concat of columns"],
-)
-def test_capacity_that_pandas_lost_is_not_replaced_by_germanys(frame, lose):
-    """A table that was joined with another has no figures, and the error says how to keep them."""
-    table, other = frame.head(48), frame.head(48)[["utc_timestamp", "wind_GW"]].copy()
-    other.attrs.clear()
-    with pytest.raises(DataError, match="no figures of installed capacity") as caught:
-        installed(lose(table, other))
-    assert "result.attrs = table.attrs" in caught.value.next_step
-    assert installed(pd.concat([table, table])).notna().all(axis=None)
+@pytest.mark.parametrize("rows", [slice(None), slice(5000, 5002), slice(8000, 12000)])
+def test_figures_at_the_ends_of_years_come_back_from_the_columns(frame, rows):
+    """Of whole years, of two hours, and across the turn of a year."""
+    part = add_capacity(frame[rows], CAPACITY)
+    found = year_ends_of(part)
+    for target, ends in found.items():
+        assert ends == pytest.approx({year: CAPACITY[target][year] for year in ends}, abs=1e-3)
+    assert last_year(found) == part["utc_timestamp"].iloc[-1].year
 
 
 def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
