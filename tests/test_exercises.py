@@ -9,12 +9,14 @@ import nbformat
 import pytest
 from forecast.errors import PipelineError
 from nbclient import NotebookClient
+from walk import solution_of, solve
 from workplace import ROOT
 
 from workshop.settings import get_settings
 from workshop.teaching import exercises
 
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/exercises.ipynb"))
+TAUGHT = [path for path in sorted(ROOT.glob("[1-3]_*/*.ipynb")) if path.stem != "exercises"]
 TAGS = ["exercise", "check", "hint", "solution"]
 SECONDS = 300  # for one cell, on a busy machine
 
@@ -32,12 +34,6 @@ def name(path) -> str:
 def tagged(cells, tag) -> list:
     """The cells with a tag, in their order."""
     return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
-
-
-def solution_of(cell) -> str:
-    """The code that a solution's text cell shows."""
-    [code] = re.findall(r"```python\n(.+?)\n```", cell.source, flags=re.DOTALL)
-    return code
 
 
 def printed(cell) -> str:
@@ -59,7 +55,7 @@ def test_exercises_have_their_form(path):
     """Each exercise is a task, a cell to fill in, its check, a hint and a solution, numbered from 1."""
     cells = nbformat.read(path, as_version=4).cells
     parts = [(tag, cell) for cell in cells for tag in cell.metadata.get("tags", [])]
-    numbers = list(exercises.titles(chapter_of(path)))
+    numbers = [number for number in exercises.of_chapter(chapter_of(path)) if "." in number]
     assert numbers == [f"{chapter_of(path)}.{count}" for count in range(1, len(numbers) + 1)]
     assert 2 <= len(numbers) <= 3
     assert [tag for tag, _ in parts] == TAGS * len(numbers)
@@ -73,6 +69,22 @@ def test_exercises_have_their_form(path):
             assert cell.source.startswith(f"<details><summary>{title}</summary>\n\n")
             assert cell.source.endswith("\n</details>")
         assert solution_of(solution) not in answer.source
+
+
+@pytest.mark.parametrize("path", TAUGHT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_taught_notebook_has_one_cell_to_write(path):
+    """A cell with its check in the last line, and a folded solution below; nothing else is asked for."""
+    notebook = nbformat.read(path, as_version=4)
+    [answer], [solution] = tagged(notebook.cells, "exercise"), tagged(notebook.cells, "solution")
+    number, each = next(
+        item for item in exercises.of_chapter(chapter_of(path)).items() if item[1].notebook == path.stem
+    )
+    assert answer.source.startswith("# Your code here")
+    assert f'check("{number}", ' in answer.source.splitlines()[-1]
+    assert solution.source.startswith("<details><summary>Solution</summary>\n\n")
+    solve(notebook)
+    assert f'check("{number}", ' in answer.source.splitlines()[-1]
+    assert "..." not in answer.source, each.title
 
 
 @pytest.mark.walk
@@ -90,7 +102,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
     folder = servers.root / path.parent.name
     client = NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}})
     client.execute(env=servers.environment)
-    numbers = list(exercises.titles(chapter_of(path)))
+    numbers = [number for number in exercises.of_chapter(chapter_of(path)) if "." in number]
     for number, before, after in zip(numbers, unsolved, checks, strict=True):
         assert printed(before).startswith(f"Exercise {number}, not yet: ")
         assert printed(after) == f"Exercise {number}, solved: {exercises.LESSONS[number]}.\n"
@@ -101,7 +113,7 @@ def test_exercises_are_solved_by_their_solutions_only(path, servers, solved_file
 def test_odd_answers_are_told_in_words(path, in_workplace, solved_file, capsys):
     """Whatever an answer is, its check raises nothing, passes nothing, and says something."""
     odd = [None, -1, float("nan"), "no such run", {}, ("a", "b"), object()]
-    for number in exercises.titles(chapter_of(path)):
+    for number in exercises.of_chapter(chapter_of(path)):
         for answer in odd:
             exercises.check(number, answer)
             output = capsys.readouterr().out

@@ -64,10 +64,28 @@ def merge(file: Path, changes: dict) -> None:
     file.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def execute(folder: Path, name: str, environment: dict[str, str]) -> None:
+def solution_of(cell: nbformat.NotebookNode) -> str:
+    """Return the code that a solution's text cell shows."""
+    [code] = re.findall(r"```python\n(.+?)\n```", cell.source, flags=re.DOTALL)
+    return code
+
+
+def solve(notebook: nbformat.NotebookNode) -> None:
+    """Write the solutions into the cells to write, above the check in their last line."""
+    tagged = {tag: [] for tag in ("exercise", "solution")}
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            tagged[tag].append(cell)
+    for answer, solution in zip(*tagged.values(), strict=True):
+        answer.source = f"{solution_of(solution)}\n\n{answer.source.splitlines()[-1]}"
+
+
+def execute(folder: Path, name: str, environment: dict[str, str], *, solved: bool = False) -> None:
     """Run a notebook from top to bottom in a fresh kernel, and write it back with its outputs."""
     path = folder / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
+    if solved:
+        solve(notebook)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
     try:
         client.execute(env=environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -46,19 +47,21 @@ def reproduce(settings: Settings, targets: Sequence[str] = (), *, shell_first: b
 
 
 def finish_run() -> str:
-    """Return what is in production, as a line for a person; make chapter 3's table first if the sample's is missing.
+    """Return what is in production, as a line for a person; first make the tables of chapters 2 and 3 that are missing.
 
     A pipeline of other data may have another problem, in whose terms there is no such table.
     """
     from forecast.learn import registry  # imports pandas
 
     settings = get_settings()
-    csv = settings.root / "3_projects" / "germany.csv"
-    is_missing = csv.parent.exists() and not csv.exists()
-    if is_missing and read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample":
+    tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]
+    missing = [table for table in tables if table.parent.exists() and not table.exists()]
+    if missing and read_stage(settings.pipeline / "params.yaml", "fetch").source == "sample":
         from forecast.raw.prepare import load_or_make  # imports pandera
 
-        load_or_make(csv)
+        load_or_make(missing[0])
+        for table in missing[1:]:
+            shutil.copyfile(missing[0], table)
     return registry.Registry(client=connect()).status().line
 
 

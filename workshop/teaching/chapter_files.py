@@ -59,7 +59,7 @@ def restore_chapter(settings: Settings, number: int, start: str) -> Path:
         ) from None
     made = [f":(exclude){chapter.folder}/{name}" for name in ("dvc.lock", "results")]  # outputs that git tracks
     _git(settings.root, "restore", f"--source={start}", "--worktree", "--", chapter.folder, *made)
-    exercises.write_solved(set(exercises.solved(settings)) - exercises.titles(number).keys(), settings)
+    exercises.write_solved(set(exercises.solved(settings)) - exercises.of_chapter(number).keys(), settings)
     return copies
 
 

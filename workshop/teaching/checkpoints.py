@@ -396,10 +396,10 @@ STEPS = {
 def steps_of(chapter: Chapter) -> Iterator[Step]:
     """Yield the steps of a chapter, and then its exercises."""
     yield from STEPS[chapter.number]
-    for number, title in exercises.titles(chapter.number).items():
-        reason = f'Run its cells. The cell `check("{number}", answer)` has to print "solved".'
+    for number, each in exercises.of_chapter(chapter.number).items():
+        reason = f'Run its cells. The cell with `check("{number}", ...)` has to print "solved".'
         is_solved = partial(lambda number, state: number in state.solved, number)
-        yield Step(f"Exercise {number}: {title}", f"{chapter.folder}/exercises.ipynb", is_solved, reason)
+        yield Step(f"Exercise {number}: {each.title}", f"{chapter.folder}/{each.notebook}.ipynb", is_solved, reason)
 
 
 # -- progress --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The exercises of the chapters: `check` compares an answer with the truth, and remembers which ones are solved.
 
 Each exercise is a function of the answer. It calls `expect` with a condition and the sentence that the attendee reads
-when the condition does not hold.
+when the condition does not hold. Those of a chapter's last notebook have numbers such as 2.1; a taught notebook has one
+cell to write, 2a for the first notebook of chapter 2.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forecast.errors import PipelineError
 from forecast.learn import registry
@@ -65,14 +66,22 @@ class NotYetError(Exception):
     """An answer is not right; the text is a hint."""
 
 
-EXERCISES: dict[str, tuple[str, Callable[[Any], None]]] = {}  # by their numbers: what is asked, and the test
+class Exercise(NamedTuple):
+    """An exercise: what is asked, in which notebook, and the test of an answer, which raises NotYetError."""
+
+    title: str
+    notebook: str
+    test: Callable[[Any], None]
 
 
-def exercise(number: str, title: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+EXERCISES: dict[str, Exercise] = {}  # by their numbers
+
+
+def exercise(number: str, title: str, notebook: str = "exercises") -> Callable[..., Callable[[Any], None]]:
     """Make a function of an answer the test of the exercise ``number``; it raises NotYetError."""
 
     def register(test: Callable[[Any], None]) -> Callable[[Any], None]:
-        EXERCISES[number] = title, test
+        EXERCISES[number] = Exercise(title, notebook, test)
         return test
 
     return register
@@ -84,10 +93,11 @@ def expect(condition: object, sentence: str) -> None:
         raise NotYetError(sentence)
 
 
-def check(number: str, answer: Any = ...) -> None:
+def check(number: str, answer: Any = ..., solution: Any = None) -> Any:
     """Print what a right answer means, or why an answer is not right yet; remember a right one.
 
-    A wrong answer raises nothing, so that the exercises below it can be run. Raises PipelineError when there is no
+    A wrong answer raises nothing, so that the cells below it can be run. If they need the answer, give a ``solution``:
+    then a right answer is returned, and in place of a wrong one the solution. Raises PipelineError when there is no
     exercise with this number.
     """
     if number not in EXERCISES:
@@ -97,10 +107,9 @@ def check(number: str, answer: Any = ...) -> None:
             expected=f"one of {', '.join(EXERCISES)}",
             next_step="put the number of the exercise back into the cell of the check",
         )
-    _, test = EXERCISES[number]
     try:
-        expect(answer is not ..., "put your answer where the cell above says `# Your code here`.")
-        test(answer)
+        expect(answer is not ..., "put your answer where the cell says `# Your code here`.")
+        EXERCISES[number].test(answer)
     except (NotYetError, PipelineError) as error:  # PipelineError: such as a server that is down
         print(f"Exercise {number}, not yet: {error}")
     except Exception:  # noqa: BLE001 -- an answer can be anything, and must not end the notebook
@@ -110,11 +119,14 @@ def check(number: str, answer: Any = ...) -> None:
         settings = get_settings()
         write_solved({*solved(settings), number}, settings)
         print(f"Exercise {number}, solved: {LESSONS[number]}.")
+        return answer if solution is not None else None
+    return solution
 
 
-def titles(chapter: int) -> dict[str, str]:
-    """Return the titles of a chapter's exercises by their numbers."""
-    return {number: title for number, (title, _) in EXERCISES.items() if number.startswith(f"{chapter}.")}
+def of_chapter(chapter: int) -> dict[str, Exercise]:
+    """Return a chapter's exercises by their numbers: the cells of its notebooks, then those of its last one."""
+    own = [number for number in EXERCISES if number.startswith(str(chapter))]
+    return {number: EXERCISES[number] for number in sorted(own, key=lambda number: (number[1] == ".", number))}
 
 
 def solved(settings: Settings) -> list[str]:
