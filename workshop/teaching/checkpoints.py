@@ -305,7 +305,7 @@ STEPS = {
             f"Register the model of a run of this chapter under the name {REGISTERED_MODEL}.",
         ),
         Step(
-            "In production, by its alias", COMPARE, was_in_production,
+            "In production, by its alias", "2_tracking/README.md#6. Take a mistake back", was_in_production,
             f"Set the alias {PRODUCTION} of {REGISTERED_MODEL} to a version that comes from a run of this chapter.",
         ),
         Step(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +26,7 @@ from workshop.tracking import connect
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 # Scores on the embedded sample, from which every attendee makes `germany.csv`; a test computes them by the solutions.
 TOLERANCE = 0.001
@@ -37,8 +38,16 @@ PAIRS_WON = {12: 25, 6: 22}  # by depth: the pairs of seeds, of 25, in which 50 
 BELOW_SPLIT = {
     "split", "train_linreg", "train_rf", "train_keras", "train_gradient_boosting", "compare", "promote", "report",
 }  # fmt: skip
+SCORE_EXERCISE = "2a"  # its answer, a function, is used by the rest of the chapter
+# R2 of the four remedies without the step that the sample has between 2014 and 2015; the first with it is 0.798.
+R2_WITHOUT_STEP = {
+    "GW": 0.860, "GW, last year": 0.901, "capacity factor": 0.933, "capacity factor, last year": 0.925,
+}  # fmt: skip
+R2_OF_30_EPOCHS = 0.765, 0.795  # of several seeds
+FIRST_HOUR_GW = 0.0, 20.0  # solar and wind, of the forest of capacity factors in the first held-out hour
+LAST_WEEK_GW = 8.9  # mean wind power that the forest of the last year predicts
 HELD_OUT = 0.1  # the fraction that exercise 3.1 asks for
-CHALLENGER = "challenger"
+REVIEWED = "reviewed"
 
 # What a right answer means.
 LESSONS = {
@@ -48,11 +57,18 @@ LESSONS = {
     "1.2": "from April to October, in summer time, the weather is an hour late, as in the real file; "
     "a lag of the whole year would not show that the winter is right",
     "1.3": f"{R2_OVERESTIMATED:.2f} of that R2 is memory of the learned hours: the model is not that good on new ones",
+    "2a": "the same five lines will score every model: a number can be compared if one function makes all of them",
+    "2b": "without the step the capacity factor alone is best: what helps depends on what is in the data",
+    "2c": "the run shows your parameter beside the score: nobody has to remember it",
+    "2d": "a little better, although `val_loss` did not fall: the hours set aside show the step in wind power",
+    "2e": "a model of capacity factors needs the capacity of the hour, and its user has to know that",
+    "2f": "only the two forests of the last year pass: the other models predict too little wind",
+    "2g": "the challenger predicts too little wind in this week: 9.9 GW were measured",
     "2.1": f"wind speed alone has an R2 of {R2_OF_WIND_SPEED:.2f} for wind, a little more than all four inputs of "
     "`linreg`: on these hours the other three do not help a line",
     "2.2": f"at depth 12, 50 trees win {PAIRS_WON[12]} of 25 pairs: a small lead, but not luck; "
     f"at depth 6 they win {PAIRS_WON[6]}: one run of each can show the opposite",
-    "2.3": "programs that load `wind_solar@challenger` get this version; those that load `@production` notice nothing",
+    "2.3": "programs that load `wind_solar@reviewed` get this version; those that load `@production` notice nothing",
     "3.1": "the run records the fraction: its R2 is of other hours than those of step 2, so do not compare the two",
     "3.2": "the commit leads to the code: with its parameters and the same data, anyone can repeat the run",
     "3.3": "with a higher floor the command would have failed: so a script can stop before it uses a weak model",
@@ -93,12 +109,11 @@ def expect(condition: object, sentence: str) -> None:
         raise NotYetError(sentence)
 
 
-def check(number: str, answer: Any = ..., solution: Any = None) -> Any:
+def check(number: str, answer: Any = ...) -> Any:
     """Print what a right answer means, or why an answer is not right yet; remember a right one.
 
-    A wrong answer raises nothing, so that the cells below it can be run. If they need the answer, give a ``solution``:
-    then a right answer is returned, and in place of a wrong one the solution. Raises PipelineError when there is no
-    exercise with this number.
+    A wrong answer raises nothing, so that the cells below it can be run. Where they need the answer, a right one is
+    returned, and in place of a wrong one the solution. Raises PipelineError when there is no exercise with this number.
     """
     if number not in EXERCISES:
         raise PipelineError(
@@ -119,8 +134,13 @@ def check(number: str, answer: Any = ..., solution: Any = None) -> Any:
         settings = get_settings()
         write_solved({*solved(settings), number}, settings)
         print(f"Exercise {number}, solved: {LESSONS[number]}.")
-        return answer if solution is not None else None
-    return solution
+        return answer if number == SCORE_EXERCISE else None
+    return score_of_chapter_3() if number == SCORE_EXERCISE else None
+
+
+def score_of_chapter_3() -> Callable[[DataFrame, DataFrame], dict[str, float]]:
+    """Return the function `score` of `3_projects/hourly.py`, which is the solution of the exercise `SCORE_EXERCISE`."""
+    return runpy.run_path(str(get_settings().root / "3_projects" / "hourly.py"))["score"]
 
 
 def of_chapter(chapter: int) -> dict[str, Exercise]:
@@ -184,6 +204,87 @@ def _is_close(answer: float, truth: float) -> bool:
 
 
 # -- chapter 2 -------------------------------------------------------------------------------------------------------
+@exercise(SCORE_EXERCISE, "a function that scores", "model_linreg")
+def own_score(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> None:
+    """Compare the numbers of a function for a small table with those of chapter 3's."""
+    from pandas import DataFrame
+
+    measured = DataFrame({"solar_GW": [0.0, 2.0, 5.0, 3.0], "wind_GW": [1.0, 4.0, 9.0, 16.0]})
+    predicted = DataFrame({"solar_GW": [1.0, 2.0, 4.0, 2.0], "wind_GW": [-1.0, 2.0, 9.0, 11.0]})
+    expect(callable(answer), "it is not a function.")
+    try:
+        numbers = answer(measured, predicted)
+    except Exception as error:  # noqa: BLE001 -- the function can be anything
+        raise NotYetError(f"the function ends with {type(error).__name__}: {error}; fill in all dots.") from None
+    for name, truth in score_of_chapter_3()(measured, predicted).items():
+        expect(name in numbers, f"the dict that it returns lacks `{name}`.")
+        expect(_is_close(numbers[name], truth), f"`{name}` is {numbers[name]} for a small table, and not {truth:.3g}.")
+
+
+@exercise("2b", "the data without the step that was put in", "honest_split")
+def without_step(answer: Series) -> None:
+    """Compare the four scores with those of wind power without the step between 2014 and 2015."""
+    given = abs(float(answer["GW"]) - 0.798) < 0.005
+    expect(not given, "these are the scores of the data as given: choose another factor than 1.")
+    for name, r2 in R2_WITHOUT_STEP.items():
+        hint = f"the R2 of `{name}` differs: 0.8 times which factor is 1?"
+        expect(abs(float(answer[name]) - r2) < 0.005, hint)
+
+
+@exercise("2c", "a parameter of your own", "model_rf")
+def own_parameter(answer: str) -> None:
+    """Look for a parameter in a finished run of a forest that the notebook does not log."""
+    run = _finished_run(answer)
+    of_chapter = run.data.tags.get("chapter") == "2" and run.data.tags.get("model") == "rf"
+    expect(of_chapter, "this run lacks the tags of the notebook's forests: give `tags=TAGS` to `start_run`.")
+    own = run.data.params.keys() - {"split", "test_fraction", "n_estimators", "max_depth", "last_hours"}
+    expect(own, "this run has no parameter besides those of the notebook: `track(model, **parameters)` logs them.")
+    expect("r2" in run.data.metrics, "this run lacks the metric `r2`: call `track` inside of `with`.")
+
+
+@exercise("2d", "more epochs", "model_keras")
+def more_epochs(answer: float) -> None:
+    """Compare an R2 with those of 30 epochs; another processor may round otherwise."""
+    least, most = R2_OF_30_EPOCHS
+    expect(least < float(answer) < most, f"after 30 epochs the held-out R2 is between {least} and {most}.")
+
+
+@exercise("2e", "capacity factors turned into GW", "capacity_factor")
+def back_in_GW(answer: list[float]) -> None:
+    """Compare solar and wind power of the first held-out hour."""
+    for value, truth in zip(answer, FIRST_HOUR_GW, strict=True):
+        expect(0 <= float(value) < 1 or truth >= 1, "multiply by the two columns of capacity, each by its own.")
+        expect(abs(float(value) - truth) < 0.05 + 0.02 * truth, "multiply by the two columns of capacity of the hour.")
+
+
+@exercise("2f", "a query of your own", "compare_runs")
+def own_query(answer: str) -> None:
+    """Run a query; compare what it finds with the finished runs of the chapter whose `r2_wind` is above 0.8."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    experiments = [each.experiment_id for each in client.search_experiments() if each.name == EXPERIMENT]
+    try:
+        found = {run.info.run_id: run for run in client.search_runs(experiments, str(answer))}
+    except MlflowException as error:
+        raise NotYetError(f"MLflow cannot read the query {answer!r}: {error.message}") from None
+    expect(found, "the query finds no run.")
+    for run in found.values():
+        wanted = run.data.tags.get("chapter") == "2" and run.info.status == "FINISHED"
+        expect(wanted, f"the query also finds `{run.info.run_name}`, which failed or is of another chapter.")
+        expect(run.data.metrics.get("r2_wind", 0) > 0.8, f"the query also finds `{run.info.run_name}`.")
+    runs = client.search_runs(experiments, "tags.chapter = '2' and attributes.status = 'FINISHED'")
+    missed = [run for run in runs if run.data.metrics.get("r2_wind", 0) > 0.8 and run.info.run_id not in found]
+    expect(not missed, "the query misses a run with an `r2_wind` above 0.8.")
+
+
+@exercise("2g", "the challenger's prediction", "get_prod_model")
+def of_challenger(answer: float) -> None:
+    """Compare the mean wind power of the last week."""
+    hint = "it is not the mean of the challenger's `wind_GW` in this week: load the version with the alias challenger."
+    expect(abs(float(answer) - LAST_WEEK_GW) < 0.1, hint)
+
+
 @exercise("2.1", "a run of your own, with parameter, metric and tag")
 def own_run(answer: str) -> None:
     """Look at what a finished run holds."""
@@ -193,11 +294,9 @@ def own_run(answer: str) -> None:
         experiment == EXPERIMENT,
         f"this run is not in the experiment {EXPERIMENT}: `mlflow.set_experiment` comes first.",
     )
-    labels = run.data.tags.get("exercise"), run.data.params.get("features")
-    expect(
-        labels == ("2.1", "windspeed") and "r2_wind" in run.data.metrics,
-        "this run lacks the tag `exercise` = 2.1, the parameter `features` = windspeed, or the metric `r2_wind`.",
-    )
+    expect(run.data.tags.get("exercise") == "2.1", "this run lacks the tag `exercise` = 2.1.")
+    expect(run.data.params.get("features") == "windspeed", "this run lacks the parameter `features` = windspeed.")
+    expect("r2_wind" in run.data.metrics, "this run lacks the metric `r2_wind`.")
     expect(
         _is_close(run.data.metrics["r2_wind"], R2_OF_WIND_SPEED),
         "the metric `r2_wind` of this run is another number: train and score as the task says, for wind alone.",
@@ -213,14 +312,14 @@ def small_leads(answer: dict[int, int]) -> None:
 
 
 @exercise("2.3", "an alias for the latest version")
-def challenger(answer: str) -> None:
+def reviewed(answer: str) -> None:
     """Compare the version that the alias points at with the latest one."""
     client = connect()
     versions = client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
     latest = max((int(version.version) for version in versions), default=None)
     expect(str(answer) == str(latest), f"it is not the number of the latest version of `{REGISTERED_MODEL}`.")
-    version = client.get_registered_model(REGISTERED_MODEL).aliases.get(CHALLENGER)
-    expect(str(version) == str(latest), f"the alias `{CHALLENGER}` is not on the latest version.")
+    version = client.get_registered_model(REGISTERED_MODEL).aliases.get(REVIEWED)
+    expect(str(version) == str(latest), f"the alias `{REVIEWED}` is not on the latest version.")
 
 
 def _finished_run(run_id: object) -> Run:
