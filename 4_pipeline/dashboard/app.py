@@ -82,8 +82,8 @@ def _register(app: Dash, follower: Follower) -> None:
         if snapshot.revision == revision:
             raise PreventUpdate
         version, notice = layout.version(snapshot), no_update
-        if snapshot.production is not None and isinstance(before, str) and before != version:
-            notice = layout.notice(snapshot, before)
+        if snapshot.champion and isinstance(before, str) and before != version:
+            notice = layout.notice(snapshot.champion.production, before)
         changed = layout.model(snapshot), layout.message(snapshot), layout.attribution(snapshot), notice
         return snapshot.revision, version or no_update, *changed
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .follower import Snapshot
+from .follower import Comparison, Snapshot
 
 Period = tuple[Any, Any]  # the first and the last day, dates; None twice as long as there is no data
 DEFAULT_DAYS = 14
@@ -65,10 +65,11 @@ def day(value: object) -> date | None:
         return None
 
 
-def rows_within(snapshot: Snapshot, period: Period) -> pd.Index:
-    """Return the index of the rows of the data in a period; empty when there is nothing to compare."""
-    start, end = period
-    if snapshot.frame is None or snapshot.predicted is None or start is None:
-        return pd.Index([])
-    ends = pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC") + pd.Timedelta(days=1)
-    return snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]
+def compared(snapshot: Snapshot, period: Period) -> Comparison | None:
+    """Return the comparison of the hours in a period; None when there is nothing to compare."""
+    if (comparison := snapshot.comparison) is None:
+        return None
+    ends = pd.Timestamp(period[0], tz="UTC"), pd.Timestamp(period[1], tz="UTC") + pd.Timedelta(days=1)
+    frame = comparison.frame
+    rows = frame.index[slice(*frame["utc_timestamp"].searchsorted(ends))]
+    return None if rows.empty else comparison.at(rows)

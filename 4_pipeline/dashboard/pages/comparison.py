@@ -20,7 +20,7 @@ from forecast.table.origin import origin_of
 from forecast.table.schema import TARGETS
 
 from .. import address, parts, periods, predictions
-from ..follower import Follower, Snapshot
+from ..follower import Comparison, Follower, Snapshot, once
 from ..periods import Period
 
 PATH, TITLE = "/comparison", "Predicted and measured"
@@ -130,15 +130,12 @@ def _register_controls(app: Dash, follower: Follower) -> None:
     )
     def download(_clicks: int, start: object, end: object) -> dict:
         """Return the period's hours, measured and predicted, as CSV."""
-        snapshot = follower.now
-        period, _ = periods.chosen(snapshot, start, end)
-        rows = periods.rows_within(snapshot, period)
-        if rows.empty:
+        period, _ = periods.chosen(follower.now, start, end)
+        compared = periods.compared(follower.now, period)
+        if compared is None:
             raise PreventUpdate
-        frame, predicted, band = snapshot.at(rows)
-        measured = frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
-        model = f"{snapshot.production.name}/{snapshot.production.version}"
-        text = predictions.to_csv(measured, predicted, band, model)
+        measured = compared.frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
+        text = predictions.to_csv(measured, compared.predicted, compared.band, compared.champion)
         return dcc.send_string(text, f"predicted {period[0]} to {period[1]}.csv")
 
     app.clientside_callback(
@@ -161,30 +158,28 @@ def _register_controls(app: Dash, follower: Follower) -> None:
 
 
 # -- content -----------------------------------------------------------------------------------------------------------
-def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple[go.Figure, go.Figure, go.Figure, list, list]:
-    """Return `FIGURES`, key figures and weeks of a period (in UTC); times in a zone. Made once for all readers."""
-    return snapshot.cached((address.prefix(), PATH, *period, zone), lambda: _answer(snapshot, period, zone))
-
-
-def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
-    rows = periods.rows_within(snapshot, period)
-    if rows.empty:
-        text = snapshot.missing("frame", "production") or "There is no hour of data in this period."
-        nothing = figures.empty(text)
-        return nothing, nothing, nothing, [], []
-    frame, predicted, band = snapshot.at(rows)
+@once
+def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
+    """Return `FIGURES`, key figures and weeks of a period (in UTC); times in a zone."""
+    compared = periods.compared(snapshot, period)
+    if compared is None:
+        text = snapshot.missing("frame", "champion") or "There is no hour of data in this period."
+        return *[figures.empty(text)] * len(FIGURES), [], []
+    frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     figure = figures.measured_and_predicted(
         local,
         predicted,
-        band=band,
-        coverage=snapshot.model.coverage,
-        measured_name=origin_of(snapshot.frame).measured_name,
+        band=compared.band,
+        coverage=compared.champion.model.coverage,
+        measured_name=origin_of(frame).measured_name,
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
-    by_week = [*weeks(frame, predicted), html.P(_report(snapshot.record.report_week))]
-    return figure, *residuals, key_figures(snapshot, rows, period), by_week
+    week = snapshot.record.report_week
+    link = address.link("/results/report.html")
+    report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
+    return figure, *residuals, key_figures(compared, period), [*weeks(frame, predicted), html.P(report)]
 
 
 def by_month_class(period: Period) -> str:
@@ -192,18 +187,9 @@ def by_month_class(period: Period) -> str:
     return "" if None not in period and (period[1] - period[0]).days >= MONTHS_FROM_DAYS else "gone"
 
 
-def _report(week: str | None) -> object:
-    """Return a link to the weekly report, with its week."""
-    link = address.link("/results/report.html")
-    return parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
-
-
+@once
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
     """Return a strip of all data, as daily means of the targets by their highest hour, with the period marked."""
-    return snapshot.cached(("overview", *period), lambda: _overview(snapshot, period))
-
-
-def _overview(snapshot: Snapshot, period: Period) -> go.Figure:
     if snapshot.frame is None:
         return figures.empty("")
     means = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean()
@@ -225,14 +211,14 @@ def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
     return [*(period == _preset(snapshot, name) for name in PRESETS), period[0] == first, period[1] == last]
 
 
-def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
+def key_figures(compared: Comparison, period: Period) -> list:
     """Return a sentence on how good the predictions are, a tile for each target, and a line on the period."""
-    qualities = snapshot.qualities(rows)
-    start, end = period
-    text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += monitoring.training_overlap(snapshot.frame.loc[rows], snapshot.learned_until)
-    tiles = html.Div([_tile(each) for each in qualities], className="tiles")
-    return [html.P(monitoring.sentence(qualities), className="summary"), tiles, html.P(text, className="hint")]
+    hours, (start, end) = len(compared.frame), period
+    text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
+    text += monitoring.training_overlap(compared.frame, compared.champion.learned_until)
+    tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
+    summary = html.P(monitoring.sentence(compared.qualities), className="summary")
+    return [summary, tiles, html.P(text, className="hint")]
 
 
 def _tile(quality: Quality) -> html.Div:

@@ -22,8 +22,8 @@ from forecast.table import features
 from forecast.table.schema import FEATURES, TARGETS, UNITS
 
 from .. import parts
-from ..follower import Follower, Snapshot
-from ..predictions import Prediction
+from ..follower import Follower, Snapshot, once
+from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
 SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
@@ -48,16 +48,13 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
-    content, figure = snapshot.cached(
-        (PATH, *values.values()), lambda: (answers(snapshot, values), curves(snapshot, values))
-    )
     sliders = [
         html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
-        html.Div(content, id="what-if-answers", **{"aria-live": "polite"}),
+        html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
-    figure = parts.graph("what-if-curves", figure, "Predictions around this hour", "chart tall")
+    figure = parts.graph("what-if-curves", curves(snapshot, values), "Predictions around this hour", "chart tall")
     about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
     about += " Shaded are the values that the model learned from, and dark those that it learned in weather like this:"
     about += f" few such hours, {FEW} or one in a hundred, are beyond either end. A line ends where the sun gives less"
@@ -164,20 +161,20 @@ def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
     """
     hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather[HOUR])}])
     try:
-        predicted, band = _predict(snapshot, hour) if snapshot.model else (None, None)
+        predicted, band = _predict(snapshot.champion, hour) if snapshot.champion else (None, None)
     except PipelineError as error:
         return [parts.banner("There is no prediction for this hour:", error.what)]
     tiles = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     return [tiles, *(html.P(note, className=name) for name, note in _notes(snapshot, hour))]
 
 
-def _predict(snapshot: Snapshot, hours: pd.DataFrame) -> Prediction:
+def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
     """Return predictions and their band; NaN of a target that follows the sun, where the sun cannot give the light."""
-    predicted, band = snapshot.predict_with_band(hours)
+    predicted, band = champion.predict_with_band(hours)
     light, most = _light(hours)
-    if snapshot.model.knows_time:
+    if champion.model.knows_time:
         hidden = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
-        predicted, band = predicted.mask(hidden), band and tuple(end.mask(hidden) for end in band)
+        predicted, band = predicted.mask(hidden), band and (band[0].mask(hidden), band[1].mask(hidden))
     return predicted, band
 
 
@@ -200,9 +197,9 @@ def _notes(snapshot: Snapshot, hour: pd.DataFrame) -> Iterator[tuple[str, str]]:
                 f" {most - TWILIGHT:.0f} W/m², even without an atmosphere."
             ),
         )
-    if snapshot.model and snapshot.model.knows_time and snapshot.model.year_ends:
-        capacities = features.installed(hour, snapshot.model.year_ends).iloc[0]
-        targets = [each for each in problem.TARGETS if each.name in snapshot.model.year_ends]
+    if snapshot.champion and (year_ends := snapshot.champion.year_ends):
+        capacities = features.installed(hour, year_ends).iloc[0]
+        targets = [each for each in problem.TARGETS if each.name in year_ends]
         known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
         yield "hint", f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
 
@@ -219,16 +216,14 @@ def seen(snapshot: Snapshot, name: str, value: float) -> str:
     return f"hardly seen: so {extreme} in {times:,} of {len(learned):,} hours" if times else "never seen"
 
 
+@once
 def _learned(snapshot: Snapshot, name: str) -> np.ndarray:
     """Return the values of an input that the model learned from, in order; those of all data where that is unknown."""
-    if snapshot.frame is None or name not in FEATURES:
-        return np.empty(0)
-    return snapshot.cached(("learned", name), lambda: np.sort(snapshot.learned[name].to_numpy()))
+    return np.empty(0) if snapshot.learned is None else np.sort(snapshot.learned[name].to_numpy())
 
 
-def _learned_here(snapshot: Snapshot, name: str, weather: dict[str, float]) -> list[float]:
+def _learned_here(learned: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
     """Return the ends of the values of an input in learned hours like the chosen one, without the few outermost."""
-    learned = snapshot.learned
     others = [other for other in FEATURES if other != name]
     spans = pd.Series({other: ALIKE * (SLIDERS[other].high - SLIDERS[other].low) for other in others})
     is_alike = ((learned[others] - pd.Series(weather)[others]).abs() <= spans).all(axis=1)
@@ -239,10 +234,10 @@ def _learned_here(snapshot: Snapshot, name: str, weather: dict[str, float]) -> l
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     """Return the figure of the predictions around one hour of weather (`SLIDERS`); it says so if there are none."""
-    if nothing := snapshot.missing("production"):
-        return figures.empty(nothing)
+    if snapshot.champion is None:
+        return figures.empty(snapshot.missing("champion"))
     rows, swept = [], []
-    for name in SLIDERS if snapshot.model.knows_time else FEATURES:
+    for name in SLIDERS if snapshot.champion.model.knows_time else FEATURES:
         slider = SLIDERS[name]
         values = np.linspace(slider.low, slider.high, POINTS)
         values = np.unique(values.round()) if slider.step == 1 else values
@@ -251,16 +246,18 @@ def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     table = pd.DataFrame(rows)
     table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table[DAY], table[HOUR], strict=True)]
     try:
-        table[TARGETS] = _predict(snapshot, table)[0]
+        table[TARGETS] = _predict(snapshot.champion, table)[0]
     except PipelineError as error:
         return figures.empty(error.what)
     table = table[TARGETS].assign(feature=swept, value=[row[name] for row, name in zip(rows, swept, strict=True)])
-    known = {name: _learned(snapshot, name) for name in FEATURES}
-    ranges = {
-        name: [values[0], *_learned_here(snapshot, name, weather), values[-1]]
-        for name, values in known.items()
-        if len(values)
-    }
+    ranges = (
+        {}
+        if snapshot.learned is None
+        else {
+            name: [learned.min(), *_learned_here(snapshot.learned, name, weather), learned.max()]
+            for name, learned in snapshot.learned[FEATURES].items()
+        }
+    )
     figure = figures.responses(table, point=weather, names=AXES, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
@@ -273,12 +270,12 @@ def hint(snapshot: Snapshot) -> str:
 
 def is_unused(snapshot: Snapshot) -> bool:
     """Return whether hour and day make no difference to the model in production."""
-    return snapshot.model is not None and not snapshot.model.knows_time
+    return snapshot.champion is not None and not snapshot.champion.model.knows_time
 
 
 def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = features.last_year(snapshot.model.year_ends if snapshot.model else problem.CAPACITY)
+    known = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
     year = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
     return _time(day, hour).replace(year=year)  # the same date, since the number of a day differs in leap years
 

@@ -12,7 +12,7 @@ from forecast import problem
 from forecast.errors import DataError, PipelineError
 from forecast.show import figures
 from forecast.table import prediction_requests
-from forecast.table.features import INPUTS, LATER_YEARS, last_year
+from forecast.table.features import INPUTS, LATER_YEARS, assume_capacity, last_year
 from forecast.table.schema import CAPACITIES, STAMP
 
 from .. import parts, predictions
@@ -124,27 +124,25 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
 
     Raises PipelineError when the model cannot predict for these hours.
     """
-    if nothing := snapshot.missing("production"):
-        return [parts.banner(nothing, "Upload the file again later.")], ""
-    weather, (rows, origin) = rows, snapshot.with_capacity(rows)
-    predicted, band = snapshot.predict_with_band(rows)
-    production = snapshot.production
-    status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {production.name} version {production.version}."
+    if (champion := snapshot.champion) is None:
+        return [parts.banner(snapshot.missing("champion"), "Upload the file again later.")], ""
+    weather, (rows, origin) = rows, assume_capacity(rows, champion.year_ends)
+    predicted, band = champion.predict_with_band(rows)
+    status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {champion.production}."
     if unused := rows.attrs.get("unused"):
         status += f" Not used: {', '.join(unused)[:200]}."
     if assumed := (origin == "assumed").sum():
-        last = last_year(snapshot.model.year_ends)
+        last = last_year(champion.year_ends)
         status += f" {assumed:,} of them with the capacity of the end of {last}, which is assumed."
     if len(rows) == 1:
         content = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     else:
-        figure = figures.prediction(rows, predicted, band=band, coverage=snapshot.model.coverage)
+        figure = figures.prediction(rows, predicted, band=band, coverage=champion.model.coverage)
         content = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your weather")
-    model = f"{production.name}/{production.version}"
-    table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, model)
-    file = {"content": table, "filename": f"predicted by version {production.version}.csv", "type": "text/csv"}
+    table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, champion)
+    filename = f"predicted by version {champion.production.version}.csv"
     download = [
-        dcc.Store(id="weather-predicted", data=file),
+        dcc.Store(id="weather-predicted", data={"content": table, "filename": filename, "type": "text/csv"}),
         dcc.Download(id="weather-file"),
         dbc.Button("Download the predictions", id="weather-download", className="download"),
     ]
@@ -153,9 +151,9 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
 
 def about_capacity(snapshot: Snapshot) -> str:
     """Return until when the model knows the installed capacity, and what holds after that; empty if it uses none."""
-    if not snapshot.model or not snapshot.model.knows_time or not snapshot.model.year_ends:
+    if not snapshot.champion or not snapshot.champion.year_ends:
         return ""
-    last = last_year(snapshot.model.year_ends)
+    last = last_year(snapshot.champion.year_ends)
     return (
         f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of then is"
         f" assumed and marked. For other hours give it in the columns {' and '.join(CAPACITIES.values())}."
