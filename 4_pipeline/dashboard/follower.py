@@ -142,13 +142,14 @@ class Snapshot:
         baselines = monitoring.baselines(self.frame, self.champion.learned_until)
         return Comparison(self.champion, self.frame, *self.predictions, baselines, self.max_bias_percent)
 
-    @property
+    @functools.cached_property
     def learned(self) -> pd.DataFrame | None:
-        """The hours of the data that the model learned from; all of them where that is not known."""
-        until = self.champion and self.champion.learned_until
+        """The hours of the data that the model learned from, all of them where that is not known; None without any."""
+        until = self.champion.learned_until if self.champion else None
         if self.frame is None or until is None:
             return self.frame
-        return self.frame[self.frame["utc_timestamp"] <= pd.Timestamp(until)]
+        learned = self.frame[self.frame["utc_timestamp"] <= pd.Timestamp(until)]
+        return None if learned.empty else learned
 
 
 class Follower:

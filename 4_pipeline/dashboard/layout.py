@@ -64,25 +64,21 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
 
 @once
 def view(snapshot: Snapshot, path: str, query: dict[str, str]) -> tuple[list, str, list]:
-    """Return what an address changes: the links of the navigation, the window's title, and the page."""
-    page = pages.at(path)
+    """Return what an address changes: the links of the navigation, the window's title, and the page.
+
+    The front page is the first one.
+    """
+    page = next((page for page in pages.PAGES if path in (page.PATH, "/")), None)
     if page is None:
         hint = ["There is nothing at ", html.Code(path[:80]), ". The links above lead to the pages."]
-        return _links(), f"No such page · {TITLE}", [parts.panel("unknown", "There is no such page", hint, [])]
-    content = html.Div(page.page(snapshot, query), id=content_id(page), className="stack")
-    return _links(page.PATH), f"{page.TITLE} · {TITLE}", [content]
+        return _links(None), f"No such page · {TITLE}", [parts.panel("unknown", "There is no such page", hint, [])]
+    content = html.Div(page.page(snapshot, query), id=f"content-{page.PATH[1:]}", className="stack")
+    return _links(page), f"{page.TITLE} · {TITLE}", [content]
 
 
-def content_id(page: ModuleType) -> str:
-    """Return the id of the content of a page."""
-    return f"content-{page.PATH[1:]}"
-
-
-def _links(current: str | None = None) -> list:
-    return [
-        html.A(page.TITLE, href=address.link(page.PATH), className="inside", **{"aria-current": state})
-        for page, state in ((page, "page" if current == page.PATH else None) for page in pages.PAGES)
-    ]
+def _links(current: ModuleType | None) -> list:
+    states = {page: {"aria-current": "page" if page is current else None} for page in pages.PAGES}
+    return [html.A(page.TITLE, href=address.link(page.PATH), className="inside", **states[page]) for page in states]
 
 
 # -- its parts that change --------------------------------------------------------------------------------------------
@@ -94,26 +90,19 @@ def model(snapshot: Snapshot) -> list:
     figure, hours = production.move.figure, production.move.rows_judged
     score = "not recorded" if figure is None else f"{figure:.3f}"
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
-    r2, baseline = max(
-        ((r2, name) for name, r2 in comparison.r2_without_model.items()) if comparison else (), default=(0, "")
-    )
-    without_model = [html.Small(f" ({r2:.2f} without a model)", title=f"R² of {baseline}")] if baseline else []
+    others = comparison.r2_without_model if comparison else {}
+    best = max(others, key=lambda name: others[name], default=None)
+    without_model = [html.Small(f" ({others[best]:.2f} without a model)", title=f"R² of {best}")] if best else []
+    state, why = comparison and comparison.state, address.link(over_time.PATH)
     doubtful = "doubtful" if badge or snapshot.faults.keys() & {"registry", "model"} else None
     return [
         html.Span(str(production), id="model-version", className=doubtful),
         *([html.Span(badge, className="badge text-bg-warning")] if badge else []),
-        *([_state(comparison.state)] if comparison else []),
+        *([html.A(f"errors: {state}", href=why, id="model-state", className=f"inside state {state}")] if state else []),
         html.Span(parts.kind(stage_of(production), snapshot.champion.model.kind), id="model-kind"),
         html.Span(["held-out R² ", html.Span(score, id="model-r2"), html.Small(f" {hours}"), *without_model]),
         html.Span(["since ", html.Span(parts.readable_time(production.move.when), id="model-since")]),
     ]
-
-
-def _state(state: str) -> html.A:
-    """Return how good the model is for the latest hours, as a link to the page that says why."""
-    return html.A(
-        f"errors: {state}", href=address.link(over_time.PATH), id="model-state", className=f"inside state {state}"
-    )
 
 
 def version(snapshot: Snapshot) -> str | None:

@@ -108,12 +108,6 @@ def button(label: str, id_: str, title: str | None = None, **options: object) ->
     return dbc.Button(label, id=id_, size="sm", color="light", n_clicks=0, title=title, **options)
 
 
-def groups(named: dict[str, list]) -> html.Div:
-    """Return controls in groups, each with its name above."""
-    sets = [html.Fieldset([html.Legend(name), html.Div(group, className="group")]) for name, group in named.items()]
-    return html.Div(sets, className="controls")
-
-
 def readable_times(text: str) -> str:
     """Return a text with its ISO times as people write them."""
     return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)", lambda match: readable_time(match[0]), text)

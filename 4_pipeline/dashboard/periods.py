@@ -48,15 +48,6 @@ def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
     return (start, end), " ".join(notes)
 
 
-def shifted(snapshot: Snapshot, start: object, end: object, *, later: bool) -> Period:
-    """Return the next (or the previous) period of the same length as the chosen one, within existing data."""
-    period, _ = chosen(snapshot, start, end)
-    first, last = whole(snapshot)
-    length = period[1] - period[0] + timedelta(days=1)
-    shift = min(length, last - period[1]) if later else max(-length, first - period[0])
-    return period[0] + shift, period[1] + shift
-
-
 def day(value: object) -> date | None:
     """Return the date at the beginning of a text; None if there is none."""
     try:
@@ -67,9 +58,8 @@ def day(value: object) -> date | None:
 
 def compared(snapshot: Snapshot, period: Period) -> Comparison | None:
     """Return the comparison of the hours in a period; None when there is nothing to compare."""
-    if (comparison := snapshot.comparison) is None:
+    if snapshot.comparison is None or snapshot.frame is None:
         return None
     ends = pd.Timestamp(period[0], tz="UTC"), pd.Timestamp(period[1], tz="UTC") + pd.Timedelta(days=1)
-    frame = comparison.frame
-    rows = frame.index[slice(*frame["utc_timestamp"].searchsorted(ends))]
-    return None if rows.empty else comparison.at(rows)
+    rows = snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]
+    return None if rows.empty else snapshot.comparison.at(rows)

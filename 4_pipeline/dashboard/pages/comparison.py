@@ -20,7 +20,7 @@ from forecast.table.origin import origin_of
 from forecast.table.schema import TARGETS
 
 from .. import address, parts, periods, predictions
-from ..follower import Comparison, Follower, Snapshot, once
+from ..follower import Follower, Snapshot, once
 from ..periods import Period
 
 PATH, TITLE = "/comparison", "Predicted and measured"
@@ -34,26 +34,25 @@ WEEKS_HEAD = ["Week"]
 WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "mean error")]
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 DAYS = ("first-day", "last-day")
-FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month")
+FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
     period, adjustment = periods.chosen(snapshot, query.get("from"), query.get("to"))
-    figure, by_hour, by_month, key_figures, weeks = answer(snapshot, period)
-    strip = parts.graph("overview", overview(snapshot, period), "All of the data; drag across it for a period", "strip")
+    figure, by_hour, by_month, strip, key_figures, weeks, by_month_class = answer(snapshot, period)
     compared = [
         html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
         parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
         html.P(f"All of the data: daily means, each target by its highest hour. {DRAG}", className="hint"),
-        strip,
+        parts.graph("overview", strip, "All of the data; drag across it for a period", "strip"),
     ]
     by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
     residuals = [
         parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
-        html.Div(by_month, id="by-month", className=by_month_class(period)),
+        html.Div(by_month, id="by-month", className=by_month_class),
     ]
     hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = "Predicted minus measured in the period: the median, and the middle half of the hours."
@@ -68,13 +67,12 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the period, and follow the snapshot."""
-    _register_controls(app, follower)
 
     @app.callback(
         *(Output(name, "figure") for name in FIGURES),
-        *(Output(name, "children") for name in ("key-figures", "comparison-weeks", "comparison-adjustment")),
-        Output("overview", "figure"),
+        *(Output(name, "children") for name in ("key-figures", "comparison-weeks")),
         Output("by-month", "className"),
+        Output("comparison-adjustment", "children"),
         *(Output(f"preset-{name}", "active") for name in PRESETS),
         Output("earlier", "disabled"),
         Output("later", "disabled"),
@@ -87,8 +85,7 @@ def register(app: Dash, follower: Follower) -> None:
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
         changed = answer(snapshot, period, zone if zone in tuple(ZONES) else "UTC")
-        state = button_states(snapshot, period)
-        return *changed, adjustment, overview(snapshot, period), by_month_class(period), *state
+        return *changed, adjustment, *button_states(snapshot, period)
 
     @app.callback(
         Output("comparison-hint", "children"),
@@ -105,8 +102,6 @@ def register(app: Dash, follower: Follower) -> None:
         period = (no_update, no_update) if periods.day(start) and periods.day(end) else latest
         return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
 
-
-def _register_controls(app: Dash, follower: Follower) -> None:
     @app.callback(
         *(Output(day, "value", allow_duplicate=True) for day in DAYS),
         *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
@@ -121,7 +116,10 @@ def _register_controls(app: Dash, follower: Follower) -> None:
             raise PreventUpdate
         if name in PRESETS:
             return _preset(snapshot, name)
-        return periods.shifted(snapshot, *values[-2:], later=name == "later")
+        (start, end), _ = periods.chosen(snapshot, *values[-2:])
+        (first, last), length = periods.whole(snapshot), end - start + timedelta(days=1)
+        shift = min(length, last - end) if name == "later" else max(-length, first - start)
+        return start + shift, end + shift
 
     @app.callback(
         Output("comparison-file", "data"),
@@ -160,11 +158,17 @@ def _register_controls(app: Dash, follower: Follower) -> None:
 # -- content -----------------------------------------------------------------------------------------------------------
 @once
 def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
-    """Return `FIGURES`, key figures and weeks of a period (in UTC); times in a zone."""
+    """Return `FIGURES`, key figures and weeks of a period (in UTC), and the class of the errors by month.
+
+    Times are those of a zone. A period too short for errors by month hides them.
+    """
+    strip = overview(snapshot, period)
+    is_short = None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS
+    by_month_class = "gone" if is_short else ""
     compared = periods.compared(snapshot, period)
     if compared is None:
         text = snapshot.missing("frame", "champion") or "There is no hour of data in this period."
-        return *[figures.empty(text)] * len(FIGURES), [], []
+        return *[figures.empty(text)] * 3, strip, [], [], by_month_class
     frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     figure = figures.measured_and_predicted(
@@ -179,15 +183,15 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
     week = snapshot.record.report_week
     link = address.link("/results/report.html")
     report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
-    return figure, *residuals, key_figures(compared, period), [*weeks(frame, predicted), html.P(report)]
+    hours, (start, end) = len(frame), period
+    text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
+    text += monitoring.training_overlap(frame, compared.champion.learned_until)
+    tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
+    summary = html.P(monitoring.sentence(compared.qualities), className="summary")
+    key_figures = [summary, tiles, html.P(text, className="hint")]
+    return figure, *residuals, strip, key_figures, [*weeks(frame, predicted), html.P(report)], by_month_class
 
 
-def by_month_class(period: Period) -> str:
-    """Return the class that hides errors by month where a period is too short for them."""
-    return "" if None not in period and (period[1] - period[0]).days >= MONTHS_FROM_DAYS else "gone"
-
-
-@once
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
     """Return a strip of all data, as daily means of the targets by their highest hour, with the period marked."""
     if snapshot.frame is None:
@@ -209,16 +213,6 @@ def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
     """Return for each preset whether it is chosen, and for both shifts whether there is no further data."""
     first, last = periods.whole(snapshot)
     return [*(period == _preset(snapshot, name) for name in PRESETS), period[0] == first, period[1] == last]
-
-
-def key_figures(compared: Comparison, period: Period) -> list:
-    """Return a sentence on how good the predictions are, a tile for each target, and a line on the period."""
-    hours, (start, end) = len(compared.frame), period
-    text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += monitoring.training_overlap(compared.frame, compared.champion.learned_until)
-    tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
-    summary = html.P(monitoring.sentence(compared.qualities), className="summary")
-    return [summary, tiles, html.P(text, className="hint")]
 
 
 def _tile(quality: Quality) -> html.Div:
@@ -294,4 +288,6 @@ def _controls(snapshot: Snapshot, period: Period) -> html.Div:
     ]
     saved = [parts.button("Picture", "comparison-png"), parts.button("Table", "comparison-csv", "CSV")]
     saved.append(dcc.Download(id="comparison-file"))
-    return parts.groups({"Period": days, "Latest": presets, "Move": shifts, "Times": zones, "Download": saved})
+    groups = {"Period": days, "Latest": presets, "Move": shifts, "Times": zones, "Download": saved}
+    sets = [html.Fieldset([html.Legend(name), html.Div(group, className="group")]) for name, group in groups.items()]
+    return html.Div(sets, className="controls")

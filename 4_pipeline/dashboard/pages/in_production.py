@@ -33,11 +33,13 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return all that is known of the model in production."""
     if (champion := snapshot.champion) is None:
         return [parts.panel("in-production", "Model in production", snapshot.missing("champion"), [])]
-    explained = [
-        parts.panel(f"{name}-panel", title, hint, [_explanation(name, snapshot.record.explanations[name], title)])
-        for name, (title, hint) in EXPLANATIONS.items()
-        if name in snapshot.record.explanations
-    ]
+    explained = []
+    for name, (title, hint) in EXPLANATIONS.items():
+        if figure := snapshot.record.explanations.get(name):
+            layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}  # the panel's
+            figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
+            graph = parts.graph(name, figure, title, "chart" if name == "responses" else "chart middle")
+            explained.append(parts.panel(f"{name}-panel", title, hint, [graph]))
     move, others = snapshot.move, snapshot.comparison.r2_without_model if snapshot.comparison else {}
     return [
         html.Div([_facts(champion, move, others), *explained[:1]], className="columns"),
@@ -141,10 +143,3 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
 
 def _score(scores: dict) -> str:
     return f"{scores['r2']:.3f}" if isinstance(scores.get("r2"), int | float) else "not recorded"
-
-
-def _explanation(name: str, figure: dict, label: str) -> html.Div:
-    """Return a figure as it was logged, without the title that the panel has already."""
-    layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}
-    figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
-    return parts.graph(name, figure, label, "chart" if name == "responses" else "chart middle")

@@ -11,7 +11,7 @@ from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 
 from .. import parts
-from ..follower import Comparison, Snapshot
+from ..follower import Snapshot
 
 PATH, TITLE = "/over-time", "Over time"
 HEAD = ["Target", "State", "Mean error", "Mean absolute error", "of the capacity", "Within the band"]
@@ -26,7 +26,14 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     qualities, since = comparison.latest, comparison.champion.learned_until
     table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in qualities], "moves")
     days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
-    figure = figures.by_month(_months(comparison))
+    later = comparison.frame[comparison.frame["utc_timestamp"] > pd.Timestamp(since)] if since else comparison.frame
+    months = [
+        (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
+        for month, hours in later.groupby(later["utc_timestamp"].dt.strftime("%Y-%m-01"))
+        for each in comparison.at(hours.index).qualities
+    ]
+    columns = ["month", "target", "nmae_percent", "bias_percent", "inside_percent"]
+    figure = figures.by_month(pd.DataFrame(months, columns=columns))
     label = "Errors, bias and share within the band by month"
     about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
     ranges = monitoring.unlearned(comparison.frame, since)
@@ -59,16 +66,3 @@ def _row(quality: Quality) -> list:
 
 def _percent(value: float, digits: int = 0) -> str:
     return "not known" if math.isnan(value) else f"{value:.{digits}f} %"
-
-
-def _months(comparison: Comparison) -> pd.DataFrame:
-    """Return a row for each month and target: `nmae_percent`, `bias_percent` and `inside_percent`."""
-    frame, since = comparison.frame, comparison.champion.learned_until
-    later = frame[frame["utc_timestamp"] > pd.Timestamp(since)] if since else frame
-    months = later["utc_timestamp"].dt.strftime("%Y-%m-01")
-    rows = [
-        (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
-        for month, hours in later.groupby(months)
-        for each in comparison.at(hours.index).qualities
-    ]
-    return pd.DataFrame(rows, columns=["month", "target", "nmae_percent", "bias_percent", "inside_percent"])

@@ -34,7 +34,11 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
     limits = f"At most {prediction_requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
-    limits += about_capacity(snapshot)
+    if snapshot.champion and snapshot.champion.year_ends:
+        last = last_year(snapshot.champion.year_ends)
+        limits += f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of"
+        limits += " then is assumed and marked. For other hours give it in the columns"
+        limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
         html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
@@ -82,7 +86,11 @@ def register(app: Dash, follower: Follower) -> None:
         try:
             return answer(follower.now, prediction_requests.from_csv(decoded(contents)), name)
         except PipelineError as error:
-            return fault(error, name), ""  # screen readers read alerts by themselves
+            facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
+            facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
+            what = [html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)]
+            # Screen readers read alerts by themselves.
+            return [html.Div(dbc.Alert(what, color="danger"), id="weather-fault")], ""
 
     @app.callback(
         Output("weather-upload", "contents"),
@@ -147,22 +155,3 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
         dbc.Button("Download the predictions", id="weather-download", className="download"),
     ]
     return [parts.panel("weather-predictions", "Predictions", status, [content]), *download], status
-
-
-def about_capacity(snapshot: Snapshot) -> str:
-    """Return until when the model knows the installed capacity, and what holds after that; empty if it uses none."""
-    if not snapshot.champion or not snapshot.champion.year_ends:
-        return ""
-    last = last_year(snapshot.champion.year_ends)
-    return (
-        f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of then is"
-        f" assumed and marked. For other hours give it in the columns {' and '.join(CAPACITIES.values())}."
-    )
-
-
-def fault(error: PipelineError, name: str) -> list:
-    """Return an alert on a file that cannot be used: what is wrong, where, the allowed values, and the next step."""
-    facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
-    facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
-    alert = dbc.Alert([html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)], color="danger")
-    return [html.Div(alert, id="weather-fault")]
