@@ -6,9 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any
 
-import pandas as pd
 from flask import Flask, Response, abort, jsonify, request
 from forecast import problem
 from forecast.errors import DataError, ModelError
@@ -20,7 +18,6 @@ from werkzeug.exceptions import BadRequest
 from . import address, predictions
 from .follower import Comparison, Follower, Snapshot
 from .layout import WHAT_TO_RUN
-from .predictions import Champion
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MEASURES = {
@@ -86,7 +83,15 @@ def register(server: Flask, follower: Follower) -> None:
             rows = prediction_requests.from_records(body["rows"])
             if snapshot.champion is None:
                 return _no_model(snapshot)
-            return jsonify(_answer(snapshot.champion, rows)), HTTPStatus.OK
+            champion, production = snapshot.champion, snapshot.champion.production
+            rows, origin = features.assume_capacity(rows, champion.year_ends)
+            table = predictions.table(rows[["utc_timestamp"]], *champion.predict_with_band(rows))
+            model = {name: getattr(production, name) for name in ("name", "version", "run_id")}
+            return jsonify(
+                model=model | {"learned_from": source_of(production)},
+                coverage=champion.model.coverage,
+                rows=table.assign(capacity=origin).to_dict("records"),
+            ), HTTPStatus.OK
         except (DataError, ModelError) as error:
             is_data = isinstance(error, DataError)
             status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
@@ -106,18 +111,6 @@ def _metrics(comparison: Comparison | None) -> Iterator[str]:
         yield f"# TYPE {name} gauge"
         for quality in comparison.latest if comparison else []:
             yield f'{name}{{target="{quality.target.key}"}} {getattr(quality, measure)}'
-
-
-def _answer(champion: Champion, rows: pd.DataFrame) -> dict[str, Any]:
-    rows, origin = features.assume_capacity(rows, champion.year_ends)
-    table = predictions.table(rows[["utc_timestamp"]], *champion.predict_with_band(rows)).assign(capacity=origin)
-    production = champion.production
-    model = {name: getattr(production, name) for name in ("name", "version", "run_id")}
-    return {
-        "model": model | {"learned_from": source_of(production)},
-        "coverage": champion.model.coverage,
-        "rows": table.to_dict("records"),
-    }
 
 
 def _no_model(snapshot: Snapshot) -> tuple[Response, int]:

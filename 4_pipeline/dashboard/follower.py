@@ -268,7 +268,7 @@ def _repeat(step: Callable[[], None], due: threading.Event, seconds: float) -> N
 
 
 def _predict(champion: Champion | None, frame: pd.DataFrame | None) -> Prediction | None:
-    return None if champion is None or frame is None else champion.predict_with_band(frame)
+    return None if champion is None or frame is None else champion.model.predict_with_band(frame)
 
 
 def _for_readers(why: str | Exception) -> str:

@@ -128,8 +128,9 @@ def register(app: Dash, follower: Follower) -> None:
     )
     def download(_clicks: int, start: object, end: object) -> dict:
         """Return the period's hours, measured and predicted, as CSV."""
-        period, _ = periods.chosen(follower.now, start, end)
-        compared = periods.compared(follower.now, period)
+        snapshot = follower.now
+        period, _ = periods.chosen(snapshot, start, end)
+        compared = periods.compared(snapshot, period)
         if compared is None:
             raise PreventUpdate
         measured = compared.frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
@@ -144,9 +145,7 @@ def register(app: Dash, follower: Follower) -> None:
         State("latest-period", "data"),
     )
     app.clientside_callback(ClientsideFunction("figures", "mark_week"), Input("comparison-figure", "hoverData"))
-    app.clientside_callback(
-        ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
-    )
+    app.clientside_callback(ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"))
     app.clientside_callback(
         ClientsideFunction("address", "keep_period"),
         *(Input(day, "value") for day in DAYS),
@@ -163,8 +162,7 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
     Times are those of a zone. A period too short for errors by month hides them.
     """
     strip = overview(snapshot, period)
-    is_short = None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS
-    by_month_class = "gone" if is_short else ""
+    by_month_class = "gone" if None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS else ""
     compared = periods.compared(snapshot, period)
     if compared is None:
         text = snapshot.missing("frame", "champion") or "There is no hour of data in this period."

@@ -29,17 +29,14 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     hint = f"{len(frame):,} of {expected:,} hours from {period}. Each square counts those missing; none is filled."
     graph = parts.graph("missing", missing, "Missing hours by month", "chart middle")
     hours = parts.panel("hours", "Coverage", hint, [graph])
-    source = origin_of(frame)
+    origin = origin_of(frame)
     known = [
-        ("Source", f"{source.source}, modelled" if source.modelled else source.source),
-        ("Attribution", source.attribution),
-        ("Licence", LICENCES.get(source.source, "See its owner's terms.")),
+        ("Source", f"{origin.source}, modelled" if origin.modelled else origin.source),
+        ("Attribution", origin.attribution),
+        ("Licence", LICENCES.get(origin.source, "See its owner's terms.")),
     ]
     modelled = "Generation is modelled here, not measured: the figures show only that the method works."
-    hint = modelled if source.modelled else "Measured."
+    hint = modelled if origin.modelled else "Measured."
     checks = parts.external_link("Gaps, ranges and every check of the data", address.link("/results/validation.html"))
-    return [
-        html.Div(
-            [hours, parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])], className="columns"
-        )
-    ]
+    source = parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])
+    return [html.Div([hours, source], className="columns")]
