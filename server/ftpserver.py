@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import logging.config
 import sys
 from logging.handlers import RotatingFileHandler
 
+import yaml
 from forecast.errors import PipelineError, ServiceError
 from mlflow_ftp.server import Server, ensure_certificate, serve
 
 from workshop.port_owners import find_owners
-from workshop.servers.services import configure_logging
 from workshop.settings import Settings, get_settings
 
 
@@ -48,7 +49,10 @@ def main() -> int:
         settings.logs.mkdir(parents=True, exist_ok=True)
         file = RotatingFileHandler(settings.transfers_log, maxBytes=5_000_000, backupCount=3)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        configure_logging(settings, format="%(asctime)s %(message)s")
+        if settings.logging_file:
+            logging.config.dictConfig(yaml.safe_load(settings.logging_file.read_text(encoding="utf-8")))
+        else:
+            logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         logging.getLogger().addHandler(file)
         serve(make_server(settings))
     except PipelineError as error:

@@ -67,7 +67,7 @@ def followed(versions, data_file):
     followed = Follower(data_file)
     followed.poll()
     assert followed.now.faults == {}
-    assert followed.now.production.version == versions.numbers[0]
+    assert followed.now.champion.production.version == versions.numbers[0]
     return followed
 
 
@@ -92,7 +92,9 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
     try:
         versions.move(versions.numbers[1])
         for each in (followed, other):
-            _poll_until(lambda each=each: each.now.production.version == versions.numbers[1], MOVE_SECONDS, each)
+            _poll_until(
+                lambda each=each: each.now.champion.production.version == versions.numbers[1], MOVE_SECONDS, each
+            )
     finally:
         over.set()
         asking.join(30)
@@ -102,8 +104,7 @@ def test_two_dashboards_follow_the_alias_and_agree(versions, followed, data_file
     assert answers[0] == answers[1]
     assert answers[0]["model"]["version"] == versions.numbers[1]
     assert followed.now.revision != revisions
-    assert not followed.now.predicted.equals(before.predicted)
-    assert followed.now.cached is not before.cached
+    assert not followed.now.predictions[0].equals(before.predictions[0])
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
@@ -123,7 +124,7 @@ def test_version_that_predicts_no_power_leaves_the_old_one_in_production(version
     versions.move(bad)
     # A busy store is another fault, until the next poll.
     _poll_until(lambda: "not plausible" in str(layout.message(followed.now)), 60, followed)
-    assert followed.now.production.version == versions.numbers[0]
+    assert followed.now.champion.production.version == versions.numbers[0]
     message = str(layout.message(followed.now))
     for words in (f"Version {bad} is in production but cannot be used", "not plausible", "mlflow-gate rollback"):
         assert words in message
@@ -144,7 +145,7 @@ def test_record_is_read_beside_the_model(followed):
     assert record.explanations.keys() == {"importance", "responses"}
     assert record.explanations["importance"]["data"]
     assert [link.kind for link in record.lineage] == list(KINDS)
-    assert followed.now.learned_until
+    assert followed.now.champion.learned_until
     assert followed.now.revision != revision
     followed.read_record()
     assert followed.now.record is record
@@ -182,7 +183,7 @@ def test_parameters_that_cannot_be_read_are_a_fault_and_no_more(served, data_fil
             file.write_text(content)
         followed.poll()
         assert "parameters" in followed.now.faults
-        assert followed.now.predicted is not None
+        assert followed.now.predictions is not None
     file.write_text(good.replace("max_bias_percent: 5.0", "max_bias_percent: 7.0"))
     followed.poll()
     assert "parameters" not in followed.now.faults

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forecast.errors import SettingsError
+from forecast.hosts import LOOPBACK, is_loopback
 from forecast.problem import EXPERIMENT
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
@@ -20,7 +21,6 @@ EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shel
 # person at a terminal, such as of `mlflow run`, hears after 4 s that no server answers.
 MLFLOW_RETRIES, SHELL_RETRIES = "4", "2"
 PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -297,11 +297,6 @@ def loopback_without_proxy() -> dict[str, str]:
     if hosts != "*":
         hosts = ",".join(dict.fromkeys([*filter(None, hosts.split(",")), *LOOPBACK]))
     return {"no_proxy": hosts, "NO_PROXY": hosts}
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only programs of this machine reach a server at this host name or address."""
-    return host in LOOPBACK or host.startswith("127.")
 
 
 def get_settings() -> Settings:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import flask
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 MAX_CHARACTERS = 2000  # no view needs more
 MAX_FIELDS = 20
@@ -27,23 +24,13 @@ def parse(url: object) -> tuple[str, dict[str, str]]:
     return parts.path.removeprefix(prefix()) or "/", query
 
 
-def accept_proxy(application: Callable) -> Callable:
-    """Return a WSGI application that takes its path prefix from `X-Forwarded-Prefix`, as JupyterLab sends it.
+def prefix() -> str:
+    """Return the path under which the reader sees the dashboard, as JupyterLab sends it; empty without a proxy.
 
     A header that is not a path is ignored, since it would be written into the page.
     """
-    behind_proxy = ProxyFix(application, x_for=0, x_proto=0, x_prefix=1)
-
-    def answer(environ: dict, start_response: Callable) -> Any:
-        is_path = PREFIX.fullmatch(environ.get("HTTP_X_FORWARDED_PREFIX", ""))
-        return (behind_proxy if is_path else application)(environ, start_response)
-
-    return answer
-
-
-def prefix() -> str:
-    """Return the path under which the reader sees the dashboard; empty without a proxy."""
-    return flask.request.script_root if flask.has_request_context() else ""
+    root = flask.request.script_root if flask.has_request_context() else ""
+    return root if PREFIX.fullmatch(root) else ""
 
 
 def link(path: str) -> str:

@@ -6,19 +6,17 @@ import functools
 import json
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any
 
-import pandas as pd
 from flask import Flask, Response, abort, jsonify, request
 from forecast import problem
 from forecast.errors import DataError, ModelError
 from forecast.learn.registry import source_of
 from forecast.show import monitoring
-from forecast.table import prediction_requests
+from forecast.table import features, prediction_requests
 from werkzeug.exceptions import BadRequest
 
 from . import address, predictions
-from .follower import Follower, Snapshot
+from .follower import Comparison, Follower, Snapshot
 from .layout import WHAT_TO_RUN
 
 POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -39,19 +37,20 @@ def register(server: Flask, follower: Follower) -> None:
     def health() -> Response:
         """Answer immediately, even if the registry does not."""
         snapshot = follower.now
+        production = snapshot.champion.production if snapshot.champion else None
         return jsonify(
             status="ok",
-            version=snapshot.production.version if snapshot.production else None,
-            learned_from=source_of(snapshot.production),
+            version=production and production.version,
+            learned_from=source_of(production),
             data=snapshot.frame is not None,
-            state=snapshot.state,
+            state=snapshot.comparison and snapshot.comparison.state,
             faults=sorted(snapshot.faults),
         )
 
     @server.get("/metrics")
     def metrics() -> Response:
         """Return the state and the quality of the latest hours as Prometheus reads them."""
-        return Response("\n".join(_metrics(follower.now)) + "\n", mimetype="text/plain; version=0.0.4")
+        return Response("\n".join(_metrics(follower.now.comparison)) + "\n", mimetype="text/plain; version=0.0.4")
 
     @server.get("/results/<any(report, validation):name>.html")
     def results(name: str) -> Response:
@@ -82,9 +81,17 @@ def register(server: Flask, follower: Follower) -> None:
             return _refusal(HTTPStatus.BAD_REQUEST, reason, value, example, next_step)
         try:
             rows = prediction_requests.from_records(body["rows"])
-            if snapshot.model is None:
+            if snapshot.champion is None:
                 return _no_model(snapshot)
-            return jsonify(_answer(snapshot, rows)), HTTPStatus.OK
+            champion, production = snapshot.champion, snapshot.champion.production
+            rows, origin = features.assume_capacity(rows, champion.year_ends)
+            table = predictions.table(rows[["utc_timestamp"]], *champion.predict_with_band(rows))
+            model = {name: getattr(production, name) for name in ("name", "version", "run_id")}
+            return jsonify(
+                model=model | {"learned_from": source_of(production)},
+                coverage=champion.model.coverage,
+                rows=table.assign(capacity=origin).to_dict("records"),
+            ), HTTPStatus.OK
         except (DataError, ModelError) as error:
             is_data = isinstance(error, DataError)
             status = HTTPStatus.UNPROCESSABLE_ENTITY if is_data else HTTPStatus.INTERNAL_SERVER_ERROR
@@ -92,32 +99,18 @@ def register(server: Flask, follower: Follower) -> None:
             return _refusal(status, error.what, value, error.expected, error.next_step)
 
 
-def _metrics(snapshot: Snapshot) -> Iterator[str]:
+def _metrics(comparison: Comparison | None) -> Iterator[str]:
     """Yield lines of https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format."""
     yield f"# HELP model_state How good the latest predictions are, as a place in: {', '.join(monitoring.STATES)}."
     yield "# TYPE model_state gauge"
-    if snapshot.state:
-        yield f"model_state {monitoring.STATES.index(snapshot.state)}"
+    if comparison:
+        yield f"model_state {monitoring.STATES.index(comparison.state)}"
     for measure, meaning in MEASURES.items():
         name = f"model_{measure}"
         yield f"# HELP {name} {meaning} of the latest {monitoring.WINDOW_DAYS} days."
         yield f"# TYPE {name} gauge"
-        for quality in snapshot.latest:
+        for quality in comparison.latest if comparison else []:
             yield f'{name}{{target="{quality.target.key}"}} {getattr(quality, measure)}'
-
-
-def _answer(snapshot: Snapshot, rows: pd.DataFrame) -> dict[str, Any]:
-    rows, origin = snapshot.with_capacity(rows)
-    table = predictions.table(rows[["utc_timestamp"]], *snapshot.predict_with_band(rows)).assign(capacity=origin)
-    production = snapshot.production
-    return {
-        "model": {
-            **{name: getattr(production, name) for name in ("name", "version", "run_id")},
-            "learned_from": source_of(production),
-        },
-        "coverage": snapshot.model.coverage,
-        "rows": table.to_dict("records"),
-    }
 
 
 def _no_model(snapshot: Snapshot) -> tuple[Response, int]:
@@ -125,7 +118,7 @@ def _no_model(snapshot: Snapshot) -> tuple[Response, int]:
     if "model" in snapshot.faults:
         what, next_step = snapshot.faults["model"].why, "mlflow-gate status"
     elif snapshot.is_ready:
-        what, next_step = snapshot.missing("production"), WHAT_TO_RUN.replace("`", "")
+        what, next_step = snapshot.missing("champion"), WHAT_TO_RUN.replace("`", "")
     return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, what, next_step=next_step)
 
 

@@ -14,12 +14,13 @@ import yaml
 from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 from dash.exceptions import PreventUpdate
 from forecast.errors import ServiceError
+from forecast.hosts import LOOPBACK, is_loopback
 from forecast.parameters import project
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import address, api, layout, pages, security
 from .follower import Follower
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 THREADS = 64
 MAX_CONNECTIONS = 1000  # browsers keep theirs open, and waitress lets only 100 in by default
 FROM_ROOT = re.compile(r'"(?:/|\\u002f)')  # how an address of this server begins in the page, and in its JSON
@@ -34,7 +35,10 @@ class Dashboard(Dash):
 
 
 def make_app(follower: Follower) -> Dash:
-    """Return the Dash application; everything that the page needs comes from this machine."""
+    """Return the Dash application; everything that the page needs comes from this machine.
+
+    No callback waits for anything but the model's own arithmetic.
+    """
     app = Dashboard(
         __name__,
         title=layout.TITLE,
@@ -44,18 +48,11 @@ def make_app(follower: Follower) -> Dash:
         on_error=security.report_failure,
         index_string=layout.INDEX,
         assets_ignore="theme.js",  # `layout.INDEX` loads it, before anything is drawn
-        meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
     app.layout = lambda: layout.whole_page(follower.now, address.of_referrer())
-    _register(app, follower)
     security.protect(app, pages.PATHS)
     api.register(app.server, follower)
-    app.server.wsgi_app = address.accept_proxy(app.server.wsgi_app)
-    return app
-
-
-def _register(app: Dash, follower: Follower) -> None:
-    """Connect all pages; no callback waits for anything but the model's own arithmetic."""
+    app.server.wsgi_app = ProxyFix(app.server.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # see `address.prefix`
 
     @app.callback(
         Output("navigation", "children"),
@@ -82,8 +79,8 @@ def _register(app: Dash, follower: Follower) -> None:
         if snapshot.revision == revision:
             raise PreventUpdate
         version, notice = layout.version(snapshot), no_update
-        if snapshot.production is not None and isinstance(before, str) and before != version:
-            notice = layout.notice(snapshot, before)
+        if snapshot.champion and isinstance(before, str) and before != version:
+            notice = layout.notice(snapshot.champion.production, before)
         changed = layout.model(snapshot), layout.message(snapshot), layout.attribution(snapshot), notice
         return snapshot.revision, version or no_update, *changed
 
@@ -94,16 +91,29 @@ def _register(app: Dash, follower: Follower) -> None:
         if hasattr(page, "register"):
             page.register(app, follower)
         else:
-            refresh = app.callback(Output(layout.content_id(page), "children"), Input("revision", "data"))
+            refresh = app.callback(Output(f"content-{page.PATH[1:]}", "children"), Input("revision", "data"))
             refresh(lambda _revision, page=page: page.page(follower.now, {}))
+    return app
 
 
-def serve(host: str, port: int) -> None:
-    """Follow the registry and serve the page until the process is ended.
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="An address of this machine.")
+@click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML, for `logging`.")
+def main(host: str, port: int, log_config: Path | None) -> None:
+    """Show data, model and predictions of the pipeline in this folder: whatever model is in production.
 
-    Raises ServiceError: other machines could use it, without a password, or the port is taken.
+    \b
+    Example:  python -m dashboard --port 8051
     """
-    if not (host in LOOPBACK or host.startswith("127.")):
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
+    # A frozen server is noticed within seconds; the dashboard tries again by itself.
+    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    if log_config:
+        logging.config.dictConfig(yaml.safe_load(log_config.read_text(encoding="utf-8")))
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not is_loopback(host):
         raise ServiceError(
             "The dashboard does not start, since other machines could use it without a password.",
             value=f"--host {host}",
@@ -132,23 +142,3 @@ def serve(host: str, port: int) -> None:
     follower.start()
     logging.getLogger(__name__).info("serving on http://%s:%s", host, port)
     server.run()
-
-
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="An address of this machine.")
-@click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--log-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML, for `logging`.")
-def main(host: str, port: int, log_config: Path | None) -> None:
-    """Show data, model and predictions of the pipeline in this folder: whatever model is in production.
-
-    \b
-    Example:  python -m dashboard --port 8051
-    """
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it logs each request that has to wait
-    # A frozen server is noticed within seconds; the dashboard tries again by itself.
-    os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    if log_config:
-        logging.config.dictConfig(yaml.safe_load(log_config.read_text(encoding="utf-8")))
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(host, port)

@@ -9,10 +9,11 @@ from dash import dcc, html
 from forecast.learn.registry import stage_of
 from forecast.problem import REGION, TITLE
 from forecast.table.origin import origin_of
+from mlflow_gate import Production
 from mlflow_gate.moves import BY_HAND, FORCED
 
 from . import address, pages, parts
-from .follower import LOADING, Snapshot
+from .follower import LOADING, Snapshot, once
 from .pages import over_time
 
 CLOCK_MILLISECONDS = 2000
@@ -61,72 +62,58 @@ def whole_page(snapshot: Snapshot, requested: str) -> html.Div:
     )
 
 
+@once
 def view(snapshot: Snapshot, path: str, query: dict[str, str]) -> tuple[list, str, list]:
-    """Return what an address changes: the links of the navigation, the window's title, and the page."""
-    page = pages.at(path)
+    """Return what an address changes: the links of the navigation, the window's title, and the page.
+
+    The front page is the first one.
+    """
+    page = next((page for page in pages.PAGES if path in (page.PATH, "/")), None)
     if page is None:
         hint = ["There is nothing at ", html.Code(path[:80]), ". The links above lead to the pages."]
-        return _links(), f"No such page · {TITLE}", [parts.panel("unknown", "There is no such page", hint, [])]
-    content = html.Div(page.page(snapshot, query), id=content_id(page), className="stack")
-    return _links(page.PATH), f"{page.TITLE} · {TITLE}", [content]
+        return _links(None), f"No such page · {TITLE}", [parts.panel("unknown", "There is no such page", hint, [])]
+    content = html.Div(page.page(snapshot, query), id=f"content-{page.PATH[1:]}", className="stack")
+    return _links(page), f"{page.TITLE} · {TITLE}", [content]
 
 
-def content_id(page: ModuleType) -> str:
-    """Return the id of the content of a page."""
-    return f"content-{page.PATH[1:]}"
-
-
-def _links(current: str | None = None) -> list:
-    return [
-        html.A(page.TITLE, href=address.link(page.PATH), className="inside", **{"aria-current": state})
-        for page, state in ((page, "page" if current == page.PATH else None) for page in pages.PAGES)
-    ]
+def _links(current: ModuleType | None) -> list:
+    states = {page: {"aria-current": "page" if page is current else None} for page in pages.PAGES}
+    return [html.A(page.TITLE, href=address.link(page.PATH), className="inside", **states[page]) for page in states]
 
 
 # -- its parts that change --------------------------------------------------------------------------------------------
 def model(snapshot: Snapshot) -> list:
     """Return a line on the model in production: version, kind, score and since when."""
-    production = snapshot.production
-    if production is None:
+    if snapshot.champion is None:
         return [html.Span("no model yet" if snapshot.is_ready else LOADING, id="model-version")]
+    production, comparison = snapshot.champion.production, snapshot.comparison
     figure, hours = production.move.figure, production.move.rows_judged
     score = "not recorded" if figure is None else f"{figure:.3f}"
     badge = BADGES.get(snapshot.move.action) if snapshot.move else None
+    others = comparison.r2_without_model if comparison else {}
+    best = max(others, key=lambda name: others[name], default=None)
+    without_model = [html.Small(f" ({others[best]:.2f} without a model)", title=f"R² of {best}")] if best else []
+    state, why = comparison and comparison.state, address.link(over_time.PATH)
     doubtful = "doubtful" if badge or snapshot.faults.keys() & {"registry", "model"} else None
     return [
-        html.Span(f"{production.name} version {production.version}", id="model-version", className=doubtful),
+        html.Span(str(production), id="model-version", className=doubtful),
         *([html.Span(badge, className="badge text-bg-warning")] if badge else []),
-        *([_state(snapshot.state)] if snapshot.state else []),
-        html.Span(parts.kind(stage_of(production), snapshot.model.kind), id="model-kind"),
-        html.Span(
-            ["held-out R² ", html.Span(score, id="model-r2"), html.Small(f" {hours}"), *_without_model(snapshot)]
-        ),
+        *([html.A(f"errors: {state}", href=why, id="model-state", className=f"inside state {state}")] if state else []),
+        html.Span(parts.kind(stage_of(production), snapshot.champion.model.kind), id="model-kind"),
+        html.Span(["held-out R² ", html.Span(score, id="model-r2"), html.Small(f" {hours}"), *without_model]),
         html.Span(["since ", html.Span(parts.readable_time(production.move.when), id="model-since")]),
     ]
 
 
-def _without_model(snapshot: Snapshot) -> list:
-    """Return the R2 of the better baseline, if that is known."""
-    others = snapshot.r2_without_model
-    best = max(others, key=lambda name: others[name], default=None)
-    return [html.Small(f" ({others[best]:.2f} without a model)", title=f"R² of {best}")] if best else []
-
-
-def _state(state: str) -> html.A:
-    """Return how good the model is for the latest hours, as a link to the page that says why."""
-    return html.A(
-        f"errors: {state}", href=address.link(over_time.PATH), id="model-state", className=f"inside state {state}"
-    )
-
-
 def version(snapshot: Snapshot) -> str | None:
     """Return the version in production, `none` if there is none, or None as long as that is unknown."""
-    return snapshot.production.version if snapshot.production else "none" if snapshot.is_ready else None
+    if snapshot.champion:
+        return snapshot.champion.production.version
+    return "none" if snapshot.is_ready else None
 
 
-def notice(snapshot: Snapshot, before: str) -> dbc.Alert:
+def notice(production: Production, before: str) -> dbc.Alert:
     """Return a notice that another version is in production than before; readers close it."""
-    production = snapshot.production
     when = production.move.when  # moved by hand, it has no record
     since = f" since {parts.readable_time(when)}" if when else ""
     head = html.Strong(f"Version {production.version} is in production{since}.")
@@ -139,12 +126,12 @@ def message(snapshot: Snapshot) -> list:
     alerts = []
     if not snapshot.is_ready:
         return [dbc.Alert("Looking for the data and the model in production …", color="light")]
-    for part, subjects in (("frame", {"data"}), ("production", {"registry", "model"})):
+    for part, subjects in (("frame", {"data"}), ("champion", {"registry", "model"})):
         if (text := snapshot.missing(part)) and not subjects & set(snapshot.faults):
             alerts.append(parts.banner(text, f"Run {WHAT_TO_RUN}."))
     for subject, fault in snapshot.faults.items():
-        is_usable = snapshot.production and subject != "data"
-        rest = f" Version {snapshot.production.version} remains in use." if is_usable else ""
+        is_usable = snapshot.champion and subject != "data"
+        rest = f" Version {version(snapshot)} remains in use." if is_usable else ""
         since = f"Since {fault.since:%H:%M:%S} UTC, {fault.since:%d %B}:"
         alerts.append(parts.banner(since, fault.why + rest))
     return alerts

@@ -49,7 +49,7 @@ def tile(name: str, number: object, unit: str, hint: str, colour: str, middle: t
 
 def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | None) -> list[html.Div]:
     """Return the prediction for one hour: a tile a target, with its share of the highest hour in the data."""
-    tiles = []
+    tiles, coverage = [], snapshot.champion and snapshot.champion.model.coverage
     for target in problem.TARGETS:
         value = math.nan if predicted is None else float(predicted[target.name].iloc[0])
         highest = 0.0 if snapshot.frame is None else float(snapshot.frame[target.name].max())
@@ -58,7 +58,7 @@ def prediction(snapshot: Snapshot, predicted: pd.DataFrame | None, band: Band | 
         notes = [f"{share:.0%} of the highest hour in the data"] if is_known else []
         low, high = (float(end[target.name].iloc[0]) for end in band) if band else (0.0, 0.0)
         if high - low > NO_WIDTH:  # none at night
-            notes = [f"{low:.1f} to {high:.1f} {target.unit} in {snapshot.model.coverage:.0%} of such hours", *notes]
+            notes = [f"{low:.1f} to {high:.1f} {target.unit} in {coverage:.0%} of such hours", *notes]
         big = html.Span("n/a" if math.isnan(value) else f"{value:.2f}", id=f"predicted-{target.name}")
         bar = html.Div(html.Div(style={"width": f"{share:.1%}"}), className="share", **{"aria-hidden": "true"})
         tiles.append(tile(target.title, big, target.unit, ". ".join(notes), target.colour, middle=(bar,)))
@@ -106,12 +106,6 @@ def copied(text: str) -> object:
 def button(label: str, id_: str, title: str | None = None, **options: object) -> dbc.Button:
     """Return a small button."""
     return dbc.Button(label, id=id_, size="sm", color="light", n_clicks=0, title=title, **options)
-
-
-def groups(named: dict[str, list]) -> html.Div:
-    """Return controls in groups, each with its name above."""
-    sets = [html.Fieldset([html.Legend(name), html.Div(group, className="group")]) for name, group in named.items()]
-    return html.Div(sets, className="controls")
 
 
 def readable_times(text: str) -> str:

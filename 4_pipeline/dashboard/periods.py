@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .follower import Snapshot
+from .follower import Comparison, Snapshot
 
 Period = tuple[Any, Any]  # the first and the last day, dates; None twice as long as there is no data
 DEFAULT_DAYS = 14
@@ -48,15 +48,6 @@ def chosen(snapshot: Snapshot, start: object, end: object) -> tuple[Period, str]
     return (start, end), " ".join(notes)
 
 
-def shifted(snapshot: Snapshot, start: object, end: object, *, later: bool) -> Period:
-    """Return the next (or the previous) period of the same length as the chosen one, within existing data."""
-    period, _ = chosen(snapshot, start, end)
-    first, last = whole(snapshot)
-    length = period[1] - period[0] + timedelta(days=1)
-    shift = min(length, last - period[1]) if later else max(-length, first - period[0])
-    return period[0] + shift, period[1] + shift
-
-
 def day(value: object) -> date | None:
     """Return the date at the beginning of a text; None if there is none."""
     try:
@@ -65,10 +56,10 @@ def day(value: object) -> date | None:
         return None
 
 
-def rows_within(snapshot: Snapshot, period: Period) -> pd.Index:
-    """Return the index of the rows of the data in a period; empty when there is nothing to compare."""
-    start, end = period
-    if snapshot.frame is None or snapshot.predicted is None or start is None:
-        return pd.Index([])
-    ends = pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC") + pd.Timedelta(days=1)
-    return snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]
+def compared(snapshot: Snapshot, period: Period) -> Comparison | None:
+    """Return the comparison of the hours in a period; None when there is nothing to compare."""
+    if snapshot.comparison is None or snapshot.frame is None:
+        return None
+    ends = pd.Timestamp(period[0], tz="UTC"), pd.Timestamp(period[1], tz="UTC") + pd.Timedelta(days=1)
+    rows = snapshot.frame.index[slice(*snapshot.frame["utc_timestamp"].searchsorted(ends))]
+    return None if rows.empty else snapshot.comparison.at(rows)

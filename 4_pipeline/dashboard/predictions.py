@@ -1,57 +1,76 @@
-"""Predictions: those of simultaneous requests in one call of the model, and all of them as tables."""
+"""The version in production: its predictions, those of simultaneous requests in one call, and all of them as tables."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from concurrent.futures import Future
-from typing import Any
+from dataclasses import dataclass, field
 
 import pandas as pd
 from forecast import problem
+from forecast.learn import registry
 from forecast.learn.storage import LoadedModel
+from forecast.quantities import YearEnds
 from forecast.table.schema import STAMP, TARGETS
+from mlflow_gate import Production
 
 Band = tuple[pd.DataFrame, pd.DataFrame]  # its lower and its upper end
 Prediction = tuple[pd.DataFrame, Band | None]
 Request = tuple[pd.DataFrame, Future[Prediction]]
 
 
-class BatchPredictor:
-    """Calls a model from one thread at a time: Keras models are not safe to share, and 50 rows take as long as one."""
+@dataclass(frozen=True, eq=False)
+class Champion:
+    """The version in production and its model.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[Any, Request]] = deque()
+    One thread at a time calls the model, for all that wait: Keras models are not safe to share, and 50 rows take as
+    long as one.
+    """
 
-    def predict_with_band(self, model: LoadedModel | None, weather: pd.DataFrame) -> Prediction:
+    production: Production
+    model: LoadedModel
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: deque[Request] = field(default_factory=deque)
+
+    def __str__(self) -> str:
+        return f"{self.production.name}/{self.production.version}"
+
+    @property
+    def learned_until(self) -> str | None:
+        """The start of the last hour that the model learned from, in ISO 8601; None where that is not known."""
+        return registry.learned_until(self.production)
+
+    @property
+    def year_ends(self) -> YearEnds:
+        """The figures of installed capacity that predictions depend on; empty if they depend on none."""
+        return self.model.year_ends if self.model.knows_time else {}
+
+    def predict_with_band(self, weather: pd.DataFrame) -> Prediction:
         """Return what `LoadedModel.predict_with_band` returns for these rows; raise what it raises for them."""
         request: Request = weather, Future()
-        self._waiting.append((model, request))
-        with self._lock:
+        self.waiting.append(request)
+        with self.lock:
             if not request[1].done():
-                batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
-                # two models, while another version comes into production
-                for each in {id(model): model for model, _ in batch}.values():
-                    _predict(each, [request for model, request in batch if model is each])
+                self._answer([self.waiting.popleft() for _ in range(len(self.waiting))])
         return request[1].result()
 
-
-def _predict(model: LoadedModel, requests: list[Request]) -> None:
-    try:
-        predicted, band = model.predict_with_band(pd.concat([weather for weather, _ in requests], ignore_index=True))
-    except Exception as error:  # noqa: BLE001 - raised in the thread whose rows they are
-        if len(requests) > 1:
-            for request in requests:
-                _predict(model, [request])
-        else:
-            requests[0][1].set_exception(error)
-        return
-    start = 0
-    for weather, answer in requests:
-        rows = slice(start, start := start + len(weather))
-        predicted_rows, *ends = [frame[rows].set_axis(weather.index) for frame in (predicted, *(band or ()))]
-        answer.set_result((predicted_rows, tuple(ends) or None))
+    def _answer(self, requests: list[Request]) -> None:
+        try:
+            rows = pd.concat([weather for weather, _ in requests], ignore_index=True)
+            predicted, band = self.model.predict_with_band(rows)
+        except Exception as error:  # noqa: BLE001 - raised in the thread whose rows they are
+            if len(requests) > 1:
+                for request in requests:
+                    self._answer([request])
+            else:
+                requests[0][1].set_exception(error)
+            return
+        start = 0
+        for weather, answer in requests:
+            rows = slice(start, start := start + len(weather))
+            predicted_rows, *ends = [frame[rows].set_axis(weather.index) for frame in (predicted, *(band or ()))]
+            answer.set_result((predicted_rows, tuple(ends) or None))
 
 
 def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.DataFrame:
@@ -61,7 +80,7 @@ def table(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None) -> pd.
     return pd.concat([rows.assign(utc_timestamp=times), predicted[TARGETS], *ends], axis="columns")
 
 
-def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: str) -> str:
+def to_csv(rows: pd.DataFrame, predicted: pd.DataFrame, band: Band | None, model: object) -> str:
     """Return the table of predictions as CSV, such as `solar_predicted_GW`, with the name of the model in each row."""
     names = {target.name: f"{target.key}_predicted_{target.unit}" for target in problem.TARGETS}
     wide = table(rows, predicted, band).rename(columns=names)

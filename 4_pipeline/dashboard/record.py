@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -16,8 +16,7 @@ from forecast.learn.registry import Registry
 from forecast.tracking import connect
 from mlflow_gate import Link, Move, Production
 
-EXPLANATIONS = ("importance.json", "responses.json")
-FOLDER = "explanations"
+EXPLANATIONS = {f"explanations/{name}.json": name for name in ("importance", "responses")}
 MAX_BYTES = 1_000_000
 WEEK = re.compile(r'<meta name="forecast.week" content="(\d{4}-W\d\d)">')
 
@@ -44,11 +43,15 @@ def read(production: Production, known: Record, results: Path) -> Record:
 
     ``results`` is the folder of the pipeline's results.
     """
-    registry = Registry()
+    registry, run_id = Registry(), production.run_id
     parts = {
         "history": lambda: tuple(registry.history()),
         "lineage": lambda: tuple(registry.lineage(production.version)),
-        "explanations": lambda: explanations(production.run_id),
+        "explanations": lambda: {
+            EXPLANATIONS[file.path]: figure(mlflow.artifacts.load_text(f"runs:/{run_id}/{file.path}"), file.path)
+            for file in (connect().list_artifacts(run_id, "explanations") if run_id else [])
+            if file.path in EXPLANATIONS and (file.file_size or 0) <= MAX_BYTES
+        },
         "decision": lambda: json.loads(_text(results / "decision.json") or "{}"),
         "report_week": lambda: (WEEK.search(_text(results / "report.html")) or [None] * 2)[1],
     }
@@ -66,23 +69,11 @@ def _text(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def explanations(run_id: str) -> dict[str, dict]:
-    """Return the figures of `EXPLANATIONS` that a run logged, by their names without `.json`.
-
-    Raises ModelError for other content: the artifact store has many writers.
-    """
-    files = {PurePosixPath(file.path): file for file in connect().list_artifacts(run_id, FOLDER)} if run_id else {}
-    return {
-        path.stem: figure(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"), str(path))
-        for path, file in files.items()
-        if path.name in EXPLANATIONS and (file.file_size or 0) <= MAX_BYTES
-    }
-
-
 def figure(text: str, name: str) -> dict[str, Any]:
     """Return a plotly figure from its JSON; raise ModelError when the text is something else, or too large.
 
-    The browser does not fetch pictures or maps that it may name (`security.POLICY`).
+    The artifact store has many writers. The browser does not fetch pictures or maps that a figure may name, see
+    `security.POLICY`.
     """
     try:
         content = json.loads(text) if len(text) <= MAX_BYTES else None

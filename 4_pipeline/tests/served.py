@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from dashboard import app
 from dashboard.follower import Follower, Snapshot
+from dashboard.predictions import Champion
 
 HOURS = 24 * 31  # the end of the sample
 
@@ -41,7 +42,6 @@ def served(data_file, model):
     from mlflow_gate import Move, Production
 
     frame = schema.read(data_file)
-    predicted, band = model.predict_with_band(frame)
     production = Production(
         name="wind_solar", version="7", run_id="a1", model_uri="models:/wind_solar/7",
         run_url="http://127.0.0.1/#/experiments/1/runs/a1",
@@ -50,11 +50,9 @@ def served(data_file, model):
     )  # fmt: skip
     return Snapshot(
         is_ready=True,
-        production=production,
-        model=model,
+        champion=Champion(production, model),
         frame=frame,
-        predicted=predicted,
-        band=band,
+        predictions=model.predict_with_band(frame),
         data_stamp=(1, 1),
         max_bias_percent=5.0,
     )
@@ -66,7 +64,7 @@ def made(served, data_file):
 
     def make(what=served):
         followed = Follower(data_file)
-        followed.now = replace(what)  # with a cache of its own
+        followed.now = replace(what)  # with a revision of its own
         made = app.make_app(followed)
         made.server.testing = False  # errors are answered, as they are in front of readers
         return made, made.server.test_client()

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import logging.config
 import os
 import re
 import signal
@@ -24,13 +22,13 @@ from typing import Any
 
 import psutil
 import requests
-import yaml
 from forecast.errors import ServiceError, SettingsError
+from forecast.hosts import is_loopback
 from forecast.table.files import write_atomically
 from platformdirs import user_state_path
 
 from workshop import port_owners
-from workshop.settings import Settings, is_loopback
+from workshop.settings import Settings
 
 HEALTH_SECONDS = 3.0
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
@@ -248,14 +246,6 @@ def environment_of(service: Service, settings: Settings) -> dict[str, str]:
         "DASK_ROOT_CONFIG": str(file),
         "MLFLOW_CONFIGURE_LOGGING": "false",
     }
-
-
-def configure_logging(settings: Settings, **basic: Any) -> None:
-    """Configure logging by `settings.logging_file`, else by the options ``basic``."""
-    if settings.logging_file:
-        logging.config.dictConfig(yaml.safe_load(settings.logging_file.read_text(encoding="utf-8")))
-    else:
-        logging.basicConfig(level=logging.INFO, **basic)
 
 
 def refuse_beyond_loopback(settings: Settings, *names: str) -> None:

@@ -12,8 +12,3 @@ from . import comparison, hours, in_production, over_time, what_if, your_weather
 
 PAGES: tuple[ModuleType, ...] = (comparison, over_time, what_if, your_weather, in_production, hours)
 PATHS = ("/", *(page.PATH for page in PAGES))
-
-
-def at(path: str) -> ModuleType | None:
-    """Return the page of a path, the comparison for the front page; None where there is no page."""
-    return next((page for page in PAGES if path in (page.PATH, "/")), None)

@@ -20,7 +20,7 @@ from forecast.table.origin import origin_of
 from forecast.table.schema import TARGETS
 
 from .. import address, parts, periods, predictions
-from ..follower import Follower, Snapshot
+from ..follower import Follower, Snapshot, once
 from ..periods import Period
 
 PATH, TITLE = "/comparison", "Predicted and measured"
@@ -34,26 +34,25 @@ WEEKS_HEAD = ["Week"]
 WEEKS_HEAD += [word for target in problem.TARGETS for word in (f"{target.title} measured", "predicted", "mean error")]
 ZONES = {"UTC": "UTC", "Europe/Berlin": "German time"}
 DAYS = ("first-day", "last-day")
-FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month")
+FIGURES = ("comparison-figure", "residuals-by-hour", "residuals-by-month", "overview")
 
 
 def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     """Return the page with the period of the query (`from`, `to`), or the latest two weeks."""
     period, adjustment = periods.chosen(snapshot, query.get("from"), query.get("to"))
-    figure, by_hour, by_month, key_figures, weeks = answer(snapshot, period)
-    strip = parts.graph("overview", overview(snapshot, period), "All of the data; drag across it for a period", "strip")
+    figure, by_hour, by_month, strip, key_figures, weeks, by_month_class = answer(snapshot, period)
     compared = [
         html.Div(key_figures, id="key-figures", **{"aria-live": "polite"}),
         _controls(snapshot, period),
         html.P(adjustment, id="comparison-adjustment", role="status"),
         parts.graph("comparison-figure", figure, "Measured and predicted over time, with error band"),
         html.P(f"All of the data: daily means, each target by its highest hour. {DRAG}", className="hint"),
-        strip,
+        parts.graph("overview", strip, "All of the data; drag across it for a period", "strip"),
     ]
     by_month = parts.graph("residuals-by-month", by_month, "Errors by month", "chart low")
     residuals = [
         parts.graph("residuals-by-hour", by_hour, "Errors by hour of the day", "chart low"),
-        html.Div(by_month, id="by-month", className=by_month_class(period)),
+        html.Div(by_month, id="by-month", className=by_month_class),
     ]
     hint = f"Means in {figures.UNIT}, mean errors in percent of them, of the last {MAX_WEEKS} weeks at most."
     off = "Predicted minus measured in the period: the median, and the middle half of the hours."
@@ -68,13 +67,12 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the period, and follow the snapshot."""
-    _register_controls(app, follower)
 
     @app.callback(
         *(Output(name, "figure") for name in FIGURES),
-        *(Output(name, "children") for name in ("key-figures", "comparison-weeks", "comparison-adjustment")),
-        Output("overview", "figure"),
+        *(Output(name, "children") for name in ("key-figures", "comparison-weeks")),
         Output("by-month", "className"),
+        Output("comparison-adjustment", "children"),
         *(Output(f"preset-{name}", "active") for name in PRESETS),
         Output("earlier", "disabled"),
         Output("later", "disabled"),
@@ -87,8 +85,7 @@ def register(app: Dash, follower: Follower) -> None:
         snapshot = follower.now
         period, adjustment = periods.chosen(snapshot, start, end)
         changed = answer(snapshot, period, zone if zone in tuple(ZONES) else "UTC")
-        state = button_states(snapshot, period)
-        return *changed, adjustment, overview(snapshot, period), by_month_class(period), *state
+        return *changed, adjustment, *button_states(snapshot, period)
 
     @app.callback(
         Output("comparison-hint", "children"),
@@ -105,8 +102,6 @@ def register(app: Dash, follower: Follower) -> None:
         period = (no_update, no_update) if periods.day(start) and periods.day(end) else latest
         return modelled(snapshot), latest, *periods.whole(snapshot) * 2, *period
 
-
-def _register_controls(app: Dash, follower: Follower) -> None:
     @app.callback(
         *(Output(day, "value", allow_duplicate=True) for day in DAYS),
         *(Input(f"preset-{name}", "n_clicks") for name in PRESETS),
@@ -121,7 +116,10 @@ def _register_controls(app: Dash, follower: Follower) -> None:
             raise PreventUpdate
         if name in PRESETS:
             return _preset(snapshot, name)
-        return periods.shifted(snapshot, *values[-2:], later=name == "later")
+        (start, end), _ = periods.chosen(snapshot, *values[-2:])
+        (first, last), length = periods.whole(snapshot), end - start + timedelta(days=1)
+        shift = min(length, last - end) if name == "later" else max(-length, first - start)
+        return start + shift, end + shift
 
     @app.callback(
         Output("comparison-file", "data"),
@@ -132,13 +130,11 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         """Return the period's hours, measured and predicted, as CSV."""
         snapshot = follower.now
         period, _ = periods.chosen(snapshot, start, end)
-        rows = periods.rows_within(snapshot, period)
-        if rows.empty:
+        compared = periods.compared(snapshot, period)
+        if compared is None:
             raise PreventUpdate
-        frame, predicted, band = snapshot.at(rows)
-        measured = frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
-        model = f"{snapshot.production.name}/{snapshot.production.version}"
-        text = predictions.to_csv(measured, predicted, band, model)
+        measured = compared.frame[["utc_timestamp", *TARGETS]].rename(columns=MEASURED)
+        text = predictions.to_csv(measured, compared.predicted, compared.band, compared.champion)
         return dcc.send_string(text, f"predicted {period[0]} to {period[1]}.csv")
 
     app.clientside_callback(
@@ -149,9 +145,7 @@ def _register_controls(app: Dash, follower: Follower) -> None:
         State("latest-period", "data"),
     )
     app.clientside_callback(ClientsideFunction("figures", "mark_week"), Input("comparison-figure", "hoverData"))
-    app.clientside_callback(
-        ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"), prevent_initial_call=True
-    )
+    app.clientside_callback(ClientsideFunction("figures", "save_picture"), Input("comparison-png", "n_clicks"))
     app.clientside_callback(
         ClientsideFunction("address", "keep_period"),
         *(Input(day, "value") for day in DAYS),
@@ -161,49 +155,43 @@ def _register_controls(app: Dash, follower: Follower) -> None:
 
 
 # -- content -----------------------------------------------------------------------------------------------------------
-def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple[go.Figure, go.Figure, go.Figure, list, list]:
-    """Return `FIGURES`, key figures and weeks of a period (in UTC); times in a zone. Made once for all readers."""
-    return snapshot.cached((address.prefix(), PATH, *period, zone), lambda: _answer(snapshot, period, zone))
+@once
+def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
+    """Return `FIGURES`, key figures and weeks of a period (in UTC), and the class of the errors by month.
 
-
-def _answer(snapshot: Snapshot, period: Period, zone: str) -> tuple:
-    rows = periods.rows_within(snapshot, period)
-    if rows.empty:
-        text = snapshot.missing("frame", "production") or "There is no hour of data in this period."
-        nothing = figures.empty(text)
-        return nothing, nothing, nothing, [], []
-    frame, predicted, band = snapshot.at(rows)
+    Times are those of a zone. A period too short for errors by month hides them.
+    """
+    strip = overview(snapshot, period)
+    by_month_class = "gone" if None in period or (period[1] - period[0]).days < MONTHS_FROM_DAYS else ""
+    compared = periods.compared(snapshot, period)
+    if compared is None:
+        text = snapshot.missing("frame", "champion") or "There is no hour of data in this period."
+        return *[figures.empty(text)] * 3, strip, [], [], by_month_class
+    frame, predicted = compared.frame, compared.predicted
     local = frame.assign(utc_timestamp=frame["utc_timestamp"].dt.tz_convert(zone))
     figure = figures.measured_and_predicted(
         local,
         predicted,
-        band=band,
-        coverage=snapshot.model.coverage,
-        measured_name=origin_of(snapshot.frame).measured_name,
+        band=compared.band,
+        coverage=compared.champion.model.coverage,
+        measured_name=origin_of(frame).measured_name,
     )
     residuals = [figures.residuals(local, predicted, by=by).update_layout(margin_t=36) for by in ("hour", "month")]
     figure.update_layout(margin_t=44, uirevision=" ".join(map(str, (*period, zone))))
-    by_week = [*weeks(frame, predicted), html.P(_report(snapshot.record.report_week))]
-    return figure, *residuals, key_figures(snapshot, rows, period), by_week
-
-
-def by_month_class(period: Period) -> str:
-    """Return the class that hides errors by month where a period is too short for them."""
-    return "" if None not in period and (period[1] - period[0]).days >= MONTHS_FROM_DAYS else "gone"
-
-
-def _report(week: str | None) -> object:
-    """Return a link to the weekly report, with its week."""
+    week = snapshot.record.report_week
     link = address.link("/results/report.html")
-    return parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
+    report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
+    hours, (start, end) = len(frame), period
+    text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
+    text += monitoring.training_overlap(frame, compared.champion.learned_until)
+    tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
+    summary = html.P(monitoring.sentence(compared.qualities), className="summary")
+    key_figures = [summary, tiles, html.P(text, className="hint")]
+    return figure, *residuals, strip, key_figures, [*weeks(frame, predicted), html.P(report)], by_month_class
 
 
 def overview(snapshot: Snapshot, period: Period) -> go.Figure:
     """Return a strip of all data, as daily means of the targets by their highest hour, with the period marked."""
-    return snapshot.cached(("overview", *period), lambda: _overview(snapshot, period))
-
-
-def _overview(snapshot: Snapshot, period: Period) -> go.Figure:
     if snapshot.frame is None:
         return figures.empty("")
     means = snapshot.frame.resample("D", on="utc_timestamp")[TARGETS].mean()
@@ -223,16 +211,6 @@ def button_states(snapshot: Snapshot, period: Period) -> list[bool]:
     """Return for each preset whether it is chosen, and for both shifts whether there is no further data."""
     first, last = periods.whole(snapshot)
     return [*(period == _preset(snapshot, name) for name in PRESETS), period[0] == first, period[1] == last]
-
-
-def key_figures(snapshot: Snapshot, rows: pd.Index, period: Period) -> list:
-    """Return a sentence on how good the predictions are, a tile for each target, and a line on the period."""
-    qualities = snapshot.qualities(rows)
-    start, end = period
-    text = f"{len(rows):,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += monitoring.training_overlap(snapshot.frame.loc[rows], snapshot.learned_until)
-    tiles = html.Div([_tile(each) for each in qualities], className="tiles")
-    return [html.P(monitoring.sentence(qualities), className="summary"), tiles, html.P(text, className="hint")]
 
 
 def _tile(quality: Quality) -> html.Div:
@@ -308,4 +286,6 @@ def _controls(snapshot: Snapshot, period: Period) -> html.Div:
     ]
     saved = [parts.button("Picture", "comparison-png"), parts.button("Table", "comparison-csv", "CSV")]
     saved.append(dcc.Download(id="comparison-file"))
-    return parts.groups({"Period": days, "Latest": presets, "Move": shifts, "Times": zones, "Download": saved})
+    groups = {"Period": days, "Latest": presets, "Move": shifts, "Times": zones, "Download": saved}
+    sets = [html.Fieldset([html.Legend(name), html.Div(group, className="group")]) for name, group in groups.items()]
+    return html.Div(sets, className="controls")

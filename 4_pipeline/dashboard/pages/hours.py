@@ -20,30 +20,23 @@ LICENCES = {
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return coverage and source of the data."""
-    if nothing := snapshot.missing("frame"):
-        return [parts.panel("hours", "Coverage", nothing, [])]
-    hours = snapshot.cached(PATH, lambda: _hours(snapshot.frame))
-    return [html.Div([hours, _source(snapshot.frame)], className="columns")]
-
-
-def _hours(frame: pd.DataFrame) -> html.Section:
+    if (frame := snapshot.frame) is None:
+        return [parts.panel("hours", "Coverage", snapshot.missing("frame"), [])]
     first, last = frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1]
     missing = figures.missing(prepare.missing_by_month(frame, first.year, last.year)).update_layout(margin_t=30)
     expected = round((last - first) / pd.Timedelta(hours=1)) + 1
     period = f"{first:%d %b %Y} to {last:%d %b %Y}"
     hint = f"{len(frame):,} of {expected:,} hours from {period}. Each square counts those missing; none is filled."
     graph = parts.graph("missing", missing, "Missing hours by month", "chart middle")
-    return parts.panel("hours", "Coverage", hint, [graph])
-
-
-def _source(frame: pd.DataFrame) -> html.Section:
-    source = origin_of(frame)
+    hours = parts.panel("hours", "Coverage", hint, [graph])
+    origin = origin_of(frame)
     known = [
-        ("Source", f"{source.source}, modelled" if source.modelled else source.source),
-        ("Attribution", source.attribution),
-        ("Licence", LICENCES.get(source.source, "See its owner's terms.")),
+        ("Source", f"{origin.source}, modelled" if origin.modelled else origin.source),
+        ("Attribution", origin.attribution),
+        ("Licence", LICENCES.get(origin.source, "See its owner's terms.")),
     ]
     modelled = "Generation is modelled here, not measured: the figures show only that the method works."
-    hint = modelled if source.modelled else "Measured."
+    hint = modelled if origin.modelled else "Measured."
     checks = parts.external_link("Gaps, ranges and every check of the data", address.link("/results/validation.html"))
-    return parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])
+    source = parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])
+    return [html.Div([hours, source], className="columns")]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from dash import html
 from forecast import problem
 from forecast.learn.registry import PIPELINE_WHY
 from forecast.show import figures
-from mlflow_gate import Link, Move, Rule
+from mlflow_gate import Link, Move, Production, Rule
 
 from .. import parts
 from ..follower import Snapshot
+from ..predictions import Champion
 
 PATH, TITLE = "/model", "Model"
 EXPLANATIONS = {
@@ -29,26 +31,29 @@ HEAD = ["Version", "How", "When", "Who and why", "R² (held-out hours)", "R² of
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return all that is known of the model in production."""
-    if nothing := snapshot.missing("production"):
-        return [parts.panel("in-production", "Model in production", nothing, [])]
-    explained = [
-        parts.panel(f"{name}-panel", title, hint, [_explanation(name, snapshot.record.explanations[name], title)])
-        for name, (title, hint) in EXPLANATIONS.items()
-        if name in snapshot.record.explanations
-    ]
-    move = snapshot.move
+    if (champion := snapshot.champion) is None:
+        return [parts.panel("in-production", "Model in production", snapshot.missing("champion"), [])]
+    explained = []
+    for name, (title, hint) in EXPLANATIONS.items():
+        if figure := snapshot.record.explanations.get(name):
+            layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}  # the panel's
+            figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
+            graph = parts.graph(name, figure, title, "chart" if name == "responses" else "chart middle")
+            explained.append(parts.panel(f"{name}-panel", title, hint, [graph]))
+    move, others = snapshot.move, snapshot.comparison.r2_without_model if snapshot.comparison else {}
     return [
-        html.Div([_facts(snapshot, move), *explained[:1]], className="columns"),
+        html.Div([_facts(champion, move, others), *explained[:1]], className="columns"),
         *([_gate(move.rules)] if move and move.rules else []),
-        *_challenger(snapshot),
+        *_challenger(champion.production, snapshot.record.decision),
         _lineage(snapshot.record.lineage),
         *explained[1:],
         _moves(snapshot.record.history),
     ]
 
 
-def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
-    production, model = snapshot.production, snapshot.model
+def _facts(champion: Champion, move: Move | None, others: dict[str, float]) -> html.Section:
+    """Return why the version is in production, its scores, and the R2 of ``others`` without a model."""
+    coverage, run_url = champion.model.coverage, champion.production.run_url
     scores = move.scores if move else {}
     reasons = [move.why if move.why != PIPELINE_WHY else None, move.reason] if move else []
     facts = {"Why": ", ".join(filter(None, reasons)) or "not recorded"}
@@ -56,12 +61,11 @@ def _facts(snapshot: Snapshot, move: Move | None) -> html.Section:
         for target in problem.TARGETS:
             if (score := scores.get(target.metric(measure))) is not None:
                 facts[f"{name}, {target.key}"] = form.format(score, unit=target.unit)
-    others = (f"{r2:.3f} by {name}" for name, r2 in snapshot.r2_without_model.items())
-    facts["R² without a model"] = "; ".join(others) or "not known"
-    band = f"The error band promises {model.coverage:.0%} of the hours." if model.coverage else "No error band."
+    facts["R² without a model"] = "; ".join(f"{r2:.3f} by {name}" for name, r2 in others.items()) or "not known"
+    band = f"The error band promises {coverage:.0%} of the hours." if coverage else "No error band."
     content = [parts.facts([*facts.items()])]
-    if production.run_url:
-        content.append(html.P(parts.external_link("Its run in MLflow", production.run_url, id="run-link")))
+    if run_url:
+        content.append(html.P(parts.external_link("Its run in MLflow", run_url, id="run-link")))
     return parts.panel("in-production", "Why this model is in production", band, content)
 
 
@@ -77,9 +81,8 @@ def _gate(rules: list[dict]) -> html.Section:
     return parts.panel("gate", f"The gate: passed {passed} of {len(judged)} rules", "When this version came.", [table])
 
 
-def _challenger(snapshot: Snapshot) -> list:
+def _challenger(production: Production, decision: dict[str, Any]) -> list:
     """Return the last candidate beside the model in production, if that was not replaced by it."""
-    production, decision = snapshot.production, snapshot.record.decision
     is_of_this = (decision.get("production") or {}).get("version") == production.version
     if decision.get("promoted", True) or not is_of_this or decision.get("run_id") == production.run_id:
         return []
@@ -140,10 +143,3 @@ def _moves(history: tuple[Move, ...]) -> html.Section:
 
 def _score(scores: dict) -> str:
     return f"{scores['r2']:.3f}" if isinstance(scores.get("r2"), int | float) else "not recorded"
-
-
-def _explanation(name: str, figure: dict, label: str) -> html.Div:
-    """Return a figure as it was logged, without the title that the panel has already."""
-    layout = {key: value for key, value in figure.get("layout", {}).items() if key != "title"}
-    figure = {**figure, "layout": layout | {"margin": {"l": 48, "r": 12, "t": 40, "b": 44}}}
-    return parts.graph(name, figure, label, "chart" if name == "responses" else "chart middle")

@@ -21,16 +21,22 @@ INPUTS_HEAD = ["Input", "Learned from", "to", "Later hours beyond"]
 
 def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return the state, the months and the inputs of the model in production."""
-    if nothing := snapshot.missing("frame", "production"):
-        return [parts.panel("state", TITLE, nothing, [])]
-    qualities = snapshot.latest
+    if (comparison := snapshot.comparison) is None:
+        return [parts.panel("state", TITLE, snapshot.missing("frame", "champion"), [])]
+    qualities, since = comparison.latest, comparison.champion.learned_until
     table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in qualities], "moves")
     days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
-    figure = snapshot.cached(PATH, lambda: figures.by_month(_months(snapshot)))
+    later = comparison.frame[comparison.frame["utc_timestamp"] > pd.Timestamp(since)] if since else comparison.frame
+    months = [
+        (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
+        for month, hours in later.groupby(later["utc_timestamp"].dt.strftime("%Y-%m-01"))
+        for each in comparison.at(hours.index).qualities
+    ]
+    columns = ["month", "target", "nmae_percent", "bias_percent", "inside_percent"]
+    figure = figures.by_month(pd.DataFrame(months, columns=columns))
     label = "Errors, bias and share within the band by month"
-    since = snapshot.learned_until
     about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
-    ranges = monitoring.unlearned(snapshot.frame, since)
+    ranges = monitoring.unlearned(comparison.frame, since)
     rows = [
         [each.title, f"{low:.1f}", f"{high:.1f} {each.unit}", f"{100 * share:.2f} %"]
         for each in problem.INPUTS
@@ -60,16 +66,3 @@ def _row(quality: Quality) -> list:
 
 def _percent(value: float, digits: int = 0) -> str:
     return "not known" if math.isnan(value) else f"{value:.{digits}f} %"
-
-
-def _months(snapshot: Snapshot) -> pd.DataFrame:
-    """Return a row for each month and target: `nmae_percent`, `bias_percent` and `inside_percent`."""
-    frame, since = snapshot.frame, snapshot.learned_until
-    later = frame[frame["utc_timestamp"] > pd.Timestamp(since)] if since else frame
-    months = later["utc_timestamp"].dt.strftime("%Y-%m-01")
-    rows = [
-        (month, each.target.name, each.nmae_percent, each.bias_percent, 100 * each.inside)
-        for month, hours in later.groupby(months)
-        for each in snapshot.qualities(hours.index)
-    ]
-    return pd.DataFrame(rows, columns=["month", "target", "nmae_percent", "bias_percent", "inside_percent"])

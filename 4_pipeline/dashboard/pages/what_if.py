@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from forecast.table.schema import FEATURES, TARGETS, UNITS
 
 from .. import parts
 from ..follower import Follower, Snapshot
-from ..predictions import Prediction
+from ..predictions import Champion, Prediction
 
 PATH, TITLE = "/what-if", "What if"
 SELDOM = 0.005  # of the learned hours: what fewer of them had is hardly seen
@@ -38,6 +38,7 @@ LABELS = {each.name: each.meaning.capitalize() for each in problem.INPUTS} | TIM
 AXES = {each.name: each.label for each in problem.INPUTS} | TIME
 SLIDERS = {each.name: each.slider for each in problem.INPUTS}
 SLIDERS |= {HOUR: Slider(0, 23, 1, 12), DAY: Slider(1, 365, 1, 172)}
+IDS = {name: f"slider-{name}" for name in SLIDERS}
 FIRST = {name: slider.first for name, slider in SLIDERS.items()}
 PRESETS: dict[str, dict[str, float]] = {"Reset": {}, **problem.PRESETS}
 BUTTONS = {f"preset-button-{number}": name for number, name in enumerate(PRESETS)}
@@ -48,16 +49,13 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
     values = within_range(query.get(name) for name in SLIDERS)
     presets = [parts.button(name, id_) for id_, name in BUTTONS.items()]
     ignored = [f"{name}={query[name][:40]}" for name in SLIDERS if name in query and not _is_number(query[name])]
-    content, figure = snapshot.cached(
-        (PATH, *values.values()), lambda: (answers(snapshot, values), curves(snapshot, values))
-    )
     sliders = [
         html.P(f"Not a number, and ignored: {', '.join(ignored)}." * bool(ignored), className="refused", role="status"),
-        html.Div(content, id="what-if-answers", **{"aria-live": "polite"}),
+        html.Div(answers(snapshot, values), id="what-if-answers", **{"aria-live": "polite"}),
         html.Div(presets, className="group"),
         html.Div([_slider(name, value, snapshot) for name, value in values.items()], className="sliders"),
     ]
-    figure = parts.graph("what-if-curves", figure, "Predictions around this hour", "chart tall")
+    figure = parts.graph("what-if-curves", curves(snapshot, values), "Predictions around this hour", "chart tall")
     about = "The prediction when one input changes and the others stay; the dotted line is the hour that you set."
     about += " Shaded are the values that the model learned from, and dark those that it learned in weather like this:"
     about += f" few such hours, {FEW} or one in a hundred, are beyond either end. A line ends where the sun gives less"
@@ -75,12 +73,12 @@ def page(snapshot: Snapshot, query: dict[str, str]) -> list:
 
 def register(app: Dash, follower: Follower) -> None:
     """Answer to the sliders, and follow the snapshot."""
-    sliders = [Input(slider_id(name), "value") for name in SLIDERS]
+    sliders = [Input(IDS[name], "value") for name in SLIDERS]
 
     @app.callback(
         Output("what-if-answers", "children"),
-        *(Output(f"{slider_id(name)}-value", "value" if name in FEATURES else "children") for name in SLIDERS),
-        *(Output(f"{slider_id(name)}-seen", "children") for name in FEATURES),
+        *(Output(f"{IDS[name]}-value", "value" if name in FEATURES else "children") for name in SLIDERS),
+        *(Output(f"{IDS[name]}-seen", "children") for name in FEATURES),
         *sliders,
         Input("revision", "data"),
     )
@@ -92,7 +90,7 @@ def register(app: Dash, follower: Follower) -> None:
         return answers(snapshot, weather), *itertools.starmap(reading, weather.items()), *known
 
     @app.callback(
-        *(Output(slider_id(name), "value") for name in SLIDERS),
+        *(Output(IDS[name], "value") for name in SLIDERS),
         *(Input(id_, "n_clicks") for id_ in BUTTONS),
     )
     def choose_preset(*_clicks: int) -> list[float]:
@@ -103,10 +101,10 @@ def register(app: Dash, follower: Follower) -> None:
     @app.callback(
         Output("what-if-curves", "figure"),
         Output("what-if-hint", "children"),
-        *(Output(slider_id(name), "disabled") for name in TIME),
+        *(Output(IDS[name], "disabled") for name in TIME),
         Input("what-if-rest", "data"),
         Input("revision", "data"),
-        *(State(slider_id(name), "value") for name in SLIDERS),
+        *(State(IDS[name], "value") for name in SLIDERS),
     )
     def draw_curves(_rest: object, _revision: object, *values: Any) -> tuple:
         """Draw how the prediction changes around the sliders' hour."""
@@ -116,9 +114,9 @@ def register(app: Dash, follower: Follower) -> None:
     for name in FEATURES:
         app.clientside_callback(
             ClientsideFunction("figures", "take_typed"),
-            Output(slider_id(name), "value", allow_duplicate=True),
-            Input(f"{slider_id(name)}-value", "value"),
-            State(slider_id(name), "value"),
+            Output(IDS[name], "value", allow_duplicate=True),
+            Input(f"{IDS[name]}-value", "value"),
+            State(IDS[name], "value"),
         )
     app.clientside_callback(
         ClientsideFunction("address", "keep_sliders"),
@@ -128,15 +126,12 @@ def register(app: Dash, follower: Follower) -> None:
     )
 
 
-def within_range(values: Iterable[object]) -> dict[str, float]:
-    """Return the sliders' values by their inputs, each within its range."""
-    return {name: number(value, name) for name, value in zip(SLIDERS, values, strict=True)}
-
-
-def number(value: Any, name: str) -> float:
-    """Return a slider's value within its range; its first value when it is not a number."""
-    allowed = SLIDERS[name]
-    return float(min(max(float(value), allowed.low), allowed.high) if _is_number(value) else allowed.first)
+def within_range(values: Iterable[Any]) -> dict[str, float]:
+    """Return the sliders' values by their inputs, each within its range; the first value for other than numbers."""
+    return {
+        name: float(min(max(float(value), slider.low), slider.high) if _is_number(value) else slider.first)
+        for (name, slider), value in zip(SLIDERS.items(), values, strict=True)
+    }
 
 
 def _is_number(value: Any) -> bool:
@@ -151,33 +146,39 @@ def reading(name: str, value: float) -> str | float:
     return {DAY: f"{_time(value):%d %b}", HOUR: f"{value:02.0f}:00"}.get(name, value)
 
 
-def slider_id(name: str) -> str:
-    """Return the id of the slider of an input."""
-    return f"slider-{name}"
-
-
 def answers(snapshot: Snapshot, weather: dict[str, float]) -> list:
-    """Return the prediction for one hour of weather, a tile a target, and notes on that hour.
+    """Return the prediction for one hour of weather, a tile a target, and notes: impossible light, and the capacity.
 
     ``weather`` holds the value of each slider (`SLIDERS`). Hour and day are those of the data's last year: the capacity
     of that time counts.
     """
     hour = pd.DataFrame([{**weather, "utc_timestamp": hour_of_year(snapshot, weather[DAY], weather[HOUR])}])
     try:
-        predicted, band = _predict(snapshot, hour) if snapshot.model else (None, None)
+        predicted, band = _predict(snapshot.champion, hour) if snapshot.champion else (None, None)
     except PipelineError as error:
         return [parts.banner("There is no prediction for this hour:", error.what)]
-    tiles = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
-    return [tiles, *(html.P(note, className=name) for name, note in _notes(snapshot, hour))]
+    content = [html.Div(parts.prediction(snapshot, predicted, band), className="tiles")]
+    light, most = (float(values.iloc[0]) for values in _light(hour))
+    if light > most:
+        text = f"There is no such hour: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
+        text += f" {most - TWILIGHT:.0f} W/m², even without an atmosphere."
+        content.append(html.P(text, className="refused"))
+    if snapshot.champion and (year_ends := snapshot.champion.year_ends):
+        capacities = features.installed(hour, year_ends).iloc[0]
+        targets = [each for each in problem.TARGETS if each.name in year_ends]
+        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
+        text = f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
+        content.append(html.P(text, className="hint"))
+    return content
 
 
-def _predict(snapshot: Snapshot, hours: pd.DataFrame) -> Prediction:
+def _predict(champion: Champion, hours: pd.DataFrame) -> Prediction:
     """Return predictions and their band; NaN of a target that follows the sun, where the sun cannot give the light."""
-    predicted, band = snapshot.predict_with_band(hours)
+    predicted, band = champion.predict_with_band(hours)
     light, most = _light(hours)
-    if snapshot.model.knows_time:
+    if champion.model.knows_time:
         hidden = pd.DataFrame({target.name: (light > most) & target.by_day for target in problem.TARGETS})
-        predicted, band = predicted.mask(hidden), band and tuple(end.mask(hidden) for end in band)
+        predicted, band = predicted.mask(hidden), band and (band[0].mask(hidden), band[1].mask(hidden))
     return predicted, band
 
 
@@ -189,46 +190,19 @@ def _light(hours: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return light, pd.Series(most + TWILIGHT, hours.index)
 
 
-def _notes(snapshot: Snapshot, hour: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield the class and the text of notes on an hour: light that there cannot be, and the capacity."""
-    light, most = (float(values.iloc[0]) for values in _light(hour))
-    if light > most:
-        yield (
-            "refused",
-            (
-                f"There is no such hour: {light:.0f} W/m² of light are set, and at this time the sun gives at most"
-                f" {most - TWILIGHT:.0f} W/m², even without an atmosphere."
-            ),
-        )
-    if snapshot.model and snapshot.model.knows_time and snapshot.model.year_ends:
-        capacities = features.installed(hour, snapshot.model.year_ends).iloc[0]
-        targets = [each for each in problem.TARGETS if each.name in snapshot.model.year_ends]
-        known = ", ".join(f"{each.words} {capacities[each.name]:.1f} {each.unit}" for each in targets)
-        yield "hint", f"With the capacity installed on {hour['utc_timestamp'].iloc[0]:%d %b %Y}: {known}."
-
-
 def seen(snapshot: Snapshot, name: str, value: float) -> str:
     """Return how often the model learned from so extreme a value of an input: of so much of it, or of so little."""
-    learned = _learned(snapshot, name)
-    if not len(learned):
+    if snapshot.learned is None:
         return ""
-    lower, higher = np.searchsorted(learned, value, "right"), len(learned) - np.searchsorted(learned, value, "left")
-    times, extreme = min((lower, "little"), (higher, "much"))
+    learned = snapshot.learned[name]
+    times, extreme = min(((learned <= value).sum(), "little"), ((learned >= value).sum(), "much"))
     if times >= SELDOM * len(learned):
         return "seen"
     return f"hardly seen: so {extreme} in {times:,} of {len(learned):,} hours" if times else "never seen"
 
 
-def _learned(snapshot: Snapshot, name: str) -> np.ndarray:
-    """Return the values of an input that the model learned from, in order; those of all data where that is unknown."""
-    if snapshot.frame is None or name not in FEATURES:
-        return np.empty(0)
-    return snapshot.cached(("learned", name), lambda: np.sort(snapshot.learned[name].to_numpy()))
-
-
-def _learned_here(snapshot: Snapshot, name: str, weather: dict[str, float]) -> list[float]:
+def _learned_here(learned: pd.DataFrame, name: str, weather: dict[str, float]) -> list[float]:
     """Return the ends of the values of an input in learned hours like the chosen one, without the few outermost."""
-    learned = snapshot.learned
     others = [other for other in FEATURES if other != name]
     spans = pd.Series({other: ALIKE * (SLIDERS[other].high - SLIDERS[other].low) for other in others})
     is_alike = ((learned[others] - pd.Series(weather)[others]).abs() <= spans).all(axis=1)
@@ -239,28 +213,24 @@ def _learned_here(snapshot: Snapshot, name: str, weather: dict[str, float]) -> l
 
 def curves(snapshot: Snapshot, weather: dict[str, float]) -> go.Figure:
     """Return the figure of the predictions around one hour of weather (`SLIDERS`); it says so if there are none."""
-    if nothing := snapshot.missing("production"):
-        return figures.empty(nothing)
-    rows, swept = [], []
-    for name in SLIDERS if snapshot.model.knows_time else FEATURES:
-        slider = SLIDERS[name]
-        values = np.linspace(slider.low, slider.high, POINTS)
-        values = np.unique(values.round()) if slider.step == 1 else values
-        rows += [{**weather, name: value} for value in values]
-        swept += [name] * len(values)
-    table = pd.DataFrame(rows)
+    if snapshot.champion is None:
+        return figures.empty(snapshot.missing("champion"))
+    swept = []
+    for name in SLIDERS if snapshot.champion.model.knows_time else FEATURES:
+        points = np.linspace(SLIDERS[name].low, SLIDERS[name].high, POINTS)
+        swept += [(name, value) for value in (np.unique(points.round()) if SLIDERS[name].step == 1 else points)]
+    table = pd.DataFrame([{**weather, name: value} for name, value in swept])
     table["utc_timestamp"] = [hour_of_year(snapshot, *when) for when in zip(table[DAY], table[HOUR], strict=True)]
     try:
-        table[TARGETS] = _predict(snapshot, table)[0]
+        table[TARGETS] = _predict(snapshot.champion, table)[0]
     except PipelineError as error:
         return figures.empty(error.what)
-    table = table[TARGETS].assign(feature=swept, value=[row[name] for row, name in zip(rows, swept, strict=True)])
-    known = {name: _learned(snapshot, name) for name in FEATURES}
-    ranges = {
-        name: [values[0], *_learned_here(snapshot, name, weather), values[-1]]
-        for name, values in known.items()
-        if len(values)
-    }
+    names, values = zip(*swept, strict=True)
+    table = table[TARGETS].assign(feature=names, value=values)
+    ranges = {}
+    if (learned := snapshot.learned) is not None:
+        for name in FEATURES:
+            ranges[name] = [learned[name].min(), *_learned_here(learned, name, weather), learned[name].max()]
     figure = figures.responses(table, point=weather, names=AXES, title=None, ranges=ranges)
     return figure.update_layout(margin_t=40, uirevision="same")
 
@@ -273,12 +243,12 @@ def hint(snapshot: Snapshot) -> str:
 
 def is_unused(snapshot: Snapshot) -> bool:
     """Return whether hour and day make no difference to the model in production."""
-    return snapshot.model is not None and not snapshot.model.knows_time
+    return snapshot.champion is not None and not snapshot.champion.model.knows_time
 
 
 def hour_of_year(snapshot: Snapshot, day: float, hour: float) -> datetime:
     """Return the hour (UTC) of a day in the last year of the data, at most the last whose capacity is known."""
-    known = features.last_year(snapshot.model.year_ends if snapshot.model else problem.CAPACITY)
+    known = features.last_year(snapshot.champion.model.year_ends if snapshot.champion else problem.CAPACITY)
     year = known if snapshot.frame is None else min(snapshot.frame["utc_timestamp"].iloc[-1].year, known)
     return _time(day, hour).replace(year=year)  # the same date, since the number of a day differs in leap years
 
@@ -289,12 +259,11 @@ def _time(day: float, hour: float = 0) -> datetime:
 
 
 def _slider(name: str, value: float, snapshot: Snapshot) -> html.Div:
-    slider, id_ = SLIDERS[name], slider_id(name)
+    slider, id_ = SLIDERS[name], IDS[name]
     ends = [html.Span(f"{slider.low:g}"), html.Span(f"{slider.high:g}")]
-    if name in FEATURES:
-        ends.insert(1, html.Span(seen(snapshot, name, value), id=f"{id_}-seen"))
     limits = {"min": slider.low, "max": slider.high, "step": slider.step}
     if name in FEATURES:
+        ends.insert(1, html.Span(seen(snapshot, name, value), id=f"{id_}-seen"))
         typed = dbc.Input(id=f"{id_}-value", type="number", value=value, debounce=True, size="sm", step="any")
         hidden_label = html.Label(f"{LABELS[name]}, {UNITS[name]}", htmlFor=f"{id_}-value", className="visually-hidden")
         field = html.Span([hidden_label, typed, f" {UNITS[name]}"])

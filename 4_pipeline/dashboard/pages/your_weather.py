@@ -12,7 +12,7 @@ from forecast import problem
 from forecast.errors import DataError, PipelineError
 from forecast.show import figures
 from forecast.table import prediction_requests
-from forecast.table.features import INPUTS, LATER_YEARS, last_year
+from forecast.table.features import INPUTS, LATER_YEARS, assume_capacity, last_year
 from forecast.table.schema import CAPACITIES, STAMP
 
 from .. import parts, predictions
@@ -34,7 +34,11 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     )
     link = html.A("Download an example file", href=example(snapshot), download="weather.csv")
     limits = f"At most {prediction_requests.MAX_ROWS:,} rows and {MAX_BYTES / 1e6:g} MB. The file is not kept."
-    limits += about_capacity(snapshot)
+    if snapshot.champion and snapshot.champion.year_ends:
+        last = last_year(snapshot.champion.year_ends)
+        limits += f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of"
+        limits += " then is assumed and marked. For other hours give it in the columns"
+        limits += f" {' and '.join(CAPACITIES.values())}."
     uploading = [
         html.Div(upload, className="place"),  # Dash loads the upload after the page
         html.P(id="weather-refused", className="refused", role="alert", **{"data-max": str(MAX_BYTES)}),
@@ -82,7 +86,11 @@ def register(app: Dash, follower: Follower) -> None:
         try:
             return answer(follower.now, prediction_requests.from_csv(decoded(contents)), name)
         except PipelineError as error:
-            return fault(error, name), ""  # screen readers read alerts by themselves
+            facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
+            facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
+            what = [html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)]
+            # Screen readers read alerts by themselves.
+            return [html.Div(dbc.Alert(what, color="danger"), id="weather-fault")], ""
 
     @app.callback(
         Output("weather-upload", "contents"),
@@ -124,47 +132,26 @@ def answer(snapshot: Snapshot, rows: pd.DataFrame, name: str) -> tuple[list, str
 
     Raises PipelineError when the model cannot predict for these hours.
     """
-    if nothing := snapshot.missing("production"):
-        return [parts.banner(nothing, "Upload the file again later.")], ""
-    weather, (rows, origin) = rows, snapshot.with_capacity(rows)
-    predicted, band = snapshot.predict_with_band(rows)
-    production = snapshot.production
-    status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {production.name} version {production.version}."
+    if (champion := snapshot.champion) is None:
+        return [parts.banner(snapshot.missing("champion"), "Upload the file again later.")], ""
+    weather, (rows, origin) = rows, assume_capacity(rows, champion.year_ends)
+    predicted, band = champion.predict_with_band(rows)
+    status = f"{name}: {len(rows):,} hour{'s' * (len(rows) > 1)}, by {champion.production}."
     if unused := rows.attrs.get("unused"):
         status += f" Not used: {', '.join(unused)[:200]}."
     if assumed := (origin == "assumed").sum():
-        last = last_year(snapshot.model.year_ends)
+        last = last_year(champion.year_ends)
         status += f" {assumed:,} of them with the capacity of the end of {last}, which is assumed."
     if len(rows) == 1:
         content = html.Div(parts.prediction(snapshot, predicted, band), className="tiles")
     else:
-        figure = figures.prediction(rows, predicted, band=band, coverage=snapshot.model.coverage)
+        figure = figures.prediction(rows, predicted, band=band, coverage=champion.model.coverage)
         content = parts.graph("weather-figure", figure.update_layout(margin_t=44), "Predictions for your weather")
-    model = f"{production.name}/{production.version}"
-    table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, model)
-    file = {"content": table, "filename": f"predicted by version {production.version}.csv", "type": "text/csv"}
+    table = predictions.to_csv(weather.assign(capacity=origin), predicted, band, champion)
+    filename = f"predicted by version {champion.production.version}.csv"
     download = [
-        dcc.Store(id="weather-predicted", data=file),
+        dcc.Store(id="weather-predicted", data={"content": table, "filename": filename, "type": "text/csv"}),
         dcc.Download(id="weather-file"),
         dbc.Button("Download the predictions", id="weather-download", className="download"),
     ]
     return [parts.panel("weather-predictions", "Predictions", status, [content]), *download], status
-
-
-def about_capacity(snapshot: Snapshot) -> str:
-    """Return until when the model knows the installed capacity, and what holds after that; empty if it uses none."""
-    if not snapshot.model or not snapshot.model.knows_time or not snapshot.model.year_ends:
-        return ""
-    last = last_year(snapshot.model.year_ends)
-    return (
-        f" The installed capacity is known until the end of {last}; in the {LATER_YEARS} years after, that of then is"
-        f" assumed and marked. For other hours give it in the columns {' and '.join(CAPACITIES.values())}."
-    )
-
-
-def fault(error: PipelineError, name: str) -> list:
-    """Return an alert on a file that cannot be used: what is wrong, where, the allowed values, and the next step."""
-    facts = [("Found", error.value), ("Allowed", error.expected), ("Next", error.next_step)]
-    facts = [(title, html.Span(str(text), className="lines")) for title, text in facts if text is not None]
-    alert = dbc.Alert([html.Strong(f"{name} was not predicted. "), error.what, parts.facts(facts)], color="danger")
-    return [html.Div(alert, id="weather-fault")]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dashboard.follower import Fault, Snapshot
-from dashboard.predictions import BatchPredictor
+from dashboard.predictions import Champion
 from forecast import problem
 from forecast.learn.storage import LoadedModel
 from forecast.show import monitoring
@@ -106,8 +106,8 @@ def test_metrics_say_what_the_page_says(made, served):
     """Prometheus is given the state and each target's error; before there is a model, names without values."""
     lines = made()[1].get("/metrics").text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert values["model_state"] == str(monitoring.STATES.index(served.state))
-    assert float(values['model_bias_percent{target="wind"}']) == pytest.approx(served.latest[1].bias_percent)
+    assert values["model_state"] == str(monitoring.STATES.index(served.comparison.state))
+    assert float(values['model_bias_percent{target="wind"}']) == pytest.approx(served.comparison.latest[1].bias_percent)
     assert all(line.startswith("#") for line in made(Snapshot())[1].get("/metrics").text.splitlines())
 
 
@@ -131,8 +131,8 @@ def test_predict_asks_the_model_for_simultaneous_requests_together(made, served)
         may_answer.wait(30)
         return np.where(rows[["windspeed"]] > 50, math.nan, rows[["windspeed", "temperature"]])
 
-    state = replace(served, model=LoadedModel("sklearn", slow), predictor=BatchPredictor())
-    server = made(state)[0].server
+    champion = Champion(served.champion.production, LoadedModel("sklearn", slow))
+    server = made(replace(served, champion=champion))[0].server
 
     def ask(speed):
         rows = [ROW | {"windspeed": 55 if speed == 5 else speed}]
@@ -142,7 +142,7 @@ def test_predict_asks_the_model_for_simultaneous_requests_together(made, served)
         asked = [pool.submit(ask, 1)]
         wait_for(lambda: calls)
         asked += [pool.submit(ask, speed) for speed in range(2, 14)]
-        wait_for(lambda: len(state.predictor._waiting) == 12)
+        wait_for(lambda: len(champion.waiting) == 12)
         may_answer.set()
         answers = [future.result() for future in asked]
     assert [answer.status_code for answer in answers] == [200] * 4 + [500] + [200] * 8
@@ -155,7 +155,7 @@ def test_predict_asks_the_model_for_simultaneous_requests_together(made, served)
 def test_answers_that_are_no_power_are_refused_in_words(made, served, answered):
     """A model that fails for some weather alone: `/predict` says so in JSON, and the page beside its sliders."""
     model = LoadedModel("sklearn", lambda rows: np.where(rows[["windspeed"]] > 9, answered, [[1.0, 2.0]]))
-    app, client = made(replace(served, model=model))
+    app, client = made(replace(served, champion=Champion(served.champion.production, model)))
     assert client.post("/predict", json={"rows": [ROW]}).status_code == 200
     answer = client.post("/predict", json={"rows": [ROW, ROW | {"windspeed": 9.5, "utc_timestamp": "2016-06-01T13Z"}]})
     assert answer.status_code == 500

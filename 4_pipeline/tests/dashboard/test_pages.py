@@ -51,8 +51,8 @@ def test_pages_are_made_of_any_address(made, url):
 def test_pages_are_made_of_what_there_is(made, path, missing):
     """Without data, without a model, and before anybody has looked, each page is there and says so."""
     without = {
-        "frame": {"frame": None, "predicted": None, "band": None},
-        "model": {"production": None, "model": None, "predicted": None, "band": None},
+        "frame": {"frame": None, "predictions": None},
+        "model": {"champion": None, "predictions": None},
     }
     changes = without["frame"] | without["model"] if missing in ("both", "all") else without[missing]
     page = str(made(path, is_ready=missing != "all", **changes))
@@ -108,8 +108,8 @@ def test_what_if_says_how_often_such_weather_was_learned(made, served):
 def test_comparison_says_which_hours_the_model_was_trained_on(made, served, until, said):
     """Errors are smaller on the hours that a model was trained on: the page says which hours are new to it."""
     tags = {"mlflow_gate.learned": json.dumps({"first": "1999-01-01T00:00:00Z", "last": until})}
-    production = replace(served.production, tags=tags)
-    assert said in str(made("/comparison", production=production))
+    champion = replace(served.champion, production=replace(served.champion.production, tags=tags))
+    assert said in str(made("/comparison", champion=champion))
     assert "trained on these hours is not known" in str(made("/comparison"))
 
 
@@ -128,7 +128,7 @@ def test_header_says_that_a_model_was_forced_and_that_mlflow_is_away(made, serve
     from mlflow_gate import Move
 
     assert "forced past" not in str(made("/model"))
-    moves = (Move(1, "promoted", "6"), Move(2, "forced", served.production.version))
+    moves = (Move(1, "promoted", "6"), Move(2, "forced", served.champion.production.version))
     assert "forced past the gate" in str(made("/model", record=Record(history=moves)))
     away = {"registry": Fault(datetime.now(UTC), "It does not answer.")}
     assert "className='doubtful'" in str(made("/model", faults=away))
@@ -159,12 +159,12 @@ def test_what_if_draws_no_sun_where_there_cannot_be_any(served):
 def test_what_if_marks_what_was_learned_in_such_weather(served):
     """The dark part of a curve ends where few hours like the chosen one were learned, though others had such wind."""
     bright = what_if.FIRST | {"rad_horizontal": 200, "rad_diffuse": 100, "temperature": 0}
-    ends = what_if._learned_here(replace(served), "windspeed", bright)
+    ends = what_if._learned_here(served.learned, "windspeed", bright)
     learned, spans = served.learned, {"rad_horizontal": 85, "rad_diffuse": 52, "temperature": 6}
     alike = learned[np.all([(learned[name] - bright[name]).abs() <= span for name, span in spans.items()], axis=0)]
     assert (alike["windspeed"] > ends[1]).sum() == (alike["windspeed"] < ends[0]).sum() == what_if.FEW
     assert ends[1] < learned["windspeed"].quantile(1 - what_if.SELDOM)
-    assert what_if._learned_here(replace(served), "windspeed", bright | {"temperature": 40}) == []
+    assert what_if._learned_here(served.learned, "windspeed", bright | {"temperature": 40}) == []
 
 
 NAMED = """
