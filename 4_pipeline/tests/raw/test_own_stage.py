@@ -53,19 +53,10 @@ def runs_fetch(folder: Path) -> bool:
 
 
 def test_fetch_depends_on_the_folder_of_own_files(pipeline):
-    """A changed file there is read again, without a change of params.yaml, and bytecode is no change."""
-    (pipeline / "own" / "hours.csv").write_text("a\n")
-    read_from(pipeline, "own/hours.csv")
-    assert runs_fetch(pipeline)
-    assert list(pipeline.rglob("__pycache__"))
-    assert not runs_fetch(pipeline)
-    (pipeline / "own" / "hours.csv").write_text("b\n")
-    assert runs_fetch(pipeline)
-    assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
+    """A file elsewhere is refused with the command for a link; behind that, a changed file is read again, bytecode not.
 
-
-def test_file_elsewhere_is_refused(pipeline):
-    """Its changes would not be noticed: the command says so, and a link will do."""
+    No change of params.yaml is needed for that.
+    """
     (pipeline / "elsewhere.csv").write_text("a\n")
     read_from(pipeline, "elsewhere.csv")
     command = [BIN / "python", "-m", "forecast", "fetch", "--to", "data/raw"]
@@ -76,8 +67,11 @@ def test_file_elsewhere_is_refused(pipeline):
     subprocess.run(step, shell=True, cwd=pipeline, check=True)
     read_from(pipeline, "own/elsewhere.csv")
     assert runs_fetch(pipeline)
+    assert list(pipeline.rglob("__pycache__"))
+    assert not runs_fetch(pipeline)
     (pipeline / "elsewhere.csv").write_text("b\n")
     assert runs_fetch(pipeline)
+    assert (pipeline / "data" / "raw" / "own.csv").read_text() == "b\n"
 
 
 def test_script_that_makes_the_own_file_is_a_stage(pipeline):
