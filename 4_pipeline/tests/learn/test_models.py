@@ -18,11 +18,9 @@ from distributed import Client
 from forecast.errors import DataError, ServiceError
 from forecast.learn.evaluation import coverage
 from forecast.learn.models import CapacityFactorRegressor, find_levels, search
-from forecast.parameters import Fetch, OwnFile
-from forecast.raw.prepare import load_or_make, prepare
-from forecast.raw.sources import fetch
+from forecast.raw.prepare import load_or_make
 from forecast.table.features import features, inputs, installed, mark_capacity, targets
-from forecast.table.schema import FEATURES, STAMP, TARGETS
+from forecast.table.schema import FEATURES, TARGETS
 from forecast.table.split import split_by_time
 from joblib.externals.loky import get_reusable_executor
 from places import BIN, PROJECT, clean_environment, wait_for
@@ -163,17 +161,6 @@ def test_hours_that_cannot_be_learned_from_are_errors(parts, change, words):
         CapacityFactorRegressor(LinearRegression()).fit(rows, targets(train.loc[rows.index]))
     for word in words:
         assert word in str(caught.value)
-
-
-def test_own_file_without_figures_of_capacity_cannot_be_learned_from(parts, tmp_path):
-    """No figures of another country are used, in training or prediction; the error says where to give its own."""
-    parts[0].head(400).to_csv(tmp_path / "own.csv", index=False, date_format=STAMP)
-    fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=OwnFile(file=str(tmp_path / "own.csv"))))
-    hours = prepare(tmp_path / "raw")[0]
-    for use in (CapacityFactorRegressor(LinearRegression()).fit, lambda frame, _: installed(frame)):
-        with pytest.raises(DataError, match="no figures of installed capacity") as caught:
-            use(inputs(hours), targets(hours))
-        assert "fetch.csv.capacity" in caught.value.next_step
 
 
 # -- the search --------------------------------------------------------------------------------------------------------
