@@ -115,12 +115,6 @@ def test_path_with_a_blank_is_found(tmp_path):
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
-def in_python(code: str, *before: str) -> str:
-    """Run code in a Python of its own, after a program such as `unshare`; return its output."""
-    command = [*before, sys.executable, "-c", textwrap.dedent(code)]
-    return run_program(*command, env=os.environ | {"PYTHONPATH": str(ROOT)}).stdout
-
-
 def test_little_memory_is_found(settings):
     """A limit of 3 GB is worth a look, one of 1 GB is wrong; while the servers run, less is enough."""
     code = """
@@ -133,7 +127,9 @@ def test_little_memory_is_found(settings):
             settings.pid_file.touch() if is_up else settings.pid_file.unlink(missing_ok=True)
             print(*vars(doctor._memory(Settings())).values())
     """
-    three, two, one = in_python(code).splitlines()
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = run_program(*command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    three, two, one = done.stdout.splitlines()
     assert "look 3.0 GB available" in three
     assert "WORKSHOP_DASK_WORKERS=1" in three
     assert "ok 2.0 GB available" in two
