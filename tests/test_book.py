@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from workplace import ROOT, clean_environment, copy_tree
+from workplace import ROOT, clean_environment, copy_tree, run_program
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -17,9 +16,7 @@ def site(tmp_path_factory):
     """The folder of the built site."""
     clone = copy_tree(tmp_path_factory.mktemp("book") / "clone")
     (clone / ".venv").symlink_to(ROOT / ".venv")
-    command = ["make", "--assume-old=.venv/installed", "book"]
-    done = subprocess.run(command, cwd=clone, env=clean_environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_program("make", "--assume-old=.venv/installed", "book", cwd=clone, env=clean_environment())
     return clone / "docs" / "site"
 
 

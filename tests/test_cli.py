@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from mlflow_gate.cli import main as mlflow_gate
-from workplace import BIN, ROOT, clean_environment
+from workplace import BIN, ROOT, clean_environment, run_program
 
 from workshop.cli import COMMANDS, main, one_line
 
@@ -67,7 +67,7 @@ def test_next_step_can_be_typed(tmp_path):
 
     def next_step(path):
         command = [BIN / "workshop", "backup", tmp_path / "no.tar"]
-        done = subprocess.run(command, env=environment | {"PATH": path}, capture_output=True, text=True, check=False)
+        done = run_program(*command, env=environment | {"PATH": path}, exit_code=None)
         return re.search("next: +(.*); or", done.stderr)[1]
 
     assert next_step(f"{BIN}:/usr/bin:/bin") == "workshop up"
@@ -120,9 +120,7 @@ def make(folder, *words, **environment):
     for name in ("Makefile", "requirements.txt", "pyproject.toml", "workshop/teaching/prerequisites.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    return subprocess.run(
-        ["make", *words], cwd=folder, env=clean_environment() | environment, capture_output=True, text=True, check=False
-    )
+    return run_program("make", *words, cwd=folder, env=clean_environment() | environment, exit_code=None)
 
 
 def python_that_says(folder, body):

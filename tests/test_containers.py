@@ -7,12 +7,11 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from workplace import BIN, ROOT, answer_of, copy_tree, free_port, processes_of, running
+from workplace import BIN, ROOT, answer_of, copy_tree, free_port, processes_of, run_program, running
 
 from workshop.settings import Settings
 
@@ -35,8 +34,7 @@ def test_devcontainer_forwards_the_ports_that_the_servers_take():
 def test_binder_makes_an_image_of_it():
     """Binder's own builder reads the folder: the Python, both commands; what only tests need is not installed."""
     command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PATH": ""}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_program(*command, cwd=ROOT, env=os.environ | {"PATH": ""})
     assert "environment-2epy-2d3-2e12-" in done.stdout  # the lock for the Python that is named
     assert "RUN ./.binder/postBuild" in done.stdout
     assert 'R2D_ENTRYPOINT="${REPO_DIR}/.binder/start"' in done.stdout
@@ -48,14 +46,6 @@ def empty_environment(home: Path, python: Path) -> dict[str, str]:
     """Return the environment of a container: a home, the system's programs, a Python, and how to reach packages."""
     network = {name: value for name, value in os.environ.items() if NETWORK.match(name)}
     return network | {"HOME": str(home), "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin"}
-
-
-def run(*command: str | Path, cwd: Path, environment: dict[str, str]) -> str:
-    """Run a program to its end; return what it said."""
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture
@@ -74,8 +64,8 @@ def test_binder_starts_what_it_is_asked_to_start(installed):
     environment = empty_environment(installed, PYTHON) | {"WORKSHOP_ROOT": str(installed), "PYTHONPATH": str(ROOT)}
     environment["WORKSHOP_MLFLOW_PORT"] = str(port)
     script = "command -v jupyter-lab; echo $WORKSHOP_DASK_WORKERS $MLFLOW_TRACKING_URI $JUPYTER_CONFIG_PATH"
-    output = run(installed / ".binder" / "start", "bash", "-c", script, cwd=Path("/"), environment=environment)
-    program, line = output.splitlines()
+    output = run_program(installed / ".binder" / "start", "bash", "-c", script, cwd=Path("/"), env=environment)
+    program, line = output.stdout.splitlines()
     assert Path(program).resolve() == (BIN / "jupyter-lab").resolve()
     assert line == f"1 http://127.0.0.1:{port} {installed / 'server' / 'jupyter'}"
 
@@ -91,19 +81,19 @@ def test_empty_container_becomes_a_room(kind, tmp_path):
     environment = empty_environment(home, PYTHON)
     options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=secret"]
     if kind == "binder":
-        run("bash", "-c", "chmod +x .binder/postBuild && ./.binder/postBuild", cwd=root, environment=environment)
-        assert run("git", "status", "--porcelain", cwd=root, environment=environment) == ""
+        run_program("bash", "-c", "chmod +x .binder/postBuild && ./.binder/postBuild", cwd=root, env=environment)
+        assert run_program("git", "status", "--porcelain", cwd=root, env=environment).stdout == ""
         command = [str(root / ".binder" / "start"), "jupyter-lab", "--ip=127.0.0.1", *options]
     else:
-        run("bash", "-c", DEVCONTAINER["onCreateCommand"], cwd=root, environment=environment)
+        run_program("bash", "-c", DEVCONTAINER["onCreateCommand"], cwd=root, env=environment)
         command = ["bash", "-c", f"exec {DEVCONTAINER['postAttachCommand']} {shlex.join(options)}"]
     try:
         with running(
             command, environment, root, lambda _: answer_of(f"http://127.0.0.1:{port}/lab?token=secret")
         ) as lab:
             assert "JupyterLab" in lab.ready.text
-        run(root / ".venv" / "bin" / "workshop", "doctor", cwd=root, environment=environment)
+        run_program(root / ".venv" / "bin" / "workshop", "doctor", cwd=root, env=environment)
     finally:
-        run(root / ".venv" / "bin" / "workshop", "down", cwd=root, environment=environment)
+        run_program(root / ".venv" / "bin" / "workshop", "down", cwd=root, env=environment)
         shutil.rmtree(root / ".venv")
     assert not processes_of(root)

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from workplace import BIN, ROOT, clean_environment
+from workplace import BIN, ROOT, clean_environment, run_program
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = ROOT / "requirements.txt"
@@ -68,12 +68,9 @@ def test_lock_holds_pins_and_this_repository_alone():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_resolves(platform, python):
     """Every pin has a wheel or a source for every Python and platform that the project promises."""
-    done = subprocess.run(
-        [BIN / "uv", "pip", "compile", "--quiet", "--python-version", python, "--python-platform", platform,
-         "--only-binary", "tensorflow", "--no-header", "--no-annotate", "requirements.txt"],
-        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    options = ["--python-version", python, "--python-platform", platform, "--only-binary", "tensorflow"]
+    command = [BIN / "uv", "pip", "compile", "--quiet", *options, "--no-header", "--no-annotate", "requirements.txt"]
+    done = run_program(*command, cwd=ROOT, env=clean_environment())
     assert "tensorflow==" in done.stdout
 
 
@@ -97,11 +94,7 @@ def test_everything_imports_and_a_notebook_runs_on_the_newest_python(tmp_path):
     environment = clean_environment() | {"VIRTUAL_ENV": str(tmp_path / "venv")}
 
     def run(*words, cwd=tmp_path):
-        done = subprocess.run(
-            list(map(str, words)), cwd=cwd, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
+        run_program(*words, cwd=cwd, env=environment)
 
     try:
         run(BIN / "uv", "venv", "--quiet", "--python", python, tmp_path / "venv")

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from workplace import BIN, ROOT, files_of_tree
+from workplace import BIN, ROOT, files_of_tree, run_program
 
 TOP = {
     "README.md", "requirements.txt", "1_starting_point", "2_tracking", "3_projects", "4_pipeline", "server",
@@ -39,8 +39,7 @@ def test_modules_stay_readable():
 
 def test_imports_point_down_and_never_in_circles():
     """Arrows go from the command line to the errors; import-linter reads its contracts from pyproject.toml."""
-    done = subprocess.run([BIN / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    run_program(BIN / "lint-imports", "--no-cache", cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", LIGHT_MODULES)

@@ -56,12 +56,6 @@ def restored(servers, tmp_path_factory):
     shutil.rmtree(kept)
 
 
-@pytest.fixture
-def lonely(tmp_path):
-    """A clone without servers."""
-    return Servers(*new_workplace(tmp_path / "lonely"))
-
-
 # -- what `make run` leaves ----------------------------------------------------------------------------------------
 def test_run_tells_of_every_step_and_ends_with_a_table(servers):
     """Addresses, the production model with version and R2, and what to type next."""
@@ -80,7 +74,6 @@ def test_run_again_keeps_everything(servers):
     """Nothing changed: the same table, nothing retrained, the same server processes."""
     before = servers.run(BIN / "workshop", "status", "--json").stdout
     again = servers.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run")
-    assert again.returncode == 0, again.stderr
     # Another test may have moved the alias, and moved it back.
     tables = [re.sub("since .* from commit", "", text.split("Dashboard")[1]) for text in (again.stdout, servers.output)]
     assert tables[0] == tables[1]
@@ -96,8 +89,7 @@ def test_notebooks_run_on_the_cluster_of_the_clone(servers, tmp_path):
     assert not [log for log in notebooks if "local Dask cluster" in log]
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "empty.ipynb")  # after `kernel-idle` it begins the process
     words = ("--engine", "dask", "--kernel", "python3")
-    done = servers.run(BIN / "papermill", tmp_path / "empty.ipynb", tmp_path / "executed.ipynb", *words)
-    assert done.returncode == 0, done.stderr
+    servers.run(BIN / "papermill", tmp_path / "empty.ipynb", tmp_path / "executed.ipynb", *words)
     family = servers.process_of("dask-workers").children(recursive=True)
     warm = [process for process in family if "serve_forks" in " ".join(process.cmdline())]
     assert len(warm) == 1  # for all workers
@@ -175,7 +167,7 @@ def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
     experiment = client.get_experiment_by_name("predicting_wind_solar")
     client.rename_experiment(experiment.experiment_id, f"wiped_{time.time():.0f}")
     try:
-        assert dvc(restored, "repro", "--single-item", "tracking_store").returncode == 0
+        dvc(restored, "repro", "--single-item", "tracking_store")
         status = json.loads(dvc(restored, "status", "--json").stdout)
         stale = {stage for stage, changes in status.items() if "data/tracking_store.json" in str(changes)}
         assert stale - {"tracking_store"} == {"prepare"} | TRAINING
@@ -190,19 +182,20 @@ def test_wiped_store_makes_what_logs_to_it_stale(restored, in_workplace):
 def test_repro_with_a_bad_parameter_stops_at_once(restored):
     """Key, value and what is allowed, before a notebook has run; the notebook itself says the same."""
     change(restored, "split", "test_fraction", 2)
-    done = dvc(restored, "repro")
+    done = dvc(restored, "repro", exit_code=None)
     assert done.returncode != 0
     assert ran(done) == ["tracking_store"]
     assert all(word in done.stderr for word in ("split.test_fraction", "2", "from 0.05, to 0.5")), done.stderr
     assert "Traceback" not in done.stderr
-    done = dvc(restored, "repro", "--single-item", "split")
+    done = dvc(restored, "repro", "--single-item", "split", exit_code=None)
     assert "ParameterError: params.yaml: split.test_fraction is not allowed." in done.stderr
 
 
-def test_repro_without_servers_stops_at_tracking_store(lonely):
+def test_repro_without_servers_stops_at_tracking_store(tmp_path):
     """Before any training: which address did not answer, and what to do."""
+    lonely = Servers(*new_workplace(tmp_path / "lonely"))
     lonely.environment |= lonely.settings.exports()
-    done = dvc(lonely, "repro")
+    done = dvc(lonely, "repro", exit_code=None)
     assert done.returncode != 0
     assert ran(done) == ["tracking_store"]
     assert lonely.settings.tracking_uri in done.stderr
@@ -218,7 +211,7 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     index = next(n for n, cell in enumerate(document.cells) if "split_by_time(" in cell.source)
     document.cells[index].source = "raise RuntimeError('this cell has a fault')"
     nbformat.write(document, notebook)
-    done = dvc(restored, "repro")
+    done = dvc(restored, "repro", exit_code=None)
     assert done.returncode != 0
     assert ran(done)[-1] == "split"
     assert "RuntimeError: this cell has a fault" in done.stderr
@@ -227,7 +220,6 @@ def test_repro_after_a_failing_cell_goes_on_from_there(restored):
     assert partial.metadata.papermill.exception is True
     notebook.write_text(good)
     done = dvc(restored, "repro")
-    assert done.returncode == 0, done.stderr
     assert "prepare" not in ran(done)
 
 
@@ -236,13 +228,11 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
     """`dvc exp run` with the gate in it, here or in a copy: the better candidate is named, and the alias stays."""
     registry, started = Registry(), restored.run("git", "rev-parse", "HEAD").stdout.strip()
     forest = ("results/train_rf.json", "--force", "--why", "a worse one, for a test")
-    done = restored.run(BIN / "mlflow-gate", "promote", *forest, cwd=restored.pipeline)
-    assert done.returncode == 0, done.stderr
+    restored.run(BIN / "mlflow-gate", "promote", *forest, cwd=restored.pipeline)
     before = registry.production()
     try:
         words = ("--name", "lower", "--set-param", "promote.max_gain=1", *temporary, "promote")
-        done = dvc(restored, "exp", "run", *words)
-        assert done.returncode == 0, done.stderr
+        dvc(restored, "exp", "run", *words)
         assert registry.production() == before
         if not temporary:
             decision = json.loads((restored.pipeline / "results" / "decision.json").read_text())
@@ -250,8 +240,7 @@ def test_experiment_leaves_production_alone(restored, in_workplace, temporary):
             assert "not moved: in the experiment lower of DVC the gate only decides" in decision["reason"]
             assert "verdict: promoted: " in decision["reason"]
     finally:
-        done = restored.run(BIN / "mlflow-gate", "rollback", "--why", "the test is over", cwd=restored.pipeline)
-        assert done.returncode == 0, done.stderr
+        restored.run(BIN / "mlflow-gate", "rollback", "--why", "the test is over", cwd=restored.pipeline)
         dvc(restored, "exp", "remove", "lower")
         restored.run("git", "reset", "--quiet", started)
 
@@ -272,12 +261,12 @@ def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, 
     change(restored, stage, parameter, value)
     workers = restored.process_of("dask-workers")
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(dvc, restored, "repro", "--single-item", stage)
+        done = pool.submit(dvc, restored, "repro", "--single-item", stage, exit_code=None)
         [run] = wait_for(lambda: client.search_runs(everywhere, f"params.{parameter} = '{value}'"))
         workers.kill()
     assert "The Dask worker that ran the notebook was lost" in done.result().stderr
     assert client.get_run(run.info.run_id).info.status == "FAILED"
-    assert restored.run(BIN / "workshop", "up").returncode == 0
+    restored.run(BIN / "workshop", "up")
 
 
 @pytest.mark.parametrize(
@@ -305,8 +294,7 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
     parameters = yaml.safe_load((folder / "params.yaml").read_text())[stage]
     words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     command = [f"{stage}.ipynb", tmp_path / "executed.ipynb", "--engine", "dask", *words]
-    done = restored.run(BIN / "papermill", *command, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    restored.run(BIN / "papermill", *command, cwd=folder)
     summary = json.loads((folder / "results" / f"{stage}.json").read_text())
     assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
     after = storage.load(summary["model_uri"])

@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 import yaml
 from forecast.table.split import split_by_time
 from nbclient import NotebookClient
-from workplace import BIN, ROOT
+from workplace import BIN, ROOT, run_program
 
 from workshop.teaching import exercises
 from workshop.teaching.pyenv import find_real
@@ -57,15 +56,6 @@ print(json.dumps(runs))
 
 
 @pytest.fixture(scope="module")
-def projects(germany_csv, tmp_path_factory):
-    """A folder with the projects and their data, in no repository."""
-    ignored = shutil.ignore_patterns("germany.csv", "__pycache__", ".environment", "published.git", "reproduced")
-    folder = shutil.copytree(ROOT / "3_projects", tmp_path_factory.mktemp("chapter") / "3_projects", ignore=ignored)
-    shutil.copy(germany_csv, folder / "germany.csv")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def environments(tmp_path_factory):
     """The folder in which MLflow makes the projects' environments, in place of one in the home folder."""
     return tmp_path_factory.mktemp("environments")
@@ -98,11 +88,8 @@ def run_id_of(result: subprocess.CompletedProcess) -> str:
 
 def read_runs(run_ids: list[str], servers) -> list[dict]:
     """Return what the tracking server knows of these runs, and their models' predictions."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ_RUNS, servers.root / "3_projects" / "germany.csv", *run_ids],
-        env=servers.environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    table = servers.root / "3_projects" / "germany.csv"
+    done = run_program(sys.executable, "-c", READ_RUNS, table, *run_ids, env=servers.environment, timeout=300)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -160,8 +147,7 @@ def test_readme_commands_do_what_it_says(typed):
 def test_parameter_out_of_range_is_told_what_is_allowed(project, option, value, allowed):
     """A word as well as a number: the value and the range, in one line."""
     command = [BIN / "python", "train.py", f"--{option}={value}"]
-    done = subprocess.run(command, cwd=ROOT / "3_projects" / project, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    done = run_program(*command, cwd=ROOT / "3_projects" / project, exit_code=2)
     assert done.stderr.strip().endswith(f"argument --{option}: {value} is not {allowed}")
 
 
@@ -313,11 +299,11 @@ def test_reproduced_run_is_equal_to_the_digit(reproduced):
     assert reproduced["compared"].strip() == f"True {len(METRICS)}"
 
 
-def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects, tmp_path):
+def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(tmp_path):
     """No environment is made before the refusal, which names the line to type."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment |= {"MLFLOW_ENV_ROOT": str(tmp_path / "environments"), "PATH": path_without_pyenv()}
-    result = type_line("mlflow run lr", projects, **environment)
+    result = type_line(f"mlflow run {ROOT / '3_projects' / 'lr'}", tmp_path, **environment)
     assert result.returncode == 1
     assert SET_UP in result.stderr
     assert not (tmp_path / "environments").exists()

@@ -57,14 +57,12 @@ def place(tmp_path) -> Iterator[Servers]:
     """A clone with servers up and a model in production."""
     root, environment = new_workplace(tmp_path / "clone")
     place = Servers(root, environment)
-    done = place.run(BIN / "workshop", "up", "--repro")
     try:
-        assert done.returncode == 0, done.stderr
+        place.run(BIN / "workshop", "up", "--repro")
         place.environment |= place.settings.exports()
         yield place
     finally:
-        stopped = place.run(BIN / "workshop", "down")
-        assert stopped.returncode == 0, stopped.stderr
+        place.run(BIN / "workshop", "down")
         assert not processes_of(root), "`workshop down` left processes"
 
 
@@ -114,7 +112,9 @@ def run_pipelines(place: Servers) -> Callable[[Acknowledged], None]:
         content["train_rf"]["n_estimators"] = 5 + done.pipelines.count(0)
         file.write_text(yaml.safe_dump(content, sort_keys=False))
         command = [BIN / "workshop", "repro"] if len(done.pipelines) % 2 else [BIN / "dvc", "repro"]
-        done.pipelines.append(place.run(*command, cwd=place.pipeline, timeout=PIPELINE_SECONDS).returncode)
+        done.pipelines.append(
+            place.run(*command, cwd=place.pipeline, timeout=PIPELINE_SECONDS, exit_code=None).returncode
+        )
 
     return run
 
@@ -184,8 +184,7 @@ def kill(place: Servers) -> Callable[[Acknowledged], None]:
 def check(place: Servers, done: Acknowledged) -> None:
     """After the last kill all comes back by itself; the next pipeline is right; all that was told done is there."""
     wait_for(lambda: all(row.healthy for row in supervisor.status(place.settings)), RECOVERY_SECONDS)
-    repro = place.run(BIN / "workshop", "repro", cwd=place.pipeline)
-    assert repro.returncode == 0, repro.stderr
+    place.run(BIN / "workshop", "repro", cwd=place.pipeline)
     status = place.run(BIN / "dvc", "status", cwd=place.pipeline)
     assert "changed deps" not in status.stdout, status.stdout
     assert min(map(len, (done.kills, done.runs, done.versions, done.pipelines, done.answers))) > 0

@@ -18,7 +18,7 @@ from forecast.raw.prepare import prepare
 from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
 from walk import execute
-from workplace import ROOT, clean_environment, is_near_wanted, running
+from workplace import ROOT, clean_environment, is_near_wanted, run_program, running
 
 CHAPTER = ROOT / "1_starting_point"
 NOTEBOOKS = ["make_processed_data", "model_linreg", "model_rf", "model_keras"]
@@ -89,8 +89,7 @@ def test_scripts_name_the_notebook_that_makes_their_table(tmp_path, script):
     """So do the report's script and the dashboard, in a line."""
     folder = tmp_path / "copy"
     folder.mkdir()
-    done = subprocess.run([sys.executable, CHAPTER / script], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = run_program(sys.executable, CHAPTER / script, cwd=folder, exit_code=1)
     assert done.stderr.strip().endswith("make_processed_data.ipynb writes it, run that notebook first")
     assert "Traceback" not in done.stderr
 

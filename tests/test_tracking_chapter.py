@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,7 +20,7 @@ from nbclient.exceptions import CellExecutionError
 from numbers_of_texts import unfounded
 from places import tracking_server
 from walk import execute
-from workplace import BIN, ROOT, answer_of, clean_environment, free_port, running
+from workplace import BIN, ROOT, answer_of, clean_environment, free_port, run_program, running
 
 CHAPTER = ROOT / "2_tracking"
 MODELS = ["model_linreg", "model_rf", "model_keras"]
@@ -90,19 +89,6 @@ def command_of_readme(start: str, port: int) -> list[str]:
     [line] = re.findall(rf"^ *({start} .*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
     assert "5301" in line
     return shlex.split(line.replace("5301", str(port)))
-
-
-def ask_served_model(environment: dict[str, str], folder: Path) -> list[float]:
-    """Serve the production model and ask it as the README says; return the predictions."""
-    port = free_port()
-    serve = command_of_readme("mlflow models serve", port)
-    curl, url, _, header, _, body = command_of_readme("curl", port)
-    assert curl == "curl"
-    with running(serve, environment, folder, lambda _: answer_of(f"http://127.0.0.1:{port}/ping")):
-        answer = requests.post(url, body, headers=dict([header.split(": ")]), timeout=60)
-    assert answer.ok, answer.text
-    [prediction] = answer.json()["predictions"]
-    return prediction
 
 
 def runs_of(client, model: str, target: str = "GW") -> list:
@@ -284,15 +270,9 @@ def test_version_set_by_hand_is_rolled_back(client, environment):
     version = client.create_model_version(REGISTERED_MODEL, f"models:/{model_id}", run.info.run_id, model_id=model_id)
     client.set_registered_model_alias(REGISTERED_MODEL, PRODUCTION, version.version)
     lines = re.findall(r"^ *mlflow-gate ((?:history|rollback).*)$", (CHAPTER / "README.md").read_text(), re.MULTILINE)
-    tables = []
-    for line in lines:
-        done = subprocess.run(
-            [BIN / "mlflow-gate", *shlex.split(line)], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        tables.append(done.stdout)
+    commands = [[BIN / "mlflow-gate", *shlex.split(line)] for line in lines]
+    before, rolled_back, after = (run_program(*command, env=environment).stdout for command in commands)
     assert client.get_model_version_by_alias(REGISTERED_MODEL, PRODUCTION).version == "1"
-    before, rolled_back, after = tables
     assert before.count("by hand") == 2
     assert "version 1 is in production again" in rolled_back
     assert "rolled back" in after.splitlines()[-1]
@@ -310,7 +290,15 @@ def test_empty_registry_is_reported_in_words(early_message):
 def test_readme_serves_the_production_model(environment, tmp_path):
     """The README's two commands, as typed, bring solar and wind power from the forest: those that it shows."""
     [printed] = re.findall(r'`({"predictions": .*?})`', (CHAPTER / "README.md").read_text())
-    assert ask_served_model(environment, tmp_path) == pytest.approx(json.loads(printed)["predictions"][0], abs=0.06)
+    port = free_port()
+    serve = command_of_readme("mlflow models serve", port)
+    curl, url, _, header, _, body = command_of_readme("curl", port)
+    assert curl == "curl"
+    with running(serve, environment, tmp_path, lambda _: answer_of(f"http://127.0.0.1:{port}/ping")):
+        answer = requests.post(url, body, headers=dict([header.split(": ")]), timeout=60)
+    assert answer.ok, answer.text
+    [prediction] = answer.json()["predictions"]
+    assert prediction == pytest.approx(json.loads(printed)["predictions"][0], abs=0.06)
 
 
 def test_production_model_of_the_pipeline_is_loaded_and_kept(servers, tmp_path):

@@ -31,6 +31,7 @@ from places import (  # noqa: E402, F401 - for the tests of the room, too
     environment_of,
     free_port,
     git,
+    run_program,
     running,
     wait_for,
 )
@@ -181,6 +182,6 @@ class Servers:
         return psutil.Process(next(row["pid"] for row in rows if row["name"] == service))
 
     def run(self, *command: str | Path, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
-        """Run a program of this Python's environment in the clone; return it with its output as text."""
+        """Run a program of this Python's environment in the clone, as `run_program` does."""
         options = {"timeout": RUN_SECONDS, "env": self.environment, "cwd": cwd or self.root} | options
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
+        return run_program(*command, **options)

@@ -136,13 +136,19 @@ def environment_of(variables: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def run_program(*command: object, exit_code: int | None = 0, **options) -> subprocess.CompletedProcess:
+    """Run a program with options of `subprocess.run`; return it with its output as text.
+
+    Fail unless it ends with ``exit_code``; None allows any.
+    """
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+    assert exit_code in (None, done.returncode), done.stdout + done.stderr
+    return done
+
+
 def git(folder: Path, *words: str) -> str:
     """Run git in a folder as a person, and return what it prints."""
-    done = subprocess.run(
-        ["git", *words], cwd=folder, env=os.environ | PERSON, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_program("git", *words, cwd=folder, env=os.environ | PERSON).stdout
 
 
 @contextlib.contextmanager

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from forecast.__main__ import main
 from forecast.errors import ParameterError
 from forecast.parameters import check, read, read_stage
-from places import BIN, PROJECT, clean_environment
+from places import PROJECT
 
 COMMITTED = PROJECT / "params.yaml"
 PV = {"column": "PV", "unit": "MW"}
+BOTH = {"solar_GW": 1, "wind_GW": 1}
 
 
 def columns(**described):
@@ -110,7 +112,12 @@ def test_parameters_file_that_is_broken_is_refused(tmp_path, content, words):
         ({"time": {"column": "Zeit", "stamp": "middle"}}, ["csv.time.stamp is not allowed", "one of ['start', 'end']"]),
         ({"separator": "x"}, ["csv.separator is not allowed", "one of [',', ';', '\\t', '|']"]),
         ({"capacity": {2018: {"solar_GW": 0}}}, ["csv.capacity.2018.solar_GW", "number, above 0"]),
-        ({"capacity": {18: {"solar_GW": 1, "wind_GW": 1}}}, ["csv.capacity.18", "greater than or equal to 1900"]),
+        ({"capacity": {2018: {"solar_GW": 1}}}, ["csv.capacity.2018.wind_GW is missing"]),
+        ({"capacity": {2018: BOTH | {"sun_GW": 1}}}, ["csv.capacity.2018.sun_GW is unknown", "wind_GW"]),
+        ({"capacity": {2018: BOTH}}, ["csv.capacity", "keys, at least 2"]),
+        ({"capacity": {"last": BOTH}}, ["csv.capacity.last", "a valid integer"]),
+        ({"capacity": 80}, ["csv.capacity", "80", "keys, at least 2"]),
+        ({"capacity": {18: BOTH}}, ["csv.capacity.18", "greater than or equal to 1900"]),
         (columns(wind_GW=PV | {"column": "solar_GW"}), ["column 'solar_GW' for both solar_GW and wind_GW"]),
         (columns(wind_GW=PV | {"column": "utc_timestamp"}), ["column 'utc_timestamp' for both time and wind_GW"]),
     ],
@@ -137,22 +144,15 @@ def copied(tmp_path, monkeypatch):
     return change
 
 
-def forecast(*words):
-    """Type a command of the package in the current folder."""
-    environment = clean_environment() | {"PYTHONPATH": str(PROJECT)}
-    command = [BIN / "python", "-m", "forecast", *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
 def test_copied_pipeline_has_its_own_parameters(copied):
     """In a copy of the folder `4_pipeline` elsewhere, commands read the copy's params.yaml and the files beside it."""
     copied("  source: sample", "  source: csv\n  csv: {file: own/mine.csv}")
-    assert "csv" in forecast("params", "fetch").stdout
-    done = forecast("fetch", "--to", "data/raw")
-    assert done.returncode == 1
+    assert "csv" in CliRunner().invoke(main, ["params", "fetch"]).stdout
+    done = CliRunner().invoke(main, ["fetch", "--to", "data/raw"])
+    assert done.exit_code == 1
     assert str(Path.cwd() / "own" / "mine.csv") in done.stderr
     Path("own/mine.csv").write_text("the table of this folder")
-    assert forecast("fetch", "--to", "data/raw").returncode == 0
+    assert CliRunner().invoke(main, ["fetch", "--to", "data/raw"]).exit_code == 0
     assert Path("data/raw/own.csv").read_bytes() == Path("own/mine.csv").read_bytes()
 
 
@@ -162,8 +162,7 @@ def test_first_stage_checks_the_parameters(copied, value, command):
     """Of a value that DVC ends at with a traceback, too, it names the file, and the line or the key."""
     copied("week: latest", f"week: {value}")
     line = Path("params.yaml").read_text().splitlines().index(f"  week: {value}") + 1
-    done = forecast(*command.split())
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
+    done = CliRunner().invoke(main, command)
+    assert (type(done.exception), done.exit_code) == (SystemExit, 1)  # no traceback
     assert "params.yaml" in done.stderr
     assert f"line {line}," in done.stderr or "report.week is not allowed" in done.stderr

@@ -19,8 +19,7 @@ def papermill(servers, tmp_path):
         document.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(document, tmp_path / "in.ipynb")
         words = [BIN / "papermill", tmp_path / "in.ipynb", tmp_path / "out.ipynb", "--engine", "dask"]
-        done = servers.run(*words, **({"cwd": tmp_path} | options))
-        assert done.returncode == 0, done.stderr
+        servers.run(*words, **({"cwd": tmp_path} | options))
         return "".join(output.text for output in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs)
 
     return run

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 from mlflow import MlflowClient
-from workplace import BIN, Servers, clean_environment, free_port, new_workplace, processes_of, required
+from workplace import BIN, Servers, clean_environment, free_port, new_workplace, processes_of, required, run_program
 
 PASSWORD = r"pass:wörd@/%\ 7"
 PROGRAMS = next((file.parent for file in Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
@@ -34,11 +34,7 @@ class Database:
     def ask(self, database: str, question: str) -> str:
         """Return what psql answers to its superuser."""
         command = ["psql", "--host=127.0.0.1", f"--port={self.port}", "--username=super", "-Atc", question, database]
-        done = subprocess.run(
-            command, env=os.environ | {"PGPASSWORD": PASSWORD}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        return run_program(*command, env=os.environ | {"PGPASSWORD": PASSWORD}).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +81,6 @@ def up(folder: Path, uri: str) -> Iterator[Servers]:
 def type_workshop(place: Servers, *words: object) -> str:
     """Type `workshop ...`, which succeeds; return what it prints."""
     done = place.run(BIN / "workshop", *words)
-    assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
@@ -123,8 +118,8 @@ def test_postgresql_by_one_setting(database, tmp_path):
         ):
             environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "other")} | changes
             environment = {name: value for name, value in environment.items() if value}
-            done = place.run(BIN / "workshop", "backup", "--restore", tmp_path / "kept.tar", env=environment)
-            assert done.returncode == 1
+            command = [BIN / "workshop", "backup", "--restore", tmp_path / "kept.tar"]
+            done = place.run(*command, env=environment, exit_code=1)
             assert words in done.stderr
             assert not (tmp_path / "other" / "artifacts").exists()
 
@@ -149,13 +144,9 @@ def test_address_that_cannot_be_used_is_refused_in_words(database, tmp_path, old
     """A wrong password, one that can be read in two ways, no driver, no database: which, without the password."""
     uri = database.uri("postgres")
     assert old in uri
-    environment = clean_environment() | {
-        "WORKSHOP_STATE": str(tmp_path),
-        "WORKSHOP_DATABASE_URI": uri.replace(old, new),
-    }
-    command = [BIN / "workshop", "up"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    uri = uri.replace(old, new)
+    environment = clean_environment() | {"WORKSHOP_STATE": str(tmp_path), "WORKSHOP_DATABASE_URI": uri}
+    done = run_program(BIN / "workshop", "up", env=environment, exit_code=1)
     assert words in done.stderr
     assert "WORKSHOP_DATABASE_URI" in done.stderr
     assert not [part for part in ("pass:w", "pass%3A", "Traceback") if part in done.stderr]

@@ -21,7 +21,7 @@ from dataclasses import asdict
 import dask.config
 import psutil
 import pytest
-from workplace import BIN, ROOT, Servers, frozen, new_workplace, processes_of, wait_for
+from workplace import BIN, ROOT, Servers, frozen, new_workplace, processes_of, run_program, wait_for
 
 from workshop import port_owners
 from workshop.servers import supervisor
@@ -58,9 +58,7 @@ def addresses(rows: dict[str, dict]) -> dict[str, str]:
 
 def workshop(place: Servers, *words: str) -> subprocess.CompletedProcess:
     """Type `workshop ...`, which succeeds."""
-    done = place.run(BIN / "workshop", *words)
-    assert done.returncode == 0, done.stderr
-    return done
+    return place.run(BIN / "workshop", *words)
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +263,7 @@ def test_up_says_which_service_does_not_answer(running):
     app.write_text("raise SystemExit('the dashboard has a reason')\n")
     try:
         workshop(running, "down", "dashboard")
-        done = running.run(BIN / "workshop", "up")
-        assert done.returncode == 1
+        done = running.run(BIN / "workshop", "up", exit_code=1)
         assert "Dashboard does not answer" in done.stderr
         assert "the dashboard has a reason" in done.stderr
         assert "Traceback" not in done.stderr
@@ -312,7 +309,7 @@ def test_killed_supervisor_is_replaced_by_one_other(running):
         assert not any(row["pid"] and psutil.pid_exists(row["pid"]) for row in before.values())
         assert new_address in running.run(BIN / "workshop", "config", "--export").stdout
         gate = [BIN / "mlflow-gate", "history"]
-        assert running.run(*gate, env=environment | running.settings.exports(), cwd=running.pipeline).returncode == 0
+        running.run(*gate, env=environment | running.settings.exports(), cwd=running.pipeline)
         assert innocent.poll() is None
         innocent.kill()
 
@@ -335,10 +332,7 @@ def test_nothing_without_a_password_is_open_to_other_machines(tmp_path):
     environment = os.environ | {"WORKSHOP_HOST": "0.0.0.0", "WORKSHOP_STATE": str(tmp_path / "state")}
     by_hand = (BIN / "python", "-m", "dashboard", "--host", "0.0.0.0")
     for command, value in (((BIN / "workshop", "up"), "WORKSHOP_HOST=0.0.0.0"), (by_hand, "--host 0.0.0.0")):
-        done = subprocess.run(
-            command, env=environment, cwd=ROOT / "4_pipeline", capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1, done.stdout
+        done = run_program(*command, env=environment, cwd=ROOT / "4_pipeline", exit_code=1)
         for words in ("without a password", value, "ssh -L"):
             assert words in done.stderr
         assert "Traceback" not in done.stderr

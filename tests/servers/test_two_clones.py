@@ -94,7 +94,7 @@ class Clone(Servers):
         if words[0] in ("up", "down"):
             (process := self.type(*words)).join()
             return subprocess.CompletedProcess(words, process.exitcode, "", self.said.read_text())
-        return self.run(BIN / "workshop", *words, env=self.environment | variables)
+        return self.run(BIN / "workshop", *words, env=self.environment | variables, exit_code=None)
 
     def type(self, *words: str) -> multiprocessing.Process:
         """Type `workshop ...` and do not wait for its end."""

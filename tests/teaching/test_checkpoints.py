@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -20,7 +19,7 @@ from forecast.table.schema import FEATURES, TARGETS
 from forecast.tracking import PRODUCTION, STAGE_TAG
 from mlflow_gate import Move
 from mlflow_gate.moves import FORCED, PROMOTED
-from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
+from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, run_program, running
 
 from workshop.cli import main
 from workshop.settings import Settings
@@ -229,10 +228,7 @@ def test_dvc_itself_ticks_its_steps(attendee):
     environment = clean_environment() | who | {"HOME": str(attendee.root), "DVC_NO_ANALYTICS": "1"}
 
     def dvc(*words):
-        done = subprocess.run(
-            [BIN / "dvc", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        run_program(BIN / "dvc", *words, cwd=folder, env=environment)
 
     (attendee.root / ".dvc").mkdir()
     (attendee.root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")

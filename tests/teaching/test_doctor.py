@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from click.testing import CliRunner
-from workplace import BIN, ROOT, environment_of, new_workplace
+from workplace import BIN, ROOT, environment_of, new_workplace, run_program
 
 from workshop.cli import main
 from workshop.servers.services import SERVICES
@@ -89,9 +88,8 @@ def problems(**options) -> str:
 def test_prerequisites_run_on_any_python():
     """The file parses as an old Python 3 does; on a ready machine it exits 0 and prints nothing."""
     ast.parse(Path(prerequisites.__file__).read_text(), feature_version=(3, 6))
-    command = [sys.executable, prerequisites.__file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = run_program(sys.executable, prerequisites.__file__, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_windows_itself_is_no_machine_for_it(monkeypatch):
@@ -117,16 +115,6 @@ def test_path_with_a_blank_is_found(tmp_path):
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
-def in_python(code: str, *before: str) -> str:
-    """Run code in a Python of its own, after a program such as `unshare`; return its output."""
-    done = subprocess.run(
-        [*before, sys.executable, "-c", textwrap.dedent(code)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_little_memory_is_found(settings):
     """A limit of 3 GB is worth a look, one of 1 GB is wrong; while the servers run, less is enough."""
     code = """
@@ -139,7 +127,9 @@ def test_little_memory_is_found(settings):
             settings.pid_file.touch() if is_up else settings.pid_file.unlink(missing_ok=True)
             print(*vars(doctor._memory(Settings())).values())
     """
-    three, two, one = in_python(code).splitlines()
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = run_program(*command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    three, two, one = done.stdout.splitlines()
     assert "look 3.0 GB available" in three
     assert "WORKSHOP_DASK_WORKERS=1" in three
     assert "ok 2.0 GB available" in two

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from workplace import BIN, copy_tree, git
+from workplace import BIN, copy_tree, git, run_program
 
 PYTHON = (BIN / "python").resolve()  # the Python that this environment was made with
 # What the package imports for its settings, what builds it, and a package that the index has as a source only.
@@ -36,8 +36,5 @@ def test_machine_without_a_network_installs_from_the_folder(tmp_path):
     """
     environment = {"PATH": f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path / "home")}
     environment |= {"UV_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_program("unshare", "--net", "sh", "-c", script, env=environment)
     assert (clone / ".env").read_text() == f"WORKSHOP_OFFLINE={folder}\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -66,15 +65,3 @@ def candidates(small_server, logged, tmp_path, monkeypatch) -> Iterator[list[str
         monkeypatch.chdir(tmp_path)
         yield logged
         monkeypatch.undo()  # later it would put back variables of this environment into the one before
-
-
-@pytest.fixture
-def model_file(small_server):
-    """Return a function that finds a logged model's file in the artifacts of the small server."""
-
-    def find(candidate: str) -> Path:
-        model_id = candidate.split("models:/")[1]
-        (file,) = Path(small_server["SMALL_ARTIFACTS"]).rglob(f"{model_id}/artifacts/model.skops")
-        return file
-
-    return find

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -113,11 +114,12 @@ def promote(candidate: str, why: str = "a test") -> str:
     return registry.apply(PROMOTED, *candidate.split(","), registry.production(), why).version
 
 
-def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_model, candidates, model_file):
+def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_model, candidates, small_server):
     """A version whose files are gone does not come back; the one that works stays."""
     for candidate in candidates:
         promote(candidate)
-    file = model_file(candidates[0])
+    model_id = candidates[0].split("models:/")[1]
+    [file] = Path(small_server["SMALL_ARTIFACTS"]).rglob(f"{model_id}/artifacts/model.skops")
     file.rename(file.with_name("elsewhere"))
     try:
         with pytest.raises(ModelError):

@@ -7,9 +7,8 @@ from itertools import cycle
 
 import pandas as pd
 import pytest
-import yaml
 from forecast.errors import DataError, ParameterError
-from forecast.parameters import Fetch, OwnFile, TimeColumn, read_stage
+from forecast.parameters import Fetch, OwnFile, TimeColumn
 from forecast.raw import own_file, sources
 from forecast.raw.prepare import in_words, prepare
 from forecast.table import schema
@@ -56,26 +55,6 @@ def _own(**changed):
 def _prepare(tmp_path, options, *years):
     sources.fetch("csv", tmp_path / "raw", Fetch(source="csv", csv=options), base=tmp_path)
     return prepare(tmp_path / "raw", *years)
-
-
-@pytest.mark.parametrize(
-    ("figures", "words"),
-    [
-        ({2022: {"solar_GW": 1.0}}, ["fetch.csv.capacity.2022.wind_GW is missing"]),
-        ({2022: {"solar_GW": 0, "wind_GW": 1}}, ["fetch.csv.capacity.2022.solar_GW", "above 0"]),
-        ({2022: {"solar_GW": 1, "wind_GW": 1, "sun_GW": 1}}, ["fetch.csv.capacity.2022.sun_GW is unknown", "wind_GW"]),
-        ({2022: {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity", "keys, at least 2"]),
-        ({"last": {"solar_GW": 1, "wind_GW": 1}}, ["fetch.csv.capacity.last", "a valid integer"]),
-        (80, ["fetch.csv.capacity", "80", "keys, at least 2"]),
-    ],
-)
-def test_own_capacity_that_is_not_allowed_is_named(tmp_path, figures, words):
-    """The key, the value, and what is allowed."""
-    file = tmp_path / "params.yaml"
-    file.write_text(yaml.safe_dump({"fetch": {"source": "csv", "csv": {"file": "own.csv", "capacity": figures}}}))
-    with pytest.raises(ParameterError) as caught:
-        read_stage(file, "fetch")
-    assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_own_table_is_read_in_our_units_and_UTC(put, tmp_path):
@@ -309,15 +288,6 @@ def test_years_joined_newest_first_keep_the_order_of_the_hour_that_comes_twice(p
 
 
 AUTUMN = [f"25.10.2015 {hour}:00" for hour in ("01", "02", "02", "03")]
-
-
-@pytest.mark.parametrize("newest_first", [False, True])
-def test_hour_that_comes_twice_becomes_two(put, newest_first):
-    """02:00 in autumn: summer's and winter's, by their order, whichever way the file is sorted."""
-    _, frame, _, counts = own_file.read(put(AUTUMN[::-1] if newest_first else AUTUMN), _own())
-    hours = list(pd.date_range("2015-10-24T23:00Z", periods=4, freq="h"))
-    assert frame["utc_timestamp"].tolist() == (hours[::-1] if newest_first else hours)
-    assert counts["clock_changes"] == {"ambiguous": 0, "skipped": 0}
 
 
 def test_hour_that_should_come_twice_and_does_not_is_left_out_and_counted(put, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -151,24 +151,24 @@ def test_generation_that_fits_the_weather_is_not_warnings(frame, prepared):
         assert not [check for check in validated.warnings if "rank correlation" in check.name], len(part)
 
 
-@pytest.mark.parametrize(
-    ("column", "hours", "value", "check", "expected", "note"),
-    [
-        (WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000, "the same value hour after hour", 61, "5 GW for 61 h"),
-        (SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0, "zero hour after hour", 53, "0 GW for "),
-        (SOLAR, ("2015-06-10 00:00",) * 2, 2000, "share of the highest while the sun is down", 8.2, "1 h: 2015-06-10"),
-    ],
-    ids=["frozen", "zeros for a gap", "sun at night"],
-)
-def test_value_that_cannot_be_of_its_hours_is_a_warning(damaged, column, hours, value, check, expected, note):
-    """How long or how much, since when: the one more warning, on the page, too. A night or a week of clouds is none."""
-    validated, page = damaged(POWER_FILE, _put(column, hours, value))
-    of = "wind_GW" if column == WIND else "solar_GW"
-    assert set(_warnings(validated)) == OF_SAMPLE | {(of, check)}
-    warning = _warnings(validated)[of, check]
-    assert warning.value == pytest.approx(expected, rel=0.1)
-    assert note in warning.note
-    assert note in page
+# A frozen reading, zeros for a gap, sun at night: column, hours and value, then the check, its value and its note.
+IMPOSSIBLE = [
+    (WIND, ("2013-01-05 04:00", "2013-01-07 16:00"), 5000, "the same value hour after hour", 61, "5 GW for 61 h"),
+    (SOLAR, ("2013-06-05 00:00", "2013-06-06 23:00"), 0, "zero hour after hour", 53, "0 GW for "),
+    (SOLAR, ("2015-06-10 00:00",) * 2, 2000, "share of the highest while the sun is down", 8.2, "1 h: 2015-06-10"),
+]
+
+
+def test_values_that_cannot_be_of_their_hours_are_warnings(damaged):
+    """How long or how much, since when, on the page, too; and no other warning. A night or a week of clouds is none."""
+    validated, page = damaged(POWER_FILE, lambda raw: reduce(lambda table, put: _put(*put[:3])(table), IMPOSSIBLE, raw))
+    warnings = {name: check for (_, name), check in _warnings(validated).items()}
+    assert set(warnings) == {name for _, name in OF_SAMPLE} | {name for *_, name, _, _ in IMPOSSIBLE}
+    for column, *_, name, expected, note in IMPOSSIBLE:
+        assert warnings[name].of == ("wind_GW" if column == WIND else "solar_GW")
+        assert warnings[name].value == pytest.approx(expected, rel=0.1)
+        assert note in warnings[name].note
+        assert note in page
 
 
 def test_other_unit_of_one_year_is_suspected(damaged):
