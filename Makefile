@@ -94,7 +94,7 @@ test-packages: .venv/tests
 dist: .venv/installed
 	@cd "packages/$(PACKAGE)" && rm -rf dist && copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 		cp -rL LICENSE README.md pyproject.toml src "$$copy" && \
-		printf '\n[project.urls]\nRepository = "%s"\n' "$(ADDRESS)" >>"$$copy/pyproject.toml" && \
+		printf '\n[project.urls]\nRepository = "%s"\nIssues = "%s/issues"\n' "$(ADDRESS)" "$(ADDRESS)" >>"$$copy/pyproject.toml" && \
 		$(BIN)/uv build --quiet --out-dir dist "$$copy" && $(BIN)/uv tool run --quiet twine==6.2.0 check --strict dist/*
 
 examples: .venv/examples

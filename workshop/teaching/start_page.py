@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from datetime import datetime
 from pathlib import Path
 
 from forecast.table.files import write_atomically
 
-from workshop.settings import Settings
+from workshop.settings import Settings, get_settings
 from workshop.teaching.checkpoints import (
     CHAPTERS,
     Chapter,
@@ -40,7 +42,7 @@ chapter 1 and the first of chapter 2 (their pages can wait): in some 15 minutes 
 
 As of {now:%d %B %Y, %H:%M}. To look again, choose {reload}; outside JupyterLab, type
 `workshop check`. The tiles of the launcher (File > New Launcher) open the MLflow UI, the
-Dask dashboard, the dashboard and the report.
+Dask dashboard, the dashboard and the report.{questions}
 """
 
 
@@ -68,7 +70,17 @@ def render(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
         legend=LEGEND,
         now=datetime.now().astimezone(),
         reload=RELOAD,
+        questions=_place_for_questions(),
     )
+
+
+def _place_for_questions() -> str:
+    """Return where to ask: the page of the repository that this clone came from, if it has one."""
+    command = ["git", "-C", str(get_settings().root), "remote", "get-url", "origin"]
+    address = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    if not re.fullmatch(r"https://[^@\s]+", address):  # a folder, or an address with a password
+        return ""
+    return f" Questions? Ask at {address.removesuffix('.git')}/issues."
 
 
 def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
