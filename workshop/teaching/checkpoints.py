@@ -42,19 +42,22 @@ MAX_RUNS = 2000  # of each kind; the latest ones
 
 
 class Chapter(NamedTuple):
-    """One chapter: its number, folder, title, and how many minutes it takes."""
+    """One chapter: its number, folder, title, and the minutes it takes (`docs/minutes.py`).
+
+    Those are the minutes to read and run it, with its cells to write, and with its exercises as well.
+    """
 
     number: int
     folder: str
     title: str
-    minutes: int
+    minutes: tuple[int, int, int]
 
 
 CHAPTERS = (
-    Chapter(1, "1_starting_point", "The starting point", 20),
-    Chapter(2, "2_tracking", "Tracking", 50),
-    Chapter(3, "3_projects", "Projects", 30),
-    Chapter(4, "4_pipeline", "The pipeline", 40),
+    Chapter(1, "1_starting_point", "The starting point", (25, 45, 75)),
+    Chapter(2, "2_tracking", "Tracking", (50, 85, 115)),
+    Chapter(3, "3_projects", "Projects", (25, 30, 60)),
+    Chapter(4, "4_pipeline", "The pipeline", (60, 60, 90)),
 )
 
 

@@ -57,7 +57,7 @@ LESSONS = {
     "1.2": "from April to October, in summer time, the weather is an hour late, as in the real file; "
     "a lag of the whole year would not show that the winter is right",
     "1.3": f"{R2_OVERESTIMATED:.2f} of that R2 is memory of the learned hours: the model is not that good on new ones",
-    "2a": "the same five lines will score every model: a number can be compared if one function makes all of them",
+    "2a": "one function scores all models of this chapter, so their numbers can be compared",
     "2b": "without the step the capacity factor alone is best: what helps depends on what is in the data",
     "2c": "the run shows your parameter beside the score: nobody has to remember it",
     "2d": "a little better, although `val_loss` did not fall: the hours set aside show the step in wind power",

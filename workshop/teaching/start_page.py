@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -28,7 +29,7 @@ LEGEND = "✔ done · ○ to do · ? not known (is a server down?)"
 PAGE = """\
 # From a messy notebook to a governed pipeline
 
-Four chapters, about {minutes} minutes. Hourly German weather goes in, solar and wind power (GW) comes out,
+Four chapters, {minutes}. Hourly German weather goes in, solar and wind power (GW) comes out,
 and each chapter solves problems of the one before. If you are in a hurry, run the first two notebooks of
 chapter 1 and the first of chapter 2 (their pages can wait): in some 15 minutes you have a tracked model of your own.
 
@@ -62,7 +63,7 @@ def render(checkpoints: list[Checkpoint], following: Checkpoint | None) -> str:
         where = f"{page}. Open [{following.place}]({following.link})."
         line = f"> **Next: {following.title}**, {where}\n>\n> {following.reason}"
     return PAGE.format(
-        minutes=sum(each.minutes for each in CHAPTERS),
+        minutes=_minutes([sum(part) for part in zip(*(each.minutes for each in CHAPTERS), strict=True)]),
         following=line,
         chapters="\n\n".join(
             _chapter(each, [step for step in checkpoints if step.chapter == each.number]) for each in CHAPTERS
@@ -83,9 +84,14 @@ def _place_for_questions() -> str:
     return f" Questions? Ask at {address.removesuffix('.git')}/issues."
 
 
+def _minutes(sums: Sequence[int]) -> str:
+    read, write, everything = sums
+    return f"{read} minutes to read and run, {write} with the cells to write, {everything} with the exercises"
+
+
 def _chapter(chapter: Chapter, checkpoints: list[Checkpoint]) -> str:
     lines = [f"{SIGNS[each.done]} [{each.title}]({each.link})" for each in checkpoints]
     return (
         f"## {chapter.number}. [{chapter.title}]({chapter.folder}/README.md)\n\n"
-        f"{chapter.minutes} minutes, {summary(checkpoints)}\n\n" + "\\\n".join(lines)
+        f"{_minutes(chapter.minutes)}: {summary(checkpoints)}\n\n" + "\\\n".join(lines)
     )
