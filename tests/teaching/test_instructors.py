@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from minutes import minutes_of
 from workplace import ROOT
 
+from docs.minutes import minutes_of
 from workshop.teaching.checkpoints import CHAPTERS as START_PAGE
 
 PAGE = (ROOT / "workshop" / "teaching" / "README.md").read_text()

@@ -224,8 +224,8 @@ def own_score(answer: Callable[[DataFrame, DataFrame], dict[str, float]]) -> Non
 @exercise("2b", "the data without the step that was put in", "honest_split")
 def without_step(answer: Series) -> None:
     """Compare the four scores with those of wind power without the step between 2014 and 2015."""
-    given = abs(float(answer["GW"]) - 0.798) < 0.005
-    expect(not given, "these are the scores of the data as given: choose another factor than 1.")
+    is_unchanged = abs(float(answer["GW"]) - 0.798) < 0.005
+    expect(not is_unchanged, "these are the scores of the data as given: choose another factor than 1.")
     for name, r2 in R2_WITHOUT_STEP.items():
         hint = f"the R2 of `{name}` differs: 0.8 times which factor is 1?"
         expect(abs(float(answer[name]) - r2) < 0.005, hint)
@@ -265,17 +265,17 @@ def own_query(answer: str) -> None:
     client = connect()
     experiments = [each.experiment_id for each in client.search_experiments() if each.name == EXPERIMENT]
     try:
-        found = {run.info.run_id: run for run in client.search_runs(experiments, str(answer))}
+        by_id = {run.info.run_id: run for run in client.search_runs(experiments, str(answer))}
     except MlflowException as error:
         raise NotYetError(f"MLflow cannot read the query {answer!r}: {error.message}") from None
-    expect(found, "the query finds no run.")
-    for run in found.values():
-        wanted = run.data.tags.get("chapter") == "2" and run.info.status == "FINISHED"
-        expect(wanted, f"the query also finds `{run.info.run_name}`, which failed or is of another chapter.")
+    expect(by_id, "the query finds no run.")
+    for run in by_id.values():
+        of_chapter = run.data.tags.get("chapter") == "2" and run.info.status == "FINISHED"
+        expect(of_chapter, f"the query also finds `{run.info.run_name}`, which failed or is of another chapter.")
         expect(run.data.metrics.get("r2_wind", 0) > 0.8, f"the query also finds `{run.info.run_name}`.")
     runs = client.search_runs(experiments, "tags.chapter = '2' and attributes.status = 'FINISHED'")
-    missed = [run for run in runs if run.data.metrics.get("r2_wind", 0) > 0.8 and run.info.run_id not in found]
-    expect(not missed, "the query misses a run with an `r2_wind` above 0.8.")
+    others = [run for run in runs if run.data.metrics.get("r2_wind", 0) > 0.8 and run.info.run_id not in by_id]
+    expect(not others, "the query misses a run with an `r2_wind` above 0.8.")
 
 
 @exercise("2g", "the challenger's prediction", "get_prod_model")

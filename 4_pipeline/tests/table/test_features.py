@@ -91,10 +91,10 @@ def test_own_capacity_is_a_column_of_the_table(tmp_path):
 def test_figures_at_the_ends_of_years_come_back_from_the_columns(frame, rows):
     """Of whole years, of two hours, and across the turn of a year."""
     part = add_capacity(frame[rows], CAPACITY)
-    found = year_ends_of(part)
-    for target, ends in found.items():
+    year_ends = year_ends_of(part)
+    for target, ends in year_ends.items():
         assert ends == pytest.approx({year: CAPACITY[target][year] for year in ends}, abs=1e-3)
-    assert last_year(found) == part["utc_timestamp"].iloc[-1].year
+    assert last_year(year_ends) == part["utc_timestamp"].iloc[-1].year
 
 
 def test_figures_of_germany_in_the_page_on_own_files_are_the_published_ones():
