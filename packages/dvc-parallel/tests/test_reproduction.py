@@ -373,27 +373,6 @@ def test_broken_pipeline_is_an_error_in_words(tmp_path, stages, lock, target, wo
     assert "next:" in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
-@pytest.mark.parametrize("module", ["early", "broken"])
-def test_stage_that_always_runs_finds_its_imports_done(tmp_path, module):
-    """Its program is forked from a process that imported `first`, or that could not, which is the program's matter."""
-    place = new_repository(tmp_path / "place", {"show": {"cmd": "python show.py", "always_changed": True}})
-    (place / "early.py").write_text("import os\nPROCESS = os.getpid()\n")
-    (place / "broken.py").write_text("1 / 0\n")
-    show = "import early, os\nopen('seen.txt', 'w').write(f'{early.PROCESS != os.getpid()}')\n"
-    (place / "show.py").write_text(show)
-    code = f"from dvc_parallel import reproduce; reproduce(preload=['json'], first=['{module}'])"
-    subprocess.run([sys.executable, "-c", code], cwd=place, env=ENVIRONMENT | {"PYTHONPATH": "."}, check=True)
-    assert read(place / "seen.txt") == str(module == "early")
-
-
-def test_process_for_a_stage_that_always_runs_ends_without_one(tmp_path):
-    """Where no stage always runs, what was begun for it ends with the run."""
-    place = new_repository(tmp_path / "place", {"show": {"cmd": "echo 1 >seen.txt", "outs": ["seen.txt"]}})
-    reproduce(folder=place, first=["json"], preload=[])
-    assert not psutil.Process().children()
-
-
 def test_stage_with_nothing_to_do_takes_no_more_work_than_dvc(tmp_path):
     """Twenty stages more add no more calls of functions than they add to `dvc repro`."""
     repository = new_repository(tmp_path / "repository", copying(30))

@@ -87,16 +87,12 @@ class Command:
 
 
 class Commands:
-    """Starts commands; forks Python programs from processes with ``modules`` imported, or ``first`` if not ``warm``."""
+    """Starts commands; forks Python programs from a process with ``modules`` imported."""
 
-    def __init__(
-        self, modules: Sequence[str] = (), first: Sequence[str] = (), ignored: Sequence[int] | None = None
-    ) -> None:
-        self.modules, self._first = modules, first
+    def __init__(self, modules: Sequence[str] = (), ignored: Sequence[int] | None = None) -> None:
+        self.modules = modules
         self._ignored = ignored_signals() if ignored is None else ignored
         self._forks: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}
-        if first:
-            self.warm_up(first)
 
     def close(self) -> None:
         """End the processes to fork from; commands continue."""
@@ -120,7 +116,7 @@ class Commands:
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> Command:
         """Start a command, which waits for the lock of ``log``; the first ``warm`` program waits for the imports."""
-        modules = self.modules if warm else self._first
+        modules = self.modules if warm else ()
         words = program_words(line, environment) if modules else None
         arguments = shell_words(get_executable(), line), cwd, environment, str(log), self._ignored
         with contextlib.suppress(OSError):  # the process to fork from was killed

@@ -32,7 +32,6 @@ def reproduce(
     force: bool = False,
     run_cache: bool = True,
     preload: Sequence[str] | None = None,
-    first: Sequence[str] = (),
     progress: Progress = lambda *_: None,
     notice: Callable[[str], object] = lambda _: None,
     **selection: bool,
@@ -42,9 +41,8 @@ def reproduce(
     ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
     ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
     Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
-    the console scripts of the stages. Programs of stages that always run are forked from a process that imports
-    ``first`` while DVC reads the pipeline. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`.
-    ``progress`` is called with a stage and its new state, ``notice`` with a text if the run waits for another process.
+    the console scripts of the stages. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is
+    called with a stage and its new state, ``notice`` with a text if the run waits for another process.
 
     Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
     if the run is interrupted or terminated. The stages that have ended are recorded in any case.
@@ -59,7 +57,7 @@ def reproduce(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            commands = stack.enter_context(contextlib.closing(Commands(first=first, ignored=stop.ignored)))
+            commands = stack.enter_context(contextlib.closing(Commands(ignored=stop.ignored)))
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]
