@@ -1,4 +1,4 @@
-"""The models of chapter 4: raw weather in, targets out, learned as capacity factors; the search for hyperparameters."""
+"""The pipeline's models: raw weather in, targets out, learned as capacity factors; the search for hyperparameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import ParameterSampler, TimeSeriesSplit
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from forecast import problem
 from forecast.errors import DataError, ServiceError
