@@ -249,6 +249,7 @@ STAGES: dict[str, type[Section]] = {
     "train_keras": TrainKeras, "train_gradient_boosting": TrainGradientBoosting, "compare": Compare,
     "promote": Promote, "report": Report,
 }  # fmt: skip
+NEW_STAGE = "a new stage has a class in forecast/parameters.py, and its name in STAGES"
 
 
 def read(file: Path) -> dict[str, Section]:
@@ -256,16 +257,14 @@ def read(file: Path) -> dict[str, Section]:
     content = load(file)
     for stage in content:
         if stage not in STAGES:
-            raise _unknown(
-                stage, list(STAGES), file, "; a new stage has a class in forecast/parameters.py, and its name in STAGES"
-            )
+            raise _unknown(stage, list(STAGES), file, f"; {NEW_STAGE}")
     return {stage: check(stage, content.get(stage), file) for stage in STAGES}
 
 
 def read_stage(file: Path, stage: str) -> Any:
     """Return the checked parameters of one stage, without a check of the other sections."""
     if stage not in STAGES:
-        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))
+        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES), next_step=NEW_STAGE)
     return check(stage, load(file).get(stage), file)
 
 
