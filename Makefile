@@ -72,10 +72,16 @@ take-home: .venv/installed
 	@mkdir -p "$(TO)" && git archive HEAD:4_pipeline | tar -x -C "$(TO)" && cd "$(TO)" && rm -rf README.md exercises.ipynb dvc.lock results/metrics.json && \
 		{ [ "$(NAME)" = forecast ] || { mv forecast "$(NAME)" && grep -rlZw forecast . | xargs -0 perl -pi -e 's/\bforecast\b/$(NAME)/g'; }; }
 	@$(call build-wheels,"$(abspath $(TO))/wheels")
-	@cd "$(TO)" && git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
+	@cd "$(TO)" && printf '# $(NAME)\n\n[Take it home](take_it_home.md) says how to run this pipeline, and what to change.\n' >README.md && \
+		git init --quiet --initial-branch main && $(BIN)/dvc init --quiet && $(BIN)/dvc config core.analytics false && git add --all
 	@echo "$(TO) is a repository of its own; take_it_home.md in it says what to change. Next:"
-	@echo "  cd $(TO) && python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
-	@echo "  mlflow server --port 5500 &  export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
+	@echo "  cd $(TO)"
+	@# Without an identity git commits nothing; the first model in production would have no commit.
+	@cd "$(TO)" && git commit --quiet --message "Take the pipeline home" 2>/dev/null || echo '  git commit --message "Take the pipeline home"'
+	@echo "  python3 -m venv .venv && . .venv/bin/activate && pip install -r requirements.txt"
+	@echo "  mlflow server --port 5500 >mlflow.log 2>&1 &"
+	@echo "  export MLFLOW_TRACKING_URI=http://127.0.0.1:5500"
+	@echo '  until curl -sf $$MLFLOW_TRACKING_URI/health; do sleep 1; done'
 	@echo "  dvc repro && python -m dashboard"
 
 test: .venv/tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -43,8 +44,9 @@ def home(tmp_path_factory):
     clone = copy_tree(tmp_path_factory.mktemp("clone"))
     folder = tmp_path_factory.mktemp("home") / "plants"
     make = ["make", "-o", ".venv/installed", f"BIN={BIN}", "take-home", f"TO={folder}", "NAME=plants"]
-    done = subprocess.run(make, cwd=clone, capture_output=True, text=True, check=False)
+    done = subprocess.run(make, cwd=clone, env=os.environ | PERSON, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "git commit" not in done.stdout
     shutil.rmtree(clone)
     place = Home(folder)
     place.types(BIN / "uv", "venv", "--quiet", "--python", BIN / "python", ".venv")
@@ -62,18 +64,27 @@ def test_pipeline_of_the_copy_puts_a_model_into_production(home):
     """Each notebook on Dask's local cluster; the gate says its word in the terminal; nothing is left to do."""
     assert home.output.count("Running stage") == 11
     assert "promoted: every rule passed and nothing was in production yet" in home.output
-    assert "wind_solar version 1" in home.types("mlflow-gate", "status")
+    assert not re.search(r"Styler|Warning|^\d+$", home.output.partition("Running stage 'promote'")[2], re.MULTILINE)
+    status = home.types("mlflow-gate", "status")
+    assert re.search(r"wind_solar version 1 .* from commit \w{10} \(branch main\), r2", status), status
     assert "pipeline" in home.types("mlflow-gate", "history")
     assert "production" in home.types("mlflow-gate", "lineage", "--verify")
     assert home.types("dvc-parallel", "repro").count(": unchanged") == 10
 
 
 def test_copy_holds_no_word_of_this_repository(home):
-    """Its package has the new name everywhere, and no file imports the old ones."""
+    """Its package has the new name, no file imports the old ones; links resolve; git ignores what programs leave."""
     names = home.types("git", "ls-files", "--cached", "--others", "--exclude-standard").split()
     assert "plants/problem.py" in names
     texts = {name: (home.folder / name).read_text(errors="replace") for name in names if not name.endswith(".whl")}
-    assert [name for name, text in texts.items() if re.search(r"\bforecast[./]|(from|import) workshop", text)] == []
+    wrong = re.compile(r"\bforecast[./]|(from|import) workshop|4_pipeline|make (run|lab)\b")
+    assert [name for name, text in texts.items() if wrong.search(text)] == []
+    pages = {name: text for name, text in texts.items() if name.endswith((".md", ".ipynb"))}
+    links = [(name, link) for name, text in pages.items() for link in re.findall(r"\]\(([^)#\s\"]+)[^)\"]*\)", text)]
+    links = [(name, link) for name, link in links if not re.match(r"[a-z]+:", link) and "\\" not in link]
+    assert [link for link in links if not (home.folder / link[0]).parent.joinpath(link[1]).exists()] == []
+    changes = home.types("git", "status", "--porcelain", "--untracked-files=all").split()[1::2]
+    assert set(changes) <= {"dvc.lock", "results/metrics.json"}
 
 
 @pytest.mark.privileged

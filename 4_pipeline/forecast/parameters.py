@@ -159,7 +159,7 @@ class Fetch(Section):
     @model_validator(mode="after")
     def _require_section_of_source(self) -> Fetch:
         if self.source == "csv" and self.csv is None:
-            raise ValueError("source: csv without the section csv, which names the file: see 4_pipeline/own/README.md")
+            raise ValueError("source: csv without the section csv, which names the file: see own/README.md")
         return self
 
 
@@ -249,6 +249,7 @@ STAGES: dict[str, type[Section]] = {
     "train_keras": TrainKeras, "train_gradient_boosting": TrainGradientBoosting, "compare": Compare,
     "promote": Promote, "report": Report,
 }  # fmt: skip
+NEW_STAGE = "a new stage has a class in forecast/parameters.py, and its name in STAGES"
 
 
 def read(file: Path) -> dict[str, Section]:
@@ -256,14 +257,14 @@ def read(file: Path) -> dict[str, Section]:
     content = load(file)
     for stage in content:
         if stage not in STAGES:
-            raise _unknown(stage, list(STAGES), file)
+            raise _unknown(stage, list(STAGES), file, f"; {NEW_STAGE}")
     return {stage: check(stage, content.get(stage), file) for stage in STAGES}
 
 
 def read_stage(file: Path, stage: str) -> Any:
     """Return the checked parameters of one stage, without a check of the other sections."""
     if stage not in STAGES:
-        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES))
+        raise ParameterError(f"There is no stage `{stage}`.", expected=", ".join(STAGES), next_step=NEW_STAGE)
     return check(stage, load(file).get(stage), file)
 
 
@@ -317,10 +318,10 @@ def _schema(model: type[Section], place: Sequence[str | int]) -> dict[str, Any]:
     return schema
 
 
-def _unknown(name: str, known: list[str], file: Path) -> ParameterError:
+def _unknown(name: str, known: list[str], file: Path, also: str = "") -> ParameterError:
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
     what = f"{file.name}: {name} is unknown." + (f" Did you mean `{near[0]}`?" if near else "")
-    return ParameterError(what, expected=", ".join(known), next_step=f"edit {file}")
+    return ParameterError(what, expected=", ".join(known), next_step=f"edit {file}{also}")
 
 
 class _Constructor(SafeConstructor):

@@ -75,7 +75,7 @@ def _ask(uri: str, path: str, **parameters: str) -> requests.Response:
             f"The MLflow tracking server at {uri} does not answer.",
             value=status,
             expected=f"an answer within {ANSWER_SECONDS:g} s",
-            next_step=START,
+            next_step=f"wait up to a minute for a server that was just started; otherwise {START}",
         ) from None
     return answer
 

@@ -60,6 +60,14 @@ def free_port() -> int:
             return port
 
 
+def copy_project(folder: Path) -> None:
+    """Copy the pipeline's description and package, without data, notebooks and whatever else lies in its folder."""
+    for name in ("own", "forecast"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.csv"))
+    for name in ("dvc.yaml", "params.yaml", "requirements.txt", ".dvcignore"):
+        shutil.copy(PROJECT / name, folder)
+
+
 def clean_environment() -> dict[str, str]:
     """Return this environment without what points at servers or a stage, and with this Python's programs first."""
     environment = {

@@ -1,4 +1,4 @@
-"""The models of chapter 4: raw weather in, targets out, learned as capacity factors; the search for hyperparameters."""
+"""The pipeline's models: raw weather in, targets out, learned as capacity factors; the search for hyperparameters."""
 
 from __future__ import annotations
 

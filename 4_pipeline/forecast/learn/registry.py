@@ -128,7 +128,7 @@ def rules(policy: Promote) -> dict[str, Any]:
 
 
 def _interface(scores: mlflow_gate.Scores) -> tuple[str, str, bool]:
-    """Log the model with the signature of chapter 4: `forecast.learn.storage.log_model`."""
+    """Log the model with the signature of the pipeline's models: `forecast.learn.storage.log_model`."""
     from forecast.learn.evaluation import SIGNATURES
 
     targets = " and ".join(f"{target.key} in {target.unit}" for target in problem.TARGETS)

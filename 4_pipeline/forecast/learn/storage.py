@@ -312,7 +312,7 @@ def _check_prediction(model: LoadedModel) -> LoadedModel:
         raise
     except Exception as error:  # noqa: BLE001 - each library raises its own for columns that do not fit
         raise ModelError(
-            "The model does not fit the problem of 4_pipeline/forecast/problem.py.",
+            "The model does not fit the problem of forecast/problem.py.",
             value=f"{error!r:.300}",
             expected=f"{', '.join(FEATURES)} in, {', '.join(TARGETS)} out",
             next_step="if the problem was changed since: check out the commit of the model's run (mlflow-gate lineage"

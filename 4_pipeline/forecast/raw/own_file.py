@@ -21,7 +21,7 @@ from forecast.table.schema import RANGES
 _CORRECT = "correct the file, or how it is read: fetch.csv in params.yaml"
 _FULL_HOURS = (
     "for a zone such as +05:30 set time.zone: '+05:00' in params.yaml (fetch.csv); for times such as 12:30 set"
-    ' time.format: "%Y-%m-%dT%H:30"; see 4_pipeline/own/README.md'
+    ' time.format: "%Y-%m-%dT%H:30"; see own/README.md'
 )
 _MIDNIGHT = r"(?<![\d:])24(?=:00(?::00)?(?![\d:]))"
 _HOUR, _DAY = pd.Timedelta(hours=1), pd.Timedelta(days=1)

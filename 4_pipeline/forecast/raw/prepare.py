@@ -58,7 +58,7 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             "The last year is before the first.",
             value=f"first_year {first_year}, last_year {last_year}",
             expected="first_year <= last_year",
-            next_step="exchange them (in chapter 4: params.yaml)",
+            next_step="exchange them (in the pipeline: params.yaml)",
         )
     origin, hours = origin_in(raw_folder), _hours(first_year, last_year)
     tables = read(Path(raw_folder), origin.csv)
@@ -126,7 +126,7 @@ def take_hours(table: Table, hours: DatetimeIndex) -> Part:
             value=", ".join(f"{stamp:{STAMP}}" for stamp in stamps[:3]),
             expected="a row an hour",
             next_step="use the file of hourly values (60min); for an own file, make hourly means first, by a script in"
-            " own/ (see 4_pipeline/own/README.md)",
+            " own/ (see own/README.md)",
         )
     odd = stamps[~stamps.isin(hours)]
     if len(odd):

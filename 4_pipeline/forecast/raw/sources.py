@@ -129,7 +129,7 @@ def _origin(source: str, options: Fetch) -> Origin:
             "The source `csv` needs a file, and what its columns are.",
             value="no section fetch.csv",
             expected="fetch.csv.file, and its columns and units unless it is a processed table",
-            next_step="see 4_pipeline/own/README.md, then edit params.yaml",
+            next_step="see own/README.md, then edit params.yaml",
         )
     return Origin(source=source, csv=options.csv, attribution=options.csv.attribution)
 

@@ -21,7 +21,7 @@ from forecast.table.schema import CAPACITIES, FEATURES, STAMP, TARGETS
 INPUTS = ["utc_timestamp", *FEATURES]
 GIVE_CAPACITY = (
     "make the table with them: python -m forecast csv FILE; of an own file, give fetch.csv.capacity in params.yaml (see"
-    " 4_pipeline/own/README.md)"
+    " own/README.md)"
 )
 LATER_YEARS = 2  # after the last figure of installed capacity, for which it may stand in
 
@@ -129,7 +129,7 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
             value=str(unknown.iloc[0]),
             expected=f"{ends[0] + 1}-01-01 to {ends[-1] + 1}-01-01" if ends else ", ".join(columns),
             next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
-            " see 4_pipeline/own/README.md",
+            " see own/README.md",
         )
     return frame[list(columns)].rename(columns=columns).reindex(columns=TARGETS, fill_value=1.0)
 

@@ -27,7 +27,7 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
             "The share of rows to hold out cannot be used.",
             value=f"test_fraction {test_fraction}",
             expected="a number between 0 and 1, neither included",
-            next_step="0.2 is a good start (in chapter 4: `test_fraction` in params.yaml)",
+            next_step="0.2 is a good start (in the pipeline: `test_fraction` in params.yaml)",
         )
     cut = math.floor(len(frame) * (1 - test_fraction))
     if not 0 < cut < len(frame):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from places import BIN, PROJECT, clean_environment, run_program
+from places import BIN, PROJECT, clean_environment, copy_project, run_program
 
 PAGE = (PROJECT / "own" / "README.md").read_text()
 [STAGES] = [
@@ -22,12 +21,9 @@ PAGE = (PROJECT / "own" / "README.md").read_text()
 @pytest.fixture
 def pipeline(tmp_path) -> Path:
     """The stage `fetch` in a folder of its own, which needs no servers."""
-    for name in ("own", "forecast"):
-        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.csv"))
+    copy_project(tmp_path)
     stage = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["fetch"]
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"fetch": stage}}))
-    for name in ("params.yaml", "requirements.txt", ".dvcignore"):
-        shutil.copy(PROJECT / name, tmp_path)
     dvc(tmp_path, "init", "--no-scm", "--quiet")
     return tmp_path
 

@@ -228,6 +228,9 @@ def test_status_compares_the_decision_of_the_tree(gate, tmp_path):
     assert gate.status(file).agrees
     assert "version 2 is in production since" in gate.status(file).line
     assert f"mae 0.5000 (rows {hash_of(HELD_OUT)}); this tree's decision" in gate.status(file).line
+    assert "uncommitted" not in gate.status(file).line
+    gate.client.set_tag(gate.runs[1], "mlflow.source.git.dirty", "True")
+    assert ", with uncommitted changes, mae" in gate.status(file).line
     gate.rollback()
     status = registry(gate.name, decision=file).status()
     assert status.agrees is False

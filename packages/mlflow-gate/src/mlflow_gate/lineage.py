@@ -186,6 +186,11 @@ def commit_link(tags: Mapping[str, str]) -> Link:
     )
 
 
+def is_dirty(tags: Mapping[str, str]) -> bool:
+    """Return whether a run's tags say that its code differed from the commit: MLflow's tag, or one named like it."""
+    return any(name.endswith(".git.dirty") and value.lower() == "true" for name, value in tags.items())
+
+
 def run_link(registry: Registry, run: Run | None) -> Link:
     """Describe a run of MLflow."""
     if run is None:

@@ -18,7 +18,7 @@ from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
 from mlflow_gate.learned import Learned, ends_of, hash_of, keys_in, read_learned
-from mlflow_gate.lineage import COMMIT_TAG, Link, run_program
+from mlflow_gate.lineage import COMMIT_TAG, Link, is_dirty, run_program
 from mlflow_gate.moves import Move
 from mlflow_gate.rules import Rule, read_rules
 from mlflow_gate.scores import Scores
@@ -121,6 +121,7 @@ class Registry(Alias):
             commit, branch = now.tags.get(COMMIT_TAG, ""), now.move.run.get("branch", "")
             origin = f"commit {commit[:10]}" if commit else "an unknown commit"
             origin += f" (branch {branch})" if branch else ""
+            origin += ", with uncommitted changes" if is_dirty(now.tags) else ""
             since = f" since {now.move.when}" if now.move.when else ""
             score = f", {now.move.label} {now.move.score}" if now.move.score else ""
             line = f"{now} is in production{since}, {now.move.action}, from {origin}{score}"
