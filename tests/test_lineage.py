@@ -7,7 +7,7 @@ import json
 
 import pytest
 from forecast import problem
-from forecast.learn.registry import KINDS, Registry
+from forecast.learn.gate import KINDS, Registry
 from forecast.tracking import connect
 from mlflow_gate import ConfigError, Decision, ModelError, Scores
 

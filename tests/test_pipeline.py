@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from forecast.learn.registry import Registry
+from forecast.learn.gate import Registry
 from forecast.table import schema
 from workplace import BIN, Servers, new_workplace, wait_for
 

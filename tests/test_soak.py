@@ -23,7 +23,7 @@ import requests
 import yaml
 from forecast import tracking
 from forecast.errors import PipelineError
-from forecast.learn import registry, storage
+from forecast.learn import gate, storage
 from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, Scores
 from workplace import BIN, Servers, environment_of, new_workplace, processes_of, wait_for
@@ -140,8 +140,8 @@ def promote(done: Acknowledged) -> None:
     trained = {run.info.run_id for run in client.search_runs(experiments, f"tags.`{tracking.STAGE_TAG}` LIKE 'train%'")}
     models = [model for model in client.search_logged_models(experiments) if model.source_run_id in trained]
     model = models[len(done.versions) % len(models)]
-    gate, decision = registry.Registry(), Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
-    now = gate.apply(decision, model.source_run_id, f"models:/{model.model_id}", gate.production(), "soak")
+    registry, decision = gate.Registry(), Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
+    now = registry.apply(decision, model.source_run_id, f"models:/{model.model_id}", gate.production(), "soak")
     done.versions.append(now.version)
     time.sleep(1)
 
@@ -194,9 +194,9 @@ def check(place: Servers, done: Acknowledged) -> None:
         with tempfile.TemporaryDirectory() as folder:
             content = Path(client.download_artifacts(run_id, "content.bin", folder)).read_bytes()
         assert hashlib.sha256(content).hexdigest() == sha256
-    names = {version.version for version in client.search_model_versions(f"name='{registry.REGISTERED_MODEL}'")}
+    names = {version.version for version in client.search_model_versions(f"name='{gate.REGISTERED_MODEL}'")}
     assert {int(version) for version in done.versions} <= {int(name) for name in names}
-    assert storage.load(registry.production().model_uri)
+    assert storage.load(gate.production().model_uri)
     running = client.search_runs(["0"], "attributes.status = 'RUNNING'")
     assert all(run.info.run_id not in done.runs for run in running)
     subprocess.run(["git", "fsck"], cwd=place.root, check=True, capture_output=True)

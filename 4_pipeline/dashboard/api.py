@@ -10,7 +10,7 @@ from http import HTTPStatus
 from flask import Flask, Response, abort, jsonify, request
 from forecast import problem
 from forecast.errors import DataError, ModelError
-from forecast.learn.registry import source_of
+from forecast.learn.gate import source_of
 from forecast.show import monitoring
 from forecast.table import features, prediction_requests
 from werkzeug.exceptions import BadRequest

@@ -18,7 +18,7 @@ import mlflow_gate
 import pandas as pd
 from cachetools import LRUCache, cached
 from forecast.errors import PipelineError
-from forecast.learn import registry, storage
+from forecast.learn import gate, storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
 from forecast.table import schema
@@ -160,7 +160,7 @@ class Follower:
         self.now = Snapshot()
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
-        self._alias = mlflow_gate.Follower(registry.Registry(), load=self._load)
+        self._alias = mlflow_gate.Follower(gate.Registry(), load=self._load)
         self._moved = threading.Event()  # the alias, since the record was read
 
     def start(self) -> None:

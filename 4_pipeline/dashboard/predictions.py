@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from forecast import problem
-from forecast.learn import registry
+from forecast.learn import gate
 from forecast.learn.storage import LoadedModel
 from forecast.quantities import YearEnds
 from forecast.table.schema import STAMP, TARGETS
@@ -39,7 +39,7 @@ class Champion:
     @property
     def learned_until(self) -> str | None:
         """The start of the last hour that the model learned from, in ISO 8601; None where that is not known."""
-        return registry.learned_until(self.production)
+        return gate.learned_until(self.production)
 
     @property
     def year_ends(self) -> YearEnds:

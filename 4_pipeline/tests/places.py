@@ -73,7 +73,7 @@ def clean_environment() -> dict[str, str]:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "MAKE"))
+        if not name.startswith(("WORKSHOP_", "MLFLOW_", "DASK_", "DVC_", "MAKE", "PYTHONDONT"))
     }
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     return environment | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "120"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from browsing import opened
-from forecast.learn.registry import KINDS
+from forecast.learn.gate import KINDS
 from forecast.table import schema
 
 expect = pytest.importorskip("playwright.sync_api").expect

@@ -51,7 +51,7 @@ def finish_run() -> str:
 
     A pipeline of other data may have another problem, in whose terms there is no such table.
     """
-    from forecast.learn import registry  # imports pandas
+    from forecast.learn import gate  # imports pandas
 
     settings = get_settings()
     tables = [settings.root / folder / "germany.csv" for folder in ("2_tracking", "3_projects")]
@@ -62,7 +62,7 @@ def finish_run() -> str:
         load_or_make(missing[0])
         for table in missing[1:]:
             shutil.copyfile(missing[0], table)
-    return registry.Registry(client=connect()).status().line
+    return gate.Registry(client=connect()).status().line
 
 
 def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options: Any) -> str:

@@ -20,8 +20,8 @@ from urllib.parse import urlparse
 
 import yaml
 from forecast.errors import ServiceError
-from forecast.learn import registry
-from forecast.learn.registry import PIPELINE_WHY
+from forecast.learn import gate
+from forecast.learn.gate import PIPELINE_WHY
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
 from forecast.table.files import write_atomically
 from forecast.tracking import PRODUCTION, STAGE_TAG, STORE_ID_TAG
@@ -83,7 +83,7 @@ class State:
     @cached_property
     def moves(self) -> list[Move]:
         """The moves of the alias, oldest first."""
-        return registry.Registry(client=self.client).history()
+        return gate.Registry(client=self.client).history()
 
     @cached_property
     def chapter_versions(self) -> set[str]:

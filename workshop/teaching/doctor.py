@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 from forecast.errors import DataError, PipelineError
-from forecast.learn import registry
+from forecast.learn import gate
 from forecast.table import schema
 
 from workshop.servers import supervisor
@@ -140,7 +140,7 @@ def _production(settings: Settings) -> Finding:
     from mlflow.exceptions import MlflowException
 
     try:
-        serving = registry.production(client=connect())
+        serving = gate.production(client=connect())
         if serving is not None:
             model = storage.load(serving.model_uri)
             with contextlib.suppress(DataError):  # there need not be any data

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forecast.errors import PipelineError
-from forecast.learn import registry
+from forecast.learn import gate
 from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from forecast.table.files import write_atomically
 from forecast.tracking import PRODUCTION
@@ -396,7 +396,7 @@ def notebook_of_production(answer: tuple[str, str]) -> None:
     """Compare (run id, artifact path) with the run of the version in production, and its artifacts."""
     run_id, path = answer
     client = connect()
-    version = registry.Registry(client=client).version_in_production()
+    version = gate.Registry(client=client).version_in_production()
     in_production = (version.run_id if version else None) or ""
     expect(in_production, "nothing is in production yet: run `dvc repro` in 4_pipeline.")
     notebooks = [file.path for file in client.list_artifacts(in_production, "notebook")]
@@ -413,7 +413,7 @@ def failed_rules(answer: set[str]) -> None:
     file = pipeline / "results" / "train_linreg.json"
     expect(file.exists(), f"results/{file.name} does not exist: run `dvc repro` in 4_pipeline.")
     candidate = json.loads(file.read_text())
-    rules = registry.Registry(client=connect()).judge(candidate["run_id"], candidate["model_uri"])[0].rules
+    rules = gate.Registry(client=connect()).judge(candidate["run_id"], candidate["model_uri"])[0].rules
     failed, names = {rule.name for rule in rules if not rule.passed}, ", ".join(rule.name for rule in rules)
     expect(set(answer) <= failed, f"one of these rules passed, or is no rule. The gate asked {names}.")
     expect(failed <= set(answer), "the model fails at least one more rule: look at each verdict.")

@@ -19,7 +19,7 @@ from pandas import DataFrame, Series, Timestamp
 
 from forecast import problem
 from forecast.errors import DataError
-from forecast.learn import registry
+from forecast.learn import gate
 from forecast.learn.storage import load
 from forecast.quantities import Target
 from forecast.show import monitoring
@@ -132,11 +132,11 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
         unable = f"Version {production.version} is in production and cannot predict these hours: {error.what}"
         return ReportData(frame, unable=unable)
     try:
-        links = tuple(registry.Registry().lineage(production.version))
+        links = tuple(gate.Registry().lineage(production.version))
     except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
-    until = pd.Timestamp(last) if (last := registry.learned_until(production)) else None
+    until = pd.Timestamp(last) if (last := gate.learned_until(production)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
@@ -286,7 +286,7 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = registry.learned_until(evidence.production) if evidence.production else None
+    until = gate.learned_until(evidence.production) if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
     known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}

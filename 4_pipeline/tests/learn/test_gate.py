@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from forecast.learn.evaluation import SIGNATURES
-from forecast.learn.registry import rules
+from forecast.learn.gate import rules
 from forecast.parameters import Promote
 from hypothesis import given
 from hypothesis import strategies as st

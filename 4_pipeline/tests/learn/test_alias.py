@@ -17,8 +17,8 @@ import pandas as pd
 import psutil
 import pytest
 from forecast import problem, tracking
-from forecast.learn import registry, storage
-from forecast.learn.registry import KINDS, Registry
+from forecast.learn import gate, storage
+from forecast.learn.gate import KINDS, Registry
 from forecast.parameters import Promote
 from forecast.table import features
 from forecast.tracking import PRODUCTION, connect
@@ -33,19 +33,19 @@ PROMOTE = """
 import os, sys
 from mlflow_gate import Decision, Scores, turns
 from forecast import problem
-from forecast.learn import registry
+from forecast.learn import gate
 turns.STALE_SECONDS = 0.5  # the turn of one that was killed
 problem.REGISTERED_MODEL = sys.argv[1]
 candidates = [word.split(",") for word in sys.argv[2:]]
 decision = Decision(True, "promoted: it is a test", (), Scores({"r2": 0.7}))
-registry.connect()
+gate.connect()
 while True:
     pid = os.fork()
     if pid == 0:
-        gate = registry.Registry()
+        registry = gate.Registry()
         while True:
             for run_id, model_uri in candidates:
-                gate.apply(decision, run_id, model_uri, gate.production(), "killed in between")
+                registry.apply(decision, run_id, model_uri, registry.production(), "killed in between")
     print(pid, flush=True)
     os.waitpid(pid, 0)
 """
@@ -89,7 +89,7 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
                 time.sleep(dice.uniform(0.1, 3.0 if len(seen) > 1 else 1.5 + number / 2))  # a busy machine takes longer
                 promoting.send_signal(signal.SIGKILL)
                 promoting.wait(5)
-                serving = registry.production()
+                serving = gate.production()
                 if serving is None:
                     assert not seen, "the alias was there, and is gone"
                     continue
@@ -111,7 +111,7 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
 def promote(candidate: str, why: str = "a test") -> str:
     """Promote a logged model over what is there; return its version."""
     registry = Registry()
-    return registry.apply(PROMOTED, *candidate.split(","), registry.production(), why).version
+    return registry.apply(PROMOTED, *candidate.split(","), gate.production(), why).version
 
 
 def test_rollback_leaves_the_alias_when_the_version_does_not_load(registered_model, candidates, small_server):
