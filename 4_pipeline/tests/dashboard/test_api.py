@@ -114,7 +114,7 @@ def test_metrics_say_what_the_page_says(made, served):
 def test_predict_takes_a_year_of_hours(made):
     """A year of hours is answered, though each number has all its digits and each value a line of its own."""
     _, client = made()
-    hours = pd.date_range("2015-01-01", periods=MAX_ROWS, freq="h").strftime("%Y-%m-%dT%H:%M:%S.000000+00:00")
+    hours = pd.date_range("2016-01-01", periods=MAX_ROWS, freq="h").strftime("%Y-%m-%dT%H:%M:%S.000000+00:00")
     weather = dict.fromkeys(("windspeed", "temperature", "rad_horizontal", "rad_diffuse"), 1.2345678901234567e-05)
     rows = [{"utc_timestamp": hour} | weather for hour in hours]
     answer = client.post("/predict", data=json.dumps({"rows": rows}, indent=4), content_type="application/json")
