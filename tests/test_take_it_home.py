@@ -115,7 +115,7 @@ def test_other_data_gets_a_model_into_production(team):
     assert findings["hours_kept"] == hours
     decision = json.loads((place.pipeline / "results" / "decision.json").read_text())
     assert decision["promoted"], decision["reason"]
-    assert "the champion is disqualified: There is no figure of installed capacity" in decision["reason"]
+    assert "the champion is disqualified: The installed capacity is not known" in decision["reason"]
     assert json.loads((place.pipeline / "results" / "candidate.json").read_text())["r2"] > 0.7
 
 

@@ -16,7 +16,7 @@ from forecast.learn.scores import Scores, TargetScore
 from forecast.learn.storage import LoadedModel
 from forecast.quantities import Target
 from forecast.table import split
-from forecast.table.features import INPUTS, sun_position, to_utc
+from forecast.table.features import INPUTS, assume_capacity, sun_position, to_utc
 from forecast.table.schema import FEATURES, STAMP, TARGETS
 
 # The two interfaces that a model may have: weather in, or hour and weather in.
@@ -80,10 +80,14 @@ def is_night(utc_timestamp: pd.Series) -> np.ndarray:
 
 # -- what the gate needs ----------------------------------------------------------------------------------------------
 def judge(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
-    """Score a model on a processed frame and time it, for the gate; the blocks are weeks."""
+    """Score a model on a processed frame and time it, for the gate; the blocks are weeks.
+
+    Raises DataError if the model does not know the installed capacity of such hours: in use, no hour brings it along.
+    """
     frame = held_out.reset_index(drop=True)
+    hour, _ = assume_capacity(frame[INPUTS].head(1), model.year_ends if model.knows_time else {})
     scores = score(frame, model.predict(frame).astype(float))
-    costs = {"latency_ms": _milliseconds(model, frame.iloc[:1]), "size_MB": (model.size_bytes or 0) / 1e6}
+    costs = {"latency_ms": _milliseconds(model, hour), "size_MB": (model.size_bytes or 0) / 1e6}
     weeks = {f"week {number}": error for number, error in enumerate(scores.weekly_errors, start=1)}
     facts = {"signature": model.signature}
     return mlflow_gate.Scores(scores.metrics() | costs, blocks=weeks, facts=facts, period=scores.period)
