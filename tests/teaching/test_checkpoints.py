@@ -41,7 +41,7 @@ SCORED = {"r2": 0.7}
 def test_nothing_ticks_nothing(attendee):
     """An attendee who has done nothing sees no tick, and at every step what to do."""
     steps = attendee.steps().values()
-    assert len(steps) == 30 + 12
+    assert len(steps) == 32 + 24
     assert all(step.done is False and step.reason for step in steps)
 
 
