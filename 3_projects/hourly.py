@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 FEATURES = ["windspeed", "temperature", "rad_horizontal", "rad_diffuse"]
 TARGETS = ["solar_GW", "wind_GW"]
+CAPACITIES = ["solar_capacity_GW", "wind_capacity_GW"]
+FACTORS = ["solar_capacity_factor", "wind_capacity_factor"]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -42,20 +45,21 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def positive(text: str) -> int:
-    """Return ``text`` as a whole number of at least 1."""
-    with contextlib.suppress(ValueError):
-        if int(text) >= 1:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a function that reads a whole number of at least ``least`` and at most ``most``."""
+    allowed = f"of at least {least}" if most is None else f"between {least} and {most}"
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if int(text) >= least and (most is None or int(text) <= most):
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number {allowed}")
+
+    return read
 
 
-def seed(text: str) -> int:
-    """Return ``text`` as a whole number from 0 to 2**32 - 1, which is what NumPy takes for a seed."""
-    with contextlib.suppress(ValueError):
-        if 0 <= int(text) < 2**32:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is not a whole number between 0 and {2**32 - 1}")
+positive = whole(1)
+seed = whole(0, 2**32 - 1)  # as NumPy has it
 
 
 def fraction(text: str) -> float:
@@ -83,10 +87,11 @@ def require_tracking_server() -> None:
         )
 
 
-def read_frame(path: str) -> pd.DataFrame:
+def read_frame(path: str, *, with_capacity: bool = False) -> pd.DataFrame:
     """Return the hours of a processed CSV file in the order of time; end with exit code 1 when it cannot be used.
 
-    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW).
+    Columns: `utc_timestamp` (text), windspeed (m/s), temperature (deg C), radiation (W/m2), power (GW), and on request
+    the installed capacity (GW), which not every such file has.
     """
     import pandas as pd
 
@@ -94,7 +99,7 @@ def read_frame(path: str) -> pd.DataFrame:
     advice = "Type at the top of the repository: python -m forecast csv 3_projects/germany.csv"
     if not file.is_file():
         stop(f"There is no data file {file}. {advice}", 1)
-    numbers = [*FEATURES, *TARGETS]
+    numbers = [*FEATURES, *TARGETS, *(CAPACITIES if with_capacity else [])]
     try:
         frame = pd.read_csv(file, usecols=["utc_timestamp", *numbers], dtype=dict.fromkeys(numbers, float))
     except ValueError as error:
@@ -117,6 +122,11 @@ def split_by_time(frame: pd.DataFrame, test_fraction: float) -> tuple[pd.DataFra
     return train, test
 
 
+def capacity_factors(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the power of each hour divided by the installed capacity; the columns are `FACTORS`."""
+    return (frame[TARGETS] / frame[CAPACITIES].to_numpy()).set_axis(FACTORS, axis="columns")
+
+
 def score(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, float]:
     """Return R2 (of both, of solar, of wind), mean absolute error, mean error (bias) and lowest prediction, in GW.
 
@@ -135,8 +145,12 @@ def score(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, float]:
     return numbers
 
 
-def measure(test: pd.DataFrame, predicted: np.ndarray) -> dict[str, float]:
-    """Return the `score` of predictions in the order of `TARGETS`, (hours, 2), for the hours of ``test``."""
+def measure(test: pd.DataFrame, predicted: np.ndarray, *, by_capacity: bool = False) -> dict[str, float]:
+    """Return the `score` of what a model predicts for the hours of ``test``, (hours, 2), in the order of `TARGETS`.
+
+    With ``by_capacity`` it predicts capacity factors: they are multiplied by the capacity of each hour.
+    """
     import pandas as pd
 
-    return score(test[TARGETS], pd.DataFrame(predicted, test.index, TARGETS))
+    predicted_GW = predicted * test[CAPACITIES].to_numpy() if by_capacity else predicted
+    return score(test[TARGETS], pd.DataFrame(predicted_GW, test.index, TARGETS))

@@ -28,19 +28,18 @@ def main() -> None:
     """Score one model and log the scores in a run of its own."""
     parameters = read_parameters()
     hourly.require_tracking_server()
-    frame = hourly.read_frame(parameters["data"])
-
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # one for each few kilobytes
     import mlflow
 
     trained = read_run(parameters["run_id"])
-    test_fraction = float(trained.data.params["test_fraction"])
-    _, test = hourly.split_by_time(frame, test_fraction)
+    by_capacity = trained.data.tags.get("target") == "capacity_factor"
+    frame = hourly.read_frame(parameters["data"], with_capacity=by_capacity)
+    _, test = hourly.split_by_time(frame, float(trained.data.params["test_fraction"]))
     with tempfile.TemporaryDirectory() as folder:
         model_id = trained.outputs.model_outputs[0].model_id
         downloaded = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
         predicted = predict(Path(downloaded), test[hourly.FEATURES])
-    metrics = hourly.measure(test, predicted)
+    metrics = hourly.measure(test, predicted, by_capacity=by_capacity)
     with mlflow.start_run() as run:
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         # Names of their own: this run has no model, and must not be taken for the best one.
@@ -65,7 +64,7 @@ def read_run(run_id: str) -> Run:
 
 
 def predict(folder: Path, weather: pd.DataFrame) -> np.ndarray:
-    """Return solar and wind power in GW, (hours, 2), of the model in ``folder``; nothing in it is unpickled.
+    """Return what the model in ``folder`` predicts for solar and wind, (hours, 2); nothing in it is unpickled.
 
     Ends with exit code 1 when it holds anything else than a plain scikit-learn or Keras model.
     """

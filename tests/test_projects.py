@@ -19,6 +19,7 @@ import pytest
 import yaml
 from forecast.table.split import split_by_time
 from nbclient import NotebookClient
+from walk import solve
 from workplace import BIN, ROOT
 
 from workshop.teaching import exercises
@@ -27,7 +28,7 @@ from workshop.teaching.pyenv import find_real
 README = (ROOT / "3_projects" / "README.md").read_text()
 SET_UP = 'eval "$(.venv/bin/workshop config --export)"'
 NAMES = ("lr", "rf", "keras")
-METRICS = {"r2", "r2_solar", "r2_wind", "mae_GW", "bias_GW"}
+METRICS = {"r2", *(f"{kind}_{name}" for kind in ("r2", "mae", "bias", "lowest") for name in ("solar", "wind"))}
 HEADER = "utc_timestamp,solar_GW,wind_GW,windspeed,temperature,rad_horizontal,rad_diffuse\n"
 ROW = "2013-01-01T00:00:00Z,1,2,3,4,5,6\n"
 
@@ -109,6 +110,13 @@ def read_runs(run_ids: list[str], servers) -> list[dict]:
 PLAIN_KERAS = "mlflow run keras"  # installs TensorFlow: a test of its own
 
 
+def add_parameter(text: str) -> str:
+    """Return the `MLproject` of `rf` as the README's solution changes it: its entry point `main` is another one."""
+    [main] = re.findall(r"^```yaml\n(  main:\n.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    before, rest = text.split("  main:\n")
+    return before + main + rest[rest.index("  validate:\n") :]
+
+
 @pytest.fixture(scope="module")
 def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
     """What the lines of the README's shell blocks print, typed in their order into one terminal without a pyenv."""
@@ -124,6 +132,8 @@ def typed(servers, environments) -> dict[str, subprocess.CompletedProcess]:
             continue
         # As the text says: step 2's run is validated, the one that was just printed is described.
         run_id = (trained or [""])[-1 if "describe" in line else 0]
+        if "by_capacity" in line:
+            (folder / "rf" / "MLproject").write_text(add_parameter((folder / "rf" / "MLproject").read_text()))
         results[line] = result = type_line(line.replace("RUN_ID", run_id), folder, **environment)
         trained += re.findall(r"^R2 .*; run (\w{32})$", result.stdout, re.MULTILINE)
     return results
@@ -153,7 +163,9 @@ def test_readme_commands_do_what_it_says(typed):
         ("lr", "test_fraction", "abc", "a number between 0 and 1"),
         ("lr", "test_fraction", "10", "a number between 0 and 1"),
         ("lr", "test_fraction", "nan", "a number between 0 and 1"),
+        ("lr", "test_fraction", "[0.1]", "a number between 0 and 1"),
         ("rf", "max_depth", "3.5", "a whole number of at least 1"),
+        ("rf", "last_hours", "-1", "a whole number of at least 0"),
         ("keras", "seed", "-1", "a whole number between 0 and 4294967295"),
     ],
 )
@@ -175,7 +187,14 @@ def test_plain_run_makes_its_environment_once(typed, environments):
 
 def test_runs_are_whole(typed, servers):
     """Each run, the bare `mlflow run rf` too, is in the experiment: parameters, metrics, a model that predicts."""
-    patterns = ["lr --run-name lr", "lr .*false", "rf .*max_depth=8", "keras .*epochs=10", "rf"]
+    patterns = [
+        "lr --run-name lr",
+        "lr .*false",
+        "rf .*max_depth=8",
+        "keras .*epochs=10",
+        "rf",
+        "rf .*by_capacity=true",
+    ]
     patterns = [f"mlflow run {pattern}" for pattern in patterns]
     runs = read_runs([run_id_of(typed_run(typed, pattern)) for pattern in patterns], servers)
     for run in runs:
@@ -188,10 +207,15 @@ def test_runs_are_whole(typed, servers):
         assert [len(row) for row in run["predicted"]] == [2] * 24
         assert run["tags"]["mlflow.project.entryPoint"] == "main"
     assert [run["tags"]["mlflow.runName"] for run in runs[:2]] == ["lr", "lr-no-intercept"]
-    first, lr, rf, keras, _ = runs
+    first, lr, rf, keras, plain, winner = runs
     before, after = (run["metrics"]["r2_wind"] for run in (first, lr))
     assert f"`r2_wind` falls from {before:.2f} to {after:.2f}" in README
-    assert f"is the mean error,\n{first['metrics']['bias_GW']:.2f}:" in README
+    assert f"`bias_wind` is {first['metrics']['bias_wind']:.2f}:" in README
+    assert f"R2 is {winner['metrics']['r2']:.3f}, the number of" in README
+    assert winner["tags"]["target"] == "capacity_factor"
+    assert [run["tags"]["target"] for run in (rf, plain)] == ["GW", "GW"]
+    assert winner["parameters"].items() >= {"last_hours": "8760", "by_capacity": "true"}.items()
+    assert max(map(max, winner["predicted"])) < 1
     assert first["metrics"]["r2_solar"] == pytest.approx(lr["metrics"]["r2_solar"], abs=0.005)
     assert lr["parameters"] == {"data": "../germany.csv", "test_fraction": "0.2", "fit_intercept": "false"}
     assert rf["parameters"].items() >= {"n_estimators": "50", "max_depth": "8"}.items()
@@ -227,8 +251,9 @@ def test_validation_scores_what_training_scored(typed, servers, environments):
 
     client = mlflow.MlflowClient(servers.tracking_uri)
     environment = {**servers.environment, "MLFLOW_ENV_ROOT": str(environments), "PATH": path_without_pyenv()}
-    for name, options in (("lr", []), ("keras", ["--env-manager", "local"])):
-        pattern = f"mlflow run {name} .*(false|epochs=10)"
+    local = ["--env-manager", "local"]
+    for name, last, options in (("lr", "false", []), ("keras", "epochs=10", local), ("rf", "by_capacity=true", local)):
+        pattern = f"mlflow run {name} .*{last}"
         trained = client.get_run(run_id_of(typed_run(typed, pattern)))
         asked = ["-e", "validate", "-P", f"run_id={trained.info.run_id}", *options]
         result = run_project(name, *asked, projects=servers.root / "3_projects", **environment)
@@ -258,7 +283,9 @@ def test_checks_tell_a_near_miss(typed, in_workplace, capsys):
     """An answer to an exercise that is nearly right gets a hint, and is not kept."""
     lr, rf = (run_id_of(typed_run(typed, pattern)) for pattern in (".*lr .*=false", ".*rf .*max_depth=8"))
     answers = [
-        ("3.1", lr, "test_fraction 0.2"),
+        ("3.1", lr, "test_fraction 0.2; 0.1 is asked for"),
+        ("3a", -0.0016, "not positive"),
+        ("3a", 0.1, "another one"),
         ("3.1", rf, "another project"),
         ("3.1", "0" * 32, "has no run"),
         ("3.2", (lr, "0" * 40), "another commit"),
@@ -291,6 +318,7 @@ def reproduced(servers) -> dict[str, str]:
     notebook = nbformat.read(folder / "reproduce.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("print(theirs.data.metrics == ours.data.metrics, len(table))"))
     notebook.cells[-1]["id"] = "compared"
+    solve(notebook)
     client = NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": folder}})
     client.execute(env=servers.environment)
     return {
@@ -309,8 +337,13 @@ def test_logged_requirements_do_not_train(reproduced):
 
 def test_reproduced_run_is_equal_to_the_digit(reproduced):
     """With the missing package added, all metrics are those of the colleague's run."""
-    assert "run " in reproduced["second-attempt"]
+    assert "run " in reproduced["missing"]
     assert reproduced["compared"].strip() == f"True {len(METRICS)}"
+
+
+def test_gain_of_the_colleagues_input_is_measured(reproduced):
+    """The notebook's cell to write, solved: the same forest without the height of the sun is worse by a little."""
+    assert reproduced["gain"].endswith(f"Exercise 3a, solved: {exercises.LESSONS['3a']}.\n")
 
 
 def test_plain_run_in_a_terminal_that_is_not_set_up_is_refused_at_once(projects, tmp_path):
@@ -362,6 +395,18 @@ def test_training_refuses_data_it_cannot_use(text, named, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_capacity_is_read_on_request_only(tmp_path):
+    """Data without the installed capacity, as chapter 1 writes it, is refused for capacity factors, and else is not."""
+    file = tmp_path / "germany.csv"
+    file.write_text(HEADER + ROW * 20)
+    refused = train("rf", "--data", str(file), "--by_capacity", "true", folder=tmp_path)
+    assert refused.returncode == 1
+    assert "columns expected but not found" in refused.stderr
+    assert "wind_capacity_GW" in refused.stderr
+    assert "python -m forecast csv 3_projects/germany.csv" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 @pytest.mark.parametrize("rows", [20, 35_016, 35_017])
 @pytest.mark.parametrize("test_fraction", [0.15, 0.2])
 def test_hours_are_cut_where_the_pipeline_cuts_them(rows, test_fraction, monkeypatch):
@@ -394,9 +439,10 @@ def load_program(file: Path):
 @pytest.mark.parametrize("entry_point", ["main", "validate"])
 @pytest.mark.parametrize("name", NAMES)
 def test_project_file_agrees_with_its_program(name, entry_point, monkeypatch):
-    """The defaults in `MLproject` are those of the program, and every parameter reaches it."""
+    """The defaults in `MLproject` are those of the program, and every parameter reaches it; the reader adds one."""
     folder = ROOT / "3_projects" / name
-    entry = yaml.safe_load((folder / "MLproject").read_text())["entry_points"][entry_point]
+    text = (folder / "MLproject").read_text()
+    entry = yaml.safe_load(add_parameter(text) if name == "rf" else text)["entry_points"][entry_point]
     python, file, *arguments = entry["command"].split()
     assert python == "python"
     monkeypatch.syspath_prepend(ROOT / "3_projects")

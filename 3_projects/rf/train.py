@@ -17,8 +17,11 @@ def main() -> None:
     """Train one model and log it, with the parameters of the command line."""
     parameters = read_parameters()
     hourly.require_tracking_server()
-    frame = hourly.read_frame(parameters["data"])
+    by_capacity = parameters["by_capacity"]
+    frame = hourly.read_frame(parameters["data"], with_capacity=by_capacity)
     train, test = hourly.split_by_time(frame, parameters["test_fraction"])
+    train = train.tail(parameters["last_hours"] or len(train))
+    targets = hourly.capacity_factors(train) if by_capacity else train[hourly.TARGETS]
 
     import mlflow
     from sklearn.ensemble import RandomForestRegressor
@@ -27,16 +30,17 @@ def main() -> None:
         n_estimators=parameters["n_estimators"],
         max_depth=parameters["max_depth"],
         random_state=parameters["seed"],
-    ).fit(train[hourly.FEATURES], train[hourly.TARGETS])
-    metrics = hourly.measure(test, model.predict(test[hourly.FEATURES]))
+    ).fit(train[hourly.FEATURES], targets)
+    metrics = hourly.measure(test, model.predict(test[hourly.FEATURES]), by_capacity=by_capacity)
     with mlflow.start_run() as run:
+        mlflow.set_tag("target", "capacity_factor" if by_capacity else "GW")
         # `mlflow run` has logged its parameters already, as they were typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
         mlflow.log_metrics(metrics)
         mlflow.sklearn.log_model(
             model,
             name="model",
-            signature=mlflow.models.infer_signature(train[hourly.FEATURES], train[hourly.TARGETS]),
+            signature=mlflow.models.infer_signature(train[hourly.FEATURES], targets),
             input_example=train[hourly.FEATURES].head(3),
             # Named, since MLflow would otherwise take seconds to find them out.
             pip_requirements=[f"{name}=={version(name)}" for name in ("pandas", "scikit-learn", "skops")],
@@ -46,12 +50,14 @@ def main() -> None:
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")
 
 
-def read_parameters() -> dict[str, str | float]:
+def read_parameters() -> dict[str, str | float | bool]:
     """Return the parameters by name; end with exit code 2 when one is out of range."""
     parser = hourly.make_training_parser("Fit a random forest and log it.")
     parser.add_argument("--n_estimators", type=hourly.positive, default=100, help="the number of trees")
     parser.add_argument("--max_depth", type=hourly.positive, default=10, help="the levels of a tree, at most")
     parser.add_argument("--seed", type=hourly.seed, default=0, help="the start of the random numbers")
+    parser.add_argument("--last_hours", type=hourly.whole(0), default=0, help="the latest hours to learn from; 0: all")
+    parser.add_argument("--by_capacity", type=hourly.truth, default=False, help="true: learn capacity factors")
     return vars(parser.parse_args())
 
 

@@ -166,6 +166,12 @@ def has_other_intercept(project: str, state: State) -> bool:
     return len({run.data.params.get("fit_intercept") for run in project_runs(project, "main", state)}) > 1
 
 
+def has_run_winner(state: State) -> bool:
+    """Return whether a run of `rf` learned capacity factors from the last year."""
+    parameters = {"last_hours": "8760", "by_capacity": "true"}
+    return any(run.data.params.items() >= parameters.items() for run in runs_of_forest("main", state))
+
+
 def has_run_from_git(state: State) -> bool:
     """Return whether MLflow fetched `lr` from a git address; the source of other runs is this repository's folder."""
     sources = [run.data.tags["mlflow.source.name"].partition("#") for run in runs_of_lr("main", state)]
@@ -329,15 +335,19 @@ STEPS = {
             f"{TYPE}`mlflow run rf --env-manager local`.",
         ),
         Step(
-            "A run of the entry point validate", "3_projects/README.md#5. Use another entry point",
+            "Your winner as a project", "3_projects/README.md#5. Package your winner", has_run_winner,
+            f"{TYPE}`mlflow run rf --env-manager local -P last_hours=8760 -P by_capacity=true`.",
+        ),
+        Step(
+            "A run of the entry point validate", "3_projects/README.md#6. Use another entry point",
             partial(runs_of_lr, "validate"), f"{TYPE}`mlflow run lr --entry-point validate -P run_id=RUN_ID`.",
         ),
         Step(
-            "A failed run", "3_projects/README.md#6. Make it fail", partial(runs_of_forest, "main", status="FAILED"),
+            "A failed run", "3_projects/README.md#7. Make it fail", partial(runs_of_forest, "main", status="FAILED"),
             "No run of rf failed. Type in 3_projects: `mlflow run rf --env-manager local -P n_estimators=0`.",
         ),
         Step(
-            "A run from a git address", "3_projects/README.md#7. Run a commit from a git repository", has_run_from_git,
+            "A run from a git address", "3_projects/README.md#8. Run a commit from a git repository", has_run_from_git,
             f"{TYPE}`mlflow run ADDRESS#3_projects/lr --version COMMIT`.",
         ),
         Step("A colleague's run, reproduced", REPRODUCE, partial(has_executed, REPRODUCE), SAVE),

@@ -18,7 +18,7 @@ from forecast.errors import PipelineError
 from forecast.learn import registry
 from forecast.problem import EXPERIMENT, INPUTS, REGISTERED_MODEL
 from forecast.table.files import write_atomically
-from forecast.tracking import PRODUCTION
+from forecast.tracking import STAGE_TAG
 from papermill_dask import COMMIT_TAG
 
 from workshop.settings import Settings, get_settings
@@ -46,6 +46,8 @@ R2_WITHOUT_STEP = {
 R2_OF_30_EPOCHS = 0.765, 0.795  # of several seeds
 FIRST_HOUR_GW = 0.0, 20.0  # solar and wind, of the forest of capacity factors in the first held-out hour
 LAST_WEEK_GW = 8.9  # mean wind power that the forest of the last year predicts
+R2_OF_SUN = 0.0016  # what the height of the sun adds to a forest of 20 trees
+WINNER_STAGE, R2_OF_WINNER_STAGE = "train_last_year", (0.895, 0.91)
 HELD_OUT = 0.1  # the fraction that exercise 3.1 asks for
 REVIEWED = "reviewed"
 
@@ -69,12 +71,15 @@ LESSONS = {
     "2.2": f"at depth 12, 50 trees win {PAIRS_WON[12]} of 25 pairs: a small lead, but not luck; "
     f"at depth 6 they win {PAIRS_WON[6]}: one run of each can show the opposite",
     "2.3": "programs that load `wind_solar@reviewed` get this version; those that load `@production` notice nothing",
+    "3a": "the height of the sun adds only 0.002, nearly all of it for wind: radiation tells solar power already. Your "
+    "winner of step 5 has an R2 of 0.927 without it",
     "3.1": "the run records the fraction: its R2 is of other hours than those of step 2, so do not compare the two",
-    "3.2": "the commit leads to the code: with its parameters and the same data, anyone can repeat the run",
+    "3.2": "the commit leads to the code, if nothing was changed after it: with its parameters and the same data, "
+    "anyone can repeat the run",
     "3.3": "with a higher floor the command would have failed: so a script can stop before it uses a weak model",
     "4.1": "`split` and all stages below it run again; DVC keeps the results of those above, `fetch` and `prepare`",
-    "4.2": "from a prediction you can go back to the notebook that trained its model, with each figure and number",
-    "4.3": "a refusal names its rules, so you know what to improve, and a dry run changes nothing",
+    "4.2": "a refusal names its rules, so you know what to improve, and a dry run changes nothing",
+    "4.3": "one line of code raises the R2 of the forest from 0.80 to 0.90, and the pipeline judges it like all others",
 }
 
 
@@ -331,11 +336,20 @@ def _finished_run(run_id: object) -> Run:
         run = client.get_run(str(run_id))
     except MlflowException:
         raise NotYetError(f"the tracking server at {client.tracking_uri} has no run {run_id!r}.") from None
-    expect(run.info.status == "FINISHED", f"this run has the status {run.info.status}, not FINISHED.")
+    values = ", ".join(f"{name}={value}" for name, value in run.data.params.items())
+    expect(run.info.status == "FINISHED", f"this run has the status {run.info.status}, not FINISHED. It got {values}.")
     return run
 
 
 # -- chapter 3 -------------------------------------------------------------------------------------------------------
+@exercise("3a", "what one more input brings", "reproduce")
+def gain_of_sun(answer: float) -> None:
+    """Compare the difference of two R2; another processor may round otherwise."""
+    expect(float(answer) > 0, "it is not positive: subtract the R2 of your run from that of `theirs`.")
+    hint = "the difference is another one: does your run of `rf` have `n_estimators` 20, and nothing else changed?"
+    expect(abs(float(answer) - R2_OF_SUN) < 0.0005, hint)
+
+
 @exercise("3.1", "`lr` run with a tenth of the hours held out")
 def another_fraction(answer: str) -> None:
     """Find a finished run of the project's entry point `main` with this id."""
@@ -345,7 +359,8 @@ def another_fraction(answer: str) -> None:
         "this is a run of another project than `lr`: look at the first argument of `mlflow.projects.run`.",
     )
     fraction = params["test_fraction"]
-    expect(float(fraction) == HELD_OUT, f"this run has the test_fraction {fraction}; look at `parameters=`.")
+    task = f"{HELD_OUT} is asked for: `parameters` is a dict with the key `test_fraction`."
+    expect(float(fraction) == HELD_OUT, f"this run has the test_fraction {fraction}; {task}")
 
 
 @exercise("3.2", "the commit of a run found in its tags")
@@ -391,22 +406,7 @@ def touched_stages(answer: set[str]) -> None:
     )
 
 
-@exercise("4.2", "the executed notebook behind the model in production")
-def notebook_of_production(answer: tuple[str, str]) -> None:
-    """Compare (run id, artifact path) with the run of the version in production, and its artifacts."""
-    run_id, path = answer
-    client = connect()
-    version = registry.Registry(client=client).version_in_production()
-    in_production = (version.run_id if version else None) or ""
-    expect(in_production, "nothing is in production yet: run `dvc repro` in 4_pipeline.")
-    notebooks = [file.path for file in client.list_artifacts(in_production, "notebook")]
-    expect(notebooks, "the run in production did not come from the pipeline: `mlflow-gate rollback`.")
-    hint = f"this is not the run of the version in production: look at the alias `{PRODUCTION}`."
-    expect(run_id == in_production, hint)
-    expect(path in notebooks, "the run has no such artifact: list its folder `notebook`, and take the whole path.")
-
-
-@exercise("4.3", "the rules by which the gate refuses the linear regression")
+@exercise("4.2", "the rules by which the gate refuses the linear regression")
 def failed_rules(answer: set[str]) -> None:
     """Ask the gate about the linear regression, as `mlflow-gate promote --dry-run` does, and compare what fails."""
     pipeline = get_settings().pipeline
@@ -417,3 +417,15 @@ def failed_rules(answer: set[str]) -> None:
     failed, names = {rule.name for rule in rules if not rule.passed}, ", ".join(rule.name for rule in rules)
     expect(set(answer) <= failed, f"one of these rules passed, or is no rule. The gate asked {names}.")
     expect(failed <= set(answer), "the model fails at least one more rule: look at each verdict.")
+
+
+@exercise("4.3", "your winner of chapter 2 as a stage")
+def winner_as_stage(answer: str) -> None:
+    """Look at the stage and the score of a finished run."""
+    run = _finished_run(answer)
+    stage = run.data.tags.get(STAGE_TAG)
+    expect(stage, "this is not a run of the pipeline: `results/train_last_year.json` names the run.")
+    expect(stage == WINNER_STAGE, f"this is a run of `{stage}`: write `{WINNER_STAGE}` in `start_run`.")
+    r2, (least, most) = run.data.metrics["r2"], R2_OF_WINNER_STAGE
+    hint = f"its R2 is {r2:.3f}, not about 0.902: does `train = train.tail(8760)` stand above the line with `forest`?"
+    expect(least < r2 < most, hint)
