@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 
 class Block(NamedTuple):
-    """A fenced block: the number of its step, its language (`bash` or `yaml`) and its text."""
+    """A fenced block: the number of its step, its language (`bash`, `yaml` or `python`) and its text."""
 
     step: int
     language: str
@@ -21,26 +21,32 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """Return what is typed in the numbered steps (`### 1. ...`) of a chapter's page: commands, and parameters."""
+    """Return what is typed in the numbered steps (`### 1. ...`) of a chapter's page: commands, parameters and code."""
     blocks_of_page = []
     steps = re.findall(r"^### (\d+)\. (.*?)(?=^###? |\Z)", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for number, text in steps:
-        fences = re.findall(r"^ *```(bash|yaml)\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+        fences = re.findall(r"^ *```(bash|yaml|python)\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
         blocks_of_page += [Block(int(number), language, block) for language, block in fences]
     return blocks_of_page
 
 
 class Walk:
-    """A shell that remembers where it is."""
+    """A shell that remembers where it is, and an editor of a file of code."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]):
+    def __init__(self, folder: Path, environment: dict[str, str], code: Path):
         self.folder = self.here = folder
-        self.environment = environment
+        self.environment, self.code = environment, code
 
     def follow(self, block: Block, *, exit_code: int = 0) -> str:
-        """Type a block, or write its parameters into `params.yaml`; return what came back, both streams."""
+        """Type a block, or write its parameters into `params.yaml`, or its line of code; return both streams."""
         if block.language == "yaml":
             merge(self.folder / "params.yaml", yaml.safe_load(block.text))
+            return ""
+        if block.language == "python":
+            left = re.escape(block.text.partition(" = ")[0])
+            text, count = re.subn(rf"^{left} = .*\n", block.text, self.code.read_text(), flags=re.MULTILINE)
+            assert count == 1, block.text
+            self.code.write_text(text)
             return ""
         script = f'set -e\n{block.text}\npwd > "$WALK_HERE"\n'
         note = self.folder.parent / ".walk"

@@ -216,6 +216,8 @@ def test_chapter_4_is_ticked_step_by_step(attendee, model, monkeypatch):
         registry.move(move)
     with attendee.ticks("Your promotion rolled back"):
         registry.rollback()
+    with attendee.ticks("A rule of the gate, changed by you"):
+        registry.move(Move(0, PROMOTED, str(registered[1]), when="2020-06-01T01:00:00Z", why="any gain will do"))
     with attendee.ticks("Back at the start, and committed"):
         commit_lock("2020-06-02T00:00:00Z")
     lost, trees = pytest.raises(ServiceError), {"n_estimators": 300}

@@ -381,6 +381,12 @@ STEPS = {
             "Promote a model yourself, then type `mlflow-gate rollback`.",
         ),
         Step(
+            "A rule of the gate, changed by you", GATE,
+            lambda state: any(move.action == PROMOTED for move in promoted_by_person(state)),
+            "Set `near_tie: 0.0` under `promote` in 4_pipeline/params.yaml; type `mlflow-gate promote --why REASON`. "
+            "The gate has to let the candidate pass, without `--force`.",
+        ),
+        Step(
             "Back at the start, and committed",
             "4_pipeline/README.md#6. Go from a number to the notebook that made it", has_committed,
             "After step 5: `git checkout params.yaml`, `dvc repro`, and a commit of dvc.lock.",
