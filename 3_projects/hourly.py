@@ -127,7 +127,7 @@ def capacity_factors(frame: pd.DataFrame) -> pd.DataFrame:
     return (frame[TARGETS] / frame[CAPACITIES].to_numpy()).set_axis(FACTORS, axis="columns")
 
 
-def score(measured: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, float]:
+def score(measured, predicted):
     """Return R2 (of both, of solar, of wind), mean absolute error, mean error (bias) and lowest prediction, in GW.
 
     It is the function that chapter 2 writes in its first notebook. Both tables have the columns `TARGETS`; a negative
