@@ -73,7 +73,7 @@ LESSONS = {
     "2a": "one function scores all models of this chapter, so their numbers can be compared",
     "2b": "without the step the capacity factor alone is best: what helps depends on what is in the data",
     "2c": "the run shows your parameter beside the score: nobody has to remember it",
-    "2d": "a little better, although `val_loss` did not fall: the hours set aside show the step in wind power",
+    "2d": "a little better, although `val_loss` did not fall, because `val_loss` is mostly the step in wind power",
     "2e": "a model of capacity factors needs the capacity of the hour, and its user has to know that",
     "2f": "only the two forests of the last year pass: the other models predict too little wind",
     "2g": "the challenger predicts too little wind in this week: 9.9 GW were measured",
@@ -82,8 +82,8 @@ LESSONS = {
     "2.2": f"at depth 12, 50 trees win {PAIRS_WON[12]} of 25 pairs: a small lead, but not luck; "
     f"at depth 6 they win {PAIRS_WON[6]}: one run of each can show the opposite",
     "2.3": "programs that load `wind_solar@reviewed` get this version; those that load `@production` notice nothing",
-    "3a": "the height of the sun adds only 0.002, nearly all of it for wind: radiation tells solar power already. Your "
-    "winner of step 5 has an R2 of 0.927 without it",
+    "3a": "the height of the sun adds only 0.002, all of it for wind. For solar power the height alone brings nothing: it "
+    "does not tell morning from afternoon. Your winner of step 5 has an R2 of 0.927 without it",
     "3.1": "the run records the fraction: its R2 is of other hours than those of step 2, so do not compare the two",
     "3.2": "the commit leads to the code, if nothing was changed after it: with its parameters and the same data, "
     "anyone can repeat the run",
