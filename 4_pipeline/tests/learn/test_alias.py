@@ -80,12 +80,12 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
     dice, seen = random.Random(kills), set()
     with subprocess.Popen(
         [sys.executable, "-c", PROMOTE, registered_model, *candidates], stdout=subprocess.PIPE, text=True
-    ) as gate:
+    ) as promoter:
         try:
             for number in itertools.count():
                 if number >= kills and (len(seen) > 1 or number > 6 * kills):
                     break
-                promoting = psutil.Process(int(gate.stdout.readline()))
+                promoting = psutil.Process(int(promoter.stdout.readline()))
                 time.sleep(dice.uniform(0.1, 3.0 if len(seen) > 1 else 1.5 + number / 2))  # a busy machine takes longer
                 promoting.send_signal(signal.SIGKILL)
                 promoting.wait(5)
@@ -102,9 +102,9 @@ def test_alias_never_dangles_when_the_gate_is_killed(registered_model, candidate
                 assert storage.load(serving.model_uri).kind in ("sklearn", "keras")
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(gate.pid).children():
+                for child in psutil.Process(promoter.pid).children():
                     child.kill()
-            os.kill(gate.pid, signal.SIGKILL)
+            os.kill(promoter.pid, signal.SIGKILL)
     assert len(seen) > 1
 
 
