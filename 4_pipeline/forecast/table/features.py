@@ -115,23 +115,27 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
     It is what a row has in the columns `CAPACITIES`; with ``year_ends`` these may be absent or empty, see
     `add_capacity`. Raises DataError for columns that are absent, and for hours without a figure.
     """
-    columns = {CAPACITIES[target]: target for target in (problem.CAPACITY if year_ends is None else year_ends)}
     if year_ends is None:
-        require_columns(frame.columns, list(columns), "The frame", GIVE_CAPACITY)
+        columns = {target: CAPACITIES[target] for target in problem.CAPACITY}
+        require_columns(frame.columns, list(columns.values()), "The frame", GIVE_CAPACITY)
+        known = {target: frame[column].to_numpy() for target, column in columns.items()}
     else:
-        frame = add_capacity(frame, year_ends)
-    unknown = frame.loc[frame[list(columns)].isna().any(axis="columns"), "utc_timestamp"]
-    if len(unknown):
-        year = to_utc(unknown)[0].year
+        known = _capacities(frame, year_ends)
+    capacities = DataFrame({target: known.get(target, 1.0) for target in TARGETS}, frame.index)
+    unknown = np.isnan(capacities.to_numpy()).any(axis=1)
+    if unknown.any():
+        first = frame.loc[unknown, "utc_timestamp"].iloc[0]
+        year = to_utc(Series([first]))[0].year
         ends = sorted(int(year) for figures in (year_ends or {}).values() for year in figures)
+        years = f"{ends[0] + 1}-01-01 to {ends[-1] + 1}-01-01" if ends else ""
         raise DataError(
-            f"There is no figure of installed capacity for {len(unknown)} of {len(frame)} hours.",
-            value=str(unknown.iloc[0]),
-            expected=f"{ends[0] + 1}-01-01 to {ends[-1] + 1}-01-01" if ends else ", ".join(columns),
+            f"There is no figure of installed capacity for {unknown.sum()} of {len(frame)} hours.",
+            value=str(first),
+            expected=years or ", ".join(CAPACITIES[target] for target in known),
             next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
             " see own/README.md",
         )
-    return frame[list(columns)].rename(columns=columns).reindex(columns=TARGETS, fill_value=1.0)
+    return capacities
 
 
 def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
@@ -139,15 +143,18 @@ def add_capacity(frame: DataFrame, year_ends: YearEnds) -> DataFrame:
 
     A figure that a row has already stays. Hours outside the years have none.
     """
-    stamps, columns = to_utc(frame["utc_timestamp"]), {}
+    return frame.assign(**{CAPACITIES[target]: known for target, known in _capacities(frame, year_ends).items()})
+
+
+def _capacities(frame: DataFrame, year_ends: YearEnds) -> dict[str, np.ndarray]:
+    stamps, capacities = to_utc(frame["utc_timestamp"]), {}
     for target, figures in year_ends.items():
         ends = {pd.Timestamp(int(year) + 1, 1, 1, tz="UTC"): figures[year] for year in sorted(figures, key=int)}
-        first = min(ends)
+        first, column = min(ends), CAPACITIES[target]
         seconds = [(end - first).total_seconds() for end in ends]
         known = np.interp((stamps - first).total_seconds(), seconds, list(ends.values()), left=np.nan, right=np.nan)
-        column = CAPACITIES[target]
-        columns[column] = frame[column].fillna(Series(known, frame.index)) if column in frame else known
-    return frame.assign(**columns)
+        capacities[target] = np.where(frame[column].isna(), known, frame[column]) if column in frame else known
+    return capacities
 
 
 def assume_capacity(rows: DataFrame, year_ends: YearEnds) -> tuple[DataFrame, Series]:
