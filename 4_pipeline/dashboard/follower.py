@@ -98,7 +98,7 @@ class Comparison:
     @functools.cached_property
     def r2_without_model(self) -> dict[str, float]:
         """R2 of `monitoring.BASELINES` on the hours that the model did not learn; empty where these are not known."""
-        until = self.champion.learned_until
+        until = self.champion.judged_until
         held_out = self.frame[self.frame["utc_timestamp"] > pd.Timestamp(until)] if until else self.frame[:0]
         return {} if held_out.empty else monitoring.baseline_r2(held_out, self.baselines)
 
@@ -139,7 +139,7 @@ class Snapshot:
         """The data beside the predictions for it; None without data or without a model."""
         if self.champion is None or self.frame is None or self.predictions is None:
             return None
-        baselines = monitoring.baselines(self.frame, self.champion.learned_until)
+        baselines = monitoring.baselines(self.frame, self.champion.judged_until)
         return Comparison(self.champion, self.frame, *self.predictions, baselines, self.max_bias_percent)
 
     @functools.cached_property
@@ -236,7 +236,8 @@ class Follower:
         """Return the model of a version and its predictions, while the old one stays in use."""
         if self.now.champion is None and "model" not in self.now.faults:  # no page shows another try after a failure
             self._replace(is_ready=False)
-        champion = Champion(production, storage.load(production.model_uri))
+        judged = storage.load(production.refit_of.model_uri) if production.refit_of else None
+        champion = Champion(production, storage.load(production.model_uri), judged)
         return champion, _predict(champion, self.now.frame)
 
     def _replace(self, **changes: Any) -> None:
@@ -268,7 +269,7 @@ def _repeat(step: Callable[[], None], due: threading.Event, seconds: float) -> N
 
 
 def _predict(champion: Champion | None, frame: pd.DataFrame | None) -> Prediction | None:
-    return None if champion is None or frame is None else champion.model.predict_with_band(frame)
+    return None if champion is None or frame is None else champion.predict_as_new(frame)
 
 
 def _for_readers(why: str | Exception) -> str:

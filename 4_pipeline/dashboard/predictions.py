@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from forecast import problem
-from forecast.learn import gate
+from forecast.learn import gate, storage
 from forecast.learn.storage import LoadedModel
 from forecast.quantities import YearEnds
 from forecast.table.schema import STAMP, TARGETS
@@ -22,7 +22,7 @@ Request = tuple[pd.DataFrame, Future[Prediction]]
 
 @dataclass(frozen=True, eq=False)
 class Champion:
-    """The version in production and its model.
+    """The version in production, its model, and the model that was ``judged`` if the version is a refit of it.
 
     One thread at a time calls the model, for all that wait: Keras models are not safe to share, and 50 rows take as
     long as one.
@@ -30,6 +30,7 @@ class Champion:
 
     production: Production
     model: LoadedModel
+    judged: LoadedModel | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiting: deque[Request] = field(default_factory=deque)
 
@@ -40,6 +41,15 @@ class Champion:
     def learned_until(self) -> str | None:
         """The start of the last hour that the model learned from, in ISO 8601; None where that is not known."""
         return gate.learned_until(self.production)
+
+    @property
+    def judged_until(self) -> str | None:
+        """The start of the last hour that the model learned from that predicts `predict_as_new`; None if not known."""
+        return gate.learned_until(self.production.evidence)
+
+    def predict_as_new(self, frame: pd.DataFrame) -> Prediction:
+        """Predict hours that were measured: those that a refit learned, by the model that was judged in its place."""
+        return storage.predict_as_new(self.model, self.judged, self.learned_until, frame)
 
     @property
     def year_ends(self) -> YearEnds:

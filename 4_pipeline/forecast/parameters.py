@@ -215,7 +215,7 @@ class TrainKeras(Section):
 
 
 class Compare(Section):
-    """Which held-out score ranks the models."""
+    """Which score on the validation weeks ranks the models."""
 
     rank_by: Annotated[str, AfterValidator(_check_score)] = Field(json_schema_extra={"enum": [*SCORES]})
 
@@ -236,6 +236,7 @@ class Promote(Section):
     )
     max_latency_ms: float = Field(gt=0, le=60_000, description="for the prediction of one hour")
     max_size_MB: float = Field(gt=0, le=10_000, description="of the model's files")
+    refit: bool = Field(False, description="whether what passed is fitted again, on all hours, for production")
 
 
 class Report(Section):

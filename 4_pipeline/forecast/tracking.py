@@ -135,13 +135,14 @@ def _moved_since(decision: Path) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def start_run(
     stage: str, *, data: Iterable[Path | str] = (), learned_from: Path | str | None = None,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None, refit_of: str | None = None,
 ) -> Iterator[mlflow.ActiveRun]:  # fmt: skip
     """Open a run of the experiment that carries its lineage; end it with the block, as failed when the block raises.
 
     ``data`` are the files that the run reads, relative to the working folder: their hashes, as DVC has them, become
     tags. ``learned_from`` is the processed table that its model learns from: its hours and its source are declared, by
-    which the gate knows that held-out hours are new to the model. In a notebook a link to the run is shown, too.
+    which the gate knows that held-out hours are new to the model. ``refit_of`` is the run whose recipe is fitted again.
+    In a notebook a link to the run is shown, too.
     """
     client = connect()
     import mlflow
@@ -149,7 +150,8 @@ def start_run(
 
     RETRIES.set(max(RETRIES.get() if RETRIES.is_set() else 0, TRIES))  # nobody waits at this terminal
     mlflow.set_experiment(EXPERIMENT)
-    with mlflow.start_run(run_name=stage, tags={STAGE_TAG: stage} | _lineage_tags(data)) as run:
+    name, tags = f"{stage}, refit" if refit_of else stage, {STAGE_TAG: stage} | _lineage_tags(data)
+    with mlflow.start_run(run_name=name, parent_run_id=refit_of, nested=bool(refit_of), tags=tags) as run:
         if learned_from:
             _declare_learned(Path(learned_from))
         if parameters:

@@ -183,7 +183,7 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
     report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
     hours, (start, end) = len(frame), period
     text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += monitoring.training_overlap(frame, compared.champion.learned_until)
+    text += monitoring.training_overlap(frame, compared.champion.judged_until)
     tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
     summary = html.P(monitoring.sentence(compared.qualities), className="summary")
     key_figures = [summary, tiles, html.P(text, className="hint")]

@@ -23,7 +23,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     """Return the state, the months and the inputs of the model in production."""
     if (comparison := snapshot.comparison) is None:
         return [parts.panel("state", TITLE, snapshot.missing("frame", "champion"), [])]
-    qualities, since = comparison.latest, comparison.champion.learned_until
+    qualities, since = comparison.latest, comparison.champion.judged_until
     table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in qualities], "moves")
     days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
     later = comparison.frame[comparison.frame["utc_timestamp"] > pd.Timestamp(since)] if since else comparison.frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from mlflow_gate.lineage import Facts
 from mlflow_gate.rules import Limits
 from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG
 
-from forecast import problem
+from forecast import problem, tracking
 from forecast.parameters import FILE, project, read_stage
 from forecast.table import schema
 from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
@@ -25,11 +26,12 @@ from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow_gate.alias import Evidence
 
     from forecast.parameters import Promote
 
 PIPELINE_WHY = "pipeline"  # the reason that the pipeline gives for a promotion; a person gives another
-KINDS = ("data", "commit", "stage", "notebook", "run", "environment", "model", "decision", "production")
+KINDS = ("data", "commit", "stage", "notebook", "run", "refit", "environment", "model", "decision", "production")
 METRIC = "r2"
 
 
@@ -56,6 +58,7 @@ class Registry(mlflow_gate.Registry):
             evaluate=judge,
             held_out=hours,
             contest=Contest(METRIC, name="R2"),
+            refit=self._refit_on_all_hours,
             tags=("mlflow_gate.", STAGE_TAG, COMMIT_TAG, DIRTY_TAG),
             candidate=folder / "results" / "candidate.json",
             decision=folder / "results" / "decision.json",
@@ -74,11 +77,24 @@ class Registry(mlflow_gate.Registry):
 
     def judge(self, run_id: str, model_uri: str | None = None) -> tuple[Decision, Production | None]:
         """Put a candidate before the gate; raise ParameterError when params.yaml cannot be read."""
-        policy = self._policy or read_stage(project() / FILE, "promote")
+        self._policy = policy = self._policy or read_stage(project() / FILE, "promote")
         self.rules = rules(policy)
         limits = {name: getattr(policy, name) for name in ("min_gain", "near_tie", "alpha", "max_gain")}
         self.contest = Contest(METRIC, name="R2", **limits)
         return super().judge(run_id, model_uri)
+
+    def _refit_on_all_hours(self, run: Run, model_uri: str) -> tuple[str, str] | None:
+        """Fit the recipe of a run on data/germany.parquet; return run and model, or None with `promote.refit` off."""
+        from forecast.learn import refit, storage
+
+        if self._policy is None or not self._policy.refit:
+            return None
+        table, stage = "data/germany.parquet", run.data.tags.get(STAGE_TAG, run.info.run_name)
+        facts = {"data": [table], "learned_from": table, "parameters": run.data.params, "refit_of": run.info.run_id}
+        with contextlib.chdir(project()), tracking.start_run(stage, **facts) as fitted:
+            frame = schema.read(table)
+            model = refit.refit(self.load(model_uri), frame, run.data.params)
+            return fitted.info.run_id, storage.log_model(model, frame.tail())
 
     def origin(self, run: Run | None, tags: Mapping[str, str]) -> list[Link]:
         """Return the links of a model's lineage up to its run: data, commit, stage, executed notebook."""
@@ -158,8 +174,8 @@ def stage_of(production: Production) -> str | None:
     return production.tags.get(STAGE_TAG)
 
 
-def learned_until(production: Production | None) -> str | None:
-    """Return the start of the last hour that the version in production learned from, in ISO 8601; None if unknown."""
+def learned_until(production: Production | Evidence | None) -> str | None:
+    """Return the start of the last hour that a version, or its evidence, learned from, in ISO 8601; None if unknown."""
     return _learned(production).get("last")
 
 
@@ -168,7 +184,7 @@ def source_of(production: Production | None) -> str | None:
     return _learned(production).get("source") or None
 
 
-def _learned(production: Production | None) -> dict[str, Any]:
+def _learned(production: Production | Evidence | None) -> dict[str, Any]:
     try:
         return dict(json.loads(production.tags[LEARNED_TAG])) if production else {}
     except (KeyError, TypeError, ValueError):

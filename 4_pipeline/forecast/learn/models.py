@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from forecast.learn.compat import strip_fitting_state
 from forecast.quantities import YearEnds
 from forecast.table.features import (
     INPUTS,
+    capacity_factors,
     derive,
     inputs,
     installed,
@@ -33,11 +34,13 @@ from forecast.table.features import (
     year_ends_of,
 )
 from forecast.table.reading import require_columns
+from forecast.table.split import split_by_time
 
 if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
+WATCHED_SHARE, PATIENCE_EPOCHS = 0.15, 6  # of a network
 BATCH_HOURS = 4096  # Keras's own 32 take several times as long
 # They learn as much as 40 at the usual rate of 0.1, in half the time: 0.8 ** 19 is 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
@@ -218,6 +221,28 @@ class CapacityFactorNetwork:
         """Return an array with a row an hour and the columns of `TARGETS`; errors as `features.derive`."""
         factors = self.network.predict(derive(X).to_numpy("float32"), batch_size=BATCH_HOURS, verbose=0)
         return np.clip(factors * installed(X, self.year_ends_).to_numpy(), LEAST, None)
+
+
+def fit_network(
+    network: Any, frame: pd.DataFrame, *, epochs: int, learning_rate: float, callbacks: Sequence[Any] = ()
+) -> dict[str, list[float]]:
+    """Fit a Keras network from `features.DERIVED` to capacity factors on a processed frame; return loss by epoch.
+
+    The last 15 % of the hours are not learned from: training stops after six epochs without a smaller error on them
+    (`val_loss`), and goes back to the best. Normalizations take their means from the hours that are learned.
+    """
+    import keras
+
+    (learned, watched), size = split_by_time(frame, WATCHED_SHARE), {"batch_size": 512, "verbose": 0}
+    derived, later = (derive(part).to_numpy("float32") for part in (learned, watched))
+    factors, later_factors = (capacity_factors(part).to_numpy("float32") for part in (learned, watched))
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.adapt(derived)
+    network.compile(optimizer=keras.optimizers.Adam(learning_rate), loss="mse", steps_per_execution=16)
+    stop = keras.callbacks.EarlyStopping(patience=PATIENCE_EPOCHS, restore_best_weights=True)
+    options = {"validation_data": (later, later_factors), "callbacks": [stop, *callbacks]} | size
+    return network.fit(derived, factors, epochs=epochs, **options).history
 
 
 # -- the search for hyperparameters ------------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ class LoadedModel:
 
     ``coverage`` is the share of hours that its error band was made to hold; None for a model that has no band.
     ``size_bytes`` is that of its files; None for a model without files, as is ``signature``: its columns, in and out.
-    ``year_ends`` are the figures of installed
-    capacity that it uses; those of the problem for a model that needs none.
+    ``year_ends`` are the figures of installed capacity that it uses; those of the problem for a model that needs none.
+    ``fitted`` is the model itself.
     """
 
     kind: str
@@ -72,18 +72,19 @@ class LoadedModel:
     size_bytes: int | None = None
     signature: str | None = None
     year_ends: YearEnds = field(default_factory=problem.CAPACITY.copy)
+    fitted: Any = None
 
     @classmethod
     def of(cls, model: Any) -> LoadedModel:
         """Wrap a fitted scikit-learn or Keras model, so that it predicts as it will once it is loaded."""
         if isinstance(model, CapacityFactorNetwork):
-            return cls("keras", model.predict, inputs, year_ends=model.year_ends_)
+            return cls("keras", model.predict, inputs, year_ends=model.year_ends_, fitted=model)
         if type(model).__module__.startswith("keras"):
-            return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0))
+            return cls("keras", lambda weather: model.predict(weather.to_numpy("float32"), verbose=0), fitted=model)
         if isinstance(model, CapacityFactorRegressor):
             band, coverage = (model.predict_with_band, model.coverage) if model.bands_ else (None, None)
-            return cls("sklearn", model.predict, inputs, band, coverage, year_ends=model.year_ends_)
-        return cls("sklearn", model.predict)
+            return cls("sklearn", model.predict, inputs, band, coverage, year_ends=model.year_ends_, fitted=model)
+        return cls("sklearn", model.predict, fitted=model)
 
     @property
     def knows_time(self) -> bool:
@@ -120,6 +121,23 @@ class LoadedModel:
                     next_step="mlflow-gate rollback",
                 )
         return predicted
+
+
+def predict_as_new(
+    model: LoadedModel, judged: LoadedModel | None, learned_until: str | None, frame: pd.DataFrame
+) -> tuple[pd.DataFrame, tuple[pd.DataFrame, pd.DataFrame] | None]:
+    """Predict hours with a band, as `LoadedModel.predict_with_band`, so that errors on them say something.
+
+    A refit has learned all hours up to ``learned_until``: these are predicted by the model that was ``judged`` in its
+    place, if there is one.
+    """
+    if judged is None or learned_until is None:
+        return model.predict_with_band(frame)
+    learned = frame["utc_timestamp"] <= pd.Timestamp(learned_until)
+    parts = [(judged, frame[learned]), (model, frame[~learned])]
+    predicted, bands = zip(*(each.predict_with_band(hours) for each, hours in parts if len(hours)), strict=True)
+    band = None if None in bands else tuple(pd.concat(ends).loc[frame.index] for ends in zip(*bands, strict=True))
+    return pd.concat(predicted).loc[frame.index], band
 
 
 # -- logging -----------------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def scores(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(title_text="R2 (1 is perfect, 0 is no better than the mean)", zeroline=True)
     return figure.update_layout(
-        template=TEMPLATE, title_text="R2 on the held-out period", hovermode="y unified", bargroupgap=0.08
+        template=TEMPLATE, title_text="R2 on the validation weeks", hovermode="y unified", bargroupgap=0.08
     )
 
 

@@ -20,7 +20,7 @@ from pandas import DataFrame, Series, Timestamp
 from forecast import problem
 from forecast.errors import DataError
 from forecast.learn import gate
-from forecast.learn.storage import load
+from forecast.learn.storage import load, predict_as_new
 from forecast.quantities import Target
 from forecast.show import monitoring
 from forecast.show.figures import COLOURS, GRID, INK, MEASURED
@@ -126,8 +126,9 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
     if production is None:
         return ReportData(frame)
     model = load(production.model_uri)
+    judged = load(production.refit_of.model_uri) if production.refit_of else None
     try:
-        predictions = model.predict_with_band(frame)
+        predictions = predict_as_new(model, judged, gate.learned_until(production), frame)
     except DataError as error:  # a model of other years, which the gate has kept
         unable = f"Version {production.version} is in production and cannot predict these hours: {error.what}"
         return ReportData(frame, unable=unable)
@@ -136,7 +137,7 @@ def gather(frame: DataFrame, production: Production | None) -> ReportData:
     except Exception as error:  # noqa: BLE001 - a report without the model's lineage is still a report
         logger.warning("The lineage of version %s cannot be read: %r", production.version, error)
         links = ()
-    until = pd.Timestamp(last) if (last := gate.learned_until(production)) else None
+    until = pd.Timestamp(last) if (last := gate.learned_until(production.evidence)) else None
     return ReportData(frame, *predictions, model.coverage, production, until, links)
 
 
@@ -286,7 +287,7 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     stamps, end = evidence.frame["utc_timestamp"], week.monday + pd.Timedelta(weeks=1)
     days = {THIS_WEEK: 7, EIGHT_WEEKS: monitoring.WINDOW_DAYS}
     rows = {name: (stamps >= end - pd.Timedelta(days=length)) & (stamps < end) for name, length in days.items()}
-    until = gate.learned_until(evidence.production) if evidence.production else None
+    until = gate.learned_until(evidence.production.evidence) if evidence.production else None
     others = monitoring.baselines(evidence.frame, until)
     known = evidence.predicted, evidence.band, evidence.coverage, others, monitoring.max_bias_percent()
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}

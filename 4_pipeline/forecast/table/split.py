@@ -12,6 +12,7 @@ from pandas import DataFrame, Series
 from forecast.errors import DataError, ParameterError
 
 WEEK_HOURS = 168
+EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday
 WHOLE_ENOUGH = 0.9  # a week with fewer of its hours is no basis for a report
 
 
@@ -41,15 +42,21 @@ def split_by_time(frame: DataFrame, test_fraction: float) -> tuple[DataFrame, Da
     return ordered.iloc[:cut].copy(), ordered.iloc[cut:].reset_index(drop=True)
 
 
-def unlearned(frame: DataFrame, learned: tuple[str, str] | None) -> DataFrame:
-    """Return the rows after the hours that a model ``learned`` from (first and last, ISO 8601); all if it knows none.
+def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
+    """Return validation and test: the rows of every other week, on which one chooses, and those of the weeks between.
 
-    Rows before those hours are left out as well, unless all are: what remains is one period.
+    Which one a week belongs to follows from its date, and stays when hours are added. Raises DataError if either would
+    be empty.
     """
-    stamps = frame["utc_timestamp"]
-    if learned is None or not stamps.between(*map(pd.Timestamp, learned)).any():
-        return frame
-    return frame[stamps > pd.Timestamp(learned[1])].reset_index(drop=True)
+    is_test = (mondays(held_out["utc_timestamp"]) - EPOCH).dt.days // 7 % 2 == 1
+    if is_test.nunique() < 2:
+        raise DataError(
+            "There are too few rows held out to choose on some and to judge on others.",
+            value=f"{len(held_out)} rows",
+            expected="at least a week each",
+            next_step="take more data or another test_fraction",
+        )
+    return tuple(held_out[rows].reset_index(drop=True) for rows in (~is_test, is_test))
 
 
 # -- weeks -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -19,13 +20,27 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ANSWER_SECONDS = 3.0
+EVIDENCE_TAG = "mlflow_gate.evidence"  # of a version that is a refit: the fields of its `Evidence` as JSON
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The model that the gate judged, by its run and its address; ``tags`` are those of the run that the record keeps.
+
+    It is the version's own model, or what was fitted on a part of the rows before the version was fitted on all.
+    """
+
+    run_id: str
+    model_uri: str
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Production:
     """The version that the alias points at; ``move`` is the last move that brought it there.
 
-    ``tags`` are those of its run, ``moves`` counts how often the version came into production.
+    ``tags`` are those of its run, ``moves`` counts how often the version came into production. ``refit_of`` is the
+    model that was judged, if the version is a refit of it.
     """
 
     name: str
@@ -36,9 +51,15 @@ class Production:
     move: Move = field(default_factory=lambda: Move(0, record.BY_HAND, ""))
     tags: Mapping[str, str] = field(default_factory=dict)
     moves: int = 0
+    refit_of: Evidence | None = None
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
+
+    @property
+    def evidence(self) -> Evidence:
+        """The model that the gate judged."""
+        return self.refit_of or Evidence(self.run_id, self.model_uri, self.tags)
 
 
 class Alias:
@@ -104,6 +125,7 @@ class Alias:
             move=self._complete(self._moves(number)[-1], run),
             tags=self.tags_of(version, run),
             moves=moves,
+            refit_of=self.refit_of(version),
         )
 
     def version_in_production(self) -> ModelVersion | None:
@@ -143,6 +165,23 @@ class Alias:
         """Return the tags of a version's run, and those that the record kept in case the run was purged."""
         kept = [move.run for _, move, _ in record.records_in([version], self.alias)]
         return (kept[-1] if kept else {}) | (run.data.tags if run else {})
+
+    def refit_of(self, version: ModelVersion) -> Evidence | None:
+        """Return the model that was judged in place of a version, its refit; None for a version that is none."""
+        try:
+            return Evidence(**json.loads(version.tags[EVIDENCE_TAG]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def versions_of(self, run_id: str, model_uri: str | None = None) -> set[str]:
+        """Return the versions that are a model of a run, or its refit: any model, or the one at an address."""
+        numbers = set()
+        for version in self._versions():
+            evidence, fits = self.refit_of(version), {version.run_id: version.source}
+            fits |= {evidence.run_id: evidence.model_uri} if evidence else {}
+            if run_id in fits and model_uri in (None, fits[run_id]):
+                numbers.add(str(version.version))
+        return numbers
 
     def history(self) -> list[Move]:
         """Return all moves of the alias, oldest first; empty when nothing was ever in production.

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,11 +119,14 @@ def of_version(registry: Registry, version: str) -> list[Link]:
         what = f"There is no version {version} of {registry.name}, or it was deleted."
         raise ModelError(what, next_step=f"mlflow-gate history {registry.name}") from None
     moves, current = registry.history(), registry.version_in_production()
-    run = registry.find_run(registered.run_id)
+    own = registry.find_run(registered.run_id)
+    tags, evidence = registry.tags_of(registered, own), registry.refit_of(registered)
+    run = registry.find_run(evidence.run_id) if evidence else own
     is_current = current is not None and current.version == registered.version
     return [
-        *registry.origin(run, registry.tags_of(registered, run)),
+        *registry.origin(run, {**evidence.tags, **(run.data.tags if run else {})} if evidence else tags),
         run_link(registry, run),
+        *([_refit(registry, own, tags)] if evidence else []),
         environment_link(registry, registry.uri_of(version)),
         _model(registry, registered),
         _decision(version, moves),
@@ -136,9 +139,7 @@ def of_run(registry: Registry, run_id: str) -> list[Link]:
     run = registry.find_run(run_id)
     if run is None:
         raise ModelError("There is no such run.", value=run_id, next_step="look for it in MLflow")
-    versions = registry.client.search_model_versions(f"run_id='{run_id}'")
-    numbers = [str(version.version) for version in versions if version.name == registry.name]
-    if numbers:
+    if numbers := registry.versions_of(run_id):
         return of_version(registry, max(numbers, key=int))
     outputs = run.outputs.model_outputs if run.outputs else []
     environment = environment_link(registry, f"models:/{outputs[0].model_id}") if len(outputs) == 1 else None
@@ -200,6 +201,12 @@ def run_link(registry: Registry, run: Run | None) -> Link:
     facts = {"id": info.run_id, "status": info.status, "started": started, "by": run.data.tags.get("mlflow.user", "")}
     url = registry.page(f"experiments/{info.experiment_id}/runs/{info.run_id}")
     return Link("run", info.run_name or info.run_id, facts, url=url or None)
+
+
+def _refit(registry: Registry, run: Run | None, tags: Mapping[str, str]) -> Link:
+    """Describe the fit on all rows that went into production after the run before it was judged."""
+    link, data = run_link(registry, run), data_link(run, tags)
+    return replace(link, kind="refit", facts=link.facts | data.facts)
 
 
 def environment_link(registry: Registry, model_uri: str) -> Link:
@@ -288,15 +295,20 @@ def check_commit(_registry: Registry, facts: Facts) -> str | None:
     return None if exists else f"this repository has no commit {commit[:10]}; fetch it"
 
 
-def check_run(registry: Registry, facts: Facts) -> str | None:
+def check_run(registry: Registry, facts: Facts, kind: str = "run") -> str | None:
     """Look whether the run is there and finished."""
-    run_id = facts["run"]["id"]
+    run_id = facts[kind]["id"]
     run = registry.find_run(run_id)
     if run is None:
         return f"there is no run {run_id}"
     if run.info.lifecycle_stage != "active":
         return f"the run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back"
     return None if run.info.status == "FINISHED" else f"the run ended as {run.info.status}"
+
+
+def check_refit(registry: Registry, facts: Facts) -> str | None:
+    """Look for the refit's run, and for the data that it learned from."""
+    return check_run(registry, facts, "refit") or check_data(registry, {"data": facts["refit"]})
 
 
 def check_model(registry: Registry, facts: Facts) -> str | None:
@@ -314,7 +326,7 @@ def check_model(registry: Registry, facts: Facts) -> str | None:
 def check_decision(registry: Registry, facts: Facts) -> str | None:
     """Compare the tags of the run with those that the record kept; a run that was purged has none."""
     version = facts["model"]["version"]
-    run = registry.find_run(facts["run"].get("id"))
+    run = registry.find_run(facts.get("refit", facts["run"]).get("id"))
     kept = next((move.run for move in registry.history() if move.version == version and move.run), {})
     now = {
         name: value for name, value in (run.data.tags if run else kept).items() if not name.startswith("mlflow.note")
@@ -327,6 +339,7 @@ CHECKS: dict[str, Callable[[Registry, Facts], str | None]] = {
     "data": check_data,
     "commit": check_commit,
     "run": check_run,
+    "refit": check_refit,
     "model": check_model,
     "decision": check_decision,
 }

@@ -34,9 +34,10 @@ class Move:
     """One move of the alias; ``action`` is `promoted`, `forced`, `rolled back`, `restored` or `by hand`.
 
     ``number`` is its place in the history, ``when`` ISO 8601 in UTC. ``scores`` are those of the version that came,
-    ``replaced_scores`` those of the version that went, both on ``held_out`` (`hash`, `period`, `rows`), and ``metric``
-    decided. ``rules`` are the gate's findings; ``run`` holds tags that say where the model comes from, in case its run
-    is purged. ``recorded`` is false for a move that is seen, but not yet written down.
+    ``replaced_scores`` those of the version that went, both on ``held_out`` (`hash`, `period`, `rows`, and `part`, the
+    part of the period in words), and ``metric`` decided. ``rules`` are the gate's findings; ``run`` holds tags that say
+    where the model comes from, in case its run is purged. ``recorded`` is false for a move that is seen, but not yet
+    written down.
 
     >>> Move(1, "promoted", "3", scores={"r2": 0.953}, metric="r2").score
     '0.9530'
@@ -77,10 +78,11 @@ class Move:
 
     @property
     def rows_judged(self) -> str:
-        """The period or the hash of the held-out rows, in brackets; empty where it was not recorded."""
+        """The held-out rows by their period or their hash, in brackets; empty where that was not recorded."""
         period, name = self.held_out.get("period"), self.held_out.get("hash")
         days = [str(end).removesuffix("T00:00:00")[:16].partition("T")[0] for end in period or ()]
-        return f"({' to '.join(days)})" if days else f"(rows {name})" if name else ""
+        rows = " to ".join(days) or (f"rows {name}" if name else "")
+        return f"({', '.join(filter(None, [self.held_out.get('part'), rows]))})" if rows else ""
 
 
 _MOVES = TypeAdapter(Move)

@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_gate import decision as verdicts
 from mlflow_gate import lineage as chain
 from mlflow_gate import moves as record
-from mlflow_gate.alias import Alias, Production
+from mlflow_gate.alias import EVIDENCE_TAG, Alias, Evidence, Production
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
@@ -26,6 +26,7 @@ from mlflow_gate.turns import turn
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
@@ -48,9 +49,11 @@ class Registry(Alias):
 
     ``evaluate(model, held_out)`` returns `Scores`. ``held_out`` is the data that models are judged on: a pandas object
     whose index holds the key of each row, or a sequence of keys; or a function that returns one. ``rules`` are limits
-    by metric (``{"r2": {"min": 0.5}}``) or functions; ``contest`` is a `Contest` or its fields. ``tags`` are the
-    beginnings of those tags of a run that the record keeps in case the run is purged. ``decision`` is the file that
-    holds the last decision of this tree, ``candidate`` the one that names a candidate.
+    by metric (``{"r2": {"min": 0.5}}``) or functions; ``contest`` is a `Contest` or its fields. ``refit(run,
+    model_uri)`` fits what passed the gate again, on all rows, and returns run and model of that fit, which goes into
+    production in its place; None to leave it. ``tags`` are the beginnings of those tags of a run that
+    the record keeps in case the run is purged. ``decision`` is the file that holds the last decision of this tree,
+    ``candidate`` the one that names a candidate.
 
     A model is loaded by `mlflow.pyfunc`; a subclass with another `load` serves other kinds, or loads more carefully.
 
@@ -68,6 +71,7 @@ class Registry(Alias):
         held_out: Any = None,
         rules: Mapping[str, Any] | None = None,
         contest: Contest | Mapping[str, Any] | None = None,
+        refit: Callable[[Run, str], tuple[str, str] | None] | None = None,
         tags: Sequence[str] = ("mlflow_gate.", COMMIT_TAG),
         candidate: Path | str | None = None,
         decision: Path | str | None = None,
@@ -83,7 +87,7 @@ class Registry(Alias):
         self.tags = tuple(tags)
         self.candidate_file = Path(candidate) if candidate else None
         self.decision_file = Path(decision) if decision else None
-        self._evaluate, self._held_out = evaluate, held_out
+        self._evaluate, self._held_out, self._refit = evaluate, held_out, refit
 
     # -- what may differ from one problem to another -------------------------------------------------------------------
     def load(self, model_uri: str) -> Any:
@@ -152,9 +156,10 @@ class Registry(Alias):
         candidate = self.evaluate(model_uri, its_learned, held_out)
         if champion is None:
             return self._veto(verdicts.decide(candidate, None, self.rules, self.contest), run_id, None), None
-        if champion.run_id == run_id:
+        judged = champion.evidence
+        if judged.run_id == run_id:
             return self._kept(candidate, champion), champion
-        other, contest = self.learned(champion.run_id, champion.tags), self.contest
+        other, contest = self.learned(judged.run_id, judged.tags), self.contest
         if other and its_learned and other.population != its_learned.population:
             other = replace(other, rows=frozenset())  # whatever the keys, these are not the rows
         if contest and other and its_learned and other.source != its_learned.source:
@@ -165,7 +170,7 @@ class Registry(Alias):
             if rest.scores is None or len(rest.scores.blocks) >= LEAST_BLOCKS:
                 held_out = _select(held_out, fresh)
                 candidate = replace(rest, learned_rows=candidate.learned_rows)
-        beaten = self.evaluate(champion.model_uri, other, held_out)
+        beaten = self.evaluate(judged.model_uri, other, held_out)
         decision = verdicts.decide(candidate, beaten, self.rules, contest)
         return self._veto(decision, run_id, champion), champion
 
@@ -201,7 +206,8 @@ class Registry(Alias):
 
         A run that was promoted before keeps its version. When the model in production changes meanwhile, the candidate
         is compared with the new one. With ``force`` a person overrules the gate, which needs ``why``. In an experiment
-        of DVC nothing moves, unless ``even_in_experiment``. Errors are those of `judge`; also Conflict.
+        of DVC nothing moves, unless ``even_in_experiment``. What goes into production is the refit of the candidate, if
+        there is one; it has to pass the rules, too. Errors are those of `judge`; also Conflict.
 
         >>> Registry("doctest").promote("0" * 32)
         Traceback (most recent call last):
@@ -215,15 +221,24 @@ class Registry(Alias):
             raise ConfigError("A forced promotion needs a reason.", expected=expected)
         record.provenance(why)  # raises for a reason that is too long
         experiment = None if even_in_experiment else experiment_of_dvc()
+        refitted = None
         for is_alone in (False, True):  # where another process is faster, the second time nobody else can be
             with turn(self.client, self.name) if is_alone else contextlib.nullcontext() as keep:
                 decision, champion = self.judge(run_id, model_uri)
                 decision = verdicts.hold(verdicts.force(decision) if force else decision, experiment)
                 decision = replace(decision, run_id=run_id, production=_identity(champion))
-                if dry_run or not decision.promoted or (champion is not None and champion.run_id == run_id):
+                is_kept = champion is not None and champion.evidence.run_id == run_id
+                if dry_run or not decision.promoted or is_kept:
                     return decision
+                run, judged_uri = self._candidate(run_id, model_uri)
+                if self._refit and refitted is None and not self.versions_of(run_id, judged_uri):
+                    refitted = self._refit(run, judged_uri)
+                if refitted:
+                    decision = self._check_refit(decision, refitted[1])
+                    if not decision.promoted:
+                        return decision
                 try:
-                    moved = self.apply(decision, run_id, self._candidate(run_id, model_uri)[1], champion, why, keep)
+                    moved = self.apply(decision, run_id, judged_uri, champion, why, keep, refitted)
                 except Conflict:
                     if is_alone:
                         raise
@@ -239,11 +254,13 @@ class Registry(Alias):
         replaced: Production | None,
         why: str = "",
         keep: Callable[[], None] | None = None,
+        refitted: tuple[str, str] | None = None,
     ) -> Production:
         """Register the model of a decision, unless its run has a version, and move the alias to it.
 
-        ``keep`` is that of a caller who has the turn (`mlflow_gate.turns`). Raises Refused when the decision does not
-        allow it, Conflict when ``replaced``, with which the candidate was compared, is not in production any more.
+        ``refitted`` are run and model of its refit, which is registered in its place. ``keep`` is that of a caller who
+        has the turn (`mlflow_gate.turns`). Raises Refused when the decision does not allow it, Conflict when
+        ``replaced``, with which the candidate was compared, is not in production any more.
 
         >>> Registry("doctest").apply(Decision(False, "refused: a rule"), "0" * 32, "models:/m-0", None)
         Traceback (most recent call last):
@@ -260,15 +277,15 @@ class Registry(Alias):
             self.client.create_registered_model(self.name)
         with contextlib.nullcontext(keep) if keep else turn(self.client, self.name) as keep:
             self._check_unchanged(replaced)
-            version, run = self._version_of(run_id, model_uri, decision), self.find_run(run_id)
+            version = self._version_of(run_id, model_uri, decision, refitted)
             judged = decision.candidate
-            held_out = {"hash": judged.held_out, "period": judged.period, "rows": judged.rows} if judged else {}
-            tags = run.data.tags if run else {}
-            kept = {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
+            names = {"hash": "held_out", "period": "period", "rows": "rows", "part": "part"}
+            held_out = {name: getattr(judged, field) for name, field in names.items()} if judged else {}
+            kept = self._kept_tags(version.run_id)
             move = Move(
                 number=0,
                 action=record.FORCED if decision.forced else record.PROMOTED,
-                version=version,
+                version=str(version.version),
                 **record.provenance(why),
                 reason=decision.reason,
                 replaced=replaced.version if replaced else None,
@@ -373,8 +390,9 @@ class Registry(Alias):
     def _veto(self, decision: Decision, run_id: str, champion: Production | None) -> Decision:
         """Return the decision, refused if the run was rolled back from since the last promotion of another."""
         versions = self._versions()
-        made = {str(version.version) for version in versions if version.run_id == run_id}
-        veto = record.veto_on(made, record.moves_in(versions, champion.version if champion else None, self.alias))
+        veto = record.veto_on(
+            self.versions_of(run_id), record.moves_in(versions, champion.version if champion else None, self.alias)
+        )
         if veto is None:
             return decision
         value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
@@ -403,19 +421,38 @@ class Registry(Alias):
             now, promoted=True, forced=forced, reason=reason, rules=rules, notes=(note,), champion=again.scores
         )
 
-    def _version_of(self, run_id: str, model_uri: str, decision: Decision) -> str:
-        made = [each for each in self._versions() if each.run_id == run_id and each.source == model_uri]
-        if made:
-            return str(max(made, key=lambda version: int(version.version)).version)
-        version = self.client.create_model_version(
+    def _kept_tags(self, run_id: str | None) -> dict[str, str]:
+        run = self.find_run(run_id)
+        tags = run.data.tags if run else {}
+        return {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
+
+    def _check_refit(self, decision: Decision, model_uri: str) -> Decision:
+        """Return the decision, refused if the refit breaks a rule; its scores are those of rows that it learned."""
+        held_out = self._held_out() if callable(self._held_out) else self._held_out
+        evaluation = replace(self.evaluate(model_uri, None, held_out), is_declared=True)
+        failed = [rule for rule in verdicts.decide(evaluation, None, self.rules, None).rules if not rule.passed]
+        if not failed or decision.forced:
+            return decision
+        step = "look at the rows that only the refit has learned"
+        value = "; ".join(map(str, failed))
+        return verdicts.refuse(decision, Rule("refit on all rows", value, "as the judged fit", False, next_step=step))
+
+    def _version_of(
+        self, run_id: str, model_uri: str, decision: Decision, refitted: tuple[str, str] | None
+    ) -> ModelVersion:
+        if made := self.versions_of(run_id, model_uri):
+            return self.client.get_model_version(self.name, max(made, key=int))
+        evidence = Evidence(run_id, model_uri, self._kept_tags(run_id))
+        run_id, source = refitted or (run_id, model_uri)
+        return self.client.create_model_version(
             self.name,
-            source=model_uri,
+            source=source,
             run_id=run_id,
-            model_id=model_uri.removeprefix("models:/"),
+            tags={EVIDENCE_TAG: json.dumps(asdict(evidence))} if refitted else None,
+            model_id=source.removeprefix("models:/"),
             description=decision.reason[:DESCRIPTION_CHARACTERS],
             await_creation_for=0,  # it exists when the server has answered
         )
-        return str(version.version)
 
     def _check_loads(self, version: str) -> None:
         try:

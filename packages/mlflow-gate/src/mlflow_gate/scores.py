@@ -16,6 +16,8 @@ class Scores:
     the block's name, smaller is better: a mapping or a pandas Series. Rows of one block may depend on one another;
     blocks should not. ``facts`` is what rules of one's own need besides.
 
+    ``part`` says in words which of the rows between two ends were held out, if not all, such as `test weeks`.
+
     The gate adds ``held_out``, the hash that names the data, ``period``, its first and last key, and ``rows``.
 
     >>> scores = Scores({"accuracy": 0.9}, blocks={"fold 1": 0.08, "fold 2": 0.12})
@@ -29,6 +31,7 @@ class Scores:
     held_out: str = ""
     period: tuple[str, str] | None = None
     rows: int = 0
+    part: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", {str(name): float(value) for name, value in dict(self.metrics).items()})
@@ -39,4 +42,5 @@ class Scores:
         kept = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
         blocks = {name: value for name, value in self.blocks.items() if math.isfinite(value)}
         period = list(self.period) if self.period else None
-        return {"metrics": kept, "blocks": blocks, "held_out": self.held_out, "period": period, "rows": self.rows}
+        names = {name: getattr(self, name) for name in ("held_out", "rows", "part")}
+        return {"metrics": kept, "blocks": blocks, "period": period} | names
