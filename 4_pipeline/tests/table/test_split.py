@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 from forecast.errors import DataError, ParameterError
-from forecast.table.split import monday, name_of, select_week, split_by_time
+from forecast.table.split import by_alternate_weeks, monday, name_of, select_week, split_by_time
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +33,26 @@ def test_split_refuses_too_few_rows(frame):
     """One row cannot be split."""
     with pytest.raises(DataError, match="too few rows"):
         split_by_time(frame.head(1), 0.2)
+
+
+def test_alternate_weeks_keep_their_part(frame):
+    """No row is lost or in both parts, weeks alternate, and hours that are added change no week's part."""
+    earlier, held_out = split_by_time(frame, 0.5)
+    validation, test = by_alternate_weeks(held_out)
+    both = pd.concat([validation, test]).sort_values("utc_timestamp", ignore_index=True)
+    pd.testing.assert_frame_equal(both, held_out)
+    weeks = both["utc_timestamp"].dt.strftime("%G-W%V").unique()
+    names = [set(part["utc_timestamp"].dt.strftime("%G-W%V")) for part in (validation, test)]
+    assert names == [set(weeks[start::2]) for start in ((0, 1) if weeks[0] in names[0] else (1, 0))]
+    later, _ = by_alternate_weeks(frame)
+    assert set(validation["utc_timestamp"]) <= set(later["utc_timestamp"])
+    assert len(earlier)
+
+
+def test_single_week_cannot_be_divided(hours):
+    """Without an hour to choose on, or to judge on, it is an error."""
+    with pytest.raises(DataError, match="too few rows held out"):
+        by_alternate_weeks(hours.head(168))
 
 
 @pytest.fixture

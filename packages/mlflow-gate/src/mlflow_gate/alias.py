@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
 
 from mlflow_gate import moves as record
 from mlflow_gate.errors import Conflict, ServerError
@@ -169,8 +170,8 @@ class Alias:
     def refit_of(self, version: ModelVersion) -> Evidence | None:
         """Return the model that was judged in place of a version, its refit; None for a version that is none."""
         try:
-            return Evidence(**json.loads(version.tags[EVIDENCE_TAG]))
-        except (KeyError, TypeError, ValueError):
+            return TypeAdapter(Evidence).validate_json(version.tags[EVIDENCE_TAG])
+        except (KeyError, ValueError):
             return None
 
     def versions_of(self, run_id: str, model_uri: str | None = None) -> set[str]:

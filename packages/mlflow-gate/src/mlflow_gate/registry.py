@@ -235,6 +235,7 @@ class Registry(Alias):
                     refitted = self._refit(run, judged_uri)
                 if refitted:
                     decision = self._check_refit(decision, refitted[1])
+                    decision = verdicts.force(decision) if force else decision
                     if not decision.promoted:
                         return decision
                 try:
@@ -431,7 +432,7 @@ class Registry(Alias):
         held_out = self._held_out() if callable(self._held_out) else self._held_out
         evaluation = replace(self.evaluate(model_uri, None, held_out), is_declared=True)
         failed = [rule for rule in verdicts.decide(evaluation, None, self.rules, None).rules if not rule.passed]
-        if not failed or decision.forced:
+        if not failed:
             return decision
         step = "look at the rows that only the refit has learned"
         value = "; ".join(map(str, failed))

@@ -1,0 +1,99 @@
+"""What passed the gate is fitted again on all rows: the judged fit stays its evidence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from mlflow_gate.alias import EVIDENCE_TAG
+from models import LEARNED, registry, train
+
+ALL_ROWS = range(1296)  # the held-out ones, too
+
+
+@pytest.fixture
+def gate(name):
+    """Return a gate that fits again what passes: the refit's error is `gate.constant`, and it learned all rows."""
+
+    def refit(run, model_uri):
+        gate.calls.append((run.info.run_id, model_uri))
+        run_id = train(gate.constant, learned=ALL_ROWS)
+        return run_id, gate._candidate(run_id, None)[1]
+
+    gate = registry(name, refit=refit)
+    gate.constant, gate.calls = 0.1, []
+    return gate
+
+
+def test_refit_goes_into_production_with_its_evidence(gate):
+    """The version is the refit; decision and record have the judged scores, and the version names the judged run."""
+    judged = train(1.0)
+    decision = gate.promote(judged)
+    now = gate.production()
+    assert decision.run_id == judged == now.evidence.run_id == gate.calls[0][0]
+    assert now.run_id == decision.production["run_id"] != judged
+    assert now.move.scores == decision.candidate.as_dict()["metrics"] == {"mae": 1.0}
+    assert gate.load(now.model_uri).predict([[0]])[0] == 0.1
+    assert json.loads(now.evidence.tags["mlflow_gate.learned"])["rows"] == len(LEARNED)
+    assert (gate.promote(judged).reason, len(gate.calls)) == (decision.reason, 1)  # it is in production already
+
+
+def test_contest_is_evidence_against_evidence(gate):
+    """A refit that learned the held-out rows blocks no retraining, and its own error does not count."""
+    gate.promote(train(1.0))
+    decision = gate.promote(train(0.5))
+    assert decision.reason == "promoted: mae 0.5000 beats the champion's 1.0000"
+    assert gate.promote(train(0.8)).reason.startswith("refused: mae gained over the model in production: -0.3")
+
+
+def test_refit_that_breaks_a_rule_is_refused(gate):
+    """The rules are applied to the refit, too; then nothing moves, unless a person forces it."""
+    gate.constant, run_id = 7, train(1.0)
+    decision = gate.promote(run_id)
+    assert not decision.promoted
+    assert "refit on all rows: mae: 7 (allowed: <= 5)" in decision.reason
+    assert gate.production() is None
+    assert gate.promote(run_id, force=True, why="seven is fine").promoted
+    assert gate.production().evidence.run_id == run_id
+
+
+def test_decision_without_a_move_costs_no_refit(gate):
+    """Neither a dry run nor a refusal fits anything."""
+    gate.promote(train(1.0), dry_run=True)
+    gate.promote(train(6.0))
+    assert gate.calls == []
+
+
+def test_rollback_from_a_refit_is_a_veto_on_the_judged_run(gate):
+    """The judged run is refused; forced, it gets its version back without another fit."""
+    gate.promote(train(1.0))
+    run_id = train(0.5)
+    gate.promote(run_id)
+    assert gate.rollback(why="bad at noon").version == "1"
+    assert "bad at noon" in gate.promote(run_id).reason
+    assert gate.promote(run_id, force=True, why="noon is mended").promoted
+    assert (gate.production().version, len(gate.calls)) == ("2", 2)
+
+
+def test_lineage_of_a_refit_leads_through_the_judged_run(gate):
+    """The chain has the judged run and its refit, whole; from either run it leads to the version."""
+    run_id = train(1.0)
+    gate.promote(run_id)
+    links = {link.kind: link for link in gate.verify(gate.lineage())}
+    assert links["run"].facts["id"] == run_id
+    assert links["refit"].facts["id"] == gate.production().run_id
+    assert f"{len(ALL_ROWS)} rows" in links["refit"].facts["learned"]
+    assert f"{len(LEARNED)} rows" in links["data"].facts["learned"]
+    assert not [link for link in links.values() if link.trouble]
+    assert gate.lineage(run_id) == gate.lineage(gate.production().run_id) == gate.lineage()
+    gate.client.delete_run(gate.production().run_id)
+    assert "was deleted" in gate.verify(gate.lineage())[3].trouble
+
+
+def test_evidence_that_cannot_be_read_is_ignored(name):
+    """Anybody who reaches the server can write tags: without usable evidence the version is judged itself."""
+    plain, run_id = registry(name), train(1.0)
+    plain.promote(run_id)
+    for text in ("", "[]", "{}", '{"run_id": "1"}', '{"run_id": 1, "model_uri": "models:/m-1"}'):
+        plain.client.set_model_version_tag(name, "1", EVIDENCE_TAG, text)
+        assert plain.production().evidence.run_id == run_id
