@@ -116,3 +116,41 @@ def test_r2_of_a_baseline_leaves_out_what_it_does_not_know(frame):
     r2 = monitoring.baseline_r2(frame, others | {"measured": frame[TARGETS]})
     assert r2["measured"] == 1
     assert all(0 < r2[name] < 0.9 for name in BASELINES)
+
+
+def _decision(candidate, champion, *, promoted=False, version="7", **fields):
+    """Return a decision of the gate with the mean absolute wind errors of candidate and champion."""
+    scores = {"candidate": {"metrics": {"mae_wind": candidate}}, "champion": {"metrics": {"mae_wind": champion}}}
+    rules = [{"name": "R2 gained", "passed": promoted}, {"name": "loading", "passed": True}]
+    return {"promoted": promoted, "rules": rules, "production": {"version": version}} | scores | fields
+
+
+REFUSED = _decision(1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("decision", "step"),
+    [
+        ({}, "`dvc repro` trains"),
+        (REFUSED, "`mlflow-gate promote --force --why REASON` overrules the gate"),
+        (_decision(2.0, 2.0), "training again on the same hours does not help"),
+        (_decision(2.0, None), "training again on the same hours does not help"),
+        (_decision(1.0, 2.0, version="6"), "`dvc repro` trains"),
+        (_decision(1.0, 2.0, experiment="tidal-ruin"), "`dvc repro` trains"),
+        (_decision(1.0, 2.0, promoted=True), "`mlflow-gate rollback --why REASON`"),
+        (_decision(1.0, 1.0, promoted=True, notes=["again"]), "training again on the same hours does not help"),
+    ],
+)
+def test_next_step_of_a_bad_state_depends_on_the_last_decision(frame, decision, step):
+    """The decision counts for the version that it left; a person forces only a candidate with smaller errors."""
+    text = monitoring.next_step(qualities_of_wind(frame, 0.85), decision, "7")
+    assert "(15 %) too low, over 8 weeks: bad." in text
+    assert f"(results/findings.json). If they are right, {step}" in text
+    for factor, words in ((0.93, "watch. The last candidate was refused (R2 gained). Look again"), (1, "good. ")):
+        assert words in monitoring.next_step(qualities_of_wind(frame, factor), REFUSED, "7")
+
+
+def qualities_of_wind(frame, factor):
+    """Return the quality of predictions of wind power that are ``factor`` times what was measured."""
+    each_target = monitoring.qualities(frame, frame[TARGETS] * factor, None, None, {}, 5.0)
+    return [each for each in each_target if each.target.key == "wind"]
