@@ -37,11 +37,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     columns = ["month", "target", "nmae_percent", "bias_percent", "inside_percent"]
     figure = figures.by_month(pd.DataFrame(months, columns=columns))
     label = "Errors, bias and share within the band by month"
-    about = "Hours after those that the model learned" if since else "Which hours the model learned is not known: all"
-    ends = (
-        " to ".join(f"{hour:%d %b %Y}" for hour in later["utc_timestamp"].iloc[[0, -1]]) if len(later) else "none yet"
-    )
-    about = f"{about}, {ends}. The first and the last month may be incomplete."
+    about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
+    about += " The first and the last month may be incomplete."
     ranges = monitoring.unlearned(comparison.frame, since)
     rows = [
         [each.title, f"{low:.1f}", f"{high:.1f} {each.unit}", f"{100 * share:.2f} %"]

@@ -34,8 +34,7 @@ LAYOUT = {
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
     """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
-    The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``, or from the first to the
-    last complete hour that there is: in a year that has just begun no later hour is missing.
+    The rule, for each hour (UTC) of ``first_year`` to ``last_year``, from the first complete one to the last:
 
     1. an hour that a file holds more than once: its first row is kept, the others are left out;
     2. an hour that is absent from a file is left out;
@@ -61,7 +60,8 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             expected="first_year <= last_year",
             next_step="exchange them (in the pipeline: params.yaml)",
         )
-    origin, hours = origin_in(raw_folder), _hours(first_year, last_year)
+    origin, ends = origin_in(raw_folder), (f"{first_year}-01-01", f"{last_year + 1}-01-01")
+    hours = pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")
     tables = read(Path(raw_folder), origin.csv)
     parts = {name: take_hours(table, hours) for name, table in tables.items()}
     frame = join(parts, hours)
@@ -235,13 +235,10 @@ def in_words(findings: Mapping[str, Any]) -> str:
 
 
 def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:
-    """Return how many hours of each month are missing: a row a year, columns 1 to 12.
-
-    NaN for months before the first and after the last hour of the frame, which are not missing.
-    """
-    hours, stamps = _hours(first_year, last_year), frame["utc_timestamp"]
-    missing = Series(~hours.isin(stamps), hours, float).where(hours.to_series().between(stamps.min(), stamps.max()))
-    return missing.groupby([hours.year, hours.month]).sum(min_count=1).unstack()
+    """Return how many hours of each month are missing: a row a year, columns 1 to 12; NaN before and after all."""
+    hours = pd.date_range(*frame["utc_timestamp"].iloc[[0, -1]], freq="h")
+    missing = Series(~hours.isin(frame["utc_timestamp"]), hours).groupby([hours.year, hours.month]).sum().unstack()
+    return missing.reindex(range(first_year, last_year + 1), columns=range(1, 13))
 
 
 def runs(values: Series) -> DataFrame:
@@ -249,8 +246,3 @@ def runs(values: Series) -> DataFrame:
     starts = values.ne(values.shift()) & values.notna()
     sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
     return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "hours": sizes.to_numpy()})
-
-
-def _hours(first_year: int, last_year: int) -> DatetimeIndex:
-    ends = f"{first_year}-01-01", f"{last_year + 1}-01-01"
-    return pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")

@@ -25,9 +25,8 @@ logger = logging.getLogger(__name__)
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DOUBLED = 0  # rows: of two rows of one hour one is wrong, and only the publisher knows which
-# From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. A part of
-# a year is compared with the same hours of the year before. The weather of n weeks changes by 1/sqrt(n): a month may
-# change by three times as much. Means with a usual value are those of years with nearly all their hours.
+# From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. Of a part
+# of a year, compared with the same hours of the year before, more is usual: of a month sqrt(12) times as much.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
 WHOLE_YEAR_HOURS = 0.9 * 8760
@@ -214,7 +213,7 @@ def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]
     change = now - before if kelvin else 100 * (now - before) / before.clip(lower=1e-9)
     limits = (limit / np.sqrt((hours / WHOLE_YEAR_HOURS).clip(upper=1))).round(1)
     worst = (change.abs() / limits).idxmax()
-    places = {year: f"{year}, {hours[year]:,} hours" if limits[year] > limit else f"{year}" for year in hours.index}
+    places = {year: f"{year} ({hours[year]:,} h of both years)" for year in hours.index}
     note = _listed(f"{change[year]:+.3g} {unit} to {places[year]}" for year in hours.index[change.abs() > limits])
     note = f"{note}; did capacity, or what is counted, change?" if note else f"to {places[worst]}"
     most = float(limits[worst])
