@@ -182,13 +182,12 @@ def overall(qualities: Iterable[Quality]) -> str:
     return max((each.state for each in qualities), key=STATES.index, default="good")
 
 
-def next_step(qualities: Iterable[Quality], decision: Mapping[str, Any], version: str) -> str:
+def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
     """Return the state of the version in production, whether the gate refused a candidate since, and what to do.
 
     ``qualities`` are those of the `latest` hours. ``decision`` is the content of `results/decision.json`; it counts if
     it left the ``version`` in production.
     """
-    qualities = list(qualities)
     state = overall(qualities)
     worst = [each for each in qualities if each.state == state]
     text = f"{sentence(worst)[:-1]}, over {WINDOW_DAYS // 7} weeks: {state}."
@@ -203,15 +202,11 @@ def next_step(qualities: Iterable[Quality], decision: Mapping[str, Any], version
     scores = [(decision.get(name) or {}).get("metrics", {}) for name in ("candidate", "champion")]
     errors = [[each.get(of.target.metric("mae")) or math.nan for each in scores] for of in worst]
     if not decision:
-        step = "`dvc repro` trains a candidate for the gate"
+        step = "`dvc repro` puts a candidate before the gate"
     elif is_refused and all(candidate < champion for candidate, champion in errors):
-        step = (
-            "`mlflow-gate promote --force --why REASON` overrules the gate: the candidate's held-out errors are smaller"
-        )
-    elif is_refused or decision.get("notes") or not decision.get("champion"):
-        step = "training again on the same hours does not help: wait for more of them, or change the model"
+        step = "`mlflow-gate promote --force --why REASON` overrules the gate: the candidate's errors were smaller"
     else:
-        step = "`mlflow-gate rollback --why REASON` brings back the version before"
+        step = "training again on the same hours does not help: wait for more of them, or change the model"
     return f"{text} Look at the data of these weeks first (results/findings.json). If they are right, {step}."
 
 

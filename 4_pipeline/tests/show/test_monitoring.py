@@ -125,32 +125,23 @@ def _decision(candidate, champion, *, promoted=False, version="7", **fields):
     return {"promoted": promoted, "rules": rules, "production": {"version": version}} | scores | fields
 
 
-REFUSED = _decision(1.0, 2.0)
+FRESH = "`dvc repro` puts a candidate before the gate"
+DECISIONS = [
+    ({}, FRESH),
+    (_decision(1.0, 2.0, version="6"), FRESH),
+    (_decision(1.0, 2.0, experiment="tidal-ruin"), FRESH),
+    (_decision(1.0, 2.0), "`mlflow-gate promote --force --why REASON` overrules the gate"),
+    (_decision(2.0, None), "training again on the same hours does not help"),
+    (_decision(1.0, 2.0, promoted=True), "training again on the same hours does not help"),
+]
 
 
-@pytest.mark.parametrize(
-    ("decision", "step"),
-    [
-        ({}, "`dvc repro` trains"),
-        (REFUSED, "`mlflow-gate promote --force --why REASON` overrules the gate"),
-        (_decision(2.0, 2.0), "training again on the same hours does not help"),
-        (_decision(2.0, None), "training again on the same hours does not help"),
-        (_decision(1.0, 2.0, version="6"), "`dvc repro` trains"),
-        (_decision(1.0, 2.0, experiment="tidal-ruin"), "`dvc repro` trains"),
-        (_decision(1.0, 2.0, promoted=True), "`mlflow-gate rollback --why REASON`"),
-        (_decision(1.0, 1.0, promoted=True, notes=["again"]), "training again on the same hours does not help"),
-    ],
-)
-def test_next_step_of_a_bad_state_depends_on_the_last_decision(frame, decision, step):
+@pytest.mark.parametrize(("decision", "step"), DECISIONS)
+@pytest.mark.parametrize(("factor", "state"), [(1, "good"), (0.93, "watch"), (0.85, "bad")])
+def test_next_step_joins_state_and_last_decision(frame, decision, step, factor, state):
     """The decision counts for the version that it left; a person forces only a candidate with smaller errors."""
-    text = monitoring.next_step(qualities_of_wind(frame, 0.85), decision, "7")
-    assert "(15 %) too low, over 8 weeks: bad." in text
-    assert f"(results/findings.json). If they are right, {step}" in text
-    for factor, words in ((0.93, "watch. The last candidate was refused (R2 gained). Look again"), (1, "good. ")):
-        assert words in monitoring.next_step(qualities_of_wind(frame, factor), REFUSED, "7")
-
-
-def qualities_of_wind(frame, factor):
-    """Return the quality of predictions of wind power that are ``factor`` times what was measured."""
-    each_target = monitoring.qualities(frame, frame[TARGETS] * factor, None, None, {}, 5.0)
-    return [each for each in each_target if each.target.key == "wind"]
+    wind = monitoring.qualities(frame, frame[TARGETS] * factor, None, None, {}, 5.0)[1:]
+    text = monitoring.next_step(wind, decision, "7")
+    assert f", over 8 weeks: {state}." in text
+    assert ("refused (R2 gained)" in text) == (step != FRESH and not decision["promoted"])
+    assert (f"(results/findings.json). If they are right, {step}" in text) == (state == "bad")
