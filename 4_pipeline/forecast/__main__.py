@@ -61,6 +61,28 @@ def state(folder: Path) -> None:
 
 
 @main.command()
+@click.option("--older-than", "days", type=click.IntRange(min=0), default=30, show_default=True, help="Age in days.")
+@click.option("--dry-run", is_flag=True, help="List the runs, and change nothing.")
+def tidy(days: int, dry_run: bool) -> None:
+    """Mark runs and their models as deleted, unless a version or a result of this tree names them; see take_it_home.md.
+
+    \b
+    Example:  python -m forecast tidy --older-than 90 --dry-run
+    """
+    from forecast.tracking import connect, unnamed_runs
+
+    client, runs = connect(), unnamed_runs(days, project() / "results")
+    for run in runs:
+        click.echo(f"{run.info.run_id}  {run.info.run_name}")
+        if not dry_run:
+            for model in run.outputs.model_outputs:  # type: ignore[union-attr] # a server's answer has them
+                client.delete_logged_model(model.model_id)
+            client.delete_run(run.info.run_id)
+    click.echo(f"{len(runs)} runs {'would be' if dry_run else 'are'} marked as deleted. To free the disk:", err=True)
+    click.echo("mlflow gc --backend-store-uri DATABASE  # the server's\ndvc gc --workspace --all-commits", err=True)
+
+
+@main.command()
 @click.option("--source", type=click.Choice(["sample", "opsd", "csv"]), help="By default the one in params.yaml.")
 @click.option("--to", "folder", type=click.Path(file_okay=False, path_type=Path), required=True, help="The folder.")
 @click.option("--downloads", type=click.Path(path_type=Path), envvar="WORKSHOP_DOWNLOADS", help="The cache.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -129,6 +131,28 @@ def _moved_since(decision: Path) -> dict[str, Any] | None:
         return None
     moves = sum(".move." in tag["key"] for tag in version.get("tags", []))
     return {name: version.get(name) for name in ("version", "run_id")} | {"moves": moves}
+
+
+def unnamed_runs(days: int, results: Path) -> list[mlflow.entities.Run]:
+    """Return the runs of stages that began more than ``days`` ago and that nothing names.
+
+    Named is each id in a registered version, in its tags, or in JSON of the folder ``results``; and for each named run
+    the last run of `prepare` before it, which has the findings on its data.
+    """
+    versions, tag = connect().search_model_versions(max_results=200_000), f"tags.`{STAGE_TAG}` LIKE '%'"
+    import mlflow
+
+    texts = [*(str(dict(version)) for version in versions), *(file.read_text() for file in results.glob("*.json"))]
+    named = set(re.findall("[0-9a-f]{32}", " ".join(texts)))
+    runs = mlflow.search_runs(None, tag, order_by=["start_time"], output_format="list", experiment_names=[EXPERIMENT])
+    kept, prepared = set(), ""
+    for run in runs:
+        prepared = run.info.run_id if run.data.tags[STAGE_TAG] == "prepare" else prepared
+        models = run.outputs.model_outputs  # type: ignore[union-attr] # a server's answer has them
+        if named & {run.info.run_id, *(model.model_id.removeprefix("m-") for model in models)}:
+            kept |= {run.info.run_id, prepared}
+    end = 1000 * (time.time() - 86400 * days)
+    return [run for run in runs if run.info.start_time < end and run.info.run_id not in kept]
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -31,4 +31,4 @@ def test_commands_name_what_is_wrong(tmp_path):
     assert str(tmp_path / "file") in done.stderr
     done = invoke("csv", tmp_path / "germany.csv")
     assert done.exit_code == 0, done.stderr
-    assert "35,016 of 35,064 hours kept; left out: absent from power 28" in done.stderr
+    assert "35,016 of 35,064 hours kept, 2013-01-01 to 2016-12-31; left out: absent from power 28" in done.stderr

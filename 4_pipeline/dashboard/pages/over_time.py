@@ -25,6 +25,8 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
         return [parts.panel("state", TITLE, snapshot.missing("frame", "champion"), [])]
     qualities, since = comparison.latest, comparison.champion.judged_until
     table = parts.table("How good each target's predictions are", HEAD, [_row(each) for each in qualities], "moves")
+    text = monitoring.next_step(qualities, snapshot.record.decision, comparison.champion.production.version)
+    advice = [parts.banner("What next:", text)] if comparison.state != "good" else []
     days = f"The latest {monitoring.WINDOW_DAYS} days. {monitoring.rule(snapshot.max_bias_percent)}"
     later = comparison.frame[comparison.frame["utc_timestamp"] > pd.Timestamp(since)] if since else comparison.frame
     months = [
@@ -36,6 +38,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     figure = figures.by_month(pd.DataFrame(months, columns=columns))
     label = "Errors, bias and share within the band by month"
     about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
+    about += " The first and the last month may be incomplete."
     ranges = monitoring.unlearned(comparison.frame, since)
     rows = [
         [each.title, f"{low:.1f}", f"{high:.1f} {each.unit}", f"{100 * share:.2f} %"]
@@ -45,7 +48,7 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     inputs = parts.table("Inputs beyond those learned", INPUTS_HEAD, rows, "words") if rows else html.P("Not known.")
     beyond = "A model does not know what it does beyond the weather that it learned: trees stay at their last value."
     return [
-        parts.panel("state", monitoring.sentence(qualities), days, [table]),
+        parts.panel("state", monitoring.sentence(qualities), days, [*advice, table]),
         parts.panel("months", "Month by month", about, [parts.graph("by-month", figure, label, "chart tall")]),
         parts.panel("inputs", "Weather beyond what was learned", beyond, [inputs]),
     ]

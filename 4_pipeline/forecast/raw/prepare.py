@@ -34,7 +34,7 @@ LAYOUT = {
 def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> tuple[DataFrame, dict]:
     """Return the processed table of the raw files in ``raw_folder``, and the findings.
 
-    The rule, for each hour (UTC) from 1 January of ``first_year`` to the end of ``last_year``:
+    The rule, for each hour (UTC) of ``first_year`` to ``last_year``, from the first complete one to the last:
 
     1. an hour that a file holds more than once: its first row is kept, the others are left out;
     2. an hour that is absent from a file is left out;
@@ -45,9 +45,9 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
     satisfies `schema.check`, and carries its origin (`origin.origin_of`).
 
     The findings can be written as JSON: the hours expected, kept and left out; by file (`power` and `weather`, or
-    `own`) its rows, those outside the years, those that follow a later hour, those doubled, and the hours absent; the
-    empty cells by column; the same `by_year`, with its gaps; for an own file what `own_file.read` left out, and years
-    for which a figure of capacity lacks between two that have one.
+    `own`) its rows, those outside the years or before the first or after the last complete hour, those that follow a
+    later hour, those doubled, and the hours absent; the empty cells by column; the same `by_year`, with its gaps; for
+    an own file what `own_file.read` left out, and years for which a figure of capacity lacks between two that have one.
 
     Raises DataError naming file, line, column and value (no file, no such column, text in a number, a line cut short,
     a time without a zone or off the hour, no hour in the years, values out of range), and ParameterError when
@@ -60,13 +60,14 @@ def prepare(raw_folder: Path, first_year: int = 2013, last_year: int = 2016) -> 
             expected="first_year <= last_year",
             next_step="exchange them (in the pipeline: params.yaml)",
         )
-    origin, hours = origin_in(raw_folder), _hours(first_year, last_year)
+    origin, ends = origin_in(raw_folder), (f"{first_year}-01-01", f"{last_year + 1}-01-01")
+    hours = pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")
     tables = read(Path(raw_folder), origin.csv)
     parts = {name: take_hours(table, hours) for name, table in tables.items()}
     frame = join(parts, hours)
     next_step = "correct the file, or ask for other years (prepare.first_year and last_year in params.yaml)"
     schema.check(frame, f"The frame prepared from {origin.csv.file if origin.csv else raw_folder}", next_step)
-    findings = {"source": origin.source, **count(parts, frame, hours)}
+    findings = {"source": origin.source, **count(parts, frame)}
     for table in tables.values():
         findings |= table.counts
     if origin.csv and origin.csv.capacity:
@@ -164,8 +165,9 @@ def join(parts: Mapping[str, Part], hours: DatetimeIndex) -> DataFrame:
 
 
 # -- counts ------------------------------------------------------------------------------------------------------------
-def count(parts: Mapping[str, Part], frame: DataFrame, hours: DatetimeIndex) -> dict[str, Any]:
+def count(parts: Mapping[str, Part], frame: DataFrame) -> dict[str, Any]:
     """Return the hours expected, kept and left out by reason, the same by year with its gaps, and the rows by part."""
+    hours = pd.date_range(*frame["utc_timestamp"].iloc[[0, -1]], freq="h")
     missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
     by_year = {}
     for year, expected in hours.groupby(hours.year).items():
@@ -186,6 +188,9 @@ def count(parts: Mapping[str, Part], frame: DataFrame, hours: DatetimeIndex) -> 
         "hours_kept": len(frame),
         "hours_left_out": len(hours) - len(frame),
         **DataFrame.from_dict({name: part.counts for name, part in parts.items()}, orient="index").to_dict(),
+        "incomplete_ends": {
+            name: int((~part.frame.dropna(how="all").index.isin(hours)).sum()) for name, part in parts.items()
+        },
         **_count_reasons(parts, hours),
         "by_year": by_year,
         "first_hour": f"{frame['utc_timestamp'].iloc[0]:{STAMP}}",
@@ -212,6 +217,7 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
         **{f"absent from {name}": count for name, count in findings["absent"].items()},
         **{f"without {column}": count for column, count in findings["incomplete"].items()},
         **{f"doubled in {name}": count for name, count in findings["doubled"].items()},
+        **{f"before or after all complete hours in {name}": n for name, n in findings["incomplete_ends"].items()},
         **{f"of other years in {name}": count for name, count in findings["outside_years"].items()},
         **{f"{kind} at a clock change": count for kind, count in findings.get("clock_changes", {}).items()},
     }
@@ -221,6 +227,7 @@ def left_out(findings: Mapping[str, Any]) -> dict[str, int]:
 def in_words(findings: Mapping[str, Any]) -> str:
     """Return a line that says how many hours were kept, and what was left out and why."""
     kept = f"{findings['hours_kept']:,} of {findings['hours_expected']:,} hours kept"
+    kept += f", {findings['first_hour'][:10]} to {findings['last_hour'][:10]}"
     reasons = [f"{reason} {count:,}" for reason, count in left_out(findings).items()]
     text = f"{kept}; left out: {', '.join(reasons)}" if reasons else f"{kept}; nothing left out"
     small = [f"{column} {count:,}" for column, count in findings.get("negative_as_zero", {}).items() if count]
@@ -228,10 +235,10 @@ def in_words(findings: Mapping[str, Any]) -> str:
 
 
 def missing_by_month(frame: DataFrame, first_year: int, last_year: int) -> DataFrame:
-    """Return how many hours of each month are missing: a row a year, columns 1 to 12."""
-    hours = _hours(first_year, last_year)
-    missing = Series(~hours.isin(frame["utc_timestamp"]), hours)
-    return missing.groupby([hours.year, hours.month]).sum().unstack()
+    """Return how many hours of each month are missing: a row a year, columns 1 to 12; NaN before and after all."""
+    hours = pd.date_range(*frame["utc_timestamp"].iloc[[0, -1]], freq="h")
+    missing = Series(~hours.isin(frame["utc_timestamp"]), hours).groupby([hours.year, hours.month]).sum().unstack()
+    return missing.reindex(range(first_year, last_year + 1), columns=range(1, 13))
 
 
 def runs(values: Series) -> DataFrame:
@@ -239,8 +246,3 @@ def runs(values: Series) -> DataFrame:
     starts = values.ne(values.shift()) & values.notna()
     sizes = starts.cumsum().where(values.notna()).value_counts(sort=False).sort_index()
     return DataFrame({"value": values[starts].to_numpy(), "first": values.index[starts], "hours": sizes.to_numpy()})
-
-
-def _hours(first_year: int, last_year: int) -> DatetimeIndex:
-    ends = f"{first_year}-01-01", f"{last_year + 1}-01-01"
-    return pd.date_range(*ends, freq="h", tz="UTC", inclusive="left", unit="us")

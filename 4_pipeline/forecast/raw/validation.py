@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 MAX_MISSING_PERCENT = 1.0
 LONGEST_GAP_HOURS = 24
 MAX_DOUBLED = 0  # rows: of two rows of one hour one is wrong, and only the publisher knows which
-# From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. Only
-# years that have nearly all their hours are compared, since half a year is another season.
+# From one year's mean to the next, in percent or kelvin: capacity grows by less, and weather changes by less. Of a part
+# of a year, compared with the same hours of the year before, more is usual: of a month sqrt(12) times as much.
 MAX_CHANGE = 30.0
 MAX_CHANGE_KELVIN = 3.0
-WHOLE_YEAR_PERCENT = 90.0
+WHOLE_YEAR_HOURS = 0.9 * 8760
 # Distance from the median of the hour and both its neighbours (a Hampel identifier: Davies and Gather, The
 # Identification of Multiple Outliers, 1993), by the distance that 99 % of the hours keep. The sample's highest is 8.
 MAX_SPIKE = 10.0
@@ -177,7 +177,7 @@ def validate(frame: DataFrame, findings: Mapping[str, Any]) -> Validation:
 def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
     years = findings["by_year"]
     absent = {year: counts["hours_expected"] - counts["hours_kept"] for year, counts in years.items()}
-    percent = {year: 100 * count / years[year]["hours_expected"] for year, count in absent.items()}
+    percent = {year: 100 * count / max(years[year]["hours_expected"], MONTH_HOURS) for year, count in absent.items()}
     worst = max(percent, key=lambda year: percent[year])
     over = [year for year in years if percent[year] > MAX_MISSING_PERCENT] or [worst]
     note = _listed(f"{year} lacks {absent[year]:,} hours" for year in over)
@@ -194,21 +194,30 @@ def _check_hours(findings: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _check_means(values: Series, findings: Mapping[str, Any]) -> Iterator[Check]:
-    """Check the mean of each nearly whole year (another unit?), and its change from the year before."""
+    """Check the mean of each nearly whole year (another unit?), and each year's change from the same hours before."""
     column, usual = values.name, USUAL_MEANS[values.name]
     means = values.groupby(values.index.year).mean().loc[_whole_years(findings)]
     if means.empty:
         means = values.groupby(lambda _: "all hours").mean()
+        usual = min(usual[0], usual[0] / 10), usual[1]  # a winter has little light
     yield from _check_each("mean of a year", column, means, usual, UNITS[column], _another_unit(means, column, usual))
-    if len(means) < 2:
+    before = values.set_axis(values.index + pd.DateOffset(years=1))
+    pairs = DataFrame({"before": before[~before.index.duplicated()], "now": values}).dropna()
+    by_year = pairs.groupby(pairs.index.year)
+    hours = by_year.size()[lambda sizes: sizes >= MONTH_HOURS]
+    if hours.empty:
         return
+    before, now = (by_year[name].mean()[hours.index] for name in pairs)
     kelvin = UNITS[column] == "°C"
     limit, unit = (MAX_CHANGE_KELVIN, "K") if kelvin else (MAX_CHANGE, "%")
-    change = (means.diff() if kelvin else 100 * means.diff() / means.shift().clip(lower=1e-9)).dropna()
-    worst = change.abs().idxmax()
-    note = _listed(f"{change[year]:+.3g} {unit} to {year}" for year in change.index[change.abs() > limit])
-    note = f"{note}; did capacity, or what is counted, change?" if note else f"to {worst}"
-    yield Check("change of the mean from year to year", column, float(change[worst]), (-limit, limit), unit, note)
+    change = now - before if kelvin else 100 * (now - before) / before.clip(lower=1e-9)
+    limits = (limit / np.sqrt((hours / WHOLE_YEAR_HOURS).clip(upper=1))).round(1)
+    worst = (change.abs() / limits).idxmax()
+    places = {year: f"{year} ({hours[year]:,} h of both years)" for year in hours.index}
+    note = _listed(f"{change[year]:+.3g} {unit} to {places[year]}" for year in hours.index[change.abs() > limits])
+    note = f"{note}; did capacity, or what is counted, change?" if note else f"to {places[worst]}"
+    most = float(limits[worst])
+    yield Check("change of the mean from year to year", column, float(change[worst]), (-most, most), unit, note)
 
 
 def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> str:
@@ -219,8 +228,7 @@ def _another_unit(values: Series, column: str, usual: tuple[float, float]) -> st
 
 
 def _whole_years(findings: Mapping[str, Any]) -> list[int]:
-    years = findings["by_year"].items()
-    return [int(y) for y, of in years if 100 * of["hours_kept"] >= WHOLE_YEAR_PERCENT * of["hours_expected"]]
+    return [int(year) for year, of in findings["by_year"].items() if of["hours_kept"] >= WHOLE_YEAR_HOURS]
 
 
 def _check_each(

@@ -298,7 +298,7 @@ def weekly_errors(errors: Mapping[str, Sequence[float | None]]) -> go.Figure:
 
 
 def missing(table: pd.DataFrame) -> go.Figure:
-    """Draw how many hours each month lacks: a row a year, columns 1 to 12, as `prepare.missing_by_month` makes it.
+    """Draw how many hours each month lacks: `prepare.missing_by_month`, a row a year, columns 1 to 12, NaN not drawn.
 
     The darker the square, the more hours are missing, on a square-root scale: one hour of seven hundred is seen, too.
     """
@@ -307,10 +307,11 @@ def missing(table: pd.DataFrame) -> go.Figure:
         x=[f"{pd.Timestamp(2000, month, 1):%b}" for month in table.columns],
         y=[str(year) for year in table.index],
         z=np.sqrt(table.to_numpy(float)),
-        text=table.to_numpy(),
+        text=table.astype(object).where(table.notna(), "").to_numpy(),
         texttemplate="%{text}",
+        hoverongaps=False,
         zmin=0,
-        zmax=float(np.sqrt(max(HOURS_A_DAY, table.to_numpy().max()))),
+        zmax=float(np.sqrt(max(HOURS_A_DAY, table.max(axis=None)))),
         colorscale=[(0, "#b7dbc8"), (0.35, "#f0d58a"), (1, "#d55e00")],
         colorbar={
             "title": {"text": "hours", "font": {"size": 13}},

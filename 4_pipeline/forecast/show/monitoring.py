@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,34 @@ def training_overlap(frame: pd.DataFrame, learned_until: str | pd.Timestamp | No
 def overall(qualities: Iterable[Quality]) -> str:
     """Return the worst of the targets' states."""
     return max((each.state for each in qualities), key=STATES.index, default="good")
+
+
+def next_step(qualities: Sequence[Quality], decision: Mapping[str, Any], version: str) -> str:
+    """Return the state of the version in production, whether the gate refused a candidate since, and what to do.
+
+    ``qualities`` are those of the `latest` hours. ``decision`` is the content of `results/decision.json`; it counts if
+    it left the ``version`` in production.
+    """
+    state = overall(qualities)
+    worst = [each for each in qualities if each.state == state]
+    text = f"{sentence(worst)[:-1]}, over {WINDOW_DAYS // 7} weeks: {state}."
+    if decision.get("experiment") or (decision.get("production") or {}).get("version") != version:
+        decision = {}
+    is_refused = not decision.get("promoted", True)
+    if is_refused:
+        failed = ", ".join(rule["name"] for rule in decision.get("rules", []) if not rule["passed"])
+        text += f" The last candidate was refused ({failed})."
+    if state != "bad":
+        return f"{text} {'There is nothing to do.' if state == 'good' else 'Look again when the next data are there.'}"
+    scores = [(decision.get(name) or {}).get("metrics", {}) for name in ("candidate", "champion")]
+    errors = [[each.get(of.target.metric("mae")) or math.nan for each in scores] for of in worst]
+    if not decision:
+        step = "`dvc repro` puts a candidate before the gate"
+    elif is_refused and all(candidate < champion for candidate, champion in errors):
+        step = "`mlflow-gate promote --force --why REASON` overrules the gate: the candidate's errors were smaller"
+    else:
+        step = "training again on the same hours does not help: wait for more of them, or change the model"
+    return f"{text} Look at the data of these weeks first (results/findings.json). If they are right, {step}."
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:

@@ -132,8 +132,8 @@ def installed(frame: DataFrame, year_ends: YearEnds | None = None) -> DataFrame:
             f"There is no figure of installed capacity for {unknown.sum()} of {len(frame)} hours.",
             value=str(first),
             expected=years or ", ".join(CAPACITIES[target] for target in known),
-            next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml,"
-            " see own/README.md",
+            next_step=f"give the figures at the ends of {year - 1} and {year}: fetch.csv.capacity in params.yaml, for a"
+            " year that has not ended the planned one; see own/README.md",
         )
     return capacities
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from click.testing import CliRunner
 from forecast import problem, tracking
+from forecast.__main__ import main
 from forecast.learn import gate, storage
 from forecast.learn.gate import KINDS, Registry
 from forecast.parameters import Promote
@@ -26,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, ModelError, Scores
 from mlflow_gate.decision import UNLEARNED
 from mlflow_gate.lineage import EXPERIMENT_TAG, version_in
+from places import BIN, clean_environment, environment_of, tracking_server
 from sklearn.linear_model import LinearRegression
 
 # Promotes one model after the other until it is killed; a fork each time saves the imports.
@@ -232,3 +235,32 @@ def test_lineage_finds_the_model_in_what_it_said(tmp_path, text, version):
     file.write_text(text)
     with contextlib.nullcontext() if version else pytest.raises(ModelError):
         assert version_in(file, "wind_solar") == version
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
+def test_tidy_keeps_what_lineages_need(small_hours, tmp_path, monkeypatch):
+    """Runs that nothing names go with their models and free the disk; the version's lineage is whole."""
+    train, test = small_hours
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "dvc.yaml").touch()
+    train.to_parquet("train.parquet")
+    model, made = LinearRegression().fit(features.features(train), features.targets(train)), []
+    with tracking_server(tmp_path) as uri, environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": uri}):
+        for stage in ["prepare", "judged", "promoted", "prepare", "refused", "refused", "prepare", "newest", "refused"]:
+            with tracking.start_run(stage, data=["train.parquet"]) as run:
+                made.append((run.info.run_id, storage.log_model(model, test.head()) if stage != "prepare" else ""))
+        registry, gone = Registry(), {made[number][0] for number in (3, 4, 5, 8)}
+        registry.apply(PROMOTED, *made[2], None)
+        evidence = json.dumps({"run_id": made[1][0]})
+        registry.client.set_model_version_tag(registry.name, "1", "mlflow_gate.evidence", evidence)
+        Path("results/candidate.json").write_text(json.dumps({"run_id": made[7][0]}))
+        models = [file.parent for file in Path("artifacts").rglob("MLmodel")]
+        for options, expected in (("1", set()), ("0 --dry-run", gone), ("0", gone), ("0", set())):
+            listed = CliRunner().invoke(main, ["tidy", "--older-than", *options.split()]).stdout
+            assert {line.split()[0] for line in listed.splitlines()} == expected
+        subprocess.run([BIN / "mlflow", "gc", "--backend-store-uri", "sqlite:///mlflow.db"], check=True, timeout=120)
+        assert [folder.exists() for folder in models].count(False) == 3
+        assert {run_id for run_id, _ in made if registry.find_run(run_id) is None} == gone
+        links = registry.verify(registry.lineage("1"))
+        assert {link.kind for link in links if link.known and not link.trouble} == set(KINDS) - {"commit", "notebook"}

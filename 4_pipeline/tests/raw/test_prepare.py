@@ -29,6 +29,7 @@ def test_prepare_counts_the_faults_of_the_sample(prepared):
         "hours_kept": 35_016,
         "hours_left_out": 48,
         "rows": {"power": 35_040, "weather": 35_056},
+        "incomplete_ends": {"power": 0, "weather": 0},
         "outside_years": {"power": 0, "weather": 0},
         "unordered": {"power": 0, "weather": 0},
         "doubled": {"power": 4, "weather": 0},

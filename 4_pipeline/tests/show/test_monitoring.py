@@ -116,3 +116,32 @@ def test_r2_of_a_baseline_leaves_out_what_it_does_not_know(frame):
     r2 = monitoring.baseline_r2(frame, others | {"measured": frame[TARGETS]})
     assert r2["measured"] == 1
     assert all(0 < r2[name] < 0.9 for name in BASELINES)
+
+
+def _decision(candidate, champion, *, promoted=False, version="7", **fields):
+    """Return a decision of the gate with the mean absolute wind errors of candidate and champion."""
+    scores = {"candidate": {"metrics": {"mae_wind": candidate}}, "champion": {"metrics": {"mae_wind": champion}}}
+    rules = [{"name": "R2 gained", "passed": promoted}, {"name": "loading", "passed": True}]
+    return {"promoted": promoted, "rules": rules, "production": {"version": version}} | scores | fields
+
+
+FRESH = "`dvc repro` puts a candidate before the gate"
+DECISIONS = [
+    ({}, FRESH),
+    (_decision(1.0, 2.0, version="6"), FRESH),
+    (_decision(1.0, 2.0, experiment="tidal-ruin"), FRESH),
+    (_decision(1.0, 2.0), "`mlflow-gate promote --force --why REASON` overrules the gate"),
+    (_decision(2.0, None), "training again on the same hours does not help"),
+    (_decision(1.0, 2.0, promoted=True), "training again on the same hours does not help"),
+]
+
+
+@pytest.mark.parametrize(("decision", "step"), DECISIONS)
+@pytest.mark.parametrize(("factor", "state"), [(1, "good"), (0.93, "watch"), (0.85, "bad")])
+def test_next_step_joins_state_and_last_decision(frame, decision, step, factor, state):
+    """The decision counts for the version that it left; a person forces only a candidate with smaller errors."""
+    wind = monitoring.qualities(frame, frame[TARGETS] * factor, None, None, {}, 5.0)[1:]
+    text = monitoring.next_step(wind, decision, "7")
+    assert f", over 8 weeks: {state}." in text
+    assert ("refused (R2 gained)" in text) == (step != FRESH and not decision["promoted"])
+    assert (f"(results/findings.json). If they are right, {step}" in text) == (state == "bad")
