@@ -26,7 +26,7 @@ def convert(notebook: dict[str, Any], name: str) -> str:
         data.pop(WIDGET, None)  # needs a kernel; its text is shown
         if PLOTLY in data:
             figures.append(data.pop(PLOTLY))
-            data["text/html"] = '<div class="figure"></div>'
+            data["text/html"] = '<div class="plotly-figure"></div>'
     resources: dict[str, Any] = {"metadata": {"name": name}}
     if figures:
         from plotly.offline import get_plotlyjs
