@@ -126,11 +126,11 @@ def test_gate_refuses_and_a_person_overrules(walked):
 
 
 def test_lineage_leads_to_the_notebook(walked, in_workplace):
-    """The address that it prints is that of the executed notebook, all links hold, and the report can be asked."""
+    """The address that it prints is that of the notebook's page, all links hold, and the report can be asked."""
     import mlflow
 
-    run_id, path = re.search(r"runs/(\w{32})/artifacts/(notebook/train_gradient_boosting\.ipynb)", walked[6]).groups()
-    notebook = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"))
+    run_id, path = re.search(r"runs/(\w{32})/artifacts/(notebook/train_gradient_boosting)\.html", walked[6]).groups()
+    notebook = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}.ipynb"))
     assert any(cell["cell_type"] == "code" and cell["outputs"] for cell in notebook["cells"])
     assert re.search(r"^model .* ok$", walked[6], flags=re.MULTILINE)
     assert walked[6].count("wind_solar version") >= 3

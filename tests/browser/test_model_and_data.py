@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import pandas as pd
 import pytest
 from browsing import opened
@@ -46,6 +48,21 @@ def test_model_page_draws_where_the_model_comes_from(model, servers):
         expect(chain.locator("li", has_text=kind).first).not_to_have_class("unknown")
     commit = chain.locator("li").nth(1).locator(".name").inner_text()
     assert servers.run("git", "cat-file", "-t", commit).stdout.strip() == "commit"
+
+
+def test_link_of_the_notebook_shows_its_page(model):
+    """One click shows text and figures of the executed notebook in MLflow, from no other host, in at most 2 MB."""
+    requests = []
+    model.context.on("request", lambda request: requests.append(request))
+    with model.expect_popup() as opened_page:
+        model.locator(".chain li", has_text="sha256").get_by_role("link").click()
+    notebook = opened_page.value.frame_locator(".mlflow-html-iframe")
+    expect(notebook.get_by_role("heading", level=1)).to_contain_text("Train: gradient boosting")
+    expect(notebook.locator(".main-svg").first).to_be_visible()
+    expect(notebook.get_by_text("How predictions respond to each input")).to_be_visible()
+    assert {urlsplit(request.url).hostname for request in requests} <= {"127.0.0.1", None}  # None: of data and blobs
+    (page,) = (request for request in requests if "/get-artifact" in request.url)
+    assert 1_000_000 < len(model.request.get(page.url).body()) < 2_000_000
 
 
 def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):

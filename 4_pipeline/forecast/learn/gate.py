@@ -16,7 +16,7 @@ from mlflow_gate import Contest, Decision, Link, Production
 from mlflow_gate.learned import LEARNED_TAG
 from mlflow_gate.lineage import Facts
 from mlflow_gate.rules import Limits
-from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG
+from papermill_dask import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG
 
 from forecast import problem, tracking
 from forecast.parameters import FILE, project, read_stage
@@ -108,7 +108,8 @@ class Registry(mlflow_gate.Registry):
         names = [name.removeprefix(NOTEBOOK_TAG) for name in tags if name.startswith(NOTEBOOK_TAG)]
         if names and run is not None:
             path = f"notebook/{names[0]}"
-            url = self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{path}")
+            page = tags.get(PAGE_TAG + names[0], path)
+            url = self.page(f"experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{page}")
             facts = {"artifact": path, "sha256": tags[NOTEBOOK_TAG + names[0]]}
             notebook = Link("notebook", names[0], facts, url=url or None)
         return [data, commit, stage, notebook]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -251,8 +252,9 @@ def test_run_many_shows_the_metrics_of_mlflow_runs(at, tracking_server, monkeypa
     assert sweep.runs[0].metrics == {"rmse": 1.0, "constant": 7.0}
     for run in sweep.runs:
         (logged,) = nbformat.read(run.output, as_version=4).metadata.papermill_dask.runs
-        artifacts = MlflowClient(tracking_server).list_artifacts(logged.run_id, "notebook")
-        assert [file.path for file in artifacts] == ["notebook/score.ipynb"]
+        list_artifacts = partial(MlflowClient(tracking_server).list_artifacts, logged.run_id, "notebook")
+        assert "notebook/score.ipynb" in [file.path for file in list_artifacts()]
+        wait_for(lambda: "notebook/score.html" in [file.path for file in list_artifacts()])  # noqa: B023
 
 
 # Not next to the other one: until the leases of a client that has gone expire, its slot is not free.

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from papermill_dask.engine import execute_notebook
     from papermill_dask.failures import EngineError, WorkerLost
     from papermill_dask.sweep import Sweep, combinations, run_many
-    from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, git_state
+    from papermill_dask.tracking import COMMIT_TAG, NOTEBOOK_TAG, PAGE_TAG, git_state
 
 __all__ = [
-    "COMMIT_TAG", "NOTEBOOK_TAG", "EngineError", "Sweep", "WorkerLost", "combinations", "connect", "execute_notebook",
-    "git_state", "run_many", "running",
+    "COMMIT_TAG", "NOTEBOOK_TAG", "PAGE_TAG", "EngineError", "Sweep", "WorkerLost", "combinations", "connect",
+    "execute_notebook", "git_state", "run_many", "running",
 ]  # fmt: skip
 _MODULES = {
     "cluster": ("connect", "running"), "engine": ("execute_notebook",),
     "failures": ("EngineError", "WorkerLost"), "sweep": ("Sweep", "combinations", "run_many"),
-    "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "git_state"),
+    "tracking": ("COMMIT_TAG", "NOTEBOOK_TAG", "PAGE_TAG", "git_state"),
 }  # fmt: skip
 
 

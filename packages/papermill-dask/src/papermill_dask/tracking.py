@@ -1,7 +1,7 @@
 """Connects a notebook with its MLflow runs, if MLflow is installed.
 
 Each run that a notebook starts is tagged with the key of its task and the commit of the client's folder. Runs that a
-dead notebook left open are ended. The executed notebook becomes an artifact of its runs.
+dead notebook left open are ended. The executed notebook becomes an artifact of its runs, as a page, too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ COMMIT_VARIABLE = "PAPERMILL_DASK_COMMIT"  # likewise: the commit of the client'
 CHANGES_VARIABLE = "PAPERMILL_DASK_CHANGES"  # and the tracked files that differ from it, a line each
 TASK_TAG = "papermill_dask.task"
 NOTEBOOK_TAG = "papermill_dask.notebook."  # and an executed notebook's name: its sha256
+PAGE_TAG = "papermill_dask.page."  # and its name: the artifact that shows it in a browser
 COMMIT_TAG = "mlflow.source.git.commit"
 MAX_CHANGES = 100
 CONNECT_SECONDS = 2.0
@@ -98,7 +99,8 @@ class NotebookRuns:
 
 
 def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) -> None:
-    """Log an executed notebook as ``notebook/<name>`` to runs."""
+    """Log an executed notebook as ``notebook/<name>`` to runs; nothing waits for its page."""
+    from distributed import get_worker
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -106,6 +108,23 @@ def attach(notebook: dict[str, Any], name: str, run_ids: list[str], uri: str) ->
     for run_id in run_ids:
         client.log_text(run_id, text, f"notebook/{name}")
         client.set_tag(run_id, NOTEBOOK_TAG + name, hashlib.sha256(text.encode()).hexdigest())
+    if importlib.util.find_spec("nbconvert"):
+        # Its thread is no slot for notebooks, and a local cluster that closes waits for it.
+        get_worker().executors["actor"].submit(_attach_page, notebook, name, run_ids, client)
+
+
+def _attach_page(notebook: dict[str, Any], name: str, run_ids: list[str], client: Any) -> None:
+    """Log an executed notebook as an HTML page beside itself."""
+    try:
+        from papermill_dask import page
+
+        text, path = page.convert(notebook, name), f"notebook/{Path(name).stem}.html"
+        for run_id in run_ids:
+            client.log_text(run_id, text, path)
+            client.set_tag(run_id, PAGE_TAG + name, path)
+    except Exception as error:  # noqa: BLE001 - the notebook itself is logged
+        words = "The page of the executed notebook %s was not logged to its run: %s"
+        logging.getLogger(__name__).warning(words, name, error)
 
 
 # -- the commit ----------------------------------------------------------------------------------------------------

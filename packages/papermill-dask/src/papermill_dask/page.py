@@ -1,0 +1,39 @@
+"""Makes one HTML file of an executed notebook, to be read in MLflow's artifact view and without a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert.exporters import HTMLExporter
+from traitlets.config import Config
+
+PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+
+
+def convert(notebook: dict[str, Any], name: str) -> str:
+    """Return a notebook as an HTML page with its figures.
+
+    The frame in which MLflow shows the page can load no shared copy of plotly's library. The library is compressed and
+    written with 85 characters: 1.8 MB in place of 4.9, or of 2.0 with base64.
+    """
+    node, figures = nbformat.from_dict(notebook), []
+    for data in (output.get("data", {}) for cell in node.cells for output in cell.get("outputs", [])):
+        data.pop(WIDGET, None)  # needs a kernel; its text is shown
+        if PLOTLY in data:
+            figures.append(data.pop(PLOTLY))
+            data["text/html"] = '<div class="plotly-figure"></div>'
+    resources: dict[str, Any] = {"metadata": {"name": name}}
+    if figures:
+        from plotly.offline import get_plotlyjs
+
+        script = zlib.compress(f"{get_plotlyjs()}\nconst figures = {json.dumps(figures)}".encode(), 9)
+        packed = base64.b85encode(script, pad=True).decode().replace("<", ",")  # HTML reads no tag in it
+        resources |= {"packed": packed, "size": len(script)}
+    template, style = Path(__file__).with_name("page.html.j2"), {"style": "default"}
+    exporter = HTMLExporter(template_file=str(template), config=Config(CSSHTMLHeaderPreprocessor=style))
+    return str(exporter.from_notebook_node(node, resources)[0])
