@@ -123,7 +123,7 @@ def test_page_without_a_model_in_production_says_so(evidence):
     text = words(nothing)
     assert "No model is in production" in text
     assert "models:/" not in text
-    assert "predicted</th>" not in text
+    assert "Predicted</th>" not in text
     assert "GWh" in text
     assert "Solar from" in report.draw(nothing, nothing.of_week(WEEK), []).alt
 

@@ -55,7 +55,6 @@ def test_code_of_a_stage_is_among_its_dependencies(stage, tmp_path):
     assert used
     assert missing == set()
     needless = {dep for dep in deps if dep.startswith(PACKAGE) and not any(file.startswith(dep) for file in used)}
-    needless = {dep for dep in needless if not dep.endswith(".jinja")}  # the templates of such a module
     assert needless == set(), "changes of this code would run the stage again"
     assert "requirements.txt" in deps
 

@@ -280,14 +280,14 @@ def totals(evidence: ReportData, week: Week) -> DataFrame:
     rows = {}
     for target, quality in zip(problem.TARGETS, known, strict=True):
         unit, how = target.sum_unit or target.unit, AMOUNTS[target.name]
-        row = {"actual": f"{week.hours[target.name].agg(how):,.0f} {unit}"}
+        row = {"Actual": f"{week.hours[target.name].agg(how):,.0f} {unit}"}
         if week.predicted is not None and quality:
-            row["predicted"] = f"{week.predicted[target.name].agg(how):,.0f} {unit}"
-            row["difference"] = f"{signed(quality.bias_percent)} %"
-            row["off by, mean of all hours"] = f"{quality.mae:.2f} {target.unit}"
+            row["Predicted"] = f"{week.predicted[target.name].agg(how):,.0f} {unit}"
+            row["Difference"] = f"{signed(quality.bias_percent)} %"
+            row["Off by, mean of all hours"] = f"{quality.mae:.2f} {target.unit}"
             if quality.inside >= 0:  # NaN without a band, or never by day
                 by_day = " (by day)" if target.by_day else ""
-                row[f"in the band, {100 * quality.promised:.0f} % expected"] = f"{100 * quality.inside:.0f} %{by_day}"
+                row[f"In the band, {100 * quality.promised:.0f} % expected"] = f"{100 * quality.inside:.0f} %{by_day}"
         rows[target.words.capitalize() + ("" if target.sum_unit else ", mean")] = row
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis(columns="Week")
 
@@ -298,7 +298,7 @@ def by_day(week: Week) -> DataFrame:
     for target in problem.TARGETS:
         values = {f"{target.title}, {target.sum_unit or target.unit}": week.hours[target.name]}
         if week.predicted is not None:
-            values["predicted"] = week.predicted[target.name]
+            values["Predicted"] = week.predicted[target.name]
         for title, value in values.items():
             columns.append(value.groupby(day).agg(AMOUNTS[target.name]).map("{:,.1f}".format).rename(title))
     for each in WEATHER:
