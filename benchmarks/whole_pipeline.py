@@ -119,7 +119,8 @@ def write_snakefile(clone: Clone) -> None:
             # Of a folder, Snakemake has to know the files that other rules read.
             inner = sorted(dep for dep in read if dep.startswith(f"{out}/"))
             outputs += map(repr, inner or [out]) if inner or "." in out else [f"directory({out!r})"]
-        command = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda name: str(parameters[name[1]][name[2]]), stage["cmd"])
+        commands = " && ".join([stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"])
+        command = re.sub(r"\$\{(\w+)\.(\w+)\}", lambda name: str(parameters[name[1]][name[2]]), commands)
         rules.append(
             f"rule {name}:\n    input: {stage.get('deps', [])!r}\n    output: {', '.join(outputs)}\n"
             f"    shell: {command!r}\n"

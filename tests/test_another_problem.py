@@ -114,7 +114,7 @@ def test_best_model_is_in_production(place, example):
     [move] = json.loads(place.run(BIN / "mlflow-gate", "history", "--json", cwd=place.pipeline, env=shell).stdout)
     assert move["scores"][f"r2_{example.target.removesuffix('_GW')}"] > 0.9
     report = (place.pipeline / "results" / "report.html").read_text()
-    assert f'<meta name="forecast.model" content="{example.name}/1">' in report
+    assert f"models:/{example.name}/1" in report
 
 
 def test_data_have_no_warning(place):

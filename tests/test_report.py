@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
+import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from forecast.learn.models import CapacityFactorRegressor
 from forecast.learn.storage import LoadedModel
 from forecast.raw.prepare import prepare
@@ -24,9 +24,8 @@ from forecast.table.features import inputs, targets
 from forecast.table.split import split_by_time
 from mlflow_gate import Link, Production
 from sklearn.ensemble import HistGradientBoostingRegressor
-from workplace import BIN, ROOT
+from workplace import BIN
 
-TEMPLATE = (ROOT / "4_pipeline" / "forecast" / "show" / "report.html.jinja").read_text(encoding="utf-8")
 MAX_BYTES = 2_000_000
 WEEK = "2016-W40"
 
@@ -59,60 +58,47 @@ def worst(evidence: ReportData, week: str = WEEK) -> list[WorstHour]:
     return report.worst(evidence, evidence.of_week(week))
 
 
-def render(evidence: ReportData, week: str) -> str:
-    """Return the page on a week, as the notebook makes it."""
+def words(evidence: ReportData, week: str = WEEK) -> str:
+    """Return the words of the page on a week, without those that are the same each week."""
     part = evidence.of_week(week)
     misses = report.worst(evidence, part)
-    return report.render(evidence, part, misses, report.draw(part, misses, evidence.origin.measured_name))
+    tables = [report.totals(evidence, part), report.by_day(part), report.worst_table(misses)]
+    texts = [report.summary(evidence, part), report.model_in_words(evidence), report.origin_in_words(evidence.origin)]
+    return " ".join(" ".join([*texts, *(table.to_html() for table in tables if table is not None)]).split())
 
 
-def words(html: str) -> str:
-    """Return what a page says, without its figures and style."""
-    text = re.sub(r"<(svg|style).*?</\1>|<[^>]+>", " ", html, flags=re.DOTALL)
-    return " ".join(text.split())
+def visible(page: str) -> str:
+    """Return what a page says, without its pictures and style."""
+    return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL).split())
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
-def test_page_is_one_small_file_without_program_or_address(evidence):
-    """At most 2 MB, no script, nothing to fetch; model and week stand in its head, no id occurs twice."""
-    html = render(evidence, WEEK)
-    assert len(html.encode()) < MAX_BYTES
-    assert "<script" not in html
-    assert re.findall(r'<(?:link|object|iframe)|@import|(?:src|srcset)="(?!data:)|url\((?!#)', html) == []
-    assert f'<meta name="forecast.model" content="wind_solar/{evidence.production.version}">' in html
-    assert f'<meta name="forecast.week" content="{WEEK}">' in html
-    ids = re.findall(r'\bid="([^"]+)"', html)
-    assert len(ids) == len(set(ids))
-
-
+# -- what it says ------------------------------------------------------------------------------------------------------
 def test_page_says_what_was_produced_and_how_well_it_was_predicted(evidence):
     """Its numbers are those of the frame and of the model's own predictions."""
     week = evidence.of_week(WEEK)
-    text = words(render(evidence, WEEK))
+    totals = report.totals(evidence, week)
     energy, predicted = week.hours[schema.TARGETS].sum(), week.predicted.sum()
     off = (week.predicted - week.hours[schema.TARGETS]).abs().mean()
-    assert f"{energy.solar_GW:,.0f} GWh of solar power" in text
-    assert f"{predicted.wind_GW:,.0f} GWh were predicted, and {energy.wind_GW:,.0f} GWh came" in text
-    assert f"off by {off.wind_GW:.2f} GW" in text
-    percent = report.signed(100 * (predicted.wind_GW / energy.wind_GW - 1))
-    assert f"{predicted.wind_GW:,.0f} GWh were predicted ({percent} %)" in text
-    assert f"{off.solar_GW:.2f} GW and {off.wind_GW:.2f} GW is how far a prediction of solar power and of wind" in text
     inside = week.hours.wind_GW.between(week.band[0].wind_GW, week.band[1].wind_GW).mean()
-    assert f"and {100 * inside:.0f} of 100 hours of wind power" in text
-    assert re.search(rf"\d+ and {100 * inside:.0f} % of the hours of solar power \(by day\) and of wind power", text)
-    assert text.count(" m/s ") >= 7
-    assert "modelled" in text
-    assert "Deutscher Wetterdienst" in text
-    assert "licence" in text
+    assert totals.loc["Solar power"].iloc[0] == f"{energy.solar_GW:,.0f} GWh"
+    assert totals.loc["Wind power"].tolist() == [
+        f"{energy.wind_GW:,.0f} GWh",
+        f"{predicted.wind_GW:,.0f} GWh",
+        f"{report.signed(100 * (predicted.wind_GW / energy.wind_GW - 1))} %",
+        f"{off.wind_GW:.2f} GW",
+        f"{100 * inside:.0f} %",
+    ]
+    assert totals.loc["Solar power"].iloc[-1].endswith("% (by day)")
+    text = words(evidence)
+    for part in ("Wind speed, m/s", "modelled", "Deutscher Wetterdienst", "licence", "The state over these weeks: **"):
+        assert part in text
 
 
 def test_page_tells_weeks_that_the_model_learned_from_apart(evidence):
     """A week before the end of training is no fair test, and the page says so."""
-    new, old = (words(render(evidence, week)) for week in (WEEK, "2014-W30"))
-    assert "all of these are new to it" in new
-    assert "trained on all of these hours" in old
-    unknown = words(render(dataclasses.replace(evidence, learned_until=None), WEEK))
-    assert "is not known" in unknown
+    assert "all of these are new to it" in words(evidence)
+    assert "trained on all of these hours" in words(evidence, "2014-W30")
+    assert "is not known" in words(dataclasses.replace(evidence, learned_until=None))
 
 
 def test_page_counts_missing_hours_and_names_the_gaps(evidence):
@@ -122,22 +108,24 @@ def test_page_counts_missing_hours_and_names_the_gaps(evidence):
     gone = stamps.between(start + pd.Timedelta("10h"), start + pd.Timedelta("18h")) | (
         stamps == start + pd.Timedelta("50h")
     )
-    text = words(render(without(evidence, gone), WEEK))
+    text = words(without(evidence, gone))
     assert "10 of the week's 168 hours are missing" in text
     assert "Mon 3 Oct, 10:00 to Mon 3 Oct, 18:00; Wed 5 Oct, 02:00" in text
-    assert "are missing" not in words(render(evidence, WEEK))
+    assert "Mon 3 Oct (15 h)" in text
+    assert "are missing" not in words(evidence)
     last_hour = without(evidence, evidence.frame.index < len(evidence.frame) - 1)
-    assert "167 of the week's 168 hours are missing" in words(render(last_hour, "2016-W52"))
+    assert "167 of the week's 168 hours are missing" in words(last_hour, "2016-W52")
 
 
 def test_page_without_a_model_in_production_says_so(evidence):
     """Nothing is predicted, and nothing of a prediction is claimed; what was produced is there."""
-    html = render(ReportData(evidence.frame), WEEK)
-    text = words(html)
+    nothing = ReportData(evidence.frame)
+    text = words(nothing)
     assert "No model is in production" in text
-    assert "forecast.model" not in html
-    assert "predicted worst" not in text
-    assert "GWh of wind power" in text
+    assert "models:/" not in text
+    assert "Predicted</th>" not in text
+    assert "GWh" in text
+    assert "Solar from" in report.draw(nothing, nothing.of_week(WEEK), []).alt
 
 
 def test_page_shows_lineage_as_it_was_recorded(evidence):
@@ -147,11 +135,12 @@ def test_page_shows_lineage_as_it_was_recorded(evidence):
         Link("run", "<b>bold</b>", url="http://127.0.0.1:5000/#/runs/1", trouble="The run was deleted."),
         Link("notebook", "train.ipynb", known=False),
     )
-    html = render(dataclasses.replace(evidence, lineage=links), WEEK)
-    text = words(html)
-    for part in ("md5: 5b152ef6", "The run was deleted.", "not recorded"):
+    text = words(dataclasses.replace(evidence, lineage=links))
+    for part in ("md5: 5b152ef6", "The run was deleted.", "not recorded", "&lt;b&gt;bold", "models:/wind_solar/3"):
         assert part in text
-    assert "&lt;b&gt;bold" in html
+    frame = evidence.frame.copy()
+    frame.attrs = {"origin": {"source": "csv", "attribution": "<script>alert(1)</script>"}}
+    assert "<script" not in words(dataclasses.replace(evidence, frame=frame))
 
 
 # -- the worst hours ---------------------------------------------------------------------------------------------------
@@ -206,27 +195,28 @@ def test_reason_is_never_absent(evidence):
     assert not any("too low" in miss.reason for miss in worst(high))
 
 
-def test_days_are_those_of_the_week_whatever_an_input_is_called(evidence, monkeypatch):
-    """Inputs called `day` and `hours` stand beside the table's own columns of these names."""
-    week = evidence.of_week(WEEK)
-    names = {"windspeed": "day", "temperature": "hours"}
-    monkeypatch.setattr(
-        report, "WEATHER", [dataclasses.replace(each, name=names[each.name]) for each in report.WEATHER]
-    )
-    days = report.by_day(dataclasses.replace(week, hours=week.hours.rename(columns=names)))
-    assert days["_hours"].tolist() == [24] * 7
-    assert days["_day"].dt.day.tolist() == [3, 4, 5, 6, 7, 8, 9]
-    assert days["day"].between(0, 20).all()
+# -- the page ----------------------------------------------------------------------------------------------------------
+def test_page_is_one_small_file_without_program_or_address(in_workplace):
+    """At most 2 MB, no script, nothing to fetch, no code; week and model are named, no id occurs twice."""
+    page = (in_workplace.pipeline / "results" / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < MAX_BYTES
+    assert "<script" not in page
+    assert re.findall(r'<(?:link|object|iframe)|@import|(?:src|srcset)="(?!data:)|url\((?!#)', page) == []
+    assert re.search(r"<title>Solar and wind power in Germany, week \d{4}-W\d\d</title>", page)
+    assert "models:/wind_solar/" in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    text = visible(page)
+    for part in ("In this notebook you will", "import ", "Recap", "report."):
+        assert part not in text.replace("report.html", "")
 
 
-# -- how it looks ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme):
+def test_page_looks_right_and_is_accessible(browser, in_workplace, scheme):
     """On desktop and phone: nothing is fetched from any address, nothing is wider than the page, axe finds nothing."""
     from axe_playwright_python.sync_playwright import Axe
 
-    file = tmp_path / "page.html"
-    file.write_text(render(evidence, WEEK), encoding="utf-8")
+    file = in_workplace.pipeline / "results" / "report.html"
     for width in (1280, 390):
         view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         asked: list[str] = []
@@ -235,30 +225,36 @@ def test_page_looks_right_and_is_accessible(browser, evidence, tmp_path, scheme)
         view.goto(file.as_uri())
         assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
         assert view.evaluate("document.documentElement.scrollWidth") == width
-        figure = view.locator("figure img")
+        figure = view.locator("img")
         assert figure.evaluate("image => image.naturalWidth") > 0
         assert "Solar from" in figure.get_attribute("alt")
         colour = view.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (colour == "rgb(255, 255, 255)") == (scheme == "light")
         # The policy of the page forbids scripts, so axe is taken to the same page without it.
-        view.set_content(re.sub(r"<meta http-equiv[^>]+>", "", file.read_text(encoding="utf-8")))
+        view.set_content(re.sub(r"<meta[^>]+http-equiv[^>]+>", "", file.read_text(encoding="utf-8")))
         assert Axe().run(view).response["violations"] == []
         view.close()
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
-def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
-    """The week is a parameter of the notebook; the model in production had not seen this one, or cannot predict it."""
+def test_stage_makes_the_page_of_any_week(servers, tmp_path):
+    """The week is a parameter; the model in production had not seen this one, or cannot predict it."""
     folder = tmp_path / "pipeline"
     (folder / "results").mkdir(parents=True)
     for name in ("dvc.yaml", "params.yaml", "report.ipynb"):
         shutil.copy(servers.pipeline / name, folder)
-    (folder / "data").symlink_to(servers.pipeline / "data")
-    command = ["papermill", "report.ipynb", "executed.ipynb", "--engine", "dask", "-p", "week", WEEK]
-    servers.run(sys.executable, "-m", *command, cwd=folder)
-    page = (folder / "results" / "report.html").read_text(encoding="utf-8")
-    assert f'content="{WEEK}"' in page
-    assert "all of these are new to it" in words(page)
+    for name in ("data", "forecast"):
+        (folder / name).symlink_to(servers.pipeline / name)
+
+    def page(week: str) -> str:
+        for command in yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["report"]["cmd"]:
+            (folder / "executed").mkdir(exist_ok=True)
+            program, *arguments = command.replace("${report.week}", week).split()
+            servers.run(BIN / program, *arguments, cwd=folder)
+        return (folder / "results" / "report.html").read_text(encoding="utf-8")
+
+    text = visible(page(WEEK))
+    assert f"week {WEEK}" in text
+    assert "all of these are new to it" in text
 
     # The hours of other years, whose capacity the model does not know: as when the gate refuses the first own model.
     germany = schema.read(folder / "data" / "germany.parquet")
@@ -267,19 +263,27 @@ def test_notebook_makes_the_page_of_any_week(servers, tmp_path):
     (folder / "data").unlink()
     (folder / "data").mkdir()
     germany.to_parquet(folder / "data" / "germany.parquet")
-    servers.run(sys.executable, "-m", *command[:-1], "latest", cwd=folder)
-    text = words((folder / "results" / "report.html").read_text(encoding="utf-8"))
+    text = visible(page("latest"))
     assert "cannot predict these hours: There is no figure of installed capacity" in text
     assert "No model is in production" not in text
 
 
-def test_line_of_crontab_runs_where_cron_does(servers):
+@pytest.mark.parametrize("is_up", [True, False])
+def test_line_of_crontab_sends_the_report_or_the_end_of_the_log(servers, tmp_path, is_up):
     """The line that the page prints works with what cron gives a program: a home, a bare PATH, `sh`, no terminal."""
-    [line] = re.findall(r"<pre>0 6 \* \* 1  (.*)</pre>", TEMPLATE)
-    command = html.unescape(line).replace("/path/to/the/pipeline", str(servers.pipeline))
-    command = re.sub(r"mail .*", "cat results/report.html -", command).replace(". .venv/bin", f". {BIN}")
-    command = command.replace("http://HOST:5000", servers.tracking_uri)
-    bare = {"HOME": os.environ["HOME"], "PATH": "/usr/bin:/bin"}
-    done = servers.run("sh", "-c", command, cwd=Path("/"), env=bare)
-    assert "</html>" in done.stdout
-    assert done.stdout.endswith("The report is attached.\n")
+    cells = json.loads((servers.pipeline / "report.ipynb").read_text())["cells"]
+    [line] = re.findall(r"^0 6 \* \* 1  (.*)$", "".join("".join(cell["source"]) for cell in cells), re.MULTILINE)
+    command = line.replace("/path/to/the/pipeline", str(servers.pipeline)).replace("$PWD/.venv/bin", str(BIN))
+    command = command.replace("http://HOST:5000", servers.tracking_uri if is_up else "http://127.0.0.1:9")
+    mail = tmp_path / "mail"
+    mail.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>{tmp_path}/arguments\ncat >>{tmp_path}/body\n')
+    mail.chmod(0o755)
+    bare = {"HOME": os.environ["HOME"], "PATH": f"/usr/bin:/bin:{tmp_path}"}
+    servers.run("/bin/sh", "-c", command, cwd=Path("/"), env=bare)
+    arguments, body = ((tmp_path / name).read_text().splitlines() for name in ("arguments", "body"))
+    if is_up:
+        assert arguments == ["-s", "Weekly report", "-A", "results/report.html", "team@example.org"]
+        assert body == ["The report is attached."]
+    else:
+        assert arguments == ["-s", "The weekly report failed", "team@example.org"]
+        assert "tracking_store" in body[-1]

@@ -52,13 +52,13 @@ def register(server: Flask, follower: Follower) -> None:
         """Return the state and the quality of the latest hours as Prometheus reads them."""
         return Response("\n".join(_metrics(follower.now.comparison)) + "\n", mimetype="text/plain; version=0.0.4")
 
-    @server.get("/results/<any(report, validation):name>.html")
-    def results(name: str) -> Response:
-        """Show a page that the pipeline has written, with a link back."""
+    @server.get("/results/report.html")
+    def report() -> Response:
+        """Show the report that the pipeline has written, with a link back."""
         try:
-            text = (follower.data_file.parents[1] / "results" / f"{name}.html").read_text()
+            text = (follower.data_file.parents[1] / "results" / "report.html").read_text()
         except FileNotFoundError:
-            abort(HTTPStatus.NOT_FOUND, f"the pipeline has not written {name}.html yet; run {WHAT_TO_RUN}")
+            abort(HTTPStatus.NOT_FOUND, f"the pipeline has not written report.html yet; run {WHAT_TO_RUN}")
         back = f'<body><nav><a href="{address.link("/")}">← Dashboard</a></nav>'
         return Response(text.replace("<body>", back, 1), headers={"Content-Security-Policy": POLICY})
 

@@ -18,7 +18,7 @@ from mlflow_gate import Link, Move, Production
 
 EXPLANATIONS = {f"explanations/{name}.json": name for name in ("importance", "responses")}
 MAX_BYTES = 1_000_000
-WEEK = re.compile(r'<meta name="forecast.week" content="(\d{4}-W\d\d)">')
+WEEK = re.compile(r"<title>.*(\d{4}-W\d\d)</title>")
 
 log = logging.getLogger(__name__)
 

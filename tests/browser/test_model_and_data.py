@@ -66,7 +66,7 @@ def test_link_of_the_notebook_shows_its_page(model):
 
 
 def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
-    """Missing hours by month add up to what the table lacks; source, licence and all checks stand there."""
+    """Missing hours by month add up to what the table lacks; source and licence are there."""
     frame = schema.read(servers.settings.pipeline / "data" / "germany.parquet")
     whole = pd.date_range(frame["utc_timestamp"].iloc[0], frame["utc_timestamp"].iloc[-1], freq="h")
     missing = len(whole) - len(frame)
@@ -79,9 +79,3 @@ def test_data_page_counts_what_is_there_and_what_is_not(browser, url, servers):
         expect(page.locator("#source")).to_contain_text("modelled")
         expect(page.locator("#source")).to_contain_text("Deutscher Wetterdienst")
         expect(page.locator("#source")).to_contain_text("licence")
-        with page.expect_popup() as opened_page:
-            page.get_by_role("link", name="every check of the data").click()
-        checks = opened_page.value
-        expect(checks.get_by_role("heading", level=1)).to_contain_text("Validation of the data")
-        checks.get_by_role("link", name="Dashboard").click()
-        expect(checks.locator("#comparison-figure")).to_be_visible()

@@ -1,4 +1,4 @@
-"""Data: which hours the data has and lacks, and where it comes from; the checks are a page of the pipeline's."""
+"""Data: which hours the data has and lacks, and where it comes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from forecast.raw import prepare
 from forecast.show import figures
 from forecast.table.origin import origin_of
 
-from .. import address, parts
+from .. import parts
 from ..follower import Snapshot
 
 PATH, TITLE = "/data", "Data"
@@ -37,6 +37,6 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     ]
     modelled = "Generation is modelled here, not measured: the figures show only that the method works."
     hint = modelled if origin.modelled else "Measured."
-    checks = parts.external_link("Gaps, ranges and every check of the data", address.link("/results/validation.html"))
+    checks = "Gaps, ranges and every check are in the executed notebook prepare.ipynb, which its run in MLflow keeps."
     source = parts.panel("source", "Source", hint, [parts.facts(known), html.P(checks)])
     return [html.Div([hours, source], className="columns")]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, cached_property
-from importlib.resources import files
+from functools import cached_property, partial
+from html import escape
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
 from mlflow_gate import Link, Production
 from pandas import DataFrame, Series, Timestamp
@@ -23,14 +21,14 @@ from forecast.learn import gate
 from forecast.learn.storage import load, predict_as_new
 from forecast.quantities import Target
 from forecast.show import monitoring
-from forecast.show.figures import COLOURS, GRID, INK, MEASURED
+from forecast.show.figures import INK, MEASURED
 from forecast.show.monitoring import Quality
 from forecast.table import features, split
 from forecast.table.origin import Origin, origin_of
-from forecast.table.schema import FEATURES, QUANTITIES, TARGETS
+from forecast.table.schema import FEATURES, TARGETS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from IPython.display import Image
 
 # Of the worst hours of a target: how many, how far apart, and the smallest miss that counts, by the week's highest.
 MAX_HOURS, APART_HOURS, MIN_MISS = 3, 6, 0.002
@@ -251,33 +249,110 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
-def render(evidence: ReportData, part: Week, misses: list[WorstHour], figure: str) -> str:
-    """Return the page on a week as HTML that needs no other file.
+def summary(evidence: ReportData, week: Week) -> str:
+    """Return the head of the page in Markdown: the week, how well it was predicted, and its gaps."""
+    known = qualities(evidence, week)
+    lines = [
+        f"# {problem.TITLE} in {problem.REGION}, week {week.name}",
+        f"{week.monday:%A, %-d %B %Y}, and the six days after it. All times are UTC, an hour is named by its start.",
+        *(f"**{when}.** {monitoring.sentence(each)}" for when, each in known.items()),
+    ]
+    if evidence.origin.modelled:
+        lines[1] += " The data are **modelled**: they say nothing about a real hour."
+    if known:
+        lines[-1] += f" The state over these weeks: **{monitoring.overall(known[EIGHT_WEEKS])}**."
+        lines.append(monitoring.training_overlap(week.hours, evidence.learned_until))
+    else:
+        reason = escape(evidence.unable) or "No model is in production, so nothing was predicted."
+        lines.append(f"{reason} Why is written in `results/decision.json`.")
+    if absent := gaps(week):
+        more = f"; and {len(absent) - 4} more gaps" if len(absent) > 4 else ""
+        lines.append(
+            f"> **{split.WEEK_HOURS - len(week.hours)} of the week's {split.WEEK_HOURS} hours are missing from the"
+            f" data** ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines"
+            " break there."
+        )
+    return "\n\n".join(lines)
 
-    ``misses`` are those of `worst`, and ``figure`` is that of `draw`.
-    """
-    known = qualities(evidence, part)
-    return _template().render(
-        week=part,
-        evidence=evidence,
-        origin=evidence.origin,
-        production=evidence.production,
-        title=problem.TITLE,
-        region=problem.REGION,
-        targets=problem.TARGETS,
-        weather=WEATHER,
-        amounts=part.hours.agg(AMOUNTS),
-        predicted=None if part.predicted is None else part.predicted.agg(AMOUNTS),
-        gaps=gaps(part),
-        qualities=known.get(THIS_WEEK, []),
-        inside=[each for each in known.get(THIS_WEEK, []) if each.inside >= 0],  # NaN without a band, or never by day
-        overlap=monitoring.training_overlap(part.hours, evidence.learned_until),
-        sentences=[(name, monitoring.sentence(each), monitoring.overall(each)) for name, each in known.items()],
-        misses=misses,
-        days=by_day(part),
-        figure=figure,
-        hours_a_week=split.WEEK_HOURS,
-    )
+
+def totals(evidence: ReportData, week: Week) -> DataFrame:
+    """Return a row for each target: its sum or mean, what was predicted, how far it was off, the hours in the band."""
+    known = qualities(evidence, week).get(THIS_WEEK, [None] * len(TARGETS))
+    rows = {}
+    for target, quality in zip(problem.TARGETS, known, strict=True):
+        unit, how = target.sum_unit or target.unit, AMOUNTS[target.name]
+        row = {"Actual": f"{week.hours[target.name].agg(how):,.0f} {unit}"}
+        if week.predicted is not None and quality:
+            row["Predicted"] = f"{week.predicted[target.name].agg(how):,.0f} {unit}"
+            row["Difference"] = f"{signed(quality.bias_percent)} %"
+            row["Off by, mean of all hours"] = f"{quality.mae:.2f} {target.unit}"
+            if quality.inside >= 0:  # NaN without a band, or never by day
+                by_day = " (by day)" if target.by_day else ""
+                row[f"In the band, {100 * quality.promised:.0f} % expected"] = f"{100 * quality.inside:.0f} %{by_day}"
+        rows[target.words.capitalize() + ("" if target.sum_unit else ", mean")] = row
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis(columns="Week")
+
+
+def by_day(week: Week) -> DataFrame:
+    """Return a row for each day of a week: the targets by `AMOUNTS`, also as predicted, and the mean weather."""
+    day, columns = week.hours["utc_timestamp"].dt.normalize(), list[Series]()
+    for target in problem.TARGETS:
+        values = {f"{target.title}, {target.sum_unit or target.unit}": week.hours[target.name]}
+        if week.predicted is not None:
+            values["Predicted"] = week.predicted[target.name]
+        for title, value in values.items():
+            columns.append(value.groupby(day).agg(AMOUNTS[target.name]).map("{:,.1f}".format).rename(title))
+    for each in WEATHER:
+        form = partial(signed, digits=1) if each.possible[0] < 0 else "{:,.1f}".format
+        columns.append(week.hours[each.name].groupby(day).mean().map(form).rename(each.label))
+    hours = day.value_counts()
+    names = [f"{each:%a %-d %b}" + (f" ({hours[each]} h)" if hours[each] < 24 else "") for each in columns[0].index]
+    return pd.concat(columns, axis="columns", sort=True).set_axis(names).rename_axis(columns="Day")
+
+
+def worst_table(misses: list[WorstHour]) -> DataFrame | None:
+    """Return a row for each of the worst hours, by its number; None without one."""
+    rows = {}
+    for miss in misses:
+        unit = miss.quantity.unit
+        rows[miss.number] = {
+            "Hour": f"{miss.quantity.title}, {miss.at:%a %-d %b, %H:%M}",
+            "Actual": f"{miss.measured:,.1f} {unit}",
+            "Predicted": f"{miss.predicted:,.1f} {unit}",
+            "Off by": f"{signed(miss.error, 1)} {unit}",
+            "Outside the band": f"{miss.beyond:.1f} {unit}" if miss.beyond else "" if miss.band is None else "inside",
+            "What may be the reason": miss.reason,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="No.") if rows else None
+
+
+def model_in_words(evidence: ReportData) -> str:
+    """Return the model in production, the gate's score of it, and its lineage, in Markdown."""
+    if evidence.production is None:
+        return "None." if evidence.unable else "None: no model is in production."
+    name, version, move = evidence.production.name, evidence.production.version, evidence.production.move
+    stage = gate.stage_of(evidence.production) or "registered by hand"
+    text = f"The predictions are those of **{name} version {version}** ({stage}; `models:/{name}/{version}` in MLflow)"
+    if move.when:
+        text += f", in production since {datetime.fromisoformat(move.when).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
+    text += ". It is given the weather of an hour."
+    if move.held_out:
+        text += f" The gate judged it by {move.held_out['rows']:,} hours: {move.label} {move.score}."
+    rows = {}
+    for link in evidence.lineage:
+        facts = "; ".join(f"{name}: {fact}" for name, fact in link.facts.items()) if link.known else "not recorded"
+        what = f'<a href="{escape(link.url)}">{escape(link.name)}</a>' if link.url else escape(link.name)
+        rows[link.kind] = {"What": what, "Known of it": escape(" ".join(filter(None, (link.trouble, facts))))}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="Link").to_html(escape=False)
+    return f"{text}\n\n<details><summary>Where it comes from</summary>\n{table}\n</details>" if rows else text
+
+
+def origin_in_words(origin: Origin) -> str:
+    """Return the attribution of the data, and whether they may be passed on."""
+    licence = "Whether the data may be passed on is for their owner to say."
+    if origin.source in ("sample", "opsd"):
+        licence = "The data carry no licence of their own: have it checked before you pass them on."
+    return f"{escape(origin.attribution)}\n\n{licence}"
 
 
 def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
@@ -293,23 +368,13 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
 
 
-def gaps(week: Week) -> list[dict[str, Any]]:
-    """Return the gaps of a week: the `first` and the `last` absent hour, and how many `hours`."""
+def gaps(week: Week) -> list[str]:
+    """Return the gaps of a week in words: the first and the last absent hour of each."""
     grid = pd.date_range(week.monday, periods=split.WEEK_HOURS, freq="h")
     absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = absent.groupby((absent.diff() != pd.Timedelta(hours=1)).cumsum())
-    return [{"first": part.iloc[0], "last": part.iloc[-1], "hours": len(part)} for _, part in parts]
-
-
-def by_day(week: Week) -> DataFrame:
-    """Return a row for each day of a week: `_day`, its `_hours`, the targets by `AMOUNTS` and its mean weather."""
-    hours, day = week.hours, week.hours["utc_timestamp"].dt.normalize().rename(None)
-    added: dict[str, Any] = {"_hours": (TARGETS[0], "size")} | {name: (name, AMOUNTS[name]) for name in TARGETS}
-    if week.predicted is not None:
-        hours = hours.join(week.predicted[TARGETS].add_suffix("_predicted"))
-        added |= {f"{name}_predicted": (f"{name}_predicted", AMOUNTS[name]) for name in TARGETS}
-    means = {each.name: (each.name, "mean") for each in WEATHER}
-    return hours.groupby(day).agg(**added, **means).reset_index(names="_day")
+    ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)
+    return [" to ".join(f"{hour:%a %-d %b, %H:%M}" for hour in each) for each in ends]
 
 
 def signed(value: float, digits: int = 0) -> str:
@@ -317,75 +382,45 @@ def signed(value: float, digits: int = 0) -> str:
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    filters: dict[str, Any] = {
-        "number": lambda value, digits=0: f"{value:,.{digits}f}",
-        "signed": signed,
-        "moment": lambda text: f"{datetime.fromisoformat(text).astimezone(UTC):%-d %B %Y, %H:%M} UTC",
-        "day": lambda moment: moment.strftime("%a %-d %b"),
-        "hour": lambda moment: moment.strftime("%a %-d %b, %H:%M"),
-    }
-    environment.filters |= filters
-    return environment.from_string(files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8"))
-
-
 # -- the figure --------------------------------------------------------------------------------------------------------
-def draw(week: Week, misses: list[WorstHour], measured_name: str) -> str:
-    """Return the hours of a week as the address of an SVG picture: measured, predicted, band, worst misses.
+def draw(evidence: ReportData, week: Week, misses: list[WorstHour]) -> Image:
+    """Draw the hours of a week, a panel for each target: measured, predicted, band, the numbers of the worst hours.
 
-    Each target has a panel; absent hours break the lines.
+    Absent hours break the lines.
     """
-    import matplotlib as mpl
+    from IPython.display import Image
+    from matplotlib import style
+    from matplotlib.dates import DateFormatter, DayLocator, HourLocator
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": week.name, "font.size": 8, "axes.edgecolor": GRID}
-    style |= {"axes.grid": True, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False}
-    style |= dict.fromkeys(("text.color", "xtick.labelcolor", "ytick.labelcolor"), INK)
-    style |= dict.fromkeys(("xtick.color", "ytick.color"), GRID) | {"xtick.minor.size": 0}
-    measured = _on_grid(week, week.hours)
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(7.2, 0.3 + 2.0 * len(TARGETS)), layout="constrained")
-        panels = figure.subplots(len(TARGETS), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, target in zip(panels, TARGETS, strict=True):
-            if week.band is not None:
-                ends = [_on_grid(week, end)[target] for end in week.band]
-                axes.fill_between(measured.index, *ends, color=COLOURS[target], alpha=0.25, linewidth=0, label="band")
-            axes.plot(measured[target], ":", color=MEASURED, linewidth=1.6, label=measured_name)
-            if week.predicted is not None:
-                line = _on_grid(week, week.predicted)[target]
-                axes.plot(line, color=COLOURS[target], linewidth=1.6, label="predicted")
-            for miss in (miss for miss in misses if miss.target == target):
-                _mark(axes, (miss.at - week.monday).total_seconds() / 3600, miss)
-            axes.set_title(QUANTITIES[target].label, loc="left", fontweight="bold")
-            axes.margins(y=0.2)
-            axes.set_ylim(bottom=0 if QUANTITIES[target].possible[0] >= 0 else None)
-            axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1.01, 0.98), frameon=False, borderaxespad=0.2)
-        _name_days(axes, week)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def _mark(axes: Axes, hour: float, miss: WorstHour) -> None:
-    axes.plot([hour, hour], [miss.measured, miss.predicted], color=INK, linewidth=0.9)
-    circle = {"boxstyle": "circle,pad=0.22", "edgecolor": INK, "facecolor": "white", "linewidth": 0.9}
-    place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "bbox": circle}
-    axes.annotate(str(miss.number), (hour, max(miss.measured, miss.predicted)), (0, 8), **place)
-
-
-def _name_days(axes: Axes, week: Week) -> None:
-    """Draw a line at each midnight, and the name of the day between two."""
-    axes.set_xlim(0, split.WEEK_HOURS)
-    axes.set_xticks(range(0, split.WEEK_HOURS + 1, 24), [""] * 8)
-    days = pd.date_range(week.monday, periods=7)
-    axes.set_xticks(range(12, split.WEEK_HOURS, 24), [day.strftime("%a %-d %b") for day in days], minor=True)
-
-
-def _on_grid(week: Week, values: DataFrame) -> DataFrame:
-    """Return the targets by hours since Monday, absent hours as NaN."""
-    since = (week.hours["utc_timestamp"] - week.monday).dt.total_seconds() // 3600
-    return values[TARGETS].set_axis(since.astype(int)).reindex(range(split.WEEK_HOURS))
+    grid = pd.date_range(week.monday, periods=split.WEEK_HOURS, freq="h")
+    frames = [week.hours, *([] if week.predicted is None else [week.predicted]), *(week.band or ())]
+    measured, *others = (frame[TARGETS].set_axis(week.hours["utc_timestamp"]).reindex(grid) for frame in frames)
+    ranges, name, content = list[str](), evidence.origin.measured_name, io.BytesIO()
+    with style.context("seaborn-v0_8-whitegrid"):
+        figure = Figure(figsize=(8, 2.4 * len(TARGETS)), dpi=180, layout="constrained")
+        panels = figure.subplots(len(TARGETS), squeeze=False)[:, 0]
+        for axes, target in zip(panels, problem.TARGETS, strict=True):
+            axes.plot(measured[target.name], ":", color=MEASURED, label=name)
+            if others:
+                axes.plot(others[0][target.name], color=target.colour, label="predicted")
+            if week.band:
+                band = f"band for {100 * (evidence.coverage or 0):.0f} of 100 hours"
+                axes.fill_between(
+                    grid, *(end[target.name] for end in others[1:]), color=target.colour, alpha=0.25, label=band
+                )
+            for miss in (miss for miss in misses if miss.target == target.name):
+                axes.vlines(miss.at, *sorted([miss.measured, miss.predicted]), color=INK)
+                circle = {"boxstyle": "circle", "facecolor": "white"}
+                place = (miss.at, max(miss.measured, miss.predicted))
+                axes.annotate(str(miss.number), place, (0, 10), textcoords="offset points", ha="center", bbox=circle)
+            axes.set_title(target.label, loc="left", fontweight="bold")
+            axes.margins(x=0, y=0.25)
+            axes.set_ylim(bottom=0 if target.possible[0] >= 0 else None)
+            axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+            axes.xaxis.set(major_locator=DayLocator(), major_formatter="", minor_locator=HourLocator(12))
+            axes.xaxis.set_minor_formatter(DateFormatter("%a %-d %b"))
+            low, high = measured[target.name].agg(["min", "max"])
+            ranges.append(f"{target.title} from {low:.1f} to {high:.1f} {target.unit}")
+        figure.savefig(content)
+    return Image(content.getvalue(), alt=f"{name.capitalize()} values, hour by hour: {', '.join(ranges)}.")

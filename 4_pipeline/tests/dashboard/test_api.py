@@ -182,7 +182,7 @@ def test_predict_without_a_model_says_what_to_run(made):
     assert made()[1].get("/health").get_json()["learned_from"] == "modelled sample"
 
 
-def test_pages_of_the_pipeline_are_shown_once_they_are_written(made, data_file):
+def test_report_is_shown_once_it_is_written(made, data_file):
     """The report with a link back and without scripts; before it is written, 404 and what to run; no other file."""
     client = made()[1]
     assert "dvc repro" in client.get("/results/report.html").get_json()["error"]
