@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from forecast import problem
+from forecast.learn import gate
 from forecast.show import figures, monitoring
 from forecast.show.monitoring import Quality
 from forecast.show.report import signed
@@ -183,7 +184,8 @@ def answer(snapshot: Snapshot, period: Period, zone: str = "UTC") -> tuple:
     report = parts.external_link(f"The report on week {week}", link) if week else "There is no weekly report yet."
     hours, (start, end) = len(frame), period
     text = f"{hours:,} of {24 * ((end - start).days + 1):,} hours, {start:{periods.DAY}} to {end:{periods.DAY}}. "
-    text += monitoring.training_overlap(frame, compared.champion.judged_until)
+    learned = compared.champion.judged_until, gate.refit_until(compared.champion.production)
+    text += monitoring.training_overlap(frame, *learned)
     tiles = html.Div([_tile(each) for each in compared.qualities], className="tiles")
     summary = html.P(monitoring.sentence(compared.qualities), className="summary")
     key_figures = [summary, tiles, html.P(text, className="hint")]

@@ -37,7 +37,10 @@ def page(snapshot: Snapshot, _query: dict[str, str]) -> list:
     columns = ["month", "target", "nmae_percent", "bias_percent", "inside_percent"]
     figure = figures.by_month(pd.DataFrame(months, columns=columns))
     label = "Errors, bias and share within the band by month"
-    about = "Hours after those that the model learned." if since else "Which hours the model learned is not known: all."
+    model = "judged model" if comparison.champion.production.refit_of else "model"
+    about = (
+        f"Hours after those that the {model} learned." if since else "Which hours the model learned is not known: all."
+    )
     about += " The first and the last month may be incomplete."
     ranges = monitoring.unlearned(comparison.frame, since)
     rows = [

@@ -180,6 +180,11 @@ def learned_until(production: Production | Evidence | None) -> str | None:
     return _learned(production).get("last")
 
 
+def refit_until(production: Production | None) -> str | None:
+    """Return the start of the last hour that a refit in production learned; None if the version is no refit."""
+    return learned_until(production) if production and production.refit_of else None
+
+
 def source_of(production: Production | None) -> str | None:
     """Return the name of the source that the version in production learned from; None if unknown."""
     return _learned(production).get("source") or None

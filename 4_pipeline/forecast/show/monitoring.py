@@ -165,16 +165,27 @@ def sentence(qualities: Iterable[Quality]) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def training_overlap(frame: pd.DataFrame, learned_until: str | pd.Timestamp | None) -> str:
-    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones."""
+def training_overlap(
+    frame: pd.DataFrame, learned_until: str | pd.Timestamp | None, refit_until: str | None = None
+) -> str:
+    """Return how many of some hours the model was trained on: its errors are smaller there than on new ones.
+
+    ``refit_until`` is the last hour that the refit of the model learned, if that is in production.
+    """
     if learned_until is None:
         return "Whether the model was trained on these hours is not known."
-    last = pd.Timestamp(learned_until)
+    last, model, prefix = pd.Timestamp(learned_until), "The model", ""
     known = frame["utc_timestamp"] <= last
+    if refit_until and (~known & (frame["utc_timestamp"] <= pd.Timestamp(refit_until))).any():
+        until = f"{pd.Timestamp(refit_until):%d %b %Y}"
+        prefix = (
+            f"The refit in production has learned the hours up to {until}: the model that was judged predicts them. "
+        )
+        model = "It"
     if not known.any():
-        return f"The model was trained on hours up to {last:%d %b %Y}: all of these are new to it."
+        return f"{prefix}{model} was trained on hours up to {last:%d %b %Y}: all of these are new to it."
     share = "all" if known.all() else f"{known.sum():,} (up to {last:%d %b %Y})"
-    return f"The model was trained on {share} of these hours: its errors on new ones are larger."
+    return f"{prefix}{model} was trained on {share} of these hours: its errors on new ones are larger."
 
 
 def overall(qualities: Iterable[Quality]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -249,8 +249,12 @@ def _compare(hours: DataFrame, miss: WorstHour, alike: Series, what: str) -> Ite
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
-def summary(evidence: ReportData, week: Week) -> str:
-    """Return the head of the page in Markdown: the week, how well it was predicted, and its gaps."""
+def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None = None) -> str:
+    """Return the head of the page in Markdown: the week, how well it was predicted, and its gaps.
+
+    With the gate's last ``decision`` (results/decision.json) the latest week's also says what to do if the state is
+    not good.
+    """
     known = qualities(evidence, week)
     lines = [
         f"# {problem.TITLE} in {problem.REGION}, week {week.name}",
@@ -261,15 +265,23 @@ def summary(evidence: ReportData, week: Week) -> str:
         lines[1] += " The data are **modelled**: they say nothing about a real hour."
     if known:
         lines[-1] += f" The state over these weeks: **{monitoring.overall(known[EIGHT_WEEKS])}**."
-        lines.append(monitoring.training_overlap(week.hours, evidence.learned_until))
+        is_latest = week.name == split.select_week(evidence.frame, "latest")[0]
+        if decision and evidence.production and is_latest and monitoring.overall(known[EIGHT_WEEKS]) != "good":
+            advice = monitoring.next_step(known[EIGHT_WEEKS], decision, evidence.production.version)
+            lines.append(f"> **What next:** {advice}")
+        lines.append(
+            monitoring.training_overlap(week.hours, evidence.learned_until, gate.refit_until(evidence.production))
+        )
     else:
         reason = escape(evidence.unable) or "No model is in production, so nothing was predicted."
         lines.append(f"{reason} Why is written in `results/decision.json`.")
-    if absent := gaps(week):
+    last = min(evidence.frame["utc_timestamp"].iloc[-1], week.monday + pd.Timedelta(weeks=1, hours=-1))
+    grid = pd.date_range(week.monday, last, freq="h")
+    if absent := gaps(week, grid):
         more = f"; and {len(absent) - 4} more gaps" if len(absent) > 4 else ""
         lines.append(
-            f"> **{split.WEEK_HOURS - len(week.hours)} of the week's {split.WEEK_HOURS} hours are missing from the"
-            f" data** ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines"
+            f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} hours"
+            f"{' so far' if len(grid) < split.WEEK_HOURS else ''} are missing from the data** ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines"
             " break there."
         )
     return "\n\n".join(lines)
@@ -368,9 +380,8 @@ def qualities(evidence: ReportData, week: Week) -> dict[str, list[Quality]]:
     return {name: monitoring.qualities(evidence.frame[each], *known) for name, each in rows.items()}
 
 
-def gaps(week: Week) -> list[str]:
-    """Return the gaps of a week in words: the first and the last absent hour of each."""
-    grid = pd.date_range(week.monday, periods=split.WEEK_HOURS, freq="h")
+def gaps(week: Week, grid: pd.DatetimeIndex) -> list[str]:
+    """Return the gaps of a week in the hours of a ``grid`` in words: the first and the last absent hour of each."""
     absent = grid[~grid.isin(week.hours["utc_timestamp"])].to_series()
     parts = absent.groupby((absent.diff() != pd.Timedelta(hours=1)).cumsum())
     ends = (dict.fromkeys((part.iloc[0], part.iloc[-1])) for _, part in parts)
