@@ -282,7 +282,8 @@ def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None
         lines.append(
             f"> **{len(grid) - len(week.hours)} of the week's {len(grid)} hours"
             f"{' so far' if len(grid) < split.WEEK_HOURS else ''} are missing from the data**"
-            f" ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines break there."
+            f" ({'; '.join(absent[:4])}{more}). Nothing was filled in: sums and means leave them out, and lines"
+            " break there."
         )
     return "\n\n".join(lines)
 
