@@ -21,7 +21,7 @@ from forecast.errors import PipelineError
 from forecast.learn import gate, storage
 from forecast.show import monitoring
 from forecast.show.monitoring import Quality
-from forecast.table import schema
+from forecast.table import schema, split
 from mlflow_gate import GateError, Move, Production
 
 from . import address, record
@@ -97,9 +97,11 @@ class Comparison:
 
     @functools.cached_property
     def r2_without_model(self) -> dict[str, float]:
-        """R2 of `monitoring.BASELINES` on the hours that the model did not learn; empty where these are not known."""
+        """R2 of `monitoring.BASELINES` on the hours that the gate judged the model on; empty where these are not known."""
         until = self.champion.judged_until
         held_out = self.frame[self.frame["utc_timestamp"] > pd.Timestamp(until)] if until else self.frame[:0]
+        if self.champion.production.move.held_out.get("part") == split.TEST_WEEKS:
+            held_out = held_out[split.is_test_week(held_out["utc_timestamp"])]
         return {} if held_out.empty else monitoring.baseline_r2(held_out, self.baselines)
 
 

@@ -90,7 +90,7 @@ def judge(model: LoadedModel, held_out: pd.DataFrame) -> mlflow_gate.Scores:
     costs = {"latency_ms": _milliseconds(model, hour), "size_MB": (model.size_bytes or 0) / 1e6}
     weeks = {f"week {number}": error for number, error in enumerate(scores.weekly_errors, start=1)}
     facts = {"signature": model.signature}
-    return mlflow_gate.Scores(scores.metrics() | costs, weeks, facts, period=scores.period, part="test weeks")
+    return mlflow_gate.Scores(scores.metrics() | costs, weeks, facts, period=scores.period, part=split.TEST_WEEKS)
 
 
 def _milliseconds(model: LoadedModel, hour: pd.DataFrame) -> float:

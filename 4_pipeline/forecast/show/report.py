@@ -253,7 +253,7 @@ def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None
     """Return the head of the page in Markdown: the week, how well it was predicted, and its gaps.
 
     With the gate's last ``decision`` (results/decision.json) the latest week's also says what to do if the state is
-    not good.
+    bad.
     """
     known = qualities(evidence, week)
     lines = [
@@ -266,7 +266,7 @@ def summary(evidence: ReportData, week: Week, decision: Mapping[str, Any] | None
     if known:
         lines[-1] += f" The state over these weeks: **{monitoring.overall(known[EIGHT_WEEKS])}**."
         is_latest = week.name == split.select_week(evidence.frame, "latest")[0]
-        if decision and evidence.production and is_latest and monitoring.overall(known[EIGHT_WEEKS]) != "good":
+        if decision and evidence.production and is_latest and monitoring.overall(known[EIGHT_WEEKS]) == "bad":
             advice = monitoring.next_step(known[EIGHT_WEEKS], decision, evidence.production.version)
             lines.append(f"> **What next:** {advice}")
         lines.append(

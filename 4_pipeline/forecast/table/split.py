@@ -12,6 +12,7 @@ from pandas import DataFrame, Series
 from forecast.errors import DataError, ParameterError
 
 WEEK_HOURS = 168
+TEST_WEEKS = "test weeks"  # what the record calls the weeks to judge on
 EPOCH = pd.Timestamp("1970-01-05", tz="UTC")  # a Monday
 WHOLE_ENOUGH = 0.9  # a week with fewer of its hours is no basis for a report
 
@@ -48,7 +49,7 @@ def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
     Which one a week belongs to follows from its date, and stays when hours are added. Raises DataError if either would
     be empty.
     """
-    is_test = (mondays(held_out["utc_timestamp"]) - EPOCH).dt.days // 7 % 2 == 1
+    is_test = is_test_week(held_out["utc_timestamp"])
     if is_test.nunique() < 2:
         raise DataError(
             "There are too few rows held out to choose on some and to judge on others.",
@@ -57,6 +58,11 @@ def by_alternate_weeks(held_out: DataFrame) -> tuple[DataFrame, DataFrame]:
             next_step="take more data or another test_fraction",
         )
     return tuple(held_out[rows].reset_index(drop=True) for rows in (~is_test, is_test))
+
+
+def is_test_week(stamps: Series) -> Series:
+    """Tell for each of a column of UTC times whether its week is one to judge on, and not one to choose on."""
+    return (mondays(stamps) - EPOCH).dt.days // 7 % 2 == 1
 
 
 # -- weeks -------------------------------------------------------------------------------------------------------------
