@@ -97,7 +97,7 @@ class Comparison:
 
     @functools.cached_property
     def r2_without_model(self) -> dict[str, float]:
-        """R2 of `monitoring.BASELINES` on the hours that the gate judged the model on; empty where these are not known."""
+        """R2 of `monitoring.BASELINES` on the hours that the gate judged on; empty where these are not known."""
         until = self.champion.judged_until
         held_out = self.frame[self.frame["utc_timestamp"] > pd.Timestamp(until)] if until else self.frame[:0]
         if self.champion.production.move.held_out.get("part") == split.TEST_WEEKS:
