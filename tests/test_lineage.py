@@ -34,7 +34,7 @@ def test_lineage_leads_from_the_data_to_the_alias(in_workplace):
     assert [link.kind for link in links] == list(KINDS)
     assert [link.name for link in links if link.trouble or not link.known] == []
     facts = {link.kind: link.facts for link in links}
-    hashes = {f"md5 of data/{name}" for name in ("train.parquet", "test.parquet")}
+    hashes = {f"md5 of data/{name}" for name in ("train.parquet", "validation.parquet")}
     assert hashes <= facts["data"].keys()
     assert facts["data"]["source"] == "modelled sample"
     assert ", 2013-01-01T00:00:00Z to 2016-" in facts["data"]["learned"]
@@ -64,7 +64,7 @@ def test_lineage_names_what_is_broken(of_the_pipeline, in_workplace):
     assert broken() == {}
     notebook = "notebook/train_rf.ipynb"
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/{notebook}")
-    test = in_workplace.pipeline / "data" / "test.parquet"
+    validation = in_workplace.pipeline / "data" / "validation.parquet"
     kept = in_workplace.root / ".dvc" / "cache"
     (model,) = in_workplace.settings.artifacts.rglob(f"{model_uri[8:]}/artifacts/model.skops")
     content = model.read_bytes()
@@ -78,13 +78,13 @@ def test_lineage_names_what_is_broken(of_the_pipeline, in_workplace):
         client.delete_run(run_id)
         undo.callback(model.write_bytes, content)
         model.write_bytes(b"{")
-        for place in (test, kept):
+        for place in (validation, kept):
             away = place.with_name("away")
             undo.callback(away.rename, place)
             place.rename(away)
         troubles = broken()
     assert set(troubles) == {"data", "notebook", "run", "model", "decision"}
-    assert "test.parquet" in troubles["data"]
+    assert "validation.parquet" in troubles["data"]
     assert "restore" in troubles["run"]
     assert name in troubles["decision"]
     assert broken() == {}

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from forecast.learn import evaluation, gate
 from forecast.learn.gate import Registry
 from forecast.table import schema
 from workplace import BIN, Servers, new_workplace, wait_for
@@ -116,6 +117,7 @@ def test_runs_carry_their_lineage(in_workplace):
     commit = in_workplace.run("git", "rev-parse", "HEAD").stdout.strip()
     lock = yaml.safe_load((in_workplace.pipeline / "dvc.lock").read_text())["stages"]
     hashes = {out["path"]: out["md5"] for out in lock["split"]["outs"] if out["path"].startswith("data/")}
+    del hashes["data/test.parquet"]  # which no training reads
     for stage in TRAINING:
         summary = json.loads((in_workplace.pipeline / "results" / f"{stage}.json").read_text())
         run = client.get_run(summary["run_id"])
@@ -124,7 +126,10 @@ def test_runs_carry_their_lineage(in_workplace):
         assert tags["pipeline.stage"] == stage
         assert tags["mlflow.source.git.commit"] == commit
         assert tags["pipeline.git.dirty"] == "false"
-        assert {name: tags[f"mlflow_gate.data.{name}"] for name in hashes} == hashes
+        data = {
+            name.removeprefix("mlflow_gate.data."): tags[name] for name in tags if name.startswith("mlflow_gate.data")
+        }
+        assert data == hashes
         section = yaml.safe_load((in_workplace.pipeline / "params.yaml").read_text())[stage]
         # and what a search has found
         assert run.data.params.items() >= {name: str(value) for name, value in section.items()}.items()
@@ -280,20 +285,21 @@ def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, 
     ],
 )
 def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_path, stage):
-    """Whatever the held-out hours say, the same model comes out: not fitted, tuned, stopped or scaled on them.
+    """Whatever the validation weeks say, the same model comes out: not fitted, tuned, stopped or scaled on them.
 
-    And since it is trained twice for that: the seed reproduces it, to the last digit.
+    The test weeks are not even there. Trained twice for that, it is also reproduced by its seed, to the last digit.
     """
     from forecast.learn import storage
 
     folder = restored.pipeline
     before = storage.load(json.loads((folder / "results" / f"{stage}.json").read_text())["model_uri"])
-    test = schema.read(folder / "data" / "test.parquet")
-    wrong = test.copy()
+    validation = schema.read(folder / "data" / "validation.parquet")
+    wrong = validation.copy()
     for column in schema.RANGES:
-        wrong[column] = test[column].sample(frac=1, random_state=1).to_numpy() * 0.5
-    (folder / "data" / "test.parquet").unlink()  # it may be a link into DVC's cache
-    wrong.to_parquet(folder / "data" / "test.parquet", index=False)
+        wrong[column] = validation[column].sample(frac=1, random_state=1).to_numpy() * 0.5
+    for name in ("validation", "test"):
+        (folder / "data" / f"{name}.parquet").unlink()  # it may be a link into DVC's cache
+    wrong.to_parquet(folder / "data" / "validation.parquet", index=False)
     parameters = yaml.safe_load((folder / "params.yaml").read_text())[stage]
     words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
     command = [f"{stage}.ipynb", tmp_path / "executed.ipynb", "--engine", "dask", *words]
@@ -301,7 +307,21 @@ def test_training_never_sees_the_held_out_period(restored, in_workplace, tmp_pat
     summary = json.loads((folder / "results" / f"{stage}.json").read_text())
     assert summary["r2"] < 0.5  # the hours it is scored on are others indeed
     after = storage.load(summary["model_uri"])
-    assert after.predict(test).equals(before.predict(test))
+    assert after.predict(validation).equals(before.predict(validation))
+
+
+def test_what_is_in_production_has_learned_all_hours(in_workplace):
+    """The version is a refit of the candidate on the whole table; decision and record have the judged model's score."""
+    candidate = json.loads((in_workplace.pipeline / "results" / "candidate.json").read_text())
+    decision = json.loads((in_workplace.pipeline / "results" / "decision.json").read_text())
+    now = Registry().production()
+    assert now.evidence.run_id == candidate["run_id"] == decision["run_id"] != now.run_id
+    assert gate.learned_until(now) == "2016-12-31T23:00:00Z" > gate.learned_until(now.evidence)
+    test = schema.read(in_workplace.pipeline / "data" / "test.parquet")
+    judged, refitted = (Registry().load(uri) for uri in (now.evidence.model_uri, now.model_uri))
+    r2 = [evaluation.score(test, model.predict(test)).r2 for model in (judged, refitted)]
+    assert r2[0] == pytest.approx(decision["candidate"]["metrics"]["r2"]) == pytest.approx(now.move.figure, abs=1e-6)
+    assert r2[1] > r2[0]  # it has learned these hours
 
 
 def test_gradient_boosting_wins_and_explains_itself(in_workplace):

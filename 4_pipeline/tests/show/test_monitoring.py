@@ -110,6 +110,19 @@ def test_inputs_beyond_those_learned_are_counted(frame):
     assert set(monitoring.unlearned(stormy, until.isoformat())) == {each.name for each in problem.INPUTS}
 
 
+def test_hours_that_a_refit_learned_are_said_to_be_new_to_the_judged_model(frame):
+    """Where the judged model predicts in place of its refit, the words name both; elsewhere nothing changes."""
+    stamps = frame["utc_timestamp"]
+    middle, last = (stamps.iloc[row].isoformat() for row in (len(frame) // 2, -1))
+    later = frame[stamps > middle]
+    words = monitoring.training_overlap(later, middle, last)
+    assert words.startswith("The refit in production has learned the hours up to")
+    assert words.endswith("all of these are new to it.")
+    earlier = frame[stamps <= middle]
+    assert monitoring.training_overlap(earlier, middle, last) == monitoring.training_overlap(earlier, middle)
+    assert monitoring.training_overlap(later, middle, middle) == monitoring.training_overlap(later, middle)
+
+
 def test_r2_of_a_baseline_leaves_out_what_it_does_not_know(frame):
     """The first day has no day before it: it does not count."""
     others = monitoring.baselines(frame, None)
