@@ -26,7 +26,7 @@ from forecast.tracking import DIRTY_TAG, PRODUCTION, STAGE_TAG, connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow_gate.alias import Evidence
+    from mlflow_gate import Evidence
 
     from forecast.parameters import Promote
 

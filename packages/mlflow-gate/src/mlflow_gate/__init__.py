@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_gate.alias import Production
+    from mlflow_gate.alias import Evidence, Production
     from mlflow_gate.contest import Contest
     from mlflow_gate.decision import Decision, Evaluation, decide
     from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
@@ -25,11 +25,11 @@ _MODULES = {
     "Contest": "contest", "Decision": "decision", "Evaluation": "decision", "decide": "decision",
     "ConfigError": "errors", "Conflict": "errors", "GateError": "errors", "ModelError": "errors", "Refused": "errors",
     "ServerError": "errors", "Follower": "follower", "Learned": "learned", "log_learned": "learned", "Link": "lineage",
-    "Move": "moves", "Production": "alias", "Registry": "registry", "Status": "registry", "Rule": "rules",
+    "Move": "moves", "Evidence": "alias", "Production": "alias", "Registry": "registry", "Status": "registry", "Rule": "rules",
     "Scores": "scores",
 }  # fmt: skip
 __all__ = [
-    "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Follower", "GateError", "Learned", "Link",
+    "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Follower", "GateError", "Learned", "Link",
     "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status", "decide",
     "log_learned",
 ]  # fmt: skip
