@@ -29,8 +29,8 @@ _MODULES = {
     "Scores": "scores",
 }  # fmt: skip
 __all__ = [
-    "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Follower", "GateError", "Learned", "Link",
-    "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status", "decide",
+    "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Follower", "GateError", "Learned",
+    "Link", "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status", "decide",
     "log_learned",
 ]  # fmt: skip
 
