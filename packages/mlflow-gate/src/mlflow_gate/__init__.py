@@ -30,8 +30,8 @@ _MODULES = {
 }  # fmt: skip
 __all__ = [
     "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Follower", "GateError", "Learned",
-    "Link", "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status", "decide",
-    "log_learned",
+    "Link", "ModelError", "Move", "Production", "Refused", "Registry", "Rule", "Scores", "ServerError", "Status",
+    "decide", "log_learned",
 ]  # fmt: skip
 
 
