@@ -25,8 +25,8 @@ _MODULES = {
     "Contest": "contest", "Decision": "decision", "Evaluation": "decision", "decide": "decision",
     "ConfigError": "errors", "Conflict": "errors", "GateError": "errors", "ModelError": "errors", "Refused": "errors",
     "ServerError": "errors", "Follower": "follower", "Learned": "learned", "log_learned": "learned", "Link": "lineage",
-    "Move": "moves", "Evidence": "alias", "Production": "alias", "Registry": "registry", "Status": "registry", "Rule": "rules",
-    "Scores": "scores",
+    "Move": "moves", "Evidence": "alias", "Production": "alias", "Registry": "registry", "Status": "registry",
+    "Rule": "rules", "Scores": "scores",
 }  # fmt: skip
 __all__ = [
     "ConfigError", "Conflict", "Contest", "Decision", "Evaluation", "Evidence", "Follower", "GateError", "Learned",
