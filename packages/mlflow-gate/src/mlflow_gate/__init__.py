@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_gate.alias import Evidence, Production
+    from mlflow_gate.alias import Evidence, Production, Status
     from mlflow_gate.contest import Contest
     from mlflow_gate.decision import Decision, Evaluation, decide
     from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow_gate.learned import Learned, log_learned
     from mlflow_gate.lineage import Link
     from mlflow_gate.moves import Move
-    from mlflow_gate.registry import Registry, Status
+    from mlflow_gate.registry import Registry
     from mlflow_gate.rules import Rule
     from mlflow_gate.scores import Scores
 
@@ -25,7 +25,7 @@ _MODULES = {
     "Contest": "contest", "Decision": "decision", "Evaluation": "decision", "decide": "decision",
     "ConfigError": "errors", "Conflict": "errors", "GateError": "errors", "ModelError": "errors", "Refused": "errors",
     "ServerError": "errors", "Follower": "follower", "Learned": "learned", "log_learned": "learned", "Link": "lineage",
-    "Move": "moves", "Evidence": "alias", "Production": "alias", "Registry": "registry", "Status": "registry",
+    "Move": "moves", "Evidence": "alias", "Production": "alias", "Registry": "registry", "Status": "alias",
     "Rule": "rules", "Scores": "scores",
 }  # fmt: skip
 __all__ = [

@@ -63,6 +63,18 @@ class Production:
         return self.refit_of or Evidence(self.run_id, self.model_uri, self.tags)
 
 
+@dataclass(frozen=True)
+class Status:
+    """Which version is in production, and whether the last decision in this tree says the same (None: no decision)."""
+
+    line: str
+    production: Production | None
+    agrees: bool | None
+
+    def __str__(self) -> str:
+        return self.line
+
+
 class Alias:
     """The alias of a registered model: what is in production, and how it came there.
 

@@ -149,6 +149,16 @@ def refuse(decision: Decision, rule: Rule) -> Decision:
     return replace(decision, promoted=False, reason=reason, rules=(*decision.rules, rule))
 
 
+def check_refit(decision: Decision, refitted: Evaluation, rules: Mapping[str, Limits | Check]) -> Decision:
+    """Return the decision, refused if the refit of what passed breaks a rule; it has learned the rows."""
+    verdict = decide(replace(refitted, is_declared=True), None, rules, None)
+    if verdict.promoted:
+        return decision
+    step = "look at the rows that only the refit has learned"
+    value = "; ".join(str(rule) for rule in verdict.rules if not rule.passed)
+    return refuse(decision, Rule("refit on all rows", value, "every rule passed", passed=False, next_step=step))
+
+
 def hold(decision: Decision, experiment: str | None) -> Decision:
     """Return the decision as made in an ``experiment`` of DVC, which moves nothing; the reason keeps the verdict."""
     if experiment is None or not decision.promoted:

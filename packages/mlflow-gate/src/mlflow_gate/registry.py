@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_gate import decision as verdicts
 from mlflow_gate import lineage as chain
 from mlflow_gate import moves as record
-from mlflow_gate.alias import EVIDENCE_TAG, Alias, Evidence, Production
+from mlflow_gate.alias import EVIDENCE_TAG, Alias, Evidence, Production, Status
 from mlflow_gate.contest import LEAST_BLOCKS, Contest
 from mlflow_gate.decision import Decision, Evaluation
 from mlflow_gate.errors import ConfigError, Conflict, GateError, ModelError, Refused, ServerError
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION_CHARACTERS = 5000  # the room that MLflow's database has
 KEPT_CHARACTERS = 500  # of a run's tag, in the record
-
-
-@dataclass(frozen=True)
-class Status:
-    """Which version is in production, and whether the last decision in this tree says the same (None: no decision)."""
-
-    line: str
-    production: Production | None
-    agrees: bool | None
-
-    def __str__(self) -> str:
-        return self.line
 
 
 class Registry(Alias):
@@ -234,7 +222,9 @@ class Registry(Alias):
                 if self._refit and refitted is None and not self.versions_of(run_id, judged_uri):
                     refitted = self._refit(run, judged_uri)
                 if refitted:
-                    decision = self._check_refit(decision, refitted[1])
+                    held_out = self._held_out() if callable(self._held_out) else self._held_out
+                    evaluation = self.evaluate(refitted[1], None, held_out)
+                    decision = verdicts.check_refit(decision, evaluation, self.rules)
                     decision = verdicts.force(decision) if force else decision
                     if not decision.promoted:
                         return decision
@@ -426,17 +416,6 @@ class Registry(Alias):
         run = self.find_run(run_id)
         tags = run.data.tags if run else {}
         return {name: value[:KEPT_CHARACTERS] for name, value in tags.items() if name.startswith(self.tags)}
-
-    def _check_refit(self, decision: Decision, model_uri: str) -> Decision:
-        """Return the decision, refused if the refit breaks a rule; its scores are those of rows that it learned."""
-        held_out = self._held_out() if callable(self._held_out) else self._held_out
-        evaluation = replace(self.evaluate(model_uri, None, held_out), is_declared=True)
-        failed = [rule for rule in verdicts.decide(evaluation, None, self.rules, None).rules if not rule.passed]
-        if not failed:
-            return decision
-        step = "look at the rows that only the refit has learned"
-        value = "; ".join(map(str, failed))
-        return verdicts.refuse(decision, Rule("refit on all rows", value, "as the judged fit", False, next_step=step))
 
     def _version_of(
         self, run_id: str, model_uri: str, decision: Decision, refitted: tuple[str, str] | None
