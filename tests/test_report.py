@@ -114,7 +114,7 @@ def test_page_counts_missing_hours_and_names_the_gaps(evidence):
     assert "Mon 3 Oct (15 h)" in text
     assert "are missing" not in words(evidence)
     last_hour = without(evidence, evidence.frame.index < len(evidence.frame) - 1)
-    assert "167 of the week's 168 hours are missing" in words(last_hour, "2016-W52")
+    assert "143 of the week's 144 hours so far are missing" in words(last_hour, "2016-W52")
 
 
 def test_page_without_a_model_in_production_says_so(evidence):
@@ -240,8 +240,8 @@ def test_stage_makes_the_page_of_any_week(servers, tmp_path):
     """The week is a parameter; the model in production had not seen this one, or cannot predict it."""
     folder = tmp_path / "pipeline"
     (folder / "results").mkdir(parents=True)
-    for name in ("dvc.yaml", "params.yaml", "report.ipynb"):
-        shutil.copy(servers.pipeline / name, folder)
+    for name in ("dvc.yaml", "params.yaml", "report.ipynb", "results/decision.json"):
+        shutil.copy(servers.pipeline / name, folder / name)
     for name in ("data", "forecast"):
         (folder / name).symlink_to(servers.pipeline / name)
 
