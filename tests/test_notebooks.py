@@ -12,7 +12,8 @@ from numbers_of_texts import unfounded
 from workplace import ROOT
 
 NOTEBOOKS = sorted(ROOT.glob("[1-4]_*/**/*.ipynb"))
-NOTEBOOKS = [path for path in NOTEBOOKS if not {".ipynb_checkpoints", "executed", ".environment"} & set(path.parts)]
+MADE = {".ipynb_checkpoints", "executed", ".environment", "a_year"}
+NOTEBOOKS = [path for path in NOTEBOOKS if not MADE & set(path.parts)]
 TAUGHT = [path for path in NOTEBOOKS if path.relative_to(ROOT).parts[0] != "1_starting_point"]
 PIPELINE = [path for path in NOTEBOOKS if path.parent.name == "4_pipeline" and path.stem != "exercises"]
 
