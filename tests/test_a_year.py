@@ -1,0 +1,48 @@
+"""The notebook of a year of decisions, executed on running servers: its story, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import mlflow
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from numbers_of_texts import unfounded
+from workplace import BIN
+
+pytestmark = pytest.mark.walk
+
+POLICIES = ["never retrain", "always replace", "gate", "gate with refit"]
+RESULT = 'print(json.dumps({"words": list(year["words"]), "bias": summary["wind bias, %"].to_dict()}))'
+
+
+@pytest.fixture
+def executed(servers):
+    """The executed notebook, with its decisions and the bias of each policy as JSON in the last output."""
+    notebook = nbformat.read(servers.pipeline / "a_year.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(RESULT))
+    place = {"metadata": {"path": servers.pipeline}}
+    client = NotebookClient(notebook, timeout=1000, kernel_name="python3", resources=place)
+    try:
+        yield client.execute(env=servers.environment)
+    finally:
+        shutil.rmtree(servers.pipeline / "a_year", ignore_errors=True)
+        mlflow.MlflowClient(servers.tracking_uri).delete_registered_model("a_year")
+
+
+@pytest.fixture
+def status(servers):
+    """What `mlflow-gate status` says in the chapter's folder, before the notebook runs."""
+    return servers.run(BIN / "mlflow-gate", "status", cwd=servers.pipeline).stdout
+
+
+def test_year_tells_the_story_of_its_text(servers, status, executed):
+    """The gate promotes and refuses; the refit's bias is nearer to zero; the chapter's own model stays where it was."""
+    story = json.loads(executed.cells[-1].outputs[0].text)
+    assert {words.partition(":")[0] for words in story["words"]} == {"promoted", "refused"}
+    assert list(story["bias"]) == POLICIES
+    assert abs(story["bias"]["gate with refit"]) < abs(story["bias"]["gate"])
+    assert unfounded(executed) == []
+    assert servers.run(BIN / "mlflow-gate", "status", cwd=servers.pipeline).stdout == status
