@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from numbers_of_texts import unfounded
 from workplace import BIN
 
-pytestmark = pytest.mark.walk
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 POLICIES = ["never retrain", "always replace", "gate", "gate with refit"]
 RESULT = 'print(json.dumps({"words": list(year["words"]), "bias": summary["wind bias, %"].to_dict()}))'
