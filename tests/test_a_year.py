@@ -15,7 +15,7 @@ from workplace import BIN
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 POLICIES = ["never retrain", "always replace", "gate", "gate with refit"]
-RESULT = 'print(json.dumps({"words": list(year["words"]), "bias": summary["wind bias, %"].to_dict()}))'
+RESULT = 'print(json.dumps({"words": list(year["words"]), "bias": overview["wind bias, %"].to_dict()}))'
 
 
 @pytest.fixture
