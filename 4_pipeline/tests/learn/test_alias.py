@@ -252,7 +252,7 @@ def test_tidy_keeps_what_lineages_need(small_hours, tmp_path, monkeypatch):
                 made.append((run.info.run_id, storage.log_model(model, test.head()) if stage != "prepare" else ""))
         registry, gone = Registry(), {made[number][0] for number in (3, 4, 5, 8)}
         registry.apply(PROMOTED, *made[2], None)
-        evidence = json.dumps({"run_id": made[1][0]})
+        evidence = json.dumps({"run_id": made[1][0], "model_uri": made[1][1]})
         registry.client.set_model_version_tag(registry.name, "1", "mlflow_gate.evidence", evidence)
         Path("results/candidate.json").write_text(json.dumps({"run_id": made[7][0]}))
         models = [file.parent for file in Path("artifacts").rglob("MLmodel")]
