@@ -136,7 +136,7 @@ class Registry(Alias):
         """
         run, model_uri = self._candidate(run_id, model_uri)
         champion = self.production()
-        held_out = self._held_out() if callable(self._held_out) else self._held_out
+        held_out = self._rows()
         if self._evaluate is None or held_out is None:
             expected = "Registry(name, evaluate=..., held_out=...)"
             raise ConfigError("A gate needs a function that scores, and held-out data.", expected=expected)
@@ -222,8 +222,7 @@ class Registry(Alias):
                 if self._refit and refitted is None and not self.versions_of(run_id, judged_uri):
                     refitted = self._refit(run, judged_uri)
                 if refitted:
-                    held_out = self._held_out() if callable(self._held_out) else self._held_out
-                    evaluation = self.evaluate(refitted[1], None, held_out)
+                    evaluation = self.evaluate(refitted[1], None, self._rows())
                     decision = verdicts.check_refit(decision, evaluation, self.rules)
                     decision = verdicts.force(decision) if force else decision
                     if not decision.promoted:
@@ -380,10 +379,7 @@ class Registry(Alias):
 
     def _veto(self, decision: Decision, run_id: str, champion: Production | None) -> Decision:
         """Return the decision, refused if the run was rolled back from since the last promotion of another."""
-        versions = self._versions()
-        veto = record.veto_on(
-            self.versions_of(run_id), record.moves_in(versions, champion.version if champion else None, self.alias)
-        )
+        veto = record.veto_on(self.versions_of(run_id), self._moves(champion.version if champion else None))
         if veto is None:
             return decision
         value = f"version {veto.replaced} of this run was, on {veto.when} by {veto.who}: {veto.why}"
@@ -411,6 +407,10 @@ class Registry(Alias):
         return replace(
             now, promoted=True, forced=forced, reason=reason, rules=rules, notes=(note,), champion=again.scores
         )
+
+    def _rows(self) -> Any:
+        """Return the data that models are judged on."""
+        return self._held_out() if callable(self._held_out) else self._held_out
 
     def _kept_tags(self, run_id: str | None) -> dict[str, str]:
         run = self.find_run(run_id)
