@@ -52,6 +52,7 @@ def make_app(follower: Follower) -> Dash:
     app.layout = lambda: layout.whole_page(follower.now, address.of_referrer())
     security.protect(app, pages.PATHS)
     api.register(app.server, follower)
+    app.server.before_request(follower.attend)
     app.server.wsgi_app = ProxyFix(app.server.wsgi_app, x_for=0, x_proto=0, x_prefix=1)  # see `address.prefix`
 
     @app.callback(

@@ -31,6 +31,8 @@ from .record import Record
 POLL_SECONDS = 1.0
 RUN_SECONDS = 900.0  # without a data file are a run of the pipeline: DVC removes a stage's outputs before it starts
 RECORD_SECONDS = 30.0  # before the record is read again: a run may be added to after its promotion
+READING_SECONDS = 60.0  # after the last request somebody is taken to read; without readers
+UNREAD_FACTOR = 10  # times as much passes between two looks, until the next request
 MAX_CACHED = 64
 LOADING = "One moment …"
 ABSENT = {"frame": "There is no data yet.", "champion": "No model is in production yet."}
@@ -163,13 +165,22 @@ class Follower:
         self._lock = threading.RLock()
         self._data_seen_at = time.monotonic()
         self._alias = mlflow_gate.Follower(gate.Registry(), load=self._load)
-        self._moved = threading.Event()  # the alias, since the record was read
+        # What ends the waits: a reader; and for the record also a move of the alias.
+        self._due, self._record_due = threading.Event(), threading.Event()
+        self._read_until = -math.inf
 
     def start(self) -> None:
         """Follow until the process ends; the record has a thread of its own, since reading it may take minutes."""
-        steps = (self.poll, threading.Event(), POLL_SECONDS), (self.read_record, self._moved, RECORD_SECONDS)
+        steps = (self.poll, self._due, POLL_SECONDS), (self.read_record, self._record_due, RECORD_SECONDS)
         for step in steps:
-            threading.Thread(target=_repeat, args=step, daemon=True).start()
+            threading.Thread(target=self._repeat, args=step, daemon=True).start()
+
+    def attend(self) -> None:
+        """Note that somebody reads: look at once if nobody did, and often from now on."""
+        if time.monotonic() > self._read_until:
+            self._due.set()
+            self._record_due.set()
+        self._read_until = time.monotonic() + READING_SECONDS
 
     def poll(self) -> None:
         """Check parameters, data and registry once, and replace the snapshot if one of them is new."""
@@ -190,6 +201,12 @@ class Follower:
         with self._lock:
             if new != self.now.record and self.now.champion is snapshot.champion:
                 self._replace(record=new)
+
+    def _repeat(self, step: Callable[[], None], due: threading.Event, seconds: float) -> None:
+        while True:
+            step()
+            due.wait(seconds if time.monotonic() < self._read_until else seconds * UNREAD_FACTOR)
+            due.clear()
 
     def _check_parameters(self) -> None:
         limit = monitoring.max_bias_percent()
@@ -228,10 +245,10 @@ class Follower:
             if now.model is not before.model:
                 champion, predictions = now.model
                 self._replace(is_ready=True, champion=champion, predictions=predictions, record=Record())
-                self._moved.set()
+                self._record_due.set()
             elif champion and now.newest != champion.production:
                 self._replace(champion=replace(champion, production=now.newest))
-                self._moved.set()
+                self._record_due.set()
             self._remove_fault("model")
 
     def _load(self, production: Production) -> tuple[Champion, Prediction | None]:
@@ -261,13 +278,6 @@ class Follower:
         log.warning("%s: %s%s", subject, prefix, why, exc_info=why if unforeseen else None)  # type: ignore[arg-type] # then it is an Exception
         fault = Fault(known.since if known else datetime.now(UTC), text)
         self._replace(faults=self.now.faults | {subject: fault})
-
-
-def _repeat(step: Callable[[], None], due: threading.Event, seconds: float) -> None:
-    while True:
-        step()
-        due.wait(seconds)
-        due.clear()
 
 
 def _predict(champion: Champion | None, frame: pd.DataFrame | None) -> Prediction | None:

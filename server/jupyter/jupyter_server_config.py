@@ -55,12 +55,16 @@ START_PAGE = "START.md"
 class StartPageManager(AsyncLargeFileManager):
     """Jupyter's own manager of files, except that the start page is written again before it is read."""
 
-    async def get(self, path, *arguments, **keywords):
-        """Return a file or a folder; at most every five seconds look again at what START.md shows."""
+    async def get(self, path, content=True, **keywords):
+        """Return a file or a folder; before START.md is read, look again at what it shows, every five seconds at most.
+
+        JupyterLab lists the folder every ten seconds, without the content of its files.
+        """
         page = settings.root / START_PAGE
-        if path.strip("/") == START_PAGE and not (page.exists() and time.time() - page.stat().st_mtime < 5):
+        is_read = content and path.strip("/") == START_PAGE
+        if is_read and not (page.exists() and time.time() - page.stat().st_mtime < 5):
             await self._write_page()
-        return await super().get(path, *arguments, **keywords)
+        return await super().get(path, content=content, **keywords)
 
     async def _write_page(self):
         quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
