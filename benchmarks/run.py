@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import artifacts, digits, serving, small_notebooks, whole_pipeline
+from benchmarks import artifacts, digits, idle, serving, small_notebooks, whole_pipeline
 from benchmarks.clone import Clone, running_clone
 from benchmarks.measure import measure, run_once
 from benchmarks.table import table, write_table
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "artifacts": artifacts,
     "serving": serving,
     "digits": digits,
+    "idle": idle,
 }
 ADDITIONS = 10_000_000  # by a loop of Python's, to tell how fast the machine is
 RESULTS = Path(__file__).with_name("results.json")

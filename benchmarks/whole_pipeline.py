@@ -15,6 +15,7 @@ from benchmarks.table import Row
 
 TITLE = "The pipeline, from nothing made and with nothing changed"
 STOCK, STOCK_UNCHANGED = "`dvc repro`, papermill's own engine", "`dvc repro`"
+FLOOR = "the cells alone, in one warm process, packed onto two processors"
 PEER = "Snakemake, two jobs, papermill's own engine"
 WARM_DVC = "`dvc repro`, engine, warm"
 WARM, COLD, UNCHANGED = "`workshop repro`, warm", "`workshop repro`, cold", "`workshop repro`"
@@ -22,6 +23,7 @@ STOCK_MANY, MANY = "`dvc repro`, 200 stages", "`dvc-parallel repro`, 200 stages"
 ROWS = (
     Row("pipeline, warm workers", STOCK, WARM),
     Row("pipeline, warm workers", PEER, WARM),
+    Row("pipeline, warm workers, against its floor", FLOOR, WARM),
     Row("pipeline, cluster just started", STOCK, COLD),
     Row("pipeline with plain DVC, warm workers", STOCK, WARM_DVC),
     Row("pipeline, nothing to do", STOCK_UNCHANGED, UNCHANGED),
@@ -75,6 +77,7 @@ def sides(clone: Clone) -> list[Side]:
         Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
         Side(PEER, lambda: run(clone, snakemake, "--cores", "2", "--quiet", "all"), peer_ready),
         Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
+        Side(FLOOR, lambda: float(clone.do("python", "-m", "benchmarks.floor", cwd=clone.pipeline)), warm_ready),
         Side(COLD, lambda: run(clone, "workshop"), cold_ready, at_once=True),
         Side(WARM, lambda: run(clone, "workshop"), warm_ready),
         # on what the side before has made

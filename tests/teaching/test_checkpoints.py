@@ -364,16 +364,16 @@ def test_links_lead_to_pages_and_headings_that_exist():
 
 
 def test_jupyter_writes_the_start_page_when_it_is_read_and_hides_the_metadata_of_the_package(tmp_path):
-    """A page that is missing or old is written; a new one is shown as it is."""
+    """A page that is missing or old is written; a new one is shown as it is, and a list of files leaves it alone."""
     root = new_repository(tmp_path / "clone")
     (root / "workshop.egg-info").mkdir()
     environment = clean_environment() | {"WORKSHOP_ROOT": str(root), "HOME": str(tmp_path), "JUPYTER_TOKEN": "test"}
     environment |= {"JUPYTER_CONFIG_PATH": str(ROOT / "server" / "jupyter"), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
     page = root / "START.md"
 
-    def contents(name: str = "") -> str | list[dict]:
+    def contents(name: str = "", content: int = 1) -> str | list[dict]:
         url = f"{server.ready}api/contents/{name}"
-        return requests.get(url, {"token": "test"}, timeout=90).json()["content"]
+        return requests.get(url, {"token": "test", "content": content}, timeout=90).json()["content"]
 
     command = [BIN / "jupyter-server", "--no-browser", f"--port={free_port()}"]
     with running(command, environment, root, lambda _: jupyter_in(tmp_path)) as server:
@@ -381,8 +381,10 @@ def test_jupyter_writes_the_start_page_when_it_is_read_and_hides_the_metadata_of
         page.write_text("new")
         assert contents("START.md") == "new"
         os.utime(page, (0, 0))
-        assert "**Next: " in contents("START.md")
+        assert (contents("START.md", content=0), page.read_text()) == (None, "new")
         assert {each["name"] for each in contents()} == {"4_pipeline", "START.md", "pyproject.toml", "server"}
+        assert page.read_text() == "new"
+        assert "**Next: " in contents("START.md")
 
 
 def test_page_that_cannot_be_written_is_an_error(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -41,11 +42,49 @@ if TYPE_CHECKING:
 
 PATIENCE_TREES = 10  # this many trees without a smaller error, and no more are grown
 WATCHED_SHARE, PATIENCE_EPOCHS = 0.15, 6  # of a network
+BATCH_CANDIDATES = 6  # of a search, fitted together: what they share takes as long as two fits
 BATCH_HOURS = 4096  # Keras's own 32 take several times as long
 # They learn as much as 40 at the usual rate of 0.1, in half the time: 0.8 ** 19 is 0.9 ** 40.
 LEVEL_TREES = {"max_iter": 19, "learning_rate": 0.2, "max_leaf_nodes": 15, "early_stopping": False, "random_state": 0}
 LEAST = [target.possible[0] for target in problem.TARGETS]
 MIN_HOURS = 200  # fewer cannot be cut into parts to learn from, to watch and to calibrate on
+
+
+class Hours:
+    """Hours to learn from, with what `CapacityFactorRegressor` makes of them; candidates of a search share it.
+
+    ``values`` are the derived features (hours, features), ``factors`` the capacity factors (targets, hours), and
+    ``counted`` the rows that count for the band of each target.
+    """
+
+    def __init__(self, X: pd.DataFrame, y: pd.DataFrame) -> None:
+        require_columns(X.columns, INPUTS, "The frame")
+        self.stamps = to_utc(X["utc_timestamp"])
+        if not self.stamps.is_monotonic_increasing:
+            raise DataError(
+                "The hours are not in order of time.",
+                expected="rows sorted by utc_timestamp: the last ones are watched and calibrated on",
+                next_step='frame.sort_values("utc_timestamp")',
+            )
+        if len(X) < MIN_HOURS:
+            raise DataError(
+                "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {MIN_HOURS}"
+            )
+        self.year_ends = year_ends_of(X)
+        self.factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
+        derived = derive(X)
+        self.counted = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
+        self.values = derived.to_numpy()  # without names, which would be compared again for each prediction
+        self._levels: dict[int, list[np.ndarray]] = {}
+
+    def levels(self, level_days: int | None) -> list[np.ndarray]:
+        """Return the level of each hour (`find_levels`), an array a target; without ``level_days`` it is 1."""
+        if not level_days:
+            return [np.ones(len(self.stamps))] * len(self.factors)
+        if level_days not in self._levels:
+            parts = [find_levels(self.values, factor, self.stamps, level_days) for factor in self.factors]
+            self._levels[level_days] = parts
+        return self._levels[level_days]
 
 
 class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
@@ -94,20 +133,19 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
 
         Raises DataError: columns missing, hours not in order, too few of them, hours without a figure of capacity.
         """
-        self._check(X)
-        self.year_ends_ = year_ends_of(X)
-        factors = (targets(y).to_numpy() / installed(X).to_numpy()).T
-        derived = derive(X)
-        counted = [np.flatnonzero(sun_is_up(derived) | (not target.by_day)) for target in problem.TARGETS]
-        values = derived.to_numpy()  # without names, which would be compared again for each prediction
-        stamps = to_utc(X["utc_timestamp"])
-        levels = [self._levels(values, factor, stamps) for factor in factors]
+        return self.fit_hours(Hours(X, y))
+
+    def fit_hours(self, learned: Hours) -> CapacityFactorRegressor:
+        """Learn as `fit` does from hours that several models learn from."""
+        self.year_ends_ = learned.year_ends
+        values = learned.values
+        levels = learned.levels(self.level_days)
         self.levels_ = [float(level[-1]) for level in levels]
-        scaled = [factor / level for factor, level in zip(factors, levels, strict=True)]
+        scaled = [factor / level for factor, level in zip(learned.factors, levels, strict=True)]
         self.regressors_ = [self._fit_one(values, factor) for factor in scaled]
         self.bands_, self.margins_ = [], []
         if self.band is not None:
-            for factor, hours in zip(scaled, counted, strict=True):
+            for factor, hours in zip(scaled, learned.counted, strict=True):
                 pair, margin = self._fit_band(values[hours], factor[hours])
                 self.bands_.append(pair)
                 self.margins_.append(margin)
@@ -140,24 +178,8 @@ class CapacityFactorRegressor(RegressorMixin, BaseEstimator):
     def _predict_factors(self, values: np.ndarray) -> list[np.ndarray]:
         return [regressor.predict(values) for regressor in self.regressors_]
 
-    def _levels(self, derived: np.ndarray, factor: np.ndarray, stamps: pd.DatetimeIndex) -> np.ndarray:
-        return find_levels(derived, factor, stamps, self.level_days) if self.level_days else np.ones(len(factor))
-
     def _from_factors(self, factors: list[np.ndarray], capacities: pd.DataFrame) -> np.ndarray:
         return np.clip(np.column_stack(factors) * self.levels_ * capacities.to_numpy(), LEAST, None)
-
-    def _check(self, X: pd.DataFrame) -> None:
-        require_columns(X.columns, INPUTS, "The frame")
-        if not to_utc(X["utc_timestamp"]).is_monotonic_increasing:
-            raise DataError(
-                "The hours are not in order of time.",
-                expected="rows sorted by utc_timestamp: the last ones are watched and calibrated on",
-                next_step='frame.sort_values("utc_timestamp")',
-            )
-        if len(X) < MIN_HOURS:
-            raise DataError(
-                "There are too few hours to learn from.", value=f"{len(X)} hours", expected=f"at least {MIN_HOURS}"
-            )
 
     def _fit_one(self, derived: np.ndarray, factor: np.ndarray) -> Any:
         regressor = clone(self.regressor)
@@ -246,6 +268,9 @@ def fit_network(
 
 
 # -- the search for hyperparameters ------------------------------------------------------------------------------------
+Scores = list[tuple[int, float]]  # of a fold: the number of a candidate, and its R2
+
+
 @dataclass(frozen=True)
 class Search:
     """The result of a search: ``table`` has a row for each candidate, best first, ``best`` the parameters of the first.
@@ -276,16 +301,18 @@ def search(
     when the workers are lost.
     """
     tried = list(ParameterSampler(distributions, candidates, random_state=seed))
+    estimators = [clone(estimator).set_params(refit=False, **parameters) for parameters in tried]
+    batches = np.array_split(np.arange(len(tried)), -(-len(tried) // BATCH_CANDIDATES))
     tasks = [
-        (clone(estimator).set_params(refit=False, **parameters), fold, number)
+        ({number: estimators[number] for number in batch.tolist()}, fold)
         for fold in reversed(list(TimeSeriesSplit(folds).split(train)))  # the longest first
-        for number, parameters in enumerate(tried)
+        for batch in batches
     ]
     data = [inputs(train), targets(train)]
-    fits = (joblib.delayed(_score_fold)(estimator, *data, *task) for estimator, *task in tasks)
+    fits = (joblib.delayed(_score_fold)(batch, *data, fold) for batch, fold in tasks)
     here = joblib.Parallel(-1, return_as="generator_unordered")
-    results = _score_on_workers(client, data, tasks) if client else here(fits)
-    judged = list(tqdm(results, total=len(tasks), desc="fits", disable=not progress))
+    results = chain.from_iterable(_score_on_workers(client, data, tasks) if client else here(fits))
+    judged = list(tqdm(results, total=len(tried) * folds, desc="fits", disable=not progress))
     scores = pd.DataFrame(judged, columns=["candidate", "r2"]).groupby("candidate")["r2"].agg(["mean", "std"])
     # Without the path through nested estimators: `regressor__max_iter` is `max_iter`.
     table = (
@@ -299,19 +326,19 @@ def search(
     return Search(table, {name: getattr(value, "item", lambda value=value: value)() for name, value in best.items()})
 
 
-def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tuple]) -> Iterator[tuple[int, float]]:
+def _score_on_workers(client: Client, data: list[pd.DataFrame], tasks: list[tuple]) -> Iterator[Scores]:
     """Yield what `_score_fold` returns for each of ``tasks``, as it ends; raise ServiceError if workers are lost."""
     from distributed import CancelledError, KilledWorker, as_completed
 
-    def score_fold(function: bytes, *arguments: Any) -> tuple[int, float]:
+    def score_fold(function: bytes, *arguments: Any) -> Scores:
         return pickle.loads(function)(*arguments)  # noqa: S301 - from the client alone
 
     try:
         # To all, or one gets most of the fits; not named by content, or the end of a search before takes it away.
         data = client.scatter(data, broadcast=True, hash=False)
         futures = [
-            client.submit(score_fold, _by_value(partial(_score_fold, estimator)), *data, *task, pure=False)
-            for estimator, *task in tasks
+            client.submit(score_fold, _by_value(partial(_score_fold, batch)), *data, fold, pure=False)
+            for batch, fold in tasks
         ]
         for future in as_completed(futures, loop=client.loop):
             yield future.result()
@@ -333,8 +360,8 @@ def _by_value(function: Callable) -> bytes:
         cloudpickle.unregister_pickle_by_value(package)
 
 
-def _score_fold(
-    estimator: CapacityFactorRegressor, X: pd.DataFrame, y: pd.DataFrame, fold: tuple, number: int
-) -> tuple[int, float]:
+def _score_fold(batch: dict[int, CapacityFactorRegressor], X: pd.DataFrame, y: pd.DataFrame, fold: tuple) -> Scores:
+    """Return the number and the score of each estimator of a batch; they share what only depends on the hours."""
     before, after = fold
-    return number, estimator.fit(X.iloc[before], y.iloc[before]).score(X.iloc[after], y.iloc[after])
+    hours, later = Hours(X.iloc[before], y.iloc[before]), (X.iloc[after], y.iloc[after])
+    return [(number, estimator.fit_hours(hours).score(*later)) for number, estimator in batch.items()]

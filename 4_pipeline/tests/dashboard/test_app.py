@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import places
 import psutil
 import pytest
-from places import answer_of, clean_environment, free_port
+from dashboard.follower import POLL_SECONDS, UNREAD_FACTOR
+from places import answer_of, clean_environment, free_port, health_of, wait_for
 from request_bodies import URL
 
 Address = tuple[str, int]
@@ -43,3 +46,16 @@ def test_fifty_megabytes_are_refused_unread(dashboard, address):
                 sender.sendall(b" " * 1_000_000)
     assert memory().rss - before < 10e6
     assert answer_of(f"{dashboard[0]}/health")
+
+
+def test_first_reader_after_a_while_sees_what_is_new(data_file, tmp_path):
+    """Nobody reads, so a dashboard looks seldom; the first request makes it look immediately."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "dvc.yaml").touch()
+    port, environment = free_port(), clean_environment() | {"PYTHONPATH": str(places.PROJECT)}
+    environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "dashboard", "--port", port]
+    with places.running(command, environment, tmp_path, lambda output: "registry:" in output):  # it has looked once
+        shutil.copy(data_file, tmp_path / "data")
+        assert health_of(f"http://127.0.0.1:{port}")["data"] is False
+        wait_for(lambda: health_of(f"http://127.0.0.1:{port}")["data"], POLL_SECONDS * UNREAD_FACTOR - 2)

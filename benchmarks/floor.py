@@ -1,0 +1,94 @@
+"""The floor of the pipeline: the cells of its notebooks alone, each in a fork of one process with all imports done.
+
+`python -m benchmarks.floor` runs in the folder of the pipeline, with the addresses of the servers in its environment,
+and prints the seconds that two processors need at least: of each group of stages that wait for the same ones, the
+longest, or half of the processor seconds of all, whichever is more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import nbformat
+import psutil
+import yaml
+
+PROCESSORS = 2
+MODULES = (
+    "dvc.__version__", "forecast.__main__", "forecast.learn.evaluation", "forecast.learn.gate", "forecast.learn.models",
+    "forecast.raw.prepare", "forecast.raw.sources", "forecast.show.figures", "forecast.show.monitoring",
+    "IPython.core.interactiveshell",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the stages one after another and print the floor, in seconds."""
+    imports = yaml.safe_load(Path("../workshop/servers/dask.yaml").read_text())["papermill-dask"]["kernel-imports"]
+    for module in (*imports, *MODULES):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    parameters = yaml.safe_load(Path("params.yaml").read_text())
+    levels: dict[str, int] = {}  # of each output
+    walls, processors = defaultdict[int, list[float]](list), defaultdict[int, float](float)
+    for name, stage in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
+        level = 1 + max((levels.get(dep, 0) for dep in stage.get("deps", [])), default=0)
+        levels |= {next(iter(out)) if isinstance(out, dict) else out: level for out in stage["outs"]}
+        wall, busy = _measure([stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"], parameters.get(name))
+        print(f"  {name}: {wall:.2f} s, {busy:.2f} s of processor", file=sys.stderr)
+        walls[level].append(wall)
+        processors[level] += busy
+    print(sum(max(*walls[level], processors[level] / PROCESSORS) for level in walls))
+
+
+def _measure(commands: list[str], parameters: dict | None) -> tuple[float, float]:
+    """Run a stage in a fork; return its seconds, and those of all processors, which include the workers'."""
+    before, began = _busy_seconds(), time.perf_counter()
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(SystemExit):
+            for command in commands:
+                _run(command.split(), parameters or {})
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError(f"a stage failed: {commands}")
+    return time.perf_counter() - began, _busy_seconds() - before
+
+
+def _busy_seconds() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0) - getattr(times, "guest", 0)
+
+
+def _run(words: list[str], parameters: dict) -> None:
+    program, *arguments = words
+    if program == "papermill":
+        _run_cells(Path(arguments[0]), parameters)
+    elif program == "python":
+        from forecast.__main__ import main as forecast
+
+        forecast(arguments[2:], standalone_mode=False)
+
+
+def _run_cells(notebook: Path, parameters: dict) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        for cell in nbformat.read(notebook, 4).cells:
+            if cell.cell_type == "code":
+                shell.run_cell(cell.source).raise_error()
+                if "parameters" in cell.metadata.get("tags", []):
+                    shell.push(parameters)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The servers while nobody uses them: processor seconds of a minute."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+
+import psutil
+
+from benchmarks.clone import Clone
+from benchmarks.measure import Side
+from benchmarks.table import Row
+from tests.workplace import free_port, processes_of
+
+TITLE = "Idle servers, processor seconds of a minute"
+STOCK, OURS = "`mlflow server`, `dask scheduler` and two workers", "all servers of `workshop up`"
+ROWS = (Row("a minute with nothing to do, seconds of processor", STOCK, OURS),)
+SETTLE_SECONDS, SECONDS = 90, 60  # longer than the dashboard takes a reader to be there
+
+
+def sides(clone: Clone) -> list[Side]:
+    """Return the servers as their own pages say to start them, and ours, which are a dashboard and FTP more."""
+
+    def run_stock() -> float:
+        with contextlib.ExitStack() as stack:
+            folder, dask, mlflow = clone.new_folder("stock"), free_port(), free_port()
+            for command in (
+                ["mlflow", "server", "--port", str(mlflow), "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"],
+                ["dask", "scheduler", "--port", str(dask), "--dashboard-address", "127.0.0.1:0"],
+                ["dask", "worker", f"tcp://127.0.0.1:{dask}", "--nworkers", "2", "--nthreads", "1"],
+            ):
+                environment = {name: value for name, value in clone.environment.items() if not name.startswith("DASK_")}
+                program = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+                stack.callback(program.wait)
+                stack.callback(program.terminate)
+            time.sleep(SETTLE_SECONDS)
+            return _seconds(psutil.Process().children(recursive=True))
+
+    def run_ours() -> float:
+        time.sleep(SETTLE_SECONDS)
+        return _seconds(processes_of(clone.folder))
+
+    return [Side(STOCK, run_stock), Side(OURS, run_ours)]
+
+
+def _seconds(processes: list[psutil.Process]) -> float:
+    """Return the processor seconds of these processes in the next minute."""
+
+    def used() -> float:
+        return sum(sum(each.cpu_times()[:2]) for each in processes if each.is_running())
+
+    before = used()
+    time.sleep(SECONDS)
+    return used() - before
