@@ -77,7 +77,7 @@ def sides(clone: Clone) -> list[Side]:
         Side(STOCK, lambda: run(clone, "dvc"), stock_ready),
         Side(PEER, lambda: run(clone, snakemake, "--cores", "2", "--quiet", "all"), peer_ready),
         Side(WARM_DVC, lambda: run(clone, "dvc"), warm_ready),
-        Side(FLOOR, lambda: float(clone.do("python", "-m", "benchmarks.floor", cwd=clone.pipeline)), warm_ready),
+        Side(FLOOR, lambda: run_floor(clone), warm_ready),
         Side(COLD, lambda: run(clone, "workshop"), cold_ready, at_once=True),
         Side(WARM, lambda: run(clone, "workshop"), warm_ready),
         # on what the side before has made
@@ -99,6 +99,13 @@ def run(clone: Clone, program: str | Path, *options: str) -> None:
     outputs = [out for stage in stages(clone).values() for out in paths(stage["outs"])]
     if missing := [out for out in outputs if not (clone.pipeline / out).exists()]:
         raise RuntimeError(f"the pipeline did not make {missing}")
+
+
+def run_floor(clone: Clone) -> float:
+    """Return the seconds that the cells of the pipeline's notebooks need at least; see `benchmarks.floor`."""
+    places = {"PYTHONPATH": str(clone.root), "OMP_NUM_THREADS": "1"}  # a thread each, as on the workers
+    output = clone.do("python", "-m", "benchmarks.floor", cwd=clone.pipeline, environment=clone.environment | places)
+    return float(output.split()[-1])
 
 
 def stages(clone: Clone) -> dict[str, dict]:
