@@ -94,7 +94,9 @@ def write_state(folder: Path, decision: Path) -> None:
     if moved is not None or not alias.exists():
         contents[alias.name] = moved or {}
     for name, content in contents.items():
-        write_atomically(folder / name, f"{json.dumps(content, indent=1)}\n".encode())
+        file, new = folder / name, f"{json.dumps(content, indent=1)}\n".encode()
+        if not file.exists() or file.read_bytes() != new:  # its time says when it has changed
+            write_atomically(file, new)
 
 
 def store_id() -> str:

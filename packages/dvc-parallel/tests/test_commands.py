@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
-from dvc_parallel.commands import Commands, imported_modules, program_words
-from repositories import BIN, ENVIRONMENT, read, wait_until
+from dvc_parallel.commands import Commands
+from dvc_parallel.programs import imported_modules, program_words, start_early
+from repositories import BIN, ENVIRONMENT, new_repository, read, repro, wait_until
 
 PROGRAM = """
 import atexit, json, os, random, sys, threading
@@ -79,6 +81,29 @@ def test_packages_add_modules_to_a_program(tmp_path, monkeypatch):
     (tmp_path / "plugin-1.dist-info" / "entry_points.txt").write_text("[dvc_parallel.preload]\ndvc = plugin.late\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert imported_modules(["dvc repro"], ENVIRONMENT) == ["dvc.cli", "plugin.late"]
+
+
+def test_imports_begin_before_dvc_does_where_a_file_is_newer_than_the_lock(tmp_path):
+    """Without a lock file, and after a change; a run with nothing to do imports nothing, and no process stays."""
+    stage = {"cmd": ["dvc --version", "cp in.txt out"], "deps": ["in.txt"], "outs": ["out"]}
+    repository = new_repository(tmp_path / "repository", {"one": stage})
+
+    def early() -> list[list[str]]:
+        forks = start_early(repository, None)
+        with contextlib.closing(Commands(forks=forks)):
+            return [modules for _, *modules in forks]
+
+    (repository / "in.txt").write_text("in")
+    assert early() == [["dvc.cli"]]
+    repro(repository)
+    assert early() == []
+    os.utime(repository / "in.txt", (time.time() + 2,) * 2)
+    assert early() == [["dvc.cli"]]
+    (repository / "in.txt").unlink()
+    assert early() == [["dvc.cli"]]
+    (repository / "dvc.yaml").unlink()
+    assert early() == []
+    assert psutil.Process().children() == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dvc_parallel.repro import reproduce
 from dvc_parallel.states import State
 
 
@@ -52,8 +53,6 @@ def repro(preload: tuple[str, ...], no_preload: bool, **options: Any) -> None:
     \b
     Example:  dvc-parallel repro -j 4 train
     """
-    from dvc_parallel import reproduce
-
     write = functools.partial(click.echo, nl=False, err=True)
     modules = () if no_preload else preload or None
     reproduce(preload=modules, progress=lines(write), notice=lambda text: write(f"  {text}\n"), **options)

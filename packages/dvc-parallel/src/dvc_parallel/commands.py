@@ -5,50 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Sequence
 from pathlib import Path
-from subprocess import DEVNULL
 
 from dvc_parallel.compat import get_executable, shell_words
+from dvc_parallel.programs import Forks, program_words, start_to_import
 from dvc_parallel.runner import PID_BYTES
 from dvc_parallel.stop import ignored_signals
-
-PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
-PYTHON = re.compile(r"(python[\d.]*) +(-m +[^ -]|[^ -][^ ]*\.py( |$))")
-# Without the current folder, where a file may have the name of a module, and without names in `__main__`.
-SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
-__import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
-
-
-def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
-    """Return the words of a plain call of a Python program of this environment: Python, file or `-m`, arguments.
-
-    Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
-    """
-    name, *words = line.split() or [""]
-    program = shutil.which(name, path=environment.get("PATH", os.defpath)) if "/" not in name else None
-    if not program or not PLAIN.fullmatch(line) or sys.platform != "linux":
-        return None
-    if not PYTHON.match(line):
-        with Path(program).open("rb") as file:
-            name, words = file.readline(4096).decode(errors="replace").removeprefix("#!").strip(), [program, *words]
-        program = name
-    path, this = Path(program), Path(sys.executable)
-    return [name, *words] if path.parent == this.parent and path.exists() and path.samefile(this) else None
-
-
-def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
-    programs = {Path(words[1]).name for line in lines if (words := program_words(line, environment))}
-    entries = [*entry_points(group="console_scripts"), *entry_points(group="dvc_parallel.preload")]
-    return [entry.module for entry in entries if entry.name in programs]
 
 
 class Command:
@@ -87,12 +54,14 @@ class Command:
 
 
 class Commands:
-    """Starts commands; forks Python programs from a process with ``modules`` imported."""
+    """Starts commands; forks Python programs from a process with ``modules`` imported, if possible one of ``forks``."""
 
-    def __init__(self, modules: Sequence[str] = (), ignored: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, modules: Sequence[str] = (), ignored: Sequence[int] | None = None, forks: Forks | None = None
+    ) -> None:
         self.modules = modules
         self._ignored = ignored_signals() if ignored is None else ignored
-        self._forks: dict[tuple[str, ...], tuple[socket.socket, subprocess.Popen[bytes]]] = {}
+        self._forks = forks or {}
 
     def close(self) -> None:
         """End the processes to fork from; commands continue."""
@@ -104,15 +73,11 @@ class Commands:
 
     def warm_up(self, modules: Sequence[str], python: str = sys.executable) -> socket.socket:
         """Return the socket of the process that imports ``modules``; start the process if there is none."""
-        key = (python, *modules)
-        if key not in self._forks:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._forks[key] = ours, subprocess.Popen(
-                    [python, "-c", SERVE, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()],
-                    stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
-                )  # fmt: skip
-        return self._forks[key][0]
+        for (other, *imported), (requests, _) in self._forks.items():
+            if other == python and bool(imported) == bool(modules) and {*modules} <= {*imported}:
+                return requests
+        self._forks[python, *modules] = start_to_import(modules, python)
+        return self._forks[python, *modules][0]
 
     def start(self, line: str, cwd: str, environment: dict[str, str], log: Path, *, warm: bool) -> Command:
         """Start a command, which waits for the lock of ``log``; the first ``warm`` program waits for the imports."""

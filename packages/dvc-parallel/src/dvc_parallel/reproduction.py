@@ -11,45 +11,38 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dvc_parallel import compat
-from dvc_parallel.commands import Command, Commands, imported_modules
+from dvc_parallel.commands import Command, Commands
 from dvc_parallel.compat import Stage
 from dvc_parallel.pipeline import Pipeline
+from dvc_parallel.programs import Forks, imported_modules
+from dvc_parallel.repro import Progress
 from dvc_parallel.states import ReproError, StagesFailed, State
 from dvc_parallel.stop import Stopped, StopRequest
 
-Progress = Callable[[str, State], object]  # is called with a stage and its new state
 TAIL_LINES, TAIL_BYTES = 30, 1 << 16
 TICK_SECONDS = 0.2
 UP_TO_DATE = {State.UNCHANGED, State.RESTORED, State.DONE}
 NOT_MADE = {State.FAILED, State.SKIPPED, State.INTERRUPTED}
 
 
-def reproduce(
-    targets: Sequence[str] = (),
+def run_stages(
+    targets: Sequence[str],
+    folder: Path | str,
+    preload: Sequence[str] | None,
+    forks: Forks,
     *,
-    folder: Path | str = ".",
-    jobs: int | None = None,
-    force: bool = False,
-    run_cache: bool = True,
-    preload: Sequence[str] | None = None,
-    progress: Progress = lambda *_: None,
-    notice: Callable[[str], object] = lambda _: None,
+    jobs: int | None,
+    force: bool,
+    run_cache: bool,
+    progress: Progress,
+    notice: Callable[[str], object],
     **selection: bool,
 ) -> dict[str, State]:
-    """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return the state of each stage, in DVC's order.
-
-    ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
-    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
-    Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
-    the console scripts of the stages. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is
-    called with a stage and its new state, ``notice`` with a text if the run waits for another process.
-
-    Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
-    if the run is interrupted or terminated. The stages that have ended are recorded in any case.
-    """
+    """Do what `reproduce` says, on ``forks`` that have begun."""
     stop = StopRequest()
     # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
+        commands = stack.enter_context(contextlib.closing(Commands(ignored=stop.ignored, forks=forks)))
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(stop.listening())
         for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():  # no messages, no bars
@@ -57,7 +50,6 @@ def reproduce(
             stack.callback(logger.setLevel, logger.level)
             logger.setLevel(level)
         try:
-            commands = stack.enter_context(contextlib.closing(Commands(ignored=stop.ignored)))
             repo = stack.enter_context(compat.Repo())
             with contextlib.closing(Pipeline(repo, targets, stop, notice, **selection)) as pipeline:
                 lines = [line for stage in pipeline.steps if stage.cmd for line in compat.split_commands(stage.cmd)]

@@ -1,0 +1,85 @@
+"""Python programs of this environment, and the process that they are forked from; none of it imports DVC."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from subprocess import DEVNULL
+
+Fork = tuple[socket.socket, subprocess.Popen[bytes]]
+Forks = dict[tuple[str, ...], Fork]  # by Python and imported modules
+
+PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
+PYTHON = re.compile(r"(python[\d.]*) +(-m +[^ -]|[^ -][^ ]*\.py( |$))")
+YAML_LINE = re.compile(r"^ *(?:- +)?(?:cmd: +)?(.+)$", re.MULTILINE)
+# Without the current folder, where a file may have the name of a module, and without names in `__main__`.
+SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
+__import__("dvc_parallel.runner", fromlist=["serve"]).serve()"""
+
+
+def program_words(line: str, environment: Mapping[str, str]) -> list[str] | None:
+    """Return the words of a plain call of a Python program of this environment: Python, file or `-m`, arguments.
+
+    Return None for other commands: quotes and other signs need a shell. Forks are safe only on Linux.
+    """
+    name, *words = line.split() or [""]
+    program = shutil.which(name, path=environment.get("PATH", os.defpath)) if "/" not in name else None
+    if not program or not PLAIN.fullmatch(line) or sys.platform != "linux":
+        return None
+    if not PYTHON.match(line):
+        with Path(program).open("rb") as file:
+            name, words = file.readline(4096).decode(errors="replace").removeprefix("#!").strip(), [program, *words]
+        program = name
+    path, this = Path(program), Path(sys.executable)
+    return [name, *words] if path.parent == this.parent and path.exists() and path.samefile(this) else None
+
+
+def imported_modules(lines: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return the modules of the console scripts among the commands, and those that packages add to these scripts."""
+    programs = {Path(words[1]).name for line in lines if (words := program_words(line, environment))}
+    entries = [*entry_points(group="console_scripts"), *entry_points(group="dvc_parallel.preload")]
+    return [entry.module for entry in entries if entry.name in programs]
+
+
+def start_to_import(modules: Sequence[str], python: str = sys.executable) -> Fork:
+    """Start a process to fork programs from, which imports ``modules``; return its socket and the process."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        return ours, subprocess.Popen(
+            [python, "-c", SERVE, str(theirs.fileno()), *modules], pass_fds=[theirs.fileno()],
+            stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+
+def start_early(folder: Path, modules: Sequence[str] | None) -> Forks:
+    """Start to import ``modules``, or those of the stages in ``folder``, if it looks as if there were something to run.
+
+    DVC takes as long to import itself, and only then it is known which stages have changed. Until then the times of
+    files tell: of dvc.lock, and of what it names. A process that is not needed ends with the run.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        text = Path(folder, "dvc.yaml").read_text()
+        if modules is None:
+            lines = (re.sub(r"\$\{.*?\}", "x", line).strip("'\"") for line in YAML_LINE.findall(text))
+            modules = imported_modules(list(lines), os.environ)
+        if modules and sys.platform == "linux" and _looks_outdated(folder):
+            return {(sys.executable, *modules): start_to_import(modules)}
+    return {}
+
+
+def _looks_outdated(folder: Path) -> bool:
+    """Return whether a file is gone or newer than dvc.lock, which names it, as well as quick looks can tell."""
+    lock = Path(folder, "dvc.lock")
+    try:
+        names = ["dvc.yaml", *re.findall(r"^ *- path: (.+)$", lock.read_text(), re.MULTILINE)]
+        return max(Path(folder, name).stat().st_mtime for name in names) > lock.stat().st_mtime
+    except OSError:
+        return True

@@ -1,0 +1,42 @@
+"""Bring the stages of a pipeline up to date; DVC is imported only here, after the imports of programs have begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dvc_parallel.programs import start_early
+from dvc_parallel.states import State
+
+Progress = Callable[[str, State], object]  # is called with a stage and its new state
+
+
+def reproduce(
+    targets: Sequence[str] = (),
+    *,
+    folder: Path | str = ".",
+    jobs: int | None = None,
+    force: bool = False,
+    run_cache: bool = True,
+    preload: Sequence[str] | None = None,
+    progress: Progress = lambda *_: None,
+    notice: Callable[[str], object] = lambda _: None,
+    **selection: bool,
+) -> dict[str, State]:
+    """Bring ``targets`` up to date as `dvc repro` in ``folder`` would; return the state of each stage, in DVC's order.
+
+    ``selection`` are the options of `dvc repro` of the same name: ``single_item``, ``pipeline``, ``all_pipelines``,
+    ``recursive``, ``downstream``, ``glob``. At most ``jobs`` stages run in parallel, by default one per processor.
+    Python programs are forked from a process that has imported the modules ``preload``; the default are the modules of
+    the console scripts of the stages. The output of a stage goes to its log in `.dvc/tmp/dvc-parallel`. ``progress`` is
+    called with a stage and its new state, ``notice`` with a text if the run waits for another process.
+
+    Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
+    if the run is interrupted or terminated. The stages that have ended are recorded in any case.
+    """
+    forks = start_early(Path(folder), preload)
+    from dvc_parallel.reproduction import run_stages
+
+    options: dict[str, Any] = {"jobs": jobs, "force": force, "run_cache": run_cache, **selection}
+    return run_stages(targets, folder, preload, forks, progress=progress, notice=notice, **options)
