@@ -183,6 +183,8 @@ lock: .venv/installed
 		then "$$python" -m venv --without-pip .venv && "$$python" -m pip --python .venv $(INSTALL_UV); \
 		else "$$python" -m venv .venv && .venv/bin/python -m pip $(INSTALL_UV); fi
 	@echo "  uv is there; installing the pinned packages" >&2
+	@# The same library under its other name, from an older lock: of two, one would have the files of the other.
+	@[ "$$(uname -sm)" != "Linux x86_64" ] || VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip uninstall --quiet tensorflow
 	@# Less than half of it is ever imported, and compiled then; all at once where a shell forbids that.
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet $(FROM) --no-deps \
 		$(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode) -r requirements.txt

@@ -142,7 +142,7 @@ def python_that_says(folder, body):
         ("import sys; sys.version_info = (3, 9, 2, 'final', 0)", ["Python 3.9 is out of range", "3.11, 3.12 or 3.13"]),
         (
             "import collections, shutil; shutil.disk_usage = lambda _: collections.namedtuple('u', 'free')(1e9)",
-            ["1.0 GB", "6 GB are needed"],
+            ["1.0 GB", "5 GB are needed"],
         ),
         ("import sys; sys.modules['ensurepip'] = None", ["cannot create environments", "apt install"]),
         ("import os; os.environ['PATH'] = '/nowhere'", ["git is not installed"]),

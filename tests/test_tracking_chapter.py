@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,6 +28,17 @@ MODELS = ["model_linreg", "model_rf", "model_keras"]
 NOTEBOOKS = ["model_linreg", "honest_split", *MODELS[1:], "capacity_factor", "compare_runs", "get_prod_model"]
 KINDS = [name.removeprefix("model_") for name in MODELS]
 HELD_OUT_METRICS = {"r2", "r2_solar", "r2_wind", "mae_wind", "bias_wind", "lowest_wind"}
+
+# What autolog does unless a model is logged by hand.
+AUTOLOG = """
+import keras, mlflow, numpy
+mlflow.keras.autolog(log_datasets=False)
+network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+network.compile(loss="mse")
+with mlflow.start_run() as run:
+    network.fit(numpy.ones((4, 2)), numpy.ones((4, 1)), verbose=0)
+print(run.info.run_id)
+"""
 
 # The notebooks are one fixture.
 pytestmark = [pytest.mark.walk, pytest.mark.timeout(1200)]
@@ -263,6 +275,19 @@ def test_network_is_tracked_for_each_epoch(client):
     epochs = int(run.data.params["epochs"])
     for name in ("loss", "val_loss"):
         assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == list(range(epochs))
+
+
+def test_requirements_of_networks_are_installed(client, environment):
+    """Of the chapter's network and of one that autolog logs: pip finds each pin met, TensorFlow's name among them."""
+    import mlflow
+
+    done = run_program(sys.executable, "-c", AUTOLOG, env=environment)
+    mlflow.set_tracking_uri(client.tracking_uri)
+    for run in (client.get_run(done.stdout.split()[-1]), *scored(client, "keras")):
+        file = mlflow.pyfunc.get_model_dependencies(f"models:/{run.outputs.model_outputs[0].model_id}")
+        assert len(re.findall("^tensorflow", Path(file).read_text(), re.MULTILINE)) == 1
+        install = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "-r", file]
+        assert "Would install" not in run_program(*install, env=environment).stdout
 
 
 def test_autolog_serves_other_libraries_too(client):

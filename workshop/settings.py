@@ -17,9 +17,9 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, SettingsConfigDict
 
 EXPORT_COMMAND = 'eval "$(.venv/bin/workshop config --export)"'  # points a shell at the servers
-# After 0, 4, 12 and 28 s: outlasts a restart of the server (10 to 20 s). MLflow's own 7 tries are four minutes. A
-# person at a terminal, such as of `mlflow run`, hears after 4 s that no server answers.
-MLFLOW_RETRIES, SHELL_RETRIES = "4", "2"
+# After 0 and 4 s a person at a terminal, such as of `mlflow run`, hears that no server answers. MLflow's own 7 tries
+# are four minutes; `forecast.tracking` has more for a pipeline.
+SHELL_RETRIES = "2"
 PORTS_FILE, PID_FILE = "ports.json", "supervisord.pid"  # in the state folder
 
 

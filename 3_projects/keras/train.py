@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ def main() -> None:
 
     model = fit(train, parameters["epochs"], parameters["hidden_units"], parameters["seed"])
     metrics = hourly.measure(test, model.predict(test[hourly.FEATURES].to_numpy(), verbose=0))
+    packages = ["keras", "pandas", *packages_distributions()["tensorflow"]]  # of that, the name depends on the platform
     with mlflow.start_run() as run:
         # `mlflow run` has logged its parameters already, as they were typed.
         mlflow.log_params({name: value for name, value in parameters.items() if name not in run.data.params})
@@ -44,7 +45,7 @@ def main() -> None:
             ),
             input_example=train[hourly.FEATURES].head(3).to_numpy(),
             # Named, since MLflow would otherwise take seconds to find them out.
-            pip_requirements=[f"{name}=={version(name)}" for name in ("keras", "pandas", "tensorflow")],
+            pip_requirements=[f"{name}=={version(name)}" for name in packages],
         )
     print(f"R2 {metrics['r2']:.3f} on the last {len(test)} hours; run {run.info.run_id}")
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 OLDEST, NEWEST = (3, 11), (3, 13)
-DISK_GB = 6.0  # 3.2 GB for the environment, as much again while packages are unpacked, the rest for state and data
+DISK_GB = 5.0  # 2.5 GB for the environment, as much for packages while they are unpacked, then for state and data
 
 
 def find_problems(folder: str = ".") -> list:

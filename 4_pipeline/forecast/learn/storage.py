@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ KERAS_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 SKOPS_FILE, KERAS_FILE, NETWORK_FILE = "model.skops", "data/model.keras", "data/capacity_factors/network.keras"
 
 SKLEARN_REQUIREMENTS = ("scikit-learn", "skops", "pandas", "numpy")
-KERAS_REQUIREMENTS = ("keras", "tensorflow", "pandas", "numpy")
+KERAS_REQUIREMENTS = ("keras", "pandas", "numpy")
 DERIVING_REQUIREMENTS = ("pvlib",)
 MAX_CHARACTERS = 200  # of a signature, more than ours have: it is recorded
 # Predictions are at most so many times what is possible: a linear model predicts more for a storm than there can be.
@@ -158,7 +158,7 @@ def log_model(model: Any, example: pd.DataFrame) -> str:
         outputs = model.predict(weather.to_numpy("float32"), verbose=0)
         # float64, as frames and JSON bring it: a tensor signature is strict, and float32 would refuse every frame.
         signature = mlflow.models.infer_signature(weather.to_numpy(), outputs)
-        pins = requirements(KERAS_REQUIREMENTS)
+        pins = requirements(KERAS_REQUIREMENTS) + tensorflow_requirements()
         return mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=pins).model_uri
     return mlflow.sklearn.log_model(model, name="model", **_sklearn_options(model, weather)).model_uri
 
@@ -180,6 +180,18 @@ def requirements(names: tuple[str, ...]) -> list[str]:
     return [f"{name}=={version(name)}" for name in names]
 
 
+def tensorflow_requirements() -> list[str]:
+    """Return pins of the installed TensorFlow: `tensorflow-cpu`, on its one platform, is `tensorflow` on the others."""
+    try:
+        pin = version("tensorflow-cpu")
+    except PackageNotFoundError:
+        return requirements(("tensorflow",))
+    return [
+        f"tensorflow-cpu=={pin}; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        f"tensorflow=={pin}; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    ]
+
+
 def _sklearn_options(model: Any, weather: pd.DataFrame) -> dict[str, Any]:
     derives = isinstance(model, CapacityFactorRegressor)
     return _interface(model, weather) | {
@@ -198,7 +210,7 @@ def _network_options(model: CapacityFactorNetwork, weather: pd.DataFrame, folder
     return _interface(model, weather) | {
         "loader_module": __name__,
         "data_path": str(files),
-        "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS),
+        "pip_requirements": requirements(KERAS_REQUIREMENTS + DERIVING_REQUIREMENTS) + tensorflow_requirements(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import version
 
 import mlflow
 import numpy as np
@@ -16,6 +17,7 @@ from forecast.problem import CAPACITY
 from forecast.table import schema
 from forecast.table.features import DERIVED, INPUTS, add_capacity, derive, inputs, targets, year_ends_of
 from forecast.table.schema import FEATURES, TARGETS
+from packaging.requirements import Requirement
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.tree import DecisionTreeRegressor
@@ -135,6 +137,21 @@ def test_deriving_model_comes_back_as_it_was(saved, kind):
     if kind == "network":
         served = mlflow.pyfunc.load_model(str(root / kind)).predict(inputs(hours))
         pd.testing.assert_frame_equal(served, model.predict(hours))
+
+
+def test_requirements_of_a_network_name_tensorflow_for_each_platform(saved):
+    """Here it is pinned as it is installed; elsewhere by the name under which that platform has wheels."""
+    lines = (saved[0] / "network" / "requirements.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines]
+
+    def names(**platform):
+        met = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(platform)]
+        return [pin.name for pin in met if pin.name.startswith("tensorflow")]
+
+    [here] = names()
+    assert f"{here}=={version(here)}" in [line.partition(";")[0] for line in lines]
+    assert names(sys_platform="linux", platform_machine="aarch64") == ["tensorflow"]
+    assert names(sys_platform="darwin", platform_machine="arm64") == ["tensorflow"]
 
 
 def test_signature_is_in_physical_units(saved):
