@@ -11,10 +11,14 @@ import psutil
 
 
 def leftovers(mark: str) -> Iterator[psutil.Process]:
-    """Yield the processes that have the session's ``mark`` in the environment that they were started with."""
+    """Yield the processes that have the session's ``mark`` in the environment that they were started with.
+
+    Resource trackers of multiprocessing and joblib end by themselves, just after the process that they watch.
+    """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark:
+            is_of_session = process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark
+            if is_of_session and "resource_tracker" not in " ".join(process.cmdline()):
                 yield process
 
 
