@@ -44,8 +44,10 @@ SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_c
 
 
 def group_of(item) -> str:
-    """Return a test's group, which runs in one process: its file, or those tests that share a set of servers."""
+    """Return a test's group, which runs in one process: its file, or those tests that share servers."""
     file = item.nodeid.split("::")[0]
+    if "small_server" in item.fixturenames:
+        return "small server"
     if "servers" not in item.fixturenames:
         return file
     return "second servers" if file.startswith(SECOND_SERVERS) else "servers"
@@ -67,7 +69,8 @@ def pytest_collection_modifyitems(config, items):
         if item.nodeid.startswith(WALKED):
             item.add_marker("walk")
     order = {name: number for number, name in enumerate(ORDER)}
-    items.sort(key=lambda item: order.get(groups[item.nodeid], len(order)))
+    # Within a group the file last whose last test ends the warm kernels.
+    items.sort(key=lambda item: (order.get(groups[item.nodeid], len(order)), "test_pipeline.py" in item.nodeid))
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         file = GROUPS.with_suffix(f".{worker}")
         file.write_text(json.dumps(groups))
