@@ -29,10 +29,9 @@ from workplace import (
 # The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
 ORDER = [
-    "tests/test_pipeline_walk.py", "servers", "tests/servers/test_supervisor.py", "tests/test_another_problem.py",
-    "tests/servers/test_two_clones.py", "tests/test_dependencies.py", "tests/teaching/test_headstart.py",
-    "tests/servers/test_backup.py", "tests/servers/test_tracking_server.py", "second servers",
-    "tests/dashboard/test_fuzz.py",
+    "servers", "tests/servers/test_supervisor.py", "tests/test_another_problem.py", "tests/servers/test_two_clones.py",
+    "tests/test_dependencies.py", "tests/teaching/test_headstart.py", "tests/servers/test_tracking_server.py",
+    "tests/teaching/test_checkpoints.py", "second servers", "4_pipeline/tests/learn/test_models.py", "small server",
 ]  # fmt: skip
 # In the environment of all that a session starts: the mark by which these processes are found, and a file's name.
 IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ
