@@ -11,10 +11,7 @@ import psutil
 
 
 def leftovers(mark: str) -> Iterator[psutil.Process]:
-    """Yield the processes that have the session's ``mark`` in the environment that they were started with.
-
-    Resource trackers of multiprocessing and joblib end by themselves, just after the process that they watch.
-    """
+    """Yield the processes with the session's ``mark`` in their environment; resource trackers end by themselves."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             is_of_session = process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark

@@ -318,7 +318,6 @@ def test_gradient_boosting_wins_and_explains_itself(in_workplace):
         assert "<script" in mlflow.artifacts.load_text(f"runs:/{candidate['run_id']}/explanations/{name}.html")
 
 
-# -- last, since the warm kernels end with the workers ---------------------------------------------------------------
 @pytest.mark.parametrize(
     ("stage", "parameter", "value"),
     [
@@ -327,7 +326,7 @@ def test_gradient_boosting_wins_and_explains_itself(in_workplace):
     ],
 )
 def test_training_that_loses_its_worker_is_a_failed_run(restored, in_workplace, stage, parameter, value):
-    """The run is open while a model learns (step 7 of chapter 4)."""
+    """The run is open while a model learns (step 7 of chapter 4). Last, since warm kernels end with the workers."""
     import mlflow
 
     client = mlflow.MlflowClient(in_workplace.tracking_uri)

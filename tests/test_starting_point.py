@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -89,7 +88,7 @@ def test_models_name_the_notebook_that_makes_their_table(tmp_path, monkeypatch, 
     """The first cell of a model notebook that is started first says what to run before it."""
     cells = nbformat.read(CHAPTER / f"{name}.ipynb", as_version=4).cells
     monkeypatch.chdir(tmp_path)
-    with environment_of(dict(os.environ)), pytest.raises(FileNotFoundError) as error:
+    with environment_of(ENVIRONMENT), pytest.raises(FileNotFoundError) as error:
         exec(next(cell.source for cell in cells if cell.cell_type == "code"), {})
     assert str(error.value).endswith("make_processed_data.ipynb writes it, run that first")
 
