@@ -29,10 +29,10 @@ from workplace import (
 # The order in which files are begun: the longest first, so that no process works alone at the end. The second servers
 # start from a copy of the first ones: they come when the latter have begun, as there are three processes.
 ORDER = [
-    "tests/test_pipeline_walk.py", "servers", "tests/servers/test_supervisor.py", "tests/test_another_problem.py",
-    "tests/servers/test_two_clones.py", "tests/test_dependencies.py", "tests/teaching/test_headstart.py",
-    "tests/servers/test_backup.py", "tests/servers/test_tracking_server.py", "second servers",
-    "tests/dashboard/test_fuzz.py",
+    "servers", "tests/servers/test_supervisor.py", "tests/test_another_problem.py", "tests/servers/test_two_clones.py",
+    "tests/test_dependencies.py", "tests/teaching/test_headstart.py", "tests/servers/test_tracking_server.py",
+    "tests/teaching/test_checkpoints.py", "second servers", "4_pipeline/tests/learn/test_models.py", "small server",
+    *(f"4_pipeline/tests/raw/test_{name}.py" for name in ("validation", "bad_input", "own_stage")),
 ]  # fmt: skip
 # In the environment of all that a session starts: the mark by which these processes are found, and a file's name.
 IS_FIRST_PROCESS = "TEST_SESSION" not in os.environ
@@ -44,8 +44,10 @@ SECOND_SERVERS = ("tests/browser", "tests/test_projects", "tests/test_tracking_c
 
 
 def group_of(item) -> str:
-    """Return a test's group, which runs in one process: its file, or those tests that share a set of servers."""
+    """Return a test's group, which runs in one process: its file, or those tests that share servers."""
     file = item.nodeid.split("::")[0]
+    if "small_server" in item.fixturenames:
+        return "small server"
     if "servers" not in item.fixturenames:
         return file
     return "second servers" if file.startswith(SECOND_SERVERS) else "servers"
@@ -67,7 +69,8 @@ def pytest_collection_modifyitems(config, items):
         if item.nodeid.startswith(WALKED):
             item.add_marker("walk")
     order = {name: number for number, name in enumerate(ORDER)}
-    items.sort(key=lambda item: order.get(groups[item.nodeid], len(order)))
+    # Within a group the file last whose last test ends the warm kernels.
+    items.sort(key=lambda item: (order.get(groups[item.nodeid], len(order)), "test_pipeline.py" in item.nodeid))
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         file = GROUPS.with_suffix(f".{worker}")
         file.write_text(json.dumps(groups))
@@ -111,7 +114,7 @@ def new_database(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory) -> Iterator[Servers]:
+def servers(request, tmp_path_factory) -> Iterator[Servers]:
     """A clone in which `make run` was typed: servers up, pipeline run, a model in production.
 
     The first process that asks has it run the pipeline; in others it starts from a copy of that clone and a backup of
@@ -130,7 +133,8 @@ def servers(tmp_path_factory) -> Iterator[Servers]:
             del clone.environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"]  # kernels are warm, as for users
             # The environment is this one; `-o` says that it need not be installed again.
             clone.output = clone.run("make", "-o", ".venv/installed", f"BIN={BIN}", "run").stdout
-            if "PYTEST_XDIST_WORKER" in os.environ and not kept.exists():
+            is_copied = any(group_of(item) == "second servers" for item in request.session.items)
+            if "PYTEST_XDIST_WORKER" in os.environ and is_copied and not kept.exists():
                 shutil.copytree(root, kept / "clone", symlinks=True, ignore=shutil.ignore_patterns("state"))
                 clone.run(BIN / "workshop", "backup", kept / "backup.tar")
         clone.environment |= clone.settings.exports()

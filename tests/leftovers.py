@@ -11,10 +11,11 @@ import psutil
 
 
 def leftovers(mark: str) -> Iterator[psutil.Process]:
-    """Yield the processes that have the session's ``mark`` in the environment that they were started with."""
+    """Yield the processes with the session's ``mark`` in their environment; resource trackers end by themselves."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark:
+            is_of_session = process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark
+            if is_of_session and "resource_tracker" not in " ".join(process.cmdline()):
                 yield process
 
 

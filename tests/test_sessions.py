@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 
 import pytest
 from places import START_SECONDS
-from workplace import ROOT, missing_powers, processes_of, wait_for
+from workplace import ROOT, missing_powers, processes_of, run_program, wait_for
 
 # From each place that has privileged tests a file with some.
 PRIVILEGED = {
@@ -21,6 +22,15 @@ PRIVILEGED = {
     "examples/digits_search": "tests/test_digits_search.py",
     "examples/posts_over_ssh": "tests/test_posts_over_ssh.py",
 }
+
+# Two sessions in one process, which imports once: CI promises all but the powers, and then the powers, too.
+SESSIONS = """
+import os, sys, pytest
+for name in ("WORKSHOP_REQUIRE_ALL", "WORKSHOP_REQUIRE_PRIVILEGED"):
+    os.environ[name] = "1"
+    words = ["-n0", "-q", "-m", "privileged and not soak", "-p", "no:cacheprovider", sys.argv[1]]
+    print("exit code", int(pytest.main(words)))
+"""
 
 # Two groups of tests, each with a server that outlives the process that started it.
 SERVER = """
@@ -44,20 +54,14 @@ def session_environment(**variables: str) -> dict[str, str]:
 def test_privileged_tests_are_skipped_or_fail_without_the_powers(folder):
     """Root of an unprivileged container, or a person: skipped with the reason; where CI promised the powers, failed."""
     drop = [] if missing_powers() else ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
-    options = ["-n0", "-q", "-m", "privileged and not soak", "-p", "no:cacheprovider"]
-    for variables, outcome in (
-        ({"WORKSHOP_REQUIRE_ALL": "1"}, "skipped"),
-        ({"WORKSHOP_REQUIRE_PRIVILEGED": "1"}, "error"),
-    ):
-        done = subprocess.run(
-            [*drop, sys.executable, "-m", "pytest", *options, PRIVILEGED[folder]],
-            cwd=ROOT / folder, env=session_environment(**variables), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == (outcome == "error"), done.stdout
-        assert "unshare" in done.stdout
-        result = done.stdout.splitlines()[-1]
-        assert outcome in result
-        assert "passed" not in result
+    command = [*drop, sys.executable, "-c", SESSIONS, PRIVILEGED[folder]]
+    done = run_program(*command, cwd=ROOT / folder, env=session_environment())
+    sessions = re.findall(r"(.+?)^exit code (\d)$", done.stdout, re.DOTALL | re.MULTILINE)
+    assert [code for _, code in sessions] == ["0", "1"], done.stdout
+    for (text, _), outcome in zip(sessions, ("skipped", "error"), strict=True):
+        assert "unshare" in text
+        assert outcome in text.splitlines()[-1]
+        assert "passed" not in text.splitlines()[-1]
 
 
 @pytest.mark.walk

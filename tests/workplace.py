@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from workshop.servers import supervisor
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,8 +179,7 @@ class Servers:
 
     def process_of(self, service: str) -> psutil.Process:
         """Return the process of a service, as `workshop status` names it."""
-        rows = json.loads(self.run(BIN / "workshop", "status", "--json").stdout)["services"]
-        return psutil.Process(next(row["pid"] for row in rows if row["name"] == service))
+        return psutil.Process(next(row.pid for row in supervisor.status(self.settings) if row.name == service))
 
     def run(self, *command: str | Path, cwd: Path | None = None, **options) -> subprocess.CompletedProcess:
         """Run a program of this Python's environment in the clone, as `run_program` does."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from dashboard import app
-from dashboard.follower import Follower, Snapshot
-from dashboard.predictions import Champion
 
 HOURS = 24 * 31  # the end of the sample
 
@@ -38,6 +35,8 @@ def model(data_file):
 @pytest.fixture(scope="session")
 def served(data_file, model):
     """What is served once data and a version in production are there."""
+    from dashboard.follower import Snapshot
+    from dashboard.predictions import Champion
     from forecast.table import schema
     from mlflow_gate import Move, Production
 
@@ -61,6 +60,8 @@ def served(data_file, model):
 @pytest.fixture
 def made(served, data_file):
     """A function that returns an app that serves this, by default data and model, and its test client."""
+    from dashboard import app
+    from dashboard.follower import Follower
 
     def make(what=served):
         followed = Follower(data_file)

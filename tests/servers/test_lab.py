@@ -1,4 +1,4 @@
-"""JupyterLab's tiles without a browser: a Jupyter server as this repository configures it, and servers behind it."""
+"""JupyterLab's tiles and start page without a browser: a Jupyter server as configured here, and servers behind it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import functools
 import http.server
 import json
 import multiprocessing
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
+from attendee import new_repository
 from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, running
 
 TOKEN = "of-this-test"
@@ -80,7 +82,7 @@ class Jupyter:
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
     """A Jupyter server with a base URL, as on a hub: none of the servers runs that its tiles show."""
-    root, home = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home")
+    root, home = new_repository(tmp_path_factory.mktemp("root")), tmp_path_factory.mktemp("home")
     environment = clean_environment() | {
         "WORKSHOP_ROOT": str(root),
         "HOME": str(home),
@@ -140,3 +142,21 @@ def test_report_tile_shows_the_report_without_scripts(jupyter):
     assert re.search(r'href="([^"]*)"', answer.text)[1] == "/user/x/mlflow/#/experiments/1"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert "script-src" not in answer.headers["Content-Security-Policy"]
+
+
+def test_start_page_is_written_when_it_is_read_and_the_metadata_of_the_package_is_hidden(jupyter):
+    """A page that is missing or old is written; a new one is shown as it is, and a list of files leaves it alone."""
+    (jupyter.root / "workshop.egg-info").mkdir()
+    page = jupyter.root / "START.md"
+
+    def contents(name: str = "", content: int = 1) -> str | list[dict]:
+        return jupyter.get(f"api/contents/{name}?content={content}").json()["content"]
+
+    assert "**Next: Weather and power in one table**" in contents("START.md")
+    page.write_text("new")
+    assert contents("START.md") == "new"
+    os.utime(page, (0, 0))
+    assert (contents("START.md", content=0), page.read_text()) == (None, "new")
+    assert {each["name"] for each in contents()} == {"4_pipeline", "START.md", "pyproject.toml", "server"}
+    assert page.read_text() == "new"
+    assert "**Next: " in contents("START.md")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
 from dataclasses import replace
 
 import pytest
-import requests
-from attendee import git, new_repository
+from attendee import git
 from click.testing import CliRunner
 from forecast.errors import PipelineError, ServiceError
 from forecast.problem import EXPERIMENT, REGISTERED_MODEL
@@ -19,7 +17,7 @@ from forecast.table.schema import FEATURES, TARGETS
 from forecast.tracking import PRODUCTION, STAGE_TAG
 from mlflow_gate import Move
 from mlflow_gate.moves import FORCED, PROMOTED
-from workplace import BIN, ROOT, clean_environment, free_port, jupyter_in, run_program, running
+from workplace import BIN, ROOT, clean_environment, run_program
 
 from workshop.cli import main
 from workshop.settings import Settings
@@ -361,30 +359,6 @@ def test_links_lead_to_pages_and_headings_that_exist():
         page, mark, heading = step.where.partition("#")
         assert not mark or f"# {heading}\n" in (ROOT / page).read_text(), step.title
         assert step.link == f"{page}{mark}{heading.replace(' ', '-')}"
-
-
-def test_jupyter_writes_the_start_page_when_it_is_read_and_hides_the_metadata_of_the_package(tmp_path):
-    """A page that is missing or old is written; a new one is shown as it is, and a list of files leaves it alone."""
-    root = new_repository(tmp_path / "clone")
-    (root / "workshop.egg-info").mkdir()
-    environment = clean_environment() | {"WORKSHOP_ROOT": str(root), "HOME": str(tmp_path), "JUPYTER_TOKEN": "test"}
-    environment |= {"JUPYTER_CONFIG_PATH": str(ROOT / "server" / "jupyter"), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
-    page = root / "START.md"
-
-    def contents(name: str = "", content: int = 1) -> str | list[dict]:
-        url = f"{server.ready}api/contents/{name}"
-        return requests.get(url, {"token": "test", "content": content}, timeout=90).json()["content"]
-
-    command = [BIN / "jupyter-server", "--no-browser", f"--port={free_port()}"]
-    with running(command, environment, root, lambda _: jupyter_in(tmp_path)) as server:
-        assert "**Next: Weather and power in one table**" in contents("START.md")
-        page.write_text("new")
-        assert contents("START.md") == "new"
-        os.utime(page, (0, 0))
-        assert (contents("START.md", content=0), page.read_text()) == (None, "new")
-        assert {each["name"] for each in contents()} == {"4_pipeline", "START.md", "pyproject.toml", "server"}
-        assert page.read_text() == "new"
-        assert "**Next: " in contents("START.md")
 
 
 def test_page_that_cannot_be_written_is_an_error(tmp_path):

@@ -34,7 +34,7 @@ from workshop.tracking import connect, own_or_given_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 PARENT_TAG = "mlflow.parentRunId"
 LR, SCRATCH = "3_projects/lr", "4_pipeline/scratch#lr"  # a folder of this repository, and one of another
@@ -76,9 +76,13 @@ class State:
 
     def runs(self, query: str, status: str = "FINISHED") -> list[Run]:
         """Return the runs of the workshop's experiment with this status that a query of MLflow finds."""
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        ids = [experiment.experiment_id] if experiment else []
+        ids = [self.experiment.experiment_id] if self.experiment else []
         return self.client.search_runs(ids, f"{query} AND attributes.status = '{status}'", max_results=MAX_RUNS)
+
+    @cached_property
+    def experiment(self) -> Experiment | None:
+        """The workshop's experiment, if there is one."""
+        return self.client.get_experiment_by_name(EXPERIMENT)
 
     @cached_property
     def moves(self) -> list[Move]:
@@ -190,8 +194,7 @@ def has_run_pipeline(state: State) -> bool:
         store_id = json.loads((folder / "data" / "tracking_store.json").read_text())["store_id"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    experiment = state.client.get_experiment_by_name(EXPERIMENT)
-    is_this_store = experiment is not None and experiment.tags.get(STORE_ID_TAG) == store_id
+    is_this_store = state.experiment is not None and state.experiment.tags.get(STORE_ID_TAG) == store_id
     return is_this_store and bool(outputs) and all((folder / output["path"]).exists() for output in outputs)
 
 

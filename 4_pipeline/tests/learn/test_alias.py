@@ -28,7 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_gate import Decision, ModelError, Scores
 from mlflow_gate.decision import UNLEARNED
 from mlflow_gate.lineage import EXPERIMENT_TAG, version_in
-from places import BIN, clean_environment, environment_of, tracking_server
+from places import BIN
 from sklearn.linear_model import LinearRegression
 
 # Promotes one model after the other until it is killed; a fork each time saves the imports.
@@ -238,29 +238,29 @@ def test_lineage_finds_the_model_in_what_it_said(tmp_path, text, version):
 
 
 @pytest.mark.filterwarnings("ignore:Operation with range")  # in MLflow
-def test_tidy_keeps_what_lineages_need(small_hours, tmp_path, monkeypatch):
+def test_tidy_keeps_what_lineages_need(registered_model, small_hours, small_server, tmp_path, monkeypatch):
     """Runs that nothing names go with their models and free the disk; the version's lineage is whole."""
     train, test = small_hours
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "EXPERIMENT", "to_tidy")
     (tmp_path / "results").mkdir()
     (tmp_path / "dvc.yaml").touch()
     train.to_parquet("train.parquet")
     model, made = LinearRegression().fit(features.features(train), features.targets(train)), []
-    with tracking_server(tmp_path) as uri, environment_of(clean_environment() | {"MLFLOW_TRACKING_URI": uri}):
-        for stage in ["prepare", "judged", "promoted", "prepare", "refused", "refused", "prepare", "newest", "refused"]:
-            with tracking.start_run(stage, data=["train.parquet"]) as run:
-                made.append((run.info.run_id, storage.log_model(model, test.head()) if stage != "prepare" else ""))
-        registry, gone = Registry(), {made[number][0] for number in (3, 4, 5, 8)}
-        registry.apply(PROMOTED, *made[2], None)
-        evidence = json.dumps({"run_id": made[1][0], "model_uri": made[1][1]})
-        registry.client.set_model_version_tag(registry.name, "1", "mlflow_gate.evidence", evidence)
-        Path("results/candidate.json").write_text(json.dumps({"run_id": made[7][0]}))
-        models = [file.parent for file in Path("artifacts").rglob("MLmodel")]
-        for options, expected in (("1", set()), ("0 --dry-run", gone), ("0", gone), ("0", set())):
-            listed = CliRunner().invoke(main, ["tidy", "--older-than", *options.split()]).stdout
-            assert {line.split()[0] for line in listed.splitlines()} == expected
-        subprocess.run([BIN / "mlflow", "gc", "--backend-store-uri", "sqlite:///mlflow.db"], check=True, timeout=120)
-        assert [folder.exists() for folder in models].count(False) == 3
-        assert {run_id for run_id, _ in made if registry.find_run(run_id) is None} == gone
-        links = registry.verify(registry.lineage("1"))
-        assert {link.kind for link in links if link.known and not link.trouble} == set(KINDS) - {"commit", "notebook"}
+    for stage in ["prepare", "judged", "promoted", "prepare", "refused", "refused", "prepare", "newest", "refused"]:
+        with tracking.start_run(stage, data=["train.parquet"]) as run:
+            made.append((run.info.run_id, storage.log_model(model, test.head()) if stage != "prepare" else ""))
+    registry, gone = Registry(), {made[number][0] for number in (3, 4, 5, 8)}
+    registry.apply(PROMOTED, *made[2], None)
+    evidence = json.dumps({"run_id": made[1][0], "model_uri": made[1][1]})
+    registry.client.set_model_version_tag(registry.name, "1", "mlflow_gate.evidence", evidence)
+    Path("results/candidate.json").write_text(json.dumps({"run_id": made[7][0]}))
+    models = [file.parent for file in Path(small_server["SMALL_ARTIFACTS"]).rglob("MLmodel")]
+    for options, expected in (("1", set()), ("0 --dry-run", gone), ("0", gone), ("0", set())):
+        listed = CliRunner().invoke(main, ["tidy", "--older-than", *options.split()]).stdout
+        assert {line.split()[0] for line in listed.splitlines()} == expected
+    database = Path(small_server["SMALL_ARTIFACTS"]).with_name("mlflow.db")
+    subprocess.run([BIN / "mlflow", "gc", "--backend-store-uri", f"sqlite:///{database}"], check=True, timeout=120)
+    assert [folder.exists() for folder in models].count(False) == 3
+    assert {run_id for run_id, _ in made if registry.find_run(run_id) is None} == gone
+    links = registry.verify(registry.lineage("1"))
+    assert {link.kind for link in links if link.known and not link.trouble} == set(KINDS) - {"commit", "notebook"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keras
 import pandas as pd
 import pytest
 from forecast.errors import ModelError
@@ -32,6 +31,8 @@ def hours(germany_csv):
 def fit(kind: str, frame: pd.DataFrame):
     """Return a fitted model of a kind."""
     if kind == "network":
+        import keras  # takes seconds
+
         keras.utils.set_random_seed(1)
         layers = [keras.layers.Normalization(), keras.layers.Dense(len(TARGETS), activation="softplus")]
         network = keras.Sequential([keras.Input((len(DERIVED),)), *layers])
