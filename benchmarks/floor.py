@@ -78,6 +78,7 @@ def _run_cells(notebook: Path, parameters: dict) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance()
+    shell.enable_matplotlib("inline")  # figures are drawn
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),

@@ -19,10 +19,10 @@ from workshop.cli import json_option, print_rows, report
 from workshop.settings import EXPORT_COMMAND, Settings, get_settings
 from workshop.tracking import connect, own_or_given_uri
 
-# Modules that papermill and nbconvert import, in seconds of a cold start.
+# Modules that papermill, nbconvert and the stage `fetch` import, in seconds of a cold start.
 PRELOAD = (
     "nbformat", "pyarrow.fs", "nbclient", "papermill.__main__", "papermill_dask.engine", "papermill_dask.worker",
-    "tqdm.auto", "nbconvert.nbconvertapp",
+    "tqdm.auto", "nbconvert.nbconvertapp", "forecast.raw.sources",
 )  # fmt: skip
 
 

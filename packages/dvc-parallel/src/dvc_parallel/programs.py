@@ -59,8 +59,8 @@ def start_to_import(modules: Sequence[str], python: str = sys.executable) -> For
         )  # fmt: skip
 
 
-def start_early(folder: Path, modules: Sequence[str] | None) -> Forks:
-    """Start to import ``modules``, or those of the stages in ``folder``, if it looks as if there were something to run.
+def start_early(folder: Path, modules: Sequence[str] | None, *, force: bool = False) -> Forks:
+    """Start to import ``modules``, or those of the stages in ``folder``, if ``force`` or files say that some will run.
 
     DVC takes as long to import itself, and only then it is known which stages have changed. Until then the times of
     files tell: of dvc.lock, and of what it names. A process that is not needed ends with the run.
@@ -70,7 +70,7 @@ def start_early(folder: Path, modules: Sequence[str] | None) -> Forks:
         if modules is None:
             lines = (re.sub(r"\$\{.*?\}", "x", line).strip("'\"") for line in YAML_LINE.findall(text))
             modules = imported_modules(list(lines), os.environ)
-        if modules and sys.platform == "linux" and _looks_outdated(folder):
+        if modules and sys.platform == "linux" and (force or _looks_outdated(folder)):
             return {(sys.executable, *modules): start_to_import(modules)}
     return {}
 

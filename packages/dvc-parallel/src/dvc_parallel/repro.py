@@ -35,7 +35,7 @@ def reproduce(
     Raises ReproError if the pipeline cannot be run, StagesFailed at the end if stages failed, and SystemExit 130 or 143
     if the run is interrupted or terminated. The stages that have ended are recorded in any case.
     """
-    forks = start_early(Path(folder), preload)
+    forks = start_early(Path(folder), preload, force=force)
     from dvc_parallel.reproduction import run_stages
 
     options: dict[str, Any] = {"jobs": jobs, "force": force, "run_cache": run_cache, **selection}

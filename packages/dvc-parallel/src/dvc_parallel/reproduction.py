@@ -106,7 +106,10 @@ class _Reproduction:
 
     def _start_ready(self, jobs: int) -> None:
         """Start the stages that are ready, and skip those that need a stage that failed."""
-        for stage, state in self._states.items():  # in DVC's order: the stages that a stage needs come before it
+        # In DVC's order: the stages that a stage needs come before it. The first program to be forked waits for its
+        # imports, so stages that need none begin before it.
+        for stage in sorted(self._states, key=lambda stage: not stage.always_changed):
+            state = self._states[stage]
             if state is State.WAITING and len(self._running) < jobs:
                 states = {self._states[other] for other in self._needs[stage]}
                 if self._stop or states & NOT_MADE:

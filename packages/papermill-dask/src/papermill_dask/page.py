@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -13,6 +14,21 @@ from nbconvert.exporters import HTMLExporter
 from traitlets.config import Config
 
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+
+
+@functools.cache
+def _packed_library() -> tuple[str, bytes, Any]:
+    """Return plotly's library, compressed: what is encoded, the bytes that are not yet, and the compressor after it."""
+    from plotly.offline import get_plotlyjs
+
+    compressor = zlib.compressobj(9)
+    script = compressor.compress(get_plotlyjs().encode())
+    cut = len(script) // 4 * 4  # four bytes are five characters
+    return _encode(script[:cut]), script[cut:], compressor
+
+
+def _encode(script: bytes) -> str:
+    return base64.b85encode(script, pad=True).decode().replace("<", ",")  # HTML reads no tag in it
 
 
 def convert(notebook: dict[str, Any], name: str) -> str:
@@ -29,11 +45,10 @@ def convert(notebook: dict[str, Any], name: str) -> str:
             data["text/html"] = '<div class="plotly-figure"></div>'
     resources: dict[str, Any] = {"metadata": {"name": name}}
     if figures:
-        from plotly.offline import get_plotlyjs
-
-        script = zlib.compress(f"{get_plotlyjs()}\nconst figures = {json.dumps(figures)}".encode(), 9)
-        packed = base64.b85encode(script, pad=True).decode().replace("<", ",")  # HTML reads no tag in it
-        resources |= {"packed": packed, "size": len(script)}
+        begin, rest, compressor = _packed_library()
+        compressor = compressor.copy()
+        rest += compressor.compress(f"\nconst figures = {json.dumps(figures)}".encode()) + compressor.flush()
+        resources |= {"packed": begin + _encode(rest), "size": len(begin) // 5 * 4 + len(rest)}
     template, style = Path(__file__).with_name("page.html.j2"), {"style": "default"}
     exporter = HTMLExporter(template_file=str(template), config=Config(CSSHTMLHeaderPreprocessor=style))
     return str(exporter.from_notebook_node(node, resources)[0])
