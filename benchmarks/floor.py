@@ -20,6 +20,7 @@ import psutil
 import yaml
 
 PROCESSORS = 2
+INLINE = "module://matplotlib_inline.backend_inline"
 MODULES = (
     "dvc.__version__", "forecast.__main__", "forecast.learn.evaluation", "forecast.learn.gate", "forecast.learn.models",
     "forecast.raw.prepare", "forecast.raw.sources", "forecast.show.figures", "forecast.show.monitoring",
@@ -33,6 +34,7 @@ def main() -> None:
     for module in (*imports, *MODULES):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    os.environ["MPLBACKEND"] = INLINE
     parameters = yaml.safe_load(Path("params.yaml").read_text())
     levels: dict[str, int] = {}  # of each output
     walls, processors = defaultdict[int, list[float]](list), defaultdict[int, float](float)
@@ -76,9 +78,10 @@ def _run(words: list[str], parameters: dict) -> None:
 
 def _run_cells(notebook: Path, parameters: dict) -> None:
     from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib_inline.backend_inline import configure_inline_support
 
     shell = InteractiveShell.instance()
-    shell.enable_matplotlib("inline")  # figures are drawn
+    configure_inline_support(shell, INLINE)  # figures are drawn
     with (
         Path(os.devnull).open("w") as nowhere,
         contextlib.redirect_stdout(nowhere),
