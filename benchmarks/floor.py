@@ -30,11 +30,11 @@ MODULES = (
 
 def main() -> None:
     """Run the stages one after another and print the floor, in seconds."""
+    os.environ["MPLBACKEND"] = INLINE
     imports = yaml.safe_load(Path("../workshop/servers/dask.yaml").read_text())["papermill-dask"]["kernel-imports"]
     for module in (*imports, *MODULES):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    os.environ["MPLBACKEND"] = INLINE
     parameters = yaml.safe_load(Path("params.yaml").read_text())
     levels: dict[str, int] = {}  # of each output
     walls, processors = defaultdict[int, list[float]](list), defaultdict[int, float](float)
