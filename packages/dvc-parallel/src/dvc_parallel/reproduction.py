@@ -40,11 +40,10 @@ def run_stages(
 ) -> dict[str, State]:
     """Do what `reproduce` says, on ``forks`` that have begun."""
     stop = StopRequest()
-    # DVC names stages and files as seen from the current folder.
     with contextlib.ExitStack() as stack:
-        commands = stack.enter_context(contextlib.closing(Commands(ignored=stop.ignored, forks=forks)))
-        stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(stop.listening())
+        commands = stack.enter_context(contextlib.closing(Commands(ignored=stop.ignored, forks=forks)))
+        stack.enter_context(contextlib.chdir(folder))  # as seen from there, DVC names stages and files
         for name, level in {"dvc": logging.WARNING, "dvc.progress": logging.CRITICAL}.items():  # no messages, no bars
             logger = logging.getLogger(name)
             stack.callback(logger.setLevel, logger.level)
