@@ -19,6 +19,10 @@ ROWS = (Row("a minute with nothing to do, seconds of processor", STOCK, OURS),)
 SETTLE_SECONDS, SECONDS = 90, 60  # longer than the dashboard takes a reader to be there
 
 
+def settle(_clone: Clone) -> None:
+    """Run nothing before it counts: each side waits until its servers have settled."""
+
+
 def sides(clone: Clone) -> list[Side]:
     """Return the servers as their own pages say to start them, and ours, which are a dashboard and FTP more."""
 
