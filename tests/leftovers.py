@@ -9,19 +9,21 @@ from collections.abc import Iterator
 
 import psutil
 
+GRACE_SECONDS = 3
+
 
 def leftovers(mark: str) -> Iterator[psutil.Process]:
-    """Yield the processes with the session's ``mark`` in their environment; resource trackers end by themselves."""
+    """Yield the processes that have the session's ``mark`` in the environment that they were started with."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            is_of_session = process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark
-            if is_of_session and "resource_tracker" not in " ".join(process.cmdline()):
+            if process.pid != os.getpid() and process.environ().get("TEST_SESSION") == mark:
                 yield process
 
 
 if __name__ == "__main__":
     sys.stdin.read()  # the session never writes: this returns when it has ended
-    while processes := list(leftovers(sys.argv[1])):
+    # Resource trackers, such as loky's, end just after the process that they watch.
+    while processes := psutil.wait_procs(leftovers(sys.argv[1]), GRACE_SECONDS)[1]:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 print("the tests left, and this ends:", " ".join(process.cmdline())[:100], file=sys.stderr)
