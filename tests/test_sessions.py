@@ -86,7 +86,7 @@ def test_processes_end_with_an_interrupted_session(tmp_path, number):
             wait_for(lambda: len(list(tmp_path.glob("started*"))) == 2, START_SECONDS)
             assert len(processes_of(tmp_path)) >= 5  # this one, two processes of pytest-xdist, two servers
             controller.send_signal(number)
-            controller.wait(60)
+            controller.wait(START_SECONDS)  # pytest-xdist alone waits for its workers 30 s, on a quiet machine
         finally:
             controller.kill()
     wait_for(lambda: not processes_of(tmp_path), 60)
