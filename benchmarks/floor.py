@@ -24,7 +24,7 @@ INLINE = "module://matplotlib_inline.backend_inline"
 MODULES = (
     "forecast.__main__", "forecast.learn.evaluation", "forecast.learn.gate", "forecast.learn.models",
     "forecast.raw.prepare", "forecast.raw.sources", "forecast.show.figures", "forecast.show.monitoring",
-    "IPython.core.interactiveshell",
+    "IPython.core.interactiveshell", "keras", "mlflow.keras",
 )  # fmt: skip
 
 
@@ -33,8 +33,7 @@ def main() -> None:
     os.environ["MPLBACKEND"] = INLINE
     imports = yaml.safe_load(Path("../workshop/servers/dask.yaml").read_text())["papermill-dask"]["kernel-imports"]
     for module in (*imports, *MODULES):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
+        importlib.import_module(module)
     parameters = yaml.safe_load(Path("params.yaml").read_text())
     levels: dict[str, int] = {}  # of each output
     walls, processors = defaultdict[int, list[float]](list), defaultdict[int, float](float)

@@ -20,13 +20,11 @@ ONE, ONE_DASK = "`papermill`, nothing imported", "`papermill --engine dask`, not
 IMPORTS, IMPORTS_DASK = "`papermill`, the pipeline's imports", "`papermill --engine dask`, the pipeline's imports"
 STOCK, STOCK_PAIR = "`papermill`, one after another", "`papermill`, two at a time"
 PEER = "Snakemake, two jobs"
-TENSORFLOW, TENSORFLOW_DASK = "`papermill`, TensorFlow", "`papermill --engine dask`, TensorFlow"
 OURS, OURS_PAIR = "a sweep of `papermill-sweep`", "`papermill --engine dask`, two at a time"
 STOCK_STAGES, OURS_STAGES = "`dvc repro`, papermill's own engine", "`dvc-parallel repro`, engine"
 ROWS = (
     Row("one notebook, nothing imported", ONE, ONE_DASK),
     Row("one notebook, the pipeline's imports", IMPORTS, IMPORTS_DASK),
-    Row("one notebook, TensorFlow", TENSORFLOW, TENSORFLOW_DASK),
     Row("20 tiny notebooks", STOCK, OURS),
     Row("20 tiny notebooks", STOCK_PAIR, OURS),
     Row("20 tiny notebooks", PEER, OURS),
@@ -60,7 +58,6 @@ def sides(clone: Clone) -> list[Side]:
     folder = clone.new_folder("notebooks")
     empty = write_notebook(folder / "empty.ipynb", "", "print(1 + 1)")
     imports = write_notebook(folder / "imports.ipynb", import_lines(clone.pipeline / "notebooks"), "print(1 + 1)")
-    tensorflow = write_notebook(folder / "tensorflow.ipynb", "import tensorflow", "print(1 + 1)")
     cells = ("import time\n\nimport pandas as pd", "time.sleep(0.5)\nprint(pd.DataFrame({'i': [i]}))")
     tiny = write_notebook(folder / "tiny.ipynb", *cells, parameters="i = 0")
     snakemake = install_snakemake(clone)
@@ -79,8 +76,6 @@ def sides(clone: Clone) -> list[Side]:
         Side(ONE_DASK, lambda: one(empty, *dask), warm),
         Side(IMPORTS, lambda: one(imports)),
         Side(IMPORTS_DASK, lambda: one(imports, *dask), warm),
-        Side(TENSORFLOW, lambda: one(tensorflow)),
-        Side(TENSORFLOW_DASK, lambda: one(tensorflow, *dask), warm),
         Side(STOCK, lambda: papermill_each(clone, tiny, VALUES, 1)),
         Side(STOCK_PAIR, lambda: papermill_each(clone, tiny, VALUES, 2)),
         Side(PEER, lambda: run_snakemake(clone, snakemake, tiny)),

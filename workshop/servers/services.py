@@ -154,7 +154,8 @@ def _workers_command(settings: Settings) -> list[str]:
         *("--preload", "papermill_dask.preload"),
         *("--preload-nanny", "workshop.servers.services"),
         *("--local-directory", str(settings.state / "dask")),
-        *("--dashboard-address", f"{settings.host}:0"),
+        # 25 MB a worker less; what a worker still serves needs an address, or it listens on all.
+        *("--no-dashboard", "--dashboard-address", f"{settings.host}:0"),
     ]
 
 
