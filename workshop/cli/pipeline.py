@@ -73,7 +73,7 @@ def reproduce_and_ask(settings: Settings, targets: Sequence[str] = (), **options
     code = "import sys; from workshop.cli.pipeline import finish_run as end; end(); sys.stdin.read(); print(end())"
     how: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     how |= {"cwd": settings.pipeline, "start_new_session": True}
-    with subprocess.Popen(["nice", sys.executable, "-c", code], **how) as asked:
+    with subprocess.Popen([sys.executable, "-c", code], **how) as asked:
         reproduce(settings, targets, **options)
         answer = asked.communicate()[0]
     return finish_run() if asked.returncode else answer.strip()  # asked again here, an error that it met is raised

@@ -44,9 +44,12 @@ class Registry(mlflow_gate.Registry):
     def __init__(
         self, policy: Promote | None = None, held_out: pd.DataFrame | None = None, client: MlflowClient | None = None
     ) -> None:
-        from forecast.learn.evaluation import judge  # imports scikit-learn
-
         folder = project()
+
+        def evaluate(model: Any, rows: pd.DataFrame) -> mlflow_gate.Scores:
+            from forecast.learn.evaluation import judge  # imports scikit-learn
+
+            return judge(model, rows)
 
         def hours() -> pd.DataFrame:
             frame = schema.read(folder / "data" / "test.parquet") if held_out is None else held_out
@@ -55,7 +58,7 @@ class Registry(mlflow_gate.Registry):
         super().__init__(
             problem.REGISTERED_MODEL,
             PRODUCTION,
-            evaluate=judge,
+            evaluate=evaluate,
             held_out=hours,
             contest=Contest(METRIC, name="R2"),
             refit=self._refit_on_all_hours,

@@ -83,7 +83,7 @@ def test_packages_add_modules_to_a_program(tmp_path, monkeypatch):
     assert imported_modules(["dvc repro"], ENVIRONMENT) == ["dvc.cli", "plugin.late"]
 
 
-def test_imports_begin_before_dvc_does_where_a_file_is_newer_than_the_lock(tmp_path):
+def test_imports_begin_before_dvc_does_where_a_file_differs_from_the_lock(tmp_path):
     """Without a lock file, and after a change; a run with nothing to do imports nothing, and no process stays."""
     stage = {"cmd": ["dvc --version", "cp in.txt out"], "deps": ["in.txt"], "outs": ["out"]}
     repository = new_repository(tmp_path / "repository", {"one": stage})
@@ -97,6 +97,9 @@ def test_imports_begin_before_dvc_does_where_a_file_is_newer_than_the_lock(tmp_p
     assert early() == [["dvc.cli"]]
     repro(repository)
     assert early() == []
+    os.utime(repository / "in.txt", (time.time() + 2,) * 2)
+    assert early() == []
+    (repository / "in.txt").write_text("other")
     os.utime(repository / "in.txt", (time.time() + 2,) * 2)
     assert early() == [["dvc.cli"]]
     (repository / "in.txt").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ Forks = dict[tuple[str, ...], Fork]  # by Python and imported modules
 
 PLAIN = re.compile(r"[\w@%+=:,./ -]+", re.ASCII)  # blanks, and what `shlex.quote` leaves as it is
 PYTHON = re.compile(r"(python[\d.]*) +(-m +[^ -]|[^ -][^ ]*\.py( |$))")
+LOCKED = re.compile(r"^ *- path: (.+)\n(?: +hash: .+\n)? +md5: (.+)$", re.MULTILINE)
 YAML_LINE = re.compile(r"^ *(?:- +)?(?:cmd: +)?(.+)$", re.MULTILINE)
 # Without the current folder, where a file may have the name of a module, and without names in `__main__`.
 SERVE = """del __import__("sys").path[: not __import__("sys").flags.safe_path]
@@ -76,10 +78,18 @@ def start_early(folder: Path, modules: Sequence[str] | None, *, force: bool = Fa
 
 
 def _looks_outdated(folder: Path) -> bool:
-    """Return whether a file is gone or newer than dvc.lock, which names it, as well as quick looks can tell."""
+    """Return whether a file that dvc.lock names is gone, or newer and different, as well as quick looks can tell.
+
+    A stage that always runs writes its files again, mostly the same ones.
+    """
     lock = Path(folder, "dvc.lock")
     try:
-        names = ["dvc.yaml", *re.findall(r"^ *- path: (.+)$", lock.read_text(), re.MULTILINE)]
-        return max(Path(folder, name).stat().st_mtime for name in names) > lock.stat().st_mtime
+        for path, md5 in [("dvc.yaml", ""), *LOCKED.findall(lock.read_text())]:
+            file = folder / path
+            if file.stat().st_mtime > lock.stat().st_mtime:
+                with file.open("rb") as content:  # a folder cannot be opened: an OSError, too
+                    if hashlib.file_digest(content, "md5").hexdigest() != md5:
+                        return True
     except OSError:
         return True
+    return False
