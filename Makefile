@@ -150,7 +150,7 @@ lint: .venv/tests
 lock: .venv/installed
 	@echo '-e .' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --annotation-style line \
 		--custom-compile-command "make lock" - --output-file requirements.txt
-	@for folder in server/team examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
+	@for folder in server/team server/room examples/cifar10 docs tests; do grep -v '^-e' requirements.txt | $(BIN)/uv pip compile --quiet \
 		--universal --python-version 3.11 --no-annotate --custom-compile-command "make lock" --constraint - \
 		--group "$${folder#*/}" --output-file "$$folder/requirements.txt" || exit 1; done
 	@# As a copy of the pipeline installs it: the four tools are wheels beside it, since no index has them yet.
@@ -163,6 +163,12 @@ lock: .venv/installed
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
 	@touch $@
 
+# The hub, its proxy, and what an attendee's JupyterLab needs below a hub.
+.venv/room: .venv/installed server/room/requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement server/room/requirements.txt
+	@$(BIN)/npm install --silent --global --prefix .venv configurable-http-proxy@5.3.0
+	@touch $@
+
 .venv/book: .venv/installed docs/requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement docs/requirements.txt
 	@touch $@
@@ -171,7 +177,8 @@ lock: .venv/installed
 # OFFLINE names a folder that `make offline` filled; what is installed later (chapter 3) comes from there, too.
 .venv/installed: FROM = $(if $(OFFLINE),--no-index --find-links "$(OFFLINE)/wheels")
 .venv/installed: INSTALL_UV = install --quiet --disable-pip-version-check $(FROM) $(UV)
-.venv/installed: requirements.txt pyproject.toml $(wildcard 4_pipeline/pyproject.toml packages/*/pyproject.toml)
+# A link is the room's environment (server/room), which another one installs.
+.venv/installed: $(shell [ -L .venv ] || echo requirements.txt pyproject.toml $(wildcard 4_pipeline/pyproject.toml packages/*/pyproject.toml))
 	@command -v "$(or $(PYTHON),python3)" >/dev/null || { echo "Not ready: there is no $(or $(PYTHON),python3) here" >&2; \
 		echo "  next: install Python 3.11, 3.12 or 3.13" >&2; exit 1; }
 	@"$(or $(PYTHON),python3)" workshop/teaching/prerequisites.py

@@ -20,21 +20,23 @@ from workshop.tracking import connect
 
 
 @click.command()
+@click.argument("services", nargs=-1)
 @click.option("--chapter", type=click.IntRange(2, 4), help="Also prepare the state that the chapters before it leave.")
 @click.option("--repro", is_flag=True, help="Also run the pipeline, and show the model in production.")
-def up(chapter: int | None, repro: bool) -> None:
-    """Start the servers that do not run, and wait until each answers.
+def up(services: tuple[str, ...], chapter: int | None, repro: bool) -> None:
+    """Start the servers that do not run, or those of the SERVICES, and wait until each answers.
 
     With --chapter, tables, runs, a registered version and a project's run of the earlier chapters are made as well.
     What exists is not made again, and no file of yours is changed.
 
     \b
     Example:  workshop up
+              workshop up mlflow ftp
               workshop up --chapter 3
     """
     if repro:
         click.echo("Servers", err=True)
-    settings = supervisor.up(report)
+    settings = supervisor.up(report, () if repro or chapter else services)
     if repro:
         from workshop.cli.pipeline import run_and_show  # imports DVC
 

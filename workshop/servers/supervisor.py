@@ -87,18 +87,18 @@ def status(settings: Settings) -> list[Status]:
     return rows
 
 
-def up(report: Report) -> Settings:
-    """Start the services that do not run, wait until every one answers, return the settings with the ports taken.
+def up(report: Report, names: Sequence[str] = ()) -> Settings:
+    """Start the services that do not run, or the named ones, wait until each answers, return the settings as they are now.
 
     Servers that a person started by hand are left as they are. Raises ServiceError with the name of a service that
-    does not answer and the end of its log.
+    does not answer and the end of its log, ParameterError for a name that no service has.
     """
-    settings = get_settings()
-    refuse_beyond_loopback(settings, *(service.name for service in SERVICES))
+    settings, names = get_settings(), _known(names)
+    refuse_beyond_loopback(settings, *names)
     with _locked(settings):
         settings = get_settings()  # another `up` may have taken other ports meanwhile
         if processes(settings):
-            _start_services(settings, report)
+            _start_services(settings, report, names)
             return settings
         _end_leftovers(settings, report)
         settings.credentials(create=True)
@@ -108,7 +108,7 @@ def up(report: Report) -> Settings:
                 settings = reserve_ports(settings, report)
                 _start_supervisor(settings)
                 try:
-                    _start_services(settings, report)
+                    _start_services(settings, report, names)
                 except ServiceError:
                     if choose_ports(settings, lambda _: None) == settings:
                         raise
@@ -123,15 +123,7 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
 
     Servers that a person started by hand keep running. Raises ParameterError for a name that no service has.
     """
-    known = [service.name for service in SERVICES]
-    if unknown := [name for name in names if name not in known]:
-        raise ParameterError(
-            "There is no such service.",
-            value=", ".join(unknown),
-            expected=f"one or more of {', '.join(known)}",
-            next_step="workshop status",
-        )
-    settings = get_settings()
+    settings, chosen = get_settings(), _known(names)
     if not settings.state.exists():
         return 0
     with _locked(settings):
@@ -142,10 +134,23 @@ def down(report: Report, names: Sequence[str] = ()) -> int:
             _end_leftovers(settings, report)
         by_hand = _started_by_hand(settings)
         for service in SERVICES:
-            if service.name in by_hand and service.name in (names or known):
+            if service.name in by_hand and service.name in chosen:
                 where = f"{service.title}: {service.address(settings)}"
                 report(f"{where} was started by hand and still runs; end it there with Ctrl-C")
         return sum(not process.is_running() for process in running)
+
+
+def _known(names: Sequence[str]) -> list[str]:
+    """Return the names, or those of all services; raise ParameterError for a name that no service has."""
+    known = [service.name for service in SERVICES]
+    if unknown := [name for name in names if name not in known]:
+        raise ParameterError(
+            "There is no such service.",
+            value=", ".join(unknown),
+            expected=f"one or more of {', '.join(known)}",
+            next_step="workshop status",
+        )
+    return list(names) or known
 
 
 def _stop(settings: Settings, names: Sequence[str], report: Report) -> None:
@@ -266,11 +271,11 @@ def _umask() -> int:
 
 
 # -- health ------------------------------------------------------------------------------------------------------------
-def _start_services(settings: Settings, report: Report) -> None:
-    """Start the services that do not run, except those that a person started by hand, and wait until all answer."""
+def _start_services(settings: Settings, report: Report, names: Sequence[str]) -> None:
+    """Start the named services that do not run, except those that a person started by hand; wait until all answer."""
     supervised, by_hand = processes(settings), _started_by_hand(settings)
     waiting, starting = [], []
-    for service in SERVICES:
+    for service in (each for each in SERVICES if each.name in names):
         if service.name in by_hand:
             report(f"{service.title}: {service.address(settings)}, started by hand and left as it is")
             continue

@@ -1,0 +1,115 @@
+"""The instructor's page: a row for each person, with the step they are at, and since when. A service of the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import psutil
+from dateutil.parser import isoparse
+from jupyterhub.services.auth import HubOAuthCallbackHandler, HubOAuthenticated
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.web import Application, RequestHandler, authenticated
+
+CHECK_SECONDS = 300  # a check takes three seconds of a processor
+STUCK_MINUTES = 20  # more than the timetable has for any step
+PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+
+
+@dataclass
+class Person:
+    """What is known of a person: what `workshop check` said last, when, and since when the next step is the same."""
+
+    name: str
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    checked: float = 0
+    since: float = 0
+
+    @property
+    def next(self) -> dict[str, Any]:
+        """The first step that is not done."""
+        return next((step for step in self.steps if not step["done"]), {"chapter": "", "title": "", "reason": ""})
+
+    @property
+    def minutes(self) -> int:
+        """How long the next step is the same, up to the last check."""
+        return int((self.checked - self.since) / 60)
+
+    @property
+    def megabytes(self) -> int:
+        """The memory of all that the person runs; pages that processes share count once."""
+        uid, total = pwd.getpwnam(self.name).pw_uid, 0
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.uids().real == uid:
+                    total += process.memory_full_info().pss
+        return total // 2**20
+
+    async def check(self) -> None:
+        """Ask `workshop check`, as the person, in the person's network."""
+        account = pwd.getpwnam(self.name)
+        become = ["setpriv", f"--reuid={self.name}", f"--regid={self.name}", "--init-groups", "env", "--ignore-environment"]
+        settings = [f"HOME={account.pw_dir}", f"PATH={os.environ['PATH']}", "LC_ALL=C.UTF-8"]
+        process = await asyncio.create_subprocess_exec(
+            *("ip", "netns", "exec", f"room-{account.pw_uid}", "nice", *become, *settings, "workshop", "check", "--json"),
+            cwd=Path(account.pw_dir, "workshop"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        answer, before = (await process.communicate())[0], self.next["title"]
+        with contextlib.suppress(ValueError):
+            self.steps, self.checked = json.loads(answer), time.time()
+        if not self.since or self.next["title"] != before:
+            self.since = self.checked
+
+
+people: dict[str, Person] = {}
+
+
+async def users() -> list[dict[str, Any]]:
+    """Return what the hub knows of those who are not instructors."""
+    headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
+    answer = await AsyncHTTPClient().fetch(f"{os.environ['JUPYTERHUB_API_URL']}/users", headers=headers)
+    return [user for user in json.loads(answer.body) if not user["admin"]]
+
+
+async def check_all() -> None:
+    """Check those who did something since the last time, one after the other, for ever."""
+    while True:
+        with contextlib.suppress(OSError):  # while the hub starts again
+            for user in await users():
+                person = people.setdefault(user["name"], Person(user["name"]))
+                is_active = user["server"] and isoparse(user["last_activity"]).timestamp() > person.checked
+                if is_active and time.time() > person.checked + CHECK_SECONDS:
+                    await person.check()
+        await asyncio.sleep(10)
+
+
+class Board(HubOAuthenticated, RequestHandler):
+    """Shows the room to those who may see this service."""
+
+    @authenticated
+    async def get(self) -> None:
+        """Answer with the table."""
+        rows = [(user, people.get(user["name"], Person(user["name"]))) for user in await users()]
+        self.render("board.html", rows=rows, stuck=STUCK_MINUTES, page=self, now=time.time(), isoparse=isoparse)
+
+
+async def main() -> None:
+    """Serve the page."""
+    routes = [(PREFIX, Board), (f"{PREFIX}oauth_callback", HubOAuthCallbackHandler)]
+    application = Application(routes, cookie_secret=os.urandom(32), template_path=str(Path(__file__).parent))
+    address = urlparse(os.environ["JUPYTERHUB_SERVICE_URL"])
+    HTTPServer(application).listen(address.port, address.hostname)
+    await check_all()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,128 @@
+"""JupyterHub's configuration for a room: who may log in, and how a person's JupyterLab starts."""
+
+import asyncio
+import json
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+from jupyterhub.spawner import LocalProcessSpawner
+
+HERE, SETTINGS, STATE = Path(__file__).parent, Path("/etc/workshop-room"), Path("/var/lib/workshop-room")
+INSTRUCTOR = "instructor"
+HUB, LAB_PORT = "10.77.0.1", 8888  # on the bridge of `room.sh`
+CGROUPS = Path("/sys/fs/cgroup")
+UNITS = {"M": 2**20, "G": 2**30}
+room = json.loads((SETTINGS / "room.json").read_text())
+memory = int(room["memory"][:-1]) * UNITS[room["memory"][-1]]
+
+
+class PersonSpawner(LocalProcessSpawner):
+    """Starts JupyterLab as the person, in a network of their own, with so much memory at most.
+
+    With cgroups (version 2) the limit counts for all of a person's processes together, else for each of them.
+    """
+
+    namespace = ""
+
+    async def start(self) -> tuple[str, int]:
+        """Prepare account, network and clone, then start JupyterLab there."""
+        self.namespace, self.ip = (await person("enter", self.user.name)).split()
+        self.port = LAB_PORT
+        home = pwd.getpwnam(self.user.name).pw_dir
+        self.popen_kwargs = {"cwd": f"{home}/workshop"}
+        self.environment = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "JUPYTER_CONFIG_PATH": f"{home}/workshop/server/jupyter",
+            # Their own files win over those of /opt/workshop.
+            "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
+        }
+        become = ["setpriv", f"--reuid={self.user.name}", f"--regid={self.user.name}", "--init-groups"]
+        # Chapters 1 to 3 need these two servers; the pipeline starts the others.
+        begin = ["sh", "-c", 'workshop up ftp mlflow & exec jupyterhub-singleuser "$@"', "sh"]
+        self.cmd = ["ip", "netns", "exec", self.namespace, *self.limits(), *become, *begin]
+        return await super().start()
+
+    def limits(self) -> list[str]:
+        """Return the command that limits the memory of what it starts."""
+        if "memory" not in (CGROUPS / "cgroup.controllers").read_text().split() if CGROUPS.exists() else True:
+            return ["prlimit", f"--data={memory}"]
+        group = CGROUPS / "workshop-room" / self.namespace
+        group.mkdir(parents=True, exist_ok=True)
+        for folder in (CGROUPS, group.parent):
+            (folder / "cgroup.subtree_control").write_text("+memory +cpu")
+        (group / "memory.max").write_text(str(memory))
+        return ["sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh"]
+
+    def make_preexec_fn(self, name: str) -> None:
+        """Stay root until the network is entered; `setpriv` then becomes the person."""
+
+    async def stop(self, now: bool = False) -> None:  # noqa: FBT001, FBT002 - JupyterHub's own
+        """End JupyterLab and all that the person started: servers, kernels, terminals."""
+        await super().stop(now)
+        await person("leave", f"room-{pwd.getpwnam(self.user.name).pw_uid}")
+
+
+async def person(*words: str) -> str:
+    """Return what `person.sh` prints; raise an error with what it says, which the waiting person reads."""
+    pipe = subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(HERE / "person.sh", *words, stdout=pipe, stderr=pipe)
+    out, err = await process.communicate()
+    if process.returncode:
+        error = RuntimeError(err.decode())
+        error.jupyterhub_message = err.decode().strip()
+        raise error
+    return out.decode()
+
+
+def secret(name: str) -> str:
+    return (SETTINGS / name).read_text().strip()
+
+
+c = get_config()  # noqa: F821 - JupyterHub gives it
+c.JupyterHub.hub_ip = HUB
+c.JupyterHub.bind_url = f"https://:{room['port']}"
+c.JupyterHub.db_url = f"sqlite:///{STATE}/jupyterhub.sqlite"
+c.JupyterHub.cookie_secret_file = str(STATE / "cookie_secret")
+# JupyterLabs and the proxy outlive the hub.
+c.JupyterHub.cleanup_servers = False
+c.ConfigurableHTTPProxy.should_start = False
+c.ConfigurableHTTPProxy.auth_token = secret("proxy.token")
+
+c.JupyterHub.spawner_class = PersonSpawner
+c.Spawner.default_url = "/lab/tree/START.md"
+c.Spawner.start_timeout = c.Spawner.http_timeout = 300  # twenty may come at once
+c.Spawner.args = ["--ServerApp.allow_remote_access=True"]
+
+c.Authenticator.admin_users = {INSTRUCTOR}
+c.Authenticator.username_pattern = "[a-z][a-z0-9_-]{0,30}"
+if room["people"]:
+    c.JupyterHub.authenticator_class = "pam"
+    c.Authenticator.allowed_users = set(room["people"])
+    c.PAMAuthenticator.open_sessions = False
+else:
+    c.JupyterHub.authenticator_class = "shared-password"
+    c.Authenticator.allow_all = True
+    c.SharedPasswordAuthenticator.user_password = secret("room.password")
+    c.SharedPasswordAuthenticator.admin_password = secret("instructor.password")
+
+c.JupyterHub.load_roles = [
+    {
+        "name": "instructor",
+        "users": [INSTRUCTOR],
+        "scopes": ["admin-ui", "admin:users", "admin:servers", "access:servers", "access:services!service=board"],
+    },
+    {"name": "board", "services": ["board"], "scopes": ["list:users", "read:users:activity", "read:servers"]},
+    {"name": "idle", "services": ["idle"], "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"]},
+]
+c.JupyterHub.services = [
+    {
+        "name": "board",
+        "url": "http://127.0.0.1:8082",
+        "command": [sys.executable, str(HERE / "board.py")],
+        "oauth_no_confirm": True,
+        "display": True,
+    },
+    {"name": "idle", "command": [sys.executable, "-m", "jupyterhub_idle_culler", "--timeout=3600", "--cull-every=300"]},
+]
