@@ -37,6 +37,7 @@ class PersonSpawner(LocalProcessSpawner):
             "JUPYTER_CONFIG_PATH": f"{home}/workshop/server/jupyter",
             # Their own files win over those of /opt/workshop.
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
+            "NBGITPULLER_PARENTPATH": home,
         }
         become = ["setpriv", f"--reuid={self.user.name}", f"--regid={self.user.name}", "--init-groups"]
         # Chapters 1 to 3 need these two servers; the pipeline starts the others.
@@ -46,7 +47,8 @@ class PersonSpawner(LocalProcessSpawner):
 
     def limits(self) -> list[str]:
         """Return the command that limits the memory of what it starts."""
-        if "memory" not in (CGROUPS / "cgroup.controllers").read_text().split() if CGROUPS.exists() else True:
+        controllers = CGROUPS / "cgroup.controllers"
+        if not controllers.exists() or "memory" not in controllers.read_text().split():
             return ["prlimit", f"--data={memory}"]
         group = CGROUPS / "workshop-room" / self.namespace
         group.mkdir(parents=True, exist_ok=True)
@@ -99,7 +101,7 @@ c.Authenticator.admin_users = {INSTRUCTOR}
 c.Authenticator.username_pattern = "[a-z][a-z0-9_-]{0,30}"
 if room["people"]:
     c.JupyterHub.authenticator_class = "pam"
-    c.Authenticator.allowed_users = set(room["people"])
+    c.Authenticator.allowed_users = set(room["people"].split())
     c.PAMAuthenticator.open_sessions = False
 else:
     c.JupyterHub.authenticator_class = "shared-password"

@@ -18,10 +18,7 @@ if [ "$1" = leave ]; then
 fi
 
 name=$2
-id "$name" >/dev/null 2>&1 || {
-  useradd --create-home --shell /bin/bash --groups workshop-room "$name"
-  chmod 700 "$(getent passwd "$name" | cut -d: -f6)"
-}
+id "$name" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash --groups workshop-room "$name"
 id -nG "$name" | tr ' ' '\n' | grep -qx workshop-room || {
   echo "The name $name is taken: it is an account of this machine. Next: log in with another name." >&2
   exit 1
@@ -48,10 +45,10 @@ resolvers=/run/systemd/resolve/resolv.conf
 cat $resolvers >"/etc/netns/$namespace/resolv.conf"
 
 home=$(getent passwd "$name" | cut -d: -f6)
+chmod 700 "$home"
 [ -e "$home/workshop" ] || runuser --user "$name" -- sh -ec '
   cd; umask 077
   git clone --quiet --shared /opt/workshop workshop.new
-  git -C workshop.new remote set-url origin "$(git -C /opt/workshop remote get-url origin)"
   ln -s /opt/workshop/.venv workshop.new/.venv
   echo WORKSHOP_DASK_WORKERS=1 >workshop.new/.env
   mv workshop.new workshop'

@@ -1,0 +1,3 @@
+"""Privileged tests are skipped where their powers are missing."""
+
+from workplace import pytest_runtest_setup  # noqa: F401 - a hook

@@ -1,0 +1,95 @@
+"""A room on a machine of its own: people log in with a browser's forms, and reach nothing of each other.
+
+`make test-room` starts it, as root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+from browsing import chromium
+from machines import Machine, machine
+from playwright.sync_api import Page, expect
+from workplace import ROOT, required, wait_for
+
+pytestmark = pytest.mark.privileged
+PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
+ADDRESS = "https://127.0.0.1:8443"
+LAB_SECONDS = 300
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+MESSY = "1_starting_point/01_explore.ipynb"
+
+
+@dataclass
+class Room:
+    """The machine, the passwords of the people, and what set-up printed."""
+
+    server: Machine
+    printed: str
+    passwords: dict[str, str] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def page(self, name: str) -> Iterator[Page]:
+        """Provide a page of a person's browser, logged in through the form."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.server.pid}/ns/net") as inside:  # noqa: PTH123
+            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+            try:
+                with chromium() as browser:
+                    page = browser.new_context(ignore_https_errors=True).new_page()
+                    page.goto(ADDRESS)
+                    page.fill("#username_input", name)
+                    page.fill("#password_input", self.passwords[name])
+                    page.click("#login_submit")
+                    yield page
+            finally:
+                assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0
+
+    def types(self, name: str, text: str, **options) -> subprocess.CompletedProcess:
+        """Type a command as a person, in the person's network and clone."""
+        number = self.server.run(f"id -u {name}").strip()
+        become = f"setpriv --reuid={name} --regid={name} --init-groups env HOME=/home/{name} PATH=/opt/workshop/.venv/bin:$PATH"
+        enter = ["ip", "netns", "exec", f"room-{number}", "sh", "-c", f"cd ~{name}/workshop; exec {become} sh -c \"$1\"", "sh", text]
+        return subprocess.run(self.server.command(*enter), capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory) -> Iterator[Room]:
+    """Type the set-up on a new machine."""
+    folder = tmp_path_factory.mktemp("room")
+    required("npm", True)
+    with machine("room", folder / "root") as server:
+        server.path("/root/names.txt").write_text("\n".join(PEOPLE))
+        # The packages come through this machine's own network, which the new one is not connected to.
+        online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "bash", "-ec"]
+        install = f"git clone --quiet {ROOT} /opt/workshop; make -C /opt/workshop .venv/room"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))}
+        subprocess.run([*online, install], check=True, cwd="/", env=environment)
+        printed = server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
+        lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
+        yield Room(server, printed, dict(line.split() for line in lines))
+        server.run("/opt/workshop/server/room/room.sh stop")
+
+
+def open_lab(room: Room, name: str) -> float:
+    """Log in and wait for the start page in JupyterLab; return the seconds."""
+    began = time.monotonic()
+    with room.page(name) as page:
+        expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
+        page.screenshot(path=f"/tmp/room_{name}.png")
+    return time.monotonic() - began
+
+
+def test_people_log_in_and_reach_nothing_of_each_other(room):
+    """Five browsers come at once; then each tries the next one's servers, pages and files."""
+    with ThreadPoolExecutor(len(PEOPLE)) as pool:
+        print(dict(zip(PEOPLE, pool.map(lambda name: open_lab(room, name), PEOPLE), strict=True)))
