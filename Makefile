@@ -1,7 +1,7 @@
 # From a fresh clone to a live dashboard: `make run`. Everything it needs goes into .venv.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
-.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged examples containers walk book soak bench lint lock
+.PHONY: help run stop status lab offline take-home test test-packages dist test-privileged test-room examples containers walk book soak bench lint lock
 
 # The first Python on this machine that is in range; name another with `make run PYTHON=...`.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -32,6 +32,7 @@ help:
 	@echo "make test-packages   the tests of the packages; RESOLUTION=lowest-direct: with the oldest versions that they allow"
 	@echo "make dist PACKAGE=... ADDRESS=https://...   a package's wheel and source, to be published"
 	@echo "make test-privileged   of all these the tests that need root, mounts and network namespaces; fails without"
+	@echo "make test-room   as root: server/room, set up on a machine of its own; five people log in"
 	@echo "make examples   the tests of the examples and of server/team; installs what only they need"
 	@echo "make containers   as root on Debian: server/team in containers, examples/digits_search on a simulated EC2, the image of examples/cifar10; installs podman"
 	@echo "make walk    the tests, and every command and cell of the chapters, pages in a browser, servers that are killed"
@@ -121,6 +122,9 @@ containers: .venv/examples
 test-privileged: .venv/examples
 	@status=0; for folder in . packages/*/ examples/digits_search/ examples/posts_over_ssh/; do (cd "$$folder" && \
 		WORKSHOP_REQUIRE_PRIVILEGED=1 $(BIN)/python -m pytest -m "privileged and not soak") || status=1; done; exit $$status
+
+test-room: .venv/tests
+	@cd server/room && $(BIN)/python -m pytest
 
 walk: .venv/tests
 	@$(BIN)/python -m pytest -m "not soak"

@@ -94,12 +94,6 @@ def pytest_xdist_make_scheduler(config, log):
     return ByGroup(config, log)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def state_home(tmp_path_factory) -> None:
-    """Keep the list of a user's clones, which `workshop up` and `workshop config` write, out of this user's home."""
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("home"))
-
-
 @pytest.fixture(scope="session")
 def new_database(tmp_path_factory) -> Path:
     """A tracking database in which nothing happened yet, to copy: MLflow takes five seconds to make one."""

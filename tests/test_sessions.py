@@ -15,7 +15,7 @@ from workplace import ROOT, missing_powers, processes_of, run_program, wait_for
 
 # From each place that has privileged tests a file with some.
 PRIVILEGED = {
-    ".": "tests/servers/test_services.py",
+    ".": "tests/test_standalone.py",
     "packages/dvc-parallel": "tests/test_recovery.py",
     "packages/mlflow-ftp": "tests/test_server.py",
     "packages/papermill-dask": "tests/test_faults.py",

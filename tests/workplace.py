@@ -39,7 +39,7 @@ from places import (  # noqa: E402, F401 - for the tests of the room, too
 
 PORTS = ("FTP", "MLFLOW", "DASK", "DASK_DASHBOARD", "DASHBOARD")
 PASSIVE_PORTS = 40
-NEAR_PORTS = 200  # above a wanted port: `workshop up` takes the first free one
+NEAR_PORTS = 200  # above a wanted port: `workshop lab` takes the first free one
 RUN_SECONDS = 600
 
 
@@ -115,7 +115,6 @@ def environment_for(root: Path) -> dict[str, str]:
     }
     environment |= {f"WORKSHOP_{name}_PORT": str(free_port()) for name in PORTS}
     environment["WORKSHOP_FTP_PASSIVE_FIRST"] = str(free_passive_range())
-    environment["WORKSHOP_PORT_LOCK"] = str(free_port())  # other tests' clones need not wait for this one
     environment["WORKSHOP_DASK_WORKERS"] = "2"
     environment["DASK_PAPERMILL_DASK__KERNEL_IMPORTS"] = "[]"  # ten seconds of both processors at each start
     return environment

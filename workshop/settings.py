@@ -62,7 +62,6 @@ class Settings(BaseSettings):
     dask_dashboard_port: int = Field(8787, ge=1, le=65535)
     dask_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     dashboard_port: int = Field(8050, ge=1, le=65535)
-    port_lock: int = Field(28785, ge=1, le=65535)  # UDP, held by the clone that is choosing its ports
     mlflow_tracking_uri: str | None = Field(None, validation_alias="MLFLOW_TRACKING_URI")
     dask_scheduler_address: str | None = Field(None, validation_alias="DASK_SCHEDULER_ADDRESS")
     exported: str = ""  # addresses that `exports` gave and, last, the state folder

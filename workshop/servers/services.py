@@ -1,38 +1,37 @@
 """The table of the servers: command, address, ports and health check of each.
 
-A clone takes free ports, and keeps them until the machine restarts.
+A clone takes the ports that it took last if they are free, and others if not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import distribution
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import psutil
 import requests
 from forecast.errors import ServiceError, SettingsError
 from forecast.hosts import is_loopback
 from forecast.table.files import write_atomically
-from platformdirs import user_state_path
 
 from workshop import port_owners
 from workshop.settings import Settings
 
 HEALTH_SECONDS = 3.0
 POSTGRESQL = r"postgresql\+psycopg://([^@]*@)?(\[[^@/]+\]|[^@/:]*)(:\d+)?/[^@]+"
-WAIT_SECONDS = 600  # a clone needs about 15 seconds; 20 people may start simultaneously
+# Where a clone looks for ports when those that it wants are taken; below those that systems give to clients.
+FIRST_PORT, BLOCK_SIZE, BLOCKS = 20000, 10, 1000
 
 
 Report = Callable[[str], None]  # gets lines about the progress
@@ -273,25 +272,6 @@ def is_healthy(service: Service, settings: Settings) -> bool:
 
 
 # -- ports -------------------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def choosing_ports(settings: Settings, report: Report) -> Iterator[None]:
-    """Hold the machine's lock for choosing ports, until the servers of this clone listen on them.
-
-    Two clones that choose simultaneously would choose the same ports. Wait at most WAIT_SECONDS for another clone.
-    """
-    with socket.socket(type=socket.SOCK_DGRAM) as lock:  # closed when this process ends, in whichever way
-        deadline, is_waiting = time.monotonic() + WAIT_SECONDS, False
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                lock.bind(("127.0.0.1", settings.port_lock))
-                break
-            if not is_waiting:
-                report("waiting for another clone, which is choosing its ports")
-            is_waiting = True
-            time.sleep(0.3)
-        yield
-
-
 def is_free(host: str, port: int) -> bool:
     """Return whether a server could listen there."""
     with socket.socket() as probe:
@@ -303,26 +283,26 @@ def is_free(host: str, port: int) -> bool:
     return False
 
 
-def choose_ports(settings: Settings, report: Report) -> Settings:
+def choose_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
     """Return the settings with a free port in place of each that is not ours; ``report`` gets a line for each change.
 
-    The ports of other clones of this user are not free, even while none of their servers runs.
+    The other ports follow from the state folder: two clones do not look for one at the same place. With ``is_retry``
+    all ports change, since another clone may be starting on the others.
     """
     taken: dict[str, int] = {}
-    owners = owners_of(settings)
-    reserved = _ports_of_other_clones(settings)
+    owners, block = owners_of(settings), zlib.crc32(os.fsencode(settings.state))
 
     def is_usable(port: int) -> bool:
         if port in owners and owners[port].state == settings.state:
             return True
-        return port not in {*taken.values(), *reserved} and is_free(settings.host, port)
+        return port not in taken.values() and is_free(settings.host, port)
 
     for service in SERVICES:
         for name, default in zip(service.ports, service.ports_of(settings), strict=True):
-            port = taken[name] = next(filter(is_usable, range(default, 65536)))
+            others = (FIRST_PORT + (block + n) % BLOCKS * BLOCK_SIZE + len(taken) for n in range(BLOCKS))
+            port = taken[name] = next(filter(is_usable, others if is_retry else chain([default], others)))
             if port != default:
-                owner = owners.get(default) or reserved.get(default) or "another process"
-                report(f"port {default} is busy: {service.title} takes {port} ({owner})")
+                report(f"port {default} is busy: {service.title} takes {port} ({owners.get(default, 'another process')})")
     return settings.model_copy(update=taken)
 
 
@@ -331,15 +311,11 @@ def owners_of(settings: Settings) -> dict[int, port_owners.Owner]:
     return port_owners.find_owners(settings, *(port for service in SERVICES for port in service.ports_of(settings)))
 
 
-def reserve_ports(settings: Settings, report: Report) -> Settings:
-    """Choose the ports, reserve them for this clone, and write them to the file that `Settings` reads."""
-    settings = choose_ports(settings, report)
+def reserve_ports(settings: Settings, report: Report, *, is_retry: bool = False) -> Settings:
+    """Choose the ports, and write them to the file that `Settings` reads."""
+    settings = choose_ports(settings, report, is_retry=is_retry)
     chosen = {name: getattr(settings, name) for service in SERVICES for name in service.ports}
     write_atomically(settings.ports_file, json.dumps(chosen, indent=1).encode())
-    with contextlib.suppress(OSError):  # a home folder that cannot be written
-        link = _clones_folder() / hashlib.sha256(os.fsencode(settings.state)).hexdigest()[:16]
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(settings.state)
     return settings
 
 
@@ -350,22 +326,3 @@ def ports_for_shell(settings: Settings, report: Report) -> Settings:
             settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             return reserve_ports(settings, report)
     return choose_ports(settings, report)
-
-
-def _clones_folder() -> Path:
-    """Return the folder with a link to the state folder of each clone of this user."""
-    return user_state_path("workshop") / "clones"
-
-
-def _ports_of_other_clones(settings: Settings) -> dict[int, str]:
-    """Return the ports that this user's other clones took since the machine started, each with its owner."""
-    reserved: dict[int, str] = {}
-    for link in _clones_folder().glob("*"):
-        other = settings.model_copy(update={"state": link.resolve()})
-        if other.state == settings.state:
-            continue
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if other.ports_file.stat().st_mtime > psutil.boot_time():
-                ports = json.loads(other.ports_file.read_text()).values()
-                reserved |= dict.fromkeys(ports, f"another clone: {other.state}")
-    return reserved

@@ -32,7 +32,6 @@ from workshop.servers.services import (
     Service,
     check_database,
     choose_ports,
-    choosing_ports,
     environment_of,
     is_free,
     is_healthy,
@@ -103,19 +102,19 @@ def up(report: Report, names: Sequence[str] = ()) -> Settings:
         _end_leftovers(settings, report)
         settings.credentials(create=True)
         check_database(settings)
-        with choosing_ports(settings, report):
-            while True:
-                settings = reserve_ports(settings, report)
-                _start_supervisor(settings)
-                try:
-                    _start_services(settings, report, names)
-                except ServiceError:
-                    if choose_ports(settings, lambda _: None) == settings:
-                        raise
-                    # Another program took a port before our server did. Nothing uses the addresses yet.
-                    _end_leftovers(settings, report)
-                else:
-                    return settings
+        settings = reserve_ports(settings, report)
+        while True:
+            _start_supervisor(settings)
+            try:
+                _start_services(settings, report, names)
+            except ServiceError:
+                if choose_ports(settings, lambda _: None) == settings:
+                    raise
+                # Another program took a port before our server did. Nothing uses the addresses yet.
+                _end_leftovers(settings, report)
+                settings = reserve_ports(settings, report, is_retry=True)
+            else:
+                return settings
 
 
 def down(report: Report, names: Sequence[str] = ()) -> int:

@@ -93,3 +93,59 @@ def test_people_log_in_and_reach_nothing_of_each_other(room):
     """Five browsers come at once; then each tries the next one's servers, pages and files."""
     with ThreadPoolExecutor(len(PEOPLE)) as pool:
         print(dict(zip(PEOPLE, pool.map(lambda name: open_lab(room, name), PEOPLE), strict=True)))
+    for name, other in zip(PEOPLE, PEOPLE[1:] + PEOPLE[:1], strict=True):
+        number = int(room.server.run(f"id -u {other}"))
+        assert room.types(other, "curl --fail --silent http://127.0.0.1:5000/health").returncode == 0
+        for port in (5000, 2121, 8888):
+            assert room.types(name, f"curl --max-time 3 http://10.77.{number // 256}.{number % 256}:{port}").returncode == 28
+        assert "Permission denied" in room.types(name, f"ls /home/{other}").stderr
+        assert "Permission denied" in room.types(name, f"ls /proc/$(pgrep --oldest -u {other})/fd").stderr
+        with room.page(name) as page:
+            for path in (f"/user/{other}/lab", f"/user/{other}/mlflow/", "/services/board/"):
+                assert page.goto(ADDRESS + path).status in (403, 404)
+
+
+def test_each_works_and_the_board_shows_it(room):
+    """The first notebook of chapter 1 in each clone, and `make run` in one; the instructor sees the next steps."""
+    notebook = "jupyter execute --inplace 1_starting_point/make_processed_data.ipynb"
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(lambda name: room.types(name, notebook), PEOPLE):
+            assert done.returncode == 0, done.stderr
+    done = room.types(PEOPLE[0], "make run")
+    assert "in production" in done.stdout, done.stderr
+    assert room.types(PEOPLE[0], "du -sm --exclude=server/state .").stdout.split()[0] < "40"
+    with room.page("instructor") as page:
+
+        def rows() -> dict[str, str]:
+            page.goto(f"{ADDRESS}/services/board/")
+            return {row.split("\t")[0]: row for row in page.locator("tr").all_inner_texts()[1:]}
+
+        wait_for(lambda: all("min" in rows().get(name, "") for name in PEOPLE), LAB_SECONDS)
+        page.screenshot(path="/tmp/board.png", full_page=True)
+        print(rows())
+        assert page.goto(f"{ADDRESS}/user/{PEOPLE[1]}/lab").ok
+
+
+def test_servers_outlive_the_hub(room):
+    """While the hub is gone the pages of open JupyterLabs go on; then it is there again, and log-in works."""
+    with room.page(PEOPLE[0]) as page:
+        expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
+        room.server.run("pkill --signal KILL --full workshop-room/jupyterhub_config || pkill --signal KILL --full jupyterhub_config.py")
+        assert page.goto(f"{ADDRESS}/user/{PEOPLE[0]}/api/status").ok
+    wait_for(lambda: not room.server.run(f"curl --insecure --silent --fail {ADDRESS}/hub/health >/dev/null || echo down"), 60)
+    open_lab(room, PEOPLE[0])
+
+
+def test_greedy_kernel_hits_its_person_alone(room):
+    """A program of JupyterLab's terminal wants four gigabytes: it ends, and nothing else does."""
+    before = room.server.run("pgrep --full jupyterhub-singleuser")
+    with room.page(PEOPLE[1]) as page:
+        page.goto(f"{ADDRESS}/user/{PEOPLE[1]}/lab")
+        page.get_by_role("button", name="New Launcher").click()
+        page.locator(".jp-LauncherCard[title*='terminal']").click()
+        terminal = page.locator(".xterm-helper-textarea").last
+        terminal.wait_for(timeout=LAB_SECONDS * 1000)
+        page.wait_for_timeout(3000)
+        terminal.type("python -c 'bytearray(4 << 30)' 2>greedy.txt\n")
+        wait_for(lambda: "MemoryError" in room.types(PEOPLE[1], "cat greedy.txt").stdout, 60)
+    assert room.server.run("pgrep --full jupyterhub-singleuser") == before
