@@ -74,6 +74,7 @@ names=$([ -z "$people" ] || tr '\n' ' ' <"$people")
 echo "{\"port\": $port, \"memory\": \"$memory\", \"people\": \"$names\"}" >room.json
 
 /opt/workshop/server/room/room.sh start
+waited=0
 until curl --silent --insecure --fail --output /dev/null "https://127.0.0.1:$port/hub/health"; do
   sleep 1
   [ $((++waited)) -lt 120 ] || fail "the hub does not answer" "see /var/lib/workshop-room/hub.log and proxy.log"
