@@ -21,6 +21,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler, authenticated
 
 CHECK_SECONDS = 300  # a check takes three seconds of a processor
+INSTRUCTOR = "instructor"
 STUCK_MINUTES = 20  # more than the timetable has for any step
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 
@@ -77,7 +78,8 @@ async def users() -> list[dict[str, Any]]:
     """Return what the hub knows of those who are not instructors."""
     headers = {"Authorization": f"token {os.environ['JUPYTERHUB_API_TOKEN']}"}
     answer = await AsyncHTTPClient().fetch(f"{os.environ['JUPYTERHUB_API_URL']}/users", headers=headers)
-    return [user for user in json.loads(answer.body) if not user["admin"]]
+    people = [user for user in json.loads(answer.body) if user["name"] != INSTRUCTOR]
+    return [user | {"server": user["servers"].get("")} for user in people]
 
 
 async def check_all() -> None:
@@ -86,7 +88,7 @@ async def check_all() -> None:
         with contextlib.suppress(OSError):  # while the hub starts again
             for user in await users():
                 person = people.setdefault(user["name"], Person(user["name"]))
-                is_active = user["server"] and isoparse(user["last_activity"]).timestamp() > person.checked
+                is_active = user["server"] and isoparse(user["server"]["last_activity"]).timestamp() > person.checked
                 if is_active and time.time() > person.checked + CHECK_SECONDS:
                     await person.check()
         await asyncio.sleep(10)

@@ -13,6 +13,7 @@ HERE, SETTINGS, STATE = Path(__file__).parent, Path("/etc/workshop-room"), Path(
 INSTRUCTOR = "instructor"
 HUB, LAB_PORT = "10.77.0.1", 8888  # on the bridge of `room.sh`
 CGROUPS = Path("/sys/fs/cgroup")
+WITH_HUB = ("setpriv", "--pdeathsig", "KILL")  # ends with the hub, which then starts another one
 UNITS = {"M": 2**20, "G": 2**30}
 room = json.loads((SETTINGS / "room.json").read_text())
 memory = int(room["memory"][:-1]) * UNITS[room["memory"][-1]]
@@ -122,9 +123,9 @@ c.JupyterHub.services = [
     {
         "name": "board",
         "url": "http://127.0.0.1:8082",
-        "command": [sys.executable, str(HERE / "board.py")],
+        "command": [*WITH_HUB, sys.executable, str(HERE / "board.py")],
         "oauth_no_confirm": True,
         "display": True,
     },
-    {"name": "idle", "command": [sys.executable, "-m", "jupyterhub_idle_culler", "--timeout=3600", "--cull-every=300"]},
+    {"name": "idle", "command": [*WITH_HUB, sys.executable, "-m", "jupyterhub_idle_culler", "--timeout=3600", "--cull-every=300"]},
 ]

@@ -57,7 +57,7 @@ getent group workshop-room >/dev/null || groupadd workshop-room
 word() { python3 -c "import secrets; print(secrets.token_urlsafe($1))"; }
 for secret in proxy.token instructor.password; do [ -s $secret ] || word 32 >$secret; done
 [ -z "$password" ] || echo "$password" >room.password
-[ -s room.password ] || word 9 >room.password
+[ -n "$people" ] || [ -s room.password ] || word 9 >room.password
 for name in $([ -z "$people" ] || cat "$people") ${people:+instructor}; do
   if ! id "$name" >/dev/null 2>&1; then
     useradd --create-home --shell /bin/bash --groups workshop-room "$name" && echo "$name $(word 9)" >>passwords.txt
