@@ -70,7 +70,7 @@ def room(tmp_path_factory) -> Iterator[Room]:
     with machine("room", folder / "root") as server:
         server.path("/root/names.txt").write_text("\n".join(PEOPLE))
         # The packages come through this machine's own network, which the new one is not connected to.
-        online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "bash", "-ec"]
+        online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]
         install = f"git clone --quiet {ROOT} /opt/workshop; make -C /opt/workshop .venv/room"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))}
         subprocess.run([*online, install], check=True, cwd="/", env=environment)
