@@ -45,7 +45,9 @@ python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 echo "The environment: /opt/workshop" >&2
 umask 022
 here=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
-git config --system --get-all safe.directory | grep -qx /opt/workshop || git config --system --add safe.directory /opt/workshop
+for folder in /opt/workshop /opt/workshop/.git; do # root's, and others clone from there
+  git config --system --get-all safe.directory | grep -qx $folder || git config --system --add safe.directory $folder
+done
 [ -d /opt/workshop ] || git clone --quiet --no-hardlinks "$here" /opt/workshop
 [ "$here" = /opt/workshop ] || { git -C /opt/workshop fetch --quiet "$here" HEAD && git -C /opt/workshop reset --quiet --hard FETCH_HEAD; }
 export PATH=/opt/workshop/.venv/bin:$PATH

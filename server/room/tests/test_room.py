@@ -24,7 +24,7 @@ from workplace import ROOT, required, wait_for
 pytestmark = pytest.mark.privileged
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
 ADDRESS = "https://127.0.0.1:8443"
-LAB_SECONDS = 300
+LAB_SECONDS = 120
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 MESSY = "1_starting_point/01_explore.ipynb"
 
