@@ -40,10 +40,9 @@ class PersonSpawner(LocalProcessSpawner):
             "PYTHONPATH": f"{home}/workshop:{home}/workshop/4_pipeline",
             "NBGITPULLER_PARENTPATH": home,
         }
-        become = ["setpriv", f"--reuid={self.user.name}", f"--regid={self.user.name}", "--init-groups"]
         # Chapters 1 to 3 need these two servers; the pipeline starts the others.
         begin = ["sh", "-c", 'workshop up ftp mlflow & exec jupyterhub-singleuser "$@"', "sh"]
-        self.cmd = ["ip", "netns", "exec", self.namespace, *self.limits(), *become, *begin]
+        self.cmd = [*self.limits(), str(HERE / "person.sh"), "run", self.user.name, *begin]
         return await super().start()
 
     def limits(self) -> list[str]:
@@ -61,7 +60,7 @@ class PersonSpawner(LocalProcessSpawner):
     def make_preexec_fn(self, name: str) -> None:
         """Stay root until the network is entered; `setpriv` then becomes the person."""
 
-    async def stop(self, now: bool = False) -> None:  # noqa: FBT001, FBT002 - JupyterHub's own
+    async def stop(self, now: bool = False) -> None:
         """End JupyterLab and all that the person started: servers, kernels, terminals."""
         await super().stop(now)
         await person("leave", f"room-{pwd.getpwnam(self.user.name).pw_uid}")
@@ -80,6 +79,7 @@ async def person(*words: str) -> str:
 
 
 def secret(name: str) -> str:
+    """Return what `setup.sh` wrote into a file."""
     return (SETTINGS / name).read_text().strip()
 
 
@@ -117,7 +117,11 @@ c.JupyterHub.load_roles = [
         "scopes": ["admin-ui", "admin:users", "admin:servers", "access:servers", "access:services!service=board"],
     },
     {"name": "board", "services": ["board"], "scopes": ["list:users", "read:users:activity", "read:servers"]},
-    {"name": "idle", "services": ["idle"], "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"]},
+    {
+        "name": "idle",
+        "services": ["idle"],
+        "scopes": ["list:users", "read:users:activity", "read:servers", "delete:servers"],
+    },
 ]
 c.JupyterHub.services = [
     {
@@ -127,5 +131,8 @@ c.JupyterHub.services = [
         "oauth_no_confirm": True,
         "display": True,
     },
-    {"name": "idle", "command": [*WITH_HUB, sys.executable, "-m", "jupyterhub_idle_culler", "--timeout=3600", "--cull-every=300"]},
+    {
+        "name": "idle",
+        "command": [*WITH_HUB, sys.executable, "-m", "jupyterhub_idle_culler", "--timeout=3600", "--cull-every=300"],
+    },
 ]

@@ -1,8 +1,14 @@
 #!/bin/sh
 # What the hub types, as root, before a person's JupyterLab starts, and after it has ended.
 #   person.sh enter NAME        account, network and clone; prints the name of the network namespace and the address
+#   person.sh run NAME ...      becomes the person, in that network, and runs a command
 #   person.sh leave NAMESPACE   ends every process in it
 set -eu
+
+if [ "$1" = run ]; then
+  name=$2 && shift 2
+  exec ip netns exec "room-$(id -u "$name")" setpriv --reuid "$name" --regid "$name" --init-groups "$@"
+fi
 
 if [ "$1" = leave ]; then
   for signal in TERM TERM KILL; do

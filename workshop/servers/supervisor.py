@@ -87,7 +87,7 @@ def status(settings: Settings) -> list[Status]:
 
 
 def up(report: Report, names: Sequence[str] = ()) -> Settings:
-    """Start the services that do not run, or the named ones, wait until each answers, return the settings as they are now.
+    """Start the services, or the named ones, that do not run, wait until each answers; return the settings.
 
     Servers that a person started by hand are left as they are. Raises ServiceError with the name of a service that
     does not answer and the end of its log, ParameterError for a name that no service has.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -24,7 +23,8 @@ from workplace import ROOT, required, wait_for
 pytestmark = pytest.mark.privileged
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
 ADDRESS = "https://127.0.0.1:8443"
-LAB_SECONDS = 120
+SUPERVISOR = "/opt/workshop/.venv/bin/supervisorctl --configuration /opt/workshop/server/room/supervisord.conf"
+LAB_SECONDS = 180
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 MESSY = "1_starting_point/01_explore.ipynb"
 
@@ -56,10 +56,10 @@ class Room:
 
     def types(self, name: str, text: str, **options) -> subprocess.CompletedProcess:
         """Type a command as a person, in the person's network and clone."""
-        number = self.server.run(f"id -u {name}").strip()
-        become = f"setpriv --reuid={name} --regid={name} --init-groups env HOME=/home/{name} PATH=/opt/workshop/.venv/bin:$PATH"
-        enter = ["ip", "netns", "exec", f"room-{number}", "sh", "-c", f"cd ~{name}/workshop; exec {become} sh -c \"$1\"", "sh", text]
-        return subprocess.run(self.server.command(*enter), capture_output=True, text=True, check=False, **options)
+        enter = f"cd ~{name}/workshop; PATH=/opt/workshop/.venv/bin:$PATH; export HOME=/home/{name}"
+        person = f'exec /opt/workshop/server/room/person.sh run {name} sh -c "$1"'
+        command = self.server.command("sh", "-c", f"{enter}; {person}", "sh", text)
+        return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,9 @@ def room(tmp_path_factory) -> Iterator[Room]:
         # The packages come through this machine's own network, which the new one is not connected to.
         online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]
         install = f"git clone --quiet {ROOT} /opt/workshop; make -C /opt/workshop .venv/room"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))
+        }
         subprocess.run([*online, install], check=True, cwd="/", env=environment)
         printed = server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
         lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
@@ -85,7 +87,6 @@ def open_lab(room: Room, name: str) -> float:
     began = time.monotonic()
     with room.page(name) as page:
         expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
-        page.screenshot(path=f"/tmp/room_{name}.png")
     return time.monotonic() - began
 
 
@@ -97,7 +98,9 @@ def test_people_log_in_and_reach_nothing_of_each_other(room):
         number = int(room.server.run(f"id -u {other}"))
         assert room.types(other, "curl --fail --silent http://127.0.0.1:5000/health").returncode == 0
         for port in (5000, 2121, 8888):
-            assert room.types(name, f"curl --max-time 3 http://10.77.{number // 256}.{number % 256}:{port}").returncode == 28
+            tried = room.types(name, f"curl --max-time 3 http://10.77.{number // 256}.{number % 256}:{port}")
+            assert tried.returncode in (7, 28)  # unreachable, or no answer
+        assert int(room.server.run(f"du -sm /home/{name}").split()[0]) < 40
         assert "Permission denied" in room.types(name, f"ls /home/{other}").stderr
         assert "Permission denied" in room.types(name, f"ls /proc/$(pgrep --oldest -u {other})/fd").stderr
         with room.page(name) as page:
@@ -113,7 +116,6 @@ def test_each_works_and_the_board_shows_it(room):
             assert done.returncode == 0, done.stderr
     done = room.types(PEOPLE[0], "make run")
     assert "in production" in done.stdout, done.stderr
-    assert room.types(PEOPLE[0], "du -sm --exclude=server/state .").stdout.split()[0] < "40"
     with room.page("instructor") as page:
 
         def rows() -> dict[str, str]:
@@ -121,7 +123,6 @@ def test_each_works_and_the_board_shows_it(room):
             return {row.split("\t")[0]: row for row in page.locator("tr").all_inner_texts()[1:]}
 
         wait_for(lambda: all("min" in rows().get(name, "") for name in PEOPLE), LAB_SECONDS)
-        page.screenshot(path="/tmp/board.png", full_page=True)
         print(rows())
         assert page.goto(f"{ADDRESS}/user/{PEOPLE[1]}/lab").ok
 
@@ -130,9 +131,11 @@ def test_servers_outlive_the_hub(room):
     """While the hub is gone the pages of open JupyterLabs go on; then it is there again, and log-in works."""
     with room.page(PEOPLE[0]) as page:
         expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
-        room.server.run("pkill --signal KILL --full workshop-room/jupyterhub_config || pkill --signal KILL --full jupyterhub_config.py")
+        room.server.run(f"kill -KILL $({SUPERVISOR} pid hub)")
         assert page.goto(f"{ADDRESS}/user/{PEOPLE[0]}/api/status").ok
-    wait_for(lambda: not room.server.run(f"curl --insecure --silent --fail {ADDRESS}/hub/health >/dev/null || echo down"), 60)
+    wait_for(
+        lambda: not room.server.run(f"curl --insecure --silent --fail {ADDRESS}/hub/health >/dev/null || echo down"), 60
+    )
     open_lab(room, PEOPLE[0])
 
 
