@@ -86,7 +86,7 @@ async def users() -> list[dict[str, Any]]:
 
 
 async def check_all() -> None:
-    """Check those who did something since the last time, one after the other, for ever."""
+    """Check those who did something since the last time, one after the other, again and again."""
     while True:
         with contextlib.suppress(OSError):  # while the hub starts again
             for user in await users():
