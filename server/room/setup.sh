@@ -49,7 +49,7 @@ for folder in /opt/workshop /opt/workshop/.git; do # root's, and others clone fr
   git config --system --get-all safe.directory | grep -qx $folder || git config --system --add safe.directory $folder
 done
 [ -d /opt/workshop ] || git clone --quiet --no-hardlinks "$here" /opt/workshop
-[ "$here" = /opt/workshop ] || { git -C /opt/workshop fetch --quiet "$here" HEAD && git -C /opt/workshop reset --quiet --hard FETCH_HEAD; }
+[ "$here" = /opt/workshop ] || { cd /opt/workshop && git fetch --quiet "$here" HEAD && git checkout --quiet --force -B main FETCH_HEAD; }
 export PATH=/opt/workshop/.venv/bin:$PATH
 make --no-print-directory -C /opt/workshop .venv/room
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from browsing import chromium
@@ -25,8 +27,8 @@ PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
 ADDRESS = "https://127.0.0.1:8443"
 SUPERVISOR = "/opt/workshop/.venv/bin/supervisorctl --configuration /opt/workshop/server/room/supervisord.conf"
 LAB_SECONDS = 180
+README = Path(__file__).parents[1] / "README.md"
 CLONE_NEWNET = 0x40000000  # linux/sched.h
-MESSY = "1_starting_point/01_explore.ipynb"
 
 
 @dataclass
@@ -152,3 +154,41 @@ def test_greedy_kernel_hits_its_person_alone(room):
         terminal.type("python -c 'bytearray(4 << 30)' 2>greedy.txt\n")
         wait_for(lambda: "MemoryError" in room.types(PEOPLE[1], "cat greedy.txt").stdout, 60)
     assert room.server.run("pgrep --full jupyterhub-singleuser") == before
+
+
+def test_stopped_person_leaves_no_process_and_loses_nothing(room):
+    """What happens after an idle hour, and by the hub's own button; the next log-in finds the same runs."""
+    name = PEOPLE[2]
+    log = "python -c 'import mlflow; mlflow.start_run(run_name=\"kept\")'"
+    assert room.types(name, f'eval "$(workshop config --export)"; {log}').returncode == 0
+    with room.page(name) as page:
+        page.goto(f"{ADDRESS}/hub/home")
+        page.click("#stop")
+        expect(page.locator("#start")).to_have_text("Start My Server", timeout=60_000)
+        wait_for(lambda: not room.server.run(f"pgrep --uid {name} || true"), 60)
+    open_lab(room, name)
+    wait_for(lambda: room.types(name, "curl --fail --silent http://127.0.0.1:5000/health").returncode == 0, 60)
+    find = "python -c 'import mlflow; print(mlflow.search_runs(output_format=\"list\")[0].info.run_name)'"
+    assert room.types(name, f'eval "$(workshop config --export)"; {find}').stdout == "kept\n"
+
+
+def test_link_brings_updates_and_overwrites_nothing(room):
+    """A file that changed here is there; one that the person changed stays."""
+    name = PEOPLE[3]
+    assert room.types(name, "echo mine >>1_starting_point/README.md").returncode == 0
+    change = "echo news >>START.txt; echo news >>1_starting_point/README.md; git add --all; git commit --quiet --message News"
+    room.server.run(f"cd /opt/workshop; {change}".replace("commit", "-c user.name=i -c user.email=i@example.org commit"))
+    link = re.search(r"^https://ROOM(/hub/user-redirect/git-pull.*)$", README.read_text(), re.MULTILINE)[1]
+    with room.page(name) as page:
+        page.goto(ADDRESS + link)
+        expect(page.get_by_role("heading", name="From a messy notebook")).to_be_visible(timeout=LAB_SECONDS * 1000)
+    assert room.types(name, "cat START.txt; tail -n 1 1_starting_point/README.md").stdout == "news\nmine\n"
+
+
+def test_open_room_takes_any_name_but_the_machines(room):
+    """One password for all; a name that the machine itself uses is refused, with the reason."""
+    room.server.run(f"{ROOT}/server/room/setup.sh --open --password 'on the board' --port 8443")
+    room.passwords |= dict.fromkeys(("gauss", "daemon"), "on the board")
+    open_lab(room, "gauss")
+    with room.page("daemon") as page:
+        expect(page.get_by_text("The name daemon is taken")).to_be_visible(timeout=LAB_SECONDS * 1000)
