@@ -58,11 +58,12 @@ class StartPageManager(AsyncLargeFileManager):
     async def get(self, path, content=True, **keywords):
         """Return a file or a folder; before START.md is read, look again at what it shows, every five seconds at most.
 
-        JupyterLab lists the folder every ten seconds, without the content of its files.
+        JupyterLab lists the folder every ten seconds, without the content of its files. So it also asks for a page that
+        it is to open.
         """
         page = settings.root / START_PAGE
-        is_read = content and path.strip("/") == START_PAGE
-        if is_read and not (page.exists() and time.time() - page.stat().st_mtime < 5):
+        is_old = not page.exists() or (content and time.time() - page.stat().st_mtime > 5)
+        if path.strip("/") == START_PAGE and is_old:
             await self._write_page()
         return await super().get(path, content=content, **keywords)
 

@@ -152,6 +152,7 @@ def test_start_page_is_written_when_it_is_read_and_the_metadata_of_the_package_i
     def contents(name: str = "", content: int = 1) -> str | list[dict]:
         return jupyter.get(f"api/contents/{name}?content={content}").json()["content"]
 
+    assert contents("START.md", content=0) is None  # so JupyterLab asks before it opens a file
     assert "**Next: Weather and power in one table**" in contents("START.md")
     page.write_text("new")
     assert contents("START.md") == "new"
