@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from jupyterhub.spawner import LocalProcessSpawner
+from tornado.web import HTTPError
 
 HERE, SETTINGS, STATE = Path(__file__).parent, Path("/etc/workshop-room"), Path("/var/lib/workshop-room")
 INSTRUCTOR = "instructor"
@@ -72,9 +73,7 @@ async def person(*words: str) -> str:
     process = await asyncio.create_subprocess_exec(HERE / "person.sh", *words, stdout=pipe, stderr=pipe)
     out, err = await process.communicate()
     if process.returncode:
-        error = RuntimeError(err.decode())
-        error.jupyterhub_message = err.decode().strip()
-        raise error
+        raise HTTPError(500, err.decode().strip().replace("%", "%%"))
     return out.decode()
 
 

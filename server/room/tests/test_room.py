@@ -176,8 +176,9 @@ def test_link_brings_updates_and_overwrites_nothing(room):
     """A file that changed here is there; one that the person changed stays."""
     name = PEOPLE[3]
     assert room.types(name, "echo mine >>1_starting_point/README.md").returncode == 0
-    change = "echo news >>START.txt; echo news >>1_starting_point/README.md; git add --all; git commit --quiet --message News"
-    room.server.run(f"cd /opt/workshop; {change}".replace("commit", "-c user.name=i -c user.email=i@example.org commit"))
+    change = "echo news >>START.txt; echo news >>1_starting_point/README.md; git add --all"
+    commit = "git -c user.name=Me -c user.email=me@example.org commit --quiet --message News"
+    room.server.run(f"cd /opt/workshop; {change}; {commit}")
     link = re.search(r"^https://ROOM(/hub/user-redirect/git-pull.*)$", README.read_text(), re.MULTILINE)[1]
     with room.page(name) as page:
         page.goto(ADDRESS + link)
