@@ -73,7 +73,9 @@ async def person(*words: str) -> str:
     process = await asyncio.create_subprocess_exec(HERE / "person.sh", *words, stdout=pipe, stderr=pipe)
     out, err = await process.communicate()
     if process.returncode:
-        raise HTTPError(500, err.decode().strip().replace("%", "%%"))
+        error = HTTPError(500)
+        error.jupyterhub_message = err.decode().strip()
+        raise error
     return out.decode()
 
 
