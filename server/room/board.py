@@ -22,6 +22,7 @@ from tornado.web import Application, RequestHandler, authenticated
 
 CHECK_SECONDS = 300  # a check takes three seconds of a processor
 INSTRUCTOR = "instructor"
+REST_SECONDS = 1200
 STUCK_MINUTES = 20  # more than the timetable has for any step
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 
@@ -34,6 +35,7 @@ class Person:
     steps: list[dict[str, Any]] = field(default_factory=list)
     checked: float = 0
     since: float = 0
+    rested: float = 0  # when the person did something last, before the servers of chapter 4 were ended
 
     @property
     def next(self) -> dict[str, Any]:
@@ -55,16 +57,20 @@ class Person:
                     total += process.memory_full_info().pss
         return total // 2**20
 
-    async def check(self) -> None:
-        """Ask `workshop check`, as the person, in the person's network."""
-        home, out = pwd.getpwnam(self.name).pw_dir, asyncio.subprocess.PIPE
+    async def run(self, *words: str) -> bytes:
+        """Run a command as the person, in the person's network and clone; return what it prints."""
+        home = pwd.getpwnam(self.name).pw_dir
         process = await asyncio.create_subprocess_exec(
-            *(Path(__file__).with_name("person.sh"), "run", self.name, "nice", "workshop", "check", "--json"),
-            cwd=f"{home}/workshop", env={"HOME": home, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}, stdout=out,
+            *(Path(__file__).with_name("person.sh"), "run", self.name, "nice", *words), cwd=f"{home}/workshop",
+            env={"HOME": home, "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        answer, before = (await process.communicate())[0], self.next["title"]
+        return (await process.communicate())[0]
+
+    async def check(self) -> None:
+        """Ask `workshop check`."""
+        before = self.next["title"]
         with contextlib.suppress(ValueError):
-            self.steps, self.checked = json.loads(answer), time.time()
+            self.steps, self.checked = json.loads(await self.run("workshop", "check", "--json")), time.time()
         if not self.since or self.next["title"] != before:
             self.since = self.checked
 
@@ -91,9 +97,12 @@ async def check_all() -> None:
         with contextlib.suppress(OSError):  # while the hub starts again
             for user in await users():
                 person = people.setdefault(user["name"], Person(user["name"]))
-                is_active = user["server"] and seconds(user["server"]["last_activity"]) > person.checked
-                if is_active and time.time() > person.checked + CHECK_SECONDS:
+                last = seconds(user["server"]["last_activity"]) if user["server"] else 0
+                if last > person.checked and time.time() > person.checked + CHECK_SECONDS:
                     await person.check()
+                elif 0 < last < time.time() - REST_SECONDS and person.rested != last:
+                    person.rested = last
+                    await person.run("workshop", "down", "dask-workers", "dask-scheduler", "dashboard")
         await asyncio.sleep(10)
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
+import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,11 @@ from workplace import ROOT, required, wait_for
 pytestmark = pytest.mark.privileged
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
 ADDRESS = "https://127.0.0.1:8443"
+CHAPTER_1 = " ".join(f"1_starting_point/{name}.ipynb" for name in ("make_processed_data", "model_linreg", "model_rf"))
+# Of all processes of a person; pages that several share count once.
+MEMORY = (
+    "awk '/^Pss:/ {{kB += $2}} END {{print int(kB / 1024)}}' $(pgrep --uid {name} | sed 's|.*|/proc/&/smaps_rollup|')"
+)
 SUPERVISOR = "/opt/workshop/.venv/bin/supervisorctl --configuration /opt/workshop/server/room/supervisord.conf"
 LAB_SECONDS = 180
 README = Path(__file__).parents[1] / "README.md"
@@ -193,3 +200,34 @@ def test_open_room_takes_any_name_but_the_machines(room):
     open_lab(room, "gauss")
     with room.page("daemon") as page:
         expect(page.get_by_text("The name daemon is taken")).to_be_visible(timeout=LAB_SECONDS * 1000)
+
+
+@pytest.mark.soak
+def test_twenty_people_on_one_machine(room):
+    """They come, run chapter 1 and chapter 2's first notebook together, and four of them the pipeline."""
+    room.server.run(f"{ROOT}/server/room/setup.sh --open --password 'on the board' --port 8443")
+    names = [f"person{number}" for number in range(20)]
+    room.passwords |= dict.fromkeys(names, "on the board")
+    log_in = functools.partial(open_lab, room)
+    lines = ["| what | seconds until all have it | MB a person |", "| --- | --- | --- |"]
+
+    def do(what: str, action: Callable[[str], object], some: list[str]) -> None:
+        began = time.monotonic()
+        with ThreadPoolExecutor(5 if action is log_in else len(some)) as pool:  # browsers take more than what they open
+            list(pool.map(action, some))
+        passed = time.monotonic() - began
+        sizes = [int(room.server.run(MEMORY.format(name=name))) for name in some]
+        lines.append(f"| {what} | {passed:.0f} | {statistics.median(sizes):.0f} (at most {max(sizes)}) |")
+
+    def types(text: str) -> Callable[[str], None]:
+        def check(name: str) -> None:
+            done = room.types(name, f'eval "$(workshop config --export)"; {text}')
+            assert done.returncode == 0, done.stderr
+
+        return check
+
+    do("log-in, until START.md is there, five browsers at a time", log_in, names)
+    do("the three notebooks of chapter 1", types(f"jupyter execute --inplace {CHAPTER_1}"), names)
+    do("chapter 2's first notebook", types("cd 2_tracking && jupyter execute --inplace model_linreg.ipynb"), names)
+    do("`make run`, four people", types("make run"), names[:4])
+    print("\n".join(lines))
