@@ -24,6 +24,7 @@ if [ "$1" = leave ]; then
 fi
 
 name=$2
+exec 9>/run/workshop-room.lock && flock 9 # twenty may come at once, and `ip netns` is for one at a time
 id "$name" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash --groups workshop-room "$name"
 id -nG "$name" | tr ' ' '\n' | grep -qx workshop-room || {
   echo "The name $name is taken: it is an account of this machine. Next: log in with another name." >&2
