@@ -167,9 +167,10 @@ lock: .venv/installed
 	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --requirement tests/requirements.txt
 	@touch $@
 
-# The hub, its proxy, and what an attendee's JupyterLab needs below a hub.
+# The hub, its proxy, and what an attendee's JupyterLab needs below a hub. All is compiled, for no attendee may write there.
 .venv/room: .venv/installed server/room/requirements.txt
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --requirement requirements.txt --requirement server/room/requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --compile-bytecode --requirement requirements.txt \
+		--requirement server/room/requirements.txt
 	@$(BIN)/npm install --silent --global --prefix .venv configurable-http-proxy@5.3.0
 	@# The environment of chapter 3's projects, which a run makes that then finds no data.
 	@cd 3_projects && MLFLOW_ENV_ROOT=$(CURDIR)/.venv/mlflow MLFLOW_TRACKING_URI=sqlite:///$(CURDIR)/.venv/mlflow.db \
