@@ -88,7 +88,7 @@ def room(tmp_path_factory) -> Iterator[Room]:
         printed = server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
         lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
         yield Room(server, printed, dict(line.split() for line in lines))
-        print(server.run("tail -n 100 /var/lib/workshop-room/hub.log"))  # shown when a test failed
+        print(server.run("tail --lines=100 /var/lib/workshop-room/hub.log /var/lib/workshop-room/proxy.log"))  # shown when a test failed
         server.run("/opt/workshop/server/room/room.sh stop")
 
 
