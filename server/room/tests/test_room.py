@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 from browsing import chromium
-from machines import Machine, machine
+from machines import Machine, connect, machine
 from playwright.sync_api import Page, expect
 from workplace import ROOT, required, wait_for
 
 pytestmark = pytest.mark.privileged
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
-ADDRESS = "https://127.0.0.1:8443"
+ADDRESS = "https://10.98.1.1:8443"  # of the machine, as `machines.connect` gives it
 CHAPTER_1 = " ".join(f"1_starting_point/{name}.ipynb" for name in ("make_processed_data", "model_linreg", "model_rf"))
 # Of all processes of a person; pages that several share count once.
 MEMORY = (
@@ -43,6 +43,7 @@ class Room:
     """The machine, the passwords of the people, and what set-up printed."""
 
     server: Machine
+    laptop: Machine  # with the browsers: one gives up what it loads when a network is added to its own machine
     printed: str
     passwords: dict[str, str] = field(default_factory=dict)
 
@@ -50,7 +51,7 @@ class Room:
     def page(self, name: str) -> Iterator[Page]:
         """Provide a page of a person's browser, logged in through the form."""
         libc = ctypes.CDLL(None, use_errno=True)
-        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.server.pid}/ns/net") as inside:  # noqa: PTH123
+        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.laptop.pid}/ns/net") as inside:  # noqa: PTH123
             assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
             try:
                 with chromium() as browser:
@@ -76,7 +77,8 @@ def room(tmp_path_factory) -> Iterator[Room]:
     """Type the set-up on a new machine."""
     folder = tmp_path_factory.mktemp("room")
     required("npm", True)
-    with machine("room", folder / "root") as server:
+    with machine("room", folder / "root") as server, machine("laptop", folder / "laptop") as laptop:
+        connect(server, [laptop])
         server.path("/root/names.txt").write_text("\n".join(PEOPLE))
         # The packages come through this machine's own network, which the new one is not connected to.
         online = ["nsenter", f"--target={server.pid}", "--mount", "--pid", "--root", "env", "--chdir=/", "bash", "-ec"]
@@ -87,8 +89,10 @@ def room(tmp_path_factory) -> Iterator[Room]:
         subprocess.run([*online, install], check=True, cwd="/", env=environment)
         printed = server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
         lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
-        yield Room(server, printed, dict(line.split() for line in lines))
-        print(server.run("tail --lines=100 /var/lib/workshop-room/hub.log /var/lib/workshop-room/proxy.log"))  # shown when a test failed
+        yield Room(server, laptop, printed, dict(line.split() for line in lines))
+        print(
+            server.run("tail --lines=100 /var/lib/workshop-room/hub.log /var/lib/workshop-room/proxy.log")
+        )  # shown when a test failed
         server.run("/opt/workshop/server/room/room.sh stop")
 
 
