@@ -61,10 +61,10 @@ class StartPageManager(AsyncLargeFileManager):
         JupyterLab lists the folder every ten seconds, without the content of its files. So it also asks for a page that
         it is to open.
         """
-        page = settings.root / START_PAGE
-        is_old = not page.exists() or (content and time.time() - page.stat().st_mtime > 5)
-        if path.strip("/") == START_PAGE and is_old:
-            await self._write_page()
+        if path.strip("/") == START_PAGE:
+            page = settings.root / START_PAGE
+            if not page.exists() or (content and time.time() - page.stat().st_mtime > 5):
+                await self._write_page()
         return await super().get(path, content=content, **keywords)
 
     async def _write_page(self):

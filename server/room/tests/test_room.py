@@ -22,7 +22,7 @@ import pytest
 from browsing import chromium
 from machines import Machine, connect, machine
 from playwright.sync_api import Page, expect
-from workplace import ROOT, required, wait_for
+from workplace import ROOT, wait_for
 
 pytestmark = pytest.mark.privileged
 PEOPLE = ["ada", "boole", "curie", "dirac", "euler"]
@@ -40,11 +40,10 @@ CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 @dataclass
 class Room:
-    """The machine, the passwords of the people, and what set-up printed."""
+    """The machine, and the passwords of the people."""
 
     server: Machine
     laptop: Machine  # with the browsers: one gives up what it loads when a network is added to its own machine
-    printed: str
     passwords: dict[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -76,7 +75,6 @@ class Room:
 def room(tmp_path_factory) -> Iterator[Room]:
     """Type the set-up on a new machine."""
     folder = tmp_path_factory.mktemp("room")
-    required("npm", True)
     with machine("room", folder / "root") as server, machine("laptop", folder / "laptop") as laptop:
         connect(server, [laptop])
         server.path("/root/names.txt").write_text("\n".join(PEOPLE))
@@ -87,12 +85,11 @@ def room(tmp_path_factory) -> Iterator[Room]:
             name: value for name, value in os.environ.items() if not name.startswith(("VIRTUAL_ENV", "MAKE"))
         }
         subprocess.run([*online, install], check=True, cwd="/", env=environment)
-        printed = server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
+        server.run(f"{ROOT}/server/room/setup.sh --people /root/names.txt --port 8443 --memory 1G")
         lines = server.path("/etc/workshop-room/passwords.txt").read_text().splitlines()
-        yield Room(server, laptop, printed, dict(line.split() for line in lines))
-        print(
-            server.run("tail --lines=100 /var/lib/workshop-room/hub.log /var/lib/workshop-room/proxy.log")
-        )  # shown when a test failed
+        yield Room(server, laptop, dict(line.split() for line in lines))
+        # Shown when a test failed.
+        print(server.run("tail --lines=100 /var/lib/workshop-room/hub.log /var/lib/workshop-room/proxy.log"))
         server.run("/opt/workshop/server/room/room.sh stop")
 
 
