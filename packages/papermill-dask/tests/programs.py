@@ -25,8 +25,10 @@ def required(what: str, place: object) -> None:
 
 def free_port() -> int:
     """Return a port that nobody listens on now, below those that outgoing connections take for a moment."""
+    # Workers of one session choose from different ports: two servers on one would both seem to answer.
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:], os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     while True:
-        port = secrets.choice(range(20000, 32000))
+        port = secrets.choice(range(20000 + int(worker), 32000, int(workers)))
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
