@@ -23,13 +23,12 @@ from tornado.web import Application, RequestHandler, authenticated
 CHECK_SECONDS = 300  # a check takes three seconds of a processor
 INSTRUCTOR = "instructor"
 REST_SECONDS = 1200
-STUCK_MINUTES = 20  # more than the timetable has for any step
 PREFIX = os.environ["JUPYTERHUB_SERVICE_PREFIX"]
 
 
 @dataclass
 class Person:
-    """What is known of a person: what `workshop check` said last, when, and since when the next step is the same."""
+    """What is known of a person: what `workshop check` said last, when, and since when it says the same."""
 
     name: str
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -39,12 +38,19 @@ class Person:
 
     @property
     def next(self) -> dict[str, Any]:
-        """The first step that is not done."""
-        return next((step for step in self.steps if not step["done"]), {"chapter": "", "title": "", "reason": ""})
+        """The first open step after the last one that is done."""
+        last = max((place for place, step in enumerate(self.steps, 1) if step["done"]), default=0)
+        steps = self.steps[last:] + self.steps[:last]
+        return next((step for step in steps if not step["done"]), {"chapter": "", "title": "", "reason": ""})
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing was done for twice the minutes that the timetable has for the next step."""
+        return self.minutes > 2 * self.next.get("minutes", self.minutes)
 
     @property
     def minutes(self) -> int:
-        """How long the next step is the same, up to the last check."""
+        """How long nothing was done, up to the last check."""
         return int((self.checked - self.since) / 60)
 
     @property
@@ -68,10 +74,10 @@ class Person:
 
     async def check(self) -> None:
         """Ask `workshop check`."""
-        before = self.next["title"]
+        before = [step["done"] for step in self.steps]
         with contextlib.suppress(ValueError):
             self.steps, self.checked = json.loads(await self.run("workshop", "check", "--json")), time.time()
-        if not self.since or self.next["title"] != before:
+        if not self.since or before != [step["done"] for step in self.steps]:
             self.since = self.checked
 
 
@@ -113,7 +119,7 @@ class Board(HubOAuthenticated, RequestHandler):
     async def get(self) -> None:
         """Answer with the table."""
         rows = [(user, people.get(user["name"], Person(user["name"]))) for user in await users()]
-        self.render("board.html", rows=rows, stuck=STUCK_MINUTES, page=self, now=time.time(), seconds=seconds)
+        self.render("board.html", rows=rows, now=time.time(), seconds=seconds)
 
 
 async def main() -> None:

@@ -6,6 +6,7 @@ uses this module.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from html import escape
 from typing import Any, ClassVar
@@ -45,7 +46,9 @@ class RunningServerHandler(NamedLocalProxyHandler):
     name: str  # the first part of its URL
     title: str
     setting: str  # the name of the setting with the port
+    services: tuple[str, ...]  # what `workshop up` starts for it
     last_checks: ClassVar[dict[int, float]] = {}  # by port: when the server was last found to be ours
+    starts: ClassVar[dict[str, subprocess.Popen]] = {}  # by name
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -88,13 +91,24 @@ class RunningServerHandler(NamedLocalProxyHandler):
             # The port is closed; or, as the proxy reports it, the server closed the connection or takes too long.
             if isinstance(error, web.HTTPError) and error.status_code not in (500, 599):
                 raise
-            show_problem(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
+            # A page that is open and asks again starts nothing: its reader may have stopped the server.
+            if self.request.headers.get("Sec-Fetch-Mode") == "navigate":
+                show_problem(self, self.title, f"{self.title} is being started. If it does not come:", self.start())
+            else:
+                show_problem(self, self.title, f"{self.title} does not answer on port {port}.", "workshop up")
+
+    def start(self) -> str:
+        """Start the server, unless that is being done; return the command."""
+        command = ["workshop", "up", *self.services]
+        if self.name not in self.starts or self.starts[self.name].poll() is not None:
+            self.starts[self.name] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return " ".join(command)
 
 
 class MLflowHandler(RunningServerHandler):
     """Shows the pages of the tracking server."""
 
-    name, title, setting = "mlflow", "MLflow", "mlflow_port"
+    name, title, setting, services = "mlflow", "MLflow", "mlflow_port", ("mlflow",)
 
     def rewrite(self, response: RewritableResponse, path: str) -> None:
         """Open with the runs."""
@@ -107,12 +121,13 @@ class DaskHandler(RunningServerHandler):
 
     # `dask/` is where the panel of Dask's extension has its own addresses.
     name, title, setting = "dask-dashboard", "Dask", "dask_dashboard_port"
+    services = ("dask-scheduler", "dask-workers")
 
 
 class DashboardHandler(RunningServerHandler):
     """Shows the dashboard; its links to MLflow lead through JupyterLab."""
 
-    name, title, setting = "dashboard", "Dashboard", "dashboard_port"
+    name, title, setting, services = "dashboard", "Dashboard", "dashboard_port", ("mlflow", "dashboard")
 
     def rewrite(self, response: RewritableResponse, path: str) -> None:  # noqa: ARG002
         """Lead the links to MLflow through JupyterLab."""

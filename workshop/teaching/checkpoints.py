@@ -427,13 +427,17 @@ def steps_of(chapter: Chapter) -> Iterator[Step]:
 # -- progress --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Checkpoint:
-    """The result of one step: ``done`` is None when that cannot be known; a done step has no ``reason``."""
+    """The result of one step: ``done`` is None when that cannot be known; a done step has no ``reason``.
+
+    ``minutes`` is the share of the chapter's time that a step has on average.
+    """
 
     chapter: int
     title: str
     where: str
     done: bool | None
     reason: str
+    minutes: int
 
     @property
     def link(self) -> str:
@@ -452,7 +456,9 @@ def examine(state: State) -> list[Checkpoint]:
 
     checkpoints = []
     for chapter in CHAPTERS:
-        for step in steps_of(chapter):
+        steps = list(steps_of(chapter))
+        minutes = round(chapter.minutes[-1] / len(steps))
+        for step in steps:
             try:
                 proof, reason = step.is_done(state), step.hint
                 done = None if proof is None else bool(proof)
@@ -460,7 +466,8 @@ def examine(state: State) -> list[Checkpoint]:
                 done, reason = None, f"{error.what} Next: {error.next_step}"
             except MlflowException as error:
                 done, reason = None, f"The tracking server did not answer: {error.message} Next: workshop status"
-            checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, "" if done else reason))
+            reason = "" if done else reason
+            checkpoints.append(Checkpoint(chapter.number, step.title, step.where, done, reason, minutes))
     return checkpoints
 
 
