@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from workplace import ROOT, wait_for
 
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 # A root folder of its own: the system's programs, a copy of /etc, empty folders for everything else, and the installed
 # packages at their usual place. All of it is gone with its first process.
 SETUP = """
@@ -68,6 +70,18 @@ class Machine:
 
 
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "stdin": subprocess.DEVNULL}
+
+
+@contextlib.contextmanager
+def network(pid: int) -> Iterator[None]:
+    """Let this thread, and the programs that it starts, use the network of a process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{pid}/ns/net") as inside:  # noqa: PTH123
+        assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ PROGRAMS = [
 PATHS = f"{os.environ['PATH']}:/usr/sbin:/usr/lib/podman:/usr/libexec/podman"  # of these programs
 BASE_IMAGE = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=python3-venv,ca-certificates", "bookworm"]
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 # Mounts, network and processes of their own: nothing of this is left once the first process is killed.
 SETUP = """
 mount --bind /proc proc
@@ -74,17 +72,6 @@ class Machine:
             printed = output.read()
         assert done.returncode == code, f"{text}\n{printed}"
         return printed
-
-    @contextlib.contextmanager
-    def network(self) -> Iterator[None]:
-        """Let this thread, and the programs that it starts, use the machine's network."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.pid}/ns/net") as inside:  # noqa: PTH123
-            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-            try:
-                yield
-            finally:
-                assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0
 
 
 @contextlib.contextmanager

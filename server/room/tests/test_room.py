@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from browsing import chromium
-from machines import Machine, connect, machine
+from machines import Machine, connect, machine, network
 from playwright.sync_api import Page, expect
 from workplace import ROOT, wait_for
 
@@ -35,7 +34,6 @@ MEMORY = (
 SUPERVISOR = "/opt/workshop/.venv/bin/supervisorctl --configuration /opt/workshop/server/room/supervisord.conf"
 LAB_SECONDS = 180
 README = Path(__file__).parents[1] / "README.md"
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 
 
 @dataclass
@@ -49,19 +47,13 @@ class Room:
     @contextlib.contextmanager
     def page(self, name: str) -> Iterator[Page]:
         """Provide a page of a person's browser, logged in through the form."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        with open("/proc/thread-self/ns/net") as outside, open(f"/proc/{self.laptop.pid}/ns/net") as inside:  # noqa: PTH123
-            assert libc.setns(inside.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-            try:
-                with chromium() as browser:
-                    page = browser.new_context(ignore_https_errors=True).new_page()
-                    page.goto(ADDRESS)
-                    page.fill("#username_input", name)
-                    page.fill("#password_input", self.passwords[name])
-                    page.click("#login_submit")
-                    yield page
-            finally:
-                assert libc.setns(outside.fileno(), CLONE_NEWNET) == 0
+        with network(self.laptop.pid), chromium() as browser:
+            page = browser.new_context(ignore_https_errors=True).new_page()
+            page.goto(ADDRESS)
+            page.fill("#username_input", name)
+            page.fill("#password_input", self.passwords[name])
+            page.click("#login_submit")
+            yield page
 
     def types(self, name: str, text: str, **options) -> subprocess.CompletedProcess:
         """Type a command as a person, in the person's network and clone."""
@@ -136,6 +128,24 @@ def test_each_works_and_the_board_shows_it(room):
         wait_for(lambda: all("min" in rows().get(name, "") for name in PEOPLE), LAB_SECONDS)
         print(rows())
         assert page.goto(f"{ADDRESS}/user/{PEOPLE[1]}/lab").ok
+
+
+def test_servers_of_chapter_4_end_when_idle_and_begin_when_their_page_is_opened(room):
+    """After 30 idle seconds, for this test, the board ends Dask and leaves MLflow; the page of Dask starts it."""
+
+    def answers(port: int) -> bool:
+        return room.types(PEOPLE[0], f"curl --fail --silent http://127.0.0.1:{port}/health").returncode == 0
+
+    assert answers(8787)
+    board = "/opt/workshop/server/room/board.py"
+    room.server.run(f"sed --in-place 's/^REST_SECONDS = .*/REST_SECONDS = 30/' {board}; pkill --full [b]oard.py")
+    wait_for(lambda: not answers(8787), 2 * LAB_SECONDS)
+    assert answers(5000)
+    room.server.run(f"git -C /opt/workshop checkout --quiet {board}; pkill --full [b]oard.py")
+    with room.page(PEOPLE[0]) as page:
+        page.goto(f"{ADDRESS}/user/{PEOPLE[0]}/dask-dashboard/status")
+        wait_for(lambda: answers(8787), 60)
+        expect(page).to_have_title(re.compile("Dask: "), timeout=60_000)
 
 
 def test_servers_outlive_the_hub(room):

@@ -95,7 +95,7 @@ def run_of(printed: str) -> str:
 def team(tmp_path_factory) -> Iterator[Team]:
     """Type the README from its top to the restored backup, with an experiment between the backup and its way back."""
     folder = tmp_path_factory.mktemp("team")
-    with machine(folder / "podman", copy_tree(folder / "work")) as here, here.network():
+    with machine(folder / "podman", copy_tree(folder / "work")) as here, machines.network(here.pid):
         team = Team(here)
         try:
             here.types(block("apt-get"))
