@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from workplace import BIN, Servers, clean_environment, free_port, new_workplace, processes_of, required, run_program
 
 PASSWORD = r"pass:wörd@/%\ 7"
@@ -66,12 +68,13 @@ def database(tmp_path_factory) -> Iterator[Database]:
 
 
 @contextlib.contextmanager
-def up(folder: Path, uri: str) -> Iterator[Servers]:
-    """Yield a clone whose servers `workshop up` has started on a database."""
+def up(folder: Path, uri: str | None = None) -> Iterator[Servers]:
+    """Yield a clone whose servers `workshop up` has started on a database, or on SQLite."""
     root, environment = new_workplace(folder)
-    place = Servers(root, environment | {"WORKSHOP_DASK_WORKERS": "1", "WORKSHOP_DATABASE_URI": uri})
+    database = {"WORKSHOP_DATABASE_URI": uri} if uri else {}
+    place = Servers(root, environment | database)
     try:
-        type_workshop(place, "up")
+        type_workshop(place, "up", "ftp", "mlflow")
         yield place
     finally:
         place.run(BIN / "workshop", "down")
@@ -114,7 +117,7 @@ def test_postgresql_by_one_setting(database, tmp_path):
         assert PASSWORD.encode() not in (tmp_path / "kept.tar").read_bytes()
         for changes, words in (
             ({}, "already exists"),  # the database is not empty
-            ({"WORKSHOP_DATABASE_URI": None}, "it lacks mlflow.db"),
+            ({"WORKSHOP_DATABASE_URI": None}, "it lacks mlflow.db, or artifacts"),
         ):
             environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "other")} | changes
             environment = {name: value for name, value in environment.items() if value}
@@ -129,6 +132,71 @@ def test_postgresql_by_one_setting(database, tmp_path):
     assert database.ask("second", "SELECT run_uuid FROM runs") == run
     assert database.ask("second", "SELECT name FROM registered_models") == "kept"
     assert [file.read_text() for file in place.settings.artifacts.rglob("file.txt")] == ["content"]
+
+
+def test_backup_of_sqlite_comes_into_postgresql(database, tmp_path):
+    """From laptop to team: runs, registry, artifacts and record are the same there, and new ones get new numbers.
+
+    The tables of another version of MLflow are refused, and an error leaves the database empty.
+    """
+    for name in ("team", "other"):
+        database.ask("postgres", f"CREATE DATABASE {name} OWNER mlflow")
+    with up(tmp_path / "laptop") as place:
+        client = MlflowClient(place.settings.tracking_uri)
+        experiment = client.create_experiment("Ünï")
+        run = client.create_run(experiment, tags={"a": "b"}).info.run_id
+        for step, value in enumerate((0.1, float("nan"), float("inf"))):
+            client.log_metric(run, "score", value, step=step)
+        client.log_param(run, "empty", "")
+        client.log_text(run, "content", "file.txt")
+        client.create_registered_model("kept", tags={"mlflow_gate.move.1": "{}"})
+        client.create_model_version("kept", f"runs:/{run}/file.txt", run)
+        client.set_registered_model_alias("kept", "production", "1")
+        client.delete_run(client.create_run(experiment).info.run_id)
+        type_workshop(place, "backup", tmp_path / "laptop.tar")
+        before = contents(client)
+    with contextlib.closing(sqlite3.connect(place.settings.database)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'another'")
+    type_workshop(place, "backup", tmp_path / "another.tar")
+
+    root, environment = new_workplace(tmp_path / "other")
+    other = Servers(root, environment | {"WORKSHOP_DATABASE_URI": database.uri("other")})
+    done = other.run(BIN / "workshop", "backup", "--restore", tmp_path / "another.tar", exit_code=1)
+    assert "another version of MLflow" in done.stderr
+    assert "revision another" in done.stderr
+    assert database.ask("other", "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == "0"
+    printed = type_workshop(other, "backup", "--restore", tmp_path / "laptop.tar")
+    done = other.run(BIN / "workshop", "backup", "--restore", tmp_path / "laptop.tar", exit_code=1)
+    assert "artifacts exists" in done.stderr
+    with up(tmp_path / "team", database.uri("team")) as place:  # MLflow has made its tables
+        environment = place.environment | {"WORKSHOP_STATE": str(tmp_path / "state")}
+        command = [BIN / "workshop", "backup", "--restore", tmp_path / "laptop.tar"]
+        assert "already exists" in place.run(*command, env=environment, exit_code=1).stderr
+    type_workshop(other, "up", "ftp", "mlflow")
+    try:
+        assert_secret(other, printed, done.stderr)
+        client = MlflowClient(other.settings.tracking_uri)
+        assert contents(client) == before
+        assert Path(client.download_artifacts(run, "file.txt", tmp_path)).read_text() == "content"
+        assert int(client.create_experiment("next")) > int(experiment)
+    finally:
+        type_workshop(other, "down")
+    # As `server/team/README.md` brings it into tables that the team's server has made.
+    sql = str(tmp_path / "mlflow.sql")
+    run_program("pg_dump", "--clean", "--if-exists", "-f", sql, database.uri("other").replace("+psycopg", ""))
+    database.ask("team", f"\\i {sql}")
+    assert database.ask("team", "SELECT count(*) FROM runs") == "2"
+    assert database.ask("team", "SELECT tableowner FROM pg_tables WHERE tablename = 'runs'") == "mlflow"
+
+
+def contents(client: MlflowClient) -> list:
+    """Return what a tracking server knows of runs and the registry."""
+    experiments = client.search_experiments()
+    runs = client.search_runs([each.experiment_id for each in experiments], run_view_type=ViewType.ALL)
+    versions = client.search_model_versions()
+    scores = [repr(client.get_metric_history(run.info.run_id, "score")) for run in runs]
+    models = client.search_registered_models()
+    return [*map(repr, experiments), *map(repr, runs), *scores, *map(repr, versions), *map(repr, models)]
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ def lab(port: int, options: tuple[str, ...]) -> None:
 def backup(file: Path | None, restore: bool) -> None:
     """Write database and artifacts to FILE while the servers run, or restore them; the file's name is printed.
 
-    Without FILE it is `workshop-backup-<time in UTC>.tar` in the current folder. No file is overwritten.
+    Without FILE it is `workshop-backup-<time in UTC>.tar` in the current folder. No file is overwritten. A backup of
+    SQLite is also restored into an empty PostgreSQL (WORKSHOP_DATABASE_URI), if MLflow has the same version.
 
     \b
     Example:  workshop backup before-the-upgrade.tar

@@ -14,8 +14,9 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pooch
 from forecast.errors import ServiceError
@@ -24,6 +25,9 @@ from mlflow_ftp import names
 from workshop.servers import supervisor
 from workshop.servers.services import database_address
 from workshop.settings import Settings
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 MANIFEST, DATABASE, DUMP, ARTIFACTS = "manifest.json", "mlflow.db", "mlflow.dump", "artifacts"
 ATTEMPTS, PAUSE_SECONDS = 10, 0.2
@@ -69,17 +73,21 @@ def back_up(file: Path, settings: Settings) -> Hashes:
 def restore(file: Path, settings: Settings) -> Hashes:
     """Bring a backup back into a state folder without database and artifacts, complete or not at all; return its files.
 
-    Raises ServiceError when servers of that folder run, when it is not empty, when the backup is damaged, or when the
-    disk fails.
+    A backup of SQLite can also be brought into PostgreSQL: from laptop to team. Raises ServiceError when servers of that
+    folder run, when it is not empty, when the backup is damaged, when the versions of MLflow differ, or when the disk
+    fails.
     """
     with supervisor.stopped(settings), _disk_errors("The backup could not be restored.", settings.state):
         _require_empty(settings)
         with tempfile.TemporaryDirectory(prefix="restore-", dir=settings.state) as name:
             folder = Path(name)
-            hashes = _extract(file, folder, _database_name(settings))
-            if settings.database_uri:  # an error when the database is not empty
+            kinds = (DUMP, DATABASE) if settings.database_uri else (DATABASE,)
+            hashes = _extract(file, folder, kinds)
+            if DUMP in hashes:  # an error when the database is not empty
                 options = "--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges"
                 _run("pg_restore", *options, str(folder / DUMP), settings=settings)
+            elif settings.database_uri:
+                _load(folder / DATABASE, settings)
             (folder / ARTIFACTS).replace(settings.artifacts)
             if not settings.database_uri:
                 (folder / DATABASE).replace(settings.database)  # last: a folder with a database is a state
@@ -125,6 +133,66 @@ def _copy_database(source: Path, target: Path) -> None:
             value=f"{source}: {verdict}",
             next_step="restore an earlier backup; `sqlite3 FILE .recover` saves what can be read",
         )
+
+
+def _load(source: Path, settings: Settings) -> None:
+    """Copy the rows of an SQLite database into PostgreSQL, whose tables MLflow makes; leave it empty at any error."""
+    import sqlalchemy as sql
+
+    address = database_address(settings)
+    old, new, tables = sql.create_engine(f"sqlite:///{source}"), sql.create_engine(address), sql.MetaData()
+    revision = sql.text("SELECT version_num FROM alembic_version")
+    try:
+        if names := sql.inspect(new).get_table_names():
+            raise ServiceError(
+                "A backup is restored into an empty database alone.",
+                value=f"a table {names[0]!r} already exists",
+                next_step="name another database in WORKSHOP_DATABASE_URI",
+            )
+        try:
+            upgrade = ["mlflow", "db", "upgrade", address]  # with a file in place of the password
+            subprocess.run(upgrade, check=True, capture_output=True, text=True)
+            tables.reflect(new)
+            with old.connect() as reader, new.begin() as writer:
+                if (theirs := reader.scalar(revision)) != (ours := writer.scalar(revision)):
+                    raise ServiceError(
+                        "The backup was made with another version of MLflow.",
+                        value=f"revision {theirs} of the tables",
+                        expected=f"{ours}, of the MLflow that is installed here",
+                        next_step="install the same version there and here, `workshop up` there, and make the backup again",
+                    )
+                for table in reversed(tables.sorted_tables):  # what MLflow writes into new tables
+                    writer.execute(table.delete())
+                for table in tables.sorted_tables:
+                    _copy_rows(table, reader, writer)
+        except BaseException:
+            tables.reflect(new)
+            tables.drop_all(new)
+            raise
+    except (sql.exc.SQLAlchemyError, subprocess.CalledProcessError) as error:
+        raise ServiceError(
+            "The rows could not be copied.",
+            value=(getattr(error, "stderr", "") or str(error)).strip()[-1000:],
+            next_step="fix the cause, then repeat the command; nothing was restored",
+        ) from None
+    finally:
+        old.dispose()
+        new.dispose()
+
+
+def _copy_rows(table: sqlalchemy.Table, reader: sqlalchemy.Connection, writer: sqlalchemy.Connection) -> None:
+    """Copy the rows of a table of PostgreSQL from the one of that name in SQLite, which keeps yes and no as numbers."""
+    from sqlalchemy import column, func, select
+    from sqlalchemy import table as named
+
+    columns = [column(each.name, each.type.as_generic()) for each in table.columns]
+    rows = reader.execute(select(*columns).select_from(named(table.name))).mappings()
+    for some in rows.partitions(10_000):
+        writer.execute(table.insert(), [dict(row) for row in some])
+    for each in table.columns:
+        if "nextval(" in str(getattr(each.server_default, "arg", "")):  # the next number that is given
+            sequence = func.pg_get_serial_sequence(f'"{table.name}"', each.name)
+            writer.execute(select(func.setval(sequence, func.coalesce(func.max(each), 0) + 1, False)))
 
 
 def _add_artifacts(tar: tarfile.TarFile, artifacts: Path) -> Hashes:
@@ -179,8 +247,10 @@ def _require_empty(settings: Settings) -> None:
         )
 
 
-def _extract(file: Path, folder: Path, database: str) -> Hashes:
-    """Write the files of a backup below a folder; raise ServiceError unless they are those of its manifest."""
+def _extract(file: Path, folder: Path, databases: Sequence[str]) -> Hashes:
+    """Write the files of a backup below a folder; raise ServiceError unless they are those of its manifest, and one of
+    them such a database.
+    """
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
@@ -195,8 +265,8 @@ def _extract(file: Path, folder: Path, database: str) -> Hashes:
         expected = json.loads((folder / MANIFEST).read_text())["files"]
         if different := dict(hashes.items() ^ expected.items()):
             raise ValueError(f"{len(different)} files differ from its manifest, such as {min(different)!r}")
-        if not (folder / database).is_file() or not (folder / ARTIFACTS).is_dir():
-            raise ValueError(f"it lacks {database} or {ARTIFACTS}")
+        if not hashes.keys() & set(databases) or not (folder / ARTIFACTS).is_dir():
+            raise ValueError(f"it lacks {' and '.join(databases)}, or {ARTIFACTS}")
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ServiceError(
             f"The file {file} is no complete backup.",
