@@ -73,9 +73,9 @@ def back_up(file: Path, settings: Settings) -> Hashes:
 def restore(file: Path, settings: Settings) -> Hashes:
     """Bring a backup back into a state folder without database and artifacts, complete or not at all; return its files.
 
-    A backup of SQLite can also be brought into PostgreSQL: from laptop to team. Raises ServiceError when servers of that
-    folder run, when it is not empty, when the backup is damaged, when the versions of MLflow differ, or when the disk
-    fails.
+    A backup of SQLite can also be brought into PostgreSQL: from laptop to team. Raises ServiceError when servers of
+    that folder run, when it is not empty, when the backup is damaged, when the versions of MLflow differ, or when the
+    disk fails.
     """
     with supervisor.stopped(settings), _disk_errors("The backup could not be restored.", settings.state):
         _require_empty(settings)
@@ -159,7 +159,7 @@ def _load(source: Path, settings: Settings) -> None:
                         "The backup was made with another version of MLflow.",
                         value=f"revision {theirs} of the tables",
                         expected=f"{ours}, of the MLflow that is installed here",
-                        next_step="install the same version there and here, `workshop up` there, and make the backup again",
+                        next_step="install one version there and here, then `workshop up` and `workshop backup` there",
                     )
                 for table in reversed(tables.sorted_tables):  # what MLflow writes into new tables
                     writer.execute(table.delete())
