@@ -119,3 +119,15 @@ def test_experiment_of_the_readme_is_saved(tmp_path):
         ["git", "show", f"{dvc(place, 'exp', 'list', '--sha-only').stdout.split()[-1]}:params.yaml"],
         cwd=place, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
+
+
+def test_example_of_the_readme_runs(tmp_path):
+    """The stages and the command of the README: with a limit below what a stage uses, the command refuses them."""
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", read(PACKAGE / "README.md"), re.MULTILINE | re.DOTALL)
+    (stages,) = [text for text in blocks if "uses:" in text]
+    (shell,) = [text for text in blocks if "--limit" in text]
+    place = new_repository(tmp_path / "place", stages)
+    refused = program(place, *shell.replace("memory_GB=32", "memory_GB=7").split())
+    assert "uses more than the limit" in refused.stderr
+    done = program(place, *shell.split())
+    assert (done.returncode, len(list(place.glob("?.txt")))) == (0, 4), done.stderr
